@@ -1,0 +1,311 @@
+"""The HTTP application: routes, keys, bodies, quotas, headers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+import uuid
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .encoder import DEFAULT_MODEL, MODELS, make_encoder
+from .protocol import (
+    MODEL,
+    ApiError,
+    check_lengths,
+    parse_request,
+    write_answer,
+)
+from .quotas import QuotaGate, Quotas
+from .runner import ModelRunner
+from .sizes import DEFAULT_SIZE, SIZES, Projection
+from .stats import Counts
+
+logger = logging.getLogger(__name__)
+
+BODY_LIMIT = 1 << 20
+"""Bytes of a request body that the server reads before it says 413."""
+MODEL_HEADER = "x-local-model"
+"""The response header that names the model that really runs."""
+
+_EMBEDDINGS = "/v1/embeddings"
+# A body over the limit is still read this far, so that its sender gets to read the 413.
+_DRAIN_LIMIT = 64 << 20
+
+
+class LocalApi:
+    """The state and the handlers of one server.
+
+    Args:
+        model: One of `MODELS`.
+        threads: CPU threads of the model.
+        api_key: The one key that is accepted; None accepts any.
+        quotas: The limits.
+        body_limit: Bytes of the largest request body.
+        latency_ms: Milliseconds added to every answer of the embeddings endpoint.
+        record_texts: Whether the stats keep the texts received.
+
+    Raises:
+        ValueError: no such model, or a number out of range.
+        ImportError: a package that the model needs is missing.
+        nexusflow_integrations.local.carried.ModelFileError: a file of the model is not the one
+            expected.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str = DEFAULT_MODEL,
+        threads: int = 1,
+        api_key: str | None = None,
+        quotas: Quotas | None = None,
+        body_limit: int = BODY_LIMIT,
+        latency_ms: float = 0.0,
+        record_texts: bool = False,
+    ) -> None:
+        if not latency_ms >= 0:
+            raise ValueError(f"latency_ms must be zero or more; got {latency_ms!r}.")
+        if body_limit < 1:
+            raise ValueError(f"body_limit must be at least one byte; got {body_limit!r}.")
+        self.model = model
+        self.api_key = api_key
+        self.quotas = quotas or Quotas()
+        self.body_limit = body_limit
+        self.latency = latency_ms / 1000
+        self.counts = Counts(record_texts=record_texts)
+        encoder = make_encoder(model, threads=threads)
+        encoder.check()
+        self.runner = ModelRunner(encoder, self.counts.model_ran)
+        self._gate = QuotaGate(self.quotas, time.monotonic())
+
+    def app(self) -> Starlette:
+        """Build the ASGI application."""
+        app = Starlette(
+            routes=[
+                Route(_EMBEDDINGS, self.embeddings, methods=["POST"]),
+                Route("/v1/models", self.models, methods=["GET"]),
+                Route("/v1/models/{name:path}", self.model_named, methods=["GET"]),
+                Route("/health", self.health, methods=["GET"]),
+                Route("/", self.health, methods=["GET"]),
+            ],
+            exception_handlers={
+                ApiError: _say_api_error,
+                HTTPException: _say_http_error,
+                Exception: _say_failure,
+            },
+        )
+        app.router.redirect_slashes = False
+        app.add_middleware(_Headers, model=self.model)
+        app.add_middleware(_Counting, counts=self.counts)
+        return app
+
+    async def embeddings(self, request: Request) -> Response:
+        self._check_key(request)
+        body = await self._read_body(request)
+        asked = parse_request(body)
+        tokens = await self.runner.count_tokens(asked.texts)
+        check_lengths(tokens)
+        total = sum(tokens)
+        refusal = self._gate.admit(total, time.monotonic())
+        if refusal is not None:
+            raise ApiError(
+                429,
+                refusal.code,
+                refusal.message,
+                refusal.type,
+                retry_after=refusal.retry_after,
+            )
+        self.counts.accepted(asked.texts, total)
+        try:
+            if self.latency:
+                await asyncio.sleep(self.latency)
+            spread = await self.runner.encode(asked.texts)
+        finally:
+            self._gate.release()
+        vectors = Projection.cut(spread, asked.size)
+        return _json(write_answer(vectors, asked.encoding_format, total))
+
+    async def models(self, request: Request) -> Response:
+        self._check_key(request)
+        return _json(orjson.dumps({"object": "list", "data": [self._card()]}))
+
+    async def model_named(self, request: Request) -> Response:
+        self._check_key(request)
+        name = request.path_params["name"]
+        if name != MODEL:
+            raise ApiError(404, "model_not_found", f"The model `{name[:100]}` does not exist.")
+        return _json(orjson.dumps(self._card()))
+
+    async def health(self, request: Request) -> Response:
+        del request
+        return _json(
+            orjson.dumps(
+                {
+                    "status": "ok" if self.runner.loaded else "loading",
+                    "stands_in_for": MODEL,
+                    "runs": self.model,
+                    "about": MODELS[self.model],
+                    "native_size": self.runner.encoder.native_size,
+                    "dimensions": SIZES,
+                    "default_dimensions": DEFAULT_SIZE,
+                }
+            )
+        )
+
+    def _card(self) -> dict[str, object]:
+        owner = f"local stand-in; runs {self.model}"
+        return {"id": MODEL, "object": "model", "created": 0, "owned_by": owner}
+
+    def _check_key(self, request: Request) -> None:
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        key = key.strip()
+        if scheme.lower() != "bearer" or not key or " " in key:
+            message = "You didn't provide an API key. Send it as `Authorization: Bearer <key>`."
+        elif self.api_key is not None and not secrets.compare_digest(
+            key.encode(), self.api_key.encode()
+        ):
+            message = "Incorrect API key provided."
+        else:
+            return
+        raise ApiError(401, "invalid_api_key", message)
+
+    async def _read_body(self, request: Request) -> bytes:
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            raise ApiError(
+                415, "unsupported_media_type", f"Content-Encoding {encoding} is not supported."
+            )
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size <= self.body_limit:
+                chunks.append(chunk)
+            elif size > _DRAIN_LIMIT:
+                break
+        if size > self.body_limit:
+            raise ApiError(
+                413,
+                "request_too_large",
+                f"The request body is over the limit of {self.body_limit} bytes.",
+            )
+        return b"".join(chunks)
+
+
+def create_app(
+    *,
+    model: str = DEFAULT_MODEL,
+    threads: int = 1,
+    api_key: str | None = None,
+    quotas: Quotas | None = None,
+    body_limit: int = BODY_LIMIT,
+    latency_ms: float = 0.0,
+    record_texts: bool = False,
+) -> Starlette:
+    """Build the ASGI application alone, for another server or an in-process transport.
+
+    The model begins to load at once, in the background. Arguments and errors are those of
+    `LocalServer`.
+    """
+    api = LocalApi(
+        model=model,
+        threads=threads,
+        api_key=api_key,
+        quotas=quotas,
+        body_limit=body_limit,
+        latency_ms=latency_ms,
+        record_texts=record_texts,
+    )
+    api.runner.start()
+    return api.app()
+
+
+def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, status, headers, media_type="application/json")
+
+
+def _say(error: ApiError) -> Response:
+    return _json(error.body(), error.status, error.headers())
+
+
+async def _say_api_error(request: Request, error: Exception) -> Response:
+    del request
+    assert isinstance(error, ApiError)
+    return _say(error)
+
+
+async def _say_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        code, message = "not_found", f"Unknown path {request.method} {request.url.path}."
+    elif error.status_code == 405:
+        code, message = "method_not_allowed", f"{request.method} is not allowed here."
+    else:
+        code, message = "invalid_request", error.detail
+    response = _say(ApiError(error.status_code, code, message))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _say_failure(request: Request, error: Exception) -> Response:
+    del request
+    return _say(ApiError(500, "server_error", f"{type(error).__name__}: {error}", "server_error"))
+
+
+class _Headers:
+    """Names the request and the model that really runs on every answer."""
+
+    def __init__(self, app: ASGIApp, model: str) -> None:
+        self._app = app
+        self._model = model.encode("ascii")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", uuid.uuid4().hex.encode("ascii")),
+                    (MODEL_HEADER.encode("ascii"), self._model),
+                ]
+            await send(message)
+
+        await self._app(scope, receive, send_named)
+
+
+class _Counting:
+    """Counts the requests to the embeddings endpoint, whatever comes of them."""
+
+    def __init__(self, app: ASGIApp, counts: Counts) -> None:
+        self._app = app
+        self._counts = counts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != _EMBEDDINGS:
+            await self._app(scope, receive, send)
+            return
+        status: int | None = None
+
+        async def send_counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                # Counted before it is sent: who has read the answer finds it in the counts.
+                status = message["status"]
+                self._counts.request_ended(status)
+            await send(message)
+
+        self._counts.request_began()
+        try:
+            await self._app(scope, receive, send_counted)
+        except ClientDisconnect:
+            pass
+        finally:
+            if status is None:
+                self._counts.request_ended(None)

@@ -1,0 +1,93 @@
+"""What a model must be able to do, and the models by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+DEFAULT_MODEL = "minilm-use-gated"
+
+MODELS: dict[str, str] = {
+    "minilm-use-gated": "MiniLM int8 joined with the multilingual USE, gated by script; "
+    "English and 15 more languages",
+    "use": "Universal Sentence Encoder multilingual v3; 16 languages, numpy only",
+    "minilm": "all-MiniLM-L6-v2 int8; English only",
+    "hash": "hashed words, NOT semantic; for tests and benchmarks",
+}
+"""Model name -> one line on what it is."""
+
+_HOMES = {
+    "minilm-use-gated": ("gated", "GatedEncoder"),
+    "use": ("use", "UseEncoder"),
+    "minilm": ("minilm", "MiniLMEncoder"),
+    "hash": ("hashing", "HashEncoder"),
+}
+
+
+class Encoder(Protocol):
+    """A model that turns texts into vectors of its native size.
+
+    `check` may be called at any time and is fast; `load` is slow, and the other methods may be
+    called only after it. Encoding is deterministic: a text's vector does not depend on the texts
+    beside it.
+    """
+
+    name: str
+    """What the server says that it runs."""
+    native_size: int
+    """Numbers in one vector of `encode`."""
+    block: int
+    """Side of the projection's orthogonal blocks, a power of two not below `native_size`."""
+    instant: bool
+    """Whether encoding is too short to be worth another thread."""
+
+    def check(self) -> None:
+        """Raise unless all packages and files are there and are the ones expected.
+
+        Raises:
+            ImportError: a package is missing; the message says what to type.
+            nexusflow_integrations.local.carried.ModelFileError: a file is not the one expected.
+        """
+
+    def load(self) -> None:
+        """Load the model into memory; takes up to a few seconds."""
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Count tokens by the model's own tokenizer, before any truncation; one int a text."""
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Encode texts: float32 of shape (n, native_size), rows of unit length."""
+
+
+def load_encoder(model: str = DEFAULT_MODEL, *, threads: int = 1) -> Encoder:
+    """Make, check and load an encoder by name, for use without a server.
+
+    Args:
+        model: One of `MODELS`.
+        threads: CPU threads of the model.
+
+    Raises:
+        ValueError: no model of that name.
+        ImportError: a package that the model needs is missing.
+    """
+    encoder = make_encoder(model, threads=threads)
+    encoder.check()
+    encoder.load()
+    return encoder
+
+
+def make_encoder(model: str, *, threads: int = 1) -> Encoder:
+    """Make an encoder by name, neither checked nor loaded."""
+    try:
+        module, name = _HOMES[model]
+    except KeyError:
+        raise ValueError(f"No model {model!r}; there are {', '.join(MODELS)}.") from None
+    encoder: Encoder = getattr(importlib.import_module(f".{module}", __package__), name)(
+        threads=threads
+    )
+    return encoder

@@ -1,0 +1,145 @@
+"""Rate limits as the service enforces them: per account, smoothly, and on growth.
+
+Pure decisions over a clock that the caller reads; no waiting, no I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Quotas:
+    """The limits of one server; None leaves a thing unlimited.
+
+    Limits per minute are enforced per second, as the model's documentation says they are: 600
+    requests per minute admit 10 at once and then one every 0.1 s, not 600 at once.
+
+    Raises:
+        ValueError: a limit is not above zero.
+    """
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    concurrency: int | None = None
+    """Requests that may be in progress at one moment."""
+    growth: float | None = None
+    """The most that one second may admit, as a multiple of the busiest of the five seconds
+    before it; ten requests are always admitted."""
+
+    def __post_init__(self) -> None:
+        for name in ("requests_per_minute", "tokens_per_minute", "concurrency", "growth"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise ValueError(f"{name} must be above zero, or None for no limit; got {limit!r}.")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One 429: what to say and in how many seconds to try again."""
+
+    code: str
+    type: str
+    message: str
+    retry_after: float
+
+
+_GROWTH_FLOOR = 10
+_GROWTH_MEMORY = 5
+_CONCURRENCY_PAUSE = 0.2
+
+
+class _Bucket:
+    """One second's worth of a limit, refilled steadily; a cost above it is a debt."""
+
+    def __init__(self, per_minute: float, now: float) -> None:
+        self.rate = per_minute / 60
+        self.capacity = max(1.0, self.rate)
+        self.level = self.capacity
+        self.updated = now
+
+    def seconds_until(self, cost: float, now: float) -> float:
+        self.level = min(self.capacity, self.level + (now - self.updated) * self.rate)
+        self.updated = now
+        # A cost above the capacity must still pass some day: it waits for a full bucket.
+        missing = min(cost, self.capacity) - self.level
+        return missing / self.rate if missing > 1e-9 else 0.0
+
+    def spend(self, cost: float) -> None:
+        self.level -= cost
+
+
+class QuotaGate:
+    """Admits or refuses requests; for one event loop, not locked.
+
+    Args:
+        quotas: The limits.
+        now: The time of the first instant, seconds on any steady clock.
+    """
+
+    def __init__(self, quotas: Quotas, now: float) -> None:
+        self.quotas = quotas
+        requests, tokens = quotas.requests_per_minute, quotas.tokens_per_minute
+        self._requests = _Bucket(requests, now) if requests is not None else None
+        self._tokens = _Bucket(tokens, now) if tokens is not None else None
+        self._in_progress = 0
+        self._by_second: dict[int, int] = {}
+
+    def admit(self, tokens: int, now: float) -> Refusal | None:
+        """Decide on one request of so many tokens; None admits it and charges the limits.
+
+        A refused request is charged nothing. Every admitted request must end in one `release`.
+        """
+        limit = self.quotas.concurrency
+        if limit is not None and self._in_progress >= limit:
+            return Refusal(
+                "rate_limit_exceeded",
+                "rate_limit_error",
+                f"Too many concurrent requests: {limit} are allowed at once.",
+                _CONCURRENCY_PAUSE,
+            )
+        if self._requests is not None and (wait := self._requests.seconds_until(1, now)):
+            return Refusal(
+                "limit_requests",
+                "limit_requests",
+                "You exceeded your current request limit, please try again later.",
+                wait,
+            )
+        if self._tokens is not None and (wait := self._tokens.seconds_until(tokens, now)):
+            return Refusal(
+                "insufficient_quota",
+                "insufficient_quota",
+                "Allocated quota exceeded, please increase your quota limit.",
+                wait,
+            )
+        if (wait := self._growth_wait(now)) > 0:
+            return Refusal(
+                "limit_burst_rate",
+                "limit_burst_rate",
+                "Request rate increased too quickly. To ensure system stability, please adjust "
+                "your client logic to scale requests more smoothly over time.",
+                wait,
+            )
+        if self._requests is not None:
+            self._requests.spend(1)
+        if self._tokens is not None:
+            self._tokens.spend(tokens)
+        if self.quotas.growth is not None:
+            second = int(now)
+            self._by_second[second] = self._by_second.get(second, 0) + 1
+        self._in_progress += 1
+        return None
+
+    def release(self) -> None:
+        """One admitted request has been answered."""
+        self._in_progress -= 1
+
+    def _growth_wait(self, now: float) -> float:
+        if self.quotas.growth is None:
+            return 0.0
+        second = int(now)
+        recent = {s: n for s, n in self._by_second.items() if s >= second - _GROWTH_MEMORY}
+        self._by_second = recent
+        busiest = max((n for s, n in recent.items() if s < second), default=0)
+        allowed = max(_GROWTH_FLOOR, int(busiest * self.quotas.growth))
+        return second + 1 - now if recent.get(second, 0) >= allowed else 0.0

@@ -1,0 +1,151 @@
+"""Runs a model in a thread of its own, for an event loop that must never wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from .sizes import Projection
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .encoder import Encoder
+
+_Job = tuple[list[str], "asyncio.Future[NDArray[np.float32]]"]
+
+# Texts that wait while the model is busy share its next run, up to this many.
+_TEXTS_PER_RUN = 64
+
+
+class ModelRunner:
+    """Loads an encoder in the background and encodes for any event loop.
+
+    Requests that arrive while the model is busy are encoded together in its next run.
+
+    Args:
+        encoder: Made and checked, not loaded.
+        on_run: Called in the model's thread before each run.
+    """
+
+    def __init__(self, encoder: Encoder, on_run: Callable[[], None]) -> None:
+        self.encoder = encoder
+        self._on_run = on_run
+        self._projection: Projection | None = None
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._loaded = threading.Event()
+        self._failure: Exception | None = None
+        self._counting = ThreadPoolExecutor(1, thread_name_prefix="local-model-tokens")
+        self._started = False
+        self._start_lock = threading.Lock()
+
+    def start(self) -> None:
+        """Begin to load the model; returns at once. Further calls do nothing."""
+        with self._start_lock:
+            if self._started:
+                return
+            self._started = True
+        if self.encoder.instant:
+            self._load()
+        else:
+            threading.Thread(target=self._work, name="local-model", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the model's threads after the runs already asked for; returns at once."""
+        self._jobs.put(None)
+        self._counting.shutdown(wait=False)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model has been loaded."""
+        return self._loaded.is_set() and self._failure is None
+
+    async def count_tokens(self, texts: list[str]) -> list[int]:
+        """Count tokens; one int a text."""
+        if self.encoder.instant:
+            return self.encoder.count_tokens(texts)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._counting, self._count, texts)
+
+    async def encode(self, texts: list[str]) -> NDArray[np.float32]:
+        """Encode and spread: float32 of shape (n, 2048)."""
+        if self.encoder.instant:
+            self._on_run()
+            return self._spread(texts)
+        future: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
+        self._jobs.put((texts, future))
+        return await future
+
+    def _load(self) -> None:
+        try:
+            self.encoder.load()
+            self._projection = Projection(self.encoder.native_size, self.encoder.block)
+        except Exception as error:  # noqa: BLE001  kept, and raised to whoever asks for a vector
+            self._failure = error
+        finally:
+            self._loaded.set()
+
+    def _count(self, texts: list[str]) -> list[int]:
+        self._loaded.wait()
+        if self._failure is not None:
+            raise self._failure
+        return self.encoder.count_tokens(texts)
+
+    def _spread(self, texts: list[str]) -> NDArray[np.float32]:
+        if self._failure is not None:
+            raise self._failure
+        assert self._projection is not None, "start() comes first"
+        return self._projection.spread(self.encoder.encode(texts))
+
+    def _work(self) -> None:
+        self._load()
+        while (job := self._jobs.get()) is not None:
+            batch, texts = [job], len(job[0])
+            # Only this thread takes from the queue, so what is there stays there.
+            while texts < _TEXTS_PER_RUN and not self._jobs.empty():
+                if (job := self._jobs.get()) is None:
+                    self._run(batch)
+                    return
+                batch.append(job)
+                texts += len(job[0])
+            self._run(batch)
+
+    def _run(self, batch: list[_Job]) -> None:
+        # A client that went away no longer needs its vectors.
+        batch = [job for job in batch if not job[1].cancelled()]
+        if not batch:
+            return
+        self._on_run()
+        try:
+            rows = self._spread([text for texts, _ in batch for text in texts])
+        except Exception as error:  # noqa: BLE001  becomes every waiting request's answer
+            for _, future in batch:
+                _settle(future, error)
+            return
+        start = 0
+        for texts, future in batch:
+            _settle(future, rows[start : start + len(texts)])
+            start += len(texts)
+
+
+def _settle(
+    future: asyncio.Future[NDArray[np.float32]], outcome: NDArray[np.float32] | Exception
+) -> None:
+    def settle() -> None:
+        if future.done():
+            return
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+    try:
+        future.get_loop().call_soon_threadsafe(settle)
+    except RuntimeError:
+        # The server's loop closed while the model was running: nobody waits any more.
+        return

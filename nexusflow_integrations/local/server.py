@@ -1,0 +1,333 @@
+"""Running the server: in a background thread, or in the foreground until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import socket
+import sys
+import threading
+import weakref
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .carried import need
+from .encoder import DEFAULT_MODEL, MODELS
+from .quotas import Quotas
+from .stats import ServerStats
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from .app import LocalApi
+
+_ANY_KEY = "sk-air-local"
+_START_PATIENCE = 30.0
+_STOP_PATIENCE = 10.0
+_GRACE = 2
+
+
+class LocalServer:
+    """The local server in a background thread, for ``with`` and ``async with``.
+
+    The port is open when the block begins; the model loads meanwhile, and a request that comes
+    first waits for it. Several servers may run at once. A forked child does not inherit the
+    server: its copy is closed there and cannot be used.
+
+    Args:
+        model: What to run: one of `MODELS`.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        api_key: The one key that is accepted; None accepts any non-empty Bearer key.
+        requests_per_minute, tokens_per_minute: Limits, enforced per second; None for none.
+        concurrency: Requests that may be in progress at once; None for no limit.
+        growth: The most that one second may admit, as a multiple of the busiest of the five
+            seconds before it (ten requests are always admitted); None for no limit.
+        latency_ms: Milliseconds added to every embedding answer, to play a distant service.
+        body_limit: Bytes of the largest request body; larger ones get a 413.
+        record_texts: Whether `stats` keeps the texts received.
+        threads: CPU threads of the model.
+
+    Raises:
+        ValueError: no such model, or a number out of range.
+        ImportError: a package that the server or the model needs is missing.
+        nexusflow_integrations.local.carried.ModelFileError: a file of the model is not the one
+            expected.
+    """
+
+    def __init__(
+        self,
+        model: str = DEFAULT_MODEL,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        api_key: str | None = None,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        concurrency: int | None = None,
+        growth: float | None = None,
+        latency_ms: float = 0.0,
+        body_limit: int = 1 << 20,
+        record_texts: bool = False,
+        threads: int = 1,
+    ) -> None:
+        need("LocalServer", "starlette", "uvicorn", "numpy", "orjson", "pybase64")
+        from .app import LocalApi
+
+        self._api: LocalApi = LocalApi(
+            model=model,
+            threads=threads,
+            api_key=api_key,
+            quotas=Quotas(requests_per_minute, tokens_per_minute, concurrency, growth),
+            body_limit=body_limit,
+            latency_ms=latency_ms,
+            record_texts=record_texts,
+        )
+        self._host = host
+        self._asked_port = port
+        self._socket: socket.socket | None = None
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+
+    def __repr__(self) -> str:
+        where = self.base_url if self._socket is not None else "not running"
+        return f"<LocalServer {self.model} {where}>"
+
+    @property
+    def model(self) -> str:
+        """The model that really runs, one of `MODELS`."""
+        return self._api.model
+
+    @property
+    def host(self) -> str:
+        """The address that the server listens on."""
+        return self._host
+
+    @property
+    def port(self) -> int:
+        """The port that the server listens on.
+
+        Raises:
+            RuntimeError: the server is not running.
+        """
+        if self._socket is None:
+            raise RuntimeError("The server is not running: use it in a `with` block.")
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    @property
+    def base_url(self) -> str:
+        """What a client takes as its base URL, ``http://127.0.0.1:PORT/v1``."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self.port}/v1"
+
+    @property
+    def api_key(self) -> str:
+        """A key that the server accepts: the one asked for, else a dummy."""
+        return self._api.api_key if self._api.api_key is not None else _ANY_KEY
+
+    @property
+    def stats(self) -> ServerStats:
+        """A snapshot of the counts since the start or the last `reset_stats`."""
+        return self._api.counts.snapshot()
+
+    def reset_stats(self) -> None:
+        """Set the counts to zero."""
+        self._api.counts.reset()
+
+    def start(self) -> LocalServer:
+        """Open the port and serve from a background thread; returns when it answers.
+
+        Raises:
+            OSError: the address is taken or cannot be listened on.
+            RuntimeError: the server runs already.
+        """
+        if self._thread is not None:
+            raise RuntimeError("The server is running already.")
+        self._socket = _listen(self._host, self._asked_port)
+        self._pid = os.getpid()
+        self._api.runner.start()
+        server, started = _uvicorn(self._api)
+        self._server = server
+        self._thread = threading.Thread(
+            target=server.run,
+            kwargs={"sockets": [self._socket]},
+            name=f"local-server-{self.port}",
+            daemon=True,
+        )
+        _RUNNING.add(self)
+        self._thread.start()
+        if not started.wait(_START_PATIENCE):
+            self.stop()
+            raise RuntimeError("The server did not start; its log says why.")
+        return self
+
+    def stop(self) -> None:
+        """Finish the answers in progress and close the port; may be called again."""
+        server, thread, listener = self._server, self._thread, self._socket
+        self._server = self._thread = self._socket = None
+        _RUNNING.discard(self)
+        if server is None or thread is None or listener is None or self._pid != os.getpid():
+            return
+        server.should_exit = True
+        thread.join(_STOP_PATIENCE)
+        listener.close()
+        self._api.runner.stop()
+
+    def __enter__(self) -> LocalServer:
+        return self.start()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> LocalServer:
+        return await asyncio.to_thread(self.start)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await asyncio.to_thread(self.stop)
+
+    def _forget(self) -> None:
+        """In a forked child: let go of what belongs to the parent."""
+        if self._socket is not None:
+            self._socket.close()
+        self._server = self._thread = self._socket = None
+
+
+_RUNNING: weakref.WeakSet[LocalServer] = weakref.WeakSet()
+
+
+def _stop_all() -> None:
+    for server in list(_RUNNING):
+        server.stop()
+
+
+def _forget_all() -> None:
+    for server in list(_RUNNING):
+        server._forget()
+    _RUNNING.clear()
+
+
+atexit.register(_stop_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+
+
+def serve(
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    *,
+    model: str = DEFAULT_MODEL,
+    api_key: str | None = None,
+    requests_per_minute: float | None = None,
+    tokens_per_minute: float | None = None,
+    concurrency: int | None = None,
+    growth: float | None = None,
+    latency_ms: float = 0.0,
+    body_limit: int = 1 << 20,
+    threads: int = 1,
+) -> None:
+    """Serve in the foreground until Ctrl-C, saying first where and with which model.
+
+    Arguments and errors are those of `LocalServer`; also:
+
+    Raises:
+        OSError: the address is taken or cannot be listened on.
+    """
+    need("nexusflow serve", "starlette", "uvicorn", "numpy", "orjson", "pybase64")
+    from .app import LocalApi
+
+    api = LocalApi(
+        model=model,
+        threads=threads,
+        api_key=api_key,
+        quotas=Quotas(requests_per_minute, tokens_per_minute, concurrency, growth),
+        body_limit=body_limit,
+        latency_ms=latency_ms,
+    )
+    listener = _listen(host, port)
+    try:
+        api.runner.start()
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{listener.getsockname()[1]}/v1"
+        print(_start_lines(url, model, api_key), file=sys.stderr, flush=True)
+        server, _ = _uvicorn(api)
+        try:
+            server.run(sockets=[listener])
+        except KeyboardInterrupt:
+            # uvicorn has shut down by now and hands the signal on; being stopped is no error.
+            print("Stopped.", file=sys.stderr)
+    finally:
+        api.runner.stop()
+        listener.close()
+
+
+def _start_lines(url: str, model: str, api_key: str | None) -> str:
+    lines = [
+        f"Local embeddings at {url}; Ctrl-C stops it.",
+        f"It runs {model} ({MODELS[model]}), in the place of text-embedding-v4, which it is not.",
+    ]
+    if api_key is None:
+        lines.append(
+            f"Any key will do: export NEXUSFLOW_BASE_URL={url} NEXUSFLOW_API_KEY={_ANY_KEY}"
+        )
+    return "\n".join(lines)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":
+            # On Windows this option would let two servers share one port.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _uvicorn(api: LocalApi) -> tuple[uvicorn.Server, threading.Event]:
+    """Make uvicorn's server for the app, and the event that it sets when it answers."""
+    import uvicorn
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    counts, started = api.counts, threading.Event()
+    protocol: Any = AutoHTTPProtocol
+
+    class CountedProtocol(protocol):  # type: ignore[misc]  # h11's or httptools', by what is there
+        def connection_made(self, transport: Any) -> None:
+            counts.connected()
+            super().connection_made(transport)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            started.set()
+
+    config = uvicorn.Config(
+        api.app(),
+        http=CountedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=_GRACE,
+    )
+    return Server(config), started

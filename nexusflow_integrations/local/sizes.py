@@ -1,0 +1,87 @@
+"""One model's vectors in the API's eight sizes.
+
+A vector of the native size is padded with zeros to a block (a power of two), rotated once for
+every block of the 2048 numbers by independent fixed rotations, and the results are laid side by
+side. A size k is the first k of those numbers, scaled to unit length, so a client that cuts
+vectors itself agrees with the server. Where k is a multiple of the block, cosines are those of
+the model exactly; below the block they are estimates of it, with errors of about 0.04 at 256 and
+0.1 at 64. Sizes above the model's native size carry no more information than it.
+
+The rotations are randomised Hadamard transforms (N. Ailon and B. Chazelle, "The fast
+Johnson-Lindenstrauss transform", 2009): signs, Hadamard, signs, Hadamard. They need no matrix and
+no BLAS, so a row's numbers depend on neither the rows beside it nor the machine's libraries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIZES = (2048, 1536, 1024, 768, 512, 256, 128, 64)
+"""The sizes of the API, largest first."""
+DEFAULT_SIZE = 1024
+
+_FULL = SIZES[0]
+_SEED = b"nexusflow-integrations local sizes 1"
+
+
+def _signs(block: int) -> NDArray[np.float32]:
+    """Fixed random signs: float32 of shape (blocks, 2, block)."""
+    blocks = _FULL // block
+    bits = hashlib.shake_256(_SEED + block.to_bytes(4, "big")).digest(blocks * 2 * block // 8)
+    ones = np.unpackbits(np.frombuffer(bits, np.uint8)).reshape(blocks, 2, block)
+    return ones.astype(np.float32) * 2 - 1
+
+
+def _hadamard(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Apply the orthonormal Hadamard transform to rows of shape (..., block)."""
+    shape, block, half = rows.shape, rows.shape[-1], 1
+    while half < block:
+        pairs = rows.reshape(*shape[:-1], block // (2 * half), 2, half)
+        first, second = pairs[..., 0, :], pairs[..., 1, :]
+        rows = np.stack((first + second, first - second), axis=-2)
+        half *= 2
+    scaled: NDArray[np.float32] = rows.reshape(shape) * np.float32(block**-0.5)
+    return scaled
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    norms = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
+    unit: NDArray[np.float32] = rows / np.maximum(norms, np.finfo(np.float32).tiny)
+    return unit
+
+
+class Projection:
+    """Spreads vectors of one native size over 2048 numbers and cuts them to a size.
+
+    Args:
+        native_size: Numbers in a vector of the model.
+        block: Side of the rotations: a power of two, at least `native_size`, at most 2048.
+    """
+
+    def __init__(self, native_size: int, block: int) -> None:
+        assert native_size <= block <= _FULL
+        assert block & (block - 1) == 0
+        self.native_size = native_size
+        self.block = block
+        self._signs = _signs(block)
+
+    def spread(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Spread (n, native_size) over (n, 2048), float32, unit length.
+
+        A model of 2048 numbers is left as it is.
+        """
+        if self.native_size == _FULL:
+            return rows
+        padded = np.zeros((len(rows), 1, self.block), np.float32)
+        padded[:, 0, : self.native_size] = rows
+        turned = _hadamard(padded * self._signs[:, 0])
+        turned = _hadamard(turned * self._signs[:, 1])
+        return _unit(turned.reshape(len(rows), _FULL))
+
+    @staticmethod
+    def cut(spread: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+        """Cut (n, 2048) to (n, size), float32 little-endian, C order, unit length."""
+        return np.ascontiguousarray(_unit(spread[:, :size]), "<f4")

@@ -1,0 +1,113 @@
+"""What the server saw: counts taken on the server's side of the wire."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ServerStats:
+    """A snapshot of the counts since the start or the last reset.
+
+    Requests are those to ``/v1/embeddings``, whatever came of them. Texts and tokens are those
+    of accepted requests (past validation and quotas): what a service would bill, also where the
+    client had gone before the answer.
+    """
+
+    requests: int = 0
+    texts: int = 0
+    tokens: int = 0
+    statuses: dict[int, int] = field(default_factory=dict)
+    """HTTP status -> answers sent with it."""
+    in_flight: int = 0
+    """Embedding requests being answered right now."""
+    max_in_flight: int = 0
+    """The most embedding requests that were being answered at one moment."""
+    connections: int = 0
+    """TCP connections accepted; 0 where the app runs under another server than `LocalServer`."""
+    model_runs: int = 0
+    """Batches handed to the model; fewer than accepted requests where several shared one."""
+    received: tuple[str, ...] = ()
+    """The texts of accepted requests, in order of arrival, under ``record_texts=True``."""
+
+    @property
+    def ok(self) -> int:
+        """Requests answered with 200."""
+        return self.statuses.get(200, 0)
+
+    @property
+    def duplicates(self) -> dict[str, int]:
+        """Text -> how often it was paid for, for those paid more than once.
+
+        Needs ``record_texts=True``.
+        """
+        return {text: n for text, n in Counter(self.received).items() if n > 1}
+
+
+class Counts:
+    """The running counts behind `ServerStats`; safe from any thread."""
+
+    def __init__(self, *, record_texts: bool = False) -> None:
+        self._lock = threading.Lock()
+        self._record = record_texts
+        self._in_flight = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._requests = 0
+        self._texts = 0
+        self._tokens = 0
+        self._statuses: Counter[int] = Counter()
+        self._max_in_flight = self._in_flight
+        self._connections = 0
+        self._model_runs = 0
+        self._received: list[str] = []
+
+    def reset(self) -> None:
+        """Set every count to zero, except what is in flight."""
+        with self._lock:
+            self._clear()
+
+    def connected(self) -> None:
+        with self._lock:
+            self._connections += 1
+
+    def model_ran(self) -> None:
+        with self._lock:
+            self._model_runs += 1
+
+    def request_began(self) -> None:
+        with self._lock:
+            self._requests += 1
+            self._in_flight += 1
+            self._max_in_flight = max(self._max_in_flight, self._in_flight)
+
+    def request_ended(self, status: int | None) -> None:
+        """Count one answer; None where the client went away before it."""
+        with self._lock:
+            self._in_flight -= 1
+            if status is not None:
+                self._statuses[status] += 1
+
+    def accepted(self, texts: list[str], tokens: int) -> None:
+        with self._lock:
+            self._texts += len(texts)
+            self._tokens += tokens
+            if self._record:
+                self._received.extend(texts)
+
+    def snapshot(self) -> ServerStats:
+        with self._lock:
+            return ServerStats(
+                requests=self._requests,
+                texts=self._texts,
+                tokens=self._tokens,
+                statuses=dict(self._statuses),
+                in_flight=self._in_flight,
+                max_in_flight=self._max_in_flight,
+                connections=self._connections,
+                model_runs=self._model_runs,
+                received=tuple(self._received),
+            )
