@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata, util
 from pathlib import Path
 
@@ -33,51 +34,41 @@ class CarriedFile:
     path: str
     sha256: str
 
-    def locate(self, used: str) -> Path:
-        """Find the file.
-
-        Args:
-            used: What needs it, for the message.
-
-        Raises:
-            ImportError: the distribution is not installed.
-            ModelFileError: it is installed and does not have the file.
-        """
-        try:
-            found = metadata.distribution(self.distribution)
-        except metadata.PackageNotFoundError:
-            raise _missing(used, self.distribution) from None
-        path = Path(str(found.locate_file(self.path)))
-        if not path.is_file():
-            raise ModelFileError(
-                f"{self.path} is not in {self.distribution} {found.version}; "
-                f"version {self.version} has it: "
-                f'pip install --force-reinstall "{self.distribution}=={self.version}"'
-            )
-        return path
-
-    def read(self, used: str) -> bytes:
-        """Read the file and check its hash.
+    def verify(self, used: str) -> Path:
+        """Find the file and check its hash; a file already checked is not read again.
 
         Args:
             used: What needs it, for messages.
 
         Raises:
             ImportError: the distribution is not installed.
-            ModelFileError: the file is absent or its hash is another.
+            ModelFileError: it does not have the file, or the file's hash is another.
         """
-        path = self.locate(used)
-        content = path.read_bytes()
-        got = hashlib.sha256(content).hexdigest()
-        if got != self.sha256:
-            installed = metadata.version(self.distribution)
+        try:
+            found = metadata.distribution(self.distribution)
+        except metadata.PackageNotFoundError:
+            raise missing(used, self.distribution) from None
+        path = Path(str(found.locate_file(self.path)))
+        cure = f'Type: pip install --force-reinstall "{self.distribution}=={self.version}"'
+        if not path.is_file():
             raise ModelFileError(
-                f"{path} is not the file that {used} expects: {self.path} of "
-                f"{self.distribution} {self.version} has sha256 {self.sha256}, this one "
-                f"(installed: {installed}) has {got}. "
-                f'Type: pip install --force-reinstall "{self.distribution}=={self.version}"'
+                f"{used} needs {self.path} of {self.distribution} {self.version}, and the "
+                f"version installed, {found.version}, does not have it. {cure}"
             )
-        return content
+        state = path.stat()
+        got = _sha256(path, state.st_mtime_ns, state.st_size)
+        if got != self.sha256:
+            raise ModelFileError(
+                f"{used} needs {self.path} of {self.distribution} {self.version} with sha256 "
+                f"{self.sha256}; {path} (of version {found.version}) has {got}. {cure}"
+            )
+        return path
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, mtime_ns: int, size: int) -> str:
+    del mtime_ns, size  # only there to read a changed file again
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def need(used: str, *modules: str) -> None:
@@ -92,11 +83,9 @@ def need(used: str, *modules: str) -> None:
     """
     for module in modules:
         if util.find_spec(module) is None:
-            raise _missing(used, module)
+            raise missing(used, module)
 
 
-def _missing(used: str, missing: str) -> ImportError:
-    return ImportError(
-        f"{used} needs {missing}, which is not installed. Type: {_INSTALL}",
-        name=missing,
-    )
+def missing(used: str, what: str) -> ImportError:
+    """The error that says what was used, what is missing and what to type."""
+    return ImportError(f"{used} needs {what}, which is not installed. Type: {_INSTALL}", name=what)

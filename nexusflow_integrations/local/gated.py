@@ -1,0 +1,89 @@
+"""MiniLM and the multilingual USE joined in one vector, MiniLM switched off where it is blind.
+
+A vector is [sqrt(g) MiniLM | sqrt(1 - g) USE], so a cosine is the weighted mean of the two
+models' cosines. g is 0.65 for a text in Latin script and 0 for one in another: MiniLM knows
+English, and reads Chinese as noise. Known price: other languages in Latin script lose a little
+against USE alone, and an English text and its Chinese translation score about 0.5, not 0.8,
+since they share only USE's part; ranking is unaffected.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .minilm import MiniLMEncoder
+from .use import UseEncoder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_MINILM_SHARE = 0.65
+_OTHER_SCRIPT_LIMIT = 0.2
+_LETTER = re.compile(r"[^\W\d_]")
+_LATIN = re.compile(r"[A-Za-zªºÀ-ÖØ-öø-ʯḀ-ỿ]")
+
+
+class GatedEncoder:
+    """MiniLM and USE, gated by script: 896 numbers, English and 15 more languages.
+
+    The wordpieces of MiniLM, which cut Chinese into its characters, count the tokens.
+    """
+
+    name = "minilm-use-gated"
+    native_size = MiniLMEncoder.native_size + UseEncoder.native_size
+    block = 1024
+    instant = False
+
+    def __init__(self, *, threads: int = 1) -> None:
+        self._minilm = MiniLMEncoder(threads=threads)
+        self._use = UseEncoder(threads=threads)
+
+    def check(self) -> None:
+        """Raise unless the packages are there and their files are the ones expected."""
+        self._minilm.check()
+        self._use.check()
+
+    def load(self) -> None:
+        """Load both models side by side, a second or two; once in a process."""
+        # USE loads in a thread of its own; a failure there comes up again on the second call.
+        other = threading.Thread(target=_quietly, args=(self._use,), daemon=True)
+        other.start()
+        self._minilm.load()
+        other.join()
+        self._use.load()
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Count MiniLM's wordpieces; at least one a text."""
+        return self._minilm.count_tokens(texts)
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Encode texts: float32 of shape (n, 896), rows of unit length."""
+        import numpy as np
+
+        rows = np.zeros((len(texts), self.native_size), np.float32)
+        border = self._minilm.native_size
+        rows[:, border:] = self._use.encode(texts)
+        latin = [index for index, text in enumerate(texts) if in_latin_script(text)]
+        if latin:
+            english = self._minilm.encode([texts[index] for index in latin])
+            rows[latin, :border] = english * np.float32(_MINILM_SHARE**0.5)
+            rows[latin, border:] *= np.float32((1 - _MINILM_SHARE) ** 0.5)
+        return rows
+
+
+def in_latin_script(text: str) -> bool:
+    """Whether at most a fifth of the letters are of another script; true without letters."""
+    letters = len(_LETTER.findall(text))
+    other = letters - len(_LATIN.findall(text))
+    return other <= _OTHER_SCRIPT_LIMIT * letters
+
+
+def _quietly(encoder: UseEncoder) -> None:
+    try:
+        encoder.load()
+    except Exception:  # noqa: BLE001  raised again by the caller's own load
+        return
