@@ -7,6 +7,8 @@ import logging
 import secrets
 import time
 import uuid
+from collections.abc import Awaitable
+from typing import TypeVar
 
 import orjson
 from starlette.applications import Starlette
@@ -28,6 +30,8 @@ from .quotas import QuotaGate, Quotas
 from .runner import ModelRunner
 from .sizes import DEFAULT_SIZE, SIZES, Projection
 from .stats import Counts
+
+_T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +90,7 @@ class LocalApi:
         self.runner = ModelRunner(encoder, self.counts.model_ran)
         self._gate = QuotaGate(self.quotas, time.monotonic())
 
-    def app(self) -> Starlette:
+    def app(self) -> ASGIApp:
         """Build the ASGI application."""
         app = Starlette(
             routes=[
@@ -103,15 +107,14 @@ class LocalApi:
             },
         )
         app.router.redirect_slashes = False
-        app.add_middleware(_Headers, model=self.model)
-        app.add_middleware(_Counting, counts=self.counts)
-        return app
+        # Around the whole, so that an answer to an unforeseen failure is named and counted too.
+        return _Counting(_Headers(app, self.model), self.counts)
 
     async def embeddings(self, request: Request) -> Response:
         self._check_key(request)
         body = await self._read_body(request)
         asked = parse_request(body)
-        tokens = await self.runner.count_tokens(asked.texts)
+        tokens = await _model_answer(self.runner.count_tokens(asked.texts))
         check_lengths(tokens)
         total = sum(tokens)
         refusal = self._gate.admit(total, time.monotonic())
@@ -127,7 +130,7 @@ class LocalApi:
         try:
             if self.latency:
                 await asyncio.sleep(self.latency)
-            spread = await self.runner.encode(asked.texts)
+            spread = await _model_answer(self.runner.encode(asked.texts))
         finally:
             self._gate.release()
         vectors = Projection.cut(spread, asked.size)
@@ -209,7 +212,7 @@ def create_app(
     body_limit: int = BODY_LIMIT,
     latency_ms: float = 0.0,
     record_texts: bool = False,
-) -> Starlette:
+) -> ASGIApp:
     """Build the ASGI application alone, for another server or an in-process transport.
 
     The model begins to load at once, in the background. Arguments and errors are those of
@@ -226,6 +229,18 @@ def create_app(
     )
     api.runner.start()
     return api.app()
+
+
+async def _model_answer(work: Awaitable[_T]) -> _T:
+    try:
+        return await work
+    except Exception as error:
+        logger.exception("The local model failed")
+        raise _failure(error) from None
+
+
+def _failure(error: Exception) -> ApiError:
+    return ApiError(500, "server_error", f"{type(error).__name__}: {error}", "server_error")
 
 
 def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -257,7 +272,7 @@ async def _say_http_error(request: Request, error: Exception) -> Response:
 
 async def _say_failure(request: Request, error: Exception) -> Response:
     del request
-    return _say(ApiError(500, "server_error", f"{type(error).__name__}: {error}", "server_error"))
+    return _say(_failure(error))
 
 
 class _Headers:
