@@ -1,0 +1,105 @@
+"""One event loop in one thread, for all clients of the process; sync and async calls share it.
+
+A call, from whatever thread or event loop it comes, is handed to this loop and waited for. So there
+is one connection pool, one pacer and one table of what is in flight, without a lock; a caller's
+event loop may end and another begin (``asyncio.run`` twice) without the pool noticing; a sync call
+works inside a running loop (Jupyter); and Ctrl-C cancels what is in flight, which a thread blocked
+in a socket could not.
+
+The loop's thread does not survive ``fork``. A child starts afresh and never touches what it
+inherited: the sockets belong to the parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class BackgroundLoop:
+    """An event loop running in a daemon thread of its own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._closers: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self._thread = threading.Thread(
+            target=self._run, name="nexusflow-integrations", daemon=True
+        )
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start ``work`` on the loop; cancelling the future cancels the work."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def on_close(self, closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have ``closer`` awaited on the loop before it ends."""
+        self._closers.append(closer)
+
+    def close(self) -> None:
+        """Cancel what runs, close what was opened, end the thread."""
+        if self.loop.is_closed():
+            return
+        try:
+            self.submit(self._wind_up()).result(timeout=5)
+        except (TimeoutError, RuntimeError):
+            return  # at interpreter exit a stuck loop is left to the operating system
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(timeout=5)
+        if not self._thread.is_alive():
+            self.loop.close()
+
+    async def _wind_up(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        for closer in self._closers:
+            await closer()
+        await self.loop.shutdown_asyncgens()
+
+
+_lock = threading.Lock()
+_current: BackgroundLoop | None = None
+_inherited: list[BackgroundLoop] = []
+
+
+def background_loop() -> BackgroundLoop:
+    """Return the process's loop, started at the first call."""
+    global _current
+    if _current is None:
+        with _lock:
+            if _current is None:
+                _current = BackgroundLoop()
+    return _current
+
+
+def _close_at_exit() -> None:
+    global _current
+    loop, _current = _current, None
+    if loop is not None:
+        loop.close()
+
+
+def _forget_after_fork() -> None:
+    global _current, _lock
+    _lock = threading.Lock()  # another thread may have held it when the process forked
+    if _current is not None:
+        # Kept for ever: collecting it would close descriptors that the parent's epoll shares.
+        _inherited.append(_current)
+        _current = None
+
+
+atexit.register(_close_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

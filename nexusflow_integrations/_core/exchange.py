@@ -1,0 +1,401 @@
+"""One batch, from texts to vectors or to a verdict on each text: the whole policy, without I/O.
+
+``exchange`` is a generator. It yields what it needs done and is sent what came of it:
+
+* ``Send``: pass the gate and send a request; sent back a ``Reply``;
+* ``Sleep``: wait so many seconds; sent back ``None``;
+* ``Follow``: wait until an outage ends; sent back ``None``;
+* ``AwaitSettled``: wait until another request of the same purse has ended; sent back ``None``.
+
+Vectors and refusals are handed to the call's ``sink`` as they become known, so nothing is lost if a
+later step fails. Errors of ``nexusflow_integrations.errors`` are raised out of the generator.
+``engine.drive`` runs it on an event loop; the tests run it by hand, without socket or sleep.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from nexusflow_integrations._core import retry
+from nexusflow_integrations._core.batching import Batch, Item, halves, plan_batches
+from nexusflow_integrations._core.failures import Failure, Kind, clean, judge, judge_ok_error
+from nexusflow_integrations._core.lane import Lane, Outage
+from nexusflow_integrations._core.settings import ApiKey, Settings
+from nexusflow_integrations._core.tokens import token_bound
+from nexusflow_integrations._core.usage import Ledger, Purse
+from nexusflow_integrations._core.wire import (
+    Answer,
+    BrokenResponse,
+    Rows,
+    Vectors,
+    WrongDimensions,
+    decode_response,
+    decompress,
+    encode_request,
+)
+from nexusflow_integrations.errors import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    BudgetExceededError,
+    InvalidResponseError,
+    NexusFlowError,
+)
+
+logger = logging.getLogger("nexusflow_integrations")
+
+
+@dataclass(frozen=True, slots=True)
+class TransportFault:
+    """No proper answer. ``retryable`` is false where another try must end the same way (TLS)."""
+
+    message: str
+    timed_out: bool = False
+    retryable: bool = True
+    maybe_billed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Pass the gate with about ``tokens``, then send ``body`` within ``timeout`` seconds."""
+
+    body: bytes
+    tokens: int
+    timeout: float
+    urgent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of a ``Send``, with the monotonic seconds when it was sent and when it ended."""
+
+    outcome: Answer | TransportFault
+    sent_at: float
+    ended_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Wait ``seconds``."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """Wait until ``outage`` is over."""
+
+    outage: Outage
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitSettled:
+    """Wait until a reservation of ``purse`` is settled."""
+
+    purse: Purse
+
+
+Step = Send | Sleep | Follow | AwaitSettled
+Steps = Generator[Step, Any, None]
+
+
+class Sink(Protocol):
+    """Where results go as they become known."""
+
+    def rows(self, batch: Batch, vectors: Vectors) -> None:
+        """Take the float32 (len(batch), d) ``vectors`` of ``batch``."""
+
+    def refused(self, item: Item, error: APIStatusError) -> None:
+        """Take the server's refusal of one text."""
+
+
+@dataclass
+class LearntSize:
+    """The size of a client's vectors where none was asked for: the first answer's."""
+
+    dimensions: int | None = None
+
+
+@dataclass(eq=False)
+class Call:
+    """What all batches of one call share.
+
+    ``until`` is the deadline in monotonic seconds. ``stopping`` is set when the call is going to
+    fail: what is in flight may finish, nothing more is sent.
+    """
+
+    settings: Settings
+    key: ApiKey
+    lane: Lane
+    sink: Sink
+    ledger: Ledger
+    until: float = float("inf")
+    urgent: bool = False
+    purse: Purse | None = None
+    size: LearntSize = field(default_factory=LearntSize)
+    stopping: bool = False
+
+
+class Stopped(Exception):  # noqa: N818 - it never leaves the core
+    """The call is failing elsewhere; this batch is given up without a verdict."""
+
+
+def exchange(batch: Batch, call: Call) -> Steps:
+    """Embed ``batch``: send it, again if need be, in pieces if need be.
+
+    Raises:
+        NexusFlowError: The call cannot succeed: a terminal error, or retries, time or budget ran
+            out. What finished before is in the sink.
+    """
+    limit = call.lane.batch_limit
+    if limit is not None and len(batch) > limit:
+        for piece in plan_batches(batch, max_texts=limit):
+            yield from exchange(piece, call)
+        return
+    failure = yield from _send_until_judged(batch, call)
+    if failure is None:
+        return
+    if failure.kind is Kind.BATCH_LIMIT:
+        call.lane.learn_batch_limit(min(failure.batch_limit or 1, len(batch) - 1))
+        yield from exchange(batch, call)
+    elif len(batch) == 1:
+        call.sink.refused(batch[0], failure.error)
+    else:
+        yield from _bisect(batch, call, failure)
+
+
+def _bisect(batch: Batch, call: Call, failure: Failure) -> Steps:
+    """Send both halves, to part the texts at fault from the others."""
+    left, right = halves(batch)
+    logger.info("a batch of %d texts was refused (%s); splitting it", len(batch), failure.error)
+    refused_before = call.ledger.refused
+    yield from exchange(left, call)
+    if failure.kind is Kind.REFUSED and len(right) == 1 and call.ledger.refused == refused_before:
+        # All others passed, so the refusal was meant for this one: no request needed to learn it.
+        call.ledger.refused += 1
+        call.sink.refused(right[0], failure.error)
+        return
+    yield from exchange(right, call)
+
+
+def _send_until_judged(batch: Batch, call: Call) -> Generator[Step, Any, Failure | None]:
+    """Send ``batch`` until it is answered for good.
+
+    Returns ``None`` once its vectors are in the sink, else the failure that calls for another
+    batch. Raises what ends the call.
+    """
+    lane, settings = call.lane, call.settings
+    tokens = sum(item.tokens for item in batch)
+    attempts = retries = 0
+    probing: Outage | None = None
+    lane.retry_budget.first_attempt()
+    try:
+        while True:
+            most = 0
+            if call.purse is not None:
+                most = yield from _reserve(batch, call, call.purse)
+                if most == 0:
+                    return None
+            encoding = "float" if lane.base64_refused else settings.encoding_format
+            body = encode_request(
+                batch,
+                model=settings.model,
+                encoding_format=encoding,
+                dimensions=settings.dimensions,
+            )
+            timeout = min(settings.timeout, _remaining(call))
+            try:
+                reply: Reply = yield Send(body, tokens, timeout, call.urgent)
+            except BaseException:
+                if call.purse is not None:
+                    call.purse.settle(most, most)  # given up while in flight: perhaps billed
+                raise
+            attempts += 1
+            call.ledger.sent(retry=attempts > 1)
+            verdict = _judge(reply, batch, call)
+            _settle(call, verdict, most)
+            if isinstance(verdict, Rows):
+                call.ledger.billed(verdict.tokens, tokens)
+                lane.good(reply.ended_at, retries=retries, estimated=tokens, billed=verdict.tokens)
+                probing = None
+                call.sink.rows(batch, verdict.vectors)
+                return None
+            kind = verdict.kind if isinstance(verdict, Failure) else Kind.FAULT
+            if kind is Kind.ENCODING and encoding == "base64":
+                logger.info("the server refuses base64; asking for floats from now on")
+                lane.base64_refused = True
+                continue
+            if kind in (Kind.REFUSED, Kind.TOO_LARGE) or (
+                kind is Kind.BATCH_LIMIT and len(batch) > 1
+            ):
+                if len(batch) == 1:
+                    call.ledger.refused += 1
+                return verdict if isinstance(verdict, Failure) else None
+            error = _error(verdict, reply, call, attempts)
+            if kind not in (Kind.THROTTLE, Kind.FAULT) or not _retryable(verdict):
+                raise error
+            lane.bad(
+                verdict if isinstance(verdict, Failure) else None, reply.sent_at, reply.ended_at
+            )
+            if probing is not None:
+                probing.end(recovered=False)
+                probing = None
+            retries, probing = yield from _before_retry(call, verdict, error, retries)
+    finally:
+        if probing is not None:
+            probing.end(recovered=None)
+
+
+def _before_retry(
+    call: Call,
+    verdict: Failure | BrokenResponse | TransportFault,
+    error: NexusFlowError,
+    retries: int,
+) -> Generator[Step, Any, tuple[int, Outage | None]]:
+    """Wait until another try makes sense; return the retries so far, and the outage it probes."""
+    lane, settings = call.lane, call.settings
+    throttled = isinstance(verdict, Failure) and verdict.kind is Kind.THROTTLE
+    hint = verdict.retry_after if isinstance(verdict, Failure) else None
+    while True:
+        retries += 1
+        if retries > settings.max_retries or call.stopping:
+            raise error
+        if hint is not None:
+            if hint > retry.MAX_HINT:
+                raise error
+            delay = retry.after_hint(hint)
+        else:
+            base = retry.BASE_THROTTLE if throttled else retry.BASE_FAULT
+            delay = retry.backoff(retries, base)
+        if delay >= _remaining(call):
+            raise _too_late(call, f"the next try was due in {delay:.1f} s", cause=error)
+        outage = lane.outage
+        if outage is not None and not outage.over:
+            yield Follow(outage)
+            if call.stopping:
+                raise error
+            if outage.recovered:
+                return retries, None
+            if outage.recovered is None:
+                retries -= 1  # the prober left without having tried
+            continue
+        if not lane.retry_budget.take():
+            if not lane.alive:
+                raise error
+            yield Sleep(delay)  # others get through: wait for their answers to refill the budget
+            continue
+        outage = lane.outage = Outage()
+        logger.info("%s; retry %d of %d in %.2f s", error, retries, settings.max_retries, delay)
+        try:
+            yield Sleep(delay)
+        except BaseException:
+            outage.end(recovered=None)
+            raise
+        return retries, outage
+
+
+def _reserve(batch: Batch, call: Call, purse: Purse) -> Generator[Step, Any, int]:
+    """Reserve the most that ``batch`` can cost; 0 if it was sent in pieces instead."""
+    most = sum(token_bound(len(item.encoded)) for item in batch)
+    while not purse.reserve(most):
+        if purse.reserved:
+            yield AwaitSettled(purse)
+        elif len(batch) > 1:
+            for piece in halves(batch):
+                yield from exchange(piece, call)
+            return 0
+        else:
+            raise BudgetExceededError(
+                f"the budget of {purse.limit:,} tokens has {purse.limit - purse.spent:,} left, and"
+                f" text {batch[0].index} may cost up to {most:,}; it was not sent"
+            )
+        if call.stopping:
+            raise Stopped
+    return most
+
+
+def _settle(
+    call: Call, verdict: Rows | Failure | BrokenResponse | TransportFault, most: int
+) -> None:
+    if call.purse is None:
+        return
+    if isinstance(verdict, Rows):
+        billed = verdict.tokens if verdict.tokens is not None else most
+    elif isinstance(verdict, Failure) or (
+        isinstance(verdict, TransportFault) and not verdict.maybe_billed
+    ):
+        billed = 0
+    else:
+        billed = most  # nobody knows whether it was billed, and a budget must hold
+    call.purse.settle(most, billed)
+
+
+def _judge(
+    reply: Reply, batch: Batch, call: Call
+) -> Rows | Failure | BrokenResponse | TransportFault:
+    answer = reply.outcome
+    if isinstance(answer, TransportFault):
+        return answer
+    if encoding := answer.headers.get("content-encoding"):
+        try:
+            answer = Answer(answer.status, answer.headers, decompress(answer.body, encoding))
+        except BrokenResponse as broken:
+            if 200 <= answer.status < 300:
+                return broken
+            answer = Answer(answer.status, answer.headers, b"")
+    if not 200 <= answer.status < 300:
+        return judge(answer, api_key=call.key.reveal())
+    settings = call.settings
+    wanted = settings.dimensions or call.size.dimensions
+    try:
+        rows = decode_response(answer.body, count=len(batch), dimensions=wanted)
+    except BrokenResponse as broken:
+        return judge_ok_error(answer, api_key=call.key.reveal()) or broken
+    if settings.dimensions is None:
+        call.size.dimensions = rows.vectors.shape[1]
+    return rows
+
+
+def _retryable(verdict: Failure | BrokenResponse | TransportFault) -> bool:
+    if isinstance(verdict, TransportFault):
+        return verdict.retryable
+    return not isinstance(verdict, WrongDimensions)
+
+
+def _error(
+    verdict: Failure | BrokenResponse | TransportFault, reply: Reply, call: Call, attempts: int
+) -> NexusFlowError:
+    if isinstance(verdict, Failure):
+        verdict.error.attempts = attempts
+        return verdict.error
+    if isinstance(verdict, TransportFault):
+        if verdict.timed_out and call.until <= reply.ended_at:
+            return _too_late(call, "a request was in flight")
+        cls = APITimeoutError if verdict.timed_out else APIConnectionError
+        return cls(verdict.message, attempts=attempts)
+    request_id = None
+    if isinstance(reply.outcome, Answer) and (value := reply.outcome.headers.get("x-request-id")):
+        request_id = clean(value, call.key.reveal(), 200)
+    text = f"{verdict} (request {request_id})" if request_id else f"{verdict}"
+    return InvalidResponseError(text, request_id=request_id, attempts=attempts)
+
+
+def _remaining(call: Call) -> float:
+    if call.stopping:
+        raise Stopped
+    remaining = call.until - call.lane.clock()
+    if remaining <= 0:
+        raise _too_late(call, "nothing was in flight")
+    return remaining
+
+
+def _too_late(call: Call, doing: str, cause: NexusFlowError | None = None) -> NexusFlowError:
+    error = APITimeoutError(
+        f"the deadline of {call.settings.deadline:g} s has passed or would pass: {doing}"
+        + (f" after {cause}" if cause else "")
+    )
+    error.__cause__ = cause
+    return error

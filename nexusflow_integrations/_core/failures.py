@@ -1,0 +1,312 @@
+"""What an error answer means: judged by status, code and message together.
+
+The same words mean different things under different statuses (``insufficient_quota`` is a throttle
+under 429 and a lack of money under 403), and gateways put one error under another's status, so no
+single field decides. Every server text that leaves this module is short, printable and without the
+key.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from enum import Enum
+from math import isfinite
+from urllib.parse import urlsplit
+
+import orjson
+
+from nexusflow_integrations._core.wire import Answer
+from nexusflow_integrations.errors import (
+    APIStatusError,
+    AuthenticationError,
+    BadRequestError,
+    InternalServerError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+)
+
+MAX_TEXT = 2000
+
+
+class Kind(Enum):
+    """What to do about a failure."""
+
+    TERMINAL = "stop: every other request would fail alike"
+    REFUSED = "a text is at fault: find it, keep the others"
+    TOO_LARGE = "the body is too large: send less at once"
+    BATCH_LIMIT = "too many texts: send fewer at once"
+    ENCODING = "base64 is refused: ask for floats"
+    THROTTLE = "too fast: slow down, then again"
+    FAULT = "the server's trouble: again"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One failed answer, judged.
+
+    ``retry_after`` is in seconds; ``batch_limit`` the number of texts the server said it takes.
+    """
+
+    kind: Kind
+    error: APIStatusError
+    retry_after: float | None = None
+    batch_limit: int | None = None
+
+
+_BILLING = re.compile(
+    r"arrearage|bill\s?overdue|commodity\s?not\s?purchased|insufficient[_ ]?balance"
+    r"|balance[_ ]insufficient|余额不足|欠费",
+    re.IGNORECASE,
+)
+_THROTTLE = re.compile(
+    r"throttling|rate[_ ]?limit|too many requests|request rate increased|allocated quota exceeded"
+    r"|exceeded your current quota",
+    re.IGNORECASE,
+)
+_MODERATION = re.compile(
+    r"data_?inspection_?failed|content_filter|inappropriate content", re.IGNORECASE
+)
+_LENGTH = re.compile(
+    r"range of input length|context_length_exceeded|maximum context length|input is too long"
+    r"|too many tokens",
+    re.IGNORECASE,
+)
+_BATCH = re.compile(
+    r"(?:batch size|number of (?:texts|inputs)|input\.contents|too many inputs).{0,80}?"
+    r"(?:not be larger than|not exceed|at most|less than or equal to|maximum(?: of| is)?)"
+    r"\s*(\d{1,4})",
+    re.IGNORECASE | re.DOTALL,
+)
+_BASE64 = re.compile(r"encoding[_ ]format|base64", re.IGNORECASE)
+_SERVER_CODE = re.compile(
+    r"^(server_error|internal_?error|internal_?server_?error|upstream_error"
+    r"|service_?unavailable|overloaded(_error)?)$",
+    re.IGNORECASE,
+)
+_RETRYABLE_4XX = frozenset({408, 409, 425})
+_NOT_IMPLEMENTED = frozenset({501, 505})
+
+
+def judge(answer: Answer, *, api_key: str, now: float | None = None) -> Failure:
+    """Return what the error in ``answer`` means. ``now`` is seconds since the epoch."""
+    code, message = _code_and_message(answer.body)
+    words = f"{code or ''} {message}"
+    status = answer.status
+    wait = retry_after(answer.headers, now=time.time() if now is None else now)
+    limit = _BATCH.search(message) if status in (400, 413, 422) else None
+    kind = _kind(status, code or "", words, limit is not None)
+    if kind in (Kind.THROTTLE, Kind.FAULT) and answer.headers.get("x-should-retry") == "false":
+        kind = Kind.TERMINAL
+    error = _error(answer, kind, code, message, wait, api_key)
+    return Failure(
+        kind,
+        error,
+        retry_after=wait,
+        batch_limit=max(1, int(limit.group(1))) if limit else None,
+    )
+
+
+def _kind(status: int, code: str, words: str, names_batch_limit: bool) -> Kind:
+    if _BILLING.search(words):
+        return Kind.TERMINAL
+    if status == 429:
+        return Kind.THROTTLE
+    if status in (400, 422):
+        if names_batch_limit:
+            return Kind.BATCH_LIMIT
+        if _MODERATION.search(words) or _LENGTH.search(words):
+            return Kind.REFUSED
+        if _BASE64.search(words):
+            return Kind.ENCODING
+        if _SERVER_CODE.match(code):
+            return Kind.FAULT
+        return Kind.THROTTLE if _THROTTLE.search(code) else Kind.TERMINAL
+    if status == 413:
+        return Kind.TOO_LARGE
+    if status in _RETRYABLE_4XX:
+        return Kind.FAULT
+    if status >= 500 and status not in _NOT_IMPLEMENTED:
+        return Kind.THROTTLE if _THROTTLE.search(words) else Kind.FAULT
+    return Kind.TERMINAL
+
+
+def judge_ok_error(answer: Answer, *, api_key: str) -> Failure | None:
+    """Judge an error object that came under a good status; ``None`` if there is none.
+
+    Its code decides as if it had come under its own status; without a known code it is a fault.
+    """
+    code, message = _code_and_message(answer.body, under_ok=True)
+    if code is None and not message:
+        return None
+    words = f"{code or ''} {message}"
+    if _BILLING.search(words):
+        status = 402
+    elif re.search(r"invalid_api_key|unauthori[sz]ed|authentication", words, re.IGNORECASE):
+        status = 401
+    elif re.search(r"model_not_found", words, re.IGNORECASE):
+        status = 404
+    elif _BATCH.search(message) or _MODERATION.search(words) or _LENGTH.search(words):
+        status = 400
+    elif _THROTTLE.search(words) or "insufficient_quota" in words:
+        status = 429
+    else:
+        return None
+    return judge(Answer(status, answer.headers, answer.body), api_key=api_key)
+
+
+_BY_STATUS: Mapping[int, type[APIStatusError]] = {
+    401: AuthenticationError,
+    402: PermissionDeniedError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    408: InternalServerError,
+    409: InternalServerError,
+    425: InternalServerError,
+}
+
+
+def _error(
+    answer: Answer,
+    kind: Kind,
+    code: str | None,
+    message: str,
+    wait: float | None,
+    api_key: str,
+) -> APIStatusError:
+    status = answer.status
+    if kind is Kind.THROTTLE:
+        cls: type[APIStatusError] = RateLimitError
+    elif kind is Kind.FAULT:
+        cls = InternalServerError
+    elif status == 429 or (kind is Kind.TERMINAL and _BILLING.search(f"{code or ''} {message}")):
+        cls = PermissionDeniedError
+    else:
+        cls = _BY_STATUS.get(status, InternalServerError if status >= 500 else BadRequestError)
+    if 300 <= status < 400:
+        cls, message = APIStatusError, _redirect(answer.headers.get("location", ""))
+    request_id = answer.headers.get("x-request-id")
+    text = f"{status}"
+    if code:
+        text += f" {clean(code, api_key, 100)}"
+    text += f": {clean(message, api_key)}" if message else ""
+    if request_id:
+        request_id = clean(request_id, api_key, 200)
+        text += f" (request {request_id})"
+    return cls(
+        text,
+        status_code=status,
+        code=clean(code, api_key, 100) if code else None,
+        request_id=request_id,
+        retry_after=wait,
+    )
+
+
+def _redirect(location: str) -> str:
+    try:
+        host = urlsplit(location).hostname
+    except ValueError:
+        host = None
+    # Only the host: a Location may carry a token in its path or query.
+    return f"redirected{f' to {host}' if host else ''}, which is never followed: check base_url"
+
+
+def _code_and_message(body: bytes, *, under_ok: bool = False) -> tuple[str | None, str]:
+    """Find the code and the message in whatever shape the gateway chose."""
+    head = body[: 1 << 20]
+    try:
+        payload = orjson.loads(body if len(body) <= 1 << 22 else b"")
+    except orjson.JSONDecodeError:
+        return (None, "") if under_ok else (None, _plain(head))
+    for _ in range(4):
+        if isinstance(payload, list) and payload:
+            payload = payload[0]
+        if not isinstance(payload, dict):
+            break
+        inner = payload.get("error") or payload.get("response") or payload.get("detail")
+        if isinstance(inner, (dict, list)) and inner:
+            payload = inner
+            continue
+        if isinstance(inner, str):
+            return _word(payload.get("code")), inner
+        break
+    if isinstance(payload, dict):
+        message = payload.get("message") or payload.get("msg") or ""
+        code = _word(payload.get("code")) or (None if under_ok else _word(payload.get("type")))
+        return code, message if isinstance(message, str) else str(message)[:MAX_TEXT]
+    return None, payload if isinstance(payload, str) and not under_ok else ""
+
+
+def _word(value: object) -> str | None:
+    return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
+
+
+def _plain(head: bytes) -> str:
+    text = head.decode("utf-8", "replace")
+    title = re.search(r"<(title|h1)[^>]{0,100}>([^<]{1,200})", text, re.IGNORECASE)
+    if title:
+        return title.group(2).strip()
+    return "" if text.lstrip()[:1] == "<" else text.strip()
+
+
+def clean(text: str, api_key: str, limit: int = MAX_TEXT) -> str:
+    """Return ``text`` short, printable, on one line and without the key."""
+    if api_key:
+        text = text.replace(api_key, "[API key]")  # before any cut, which could leave half of it
+    text = "".join(char if char.isprintable() else " " for char in text[: limit * 4])
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+# -- how long the server asks to wait ----------------------------------------------------------
+
+_GARBAGE = 86_400.0
+"""Nobody asks for more than a day: beyond it the number is taken for garbage."""
+
+
+def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
+    """Return the seconds that the server asks to wait, or ``None`` if it says nothing usable.
+
+    Understands ``retry-after-ms``, ``Retry-After`` as seconds or HTTP date, ``X-RateLimit-Reset``
+    as seconds or epoch seconds. Zero, negative, infinite, absurd and unreadable values count as
+    nothing said. ``now`` is seconds since the epoch.
+    """
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None and (wait := _sane(milliseconds / 1000)):
+        return wait
+    value = headers.get("retry-after")
+    if value is not None:
+        seconds = _number(value)
+        if seconds is None:
+            seconds = _until(value, now)
+        if seconds is not None and (wait := _sane(seconds)):
+            return wait
+    reset = _number(headers.get("x-ratelimit-reset"))
+    if reset is not None:
+        return _sane(reset - now if reset > 1e9 else reset)
+    return None
+
+
+def _number(value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value.strip())
+    except ValueError:
+        return None
+    return number if isfinite(number) else None
+
+
+def _until(value: str, now: float) -> float | None:
+    try:
+        return parsedate_to_datetime(value.strip()).timestamp() - now
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def _sane(seconds: float) -> float | None:
+    return seconds if 0 < seconds <= _GARBAGE else None

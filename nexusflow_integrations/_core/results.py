@@ -1,0 +1,108 @@
+"""Where vectors are gathered, and what callers get."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from nexusflow_integrations._core.batching import Batch, Item
+from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations._core.wire import Vectors
+from nexusflow_integrations.errors import APIStatusError
+
+
+class EmbeddingArray(np.ndarray[Any, np.dtype[np.float32]]):
+    """A float32 array, (n, d) for a list of texts or (d,) for one text, that knows its ``usage``.
+
+    Arrays made from it (slices, sums) have ``usage`` None: it belongs to the call, not to a part.
+    """
+
+    usage: Usage | None
+
+    def __array_finalize__(self, source: Any) -> None:
+        self.usage = None
+
+
+class EmbeddingList(list[Any]):
+    """Vectors in order, ``None`` where a text was refused; what ``on_refused="collect"`` returns.
+
+    Attributes:
+        refused: Index to the server's reason.
+        usage: What the call sent and cost.
+    """
+
+    def __init__(
+        self, rows: Iterable[Vectors | None], refused: Mapping[int, APIStatusError], usage: Usage
+    ) -> None:
+        super().__init__(rows)
+        self.refused = dict(refused)
+        self.usage = usage
+
+
+class Gathered:
+    """The sink of one call: rows by index in one array, refusals, and who else waits for a text."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.vectors: Vectors | None = None
+        self.refusals: dict[int, APIStatusError] = {}
+        self.done = bytearray(count)
+        self.fresh = 0
+        self.waiting: dict[int, list[asyncio.Future[None]]] = {}
+
+    def rows(self, batch: Batch, vectors: Vectors) -> None:
+        first = batch[0].index
+        if batch[-1].index - first == len(batch) - 1:
+            # Batches keep the order of the input, so these are all rows between the two.
+            self._array(vectors.shape[1])[first : first + len(batch)] = vectors
+            self.done[first : first + len(batch)] = b"\1" * len(batch)
+        else:
+            places = [item.index for item in batch]
+            self._array(vectors.shape[1])[places] = vectors
+            for place in places:
+                self.done[place] = 1
+        self.fresh += len(batch)
+        if self.waiting:
+            for item in batch:
+                self._wake(item.index)
+
+    def row(self, index: int, vector: Vectors) -> None:
+        """Take one row that was found rather than sent for."""
+        self._array(vector.shape[0])[index] = vector
+        self.done[index] = 1
+        self.fresh += 1
+        if self.waiting:
+            self._wake(index)
+
+    def refused(self, item: Item, error: APIStatusError) -> None:
+        self.refuse(item.index, error)
+
+    def refuse(self, index: int, error: APIStatusError) -> None:
+        self.refusals[index] = error
+        self.fresh += 1
+        if self.waiting:
+            self._wake(index)
+
+    def _array(self, size: int) -> Vectors:
+        if self.vectors is None:
+            self.vectors = np.empty((self.count, size), dtype=np.float32)
+        return self.vectors
+
+    def _wake(self, index: int) -> None:
+        for waiter in self.waiting.pop(index, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def wake_all(self) -> None:
+        """Tell all who still wait that this call ends without their text."""
+        for index in list(self.waiting):
+            self._wake(index)
+
+    def finished(self) -> dict[int, Vectors]:
+        """Return what is there, by index."""
+        if self.vectors is None:
+            return {}
+        return {index: self.vectors[index] for index, done in enumerate(self.done) if done}

@@ -1,0 +1,257 @@
+"""Bytes out, bytes in: the three ways to send a request, and what can go wrong on the way.
+
+By default aiohttp sends, on the loop of ``background``: its parser is C, and its pool costs the
+same with one connection as with a hundred. TLS trust comes from httpx (``SSL_CERT_FILE`` honoured),
+proxies from the usual environment variables. A user's own httpx client (or httpx2, whose classes
+have the same shape) is used as it is and never closed: a sync one in worker threads, an async one
+on the event loop of the call it was given for.
+
+Every sender keeps ``timeout`` hard: it covers pool, connection, headers and the whole body, however
+slowly they drip. Bodies are read up to ``MAX_RESPONSE_BYTES``. Redirects are not followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from nexusflow_integrations._core.exchange import TransportFault
+from nexusflow_integrations._core.wire import MAX_RESPONSE_BYTES, Answer
+
+
+class Sender(Protocol):
+    """Sends one request and returns the answer, or why there is none."""
+
+    async def send(
+        self, url: str, headers: Mapping[str, str], body: bytes, timeout: float
+    ) -> Answer | TransportFault: ...
+
+
+_TOO_LARGE = TransportFault("the answer is larger than 16 MiB; it was not read")
+
+
+class AiohttpSender:
+    """The default: one aiohttp session on the background loop, shared by all clients."""
+
+    def __init__(self) -> None:
+        self._session: Any = None
+
+    def _open(self) -> Any:
+        import aiohttp
+        import httpx
+
+        # The gate bounds what is in flight, so the pool needs no limit of its own; an idle
+        # connection is dropped before gateways usually drop it.
+        connector = aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=15, ssl=httpx.create_ssl_context()
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=True,
+        )
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def send(
+        self, url: str, headers: Mapping[str, str], body: bytes, timeout: float
+    ) -> Answer | TransportFault:
+        import aiohttp
+
+        if self._session is None:
+            self._session = self._open()
+        try:
+            async with self._session.post(
+                url,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=timeout, ceil_threshold=1e9),
+            ) as response:
+                received = await _read(response)
+                if received is None:
+                    response.close()
+                    return _TOO_LARGE
+                names = {name.lower(): value for name, value in response.headers.items()}
+                return Answer(response.status, names, received)
+        except asyncio.TimeoutError:
+            return _timed_out(timeout)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return _aiohttp_fault(error, aiohttp)
+
+
+async def _read(response: Any) -> bytes | None:
+    """Return the body, or ``None`` if it is too large to be honest."""
+    if (response.content_length or 0) > MAX_RESPONSE_BYTES:
+        return None
+    if response.content_length is not None:
+        body: bytes = await response.read()
+        return body
+    parts = bytearray()
+    async for part in response.content.iter_any():
+        parts += part
+        if len(parts) > MAX_RESPONSE_BYTES:
+            return None
+    return bytes(parts)
+
+
+def _timed_out(timeout: float) -> TransportFault:
+    return TransportFault(f"no complete answer within {timeout:.3g} s", timed_out=True)
+
+
+def _aiohttp_fault(error: Exception, aiohttp: Any) -> TransportFault:
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return TransportFault(
+            f"the proxy answered the connection attempt with status {error.status}",
+            retryable=error.status >= 500,
+            maybe_billed=False,
+        )
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return _certificate_fault(error.certificate_error)
+    if isinstance(error, aiohttp.ClientSSLError):
+        return _certificate_fault(error)
+    if isinstance(error, aiohttp.InvalidURL):
+        return TransportFault("the URL is not valid", retryable=False, maybe_billed=False)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return TransportFault(
+            f"cannot connect to {error.host}: {error.os_error.strerror or error.os_error}",
+            maybe_billed=False,
+        )
+    if isinstance(error, ssl.SSLError):
+        return TransportFault("the TLS connection broke")
+    return TransportFault(_broken_off(error))
+
+
+def _certificate_fault(error: BaseException) -> TransportFault:
+    if "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(error, ssl.CertificateError):
+        detail = getattr(error, "verify_message", "") or "see SSL_CERT_FILE for a CA of your own"
+        return TransportFault(
+            f"the server's TLS certificate was not accepted: {detail}",
+            retryable=False,
+            maybe_billed=False,
+        )
+    return TransportFault(
+        "the TLS handshake failed; does the server speak https on this port?",
+        retryable=False,
+        maybe_billed=False,
+    )
+
+
+def _broken_off(error: BaseException) -> str:
+    # Type names only: the texts of HTTP libraries may quote headers, and so the key.
+    return f"the connection broke before the answer was complete ({type(error).__name__})"
+
+
+class HttpxSender:
+    """A user's ``httpx.Client`` (or the like), used in worker threads."""
+
+    def __init__(self, client: Any, workers: ThreadPoolExecutor) -> None:
+        self._client = client
+        self._workers = workers
+
+    async def send(
+        self, url: str, headers: Mapping[str, str], body: bytes, timeout: float
+    ) -> Answer | TransportFault:
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._workers, self._send, url, headers, body, timeout)
+        try:
+            return await asyncio.wait_for(work, timeout)
+        except asyncio.TimeoutError:
+            return _timed_out(timeout)
+
+    def _send(
+        self, url: str, headers: Mapping[str, str], body: bytes, timeout: float
+    ) -> Answer | TransportFault:
+        try:
+            request = self._client.build_request(
+                "POST", url, content=body, headers=headers, timeout=timeout
+            )
+            response = self._client.send(request, stream=True, follow_redirects=False)
+            try:
+                parts = bytearray()
+                for part in response.iter_raw():
+                    parts += part
+                    if len(parts) > MAX_RESPONSE_BYTES:
+                        return _TOO_LARGE
+            finally:
+                response.close()
+        except Exception as error:  # noqa: BLE001 - two families of exceptions, told by name
+            return _httpx_fault(error, timeout)
+        return _httpx_answer(response, parts)
+
+
+class AsyncHttpxSender:
+    """A user's ``httpx.AsyncClient`` (or the like), used on the user's own event loop."""
+
+    def __init__(self, client: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._client = client
+        self._loop = loop
+
+    async def send(
+        self, url: str, headers: Mapping[str, str], body: bytes, timeout: float
+    ) -> Answer | TransportFault:
+        work = asyncio.run_coroutine_threadsafe(self._send(url, headers, body, timeout), self._loop)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(work), timeout)
+        except asyncio.TimeoutError:
+            return _timed_out(timeout)
+
+    async def _send(
+        self, url: str, headers: Mapping[str, str], body: bytes, timeout: float
+    ) -> Answer | TransportFault:
+        try:
+            request = self._client.build_request(
+                "POST", url, content=body, headers=headers, timeout=timeout
+            )
+            response = await self._client.send(request, stream=True, follow_redirects=False)
+            try:
+                parts = bytearray()
+                async for part in response.aiter_raw():
+                    parts += part
+                    if len(parts) > MAX_RESPONSE_BYTES:
+                        return _TOO_LARGE
+            finally:
+                await response.aclose()
+        except Exception as error:  # noqa: BLE001 - two families of exceptions, told by name
+            return _httpx_fault(error, timeout)
+        return _httpx_answer(response, parts)
+
+
+def _httpx_answer(response: Any, body: bytearray) -> Answer:
+    names = {name.lower(): value for name, value in response.headers.items()}
+    return Answer(response.status_code, names, bytes(body))
+
+
+def _httpx_fault(error: Exception, timeout: float) -> TransportFault:
+    """Judge an exception of httpx or httpx2: unrelated classes with the same names."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if "TimeoutException" in names:
+        return _timed_out(timeout)
+    if _caused_by_certificate(error):
+        return _certificate_fault(_root(error))
+    if names & {"InvalidURL", "UnsupportedProtocol", "LocalProtocolError"}:
+        return TransportFault("the request is not valid HTTP", retryable=False, maybe_billed=False)
+    if names & {"ConnectError", "ProxyError"}:
+        return TransportFault(f"cannot connect: {_root(error)}", maybe_billed=False)
+    if names & {"TransportError", "RequestError", "OSError"}:
+        return TransportFault(_broken_off(error))
+    return TransportFault(
+        f"the http client that was passed in failed ({type(error).__name__})", retryable=False
+    )
+
+
+def _root(error: BaseException) -> BaseException:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
+
+
+def _caused_by_certificate(error: BaseException) -> bool:
+    return "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(_root(error), ssl.SSLError)

@@ -1,0 +1,153 @@
+"""What was sent and what it cost: counted, priced, and kept under a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+
+from nexusflow_integrations.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a million tokens cost. The default is the list price on the API page (CNY)."""
+
+    per_million_tokens: float = 0.5
+    currency: str = "CNY"
+
+    def __post_init__(self) -> None:
+        if not self.per_million_tokens >= 0:
+            raise ConfigurationError("a price must be a number from 0 up")
+
+    def of(self, tokens: int) -> float:
+        """Return the price of ``tokens``, in ``currency``."""
+        return tokens * self.per_million_tokens / 1_000_000
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one call, or all calls of a client so far, sent and cost.
+
+    Attributes:
+        requests: HTTP requests, retries included.
+        retries: Requests that repeated one that had failed.
+        texts: Texts that were asked for.
+        cached: Texts whose vector was already in the cache or came from another process or call.
+        repeated: Texts that stood more than once in a call and were sent once.
+        refused: Texts that the server refused.
+        tokens: Tokens billed, as the server says; estimated for answers that do not say.
+        estimated_tokens: The part of ``tokens`` that is an estimate.
+        repaid: Texts paid for a second time because an earlier run died while they were in flight.
+        price: The price list that ``cost`` uses.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    texts: int = 0
+    cached: int = 0
+    repeated: int = 0
+    refused: int = 0
+    tokens: int = 0
+    estimated_tokens: int = 0
+    repaid: int = 0
+    price: Price = field(default_factory=Price)
+
+    @property
+    def cost(self) -> float:
+        """Price of ``tokens``, in ``currency``."""
+        return self.price.of(self.tokens)
+
+    @property
+    def currency(self) -> str:
+        """The currency of ``cost``."""
+        return self.price.currency
+
+    def __add__(self, other: Usage) -> Usage:
+        counts = {
+            item.name: getattr(self, item.name) + getattr(other, item.name)
+            for item in fields(self)
+            if item.name != "price"
+        }
+        return Usage(**counts, price=self.price)
+
+
+@dataclass
+class Ledger:
+    """The running counts of one call; ``snapshot`` turns them into a ``Usage``."""
+
+    requests: int = 0
+    retries: int = 0
+    texts: int = 0
+    cached: int = 0
+    repeated: int = 0
+    refused: int = 0
+    tokens: int = 0
+    estimated_tokens: int = 0
+    repaid: int = 0
+
+    def sent(self, *, retry: bool) -> None:
+        self.requests += 1
+        self.retries += retry
+
+    def billed(self, tokens: int | None, estimated: int) -> None:
+        if tokens is None:
+            self.tokens += estimated
+            self.estimated_tokens += estimated
+        else:
+            self.tokens += tokens
+
+    def snapshot(self, price: Price) -> Usage:
+        return Usage(**vars(self), price=price)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most a client may spend: ``tokens``, or ``money`` in the price's currency, or both."""
+
+    tokens: int | None = None
+    money: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("tokens", self.tokens), ("money", self.money)):
+            if value is not None and (isinstance(value, bool) or not value >= 0):
+                raise ConfigurationError(f"budget: {name} must be a number from 0 up")
+        if self.tokens is None and self.money is None:
+            raise ConfigurationError("budget: say tokens=..., or money=..., or both")
+
+    def in_tokens(self, price: Price) -> int:
+        """Return the budget as whole tokens at ``price``."""
+        limits = [] if self.tokens is None else [int(self.tokens)]
+        if self.money is not None and price.per_million_tokens > 0:
+            limits.append(int(self.money * 1_000_000 / price.per_million_tokens))
+        return min(limits, default=1 << 62)
+
+
+@dataclass
+class Purse:
+    """A budget in use: what is spent, and what requests in flight may still cost.
+
+    A request reserves the most it can cost before it is sent, so ``spent`` never passes ``limit``.
+    """
+
+    limit: int
+    spent: int = 0
+    reserved: int = 0
+    _listeners: list[Callable[[], None]] = field(default_factory=list, repr=False)
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called once, when the next reservation is settled."""
+        self._listeners.append(listener)
+
+    def reserve(self, most: int) -> bool:
+        if self.spent + self.reserved + most > self.limit:
+            return False
+        self.reserved += most
+        return True
+
+    def settle(self, most: int, billed: int) -> None:
+        """Replace a reservation by what was billed (0 if the request cost nothing)."""
+        self.reserved -= most
+        self.spent += billed
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener()

@@ -1,0 +1,48 @@
+"""How many requests may be in flight: slow start, then additive increase, multiplicative decrease.
+
+The loss signal is a server in trouble (5xx, timeouts, resets), not a rate limit, which is the
+pacer's. As in TCP (RFC 5681), the window doubles each round trip until the first trouble, then
+grows by one each round trip; it never grows while it is not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+START = 16
+"""First window: half of the default, so that a warm-up costs no round trip on 200 requests."""
+DECREASE = 0.7
+
+
+@dataclass
+class Window:
+    """``size`` requests may be in flight, at most ``limit``."""
+
+    limit: int
+    size: float = START
+    _slow_start: bool = True
+    _cut_at: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self.size = float(min(self.size, self.limit))
+
+    def raise_limit(self, limit: int) -> None:
+        """Let the window grow to ``limit`` if that is more than so far."""
+        self.limit = max(self.limit, limit)
+
+    def allows(self, in_flight: int) -> bool:
+        return in_flight < int(self.size)
+
+    def succeeded(self, in_flight: int) -> None:
+        """Note a good answer while ``in_flight`` requests, it included, were out."""
+        if in_flight * 2 < self.size:
+            return
+        self.size = min(float(self.limit), self.size + (1 if self._slow_start else 1 / self.size))
+
+    def failed(self, sent_at: float, now: float) -> None:
+        """Note trouble with a request sent at ``sent_at``; one burst of trouble counts once."""
+        if sent_at <= self._cut_at:
+            return
+        self._cut_at = now
+        self._slow_start = False
+        self.size = max(1.0, self.size * DECREASE)

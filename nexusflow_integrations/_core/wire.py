@@ -1,0 +1,229 @@
+"""Texts to bytes, bytes to checked vectors.
+
+Nothing that arrives is believed: rows are placed by ``index``, counted, measured, and looked at
+for numbers that are none. What was asked for does not matter for decoding, only what came: floats
+are understood where base64 was asked for and the other way round.
+"""
+
+from __future__ import annotations
+
+import zlib
+from binascii import Error as Base64Error
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from pybase64 import b64decode
+
+from nexusflow_integrations._core.batching import Batch
+
+Vectors = npt.NDArray[np.float32]
+
+MAX_RESPONSE_BYTES = 16 * 1024 * 1024
+"""The largest honest answer, ten vectors of 2048 as floats, has under 0.5 MB."""
+
+
+class BrokenResponse(Exception):  # noqa: N818 - it never leaves the core
+    """A good status with a body that cannot be trusted; worth another try."""
+
+
+class WrongDimensions(BrokenResponse):
+    """All vectors have another size than the one asked for; another try would only cost again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP response whose body was read to the end (``headers`` have lower-case names)."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A checked response: ``vectors`` float32 (n, d), in the order of the request.
+
+    ``tokens`` is what the server billed, or ``None`` where it did not say.
+    """
+
+    vectors: Vectors
+    tokens: int | None
+
+
+def encode_request(
+    batch: Batch, *, model: str, encoding_format: str, dimensions: int | None
+) -> bytes:
+    """Return the JSON body; ``dimensions`` is sent only where the user asked for a size."""
+    head = b'{"model":%b,"encoding_format":"%b",' % (orjson.dumps(model), encoding_format.encode())
+    if dimensions is not None:
+        head += b'"dimensions":%d,' % dimensions
+    return b'%b"input":[%b]}' % (head, b",".join([item.encoded for item in batch]))
+
+
+def decode_response(body: bytes, *, count: int, dimensions: int | None) -> Rows:
+    """Return the vectors of a 200 response to ``count`` texts, checked.
+
+    Args:
+        body: The response body, decompressed.
+        count: How many texts were sent.
+        dimensions: The size that every vector must have; ``None`` if any one size is right.
+
+    Raises:
+        WrongDimensions: All vectors have one size, but not ``dimensions``.
+        BrokenResponse: Anything else is wrong; the message says what.
+    """
+    payload = _parse(body)
+    data = payload.get("data")
+    if not isinstance(data, list):
+        raise BrokenResponse("the answer has no list of vectors")
+    if len(data) != count:
+        raise BrokenResponse(f"{len(data)} vectors came for {count} texts")
+    vectors = _matrix(_place(data, count))
+    size = vectors.shape[1]
+    if dimensions is not None and size != dimensions:
+        raise WrongDimensions(f"vectors of {size} numbers came where {dimensions} were asked for")
+    _check_numbers(vectors)
+    return Rows(vectors, _billed_tokens(payload.get("usage")))
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        payload = orjson.loads(body.removeprefix(b"\xef\xbb\xbf"))
+    except orjson.JSONDecodeError:
+        raise BrokenResponse(f"the answer is not JSON{_glimpse(body)}") from None
+    if not isinstance(payload, dict):
+        raise BrokenResponse(f"the answer is not a JSON object but {type(payload).__name__}")
+    return payload
+
+
+def _glimpse(body: bytes) -> str:
+    start = body[:512].lstrip().lower()
+    if not start:
+        return ": it is empty"
+    return ": it is an HTML page" if start.startswith((b"<!doctype", b"<html")) else ""
+
+
+def _place(data: list[Any], count: int) -> list[Any]:
+    """Return the ``embedding`` of each item at its ``index``; by position if no item has one."""
+    try:
+        indices = [item.get("index") for item in data]
+        embeddings = [item["embedding"] for item in data]
+    except (AttributeError, KeyError, TypeError):
+        raise BrokenResponse("an item of the answer holds no vector") from None
+    if indices == list(range(count)) and all(type(index) is int for index in indices):
+        return embeddings
+    if all(index is None for index in indices):
+        return embeddings
+    placed: list[Any] = [None] * count
+    seen = bytearray(count)
+    for index, embedding in zip(indices, embeddings, strict=True):
+        if type(index) is not int:
+            raise BrokenResponse(f"an item of the answer has the index {str(index)[:40]!r}")
+        if not 0 <= index < count:
+            raise BrokenResponse(f"index {index} is out of range for {count} texts")
+        if seen[index]:
+            raise BrokenResponse(f"index {index} came twice")
+        seen[index] = 1
+        placed[index] = embedding
+    return placed
+
+
+def _matrix(embeddings: list[Any]) -> Vectors:
+    try:
+        # The usual case in one go: all base64, one buffer, no copy of a row.
+        raw = [b64decode(item, validate=True) for item in embeddings if type(item) is str]
+    except (Base64Error, ValueError):
+        raise BrokenResponse("a vector is not valid base64") from None
+    if len(raw) == len(embeddings):
+        sizes = set(map(len, raw))
+        if len(sizes) == 1:
+            size = sizes.pop()
+            if size and size % 4 == 0:
+                flat = np.frombuffer(b"".join(raw), dtype="<f4")
+                return flat.astype(np.float32, copy=False).reshape(len(raw), size // 4)
+            raise BrokenResponse(f"a vector of {size} bytes is no list of 32-bit numbers")
+        raise BrokenResponse("the vectors have different sizes")
+    return _stack([_row(item) for item in embeddings])
+
+
+def _row(item: object) -> Vectors:
+    if isinstance(item, str):
+        raw = b64decode(item, validate=True)
+        if len(raw) % 4:
+            raise BrokenResponse(f"a vector of {len(raw)} bytes is no list of 32-bit numbers")
+        return np.frombuffer(raw, dtype="<f4")
+    return _numbers(item)
+
+
+def _numbers(item: object) -> Vectors:
+    if not isinstance(item, list):
+        raise BrokenResponse(f"a vector is {type(item).__name__}, not a list of numbers")
+    if not set(map(type, item)) <= {float, int}:
+        raise BrokenResponse("a vector holds something that is not a number")
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(item, dtype=np.float64).astype(np.float32)
+    except OverflowError:
+        raise BrokenResponse("a vector holds a number too large to be one") from None
+
+
+def _stack(rows: Sequence[Vectors]) -> Vectors:
+    if len({row.shape for row in rows}) != 1:
+        raise BrokenResponse("the vectors have different sizes")
+    if rows[0].size == 0:
+        raise BrokenResponse("a vector is empty")
+    return np.stack(rows)
+
+
+def _check_numbers(vectors: Vectors) -> None:
+    squares = np.einsum("ij,ij->i", vectors, vectors)
+    # One pass says "fine" almost always; only a suspicious sum is looked at closely.
+    if np.isfinite(squares).all() and squares.all():
+        return
+    if not np.isfinite(vectors).all():
+        raise BrokenResponse("a vector holds NaN or infinity")
+    if not vectors.any(axis=1).all():
+        raise BrokenResponse("a vector is all zeros")
+
+
+def check_stored(vector: Vectors) -> bool:
+    """Tell whether a vector from a store is one: finite and not all zeros."""
+    return bool(np.isfinite(vector).all() and vector.any())
+
+
+def _billed_tokens(usage: object) -> int | None:
+    if not isinstance(usage, dict):
+        return None
+    for name in ("total_tokens", "prompt_tokens"):
+        value = usage.get(name)
+        if type(value) is int and 0 <= value < 1 << 40:
+            return value
+    return None
+
+
+def decompress(body: bytes, encoding: str) -> bytes:
+    """Undo a ``Content-Encoding`` that was not asked for, within ``MAX_RESPONSE_BYTES``.
+
+    Raises:
+        BrokenResponse: Unknown encoding, damaged, cut off, or too large when unpacked.
+    """
+    for name in reversed([part.strip().lower() for part in encoding.split(",")]):
+        if name in ("", "identity"):
+            continue
+        if name not in ("gzip", "x-gzip", "deflate"):
+            raise BrokenResponse(f"the answer is encoded as {name[:20]!r}, which was not asked for")
+        window = 47 if name != "deflate" or body[:1] == b"\x78" else -15  # 47: gzip or zlib
+        unpacker = zlib.decompressobj(window)
+        try:
+            body = unpacker.decompress(body, MAX_RESPONSE_BYTES + 1)
+        except zlib.error:
+            raise BrokenResponse("the compressed answer is damaged") from None
+        if len(body) > MAX_RESPONSE_BYTES:
+            raise BrokenResponse("the answer is too large when unpacked")
+        if not unpacker.eof:
+            raise BrokenResponse("the compressed answer is cut off")
+    return body

@@ -1,0 +1,429 @@
+"""``NexusFlow``: texts in, float32 vectors out. The one way into the core, sync and async."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import queue
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from threading import Lock
+from typing import TYPE_CHECKING, Any, overload
+
+from nexusflow_integrations._core.settings import (
+    DEFAULT_MAX_CONCURRENCY,
+    DEFAULT_MODEL,
+    MAX_BATCH_SIZE,
+    ApiKey,
+    EncodingFormat,
+    OnRefused,
+    Role,
+    Settings,
+    resolve_api_key,
+    resolve_base_url,
+)
+from nexusflow_integrations._core.texts import check_text, check_texts
+from nexusflow_integrations._core.usage import Budget, Ledger, Price, Purse, Usage
+from nexusflow_integrations.errors import ConfigurationError, NexusFlowError, RefusedTextsError
+
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList, Gathered
+
+__all__ = ["NexusFlow"]
+
+Progress = Callable[[int], object]
+
+
+class NexusFlow:
+    """A client of the NexusFlow embeddings API.
+
+    Building one costs nothing: no connection is opened, and the key is looked for when it is first
+    needed. All clients of a process share one connection pool, and all clients of one account one
+    pace; an object may be used from any number of threads and event loops.
+
+    Args:
+        api_key: The key, or an object with ``get_secret_value``. Default: ``NEXUSFLOW_API_KEY``.
+        base_url: Root of the API. Default: ``NEXUSFLOW_BASE_URL``, else https://nexusflow.vip/v1.
+        model: Name of the model.
+        dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64 (the API page). ``None`` asks for no
+            size and takes the server's.
+        encoding_format: What to ask for; either is understood when it arrives. ``base64`` is a
+            quarter of the bytes.
+        batch_size: Texts a request; the model takes at most 10.
+        max_concurrency: Requests in flight at most, over all calls to the same account.
+        timeout: Seconds for one attempt, from connection to last byte.
+        deadline: Seconds for a whole call with all its retries; ``None`` leaves it to the retries.
+        max_retries: Further attempts for a batch after faults and throttling.
+        requests_per_minute: Limit of the account, if known; otherwise it is found out.
+        tokens_per_minute: The same for tokens.
+        on_refused: What a text that the server refuses does to its call: ``"raise"`` a
+            ``RefusedTextsError`` once all others are finished, or ``"collect"``: ``None`` in its
+            place and the reason in the result's ``refused``.
+        query_instruction: Text put before each query (not before documents), for asymmetric
+            retrieval. Off by default.
+        budget: The most this client may spend; see ``Budget``.
+        price: Price list for ``usage``; the default is the API page's.
+        on_usage: Called with the ``Usage`` of each call when it ends, well or not.
+        default_headers: Sent with every request.
+        http_client: An ``httpx.Client`` (or httpx2's) to use for sync calls; never closed by us.
+        async_http_client: The same for async calls.
+        allow_http: Permit plain http to other hosts than loopback.
+
+    Raises:
+        ConfigurationError: A setting is impossible.
+    """
+
+    def __init__(
+        self,
+        api_key: object = None,
+        *,
+        base_url: str | None = None,
+        model: str = DEFAULT_MODEL,
+        dimensions: int | None = None,
+        encoding_format: EncodingFormat = "base64",
+        batch_size: int = MAX_BATCH_SIZE,
+        max_concurrency: int = DEFAULT_MAX_CONCURRENCY,
+        timeout: float = 60.0,
+        deadline: float | None = None,
+        max_retries: int = 6,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        on_refused: OnRefused = "raise",
+        query_instruction: str | None = None,
+        budget: Budget | None = None,
+        price: Price | None = None,
+        on_usage: Callable[[Usage], object] | None = None,
+        default_headers: Mapping[str, str] | None = None,
+        http_client: Any = None,
+        async_http_client: Any = None,
+        allow_http: bool = False,
+    ) -> None:
+        self._settings = Settings(
+            base_url=resolve_base_url(base_url, allow_http=allow_http),
+            model=model,
+            dimensions=dimensions,
+            encoding_format=encoding_format,
+            batch_size=batch_size,
+            max_concurrency=max_concurrency,
+            timeout=timeout,
+            deadline=deadline,
+            max_retries=max_retries,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            on_refused=on_refused,
+            query_instruction=query_instruction,
+            default_headers=dict(default_headers or {}),
+        )
+        self._key: ApiKey | None = None if api_key is None else resolve_api_key(api_key)
+        self._price = price or Price()
+        self._budget = budget
+        self._purse = None if budget is None else Purse(budget.in_tokens(self._price))
+        self._on_usage = on_usage
+        self._http_client = http_client
+        self._async_http_client = async_http_client
+        self._usage = Usage(price=self._price)
+        self._lock = Lock()
+        self._size: Any = None
+        self._closed = False
+
+    # -- embedding -----------------------------------------------------------------------------
+
+    @overload
+    def embed(self, input: str, *, role: Role = ...) -> EmbeddingArray: ...
+
+    @overload
+    def embed(
+        self,
+        input: Iterable[str],
+        *,
+        role: Role = ...,
+        on_refused: OnRefused | None = ...,
+        progress: Progress | None = ...,
+    ) -> EmbeddingArray | EmbeddingList: ...
+
+    def embed(
+        self,
+        input: str | Iterable[str],  # noqa: A002 - the API's own name for it
+        *,
+        role: Role = "document",
+        on_refused: OnRefused | None = None,
+        progress: Progress | None = None,
+    ) -> EmbeddingArray | EmbeddingList:
+        """Embed one text or a list of texts.
+
+        Args:
+            input: A text, or any iterable of texts.
+            role: ``"query"`` puts ``query_instruction`` before each text, and lets the request
+                pass before documents that wait.
+            on_refused: Overrides the client's setting for this call.
+            progress: Called in this thread with the number of texts that became ready since the
+                last time, so ``tqdm.update`` fits.
+
+        Returns:
+            For a text a float32 array of shape (d,), for a list one of (n, d), rows in the order
+            of the input. With ``on_refused="collect"`` a list of rows, ``None`` for refused texts.
+            All of them know their ``usage``.
+
+        Raises:
+            InvalidInputError: A text cannot be sent; nothing was.
+            RefusedTextsError: The server refused some texts.
+            NexusFlowError: Any other failure; the error's ``finished`` holds the vectors so far.
+        """
+        single = isinstance(input, str)
+        texts = self._prepare(input, role)
+        collect = self._collects(on_refused)
+        if not single and not texts:
+            return self._nothing()
+        ledger = Ledger()
+        events: queue.SimpleQueue[int | None] | None = (
+            None if progress is None else queue.SimpleQueue()
+        )
+        future = self._submit(
+            texts, role, single, ledger, None, None if events is None else events.put
+        )
+        try:
+            if events is not None and progress is not None:
+                future.add_done_callback(lambda _: events.put(None))
+                while (fresh := events.get()) is not None:
+                    progress(fresh)
+            gathered = future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C, or an error of the caller's own progress
+            raise
+        finally:
+            usage = self._account(ledger)
+        return _result(gathered, usage, single=single, collect=collect)
+
+    @overload
+    async def aembed(self, input: str, *, role: Role = ...) -> EmbeddingArray: ...
+
+    @overload
+    async def aembed(
+        self,
+        input: Iterable[str],
+        *,
+        role: Role = ...,
+        on_refused: OnRefused | None = ...,
+        progress: Progress | None = ...,
+    ) -> EmbeddingArray | EmbeddingList: ...
+
+    async def aembed(
+        self,
+        input: str | Iterable[str],  # noqa: A002
+        *,
+        role: Role = "document",
+        on_refused: OnRefused | None = None,
+        progress: Progress | None = None,
+    ) -> EmbeddingArray | EmbeddingList:
+        """Embed like ``embed``, without blocking the event loop; ``progress`` is called on it."""
+        single = isinstance(input, str)
+        texts = self._prepare(input, role)
+        collect = self._collects(on_refused)
+        if not single and not texts:
+            return self._nothing()
+        ledger = Ledger()
+        loop = asyncio.get_running_loop()
+
+        def report(fresh: int) -> None:
+            if progress is not None:
+                loop.call_soon_threadsafe(progress, fresh)
+
+        future = self._submit(texts, role, single, ledger, loop, report if progress else None)
+        try:
+            gathered = await asyncio.wrap_future(future)
+        finally:
+            usage = self._account(ledger)
+        return _result(gathered, usage, single=single, collect=collect)
+
+    def __call__(self, input: str | Iterable[str]) -> EmbeddingArray | EmbeddingList:  # noqa: A002
+        """Embed, for tools that take any callable from texts to vectors."""
+        return self.embed(input)
+
+    # -- what it cost --------------------------------------------------------------------------
+
+    @property
+    def usage(self) -> Usage:
+        """What all calls of this client sent and cost so far."""
+        with self._lock:
+            return self._usage
+
+    def _account(self, ledger: Ledger) -> Usage:
+        usage = ledger.snapshot(self._price)
+        with self._lock:
+            self._usage = self._usage + usage
+        if self._on_usage is not None:
+            self._on_usage(usage)
+        return usage
+
+    # -- settings ------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self._settings.model
+
+    @property
+    def dimensions(self) -> int | None:
+        """The size that is asked for, or ``None``."""
+        return self._settings.dimensions
+
+    @property
+    def base_url(self) -> str:
+        """Root of the API."""
+        return self._settings.base_url
+
+    @property
+    def settings(self) -> Settings:
+        """Everything this client was told, without the key."""
+        return self._settings
+
+    def __repr__(self) -> str:
+        size = "" if self.dimensions is None else f", dimensions={self.dimensions}"
+        return f"NexusFlow(model={self.model!r}, base_url={self.base_url!r}{size})"
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Refuse further calls. The process's pool stays open for other clients."""
+        self._closed = True
+
+    async def aclose(self) -> None:
+        """The same as ``close``."""
+        self._closed = True
+
+    def __enter__(self) -> NexusFlow:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> NexusFlow:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Neither the key nor anything that only lives in this process. A worker process finds the
+        # key in its environment.
+        state = dict(self.__dict__)
+        for name in ("_key", "_lock", "_http_client", "_async_http_client", "_on_usage", "_purse"):
+            state.pop(name)
+        state["_size"] = None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._key = self._http_client = self._async_http_client = self._on_usage = None
+        self._purse = None if self._budget is None else Purse(self._budget.in_tokens(self._price))
+        self._lock = Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NexusFlow:
+        return copy.copy(self)
+
+    def __copy__(self) -> NexusFlow:
+        # In one process a copy keeps what a pickle must not: key, http clients, purse.
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._lock = Lock()
+        return twin
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _prepare(self, input: str | Iterable[str], role: Role) -> list[str]:  # noqa: A002
+        if self._closed:
+            raise ConfigurationError("this client is closed; make another one")
+        if role not in ("document", "query"):
+            raise ConfigurationError(f"role must be 'document' or 'query', not {role!r}")
+        texts = [check_text(input)] if isinstance(input, str) else check_texts(input)
+        instruction = self._settings.query_instruction
+        if role == "query" and instruction:
+            texts = [instruction + text for text in texts]
+        return texts
+
+    def _collects(self, on_refused: OnRefused | None) -> bool:
+        if on_refused is None:
+            return self._settings.on_refused == "collect"
+        return replace(self._settings, on_refused=on_refused).on_refused == "collect"
+
+    def _nothing(self) -> EmbeddingArray:
+        import numpy as np
+
+        from nexusflow_integrations._core.results import EmbeddingArray
+
+        empty = np.empty((0, self.dimensions or 0), dtype=np.float32).view(EmbeddingArray)
+        empty.usage = Usage(price=self._price)
+        return empty
+
+    def _submit(
+        self,
+        texts: list[str],
+        role: Role,
+        single: bool,
+        ledger: Ledger,
+        loop: asyncio.AbstractEventLoop | None,
+        on_progress: Callable[[int], object] | None,
+    ) -> Future[Gathered]:
+        # Imported here: building a client, and importing an adapter, should cost next to nothing.
+        from nexusflow_integrations._core.engine import Request, engine
+        from nexusflow_integrations._core.exchange import LearntSize
+
+        if self._key is None:
+            self._key = resolve_api_key()
+        if self._size is None:
+            self._size = LearntSize()
+        background, running = engine()
+        request = Request(
+            texts=texts,
+            settings=self._settings,
+            key=self._key,
+            ledger=ledger,
+            urgent=single or role == "query",
+            purse=self._purse,
+            size=self._size,
+            http_client=self._http_client if loop is None else None,
+            async_http_client=self._async_http_client,
+            client_loop=loop,
+            on_progress=on_progress,
+        )
+        return background.submit(running.embed(request))
+
+
+def _result(
+    gathered: Gathered, usage: Usage, *, single: bool, collect: bool
+) -> EmbeddingArray | EmbeddingList:
+    from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList
+
+    refusals, vectors = gathered.refusals, gathered.vectors
+    if refusals and (single or not collect):
+        raise _refused(gathered)
+    if collect and not single:
+        rows = [
+            None if index in refusals or vectors is None else vectors[index]
+            for index in range(gathered.count)
+        ]
+        return EmbeddingList(rows, refusals, usage)
+    if vectors is None:
+        raise NexusFlowError("the call ended without vectors; this is a bug in this package")
+    array = vectors.view(EmbeddingArray)
+    if single:
+        array = array[0]
+    array.usage = usage
+    return array
+
+
+def _refused(gathered: Gathered) -> NexusFlowError:
+    refusals = gathered.refusals
+    if gathered.count == 1:
+        return refusals[0]
+    first = sorted(refusals)[:3]
+    reasons = "; ".join(f"text {index}: {refusals[index]}" for index in first)
+    more = f"; and {len(refusals) - 3} more" if len(refusals) > 3 else ""
+    error = RefusedTextsError(
+        f"the server refused {len(refusals)} of {gathered.count} texts ({reasons}{more});"
+        " the others are in this error's `finished`",
+        refused=refusals,
+    )
+    error.finished = gathered.finished()
+    return error
