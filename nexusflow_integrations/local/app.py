@@ -103,6 +103,7 @@ class LocalApi:
             exception_handlers={
                 ApiError: _say_api_error,
                 HTTPException: _say_http_error,
+                ClientDisconnect: _say_nothing,
                 Exception: _say_failure,
             },
         )
@@ -270,6 +271,12 @@ async def _say_http_error(request: Request, error: Exception) -> Response:
     return response
 
 
+async def _say_nothing(request: Request, error: Exception) -> Response:
+    """Nobody is there to read it; the status, nginx's, is for the counts."""
+    del request, error
+    return Response(status_code=499)
+
+
 async def _say_failure(request: Request, error: Exception) -> Response:
     del request
     return _say(_failure(error))
@@ -319,8 +326,6 @@ class _Counting:
         self._counts.request_began()
         try:
             await self._app(scope, receive, send_counted)
-        except ClientDisconnect:
-            pass
         finally:
             if status is None:
                 self._counts.request_ended(None)

@@ -40,25 +40,25 @@ class ModelRunner:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._loaded = threading.Event()
         self._failure: Exception | None = None
-        self._counting = ThreadPoolExecutor(1, thread_name_prefix="local-model-tokens")
-        self._started = False
-        self._start_lock = threading.Lock()
+        self._counting: ThreadPoolExecutor | None = None
 
     def start(self) -> None:
-        """Begin to load the model; returns at once. Further calls do nothing."""
-        with self._start_lock:
-            if self._started:
-                return
-            self._started = True
+        """Begin to load the model; returns at once. A stopped runner may be started again."""
+        self._failure = None
         if self.encoder.instant:
             self._load()
-        else:
-            threading.Thread(target=self._work, name="local-model", daemon=True).start()
+            return
+        self._counting = ThreadPoolExecutor(1, thread_name_prefix="local-model-tokens")
+        self._jobs = queue.SimpleQueue()
+        threading.Thread(
+            target=self._work, args=(self._jobs,), name="local-model", daemon=True
+        ).start()
 
     def stop(self) -> None:
         """End the model's threads after the runs already asked for; returns at once."""
         self._jobs.put(None)
-        self._counting.shutdown(wait=False)
+        if self._counting is not None:
+            self._counting.shutdown(wait=False)
 
     @property
     def loaded(self) -> bool:
@@ -102,13 +102,13 @@ class ModelRunner:
         assert self._projection is not None, "start() comes first"
         return self._projection.spread(self.encoder.encode(texts))
 
-    def _work(self) -> None:
+    def _work(self, jobs: queue.SimpleQueue[_Job | None]) -> None:
         self._load()
-        while (job := self._jobs.get()) is not None:
+        while (job := jobs.get()) is not None:
             batch, texts = [job], len(job[0])
             # Only this thread takes from the queue, so what is there stays there.
-            while texts < _TEXTS_PER_RUN and not self._jobs.empty():
-                if (job := self._jobs.get()) is None:
+            while texts < _TEXTS_PER_RUN and not jobs.empty():
+                if (job := jobs.get()) is None:
                     self._run(batch)
                     return
                 batch.append(job)

@@ -89,7 +89,6 @@ class LocalServer:
         self._socket: socket.socket | None = None
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
-        self._pid = 0
 
     def __repr__(self) -> str:
         where = self.base_url if self._socket is not None else "not running"
@@ -147,7 +146,6 @@ class LocalServer:
         if self._thread is not None:
             raise RuntimeError("The server is running already.")
         self._socket = _listen(self._host, self._asked_port)
-        self._pid = os.getpid()
         self._api.runner.start()
         server, started = _uvicorn(self._api)
         self._server = server
@@ -169,7 +167,7 @@ class LocalServer:
         server, thread, listener = self._server, self._thread, self._socket
         self._server = self._thread = self._socket = None
         _RUNNING.discard(self)
-        if server is None or thread is None or listener is None or self._pid != os.getpid():
+        if server is None or thread is None or listener is None:
             return
         server.should_exit = True
         thread.join(_STOP_PATIENCE)
@@ -200,8 +198,12 @@ class LocalServer:
 
     def _forget(self) -> None:
         """In a forked child: let go of what belongs to the parent."""
-        if self._socket is not None:
-            self._socket.close()
+        if self._socket is not None and self._socket.fileno() >= 0:
+            # Not just closed: the dead loop's objects still know the number, and it must not
+            # come to name another of the child's files.
+            nothing = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nothing, self._socket.fileno(), inheritable=False)
+            os.close(nothing)
         self._server = self._thread = self._socket = None
 
 

@@ -20,7 +20,7 @@ class ServerStats:
     texts: int = 0
     tokens: int = 0
     statuses: dict[int, int] = field(default_factory=dict)
-    """HTTP status -> answers sent with it."""
+    """HTTP status -> answers with it; 499 where the client hung up before its request was read."""
     in_flight: int = 0
     """Embedding requests being answered right now."""
     max_in_flight: int = 0
@@ -85,7 +85,7 @@ class Counts:
             self._max_in_flight = max(self._max_in_flight, self._in_flight)
 
     def request_ended(self, status: int | None) -> None:
-        """Count one answer; None where the client went away before it."""
+        """Count one answer; None where it was broken off."""
         with self._lock:
             self._in_flight -= 1
             if status is not None:

