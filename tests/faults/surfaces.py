@@ -1,0 +1,114 @@
+"""The seven ways in: each opens one client on an address and embeds lists of texts with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+Rows = Sequence[npt.NDArray[np.float32]]
+Embed = Callable[[Sequence[str]], Rows]
+
+
+def as_rows(result: Any) -> Rows:
+    return [np.asarray(row, dtype=np.float32) for row in result]
+
+
+@contextmanager
+def on_a_loop(
+    embed: Callable[[list[str]], Coroutine[Any, Any, Any]],
+    close: Callable[[], Coroutine[Any, Any, Any]] | None = None,
+) -> Iterator[Embed]:
+    """All calls of one client on one event loop."""
+    loop = asyncio.new_event_loop()
+    try:
+        yield lambda texts: as_rows(loop.run_until_complete(embed(list(texts))))
+    finally:
+        try:
+            if close is not None:
+                loop.run_until_complete(close())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            loop.close()
+
+
+@contextmanager
+def core(base_url: str, api_key: str, options: Mapping[str, Any]) -> Iterator[Embed]:
+    from nexusflow_integrations import NexusFlow
+
+    with NexusFlow(api_key=api_key, base_url=base_url, **options) as client:
+        yield lambda texts: as_rows(client.embed(list(texts)))
+
+
+@contextmanager
+def core_async(base_url: str, api_key: str, options: Mapping[str, Any]) -> Iterator[Embed]:
+    from nexusflow_integrations import NexusFlow
+
+    client = NexusFlow(api_key=api_key, base_url=base_url, **options)
+    with on_a_loop(client.aembed, client.aclose) as embed:
+        yield embed
+
+
+def _langchain(base_url: str, api_key: str, options: Mapping[str, Any]) -> Any:
+    pytest.importorskip("langchain_core")
+    from nexusflow_integrations.langchain import NexusFlowEmbeddings
+
+    return NexusFlowEmbeddings(api_key=api_key, base_url=base_url, **options)
+
+
+@contextmanager
+def langchain(base_url: str, api_key: str, options: Mapping[str, Any]) -> Iterator[Embed]:
+    embeddings = _langchain(base_url, api_key, options)
+    yield lambda texts: as_rows(embeddings.embed_documents(list(texts)))
+
+
+@contextmanager
+def langchain_async(base_url: str, api_key: str, options: Mapping[str, Any]) -> Iterator[Embed]:
+    embeddings = _langchain(base_url, api_key, options)
+    with on_a_loop(embeddings.aembed_documents) as embed:
+        yield embed
+
+
+def _llama_index(base_url: str, api_key: str, options: Mapping[str, Any]) -> Any:
+    pytest.importorskip("llama_index.core")
+    from nexusflow_integrations.llama_index import NexusFlowEmbedding
+
+    return NexusFlowEmbedding(api_key=api_key, api_base=base_url, **options)
+
+
+@contextmanager
+def llama_index(base_url: str, api_key: str, options: Mapping[str, Any]) -> Iterator[Embed]:
+    embedding = _llama_index(base_url, api_key, options)
+    yield lambda texts: as_rows(embedding.get_text_embedding_batch(list(texts)))
+
+
+@contextmanager
+def llama_index_async(base_url: str, api_key: str, options: Mapping[str, Any]) -> Iterator[Embed]:
+    embedding = _llama_index(base_url, api_key, options)
+    with on_a_loop(embedding.aget_text_embedding_batch) as embed:
+        yield embed
+
+
+@contextmanager
+def chroma(base_url: str, api_key: str, options: Mapping[str, Any]) -> Iterator[Embed]:
+    pytest.importorskip("chromadb")
+    from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+
+    function = NexusFlowEmbeddingFunction(api_key=api_key, api_base=base_url, **options)
+    yield lambda texts: as_rows(function(list(texts)))
+
+
+CORE = {"core": core, "core_async": core_async}
+ADAPTERS = {
+    "langchain": langchain,
+    "langchain_async": langchain_async,
+    "llama_index": llama_index,
+    "llama_index_async": llama_index_async,
+    "chroma": chroma,
+}
+SURFACES = CORE | ADAPTERS
