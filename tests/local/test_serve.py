@@ -1,0 +1,66 @@
+"""Serving in the foreground, as the command does."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from nexusflow_integrations.local import LocalServer, serve
+
+SERVE = "from nexusflow_integrations.local import serve; serve(port=0, model='hash'{})"
+
+
+@pytest.fixture(params=["", ", api_key='sk-air-one'"], ids=["any key", "one key"])
+def serving(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that serves, and what it has said so far."""
+    code = SERVE.format(request.param)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        lines = 2 if request.param else 3
+        said = "".join(process.stderr.readline() for _ in range(lines))
+        yield process, said
+        process.kill()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_it_says_where_it_serves_and_what_it_runs_and_ends_cleanly_on_ctrl_c(
+    serving: tuple[subprocess.Popen[str], str],
+) -> None:
+    process, said = serving
+    found = re.search(r"http://127\.0\.0\.1:\d+/v1", said)
+    assert found
+    assert "It runs hash" in said
+    assert "NOT semantic" in said
+    assert "text-embedding-v4, which it is not" in said
+    assert "sk-air-one" not in said
+    answer = httpx.post(
+        f"{found[0]}/embeddings",
+        json={"model": "text-embedding-v4", "input": "x"},
+        headers={"Authorization": "Bearer sk-air-one"},
+        trust_env=False,
+    )
+    assert answer.status_code == 200
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert stderr.strip() == "Stopped."
+    assert stdout == ""
+
+
+def test_a_taken_port_is_an_oserror() -> None:
+    with LocalServer("hash") as server, pytest.raises(OSError, match="in use"):
+        serve(port=server.port, model="hash")
+
+
+def test_an_unknown_model_is_refused_before_anything_is_opened() -> None:
+    with pytest.raises(ValueError, match="No model"):
+        serve(model="text-embedding-v4")
