@@ -43,13 +43,15 @@ class ModelRunner:
         self._counting: ThreadPoolExecutor | None = None
 
     def start(self) -> None:
-        """Begin to load the model; returns at once. A stopped runner may be started again."""
+        """Begin to load the model; returns at once.
+
+        Requests may come before it, and wait. A stopped runner may be started again.
+        """
         self._failure = None
         if self.encoder.instant:
             self._load()
             return
         self._counting = ThreadPoolExecutor(1, thread_name_prefix="local-model-tokens")
-        self._jobs = queue.SimpleQueue()
         threading.Thread(
             target=self._work, args=(self._jobs,), name="local-model", daemon=True
         ).start()
@@ -57,8 +59,10 @@ class ModelRunner:
     def stop(self) -> None:
         """End the model's threads after the runs already asked for; returns at once."""
         self._jobs.put(None)
+        self._jobs = queue.SimpleQueue()
         if self._counting is not None:
             self._counting.shutdown(wait=False)
+            self._counting = None
 
     @property
     def loaded(self) -> bool:
@@ -97,9 +101,11 @@ class ModelRunner:
         return self.encoder.count_tokens(texts)
 
     def _spread(self, texts: list[str]) -> NDArray[np.float32]:
+        if not self._loaded.is_set():
+            self._load()
         if self._failure is not None:
             raise self._failure
-        assert self._projection is not None, "start() comes first"
+        assert self._projection is not None
         return self._projection.spread(self.encoder.encode(texts))
 
     def _work(self, jobs: queue.SimpleQueue[_Job | None]) -> None:

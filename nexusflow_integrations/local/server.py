@@ -146,7 +146,6 @@ class LocalServer:
         if self._thread is not None:
             raise RuntimeError("The server is running already.")
         self._socket = _listen(self._host, self._asked_port)
-        self._api.runner.start()
         server, started = _uvicorn(self._api)
         self._server = server
         self._thread = threading.Thread(
@@ -260,7 +259,6 @@ def serve(
     )
     listener = _listen(host, port)
     try:
-        api.runner.start()
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}/v1"
         print(_start_lines(url, model, api_key), file=sys.stderr, flush=True)
@@ -318,6 +316,8 @@ def _uvicorn(api: LocalApi) -> tuple[uvicorn.Server, threading.Event]:
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            # Only now: loading keeps the interpreter busy, and the port should open at once.
+            api.runner.start()
             started.set()
 
     config = uvicorn.Config(

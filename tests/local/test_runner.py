@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import httpx
 import numpy as np
 import pytest
 
-from nexusflow_integrations.local import LocalServer
-from nexusflow_integrations.local.app import LocalApi
+from nexusflow_integrations.local import LocalServer, create_app
 from nexusflow_integrations.local.runner import ModelRunner
 
 
@@ -25,7 +24,7 @@ class HeldEncoder:
 
     def __init__(self) -> None:
         self.may_load = threading.Event()
-        self.may_encode = threading.Semaphore(0)
+        self.may_encode = threading.Event()
         self.runs: list[list[str]] = []
         self.failure: Exception | None = None
 
@@ -39,7 +38,7 @@ class HeldEncoder:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         self.runs.append(list(texts))
-        assert self.may_encode.acquire(timeout=10)
+        assert self.may_encode.wait(10)
         if self.failure is not None:
             raise self.failure
         rows = np.zeros((len(texts), 2048), np.float32)
@@ -52,9 +51,12 @@ def held() -> HeldEncoder:
     return HeldEncoder()
 
 
-async def until(true: object) -> None:
-    while not true():  # type: ignore[operator]
+async def until(true: Callable[[], object]) -> None:
+    for _ in range(2000):
+        if true():
+            return
         await asyncio.sleep(0.005)
+    raise AssertionError("it never came true")
 
 
 async def test_requests_that_wait_share_the_next_run_and_get_their_own_rows(
@@ -67,7 +69,7 @@ async def test_requests_that_wait_share_the_next_run_and_get_their_own_rows(
     await until(lambda: held.runs)
     others = [asyncio.create_task(runner.encode(["b" * n, "c"])) for n in (2, 3, 4)]
     await asyncio.sleep(0)
-    held.may_encode.release(2)
+    held.may_encode.set()
     rows = [await task for task in (first, *others)]
     runner.stop()
     assert held.runs == [["a"], ["bb", "c", "bbb", "c", "bbbb", "c"]]
@@ -78,7 +80,7 @@ async def test_a_run_takes_a_bounded_number_of_texts(held: HeldEncoder) -> None:
     held.may_load.set()
     runner = ModelRunner(held, lambda: None)
     runner.start()
-    held.may_encode.release(100)
+    held.may_encode.set()
     await asyncio.gather(*(runner.encode(["x"] * 10) for _ in range(30)))
     runner.stop()
     assert sum(map(len, held.runs)) == 300
@@ -95,7 +97,7 @@ async def test_requests_wait_for_the_model_to_load(held: HeldEncoder) -> None:
     assert not counted.done()
     assert not runner.loaded
     held.may_load.set()
-    held.may_encode.release()
+    held.may_encode.set()
     assert (await task).shape == (1, 2048)
     assert await counted == [3]
     assert runner.loaded
@@ -107,11 +109,10 @@ async def test_a_failing_run_fails_its_requests_and_not_the_next(held: HeldEncod
     runner = ModelRunner(held, lambda: None)
     runner.start()
     held.failure = ArithmeticError("no")
-    held.may_encode.release()
+    held.may_encode.set()
     with pytest.raises(ArithmeticError, match="no"):
         await runner.encode(["a"])
     held.failure = None
-    held.may_encode.release()
     assert (await runner.encode(["a"])).shape == (1, 2048)
     runner.stop()
 
@@ -142,45 +143,94 @@ async def test_a_cancelled_request_costs_no_run(held: HeldEncoder) -> None:
     await asyncio.sleep(0)
     second.cancel()
     await asyncio.sleep(0)
-    held.may_encode.release(2)
+    held.may_encode.set()
     await asyncio.gather(first, third)
     runner.stop()
     assert held.runs == [["a"], ["c"]]
 
 
-async def test_the_server_answers_while_the_model_loads_and_runs(
-    held: HeldEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def served(held: HeldEncoder, monkeypatch: pytest.MonkeyPatch) -> HeldEncoder:
+    """The held encoder, as what every server runs."""
     monkeypatch.setattr(
         "nexusflow_integrations.local.app.make_encoder", lambda model, threads: held
     )
-    async with LocalServer() as server:
-        root = server.base_url.removesuffix("/v1")
-        headers = {"Authorization": f"Bearer {server.api_key}"}
-        body = {"model": "text-embedding-v4", "input": "four"}
-        async with httpx.AsyncClient(headers=headers, trust_env=False, timeout=30) as client:
-            waiting = asyncio.create_task(client.post(f"{server.base_url}/embeddings", json=body))
-            health = (await client.get(f"{root}/health")).json()
-            assert health["status"] == "loading"
-            held.may_load.set()
-            await until(lambda: held.runs)
-            health = (await client.get(f"{root}/health")).json()
-            assert health["status"] == "ok"
-            assert not waiting.done()
-            assert server.stats.in_flight == 1
-            held.may_encode.release()
-            assert (await waiting).json()["usage"]["total_tokens"] == 4
+    return held
+
+
+def client_of(server: LocalServer) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        base_url=server.base_url,
+        headers={"Authorization": f"Bearer {server.api_key}"},
+        trust_env=False,
+        timeout=30,
+    )
+
+
+BODY = {"model": "text-embedding-v4", "input": "four"}
+
+
+async def test_the_server_answers_while_the_model_loads_and_runs(served: HeldEncoder) -> None:
+    async with LocalServer() as server, client_of(server) as client:
+        health = server.base_url.replace("/v1", "/health")
+        waiting = asyncio.create_task(client.post("/embeddings", json=BODY))
+        assert (await client.get(health)).json()["status"] == "loading"
+        served.may_load.set()
+        await until(lambda: served.runs)
+        assert (await client.get(health)).json()["status"] == "ok"
+        assert not waiting.done()
+        served.may_encode.set()
+        assert (await waiting).json()["usage"]["total_tokens"] == 4
+
+
+async def test_requests_in_flight_and_connections_are_counted(served: HeldEncoder) -> None:
+    served.may_load.set()
+    async with LocalServer() as server, client_of(server) as client:
+        tasks = [asyncio.create_task(client.post("/embeddings", json=BODY)) for _ in range(4)]
+        await until(lambda: server.stats.in_flight == 4)
+        server.reset_stats()
+        assert server.stats.in_flight == server.stats.max_in_flight == 4
+        served.may_encode.set()
+        assert {answer.status_code for answer in await asyncio.gather(*tasks)} == {200}
+        assert server.stats.in_flight == 0
+        assert server.stats.max_in_flight == 4
+        served.may_encode.clear()
+        tasks = [asyncio.create_task(client.post("/embeddings", json=BODY)) for _ in range(6)]
+        await until(lambda: server.stats.in_flight == 6)
+        assert server.stats.connections == 2
+        served.may_encode.set()
+        await asyncio.gather(*tasks)
+
+
+async def test_requests_over_the_concurrency_are_refused_and_pass_later(
+    served: HeldEncoder,
+) -> None:
+    served.may_load.set()
+    async with LocalServer(concurrency=3) as server, client_of(server) as client:
+        tasks = [asyncio.create_task(client.post("/embeddings", json=BODY)) for _ in range(8)]
+        await until(lambda: sum(task.done() for task in tasks) == 5)
+        served.may_encode.set()
+        statuses = sorted(answer.status_code for answer in await asyncio.gather(*tasks))
+        assert statuses == [200] * 3 + [429] * 5
+        assert (await client.post("/embeddings", json=BODY)).status_code == 200
+
+
+async def test_a_request_may_come_before_the_start(held: HeldEncoder) -> None:
+    held.may_load.set()
+    held.may_encode.set()
+    runner = ModelRunner(held, lambda: None)
+    task = asyncio.create_task(runner.encode(["a"]))
+    await asyncio.sleep(0)
+    runner.start()
+    assert (await task).shape == (1, 2048)
+    runner.stop()
 
 
 async def test_the_app_runs_in_process_without_a_socket() -> None:
-    api = LocalApi(model="hash")
-    api.runner.start()
-    transport = httpx.ASGITransport(app=api.app())
+    transport = httpx.ASGITransport(app=create_app(model="hash"))
     async with httpx.AsyncClient(transport=transport, base_url="http://local/v1") as client:
         answer = await client.post(
-            "/embeddings",
-            json={"model": "text-embedding-v4", "input": "x"},
-            headers={"Authorization": "Bearer k"},
+            "/embeddings", json=BODY, headers={"Authorization": "Bearer any"}
         )
     assert answer.status_code == 200
-    assert api.counts.snapshot().requests == 1
+    assert answer.headers["X-Local-Model"] == "hash"
