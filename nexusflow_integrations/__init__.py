@@ -1,8 +1,8 @@
 """NexusFlow embeddings for LangChain, LlamaIndex and Chroma, over one shared HTTP core.
 
-``NexusFlow`` is the client. ``NexusFlowEmbeddings`` (LangChain), ``NexusFlowEmbedding`` (LlamaIndex)
-and ``NexusFlowEmbeddingFunction`` (Chroma) are imported when they are first asked for: importing
-this package imports no framework.
+``NexusFlow`` is the client. ``NexusFlowEmbeddings`` (LangChain), ``NexusFlowEmbedding``
+(LlamaIndex) and ``NexusFlowEmbeddingFunction`` (Chroma) are imported when they are first asked for:
+importing this package imports no framework.
 """
 
 from __future__ import annotations

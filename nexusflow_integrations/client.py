@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import queue
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from threading import Lock
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
@@ -28,7 +30,9 @@ from nexusflow_integrations._core.usage import Budget, Ledger, Price, Purse, Usa
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError, RefusedTextsError
 
 if TYPE_CHECKING:
+    from nexusflow_integrations._core.estimate import Estimate
     from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList, Gathered
+    from nexusflow_integrations._core.streaming import Cutter, Embedded, Slab
 
 __all__ = ["NexusFlow"]
 
@@ -62,6 +66,8 @@ class NexusFlow:
             place and the reason in the result's ``refused``.
         query_instruction: Text put before each query (not before documents), for asymmetric
             retrieval. Off by default.
+        cache: Path of a file that remembers every vector, across processes and crashes, or
+            ``True`` for the user's cache folder. Off by default.
         budget: The most this client may spend; see ``Budget``.
         price: Price list for ``usage``; the default is the API page's.
         on_usage: Called with the ``Usage`` of each call when it ends, well or not.
@@ -91,6 +97,7 @@ class NexusFlow:
         tokens_per_minute: float | None = None,
         on_refused: OnRefused = "raise",
         query_instruction: str | None = None,
+        cache: bool | str | os.PathLike[str] | None = None,
         budget: Budget | None = None,
         price: Price | None = None,
         on_usage: Callable[[Usage], object] | None = None,
@@ -117,6 +124,7 @@ class NexusFlow:
         )
         self._key: ApiKey | None = None if api_key is None else resolve_api_key(api_key)
         self._price = price or Price()
+        self._cache = _cache_path(cache)
         self._budget = budget
         self._purse = None if budget is None else Purse(budget.in_tokens(self._price))
         self._on_usage = on_usage
@@ -240,6 +248,112 @@ class NexusFlow:
         """Embed, for tools that take any callable from texts to vectors."""
         return self.embed(input)
 
+    # -- streaming -----------------------------------------------------------------------------
+
+    def embed_stream(
+        self, texts: Iterable[str], *, role: Role = "document", ordered: bool = True
+    ) -> Iterator[Embedded]:
+        """Embed any number of texts with bounded memory; yield each result as it is ready.
+
+        No more texts are read than are needed to keep ``max_concurrency`` requests busy.
+
+        Args:
+            texts: Any iterable of texts; read in this thread.
+            role: As for ``embed``.
+            ordered: Yield in the order of ``texts``, or as finished.
+
+        Yields:
+            ``Embedded(index, vector, error)``: float32 of shape (d,), or ``None`` with the error of
+            a text that cannot be sent or was refused. Such a text does not end the stream.
+
+        Raises:
+            NexusFlowError: The stream cannot go on; the error's ``finished`` holds what was ready
+                and not yet yielded.
+        """
+        from nexusflow_integrations._core.streaming import Cutter
+
+        _refuse_one_string(texts)
+        cutter = Cutter(self._settings, self._instruction(role))
+        slabs = cutter.cut(texts)
+        flying: deque[tuple[Slab, Future[Gathered] | None, Ledger]] = deque()
+        try:
+            while True:
+                while len(flying) < cutter.in_flight and (slab := next(slabs, None)):
+                    flying.append(self._launch(slab, role, None))
+                if not flying:
+                    return
+                if not ordered:
+                    landed = wait([f for _, f, _ in flying if f], return_when=FIRST_COMPLETED).done
+                    place = next(i for i, (_, f, _) in enumerate(flying) if not f or f in landed)
+                    flying.rotate(-place)
+                slab, future, ledger = flying.popleft()
+                try:
+                    gathered = None if future is None else future.result()
+                except NexusFlowError as error:
+                    slab.blame(error)
+                    raise
+                finally:
+                    self._account(ledger)
+                yield from slab.results(gathered)
+        finally:
+            for _, future, ledger in flying:
+                if future is not None:
+                    future.cancel()
+                    self._account(ledger)
+
+    async def aembed_stream(
+        self,
+        texts: Iterable[str] | AsyncIterable[str],
+        *,
+        role: Role = "document",
+        ordered: bool = True,
+    ) -> AsyncIterator[Embedded]:
+        """Embed like ``embed_stream``, from an iterable or an async iterable."""
+        from nexusflow_integrations._core.streaming import Cutter
+
+        _refuse_one_string(texts)
+        cutter = Cutter(self._settings, self._instruction(role))
+        slabs = _acut(cutter, texts)
+        loop = asyncio.get_running_loop()
+        flying: deque[tuple[Slab, asyncio.Future[Gathered] | None, Ledger]] = deque()
+        try:
+            while True:
+                while len(flying) < cutter.in_flight and (slab := await anext(slabs, None)):
+                    slab, launched, ledger = self._launch(slab, role, loop)
+                    future = None if launched is None else asyncio.wrap_future(launched)
+                    flying.append((slab, future, ledger))
+                if not flying:
+                    return
+                if not ordered and all(future for _, future, _ in flying):
+                    landed, _ = await asyncio.wait(
+                        [future for _, future, _ in flying if future],
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                    flying.rotate(-next(i for i, (_, f, _) in enumerate(flying) if f in landed))
+                slab, future, ledger = flying.popleft()
+                try:
+                    gathered = None if future is None else await future
+                except NexusFlowError as error:
+                    slab.blame(error)
+                    raise
+                finally:
+                    self._account(ledger)
+                for result in slab.results(gathered):
+                    yield result
+        finally:
+            for _, future, ledger in flying:
+                if future is not None:
+                    future.cancel()
+                    self._account(ledger)
+
+    def _launch(
+        self, slab: Slab, role: Role, loop: asyncio.AbstractEventLoop | None
+    ) -> tuple[Slab, Future[Gathered] | None, Ledger]:
+        ledger = Ledger()
+        if not slab.texts:
+            return slab, None, ledger
+        return slab, self._submit(slab.texts, role, False, ledger, loop, None), ledger
+
     # -- what it cost --------------------------------------------------------------------------
 
     @property
@@ -247,6 +361,33 @@ class NexusFlow:
         """What all calls of this client sent and cost so far."""
         with self._lock:
             return self._usage
+
+    def estimate(self, texts: Iterable[str], *, role: Role = "document") -> Estimate:
+        """Say what embedding ``texts`` would send, cost and take; nothing is sent.
+
+        Raises:
+            InvalidInputError: A text cannot be sent.
+            CacheError: The cache file is corrupt, foreign or newer.
+        """
+        from nexusflow_integrations._core.estimate import estimate
+
+        prepared = self._prepare(texts, role)
+        distinct = list(dict.fromkeys(prepared))
+        return estimate(
+            distinct,
+            held=self._held(distinct),
+            given=len(prepared),
+            settings=self._settings,
+            price=self._price,
+        )
+
+    def _held(self, texts: list[str]) -> set[str]:
+        if self._cache is None:
+            return set()
+        from nexusflow_integrations._core.engine import engine
+
+        background, running = engine()
+        return background.submit(running.held(texts, self._settings, self._cache)).result()
 
     def _account(self, ledger: Ledger) -> Usage:
         usage = ledger.snapshot(self._price)
@@ -332,15 +473,16 @@ class NexusFlow:
     # -- inside --------------------------------------------------------------------------------
 
     def _prepare(self, input: str | Iterable[str], role: Role) -> list[str]:  # noqa: A002
+        instruction = self._instruction(role)
+        texts = [check_text(input)] if isinstance(input, str) else check_texts(input)
+        return [instruction + text for text in texts] if instruction else texts
+
+    def _instruction(self, role: Role) -> str:
         if self._closed:
             raise ConfigurationError("this client is closed; make another one")
         if role not in ("document", "query"):
             raise ConfigurationError(f"role must be 'document' or 'query', not {role!r}")
-        texts = [check_text(input)] if isinstance(input, str) else check_texts(input)
-        instruction = self._settings.query_instruction
-        if role == "query" and instruction:
-            texts = [instruction + text for text in texts]
-        return texts
+        return (self._settings.query_instruction or "") if role == "query" else ""
 
     def _collects(self, on_refused: OnRefused | None) -> bool:
         if on_refused is None:
@@ -386,8 +528,36 @@ class NexusFlow:
             async_http_client=self._async_http_client,
             client_loop=loop,
             on_progress=on_progress,
+            cache=self._cache,
         )
         return background.submit(running.embed(request))
+
+
+def _cache_path(cache: bool | str | os.PathLike[str] | None) -> str | None:
+    if cache is None or cache is False:
+        return None
+    if cache is True:
+        from nexusflow_integrations._core.store import default_path
+
+        return str(default_path())
+    return os.path.abspath(os.path.expanduser(os.fspath(cache)))
+
+
+def _refuse_one_string(texts: Any) -> None:
+    if isinstance(texts, (str, bytes)):
+        check_texts(cast(Any, texts))  # which says so
+
+
+async def _acut(cutter: Cutter, texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[Slab]:
+    if isinstance(texts, AsyncIterable):
+        async for text in texts:
+            if slab := cutter.add(text):
+                yield slab
+        if slab := cutter.rest():
+            yield slab
+    else:
+        for slab in cutter.cut(texts):
+            yield slab
 
 
 def _result(

@@ -8,20 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nexusflow_integrations._core.background import BackgroundLoop, background_loop
-from nexusflow_integrations._core.batching import (
-    MAX_BATCH_TOKENS,
-    Batch,
-    Item,
-    encode_item,
-    plan_batches,
-)
+from nexusflow_integrations._core.batching import MAX_BATCH_TOKENS, plan_batches
 from nexusflow_integrations._core.exchange import (
     AwaitSettled,
     Call,
@@ -39,6 +33,7 @@ from nexusflow_integrations._core.exchange import (
 from nexusflow_integrations._core.lane import Lane
 from nexusflow_integrations._core.results import Gathered
 from nexusflow_integrations._core.settings import ApiKey, Settings
+from nexusflow_integrations._core.sources import CachedSource, DirectSource, Plan, Source, Texts
 from nexusflow_integrations._core.transport import (
     AiohttpSender,
     AsyncHttpxSender,
@@ -48,6 +43,9 @@ from nexusflow_integrations._core.transport import (
 from nexusflow_integrations._core.usage import Ledger, Purse
 from nexusflow_integrations._core.wire import Answer
 from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
+
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.cache import Cache
 
 DRAIN = 5.0
 """Seconds that requests in flight get to finish, and be kept, when their call fails elsewhere."""
@@ -68,6 +66,7 @@ class Request:
     async_http_client: Any = None
     client_loop: asyncio.AbstractEventLoop | None = None
     on_progress: Callable[[int], object] | None = None
+    cache: str | None = None
 
 
 class Engine:
@@ -75,12 +74,16 @@ class Engine:
 
     def __init__(self, background: BackgroundLoop) -> None:
         self._lanes: dict[tuple[str, str, str], Lane] = {}
+        self._flights: dict[tuple[str, str, int | None], Flights] = {}
+        self._caches: dict[str, Cache] = {}
         self._pool = AiohttpSender()
         self._workers: ThreadPoolExecutor | None = None
         background.on_close(self._close)
 
     async def _close(self) -> None:
         await self._pool.close()
+        for cache in self._caches.values():
+            await cache.close()
         if self._workers is not None:
             self._workers.shutdown(wait=False, cancel_futures=True)
 
@@ -92,6 +95,27 @@ class Engine:
         else:
             lane.configure(settings)
         return lane
+
+    def _flights_of(self, settings: Settings) -> Flights:
+        name = (settings.base_url, settings.model, settings.dimensions)
+        return self._flights.setdefault(name, Flights())
+
+    def _cache(self, path: str) -> Cache:
+        if path not in self._caches:
+            from nexusflow_integrations._core.cache import Cache
+            from nexusflow_integrations._core.store import VectorStore
+
+            self._caches[path] = Cache(VectorStore(path))
+        return self._caches[path]
+
+    async def held(self, texts: Sequence[str], settings: Settings, path: str) -> set[str]:
+        """Return those of ``texts`` whose vector the store at ``path`` holds."""
+        cache = self._cache(path)
+        if not await cache.open():
+            return set()
+        key = _keyer(cache, settings)
+        keys = {key(text): text for text in texts}
+        return {keys[found] for found in await cache.present(list(keys))}
 
     def _sender(self, request: Request) -> Sender:
         if request.http_client is not None:
@@ -110,7 +134,7 @@ class Engine:
         """
         settings = request.settings
         lane = self._lane(settings, request.key)
-        gathered = Gathered(len(request.texts))
+        gathered = Gathered(len(request.texts), request.on_progress)
         call = Call(
             settings=settings,
             key=request.key,
@@ -123,18 +147,56 @@ class Engine:
             size=request.size or LearntSize(),
         )
         request.ledger.texts += len(request.texts)
-        send = partial(
-            _send, lane, self._sender(request), settings, _headers(settings, request.key)
+        send = partial(_send, call, self._sender(request), _headers(settings, request.key))
+        source: Callable[[Texts], Source] = partial(DirectSource, plan=_plan(settings))
+        if request.cache is not None:
+            cache = self._cache(request.cache)
+            if await cache.open():
+                source = _cached(cache, call, gathered)
+        job = _Job(
+            call,
+            gathered,
+            send,
+            flights=self._flights_of(settings),
+            source=source,
         )
-        job = _Job(call, gathered, send, request.on_progress)
         try:
             await job.run(request.texts)
         except NexusFlowError as error:
             error.finished = gathered.finished()
             raise
-        finally:
-            gathered.wake_all()
         return gathered
+
+
+def _plan(settings: Settings) -> Plan:
+    per_second = (settings.tokens_per_minute or float("inf")) / 60
+    # Limits that hold per second refuse a request of more tokens than a second may bring.
+    return partial(
+        plan_batches,
+        max_texts=settings.batch_size,
+        max_tokens=min(MAX_BATCH_TOKENS, per_second),
+    )
+
+
+def _cached(cache: Cache, call: Call, gathered: Gathered) -> Callable[[Texts], Source]:
+    settings = call.settings
+    return partial(
+        CachedSource,
+        plan=_plan(settings),
+        cache=cache,
+        key=_keyer(cache, settings),
+        dimensions=settings.dimensions,
+        gathered=gathered,
+        ledger=call.ledger,
+        slab=settings.max_concurrency * settings.batch_size,
+    )
+
+
+def _keyer(cache: Cache, settings: Settings) -> Callable[[str], bytes]:
+    # A query's instruction is part of its text by now, so the role needs no part of its own.
+    return cache.store.keyer(
+        base_url=settings.base_url, model=settings.model, dimensions=settings.dimensions
+    )
 
 
 def _headers(settings: Settings, key: ApiKey) -> dict[str, str]:
@@ -152,18 +214,19 @@ def _headers(settings: Settings, key: ApiKey) -> dict[str, str]:
 SendStep = Callable[[Send], Coroutine[Any, Any, Reply]]
 
 
-async def _send(
-    lane: Lane, sender: Sender, settings: Settings, headers: dict[str, str], step: Send
-) -> Reply:
-    gate = lane.gate
-    await gate.enter(step.tokens, urgent=step.urgent)
+async def _send(call: Call, sender: Sender, headers: dict[str, str], step: Send) -> Reply:
+    lane = call.lane
+    await lane.gate.enter(step.tokens, urgent=step.urgent)
     sent_at = lane.clock()
+    task = asyncio.current_task()
+    call.in_flight.add(task)
     try:
         outcome: Answer | TransportFault = await sender.send(
-            f"{settings.base_url}/embeddings", headers, step.body, step.timeout
+            f"{call.settings.base_url}/embeddings", headers, step.body, step.timeout
         )
     finally:
-        gate.leave()
+        call.in_flight.discard(task)
+        lane.gate.leave()
     return Reply(outcome, sent_at, lane.clock())
 
 
@@ -198,20 +261,50 @@ async def _signalled(
     await signal.wait()
 
 
+class Flights:
+    """Who is embedding which text now, so that nobody else in the process pays for it too."""
+
+    def __init__(self) -> None:
+        self._flights: dict[str, tuple[Gathered, int]] = {}
+
+    def board(
+        self, texts: Iterable[tuple[int, str]], gathered: Gathered
+    ) -> tuple[list[tuple[int, str]], list[tuple[int, str, Gathered, int]]]:
+        """Part ``texts`` into those now ours to embed, and those that another call embeds."""
+        mine = []
+        others = []
+        for index, text in texts:
+            carrier, place = self._flights.setdefault(text, (gathered, index))
+            if carrier is gathered and place == index:
+                mine.append((index, text))
+            else:
+                others.append((index, text, carrier, place))
+        return mine, others
+
+    def land(self, texts: Iterable[tuple[int, str]], gathered: Gathered) -> None:
+        """End our flights; whoever still waits for one must see to it himself."""
+        for _, text in texts:
+            self._flights.pop(text, None)
+        gathered.wake_all()
+
+
 class _Job:
-    """One call in progress: a few workers that take batches from one plan."""
+    """One call in progress: a few workers that take batches from one source."""
 
     def __init__(
         self,
         call: Call,
         gathered: Gathered,
         send: SendStep,
-        on_progress: Callable[[int], object] | None,
+        *,
+        flights: Flights,
+        source: Callable[[Texts], Source],
     ) -> None:
         self._call = call
         self._gathered = gathered
         self._send = send
-        self._on_progress = on_progress
+        self._flights = flights
+        self._source = source
 
     async def run(self, texts: Sequence[str]) -> None:
         deadline = self._call.until - self._call.lane.clock()
@@ -236,30 +329,53 @@ class _Job:
             if original != index:
                 copies[index] = original
         self._call.ledger.repeated += len(copies)
-        items = (encode_item(index, text) for text, index in first.items())
-        await self._send_all(self._batches(items), len(first))
+        wanted = [(index, text) for text, index in first.items()]
+        while wanted:
+            mine, others = self._flights.board(wanted, self._gathered)
+            try:
+                if mine:
+                    await self._obtain(mine)
+            finally:
+                self._flights.land(mine, self._gathered)
+            wanted = [(i, text) for i, text, *where in others if not await self._join(i, *where)]
         self._copy(copies)
 
-    def _batches(self, items: Iterator[Item]) -> Iterator[Batch]:
-        settings = self._call.settings
-        per_second = (settings.tokens_per_minute or float("inf")) / 60
-        # Limits that hold per second refuse a request of more tokens than a second may bring.
-        return plan_batches(
-            items, max_texts=settings.batch_size, max_tokens=min(MAX_BATCH_TOKENS, per_second)
-        )
+    async def _join(self, index: int, carrier: Gathered, place: int) -> bool:
+        """Take the row of a text that another call embeds; ``False`` if that call ends without."""
+        if not carrier.settled(place):
+            await carrier.wait(place)
+        if carrier.done[place] and carrier.vectors is not None:
+            self._gathered.row(index, carrier.vectors[place])
+            self._call.ledger.cached += 1
+        elif place in carrier.refusals:
+            self._gathered.refuse(index, carrier.refusals[place])
+        else:
+            return False
+        self._gathered.report()
+        return True
 
-    async def _send_all(self, batches: Iterator[Batch], count: int) -> None:
+    async def _obtain(self, texts: Texts) -> None:
         settings = self._call.settings
-        workers = min(settings.max_concurrency, -(-count // settings.batch_size))
-        if workers <= 1:
-            await self._work(batches)
-            return
-        tasks = [asyncio.ensure_future(self._work(batches)) for _ in range(workers)]
+        source = self._source(texts)
+        workers = min(settings.max_concurrency, -(-len(texts) // settings.batch_size))
+        try:
+            if workers <= 1:
+                await self._work(source)
+            else:
+                await self._work_together([self._work(source) for _ in range(workers)])
+        finally:
+            await source.close()
+
+    async def _work_together(self, workers: Sequence[Coroutine[Any, Any, None]]) -> None:
+        tasks = [asyncio.ensure_future(work) for work in workers]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            failed = next((task for task in tasks if task.done() and task.exception()), None)
-            if failed is not None:
+            if not all(task.done() for task in tasks):
+                # Keep what is paid for already; whatever only waits need not go on.
                 self._call.stopping = True
+                for task in tasks:
+                    if task not in self._call.in_flight:
+                        task.cancel()
                 await asyncio.wait(tasks, timeout=DRAIN)
         finally:
             for task in tasks:
@@ -271,18 +387,16 @@ class _Job:
             ):
                 raise result
 
-    async def _work(self, batches: Iterator[Batch]) -> None:
-        for batch in batches:
+    async def _work(self, source: Source) -> None:
+        while (batch := await source.next()) is not None:
             if self._call.stopping:
                 raise Stopped
-            await drive(exchange(batch, self._call), self._send)
-            self._report()
-
-    def _report(self) -> None:
-        gathered = self._gathered
-        if self._on_progress is not None and gathered.fresh:
-            fresh, gathered.fresh = gathered.fresh, 0
-            self._on_progress(fresh)
+            try:
+                await drive(exchange(batch, self._call), self._send)
+            finally:
+                await source.keep(batch)
+            self._gathered.report()
+        self._gathered.report()
 
     def _copy(self, copies: dict[int, int]) -> None:
         gathered = self._gathered
@@ -291,7 +405,7 @@ class _Job:
                 gathered.refuse(index, gathered.refusals[original])
             elif gathered.vectors is not None:
                 gathered.row(index, gathered.vectors[original])
-        self._report()
+        self._gathered.report()
 
 
 _engines: dict[BackgroundLoop, Engine] = {}

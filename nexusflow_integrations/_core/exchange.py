@@ -124,7 +124,7 @@ class Call:
     """What all batches of one call share.
 
     ``until`` is the deadline in monotonic seconds. ``stopping`` is set when the call is going to
-    fail: what is in flight may finish, nothing more is sent.
+    fail: what is ``in_flight`` (tasks with a request out) may finish, nothing more is sent.
     """
 
     settings: Settings
@@ -137,6 +137,7 @@ class Call:
     purse: Purse | None = None
     size: LearntSize = field(default_factory=LearntSize)
     stopping: bool = False
+    in_flight: set[object] = field(default_factory=set)
 
 
 class Stopped(Exception):  # noqa: N818 - it never leaves the core
@@ -353,7 +354,7 @@ def _judge(
     try:
         rows = decode_response(answer.body, count=len(batch), dimensions=wanted)
     except BrokenResponse as broken:
-        return judge_ok_error(answer, api_key=call.key.reveal()) or broken
+        return judge_ok_error(answer, broken, api_key=call.key.reveal())
     if settings.dimensions is None:
         call.size.dimensions = rows.vectors.shape[1]
     return rows

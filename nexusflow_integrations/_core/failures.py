@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from nexusflow_integrations._core.wire import Answer
+from nexusflow_integrations._core.wire import Answer, BrokenResponse
 from nexusflow_integrations.errors import (
     APIStatusError,
     AuthenticationError,
@@ -82,6 +82,9 @@ _BATCH = re.compile(
     r"\s*(\d{1,4})",
     re.IGNORECASE | re.DOTALL,
 )
+_UNSATISFIABLE = re.compile(
+    r"limit\D{0,3}(\d{1,12})\D{1,20}requested\D{0,3}(\d{1,12})", re.IGNORECASE
+)
 _BASE64 = re.compile(r"encoding[_ ]format|base64", re.IGNORECASE)
 _SERVER_CODE = re.compile(
     r"^(server_error|internal_?error|internal_?server_?error|upstream_error"
@@ -115,7 +118,7 @@ def _kind(status: int, code: str, words: str, names_batch_limit: bool) -> Kind:
     if _BILLING.search(words):
         return Kind.TERMINAL
     if status == 429:
-        return Kind.THROTTLE
+        return Kind.TOO_LARGE if _asks_too_much(words) else Kind.THROTTLE
     if status in (400, 422):
         if names_batch_limit:
             return Kind.BATCH_LIMIT
@@ -135,14 +138,23 @@ def _kind(status: int, code: str, words: str, names_batch_limit: bool) -> Kind:
     return Kind.TERMINAL
 
 
-def judge_ok_error(answer: Answer, *, api_key: str) -> Failure | None:
-    """Judge an error object that came under a good status; ``None`` if there is none.
+def _asks_too_much(words: str) -> bool:
+    """Whether one request alone is over the limit, so that waiting would never help."""
+    numbers = _UNSATISFIABLE.search(words)
+    return numbers is not None and int(numbers.group(2)) > int(numbers.group(1))
 
-    Its code decides as if it had come under its own status; without a known code it is a fault.
+
+def judge_ok_error(
+    answer: Answer, broken: BrokenResponse, *, api_key: str
+) -> Failure | BrokenResponse:
+    """Judge a body that held no vectors under a good status: perhaps it is an error object.
+
+    A known code decides as if it had come under its own status. Otherwise the answer stays
+    ``broken``, with the server's words added.
     """
     code, message = _code_and_message(answer.body, under_ok=True)
     if code is None and not message:
-        return None
+        return broken
     words = f"{code or ''} {message}"
     if _BILLING.search(words):
         status = 402
@@ -155,7 +167,7 @@ def judge_ok_error(answer: Answer, *, api_key: str) -> Failure | None:
     elif _THROTTLE.search(words) or "insufficient_quota" in words:
         status = 429
     else:
-        return None
+        return BrokenResponse(f"{broken}; the server says: {clean(words, api_key)}")
     return judge(Answer(status, answer.headers, answer.body), api_key=api_key)
 
 
@@ -179,12 +191,12 @@ def _error(
     api_key: str,
 ) -> APIStatusError:
     status = answer.status
-    if kind is Kind.THROTTLE:
-        cls: type[APIStatusError] = RateLimitError
+    if kind is Kind.TERMINAL and _BILLING.search(f"{code or ''} {message}"):
+        cls: type[APIStatusError] = PermissionDeniedError
+    elif kind is Kind.THROTTLE or status == 429:
+        cls = RateLimitError
     elif kind is Kind.FAULT:
         cls = InternalServerError
-    elif status == 429 or (kind is Kind.TERMINAL and _BILLING.search(f"{code or ''} {message}")):
-        cls = PermissionDeniedError
     else:
         cls = _BY_STATUS.get(status, InternalServerError if status >= 500 else BadRequestError)
     if 300 <= status < 400:

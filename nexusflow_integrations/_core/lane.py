@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from nexusflow_integrations._core.failures import Failure, Kind
 from nexusflow_integrations._core.gate import Gate
@@ -58,7 +57,6 @@ class Lane:
         self.batch_limit: int | None = None
         self.base64_refused = False
         self.outage: Outage | None = None
-        self.flights: dict[Any, Any] = {}
         self._last_good = float("-inf")
         self._given: tuple[float | None, float | None] = (None, None)
         self.configure(settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from nexusflow_integrations._core.batching import Batch, Item
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations._core.wire import Vectors
-from nexusflow_integrations.errors import APIStatusError
+from nexusflow_integrations.errors import APIStatusError, InvalidResponseError
 
 
 class EmbeddingArray(np.ndarray[Any, np.dtype[np.float32]]):
@@ -45,12 +45,13 @@ class EmbeddingList(list[Any]):
 class Gathered:
     """The sink of one call: rows by index in one array, refusals, and who else waits for a text."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, on_progress: Callable[[int], object] | None = None) -> None:
         self.count = count
+        self._on_progress = on_progress
+        self._fresh = 0
         self.vectors: Vectors | None = None
         self.refusals: dict[int, APIStatusError] = {}
         self.done = bytearray(count)
-        self.fresh = 0
         self.waiting: dict[int, list[asyncio.Future[None]]] = {}
 
     def rows(self, batch: Batch, vectors: Vectors) -> None:
@@ -64,7 +65,7 @@ class Gathered:
             self._array(vectors.shape[1])[places] = vectors
             for place in places:
                 self.done[place] = 1
-        self.fresh += len(batch)
+        self._fresh += len(batch)
         if self.waiting:
             for item in batch:
                 self._wake(item.index)
@@ -73,7 +74,7 @@ class Gathered:
         """Take one row that was found rather than sent for."""
         self._array(vector.shape[0])[index] = vector
         self.done[index] = 1
-        self.fresh += 1
+        self._fresh += 1
         if self.waiting:
             self._wake(index)
 
@@ -82,19 +83,40 @@ class Gathered:
 
     def refuse(self, index: int, error: APIStatusError) -> None:
         self.refusals[index] = error
-        self.fresh += 1
+        self._fresh += 1
         if self.waiting:
             self._wake(index)
+
+    def report(self) -> None:
+        """Tell the caller's progress how many texts were settled since the last time."""
+        if self._on_progress is not None and self._fresh:
+            fresh, self._fresh = self._fresh, 0
+            self._on_progress(fresh)
 
     def _array(self, size: int) -> Vectors:
         if self.vectors is None:
             self.vectors = np.empty((self.count, size), dtype=np.float32)
+        elif self.vectors.shape[1] != size:
+            raise InvalidResponseError(
+                f"vectors of {size} numbers came where others have {self.vectors.shape[1]};"
+                " ask for a size (dimensions=...), or clear the cache if the server's changed"
+            )
         return self.vectors
 
     def _wake(self, index: int) -> None:
         for waiter in self.waiting.pop(index, ()):
             if not waiter.done():
                 waiter.set_result(None)
+
+    def settled(self, index: int) -> bool:
+        """Tell whether there is a row or a refusal for ``index``."""
+        return bool(self.done[index]) or index in self.refusals
+
+    async def wait(self, index: int) -> None:
+        """Wait until ``index`` is settled, or the call has ended without."""
+        waiter = asyncio.get_running_loop().create_future()
+        self.waiting.setdefault(index, []).append(waiter)
+        await waiter
 
     def wake_all(self) -> None:
         """Tell all who still wait that this call ends without their text."""

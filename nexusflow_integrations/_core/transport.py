@@ -43,6 +43,14 @@ class AiohttpSender:
         import aiohttp
         import httpx
 
+        class Request(aiohttp.ClientRequest):
+            async def send(self, conn: Any) -> aiohttp.ClientResponse:
+                # Bytes that came on an idle connection would be taken for the answer to this
+                # request, and be another's vectors.
+                if conn.protocol is not None and conn.protocol.should_close:
+                    raise aiohttp.ServerDisconnectedError
+                return await super().send(conn)
+
         # The gate bounds what is in flight, so the pool needs no limit of its own; an idle
         # connection is dropped before gateways usually drop it.
         connector = aiohttp.TCPConnector(
@@ -51,6 +59,7 @@ class AiohttpSender:
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
+            request_class=Request,
             auto_decompress=False,
             trust_env=True,
         )
