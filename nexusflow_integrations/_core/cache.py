@@ -1,0 +1,97 @@
+"""The store, seen from the event loop: one thread does its I/O, and rows are committed in groups.
+
+Rows that arrive while a commit runs go into the next one, so the store keeps up with any rate, and
+a batch counts as in flight until its rows are committed. That is what makes the promise exact: a
+process that dies pays again at most for what was in flight.
+
+A store that cannot be written (full disk, read-only file) is given up with one warning; the vectors
+still come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from nexusflow_integrations._core.store import Claimed, StoreUnavailable, VectorStore
+from nexusflow_integrations._core.wire import Vectors
+from nexusflow_integrations.errors import CacheError
+
+logger = logging.getLogger("nexusflow_integrations")
+
+T = TypeVar("T")
+Row = tuple[bytes, Vectors]
+
+
+class Cache:
+    """One store file, used by the event loop that made it."""
+
+    def __init__(self, store: VectorStore) -> None:
+        self.store = store
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="nexusflow-cache")
+        self._usable: bool | None = None
+        self._group: list[Row] = []
+        self._committed: asyncio.Future[None] | None = None
+
+    async def open(self) -> bool:
+        """Tell whether the store can be used; opens it the first time.
+
+        Raises:
+            CacheError: The file is corrupt, foreign or newer; it was left alone.
+        """
+        if self._usable is None:
+            self._usable = True
+            try:
+                await self._run(self.store.open, None)
+            except CacheError:
+                self._usable = None
+                raise
+        return bool(self._usable)
+
+    async def claim(self, keys: Sequence[bytes], dimensions: int | None) -> Claimed:
+        """Return what is known and claim the rest; everything is ours if the store is given up."""
+        alone = Claimed(hits={}, mine=list(keys), busy=[], repaid=0)
+        return await self._run(lambda: self.store.claim(keys, dimensions), alone)
+
+    async def present(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Return those of ``keys`` that the store holds, without claiming any."""
+        return await self._run(lambda: self.store.present(keys), set())
+
+    async def put(self, rows: Sequence[Row]) -> None:
+        """Commit ``rows``, together with whatever else arrives before the commit begins."""
+        self._group.extend(rows)
+        if self._committed is None:
+            self._committed = asyncio.ensure_future(self._commit())
+        await asyncio.shield(self._committed)
+
+    async def _commit(self) -> None:
+        await asyncio.sleep(0)  # let others that are ready join this group
+        rows, self._group, self._committed = self._group, [], None
+        await self._run(lambda: self.store.put(rows), None)
+
+    async def release(self, keys: Sequence[bytes]) -> None:
+        """Let others have ``keys``, which will not be paid for here."""
+        await self._run(lambda: self.store.release(keys), None)
+
+    async def renew(self, keys: Sequence[bytes]) -> None:
+        """Keep ``keys`` claimed for another while."""
+        await self._run(lambda: self.store.renew(keys), None)
+
+    async def _run(self, work: Callable[[], T], otherwise: T) -> T:
+        if not self._usable:
+            return otherwise
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.thread, work)
+        except StoreUnavailable as error:
+            if self._usable:
+                self._usable = False
+                logger.warning("the cache is off for this process: %s", error)
+            return otherwise
+
+    async def close(self) -> None:
+        if self._usable:
+            await self._run(self.store.close, None)
+        self.thread.shutdown(wait=False)

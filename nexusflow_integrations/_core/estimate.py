@@ -1,0 +1,87 @@
+"""What embedding some texts would send, cost and take, before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nexusflow_integrations._core.batching import encode_item, plan_batches
+from nexusflow_integrations._core.settings import Settings
+from nexusflow_integrations._core.tokens import RULE_ERROR, estimate_tokens, exact_counter
+from nexusflow_integrations._core.usage import Price
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a call would send and cost.
+
+    Attributes:
+        texts: Texts given.
+        repeated: Texts that stand more than once and are sent once.
+        cached: Texts whose vector the cache holds; they cost nothing.
+        requests: Requests for the rest, without retries.
+        tokens: Tokens of the rest.
+        exact: Whether the model's own tokenizer counted (``pip install quicktok-v1``); otherwise
+            the total is off by up to ``token_error``.
+        token_error: Largest relative error of ``tokens``, as measured.
+        price: The price list used.
+        seconds: Least time at the limits that the client was given; ``None`` without limits.
+    """
+
+    texts: int
+    repeated: int
+    cached: int
+    requests: int
+    tokens: int
+    exact: bool
+    price: Price
+    seconds: float | None
+
+    @property
+    def token_error(self) -> float:
+        """0 if counted exactly."""
+        return 0.0 if self.exact else RULE_ERROR
+
+    @property
+    def cost(self) -> float:
+        """Price of ``tokens``, in the currency of ``price``."""
+        return self.price.of(self.tokens)
+
+
+def estimate(
+    texts: Sequence[str], *, held: set[str], given: int, settings: Settings, price: Price
+) -> Estimate:
+    """Return the estimate for the distinct ``texts``; ``held`` are those that the cache holds.
+
+    ``given`` is how many texts there were before repetitions were taken out.
+    """
+    missing = [text for text in texts if text not in held]
+    counter = exact_counter()
+    tokens = sum(map(counter or estimate_tokens, missing))
+    batches = plan_batches(
+        (encode_item(index, text) for index, text in enumerate(missing)),
+        max_texts=settings.batch_size,
+    )
+    requests = sum(1 for _ in batches)
+    return Estimate(
+        texts=given,
+        repeated=given - len(texts),
+        cached=len(texts) - len(missing),
+        requests=requests,
+        tokens=tokens,
+        exact=counter is not None,
+        price=price,
+        seconds=_seconds(requests, tokens, settings),
+    )
+
+
+def _seconds(requests: int, tokens: int, settings: Settings) -> float | None:
+    times = [
+        amount / limit * 60
+        for amount, limit in (
+            (requests, settings.requests_per_minute),
+            (tokens, settings.tokens_per_minute),
+        )
+        if limit is not None
+    ]
+    return max(times, default=None)

@@ -1,0 +1,89 @@
+"""Any number of texts through a bounded number in flight.
+
+Texts are read from their iterable in slabs of a few batches; so many slabs are on their way that
+all requests in flight are busy, and no more are read until a slab is done. Memory holds those slabs
+and nothing else, however long the iterable is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from nexusflow_integrations._core.results import Gathered
+from nexusflow_integrations._core.settings import Settings
+from nexusflow_integrations._core.texts import check_text
+from nexusflow_integrations._core.wire import Vectors
+from nexusflow_integrations.errors import InvalidInputError, NexusFlowError
+
+BATCHES_A_SLAB = 4
+
+
+class Embedded(NamedTuple):
+    """One text's result: ``vector`` is float32 of shape (d,), or ``None`` with ``error`` set.
+
+    ``index`` counts the texts from 0 in the order in which they were read.
+    """
+
+    index: int
+    vector: Vectors | None
+    error: NexusFlowError | None = None
+
+
+@dataclass
+class Slab:
+    """Texts that travel together, with their places in the stream and what was wrong with some."""
+
+    indices: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    invalid: list[Embedded] = field(default_factory=list)
+
+    def results(self, gathered: Gathered | None) -> Iterator[Embedded]:
+        """Yield the result of every text of the slab, in order."""
+        found = list(self.invalid)
+        for place, index in enumerate(self.indices):
+            if gathered is not None and place in gathered.refusals:
+                found.append(Embedded(index, None, gathered.refusals[place]))
+            elif gathered is not None and gathered.vectors is not None:
+                found.append(Embedded(index, gathered.vectors[place]))
+        yield from sorted(found, key=lambda item: item.index)
+
+    def blame(self, error: NexusFlowError) -> None:
+        """Turn the indices of ``error.finished`` into those of the stream."""
+        error.finished = {self.indices[place]: row for place, row in error.finished.items()}
+
+
+class Cutter:
+    """Cuts a stream into slabs; ``add`` returns one when it is full."""
+
+    def __init__(self, settings: Settings, instruction: str) -> None:
+        self._size = settings.batch_size * BATCHES_A_SLAB
+        self._instruction = instruction
+        self._count = 0
+        self._slab = Slab()
+        # Twice what is in flight: while one slab's last request is out, the next is under way.
+        self.in_flight = max(2, -(-2 * settings.max_concurrency // BATCHES_A_SLAB))
+
+    def add(self, text: object) -> Slab | None:
+        """Add the next text of the stream; one that cannot be sent becomes a result at once."""
+        index, self._count = self._count, self._count + 1
+        try:
+            self._slab.texts.append(self._instruction + check_text(text, index))
+            self._slab.indices.append(index)
+        except InvalidInputError as error:
+            self._slab.invalid.append(Embedded(index, None, error))
+        full = len(self._slab.texts) + len(self._slab.invalid) >= self._size
+        return self.rest() if full else None
+
+    def rest(self) -> Slab | None:
+        """Return the slab that is not full yet, if it holds anything."""
+        slab, self._slab = self._slab, Slab()
+        return slab if slab.texts or slab.invalid else None
+
+    def cut(self, texts: Iterable[str]) -> Iterator[Slab]:
+        for text in texts:
+            if slab := self.add(text):
+                yield slab
+        if slab := self.rest():
+            yield slab
