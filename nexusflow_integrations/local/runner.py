@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import queue
 import threading
 from collections.abc import Callable
@@ -21,6 +22,7 @@ _Job = tuple[list[str], "asyncio.Future[NDArray[np.float32]]"]
 
 # Texts that wait while the model is busy share its next run, up to this many.
 _TEXTS_PER_RUN = 64
+_STOP_PATIENCE = 30.0
 
 
 class ModelRunner:
@@ -41,6 +43,7 @@ class ModelRunner:
         self._loaded = threading.Event()
         self._failure: Exception | None = None
         self._counting: ThreadPoolExecutor | None = None
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to load the model; returns at once.
@@ -52,17 +55,24 @@ class ModelRunner:
             self._load()
             return
         self._counting = ThreadPoolExecutor(1, thread_name_prefix="local-model-tokens")
-        threading.Thread(
+        self._thread = threading.Thread(
             target=self._work, args=(self._jobs,), name="local-model", daemon=True
-        ).start()
+        )
+        self._thread.start()
+        # A thread that the interpreter's end catches inside the model's C++ aborts the process.
+        atexit.register(self.stop)
 
     def stop(self) -> None:
-        """End the model's threads after the runs already asked for; returns at once."""
+        """End the model's threads, after the loading and the runs already asked for."""
+        atexit.unregister(self.stop)
         self._jobs.put(None)
         self._jobs = queue.SimpleQueue()
         if self._counting is not None:
-            self._counting.shutdown(wait=False)
+            self._counting.shutdown()
             self._counting = None
+        if self._thread is not None:
+            self._thread.join(_STOP_PATIENCE)
+            self._thread = None
 
     @property
     def loaded(self) -> bool:

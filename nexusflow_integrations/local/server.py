@@ -8,7 +8,6 @@ import os
 import socket
 import sys
 import threading
-import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -206,7 +205,7 @@ class LocalServer:
         self._server = self._thread = self._socket = None
 
 
-_RUNNING: weakref.WeakSet[LocalServer] = weakref.WeakSet()
+_RUNNING: set[LocalServer] = set()
 
 
 def _stop_all() -> None:

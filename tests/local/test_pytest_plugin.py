@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import nexusflow_integrations
 
 TESTS = """
 import sys
@@ -45,12 +48,19 @@ def test_that_asks_for_one(nexusflow_server):
 def run(folder: Path, tests: str) -> str:
     (folder / "test_rag.py").write_text(tests)
     plugin = ["-p", "nexusflow_integrations.local.pytest_plugin"]
+    # By name and without the plugins installed, so that it also runs where this one is not.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(str(nexusflow_integrations.__file__)).parents[1]),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, str(folder)],
         capture_output=True,
         text=True,
         timeout=120,
         cwd=folder,
+        env=environment,
         check=False,
     )
     return done.stdout + done.stderr

@@ -175,11 +175,14 @@ print("done")
     assert run(code) == "done"
 
 
-def test_a_server_left_running_does_not_keep_the_process() -> None:
-    code = """
+@pytest.mark.parametrize("ending", ["", "server.stop()"], ids=["left running", "stopped"])
+@pytest.mark.parametrize("model", ["hash", "minilm-use-gated"])
+def test_a_process_ends_cleanly_although_the_model_is_loading(model: str, ending: str) -> None:
+    code = f"""
 from nexusflow_integrations.local import LocalServer
-server = LocalServer("hash").start()
+server = LocalServer({model!r}).start()
 print("done")
+{ending}
 """
     assert run(code) == "done"
 
