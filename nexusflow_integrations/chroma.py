@@ -1,0 +1,415 @@
+"""``NexusFlowEmbeddingFunction``: NexusFlow in Chroma; importing this module registers it.
+
+A collection made with it stores which model it uses, never the key. Any process that imports this
+module can reopen the collection and ask ``query_texts``. Chroma rebuilds embedding functions from
+what is stored several times a call, so building one costs microseconds and opens nothing.
+
+What is stored can be written by whoever can write the database, so it is not trusted with the key:
+a rebuilt function sends a key only from a ``NEXUSFLOW_*`` variable, and only to the default host,
+to this machine, or to a host that this process itself has named (``NEXUSFLOW_BASE_URL``, or
+``api_base=`` of a function made here).
+
+Chroma calls embedding functions on the event loop, also in ``AsyncCollection``. There, await the
+vectors first and hand them over::
+
+    vectors = await embedding_function.aembed_query(["how do I ...?"])
+    found = await collection.query(query_embeddings=vectors)
+
+``nexusflow_integrations.chroma_collections`` opens collections and fills them, sync and async.
+The thin client works too: ``pip install nexusflow-integrations chromadb-client``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from nexusflow_integrations._core.settings import (
+    DEFAULT_BASE_URL,
+    DEFAULT_MAX_CONCURRENCY,
+    DEFAULT_MODEL,
+    MAX_BATCH_SIZE,
+    ApiKey,
+    EncodingFormat,
+    Settings,
+    is_loopback,
+    resolve_api_key,
+    resolve_base_url,
+)
+from nexusflow_integrations._core.usage import Budget, Price, Usage
+from nexusflow_integrations.client import NexusFlow
+from nexusflow_integrations.errors import ConfigurationError, InvalidInputError
+
+try:
+    from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
+    from chromadb.utils.embedding_functions import register_embedding_function
+except ImportError as error:
+    if (error.name or "").partition(".")[0] != "chromadb":
+        raise
+    raise ImportError(
+        'nexusflow_integrations.chroma needs Chroma: pip install "nexusflow-integrations[chroma]"',
+        name=error.name,
+    ) from error
+
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList
+
+__all__ = ["NexusFlowEmbeddingFunction"]
+
+KEY_VARIABLE = "NEXUSFLOW_API_KEY"
+_KEY_VARIABLES = re.compile(r"NEXUSFLOW_[A-Z0-9_]{1,64}")
+_STORED = ("model_name", "dimensions", "api_base", "api_key_env_var", "query_instruction")
+
+_NOT_PICKLED = ("on_usage", "http_client", "async_http_client")
+
+_lock = threading.Lock()
+_made_here: dict[str, NexusFlowEmbeddingFunction | None] = {}
+"""Configuration to the function made with it in this process; None: several, of different keys."""
+_named_here: dict[tuple[str, str, int | None], bool] = {}
+"""Origins that functions made in this process were pointed at, and whether plain http is fine."""
+
+
+@register_embedding_function
+class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
+    """Embeds documents and queries for Chroma; of any number, many requests in flight.
+
+    A collection stores ``model_name``, ``dimensions``, ``api_base``, ``api_key_env_var`` and
+    ``query_instruction``, as far as they were given. All else (key, timeouts, budget, ...) belongs
+    to this process: where Chroma rebuilds the function of a collection in the process that made
+    it, the rebuilt one embeds through the one made last with the same configuration.
+
+    Args:
+        api_key: The key, or an object with ``get_secret_value``. Default: ``api_key_env_var``,
+            read when the key is first needed. It is stored nowhere.
+        model_name: Name of the model.
+        dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` takes the server's size.
+        api_base: Root of the API; it is stored. Default: ``NEXUSFLOW_BASE_URL``, else
+            https://nexusflow.vip/v1, looked up anew in each process.
+        api_key_env_var: Name of the environment variable with the key, ``NEXUSFLOW_...``.
+        query_instruction: Text put before each query, not before documents.
+        encoding_format, batch_size, max_concurrency, timeout, deadline, max_retries,
+        requests_per_minute, tokens_per_minute, budget, price, on_usage, default_headers,
+        http_client, async_http_client, allow_http: As in ``nexusflow_integrations.NexusFlow``.
+
+    Raises:
+        ConfigurationError: A setting is impossible. A missing key is no error until it is needed.
+    """
+
+    def __init__(
+        self,
+        api_key: object = None,
+        *,
+        model_name: str = DEFAULT_MODEL,
+        dimensions: int | None = None,
+        api_base: str | None = None,
+        api_key_env_var: str = KEY_VARIABLE,
+        query_instruction: str | None = None,
+        encoding_format: EncodingFormat = "base64",
+        batch_size: int = MAX_BATCH_SIZE,
+        max_concurrency: int = DEFAULT_MAX_CONCURRENCY,
+        timeout: float = 60.0,
+        deadline: float | None = None,
+        max_retries: int = 6,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        budget: Budget | None = None,
+        price: Price | None = None,
+        on_usage: Callable[[Usage], object] | None = None,
+        default_headers: Mapping[str, str] | None = None,
+        http_client: Any = None,
+        async_http_client: Any = None,
+        allow_http: bool = False,
+    ) -> None:
+        if api_base is not None:
+            api_base = resolve_base_url(api_base, allow_http=allow_http)
+        self._set(
+            {
+                "model_name": model_name,
+                "dimensions": dimensions,
+                "api_base": api_base,
+                "api_key_env_var": api_key_env_var,
+                "query_instruction": query_instruction,
+            },
+            api_key=None if api_key is None else resolve_api_key(api_key),
+            encoding_format=encoding_format,
+            batch_size=batch_size,
+            max_concurrency=max_concurrency,
+            timeout=timeout,
+            deadline=deadline,
+            max_retries=max_retries,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            budget=budget,
+            price=price,
+            on_usage=on_usage,
+            default_headers=default_headers,
+            http_client=http_client,
+            async_http_client=async_http_client,
+            allow_http=allow_http,
+        )
+        self._connect(None)  # says now what is wrong with any setting
+        self._remember()
+
+    def _set(self, config: Mapping[str, Any], api_key: ApiKey | None, **options: Any) -> None:
+        self._config = _checked(config)
+        self._options = options
+        self._api_key = api_key
+        self._client: NexusFlow | None = None
+        self._client_key: ApiKey | None = None
+        self._rebuilt = False
+
+    # -- what Chroma calls to embed ------------------------------------------------------------
+
+    def __call__(self, input: Documents) -> Embeddings:  # noqa: A002 - Chroma's name for it
+        """Embed documents.
+
+        Returns:
+            One float32 vector of shape (d,) for each document, in order; rows of one block.
+
+        Raises:
+            InvalidInputError: A document cannot be sent; nothing was.
+            NexusFlowError: Any other failure; its ``finished`` holds the vectors so far.
+        """
+        return _rows(self.client.embed(_listed(input)))
+
+    def embed_query(self, input: Documents) -> Embeddings:  # noqa: A002
+        """Embed queries, each after ``query_instruction``; else like a call."""
+        return _rows(self.client.embed(_listed(input), role="query"))
+
+    async def aembed(self, input: Documents) -> Embeddings:  # noqa: A002
+        """Embed documents without blocking the event loop, for ``add(embeddings=...)``."""
+        return _rows(await self.client.aembed(_listed(input)))
+
+    async def aembed_query(self, input: Documents) -> Embeddings:  # noqa: A002
+        """Embed queries without blocking the event loop, for ``query(query_embeddings=...)``."""
+        return _rows(await self.client.aembed(_listed(input), role="query"))
+
+    # -- what Chroma stores and rebuilds -------------------------------------------------------
+
+    @staticmethod
+    def name() -> str:
+        """The name under which Chroma knows this function: ``nexusflow``."""
+        return "nexusflow"
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what a collection stores: JSON, and never the key."""
+        return dict(self._config)
+
+    @staticmethod
+    def build_from_config(config: dict[str, Any]) -> NexusFlowEmbeddingFunction:
+        """Rebuild a function from what a collection stored; needs no key and opens nothing.
+
+        Raises:
+            ConfigurationError: ``config`` holds a setting that is impossible or unknown.
+        """
+        rebuilt = NexusFlowEmbeddingFunction.__new__(NexusFlowEmbeddingFunction)
+        rebuilt._set(config, api_key=None)
+        rebuilt._rebuilt = True
+        return rebuilt
+
+    @staticmethod
+    def validate_config(config: dict[str, Any]) -> None:
+        """Raise ``ConfigurationError`` (a ValueError) if ``config`` cannot be one of ours."""
+        _checked(config)
+
+    def validate_config_update(
+        self, old_config: dict[str, Any], new_config: dict[str, Any]
+    ) -> None:
+        """Refuse another model or size: the vectors already stored would not be comparable.
+
+        Chroma asks only after it has stored the change (``collection.modify``): after this error,
+        modify the collection back.
+        """
+        for setting in ("model_name", "dimensions"):
+            old, new = _checked(old_config).get(setting), _checked(new_config).get(setting)
+            if old != new:
+                raise ConfigurationError(
+                    f"{setting} of a collection cannot change from {old!r} to {new!r}: its vectors"
+                    " would not be comparable; Chroma has stored the change already, so modify it"
+                    " back, and make another collection for the other setting"
+                )
+
+    def default_space(self) -> Space:
+        """Cosine, unless a collection says otherwise."""
+        return "cosine"
+
+    # -- settings ------------------------------------------------------------------------------
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model."""
+        return cast(str, self._config["model_name"])
+
+    @property
+    def dimensions(self) -> int | None:
+        """The size that is asked for, or ``None``."""
+        return self._config.get("dimensions")
+
+    @property
+    def usage(self) -> Usage:
+        """What all calls of this function sent and cost so far."""
+        source = self._source()
+        return Usage() if source._client is None else source._client.usage
+
+    @property
+    def client(self) -> NexusFlow:
+        """The client that does the work.
+
+        Raises:
+            ConfigurationError: There is no key, or the stored configuration points at a host that
+                this process has not named.
+        """
+        source = self._source()
+        if source._rebuilt:
+            source._check_host()
+        return source._connect(source._find_key())
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self._config.items())
+        return f"NexusFlowEmbeddingFunction({given})"
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def __copy__(self) -> NexusFlowEmbeddingFunction:
+        return self  # nothing of it changes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NexusFlowEmbeddingFunction:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process finds the key in its environment, as it does for a collection.
+        if self._rebuilt:
+            return NexusFlowEmbeddingFunction.build_from_config, (self.get_config(),)
+        return _made_again, ({**self._config, **self._options, **dict.fromkeys(_NOT_PICKLED)},)
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _source(self) -> NexusFlowEmbeddingFunction:
+        if not self._rebuilt:
+            return self
+        return _made_here.get(_identity(self._config)) or self
+
+    def _find_key(self) -> ApiKey:
+        variable = self._config["api_key_env_var"]
+        if self._api_key is not None or os.environ.get(variable) or not self._rebuilt:
+            return self._api_key or resolve_api_key(env=variable)
+        several = _identity(self._config) in _made_here
+        raise ConfigurationError(
+            f"no API key: this embedding function was rebuilt from what a collection stores, which"
+            f" is never a key; set the environment variable {variable} or open the collection"
+            f" with embedding_function=NexusFlowEmbeddingFunction(api_key=...)"
+            f"{' (this process made several, with different keys)' if several else ''}"
+        )
+
+    def _check_host(self) -> None:
+        base = self._config.get("api_base")
+        if base is None:
+            return
+        scheme, host, _ = origin = _origin(base)
+        named = {_origin(DEFAULT_BASE_URL), _origin(os.environ.get("NEXUSFLOW_BASE_URL") or "")}
+        if not (origin in named or origin in _named_here or is_loopback(host)):
+            raise ConfigurationError(
+                f"this collection's stored configuration points at {scheme}://{host[:80]}, which"
+                " this process has not named, so nothing was sent; if the host is yours, set"
+                " NEXUSFLOW_BASE_URL or open the collection with"
+                " embedding_function=NexusFlowEmbeddingFunction(api_base=...)"
+            )
+        self._options["allow_http"] = _named_here.get(origin, False)
+
+    def _connect(self, key: ApiKey | None) -> NexusFlow:
+        with _lock:
+            if self._client is None or (
+                key is not None
+                and (self._client_key is None or self._client_key.reveal() != key.reveal())
+            ):
+                self._client_key = key
+                self._client = NexusFlow(
+                    key,
+                    base_url=self._config.get("api_base"),
+                    model=self.model_name,
+                    dimensions=self.dimensions,
+                    query_instruction=self._config.get("query_instruction"),
+                    **self._options,
+                )
+            return self._client
+
+    def _remember(self) -> None:
+        if (base := self._config.get("api_base")) is not None:
+            _named_here[_origin(base)] = bool(self._options["allow_http"])
+        identity = _identity(self._config)
+        with _lock:
+            other = _made_here.get(identity, self)
+            if other is None or (self._api_key is None and other._api_key is not None):
+                return
+            keys = {f._api_key.reveal() for f in (self, other) if f._api_key is not None}
+            _made_here[identity] = self if len(keys) < 2 else None
+
+
+def _made_again(settings: dict[str, Any]) -> NexusFlowEmbeddingFunction:
+    return NexusFlowEmbeddingFunction(**settings)
+
+
+def _forget_lock() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread may have held it when the process forked
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
+
+
+def _identity(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True)
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    try:
+        parts = urlsplit(url.strip())
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+        return parts.scheme, parts.hostname or "", port
+    except ValueError:
+        return "", "", None
+
+
+def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without its gaps, every setting checked."""
+    given = {name: value for name, value in dict(config).items() if value is not None}
+    if unknown := sorted(str(name)[:40] for name in given if name not in _STORED):
+        raise ConfigurationError(
+            f"the configuration holds {', '.join(map(repr, unknown))}, which this version of"
+            " nexusflow-integrations does not know"
+        )
+    given = {"model_name": DEFAULT_MODEL, "api_key_env_var": KEY_VARIABLE} | given
+    variable = given["api_key_env_var"]
+    if not isinstance(variable, str) or not _KEY_VARIABLES.fullmatch(variable):
+        # Without the value: people put the key itself here.
+        raise ConfigurationError(
+            "api_key_env_var must be the name of an environment variable NEXUSFLOW_..., in capital"
+            " letters (and not the key itself)"
+        )
+    base = given.get("api_base")
+    Settings(
+        base_url="" if base is None else resolve_base_url(base, allow_http=True),
+        model=given["model_name"],
+        dimensions=given.get("dimensions"),
+        query_instruction=given.get("query_instruction"),
+    )
+    return given
+
+
+def _listed(documents: Documents) -> Documents:
+    if isinstance(documents, str):
+        raise InvalidInputError("a list of texts belongs here, not one string: write [text]")
+    return documents
+
+
+def _rows(vectors: EmbeddingArray | EmbeddingList) -> Embeddings:
+    # Views of one plain block: Chroma takes float32 rows as they are.
+    return cast(Embeddings, list(np.asarray(vectors)))
