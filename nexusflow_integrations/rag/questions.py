@@ -55,7 +55,7 @@ QUESTIONS: tuple[Question, ...] = (
         r"subprocess\.(run|Popen|check_output|getoutput|getstatusoutput)",
     ),
     Question("ask for a password without showing it on the screen", r"getpass\.getpass"),
-    Question("What is the average of these numbers?", r"statistics\.\w*mean"),
+    Question("What is the average of these numbers?", r"statistics\.f?mean"),
     Question(
         "remember results of a slow function so that it is not computed twice",
         r"functools\.(lru_cache|cache|cached_property)",
@@ -91,7 +91,7 @@ QUESTIONS: tuple[Question, ...] = (
         "zh",
     ),
     Question("怎么让程序暂停几秒钟？", r"time\.sleep", "zh"),
-    Question("计算一组数字的平均值", r"statistics\.\w*mean", "zh"),
+    Question("计算一组数字的平均值", r"statistics\.f?mean", "zh"),
     Question("求两个整数的最大公约数", r"math\.gcd", "zh"),
     Question("怎样读取 CSV 文件？", r"csv\.(reader|DictReader)", "zh"),
     Question("如何在浏览器中打开网页？", r"webbrowser\.(open\w*|get)", "zh"),

@@ -1,0 +1,263 @@
+"""What is searched: the standard library's docstrings, its reference topics, or a folder of texts.
+
+The first two are on every machine that runs Python, so nothing is downloaded. Which documents
+there are is decided by the lists of modules below and by what the running Python has of them:
+modules and names that a version lacks are skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+
+from nexusflow_integrations.rag.passages import cut, first_part
+
+# fmt: off
+EVERYDAY = (
+    "bisect", "builtins", "calendar", "collections", "copy", "csv", "datetime", "difflib",
+    "fnmatch", "functools", "getpass", "glob", "gzip", "hashlib", "heapq", "html", "itertools",
+    "json", "math", "os.path", "pathlib", "random", "re", "secrets", "shutil", "statistics",
+    "string", "subprocess", "tempfile", "textwrap", "time", "timeit", "urllib.parse", "uuid",
+    "webbrowser", "zipfile",
+)
+"""Modules of everyday scripts: their documents come first, so a limit of 500 takes these."""
+
+FURTHER = (
+    "argparse", "asyncio", "base64", "cmath", "codecs", "colorsys", "configparser",
+    "contextlib", "dataclasses", "decimal", "email.message", "enum", "filecmp", "fileinput",
+    "fractions", "ftplib", "hmac", "http.client", "http.server", "imaplib", "inspect", "io",
+    "ipaddress", "linecache", "locale", "logging", "lzma", "mimetypes", "multiprocessing",
+    "operator", "os", "pickle", "platform", "pprint", "queue", "sched", "select", "shelve",
+    "shlex", "signal", "smtplib", "socket", "sqlite3", "struct", "sys", "tarfile", "threading",
+    "traceback", "unicodedata", "unittest", "urllib.request", "warnings", "wave", "weakref",
+    "xml.etree.ElementTree", "zlib", "zoneinfo",
+)
+"""Further modules, for a larger limit."""
+# fmt: on
+
+TEXT_SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst"})
+_LARGEST_FILE = 10_000_000
+_SIGNATURE = re.compile(r"[\w.]+\(.*\)(\s*->.*)?")
+_FEWEST_CHARACTERS = 15
+
+
+class CorpusError(Exception):
+    """There is nothing to search, or it cannot be read; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One passage.
+
+    Attributes:
+        text: What is embedded.
+        source: Where it comes from, as a reader would name it: ``random.shuffle``, ``a.md:12``.
+        url: Where to read on, or an empty string.
+    """
+
+    text: str
+    source: str
+    url: str = ""
+
+    @cached_property
+    def id(self) -> str:
+        """24 hexadecimal digits that change with the source and the text."""
+        return hashlib.sha256(f"{self.source}\0{self.text}".encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents with distinct ids, and what they are.
+
+    Attributes:
+        name: Short name, fit for a file name.
+        title: What it is, for a reader.
+        documents: The passages, in a fixed order.
+        skipped: Files that could not be read as UTF-8 text, with the reason.
+    """
+
+    name: str
+    title: str
+    documents: tuple[Document, ...]
+    skipped: tuple[str, ...] = ()
+
+
+def load(name: str, limit: int | None = None) -> Corpus:
+    """Return the corpus of that name: ``stdlib``, ``topics``, or the path of a folder or file.
+
+    Args:
+        name: A folder called like a corpus is reached as ``./stdlib``.
+        limit: The most documents, taken from the front; ``None`` for 500 of ``stdlib`` and all
+            of anything else.
+
+    Raises:
+        CorpusError: No such path, or nothing in it.
+    """
+    if name == "stdlib":
+        return stdlib(500 if limit is None else limit)
+    if name == "topics":
+        return topics(limit)
+    return folder(Path(name), limit)
+
+
+# -- the standard library ----------------------------------------------------------------------
+
+
+def stdlib(limit: int | None = 500) -> Corpus:
+    """Return docstrings of public functions and classes: name, and the first 400 characters.
+
+    Raises:
+        CorpusError: This Python runs without docstrings.
+    """
+    if sys.flags.optimize >= 2:
+        raise CorpusError(
+            "this Python runs with -OO, which drops the docstrings: try --corpus topics"
+        )
+    documents = _front(_docstrings([*EVERYDAY, *FURTHER]), limit)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    title = f"{len(documents)} docstrings of Python {version}'s standard library"
+    return Corpus("stdlib", title, documents)
+
+
+def _docstrings(modules: Iterable[str]) -> Iterator[Document]:
+    for name in modules:
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            continue  # gone from, or not yet in, this version
+        for public in _public_names(module):
+            document = _docstring(name, public, getattr(module, public, None))
+            if document is not None:
+                yield document
+
+
+def _public_names(module: ModuleType) -> list[str]:
+    names = getattr(module, "__all__", None)
+    if names is None:
+        names = [
+            name
+            for name, value in vars(module).items()
+            # Without __all__ a module's imports look like its own; _bisect is bisect's C half.
+            if getattr(value, "__module__", None) in (None, module.__name__, f"_{module.__name__}")
+        ]
+    return sorted({name for name in names if not name.startswith("_")})
+
+
+def _docstring(module: str, name: str, thing: object) -> Document | None:
+    if not (inspect.isroutine(thing) or inspect.isclass(thing)):
+        return None
+    if inspect.isclass(thing) and issubclass(thing, BaseException):
+        return None
+    doc = inspect.getdoc(thing) or ""
+    lines = doc.partition(">>>")[0].splitlines()  # prose without its examples
+    while lines and (not lines[0].strip() or _SIGNATURE.fullmatch(lines[0].strip())):
+        lines.pop(0)  # what it does, not how it is called, answers a question
+    doc = first_part("\n".join(lines).strip(), 400)
+    if len(doc) < _FEWEST_CHARACTERS:
+        return None
+    source = name if module == "builtins" else f"{module}.{name}"
+    return Document(f"{source}: {doc}", source, _docs_url(module, name))
+
+
+def _docs_url(module: str, name: str) -> str:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    root = f"https://docs.python.org/{version}/library"
+    return (
+        f"{root}/functions.html#{name}"
+        if module == "builtins"
+        else (f"{root}/{module.lower()}.html#{module}.{name}")
+    )
+
+
+# -- the language reference ---------------------------------------------------------------------
+
+
+def topics(limit: int | None = None) -> Corpus:
+    """Return the reference topics of ``help()``, cut into passages of at most 800 characters.
+
+    Raises:
+        CorpusError: This Python was installed without them.
+    """
+    try:
+        from pydoc_data import topics as data
+    except ImportError:
+        raise CorpusError(
+            "this Python was installed without pydoc_data: try --corpus stdlib"
+        ) from None
+    documents = _front(_topic_passages(data.topics), limit)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return Corpus("topics", f"{len(documents)} passages of Python {version}'s reference", documents)
+
+
+def _topic_passages(all_topics: dict[str, str]) -> Iterator[Document]:
+    for topic, text in sorted(all_topics.items()):
+        for _, passage in cut(text):
+            yield Document(passage, f"help({topic!r})")
+
+
+# -- a folder -----------------------------------------------------------------------------------
+
+
+def folder(path: Path, limit: int | None = None) -> Corpus:
+    """Return the Markdown and text files under ``path``, cut into passages of 800 characters.
+
+    Hidden files and folders are left out.
+
+    Raises:
+        CorpusError: No such path, or no such file in it.
+    """
+    if not path.exists():
+        raise CorpusError(f"there is no file or folder {str(path)!r}")
+    base = path if path.is_dir() else path.parent
+    files = sorted(_text_files(path)) if path.is_dir() else [path]
+    skipped: list[str] = []
+    documents = _front(_file_passages(files, base, skipped), limit)
+    if not documents:
+        suffixes = ", ".join(sorted(TEXT_SUFFIXES))
+        raise CorpusError(f"{str(path)!r} holds no text to search (files read: {suffixes})")
+    name = re.sub(r"[^\w.-]+", "-", path.resolve().stem if path.is_file() else path.resolve().name)
+    title = f"{len(documents)} passages of {path}"
+    return Corpus(name.strip("-.") or "folder", title, documents, tuple(skipped))
+
+
+def _text_files(path: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in TEXT_SUFFIXES:
+                yield Path(root, name)
+
+
+def _file_passages(files: list[Path], base: Path, skipped: list[str]) -> Iterator[Document]:
+    for file in files:
+        source = file.relative_to(base).as_posix()
+        try:
+            if file.stat().st_size > _LARGEST_FILE:
+                skipped.append(f"{source}: larger than {_LARGEST_FILE // 1_000_000} MB")
+                continue
+            text = file.read_text("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+            skipped.append(f"{source}: {reason}")
+            continue
+        for line, passage in cut(text):
+            yield Document(passage, f"{source}:{line}", file.resolve().as_uri())
+
+
+def _front(documents: Iterator[Document], limit: int | None) -> tuple[Document, ...]:
+    """Return the first ``limit`` documents, each text once."""
+    kept: dict[str, Document] = {}
+    for document in documents:
+        if limit is not None and len(kept) >= limit:
+            break
+        kept.setdefault(document.text, document)
+    return tuple(kept.values())

@@ -1,0 +1,81 @@
+"""Where texts are embedded: the service where there is a key, else the embedded server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from nexusflow_integrations._core.settings import (
+    check_dimensions,
+    resolve_api_key,
+    resolve_base_url,
+)
+from nexusflow_integrations.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What a client needs to know.
+
+    Attributes:
+        base_url: Root of the API.
+        api_key: The key.
+        dimensions: The size to ask for, or ``None``.
+        local_model: What the embedded server runs; ``None`` where this is the service.
+    """
+
+    base_url: str
+    api_key: str = field(repr=False)
+    dimensions: int | None = None
+    local_model: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What decides a vector, fit for a file name: ``minilm-use-gated``, ``nexusflow.vip-512``.
+
+        Vectors of endpoints of different names must not meet in one collection.
+        """
+        place = self.local_model or self.base_url.partition("://")[2].removesuffix("/v1")
+        plain = "".join(char if char.isalnum() or char in ".-" else "-" for char in place)
+        return plain if self.dimensions is None else f"{plain}-{self.dimensions}"
+
+
+def has_key() -> bool:
+    """Tell whether ``NEXUSFLOW_API_KEY`` is set, which is what chooses the service."""
+    return bool(os.environ.get("NEXUSFLOW_API_KEY"))
+
+
+@contextmanager
+def open_endpoint(
+    *, local: bool | None = None, dimensions: int | None = None, model: str | None = None
+) -> Iterator[Endpoint]:
+    """Yield the service, or the embedded server, which runs as long as the block.
+
+    Args:
+        local: Whether to run the embedded server; ``None`` does so where there is no key.
+        dimensions: The size to ask for.
+        model: What the embedded server runs, one of ``nexusflow_integrations.local.MODELS``;
+            default: the one for 16 languages.
+
+    Raises:
+        ConfigurationError: A setting is impossible, or the service is wanted and there is no key.
+        ImportError: The embedded server is wanted and a package that it needs is missing.
+    """
+    check_dimensions(dimensions)
+    if local is None:
+        local = not has_key()
+        if local and os.environ.get("NEXUSFLOW_BASE_URL"):
+            raise ConfigurationError(
+                "NEXUSFLOW_BASE_URL is set but NEXUSFLOW_API_KEY is not: set the key as well, or"
+                " pass --local for the embedded model"
+            )
+    if not local:
+        key = resolve_api_key().reveal()
+        yield Endpoint(resolve_base_url(), key, dimensions)
+        return
+    from nexusflow_integrations.local import LocalServer
+
+    with LocalServer(model) if model else LocalServer() as server:
+        yield Endpoint(server.base_url, server.api_key, dimensions, server.model)

@@ -1,0 +1,30 @@
+"""Saying in one sentence which package is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def needed(what: str, *modules: str, install: str) -> Iterator[None]:
+    """Turn a missing module of the block into one sentence.
+
+    Args:
+        what: What the user used.
+        modules: Top-level names of the modules whose absence this explains; another missing module
+            is a broken installation, and is reported as it is.
+        install: What to hand to ``pip install``.
+
+    Raises:
+        ImportError: What was used, what is missing and what to type.
+    """
+    try:
+        yield
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in modules or not isinstance(error, ModuleNotFoundError):
+            raise
+        raise ImportError(
+            f'{what} needs {missing.replace("_", "-")}: pip install "{install}"', name=error.name
+        ) from None

@@ -1,0 +1,139 @@
+"""What a pipeline is, whichever framework it is made of."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from nexusflow_integrations.rag.corpus import Document
+from nexusflow_integrations.rag.endpoint import Endpoint
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A document that was found.
+
+    Attributes:
+        text: Its text.
+        source: Where it comes from.
+        url: Where to read on, or an empty string.
+        score: How near it is; from a pipeline the cosine, from -1 to 1.
+    """
+
+    text: str
+    source: str
+    url: str
+    score: float
+
+    @classmethod
+    def of(cls, document: Document, score: float) -> Passage:
+        """Return ``document`` as found with ``score``."""
+        return cls(document.text, document.source, document.url, score)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A chat model behind an OpenAI-compatible endpoint."""
+
+    model: str
+    base_url: str
+    api_key: str
+
+    def __repr__(self) -> str:
+        return f"Chat(model={self.model!r}, base_url={self.base_url!r})"
+
+
+class Pipeline(Protocol):
+    """Index, search and answer, the same in every framework.
+
+    The three implementations differ in nothing but the framework's words, so that one who knows
+    one of them can read the others.
+    """
+
+    framework: str
+    """The framework's name, as it writes itself."""
+
+    def ids(self) -> set[str]:
+        """Return the ids of all documents in the collection."""
+
+    def add(self, documents: Sequence[Document]) -> None:
+        """Embed documents and store them."""
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Take documents out of the collection."""
+
+    def search(self, question: str, k: int) -> list[Passage]:
+        """Embed the question and return the ``k`` nearest passages, nearest first."""
+
+    def write(self, question: str, passages: Sequence[Passage], chat: Chat) -> Iterator[str]:
+        """Have a chat model write the answer; yields it piece by piece."""
+
+
+FRAMEWORKS = {"langchain": "LangChain", "llama-index": "LlamaIndex", "chroma": "Chroma"}
+"""Short name -> the name that the framework writes itself."""
+
+
+def open_pipeline(framework: str, directory: Path, endpoint: Endpoint, **settings: Any) -> Pipeline:
+    """Import a framework and open its collection in a Chroma folder.
+
+    Args:
+        framework: One of ``FRAMEWORKS``.
+        directory: The Chroma folder, which all three may share; made if it is not there.
+        endpoint: Where to embed.
+        **settings: Further settings that the three adapters name alike, such as ``on_usage``.
+
+    Raises:
+        KeyError: No such framework.
+        ImportError: A package is missing; the message says what to type.
+    """
+    module, name, base_url = _HOMES[framework]
+    make = getattr(importlib.import_module(f"nexusflow_integrations.rag.{module}"), name)
+    settings = {
+        "api_key": endpoint.api_key,
+        base_url: endpoint.base_url,
+        "dimensions": endpoint.dimensions,
+        **settings,
+    }
+    pipeline: Pipeline = make(directory, **settings)
+    return pipeline
+
+
+_HOMES = {
+    "langchain": ("with_langchain", "LangChainPipeline", "base_url"),
+    "llama-index": ("with_llama_index", "LlamaIndexPipeline", "api_base"),
+    "chroma": ("with_chroma", "ChromaPipeline", "api_base"),
+}
+
+
+def fill(
+    pipeline: Pipeline,
+    documents: Sequence[Document],
+    *,
+    at_once: int,
+    progress: Callable[[int], object] = lambda _: None,
+) -> int:
+    """Make the collection hold exactly ``documents``, paying only for those that it lacks.
+
+    Args:
+        pipeline: Whose collection.
+        documents: What it shall hold.
+        at_once: How many documents to hand to the framework in one call; the requests of a call
+            run in parallel.
+        progress: Called with the number of documents that were added since the last time.
+
+    Returns:
+        How many documents were added.
+    """
+    held = pipeline.ids()
+    wanted = {item.id for item in documents}
+    if gone := sorted(held - wanted):
+        pipeline.remove(gone)
+    missing = [item for item in documents if item.id not in held]
+    for start in range(0, len(missing), at_once):
+        part = missing[start : start + at_once]
+        pipeline.add(part)
+        progress(len(part))
+    return len(missing)

@@ -1,0 +1,95 @@
+"""Index, search and answer with Chroma alone: its embedding function, and the ``openai`` client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nexusflow_integrations.rag.answer import INSTRUCTIONS, numbered
+from nexusflow_integrations.rag.corpus import Document
+from nexusflow_integrations.rag.needs import needed
+from nexusflow_integrations.rag.pipeline import Chat, Passage
+
+
+class ChromaPipeline:
+    """A collection ``chroma`` in the Chroma folder ``directory``.
+
+    Args:
+        directory: Folder of a Chroma ``PersistentClient``; made if it is not there.
+        **settings: Of ``NexusFlowEmbeddingFunction``: ``api_key``, ``api_base``, ...
+
+    Raises:
+        ImportError: A package is missing; the message says what to type.
+    """
+
+    framework = "Chroma"
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        with needed("The Chroma pipeline", "chromadb", install=_INSTALL):
+            import chromadb
+            from chromadb.config import Settings
+
+        from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+
+        client = chromadb.PersistentClient(
+            str(directory), settings=Settings(anonymized_telemetry=False, is_persistent=True)
+        )
+        # Chroma's signature wants a function of texts and images alike; ours is of texts.
+        embedding_function: Any = NexusFlowEmbeddingFunction(**settings)
+        # The space is cosine: the embedding function's own default.
+        self._collection = client.get_or_create_collection(
+            "chroma", embedding_function=embedding_function
+        )
+
+    def ids(self) -> set[str]:
+        """Return the ids of all documents in the collection."""
+        return set(self._collection.get(include=[])["ids"])
+
+    def add(self, documents: Sequence[Document]) -> None:
+        """Embed documents and store them."""
+        self._collection.add(
+            documents=[item.text for item in documents],
+            metadatas=[{"source": item.source, "url": item.url} for item in documents],
+            ids=[item.id for item in documents],
+        )
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Take documents out of the collection."""
+        self._collection.delete(ids=list(ids))
+
+    def search(self, question: str, k: int) -> list[Passage]:
+        """Embed the question and return the ``k`` nearest passages, nearest first."""
+        found = self._collection.query(query_texts=[question], n_results=k)
+        texts, metadatas, distances = found["documents"], found["metadatas"], found["distances"]
+        assert texts is not None
+        assert metadatas is not None
+        assert distances is not None
+        return [
+            Passage(text, str(metadata["source"]), str(metadata["url"]), score=1 - distance)
+            for text, metadata, distance in zip(texts[0], metadatas[0], distances[0], strict=True)
+        ]
+
+    def write(self, question: str, passages: Sequence[Passage], chat: Chat) -> Iterator[str]:
+        """Have a chat model write the answer; yields it piece by piece."""
+        with needed("An answer written by a chat model", "openai", install="openai"):
+            from openai import OpenAI
+
+        with OpenAI(base_url=chat.base_url, api_key=chat.api_key) as client:
+            stream = client.chat.completions.create(
+                model=chat.model,
+                messages=[
+                    {"role": "system", "content": INSTRUCTIONS},
+                    {
+                        "role": "user",
+                        "content": f"{numbered(passages)}\n\nQuestion: {question}",
+                    },
+                ],
+                stream=True,
+            )
+            for piece in stream:
+                if piece.choices:
+                    yield piece.choices[0].delta.content or ""
+
+
+_INSTALL = "nexusflow-integrations[chroma]"

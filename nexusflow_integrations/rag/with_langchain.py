@@ -1,0 +1,97 @@
+"""Index, search and answer with LangChain: its Chroma, its retriever's search, its chat model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nexusflow_integrations.rag.answer import INSTRUCTIONS, numbered
+from nexusflow_integrations.rag.corpus import Document
+from nexusflow_integrations.rag.needs import needed
+from nexusflow_integrations.rag.pipeline import Chat, Passage
+
+
+class LangChainPipeline:
+    """A collection ``langchain`` in the Chroma folder ``directory``.
+
+    Args:
+        directory: Folder of a Chroma ``PersistentClient``; made if it is not there.
+        **settings: Of ``NexusFlowEmbeddings``: ``api_key``, ``base_url``, ...
+
+    Raises:
+        ImportError: A package is missing; the message says what to type.
+    """
+
+    framework = "LangChain"
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        with needed(
+            "The LangChain pipeline",
+            "langchain_core",
+            "langchain_chroma",
+            "chromadb",
+            install=_INSTALL,
+        ):
+            from chromadb.config import Settings
+            from langchain_chroma import Chroma
+
+        from nexusflow_integrations.langchain import NexusFlowEmbeddings
+
+        self._store = Chroma(
+            collection_name="langchain",
+            embedding_function=NexusFlowEmbeddings(**settings),
+            persist_directory=str(directory),
+            client_settings=Settings(anonymized_telemetry=False, is_persistent=True),
+            collection_configuration={"hnsw": {"space": "cosine"}},
+        )
+
+    def ids(self) -> set[str]:
+        """Return the ids of all documents in the collection."""
+        return set(self._store.get(include=[])["ids"])
+
+    def add(self, documents: Sequence[Document]) -> None:
+        """Embed documents and store them."""
+        self._store.add_texts(
+            [item.text for item in documents],
+            metadatas=[{"source": item.source, "url": item.url} for item in documents],
+            ids=[item.id for item in documents],
+        )
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Take documents out of the collection."""
+        self._store.delete(list(ids))
+
+    def search(self, question: str, k: int) -> list[Passage]:
+        """Embed the question and return the ``k`` nearest passages, nearest first."""
+        return [
+            Passage(
+                found.page_content,
+                found.metadata["source"],
+                found.metadata["url"],
+                score=1 - distance,
+            )
+            for found, distance in self._store.similarity_search_with_score(question, k)
+        ]
+
+    def write(self, question: str, passages: Sequence[Passage], chat: Chat) -> Iterator[str]:
+        """Have a chat model write the answer; yields it piece by piece."""
+        with needed(
+            "An answer written through LangChain", "langchain_openai", install="langchain-openai"
+        ):
+            from langchain_openai import ChatOpenAI
+        from langchain_core.output_parsers import StrOutputParser
+        from langchain_core.prompts import ChatPromptTemplate
+        from pydantic import SecretStr
+
+        prompt = ChatPromptTemplate.from_messages(
+            [("system", INSTRUCTIONS), ("human", "{passages}\n\nQuestion: {question}")]
+        )
+        model = ChatOpenAI(
+            model=chat.model, base_url=chat.base_url, api_key=SecretStr(chat.api_key)
+        )
+        chain = prompt | model | StrOutputParser()
+        yield from chain.stream({"passages": numbered(passages), "question": question})
+
+
+_INSTALL = "nexusflow-integrations[langchain,demo]"

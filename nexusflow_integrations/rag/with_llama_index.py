@@ -1,0 +1,111 @@
+"""Index, search and answer with LlamaIndex: its Chroma store, its retriever, its chat model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nexusflow_integrations.rag.answer import INSTRUCTIONS, numbered
+from nexusflow_integrations.rag.corpus import Document
+from nexusflow_integrations.rag.needs import needed
+from nexusflow_integrations.rag.pipeline import Chat, Passage
+
+
+class LlamaIndexPipeline:
+    """A collection ``llama-index`` in the Chroma folder ``directory``.
+
+    Args:
+        directory: Folder of a Chroma ``PersistentClient``; made if it is not there.
+        **settings: Of ``NexusFlowEmbedding``: ``api_key``, ``api_base``, ...
+
+    Raises:
+        ImportError: A package is missing; the message says what to type.
+    """
+
+    framework = "LlamaIndex"
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        with needed("The LlamaIndex pipeline", "llama_index", "chromadb", install=_INSTALL):
+            import chromadb
+            from chromadb.config import Settings
+            from llama_index.core import VectorStoreIndex
+            from llama_index.vector_stores.chroma import ChromaVectorStore
+
+        from nexusflow_integrations.llama_index import NexusFlowEmbedding
+
+        client = chromadb.PersistentClient(
+            str(directory), settings=Settings(anonymized_telemetry=False, is_persistent=True)
+        )
+        self._collection = client.get_or_create_collection(
+            "llama-index",
+            embedding_function=None,  # LlamaIndex embeds; Chroma's own would be a download
+            configuration={"hnsw": {"space": "cosine"}},
+        )
+        self._store = ChromaVectorStore(chroma_collection=self._collection)
+        self._index = VectorStoreIndex.from_vector_store(
+            self._store, embed_model=NexusFlowEmbedding(**settings)
+        )
+
+    def ids(self) -> set[str]:
+        """Return the ids of all documents in the collection."""
+        return set(self._collection.get(include=[])["ids"])
+
+    def add(self, documents: Sequence[Document]) -> None:
+        """Embed documents and store them."""
+        from llama_index.core.schema import TextNode
+
+        self._index.insert_nodes(
+            [
+                TextNode(
+                    id_=item.id,
+                    text=item.text,
+                    metadata={"source": item.source, "url": item.url},
+                    # Otherwise it would be embedded, and paid for, with every text.
+                    excluded_embed_metadata_keys=["source", "url"],
+                )
+                for item in documents
+            ]
+        )
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Take documents out of the collection."""
+        self._store.delete_nodes(list(ids))
+
+    def search(self, question: str, k: int) -> list[Passage]:
+        """Embed the question and return the ``k`` nearest passages, nearest first."""
+        return [
+            Passage(
+                found.node.get_content(),
+                found.metadata["source"],
+                found.metadata["url"],
+                # The store makes exp(-distance) of Chroma's distance; this makes a cosine of it.
+                score=1 + math.log(found.get_score(raise_error=True)),
+            )
+            for found in self._index.as_retriever(similarity_top_k=k).retrieve(question)
+        ]
+
+    def write(self, question: str, passages: Sequence[Passage], chat: Chat) -> Iterator[str]:
+        """Have a chat model write the answer; yields it piece by piece."""
+        from llama_index.core.llms import ChatMessage
+
+        with needed(
+            "An answer written through LlamaIndex",
+            "llama_index",
+            install="llama-index-llms-openai-like",
+        ):
+            from llama_index.llms.openai_like import OpenAILike
+
+        model = OpenAILike(
+            model=chat.model, api_base=chat.base_url, api_key=chat.api_key, is_chat_model=True
+        )
+        messages = [
+            ChatMessage(role="system", content=INSTRUCTIONS),
+            ChatMessage(role="user", content=f"{numbered(passages)}\n\nQuestion: {question}"),
+        ]
+        for piece in model.stream_chat(messages):
+            yield piece.delta or ""
+
+
+_INSTALL = "nexusflow-integrations[llama-index,demo]"
