@@ -33,8 +33,9 @@ Models (``model=``):
 - ``"hash"``: hashed words, nearly free. Not semantic: for tests of plumbing and benchmarks.
 
 All eight sizes of the API are answered, at unit length; those above a model's native size (896,
-512 and 384 numbers) carry no more information than it. A text's vector is the same in every
-request, to the last bit on one machine.
+512 and 384 numbers) carry no more information than it. On one machine a text's vector is
+the same in every request to the last bit, whatever texts are beside it; other versions of the
+libraries or another number of threads may change the last bits.
 
 Importing this package costs next to nothing: the server, numpy and the models are imported when
 they are first used. What they need comes with ``pip install "nexusflow-integrations[local]"``.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .minilm import MiniLMEncoder
@@ -49,6 +50,8 @@ class GatedEncoder:
 
     def load(self) -> None:
         """Load both models side by side, a second or two; once in a process."""
+        # Before the threads: two that import numpy at once, one from C++, break each other.
+        import_module("numpy")
         # USE loads in a thread of its own; a failure there comes up again on the second call.
         other = threading.Thread(target=_quietly, args=(self._use,), daemon=True)
         other.start()

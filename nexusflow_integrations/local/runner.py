@@ -139,9 +139,13 @@ class ModelRunner:
         self._on_run()
         try:
             rows = self._spread([text for texts, _ in batch for text in texts])
-        except Exception as error:  # noqa: BLE001  becomes every waiting request's answer
-            for _, future in batch:
-                _settle(future, error)
+        except Exception as error:  # noqa: BLE001  becomes the request's answer
+            if len(batch) == 1:
+                _settle(batch[0][1], error)
+            else:
+                # One request's texts are no other's trouble.
+                for job in batch:
+                    self._run([job])
             return
         start = 0
         for texts, future in batch:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -81,6 +84,16 @@ def test_threads_may_encode_at_once(encoder: Encoder) -> None:
         thread.join()
     assert len(got) == 3
     assert all(np.array_equal(rows, expected) for rows in got)
+
+
+def test_a_fresh_process_loads_the_default_model_and_gets_the_same_bits() -> None:
+    code = (
+        "from nexusflow_integrations.local import load_encoder; import hashlib; "
+        f"print(hashlib.sha256(load_encoder().encode({TEXTS!r}).tobytes()).hexdigest())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    here = hashlib.sha256(load_encoder().encode(TEXTS).tobytes()).hexdigest()
+    assert done.stdout.strip() == here
 
 
 def test_an_unknown_model_is_refused_with_the_names_there_are() -> None:

@@ -117,6 +117,36 @@ async def test_a_failing_run_fails_its_requests_and_not_the_next(held: HeldEncod
     runner.stop()
 
 
+async def test_a_request_that_fails_the_model_does_not_fail_those_beside_it(
+    held: HeldEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = held.encode
+
+    def choosy(texts: Sequence[str]) -> np.ndarray:
+        rows = encode(texts)
+        if "bad" in texts:
+            raise ArithmeticError("bad")
+        return rows
+
+    monkeypatch.setattr(held, "encode", choosy)
+    held.may_load.set()
+    runner = ModelRunner(held, lambda: None)
+    runner.start()
+    first = asyncio.create_task(runner.encode(["a"]))
+    await until(lambda: held.runs)
+    others = [asyncio.create_task(runner.encode([text])) for text in ("b", "bad", "c")]
+    await asyncio.sleep(0)
+    held.may_encode.set()
+    outcomes = await asyncio.gather(first, *others, return_exceptions=True)
+    runner.stop()
+    assert [isinstance(outcome, ArithmeticError) for outcome in outcomes] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
 async def test_a_model_that_does_not_load_fails_every_request(held: HeldEncoder) -> None:
     def fail() -> None:
         raise MemoryError("too big")
