@@ -1,0 +1,699 @@
+"""``NexusFlowEmbeddings``: NexusFlow as LangChain's ``Embeddings``.
+
+What is LangChain's lives here: its names, its errors, its progress bar, its rate limiter, its
+traces, its serialization. All embedding is the core's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import hashlib
+import importlib
+import os
+import re
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from nexusflow_integrations import errors
+from nexusflow_integrations._core.failures import _LENGTH
+from nexusflow_integrations._core.settings import (
+    DEFAULT_MAX_CONCURRENCY,
+    DEFAULT_MODEL,
+    MAX_BATCH_SIZE,
+    EncodingFormat,
+    Role,
+)
+from nexusflow_integrations._core.texts import check_text, check_texts
+from nexusflow_integrations._core.usage import Budget, Price, Usage
+from nexusflow_integrations.client import NexusFlow
+from nexusflow_integrations.errors import NexusFlowError
+
+try:
+    from langchain_core.embeddings import Embeddings
+    from langchain_core.exceptions import (
+        ContextOverflowError,
+        ModelAPIError,
+        ModelAuthenticationError,
+        ModelConnectionError,
+        ModelError,
+        ModelInvalidRequestError,
+        ModelNotFoundError,
+        ModelPermissionDeniedError,
+        ModelRateLimitError,
+        ModelTimeoutError,
+    )
+    from langchain_core.load.serializable import Serializable
+    from langchain_core.rate_limiters import BaseRateLimiter
+    from langchain_core.utils import from_env, secret_from_env
+    from pydantic import (
+        AliasChoices,
+        ConfigDict,
+        Field,
+        PrivateAttr,
+        SecretStr,
+        ValidationError,
+    )
+    from pydantic_core import InitErrorDetails, PydanticCustomError
+except ImportError as error:
+    if (error.name or "").partition(".")[0] not in ("langchain_core", "pydantic"):
+        raise
+    raise ImportError(
+        "nexusflow_integrations.langchain needs LangChain (langchain-core 1.6 or newer):"
+        ' pip install "nexusflow-integrations[langchain]"',
+        name=error.name,
+    ) from error
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList
+
+__all__ = ["NexusFlowEmbeddings"]
+
+_CORE_NAMES = {
+    "nexusflow_api_key": "api_key",
+    "nexusflow_api_base": "base_url",
+    "model": "model",
+    "dimensions": "dimensions",
+    "encoding_format": "encoding_format",
+    "max_concurrency": "max_concurrency",
+    "request_timeout": "timeout",
+    "deadline": "deadline",
+    "max_retries": "max_retries",
+    "requests_per_minute": "requests_per_minute",
+    "tokens_per_minute": "tokens_per_minute",
+    "query_instruction": "query_instruction",
+    "budget": "budget",
+    "price": "price",
+    "on_usage": "on_usage",
+    "cache": "cache",
+    "default_headers": "default_headers",
+    "http_client": "http_client",
+    "http_async_client": "async_http_client",
+    "allow_http": "allow_http",
+}
+"""Field -> argument of ``NexusFlow``. ``chunk_size`` becomes ``batch_size`` call by call."""
+
+_OPENAI_NAMES = {"openai_api_key": "api_key", "openai_api_base": "base_url"}
+_NOT_NEEDED = (
+    "check_embedding_ctx_length",
+    "embedding_ctx_length",
+    "tiktoken_enabled",
+    "tiktoken_model_name",
+    "allowed_special",
+    "disallowed_special",
+)
+_noted = False
+
+
+class NexusFlowEmbeddings(Serializable, Embeddings):
+    """NexusFlow embeddings in LangChain.
+
+    Setup:
+        Install the extra and set the key::
+
+            pip install "nexusflow-integrations[langchain]"
+            export NEXUSFLOW_API_KEY="sk-air-..."
+
+    Instantiate:
+        Costs nothing: no connection is opened, and a missing key is an error only when it is
+        first needed. Where ``OpenAIEmbeddings`` was used, changing the import is enough: what it
+        needed for tokenizing is accepted with a note and ignored, other unknown names are refused::
+
+            from nexusflow_integrations.langchain import NexusFlowEmbeddings
+
+            embeddings = NexusFlowEmbeddings(dimensions=1024)
+
+    Embed single text:
+        A query may be given ``query_instruction``, and passes before documents that wait::
+
+            vector = embeddings.embed_query("What is a red panda?")
+
+    Embed multiple texts:
+        In parallel, at most ten texts a request, in order; a text that stands twice is sent once::
+
+            vectors = embeddings.embed_documents(["Red pandas climb.", "小熊猫会爬树。"])
+
+    Async:
+        Just as parallel, on any number of event loops::
+
+            vectors = await embeddings.aembed_documents(texts)
+
+    Errors are at once this package's (``nexusflow_integrations.errors``) and LangChain's
+    ``Model*Error``; ``finished`` holds the vectors that were ready, by index. Sync and async calls
+    may be mixed, from any thread. Pickles and ``dumps`` leave the key out; ``loads`` and worker
+    processes find it in ``NEXUSFLOW_API_KEY``.
+
+    Raises:
+        pydantic.ValidationError: A name is unknown or a value has the wrong type.
+        ConfigurationError: A setting is impossible.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,
+    )
+
+    model: str = DEFAULT_MODEL
+    """Name of the model."""
+
+    dimensions: int | None = None
+    """2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` takes the server's default."""
+
+    nexusflow_api_key: SecretStr | None = Field(
+        alias="api_key", default_factory=secret_from_env("NEXUSFLOW_API_KEY", default=None)
+    )
+    """The key. Default: ``NEXUSFLOW_API_KEY``."""
+
+    nexusflow_api_base: str | None = Field(
+        alias="base_url", default_factory=from_env("NEXUSFLOW_BASE_URL", default=None)
+    )
+    """Root of the API. Default: ``NEXUSFLOW_BASE_URL``, else the service's."""
+
+    chunk_size: int = Field(
+        default=MAX_BATCH_SIZE, ge=1, validation_alias=AliasChoices("chunk_size", "batch_size")
+    )
+    """Texts a request. The model takes at most 10, which larger values therefore mean."""
+
+    max_concurrency: int = DEFAULT_MAX_CONCURRENCY
+    """Requests in flight at most."""
+
+    request_timeout: float = Field(default=60.0, alias="timeout")
+    """Seconds for one attempt, from connection to last byte."""
+
+    deadline: float | None = None
+    """Seconds for a whole call with its retries."""
+
+    max_retries: int = 6
+    """Further attempts for a batch after faults and throttling."""
+
+    requests_per_minute: float | None = None
+    """Limit of the account, if known; otherwise it is found out."""
+
+    tokens_per_minute: float | None = None
+    """The same for tokens."""
+
+    encoding_format: EncodingFormat = "base64"
+    """What to ask the server for."""
+
+    query_instruction: str | None = None
+    """Text put before each query, not before documents."""
+
+    budget: Budget | None = None
+    """The most this object may spend."""
+
+    price: Price | None = None
+    """Price list of ``usage``."""
+
+    on_usage: Callable[[Usage], object] | None = Field(default=None, exclude=True, repr=False)
+    """Called with the ``Usage`` of each call."""
+
+    cache: bool | str | Path | None = None
+    """A file that remembers every vector; ``True`` for the user's cache folder."""
+
+    rate_limiter: BaseRateLimiter | None = Field(default=None, exclude=True, repr=False)
+    """LangChain's rate limiter, as chat models take it: acquired once for every batch of documents
+    and every query, right before it is handed over, in the caller's thread or event loop. Retries
+    are paced by the core, which also finds the account's limits by itself; this is for sharing
+    one limit with other models."""
+
+    show_progress_bar: bool = False
+    """Show a tqdm bar while documents are embedded."""
+
+    trace_texts: bool = False
+    """Let LangSmith runs hold the texts. Vectors they never hold."""
+
+    default_headers: Mapping[str, str] | None = Field(default=None, exclude=True, repr=False)
+    """Sent with every request. May hold secrets, so ``dumps`` leaves them out."""
+
+    http_client: Any = Field(default=None, exclude=True, repr=False)
+    """An ``httpx.Client`` (or httpx2's) for sync calls; never closed by us."""
+
+    http_async_client: Any = Field(
+        default=None,
+        exclude=True,
+        repr=False,
+        validation_alias=AliasChoices("http_async_client", "async_http_client"),
+    )
+    """The same for async calls."""
+
+    allow_http: bool = False
+    """Permit plain http to other hosts than loopback."""
+
+    _clients: dict[int, NexusFlow] = PrivateAttr(default_factory=dict)
+
+    if not TYPE_CHECKING:  # for checkers, the fields make the signature
+
+        def __init__(self, **settings: Any) -> None:
+            for name in settings.keys() & _OPENAI_NAMES.keys():
+                settings.setdefault(_OPENAI_NAMES[name], settings.pop(name))
+            not_needed = [name for name in _NOT_NEEDED if settings.pop(name, None) is not None]
+            problem = None
+            try:
+                super().__init__(**settings)
+            except ValidationError as error:
+                problem = _without_inputs(error)
+            if problem is not None:
+                raise problem
+            self._client_for(None)  # says at once what is impossible
+            if not_needed:
+                _note(not_needed)
+
+    # -- embedding -----------------------------------------------------------------------------
+
+    def embed_documents(self, texts: list[str], chunk_size: int | None = None) -> list[list[float]]:
+        """Embed ``texts``; ``chunk_size`` overrides the object's for this call.
+
+        Returns:
+            One list of floats a text, in order; ``[]`` for no texts.
+
+        Raises:
+            InvalidInputError: Not a list of texts; the error says which one. Nothing was sent.
+            NexusFlowError: Any other failure. All are LangChain ``ModelError`` as well.
+        """
+        with _also_langchains():
+            texts = check_texts(texts)
+            client = self._client_for(chunk_size)
+            with self._run("document", texts) as done, self._bar(len(texts)) as progress:
+                if self.rate_limiter is None:
+                    vectors = cast("EmbeddingArray", client.embed(texts, progress=progress))
+                else:
+                    vectors = _embed_paced(client, texts, self.rate_limiter, progress)
+                done(vectors)
+            return cast("list[list[float]]", vectors.tolist())
+
+    async def aembed_documents(
+        self, texts: list[str], chunk_size: int | None = None
+    ) -> list[list[float]]:
+        """Embed like ``embed_documents``, without blocking the event loop."""
+        with _also_langchains():
+            texts = check_texts(texts)
+            client = self._client_for(chunk_size)
+            with self._run("document", texts) as done, self._bar(len(texts)) as progress:
+                if self.rate_limiter is None:
+                    vectors = cast("EmbeddingArray", await client.aembed(texts, progress=progress))
+                else:
+                    vectors = await _aembed_paced(client, texts, self.rate_limiter, progress)
+                done(vectors)
+            return cast("list[list[float]]", vectors.tolist())
+
+    def embed_query(self, text: str) -> list[float]:
+        """Embed one query.
+
+        Raises:
+            InvalidInputError: Not a text that can be sent.
+            NexusFlowError: Any other failure. All are LangChain ``ModelError`` as well.
+        """
+        with _also_langchains():
+            check_text(text)
+            with self._run("query", [text]) as done:
+                if self.rate_limiter is not None:
+                    self.rate_limiter.acquire(blocking=True)
+                vector = self.client.embed(text, role="query")
+                done(vector)
+            return cast("list[float]", vector.tolist())
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """Embed like ``embed_query``, without blocking the event loop."""
+        with _also_langchains():
+            check_text(text)
+            with self._run("query", [text]) as done:
+                if self.rate_limiter is not None:
+                    await self.rate_limiter.aacquire(blocking=True)
+                vector = await self.client.aembed(text, role="query")
+                done(vector)
+            return cast("list[float]", vector.tolist())
+
+    # -- for users -----------------------------------------------------------------------------
+
+    @property
+    def client(self) -> NexusFlow:
+        """The client underneath, with all it can do besides (``estimate``, ``embed_stream``)."""
+        return self._client_for(None)
+
+    @property
+    def usage(self) -> Usage:
+        """What all calls of this object sent and cost so far."""
+        clients = list(self._clients.values())
+        return sum((client.usage for client in clients), Usage(price=self.price or Price()))
+
+    @property
+    def cache_namespace(self) -> str:
+        """A ``namespace`` for ``CacheBackedEmbeddings`` that no other vectors share.
+
+        Made of everything that changes a vector, the size and the endpoint included, and of
+        characters that every byte store takes. With a ``query_instruction``, queries need a
+        ``query_embedding_cache`` of their own: the namespace cannot tell them from documents.
+        """
+        told = (self.client.base_url, self.model, self.dimensions, self.query_instruction)
+        digest = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+        model = re.sub(r"[^A-Za-z0-9_.-]", "-", self.model)
+        return f"{model}-{self.dimensions or 'default'}-{digest}-"
+
+    # -- copies --------------------------------------------------------------------------------
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """``dumps`` writes a constructor call, without the key."""
+        return True
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """What ``dumps`` writes in place of the key."""
+        return {"nexusflow_api_key": "NEXUSFLOW_API_KEY"}
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """Settings that are not JSON by themselves, as constructor arguments that are."""
+        told: dict[str, Any] = {
+            name: asdict(value)
+            for name, value in (("budget", self.budget), ("price", self.price))
+            if value is not None
+        }
+        if isinstance(self.cache, Path):
+            told["cache"] = str(self.cache)
+        return told
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy; with an ``update``, make a new object of it, checked like any other.
+
+        No copy, however deep, copies http clients or the rate limiter: it shares them.
+        """
+        if update:
+            names = {field.alias: name for name, field in type(self).model_fields.items()}
+            changed = {names.get(name, name): value for name, value in update.items()}
+            return type(self)(**{**dict(self), **changed})
+        twin = super().model_copy()
+        if deep:
+            twin._clients = {size: copy.copy(client) for size, client in self._clients.items()}
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self.model_copy(deep=True)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        # Neither the key nor anything that only lives in this process.
+        state = super().__getstate__()
+        gone = dict.fromkeys(("nexusflow_api_key", "on_usage", "http_client", "http_async_client"))
+        state["__dict__"] = {**state["__dict__"], **gone}
+        state["__pydantic_private__"] = {"_clients": {}}
+        return state
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _client_for(self, chunk_size: int | None) -> NexusFlow:
+        size = min(chunk_size or self.chunk_size, MAX_BATCH_SIZE)
+        client = self._clients.get(size)
+        if client is None:
+            told = {core: getattr(self, name) for name, core in _CORE_NAMES.items()}
+            client = NexusFlow(**told, batch_size=size)
+            for other in self._clients.values():
+                client._purse = other._purse  # one budget, whatever the size of the batches
+            client = self._clients.setdefault(size, client)
+        return client
+
+    @contextmanager
+    def _bar(self, total: int) -> Iterator[Callable[[int], object] | None]:
+        if not self.show_progress_bar or not total:
+            yield None
+            return
+        try:
+            tqdm = importlib.import_module("tqdm.auto").tqdm
+        except ImportError as error:
+            raise ImportError("show_progress_bar=True needs tqdm: pip install tqdm") from error
+        with tqdm(total=total, desc="Embedding", unit="text") as bar:
+            yield bar.update
+
+    @contextmanager
+    def _run(self, role: Role, texts: list[str]) -> Iterator[Callable[[EmbeddingArray], None]]:
+        """Report the call to LangSmith as a run, if anybody traces."""
+        if not texts or not _is_traced():
+            yield lambda _: None
+            return
+        from langsmith.run_helpers import trace
+
+        inputs: dict[str, Any] = {"role": role, "count": len(texts)}
+        if self.trace_texts:
+            inputs["texts"] = texts
+        with trace(
+            type(self).__name__,
+            run_type="embedding",
+            inputs=inputs,
+            metadata={"ls_provider": "nexusflow", "ls_model_name": self.model},
+        ) as run:
+
+            def done(vectors: EmbeddingArray) -> None:
+                usage = vectors.usage or Usage()
+                run.metadata["usage_metadata"] = {
+                    "input_tokens": usage.tokens,
+                    "output_tokens": 0,
+                    "total_tokens": usage.tokens,
+                }
+                run.end(outputs={"count": len(texts), "dimensions": vectors.shape[-1]})
+
+            yield done
+
+
+# -- LangChain's rate limiter --------------------------------------------------------------------
+
+
+class _Joined:
+    """The results of one call that was made in batches."""
+
+    def __init__(self, count: int, progress: Callable[[int], object] | None) -> None:
+        self._count = count
+        self._progress = progress
+        self._rows: dict[int, Any] = {}
+        self._refused: dict[int, errors.APIStatusError] = {}
+        self._usage: Usage | None = None
+        self.failure: NexusFlowError | None = None
+
+    def add(self, start: int, batch: EmbeddingList) -> None:
+        """Take the result of the batch whose first text is number ``start``."""
+        self._refused.update({start + place: why for place, why in batch.refused.items()})
+        rows = ((start + place, row) for place, row in enumerate(batch) if row is not None)
+        self._rows.update(rows)
+        self._usage = batch.usage if self._usage is None else self._usage + batch.usage
+        if self._progress is not None:
+            self._progress(len(batch))
+
+    def fail(self, start: int, error: NexusFlowError) -> None:
+        """Take the failure of a batch, and what it had finished."""
+        self._rows.update({start + place: row for place, row in error.finished.items()})
+        self.failure = self.failure or error
+
+    def result(self) -> EmbeddingArray:
+        """Return all vectors, or raise what went wrong."""
+        failure = self.failure
+        if failure is None and self._refused:
+            failure = next(iter(self._refused.values()))
+            if self._count > 1:
+                failure = errors.RefusedTextsError(
+                    f"the server refused {len(self._refused)} of {self._count} texts"
+                    f" ({failure}); the others are in this error's `finished`",
+                    refused=self._refused,
+                )
+        if failure is not None:
+            failure.finished = self._rows
+            raise failure
+        from nexusflow_integrations._core.results import EmbeddingArray
+
+        vectors = np.array([self._rows[place] for place in range(self._count)], dtype=np.float32)
+        array = vectors.view(EmbeddingArray)
+        array.usage = self._usage
+        return array
+
+
+def _batches(texts: list[str], size: int) -> Iterator[tuple[int, list[str]]]:
+    return ((start, texts[start : start + size]) for start in range(0, len(texts), size))
+
+
+def _embed_paced(
+    client: NexusFlow,
+    texts: list[str],
+    limiter: BaseRateLimiter,
+    progress: Callable[[int], object] | None,
+) -> EmbeddingArray:
+    joined = _Joined(len(texts), progress)
+    flying: deque[tuple[int, Future[Any]]] = deque()
+
+    def land(*, all_of_them: bool) -> None:
+        while flying and (all_of_them or flying[0][1].done()):
+            start, future = flying.popleft()
+            try:
+                joined.add(start, future.result())
+            except NexusFlowError as error:
+                joined.fail(start, error)
+
+    pool = ThreadPoolExecutor(client.settings.max_concurrency)
+    try:
+        for start, batch in _batches(texts, client.settings.batch_size):
+            limiter.acquire(blocking=True)
+            land(all_of_them=False)
+            if joined.failure is not None:
+                break
+            call = partial(client.embed, batch, on_refused="collect")
+            flying.append((start, pool.submit(copy_context().run, call)))
+        land(all_of_them=True)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return joined.result()
+
+
+async def _aembed_paced(
+    client: NexusFlow,
+    texts: list[str],
+    limiter: BaseRateLimiter,
+    progress: Callable[[int], object] | None,
+) -> EmbeddingArray:
+    joined = _Joined(len(texts), progress)
+    flying: deque[tuple[int, asyncio.Task[Any]]] = deque()
+
+    async def land(*, all_of_them: bool) -> None:
+        while flying and (all_of_them or flying[0][1].done()):
+            start, task = flying.popleft()
+            try:
+                joined.add(start, await task)
+            except NexusFlowError as error:
+                joined.fail(start, error)
+
+    try:
+        for start, batch in _batches(texts, client.settings.batch_size):
+            await limiter.aacquire(blocking=True)
+            await land(all_of_them=False)
+            if joined.failure is not None:
+                break
+            work = client.aembed(batch, on_refused="collect")
+            flying.append((start, asyncio.ensure_future(work)))
+        await land(all_of_them=True)
+    finally:
+        for _, task in flying:
+            task.cancel()
+    return joined.result()
+
+
+# -- LangSmith, notes, validation ------------------------------------------------------------------
+
+
+def _is_traced() -> bool:
+    # Importing LangSmith takes longer than a query. A trace can only be on if somebody has
+    # imported it before, or if the environment says so.
+    if "langsmith.run_helpers" not in sys.modules and not any(
+        name.startswith(("LANGSMITH_TRACING", "LANGCHAIN_TRACING")) for name in os.environ
+    ):
+        return False
+    from langsmith.utils import tracing_is_enabled
+
+    return bool(tracing_is_enabled())
+
+
+def _note(names: list[str]) -> None:
+    global _noted
+    if not _noted:
+        _noted = True
+        warnings.warn(
+            f"NexusFlowEmbeddings does not need {', '.join(names)}: texts are sent as they are,"
+            " never as tokens, and one that is too long for the model is an error",
+            stacklevel=3,
+        )
+
+
+def _without_inputs(error: ValidationError) -> ValidationError:
+    """Make the same error without the values that were passed in: one may be the key."""
+    lines = [
+        InitErrorDetails(
+            type=PydanticCustomError(line["type"], "{text}", {"text": line["msg"]}),
+            loc=line["loc"],
+            input=None,
+        )
+        for line in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    return ValidationError.from_exception_data(error.title, lines, hide_input=True)
+
+
+# -- errors ------------------------------------------------------------------------------------
+
+_THEIRS: Mapping[type, type[ModelError]] = {
+    NexusFlowError: ModelError,
+    errors.InvalidInputError: ModelInvalidRequestError,
+    errors.APIConnectionError: ModelConnectionError,
+    errors.APITimeoutError: ModelTimeoutError,
+    errors.BadRequestError: ModelInvalidRequestError,
+    errors.AuthenticationError: ModelAuthenticationError,
+    errors.PermissionDeniedError: ModelPermissionDeniedError,
+    errors.NotFoundError: ModelNotFoundError,
+    errors.RateLimitError: ModelRateLimitError,
+    errors.InternalServerError: ModelAPIError,
+    errors.InvalidResponseError: ModelAPIError,
+    errors.RefusedTextsError: ModelInvalidRequestError,
+}
+
+
+def _reduce(error: NexusFlowError) -> tuple[Any, ...]:
+    # Pickle cannot find a class that was made here by its name, but it can find ours.
+    return _revive, (type(error).__bases__[0], error.args, dict(error.__dict__))
+
+
+def _revive(
+    ours: type[NexusFlowError], args: tuple[Any, ...], state: dict[str, Any]
+) -> NexusFlowError:
+    return _native(errors._rebuild(ours, args, state))
+
+
+def _both(ours: type[NexusFlowError], theirs: type[ModelError], prefix: str = "") -> Any:
+    contents = {"__module__": __name__, "__doc__": ours.__doc__, "__reduce__": _reduce}
+    return type(prefix + ours.__name__, (ours, theirs), contents)
+
+
+def _nearest(ours: type[NexusFlowError]) -> type[ModelError]:
+    return next(_THEIRS[base] for base in ours.__mro__ if base in _THEIRS)
+
+
+_BOTH = {ours: _both(ours, _nearest(ours)) for ours in (getattr(errors, n) for n in errors.__all__)}
+_TOO_LONG: dict[type[NexusFlowError], Any] = {
+    ours: _both(ours, ContextOverflowError, "TooLong")
+    for ours in (errors.BadRequestError, errors.RefusedTextsError)
+}
+
+
+def _is_too_long(error: NexusFlowError) -> bool:
+    if isinstance(error, errors.RefusedTextsError):
+        return any(_is_too_long(reason) for reason in error.refused.values())
+    return isinstance(error, errors.BadRequestError) and (
+        error.status_code == 413 or _LENGTH.search(str(error)) is not None
+    )
+
+
+def _native(error: NexusFlowError) -> NexusFlowError:
+    """Return ``error`` with all it holds, as ours and LangChain's at once."""
+    kinds = _TOO_LONG if _is_too_long(error) else _BOTH
+    cls = kinds.get(type(error))
+    if cls is None:
+        return error
+    state = dict(error.__dict__)
+    if isinstance(error, errors.RefusedTextsError):
+        state["refused"] = {place: _native(why) for place, why in error.refused.items()}
+    return errors._rebuild(cls, error.args, state)
+
+
+@contextmanager
+def _also_langchains() -> Iterator[None]:
+    try:
+        yield
+    except NexusFlowError as error:
+        raise _native(error).with_traceback(error.__traceback__) from error.__cause__
