@@ -11,7 +11,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from threading import Lock
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
@@ -146,9 +146,19 @@ class NexusFlow:
         input: Iterable[str],
         *,
         role: Role = ...,
-        on_refused: OnRefused | None = ...,
+        on_refused: Literal["raise"] | None = ...,
         progress: Progress | None = ...,
-    ) -> EmbeddingArray | EmbeddingList: ...
+    ) -> EmbeddingArray: ...
+
+    @overload
+    def embed(
+        self,
+        input: Iterable[str],
+        *,
+        role: Role = ...,
+        on_refused: Literal["collect"],
+        progress: Progress | None = ...,
+    ) -> EmbeddingList: ...
 
     def embed(
         self,
@@ -212,9 +222,19 @@ class NexusFlow:
         input: Iterable[str],
         *,
         role: Role = ...,
-        on_refused: OnRefused | None = ...,
+        on_refused: Literal["raise"] | None = ...,
         progress: Progress | None = ...,
-    ) -> EmbeddingArray | EmbeddingList: ...
+    ) -> EmbeddingArray: ...
+
+    @overload
+    async def aembed(
+        self,
+        input: Iterable[str],
+        *,
+        role: Role = ...,
+        on_refused: Literal["collect"],
+        progress: Progress | None = ...,
+    ) -> EmbeddingList: ...
 
     async def aembed(
         self,
@@ -244,7 +264,7 @@ class NexusFlow:
             usage = self._account(ledger)
         return _result(gathered, usage, single=single, collect=collect)
 
-    def __call__(self, input: str | Iterable[str]) -> EmbeddingArray | EmbeddingList:  # noqa: A002
+    def __call__(self, input: str | Iterable[str]) -> EmbeddingArray:  # noqa: A002
         """Embed, for tools that take any callable from texts to vectors."""
         return self.embed(input)
 

@@ -38,7 +38,9 @@ from nexusflow_integrations._core.transport import (
     AiohttpSender,
     AsyncHttpxSender,
     HttpxSender,
+    Pool,
     Sender,
+    Target,
 )
 from nexusflow_integrations._core.usage import Ledger, Purse
 from nexusflow_integrations._core.wire import Answer
@@ -76,7 +78,7 @@ class Engine:
         self._lanes: dict[tuple[str, str, str], Lane] = {}
         self._flights: dict[tuple[str, str, int | None], Flights] = {}
         self._caches: dict[str, Cache] = {}
-        self._pool = AiohttpSender()
+        self._pool = Pool()
         self._workers: ThreadPoolExecutor | None = None
         background.on_close(self._close)
 
@@ -118,13 +120,15 @@ class Engine:
         return {keys[found] for found in await cache.present(list(keys))}
 
     def _sender(self, request: Request) -> Sender:
+        settings = request.settings
+        target = Target(f"{settings.base_url}/embeddings", _headers(settings, request.key))
         if request.http_client is not None:
             if self._workers is None:
                 self._workers = ThreadPoolExecutor(64, thread_name_prefix="nexusflow-httpx")
-            return HttpxSender(request.http_client, self._workers)
+            return HttpxSender(request.http_client, self._workers, target)
         if request.async_http_client is not None and request.client_loop is not None:
-            return AsyncHttpxSender(request.async_http_client, request.client_loop)
-        return self._pool
+            return AsyncHttpxSender(request.async_http_client, request.client_loop, target)
+        return AiohttpSender(self._pool, target)
 
     async def embed(self, request: Request) -> Gathered:
         """Embed the texts of ``request``, all of them checked before.
@@ -147,7 +151,7 @@ class Engine:
             size=request.size or LearntSize(),
         )
         request.ledger.texts += len(request.texts)
-        send = partial(_send, call, self._sender(request), _headers(settings, request.key))
+        send = partial(_send, call, self._sender(request))
         source: Callable[[Texts], Source] = partial(DirectSource, plan=_plan(settings))
         if request.cache is not None:
             cache = self._cache(request.cache)
@@ -214,16 +218,14 @@ def _headers(settings: Settings, key: ApiKey) -> dict[str, str]:
 SendStep = Callable[[Send], Coroutine[Any, Any, Reply]]
 
 
-async def _send(call: Call, sender: Sender, headers: dict[str, str], step: Send) -> Reply:
+async def _send(call: Call, sender: Sender, step: Send) -> Reply:
     lane = call.lane
     await lane.gate.enter(step.tokens, urgent=step.urgent)
     sent_at = lane.clock()
     task = asyncio.current_task()
     call.in_flight.add(task)
     try:
-        outcome: Answer | TransportFault = await sender.send(
-            f"{call.settings.base_url}/embeddings", headers, step.body, step.timeout
-        )
+        outcome: Answer | TransportFault = await sender.send(step.body, step.timeout)
     finally:
         call.in_flight.discard(task)
         lane.gate.leave()
@@ -337,7 +339,11 @@ class _Job:
                     await self._obtain(mine)
             finally:
                 self._flights.land(mine, self._gathered)
-            wanted = [(i, text) for i, text, *where in others if not await self._join(i, *where)]
+            wanted = [
+                (index, text)
+                for index, text, carrier, place in others
+                if not await self._join(index, carrier, place)
+            ]
         self._copy(copies)
 
     async def _join(self, index: int, carrier: Gathered, place: int) -> bool:

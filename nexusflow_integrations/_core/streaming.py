@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from nexusflow_integrations._core.results import Gathered
 from nexusflow_integrations._core.settings import Settings
@@ -20,7 +19,8 @@ from nexusflow_integrations.errors import InvalidInputError, NexusFlowError
 BATCHES_A_SLAB = 4
 
 
-class Embedded(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Embedded:
     """One text's result: ``vector`` is float32 of shape (d,), or ``None`` with ``error`` set.
 
     ``index`` counts the texts from 0 in the order in which they were read.

@@ -16,71 +16,107 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from nexusflow_integrations._core.exchange import TransportFault
 from nexusflow_integrations._core.wire import MAX_RESPONSE_BYTES, Answer
 
 
 class Sender(Protocol):
-    """Sends one request and returns the answer, or why there is none."""
+    """Sends the requests of one call."""
 
-    async def send(
-        self, url: str, headers: Mapping[str, str], body: bytes, timeout: float
-    ) -> Answer | TransportFault: ...
+    async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
+        """Return the answer to ``body``, or why there is none after ``timeout`` seconds or less."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the requests of one call go; ``headers`` hold the key, so they are not shown."""
+
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
 
 
 _TOO_LARGE = TransportFault("the answer is larger than 16 MiB; it was not read")
 
 
-class AiohttpSender:
-    """The default: one aiohttp session on the background loop, shared by all clients."""
+class Pool:
+    """The connections of the process: one aiohttp session on the background loop."""
 
     def __init__(self) -> None:
         self._session: Any = None
 
-    def _open(self) -> Any:
-        import aiohttp
-        import httpx
-
-        class Request(aiohttp.ClientRequest):
-            async def send(self, conn: Any) -> aiohttp.ClientResponse:
-                # Bytes that came on an idle connection would be taken for the answer to this
-                # request, and be another's vectors.
-                if conn.protocol is not None and conn.protocol.should_close:
-                    raise aiohttp.ServerDisconnectedError
-                return await super().send(conn)
-
-        # The gate bounds what is in flight, so the pool needs no limit of its own; an idle
-        # connection is dropped before gateways usually drop it.
-        connector = aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=15, ssl=httpx.create_ssl_context()
-        )
-        return aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            request_class=Request,
-            auto_decompress=False,
-            trust_env=True,
-        )
+    def session(self) -> Any:
+        """Return the session, opened at the first call."""
+        if self._session is None:
+            self._session = _open_session()
+        return self._session
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
             self._session = None
 
-    async def send(
-        self, url: str, headers: Mapping[str, str], body: bytes, timeout: float
-    ) -> Answer | TransportFault:
+
+def _open_session() -> Any:
+    import aiohttp
+    import httpx
+
+    class Request(aiohttp.ClientRequest):
+        async def send(self, conn: Any) -> aiohttp.ClientResponse:
+            # Bytes that came on an idle connection would be taken for the answer to this
+            # request, and be another's vectors.
+            if conn.protocol is not None and conn.protocol.should_close:
+                raise aiohttp.ServerDisconnectedError
+            return await super().send(conn)
+
+    # The gate bounds what is in flight, so the pool needs no limit of its own; an idle connection
+    # is dropped before gateways usually drop it.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15, ssl=httpx.create_ssl_context())
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        request_class=Request,
+        auto_decompress=False,
+        # Its reading of the environment takes two thread hops a request, and credentials from
+        # ~/.netrc; we read the proxy variables once a call.
+        trust_env=False,
+    )
+
+
+def proxy_for(url: str) -> str | None:
+    """Return the proxy that the environment names for ``url`` (HTTPS_PROXY, NO_PROXY, ...)."""
+    parts = urlsplit(url)
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if proxy is None or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+class AiohttpSender:
+    """The default: the process's own pool."""
+
+    def __init__(self, pool: Pool, target: Target) -> None:
         import aiohttp
 
-        if self._session is None:
-            self._session = self._open()
+        self._aiohttp = aiohttp
+        self._session = pool.session()
+        self._url = target.url
+        self._headers = target.headers
+        self._proxy = proxy_for(target.url)
+
+    async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
+        aiohttp = self._aiohttp
         try:
             async with self._session.post(
-                url,
+                self._url,
                 data=body,
-                headers=headers,
+                headers=self._headers,
+                proxy=self._proxy,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=timeout, ceil_threshold=1e9),
             ) as response:
@@ -161,26 +197,27 @@ def _broken_off(error: BaseException) -> str:
 class HttpxSender:
     """A user's ``httpx.Client`` (or the like), used in worker threads."""
 
-    def __init__(self, client: Any, workers: ThreadPoolExecutor) -> None:
+    def __init__(self, client: Any, workers: ThreadPoolExecutor, target: Target) -> None:
         self._client = client
         self._workers = workers
+        self._target = target
 
-    async def send(
-        self, url: str, headers: Mapping[str, str], body: bytes, timeout: float
-    ) -> Answer | TransportFault:
+    async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._workers, self._send, url, headers, body, timeout)
+        work = loop.run_in_executor(self._workers, self._send, body, timeout)
         try:
             return await asyncio.wait_for(work, timeout)
         except asyncio.TimeoutError:
             return _timed_out(timeout)
 
-    def _send(
-        self, url: str, headers: Mapping[str, str], body: bytes, timeout: float
-    ) -> Answer | TransportFault:
+    def _send(self, body: bytes, timeout: float) -> Answer | TransportFault:
         try:
             request = self._client.build_request(
-                "POST", url, content=body, headers=headers, timeout=timeout
+                "POST",
+                self._target.url,
+                content=body,
+                headers=self._target.headers,
+                timeout=timeout,
             )
             response = self._client.send(request, stream=True, follow_redirects=False)
             try:
@@ -199,25 +236,26 @@ class HttpxSender:
 class AsyncHttpxSender:
     """A user's ``httpx.AsyncClient`` (or the like), used on the user's own event loop."""
 
-    def __init__(self, client: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, client: Any, loop: asyncio.AbstractEventLoop, target: Target) -> None:
         self._client = client
         self._loop = loop
+        self._target = target
 
-    async def send(
-        self, url: str, headers: Mapping[str, str], body: bytes, timeout: float
-    ) -> Answer | TransportFault:
-        work = asyncio.run_coroutine_threadsafe(self._send(url, headers, body, timeout), self._loop)
+    async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
+        work = asyncio.run_coroutine_threadsafe(self._send(body, timeout), self._loop)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(work), timeout)
         except asyncio.TimeoutError:
             return _timed_out(timeout)
 
-    async def _send(
-        self, url: str, headers: Mapping[str, str], body: bytes, timeout: float
-    ) -> Answer | TransportFault:
+    async def _send(self, body: bytes, timeout: float) -> Answer | TransportFault:
         try:
             request = self._client.build_request(
-                "POST", url, content=body, headers=headers, timeout=timeout
+                "POST",
+                self._target.url,
+                content=body,
+                headers=self._target.headers,
+                timeout=timeout,
             )
             response = await self._client.send(request, stream=True, follow_redirects=False)
             try:
