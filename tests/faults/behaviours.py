@@ -171,16 +171,25 @@ def rfc850_date(seconds: float) -> str:
 
 
 def edited(
-    change: Callable[[dict[str, Any]], Any], encoding: str | None = None, **options: Any
+    change: Callable[[dict[str, Any]], object], encoding: str | None = None, **options: Any
 ) -> Behaviour:
-    """The right body after `change`, which edits in place or returns another body."""
+    """The right body after `change`, which edits it in place."""
 
     def behaviour(wire: Wire) -> None:
         body = wire.right_body(encoding)
-        other = change(body)
-        wire.respond(200, body if other is None else other, **options)
+        change(body)
+        wire.respond(200, body, **options)
 
     return behaviour
+
+
+def replaced(make: Callable[[dict[str, Any]], Any], encoding: str | None = None) -> Behaviour:
+    """What `make` makes of the right body."""
+    return lambda wire: wire.respond(200, make(wire.right_body(encoding)))
+
+
+def unchanged(body: dict[str, Any]) -> None:
+    """For `edited`, where the encoding or a header is the point."""
 
 
 def each_item(change: Callable[[int, dict[str, Any]], Any]) -> Callable[[dict[str, Any]], None]:
@@ -221,7 +230,7 @@ def literal_element(literal: str) -> Behaviour:
         body["data"][-1]["embedding"][-1] = "@"
         return json.dumps(body).replace('"@"', literal)
 
-    return edited(change, "float")
+    return replaced(change, "float")
 
 
 def last_base64(change: Callable[[str], str]) -> Behaviour:
@@ -436,7 +445,7 @@ def smuggles_a_second_answer(wire: Wire) -> None:
 def smuggles_late(wire: Wire) -> None:
     """As above, but the second answer comes a moment after the first."""
     wire.right()
-    wire.pause(0.05)
+    wire.pause(0.02)
     assert wire.request is not None
     wire.respond(
         200,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,12 @@ import pytest
 
 Rows = Sequence[npt.NDArray[np.float32]]
 Embed = Callable[[Sequence[str]], Rows]
+
+
+def _needs(framework: str, adapter: str) -> None:
+    pytest.importorskip(framework)
+    if find_spec(adapter) is None:
+        pytest.skip(f"{adapter} does not exist yet")
 
 
 def as_rows(result: Any) -> Rows:
@@ -55,7 +62,7 @@ def core_async(base_url: str, api_key: str, options: Mapping[str, Any]) -> Itera
 
 
 def _langchain(base_url: str, api_key: str, options: Mapping[str, Any]) -> Any:
-    pytest.importorskip("langchain_core")
+    _needs("langchain_core", "nexusflow_integrations.langchain")
     from nexusflow_integrations.langchain import NexusFlowEmbeddings
 
     return NexusFlowEmbeddings(api_key=api_key, base_url=base_url, **options)
@@ -75,7 +82,7 @@ def langchain_async(base_url: str, api_key: str, options: Mapping[str, Any]) -> 
 
 
 def _llama_index(base_url: str, api_key: str, options: Mapping[str, Any]) -> Any:
-    pytest.importorskip("llama_index.core")
+    _needs("llama_index.core", "nexusflow_integrations.llama_index")
     from nexusflow_integrations.llama_index import NexusFlowEmbedding
 
     return NexusFlowEmbedding(api_key=api_key, api_base=base_url, **options)
@@ -96,7 +103,7 @@ def llama_index_async(base_url: str, api_key: str, options: Mapping[str, Any]) -
 
 @contextmanager
 def chroma(base_url: str, api_key: str, options: Mapping[str, Any]) -> Iterator[Embed]:
-    pytest.importorskip("chromadb")
+    _needs("chromadb", "nexusflow_integrations.chroma")
     from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 
     function = NexusFlowEmbeddingFunction(api_key=api_key, api_base=base_url, **options)

@@ -67,7 +67,9 @@ def post(
     server: FaultServer, *texts: str, timeout: float = PATIENCE, **fields: object
 ) -> httpx.Response:
     body = {"model": "m", "input": list(texts), "dimensions": 64, **fields}
-    return httpx.post(f"{server.base_url}/embeddings", json=body, timeout=timeout, verify=NO_TLS, trust_env=False)
+    return httpx.post(
+        f"{server.base_url}/embeddings", json=body, timeout=timeout, verify=NO_TLS, trust_env=False
+    )
 
 
 def until(condition: Callable[[], bool]) -> bool:

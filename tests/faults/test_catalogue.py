@@ -1,0 +1,43 @@
+"""The catalogue is whole and says what it means."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from . import catalogue
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_fault_is_thrown_somewhere() -> None:
+    thrown = {row.fault for row in catalogue.ROWS}
+    thrown |= {*catalogue.ELSEWHERE, *catalogue.PROCESS, *catalogue.INPUTS}
+    assert thrown == set(catalogue.FAULTS)
+
+
+def test_row_names_are_unique() -> None:
+    assert [name for name, n in Counter(row.id for row in catalogue.ROWS).items() if n > 1] == []
+
+
+@pytest.mark.parametrize("path", sorted(set(catalogue.ELSEWHERE.values())))
+def test_files_that_the_catalogue_points_to_exist(path: str) -> None:
+    assert (ROOT / path).is_file()
+
+
+def test_error_names_are_those_of_the_package() -> None:
+    errors = pytest.importorskip("nexusflow_integrations.errors")
+    for row in catalogue.ROWS:
+        for expectation in row.expect:
+            choices = getattr(expectation, "choices", (expectation,))
+            for choice in choices:
+                names = getattr(choice, "error", ())
+                for name in (names,) if isinstance(names, str) else names:
+                    assert issubclass(getattr(errors, name), errors.NexusFlowError), row.id
+
+
+def test_every_family_has_a_representative() -> None:
+    represented = {row.fault for row in catalogue.ROWS if row.representative}
+    assert represented == {row.fault for row in catalogue.ROWS}
