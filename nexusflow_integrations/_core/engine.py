@@ -157,6 +157,7 @@ class Engine:
             cache = self._cache(request.cache)
             if await cache.open():
                 source = _cached(cache, call, gathered)
+                _share_pace(lane, cache, settings, request.key)
         job = _Job(
             call,
             gathered,
@@ -194,6 +195,22 @@ def _cached(cache: Cache, call: Call, gathered: Gathered) -> Callable[[Texts], S
         ledger=call.ledger,
         slab=settings.max_concurrency * settings.batch_size,
     )
+
+
+def _share_pace(lane: Lane, cache: Cache, settings: Settings, key: ApiKey) -> None:
+    """Keep given limits together with all processes that use the same file."""
+    if lane.given == (None, None) or lane.paced_by is cache:
+        return
+    from nexusflow_integrations._core.shared_pacing import LeasedPacer, SharedPacer, account_id
+
+    requests, tokens = lane.given
+    shared = SharedPacer(
+        cache.store,
+        account_id(base_url=settings.base_url, key=key, model=settings.model),
+        requests_per_minute=requests,
+        tokens_per_minute=tokens,
+    )
+    lane.use_pacer(LeasedPacer(shared, cache.thread.submit, lane.gate.pump), paced_by=cache)
 
 
 def _keyer(cache: Cache, settings: Settings) -> Callable[[str], bytes]:

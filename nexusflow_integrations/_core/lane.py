@@ -58,19 +58,22 @@ class Lane:
         self.base64_refused = False
         self.outage: Outage | None = None
         self._last_good = float("-inf")
-        self._given: tuple[float | None, float | None] = (None, None)
+        self.given: tuple[float | None, float | None] = (None, None)
+        self.paced_by: object = None
         self.configure(settings)
 
     def configure(self, settings: Settings) -> None:
         """Take over limits that a client gave; the latest ones count for all."""
         self.window.raise_limit(settings.max_concurrency)
         given = (settings.requests_per_minute, settings.tokens_per_minute)
-        if given != (None, None) and given != self._given:
-            self._given = given
+        if given != (None, None) and given != self.given:
+            self.given = given
             self.use_pacer(pacer_for(*given))
 
-    def use_pacer(self, pacer: Pacer) -> None:
+    def use_pacer(self, pacer: Pacer, paced_by: object = None) -> None:
+        """Send at the pace of ``pacer``; ``paced_by`` is what it shares the pace through, if any."""
         self.pacer = self.gate.pacer = pacer
+        self.paced_by = paced_by
 
     def learn_batch_limit(self, limit: int) -> None:
         if self.batch_limit is None or limit < self.batch_limit:

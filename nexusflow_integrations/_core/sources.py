@@ -114,7 +114,7 @@ class CachedSource:
         if claimed.repaid:
             self._ledger.repaid += claimed.repaid
             logger.warning(
-                "%d texts were in flight when an earlier run ended; they are paid for again",
+                "up to %d texts were in flight when an earlier run ended; they are paid for again",
                 claimed.repaid,
             )
         if self._renewing is None and self._claimed:

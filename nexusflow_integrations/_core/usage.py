@@ -37,7 +37,8 @@ class Usage:
         refused: Texts that the server refused.
         tokens: Tokens billed, as the server says; estimated for answers that do not say.
         estimated_tokens: The part of ``tokens`` that is an estimate.
-        repaid: Texts paid for a second time because an earlier run died while they were in flight.
+        repaid: Texts that an earlier run had claimed when it died: at most so many of them are paid
+            for a second time.
         price: The price list that ``cost`` uses.
     """
 
