@@ -19,7 +19,7 @@ def check_text(text: object, index: int | None = None) -> str:
     if isinstance(text, str):
         # isprintable() is a fast scan in C that lone surrogates fail, so most texts stop here.
         if text and (text.isascii() or text.isprintable() or _encodable(text)):
-            if not text.isspace() and (len(text) > 8 or text.strip().strip(_INVISIBLE)):
+            if not _blank(text):
                 return text
             problem = "is blank"
         elif not text:
@@ -32,6 +32,11 @@ def check_text(text: object, index: int | None = None) -> str:
         problem = f"is not a string but {type(text).__name__}"
     where = "the text" if index is None else f"text {index}"
     raise InvalidInputError(f"{where} {problem}", index=index)
+
+
+def _blank(text: str) -> bool:
+    # Ends at the first visible character, which nearly always is the first.
+    return all(char.isspace() or char in _INVISIBLE for char in text)
 
 
 def _encodable(text: str) -> bool:

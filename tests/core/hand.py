@@ -1,0 +1,177 @@
+"""Runs an exchange by hand: a clock one moves, a server that is a function, no socket, no sleep."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nexusflow_integrations._core.batching import Item, encode_item
+from nexusflow_integrations._core.exchange import (
+    AwaitSettled,
+    Call,
+    Follow,
+    Reply,
+    Send,
+    Sleep,
+    TransportFault,
+    exchange,
+)
+from nexusflow_integrations._core.lane import Lane
+from nexusflow_integrations._core.settings import ApiKey, Settings
+from nexusflow_integrations._core.usage import Ledger
+from nexusflow_integrations._core.wire import Answer, Vectors
+from nexusflow_integrations.errors import APIStatusError
+
+KEY = "sk-air-by-hand-0123456789"
+SIZE = 4
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Sink:
+    """Remembers what it was handed, and refuses to be handed anything twice."""
+
+    def __init__(self) -> None:
+        self.vectors: dict[int, Vectors] = {}
+        self.refusals: dict[int, APIStatusError] = {}
+
+    def rows(self, batch: Sequence[Item], vectors: Vectors) -> None:
+        assert len(batch) == len(vectors)
+        for item, vector in zip(batch, vectors, strict=True):
+            assert item.index not in self.vectors
+            assert item.index not in self.refusals
+            self.vectors[item.index] = vector
+
+    def refused(self, item: Item, error: APIStatusError) -> None:
+        assert item.index not in self.vectors
+        assert item.index not in self.refusals
+        self.refusals[item.index] = error
+
+
+def vector_of(text: str, size: int = SIZE) -> Vectors:
+    """THE vector of a text here."""
+    raw = np.frombuffer(text.encode("utf-8", "surrogatepass").ljust(size, b"~")[:size], np.uint8)
+    return (raw.astype(np.float32) + len(text)) / np.float32(7)
+
+
+def right(request: dict[str, Any], *, size: int = SIZE, usage: bool = True) -> Answer:
+    """The right answer to a request body."""
+    base64_asked = request["encoding_format"] == "base64"
+    data = []
+    for index, text in enumerate(request["input"]):
+        vector = vector_of(text, request.get("dimensions", size))
+        coded: Any = (
+            base64.b64encode(vector.astype("<f4").tobytes()).decode()
+            if base64_asked
+            else [float(x) for x in vector]
+        )
+        data.append({"object": "embedding", "index": index, "embedding": coded})
+    body: dict[str, Any] = {"object": "list", "data": data}
+    if usage:
+        tokens = sum(len(text) for text in request["input"])
+        body["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return ok(body)
+
+
+def ok(body: Any, **headers: str) -> Answer:
+    return Answer(200, headers, json.dumps(body).encode())
+
+
+def no(status: int, code: str | None = None, message: str = "", **headers: str) -> Answer:
+    """An error answer in the documented shape; header names with ``_`` for ``-``."""
+    body = json.dumps({"error": {"code": code, "message": message, "type": "x"}}).encode()
+    return Answer(status, {k.replace("_", "-"): v for k, v in headers.items()}, body)
+
+
+Server = Callable[[dict[str, Any], int], Answer | TransportFault]
+
+
+def script(*outcomes: Answer | TransportFault | None) -> Server:
+    """The outcomes in order, then the right answer for ever; ``None`` is the right answer too."""
+
+    def serve(request: dict[str, Any], number: int) -> Answer | TransportFault:
+        outcome = outcomes[number] if number < len(outcomes) else None
+        return right(request) if outcome is None else outcome
+
+    return serve
+
+
+def call(clock: Clock | None = None, lane: Lane | None = None, **options: Any) -> Call:
+    """A call with sink, ledger and lane of its own; ``options`` go to `Call` or its settings."""
+    ours = {
+        name: options.pop(name) for name in ("purse", "until", "size", "urgent") if name in options
+    }
+    settings = Settings(base_url="https://hand.invalid/v1", **options)
+    clock = clock or Clock()
+    lane = lane or Lane(settings, clock)
+    return Call(settings=settings, key=ApiKey(KEY), lane=lane, sink=Sink(), ledger=Ledger(), **ours)
+
+
+def items(texts: Sequence[str]) -> list[Item]:
+    return [encode_item(index, text) for index, text in enumerate(texts)]
+
+
+@dataclass
+class Run:
+    """What one exchange asked for."""
+
+    steps: list[Any] = field(default_factory=list)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def requests(self) -> int:
+        return len(self.bodies)
+
+    @property
+    def slept(self) -> list[float]:
+        return [step.seconds for step in self.steps if isinstance(step, Sleep)]
+
+
+def run(texts: Sequence[str], of: Call, server: Server, *, latency: float = 0.1) -> Run:
+    """Run one exchange to its end; its errors come out."""
+    done = Run()
+    of.ledger.texts += len(texts)
+    clock = of.lane.clock
+    assert isinstance(clock, Clock)
+    steps = exchange(items(texts), of)
+    reply: Reply | None = None
+    try:
+        while True:
+            step = steps.send(reply)
+            done.steps.append(step)
+            assert len(done.steps) < 1000, "an exchange without end"
+            reply = None
+            if isinstance(step, Send):
+                request = json.loads(step.body)
+                sent = clock.now
+                outcome = server(request, done.requests)
+                done.bodies.append(request)
+                clock.now += latency
+                reply = Reply(outcome, sent, clock.now)
+            elif isinstance(step, Sleep):
+                clock.now += step.seconds
+            elif isinstance(step, (Follow, AwaitSettled)):
+                raise AssertionError(f"alone, an exchange waits for nobody: {step}")
+    except StopIteration:
+        return done
+    except Exception as error:
+        error.run = done  # type: ignore[attr-defined]
+        raise
+
+
+def answer_to(step: Send, outcome: Answer | TransportFault | None, clock: Clock) -> Reply:
+    """The reply to one step of an exchange that a test drives itself."""
+    return Reply(outcome or right(json.loads(step.body)), clock.now, clock.now)
