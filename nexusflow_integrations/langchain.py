@@ -56,7 +56,6 @@ try:
     )
     from langchain_core.load.serializable import Serializable
     from langchain_core.rate_limiters import BaseRateLimiter
-    from langchain_core.utils import from_env, secret_from_env
     from pydantic import (
         AliasChoices,
         ConfigDict,
@@ -67,7 +66,7 @@ try:
     )
     from pydantic_core import InitErrorDetails, PydanticCustomError
 except ImportError as error:
-    if (error.name or "").partition(".")[0] not in ("langchain_core", "pydantic"):
+    if (error.name or "").partition(".")[0] != "langchain_core":
         raise
     raise ImportError(
         "nexusflow_integrations.langchain needs LangChain (langchain-core 1.6 or newer):"
@@ -176,12 +175,13 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     """2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` takes the server's default."""
 
     nexusflow_api_key: SecretStr | None = Field(
-        alias="api_key", default_factory=secret_from_env("NEXUSFLOW_API_KEY", default=None)
+        alias="api_key",
+        default_factory=lambda: SecretStr(os.environ.get("NEXUSFLOW_API_KEY", "")) or None,
     )
     """The key. Default: ``NEXUSFLOW_API_KEY``."""
 
     nexusflow_api_base: str | None = Field(
-        alias="base_url", default_factory=from_env("NEXUSFLOW_BASE_URL", default=None)
+        alias="base_url", default_factory=lambda: os.environ.get("NEXUSFLOW_BASE_URL") or None
     )
     """Root of the API. Default: ``NEXUSFLOW_BASE_URL``, else the service's."""
 

@@ -1,0 +1,95 @@
+"""One fast server without a model, one that is slow on purpose, and answers made up in a test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("langchain_core")
+
+from nexusflow_integrations import langchain as adapter
+from nexusflow_integrations.langchain import NexusFlowEmbeddings
+from nexusflow_integrations.local import LocalServer
+
+KEY = "sk-air-langchain-tests"
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key in the environment, nobody traces, and the note about tokenizing not yet given."""
+    for name in list(os.environ):
+        if name.startswith(("NEXUSFLOW_", "LANGSMITH_", "LANGCHAIN_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(adapter, "_noted", False)
+
+
+@pytest.fixture
+def key() -> str:
+    """The only key that the servers take; it must show up nowhere."""
+    return KEY
+
+
+@pytest.fixture(scope="session")
+def _server() -> Iterator[LocalServer]:
+    with LocalServer("hash", api_key=KEY, record_texts=True) as server:
+        yield server
+
+
+@pytest.fixture
+def server(_server: LocalServer) -> LocalServer:
+    """Its counts at zero."""
+    _server.reset_stats()
+    return _server
+
+
+@pytest.fixture(scope="session")
+def _slow_server() -> Iterator[LocalServer]:
+    with LocalServer("hash", api_key=KEY, latency_ms=60, record_texts=True) as server:
+        yield server
+
+
+@pytest.fixture
+def slow_server(_slow_server: LocalServer) -> LocalServer:
+    """Takes 60 ms for every answer, so that requests which may run side by side do."""
+    _slow_server.reset_stats()
+    return _slow_server
+
+
+@pytest.fixture
+def make(server: LocalServer) -> Callable[..., NexusFlowEmbeddings]:
+    """Make embeddings of 64 dimensions at the server, or with other settings."""
+
+    def make(**settings: Any) -> NexusFlowEmbeddings:
+        told = {"api_key": KEY, "base_url": server.base_url, "dimensions": 64}
+        return NexusFlowEmbeddings(**{**told, **settings})
+
+    return make
+
+
+@pytest.fixture
+def answering() -> Callable[..., NexusFlowEmbeddings]:
+    """Make embeddings whose requests, sync and async, a function answers."""
+
+    def make(
+        answer: Callable[[httpx.Request], httpx.Response], **settings: Any
+    ) -> NexusFlowEmbeddings:
+        async def answer_async(request: httpx.Request) -> httpx.Response:
+            return answer(request)
+
+        told: dict[str, Any] = {
+            # What one test teaches the core about an account must not reach the next test.
+            "api_key": f"{KEY}-{next(_numbers)}",
+            "base_url": "https://embeddings.invalid/v1",
+            "max_retries": 0,
+            "http_client": httpx.Client(transport=httpx.MockTransport(answer)),
+            "http_async_client": httpx.AsyncClient(transport=httpx.MockTransport(answer_async)),
+        }
+        return NexusFlowEmbeddings(**{**told, **settings})
+
+    return make
