@@ -237,6 +237,7 @@ class VectorStore:
     def _closed_state(self) -> None:
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
+        self._is_damaged = False
         self._owner = 0
         self._known: set[bytes] = set()
         self._used: dict[int, int] = {}
@@ -298,7 +299,7 @@ class VectorStore:
                     busy = missing
                 else:
                     size = next((len(row) for row in hits.values()), dimensions)
-                    with self._writing() as db:
+                    with self.transaction() as db:
                         now = self.clock()
                         late = self._find(db, missing, size)
                         hits.update(late)
@@ -339,7 +340,7 @@ class VectorStore:
         if not rows:
             return
         day = int(self.clock()) // DAY * DAY
-        with self._writing() as db:
+        with self.transaction() as db:
             before = _last_rowid(db)
             db.executemany(
                 "INSERT INTO vector VALUES(?, ?) ON CONFLICT(k) DO UPDATE SET v = excluded.v",
@@ -368,7 +369,7 @@ class VectorStore:
 
     def _on_own_claims(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
         if rows:
-            with self._writing() as db:
+            with self.transaction() as db:
                 db.executemany(statement, [(*row, self._owner) for row in rows])
 
     def _find(
@@ -376,13 +377,15 @@ class VectorStore:
     ) -> dict[bytes, Vectors]:
         found: list[tuple[bytes, bytes, int]] = []
         for chunk in _chunks(keys):
-            found += db.execute(_select("k, v, rowid", "vector", len(chunk)), chunk).fetchall()
+            # The cast, which costs a blob nothing, makes one of whatever else somebody put there.
+            select = _select("k, CAST(v AS BLOB), rowid", "vector", len(chunk))
+            found += db.execute(select, chunk).fetchall()
         if dimensions is None:
             usable = [row for row in found if row[1] and len(row[1]) % 4 == 0]
             size = len(max(usable, key=lambda row: row[2])[1]) if usable else 4
         else:
             size = 4 * dimensions
-        rows = [row for row in found if len(row[1]) == size and isinstance(row[1], bytes)]
+        rows = [row for row in found if len(row[1]) == size]
         if not rows:
             return {}
         matrix = np.frombuffer(b"".join(row[1] for row in rows), dtype="<f4")
@@ -460,7 +463,7 @@ class VectorStore:
         """Remove all vectors and all counts."""
         pruned = self._prune(stale=float("inf"), keep=0)
         if self.path.exists():
-            with self._writing() as db:
+            with self.transaction() as db:
                 self._notes = _Notes()
                 self._known.clear()
                 db.execute("DELETE FROM kind")
@@ -472,17 +475,21 @@ class VectorStore:
             return Pruned(0, 0)
         with self._reading() as db:
             size, removed = self._bytes(), 0
-            blocks = db.execute("SELECT id, used FROM block ORDER BY used, id").fetchall()
+            blocks = db.execute("SELECT id, used FROM block ORDER BY used DESC, id DESC").fetchall()
             vectors: int = db.execute("SELECT count(*) FROM vector").fetchone()[0]
             per_row = _bytes_in_use(db) / max(1, vectors)
-            for block, used in blocks:
+            while blocks:
+                block, used = blocks[-1]
                 rows = float(1 << BLOCK_BITS)
                 if used > stale:
                     rows = min(rows, (_bytes_in_use(db) - keep) / per_row)
                 if rows <= 0:
                     break
-                with self._writing() as db:
-                    removed += _thin(db, block, math.ceil(rows))
+                with self.transaction() as db:
+                    deleted = _thin(db, block, math.ceil(rows))
+                removed += deleted
+                if deleted < rows:
+                    blocks.pop()  # that was all of it
             self._used.clear()
             self._notes.blocks.clear()
             while db.execute("PRAGMA freelist_count").fetchone()[0]:
@@ -491,11 +498,13 @@ class VectorStore:
             return Pruned(removed, max(0, size - self._bytes()))
 
     def _bytes(self) -> int:
-        total = 0
-        for suffix in ("", "-wal"):
-            with suppress(OSError):
-                total += os.stat(f"{self.path}{suffix}").st_size
-        return total
+        return self._size() + self._size("-wal")
+
+    def _size(self, suffix: str = "") -> int:
+        try:
+            return os.stat(f"{self.path}{suffix}").st_size
+        except OSError:
+            return 0
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -509,6 +518,9 @@ class VectorStore:
         with self._lock:
             db, self._db = self._db, None
             if db is None:
+                return
+            if self._is_damaged:  # nothing more is written to it
+                db.close()
                 return
             with suppress(sqlite3.Error):
                 db.execute("PRAGMA busy_timeout = 500")
@@ -536,8 +548,8 @@ class VectorStore:
             yield self._connection()
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One write transaction, rolled back if anything in it fails."""
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Hold the file for one short write, rolled back if anything in it fails."""
         with self._lock, self._explained():
             db = self._connection()
             db.execute("BEGIN IMMEDIATE")
@@ -574,10 +586,8 @@ class VectorStore:
         except sqlite3.OperationalError as error:
             raise StoreUnavailable(f"the cache {self.path} cannot be used: {error}") from error
         except sqlite3.DatabaseError as error:
-            raise CacheError(
-                f"the cache {self.path} is damaged ({error}); it was left alone:"
-                " remove it, or name another file"
-            ) from error
+            self._is_damaged = True
+            raise self._damaged(error) from error
 
     def _connection(self) -> sqlite3.Connection:
         if self._db is None:
@@ -619,52 +629,68 @@ class VectorStore:
 
     def _check_header(self) -> None:
         """Refuse a file that is not ours without changing a byte in it or beside it."""
+        for _ in range(5):
+            problem = self._header_problem()
+            if problem is None:
+                return
+            time.sleep(0.02)  # perhaps seen while another process was making it
+        raise problem
+
+    def _header_problem(self) -> CacheError | None:
+        # Takes no lock, so that it leaves no trace.
         db = sqlite3.connect(f"{self.path.as_uri()}?mode=ro&immutable=1", uri=True)
         try:
-            application, version, pages = _header(db)
+            header = _header(db)
         except sqlite3.OperationalError:
             raise
         except sqlite3.DatabaseError as error:
-            raise CacheError(
-                f"{self.path} is not a cache file of nexusflow-integrations ({error});"
-                " it was left alone: name another file"
-            ) from error
+            if "malformed" not in str(error):
+                return self._foreign("no database at all")
+            if self._size("-wal") or self._size("-journal"):
+                return None  # what seems to be missing is there: SQLite must have a look at both
+            return self._damaged(error)
         finally:
             db.close()
-        if pages:
-            self._check_ours(application, version)
+        if header.pages:
+            return self._header_complaint(header)
+        return self._foreign("no database at all") if self._size() else None
 
-    def _check_ours(self, application: int, version: int) -> None:
-        if application != APPLICATION_ID or version < SCHEMA_VERSION:
-            raise CacheError(
-                f"{self.path} is not a cache file of nexusflow-integrations but another SQLite"
-                " database; it was left alone: name another file"
-            )
-        if version > SCHEMA_VERSION:
-            raise CacheError(
+    def _header_complaint(self, header: _Header) -> CacheError | None:
+        if header.application != APPLICATION_ID or header.version < SCHEMA_VERSION:
+            return self._foreign("another SQLite database")
+        if header.version > SCHEMA_VERSION:
+            return CacheError(
                 f"the cache {self.path} was written by a newer version of nexusflow-integrations"
-                f" (format {version}, this version reads {SCHEMA_VERSION}); it was left alone:"
-                " upgrade, or name another file"
+                f" (format {header.version}, this version reads {SCHEMA_VERSION});"
+                " it was left alone: upgrade, or name another file"
             )
+        return None
+
+    def _foreign(self, what: str) -> CacheError:
+        return CacheError(
+            f"{self.path} is not a cache file of nexusflow-integrations but {what};"
+            " it was left alone: name another file"
+        )
+
+    def _damaged(self, why: object) -> CacheError:
+        return CacheError(
+            f"the cache {self.path} is damaged ({why}); it was left alone:"
+            " remove it, or name another file"
+        )
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        # Both only count for a new file, before its first table.
-        db.execute("PRAGMA page_size = 4096")
-        db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # pruning can shrink it while others read
         db.execute("PRAGMA secure_delete = FAST")
         db.execute("PRAGMA cache_size = -16000")
         db.execute("PRAGMA journal_size_limit = 67108864")
         if not _header(db).application:
             self._create(db)
-        self._check_ours(*_header(db)[:2])
+        if complaint := self._header_complaint(_header(db)):
+            raise complaint
         self._use_wal(db)
         db.execute("PRAGMA synchronous = NORMAL")
         tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master").fetchall()}
         if not tables >= _TABLES:
-            raise CacheError(
-                f"the cache {self.path} is damaged (tables are missing); it was left alone:"
-                " remove it, or name another file"
-            )
+            raise self._damaged("tables are missing")
         db.execute("BEGIN IMMEDIATE")
         try:
             # Also finds out, here rather than in the midst of things, whether we may write.
@@ -675,6 +701,10 @@ class VectorStore:
                 db.execute("ROLLBACK")
 
     def _create(self, db: sqlite3.Connection) -> None:
+        # Both only count before the first table; the second lets pruning shrink the file while
+        # others read it.
+        db.execute("PRAGMA page_size = 4096")
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         # Before WAL is turned on, so that the header says whose file it is from the first moment.
         db.execute("BEGIN EXCLUSIVE")
         try:
@@ -717,18 +747,15 @@ class _Claim(NamedTuple):
 
 
 class _Header(NamedTuple):
+    pages: int
     application: int
     version: int
-    pages: int
 
 
 def _header(db: sqlite3.Connection) -> _Header:
-    return _Header(
-        *(
-            db.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("application_id", "user_version", "page_count")
-        )
-    )
+    # Pages first: where there are any, the rest was written with them.
+    names = ("page_count", "application_id", "user_version")
+    return _Header(*(db.execute(f"PRAGMA {name}").fetchone()[0] for name in names))
 
 
 def _claims(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, _Claim]:

@@ -1,0 +1,328 @@
+"""One pace for all processes of a host that use one account: the limits given, kept in the file.
+
+``SharedPacer`` is the arithmetic of ``GivenLimits`` over a row of the store: a send time is
+reserved in one short transaction, so two processes that were told the same limit keep it together.
+It blocks. ``LeasedPacer`` is what the gate asks: it never blocks, but has send times fetched ahead
+by the store's thread, a few at once where the pace is high.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
+from typing import Any
+
+from nexusflow_integrations._core.pacing import GivenLimits
+from nexusflow_integrations._core.settings import ApiKey
+from nexusflow_integrations._core.store import StoreUnavailable, VectorStore
+from nexusflow_integrations.errors import CacheError
+
+MAX_AHEAD = 3600.0
+"""Seconds; a send time further in the future is not believed."""
+LEASE_SECONDS = 0.1
+"""How much of the pace one process may reserve at once; what it leaves unused is lost to all."""
+MOST_AT_ONCE = 128
+"""The same as a number of requests."""
+LAPSE = 0.25
+"""Seconds after its time at which a reserved send time is given up."""
+RECHECK = 0.25
+"""Seconds after which the gate asks again if nothing arrived, which should not happen."""
+FIRST_GUESS = 3_000
+"""Tokens that a request is taken for before the first is known: ten passages of 300."""
+
+
+def account_id(*, base_url: str, key: ApiKey, model: str) -> bytes:
+    """Return 16 bytes that stand for an account; the key cannot be got back from them."""
+    parts = ("nexusflow pacer 1", base_url, key.reveal(), model)
+    framed = b"".join(
+        len(data).to_bytes(8, "big") + data for data in (part.encode() for part in parts)
+    )
+    return hashlib.sha256(framed).digest()[:16]
+
+
+class _FileLimits(GivenLimits):
+    """``GivenLimits`` whose state is a row: (requests_at, tokens_at, share, share_at, cut_at)."""
+
+    def load(self, row: tuple[float, ...], *, shift: float, now: float) -> None:
+        requests_at, tokens_at, self._share, share_at, cut_at = row
+        for bucket, at in ((self._requests, requests_at), (self._tokens, tokens_at)):
+            if bucket is not None:
+                bucket.next_at = min(at + shift, now + MAX_AHEAD)
+        self._share_at, self._cut_at = share_at + shift, cut_at + shift
+
+    def dump(self) -> tuple[float, ...]:
+        requests_at = self._requests.next_at if self._requests is not None else 0.0
+        tokens_at = self._tokens.next_at if self._tokens is not None else 0.0
+        return requests_at, tokens_at, self._share, self._share_at, self._cut_at
+
+    def owe(self, tokens: float, seconds: float) -> None:
+        if self._requests is not None:
+            self._requests.next_at += seconds
+        if self._tokens is not None:
+            self._tokens.next_at += seconds + tokens / self._tokens.per_second
+
+
+class SharedPacer:
+    """Reserves send times for one account, for all processes with the same file.
+
+    Args:
+        store: Whose file to use; its clock is the one that all processes share.
+        account: From ``account_id``.
+        requests_per_minute: Limit of the account; ``None`` is none.
+        tokens_per_minute: The same for tokens.
+
+    All methods raise what the store's do.
+    """
+
+    def __init__(
+        self,
+        store: VectorStore,
+        account: bytes,
+        *,
+        requests_per_minute: float | None,
+        tokens_per_minute: float | None,
+    ) -> None:
+        self.requests_per_minute = requests_per_minute
+        self.tokens_per_minute = tokens_per_minute
+        self._store = store
+        self._account = account
+
+    def reserve(self, tokens: int) -> float:
+        """Reserve one request of about ``tokens``; return the seconds until it may be sent."""
+        return max(0.0, self.lease(1, tokens)[0])
+
+    def lease(
+        self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
+    ) -> list[float]:
+        """Reserve ``count`` requests of about ``tokens`` each.
+
+        Args:
+            count: How many, one or more.
+            tokens: What each is charged.
+            owed_tokens: What earlier requests cost beyond their charge; less than 0 if they cost
+                less.
+            late: Seconds by which earlier requests went out after their time.
+
+        Returns:
+            Seconds from now until each may be sent, rising; a little below 0 where a send time has
+            passed that nobody used.
+        """
+        slots = []
+        with self._limits() as (limits, now):
+            limits.owe(owed_tokens, late)
+            for _ in range(count):
+                slot = now + limits.wait(now)
+                limits.take(tokens, slot)
+                slots.append(slot)
+        done = self._store.clock()
+        return [slot - done for slot in slots]
+
+    def settle(self, estimated: int, billed: int) -> None:
+        """Correct what a request of about ``estimated`` tokens was charged by what was billed."""
+        self.owe(billed - estimated)
+
+    def owe(self, tokens: float, late: float = 0.0) -> None:
+        """Charge ``tokens`` (give them back if less than 0), and ``late`` seconds."""
+        with self._limits() as (limits, _):
+            limits.owe(tokens, late)
+
+    def throttled(self, ago: float) -> None:
+        """Note that a request sent ``ago`` seconds ago was refused as too fast: all yield."""
+        with self._limits() as (limits, now):
+            limits.throttled(sent_at=now - ago, now=now, hint=None)
+
+    @contextmanager
+    def _limits(self) -> Iterator[tuple[_FileLimits, float]]:
+        limits = _FileLimits(self.requests_per_minute, self.tokens_per_minute)
+        with self._store.transaction() as db:
+            now = self._store.clock()
+            row = _row(db, self._account)
+            if row is not None:
+                seen, *state = row
+                # A clock that was set back stands before the last transaction: all times go back
+                # with it, and what was owed then is owed still.
+                limits.load(tuple(state), shift=min(0.0, now - seen), now=now)
+            yield limits, now
+            db.execute(
+                "INSERT OR REPLACE INTO pacer VALUES(?, ?, ?, ?, ?, ?, ?)",
+                (self._account, now, *limits.dump()),
+            )
+
+
+def _row(db: sqlite3.Connection, account: bytes) -> tuple[float, ...] | None:
+    row: tuple[float, ...] | None = db.execute(
+        "SELECT seen, requests_at, tokens_at, share, share_at, cut_at FROM pacer WHERE account = ?",
+        (account,),
+    ).fetchone()
+    return row
+
+
+class LeasedPacer:
+    """The ``Pacer`` that a gate asks, on its event loop, over a ``SharedPacer`` in another thread.
+
+    A send time is asked for when somebody waits for one, the next while the last is still to come.
+    Those that go unused lapse: for all others they are as good as used. If the file fails, the
+    process paces alone, to the same limits.
+
+    Args:
+        shared: Where send times come from.
+        submit: Runs a function in the store's thread, as ``Executor.submit`` does.
+        ready: Called on the loop when send times have come in: the gate's ``pump``.
+        clock: The gate's, in seconds.
+    """
+
+    def __init__(
+        self,
+        shared: SharedPacer,
+        submit: Callable[[Callable[[], Any]], Future[Any]],
+        ready: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._shared = shared
+        self._submit = submit
+        self._ready = ready
+        self._clock = clock
+        self._requests_per_second = (shared.requests_per_minute or float("inf")) / 60
+        self._tokens_per_second = (shared.tokens_per_minute or float("inf")) / 60
+        self._size = 1
+        self._slots: deque[tuple[float, int]] = deque()  # when, and what it was charged
+        # What a request is charged in advance: the highest of late, since the correction of a
+        # charge that was too low may come after another process has been told to send.
+        self._charge = min(float(FIRST_GUESS), self._tokens_per_second)
+        self._ratio = 1.0
+        self._owed = 0.0
+        self._late = 0.0
+        self._leasing = False
+        self._owing = False
+        self._alone: GivenLimits | None = None
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until a request may be sent, if it is known; else ask for it."""
+        if self._alone is not None:
+            return self._alone.wait(now)
+        while self._slots and now - self._slots[0][0] > LAPSE:
+            self._owe(-self._slots.popleft()[1])
+            self._size = 1
+        if 2 * len(self._slots) <= self._size:
+            self._lease()
+        return max(0.0, self._slots[0][0] - now) if self._slots else RECHECK
+
+    def take(self, tokens: int, now: float) -> None:
+        """Use the next send time for a request of about ``tokens``."""
+        if self._alone is not None:
+            self._alone.take(tokens, now)
+            return
+        slot, charged = self._slots.popleft()
+        cost = tokens * self._ratio
+        self._owe(cost - charged)
+        self._charge = max(cost, self._charge + 0.2 * (cost - self._charge))
+        # The server lets through a second's worth at once; the part that this request needs of it
+        # is what it may be late without the next one coming too soon after it.
+        share = max(1 / self._requests_per_second, cost / self._tokens_per_second)
+        if now - slot > max(0.0, 1.0 - share):
+            self._late += now - slot
+        if not self._slots:
+            self._size = min(MOST_AT_ONCE, 2 * self._size)
+
+    def settle(self, estimated: int, billed: int) -> None:
+        """Correct the charge of a request by what the server billed."""
+        if self._alone is not None:
+            self._alone.settle(estimated, billed)
+        elif estimated > 0:
+            self._owe(billed - estimated * self._ratio)
+            self._ratio += 0.1 * (min(10.0, max(0.1, billed / estimated)) - self._ratio)
+
+    def throttled(self, *, sent_at: float, now: float, hint: float | None) -> None:
+        """Note a refusal; all processes with the account yield a little, for a while."""
+        if self._alone is not None:
+            self._alone.throttled(sent_at=sent_at, now=now, hint=hint)
+        else:
+            self._run(lambda: self._shared.throttled(self._clock() - sent_at), self._noted)
+
+    def succeeded(self, now: float) -> None:
+        """Note a good answer, which teaches nothing where the limits are given."""
+
+    # -- the other thread ----------------------------------------------------------------------
+
+    def _owe(self, tokens: float) -> None:
+        if self._shared.tokens_per_minute is None:
+            return
+        self._owed += tokens
+        if not self._owing:
+            self._owing = True
+            asyncio.get_running_loop().call_soon(self._pay)
+
+    def _pay(self) -> None:
+        """Pass on what is owed, unless a lease has taken it along by now."""
+        if abs(self._owed) < 1 or self._alone is not None:
+            self._owing = False
+            return
+        owed, self._owed = self._owed, 0.0
+        self._run(lambda: self._shared.owe(owed), self._paid)
+
+    def _paid(self, _: Any) -> None:
+        self._pay()
+
+    def _lease(self) -> None:
+        if self._leasing:
+            return
+        self._leasing = True
+        charge = math.ceil(self._charge)
+        pace = min(self._requests_per_second, self._tokens_per_second / max(1, charge))
+        count = max(
+            1, min(self._size, int(min(pace, MOST_AT_ONCE / LEASE_SECONDS) * LEASE_SECONDS))
+        )
+        owed, late, self._owed, self._late = self._owed, self._late, 0.0, 0.0
+
+        def lease() -> list[tuple[float, int]]:
+            waits = self._shared.lease(count, charge, owed_tokens=owed, late=late)
+            now = self._clock()
+            return [(now + wait, charge) for wait in waits]
+
+        self._run(lease, self._leased)
+
+    def _leased(self, slots: list[tuple[float, int]]) -> None:
+        self._leasing = False
+        self._slots.extend(slots)
+        self._ready()
+
+    def _noted(self, _: Any) -> None:
+        pass
+
+    def _run(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def arrived(future: Future[Any]) -> None:
+            error = CancelledError() if future.cancelled() else future.exception()
+            if error is None:
+                then(future.result())
+                return
+            self._fail()
+            if not isinstance(error, (CancelledError, StoreUnavailable, CacheError)):
+                raise error
+
+        def done(future: Future[Any]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(arrived, future)
+
+        try:
+            future = self._submit(work)
+        except RuntimeError:  # the thread has ended
+            self._fail()
+            return
+        future.add_done_callback(done)
+
+    def _fail(self) -> None:
+        if self._alone is None:
+            self._alone = GivenLimits(
+                self._shared.requests_per_minute, self._shared.tokens_per_minute
+            )
+            self._slots.clear()
+            self._ready()

@@ -1,0 +1,111 @@
+"""A store on a fresh file, a clock that the test holds, and workers that are real processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nexusflow_integrations._core.store import Keyer, VectorStore
+
+WORKERS = Path(__file__).parent / "workers.py"
+
+
+class Clock:
+    """Seconds since 1970, only moving when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "vectors.sqlite3"
+
+
+@pytest.fixture
+def store_on(path: Path, clock: Clock) -> Iterator[Callable[..., VectorStore]]:
+    """Make stores, by default on one file and one clock; all are closed in the end."""
+    stores: list[VectorStore] = []
+
+    def make(where: Path | str | bool = path, **options: Any) -> VectorStore:
+        stores.append(VectorStore(where, **{"clock": clock, **options}))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def store(store_on: Callable[..., VectorStore]) -> VectorStore:
+    return store_on()
+
+
+@pytest.fixture
+def keys(store: VectorStore) -> list[bytes]:
+    """Twenty keys of one kind."""
+    keyer = store.keyer(base_url="https://a.example/v1", model="m", dimensions=8)
+    return [keyer(f"text {number}") for number in range(20)]
+
+
+@pytest.fixture
+def vector() -> Callable[..., np.ndarray]:
+    """Make a float32 vector that is told from others by its number."""
+
+    def make(number: float = 1, size: int = 8) -> np.ndarray:
+        return np.arange(number, number + size, dtype=np.float32)
+
+    return make
+
+
+@pytest.fixture
+def keyer() -> Keyer:
+    return Keyer(base_url="https://a.example/v1", model="m", dimensions=64)
+
+
+@pytest.fixture
+def work() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start ``workers.py`` in a process of its own; all are gone in the end."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(job: str, **options: Any) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, str(WORKERS), job, json.dumps(options)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def outcome() -> Callable[[subprocess.Popen[str]], Any]:
+    """Wait for a worker and return what it printed last, as JSON."""
+
+    def wait(process: subprocess.Popen[str]) -> Any:
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        return json.loads(output.splitlines()[-1])
+
+    return wait

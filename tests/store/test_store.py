@@ -1,0 +1,560 @@
+"""What one store finds, claims, keeps and forgets, by a clock that the test holds."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from nexusflow_integrations._core import store as store_module
+from nexusflow_integrations._core.store import (
+    Keyer,
+    StoreUnavailable,
+    VectorStore,
+    default_path,
+)
+
+if TYPE_CHECKING:
+    from conftest import Clock
+
+Make = Callable[..., VectorStore]
+Vector = Callable[..., np.ndarray]
+DAY = 86_400
+
+# -- keys ------------------------------------------------------------------------------------------
+
+short = st.text(st.characters(codec="utf-8"), max_size=6)
+parts = st.tuples(short, short, st.sampled_from([None, 64, 1024]), short, short)
+
+
+def key_of(of: tuple[str, str, int | None, str, str]) -> bytes:
+    url, model, dimensions, role, text = of
+    return Keyer(base_url=url, model=model, dimensions=dimensions, role=role)(text)
+
+
+@given(parts, parts)
+def test_two_keys_are_equal_only_if_all_that_they_stand_for_is(
+    one: tuple[str, str, int | None, str, str], other: tuple[str, str, int | None, str, str]
+) -> None:
+    assert (key_of(one) == key_of(other)) == (one == other)
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=2), st.data())
+def test_a_character_that_moves_from_one_part_to_the_next_makes_another_key(
+    joined: str, data: st.DataObject
+) -> None:
+    cuts = st.integers(0, len(joined))
+    one, other = data.draw(cuts), data.draw(cuts)
+    assume(one != other)
+    assert key_of((joined[:one], joined[one:], None, "", "")) != key_of(
+        (joined[:other], joined[other:], None, "", "")
+    )
+    assert key_of(("", "", None, joined[:one], joined[one:])) != key_of(
+        ("", "", None, joined[:other], joined[other:])
+    )
+
+
+def test_a_key_is_24_bytes_and_the_same_in_every_run() -> None:
+    key = VectorStore.key(
+        base_url="https://a.example/v1", model="m", dimensions=64, instruction_or_role="", text="x"
+    )
+    assert key == Keyer(base_url="https://a.example/v1", model="m", dimensions=64)("x")
+    # Another value would pay again for everything in every cache there is.
+    assert key.hex() == KEY_OF_X
+
+
+KEY_OF_X = "f8265716f88c936d9fa1f9f9bafc7ff9e83a69d9376ce786"
+
+
+# -- finding ---------------------------------------------------------------------------------------
+
+
+def test_what_was_put_comes_back_bit_for_bit(
+    store: VectorStore, keyer: Keyer, store_on: Make
+) -> None:
+    vectors = np.random.default_rng(7).standard_normal((600, 64)).astype(np.float32)
+    vectors[0, :2] = np.float32(1e-42), np.float32(-0.0)
+    rows = [(keyer(str(number)), vector) for number, vector in enumerate(vectors)]
+    store.put(rows)
+    for reader in (store, store_on()):
+        claimed = reader.claim([key for key, _ in rows], 64)
+        assert not claimed.mine
+        assert not claimed.busy
+        for key, vector in rows:
+            assert claimed.hits[key].dtype == np.float32
+            assert claimed.hits[key].tobytes() == vector.tobytes()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(np.array([1, 2, 3], np.float32), id="another size"),
+        pytest.param(np.array([1, np.nan, 3, 4], np.float32), id="not a number"),
+        pytest.param(np.array([1, np.inf, 3, 4], np.float32), id="infinite"),
+        pytest.param(np.zeros(4, np.float32), id="all zeros"),
+        pytest.param(np.array([], np.float32), id="empty"),
+    ],
+)
+@pytest.mark.parametrize("dimensions", [4, None])
+def test_a_row_that_is_no_vector_counts_as_absent_and_is_replaced(
+    store: VectorStore, keys: list[bytes], bad: np.ndarray, dimensions: int | None
+) -> None:
+    good = np.array([1, 2, 3, 4], np.float32)
+    store.put([(keys[0], bad), (keys[1], good)])
+    claimed = store.claim(keys[:2], dimensions)
+    assert claimed.mine == keys[:1]
+    assert list(claimed.hits) == keys[1:2]
+    store.put([(keys[0], good)])
+    assert set(store.claim(keys[:2], dimensions).hits) == set(keys[:2])
+
+
+def test_a_row_that_somebody_damaged_counts_as_absent(
+    store: VectorStore, keys: list[bytes], vector: Vector, path: Path
+) -> None:
+    store.put([(key, vector()) for key in keys[:4]])
+    store.close()
+    with sqlite3.connect(path) as db:
+        for key, value in zip(keys, (b"123", "text", 7), strict=False):
+            db.execute("UPDATE vector SET v = ? WHERE k = ?", (value, key))
+    db.close()
+    for dimensions in (8, None):
+        claimed = store.claim(keys[:4], dimensions)
+        assert list(claimed.hits) == keys[3:4]
+        assert set(claimed.mine) == set(keys[:3])
+        store.release(claimed.mine)
+
+
+def test_without_a_size_all_hits_have_that_of_the_newest(
+    store: VectorStore, keys: list[bytes], vector: Vector
+) -> None:
+    store.put([(key, vector(size=8)) for key in keys[:3]])
+    store.put([(keys[3], vector(size=4))])
+    claimed = store.claim(keys[:4], None)
+    assert list(claimed.hits) == [keys[3]]
+    assert claimed.mine == keys[:3]
+
+
+def test_a_key_that_is_asked_for_twice_is_claimed_once(
+    store: VectorStore, keys: list[bytes]
+) -> None:
+    assert store.claim([keys[0], keys[1], keys[0]], 8).mine == keys[:2]
+
+
+def test_nothing_asked_is_nothing_found(store: VectorStore) -> None:
+    assert store.claim([], 8) == ({}, [], [], 0)
+    store.put([])
+    store.release([])
+    store.renew([])
+    assert store.present([]) == set()
+    assert store.info().vectors == 0
+
+
+def test_present_tells_what_has_a_row_and_claims_nothing(
+    store: VectorStore, store_on: Make, keys: list[bytes], vector: Vector
+) -> None:
+    store.put([(keys[0], vector())])
+    store.claim([keys[1]], 8)
+    assert store.present(keys) == {keys[0]}
+    assert set(store_on().claim(keys, 8).mine) == set(keys[2:])
+
+
+def test_thousands_of_keys_are_claimed_at_once(store: VectorStore, keyer: Keyer) -> None:
+    keys = [keyer(str(number)) for number in range(3_000)]
+    assert store.claim(keys, 64).mine == keys
+    assert store.claim(keys, 64).busy == keys
+
+
+# -- claims ----------------------------------------------------------------------------------------
+
+
+def test_what_one_has_claimed_is_busy_for_all_others_and_for_itself(
+    store: VectorStore, store_on: Make, keys: list[bytes]
+) -> None:
+    assert store.claim(keys[:3], 8).mine == keys[:3]
+    claimed = store_on().claim(keys[:5], 8)
+    assert claimed.busy == keys[:3]
+    assert claimed.mine == keys[3:5]
+    assert store.claim(keys[:1], 8).busy == keys[:1]
+
+
+def test_what_is_put_is_found_by_who_waited(
+    store: VectorStore, store_on: Make, keys: list[bytes], vector: Vector
+) -> None:
+    other = store_on()
+    store.claim(keys[:2], 8)
+    assert other.claim(keys[:2], 8).busy == keys[:2]
+    store.put([(keys[0], vector(5))])
+    claimed = other.claim(keys[:2], 8)
+    assert claimed.hits[keys[0]].tolist() == vector(5).tolist()
+    assert claimed.busy == keys[1:2]
+    assert store.info().in_flight == 1
+
+
+def test_what_is_released_is_anybodys_and_was_not_paid(
+    store: VectorStore, store_on: Make, keys: list[bytes]
+) -> None:
+    store.claim(keys[:2], 8)
+    store.release(keys[:1])
+    claimed = store_on().claim(keys[:2], 8)
+    assert claimed.mine == keys[:1]
+    assert claimed.busy == keys[1:2]
+    assert claimed.repaid == 0
+
+
+def test_nobody_releases_or_renews_the_claim_of_another(
+    store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock
+) -> None:
+    other = store_on()
+    store.claim(keys[:1], 8)
+    other.release(keys[:1])
+    assert other.claim(keys[:1], 8).busy == keys[:1]
+    clock.now += 9
+    other.renew(keys[:1])
+    clock.now += 2
+    assert other.claim(keys[:1], 8).mine == keys[:1]
+
+
+def test_a_claim_that_runs_out_is_taken_over_and_counted_as_repaid(
+    store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock
+) -> None:
+    store.claim(keys[:2], 8)
+    clock.now += 9.9
+    other = store_on()
+    assert other.claim(keys[:2], 8).busy == keys[:2]
+    clock.now += 0.1
+    claimed = other.claim(keys[:3], 8)
+    assert claimed.mine == keys[:3]
+    assert claimed.repaid == 2
+    store.renew(keys[:2])
+    store.release(keys[:2])
+    assert store.claim(keys[:2], 8).busy == keys[:2]
+
+
+def test_ones_own_claim_that_ran_out_is_not_repaid(
+    store: VectorStore, keys: list[bytes], clock: Clock
+) -> None:
+    store.claim(keys[:1], 8)
+    clock.now += 11
+    claimed = store.claim(keys[:1], 8)
+    assert claimed.mine == keys[:1]
+    assert claimed.repaid == 0
+
+
+def test_a_renewed_claim_holds_on(
+    store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock
+) -> None:
+    store.claim(keys[:2], 8)
+    for _ in range(5):
+        clock.now += 6
+        store.renew(keys[:1])
+    claimed = store_on().claim(keys[:2], 8)
+    assert claimed.busy == keys[:1]
+    assert claimed.repaid == 1
+
+
+def test_a_clock_that_is_set_back_makes_no_claim_hold_for_hours(
+    store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock
+) -> None:
+    store.claim(keys[:2], 8)
+    clock.now -= 3600
+    store.renew(keys[:1])
+    claimed = store_on().claim(keys[:2], 8)
+    assert claimed.busy == keys[:1]
+    assert claimed.mine == keys[1:2]
+
+
+def test_closing_gives_up_all_claims(store: VectorStore, store_on: Make, keys: list[bytes]) -> None:
+    store.claim(keys, 8)
+    store.close()
+    claimed = store_on().claim(keys, 8)
+    assert claimed.mine == keys
+    assert claimed.repaid == 0
+
+
+def test_claims_that_nobody_came_back_to_are_dropped_after_a_week(
+    path: Path, store_on: Make, keys: list[bytes], clock: Clock
+) -> None:
+    def claims() -> int:
+        db = sqlite3.connect(path)
+        count: int = db.execute("SELECT count(*) FROM claim").fetchone()[0]
+        db.close()
+        return count
+
+    store_on().claim(keys, 8)
+    clock.now += 6 * DAY
+    store_on().open()
+    assert claims() == len(keys)
+    clock.now += 2 * DAY
+    store_on().open()
+    assert claims() == 0
+
+
+def test_looking_again_at_what_is_found_or_busy_needs_no_write(
+    store: VectorStore,
+    store_on: Make,
+    keys: list[bytes],
+    vector: Vector,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.1)
+    store.put([(keys[0], vector())])
+    store.claim(keys[1:2], 8)
+    other = store_on()
+    other.open()
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    claimed = other.claim(keys[:2], 8)
+    assert list(claimed.hits) == keys[:1]
+    assert claimed.busy == keys[1:2]
+    with pytest.raises(StoreUnavailable, match="locked"):
+        other.claim(keys[2:3], 8)
+    writer.execute("ROLLBACK")
+    writer.close()
+    assert other.claim(keys[2:3], 8).mine == keys[2:3]
+
+
+def test_a_put_that_fails_keeps_nothing_and_leaves_the_store_usable(
+    store: VectorStore, keys: list[bytes], vector: Vector
+) -> None:
+    store.claim(keys[:2], 8)
+    with pytest.raises(ValueError, match="could not convert"):
+        store.put([(keys[0], vector()), (keys[1], "not a vector")])  # type: ignore[list-item]
+    assert store.present(keys) == set()
+    store.put([(keys[0], vector())])
+    assert store.present(keys) == {keys[0]}
+
+
+# -- care ------------------------------------------------------------------------------------------
+
+
+def test_info_tells_rows_by_model_and_the_hit_rate(
+    store: VectorStore, store_on: Make, vector: Vector, clock: Clock
+) -> None:
+    one = store.keyer(base_url="https://a.example/v1", model="m", dimensions=None)
+    other = store.keyer(base_url="https://a.example/v1", model="n", dimensions=8, role="Find:")
+    day = int(clock.now) // DAY * DAY
+    store.claim([one("a"), one("b"), one("c"), other("a")], None)
+    store.put([(one(text), vector()) for text in "abc"])
+    store.put([(other("a"), vector()), (Keyer(base_url="", model="", dimensions=8)("a"), vector())])
+    store.claim([one("a"), one("b")], None)
+    clock.now += 3 * DAY
+    store.claim([one("a"), one("b")], None)
+    store.close()
+    info = store_on().info()
+    assert [
+        (rows.base_url, rows.model, rows.dimensions, rows.role, rows.vectors)
+        for rows in info.models
+    ] == [
+        ("https://a.example/v1", "m", None, False, 3),
+        ("https://a.example/v1", "n", 8, True, 1),
+        ("?", "?", None, False, 1),
+    ]
+    assert info.vectors == 5
+    assert (info.hits, info.misses, info.hit_rate) == (4, 4, 0.5)
+    assert (info.created, info.used) == (day, day + 3 * DAY)
+    assert info.bytes == store.path.stat().st_size + Path(f"{store.path}-wal").stat().st_size
+
+
+def test_the_rows_of_a_kind_are_counted_up_to_the_last_prefix_there_is(
+    store: VectorStore, vector: Vector
+) -> None:
+    for first in (0x00, 0x7F, 0xFF):
+        prefix = bytes([first]) * 4
+        store._kinds[prefix] = keyer = Keyer(base_url="u", model=f"{first}", dimensions=8)
+        keyer.prefix = prefix
+        store.put([(prefix + bytes([last]) * 20, vector()) for last in (0x00, 0xFF)])
+    assert [rows.vectors for rows in store.info().models] == [2, 2, 2]
+
+
+def test_looking_at_a_cache_that_is_not_there_makes_none(store: VectorStore) -> None:
+    info = store.info()
+    assert (info.vectors, info.bytes, info.hit_rate, info.created) == (0, 0, 0.0, None)
+    assert store.prune(max_age=0) == store.clear() == store_module.Pruned(0, 0)
+    assert not store.path.exists()
+
+
+def test_reading_the_same_rows_again_on_the_same_day_writes_nothing(
+    store: VectorStore, store_on: Make, keys: list[bytes], vector: Vector, clock: Clock
+) -> None:
+    store.put([(key, vector()) for key in keys])
+    clock.now += 2 * DAY
+    reader = store_on()
+    reader.claim(keys, 8)
+    wal = Path(f"{store.path}-wal")
+    before = wal.read_bytes()
+    for _ in range(3):
+        reader.claim(keys, 8)
+    assert wal.read_bytes() == before
+
+
+def test_prune_by_age_removes_what_was_not_used_and_spares_what_was(
+    store: VectorStore, store_on: Make, keyer: Keyer, vector: Vector, clock: Clock
+) -> None:
+    keys = [keyer(str(number)) for number in range(1_023)]
+    store.put([(key, vector()) for key in keys])
+    clock.now += 10 * DAY
+    store.claim(keys[300:301], 8)  # its neighbours, 256 rows in all, stay with it
+    clock.now += 10 * DAY
+    store.put([(keyer("new"), vector())])
+    assert store.prune(max_age=25 * DAY).vectors == 0
+    assert store.prune(max_age=15 * DAY).vectors == 1_023 - 256
+    left = store_on().present([*keys, keyer("new")])
+    assert {keys[300], keyer("new")} < left
+    assert len(left) == 257
+
+
+def test_prune_by_size_comes_down_to_it_with_the_least_recently_used_first(
+    store: VectorStore, keyer: Keyer, clock: Clock
+) -> None:
+    vectors = np.random.default_rng(1).standard_normal((1_000, 256)).astype(np.float32)
+    keys = [keyer(str(number)) for number in range(1_000)]
+    for start in range(0, 1_000, 100):
+        store.put(list(zip(keys, vectors, strict=True))[start : start + 100])
+        clock.now += DAY
+    store.close()
+    size = store.info().bytes
+    pruned = store.prune(max_bytes=size // 2)
+    after = store.info()
+    assert size * 0.4 < after.bytes <= size // 2
+    assert pruned.vectors == 1_000 - after.vectors
+    assert pruned.bytes >= size // 2
+    assert store.present(keys) == set(keys[pruned.vectors :])
+    assert store.prune(max_bytes=size).vectors == 0
+
+
+def test_clear_removes_all_vectors_and_shrinks_the_file(
+    store: VectorStore, keyer: Keyer, vector: Vector
+) -> None:
+    store.put([(keyer(str(number)), vector(size=1024)) for number in range(300)])
+    cleared = store.clear()
+    assert cleared.vectors == 300
+    assert cleared.bytes > 300 * 4096
+    info = store.info()
+    assert (info.vectors, info.models, info.hits, info.misses) == (0, (), 0, 0)
+    store.put([(keyer("x"), vector())])
+    assert store.info().vectors == 1
+
+
+def test_others_go_on_while_one_prunes(
+    store: VectorStore, store_on: Make, keys: list[bytes], vector: Vector
+) -> None:
+    other = store_on()
+    store.put([(key, vector()) for key in keys])
+    other.claim(keys, 8)
+    store.clear()
+    assert other.claim(keys, 8).mine == keys
+    other.put([(keys[0], vector())])
+    assert store.present(keys) == {keys[0]}
+
+
+# -- life ------------------------------------------------------------------------------------------
+
+
+def test_making_a_store_touches_no_file(path: Path, store_on: Make) -> None:
+    store_on()
+    store_on(path.parent / "folder" / "deep" / "file")
+    assert list(path.parent.iterdir()) == []
+
+
+def test_the_folder_is_made_and_only_the_owner_may_read_the_file(
+    tmp_path: Path, store_on: Make
+) -> None:
+    store = store_on(tmp_path / "a" / "b" / "cache.db")
+    store.open()
+    assert store.path.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "a" / "b" / "cache.db-wal").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_closed_store_leaves_one_file_and_opens_again(
+    store: VectorStore, keys: list[bytes], vector: Vector
+) -> None:
+    store.put([(keys[0], vector())])
+    store.close()
+    store.close()
+    assert list(store.path.parent.iterdir()) == [store.path]
+    assert store.present(keys) == {keys[0]}
+
+
+def test_a_store_travels_by_pickle_and_is_another_owner_there(
+    path: Path, keys: list[bytes], vector: Vector
+) -> None:
+    store = VectorStore(path, claim_seconds=33)
+    store.put([(keys[0], vector())])
+    store.claim(keys[1:2], 8)
+    for twin in (pickle.loads(pickle.dumps(store)), copy.deepcopy(store)):
+        assert (twin.path, twin.claim_seconds) == (path, 33)
+        claimed = twin.claim(keys[:2], 8)
+        assert list(claimed.hits) == keys[:1]
+        assert claimed.busy == keys[1:2]
+        twin.release(keys[1:2])
+        assert twin.claim(keys[1:2], 8).busy == keys[1:2]
+        twin.close()
+    store.close()
+
+
+def test_a_relative_path_means_where_the_store_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = VectorStore("cache.db")
+    monkeypatch.chdir("/")
+    assert store.path == tmp_path / "cache.db"
+
+
+@pytest.mark.parametrize("name", ["a b.db", "100%.db", "who?.db", "a#b.db", "向量.db"])
+def test_any_file_name_will_do(
+    tmp_path: Path, name: str, store_on: Make, keys: list[bytes], vector: Vector
+) -> None:
+    store = store_on(tmp_path / name)
+    store.put([(keys[0], vector())])
+    store.close()
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert store.present(keys) == {keys[0]}
+
+
+@pytest.mark.skipif("sys.platform in ('win32', 'darwin')", reason="other folders by convention")
+def test_true_is_the_users_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_on: Make
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert default_path() == tmp_path / "xdg" / "nexusflow" / "vectors.sqlite3"
+    assert store_on(True).path == default_path()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/to/be/ignored")
+    assert default_path() == tmp_path / ".cache" / "nexusflow" / "vectors.sqlite3"
+    assert store_on("~/here.db").path == tmp_path / "here.db"
+
+
+def test_false_is_no_path() -> None:
+    with pytest.raises(ValueError, match="path"):
+        VectorStore(False)
+
+
+def test_many_threads_may_use_one_store(store_on: Make, keyer: Keyer, vector: Vector) -> None:
+    store = store_on(claim_seconds=600)
+    keys = [keyer(str(number)) for number in range(200)]
+    paid: list[bytes] = []
+
+    def work() -> None:
+        for start in range(0, 200, 10):
+            mine = store.claim(keys[start : start + 10], 8).mine
+            paid.extend(mine)
+            store.put([(key, vector()) for key in mine])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(paid) == sorted(keys)
+    assert store.present(keys) == set(keys)

@@ -1,0 +1,188 @@
+"""What the tests run in processes of their own: ``python workers.py JOB OPTIONS``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from nexusflow_integrations._core.store import StoreUnavailable, VectorStore
+
+SIZE = 64
+
+
+def key_of(number: int) -> bytes:
+    return VectorStore.key(
+        base_url="https://a.example/v1",
+        model="m",
+        dimensions=SIZE,
+        instruction_or_role="",
+        text=f"text {number}",
+    )
+
+
+def vector_of(key: bytes) -> np.ndarray:
+    """The one right vector of a key."""
+    seed = int.from_bytes(hashlib.sha256(key).digest()[:4], "big")
+    return np.random.default_rng(seed).standard_normal(SIZE).astype(np.float32)
+
+
+def note(log: str, keys: list[bytes]) -> None:
+    """Append keys to a file in one write, so that a kill leaves all of them or none."""
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, b"".join(key.hex().encode() + b"\n" for key in keys))
+    os.close(fd)
+
+
+def embed(
+    path: str,
+    count: int,
+    log: str,
+    *,
+    seed: int,
+    group: int = 10,
+    claim_seconds: float = 60.0,
+    pay_seconds: float = 0.002,
+) -> dict[str, int]:
+    """Get all vectors, paying for those that nobody else pays for, a group at a time."""
+    order = random.Random(seed)
+    store = VectorStore(path, claim_seconds=claim_seconds)
+    left = [key_of(number) for number in range(count)]
+    order.shuffle(left)
+    found = paid = repaid = wrong = 0
+    while left:
+        asked = left[:group]
+        claimed = store.claim(asked, SIZE)
+        repaid += claimed.repaid
+        for key, vector in claimed.hits.items():
+            wrong += not np.array_equal(vector, vector_of(key))
+        if claimed.mine:
+            note(f"{log}.paid", claimed.mine)
+            time.sleep(pay_seconds)
+            store.put([(key, vector_of(key)) for key in claimed.mine])
+            note(f"{log}.kept", claimed.mine)
+        found += len(claimed.hits)
+        paid += len(claimed.mine)
+        left = left[group:] + claimed.busy
+        if claimed.busy and not claimed.mine:
+            time.sleep(0.02)
+    store.close()
+    return {"found": found, "paid": paid, "repaid": repaid, "wrong": wrong}
+
+
+def fill(path: str, limit: int | None, rows: int = 2_000) -> dict[str, Any]:
+    """Put vectors until there is no more room; tell how many were kept and what was said."""
+    if limit is not None:
+        import resource
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    store = VectorStore(path)
+    kept = 0
+    said = None
+    try:
+        for start in range(0, rows, 10):
+            keys = [key_of(number) for number in range(start, start + 10)]
+            store.put([(key, vector_of(key)) for key in keys])
+            kept += 10
+    except StoreUnavailable as error:
+        said = str(error)
+    present = len(store.present([key_of(number) for number in range(rows)]))
+    store.close()
+    return {"kept": kept, "said": said, "present": present}
+
+
+def reserve(
+    path: str,
+    requests_per_minute: float,
+    tokens_per_minute: float | None,
+    tokens: int,
+    until: float,
+) -> list[float]:
+    """Reserve and wait, one request after the other; tell when each went out."""
+    from nexusflow_integrations._core.shared_pacing import SharedPacer
+
+    store = VectorStore(path)
+    pacer = SharedPacer(
+        store,
+        b"account",
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+    )
+    sent = []
+    while time.time() < until:
+        time.sleep(pacer.reserve(tokens))
+        sent.append(time.time())
+    store.close()
+    return sent
+
+
+def embed_through_gate(
+    path: str, base_url: str, api_key: str, limits: dict[str, float], texts: int, seconds: float
+) -> dict[str, int]:
+    """Send requests as fast as a gate with a leased pacer lets them; count the refused."""
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    import aiohttp
+
+    from nexusflow_integrations._core.gate import Gate
+    from nexusflow_integrations._core.settings import ApiKey
+    from nexusflow_integrations._core.shared_pacing import LeasedPacer, SharedPacer, account_id
+    from nexusflow_integrations._core.window import Window
+
+    counts = {"sent": 0, "refused": 0}
+
+    async def run() -> None:
+        store = VectorStore(path)
+        thread = ThreadPoolExecutor(1)
+        account = account_id(base_url=base_url, key=ApiKey(api_key), model="m")
+        shared = SharedPacer(
+            store,
+            account,
+            requests_per_minute=limits.get("requests_per_minute"),
+            tokens_per_minute=limits.get("tokens_per_minute"),
+        )
+        window = Window(limit=32)
+        gate: Gate = Gate(
+            LeasedPacer(shared, thread.submit, lambda: gate.pump()), window, time.monotonic
+        )
+        end = time.monotonic() + seconds
+        body = {"model": "text-embedding-v4", "input": ["a few words"] * texts}
+        headers = {"Authorization": f"Bearer {api_key}"}
+        async with aiohttp.ClientSession(headers=headers) as session:
+
+            async def work() -> None:
+                while time.monotonic() < end:
+                    await gate.enter(texts * 5)
+                    sent_at = time.monotonic()
+                    async with session.post(f"{base_url}/embeddings", json=body) as answer:
+                        data = await answer.json()
+                    gate.leave()
+                    counts["sent"] += 1
+                    if answer.status == 200:
+                        gate.pacer.settle(texts * 5, data["usage"]["total_tokens"])
+                    else:
+                        counts["refused"] += 1
+                        gate.pacer.throttled(sent_at=sent_at, now=time.monotonic(), hint=None)
+
+            await asyncio.wait_for(asyncio.gather(*(work() for _ in range(8))), seconds + 30)
+        thread.submit(store.close).result()
+
+    asyncio.run(run())
+    return counts
+
+
+if __name__ == "__main__":
+    job = {"embed": embed, "fill": fill, "reserve": reserve, "gate": embed_through_gate}
+    print(json.dumps(job[sys.argv[1]](**json.loads(sys.argv[2]))))
