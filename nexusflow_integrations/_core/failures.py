@@ -249,7 +249,7 @@ def _code_and_message(body: bytes, *, under_ok: bool = False) -> tuple[str | Non
     if isinstance(payload, dict):
         message = payload.get("message") or payload.get("msg") or ""
         code = _word(payload.get("code")) or (None if under_ok else _word(payload.get("type")))
-        return code, message if isinstance(message, str) else str(message)[:MAX_TEXT]
+        return code, message if isinstance(message, str) else str(message)
     return None, payload if isinstance(payload, str) and not under_ok else ""
 
 
@@ -259,7 +259,8 @@ def _word(value: object) -> str | None:
 
 def _plain(head: bytes) -> str:
     text = head.decode("utf-8", "replace")
-    title = re.search(r"<(title|h1)[^>]{0,100}>([^<]{1,200})", text, re.IGNORECASE)
+    # Not cut here: a cut before `clean` could leave half of an echoed key.
+    title = re.search(r"<(title|h1)[^>]{0,100}>([^<]+)", text, re.IGNORECASE)
     if title:
         return title.group(2).strip()
     return "" if text.lstrip()[:1] == "<" else text.strip()
