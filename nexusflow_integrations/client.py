@@ -9,6 +9,7 @@ import queue
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
@@ -25,6 +26,7 @@ from nexusflow_integrations._core.settings import (
     resolve_api_key,
     resolve_base_url,
 )
+from nexusflow_integrations._core.telemetry import observed
 from nexusflow_integrations._core.texts import check_text, check_texts
 from nexusflow_integrations._core.usage import Budget, Ledger, Price, Purse, Usage
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError, RefusedTextsError
@@ -193,25 +195,21 @@ class NexusFlow:
         collect = self._collects(on_refused)
         if not single and not texts:
             return self._nothing()
+        events: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         ledger = Ledger()
-        events: queue.SimpleQueue[int | None] | None = (
-            None if progress is None else queue.SimpleQueue()
-        )
-        future = self._submit(
-            texts, role, single, ledger, None, None if events is None else events.put
-        )
-        try:
-            if events is not None and progress is not None:
-                future.add_done_callback(lambda _: events.put(None))
-                while (fresh := events.get()) is not None:
-                    progress(fresh)
-            gathered = future.result()
-        except BaseException:
-            future.cancel()  # Ctrl-C, or an error of the caller's own progress
-            raise
-        finally:
-            usage = self._account(ledger)
-        return _result(gathered, usage, single=single, collect=collect)
+        with self._recorded(ledger):
+            report = None if progress is None else events.put
+            future = self._submit(texts, role, single, ledger, None, report)
+            try:
+                if progress is not None:
+                    future.add_done_callback(lambda _: events.put(None))
+                    while (fresh := events.get()) is not None:
+                        progress(fresh)
+                gathered = future.result()
+            except BaseException:
+                future.cancel()  # Ctrl-C, or an error of the caller's own progress
+                raise
+            return _result(gathered, ledger.snapshot(self._price), single=single, collect=collect)
 
     @overload
     async def aembed(self, input: str, *, role: Role = ...) -> EmbeddingArray: ...
@@ -257,12 +255,11 @@ class NexusFlow:
             if progress is not None:
                 loop.call_soon_threadsafe(progress, fresh)
 
-        future = self._submit(texts, role, single, ledger, loop, report if progress else None)
-        try:
+        with self._recorded(ledger):
+            reporting = report if progress else None
+            future = self._submit(texts, role, single, ledger, loop, reporting)
             gathered = await asyncio.wrap_future(future)
-        finally:
-            usage = self._account(ledger)
-        return _result(gathered, usage, single=single, collect=collect)
+            return _result(gathered, ledger.snapshot(self._price), single=single, collect=collect)
 
     def __call__(self, input: str | Iterable[str]) -> EmbeddingArray:  # noqa: A002
         """Embed, for tools that take any callable from texts to vectors."""
@@ -307,13 +304,8 @@ class NexusFlow:
                     place = next(i for i, (_, f, _) in enumerate(flying) if not f or f in landed)
                     flying.rotate(-place)
                 slab, future, ledger = flying.popleft()
-                try:
+                with self._recorded(ledger), slab.blamed():
                     gathered = None if future is None else future.result()
-                except NexusFlowError as error:
-                    slab.blame(error)
-                    raise
-                finally:
-                    self._account(ledger)
                 yield from slab.results(gathered)
         finally:
             for _, future, ledger in flying:
@@ -351,13 +343,8 @@ class NexusFlow:
                     )
                     flying.rotate(-next(i for i, (_, f, _) in enumerate(flying) if f in landed))
                 slab, future, ledger = flying.popleft()
-                try:
+                with self._recorded(ledger), slab.blamed():
                     gathered = None if future is None else await future
-                except NexusFlowError as error:
-                    slab.blame(error)
-                    raise
-                finally:
-                    self._account(ledger)
                 for result in slab.results(gathered):
                     yield result
         finally:
@@ -409,13 +396,20 @@ class NexusFlow:
         background, running = engine()
         return background.submit(running.held(texts, self._settings, self._cache)).result()
 
-    def _account(self, ledger: Ledger) -> Usage:
+    @contextmanager
+    def _recorded(self, ledger: Ledger) -> Iterator[None]:
+        try:
+            with observed(self._settings, ledger):
+                yield
+        finally:
+            self._account(ledger)
+
+    def _account(self, ledger: Ledger) -> None:
         usage = ledger.snapshot(self._price)
         with self._lock:
             self._usage = self._usage + usage
         if self._on_usage is not None:
             self._on_usage(usage)
-        return usage
 
     # -- settings ------------------------------------------------------------------------------
 

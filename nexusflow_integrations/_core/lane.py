@@ -71,7 +71,7 @@ class Lane:
             self.use_pacer(pacer_for(*given))
 
     def use_pacer(self, pacer: Pacer, paced_by: object = None) -> None:
-        """Send at the pace of ``pacer``; ``paced_by`` is what it shares the pace through, if any."""
+        """Send at the pace of ``pacer``, which is shared through ``paced_by`` if that is set."""
         self.pacer = self.gate.pacer = pacer
         self.paced_by = paced_by
 

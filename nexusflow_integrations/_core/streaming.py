@@ -8,6 +8,7 @@ and nothing else, however long the iterable is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from nexusflow_integrations._core.results import Gathered
@@ -49,9 +50,14 @@ class Slab:
                 found.append(Embedded(index, gathered.vectors[place]))
         yield from sorted(found, key=lambda item: item.index)
 
-    def blame(self, error: NexusFlowError) -> None:
-        """Turn the indices of ``error.finished`` into those of the stream."""
-        error.finished = {self.indices[place]: row for place, row in error.finished.items()}
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """Turn the indices that an error of this slab holds into those of the stream."""
+        try:
+            yield
+        except NexusFlowError as error:
+            error.finished = {self.indices[place]: row for place, row in error.finished.items()}
+            raise
 
 
 class Cutter:

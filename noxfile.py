@@ -1,0 +1,46 @@
+"""The tasks of this project; CI runs the same names. ``nox -l`` lists them."""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.sessions = ["tests", "lint", "typing", "wheel"]
+nox.options.error_on_external_run = True
+PINS = ("-c", "constraints.txt")
+
+
+def _group(name: str) -> list[str]:
+    return nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), name)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run all tests that need nothing but this machine."""
+    session.install(*PINS, "-e", ".[all]", *_group("test"))
+    session.run("pytest", "-q", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.install(*PINS, *_group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check types, strictly."""
+    session.install(*PINS, "-e", ".[all]", *_group("typing"))
+    session.run("mypy")
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, install it without extras, import the root, and say what is missing."""
+    session.install("build")
+    out = session.create_tmp()
+    session.run("python", "-m", "build", "--outdir", out, silent=True)
+    session.install("--no-index", "--find-links", out, "--no-deps", "nexusflow-integrations")
+    session.install(*PINS, "nexusflow-integrations", "--find-links", out)
+    session.run("python", "tests/wheel_check.py")
