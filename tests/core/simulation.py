@@ -1,0 +1,114 @@
+"""A rate-limited server and a client under a pacer, as discrete events on a clock of their own."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nexusflow_integrations._core.pacing import Pacer
+
+
+class Bucket:
+    """A token bucket: ``rate(t)`` units a second, at most ``burst`` seconds' worth saved up."""
+
+    def __init__(self, rate: Callable[[float], float], burst: float = 1.0) -> None:
+        self.rate = rate
+        self.burst = burst
+        self.level = max(1.0, rate(0.0) * burst)
+        self.at = 0.0
+
+    def refill(self, now: float) -> None:
+        rate = self.rate(now)
+        self.level = min(max(1.0, rate * self.burst), self.level + (now - self.at) * rate)
+        self.at = now
+
+
+@dataclass
+class Outcome:
+    """What came of a simulation; ``by_second`` counts good answers."""
+
+    sent: int = 0
+    good: int = 0
+    refused: int = 0
+    tokens: int = 0
+    by_second: Counter[int] = field(default_factory=Counter)
+    refused_by_second: Counter[int] = field(default_factory=Counter)
+
+    def rate(self, start: float, end: float) -> float:
+        """Good answers a second between two seconds."""
+        return sum(self.by_second[s] for s in range(int(start), int(end))) / (end - start)
+
+    @property
+    def refused_share(self) -> float:
+        return self.refused / max(1, self.sent)
+
+
+def simulate(
+    pacer: Pacer,
+    duration: float,
+    *,
+    requests: Bucket | None = None,
+    tokens: Bucket | None = None,
+    size: Callable[[], int] = lambda: 100,
+    bill: Callable[[int], int] = lambda estimated: estimated,
+    latency: float = 0.15,
+    hint: float | None = None,
+    concurrency: int = 32,
+    seed: int = 1,
+) -> Outcome:
+    """Send as fast as ``pacer`` lets, with timers up to 3 ms late and latencies up to 30 % longer.
+
+    ``size`` draws a request's estimated tokens, ``bill`` says what the server makes of them.
+    """
+    chance = random.Random(seed)
+    out = Outcome()
+    now, order, in_flight = 0.0, 0, 0
+    events: list[tuple[float, int, float, bool, int, int]] = []
+    waiting = size()
+
+    def admit(at: float, cost: int) -> bool:
+        buckets = [(bucket, units) for bucket, units in ((requests, 1), (tokens, cost)) if bucket]
+        for bucket, _ in buckets:
+            bucket.refill(at)
+        if any(bucket.level < units for bucket, units in buckets):
+            return False
+        for bucket, units in buckets:
+            bucket.level -= units
+        return True
+
+    arrivals: list[tuple[float, int, float, float, int]] = []
+    while now < duration:
+        while in_flight < concurrency and pacer.wait(now) <= 0:
+            pacer.take(waiting, now)
+            out.sent += 1
+            in_flight += 1
+            order += 1
+            took = latency * (1 + 0.3 * chance.random())
+            heapq.heappush(arrivals, (now + took / 2, order, now, now + took, waiting))
+            waiting = size()
+        times = [arrivals[0][0]] if arrivals else []
+        times += [events[0][0]] if events else []
+        if in_flight < concurrency:
+            times.append(now + pacer.wait(now) + 0.003 * chance.random())
+        now = min(times)
+        while arrivals and arrivals[0][0] <= now:
+            at, n, sent_at, ends, estimated = heapq.heappop(arrivals)
+            billed = bill(estimated)
+            heapq.heappush(events, (ends, n, sent_at, admit(at, billed), estimated, billed))
+        while events and events[0][0] <= now:
+            _, _, sent_at, fine, estimated, billed = heapq.heappop(events)
+            in_flight -= 1
+            if fine:
+                out.good += 1
+                out.tokens += billed
+                out.by_second[int(now)] += 1
+                pacer.succeeded(now)
+                pacer.settle(estimated, billed)
+            else:
+                out.refused += 1
+                out.refused_by_second[int(now)] += 1
+                pacer.throttled(sent_at=sent_at, now=now, hint=hint)
+    return out

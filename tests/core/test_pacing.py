@@ -1,0 +1,287 @@
+"""The whole quota and no more: pacing to a given limit, and to one that is found out."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexusflow_integrations._core.pacing import (
+    BETA,
+    MIN_RATE,
+    FoundLimit,
+    Gcra,
+    GivenLimits,
+    Pacer,
+    pacer_for,
+)
+
+from .simulation import Bucket, simulate
+
+RATES = st.floats(0.1, 500)
+
+
+# ---- the cell rate algorithm
+
+
+@given(RATES, st.lists(st.floats(0, 3), min_size=2, max_size=60))
+def test_over_any_stretch_no_more_is_sent_than_the_rate_allows_and_the_slack(
+    rate: float, pauses: list[float]
+) -> None:
+    gcra = Gcra(rate)
+    now, sent = 100.0, []
+    for pause in pauses:
+        now += pause
+        now += gcra.wait(now)
+        gcra.take(1, now)
+        sent.append(now)
+    for i, start in enumerate(sent):
+        for j in range(i, len(sent)):
+            allowed = (sent[j] - start + gcra.slack) * rate + 1
+            assert j - i + 1 <= allowed + 1e-6 * allowed + 1e-6
+
+
+@given(RATES, st.floats(1, 10_000))
+def test_after_a_rest_nothing_is_saved_up(rate: float, rest: float) -> None:
+    gcra = Gcra(rate)
+    gcra.take(1, 0.0)
+    late = gcra.next_at + rest
+    gcra.take(1, late)
+    assert gcra.wait(late) == pytest.approx(1 / rate, abs=1e-6)
+
+
+def test_a_delay_within_the_slack_is_caught_up() -> None:
+    gcra = Gcra(10, slack=0.1)
+    gcra.take(1, 0.0)
+    gcra.take(1, 0.15)  # 0.05 s late
+    assert gcra.wait(0.15) == pytest.approx(0.05)
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=40))
+def test_larger_requests_wait_proportionally_longer(sizes: list[int]) -> None:
+    gcra = Gcra(100.0)
+    now = 0.0
+    for size in sizes:
+        now += gcra.wait(now)
+        gcra.take(size, now)
+    assert now + gcra.wait(now) == pytest.approx(sum(sizes) / 100.0)
+
+
+# ---- limits that were given
+
+
+def test_pacing_is_chosen_by_what_is_known() -> None:
+    assert isinstance(pacer_for(None, None), FoundLimit)
+    assert isinstance(pacer_for(60, None), GivenLimits)
+    assert isinstance(pacer_for(None, 60), GivenLimits)
+
+
+@pytest.mark.parametrize("per_second", [2, 10, 60, 120])
+@pytest.mark.parametrize("burst", [1.0, 0.3])
+def test_a_given_request_limit_is_used_to_97_percent_with_under_1_percent_refused(
+    per_second: int, burst: float
+) -> None:
+    out = simulate(
+        GivenLimits(per_second * 60, None),
+        60,
+        requests=Bucket(lambda _: per_second, max(burst, 1.5 / per_second)),
+    )
+    assert out.good >= 0.97 * per_second * 60
+    assert out.refused_share < 0.01
+
+
+@pytest.mark.parametrize("billed", [0.7, 1.0, 1.3])
+def test_a_given_token_limit_is_used_to_97_percent_also_when_the_estimate_is_off(
+    billed: float,
+) -> None:
+    chance = random.Random(3)
+    per_second = 5000
+    out = simulate(
+        GivenLimits(None, per_second * 60),
+        120,
+        tokens=Bucket(lambda _: per_second),
+        size=lambda: chance.randint(50, 900),
+        bill=lambda estimated: round(estimated * billed),
+    )
+    assert out.tokens >= 0.97 * per_second * 120
+    assert out.refused_share < 0.01
+
+
+@pytest.mark.parametrize(("requests", "tokens"), [(10, 10_000), (100, 2_000)])
+def test_whichever_of_two_limits_binds_is_used(requests: int, tokens: int) -> None:
+    out = simulate(
+        GivenLimits(requests * 60, tokens * 60),
+        60,
+        requests=Bucket(lambda _: requests),
+        tokens=Bucket(lambda _: tokens),
+        size=lambda: 200,
+    )
+    assert max(out.good / (requests * 60), out.tokens / (tokens * 60)) >= 0.97
+    assert out.refused_share < 0.01
+
+
+def test_a_shared_quota_is_yielded_to_and_then_won_back() -> None:
+    # Another user takes half of the quota for a while.
+    out = simulate(
+        GivenLimits(50 * 60, None),
+        180,
+        requests=Bucket(lambda t: 25 if 40 <= t < 80 else 50),
+    )
+    assert out.rate(20, 40) >= 0.95 * 50
+    assert out.rate(60, 80) >= 0.85 * 25
+    assert out.rate(120, 180) >= 0.95 * 50
+
+
+def test_refusals_of_one_burst_slow_a_given_limit_once() -> None:
+    pacer = GivenLimits(60, None)
+    for number in range(20):
+        pacer.throttled(sent_at=10.0, now=10.1 + number / 100, hint=None)
+    pacer.take(1, 10.4)
+    once = pacer.wait(10.4)
+    other = GivenLimits(60, None)
+    other.throttled(sent_at=10.0, now=10.1, hint=None)
+    other.take(1, 10.4)
+    assert once == pytest.approx(other.wait(10.4), rel=0.02)
+
+
+@given(st.lists(st.tuples(st.integers(1, 5000), st.floats(0.0, 50.0)), max_size=50))
+def test_wrong_bills_never_stop_a_given_limit(bills: list[tuple[int, float]]) -> None:
+    pacer = GivenLimits(None, 60_000)
+    now = 0.0
+    for estimated, factor in bills:
+        now += pacer.wait(now)
+        pacer.take(estimated, now)
+        pacer.settle(estimated, int(estimated * factor))
+        assert math.isfinite(pacer.wait(now))
+    assert pacer.wait(now) <= sum(e * max(10.0, f) for e, f in bills) / 990 + 1
+
+
+# ---- a limit that is found out
+
+
+@pytest.mark.parametrize("per_second", [5, 10, 30, 60, 100, 150])
+@pytest.mark.parametrize("burst", [0.3, 1.0])
+@pytest.mark.parametrize("hint", [None, 1.0])
+def test_an_unknown_limit_is_used_to_85_percent_with_under_10_percent_refused(
+    per_second: int, burst: float, hint: float | None
+) -> None:
+    out = simulate(
+        FoundLimit(),
+        120,
+        requests=Bucket(lambda _: per_second, max(burst, 1.5 / per_second)),
+        hint=hint,
+    )
+    assert out.rate(10, 120) >= 0.85 * per_second
+    assert out.refused_share < 0.10
+
+
+def test_an_unknown_token_limit_is_found_too() -> None:
+    out = simulate(FoundLimit(), 120, tokens=Bucket(lambda _: 4000), size=lambda: 200)
+    assert out.rate(10, 120) >= 0.85 * 20
+    assert out.refused_share < 0.10
+
+
+def test_after_the_limit_changes_both_ways_it_converges_again() -> None:
+    out = simulate(
+        FoundLimit(),
+        240,
+        requests=Bucket(lambda t: 100 if t < 60 else 20 if t < 120 else 100),
+    )
+    assert out.rate(30, 60) >= 85
+    assert out.rate(80, 120) >= 17
+    late = sum(out.refused_by_second[s] for s in range(80, 120))
+    assert late <= 0.10 * (out.rate(80, 120) * 40 + late)
+    assert out.rate(180, 240) >= 85
+
+
+def test_without_any_refusal_it_never_paces() -> None:
+    pacer = FoundLimit()
+    for number in range(1000):
+        assert pacer.wait(number / 1000) == 0.0
+        pacer.take(100, number / 1000)
+        pacer.succeeded(number / 1000)
+    assert pacer.rate is None
+
+
+def paced(good: int = 20) -> FoundLimit:
+    pacer = FoundLimit()
+    for number in range(good):
+        pacer.succeeded(number / good)
+    return pacer
+
+
+def test_many_refusals_of_one_burst_count_once() -> None:
+    one, many = paced(), paced()
+    one.throttled(sent_at=0.9, now=1.0, hint=None)
+    for number in range(30):
+        many.throttled(sent_at=0.9 + number / 1000, now=1.0 + number / 100, hint=None)
+    assert one.rate is not None
+    assert many.rate == pytest.approx(one.rate)
+
+
+def test_a_refusal_of_a_request_sent_after_the_cut_cuts_again() -> None:
+    pacer = paced()
+    pacer.throttled(sent_at=0.9, now=1.0, hint=None)
+    first = pacer.rate
+    pacer.throttled(sent_at=1.1, now=1.2, hint=None)
+    assert first is not None
+    assert pacer.rate is not None
+    assert pacer.rate < first
+
+
+def test_the_cut_is_to_a_share_of_what_really_came_through() -> None:
+    pacer = paced(20)  # 20 good answers in the last second
+    pacer.throttled(sent_at=0.9, now=1.0, hint=None)
+    assert pacer.rate == pytest.approx(20 * BETA, rel=0.1)
+
+
+def test_no_number_of_refusals_pushes_the_rate_below_the_least() -> None:
+    pacer = FoundLimit()
+    for number in range(1, 60):
+        pacer.throttled(sent_at=number - 0.5, now=float(number), hint=None)
+    assert pacer.rate == MIN_RATE
+    assert pacer.wait(60.0) <= 1 / MIN_RATE
+
+
+def test_a_hint_holds_everyone_only_while_nothing_comes_through() -> None:
+    pacer = paced()
+    pacer.throttled(sent_at=0.9, now=1.0, hint=30.0)
+    assert pacer.wait(1.0) < 1.0
+    pacer.throttled(sent_at=1.5, now=2.0, hint=30.0)
+    assert pacer.wait(2.0) == pytest.approx(30.0)
+    pacer.throttled(sent_at=2.5, now=3.0, hint=86_400.0)
+    assert pacer.wait(3.0) <= 60.0
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["take", "good", "refused", "settle"]), st.floats(0, 30)),
+        max_size=80,
+    ),
+    st.sampled_from(["found", "requests", "tokens", "both"]),
+)
+def test_no_history_makes_a_pacer_wait_for_ever_or_backwards(
+    history: list[tuple[str, float]], kind: str
+) -> None:
+    pacer: Pacer = {
+        "found": pacer_for(None, None),
+        "requests": pacer_for(600, None),
+        "tokens": pacer_for(None, 6000),
+        "both": pacer_for(600, 6000),
+    }[kind]
+    now = 0.0
+    for what, pause in history:
+        now += pause
+        if what == "take":
+            now += pacer.wait(now)
+            pacer.take(100, now)
+        elif what == "good":
+            pacer.succeeded(now)
+        elif what == "settle":
+            pacer.settle(100, 120)
+        else:
+            pacer.throttled(sent_at=max(0.0, now - pause / 2), now=now, hint=None)
+        assert 0.0 <= pacer.wait(now) <= 80 * (120 / (100 * 0.1) + 5)

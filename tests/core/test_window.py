@@ -1,0 +1,98 @@
+"""The window of requests in flight: up when it is used and all is well, down at trouble."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from nexusflow_integrations._core.window import DECREASE, START, Window
+
+
+def test_it_starts_below_its_limit_and_doubles_a_round_trip() -> None:
+    window = Window(limit=64)
+    assert window.size == START
+    for _ in range(START):
+        window.succeeded(START)
+    assert window.size == 2 * START
+
+
+def test_it_never_starts_above_its_limit() -> None:
+    assert Window(limit=3).size == 3
+    assert not Window(limit=3).allows(3)
+
+
+def test_after_trouble_it_grows_by_one_a_round_trip() -> None:
+    window = Window(limit=64, size=20.0)
+    window.failed(sent_at=1.0, now=2.0)
+    size = window.size
+    assert size == pytest.approx(20 * DECREASE)
+    for _ in range(int(size)):
+        window.succeeded(int(size))
+    assert window.size == pytest.approx(size + 1, abs=0.1)
+
+
+def test_one_burst_of_trouble_counts_once_and_later_trouble_again() -> None:
+    window = Window(limit=64, size=20.0)
+    for number in range(15):
+        window.failed(sent_at=1.0, now=2.0 + number)
+    assert window.size == pytest.approx(20 * DECREASE)
+    window.failed(sent_at=2.5, now=20.0)
+    assert window.size == pytest.approx(20 * DECREASE**2)
+
+
+def test_a_window_that_is_not_used_does_not_grow() -> None:
+    window = Window(limit=64)
+    for _ in range(100):
+        window.succeeded(3)
+    assert window.size == START
+
+
+def test_a_client_that_allows_more_raises_the_limit_and_one_that_allows_less_does_not() -> None:
+    window = Window(limit=8)
+    window.raise_limit(32)
+    window.raise_limit(4)
+    assert window.limit == 32
+
+
+class Windows(RuleBasedStateMachine):
+    """Requests come and go, well or not; one may always be sent, never more than the limit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = Window(limit=24)
+        self.out: list[float] = []
+        self.now = 0.0
+
+    @rule(seconds=st.floats(0.001, 5))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @precondition(lambda self: self.window.allows(len(self.out)))
+    @rule()
+    def send(self) -> None:
+        self.out.append(self.now)
+
+    @precondition(lambda self: self.out)
+    @rule()
+    def succeed(self) -> None:
+        before = self.window.size
+        self.window.succeeded(len(self.out))
+        self.out.pop(0)
+        assert before <= self.window.size <= before + 1
+
+    @precondition(lambda self: self.out)
+    @rule()
+    def fail(self) -> None:
+        before = self.window.size
+        self.window.failed(self.out.pop(0), self.now)
+        assert max(1.0, before * DECREASE) - 1e-9 <= self.window.size <= before
+
+    @invariant()
+    def within_bounds(self) -> None:
+        assert 1.0 <= self.window.size <= self.window.limit
+        assert self.window.allows(0)
+        assert not self.window.allows(self.window.limit)
+
+
+TestWindows = Windows.TestCase
