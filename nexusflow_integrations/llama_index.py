@@ -603,12 +603,9 @@ class _Events:
             payload={EventPayload.CHUNKS: texts, EventPayload.EMBEDDINGS: vectors},
             event_id=event,
         )
-        # Without validation, which would copy every number of vectors that the core has checked.
-        _dispatcher.event(
-            NexusFlowEmbeddingEndEvent.model_construct(
-                chunks=texts, embeddings=vectors, usage=usage
-            )
-        )
+        ended = NexusFlowEmbeddingEndEvent(chunks=texts, embeddings=[], usage=usage)
+        ended.embeddings = vectors  # past validation, which would copy every number
+        _dispatcher.event(ended)
 
     def __enter__(self) -> _Events:
         return self
