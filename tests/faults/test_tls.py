@@ -89,15 +89,15 @@ CASES: Mapping[str, Case] = {
     "plain http on the TLS port": Case("F114", None, CONNECTION, (1, 3), Script(speaks_plain_http)),
     "TLS on the plain http port": Case("F114", GOOD, CONNECTION, (1, 3), scheme="http"),
     "handshake stalls": Case("F115", GOOD, "APITimeoutError", (1, 3), Script(b.silent_on_accept)),
-    "handshake stalls once": Case("F115", GOOD, "", (2, 3), once(b.silent_on_accept)),
-    "handshake reset once": Case("F115", GOOD, "", (2, 3), once(b.resets_on_accept)),
+    "handshake stalls once": Case("F115", GOOD, "", (2, 2), once(b.silent_on_accept)),
+    "handshake reset once": Case("F115", GOOD, "", (2, 2), once(b.resets_on_accept)),
     "handshake reset after the hello, once": Case(
-        "F115", GOOD, "", (2, 3), once(resets_after_the_hello)
+        "F115", GOOD, "", (2, 2), once(resets_after_the_hello)
     ),
     "handshake reset always": Case("F115", GOOD, CONNECTION, (1, 3), Script(b.resets_on_accept)),
-    "body cut without close_notify, once": Case("F91", GOOD, "", (2, 3), once(b.closes_mid_body)),
-    "close-delimited cut, once": Case("F92", GOOD, "", (2, 3), once(b.close_delimited(0.5))),
-    "body reset, once": Case("F90", GOOD, "", (2, 3), once(b.resets_mid_body)),
+    "body cut without close_notify, once": Case("F91", GOOD, "", (2, 2), once(b.closes_mid_body)),
+    "close-delimited cut, once": Case("F92", GOOD, "", (2, 2), once(b.close_delimited(0.5))),
+    "body reset, once": Case("F90", GOOD, "", (2, 2), once(b.resets_mid_body)),
     "body in a drip": Case("F98", GOOD, "APITimeoutError", (1, 3), Script(b.drips_body())),
     "redirected down to http": Case(
         "F118",
@@ -136,7 +136,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[str, str], S
             for (name, mode), server in servers.items()
         ]
         outcomes = embed_in_a_new_process(
-            jobs, {"SSL_CERT_FILE": str(roots)}, timeout=0.7, deadline=8.0
+            jobs, {"SSL_CERT_FILE": str(roots)}, timeout=0.6, deadline=8.0, max_retries=1
         )
         assert elsewhere.attempts == 0
         return {
@@ -174,3 +174,17 @@ def test_without_ssl_cert_file_a_private_authority_is_refused() -> None:
         (outcome,) = embed_in_a_new_process([(server.base_url, "sync")], {})
         assert "APIConnectionError" in outcome.errors
         assert server.attempts == 1
+
+
+@pytest.mark.xfail(strict=True, reason="the TLS connection given up on is not closed at exit")
+def test_exit_after_a_timeout_over_tls_warns_of_nothing(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "roots.pem"))
+    environment = {
+        "SSL_CERT_FILE": str(tmp_path / "roots.pem"),
+        "PYTHONWARNINGS": "always::ResourceWarning",
+    }
+    with FaultServer(b.drips_body(), tls=GOOD(authority, authority)) as server:
+        jobs = [(server.base_url, "sync")]
+        (outcome,) = embed_in_a_new_process(jobs, environment, timeout=0.6, max_retries=0)
+        assert "APITimeoutError" in outcome.errors
