@@ -1,0 +1,196 @@
+"""The gate: in order, queries first, and a slot that is given is given back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from nexusflow_integrations._core.gate import Gate
+from nexusflow_integrations._core.pacing import FoundLimit, GivenLimits
+from nexusflow_integrations._core.window import Window
+
+
+class TimedLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer instead of waiting for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seconds = 1000.0
+
+    def time(self) -> float:
+        return self._seconds
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:
+            self._seconds = max(self._seconds, self._scheduled[0].when())
+        super()._run_once()  # type: ignore[misc]
+
+
+def timed(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+    def run() -> None:
+        loop = TimedLoop()
+        try:
+            loop.run_until_complete(asyncio.wait_for(test(), 10_000))
+            assert asyncio.all_tasks(loop) == set()
+        finally:
+            loop.close()
+
+    run.__name__ = test.__name__
+    return run
+
+
+def gate(limit: int = 2, per_minute: float | None = None) -> Gate:
+    pacer = FoundLimit() if per_minute is None else GivenLimits(per_minute, None)
+    return Gate(pacer, Window(limit=limit), asyncio.get_running_loop().time)
+
+
+async def queue(door: Gate, order: list[str], name: str, *, urgent: bool = False) -> None:
+    await door.enter(10, urgent=urgent)
+    order.append(name)
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@timed
+async def test_as_many_enter_as_the_window_has_room_for() -> None:
+    door, order = gate(2), []
+    tasks = [asyncio.ensure_future(queue(door, order, str(n))) for n in range(5)]
+    await settle()
+    assert order == ["0", "1"]
+    assert door.in_flight == 2
+    for n in range(2, 5):
+        door.leave()
+        await settle()
+        assert order[-1] == str(n)
+        assert door.in_flight == 2
+    await asyncio.gather(*tasks)
+
+
+@timed
+async def test_queries_pass_before_documents_that_came_earlier_and_in_their_own_order() -> None:
+    door, order = gate(1), []
+    await door.enter(10)
+    tasks = [asyncio.ensure_future(queue(door, order, f"d{n}")) for n in range(3)]
+    await settle()
+    tasks += [asyncio.ensure_future(queue(door, order, f"q{n}", urgent=True)) for n in range(2)]
+    await settle()
+    for _ in range(5):
+        door.leave()
+        await settle()
+    assert order == ["q0", "q1", "d0", "d1", "d2"]
+    await asyncio.gather(*tasks)
+
+
+@timed
+async def test_the_pacer_spaces_admissions_also_when_there_is_room() -> None:
+    door = gate(10, per_minute=60)
+    loop = asyncio.get_running_loop()
+    times = []
+    for _ in range(4):
+        await door.enter(10)
+        times.append(loop.time())
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    assert gaps == pytest.approx([1 / 0.99] * 3, rel=0.01)
+
+
+@timed
+async def test_an_urgent_newcomer_takes_the_next_paced_turn() -> None:
+    door, order = gate(10, per_minute=60), []
+    await door.enter(10)
+    document = asyncio.ensure_future(queue(door, order, "document"))
+    await asyncio.sleep(0.2)
+    await queue(door, order, "query", urgent=True)
+    await document
+    assert order == ["query", "document"]
+
+
+@timed
+async def test_one_that_waits_and_is_cancelled_leaves_no_slot_taken() -> None:
+    door, order = gate(1), []
+    await door.enter(10)
+    gone = asyncio.ensure_future(queue(door, order, "gone"))
+    next_one = asyncio.ensure_future(queue(door, order, "next"))
+    await settle()
+    gone.cancel()
+    await settle()
+    door.leave()
+    await next_one
+    assert order == ["next"]
+    assert door.in_flight == 1
+    door.leave()
+    assert door.in_flight == 0
+
+
+@timed
+async def test_one_that_is_admitted_and_cancelled_in_the_same_moment_gives_its_slot_on() -> None:
+    door, order = gate(1), []
+    await door.enter(10)
+    gone = asyncio.ensure_future(queue(door, order, "gone"))
+    next_one = asyncio.ensure_future(queue(door, order, "next"))
+    await settle()
+    door.leave()  # admits the first ...
+    gone.cancel()  # ... which is cancelled before it runs
+    await next_one
+    assert order == ["next"]
+    assert door.in_flight == 1
+
+
+@timed
+async def test_one_that_waits_for_its_time_and_is_cancelled_does_not_stop_the_others() -> None:
+    door, order = gate(10, per_minute=60), []
+    await door.enter(10)
+    gone = asyncio.ensure_future(queue(door, order, "gone"))
+    next_one = asyncio.ensure_future(queue(door, order, "next"))
+    await asyncio.sleep(0.1)
+    gone.cancel()
+    await next_one
+    assert order == ["next"]
+
+
+@timed
+async def test_all_cancelled_leave_an_open_gate() -> None:
+    door, order = gate(1), []
+    await door.enter(10)
+    tasks = [asyncio.ensure_future(queue(door, order, str(n))) for n in range(20)]
+    await settle()
+    for task in tasks:
+        task.cancel()
+    await settle()
+    door.leave()
+    assert door.in_flight == 0
+    await door.enter(10)
+    assert door.in_flight == 1
+    assert order == []
+
+
+@timed
+async def test_a_window_that_shrinks_lets_nobody_in_until_enough_have_left() -> None:
+    door, order = gate(4), []
+    for _ in range(4):
+        await door.enter(10)
+    door.window.failed(sent_at=1.0, now=2.0)  # 4 -> 2.8
+    waiting = asyncio.ensure_future(queue(door, order, "w"))
+    await settle()
+    door.leave()
+    door.leave()
+    await settle()
+    assert order == []
+    door.leave()
+    await waiting
+    assert door.in_flight == 2
+
+
+@timed
+async def test_a_pacer_that_replaces_another_counts_from_the_next_turn_on() -> None:
+    door = gate(10, per_minute=60)
+    await door.enter(10)
+    door.pacer = FoundLimit()
+    began = asyncio.get_running_loop().time()
+    await door.enter(10)
+    assert asyncio.get_running_loop().time() == began

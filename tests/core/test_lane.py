@@ -1,0 +1,100 @@
+"""What all calls to one endpoint know together."""
+
+from __future__ import annotations
+
+import pytest
+
+from nexusflow_integrations._core.failures import judge
+from nexusflow_integrations._core.lane import ALIVE, Lane, Outage
+from nexusflow_integrations._core.pacing import FoundLimit, GivenLimits
+from nexusflow_integrations._core.settings import Settings
+
+from .hand import KEY, Clock, no
+
+URL = "https://hand.invalid/v1"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def lane(clock: Clock) -> Lane:
+    return Lane(Settings(base_url=URL), clock)
+
+
+def test_without_limits_the_limit_is_found_out(lane: Lane) -> None:
+    assert isinstance(lane.pacer, FoundLimit)
+    assert lane.gate.pacer is lane.pacer
+
+
+def test_limits_of_a_later_client_count_for_all_and_one_without_does_not_undo_them(
+    lane: Lane,
+) -> None:
+    lane.configure(Settings(base_url=URL, requests_per_minute=600))
+    given = lane.pacer
+    assert isinstance(given, GivenLimits)
+    assert lane.gate.pacer is given
+    lane.configure(Settings(base_url=URL))
+    lane.configure(Settings(base_url=URL, requests_per_minute=600))
+    assert lane.pacer is given, "the same limits must not forget what was sent"
+    lane.configure(Settings(base_url=URL, requests_per_minute=900))
+    assert lane.pacer is not given
+
+
+def test_a_batch_limit_is_only_ever_lowered(lane: Lane) -> None:
+    for heard, kept in ((8, 8), (4, 4), (6, 4)):
+        lane.learn_batch_limit(heard)
+        assert lane.batch_limit == kept
+
+
+def test_a_good_answer_proves_life_for_a_while(lane: Lane, clock: Clock) -> None:
+    assert not lane.alive
+    lane.good(clock(), retries=0, estimated=10, billed=10)
+    assert lane.alive
+    clock.now += ALIVE + 1
+    assert not lane.alive
+
+
+def test_a_good_answer_ends_an_outage_and_refunds_the_retries_it_took(
+    lane: Lane, clock: Clock
+) -> None:
+    heard = []
+    outage = lane.outage = Outage()
+    outage.listen(lambda: heard.append(outage.recovered))
+    lane.retry_budget.balance = 3.0
+    lane.good(clock(), retries=2, estimated=10, billed=None)
+    assert heard == [True]
+    assert lane.outage is None
+    assert lane.retry_budget.balance == 5.0
+
+
+def test_throttling_slows_the_pace_and_leaves_the_window(lane: Lane, clock: Clock) -> None:
+    size = lane.window.size
+    lane.bad(judge(no(429, "rate_limit_exceeded"), api_key=KEY), clock() - 1, clock())
+    assert lane.window.size == size
+    assert isinstance(lane.pacer, FoundLimit)
+    assert lane.pacer.rate is not None
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_fault_shrinks_the_window_and_leaves_the_pace(
+    lane: Lane, clock: Clock, answered: bool
+) -> None:
+    size = lane.window.size
+    failure = judge(no(503), api_key=KEY) if answered else None
+    lane.bad(failure, clock() - 1, clock())
+    assert lane.window.size < size
+    assert isinstance(lane.pacer, FoundLimit)
+    assert lane.pacer.rate is None
+
+
+def test_an_outage_ends_once_and_tells_everyone_once() -> None:
+    outage, heard = Outage(), []
+    for name in "ab":
+        outage.listen(lambda name=name: heard.append((name, outage.recovered)))  # type: ignore[misc]
+    outage.end(recovered=False)
+    outage.end(recovered=True)
+    assert heard == [("a", False), ("b", False)]
+    assert outage.recovered is False

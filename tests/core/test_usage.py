@@ -1,0 +1,131 @@
+"""What was sent and what it cost; and a budget that is never passed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from nexusflow_integrations._core.usage import Budget, Ledger, Price, Purse, Usage
+from nexusflow_integrations.errors import ConfigurationError
+
+
+def test_the_list_price_is_half_a_yuan_a_million_tokens() -> None:
+    assert Price().of(1_000_000) == 0.5
+    assert Price().currency == "CNY"
+    usage = Usage(tokens=2_000_000)
+    assert (usage.cost, usage.currency) == (1.0, "CNY")
+
+
+@pytest.mark.parametrize("price", [-1.0, float("nan")])
+def test_a_price_below_zero_is_none(price: float) -> None:
+    with pytest.raises(ConfigurationError):
+        Price(price)
+
+
+COUNTS = st.fixed_dictionaries(
+    {name: st.integers(0, 1000) for name in ("requests", "texts", "tokens", "repaid", "refused")}
+)
+
+
+@given(COUNTS, COUNTS)
+def test_usages_add_up_field_by_field(a: dict[str, int], b: dict[str, int]) -> None:
+    total = Usage(**a) + Usage(**b)
+    for name in a:
+        assert getattr(total, name) == a[name] + b[name]
+    assert Usage(**a) + Usage() == Usage(**a)
+
+
+def test_a_ledger_counts_retries_and_marks_estimates() -> None:
+    ledger = Ledger()
+    ledger.sent(retry=False)
+    ledger.sent(retry=True)
+    ledger.billed(7, estimated=9)
+    ledger.billed(None, estimated=5)
+    usage = ledger.snapshot(Price(2.0, "EUR"))
+    assert (usage.requests, usage.retries) == (2, 1)
+    assert (usage.tokens, usage.estimated_tokens) == (12, 5)
+    assert usage.currency == "EUR"
+
+
+@pytest.mark.parametrize(
+    ("budget", "price", "tokens"),
+    [
+        (Budget(tokens=100), Price(), 100),
+        (Budget(money=0.5), Price(), 1_000_000),
+        (Budget(tokens=10, money=0.5), Price(), 10),
+        (Budget(tokens=10**9, money=0.5), Price(), 1_000_000),
+        (Budget(money=1.0), Price(3.0), 333_333),
+        (Budget(tokens=0), Price(), 0),
+        (Budget(money=0), Price(), 0),
+    ],
+)
+def test_a_budget_in_money_is_rounded_down_to_tokens_and_the_stricter_limit_counts(
+    budget: Budget, price: Price, tokens: int
+) -> None:
+    assert budget.in_tokens(price) == tokens
+
+
+def test_money_buys_any_number_of_free_tokens() -> None:
+    assert Budget(money=1.0).in_tokens(Price(0.0)) > 10**15
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"tokens": -1}, {"money": -0.1}, {"tokens": True}, {"money": float("nan")}]
+)
+def test_an_impossible_budget_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="budget"):
+        Budget(**values)
+
+
+class Purses(RuleBasedStateMachine):
+    """Requests reserve the most they can cost and settle for what they were billed, at most that."""
+
+    flights = Bundle("flights")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.purse = Purse(limit=1000)
+        self.billed = 0
+        self.out: list[int] = []
+        self.told = self.listening = 0
+
+    @rule(target=flights, most=st.integers(1, 400))
+    def send(self, most: int) -> int:
+        room = self.purse.limit - self.billed - sum(self.out)
+        granted = self.purse.reserve(most)
+        assert granted == (most <= room)
+        if not granted:
+            return 0
+        self.out.append(most)
+        return most
+
+    @rule(most=consumes(flights), share=st.floats(0, 1))
+    def answer(self, most: int, share: float) -> None:
+        if not most:
+            return
+        billed = int(most * share)
+        self.purse.settle(most, billed)
+        self.out.remove(most)
+        self.billed += billed
+        assert self.told == self.listening
+
+    @rule()
+    def wait(self) -> None:
+        def heard() -> None:
+            self.told += 1
+
+        self.purse.listen(heard)
+        self.listening += 1
+
+    @invariant()
+    def never_exceeded(self) -> None:
+        assert self.purse.spent == self.billed
+        assert self.purse.reserved == sum(self.out)
+        assert self.purse.spent + self.purse.reserved <= self.purse.limit
+
+
+TestPurses = Purses.TestCase
