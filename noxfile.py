@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import nox
 
-nox.options.sessions = ["tests", "lint", "typing", "wheel"]
+nox.options.sessions = ["tests", "lint", "typing", "wheel", "frameworks"]
 nox.options.error_on_external_run = True
 PINS = ("-c", "constraints.txt")
 
@@ -33,6 +33,19 @@ def typing(session: nox.Session) -> None:
     """Check types, strictly."""
     session.install(*PINS, "-e", ".[all]", *_group("typing"))
     session.run("mypy")
+    session.run("mypy", "tests/typing/surface.py")
+    session.run("pyright", "tests/typing/surface.py")
+
+
+ADAPTERS = ("tests/langchain", "tests/llama_index", "tests/chroma", "tests/core")
+
+
+@nox.session(venv_backend="uv")
+@nox.parametrize("resolution", ["lowest-direct", "highest"])
+def frameworks(session: nox.Session, resolution: str) -> None:
+    """Test the adapters with the lowest supported and with the newest frameworks."""
+    session.install("--resolution", resolution, "-e", ".[all]", *_group("test"))
+    session.run("pytest", "-q", *ADAPTERS, *session.posargs)
 
 
 @nox.session
