@@ -95,7 +95,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         api_key_env_var: Name of the environment variable with the key, ``NEXUSFLOW_...``.
         query_instruction: Text put before each query, not before documents.
         encoding_format, batch_size, max_concurrency, timeout, deadline, max_retries,
-        requests_per_minute, tokens_per_minute, budget, price, on_usage, default_headers,
+        requests_per_minute, tokens_per_minute, cache, budget, price, on_usage, default_headers,
         http_client, async_http_client, allow_http: As in ``nexusflow_integrations.NexusFlow``.
 
     Raises:
@@ -119,6 +119,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         max_retries: int = 6,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
+        cache: bool | str | os.PathLike[str] | None = None,
         budget: Budget | None = None,
         price: Price | None = None,
         on_usage: Callable[[Usage], object] | None = None,
@@ -146,6 +147,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             max_retries=max_retries,
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
+            cache=cache,
             budget=budget,
             price=price,
             on_usage=on_usage,

@@ -33,16 +33,16 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def _server() -> Iterator[LocalServer]:
+def running_server() -> Iterator[LocalServer]:
     with LocalServer("hash", api_key=KEY, record_texts=True) as server:
         yield server
 
 
 @pytest.fixture
-def server(_server: LocalServer) -> LocalServer:
+def server(running_server: LocalServer) -> LocalServer:
     """An embeddings server without a model that takes one key, its counts at zero."""
-    _server.reset_stats()
-    return _server
+    running_server.reset_stats()
+    return running_server
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from copy import copy, deepcopy
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -124,24 +125,48 @@ def test_no_queries_give_no_vectors_and_no_request(make: Make, server: LocalServ
 Item = dict[str, Any]
 
 
-def answering(edit: Callable[[list[Item]], Any]) -> NexusFlowEmbeddingFunction:
-    """A function whose server gives text ``n`` the vector of 64 times ``n + 1``, then edited."""
+class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """JSON that comes in one piece, also with NaN in it, which httpx's own refuses."""
+
+    def __init__(self, content: Any) -> None:
+        self._content = json.dumps(content).encode()
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._content
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._content
+
+
+def answering(
+    edit: Callable[[list[Item]], Any] = lambda data: None,
+    status: Callable[[Any], Any] = lambda request: 200,
+    **settings: Any,
+) -> NexusFlowEmbeddingFunction:
+    """A function whose server gives text ``n`` the vector of 64 times ``n + 1``, then edited.
+
+    ``status`` says for a request's JSON 200, or a status and a body.
+    """
 
     def answer(request: httpx.Request) -> httpx.Response:
+        asked = json.loads(request.content)
+        if (verdict := status(asked)) != 200:
+            return httpx.Response(verdict[0], stream=Body(verdict[1]))
         data: list[Item] = [
             {"object": "embedding", "index": index, "embedding": [float(index + 1)] * 64}
-            for index in range(len(json.loads(request.content)["input"]))
+            for index in range(len(asked["input"]))
         ]
         edit(data)
-        # By hand: httpx's own JSON refuses NaN.
-        return httpx.Response(200, content=iter([json.dumps({"data": data}).encode()]))
+        return httpx.Response(200, stream=Body({"data": data}))
 
-    return NexusFlowEmbeddingFunction(
-        KEY,
-        dimensions=64,
-        max_retries=0,
-        http_client=httpx.Client(transport=httpx.MockTransport(answer)),
-    )
+    transport = httpx.MockTransport(answer)
+    settings = {
+        "dimensions": 64,
+        "max_retries": 0,
+        "http_client": httpx.Client(transport=transport),
+        "async_http_client": httpx.AsyncClient(transport=transport),
+    } | settings
+    return NexusFlowEmbeddingFunction(KEY, **settings)
 
 
 FAULTS: dict[str, Callable[[list[Item]], Any]] = {
@@ -354,6 +379,17 @@ def test_a_budget_holds_also_where_chroma_rebuilt_the_function(make: Make) -> No
     rebuilt = NexusFlowEmbeddingFunction.build_from_config(function.get_config())
     with pytest.raises(errors.BudgetExceededError):
         rebuilt(["one two three"])
+
+
+def test_what_the_cache_knows_is_not_paid_for_again(
+    make: Make, server: LocalServer, tmp_path: Path
+) -> None:
+    make(cache=tmp_path / "vectors.sqlite")(["one", "two"])
+    server.reset_stats()
+    again = make(cache=tmp_path / "vectors.sqlite")
+    assert len(again(["two", "one", "three"])) == 3
+    assert server.stats.received == ("three",)
+    assert again.usage.cached == 2
 
 
 def test_the_key_is_in_no_repr_and_no_pickle() -> None:
