@@ -199,6 +199,10 @@ def _send_until_judged(batch: Batch, call: Call) -> Generator[Step, Any, Failure
             if call.purse is not None:
                 most = yield from _reserve(batch, call, call.purse)
                 if most == 0:
+                    if probing is not None:
+                        probing.end(recovered=None)  # or the pieces would wait for their own probe
+                    for piece in halves(batch):
+                        yield from exchange(piece, call)
                     return None
             encoding = "float" if lane.base64_refused else settings.encoding_format
             body = encode_request(
@@ -207,12 +211,14 @@ def _send_until_judged(batch: Batch, call: Call) -> Generator[Step, Any, Failure
                 encoding_format=encoding,
                 dimensions=settings.dimensions,
             )
-            timeout = min(settings.timeout, _remaining(call))
+            perhaps_billed = 0
             try:
+                timeout = min(settings.timeout, _remaining(call))
+                perhaps_billed = most
                 reply: Reply = yield Send(body, tokens, timeout, call.urgent)
             except BaseException:
                 if call.purse is not None:
-                    call.purse.settle(most, most)  # given up while in flight: perhaps billed
+                    call.purse.settle(most, perhaps_billed)
                 raise
             attempts += 1
             call.ledger.sent(retry=attempts > 1)
@@ -299,14 +305,12 @@ def _before_retry(
 
 
 def _reserve(batch: Batch, call: Call, purse: Purse) -> Generator[Step, Any, int]:
-    """Reserve the most that ``batch`` can cost; 0 if it was sent in pieces instead."""
+    """Reserve the most that ``batch`` can cost; 0 if at most a part of it fits."""
     most = sum(token_bound(len(item.encoded)) for item in batch)
     while not purse.reserve(most):
         if purse.reserved:
             yield AwaitSettled(purse)
         elif len(batch) > 1:
-            for piece in halves(batch):
-                yield from exchange(piece, call)
             return 0
         else:
             raise BudgetExceededError(

@@ -82,7 +82,7 @@ def test_an_impossible_budget_is_refused(values: dict[str, Any]) -> None:
 
 
 class Purses(RuleBasedStateMachine):
-    """Requests reserve the most they can cost and settle for what they were billed, at most that."""
+    """Requests reserve the most they can cost and settle for what they were billed."""
 
     flights = Bundle("flights")
 

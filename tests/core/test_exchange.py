@@ -1,0 +1,700 @@
+"""The whole policy for one batch, driven by hand: no socket, no sleep."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexusflow_integrations import errors
+from nexusflow_integrations._core import retry
+from nexusflow_integrations._core.exchange import (
+    AwaitSettled,
+    Follow,
+    LearntSize,
+    Send,
+    Sleep,
+    Stopped,
+    TransportFault,
+    exchange,
+)
+from nexusflow_integrations._core.lane import Lane
+from nexusflow_integrations._core.settings import Settings
+from nexusflow_integrations._core.tokens import token_bound
+from nexusflow_integrations._core.usage import Purse
+from nexusflow_integrations._core.wire import Answer
+
+from .hand import (
+    KEY,
+    SIZE,
+    Clock,
+    Server,
+    Sink,
+    answer_to,
+    call,
+    items,
+    no,
+    ok,
+    right,
+    run,
+    script,
+    vector_of,
+)
+
+TEXTS = [f"text {n}" for n in range(10)]
+RESET = TransportFault("the connection broke")
+LATE = TransportFault("no complete answer", timed_out=True)
+MODERATED = no(400, "data_inspection_failed", "inappropriate content")
+
+
+def all_right(sink: Any, texts: list[str], *, but: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+    assert isinstance(sink, Sink)
+    assert set(sink.vectors) == set(range(len(texts))) - but
+    assert set(sink.refusals) == but
+    for index, vector in sink.vectors.items():
+        assert np.array_equal(vector, vector_of(texts[index]))
+
+
+def lane_of(clock: Clock, **options: Any) -> Lane:
+    return Lane(Settings(base_url="https://hand.invalid/v1", **options), clock)
+
+
+# ---- success
+
+
+def test_a_good_answer_is_one_request_and_every_text_gets_its_own_vector() -> None:
+    of = call()
+    done = run(TEXTS, of, script())
+    assert done.requests == 1
+    all_right(of.sink, TEXTS)
+    assert (of.ledger.requests, of.ledger.retries) == (1, 0)
+    assert of.ledger.tokens == sum(map(len, TEXTS))
+    assert of.ledger.estimated_tokens == 0
+
+
+def test_a_missing_usage_is_replaced_by_the_estimate_and_marked() -> None:
+    of = call()
+    run(TEXTS, of, lambda request, _: right(request, usage=False))
+    all_right(of.sink, TEXTS)
+    assert of.ledger.tokens == of.ledger.estimated_tokens > 0
+
+
+@pytest.mark.parametrize("format_", ["base64", "float"])
+def test_the_format_asked_for_is_the_settings(format_: Any) -> None:
+    of = call(encoding_format=format_)
+    assert run(TEXTS, of, script()).bodies[0]["encoding_format"] == format_
+    all_right(of.sink, TEXTS)
+
+
+def test_the_size_is_asked_for_and_checked() -> None:
+    of = call(dimensions=64)
+    assert run(["a"], of, script()).bodies[0]["dimensions"] == 64
+    of = call(dimensions=64, max_retries=3)
+    with pytest.raises(errors.InvalidResponseError, match=r"4 numbers .* 64") as caught:
+        run(["a"], of, lambda request, _: right({**request, "dimensions": 4}))
+    assert caught.value.run.requests == 1, "another try would only cost again"  # type: ignore[attr-defined]
+
+
+def test_where_no_size_was_asked_for_the_first_answers_size_binds_the_later() -> None:
+    size = LearntSize()
+    run(["a"], call(size=size), script())
+    assert size.dimensions == SIZE
+    with pytest.raises(errors.InvalidResponseError, match="8 numbers"):
+        run(["b"], call(size=size), lambda request, _: right(request, size=8))
+
+
+def test_the_deadline_shortens_the_timeout_of_an_attempt() -> None:
+    clock = Clock()
+    done = run(["a"], call(clock, timeout=60.0, deadline=5.0, until=clock() + 5.0), script())
+    assert done.steps[0].timeout == pytest.approx(5.0)
+    assert run(["a"], call(timeout=7.0), script()).steps[0].timeout == 7.0
+
+
+# ---- retries
+
+TROUBLE: dict[str, Answer | TransportFault] = {
+    "500": no(500, "server_error"),
+    "502": Answer(502, {}, b"<html><title>Bad Gateway</title>"),
+    "503": no(503),
+    "429": no(429, "rate_limit_exceeded"),
+    "408": no(408),
+    "529": no(529),
+    "reset": RESET,
+    "timeout": LATE,
+    "cut json": Answer(200, {}, b'{"data":[{"emb'),
+    "html under 200": Answer(200, {}, b"<html>login"),
+    "one short": ok({"data": []}),
+    "error under 200": ok({"error": {"code": "odd", "message": "what"}}),
+    "throttle under 200": ok({"error": {"code": "rate_limit_exceeded", "message": ""}}),
+    "bad gzip": Answer(200, {"content-encoding": "gzip"}, b"no gzip"),
+}
+TYPES = {
+    "500": errors.InternalServerError,
+    "502": errors.InternalServerError,
+    "503": errors.InternalServerError,
+    "429": errors.RateLimitError,
+    "408": errors.InternalServerError,
+    "529": errors.InternalServerError,
+    "reset": errors.APIConnectionError,
+    "timeout": errors.APITimeoutError,
+    "cut json": errors.InvalidResponseError,
+    "html under 200": errors.InvalidResponseError,
+    "one short": errors.InvalidResponseError,
+    "error under 200": errors.InvalidResponseError,
+    "throttle under 200": errors.RateLimitError,
+    "bad gzip": errors.InvalidResponseError,
+}
+
+
+@pytest.mark.parametrize("name", TROUBLE)
+def test_trouble_that_passes_is_ridden_out_after_one_wait(name: str) -> None:
+    of = call()
+    done = run(TEXTS, of, script(TROUBLE[name]))
+    assert [type(step) for step in done.steps] == [Send, Sleep, Send]
+    all_right(of.sink, TEXTS)
+    assert (of.ledger.requests, of.ledger.retries) == (2, 1)
+
+
+@pytest.mark.parametrize("name", TROUBLE)
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_trouble_that_stays_is_a_typed_error_after_one_attempt_and_the_retries(
+    name: str, retries: int
+) -> None:
+    of = call(max_retries=retries)
+    with pytest.raises(TYPES[name]) as caught:
+        run(TEXTS, of, lambda *_: TROUBLE[name])
+    assert type(caught.value) is TYPES[name]
+    assert caught.value.attempts == retries + 1
+    assert caught.value.run.requests == retries + 1  # type: ignore[attr-defined]
+    assert of.ledger.retries == retries
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        no(400, "invalid_request_error"),
+        no(401, "invalid_api_key"),
+        no(402),
+        no(403, "insufficient_quota", "You exceeded your current quota"),
+        no(404, "model_not_found"),
+        no(415),
+        no(422),
+        no(429, "PrepaidBillOverdue"),
+        no(400, "Arrearage"),
+        no(501),
+        Answer(307, {"location": "https://other.example"}, b""),
+        ok({"error": {"code": "invalid_api_key", "message": "x"}}),
+        TransportFault("the certificate was not accepted", retryable=False),
+    ],
+)
+def test_what_is_terminal_is_one_attempt(answer: Answer | TransportFault) -> None:
+    with pytest.raises(errors.NexusFlowError) as caught:
+        run(TEXTS, call(), lambda *_: answer)
+    assert caught.value.run.requests == 1  # type: ignore[attr-defined]
+    assert caught.value.attempts == 1
+
+
+def test_waits_stay_under_doubling_ceilings_longer_for_throttling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retry.random, "random", lambda: 0.999)
+    for answer, base in ((no(503), 0.25), (no(429), 1.0)):
+        done = run(["a"], call(), script(*[answer] * 5))
+        assert done.slept == pytest.approx([base * 2**n * 0.999 for n in range(5)])
+
+
+def test_a_wait_that_the_server_asks_for_is_kept() -> None:
+    done = run(["a"], call(), script(no(429, None, "", retry_after="7")))
+    assert 7.0 <= done.slept[0] <= 7.7
+
+
+def test_a_wait_beyond_reason_is_reported_at_once_with_its_length() -> None:
+    with pytest.raises(errors.RateLimitError) as caught:
+        run(["a"], call(), lambda *_: no(429, None, "", retry_after="3600"))
+    assert caught.value.retry_after == 3600.0
+    assert caught.value.run.requests == 1  # type: ignore[attr-defined]
+
+
+def test_the_request_id_of_a_broken_answer_is_on_the_error_without_the_key() -> None:
+    broken = Answer(200, {"x-request-id": f"r-9-{KEY}"}, b"")
+    with pytest.raises(errors.InvalidResponseError, match="r-9") as caught:
+        run(["a"], call(max_retries=0), lambda *_: broken)
+    assert caught.value.request_id == "r-9-[API key]"
+
+
+# ---- base64 refused
+
+
+def test_base64_refused_is_asked_again_as_floats_at_once_and_remembered_by_the_lane() -> None:
+    clock = Clock()
+    lane = lane_of(clock)
+
+    def serve(request: dict[str, Any], _: int) -> Answer:
+        if request["encoding_format"] == "base64":
+            return no(400, "InvalidParameter", "encoding_format only supports float")
+        return right(request)
+
+    of = call(clock, lane)
+    done = run(TEXTS, of, serve)
+    assert [body["encoding_format"] for body in done.bodies] == ["base64", "float"]
+    assert done.slept == []
+    all_right(of.sink, TEXTS)
+    again = run(TEXTS, call(clock, lane), serve)
+    assert [body["encoding_format"] for body in again.bodies] == ["float"]
+
+
+def test_floats_refused_too_is_an_error_not_a_loop() -> None:
+    refusal = no(400, "InvalidParameter", "encoding_format is wrong")
+    with pytest.raises(errors.BadRequestError) as caught:
+        run(TEXTS, call(), lambda *_: refusal)
+    assert caught.value.run.requests == 2  # type: ignore[attr-defined]
+
+
+# ---- too many, too large, or one that is at fault
+
+
+def at_most(limit: int, refusal: Answer) -> Server:
+    return lambda request, _: refusal if len(request["input"]) > limit else right(request)
+
+
+@pytest.mark.parametrize("limit", range(1, 11))
+def test_a_batch_limit_is_learnt_from_one_refusal_and_kept_by_the_lane(limit: int) -> None:
+    clock = Clock()
+    lane = lane_of(clock)
+    refusal = no(400, "InvalidParameter", f"batch size should not be larger than {limit}.")
+    of = call(clock, lane)
+    done = run(TEXTS, of, at_most(limit, refusal))
+    all_right(of.sink, TEXTS)
+    assert done.requests == math.ceil(10 / limit) + (limit < 10)
+    again = run(TEXTS, call(clock, lane), at_most(limit, refusal))
+    assert again.requests == math.ceil(10 / limit)
+
+
+def test_a_server_that_refuses_any_number_of_texts_ends_in_an_error() -> None:
+    refusal = no(400, "InvalidParameter", "batch size should not be larger than 10.")
+    with pytest.raises(errors.BadRequestError) as caught:
+        run(TEXTS, call(), lambda *_: refusal)
+    assert caught.value.run.requests <= 10  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4, 7])
+def test_413_halves_until_it_fits(limit: int) -> None:
+    of = call()
+    done = run(TEXTS, of, at_most(limit, no(413)))
+    all_right(of.sink, TEXTS)
+    assert done.requests <= 2 * math.ceil(10 / max(1, limit // 2 + limit % 2)) - 1
+    assert done.slept == []
+
+
+def test_413_of_a_single_text_refuses_that_text_and_keeps_the_others() -> None:
+    of = call()
+    run(TEXTS, of, lambda request, _: no(413) if "text 4" in request["input"] else right(request))
+    all_right(of.sink, TEXTS, but={4})
+
+
+def test_a_token_limit_below_the_batch_is_split_not_waited_for() -> None:
+    of = call()
+    answer = no(429, "tpm", "Limit 40, Requested 90")
+    done = run(TEXTS, of, at_most(5, answer))
+    all_right(of.sink, TEXTS)
+    assert done.requests == 3
+    assert done.slept == []
+
+
+def poisoned(*bad: int, refusal: Answer = MODERATED) -> Server:
+    names = {f"text {n}" for n in bad}
+    return lambda request, _: refusal if names & set(request["input"]) else right(request)
+
+
+@pytest.mark.parametrize("n", range(1, 11))
+def test_one_text_at_fault_costs_about_twice_the_logarithm_wherever_it_stands(n: int) -> None:
+    for bad in range(n):
+        of = call()
+        done = run(TEXTS[:n], of, poisoned(bad))
+        all_right(of.sink, TEXTS[:n], but={bad})
+        assert done.requests <= 2 * math.ceil(math.log2(n)) + 1 if n > 1 else done.requests == 1
+        assert of.ledger.refused == 1
+
+
+@given(st.sets(st.integers(0, 9)))
+def test_any_texts_at_fault_are_found_and_the_others_survive(bad: set[int]) -> None:
+    of = call()
+    done = run(TEXTS, of, poisoned(*bad))
+    all_right(of.sink, TEXTS, but=bad)
+    assert of.ledger.refused == len(bad)
+    assert done.requests <= 1 + len(bad) * 2 * math.ceil(math.log2(10))
+    for index in bad:
+        assert "data_inspection_failed" in str(of.sink.refusals[index])  # type: ignore[attr-defined]
+
+
+def test_a_refusal_and_a_passing_fault_do_not_disturb_each_other() -> None:
+    serve = poisoned(6)
+    faults = {0, 2, 5}
+    of = call()
+    run(TEXTS, of, lambda request, n: no(503) if n in faults else serve(request, n))
+    all_right(of.sink, TEXTS, but={6})
+
+
+def test_what_finished_before_a_terminal_error_stays_in_the_sink() -> None:
+    def serve(request: dict[str, Any], n: int) -> Answer:
+        if len(request["input"]) > 5:
+            return no(413)
+        return right(request) if "text 0" in request["input"] else no(401, "invalid_api_key")
+
+    of = call()
+    with pytest.raises(errors.AuthenticationError):
+        run(TEXTS, of, serve)
+    assert set(of.sink.vectors) == {0, 1, 2, 3, 4}  # type: ignore[attr-defined]
+
+
+# ---- the retry budget
+
+
+def test_a_dead_server_sees_at_most_a_fifth_more_than_it_was_sent() -> None:
+    clock = Clock()
+    lane = lane_of(clock)
+    seen = 0
+
+    def dead(*_: Any) -> Answer:
+        nonlocal seen
+        seen += 1
+        return no(503)
+
+    for _ in range(100):
+        with pytest.raises(errors.InternalServerError):
+            run(["a"], call(clock, lane), dead)
+    assert 100 <= seen <= 120
+
+
+def test_while_others_get_through_an_empty_budget_is_waited_for() -> None:
+    clock = Clock()
+    lane = lane_of(clock)
+    lane.retry_budget.balance = 0.0
+    lane.good(clock(), retries=0, estimated=1, billed=1)
+    waits = []
+    steps = exchange(items(["a"]), call(clock, lane))
+    reply = answer_to(next(steps), no(503), clock)  # type: ignore[arg-type]
+    for _ in range(3):
+        step = steps.send(reply)
+        assert isinstance(step, Sleep)
+        waits.append(step.seconds)
+        reply = None  # type: ignore[assignment]
+    lane.retry_budget.refund(2)
+    assert isinstance(steps.send(None), Sleep)
+    assert isinstance(steps.send(None), Send)
+
+
+def test_a_success_after_retries_gives_them_back() -> None:
+    clock = Clock()
+    lane = lane_of(clock)
+    run(["a"], call(clock, lane), script(no(503), no(503)))
+    assert lane.retry_budget.balance == lane.retry_budget.reserve
+
+
+# ---- the deadline
+
+
+def test_no_sleep_passes_the_deadline_the_error_comes_at_once_with_its_cause() -> None:
+    clock = Clock()
+    of = call(clock, deadline=5.0, until=clock() + 5.0)
+    with pytest.raises(errors.APITimeoutError, match="deadline of 5 s") as caught:
+        run(["a"], of, lambda *_: no(429, "rate_limit_exceeded", "slow down", retry_after="30"))
+    assert clock() < 1005
+    assert isinstance(caught.value.__cause__, errors.RateLimitError)
+    assert isinstance(caught.value, TimeoutError)
+
+
+@given(st.floats(0.2, 60), st.floats(0.01, 3))
+def test_with_every_request_failing_the_deadline_is_never_passed(
+    deadline: float, latency: float
+) -> None:
+    clock = Clock()
+    of = call(clock, deadline=deadline, until=clock() + deadline, max_retries=50)
+    with pytest.raises((errors.APITimeoutError, errors.InternalServerError)) as caught:
+        run(["a"], of, lambda *_: no(503), latency=latency)
+    for step in caught.value.run.steps:  # type: ignore[attr-defined]
+        if isinstance(step, Send):
+            assert step.timeout <= deadline + 1e-6
+    assert clock() <= 1000 + deadline + latency
+
+
+def test_a_deadline_that_has_passed_sends_nothing() -> None:
+    clock = Clock()
+    with pytest.raises(errors.APITimeoutError) as caught:
+        run(["a"], call(clock, deadline=1.0, until=clock() - 1), script())
+    assert caught.value.run.requests == 0  # type: ignore[attr-defined]
+
+
+def test_a_timeout_at_the_deadline_is_the_deadlines_error() -> None:
+    clock = Clock()
+    with pytest.raises(errors.APITimeoutError, match="deadline of 2 s"):
+        run(["a"], call(clock, deadline=2.0, until=clock() + 2), lambda *_: LATE, latency=2.0)
+
+
+# ---- one probes an outage, the others wait for what it finds
+
+
+def failing(lane: Lane, clock: Clock, **options: Any) -> tuple[Any, Any]:
+    """An exchange whose first request has failed, and the step it asks for then."""
+    of = call(clock, lane, **options)
+    steps = exchange(items(["a"]), of)
+    send = next(steps)
+    assert isinstance(send, Send)
+    return steps, steps.send(answer_to(send, no(503), clock))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def lane(clock: Clock) -> Lane:
+    return lane_of(clock)
+
+
+def finished(steps: Any, reply: Any) -> None:
+    with pytest.raises(StopIteration):
+        steps.send(reply)
+
+
+def test_in_an_outage_one_sleeps_and_probes_the_others_follow(lane: Lane, clock: Clock) -> None:
+    leader, step = failing(lane, clock)
+    assert isinstance(step, Sleep)
+    followers = [failing(lane, clock) for _ in range(5)]
+    assert all(isinstance(step, Follow) for _, step in followers)
+    probe = leader.send(None)
+    assert isinstance(probe, Send)
+    finished(leader, answer_to(probe, None, clock))
+    for steps, follow in followers:
+        assert follow.outage.over
+        send = steps.send(None)
+        assert isinstance(send, Send), "the server is back: nobody need wait longer"
+        finished(steps, answer_to(send, None, clock))
+    assert lane.outage is None
+
+
+def test_a_probe_that_fails_costs_its_followers_a_retry_but_no_request(
+    lane: Lane, clock: Clock
+) -> None:
+    leader, _ = failing(lane, clock, max_retries=3)
+    follower, _ = failing(lane, clock, max_retries=1)
+    last, step = failing(lane, clock, max_retries=3)
+    assert isinstance(step, Follow)
+    probe = leader.send(None)
+    after = leader.send(answer_to(probe, no(503), clock))
+    assert isinstance(after, Sleep), "the leader opens the next outage"
+    with pytest.raises(errors.InternalServerError):
+        follower.send(None)
+    assert isinstance(last.send(None), Follow)
+
+
+def test_when_the_prober_leaves_a_follower_takes_its_place_and_loses_no_retry(
+    lane: Lane, clock: Clock
+) -> None:
+    leader, _ = failing(lane, clock)
+    follower, step = failing(lane, clock, max_retries=1)
+    assert isinstance(step, Follow)
+    leader.close()  # cancelled while it slept
+    assert step.outage.recovered is None
+    assert isinstance(follower.send(None), Sleep)
+    send = follower.send(None)
+    finished(follower, answer_to(send, None, clock))
+
+
+def test_a_prober_cancelled_in_its_request_lets_another_probe(lane: Lane, clock: Clock) -> None:
+    leader, _ = failing(lane, clock)
+    follower, step = failing(lane, clock)
+    assert isinstance(leader.send(None), Send)
+    leader.close()
+    assert step.outage.over
+    assert isinstance(follower.send(None), Sleep)
+
+
+def test_a_good_answer_of_somebody_else_ends_the_outage_for_all(lane: Lane, clock: Clock) -> None:
+    leader, _ = failing(lane, clock)
+    follower, step = failing(lane, clock)
+    run(["b"], call(clock, lane), script())
+    assert step.outage.recovered is True
+    assert isinstance(follower.send(None), Send)
+    assert isinstance(leader.send(None), Send)
+
+
+def test_an_outage_of_many_calls_sees_few_probes(lane: Lane, clock: Clock) -> None:
+    requests = 0
+    running = [failing(lane, clock, max_retries=4) for _ in range(100)]
+    requests += 100
+    over = 0
+    for _ in range(1000):
+        if not running:
+            break
+        still = []
+        for steps, step in running:
+            if isinstance(step, Follow) and not step.outage.over:
+                still.append((steps, step))
+                continue
+            reply = None
+            if isinstance(step, Send):
+                requests += 1
+                reply = answer_to(step, no(503), clock)
+            try:
+                still.append((steps, steps.send(reply)))
+            except errors.InternalServerError:
+                over += 1
+        running = still
+    assert over == 100
+    assert requests <= 120
+
+
+# ---- the call is failing elsewhere
+
+
+def test_a_stopping_call_sends_nothing_more(clock: Clock) -> None:
+    of = call(clock)
+    of.stopping = True
+    with pytest.raises(Stopped):
+        next(exchange(items(["a"]), of))
+
+
+def test_a_stopping_call_keeps_what_was_in_flight_and_does_not_retry(clock: Clock) -> None:
+    of = call(clock)
+    steps = exchange(items(["a"]), of)
+    send = next(steps)
+    of.stopping = True
+    finished(steps, answer_to(send, None, clock))  # type: ignore[arg-type]
+    assert set(of.sink.vectors) == {0}  # type: ignore[attr-defined]
+    of = call(clock)
+    steps = exchange(items(["a"]), of)
+    send = next(steps)
+    of.stopping = True
+    with pytest.raises(errors.InternalServerError):
+        steps.send(answer_to(send, no(503), clock))  # type: ignore[arg-type]
+
+
+# ---- the budget
+
+
+def bound(text: str) -> int:
+    return token_bound(len(json.dumps(text)))
+
+
+def test_a_budget_counts_what_was_billed_and_gives_back_the_rest() -> None:
+    purse = Purse(limit=1000)
+    run(TEXTS, call(purse=purse), script())
+    assert (purse.spent, purse.reserved) == (sum(map(len, TEXTS)), 0)
+
+
+def test_a_batch_beyond_the_budget_is_cut_down_and_what_fits_is_still_embedded() -> None:
+    purse = Purse(limit=3 * bound("text 0"))
+    of = call(purse=purse)
+    with pytest.raises(errors.BudgetExceededError, match="was not sent") as caught:
+        run(TEXTS, of, script())
+    assert purse.spent <= purse.limit
+    assert purse.reserved == 0
+    assert len(of.sink.vectors) >= 3  # type: ignore[attr-defined]
+    assert isinstance(caught.value, errors.NexusFlowError)
+
+
+def test_a_budget_of_nothing_sends_nothing() -> None:
+    with pytest.raises(errors.BudgetExceededError) as caught:
+        run(TEXTS, call(purse=Purse(limit=0)), script())
+    assert caught.value.run.requests == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "billed"),
+    [
+        (no(503), False),
+        (no(429), False),
+        (RESET, True),
+        (LATE, True),
+        (Answer(200, {}, b"<html>"), True),
+        (TransportFault("cannot connect", maybe_billed=False), False),
+    ],
+)
+def test_what_may_have_been_billed_counts_in_full_what_cannot_have_been_counts_nothing(
+    outcome: Any, billed: bool
+) -> None:
+    purse = Purse(limit=10_000)
+    run(["text"], call(purse=purse), script(outcome))
+    assert purse.spent == len("text") + (bound("text") if billed else 0)
+    assert purse.reserved == 0
+
+
+def test_a_request_waits_for_a_reservation_that_may_come_back(clock: Clock, lane: Lane) -> None:
+    purse = Purse(limit=bound("a") + 1)
+    first = exchange(items(["a"]), call(clock, lane, purse=purse))
+    send = next(first)
+    second = exchange(items(["a"]), call(clock, lane, purse=purse))
+    assert isinstance(next(second), AwaitSettled)
+    told = []
+    purse.listen(lambda: told.append(1))
+    finished(first, answer_to(send, None, clock))  # type: ignore[arg-type]
+    assert told == [1]
+    send = second.send(None)
+    assert isinstance(send, Send)
+
+
+def test_a_request_given_up_in_flight_counts_in_full(clock: Clock) -> None:
+    purse = Purse(limit=100)
+    steps = exchange(items(["a"]), call(clock, purse=purse))
+    next(steps)
+    steps.close()
+    assert (purse.spent, purse.reserved) == (bound("a"), 0)
+
+
+def test_a_call_that_stops_before_it_sends_leaves_no_reservation(clock: Clock) -> None:
+    purse = Purse(limit=100)
+    for of in (
+        call(clock, purse=purse, deadline=1.0, until=clock() - 1),
+        call(clock, purse=purse),
+    ):
+        of.stopping = of.until == float("inf")
+        with pytest.raises((errors.APITimeoutError, Stopped)):
+            next(exchange(items(["a"]), of))
+        assert (purse.spent, purse.reserved) == (0, 0)
+
+
+OUTCOMES = st.sampled_from(
+    [None, None, no(503), no(429), RESET, LATE, MODERATED, no(413), Answer(200, {}, b"")]
+)
+
+
+@given(st.lists(OUTCOMES, max_size=30), st.integers(0, 400))
+def test_no_sequence_of_answers_passes_the_budget_or_leaves_a_reservation(
+    outcomes: list[Any], limit: int
+) -> None:
+    purse = Purse(limit=limit)
+    of = call(purse=purse, max_retries=3)
+    with contextlib.suppress(errors.NexusFlowError):
+        run(TEXTS, of, script(*outcomes))
+    assert purse.reserved == 0
+    assert purse.spent <= limit
+
+
+ANY = st.sampled_from([*TROUBLE.values(), MODERATED, no(413), None, None, None])
+
+
+@given(st.lists(ANY, max_size=40))
+def test_no_sequence_of_answers_gives_a_wrong_vector_or_an_untyped_error(
+    outcomes: list[Any],
+) -> None:
+    of = call(max_retries=3)
+    try:
+        run(TEXTS, of, script(*outcomes))
+    except errors.NexusFlowError:
+        whole = False
+    else:
+        whole = True
+    sink = of.sink
+    assert isinstance(sink, Sink)
+    for index, vector in sink.vectors.items():
+        assert np.array_equal(vector, vector_of(TEXTS[index]))
+    if whole:
+        assert len(sink.vectors) + len(sink.refusals) == len(TEXTS)
