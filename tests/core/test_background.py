@@ -1,0 +1,86 @@
+"""The loop in its own thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from nexusflow_integrations._core.background import BackgroundLoop, background_loop
+
+
+@pytest.fixture
+def loop():  # type: ignore[no-untyped-def]
+    loop = BackgroundLoop()
+    yield loop
+    loop.close()
+
+
+async def name() -> str:
+    return threading.current_thread().name
+
+
+def test_work_runs_in_a_daemon_thread_of_its_own(loop: BackgroundLoop) -> None:
+    assert loop.submit(name()).result(5) == "nexusflow-integrations"
+    assert loop._thread.daemon
+
+
+def test_cancelling_the_future_cancels_the_work(loop: BackgroundLoop) -> None:
+    cancelled = threading.Event()
+    began = threading.Event()
+
+    async def work() -> None:
+        began.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    future = loop.submit(work())
+    assert began.wait(5)
+    future.cancel()
+    assert cancelled.wait(5)
+
+
+def test_closing_cancels_what_runs_then_closes_what_was_opened_then_ends_the_thread() -> None:
+    loop = BackgroundLoop()
+    order: list[str] = []
+    began = threading.Event()
+
+    async def work() -> None:
+        began.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            order.append("work ended")
+
+    async def closer() -> None:
+        order.append("closed")
+
+    loop.on_close(closer)
+    loop.submit(work())
+    assert began.wait(5)
+    loop.close()
+    assert order == ["work ended", "closed"]
+    assert not loop._thread.is_alive()
+    assert loop.loop.is_closed()
+    loop.close()
+
+
+def test_the_process_has_one_loop_however_many_threads_ask_first() -> None:
+    found: list[BackgroundLoop] = []
+    barrier = threading.Barrier(16)
+
+    def ask() -> None:
+        barrier.wait(5)
+        found.append(background_loop())
+
+    threads = [threading.Thread(target=ask) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert len(set(found)) == 1
+    assert len(found) == 16

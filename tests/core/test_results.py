@@ -1,0 +1,111 @@
+"""Rows are gathered by index, whoever brings them, and callers get arrays that know their usage."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexusflow_integrations._core.batching import encode_item, plan_batches
+from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList, Gathered
+from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations.errors import BadRequestError, InvalidResponseError
+
+
+def rows_of(places: list[int], size: int = 3) -> np.ndarray:
+    return np.array([[place + 0.5] * size for place in places], np.float32)
+
+
+@given(
+    st.sets(st.integers(0, 39), min_size=1), st.integers(1, 7), st.randoms(use_true_random=False)
+)
+def test_rows_of_any_batches_in_any_order_end_at_their_index(
+    places: set[int], size: int, chance: random.Random
+) -> None:
+    gathered = Gathered(40)
+    items = [encode_item(place, "t") for place in sorted(places)]
+    batches = list(plan_batches(items, max_texts=size))
+    chance.shuffle(batches)
+    for batch in batches:
+        gathered.rows(batch, rows_of([item.index for item in batch]))
+    finished = gathered.finished()
+    assert set(finished) == places
+    assert all(row.tolist() == [place + 0.5] * 3 for place, row in finished.items())
+    for place in range(40):
+        assert gathered.settled(place) == (place in places)
+
+
+def test_a_row_of_another_size_than_the_others_is_an_error_naming_both() -> None:
+    gathered = Gathered(2)
+    gathered.row(0, np.ones(3, np.float32))
+    with pytest.raises(InvalidResponseError, match=r"4 numbers .* 3"):
+        gathered.row(1, np.ones(4, np.float32))
+    assert list(gathered.finished()) == [0]
+
+
+def test_nothing_finished_is_nothing() -> None:
+    assert Gathered(3).finished() == {}
+
+
+def test_progress_adds_up_to_all_texts_refused_ones_too() -> None:
+    heard: list[int] = []
+    gathered = Gathered(4, heard.append)
+    gathered.report()
+    gathered.rows([encode_item(0, "a"), encode_item(1, "b")], rows_of([0, 1]))
+    gathered.report()
+    gathered.row(2, rows_of([2])[0])
+    gathered.refused(encode_item(3, "d"), BadRequestError("no"))
+    gathered.report()
+    gathered.report()
+    assert heard == [2, 2]
+
+
+def test_whoever_waits_for_a_text_is_woken_by_its_row_its_refusal_or_the_end() -> None:
+    async def scene() -> None:
+        gathered = Gathered(4)
+        waits = [asyncio.ensure_future(gathered.wait(place)) for place in range(4)]
+        gone = asyncio.ensure_future(gathered.wait(0))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        gathered.row(0, rows_of([0])[0])
+        gathered.rows([encode_item(1, "b")], rows_of([1]))
+        gathered.refuse(2, BadRequestError("no"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert [wait.done() for wait in waits] == [True, True, True, False]
+        gathered.wake_all()
+        await waits[3]
+        assert not gathered.settled(3)
+        assert gathered.waiting == {}
+
+    asyncio.run(asyncio.wait_for(scene(), 5))
+
+
+def test_an_array_knows_its_usage_and_parts_of_it_do_not() -> None:
+    array = np.ones((2, 3), np.float32).view(EmbeddingArray)
+    array.usage = Usage(tokens=5)
+    assert array.usage.tokens == 5
+    assert array[0].usage is None
+    assert (array + 1).usage is None
+    assert isinstance(array, np.ndarray)
+
+
+def test_an_array_can_be_pickled_and_keeps_its_numbers() -> None:
+    array = np.ones((2, 3), np.float32).view(EmbeddingArray)
+    array.usage = Usage(tokens=5)
+    assert np.array_equal(pickle.loads(pickle.dumps(array)), array)
+
+
+def test_a_list_with_gaps_knows_reasons_and_usage() -> None:
+    reason = BadRequestError("no")
+    rows = EmbeddingList([np.ones(2, np.float32), None], {1: reason}, Usage(texts=2))
+    assert len(rows) == 2
+    assert rows[1] is None
+    assert rows.refused == {1: reason}
+    assert rows.usage.texts == 2

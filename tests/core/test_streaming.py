@@ -1,0 +1,109 @@
+"""Streams are cut into slabs, and every text of the stream gets one result under its own place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexusflow_integrations._core.batching import encode_item
+from nexusflow_integrations._core.results import Gathered
+from nexusflow_integrations._core.settings import Settings
+from nexusflow_integrations._core.streaming import BATCHES_A_SLAB, Cutter, Slab
+from nexusflow_integrations.errors import BadRequestError, InvalidInputError, NexusFlowError
+
+
+def cutter(instruction: str = "", **options: int) -> Cutter:
+    return Cutter(Settings(base_url="https://x.invalid", **options), instruction)  # type: ignore[arg-type]
+
+
+def embedded(slab: Slab, *, refuse: set[int] = frozenset()) -> Gathered:  # type: ignore[assignment]
+    """What a call with the slab's texts gathers; place p in the slab gets the vector [p + 1]."""
+    gathered = Gathered(len(slab.texts))
+    for place, text in enumerate(slab.texts):
+        item = encode_item(place, text)
+        if place in refuse:
+            gathered.refused(item, BadRequestError("no", status_code=400))
+        else:
+            gathered.rows([item], np.array([[place + 1]], np.float32))
+    return gathered
+
+
+MIXED = st.lists(st.sampled_from(["a", "b", "", None, "\ud800", "c", 7]), max_size=60)
+
+
+@given(MIXED, st.integers(1, 5), st.sets(st.integers(0, 19)))
+def test_every_text_of_a_stream_has_exactly_one_result_in_order(
+    texts: list[str], batch_size: int, refuse: set[int]
+) -> None:
+    results = []
+    for slab in cutter(batch_size=batch_size).cut(texts):
+        assert 0 < len(slab.texts) + len(slab.invalid) <= batch_size * BATCHES_A_SLAB
+        gathered = embedded(slab, refuse=refuse) if slab.texts else None
+        results += slab.results(gathered)
+    assert [result.index for result in results] == list(range(len(texts)))
+    for result, text in zip(results, texts, strict=True):
+        sendable = text in ("a", "b", "c")
+        assert (result.vector is None) == (result.error is not None)
+        if not sendable:
+            assert isinstance(result.error, InvalidInputError)
+            assert result.error.index == result.index
+
+
+@given(MIXED, st.integers(1, 5))
+def test_slabs_hold_the_sendable_texts_in_order(texts: list[str], batch_size: int) -> None:
+    slabs = list(cutter(batch_size=batch_size).cut(texts))
+    sent = [text for slab in slabs for text in slab.texts]
+    assert sent == [text for text in texts if text in ("a", "b", "c")]
+
+
+def test_no_more_is_read_than_the_slab_needs() -> None:
+    read = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal read
+        while True:
+            read += 1
+            yield "x"
+
+    slab = next(cutter(batch_size=3).cut(texts()))
+    assert len(slab.texts) == read == 3 * BATCHES_A_SLAB
+
+
+def test_so_many_slabs_fly_that_all_requests_in_flight_are_busy() -> None:
+    for concurrency in (1, 3, 4, 32):
+        flying = cutter(max_concurrency=concurrency).in_flight
+        assert flying >= 2
+        assert flying * BATCHES_A_SLAB >= 2 * concurrency
+
+
+def test_the_instruction_stands_before_every_text() -> None:
+    (slab,) = cutter("query: ").cut(["a", "b"])
+    assert slab.texts == ["query: a", "query: b"]
+
+
+def test_what_an_error_had_finished_is_told_by_the_places_of_the_stream() -> None:
+    cut = cutter(batch_size=1)
+    first, second = cut.cut(["a", "", "b", "c", "d", "e"])
+    error = NexusFlowError("x")
+    error.finished = {0: np.ones(1, np.float32), 1: np.ones(1, np.float32)}
+    with pytest.raises(NexusFlowError), second.blamed():
+        raise error
+    assert first.indices == [0, 2, 3]
+    assert list(error.finished) == [4, 5]
+
+
+def test_refusals_are_results_too() -> None:
+    (slab,) = cutter().cut(["a", "", "b"])
+    results = list(slab.results(embedded(slab, refuse={1})))
+    assert results[0].vector is not None
+    assert isinstance(results[1].error, InvalidInputError)
+    assert isinstance(results[2].error, BadRequestError)
+
+
+@pytest.mark.parametrize("texts", [[], ()])
+def test_an_empty_stream_is_no_slab(texts: list[str]) -> None:
+    assert list(cutter().cut(texts)) == []
