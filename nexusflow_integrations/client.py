@@ -40,6 +40,18 @@ __all__ = ["NexusFlow"]
 
 Progress = Callable[[int], object]
 
+_counting = Lock()
+"""One for all clients, so that a child of a fork can replace what another thread held."""
+
+
+def _replace_lock() -> None:
+    global _counting
+    _counting = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_replace_lock)
+
 
 class NexusFlow:
     """A client of the NexusFlow embeddings API.
@@ -133,7 +145,6 @@ class NexusFlow:
         self._http_client = http_client
         self._async_http_client = async_http_client
         self._usage = Usage(price=self._price)
-        self._lock = Lock()
         self._size: Any = None
         self._closed = False
 
@@ -366,8 +377,7 @@ class NexusFlow:
     @property
     def usage(self) -> Usage:
         """What all calls of this client sent and cost so far."""
-        with self._lock:
-            return self._usage
+        return self._usage
 
     def estimate(self, texts: Iterable[str], *, role: Role = "document") -> Estimate:
         """Say what embedding ``texts`` would send, cost and take; nothing is sent.
@@ -406,7 +416,7 @@ class NexusFlow:
 
     def _account(self, ledger: Ledger) -> None:
         usage = ledger.snapshot(self._price)
-        with self._lock:
+        with _counting:
             self._usage = self._usage + usage
         if self._on_usage is not None:
             self._on_usage(usage)
@@ -463,7 +473,7 @@ class NexusFlow:
         # Neither the key nor anything that only lives in this process. A worker process finds the
         # key in its environment.
         state = dict(self.__dict__)
-        for name in ("_key", "_lock", "_http_client", "_async_http_client", "_on_usage", "_purse"):
+        for name in ("_key", "_http_client", "_async_http_client", "_on_usage", "_purse"):
             state.pop(name)
         state["_size"] = None
         return state
@@ -472,7 +482,6 @@ class NexusFlow:
         self.__dict__.update(state)
         self._key = self._http_client = self._async_http_client = self._on_usage = None
         self._purse = None if self._budget is None else Purse(self._budget.in_tokens(self._price))
-        self._lock = Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NexusFlow:
         return copy.copy(self)
@@ -481,7 +490,6 @@ class NexusFlow:
         # In one process a copy keeps what a pickle must not: key, http clients, purse.
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
-        twin._lock = Lock()
         return twin
 
     # -- inside --------------------------------------------------------------------------------

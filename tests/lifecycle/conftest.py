@@ -1,0 +1,35 @@
+"""Real sockets on loopback: the raw-socket fault server, and the local server for its quotas."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+if str(TESTS) not in sys.path:
+    sys.path.append(str(TESTS))  # so that `faults.server` is one module here and in subprocesses
+
+if TYPE_CHECKING:
+    from faults.server import FaultServer
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    """A server that answers right until a test changes its script."""
+    from faults.server import FaultServer
+
+    with FaultServer() as server:
+        yield server
+
+
+@pytest.fixture
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Own backoffs of milliseconds."""
+    from nexusflow_integrations._core import retry
+
+    monkeypatch.setattr(retry, "BASE_FAULT", 0.01)
+    monkeypatch.setattr(retry, "BASE_THROTTLE", 0.02)

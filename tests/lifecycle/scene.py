@@ -1,0 +1,111 @@
+"""What the tests of this folder share: clients, the right vectors, subprocesses, quiet."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from faults.server import FaultServer, Wire, expected_vector
+
+from nexusflow_integrations import NexusFlow
+from nexusflow_integrations._core.engine import engine
+
+KEY = "sk-air-lifecycle-0123456789abcdef"
+SIZE = 64
+ROOT = Path(__file__).parents[2]
+
+
+def client_of(server: Any, **options: Any) -> NexusFlow:
+    options.setdefault("dimensions", SIZE)
+    options.setdefault("timeout", 10.0)
+    return NexusFlow(KEY, base_url=server.base_url, **options)
+
+
+def texts(n: int, name: str = "text") -> list[str]:
+    return [f"{name} {i}" for i in range(n)]
+
+
+def assert_right(rows: Any, of: Sequence[str], size: int = SIZE) -> None:
+    assert len(rows) == len(of)
+    for row, text in zip(rows, of, strict=True):
+        assert np.array_equal(row, expected_vector(text, size)), text
+
+
+def until(true: Callable[[], object], seconds: float = 8.0) -> None:
+    """Wait for something that must become true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never became true"
+        time.sleep(0.01)
+
+
+async def auntil(true: Callable[[], object], seconds: float = 8.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never became true"
+        await asyncio.sleep(0.01)
+
+
+def lane_of(client: NexusFlow) -> Any:
+    lanes = engine()[1]._lanes
+    return lanes[(client.base_url, KEY, client.model)]
+
+
+def tasks() -> set[Any]:
+    """Tasks on the background loop."""
+    return asyncio.all_tasks(engine()[0].loop)
+
+
+def assert_quiet(client: NexusFlow, server: FaultServer, *, requests: int | None = None) -> None:
+    """Nothing is in flight, no task is left, and nothing more is sent."""
+    until(lambda: lane_of(client).gate.in_flight == 0)
+    until(lambda: not tasks())
+    sent = len(server.requests) if requests is None else requests
+    time.sleep(0.15)
+    assert len(server.requests) == sent
+    assert not lane_of(client).gate._waiting or all(
+        entry[-1].done() for entry in lane_of(client).gate._waiting
+    )
+
+
+def hold(wire: Wire) -> None:
+    """Say nothing until the peer gives up."""
+    wire.hold(30.0)
+
+
+def popen(code: str, *arguments: str, warnings: bool = True, **options: Any) -> Any:
+    """Start Python on ``code``, every warning an error; ``argv`` is what follows."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    environment.pop("NEXUSFLOW_API_KEY", None)
+    environment.update(options.pop("env", {}))
+    flags = ["-W", "error"] if warnings else []
+    # Python's own remark about forking with threads is what the tests of forking are about.
+    flags += ["-W", "ignore:This process:DeprecationWarning"] if warnings else []
+    return subprocess.Popen(
+        [sys.executable, *flags, "-c", textwrap.dedent(code), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+def run(code: str, *arguments: str, seconds: float = 40.0, **options: Any) -> tuple[int, str, str]:
+    """Run ``code`` to its end; return its exit code, output and error output."""
+    process = popen(code, *arguments, **options)
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"it hung; so far: {out}{err}") from None
+    return process.returncode, out, err

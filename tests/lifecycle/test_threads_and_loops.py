@@ -1,0 +1,143 @@
+"""F120, F123: any number of threads and event loops on one object, at once or one after another."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from .scene import assert_right, client_of, tasks, texts, until
+
+
+def test_f123_thirty_two_threads_on_one_object_get_the_right_vectors(server: Any) -> None:
+    client = client_of(server)
+    barrier = threading.Barrier(32)
+
+    def work(n: int) -> None:
+        barrier.wait(10)
+        for k in range(4):
+            mine = texts(13, f"thread {n} {k}")
+            assert_right(client.embed(mine), mine)
+
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(work, range(32)))
+    assert client.usage.texts == 32 * 4 * 13
+    assert server.max_in_flight <= 32
+    assert server.connections <= 40, "connections about as many as requests in flight"
+
+
+def test_f120_asyncio_run_three_times_on_one_object_works_without_a_warning(server: Any) -> None:
+    client = client_of(server)
+
+    async def call(n: int) -> None:
+        mine = [texts(15, f"run {n} {k}") for k in range(3)]
+        for rows, of in zip(
+            await asyncio.gather(*[client.aembed(t) for t in mine]), mine, strict=True
+        ):
+            assert_right(rows, of)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for n in range(3):
+            asyncio.run(call(n))
+            gc.collect()
+    assert server.connections <= 8, "the pool outlives the loops"
+
+
+def test_f120_loops_in_threads_at_once(server: Any) -> None:
+    client = client_of(server)
+
+    async def call(n: int) -> None:
+        for k in range(3):
+            mine = texts(12, f"loop {n} {k}")
+            assert_right(await client.aembed(mine), mine)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda n: asyncio.run(call(n)), range(6)))
+
+
+async def test_a_sync_call_inside_a_running_loop_works(server: Any) -> None:
+    client = client_of(server)
+    mine = texts(12)
+    assert_right(client.embed(mine), mine)
+    assert_right(await client.aembed(mine), mine)
+
+
+async def test_async_calls_leave_the_callers_loop_free(server: Any) -> None:
+    def slow(wire: Any) -> None:
+        wire.pause(0.3)
+        wire.right()
+
+    server.script = type(server.script)(slow)
+    client = client_of(server)
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    ticker = asyncio.ensure_future(tick())
+    await client.aembed(texts(20))
+    ticker.cancel()
+    assert ticks >= 10
+
+
+async def test_progress_of_an_async_call_comes_on_its_own_loop_and_adds_up(server: Any) -> None:
+    heard: list[tuple[int, int]] = []
+    client = client_of(server)
+    await client.aembed(texts(55), progress=lambda n: heard.append((n, threading.get_ident())))
+    await asyncio.sleep(0.05)
+    assert sum(n for n, _ in heard) == 55
+    assert {thread for _, thread in heard} == {threading.get_ident()}
+
+
+def test_an_error_in_the_callers_progress_ends_the_call_and_leaves_nothing(server: Any) -> None:
+    client = client_of(server, max_concurrency=1)
+
+    def fail(_: int) -> None:
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        client.embed(texts(300), progress=fail)
+    until(lambda: not tasks())
+    assert len(server.requests) < 30
+
+
+def test_two_calls_for_the_same_texts_at_once_pay_once(server: Any) -> None:
+    def slow(wire: Any) -> None:
+        wire.pause(0.2)
+        wire.right()
+
+    server.script = type(server.script)(slow)
+    client = client_of(server)
+    mine = texts(20)
+    with ThreadPoolExecutor(4) as pool:
+        for rows in pool.map(lambda _: client.embed(mine), range(4)):
+            assert_right(rows, mine)
+    assert max(server.texts.values()) == 1
+
+
+def test_a_stream_in_one_thread_and_calls_in_others_do_not_mix(server: Any) -> None:
+    client = client_of(server)
+
+    def stream() -> None:
+        mine = texts(300, "stream")
+        results = list(client.embed_stream(iter(mine)))
+        assert [result.index for result in results] == list(range(300))
+        assert_right([result.vector for result in results], mine)
+
+    def call(n: int) -> None:
+        mine = texts(25, f"call {n}")
+        assert_right(client.embed(mine), mine)
+
+    with ThreadPoolExecutor(6) as pool:
+        futures = [pool.submit(stream), *[pool.submit(call, n) for n in range(10)]]
+        for future in futures:
+            future.result(30)
