@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +14,8 @@ import httpx
 import pytest
 
 pytest.importorskip("langchain_core")
+
+from langchain_core.rate_limiters import BaseRateLimiter
 
 from nexusflow_integrations import langchain as adapter
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
@@ -91,5 +96,71 @@ def answering() -> Callable[..., NexusFlowEmbeddings]:
             "http_async_client": httpx.AsyncClient(transport=httpx.MockTransport(answer_async)),
         }
         return NexusFlowEmbeddings(**{**told, **settings})
+
+    return make
+
+
+class Bar:
+    """What tqdm was told."""
+
+    def __init__(self, **options: Any) -> None:
+        self.total = options["total"]
+        self.steps: list[int] = []
+        self.closed = False
+
+    def update(self, step: int) -> None:
+        self.steps.append(step)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[Bar]:
+    """All progress bars that a test made, in place of tqdm's."""
+    made: list[Bar] = []
+
+    def make(**options: Any) -> Bar:
+        made.append(Bar(**options))
+        return made[-1]
+
+    monkeypatch.setattr(pytest.importorskip("tqdm.auto"), "tqdm", make)
+    return made
+
+
+class Turns(BaseRateLimiter):
+    """Lets everybody pass; notes who asked, and how many requests had gone out before."""
+
+    def __init__(self, server: LocalServer, pause: float) -> None:
+        self.server = server
+        self.pause = pause
+        self.gone: list[int] = []
+        self.where: list[Any] = []
+
+    def _note(self, where: Any) -> bool:
+        self.where.append(where)
+        self.gone.append(self.server.stats.requests)
+        return True
+
+    def acquire(self, *, blocking: bool = True) -> bool:
+        assert blocking
+        time.sleep(self.pause)
+        return self._note(threading.current_thread())
+
+    async def aacquire(self, *, blocking: bool = True) -> bool:
+        assert blocking
+        await asyncio.sleep(self.pause)
+        return self._note(asyncio.get_running_loop())
+
+
+@pytest.fixture
+def turns() -> Callable[..., Turns]:
+    """Make a rate limiter that watches a server; ``pause`` is in seconds a turn."""
+
+    def make(server: LocalServer, pause: float = 0.0) -> Turns:
+        return Turns(server, pause)
 
     return make
