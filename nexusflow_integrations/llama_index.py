@@ -320,9 +320,9 @@ class NexusFlowEmbedding(BaseEmbedding):
         if known is not None:
             return known
         _spent.set(None)
+        yield from self._permit([text])
         with _Events(self) as events:
             event = events.start()
-            yield from self._permit([text])
             vector: Vector = yield _Step(partial(hook, text), partial(ahook, text))
             yield from self._remember(text, role, vector)
             events.end(event, [text], [vector], _spent.get())
@@ -340,11 +340,11 @@ class NexusFlowEmbedding(BaseEmbedding):
                 for flight in batch.flights():
                     while batch.full:
                         yield from self._land(batch, events)
-                    flight.event = events.start()
                     for request in flight.requests:
                         yield from self._permit(request)
                     while not batch.landed.empty():  # perhaps with a failure: then send no more
                         yield from self._land(batch, events)
+                    flight.event = events.start()
                     batch.launch(flight)
                 while batch.flying:
                     yield from self._land(batch, events)
@@ -354,11 +354,14 @@ class NexusFlowEmbedding(BaseEmbedding):
                 raise
             return batch.result()
 
-    def _land(self, batch: _Batch, events: _Events, *, by: float = math.inf) -> _Steps[None]:
+    def _land(self, batch: _Batch, events: _Events) -> _Steps[None]:
         """Wait for one flight, and keep what it brings."""
-        future = yield batch.wait(by)
+        future = yield batch.wait()
         if future is None:
             raise batch.too_late()
+        yield from self._keep(batch, events, future)
+
+    def _keep(self, batch: _Batch, events: _Events, future: Future[Gathered]) -> _Steps[None]:
         flight, landed, usage = batch.land(future)
         for text, vector in landed.items():
             yield from self._remember(text, "document", vector)
@@ -367,9 +370,9 @@ class NexusFlowEmbedding(BaseEmbedding):
     def _drain(self, batch: _Batch, events: _Events) -> _Steps[None]:
         """Keep what is paid for already, as far as it lands soon."""
         by = time.monotonic() + _DRAIN
-        while batch.flying and time.monotonic() < by:
+        while batch.flying and (future := (yield batch.wait(by))) is not None:
             try:
-                yield from self._land(batch, events, by=by)
+                yield from self._keep(batch, events, future)
             except NexusFlowError:  # noqa: PERF203
                 continue  # the first error is the one to raise
 
@@ -440,7 +443,8 @@ class _Client(NexusFlow):
         return self._submit(texts, "document", False, ledger, loop, None)
 
     def settle(self, ledger: Ledger) -> Usage:
-        return self._account(ledger)
+        self._account(ledger)
+        return ledger.snapshot(self._price)
 
     @property
     def caches(self) -> bool:
@@ -513,7 +517,7 @@ class _Batch:
             tell = partial(cast(Any, self._loop).call_soon_threadsafe, self.landed.put_nowait)
             future.add_done_callback(tell)
 
-    def wait(self, by: float) -> _Step:
+    def wait(self, by: float = math.inf) -> _Step:
         """Return the step that waits for a flight to land; it gives None when time is up."""
         left = min(by, self._until) - time.monotonic()
         timeout = None if left == math.inf else max(0.0, left)

@@ -1,0 +1,239 @@
+"""What observers see: a start and an end a request, under one span, with what the API billed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import singledispatch
+from typing import Any
+
+import pytest
+from llama_index.core import Settings
+from llama_index.core.callbacks import CallbackManager, EventPayload, TokenCountingHandler
+from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent
+
+from nexusflow_integrations.errors import AuthenticationError, NexusFlowError
+from nexusflow_integrations.llama_index import NexusFlowEmbedding, NexusFlowEmbeddingEndEvent
+from nexusflow_integrations.local import LocalServer
+
+Batch = Callable[..., list[list[float]]]
+Texts = Callable[..., list[str]]
+
+
+def test_every_request_has_one_start_and_one_end_under_one_span(
+    batch: Batch,
+    way: str,
+    embedding: NexusFlowEmbedding,
+    server: LocalServer,
+    texts: Texts,
+    events: Any,
+    spans: Any,
+) -> None:
+    found = batch(embedding, texts(95))
+    started, ended = events.named("EmbeddingStartEvent"), events.named("EmbeddingEndEvent")
+    assert len(started) == len(ended) == server.stats.requests == 10
+    (span,) = spans.of("get_text_embedding_batch" if way == "sync" else "aget_text_embedding_batch")
+    assert {event.span_id for event in [*started, *ended]} == {span}
+    seen = {t: v for event in ended for t, v in zip(event.chunks, event.embeddings, strict=True)}
+    assert seen == dict(zip(texts(95), found, strict=True))
+
+
+@pytest.mark.parametrize("role", ["query", "text"])
+def test_one_text_has_one_start_and_one_end_under_its_span(
+    single: Any, way: str, role: str, embedding: NexusFlowEmbedding, events: Any, spans: Any
+) -> None:
+    vector = single(embedding, role, "some text")
+    (started,) = events.named("EmbeddingStartEvent")
+    (ended,) = events.named("EmbeddingEndEvent")
+    (span,) = spans.of(f"{'a' if way == 'async' else ''}get_{role}_embedding")
+    assert started.span_id == ended.span_id == span
+    assert (ended.chunks, ended.embeddings) == (["some text"], [vector])
+
+
+def test_the_usage_of_the_ends_is_what_the_server_billed(
+    batch: Batch,
+    single: Any,
+    embedding: NexusFlowEmbedding,
+    server: LocalServer,
+    texts: Texts,
+    events: Any,
+) -> None:
+    batch(embedding, texts(95))
+    single(embedding, "query", "some text")
+    single(embedding, "text", "some text")
+    usages = [event.usage for event in events.named("EmbeddingEndEvent")]
+    assert [usage.requests for usage in usages] == [1] * 12
+    assert sum(usage.tokens for usage in usages) == server.stats.tokens > 0
+    assert embedding.usage.tokens == server.stats.tokens
+
+
+def test_the_start_tells_the_model_and_size_and_no_secret(
+    embedding: NexusFlowEmbedding, events: Any
+) -> None:
+    embedding.get_text_embedding("some text")
+    (started,) = events.named("EmbeddingStartEvent")
+    assert started.model_dict == {
+        "class_name": "NexusFlowEmbedding",
+        "model_name": "text-embedding-v4",
+        "embed_batch_size": 10,
+        "dimensions": 64,
+    }
+
+
+def test_neither_events_nor_callbacks_nor_spans_know_the_key(
+    batch: Batch,
+    server: LocalServer,
+    key: str,
+    heard: CallbackManager,
+    callbacks: Any,
+    events: Any,
+    spans: Any,
+) -> None:
+    embedding = NexusFlowEmbedding(
+        api_key=key, api_base=server.base_url, dimensions=64, callback_manager=heard
+    )
+    batch(embedding, ["some text"])
+    seen = f"{events._seen} {callbacks.started} {callbacks.ended} {spans._parents}"
+    assert "some text" in seen
+    assert key not in seen
+
+
+def test_the_end_event_is_valid_and_can_be_dumped(
+    embedding: NexusFlowEmbedding, events: Any
+) -> None:
+    embedding.get_text_embedding("some text")
+    (ended,) = events.named("EmbeddingEndEvent")
+    again = NexusFlowEmbeddingEndEvent.model_validate(ended.model_dump())
+    assert again.embeddings == ended.embeddings
+    assert again.usage == ended.usage
+
+
+def test_who_dispatches_on_the_class_of_events_knows_ours(
+    embedding: NexusFlowEmbedding, events: Any
+) -> None:
+    @singledispatch
+    def handle(event: Any) -> str:
+        return "unhandled"
+
+    @handle.register
+    def _(event: EmbeddingEndEvent) -> str:
+        return "end of an embedding"
+
+    embedding.get_text_embedding("some text")
+    (ended,) = events.named("EmbeddingEndEvent")
+    assert handle(ended) == "end of an embedding"
+
+
+def test_openinference_records_our_events_without_complaint(
+    embedding: NexusFlowEmbedding, caplog: pytest.LogCaptureFixture, texts: Texts
+) -> None:
+    pytest.importorskip("openinference.instrumentation.llama_index")
+    from llama_index_instrumentation import root_dispatcher
+    from openinference.instrumentation import OITracer, TraceConfig
+    from openinference.instrumentation.llama_index._handler import EventHandler
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    handler = EventHandler(tracer=OITracer(provider.get_tracer("test"), config=TraceConfig()))
+    root_dispatcher.add_event_handler(handler)
+    root_dispatcher.add_span_handler(handler.span_handler)
+    try:
+        with caplog.at_level(logging.WARNING):
+            embedding.get_text_embedding_batch(texts(12))
+    finally:
+        root_dispatcher.event_handlers.remove(handler)
+        root_dispatcher.span_handlers.remove(handler.span_handler)
+    assert caplog.records == []
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes is not None
+    assert span.attributes["embedding.embeddings.11.embedding.text"] == "text number 11"
+    assert span.attributes["embedding.model_name"] == "text-embedding-v4"
+
+
+def test_callbacks_come_in_pairs_with_texts_and_vectors(
+    batch: Batch,
+    embedding: NexusFlowEmbedding,
+    texts: Texts,
+    heard: CallbackManager,
+    callbacks: Any,
+) -> None:
+    embedding.callback_manager = heard
+    found = batch(embedding, texts(95))
+    assert len(callbacks.started) == 10
+    assert callbacks.ended.keys() == callbacks.started.keys()
+    rows = [row for end in callbacks.ended.values() for row in end[EventPayload.EMBEDDINGS]]
+    assert sorted(rows) == sorted(found)
+    chunks = [text for end in callbacks.ended.values() for text in end[EventPayload.CHUNKS]]
+    assert sorted(chunks) == sorted(texts(95))
+
+
+def test_callbacks_come_in_pairs_after_a_failure_too(
+    batch: Batch, upstream: Any, texts: Texts, heard: CallbackManager, callbacks: Any
+) -> None:
+    upstream.answer = lambda asked: upstream.UNAUTHORIZED if "text number 50" in asked else None
+    with pytest.raises(AuthenticationError) as caught:
+        batch(upstream.embedding(callback_manager=heard, num_workers=2), texts(200))
+    assert callbacks.ended.keys() == callbacks.started.keys()
+    failed = [end for end in callbacks.ended.values() if EventPayload.EXCEPTION in end]
+    assert [end[EventPayload.EXCEPTION] for end in failed] == [caught.value]
+    assert len(callbacks.ended) == len(upstream.requests)
+
+
+@pytest.mark.parametrize("role", ["query", "text"])
+def test_the_callbacks_of_one_text_come_in_pairs_after_a_failure_too(
+    single: Any, role: str, upstream: Any, heard: CallbackManager, callbacks: Any
+) -> None:
+    upstream.answer = lambda asked: upstream.UNAUTHORIZED
+    with pytest.raises(AuthenticationError) as caught:
+        single(upstream.embedding(callback_manager=heard), role, "some text")
+    (end,) = callbacks.ended.values()
+    assert end == {EventPayload.EXCEPTION: caught.value}
+
+
+def test_callbacks_come_in_pairs_after_a_cancellation_too(
+    upstream: Any, texts: Texts, heard: CallbackManager, callbacks: Any
+) -> None:
+    upstream.answer = lambda asked: 30.0
+
+    async def main() -> None:
+        work = upstream.embedding(callback_manager=heard).aget_text_embedding_batch(texts(50))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(work, 0.3)
+
+    asyncio.run(main())
+    assert len(callbacks.started) == 5
+    assert callbacks.ended.keys() == callbacks.started.keys()
+
+
+def test_the_span_of_a_failed_batch_is_dropped_once(
+    batch: Batch, upstream: Any, texts: Texts, events: Any, spans: Any
+) -> None:
+    upstream.answer = lambda asked: upstream.UNAUTHORIZED
+    with pytest.raises(NexusFlowError):
+        batch(upstream.embedding(), texts(30))
+    (dropped,) = events.named("SpanDropEvent")
+    assert "get_text_embedding_batch" in dropped.span_id
+    assert spans.open_spans == {}
+
+
+def test_the_token_counting_handler_counts_every_text_once(
+    batch: Batch, embedding: NexusFlowEmbedding, texts: Texts
+) -> None:
+    counter = TokenCountingHandler(tokenizer=str.split)
+    embedding.callback_manager = CallbackManager([counter])
+    batch(embedding, texts(95))
+    assert counter.total_embedding_token_count == 95 * 3
+
+
+def test_the_callback_manager_that_llama_index_puts_in_is_the_one_told(
+    embedding: NexusFlowEmbedding, heard: CallbackManager, callbacks: Any
+) -> None:
+    Settings.callback_manager = heard
+    Settings.embed_model = embedding
+    Settings.embed_model.get_text_embedding("some text")
+    assert len(callbacks.ended) == 1

@@ -1,0 +1,171 @@
+"""What the constructor takes and refuses, and that the key shows up nowhere."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import SecretStr
+
+import nexusflow_integrations
+from nexusflow_integrations.errors import AuthenticationError, ConfigurationError
+from nexusflow_integrations.llama_index import NexusFlowEmbedding
+from nexusflow_integrations.local import LocalServer
+
+
+def test_it_is_an_embedding_model_named_after_itself() -> None:
+    assert issubclass(NexusFlowEmbedding, BaseEmbedding)
+    assert NexusFlowEmbedding.class_name() == "NexusFlowEmbedding"
+    assert nexusflow_integrations.NexusFlowEmbedding is NexusFlowEmbedding
+
+
+def test_building_one_needs_no_key_and_no_server() -> None:
+    embedding = NexusFlowEmbedding(api_base="http://127.0.0.1:9/v1")
+    assert embedding.usage.requests == 0
+
+
+def test_an_unknown_argument_is_refused_by_name_with_a_hint() -> None:
+    with pytest.raises(TypeError, match="no argument 'dimension'; did you mean 'dimensions'"):
+        NexusFlowEmbedding(dimension=512)  # type: ignore[call-arg]
+
+
+def test_a_key_under_a_wrong_name_is_not_printed(key: str) -> None:
+    with pytest.raises(TypeError, match="apikey") as caught:
+        NexusFlowEmbedding(apikey=key)  # type: ignore[call-arg]
+    assert key not in repr(caught.value)
+
+
+def test_model_and_base_url_are_other_names_of_model_name_and_api_base() -> None:
+    embedding = NexusFlowEmbedding(  # type: ignore[call-arg]
+        model="other", base_url="http://127.0.0.1:9/v1/"
+    )
+    assert (embedding.model_name, embedding.api_base) == ("other", "http://127.0.0.1:9/v1")
+
+
+def test_two_names_of_one_setting_at_once_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="model_name and model"):
+        NexusFlowEmbedding(model="a", model_name="b")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [
+        {"dimensions": 100},
+        {"api_base": "http://example.com/v1"},
+        {"api_base": "ftp://example.com"},
+        {"api_key": "sk-air-\nsecret"},
+        {"max_concurrency": 0},
+        {"max_retries": -1},
+        {"timeout": float("inf")},
+        {"num_workers": -1},
+        {"default_headers": {"Authorization": "x"}},
+    ],
+    ids=lambda given: "-".join(given),
+)
+def test_an_impossible_setting_is_refused_at_once(impossible: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        NexusFlowEmbedding(**impossible)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2049, "ten"])
+def test_an_impossible_batch_size_is_refused_at_once(size: Any) -> None:
+    with pytest.raises(ValueError, match="embed_batch_size"):
+        NexusFlowEmbedding(embed_batch_size=size)
+
+
+def test_a_wrong_type_is_refused_without_printing_what_was_given() -> None:
+    with pytest.raises(ValueError, match="default_headers") as caught:
+        NexusFlowEmbedding(default_headers={"X-Secret": b"\xffhidden"})  # type: ignore[dict-item]
+    assert "hidden" not in str(caught.value)
+
+
+def test_settings_come_from_the_environment_once(
+    monkeypatch: pytest.MonkeyPatch, server: LocalServer, key: str
+) -> None:
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", key)
+    monkeypatch.setenv("NEXUSFLOW_BASE_URL", server.base_url)
+    embedding = NexusFlowEmbedding(dimensions=64)
+    monkeypatch.setenv("NEXUSFLOW_BASE_URL", "http://127.0.0.1:9/v1")
+    assert len(embedding.get_text_embedding("a text")) == 64
+
+
+def test_a_changed_field_counts_from_the_next_call_on(embedding: NexusFlowEmbedding) -> None:
+    assert len(embedding.get_text_embedding("a text")) == 64
+    embedding.dimensions = 128
+    assert len(embedding.get_text_embedding("a text")) == 128
+    embedding.dimensions = 100
+    with pytest.raises(ConfigurationError, match="dimensions"):
+        embedding.get_text_embedding("a text")
+
+
+def test_no_dimensions_takes_the_size_of_the_server(server: LocalServer, key: str) -> None:
+    embedding = NexusFlowEmbedding(api_key=key, api_base=server.base_url)
+    assert len(embedding.get_query_embedding("a text")) == 1024
+
+
+@pytest.mark.parametrize("wrap", [str, SecretStr], ids=["text", "SecretStr"])
+def test_the_key_is_in_no_form_of_the_object(server: LocalServer, key: str, wrap: Any) -> None:
+    embedding = NexusFlowEmbedding(api_key=wrap(key), api_base=server.base_url, dimensions=64)
+    embedding.get_text_embedding("a text")
+    forms = [
+        repr(embedding),
+        str(embedding),
+        str(embedding.to_dict()),
+        embedding.to_json(),
+        str(embedding.model_dump()),
+        json.dumps(embedding.model_dump(mode="json")),
+        embedding.model_dump_json(),
+        str(embedding.to_payload()),
+        repr(embedding.client),
+        repr(pickle.dumps(embedding)),
+    ]
+    assert not [form for form in forms if key in form]
+
+
+def test_the_key_is_not_in_the_error_of_a_server_that_refuses_it(server: LocalServer) -> None:
+    wrong = "sk-air-a-wrong-one"
+    embedding = NexusFlowEmbedding(api_key=wrong, api_base=server.base_url)
+    with pytest.raises(AuthenticationError) as caught:
+        embedding.get_text_embedding_batch(["a text"])
+    assert wrong not in f"{caught.value!r} {vars(caught.value)}"
+
+
+IMPORT_WITHOUT = """
+import sys
+
+class Missing:
+    def find_spec(name, path=None, target=None):
+        if name == {0!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing)
+try:
+    import nexusflow_integrations.llama_index
+except ImportError as error:
+    print(error)
+"""
+
+
+def _import_without(module: str) -> str:
+    run = [sys.executable, "-c", IMPORT_WITHOUT.format(module)]
+    return subprocess.run(run, capture_output=True, text=True, timeout=120).stdout.strip()
+
+
+@pytest.mark.parametrize("missing", ["llama_index", "llama_index.core"])
+def test_without_llama_index_the_import_says_what_to_install(missing: str) -> None:
+    assert _import_without(missing) == (
+        "nexusflow_integrations.llama_index needs LlamaIndex:"
+        ' pip install "nexusflow-integrations[llama-index]"'
+    )
+
+
+def test_another_missing_module_is_reported_as_itself() -> None:
+    said = _import_without("llama_index_instrumentation")
+    assert "llama_index_instrumentation" in said
+    assert "pip install" not in said
