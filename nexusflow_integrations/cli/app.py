@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from nexusflow_integrations._core.settings import DIMENSIONS
 from nexusflow_integrations.cli.exits import STOPPED, UsageProblem, explain
 from nexusflow_integrations.cli.screen import Screen
 from nexusflow_integrations.rag import corpus as corpora
+from nexusflow_integrations.rag.endpoint import has_key
 from nexusflow_integrations.rag.needs import needed
 from nexusflow_integrations.rag.pipeline import FRAMEWORKS, Chat, Passage
 from nexusflow_integrations.rag.questions import QUESTIONS
@@ -186,6 +188,7 @@ def demo(
         raise UsageProblem(
             "the fixed questions are about the standard library: use --corpus stdlib"
         )
+    _check_chat(chat_model, embedded=local or not has_key())
     screen = Screen(quiet=as_json)
     texts = corpora.load(corpus, limit)
     keywords = _keywords(texts.documents) if bm25 or evaluate else None
@@ -308,7 +311,9 @@ def _ask(
     answer: bool,
 ) -> None:
     screen = Screen(quiet=as_json)
-    with reopened(Shelf(store).find(index), framework.names() if framework else ()) as opened:
+    chosen = Shelf(store).find(index)
+    _check_chat(chat_model, embedded=chosen.about().local_model is not None)
+    with reopened(chosen, framework.names() if framework else ()) as opened:
         chat = _chat(chat_model, opened) if answer else None
         with screen.waiting(f"opening {opened.index.name} …"):
             found = [opened.search(name, question, top_k) for name in opened.frameworks]
@@ -408,13 +413,16 @@ def _keywords(documents: Sequence[corpora.Document]) -> Keywords:
     return Keywords(documents)
 
 
+def _check_chat(model: str | None, *, embedded: bool) -> None:
+    if model and embedded:
+        raise UsageProblem("the embedded server has no chat model: set NEXUSFLOW_API_KEY for one")
+
+
 def _chat(model: str | None, opened: Session) -> Chat | None:
-    if opened.endpoint.local_model:
-        if model:
-            raise UsageProblem("the embedded server has no chat model: set NEXUSFLOW_API_KEY")
-        return None
     model = model or os.environ.get(_CHAT_VARIABLE)
-    return Chat(model, opened.endpoint.base_url, opened.endpoint.api_key) if model else None
+    if not model or opened.endpoint.local_model:
+        return None
+    return Chat(model, opened.endpoint.base_url, opened.endpoint.api_key)
 
 
 def _fill(screen: Screen, opened: Session, texts: corpora.Corpus) -> dict[str, Filled]:
@@ -424,9 +432,7 @@ def _fill(screen: Screen, opened: Session, texts: corpora.Corpus) -> dict[str, F
             bars.importing(name)
             opened.open(name)
             bars.began(name)
-            filled[name] = opened.fill(
-                name, texts, lambda fresh, usage, name=name: bars.advanced(name, fresh, usage)
-            )
+            filled[name] = opened.fill(name, texts, partial(bars.advanced, name))
             bars.ended(name, filled[name])
     return filled
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from nexusflow_integrations.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -18,9 +20,22 @@ MISSING = 3
 REFUSED = 4
 STOPPED = 130
 
+_CHROMAS_TAIL = re.compile(r" in (add|upsert|update|query)\.$")
+
 
 class UsageProblem(Exception):  # noqa: N818 - never seen as an error outside the command
     """Options that do not go together; the message is one sentence."""
+
+
+_SPEAK_FOR_THEMSELVES = (
+    NexusFlowError,
+    UsageProblem,
+    CorpusError,
+    ShelfError,
+    ChatError,
+    ImportError,
+    OSError,
+)
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -34,12 +49,9 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def _sentence(error: Exception) -> str:
-    if isinstance(
-        error,
-        (NexusFlowError, UsageProblem, CorpusError, ShelfError, ChatError, ImportError, OSError),
-    ):
-        return " ".join(str(error).split()) or type(error).__name__
-    text = " ".join(str(error).split())
+    text = _CHROMAS_TAIL.sub("", " ".join(str(error).split()))
+    if isinstance(error, _SPEAK_FOR_THEMSELVES):
+        return text or type(error).__name__
     return f"{type(error).__name__}: {text[:300]} (NEXUSFLOW_DEBUG=1 shows where)"
 
 

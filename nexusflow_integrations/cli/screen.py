@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -15,13 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from nexusflow_integrations._core.usage import Price, Usage
-from nexusflow_integrations.cli.doctor import Findings
 from nexusflow_integrations.rag.answer import Quote
 from nexusflow_integrations.rag.corpus import Corpus
 from nexusflow_integrations.rag.endpoint import Endpoint
 from nexusflow_integrations.rag.pipeline import FRAMEWORKS, Passage
 from nexusflow_integrations.rag.session import CUTS, Filled, Found, agree
 from nexusflow_integrations.rag.shelf import Index
+
+if TYPE_CHECKING:
+    from nexusflow_integrations.cli.doctor import Findings
 
 _SYMBOLS = {"CNY": "¥", "USD": "$", "EUR": "€"}
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim")}

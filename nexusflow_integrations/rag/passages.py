@@ -8,7 +8,12 @@ from collections.abc import Iterator
 PASSAGE_CHARACTERS = 800
 """A few hundred tokens: enough to answer from, and little enough to be about one thing."""
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+|(?<=[。！？])[”’）]*")
+_SENTENCE_END = re.compile(
+    # English: white space behind a stop, and behind the quote or bracket that closes after it.
+    r"(?:(?<=[.!?])|(?<=[.!?][\"'”’)]))(?<!e\.g\.)(?<!i\.e\.)\s+"
+    # Chinese: no white space.
+    r"|(?<=[。！？])(?![”’）])|(?<=[。！？][”’）])"
+)
 _HEADING = re.compile(r"#{1,6}\s+(\S.*?)\s*#*$")
 
 
@@ -52,7 +57,7 @@ def cut(text: str, most: int = PASSAGE_CHARACTERS) -> Iterator[tuple[int, str]]:
     heading, start, kept = "", 0, ""
     for line, paragraph in _paragraphs(text):
         found = _HEADING.match(paragraph.splitlines()[0])
-        room = most - len(heading) - 1
+        room = most - len(heading) - 2
         if kept and (found or len(kept) + 2 + len(paragraph) > room):
             yield start, _under(heading, kept)
             kept = ""
@@ -62,8 +67,8 @@ def cut(text: str, most: int = PASSAGE_CHARACTERS) -> Iterator[tuple[int, str]]:
             if not paragraph:
                 continue
             line += 1
-        for piece in _pieces(paragraph, most - len(heading) - 1):
-            if kept and len(kept) + 2 + len(piece) > most - len(heading) - 1:
+        for piece in _pieces(paragraph, most - len(heading) - 2):
+            if kept and len(kept) + 2 + len(piece) > most - len(heading) - 2:
                 yield start, _under(heading, kept)
                 kept = ""
             start = start if kept else line
@@ -73,7 +78,7 @@ def cut(text: str, most: int = PASSAGE_CHARACTERS) -> Iterator[tuple[int, str]]:
 
 
 def _under(heading: str, passage: str) -> str:
-    return f"{heading}\n{passage}" if heading else passage
+    return f"{heading}\n\n{passage}" if heading else passage
 
 
 def _paragraphs(text: str) -> Iterator[tuple[int, str]]:

@@ -1,0 +1,410 @@
+"""What each command prints, pays, refuses and ends with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from chromadb.api.shared_system_client import SharedSystemClient
+
+from nexusflow_integrations import __version__
+from nexusflow_integrations.cli.app import LocalModel
+from nexusflow_integrations.local import MODELS, LocalServer
+
+from .conftest import Command
+
+ALL = {"langchain", "llama-index", "chroma"}
+QUESTION = ("--question", "Who eats bamboo?")
+
+pytestmark = pytest.mark.timeout(120)
+
+
+# -- help ----------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_and_the_exit_codes(nexusflow: Command) -> None:
+    shown, _ = nexusflow("--help")
+    for command in ("demo", "index", "ask", "search", "serve", "doctor"):
+        assert f" {command} " in shown
+    assert "130 stopped by Ctrl-C" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", ["demo", "index", "ask", "search", "serve", "doctor"])
+def test_every_command_has_help_that_fits_80_columns(nexusflow: Command, command: str) -> None:
+    shown, _ = nexusflow(command, "--help")
+    assert "Usage:" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_version(nexusflow: Command) -> None:
+    assert nexusflow("--version")[0].strip() == f"nexusflow-integrations {__version__}"
+
+
+def test_serve_offers_every_local_model() -> None:
+    assert {model.value for model in LocalModel} == set(MODELS)
+
+
+# -- demo ----------------------------------------------------------------------------------------
+
+
+def test_demo_shows_question_passages_answer_agreement_and_cost(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    shown, aside = nexusflow("demo", "-c", str(zoo), *QUESTION)
+    assert "Who eats bamboo?" in shown
+    assert "[1] 0." in shown
+    assert "panda.md:3" in shown
+    assert "quoted from the passages, not written" in shown
+    assert "“The red panda eats bamboo and sleeps in trees.” [1]" in shown
+    assert "The three agree: the same passages with the same scores." in shown
+    assert f"{service.stats.tokens} tokens in {service.stats.requests} requests" in shown
+    assert "¥0.5 per million tokens" in shown
+    assert "LangChain: 3 texts" in aside
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_demo_pays_for_each_text_once_for_all_three_frameworks(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    nexusflow("demo", "-c", str(zoo), *QUESTION)
+    assert service.stats.duplicates == {}
+
+
+def test_a_second_run_pays_nothing(nexusflow: Command, service: LocalServer, zoo: Path) -> None:
+    nexusflow("demo", "-c", str(zoo), *QUESTION)
+    service.reset_stats()
+    again = nexusflow.json("demo", "-c", str(zoo), *QUESTION)
+    assert service.stats.requests == 0
+    assert again["cost"]["tokens"] == 0
+    assert {work["added"] for work in again["indexed"].values()} == {0}
+
+
+def test_fresh_indexes_anew(nexusflow: Command, service: LocalServer, zoo: Path) -> None:
+    nexusflow("demo", "-c", str(zoo), "-f", "chroma")
+    # Chroma keeps what it opened for as long as the process lives; a command is a process.
+    SharedSystemClient.clear_system_cache()
+    again = nexusflow.json("demo", "-c", str(zoo), "-f", "chroma", "--fresh")
+    assert again["indexed"]["chroma"]["added"] == 3
+
+
+def test_demo_json_says_the_same_in_one_object(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    found = nexusflow.json("demo", "-c", str(zoo), *QUESTION, "--bm25", "-k", "2")
+    assert found["question"] == "Who eats bamboo?"
+    assert set(found["frameworks"]) == set(found["indexed"]) == ALL
+    assert found["agree"] is True
+    assert found["endpoint"]["embedded"] is False
+    assert found["endpoint"]["model"] == "text-embedding-v4"
+    for framework in found["frameworks"].values():
+        assert len(framework["passages"]) == 2
+        assert set(framework["passages"][0]) == {"text", "source", "url", "score"}
+    assert found["bm25"][0]["source"] == "panda.md:3"
+    (answer,) = found["answers"]
+    assert answer["kind"] == "quoted"
+    assert answer["quotes"][0]["passage"] == 1
+    assert found["cost"]["tokens"] == service.stats.tokens
+    assert found["cost"]["requests"] == service.stats.requests
+    assert found["cost"]["list_price"] == pytest.approx(service.stats.tokens * 0.5 / 1e6)
+    assert found["cost"]["paid"] is True
+
+
+def test_one_framework_imports_no_other(
+    nexusflow: Command, service: LocalServer, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("llama_index.core", "langchain_chroma", "nexusflow_integrations.llama_index"):
+        monkeypatch.setitem(sys.modules, module, None)
+    found = nexusflow.json("demo", "-c", str(zoo), "-f", "chroma")
+    assert set(found["frameworks"]) == {"chroma"}
+
+
+def test_bm25_stands_beside_ours(nexusflow: Command, service: LocalServer, zoo: Path) -> None:
+    shown, _ = nexusflow("demo", "-c", str(zoo), "-f", "chroma", *QUESTION, "--bm25")
+    assert "Beside BM25" in shown
+    assert "Beside BM25" not in nexusflow("demo", "-c", str(zoo), "-f", "chroma", *QUESTION)[0]
+
+
+def test_the_size_is_asked_for_and_has_an_index_of_its_own(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    small = nexusflow.json("demo", "-c", str(zoo), "-f", "chroma", "--dimensions", "64")
+    assert small["endpoint"]["dimensions"] == 64
+    assert small["index"].endswith("-64")
+    plain = nexusflow.json("demo", "-c", str(zoo), "-f", "chroma")
+    assert plain["index"] != small["index"]
+    assert plain["indexed"]["chroma"]["added"] == 3
+
+
+def test_evaluate_scores_the_fixed_questions_beside_bm25(
+    nexusflow: Command, service: LocalServer
+) -> None:
+    found = nexusflow.json("demo", "--evaluate", "-f", "chroma")
+    assert set(found["hit_rates"]) == {"BM25", "Chroma"}
+    rates = found["hit_rates"]["Chroma"]["en"]
+    assert 0 < rates["hit@1"] <= rates["hit@3"] <= rates["hit@5"] < 1  # the encoder is no model
+    assert 0.4 < found["hit_rates"]["BM25"]["en"]["hit@3"] < 0.7
+    shown, _ = nexusflow("demo", "--evaluate", "-f", "chroma")
+    assert "Hit rates  a right answer among the first 1, 3, 5" in shown
+    assert "English (26)" in shown
+    assert "Chinese (8)" in shown
+
+
+# -- a chat model --------------------------------------------------------------------------------
+
+
+def test_a_chat_model_without_a_key_is_wrong_usage(nexusflow: Command) -> None:
+    said = nexusflow.sentence("demo", "--chat-model", "qwen3.5-plus", code=2)
+    assert said == "the embedded server has no chat model: set NEXUSFLOW_API_KEY for one"
+
+
+# -- index, ask, search --------------------------------------------------------------------------
+
+
+def test_what_index_made_ask_and_search_answer_from(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    shown, _ = nexusflow("index", str(zoo))
+    assert "3 passages of" in shown
+    answered, _ = nexusflow("ask", "Who eats fish?")
+    assert "“The otter eats fish.” [1]" in answered
+    found = nexusflow.json("search", "Who eats fish?", "-k", "1")
+    assert found["frameworks"]["chroma"]["passages"][0]["source"] == "otter.txt:1"
+    assert "answers" not in found
+
+
+def test_ask_takes_the_index_that_was_used_last_or_the_one_named(
+    nexusflow: Command, service: LocalServer, zoo: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("Rain on Monday.")
+    nexusflow("index", str(zoo))
+    nexusflow("index", str(tmp_path / "notes.txt"))
+    assert nexusflow.json("search", "x")["index"].startswith("notes-")
+    assert nexusflow.json("search", "x", "--index", "zoo")["index"].startswith("zoo-")
+    assert nexusflow.json("search", "x")["index"].startswith("zoo-")
+
+
+def test_indexing_again_pays_only_for_what_is_new(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    nexusflow("index", str(zoo))
+    (zoo / "finch.txt").write_text("The finch eats seeds.")
+    (zoo / "otter.txt").unlink()
+    service.reset_stats()
+    nexusflow("index", str(zoo))
+    assert service.stats.received == ("The finch eats seeds.",)
+    sources = nexusflow.json("search", "Who eats fish?")["frameworks"]["chroma"]["passages"]
+    assert {item["source"] for item in sources} == {"finch.txt:1", "panda.md:3", "熊猫.md:1"}
+
+
+def test_an_index_filled_through_all_can_be_asked_through_each(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    nexusflow("index", str(zoo), "-f", "all")
+    for framework in ALL:
+        found = nexusflow.json("search", "Who eats fish?", "-f", framework)
+        assert set(found["frameworks"]) == {framework}
+    assert nexusflow.json("search", "Who eats fish?", "-f", "all")["agree"] is True
+
+
+def test_bm25_beside_a_search_reads_the_index_and_not_the_folder(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    nexusflow("index", str(zoo), "-f", "llama-index")
+    for file in zoo.iterdir():
+        file.unlink()
+    found = nexusflow.json("search", "fish", "--bm25")
+    assert [item["source"] for item in found["bm25"]] == ["otter.txt:1"]
+
+
+def test_files_that_are_skipped_are_named(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    (zoo / "bad.txt").write_bytes(b"\xff\xfe\xfa")
+    _, aside = nexusflow("index", str(zoo))
+    assert "skipped bad.txt: not UTF-8" in aside
+
+
+# -- failures ------------------------------------------------------------------------------------
+
+
+def test_a_path_that_is_not_there(nexusflow: Command) -> None:
+    assert "there is no file or folder" in nexusflow.sentence("index", "/no/such/thing", code=1)
+
+
+def test_no_index_yet(nexusflow: Command) -> None:
+    assert "run `nexusflow demo`" in nexusflow.sentence("ask", "anything", code=1)
+
+
+def test_an_index_of_another_name(nexusflow: Command, service: LocalServer, zoo: Path) -> None:
+    nexusflow("index", str(zoo))
+    assert "no index is called 'x'" in nexusflow.sentence("ask", "y", "--index", "x", code=1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("demo", "--nonsense"),
+        ("demo", "--framework", "haystack"),
+        ("demo", "--top-k", "0"),
+        ("demo", "--limit", "-1"),
+        ("ask",),
+        ("serve", "--model", "text-embedding-v4"),
+        ("serve", "--port", "70000"),
+    ],
+)
+def test_wrong_usage_ends_in_2(nexusflow: Command, arguments: tuple[str, ...]) -> None:
+    _, aside = nexusflow(*arguments, code=2)
+    assert "Usage" in aside
+
+
+def test_an_impossible_size_is_wrong_usage(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    said = nexusflow.sentence("demo", "-c", str(zoo), "--dimensions", "100", code=2)
+    assert said.startswith("dimensions must be one of 2048,")
+
+
+def test_evaluating_another_corpus_is_wrong_usage(nexusflow: Command, zoo: Path) -> None:
+    said = nexusflow.sentence("demo", "-c", str(zoo), "--evaluate", code=2)
+    assert "--corpus stdlib" in said
+
+
+def test_a_url_without_a_key(nexusflow: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXUSFLOW_BASE_URL", "https://proxy.example/v1")
+    assert "NEXUSFLOW_API_KEY is not" in nexusflow.sentence("demo", code=2)
+
+
+@pytest.mark.parametrize("framework", sorted(ALL))
+def test_a_key_that_is_refused_ends_in_4_through_every_framework(
+    nexusflow: Command,
+    service: LocalServer,
+    zoo: Path,
+    framework: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-wrong-very-secret")
+    said = nexusflow.sentence("index", str(zoo), "-f", framework, code=4)
+    assert said.startswith("401 invalid_api_key")
+    assert " in add." not in said
+
+
+def test_a_key_that_goes_missing_ends_in_4(
+    nexusflow: Command, service: LocalServer, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nexusflow("index", str(zoo))
+    monkeypatch.delenv("NEXUSFLOW_API_KEY")
+    assert "no API key" in nexusflow.sentence("ask", "Who eats fish?", code=4)
+
+
+def test_a_missing_package_ends_in_3(
+    nexusflow: Command, service: LocalServer, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "chromadb", None)
+    said = nexusflow.sentence("index", str(zoo), code=3)
+    assert 'pip install "nexusflow-integrations[chroma]"' in said
+
+
+def test_a_missing_bm25_ends_in_3_before_anything_is_embedded(
+    nexusflow: Command, service: LocalServer, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "nexusflow_integrations.rag.keywords", raising=False)
+    monkeypatch.setitem(sys.modules, "Stemmer", None)
+    assert "pip install" in nexusflow.sentence("demo", "-c", str(zoo), "--bm25", code=3)
+    assert service.stats.requests == 0
+
+
+def test_an_error_that_nobody_foresaw_is_one_sentence_too(
+    nexusflow: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*_: object) -> None:
+        raise ZeroDivisionError("by\nnothing")
+
+    monkeypatch.setattr("nexusflow_integrations.rag.corpus.load", explode)
+    said = nexusflow.sentence("demo", code=1)
+    assert said == "ZeroDivisionError: by nothing (NEXUSFLOW_DEBUG=1 shows where)"
+
+
+def test_a_taken_port_is_one_sentence(nexusflow: Command, service: LocalServer) -> None:
+    said = nexusflow.sentence("serve", "--model", "hash", "--port", str(service.port), code=1)
+    assert "in use" in said
+
+
+# -- how it looks --------------------------------------------------------------------------------
+
+
+def test_colour_comes_where_it_can_and_no_color_is_honoured(
+    nexusflow: Command, service: LocalServer, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    nexusflow("index", str(zoo))
+    assert "\x1b[36m" in nexusflow("search", "Who eats fish?")[0]
+    monkeypatch.setenv("NO_COLOR", "1")
+    shown, _ = nexusflow("search", "Who eats fish?")
+    assert "otter.txt:1" in shown
+    assert not any(f"\x1b[{colour}m" in shown for colour in range(30, 38))
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_nothing_is_wider_than_the_terminal(
+    nexusflow: Command,
+    service: LocalServer,
+    zoo: Path,
+    columns: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown, _ = nexusflow("demo", "-c", str(zoo), "-f", "chroma", "--bm25")
+    assert max(map(len, shown.splitlines())) <= columns
+
+
+def test_square_brackets_of_a_text_are_shown_as_they_are(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    (zoo / "code.txt").write_text("Write x[red] and [/] to paint :smile: the fence.")
+    nexusflow("index", str(zoo))
+    shown, _ = nexusflow("ask", "Write x[red] and [/] to paint :smile: the fence.")
+    assert "Write x[red] and [/] to paint :smile: the fence." in shown
+
+
+# -- doctor --------------------------------------------------------------------------------------
+
+
+def test_doctor_finds_a_working_service_well(nexusflow: Command, service: LocalServer) -> None:
+    found = nexusflow.json("doctor")
+    assert found["healthy"] is True
+    checks = {check["name"]: check for check in found["checks"]}
+    assert checks["Key"]["text"] == "NEXUSFLOW_API_KEY is set, 18 characters, begins with sk-air-"
+    assert checks["Endpoint"]["text"] == f"{service.base_url}, from NEXUSFLOW_BASE_URL"
+    assert checks["Vectors"]["text"] == "1024 numbers, unit length"
+    assert "chromadb" in checks["Chroma"]["text"]
+    assert "All is well." in nexusflow("doctor")[0]
+
+
+def test_doctor_ends_in_1_where_the_key_is_refused(
+    nexusflow: Command, service: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-wrong-very-secret")
+    shown, _ = nexusflow("doctor", code=1)
+    assert "✗" in shown
+    assert "401 invalid_api_key" in shown
+
+
+def test_doctor_does_not_send_a_key_that_cannot_be_one(
+    nexusflow: Command, service: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-very-secret\nX: 1")
+    shown, _ = nexusflow("doctor", code=1)
+    assert "was more than the key copied?" in " ".join(shown.split())
+    assert service.stats.requests == 0
+
+
+def test_doctor_shows_a_proxy_without_its_password(
+    nexusflow: Command, service: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:very-secret@proxy.example:8080")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    shown, _ = nexusflow("doctor")
+    assert "HTTPS_PROXY proxy.example" in shown

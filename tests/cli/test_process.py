@@ -1,0 +1,192 @@
+"""The command as a process of its own: the newcomer's first run, Ctrl-C, and what it imports."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+import nexusflow_integrations
+
+ROOT = Path(nexusflow_integrations.__file__).parents[1]
+COMMAND = [sys.executable, "-m", "nexusflow_integrations.cli"]
+
+NO_NETWORK = """
+import socket
+real_connect, real_lookup = socket.socket.connect, socket.getaddrinfo
+def connect(self, address, *rest):
+    if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        raise SystemExit(f"somebody connects to {address}")
+    return real_connect(self, address, *rest)
+def lookup(host, *rest, **more):
+    if host not in ("127.0.0.1", "::1", "localhost", None):
+        raise SystemExit(f"somebody looks up {host}")
+    return real_lookup(host, *rest, **more)
+socket.socket.connect, socket.getaddrinfo = connect, lookup
+"""
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A user without any setting, on a machine where every distant host is out of reach."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(NO_NETWORK)
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.upper().endswith("_PROXY") and not name.startswith(("NEXUSFLOW_", "COV_"))
+    }
+    home = str(tmp_path / "home")
+    return {
+        **kept,
+        "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]),
+        "HOME": home,
+        "XDG_CACHE_HOME": f"{home}/.cache",
+        "LOCALAPPDATA": home,
+        "COLUMNS": "80",
+        "PYTHONIOENCODING": "utf-8",
+    }
+
+
+def run(
+    environment: dict[str, str], folder: Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=240,
+        check=False,
+    )
+
+
+def test_the_first_run_in_an_empty_folder_needs_no_key_and_no_network(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    done = run(environment, folder, "demo")
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout
+    assert "a small stand-in: not text-embedding-v4" in shown
+    assert "500 docstrings of Python" in shown
+    assert re.search(r"\[1\] 0\.\d{3} \S+  random\.choice", shown)
+    assert "“Choose a random element from a non-empty sequence.” [1]" in shown
+    assert "The three agree: the same passages with the same scores." in shown
+    assert re.search(r"[\d,]+ tokens in [\d,]+ requests", shown)
+    assert "The embedded model is free." in shown
+    assert "nexusflow ask" in shown
+    for framework in ("LangChain", "LlamaIndex", "Chroma"):
+        assert re.search(rf"{framework}: 500 texts  [\d,]+ texts/s", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
+    assert list(folder.iterdir()) == []
+
+    asked = run(environment, folder, "ask", "怎样把列表的顺序打乱？")
+    assert asked.returncode == 0, asked.stderr
+    assert "random.shuffle" in asked.stdout
+    assert "“Shuffle list x in place, and return None.”" in asked.stdout
+
+
+def test_help_and_version_import_no_framework_no_model_and_no_server(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    heavy = "{'chromadb','langchain_core','llama_index','onnxruntime','starlette','bm25s','openai'}"
+    code = (
+        "import sys, atexit\n"
+        f"atexit.register(lambda: print(sorted({heavy} & set(sys.modules)), file=sys.stderr))\n"
+        "from nexusflow_integrations.cli import main\n"
+        "sys.argv = ['nexusflow', {!r}]\n"
+        "main()\n"
+    )
+    for option in ("--help", "--version"):
+        done = subprocess.run(
+            [sys.executable, "-c", code.replace("{!r}", repr(option))],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.strip() == "[]"
+
+
+def test_without_typer_the_command_says_what_to_install(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    code = (
+        "import sys\nsys.modules['typer'] = None\n"
+        "from nexusflow_integrations.cli import main\nmain()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert done.stderr.strip().endswith('pip install "nexusflow-integrations[cli]"')
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_while_indexing_ends_in_130_without_a_traceback(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "demo", "-f", "chroma", "--limit", "1400"],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Index "):  # from here on it embeds, for many seconds
+                break
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.strip() == "nexusflow: stopped"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_serve_serves_until_ctrl_c(environment: dict[str, str], tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "serve", "--port", "0", "--model", "hash", "--api-key", "sk-air-one"],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        found = re.search(r"http://127\.0\.0\.1:\d+/v1", process.stderr.readline())
+        assert found
+        answer = httpx.post(
+            f"{found[0]}/embeddings",
+            json={"model": "text-embedding-v4", "input": "x"},
+            headers={"Authorization": "Bearer sk-air-one"},
+            trust_env=False,
+        )
+        assert answer.status_code == 200
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert process.returncode == 0

@@ -1,0 +1,218 @@
+"""An answer quotes what is there, or is written by a chat model that was given the passages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nexusflow_integrations import NexusFlow
+from nexusflow_integrations.rag.answer import numbered, quote
+from nexusflow_integrations.rag.endpoint import Endpoint
+from nexusflow_integrations.rag.pipeline import FRAMEWORKS, Chat, Passage, Pipeline
+from nexusflow_integrations.rag.questions import Question
+from nexusflow_integrations.rag.session import ChatError, Found, Session, agree, hit_rates
+from nexusflow_integrations.rag.shelf import Index
+
+from .chat_server import ChatServer
+
+PASSAGES = [
+    Passage("zoo.panda: The red panda eats bamboo.\nIt sleeps all day.", "zoo.panda", "", 0.6),
+    Passage("The otter eats fish. It sleeps all day.", "zoo.otter", "", 0.5),
+]
+CHAT_PACKAGES = {
+    "langchain": "langchain_openai",
+    "llama-index": "llama_index.llms.openai_like",
+    "chroma": "openai",
+}
+
+
+@pytest.fixture
+def client(endpoint: Endpoint) -> NexusFlow:
+    return NexusFlow(endpoint.api_key, base_url=endpoint.base_url)
+
+
+def test_the_sentence_that_is_nearest_comes_first_with_its_passage(client: NexusFlow) -> None:
+    first = quote("The otter eats fish.", PASSAGES, client)[0]
+    assert (first.text, first.passage) == ("The otter eats fish.", 2)
+
+
+def test_a_quote_does_not_repeat_the_name_of_its_source(client: NexusFlow) -> None:
+    texts = [item.text for item in quote("The red panda eats bamboo.", PASSAGES, client)]
+    assert texts[0] == "The red panda eats bamboo."
+
+
+def test_a_sentence_that_stands_in_two_passages_is_quoted_once(client: NexusFlow) -> None:
+    quotes = quote("It sleeps all day.", PASSAGES, client, at_most=9)
+    assert [item.passage for item in quotes if item.text == "It sleeps all day."] == [1]
+
+
+def test_no_more_is_quoted_than_was_asked_for_and_nothing_far_off(client: NexusFlow) -> None:
+    assert len(quote("It sleeps all day.", PASSAGES, client, at_most=1)) == 1
+    quotes = quote("It sleeps all day.", PASSAGES, client, at_most=9)
+    assert all(item.score >= 0.6 * quotes[0].score for item in quotes)
+
+
+def test_nothing_found_is_nothing_quoted_and_nothing_paid(client: NexusFlow) -> None:
+    assert quote("anything?", [], client) == []
+    assert client.usage.requests == 0
+
+
+def test_one_short_passage_is_quoted_rather_than_nothing(client: NexusFlow) -> None:
+    assert [item.text for item in quote("What?", [Passage("Yes.", "a", "", 1.0)], client)] == [
+        "Yes."
+    ]
+
+
+def test_passages_are_numbered_as_they_are_cited() -> None:
+    assert numbered(PASSAGES).startswith("[1] zoo.panda\nzoo.panda: The red panda")
+    assert "\n\n[2] zoo.otter\n" in numbered(PASSAGES)
+
+
+# -- a chat model --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def _chat_server() -> Iterator[ChatServer]:
+    with ChatServer() as server:
+        yield server
+
+
+@pytest.fixture
+def chat_server(_chat_server: ChatServer) -> ChatServer:
+    _chat_server.asked.clear()
+    _chat_server.keys.clear()
+    _chat_server.status = 200
+    return _chat_server
+
+
+@pytest.fixture
+def chat(chat_server: ChatServer) -> Chat:
+    return Chat("qwen3.5-plus", chat_server.base_url, "sk-air-very-secret")
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def pipeline(request: pytest.FixtureRequest, open_one: Callable[[str], Pipeline]) -> Pipeline:
+    pytest.importorskip(CHAT_PACKAGES[request.param])
+    return open_one(request.param)
+
+
+def test_the_answer_comes_piece_by_piece(pipeline: Pipeline, chat: Chat) -> None:
+    pieces = [piece for piece in pipeline.write("Which?", PASSAGES, chat) if piece]
+    assert pieces == ["Use ", "`random.choice`", " [1]."]
+
+
+def test_the_model_is_given_instructions_passages_and_question(
+    pipeline: Pipeline, chat: Chat, chat_server: ChatServer
+) -> None:
+    list(pipeline.write("Which {animal} eats fish?", PASSAGES, chat))
+    (body,) = chat_server.asked
+    assert body["model"] == "qwen3.5-plus"
+    system, user = body["messages"]  # type: ignore[misc]
+    assert system["role"] == "system"
+    assert "numbered passages alone" in system["content"]
+    assert user["role"] == "user"
+    assert user["content"] == f"{numbered(PASSAGES)}\n\nQuestion: Which {{animal}} eats fish?"
+    assert chat_server.keys == ["sk-air-very-secret"]
+
+
+def test_a_refusal_is_one_sentence_without_the_key(
+    pipeline: Pipeline, chat: Chat, chat_server: ChatServer, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    chat_server.status = 401
+    name = next(short for short, title in FRAMEWORKS.items() if title == pipeline.framework)
+    opened = Session(endpoint, Index(tmp_path), (name,), cache=False, pipelines={name: pipeline})
+    with pytest.raises(ChatError, match="did not answer") as caught:
+        list(opened.write(Found(name, PASSAGES, 0.0), "Which?", chat))
+    assert "\n" not in str(caught.value)
+    assert "very-secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_missing_chat_package_is_one_sentence(
+    framework: str, open_one: Callable[[str], Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = open_one(framework)
+    monkeypatch.setitem(sys.modules, CHAT_PACKAGES[framework], None)
+    with pytest.raises(ImportError, match="pip install") as caught:
+        list(pipeline.write("Which?", PASSAGES, Chat("m", "http://127.0.0.1:9/v1", "k")))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_shows_what_the_model_writes_and_hides_the_key_it_echoes(
+    chat_server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typer = pytest.importorskip("typer.testing")
+    from nexusflow_integrations.cli.app import app
+
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-very-secret")
+    monkeypatch.setenv("NEXUSFLOW_BASE_URL", chat_server.base_url)
+    monkeypatch.setenv("NEXUSFLOW_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "zoo.txt").write_text("The panda eats bamboo.")
+    demo = ["demo", "-c", str(tmp_path / "zoo.txt"), "-f", "chroma", "--chat-model", "qwen3.5-plus"]
+
+    shown = typer.CliRunner().invoke(app, demo)
+    assert shown.exit_code == 0, shown.output
+    assert "written by qwen3.5-plus through Chroma" in shown.stdout
+    assert "Use `random.choice` [1]." in shown.stdout
+
+    answer = json.loads(typer.CliRunner().invoke(app, [*demo, "--json"]).stdout)["answers"][0]
+    assert answer["kind"] == "written"
+    assert answer["text"] == "Use `random.choice` [1]."
+
+    chat_server.status = 401
+    refused = typer.CliRunner().invoke(app, demo)
+    assert refused.exit_code == 1
+    assert "the chat model qwen3.5-plus did not answer: " in refused.stderr
+    assert "very-secret" not in refused.output
+
+
+def test_a_chat_shows_no_key() -> None:
+    assert "very-secret" not in repr(Chat("m", "https://x/v1", "sk-air-very-secret"))
+
+
+# -- comparing and measuring ---------------------------------------------------------------------
+
+
+def found(*passages: tuple[str, float]) -> Found:
+    return Found("chroma", [Passage("", source, "", score) for source, score in passages], 0.0)
+
+
+def test_frameworks_agree_where_sources_and_scores_are_the_same() -> None:
+    assert agree([found(("a", 0.5), ("b", 0.4))])
+    assert agree([found(("a", 0.5), ("b", 0.4)), found(("a", 0.50001), ("b", 0.4))])
+    assert agree([found(("a", 0.50001), ("b", 0.5)), found(("b", 0.50001), ("a", 0.5))])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        found(("a", 0.5)),
+        found(("a", 0.5), ("c", 0.4)),
+        found(("a", 0.5), ("b", 0.3)),
+        found(),
+    ],
+)
+def test_frameworks_disagree_where_anything_differs(other: Found) -> None:
+    assert not agree([found(("a", 0.5), ("b", 0.4)), other])
+
+
+def test_hit_rates_count_the_first_right_answer_up_to_each_cut() -> None:
+    answers = {
+        "one": ["right", "right"],
+        "three": ["x", "x", "right", "x"],
+        "five": ["x", "x", "x", "x", "right"],
+        "never": ["x", "rights"],
+    }
+    questions = [Question(text, "right") for text in answers]
+
+    def search(text: str, k: int) -> list[Passage]:
+        assert k == 5
+        return [Passage("", source, "", 0.0) for source in answers[text]]
+
+    assert hit_rates(questions, search) == (0.25, 0.5, 0.75)

@@ -1,0 +1,167 @@
+"""Indexes are found again by name, and never taken for those of another model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nexusflow_integrations.errors import ConfigurationError
+from nexusflow_integrations.rag.endpoint import Endpoint, open_endpoint
+from nexusflow_integrations.rag.session import reopened
+from nexusflow_integrations.rag.shelf import About, Index, Shelf, ShelfError
+
+SERVICE = Endpoint("https://nexusflow.vip/v1", "sk-air-secret")
+
+
+def about(**changes: object) -> About:
+    told = {
+        "corpus": "stdlib",
+        "title": "500 docstrings",
+        "frameworks": ("chroma",),
+        "endpoint": "nexusflow.vip",
+        "local_model": None,
+        "base_url": "https://nexusflow.vip/v1",
+        "dimensions": None,
+        "documents": 500,
+    }
+    return About(**{**told, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path)
+
+
+def stand(shelf: Shelf, name: str, used: int) -> Index:
+    index = Index(shelf.folder / name)
+    index.describe(about())
+    os.utime(index.directory / "index.json", (used, used))
+    return index
+
+
+def test_models_sizes_and_hosts_have_indexes_of_their_own(shelf: Shelf) -> None:
+    endpoints = [
+        SERVICE,
+        Endpoint(SERVICE.base_url, "k", 512),
+        Endpoint("https://proxy.example/v1", "k"),
+        Endpoint("http://127.0.0.1:1/v1", "k", None, "minilm-use-gated"),
+        Endpoint("http://127.0.0.1:1/v1", "k", None, "hash"),
+    ]
+    names = [shelf.place("stdlib", "stdlib", item).name for item in endpoints]
+    assert names == [
+        "stdlib@nexusflow.vip",
+        "stdlib@nexusflow.vip-512",
+        "stdlib@proxy.example",
+        "stdlib@minilm-use-gated",
+        "stdlib@hash",
+    ]
+
+
+def test_the_port_of_the_embedded_server_does_not_matter(shelf: Shelf) -> None:
+    one, two = (
+        shelf.place("stdlib", "stdlib", Endpoint(f"http://127.0.0.1:{port}/v1", "k", None, "use"))
+        for port in (1, 2)
+    )
+    assert one == two
+
+
+def test_folders_of_one_name_have_indexes_of_their_own(shelf: Shelf, tmp_path: Path) -> None:
+    one, two = (
+        shelf.place(str(tmp_path / parent / "docs"), "docs", SERVICE).name for parent in "ab"
+    )
+    assert one != two
+    assert one.startswith("docs-")
+
+
+def test_the_latest_is_found_first_and_use_makes_it_the_latest(shelf: Shelf) -> None:
+    stand(shelf, "old@x", 1_000)
+    stand(shelf, "new@x", 2_000)
+    assert shelf.find().name == "new@x"
+    shelf.find("old").touch()
+    assert shelf.find().name == "old@x"
+
+
+def test_a_name_may_be_shortened_as_long_as_it_is_one(shelf: Shelf) -> None:
+    stand(shelf, "docs-aaa@x", 1)
+    stand(shelf, "docs-bbb@x", 2)
+    stand(shelf, "docs", 3)
+    assert shelf.find("docs-a").name == "docs-aaa@x"
+    assert shelf.find("docs").name == "docs"
+    with pytest.raises(ShelfError, match="several indexes are called 'docs-'"):
+        shelf.find("docs-")
+    with pytest.raises(ShelfError, match="no index is called 'x'; there are"):
+        shelf.find("x")
+
+
+def test_an_empty_shelf_says_how_to_fill_it(shelf: Shelf) -> None:
+    with pytest.raises(ShelfError, match="nexusflow index FOLDER"):
+        shelf.find()
+
+
+def test_a_description_survives_the_disk_and_a_damaged_one_is_said_to_be(shelf: Shelf) -> None:
+    index = stand(shelf, "a@x", 1)
+    assert index.about() == about()
+    assert not list(index.directory.glob("index.json.*"))
+    (index.directory / "index.json").write_text('{"corpus": 3}')
+    with pytest.raises(ShelfError, match="unfinished or damaged"):
+        index.about()
+
+
+def test_removing_an_index_leaves_other_files_of_its_folder_alone(shelf: Shelf) -> None:
+    index = stand(shelf, "a@x", 1)
+    index.chroma.mkdir()
+    (index.chroma / "chroma.sqlite3").write_text("")
+    (index.directory / "mine.txt").write_text("keep")
+    index.remove()
+    index.remove()
+    assert [entry.name for entry in index.directory.iterdir()] == ["mine.txt"]
+
+
+def test_what_an_index_says_never_decides_where_the_key_goes(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-secret")
+    monkeypatch.delenv("NEXUSFLOW_BASE_URL", raising=False)
+    index = stand(shelf, "a@x", 1)
+    index.describe(about(base_url="https://evil.example/v1"))
+    with (
+        pytest.raises(ConfigurationError, match=r"was made at https://evil\.example/v1"),
+        reopened(index),
+    ):
+        pytest.fail("it was opened")
+
+
+def test_a_framework_that_an_index_was_not_filled_through_is_refused(shelf: Shelf) -> None:
+    index = stand(shelf, "a@x", 1)
+    with (
+        pytest.raises(ConfigurationError, match="not filled through langchain, only through chro"),
+        reopened(index, ["langchain"]),
+    ):
+        pytest.fail("it was opened")
+
+
+def test_an_endpoint_shows_no_key() -> None:
+    assert "secret" not in repr(SERVICE)
+
+
+def test_a_url_without_a_key_is_refused_rather_than_ignored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NEXUSFLOW_API_KEY", raising=False)
+    monkeypatch.setenv("NEXUSFLOW_BASE_URL", "https://proxy.example/v1")
+    with pytest.raises(ConfigurationError, match="NEXUSFLOW_API_KEY is not"), open_endpoint():
+        pytest.fail("it was opened")
+
+
+def test_a_key_chooses_the_service_and_starts_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-secret")
+    monkeypatch.delenv("NEXUSFLOW_BASE_URL", raising=False)
+    with open_endpoint(dimensions=512) as endpoint:
+        assert endpoint == Endpoint("https://nexusflow.vip/v1", "sk-air-secret", 512)
+
+
+def test_an_impossible_size_is_refused_before_anything_starts() -> None:
+    with pytest.raises(ConfigurationError, match="dimensions"), open_endpoint(dimensions=5):
+        pytest.fail("it was opened")
