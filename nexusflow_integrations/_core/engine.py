@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -79,15 +78,12 @@ class Engine:
         self._flights: dict[tuple[str, str, int | None], Flights] = {}
         self._caches: dict[str, Cache] = {}
         self._pool = Pool()
-        self._workers: ThreadPoolExecutor | None = None
         background.on_close(self._close)
 
     async def _close(self) -> None:
         await self._pool.close()
         for cache in self._caches.values():
             await cache.close()
-        if self._workers is not None:
-            self._workers.shutdown(wait=False, cancel_futures=True)
 
     def _lane(self, settings: Settings, key: ApiKey) -> Lane:
         name = (settings.base_url, key.reveal(), settings.model)
@@ -123,9 +119,7 @@ class Engine:
         settings = request.settings
         target = Target(f"{settings.base_url}/embeddings", _headers(settings, request.key))
         if request.http_client is not None:
-            if self._workers is None:
-                self._workers = ThreadPoolExecutor(64, thread_name_prefix="nexusflow-httpx")
-            return HttpxSender(request.http_client, self._workers, target)
+            return HttpxSender(request.http_client, target)
         if request.async_http_client is not None and request.client_loop is not None:
             return AsyncHttpxSender(request.async_http_client, request.client_loop, target)
         return AiohttpSender(self._pool, target)
@@ -238,6 +232,7 @@ SendStep = Callable[[Send], Coroutine[Any, Any, Reply]]
 async def _send(call: Call, sender: Sender, step: Send) -> Reply:
     lane = call.lane
     await lane.gate.enter(step.tokens, urgent=step.urgent)
+    step.admitted = True
     sent_at = lane.clock()
     task = asyncio.current_task()
     call.in_flight.add(task)

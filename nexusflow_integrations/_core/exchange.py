@@ -58,14 +58,18 @@ class TransportFault:
     maybe_billed: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Send:
-    """Pass the gate with about ``tokens``, then send ``body`` within ``timeout`` seconds."""
+    """Pass the gate with about ``tokens``, then send ``body`` within ``timeout`` seconds.
+
+    Whoever does it sets ``admitted`` after the gate: from then on it may be billed.
+    """
 
     body: bytes
     tokens: int
     timeout: float
     urgent: bool
+    admitted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,14 +215,14 @@ def _send_until_judged(batch: Batch, call: Call) -> Generator[Step, Any, Failure
                 encoding_format=encoding,
                 dimensions=settings.dimensions,
             )
-            perhaps_billed = 0
+            step: Send | None = None
             try:
                 timeout = min(settings.timeout, _remaining(call))
-                perhaps_billed = most
-                reply: Reply = yield Send(body, tokens, timeout, call.urgent)
+                step = Send(body, tokens, timeout, call.urgent)
+                reply: Reply = yield step
             except BaseException:
                 if call.purse is not None:
-                    call.purse.settle(most, perhaps_billed)
+                    call.purse.settle(most, most if step is not None and step.admitted else 0)
                 raise
             attempts += 1
             call.ledger.sent(retry=attempts > 1)

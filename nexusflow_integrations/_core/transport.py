@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -197,18 +198,31 @@ def _broken_off(error: BaseException) -> str:
 class HttpxSender:
     """A user's ``httpx.Client`` (or the like), used in worker threads."""
 
-    def __init__(self, client: Any, workers: ThreadPoolExecutor, target: Target) -> None:
+    def __init__(self, client: Any, target: Target) -> None:
         self._client = client
-        self._workers = workers
         self._target = target
 
     async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._workers, self._send, body, timeout)
+        answered = asyncio.get_running_loop().create_future()
+        # A daemon thread each: an executor's would keep the interpreter from ending until the
+        # slowest server has answered.
+        threading.Thread(
+            target=self._answer, args=(body, timeout, answered), name="nexusflow-httpx", daemon=True
+        ).start()
         try:
-            return await asyncio.wait_for(work, timeout)
+            return cast("Answer | TransportFault", await asyncio.wait_for(answered, timeout))
         except asyncio.TimeoutError:
             return _timed_out(timeout)
+
+    def _answer(self, body: bytes, timeout: float, answered: asyncio.Future[Any]) -> None:
+        outcome = self._send(body, timeout)
+
+        def settle() -> None:
+            if not answered.done():
+                answered.set_result(outcome)
+
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            answered.get_loop().call_soon_threadsafe(settle)
 
     def _send(self, body: bytes, timeout: float) -> Answer | TransportFault:
         try:

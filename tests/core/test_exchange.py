@@ -641,12 +641,17 @@ def test_a_request_waits_for_a_reservation_that_may_come_back(clock: Clock, lane
     assert isinstance(send, Send)
 
 
-def test_a_request_given_up_in_flight_counts_in_full(clock: Clock) -> None:
+@pytest.mark.parametrize("admitted", [True, False])
+def test_a_request_given_up_counts_in_full_if_it_was_in_flight_and_nothing_if_it_was_not(
+    clock: Clock, admitted: bool
+) -> None:
     purse = Purse(limit=100)
     steps = exchange(items(["a"]), call(clock, purse=purse))
-    next(steps)
+    send = next(steps)
+    assert isinstance(send, Send)
+    send.admitted = admitted
     steps.close()
-    assert (purse.spent, purse.reserved) == (bound("a"), 0)
+    assert (purse.spent, purse.reserved) == (bound("a") if admitted else 0, 0)
 
 
 def test_a_call_that_stops_before_it_sends_leaves_no_reservation(clock: Clock) -> None:

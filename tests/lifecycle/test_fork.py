@@ -117,6 +117,7 @@ def test_f119_a_child_of_a_child_gets_the_right_vectors(server: Any) -> None:
 LOCKED = """
     import os, signal, sys, threading, time
     from nexusflow_integrations import NexusFlow
+    from nexusflow_integrations._core.usage import Ledger
 
     signal.alarm(30)
     client = NexusFlow(sys.argv[2], base_url=sys.argv[1], dimensions=64)
@@ -125,7 +126,7 @@ LOCKED = """
     def spin():
         while not spins.is_set():
             client.usage
-            client._account(__import__("nexusflow_integrations._core.usage", fromlist=["x"]).Ledger())
+            client._account(Ledger())
     threads = [threading.Thread(target=spin) for _ in range(3)]
     for thread in threads:
         thread.start()
