@@ -1,0 +1,132 @@
+"""A LlamaIndex rate limiter is asked once a request, before it, and told the tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from llama_index.core.rate_limiter import (
+    BaseRateLimiter,
+    SlidingWindowRateLimiter,
+    TokenBucketRateLimiter,
+)
+from llama_index.core.storage.kvstore import SimpleKVStore
+
+from nexusflow_integrations.errors import AuthenticationError
+
+Batch = Callable[..., list[list[float]]]
+Texts = Callable[..., list[str]]
+
+
+class Counting(BaseRateLimiter):
+    """Counts who asks, in which way, and for how many tokens."""
+
+    def __init__(self, tokens_per_minute: float | None = None) -> None:
+        self.tokens_per_minute = tokens_per_minute
+        self.asked: list[tuple[str, int]] = []
+
+    def acquire(self, num_tokens: int = 0) -> None:
+        self.asked.append(("sync", num_tokens))
+
+    async def async_acquire(self, num_tokens: int = 0) -> None:
+        self.asked.append(("async", num_tokens))
+
+
+def test_it_is_asked_once_a_request(batch: Batch, way: str, upstream: Any, texts: Texts) -> None:
+    limiter = Counting()
+    batch(upstream.embedding(rate_limiter=limiter, embed_batch_size=100), texts(95))
+    assert limiter.asked == [(way, 0)] * len(upstream.requests) == [(way, 0)] * 10
+
+
+@pytest.mark.parametrize("role", ["query", "text"])
+def test_it_is_asked_for_one_text(single: Any, way: str, role: str, upstream: Any) -> None:
+    limiter = Counting()
+    single(upstream.embedding(rate_limiter=limiter), role, "a text")
+    assert limiter.asked == [(way, 0)]
+
+
+class Patient(Counting):
+    """Asked for the next request, it waits until the last one has arrived."""
+
+    def __init__(self, upstream: Any) -> None:
+        super().__init__()
+        self.upstream = upstream
+        self.arrived: list[int] = []
+
+    def arrives(self) -> Iterator[float]:
+        """Seconds to wait, again and again, until the requests permitted so far are there."""
+        until = time.monotonic() + 10
+        while len(self.upstream.requests) < len(self.arrived) and time.monotonic() < until:
+            yield 0.01
+        self.arrived.append(len(self.upstream.requests))
+
+    def acquire(self, num_tokens: int = 0) -> None:
+        for seconds in self.arrives():
+            time.sleep(seconds)
+
+    async def async_acquire(self, num_tokens: int = 0) -> None:
+        for seconds in self.arrives():
+            await asyncio.sleep(seconds)
+
+
+def test_a_permitted_request_leaves_before_the_next_is_asked_for(
+    batch: Batch, upstream: Any, texts: Texts
+) -> None:
+    limiter = Patient(upstream)
+    batch(upstream.embedding(rate_limiter=limiter), texts(50))
+    assert limiter.arrived == [0, 1, 2, 3, 4]
+
+
+def test_it_is_not_asked_for_cached_texts(
+    batch: Batch, single: Any, way: str, upstream: Any, texts: Texts
+) -> None:
+    limiter = Counting()
+    embedding = upstream.embedding(rate_limiter=limiter, embeddings_cache=SimpleKVStore())
+    batch(embedding, texts(20))
+    batch(embedding, texts(40))
+    batch(embedding, texts(40))
+    single(embedding, "text", "text number 0")
+    assert len(limiter.asked) == len(upstream.requests) == 4
+
+
+def test_one_that_limits_tokens_is_told_how_many(batch: Batch, upstream: Any, texts: Texts) -> None:
+    limiter = Counting(tokens_per_minute=10_000)
+    embedding = upstream.embedding(rate_limiter=limiter)
+    batch(embedding, ["word " * 84] * 1 + texts(9))
+    ((_, tokens),) = limiter.asked
+    assert 100 <= tokens <= 200
+
+
+@pytest.mark.parametrize("kind", [TokenBucketRateLimiter, SlidingWindowRateLimiter])
+def test_a_text_larger_than_a_minutes_tokens_does_not_wait_for_ever(
+    batch: Batch, upstream: Any, kind: Any
+) -> None:
+    embedding = upstream.embedding(rate_limiter=kind(tokens_per_minute=50))
+    assert len(batch(embedding, ["word " * 500])) == 1
+
+
+def test_after_a_failure_it_is_asked_for_no_more(batch: Batch, upstream: Any, texts: Texts) -> None:
+    limiter = Counting()
+    upstream.answer = lambda asked: upstream.UNAUTHORIZED
+    with pytest.raises(AuthenticationError):
+        batch(upstream.embedding(rate_limiter=limiter, num_workers=1), texts(100))
+    assert len(limiter.asked) <= 2
+    assert len(upstream.requests) == 1
+
+
+def test_one_that_knows_no_tokens_works_too(batch: Batch, upstream: Any, texts: Texts) -> None:
+    class Plain:
+        asked = 0
+
+        def acquire(self) -> None:
+            self.asked += 1
+
+        async def async_acquire(self) -> None:
+            self.asked += 1
+
+    limiter = Plain()
+    batch(upstream.embedding(rate_limiter=limiter), texts(20))
+    assert limiter.asked == 2
