@@ -26,6 +26,7 @@ from nexusflow_integrations._core.texts import check_text
 from nexusflow_integrations.errors import (
     APIStatusError,
     ConfigurationError,
+    InvalidInputError,
     NexusFlowError,
     RefusedTextsError,
 )
@@ -306,7 +307,7 @@ class _Filling:
         progress: Callable[[int], object] | None,
     ) -> None:
         if isinstance(ids, str) or isinstance(documents, str):
-            raise ConfigurationError("ids and documents are lists of strings, not one string")
+            raise InvalidInputError("ids and documents are lists of strings, not one string")
         if size < 1:
             raise ConfigurationError("slice_size must be a whole number from 1 up")
         columns = [ids, documents] if metadatas is None else [ids, documents, metadatas]

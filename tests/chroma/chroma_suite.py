@@ -32,8 +32,6 @@ NEEDS = [
     "pandas",
     "psutil",
     "opentelemetry-instrumentation-fastapi",
-    "starlette",
-    "uvicorn",
 ]
 CONFIGURATIONS = "configurations/test_collection_configuration.py"
 OURS = "configurations/test_collection_configuration_of_nexusflow.py"
@@ -56,18 +54,17 @@ def CustomEmbeddingFunction(dim: int = 3) -> NexusFlowEmbeddingFunction:
 """
 
 
-def make_environment(folder: Path) -> Path:
-    """Install Chroma, what its tests need, and this package; return the Python."""
+def make_environment(folder: Path, *packages: str) -> Path:
+    """Install packages and this one into a virtual environment of their own; return its Python."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    packages = [CHROMA, *NEEDS, str(HERE.parents[1])]
-    if uv := shutil.which(
-        "uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    ):
+    wanted = [*packages, "starlette", "uvicorn", str(HERE.parents[1])]
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    if uv := shutil.which("uv", path=places):
         subprocess.run([uv, "venv", "-q", "-p", sys.executable, str(folder)], check=True)
-        subprocess.run([uv, "pip", "install", "-q", "-p", str(python), *packages], check=True)
+        subprocess.run([uv, "pip", "install", "-q", "-p", str(python), *wanted], check=True)
     else:
         venv.create(folder, with_pip=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *wanted], check=True)
     return python
 
 
@@ -95,7 +92,7 @@ def put_ours_in_place(tests: Path) -> None:
 
 def run(folder: Path) -> dict[str, object]:
     """Run the tests in ``folder``; return the counts, and the outcome of those about ours."""
-    python = make_environment(folder / "venv")
+    python = make_environment(folder / "venv", CHROMA, *NEEDS)
     where = "import chromadb.test, os; print(os.path.dirname(chromadb.test.__file__))"
     found = subprocess.run([python, "-c", where], capture_output=True, text=True, check=True)
     tests = Path(found.stdout.strip())

@@ -165,7 +165,7 @@ def test_embedding_goes_on_while_a_slice_is_written(
         ({"documents": ["fine"] * 299}, ValueError, "only 299 documents"),
         ({"ids": ["one"]}, ValueError, "only 1 ids"),
         ({"metadatas": []}, ValueError, "only 0 metadatas"),
-        ({"documents": "one string"}, errors.ConfigurationError, "not one string"),
+        ({"documents": "one string"}, errors.InvalidInputError, "not one string"),
         ({"slice_size": 0}, errors.ConfigurationError, "slice_size"),
     ],
     ids=lambda value: str(value)[:20],

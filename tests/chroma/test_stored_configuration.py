@@ -195,7 +195,8 @@ def poison(folder: Path, change: dict[str, Any]) -> int:
     """Write ``change`` into the stored configurations of a database; say how many rows changed."""
     changed = 0
     with sqlite3.connect(folder / "chroma.sqlite3") as database:
-        for column in ("schema_str", "config_json_str"):
+        columns = {row[1] for row in database.execute("pragma table_info(collections)")}
+        for column in columns & {"schema_str", "config_json_str"}:
             rows = database.execute(f"select id, {column} from collections").fetchall()
             for name, stored in rows:
                 if stored and '"nexusflow"' in stored:
