@@ -19,7 +19,7 @@ from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from typing import Any
 
-from nexusflow_integrations._core.pacing import GivenLimits
+from nexusflow_integrations._core.pacing import Gcra, GivenLimits
 from nexusflow_integrations._core.settings import ApiKey
 from nexusflow_integrations._core.store import StoreUnavailable, VectorStore
 from nexusflow_integrations.errors import CacheError
@@ -34,6 +34,8 @@ LAPSE = 0.25
 """Seconds after its time at which a reserved send time is given up."""
 RECHECK = 0.25
 """Seconds after which the gate asks again if nothing arrived, which should not happen."""
+NO_LIMIT = 1e12
+"""Per minute."""
 FIRST_GUESS = 3_000
 """Tokens that a request is taken for before the first is known: ten passages of 300."""
 
@@ -45,6 +47,12 @@ def account_id(*, base_url: str, key: ApiKey, model: str) -> bytes:
         len(data).to_bytes(8, "big") + data for data in (part.encode() for part in parts)
     )
     return hashlib.sha256(framed).digest()[:16]
+
+
+def _room(units: float, per_second: float) -> float:
+    """Return how many seconds of a limit, which lets through one second's worth at once, are left
+    over by a request of ``units``."""
+    return max(0.0, max(1.0, per_second) - units) / per_second
 
 
 class _FileLimits(GivenLimits):
@@ -61,6 +69,18 @@ class _FileLimits(GivenLimits):
         requests_at = self._requests.next_at if self._requests is not None else 0.0
         tokens_at = self._tokens.next_at if self._tokens is not None else 0.0
         return requests_at, tokens_at, self._share, self._share_at, self._cut_at
+
+    def slot(self, tokens: int, now: float) -> float:
+        """Return the first time from ``now`` on at which a request may be sent, and use it."""
+        slot = now
+        for bucket, units in ((self._requests, 1), (self._tokens, tokens)):
+            if bucket is not None:
+                # Earlier requests may have caught up with a delay, so that up to ``slack`` seconds
+                # of the limit are missing just now. One that needs them waits for them.
+                missing = max(0.0, bucket.slack - _room(units, bucket.per_second))
+                slot = max(slot, bucket.next_at + missing * 0.999)
+        self.take(tokens, slot)
+        return slot
 
     def owe(self, tokens: float, seconds: float) -> None:
         if self._requests is not None:
@@ -114,13 +134,9 @@ class SharedPacer:
             Seconds from now until each may be sent, rising; a little below 0 where a send time has
             passed that nobody used.
         """
-        slots = []
         with self._limits() as (limits, now):
             limits.owe(owed_tokens, late)
-            for _ in range(count):
-                slot = now + limits.wait(now)
-                limits.take(tokens, slot)
-                slots.append(slot)
+            slots = [limits.slot(tokens, now) for _ in range(count)]
         done = self._store.clock()
         return [slot - done for slot in slots]
 
@@ -189,13 +205,13 @@ class LeasedPacer:
         self._submit = submit
         self._ready = ready
         self._clock = clock
-        self._requests_per_second = (shared.requests_per_minute or float("inf")) / 60
-        self._tokens_per_second = (shared.tokens_per_minute or float("inf")) / 60
+        self._requests_per_second = (shared.requests_per_minute or NO_LIMIT) / 60
+        self._tokens_per_second = (shared.tokens_per_minute or NO_LIMIT) / 60
         self._size = 1
         self._slots: deque[tuple[float, int]] = deque()  # when, and what it was charged
         # What a request is charged in advance: the highest of late, since the correction of a
         # charge that was too low may come after another process has been told to send.
-        self._charge = min(float(FIRST_GUESS), self._tokens_per_second)
+        self._charge = 0.0
         self._ratio = 1.0
         self._owed = 0.0
         self._late = 0.0
@@ -223,11 +239,9 @@ class LeasedPacer:
         cost = tokens * self._ratio
         self._owe(cost - charged)
         self._charge = max(cost, self._charge + 0.2 * (cost - self._charge))
-        # The server lets through a second's worth at once; the part that this request needs of it
-        # is what it may be late without the next one coming too soon after it.
-        share = max(1 / self._requests_per_second, cost / self._tokens_per_second)
-        if now - slot > max(0.0, 1.0 - share):
-            self._late += now - slot
+        room = min(_room(1, self._requests_per_second), _room(cost, self._tokens_per_second))
+        if now - slot > room - Gcra.slack:
+            self._late += now - slot  # or the next one could come too soon after it
         if not self._slots:
             self._size = min(MOST_AT_ONCE, 2 * self._size)
 
@@ -274,7 +288,7 @@ class LeasedPacer:
         if self._leasing:
             return
         self._leasing = True
-        charge = math.ceil(self._charge)
+        charge = math.ceil(self._charge or min(FIRST_GUESS, self._tokens_per_second))
         pace = min(self._requests_per_second, self._tokens_per_second / max(1, charge))
         count = max(
             1, min(self._size, int(min(pace, MOST_AT_ONCE / LEASE_SECONDS) * LEASE_SECONDS))

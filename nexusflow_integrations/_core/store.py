@@ -240,7 +240,6 @@ class VectorStore:
         self._is_damaged = False
         self._owner = 0
         self._known: set[bytes] = set()
-        self._used: dict[int, int] = {}
         self._notes = _Notes()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -339,7 +338,7 @@ class VectorStore:
         """
         if not rows:
             return
-        day = int(self.clock()) // DAY * DAY
+        day = self._today()
         with self.transaction() as db:
             before = _last_rowid(db)
             db.executemany(
@@ -363,8 +362,8 @@ class VectorStore:
         """Hold claims for another ``claim_seconds``; those that ran out and were taken are lost."""
         now = self.clock()
         self._on_own_claims(
-            "UPDATE claim SET since = ?2, until = ?3 WHERE k = ?1 AND owner = ?4",
-            [(key, now, now + self.claim_seconds) for key in keys],
+            "UPDATE claim SET since = ?, until = ? WHERE k = ? AND owner = ?",
+            [(now, now + self.claim_seconds, key) for key in keys],
         )
 
     def _on_own_claims(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
@@ -391,15 +390,11 @@ class VectorStore:
         matrix = np.frombuffer(b"".join(row[1] for row in rows), dtype="<f4")
         matrix = matrix.reshape(len(rows), -1).astype(np.float32, copy=False)
         good = np.isfinite(matrix).all(axis=1) & matrix.any(axis=1)
-        day = int(self.clock()) // DAY * DAY
         hits: dict[bytes, Vectors] = {}
         for (key, _, rowid), vector, is_good in zip(rows, matrix, good.tolist(), strict=True):
             if is_good:
                 hits[key] = vector
-                block = rowid >> BLOCK_BITS
-                if self._used.get(block) != day:
-                    self._used[block] = day
-                    self._notes.blocks.add(block)
+                self._notes.blocks.add(rowid >> BLOCK_BITS)
         return hits
 
     def _name_kinds(self, db: sqlite3.Connection, prefixes: set[bytes]) -> None:
@@ -490,7 +485,6 @@ class VectorStore:
                 removed += deleted
                 if deleted < rows:
                     blocks.pop()  # that was all of it
-            self._used.clear()
             self._notes.blocks.clear()
             while db.execute("PRAGMA freelist_count").fetchone()[0]:
                 db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
@@ -565,17 +559,21 @@ class VectorStore:
             if notes is not None:
                 self._notes = _Notes()
 
+    def _today(self) -> int:
+        return int(self.clock()) // DAY * DAY
+
     def _write_notes(self, db: sqlite3.Connection) -> _Notes | None:
         notes = self._notes
         if not (notes.hits or notes.misses or notes.blocks):
             return None
+        today = self._today()
         db.executemany(
             "INSERT INTO counter VALUES(?, ?) ON CONFLICT(name) DO UPDATE SET n = n + excluded.n",
             [("hits", notes.hits), ("misses", notes.misses)],
         )
         db.executemany(
-            "UPDATE block SET used = ?2 WHERE id = ?1 AND used < ?2",
-            [(block, self._used.get(block, 0)) for block in notes.blocks],
+            "UPDATE block SET used = ? WHERE id = ? AND used < ?",
+            [(today, block, today) for block in notes.blocks],
         )
         return notes
 
@@ -629,12 +627,13 @@ class VectorStore:
 
     def _check_header(self) -> None:
         """Refuse a file that is not ours without changing a byte in it or beside it."""
-        for _ in range(5):
+        for chance in range(5, -1, -1):
             problem = self._header_problem()
             if problem is None:
                 return
-            time.sleep(0.02)  # perhaps seen while another process was making it
-        raise problem
+            if not chance:
+                raise problem
+            time.sleep(0.02)  # perhaps it was seen while another process was making it
 
     def _header_problem(self) -> CacheError | None:
         # Takes no lock, so that it leaves no trace.

@@ -160,7 +160,7 @@ def in_child(job: Callable[[], object]) -> object:
     if child == 0:
         try:
             said = repr(job())
-        except BaseException as error:  # noqa: B036 - the parent reads it
+        except BaseException as error:
             said = f"{type(error).__name__}: {error}"
         os.write(writing, said.encode())
         os._exit(0)

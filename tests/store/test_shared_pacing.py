@@ -1,0 +1,578 @@
+"""One limit for all: by a clock that the test holds, then with real processes and a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nexusflow_integrations._core.gate import Gate
+from nexusflow_integrations._core.pacing import GivenLimits, Pacer
+from nexusflow_integrations._core.shared_pacing import (
+    LAPSE,
+    LeasedPacer,
+    SharedPacer,
+)
+from nexusflow_integrations._core.store import StoreUnavailable, VectorStore
+from nexusflow_integrations._core.window import Window
+from nexusflow_integrations.local import LocalServer, Quotas
+from nexusflow_integrations.local.quotas import QuotaGate
+
+if TYPE_CHECKING:
+    from conftest import Clock
+
+Make = Callable[..., VectorStore]
+Work = Callable[..., "subprocess.Popen[str]"]
+Outcome = Callable[..., Any]
+MakePacer = Callable[..., SharedPacer]
+
+
+@pytest.fixture
+def pacer_on(store_on: Make) -> MakePacer:
+    """Make pacers, each on a store of its own, by default of one account at 10 a second."""
+
+    def make(
+        account: bytes = b"account",
+        requests: float | None = 600,
+        tokens: float | None = None,
+        **options: Any,
+    ) -> SharedPacer:
+        return SharedPacer(
+            store_on(**options), account, requests_per_minute=requests, tokens_per_minute=tokens
+        )
+
+    return make
+
+
+# -- the arithmetic --------------------------------------------------------------------------------
+
+
+def test_reservations_of_two_are_spaced_as_those_of_one(pacer_on: MakePacer) -> None:
+    one, other = pacer_on(), pacer_on()
+    waits = [pacer.reserve(1) for pacer in (one, other, other, one, other)]
+    assert waits == pytest.approx([0, 1 / 9.9, 2 / 9.9, 3 / 9.9, 4 / 9.9], abs=1e-6)
+
+
+def test_a_lease_is_a_row_of_reservations(pacer_on: MakePacer) -> None:
+    one, other = pacer_on(), pacer_on()
+    assert one.lease(3, 1) == pytest.approx([0, 1 / 9.9, 2 / 9.9], abs=1e-6)
+    assert other.reserve(1) == pytest.approx(3 / 9.9, abs=1e-6)
+
+
+def test_accounts_do_not_wait_for_each_other(pacer_on: MakePacer) -> None:
+    assert pacer_on(b"one").lease(5, 1)[-1] > 0.4
+    assert pacer_on(b"other").reserve(1) == 0
+
+
+def test_after_a_rest_nothing_is_saved_up(pacer_on: MakePacer, clock: Clock) -> None:
+    pacer = pacer_on()
+    pacer.reserve(1)
+    clock.now += 60
+    assert pacer.lease(3, 1) == pytest.approx([0, 1 / 9.9, 2 / 9.9], abs=1e-6)
+
+
+def test_what_was_billed_beyond_the_estimate_is_waited_for_by_all(pacer_on: MakePacer) -> None:
+    one, other = (pacer_on(requests=None, tokens=6_000) for _ in range(2))
+    assert one.reserve(50) == 0
+    one.settle(50, 90)
+    assert other.reserve(10) == pytest.approx(90 / 99, abs=1e-6)
+    other.settle(10, 1)
+    assert one.reserve(10) == pytest.approx(91 / 99, abs=1e-6)
+
+
+def test_a_refusal_slows_down_all_once_a_burst_and_is_forgiven(
+    pacer_on: MakePacer, clock: Clock
+) -> None:
+    one, other = pacer_on(), pacer_on()
+    clock.now += 1
+    one.throttled(0.5)
+    other.throttled(0.4)
+    clock.now += 1
+    first, second = other.lease(2, 1)
+    assert second - first == pytest.approx(1 / 9.9 / 0.95, rel=1e-3)
+    clock.now += 30
+    first, second = one.lease(2, 1)
+    assert second - first == pytest.approx(1 / 9.9, rel=1e-3)
+
+
+def test_a_clock_that_is_set_back_makes_nobody_wait_for_it(
+    pacer_on: MakePacer, clock: Clock
+) -> None:
+    one, other = pacer_on(), pacer_on()
+    one.lease(5, 1)
+    clock.now -= 3600
+    assert other.reserve(1) == pytest.approx(5 / 9.9, abs=1e-6)
+    assert one.reserve(1) == pytest.approx(6 / 9.9, abs=1e-6)
+    other.throttled(0)
+    clock.now -= 3600
+    assert one.reserve(1) < 1
+
+
+def test_a_clock_that_is_set_forward_makes_nobody_wait(pacer_on: MakePacer, clock: Clock) -> None:
+    pacer = pacer_on()
+    pacer.lease(5, 1)
+    clock.now += 3600
+    assert pacer.lease(2, 1) == pytest.approx([0, 1 / 9.9], abs=1e-6)
+
+
+def test_a_send_time_that_nobody_can_have_meant_is_not_believed(
+    pacer_on: MakePacer, store: VectorStore
+) -> None:
+    pacer = pacer_on()
+    pacer.reserve(1)
+    with store.transaction() as db:
+        db.execute("UPDATE pacer SET requests_at = 1e300")
+    assert pacer.reserve(1) == pytest.approx(3600)
+
+
+@dataclass(order=True)
+class Event:
+    at: float
+    who: int
+    tokens: int = field(compare=False)
+    reserved: bool = field(compare=False)
+
+
+gaps = st.one_of(st.sampled_from([0.0, 0.28, 0.33]), st.floats(0, 0.3), st.floats(0, 5))
+shares = st.one_of(st.sampled_from([0.25, 1.0]), st.floats(0, 1))
+late = st.floats(0, 0.004)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    requests=st.sampled_from([30, 59, 60, 75, 120, 600, 6_000]),
+    tokens=st.sampled_from([None, 60, 6_000, 600_000]),
+    plans=st.lists(
+        st.lists(st.tuples(gaps, shares, late), min_size=1, max_size=12),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_a_server_with_the_same_limits_refuses_nothing(
+    requests: int, tokens: int | None, plans: list[list[tuple[float, float, float]]]
+) -> None:
+    start = 1_800_000_000.0
+    now = start
+    server = QuotaGate(Quotas(requests_per_minute=requests, tokens_per_minute=tokens), start)
+    with tempfile.TemporaryDirectory() as folder:
+        stores = [VectorStore(Path(folder) / "cache.db", clock=lambda: now) for _ in plans]
+        pacers = [
+            SharedPacer(store, b"a", requests_per_minute=requests, tokens_per_minute=tokens)
+            for store in stores
+        ]
+        left = [iter(plan) for plan in plans]
+        lateness = [0.0] * len(plans)
+        events: list[Event] = []
+
+        def plan_next(who: int) -> None:
+            step = next(left[who], None)
+            if step is not None:
+                gap, share, lateness[who] = step
+                most = max(1, int((tokens or 6_000_000) / 60))
+                size = max(1, int(share * most))
+                heapq.heappush(events, Event(now + gap, who, size, False))
+
+        for who in range(len(plans)):
+            plan_next(who)
+        while events:
+            event = heapq.heappop(events)
+            now = event.at
+            if not event.reserved:
+                # Timers fire late, which a limit with room for one request does not bear.
+                spare = lateness[event.who] if requests >= 120 and tokens != 60 else 0.0
+                at = now + pacers[event.who].reserve(event.tokens) + spare
+                heapq.heappush(events, Event(at, event.who, event.tokens, True))
+                continue
+            assert server.admit(event.tokens, now) is None
+            server.release()
+            plan_next(event.who)
+        for store in stores:
+            store.close()
+
+
+@pytest.mark.parametrize("late", [0.0, 0.03, 0.08])
+@pytest.mark.parametrize("size", [10, 60, 95])
+def test_two_who_always_have_something_to_send_use_the_limit_up(
+    pacer_on: MakePacer, clock: Clock, late: float, size: int
+) -> None:
+    """100 tokens a second, whatever the size of a request and however late the timers."""
+    pacers = [pacer_on(requests=None, tokens=6_000) for _ in range(2)]
+    start = clock.now
+    due = [start + pacer.reserve(size) for pacer in pacers]
+    sent = 0
+    while min(due) < start + 120:
+        who = due.index(min(due))
+        clock.now = max(clock.now, due[who])
+        sent += 1
+        due[who] = clock.now + pacers[who].reserve(size) + late
+    assert 0.97 * 12_000 < sent * size <= 12_000 + size
+
+
+def test_a_request_that_needs_all_of_a_second_waits_until_a_delay_is_made_up_for(
+    pacer_on: MakePacer, clock: Clock
+) -> None:
+    pacer = pacer_on(requests=None, tokens=6_000)
+    server = QuotaGate(Quotas(tokens_per_minute=6_000), clock.now)
+    for tokens, gap in ((50, 0.0), (50, 0.6), (100, 0.0)):
+        clock.now += gap
+        clock.now += pacer.reserve(tokens)
+        assert server.admit(tokens, clock.now) is None
+
+
+# -- real processes --------------------------------------------------------------------------------
+
+
+def refused(sent: list[float], **limits: float) -> int:
+    """How many of the requests sent at these times a server with the limits refuses."""
+    server = QuotaGate(Quotas(**limits), min(sent))
+    count = 0
+    for at in sorted(sent):
+        if server.admit(20, at) is None:
+            server.release()
+        else:
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize("tokens", [None, 20_000])
+def test_processes_that_were_told_the_same_limit_stay_under_it_together(
+    path: Path, work: Work, outcome: Outcome, tokens: float | None
+) -> None:
+    until = time.time() + 4
+    options = {"path": str(path), "requests_per_minute": 1_200, "until": until}
+    started = [work("reserve", tokens=20, tokens_per_minute=tokens, **options) for _ in range(3)]
+    sent = [outcome(one) for one in started]
+    together = [at for times in sent for at in times]
+    limits = {"requests_per_minute": 1_200.0}
+    if tokens is not None:
+        limits["tokens_per_minute"] = tokens
+    assert refused(together, **limits) <= 0.01 * len(together)
+    assert all(len(times) >= 5 for times in sent)
+    # They would not, each for itself: the test can tell.
+    assert refused(sorted([*together, *together]), **limits) > 0.2 * len(together)
+
+
+@pytest.mark.parametrize(
+    ("limits", "texts"),
+    [
+        pytest.param({"requests_per_minute": 1_500}, 1, id="requests"),
+        pytest.param({"tokens_per_minute": 30_000}, 10, id="tokens"),
+    ],
+)
+def test_two_processes_at_one_server_are_refused_less_than_one_request_in_a_hundred(
+    path: Path, work: Work, outcome: Outcome, limits: dict[str, float], texts: int
+) -> None:
+    with LocalServer("hash", **limits) as server:
+        options = {
+            "path": str(path),
+            "base_url": server.base_url,
+            "api_key": server.api_key,
+            "limits": limits,
+            "texts": texts,
+            "seconds": 4,
+        }
+        done = [outcome(one) for one in [work("gate", **options) for _ in range(2)]]
+        together = sum(one["sent"] for one in done)
+        assert sum(one["refused"] for one in done) < 0.01 * together
+        assert all(one["sent"] > 10 for one in done)
+        assert server.stats.requests == together
+
+
+# -- on the event loop -----------------------------------------------------------------------------
+
+
+class Thread:
+    """The store's thread, which works when the test says so."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[Callable[[], Any], Future[Any]]] = []
+        self.ended = False
+
+    def submit(self, job: Callable[[], Any]) -> Future[Any]:
+        if self.ended:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        future: Future[Any] = Future()
+        self.jobs.append((job, future))
+        return future
+
+    @staticmethod
+    def _do(job: Callable[[], Any], future: Future[Any]) -> None:
+        try:
+            future.set_result(job())
+        except Exception as error:
+            future.set_exception(error)
+
+    async def work(self) -> int:
+        """Do all that was submitted; return how much that was."""
+        await asyncio.sleep(0)
+        jobs, self.jobs = self.jobs, []
+        for job, future in jobs:
+            self._do(job, future)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return len(jobs)
+
+
+@dataclass
+class Leased:
+    """A leased pacer whose two clocks move together and whose thread the test holds."""
+
+    pacer: LeasedPacer
+    thread: Thread
+    clock: Clock
+    readied: list[float]
+
+    @property
+    def now(self) -> float:
+        return self.clock.now - 1_000_000
+
+    def wait(self) -> float:
+        return self.pacer.wait(self.now)
+
+    def take(self, tokens: int = 10) -> None:
+        self.pacer.take(tokens, self.now)
+
+
+@pytest.fixture
+def leased(pacer_on: MakePacer, clock: Clock) -> Callable[..., Leased]:
+    def make(**limits: Any) -> Leased:
+        thread = Thread()
+        readied: list[float] = []
+        return Leased(
+            LeasedPacer(
+                pacer_on(**limits),
+                thread.submit,
+                lambda: readied.append(clock.now),
+                lambda: clock.now - 1_000_000,
+            ),
+            thread,
+            clock,
+            readied,
+        )
+
+    return make
+
+
+async def test_a_gate_waits_until_a_send_time_is_there_and_is_told(
+    leased: Callable[..., Leased],
+) -> None:
+    made = leased()
+    assert made.wait() > 0
+    assert made.wait() > 0
+    assert len(made.thread.jobs) == 1
+    await made.thread.work()
+    assert len(made.readied) == 1
+    assert made.wait() == 0
+    made.take()
+    assert made.wait() > 0
+    await made.thread.work()
+    assert made.wait() == pytest.approx(1 / 9.9, abs=1e-5)
+
+
+async def test_nothing_is_reserved_before_somebody_waits(leased: Callable[..., Leased]) -> None:
+    made = leased(tokens=6_000)
+    made.pacer.succeeded(made.now)
+    assert await made.thread.work() == 0
+
+
+async def test_leases_grow_while_they_are_used_up_and_stay_within_a_tenth_of_a_second(
+    leased: Callable[..., Leased], clock: Clock
+) -> None:
+    made = leased(requests=6_000)
+    sizes = []
+    for _ in range(200):
+        while (wait := made.wait()) > 0:
+            if made.thread.jobs and not made.pacer._slots:
+                await made.thread.work()
+                sizes.append(len(made.pacer._slots))
+            else:
+                clock.now += wait
+        made.take()
+    assert sizes[0] == 1
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == 10
+
+
+async def test_a_send_time_that_goes_unused_lapses_and_gives_its_tokens_back(
+    leased: Callable[..., Leased], pacer_on: MakePacer, clock: Clock
+) -> None:
+    made = leased(requests=None, tokens=6_000)
+    made.wait()
+    await made.thread.work()
+    assert made.wait() == 0
+    clock.now += LAPSE + 0.01
+    assert made.wait() > 0
+    await made.thread.work()
+    assert pacer_on(requests=None, tokens=6_000).reserve(1) <= 1.02
+
+
+async def test_what_a_request_really_took_reaches_the_others_without_another_request(
+    leased: Callable[..., Leased], pacer_on: MakePacer
+) -> None:
+    made = leased(requests=None, tokens=6_000)
+    other = pacer_on(requests=None, tokens=6_000)
+    made.wait()
+    await made.thread.work()
+    made.take(10)
+    while await made.thread.work():
+        pass
+    assert other.reserve(1) == pytest.approx(10 / 99, abs=1e-5)
+    made.pacer.settle(10, 40)
+    assert await made.thread.work() == 1
+    assert other.reserve(1) == pytest.approx(41 / 99, abs=1e-5)
+    made.pacer.settle(10, 20)
+    made.pacer.settle(10, 20)
+    assert await made.thread.work() == 1
+
+
+async def test_the_next_request_is_charged_like_the_costliest_of_late(
+    leased: Callable[..., Leased], pacer_on: MakePacer
+) -> None:
+    made = leased(requests=None, tokens=60_000)
+    other = pacer_on(requests=None, tokens=60_000)
+    made.wait()
+    await made.thread.work()
+    made.take(900)
+    made.wait()
+    await made.thread.work()
+    # It is not yet known that the one that waits is a small one.
+    assert other.reserve(1) == pytest.approx(2 * 900 / 990, abs=1e-5)
+
+
+async def test_a_lease_holds_no_more_than_a_tenth_of_a_second_of_the_tokens(
+    leased: Callable[..., Leased], clock: Clock
+) -> None:
+    made = leased(requests=60_000, tokens=600_000)
+    held = []
+    for _ in range(60):
+        while (wait := made.wait()) > 0:
+            if made.thread.jobs and not made.pacer._slots:
+                await made.thread.work()
+                held.append(len(made.pacer._slots))
+            else:
+                clock.now += wait
+        made.take(400)
+    assert held[0] == 1
+    assert held[-1] == max(held) == 2  # of 400 tokens, where 10,000 are let through a second
+
+
+async def test_a_request_that_goes_out_late_pushes_back_the_next_where_there_is_no_room(
+    leased: Callable[..., Leased], clock: Clock
+) -> None:
+    made = leased(requests=60)
+    made.wait()
+    await made.thread.work()
+    clock.now += 0.2
+    assert made.wait() == 0
+    made.take()
+    made.wait()
+    await made.thread.work()
+    assert made.wait() >= 1.0
+
+
+async def test_refusals_are_passed_on_to_all(
+    leased: Callable[..., Leased], pacer_on: MakePacer, clock: Clock
+) -> None:
+    made = leased()
+    clock.now += 1
+    made.pacer.throttled(sent_at=made.now - 0.5, now=made.now, hint=None)
+    await made.thread.work()
+    first, second = pacer_on().lease(2, 1)
+    assert second - first > 1.05 / 9.9
+
+
+@pytest.mark.parametrize("how", ["unavailable", "cancelled", "ended"])
+async def test_without_the_file_the_process_paces_alone_to_the_same_limits(
+    leased: Callable[..., Leased], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    made = leased(tokens=6_000)
+
+    def fail(*args: Any, **more: Any) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    if how == "unavailable":
+        monkeypatch.setattr(made.pacer._shared, "lease", fail)
+    made.thread.ended = how == "ended"
+    made.wait()
+    if how == "cancelled":
+        made.thread.jobs.pop()[1].cancel()
+    await made.thread.work()
+    assert made.readied
+    assert made.wait() == 0
+    alone = GivenLimits(600, 6_000)
+    for tokens in (10, 40):
+        made.take(tokens)
+        alone.take(tokens, made.now)
+        made.pacer.settle(tokens, 2 * tokens)
+        alone.settle(tokens, 2 * tokens)
+        assert made.wait() == pytest.approx(alone.wait(made.now))
+    made.pacer.throttled(sent_at=made.now, now=made.now, hint=None)
+    assert await made.thread.work() == 0
+
+
+async def test_a_mistake_in_the_thread_is_reported_and_stops_nobody(
+    leased: Callable[..., Leased], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    made = leased()
+    monkeypatch.setattr(made.pacer._shared, "lease", lambda *args, **more: 1 / 0)
+    made.wait()
+    await made.thread.work()
+    assert isinstance(reported[0]["exception"], ZeroDivisionError)
+    assert made.wait() == 0
+
+
+@pytest.fixture
+def thread() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+async def test_a_gate_lets_all_through_in_order_and_never_blocks_its_loop(
+    pacer_on: MakePacer, thread: ThreadPoolExecutor
+) -> None:
+    shared = pacer_on(requests=6_000, clock=time.time)
+    pacer: Pacer = LeasedPacer(shared, thread.submit, lambda: gate.pump())
+    gate = Gate(pacer, Window(limit=32), time.monotonic)
+    order: list[int] = []
+
+    async def request(number: int) -> None:
+        await gate.enter(10)
+        order.append(number)
+        await asyncio.sleep(0)
+        gate.leave()
+
+    began = time.monotonic()
+    await asyncio.wait_for(asyncio.gather(*(request(number) for number in range(60))), 60)
+    assert order == list(range(60))
+    assert time.monotonic() - began >= 59 / 100
+    assert gate.in_flight == 0
+
+
+async def test_a_gate_whose_thread_is_held_up_goes_on_when_it_is_free(
+    pacer_on: MakePacer, thread: ThreadPoolExecutor
+) -> None:
+    shared = pacer_on(clock=time.time)
+    gate = Gate(
+        LeasedPacer(shared, thread.submit, lambda: gate.pump()), Window(limit=4), time.monotonic
+    )
+    held = thread.submit(time.sleep, 0.4)
+    entering = asyncio.ensure_future(gate.enter(10))
+    ticks = 0
+    while not held.done():
+        await asyncio.sleep(0.01)
+        ticks += 1
+    assert ticks > 3
+    await asyncio.wait_for(entering, 30)
