@@ -107,6 +107,12 @@ class Row:
     def id(self) -> str:
         return f"{self.fault}-{self.name}"
 
+    @property
+    def waits(self) -> bool:
+        """Whether it takes a while, because time is the point."""
+        timed = any(self.options.get(name) is not None for name in ("timeout", "deadline"))
+        return timed or any(getattr(choice, "gap", None) is not None for choice in self.expect)
+
     def texts_of(self, call: int) -> tuple[str, ...]:
         return self.texts if call == 0 else tuple(f"{text} again {call}" for text in self.texts)
 
@@ -132,8 +138,8 @@ def row(
         def make() -> Script:
             return ready
 
-    waits = extra.get("options") is IMPATIENT
-    extra.setdefault("representative", fault not in _represented and not waits)
+    patient = extra.get("options") is not IMPATIENT
+    extra.setdefault("representative", fault not in _represented and patient)
     if extra["representative"]:
         _represented.add(fault)
     ROWS.append(Row(fault, name, make, expect, **extra))
@@ -1221,6 +1227,26 @@ row(
 )
 row(
     "F98",
+    "bodies of three batches in a drip, stopped by the deadline",
+    b.drips_body(),
+    Raises("APITimeoutError", (1, 3), finished=frozenset()),
+    texts=poisoned(30),
+    options={"timeout": 25.0, "deadline": 0.5},
+)
+row(
+    "F98",
+    "one batch refused with 401 while the others drip",
+    lambda wire: (
+        wire.respond(401, b.error("invalid_api_key"))
+        if "text number 9" in wire.texts
+        else b.drips_body()(wire)
+    ),
+    Raises(("AuthenticationError", "APITimeoutError"), (1, 6)),
+    texts=poisoned(60),
+    options={"timeout": 25.0, "deadline": 1.0},
+)
+row(
+    "F98",
     "error body in a drip",
     b.drips_error_body(503),
     Raises(("APITimeoutError", "InternalServerError"), (1, 2)),
@@ -1258,7 +1284,7 @@ row(
     "endless 103 as a flood",
     b.endless_interim_flood,
     Raises("APIConnectionError", (1, 2)),
-    options=IMPATIENT,
+    options={"timeout": 0.3, "max_retries": 0},
     memory_mb=100,
 )
 row(

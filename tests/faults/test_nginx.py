@@ -195,7 +195,7 @@ def test_413_of_one_text_names_it_and_finishes_the_others(gateway: Gateway, surf
 def test_limits_of_the_gateway_are_ridden_out(
     gateway: Gateway, place: str, status: int | None, surface: str
 ) -> None:
-    texts = texts_of(120)
+    texts = texts_of(60)
     rows = embed(gateway, place, surface, texts, max_retries=12, deadline=60.0)
     assert_right(rows, texts)
     assert set(gateway.server.texts.values()) == {1}
