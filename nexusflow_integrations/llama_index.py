@@ -230,7 +230,7 @@ class NexusFlowEmbedding(BaseEmbedding):
             self._built = settings, _Client(**settings)
         return self._built[1]
 
-    # -- the six hooks: one call of the client each, which splits at 10 and runs in parallel ------
+    # -- the six hooks: one call of the client each, which splits at 10 and runs in parallel -------
 
     def _get_query_embedding(self, query: str) -> Vector:
         return _vector(self._core().embed(query, role="query"))
@@ -250,7 +250,7 @@ class NexusFlowEmbedding(BaseEmbedding):
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Vector]:
         return _vectors(await self._core().aembed(texts))
 
-    # -- the public methods: events, rate limiter and cache around every request -----------------
+    # -- the public methods: events, rate limiter and cache around every request -------------------
 
     def get_query_embedding(self, query: str) -> Vector:
         """Embed a query, with ``query_instruction`` before it: d floats.
@@ -413,7 +413,7 @@ class NexusFlowEmbedding(BaseEmbedding):
                 partial(limiter.acquire, **tokens), partial(limiter.async_acquire, **tokens)
             )
 
-    # -- copies and pickles ----------------------------------------------------------------------
+    # -- copies and pickles ------------------------------------------------------------------------
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> NexusFlowEmbedding:
         # Within a process all is shared: key, HTTP clients, limiter, cache, budget.
