@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from binascii import Error as Base64Error
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,9 @@ class Answer:
     """An HTTP response whose body was read to the end (``headers`` have lower-case names)."""
 
     status: int
-    headers: Mapping[str, str]
-    body: bytes
+    # Not in the repr: a server may echo the key, and tools print the locals of a traceback.
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

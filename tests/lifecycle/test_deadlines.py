@@ -1,0 +1,118 @@
+"""Timeouts and deadlines are hard, whatever drips."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from nexusflow_integrations.errors import APITimeoutError
+
+from .scene import assert_quiet, assert_right, client_of, hold, lane_of, texts, until
+
+DRIPS = ["drips_body", "drips_head", "endless_interim", "silence", "error_drip"]
+
+
+def behaviour(name: str) -> Any:
+    from faults import behaviours as b
+
+    return {
+        "drips_body": b.drips_body(0.05),
+        "drips_head": b.drips_head,
+        "endless_interim": b.interim(103, None),
+        "silence": hold,
+        "error_drip": b.drips_error_body(500),
+    }[name]
+
+
+def embed(client: Any, of: list[str], how: str) -> Any:
+    return client.embed(of) if how == "sync" else asyncio.run(client.aembed(of))
+
+
+def quickest(server: Any) -> float:
+    """What this machine needs now for a call without faults: a yardstick for hard limits."""
+    began = time.monotonic()
+    client_of(server).embed(["yardstick"])
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("name", DRIPS)
+def test_a_deadline_holds_against_whatever_drips(server: Any, name: str, how: str) -> None:
+    slack = 1.0 + 10 * quickest(server)
+    server.script = type(server.script)(behaviour(name))
+    client = client_of(server, timeout=30.0, deadline=0.5)
+    began = time.monotonic()
+    with pytest.raises(APITimeoutError, match="deadline of 0.5 s"):
+        embed(client, ["a"], how)
+    assert 0.45 <= time.monotonic() - began < 0.5 + slack
+    assert_quiet(client, server)
+
+
+@pytest.mark.parametrize("name", DRIPS)
+def test_a_timeout_holds_for_each_attempt(server: Any, name: str) -> None:
+    slack = 1.0 + 10 * quickest(server)
+    server.script = type(server.script)(behaviour(name))
+    client = client_of(server, timeout=0.3, max_retries=0)
+    began = time.monotonic()
+    with pytest.raises(APITimeoutError, match="0.3 s"):
+        client.embed(["a"])
+    assert time.monotonic() - began < 0.3 + slack
+
+
+def test_a_deadline_holds_in_the_wait_at_the_gate_and_keeps_what_was_finished(server: Any) -> None:
+    client = client_of(server, requests_per_minute=60, deadline=1.5, max_concurrency=2)
+    with pytest.raises(APITimeoutError) as caught:
+        client.embed(texts(200))
+    finished = caught.value.finished
+    assert 10 <= len(finished) < 200
+    assert_right([finished[n] for n in sorted(finished)], [f"text {n}" for n in sorted(finished)])
+    assert_quiet(client, server)
+
+
+def test_a_deadline_holds_in_the_wait_for_a_text_that_another_call_embeds(server: Any) -> None:
+    server.script = type(server.script)(hold)
+    slow, quick = client_of(server, max_retries=0), client_of(server, deadline=0.3)
+    import threading
+
+    errors: list[BaseException] = []
+
+    def first() -> None:
+        try:
+            slow.embed(["shared"])
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=first, daemon=True)
+    thread.start()
+    until(lambda: server.requests)
+    with pytest.raises(APITimeoutError, match="deadline"):
+        quick.embed(["shared"])
+    assert len(server.requests) == 1
+    server.stop()
+    thread.join(10)
+
+
+def test_f127_a_jump_of_the_wall_clock_neither_hangs_nor_hurries_a_call(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nexusflow_integrations._core import retry
+
+    monkeypatch.setattr(retry, "BASE_FAULT", 0.2)
+    monkeypatch.setattr(retry.random, "random", lambda: 0.9)
+    real = time.time
+    jumps = iter([0.0, 86_400.0 * 365, -86_400.0 * 365])
+
+    def jump(wire: Any) -> None:
+        offset = next(jumps, 0.0)
+        monkeypatch.setattr(time, "time", lambda: real() + offset)
+        wire.respond(503)
+
+    server.script = type(server.script)(jump, lambda wire: wire.number < 3)
+    client = client_of(server, deadline=20.0)
+    assert_right(client.embed(["a"]), ["a"])
+    monkeypatch.setattr(time, "time", real)
+    assert all(gap >= 0.15 for gap in server.gaps())
+    assert lane_of(client).gate.in_flight == 0
