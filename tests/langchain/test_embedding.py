@@ -199,6 +199,24 @@ def test_a_cache_file_answers_the_second_time(
     assert again.usage.cached == 20
 
 
+async def test_the_event_loop_gets_its_turn_while_many_rows_become_lists(make: Make) -> None:
+    from nexusflow_integrations.langchain import ROWS_AT_ONCE, _lists
+
+    vectors = make().client.embed(["a"]).repeat(4 * ROWS_AT_ONCE, axis=0)
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    ticking = asyncio.ensure_future(tick())
+    assert await _lists(vectors) == vectors.tolist()
+    ticking.cancel()
+    assert ticks == 3
+
+
 # -- a user's own http clients ---------------------------------------------------------------------
 
 
