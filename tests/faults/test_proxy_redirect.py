@@ -1,4 +1,4 @@
-"""Proxies from the environment: used for https by CONNECT, never shown the key or the texts.
+"""Proxies from the environment (F116, F117): https by CONNECT, showing neither key nor texts.
 
 Redirects to other places are in the table; here are those that only TLS and proxies make possible.
 """
