@@ -17,7 +17,7 @@ _PER_TEXT_BYTES = 1  # the comma
 _ENVELOPE_BYTES = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen would be three times slower to make, and there is one for each text
 class Item:
     """One text, ready to be put into a body.
 

@@ -16,9 +16,14 @@ def check_text(text: object, index: int | None = None) -> str:
         InvalidInputError: It is not a ``str``, is blank (the API refuses empty strings), or holds
             a lone surrogate, which no encoding can carry.
     """
+    # isascii() and isprintable() are fast scans in C that lone surrogates fail, and the first
+    # character is nearly always a visible one, so most texts stop here.
+    if isinstance(text, str) and (text.isascii() or text.isprintable()):
+        first = text[:1]
+        if not first.isspace() and first not in _INVISIBLE:
+            return text
     if isinstance(text, str):
-        # isprintable() is a fast scan in C that lone surrogates fail, so most texts stop here.
-        if text and (text.isascii() or text.isprintable() or _encodable(text)):
+        if text and _encodable(text):
             if not _blank(text):
                 return text
             problem = "is blank"
@@ -35,7 +40,6 @@ def check_text(text: object, index: int | None = None) -> str:
 
 
 def _blank(text: str) -> bool:
-    # Ends at the first visible character, which nearly always is the first.
     return all(char.isspace() or char in _INVISIBLE for char in text)
 
 
