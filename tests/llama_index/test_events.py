@@ -128,29 +128,23 @@ def test_who_dispatches_on_the_class_of_events_knows_ours(
 def test_openinference_records_our_events_without_complaint(
     embedding: NexusFlowEmbedding, caplog: pytest.LogCaptureFixture, texts: Texts
 ) -> None:
-    pytest.importorskip("openinference.instrumentation.llama_index")
-    from llama_index_instrumentation import root_dispatcher
-    from openinference.instrumentation import OITracer, TraceConfig
-    from openinference.instrumentation.llama_index._handler import EventHandler
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+    openinference = pytest.importorskip("openinference.instrumentation.llama_index")
+    trace = pytest.importorskip("opentelemetry.sdk.trace")
+    export = pytest.importorskip("opentelemetry.sdk.trace.export")
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
 
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    handler = EventHandler(tracer=OITracer(provider.get_tracer("test"), config=TraceConfig()))
-    root_dispatcher.add_event_handler(handler)
-    root_dispatcher.add_span_handler(handler.span_handler)
+    exporter = memory.InMemorySpanExporter()
+    provider = trace.TracerProvider()
+    provider.add_span_processor(export.SimpleSpanProcessor(exporter))
+    instrumentor = openinference.LlamaIndexInstrumentor()
+    instrumentor.instrument(tracer_provider=provider, skip_dep_check=True)
     try:
         with caplog.at_level(logging.WARNING):
             embedding.get_text_embedding_batch(texts(12))
     finally:
-        root_dispatcher.event_handlers.remove(handler)
-        root_dispatcher.span_handlers.remove(handler.span_handler)
+        instrumentor.uninstrument()
     assert caplog.records == []
     (span,) = exporter.get_finished_spans()
-    assert span.attributes is not None
     assert span.attributes["embedding.embeddings.11.embedding.text"] == "text number 11"
     assert span.attributes["embedding.model_name"] == "text-embedding-v4"
 
