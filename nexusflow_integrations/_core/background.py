@@ -18,7 +18,10 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
+
+from nexusflow_integrations.errors import APIConnectionError
 
 T = TypeVar("T")
 
@@ -27,7 +30,12 @@ class BackgroundLoop:
     """An event loop running in a daemon thread of its own."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        try:
+            self.loop = asyncio.new_event_loop()
+        except OSError as error:  # no file descriptors left
+            raise APIConnectionError(
+                f"no event loop could be opened: {error.strerror or error}"
+            ) from None
         self._closers: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._thread = threading.Thread(
             target=self._run, name="nexusflow-integrations", daemon=True
@@ -52,7 +60,7 @@ class BackgroundLoop:
             return
         try:
             self.submit(self._wind_up()).result(timeout=5)
-        except (TimeoutError, RuntimeError):
+        except (FutureTimeoutError, RuntimeError):  # on Python 3.10 not the builtin TimeoutError
             return  # at interpreter exit a stuck loop is left to the operating system
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout=5)

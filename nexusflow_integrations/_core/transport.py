@@ -24,6 +24,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from nexusflow_integrations._core.exchange import TransportFault
 from nexusflow_integrations._core.wire import MAX_RESPONSE_BYTES, Answer
+from nexusflow_integrations.errors import APIConnectionError
 
 
 class Sender(Protocol):
@@ -53,7 +54,13 @@ class Pool:
     def session(self) -> Any:
         """Return the session, opened at the first call."""
         if self._session is None:
-            self._session = _open_session()
+            try:
+                self._session = _open_session()
+            except OSError as error:
+                raise APIConnectionError(
+                    "the certificates to trust could not be read (see SSL_CERT_FILE):"
+                    f" {error.strerror or error}"
+                ) from None
         return self._session
 
     async def close(self) -> None:
@@ -234,7 +241,11 @@ class HttpxSender:
                 timeout=timeout,
             )
             response = self._client.send(request, stream=True, follow_redirects=False)
+            if response.is_stream_consumed:
+                return _httpx_read(response)
             try:
+                if response.is_stream_consumed:  # a mock's answer comes read already
+                    return _httpx_answer(response, response.content)
                 parts = bytearray()
                 for part in response.iter_raw():
                     parts += part
@@ -272,7 +283,11 @@ class AsyncHttpxSender:
                 timeout=timeout,
             )
             response = await self._client.send(request, stream=True, follow_redirects=False)
+            if response.is_stream_consumed:
+                return _httpx_read(response)
             try:
+                if response.is_stream_consumed:
+                    return _httpx_answer(response, response.content)
                 parts = bytearray()
                 async for part in response.aiter_raw():
                     parts += part
@@ -285,7 +300,14 @@ class AsyncHttpxSender:
         return _httpx_answer(response, parts)
 
 
-def _httpx_answer(response: Any, body: bytearray) -> Answer:
+def _httpx_read(response: Any) -> Answer:
+    """Return an answer that was whole from the start, as those of mock transports are."""
+    names = {name.lower(): value for name, value in response.headers.items()}
+    names.pop("content-encoding", None)  # undone already
+    return Answer(response.status_code, names, response.content)
+
+
+def _httpx_answer(response: Any, body: bytes | bytearray) -> Answer:
     names = {name.lower(): value for name, value in response.headers.items()}
     return Answer(response.status_code, names, bytes(body))
 

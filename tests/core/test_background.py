@@ -84,3 +84,26 @@ def test_the_process_has_one_loop_however_many_threads_ask_first() -> None:
         thread.join(5)
     assert len(set(found)) == 1
     assert len(found) == 16
+
+
+def test_closing_gives_up_on_work_that_will_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = BackgroundLoop()
+    released = threading.Event()
+    loop.loop.call_soon_threadsafe(released.wait, 30)  # a loop that is stuck
+
+    class Impatient:
+        def __init__(self, future: object) -> None:
+            self.future = future
+
+        def result(self, timeout: float) -> None:
+            self.future.result(0.05)  # type: ignore[attr-defined]
+
+    submit = loop.submit
+    monkeypatch.setattr(loop, "submit", lambda work: Impatient(submit(work)))
+    loop.close()
+    assert not loop.loop.is_closed()
+    released.set()
+    submit(name()).result(5)
+    loop.loop.call_soon_threadsafe(loop.loop.stop)
+    loop._thread.join(5)
+    loop.loop.close()

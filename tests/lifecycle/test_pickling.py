@@ -91,9 +91,11 @@ def test_f125_an_error_of_a_child_process_arrives_as_itself(
     monkeypatch.setenv("PYTHONPATH", f"{scene.ROOT / 'tests'}:{scene.ROOT}")
     body = {"error": {"code": "invalid_api_key", "message": "no"}}
     server.script = type(server.script)(lambda wire: wire.respond(401, body))
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        with pytest.raises(errors.AuthenticationError) as caught:
-            pool.submit(_embed, client_of(server), "x").result(40)
+    with (
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
+        pytest.raises(errors.AuthenticationError) as caught,
+    ):
+        pool.submit(_embed, client_of(server), "x").result(40)
     assert caught.value.status_code == 401
 
 

@@ -1,0 +1,135 @@
+"""A dead server is not stormed, a short outage is outlived, queries pass before a backfill."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from nexusflow_integrations._core import retry
+from nexusflow_integrations.errors import APIConnectionError, InternalServerError, NexusFlowError
+
+from .scene import assert_quiet, assert_right, client_of, texts, until
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "BASE_FAULT", 0.002)
+    monkeypatch.setattr(retry, "MAX_DELAY", 0.01)
+
+
+@pytest.mark.usefixtures("quick_retries")
+@pytest.mark.parametrize("fault", ["503", "reset"])
+def test_a_hundred_calls_to_a_dead_server_are_at_most_125_requests(server: Any, fault: str) -> None:
+    from faults import behaviours as b
+
+    server.script = type(server.script)(
+        b.says(503, b.error("server_error")) if fault == "503" else b.resets_on_request
+    )
+    client = client_of(server)
+    for n in range(100):
+        with pytest.raises((InternalServerError, APIConnectionError)):
+            client.embed([f"t{n}"])
+    assert 100 <= server.attempts <= 125
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_a_hundred_calls_at_once_to_a_dead_server_are_few_more(server: Any) -> None:
+    server.script = type(server.script)(lambda wire: wire.respond(503))
+    client = client_of(server)
+    failed = []
+
+    def call(n: int) -> None:
+        try:
+            client.embed([f"t{n}"])
+        except NexusFlowError:
+            failed.append(n)
+
+    threads = [threading.Thread(target=call, args=(n,)) for n in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(failed) == 100
+    assert server.attempts <= 125
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_a_large_call_to_a_dead_server_stops_long_before_its_last_batch(server: Any) -> None:
+    server.script = type(server.script)(lambda wire: wire.respond(503))
+    client = client_of(server, max_retries=3)
+    with pytest.raises(InternalServerError):
+        client.embed(texts(3000))
+    assert server.attempts <= 60, "of 300 batches"
+    assert_quiet(client, server)
+
+
+def test_a_call_of_a_hundred_batches_outlives_an_outage_of_two_seconds(server: Any) -> None:
+    began: list[float] = []
+
+    def outage(wire: Any) -> None:
+        if wire.number < 20:
+            wire.pause(0.01)
+            wire.right()
+            return
+        began.append(time.monotonic())
+        if time.monotonic() - began[0] < 2.0:
+            wire.respond(503)
+        else:
+            wire.right()
+
+    server.script = type(server.script)(outage)
+    client = client_of(server)
+    rows = client.embed(texts(1000))
+    assert_right(rows, texts(1000))
+    print("requests for 100 batches:", server.attempts)
+    assert server.attempts <= 160
+    assert client.usage.requests == server.attempts
+
+
+def test_a_terminal_error_stops_a_large_call_at_once(server: Any) -> None:
+    body = {"error": {"code": "invalid_api_key", "message": "no"}}
+    server.script = type(server.script)(lambda wire: wire.respond(401, body))
+    client = client_of(server, max_concurrency=4)
+    with pytest.raises(NexusFlowError):
+        client.embed(texts(3000))
+    assert server.attempts <= 8
+    assert_quiet(client, server)
+
+
+def test_queries_pass_before_a_backfill_that_came_first(server: Any) -> None:
+    def slow(wire: Any) -> None:
+        wire.pause(0.05)
+        wire.right()
+
+    server.script = type(server.script)(slow)
+    client = client_of(server, max_concurrency=1)
+    backfill = threading.Thread(target=lambda: client.embed(texts(400)))
+    backfill.start()
+    until(lambda: len(server.requests) >= 2)
+    places = []
+    for n in range(3):
+        before = len(server.requests)
+        client.embed(f"query {n}", role="query")
+        place = next(i for i, r in enumerate(server.requests) if r.texts == (f"query {n}",))
+        places.append(place - before)
+    backfill.join(20)
+    assert all(place <= 1 for place in places), "behind what was in flight, before all that waits"
+
+
+def test_what_is_finished_when_a_call_fails_is_on_the_error(server: Any) -> None:
+    body = {"error": {"code": "Arrearage", "message": "pay"}}
+    server.script = type(server.script)(
+        lambda wire: wire.respond(400, body), lambda wire: "text 155" in wire.texts
+    )
+    client = client_of(server, max_concurrency=4)
+    with pytest.raises(NexusFlowError) as caught:
+        client.embed(texts(300))
+    finished = caught.value.finished
+    assert 100 <= len(finished) < 300
+    for index, row in finished.items():
+        assert_right([row], [f"text {index}"])
+    billed = sum(len(request.texts) for request in server.requests) - 10
+    assert len(finished) == billed, "nothing that was paid for is lost"

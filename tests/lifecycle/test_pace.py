@@ -1,0 +1,83 @@
+"""Real quotas in real time, shortly: relative figures only."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nexusflow_integrations import NexusFlow
+from nexusflow_integrations.local import LocalServer
+
+KEY = "sk-air-local-pace"
+
+
+def timed(client: NexusFlow, texts: list[str]) -> float:
+    began = time.monotonic()
+    rows = client.embed(texts)
+    assert len(rows) == len(texts)
+    assert np.isfinite(rows).all()
+    return time.monotonic() - began
+
+
+def client_of(server: Any, **options: Any) -> NexusFlow:
+    return NexusFlow(KEY, base_url=server.base_url, dimensions=64, **options)
+
+
+def test_a_given_request_limit_is_used_and_hardly_refused() -> None:
+    per_second = 40
+    with LocalServer("hash", requests_per_minute=per_second * 60) as server:
+        client = client_of(server, requests_per_minute=per_second * 60)
+        took = timed(client, [f"text {n}" for n in range(1600)])
+        stats = server.stats
+    assert stats.ok == 160
+    assert stats.statuses.get(429, 0) <= 2
+    # The first may go at once, the other 159 share the quota.
+    print(f"given: {159 / took / per_second:.3f} of the quota, {stats.statuses}")
+    assert 159 / took >= 0.85 * per_second
+
+
+def test_a_given_token_limit_binds_where_it_is_the_lower_one() -> None:
+    with LocalServer("hash", tokens_per_minute=60 * 4000) as server:
+        client = client_of(server, requests_per_minute=60_000, tokens_per_minute=60 * 4000)
+        texts = [f"{n} " + "word " * 40 for n in range(400)]
+        took = timed(client, texts)
+        stats = server.stats
+    print(f"tokens: {stats.tokens / took / 4000:.3f} of the quota, {stats.statuses}")
+    assert stats.statuses.get(429, 0) <= max(2, 0.05 * stats.requests)
+    assert stats.tokens / took >= 0.7 * 4000
+
+
+def test_an_unknown_limit_is_found_and_used() -> None:
+    per_second = 40
+    with LocalServer("hash", requests_per_minute=per_second * 60) as server:
+        client = client_of(server, max_retries=20)
+        took = timed(client, [f"text {n}" for n in range(2400)])
+        stats = server.stats
+    refused = stats.statuses.get(429, 0)
+    print(f"found: {240 / took / per_second:.3f} of the quota, {refused} of {stats.requests}")
+    assert stats.ok == 240
+    assert 240 / took >= 0.7 * per_second
+    assert refused <= 0.25 * stats.requests, "the search is most of so short a call"
+
+
+@pytest.mark.parametrize("threads", [6])
+def test_many_objects_in_many_threads_share_one_pace(threads: int) -> None:
+    per_second = 40
+    with LocalServer("hash", requests_per_minute=per_second * 60) as server:
+
+        def work(n: int) -> None:
+            client = client_of(server, requests_per_minute=per_second * 60)
+            client.embed([f"{n} {k}" for k in range(200)])
+
+        running = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join(30)
+        stats = server.stats
+    assert stats.ok == threads * 20
+    assert stats.statuses.get(429, 0) <= 3
