@@ -215,7 +215,7 @@ def demo(
         screen.comparison(found, filled)
         scores = _evaluate(screen, opened, keywords) if evaluate and keywords else None
         screen.cost(opened.usage(), opened.endpoint)
-        screen.next(_next_lines(evaluate, chat, opened))
+        screen.next(_next_lines(corpus, evaluate, chat, opened))
         if as_json:
             _print_json(
                 _found_json(opened, question, found, answers, beside)
@@ -492,9 +492,12 @@ def _evaluate(
     }
 
 
-def _next_lines(evaluate: bool, chat: Chat | None, opened: Session) -> list[tuple[str, str]]:
-    lines = [('nexusflow ask "怎样比较两段文本？"', "ask this index something else")]
-    if not evaluate:
+def _next_lines(
+    corpus: str, evaluate: bool, chat: Chat | None, opened: Session
+) -> list[tuple[str, str]]:
+    example = "怎样比较两段文本？" if corpus == "stdlib" else "…"
+    lines = [(f'nexusflow ask "{example}"', "ask this index something else")]
+    if corpus == "stdlib" and not evaluate:
         lines.append(("nexusflow demo --evaluate", f"{len(QUESTIONS)} questions, beside BM25"))
     lines.append(("nexusflow index FOLDER", "your own Markdown or text"))
     if opened.endpoint.local_model:

@@ -135,8 +135,9 @@ class Screen:
 
     def written(self, pieces: Iterator[str], model: str, framework: str) -> str:
         """Show an answer as it is written; returns all of it."""
+        text = next(pieces, "")  # before the heading, which a failure should not leave alone
         self._head("Answer", f"written by {model} through {FRAMEWORKS[framework]}")
-        text = ""
+        self.out.print(Text(text), end="", soft_wrap=True)
         for piece in pieces:
             text += piece
             self.out.print(Text(piece), end="", soft_wrap=True)

@@ -146,6 +146,7 @@ def test_a_missing_chat_package_is_one_sentence(
 def test_the_command_shows_what_the_model_writes_and_hides_the_key_it_echoes(
     chat_server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("openai")
     typer = pytest.importorskip("typer.testing")
     from nexusflow_integrations.cli.app import app
 

