@@ -587,12 +587,13 @@ async def _lists(vectors: EmbeddingArray) -> list[list[float]]:
     return rows
 
 
+_TRACING = [f"LANG{who}_TRACING{v}" for who in ("SMITH", "CHAIN") for v in ("", "_V2")]
+
+
 def _is_traced() -> bool:
     # Importing LangSmith takes longer than a query. A trace can only be on if somebody has
     # imported it before, or if the environment says so.
-    if "langsmith.run_helpers" not in sys.modules and not any(
-        name.startswith(("LANGSMITH_TRACING", "LANGCHAIN_TRACING")) for name in os.environ
-    ):
+    if "langsmith.run_helpers" not in sys.modules and not any(map(os.environ.get, _TRACING)):
         return False
     from langsmith.utils import tracing_is_enabled
 

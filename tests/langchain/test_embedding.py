@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -172,6 +173,7 @@ def test_a_query_passes_before_documents_that_wait(make: Make, slow_server: Loca
         backfill = pool.submit(embeddings.embed_documents, texts)
         while slow_server.stats.texts < 100:
             assert not backfill.done()
+            time.sleep(0.005)
         embeddings.embed_query("urgent")
         assert not backfill.done()
         assert len(backfill.result(timeout=60)) == 1500

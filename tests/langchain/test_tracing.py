@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from langchain_core.tracers import LangChainTracer
 from langsmith import Client
 from langsmith.run_helpers import trace, tracing_context
 
+import nexusflow_integrations
 from nexusflow_integrations import errors
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
 from nexusflow_integrations.local import LocalServer
@@ -163,6 +167,28 @@ def test_no_run_is_made_when_nobody_traces(make: Make, monkeypatch: pytest.Monke
         make().embed_query("a")
     with tracing_context(enabled=True), pytest.raises(AssertionError, match="a run was made"):
         make().embed_query("a")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING", "LANGCHAIN_TRACING_V2"],
+)
+def test_the_environment_alone_turns_tracing_on(name: str, tmp_path: Path) -> None:
+    code = """
+import sys
+from nexusflow_integrations.langchain import _is_traced
+print("langsmith.run_helpers" in sys.modules, _is_traced())
+"""
+    root = str(Path(nexusflow_integrations.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": root, name: "true"},
+    )
+    assert done.stdout == "False True\n", done.stderr
 
 
 def test_nothing_to_embed_is_no_run(make: Make, traced: Recorder) -> None:
