@@ -91,9 +91,12 @@ def test_closing_gives_up_on_work_that_will_not_end(monkeypatch: pytest.MonkeyPa
     released = threading.Event()
     loop.loop.call_soon_threadsafe(released.wait, 30)  # a loop that is stuck
 
+    winding_up = []
+
     class Impatient:
         def __init__(self, future: object) -> None:
             self.future = future
+            winding_up.append(future)
 
         def result(self, timeout: float) -> None:
             self.future.result(0.05)  # type: ignore[attr-defined]
@@ -103,7 +106,7 @@ def test_closing_gives_up_on_work_that_will_not_end(monkeypatch: pytest.MonkeyPa
     loop.close()
     assert not loop.loop.is_closed()
     released.set()
-    submit(name()).result(5)
+    winding_up[0].result(5)
     loop.loop.call_soon_threadsafe(loop.loop.stop)
     loop._thread.join(5)
     loop.loop.close()
