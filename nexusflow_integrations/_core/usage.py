@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
@@ -134,12 +135,16 @@ class Purse:
     spent: int = 0
     reserved: int = 0
     _listeners: list[Callable[[], None]] = field(default_factory=list, repr=False)
+    _process: int = field(default_factory=os.getpid, repr=False)
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Have ``listener`` called once, when the next reservation is settled."""
         self._listeners.append(listener)
 
     def reserve(self, most: int) -> bool:
+        if self._process != os.getpid():
+            # After a fork, what is in flight is the parent's and would never be settled here.
+            self._process, self.reserved, self._listeners = os.getpid(), 0, []
         if self.spent + self.reserved + most > self.limit:
             return False
         self.reserved += most

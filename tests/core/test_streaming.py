@@ -13,7 +13,7 @@ from nexusflow_integrations._core.batching import encode_item
 from nexusflow_integrations._core.results import Gathered
 from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.streaming import BATCHES_A_SLAB, Cutter, Slab
-from nexusflow_integrations.errors import BadRequestError, InvalidInputError, NexusFlowError
+from nexusflow_integrations.errors import BadRequestError, InvalidInputError
 
 
 def cutter(instruction: str = "", **options: int) -> Cutter:
@@ -88,12 +88,9 @@ def test_the_instruction_stands_before_every_text() -> None:
 def test_what_an_error_had_finished_is_told_by_the_places_of_the_stream() -> None:
     cut = cutter(batch_size=1)
     first, second = cut.cut(["a", "", "b", "c", "d", "e"])
-    error = NexusFlowError("x")
-    error.finished = {0: np.ones(1, np.float32), 1: np.ones(1, np.float32)}
-    with pytest.raises(NexusFlowError), second.blamed():
-        raise error
+    finished = {0: np.ones(1, np.float32), 1: np.ones(1, np.float32)}
     assert first.indices == [0, 2, 3]
-    assert list(error.finished) == [4, 5]
+    assert list(second.named(finished)) == [4, 5]
 
 
 def test_refusals_are_results_too() -> None:

@@ -81,6 +81,18 @@ def test_an_impossible_budget_is_refused(values: dict[str, Any]) -> None:
         Budget(**values)
 
 
+def test_f119_after_a_fork_a_child_does_not_wait_for_what_its_parent_has_in_flight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    purse = Purse(limit=100, spent=10)
+    assert purse.reserve(90)
+    assert not purse.reserve(50)
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    assert purse.reserve(50)
+    purse.settle(50, 20)
+    assert (purse.spent, purse.reserved) == (30, 0)
+
+
 class Purses(RuleBasedStateMachine):
     """Requests reserve the most they can cost and settle for what they were billed."""
 
