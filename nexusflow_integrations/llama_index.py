@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -69,14 +70,16 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.engine import Stop
+
 __all__ = ["NexusFlowEmbedding", "NexusFlowEmbeddingEndEvent"]
 
 Vector = list[float]
+Loop = asyncio.AbstractEventLoop
 T = TypeVar("T")
 
 _COLLECTION = "embeddings"  # of an embeddings_cache, as LlamaIndex names it
-_DRAIN = 5.0
-"""Seconds that requests in flight get to finish, and be kept, when another has failed."""
 _BATCHES_A_FLIGHT = 4
 """With ``cache=``: batches handed over together, so that what is not cached fills its requests."""
 
@@ -225,7 +228,8 @@ class NexusFlowEmbedding(BaseEmbedding):
         settings["model"] = self.model_name
         settings["base_url"] = self.api_base
         settings["batch_size"] = min(self.embed_batch_size, MAX_BATCH_SIZE)
-        settings["max_concurrency"] = min(self.num_workers or 1024, self.max_concurrency)
+        if self.num_workers:
+            settings["max_concurrency"] = min(self.num_workers, self.max_concurrency)
         if self._built is None or self._built[0] != settings:
             self._built = settings, _Client(**settings)
         return self._built[1]
@@ -329,9 +333,13 @@ class NexusFlowEmbedding(BaseEmbedding):
         return vector
 
     def _many(
-        self, texts: Sequence[str], show_progress: bool, loop: asyncio.AbstractEventLoop | None
+        self, texts: Sequence[str], show_progress: bool, loop: Loop | None
     ) -> _Steps[list[Vector]]:
-        with _Events(self) as events, _Batch(self._core(), texts, show_progress, loop) as batch:
+        client = self._core()
+        batch = _Batch(client, check_texts(texts), loop)
+        if not texts:
+            return []
+        with _Events(self) as events, client.recorded(batch.ledger), batch.begun(show_progress):
             for text in batch.distinct:
                 known = yield from self._recall(text, "document")
                 if known is not None:
@@ -362,14 +370,15 @@ class NexusFlowEmbedding(BaseEmbedding):
         yield from self._keep(batch, events, future)
 
     def _keep(self, batch: _Batch, events: _Events, future: Future[Gathered]) -> _Steps[None]:
-        flight, landed, usage = batch.land(future)
+        flight, landed = batch.land(future)
         for text, vector in landed.items():
             yield from self._remember(text, "document", vector)
+        usage = self._core().usage_of(flight.ledger)
         events.end(flight.event, list(landed), list(landed.values()), usage)
 
     def _drain(self, batch: _Batch, events: _Events) -> _Steps[None]:
-        """Keep what is paid for already, as far as it lands soon."""
-        by = time.monotonic() + _DRAIN
+        """Keep what is paid for already, as far as it lands soon; nothing more is sent."""
+        by = time.monotonic() + batch.patience
         while batch.flying and (future := (yield batch.wait(by))) is not None:
             try:
                 yield from self._keep(batch, events, future)
@@ -437,13 +446,14 @@ _SHARED = NexusFlowEmbedding.model_fields.keys() & signature(NexusFlow).paramete
 class _Client(NexusFlow):
     """A client whose calls of one batch can be waited for together, from a thread or a loop."""
 
-    def launch(
-        self, texts: list[str], ledger: Ledger, loop: asyncio.AbstractEventLoop | None
-    ) -> Future[Gathered]:
-        return self._submit(texts, "document", False, ledger, loop, None)
+    def launch(self, flight: _Flight, loop: Loop | None, stop: Stop) -> Future[Gathered]:
+        return self._submit(flight.texts, "document", False, flight.ledger, loop, None, stop)
 
-    def settle(self, ledger: Ledger) -> Usage:
-        self._account(ledger)
+    def recorded(self, ledger: Ledger) -> AbstractContextManager[None]:
+        """Count what ``ledger`` holds at the end, and trace what happens until then."""
+        return self._recorded(ledger)
+
+    def usage_of(self, ledger: Ledger) -> Usage:
         return ledger.snapshot(self._price)
 
     @property
@@ -464,38 +474,43 @@ class _Flight:
 class _Batch:
     """One call of a batch method: which texts are in flight, and which have a vector."""
 
-    def __init__(
-        self,
-        client: _Client,
-        texts: Sequence[str],
-        show_progress: bool,
-        loop: asyncio.AbstractEventLoop | None,
-    ) -> None:
+    def __init__(self, client: _Client, texts: Sequence[str], loop: Loop | None) -> None:
         self.distinct: dict[str, list[int]] = {}
-        for index, text in enumerate(check_texts(texts)):
+        for index, text in enumerate(texts):
             self.distinct.setdefault(text, []).append(index)
+        repeated = len(texts) - len(self.distinct)
+        self.ledger = Ledger(texts=repeated, repeated=repeated)
         self.flying: dict[Future[Gathered], _Flight] = {}
         self.landed: SimpleQueue[Future[Gathered]] | asyncio.Queue[Future[Gathered]] = (
             SimpleQueue() if loop is None else asyncio.Queue()
         )
         self._client = client
         self._loop = loop
-        self._rows: list[Vector | None] = [None] * sum(map(len, self.distinct.values()))
+        self._rows: list[Vector | None] = [None] * len(texts)
         self._refusals: dict[int, APIStatusError] = {}
         self._size = client.settings.batch_size
         self._batches = _BATCHES_A_FLIGHT if client.caches else 1
-        self._until = time.monotonic() + (client.settings.deadline or math.inf)
-        self._bar = _progress_bar(len(self._rows)) if show_progress and self._rows else None
+        self._bar: Any = None
 
-    def __enter__(self) -> _Batch:
-        return self
+    @contextmanager
+    def begun(self, show_progress: bool) -> Iterator[None]:
+        # Imported here: importing an adapter should cost next to nothing.
+        from nexusflow_integrations._core.engine import DRAIN, Stop
 
-    def __exit__(self, *_: object) -> None:
-        for future, flight in self.flying.items():
-            future.cancel()
-            self._client.settle(flight.ledger)
-        if self._bar is not None:
-            self._bar.close()
+        self.patience = DRAIN
+        self._stop = Stop()
+        self._until = time.monotonic() + (self._client.settings.deadline or math.inf)
+        if show_progress:
+            tqdm = import_module("tqdm.auto").tqdm
+            self._bar = tqdm(total=len(self._rows), desc="Generating embeddings")
+        try:
+            yield
+        finally:
+            for future, flight in self.flying.items():
+                future.cancel()
+                self._count(flight)
+            if self._bar is not None:
+                self._bar.close()
 
     def flights(self) -> Iterator[_Flight]:
         """Yield what has to be sent, in order."""
@@ -509,7 +524,7 @@ class _Batch:
         return len(self.flying) >= max(1, self._client.settings.max_concurrency // self._batches)
 
     def launch(self, flight: _Flight) -> None:
-        future = self._client.launch(flight.texts, flight.ledger, self._loop)
+        future = self._client.launch(flight, self._loop, self._stop)
         self.flying[future] = flight
         if isinstance(self.landed, SimpleQueue):
             future.add_done_callback(self.landed.put)
@@ -536,13 +551,16 @@ class _Batch:
         except asyncio.TimeoutError:
             return None
 
-    def land(self, future: Future[Gathered]) -> tuple[_Flight, dict[str, Vector], Usage]:
+    def land(self, future: Future[Gathered]) -> tuple[_Flight, dict[str, Vector]]:
         """Take the vectors of a flight, or raise what ended it."""
         flight = self.flying.pop(future)
+        self._count(flight)
         try:
             gathered = future.result()
-        finally:
-            usage = self._client.settle(flight.ledger)
+        except NexusFlowError as error:
+            for place, row in error.finished.items():
+                self.put(flight.texts[place], row.tolist())
+            raise
         rows = [] if gathered.vectors is None else gathered.vectors.tolist()
         landed = {}
         for place, text in enumerate(flight.texts):
@@ -552,7 +570,11 @@ class _Batch:
             else:
                 landed[text] = rows[place]
                 self.put(text, rows[place])
-        return flight, landed, usage
+        return flight, landed
+
+    def _count(self, flight: _Flight) -> None:
+        for name, count in vars(flight.ledger).items():
+            setattr(self.ledger, name, getattr(self.ledger, name) + count)
 
     def put(self, text: str, vector: Vector) -> None:
         first, *others = self.distinct[text]
@@ -702,7 +724,3 @@ def _named(cls: type[NexusFlowEmbedding], given: dict[str, Any]) -> dict[str, An
         hint = f"; did you mean {likely[0]!r}?" if likely else ""
         raise TypeError(f"{cls.__name__} has no argument {unknown[0]!r}{hint}")
     return given
-
-
-def _progress_bar(total: int) -> Any:
-    return import_module("tqdm.auto").tqdm(total=total, desc="Generating embeddings")

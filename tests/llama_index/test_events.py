@@ -174,8 +174,10 @@ def test_callbacks_come_in_pairs_after_a_failure_too(
         batch(upstream.embedding(callback_manager=heard, num_workers=2), texts(200))
     assert callbacks.ended.keys() == callbacks.started.keys()
     failed = [end for end in callbacks.ended.values() if EventPayload.EXCEPTION in end]
-    assert [end[EventPayload.EXCEPTION] for end in failed] == [caught.value]
-    assert len(callbacks.ended) == len(upstream.requests)
+    assert failed
+    assert all(end == {EventPayload.EXCEPTION: caught.value} for end in failed)
+    fine = [end for end in callbacks.ended.values() if EventPayload.CHUNKS in end]
+    assert len(fine) == len(upstream.requests) - 1
 
 
 @pytest.mark.parametrize("role", ["query", "text"])
