@@ -214,7 +214,7 @@ def add_documents(
             filling.written(ready)
 
     try:
-        with closing(function.client.embed_stream(missing())) as stream:  # type: ignore[type-var]
+        with closing(function.client.embed_stream(missing())) as stream:
             for embedded in stream:
                 write(filling.landed(embedded))
     except NexusFlowError as error:
@@ -250,7 +250,7 @@ async def aadd_documents(
             filling.written(ready)
 
     try:
-        async with aclosing(function.client.aembed_stream(missing())) as stream:  # type: ignore[type-var]
+        async with aclosing(function.client.aembed_stream(missing())) as stream:
             async for embedded in stream:
                 await write(filling.landed(embedded))
     except NexusFlowError as error:

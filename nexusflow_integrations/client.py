@@ -7,12 +7,21 @@ import copy
 import os
 import queue
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
@@ -32,6 +41,7 @@ from nexusflow_integrations._core.usage import Budget, Ledger, Price, Purse, Usa
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError, RefusedTextsError
 
 if TYPE_CHECKING:
+    from nexusflow_integrations._core.engine import Stop
     from nexusflow_integrations._core.estimate import Estimate
     from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList, Gathered
     from nexusflow_integrations._core.streaming import Cutter, Embedded, Slab
@@ -280,7 +290,7 @@ class NexusFlow:
 
     def embed_stream(
         self, texts: Iterable[str], *, role: Role = "document", ordered: bool = True
-    ) -> Iterator[Embedded]:
+    ) -> Generator[Embedded, None, None]:
         """Embed any number of texts with bounded memory; yield each result as it is ready.
 
         No more texts are read than are needed to keep ``max_concurrency`` requests busy.
@@ -298,31 +308,34 @@ class NexusFlow:
             NexusFlowError: The stream cannot go on; the error's ``finished`` holds what was ready
                 and not yet yielded.
         """
+        from nexusflow_integrations._core.engine import DRAIN, Stop
         from nexusflow_integrations._core.streaming import Cutter
 
         _refuse_one_string(texts)
         cutter = Cutter(self._settings, self._instruction(role))
         slabs = cutter.cut(texts)
-        flying: deque[tuple[Slab, Future[Gathered] | None, Ledger]] = deque()
+        flying: deque[_Flight] = deque()
+        stop = Stop()
         try:
             while True:
                 while len(flying) < cutter.in_flight and (slab := next(slabs, None)):
-                    flying.append(self._launch(slab, role, None))
+                    flying.append(self._launch(slab, role, None, stop))
                 if not flying:
                     return
                 if not ordered:
-                    landed = wait([f for _, f, _ in flying if f], return_when=FIRST_COMPLETED).done
-                    place = next(i for i, (_, f, _) in enumerate(flying) if not f or f in landed)
-                    flying.rotate(-place)
-                slab, future, ledger = flying.popleft()
-                with self._recorded(ledger), slab.blamed():
-                    gathered = None if future is None else future.result()
-                yield from slab.results(gathered)
+                    wait([flight.future for flight in flying], return_when=FIRST_COMPLETED)
+                    _rotate_to_landed(flying)
+                flight = flying.popleft()
+                try:
+                    with self._recorded(flight.ledger):
+                        gathered = flight.future.result()
+                except NexusFlowError as error:
+                    wait([other.future for other in flying], timeout=DRAIN)
+                    _rescue(error, flight, flying)
+                    raise
+                yield from flight.slab.results(gathered)
         finally:
-            for _, future, ledger in flying:
-                if future is not None:
-                    future.cancel()
-                    self._account(ledger)
+            self._abandon(flying)
 
     async def aembed_stream(
         self,
@@ -330,47 +343,58 @@ class NexusFlow:
         *,
         role: Role = "document",
         ordered: bool = True,
-    ) -> AsyncIterator[Embedded]:
+    ) -> AsyncGenerator[Embedded, None]:
         """Embed like ``embed_stream``, from an iterable or an async iterable."""
+        from nexusflow_integrations._core.engine import DRAIN, Stop
         from nexusflow_integrations._core.streaming import Cutter
 
         _refuse_one_string(texts)
         cutter = Cutter(self._settings, self._instruction(role))
         slabs = _acut(cutter, texts)
         loop = asyncio.get_running_loop()
-        flying: deque[tuple[Slab, asyncio.Future[Gathered] | None, Ledger]] = deque()
+        flying: deque[_Flight] = deque()
+        stop = Stop()
         try:
             while True:
                 while len(flying) < cutter.in_flight and (slab := await anext(slabs, None)):
-                    slab, launched, ledger = self._launch(slab, role, loop)
-                    future = None if launched is None else asyncio.wrap_future(launched)
-                    flying.append((slab, future, ledger))
+                    flying.append(self._launch(slab, role, loop, stop))
                 if not flying:
                     return
-                if not ordered and all(future for _, future, _ in flying):
-                    landed, _ = await asyncio.wait(
-                        [future for _, future, _ in flying if future],
-                        return_when=asyncio.FIRST_COMPLETED,
+                if not ordered:
+                    await _landed([flight.future for flight in flying], asyncio.FIRST_COMPLETED)
+                    _rotate_to_landed(flying)
+                flight = flying.popleft()
+                try:
+                    with self._recorded(flight.ledger):
+                        gathered = await asyncio.wrap_future(flight.future)
+                except NexusFlowError as error:
+                    await _landed(
+                        [other.future for other in flying], asyncio.ALL_COMPLETED, within=DRAIN
                     )
-                    flying.rotate(-next(i for i, (_, f, _) in enumerate(flying) if f in landed))
-                slab, future, ledger = flying.popleft()
-                with self._recorded(ledger), slab.blamed():
-                    gathered = None if future is None else await future
-                for result in slab.results(gathered):
+                    _rescue(error, flight, flying)
+                    raise
+                for result in flight.slab.results(gathered):
                     yield result
         finally:
-            for _, future, ledger in flying:
-                if future is not None:
-                    future.cancel()
-                    self._account(ledger)
+            self._abandon(flying)
 
     def _launch(
-        self, slab: Slab, role: Role, loop: asyncio.AbstractEventLoop | None
-    ) -> tuple[Slab, Future[Gathered] | None, Ledger]:
+        self, slab: Slab, role: Role, loop: asyncio.AbstractEventLoop | None, stop: Stop
+    ) -> _Flight:
         ledger = Ledger()
-        if not slab.texts:
-            return slab, None, ledger
-        return slab, self._submit(slab.texts, role, False, ledger, loop, None), ledger
+        if slab.texts:
+            future = self._submit(slab.texts, role, False, ledger, loop, None, stop)
+        else:
+            from nexusflow_integrations._core.results import Gathered
+
+            future = Future()
+            future.set_result(Gathered(0))
+        return _Flight(slab, future, ledger)
+
+    def _abandon(self, flying: Iterable[_Flight]) -> None:
+        for flight in flying:
+            flight.future.cancel()
+            self._account(flight.ledger)
 
     # -- what it cost --------------------------------------------------------------------------
 
@@ -528,6 +552,7 @@ class NexusFlow:
         ledger: Ledger,
         loop: asyncio.AbstractEventLoop | None,
         on_progress: Callable[[int], object] | None,
+        stop: Stop | None = None,
     ) -> Future[Gathered]:
         # Imported here: building a client, and importing an adapter, should cost next to nothing.
         from nexusflow_integrations._core.engine import Request, engine
@@ -551,8 +576,41 @@ class NexusFlow:
             client_loop=loop,
             on_progress=on_progress,
             cache=self._cache,
+            stop=stop,
         )
         return background.submit(running.embed(request))
+
+
+class _Flight(NamedTuple):
+    slab: Slab
+    future: Future[Gathered]
+    ledger: Ledger
+
+
+def _rotate_to_landed(flying: deque[_Flight]) -> None:
+    flying.rotate(-next(place for place, flight in enumerate(flying) if flight.future.done()))
+
+
+async def _landed(futures: list[Future[Gathered]], until: str, within: float | None = None) -> None:
+    """Wait for futures of another thread without owning them: a wait given up cancels none."""
+    if futures:
+        waiters = [asyncio.shield(asyncio.wrap_future(future)) for future in futures]
+        await asyncio.wait(waiters, return_when=until, timeout=within)
+        for waiter in waiters:
+            waiter.cancel()
+
+
+def _rescue(error: NexusFlowError, failed: _Flight, flying: Iterable[_Flight]) -> None:
+    """Gather in ``error.finished`` what all slabs had ready when one of them failed."""
+    finished = failed.slab.named(error.finished)
+    for flight in flying:
+        if flight.future.done() and not flight.future.cancelled():
+            other = flight.future.exception()
+            if other is None:
+                finished |= flight.slab.named(flight.future.result().finished())
+            elif isinstance(other, NexusFlowError):
+                finished |= flight.slab.named(other.finished)
+    error.finished = finished
 
 
 def _cache_path(cache: bool | str | os.PathLike[str] | None) -> str | None:

@@ -52,6 +52,31 @@ DRAIN = 5.0
 """Seconds that requests in flight get to finish, and be kept, when their call fails elsewhere."""
 
 
+class Stop:
+    """Ends several calls together: what is in flight is kept, nothing more is sent.
+
+    Touched by the event loop only, except for its making.
+    """
+
+    def __init__(self) -> None:
+        self._calls: set[_Job] = set()
+        self._requested = False
+
+    def request(self) -> None:
+        """Stop all calls that joined, and those that will."""
+        self._requested = True
+        for call in list(self._calls):
+            call.stop()
+
+    def join(self, call: _Job) -> None:
+        self._calls.add(call)
+        if self._requested:
+            call.stop()
+
+    def leave(self, call: _Job) -> None:
+        self._calls.discard(call)
+
+
 @dataclass(eq=False)
 class Request:
     """One call as the client hands it over."""
@@ -68,6 +93,7 @@ class Request:
     client_loop: asyncio.AbstractEventLoop | None = None
     on_progress: Callable[[int], object] | None = None
     cache: str | None = None
+    stop: Stop | None = None
 
 
 class Engine:
@@ -159,11 +185,20 @@ class Engine:
             flights=self._flights_of(settings),
             source=source,
         )
+        stop = request.stop or Stop()
+        stop.join(job)
         try:
             await job.run(request.texts)
+        except Stopped:
+            stopped = NexusFlowError("stopped, because another part of the call failed")
+            stopped.finished = gathered.finished()
+            raise stopped from None
         except NexusFlowError as error:
             error.finished = gathered.finished()
+            stop.request()
             raise
+        finally:
+            stop.leave(job)
         return gathered
 
 
@@ -319,6 +354,7 @@ class _Job:
         self._send = send
         self._flights = flights
         self._source = source
+        self._tasks: Sequence[asyncio.Task[None]] = ()
 
     async def run(self, texts: Sequence[str]) -> None:
         deadline = self._call.until - self._call.lane.clock()
@@ -385,15 +421,11 @@ class _Job:
             await source.close()
 
     async def _work_together(self, workers: Sequence[Coroutine[Any, Any, None]]) -> None:
-        tasks = [asyncio.ensure_future(work) for work in workers]
+        tasks = self._tasks = [asyncio.create_task(work) for work in workers]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             if not all(task.done() for task in tasks):
-                # Keep what is paid for already; whatever only waits need not go on.
-                self._call.stopping = True
-                for task in tasks:
-                    if task not in self._call.in_flight:
-                        task.cancel()
+                self.stop()
                 await asyncio.wait(tasks, timeout=DRAIN)
         finally:
             for task in tasks:
@@ -404,6 +436,15 @@ class _Job:
                 result, (Stopped, asyncio.CancelledError)
             ):
                 raise result
+        if self._call.stopping:
+            raise Stopped
+
+    def stop(self) -> None:
+        """Keep what is paid for already, and send nothing more; whatever only waits is ended."""
+        self._call.stopping = True
+        for task in self._tasks:
+            if task not in self._call.in_flight:
+                task.cancel()
 
     async def _work(self, source: Source) -> None:
         while (batch := await source.next()) is not None:

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from enum import Enum
 from math import isfinite
@@ -316,7 +317,9 @@ def _number(value: str | None) -> float | None:
 
 def _until(value: str, now: float) -> float | None:
     try:
-        return parsedate_to_datetime(value.strip()).timestamp() - now
+        date = parsedate_to_datetime(value.strip())
+        # HTTP dates are UTC, also in the old form that does not say so.
+        return (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
 

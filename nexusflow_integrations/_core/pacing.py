@@ -167,6 +167,8 @@ class FoundLimit:
     def throttled(self, *, sent_at: float, now: float, hint: float | None) -> None:
         if sent_at <= self._cut_at:
             return
+        if self._searching and now - self._cut_at < MEASURE / 2:
+            return  # the burst of before the first cut is still draining
         passed = self._measured(now)
         known = self.rate
         # What passed before the first refusal says little, and usually too little: search upwards

@@ -7,8 +7,7 @@ and nothing else, however long the iterable is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from nexusflow_integrations._core.results import Gathered
@@ -50,14 +49,9 @@ class Slab:
                 found.append(Embedded(index, gathered.vectors[place]))
         yield from sorted(found, key=lambda item: item.index)
 
-    @contextmanager
-    def blamed(self) -> Iterator[None]:
-        """Turn the indices that an error of this slab holds into those of the stream."""
-        try:
-            yield
-        except NexusFlowError as error:
-            error.finished = {self.indices[place]: row for place, row in error.finished.items()}
-            raise
+    def named(self, finished: Mapping[int, Vectors]) -> dict[int, Vectors]:
+        """Return what is ``finished`` of this slab, under the indices of the stream."""
+        return {self.indices[place]: row for place, row in finished.items()}
 
 
 class Cutter:

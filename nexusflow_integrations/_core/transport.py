@@ -21,8 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
+from weakref import WeakSet
 
 from nexusflow_integrations._core.exchange import TransportFault
+from nexusflow_integrations._core.settings import is_loopback
 from nexusflow_integrations._core.wire import MAX_RESPONSE_BYTES, Answer
 from nexusflow_integrations.errors import APIConnectionError
 
@@ -50,12 +52,13 @@ class Pool:
 
     def __init__(self) -> None:
         self._session: Any = None
+        self._used: WeakSet[Any] = WeakSet()
 
     def session(self) -> Any:
         """Return the session, opened at the first call."""
         if self._session is None:
             try:
-                self._session = _open_session()
+                self._session = _open_session(self._used)
             except OSError as error:
                 raise APIConnectionError(
                     "the certificates to trust could not be read (see SSL_CERT_FILE):"
@@ -67,9 +70,12 @@ class Pool:
         if self._session is not None:
             await self._session.close()
             self._session = None
+        for connection in list(self._used):
+            connection.abort()  # one given up over TLS still waits for the peer's goodbye
+        await asyncio.sleep(0)
 
 
-def _open_session() -> Any:
+def _open_session(used: WeakSet[Any]) -> Any:
     import aiohttp
     import httpx
 
@@ -79,6 +85,8 @@ def _open_session() -> Any:
             # request, and be another's vectors.
             if conn.protocol is not None and conn.protocol.should_close:
                 raise aiohttp.ServerDisconnectedError
+            if conn.transport is not None:
+                used.add(conn.transport)
             return await super().send(conn)
 
     # The gate bounds what is in flight, so the pool needs no limit of its own; an idle connection
@@ -98,6 +106,8 @@ def _open_session() -> Any:
 def proxy_for(url: str) -> str | None:
     """Return the proxy that the environment names for ``url`` (HTTPS_PROXY, NO_PROXY, ...)."""
     parts = urlsplit(url)
+    if parts.scheme == "http" and is_loopback(parts.hostname or ""):
+        return None  # without TLS a proxy would be shown the key
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy is None or proxy_bypass(parts.netloc.rpartition("@")[2]):
@@ -244,8 +254,6 @@ class HttpxSender:
             if response.is_stream_consumed:
                 return _httpx_read(response)
             try:
-                if response.is_stream_consumed:  # a mock's answer comes read already
-                    return _httpx_answer(response, response.content)
                 parts = bytearray()
                 for part in response.iter_raw():
                     parts += part
@@ -286,8 +294,6 @@ class AsyncHttpxSender:
             if response.is_stream_consumed:
                 return _httpx_read(response)
             try:
-                if response.is_stream_consumed:
-                    return _httpx_answer(response, response.content)
                 parts = bytearray()
                 async for part in response.aiter_raw():
                     parts += part

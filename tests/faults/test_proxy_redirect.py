@@ -153,7 +153,6 @@ def test_no_proxy_is_honoured(network: Network, no_proxy: str) -> None:
     assert run.proxy.attempts == 0
 
 
-@pytest.mark.xfail(strict=True, reason="HTTP_PROXY is used for a loopback server too")
 def test_the_key_for_a_plain_http_loopback_server_is_not_shown_to_a_proxy(
     network: Network,
 ) -> None:

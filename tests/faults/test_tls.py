@@ -176,7 +176,6 @@ def test_without_ssl_cert_file_a_private_authority_is_refused() -> None:
         assert server.attempts == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the TLS connection given up on is not closed at exit")
 def test_exit_after_a_timeout_over_tls_warns_of_nothing(tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "roots.pem"))

@@ -1,9 +1,10 @@
+# ruff: noqa: F401 - names inside the quoted types of assert_type
 """What a type checker must see of the public names; checked by mypy and pyright, never run."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from typing import TYPE_CHECKING
 
 from typing_extensions import assert_type
@@ -27,8 +28,8 @@ def core(client: NexusFlow) -> None:
     assert_type(client.embed("text"), "EmbeddingArray")
     assert_type(client.embed(["text"]), "EmbeddingArray")
     assert_type(client.embed(["text"], on_refused="collect"), "EmbeddingList")
-    assert_type(client.embed_stream(["text"]), "Iterator[Embedded]")
-    assert_type(client.aembed_stream(["text"]), "AsyncIterator[Embedded]")
+    assert_type(client.embed_stream(["text"]), "Generator[Embedded, None, None]")
+    assert_type(client.aembed_stream(["text"]), "AsyncGenerator[Embedded, None]")
     assert_type(client.usage, Usage)
     assert_type(client.usage.cost, float)
     assert_type(client.embed("text").usage, "Usage | None")

@@ -1,0 +1,173 @@
+"""Streams over real sockets: bounded, in order or as finished, and nothing lost in a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import httpx
+import numpy as np
+import pytest
+
+from nexusflow_integrations import NexusFlow
+from nexusflow_integrations._core.streaming import Embedded
+from nexusflow_integrations.errors import AuthenticationError, InvalidInputError
+from nexusflow_integrations.local import LocalServer
+
+Stream = Callable[..., list[Embedded]]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalServer]:
+    with LocalServer(model="hash", latency_ms=5) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: LocalServer) -> NexusFlow:
+    return NexusFlow(server.api_key, base_url=server.base_url, dimensions=64)
+
+
+def _sync(client: NexusFlow, texts: Iterator[str], *, ordered: bool = True) -> list[Embedded]:
+    return list(client.embed_stream(texts, ordered=ordered))
+
+
+def _async(client: NexusFlow, texts: Iterator[str], *, ordered: bool = True) -> list[Embedded]:
+    async def collect() -> list[Embedded]:
+        return [item async for item in client.aembed_stream(texts, ordered=ordered)]
+
+    return asyncio.run(collect())
+
+
+both = pytest.mark.parametrize("stream", [_sync, _async])
+
+
+@both
+def test_a_stream_yields_what_one_call_returns_in_order(client: NexusFlow, stream: Stream) -> None:
+    texts = [f"text {number}" for number in range(333)]
+    expected = client.embed(texts)
+    found = stream(client, iter(texts))
+    assert [item.index for item in found] == list(range(333))
+    assert np.array_equal(np.stack([item.vector for item in found]), expected)
+
+
+@both
+def test_as_finished_every_text_comes_once(client: NexusFlow, stream: Stream) -> None:
+    found = stream(client, (f"text {number}" for number in range(333)), ordered=False)
+    assert sorted(item.index for item in found) == list(range(333))
+    expected = client.embed([f"text {number}" for number in range(333)])
+    assert all(np.array_equal(item.vector, expected[item.index]) for item in found)
+
+
+@both
+def test_a_text_that_cannot_be_sent_is_a_result_and_no_end(
+    client: NexusFlow, stream: Stream
+) -> None:
+    texts = ["fine", "", None, "also fine"]
+    found = stream(client, iter(texts))
+    assert [item.error is None for item in found] == [True, False, False, True]
+    assert all(isinstance(item.error, InvalidInputError) for item in found[1:3])
+    assert [item.error.index for item in found[1:3]] == [1, 2]
+
+
+@both
+def test_an_empty_stream_yields_nothing(client: NexusFlow, stream: Stream) -> None:
+    assert stream(client, iter(())) == []
+
+
+def test_no_more_is_read_than_two_windows_ahead(server: LocalServer) -> None:
+    client = NexusFlow(server.api_key, base_url=server.base_url, dimensions=64, max_concurrency=4)
+    read = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal read
+        for number in range(100_000):
+            read += 1
+            yield f"text {number}"
+
+    stream = client.embed_stream(texts())
+    ahead = 0
+    for item in stream:
+        ahead = max(ahead, read - item.index)
+        if item.index == 2000:
+            break
+    stream.close()
+    assert ahead <= 2 * 4 * 10 + 40  # two windows of requests, and the slab that is yielded
+    assert read < 2500
+
+
+async def test_an_async_iterable_is_read(client: NexusFlow) -> None:
+    async def texts() -> AsyncIterator[str]:
+        for number in range(50):
+            await asyncio.sleep(0)
+            yield f"text {number}"
+
+    assert [item.index async for item in client.aembed_stream(texts())] == list(range(50))
+
+
+def test_one_string_is_refused(client: NexusFlow) -> None:
+    with pytest.raises(InvalidInputError, match="not one string"):
+        next(client.embed_stream("a text"))
+
+
+def test_usage_counts_a_stream(client: NexusFlow) -> None:
+    _sync(client, (f"text {number}" for number in range(100)))
+    assert client.usage.texts == 100
+    assert client.usage.requests == 10
+
+
+def _answer(size: int) -> httpx.Response:
+    rows = [{"index": place, "embedding": [1.0] * 64} for place in range(size)]
+    return httpx.Response(200, json={"data": rows})
+
+
+@both
+def test_what_other_slabs_had_ready_survives_a_failure(stream: Stream) -> None:
+    paid = 0
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        nonlocal paid
+        texts = json.loads(request.content)["input"]
+        if "text 0" in texts:
+            return httpx.Response(401, json={"error": {"message": "no"}})
+        paid += len(texts)
+        return _answer(len(texts))
+
+    async def late(request: httpx.Request) -> httpx.Response:
+        if b'"text 0"' in request.content:
+            await asyncio.sleep(0.3)
+        return handle(request)
+
+    def slow(request: httpx.Request) -> httpx.Response:
+        import time
+
+        if b'"text 0"' in request.content:
+            time.sleep(0.3)
+        return handle(request)
+
+    client = NexusFlow(
+        "key",
+        dimensions=64,
+        http_client=httpx.Client(transport=httpx.MockTransport(slow)),
+        async_http_client=httpx.AsyncClient(transport=httpx.MockTransport(late)),
+    )
+    with pytest.raises(AuthenticationError) as raised:
+        stream(client, (f"text {number}" for number in range(200)))
+    assert paid > 40  # more than the slab that failed
+    assert len(raised.value.finished) == paid
+    assert 0 not in raised.value.finished
+
+
+def test_a_mocked_httpx_client_whose_answers_are_read_already_works() -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        return _answer(len(json.loads(request.content)["input"]))
+
+    client = NexusFlow(
+        "key",
+        dimensions=64,
+        http_client=httpx.Client(transport=httpx.MockTransport(handle)),
+        async_http_client=httpx.AsyncClient(transport=httpx.MockTransport(handle)),
+    )
+    assert client.embed(["one", "two"]).shape == (2, 64)
+    assert asyncio.run(client.aembed(["one", "two"])).shape == (2, 64)
