@@ -13,6 +13,7 @@ from llama_index.core import Settings
 from llama_index.core.callbacks import CallbackManager, EventPayload, TokenCountingHandler
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent
 
+from nexusflow_integrations import Usage
 from nexusflow_integrations.errors import AuthenticationError, NexusFlowError
 from nexusflow_integrations.llama_index import NexusFlowEmbedding, NexusFlowEmbeddingEndEvent
 from nexusflow_integrations.local import LocalServer
@@ -233,3 +234,50 @@ def test_the_callback_manager_that_llama_index_puts_in_is_the_one_told(
     Settings.embed_model = embedding
     Settings.embed_model.get_text_embedding("some text")
     assert len(callbacks.ended) == 1
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What an OpenTelemetry exporter gets."""
+    trace = pytest.importorskip("opentelemetry.sdk.trace")
+    export = pytest.importorskip("opentelemetry.sdk.trace.export")
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+    exporter = memory.InMemorySpanExporter()
+    provider = trace.TracerProvider()
+    provider.add_span_processor(export.SimpleSpanProcessor(exporter))
+    monkeypatch.setattr("opentelemetry.trace.get_tracer", provider.get_tracer)
+    return exporter
+
+
+def test_a_batch_is_one_opentelemetry_span_over_all_its_requests(
+    batch: Batch, embedding: NexusFlowEmbedding, server: LocalServer, texts: Texts, traced: Any
+) -> None:
+    batch(embedding, texts(95))
+    (span,) = traced.get_finished_spans()
+    assert span.name == "embeddings text-embedding-v4"
+    assert span.attributes["gen_ai.usage.input_tokens"] == server.stats.tokens
+    assert "text number" not in span.to_json()
+
+
+def test_a_failed_batch_is_one_opentelemetry_span_with_the_error(
+    batch: Batch, upstream: Any, texts: Texts, traced: Any
+) -> None:
+    upstream.answer = lambda asked: upstream.UNAUTHORIZED
+    with pytest.raises(AuthenticationError):
+        batch(upstream.embedding(), texts(30))
+    (span,) = traced.get_finished_spans()
+    assert span.attributes["error.type"] == "AuthenticationError"
+
+
+def test_on_usage_is_told_once_a_call(
+    batch: Batch, single: Any, upstream: Any, texts: Texts
+) -> None:
+    told: list[Usage] = []
+    embedding = upstream.embedding(on_usage=told.append)
+    batch(embedding, [*texts(25), *texts(5)])
+    single(embedding, "query", "q")
+    assert [(usage.requests, usage.texts, usage.repeated) for usage in told] == [
+        (3, 30, 5),
+        (1, 1, 0),
+    ]
+    assert embedding.usage == told[0] + told[1]

@@ -117,3 +117,16 @@ def test_a_rate_limiter_that_fails_stops_the_batch(
         batch(upstream.embedding(rate_limiter=Failing()), texts(100))
     assert upstream.settles()
     assert len(upstream.requests) <= 2
+
+
+def test_a_part_of_several_requests_keeps_those_that_were_answered(
+    batch: Batch, upstream: Any, texts: Texts, tmp_path: Any
+) -> None:
+    upstream.answer = lambda asked: (
+        (*upstream.UNAUTHORIZED, 0.3) if "text number 25" in asked else None
+    )
+    with pytest.raises(AuthenticationError) as caught:
+        batch(upstream.embedding(cache=tmp_path / "vectors.sqlite"), texts(40))
+    assert sorted(caught.value.finished) == [*range(20), *range(30, 40)]
+    right = upstream.vector_of("text number 35")
+    assert np.array_equal(caught.value.finished[35], np.float32(right))
