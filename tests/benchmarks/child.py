@@ -1,0 +1,241 @@
+"""One measurement in a process of its own: takes a task as JSON, prints the figures as JSON.
+
+    python tests/benchmarks/child.py '{"task": "documents", "contestant": "openai, async, 32", ...}'
+
+Timed is what the user's call takes; every vector is compared with what it must be afterwards. CPU
+is ``getrusage`` of this whole process, all threads and the kernel's work for them included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_BEGAN = time.perf_counter()
+sys.path.insert(1, str(Path(__file__).parents[2]))  # the checkout, if nothing else is installed
+
+
+def cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _status(name: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+
+
+def resident() -> int:
+    """Bytes of memory in use now (Linux), else the peak."""
+    return _status("VmRSS") or _peak_of_life()
+
+
+def _peak_of_life() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak() -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+    return _status("VmHWM") or _peak_of_life()
+
+
+def machine_busy() -> float | None:
+    """Seconds that all cores together were busy since the start of the machine."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    except OSError:
+        return None
+    ticks = [int(field) for field in fields]
+    return (sum(ticks[:8]) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
+class Timed:
+    """Wall and CPU seconds of a block, the memory it needed, and what else the machine did."""
+
+    def __enter__(self) -> Timed:
+        gc.collect()
+        forget_peak()
+        self._resident = resident()
+        self._busy = machine_busy()
+        self._cpu = cpu_seconds()
+        self._wall = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        gc.collect(0)  # young objects that the block left to be looked at are its own cost
+        wall = time.perf_counter() - self._wall
+        cpu = cpu_seconds() - self._cpu
+        busy = machine_busy()
+        self.figures = {
+            "wall": wall,
+            "cpu": cpu,
+            "memory": peak() - self._resident,
+            "busy": None if busy is None or self._busy is None else busy - self._busy,
+        }
+
+
+def runner(is_async: bool) -> tuple[Callable[[Any], Any], Callable[[], None]]:
+    """Return what waits for an async contestant's answer, on one loop for all its calls."""
+    if not is_async:
+        return lambda value: value, lambda: None
+    loop = asyncio.new_event_loop()
+    return loop.run_until_complete, loop.close
+
+
+def documents(spec: dict[str, Any]) -> dict[str, Any]:
+    """Embed a list of texts, once, after one call to open and import what is lazy."""
+    import vectors
+    from contestants import BY_NAME
+
+    contestant = BY_NAME[spec["contestant"]]
+    embedder = contestant.make(spec["url"], **spec.get("settings", {}))
+    wait, close = runner(contestant.is_async)
+    texts = vectors.texts(spec["texts"])
+    wait(embedder.documents(vectors.texts(20, first=50_000_000)))
+    time.sleep(0.05)  # a background thread of the contestant may still be tidying up
+    with Timed() as timed:
+        found = wait(embedder.documents(texts))
+    checked = vectors.check(texts, found)
+    close()
+    return {**timed.figures, "checked": checked}
+
+
+def query(spec: dict[str, Any]) -> dict[str, Any]:
+    """Embed queries one after another; the milliseconds of each."""
+    import numpy as np
+    import vectors
+    from contestants import BY_NAME
+
+    contestant = BY_NAME[spec["contestant"]]
+    embedder = contestant.make(spec["url"])
+    texts = vectors.texts(spec["queries"] + 20, first=60_000_000)
+
+    def ask(text: str) -> Any:
+        began = time.perf_counter()
+        vector = embedder.query(text)
+        return time.perf_counter() - began, vector
+
+    async def aask(text: str) -> Any:
+        began = time.perf_counter()
+        vector = await embedder.query(text)
+        return time.perf_counter() - began, vector
+
+    async def ask_all(some: list[str]) -> list[Any]:
+        return [await aask(text) for text in some]
+
+    wait, close = runner(contestant.is_async)
+
+    def all_of(some: list[str]) -> list[Any]:
+        return wait(ask_all(some)) if contestant.is_async else [ask(text) for text in some]
+
+    all_of(texts[:20])
+    with Timed() as timed:
+        answers = all_of(texts[20:])
+    checked = vectors.check(texts[20:], [vector for _, vector in answers])
+    close()
+    took = np.array([seconds for seconds, _ in answers]) * 1000
+    return {
+        **timed.figures,
+        "p50": float(np.percentile(took, 50)),
+        "p95": float(np.percentile(took, 95)),
+        "checked": checked,
+    }
+
+
+def stream(spec: dict[str, Any]) -> dict[str, Any]:
+    """Stream texts that no list holds into an array made beforehand."""
+    import numpy as np
+    import vectors
+
+    from nexusflow_integrations import NexusFlow
+
+    client = NexusFlow("sk-benchmark", base_url=spec["url"])
+    client.embed(vectors.texts(20, first=50_000_000))
+    count = spec["texts"]
+    with Timed() as timed:
+        array = np.empty((count, vectors.DIMENSIONS), dtype=np.float32)
+        for embedded in client.embed_stream(vectors.stream(count)):
+            array[embedded.index] = embedded.vector
+    checked = 0
+    for start in range(0, count, 1000):
+        part = array[start : start + 1000]
+        checked += vectors.check(vectors.texts(len(part), first=start), part)
+    return {**timed.figures, "array": array.nbytes, "checked": checked}
+
+
+def imports(spec: dict[str, Any]) -> dict[str, Any]:
+    """Import a module after others that are not counted."""
+    import importlib
+
+    for name in spec["after"]:
+        importlib.import_module(name)
+    known = len(sys.modules)
+    before, cpu, wall = resident(), cpu_seconds(), time.perf_counter()
+    for name in spec["modules"]:
+        importlib.import_module(name)
+    return {
+        "wall": time.perf_counter() - wall,
+        "cpu": cpu_seconds() - cpu,
+        "modules": len(sys.modules) - known,
+        "memory": resident() - before,
+    }
+
+
+def first_answer(spec: dict[str, Any]) -> dict[str, Any]:
+    """From the start of the process to the vector of a first query."""
+    from contestants import BY_NAME
+
+    embedder = BY_NAME[spec["contestant"]].make(spec["url"])
+    vector = embedder.query("what is the first thing?")
+    wall = time.perf_counter() - _BEGAN
+    cpu = cpu_seconds()
+    import vectors
+
+    return {
+        "wall": wall,
+        "cpu": cpu,
+        "checked": vectors.check(["what is the first thing?"], [vector]),
+    }
+
+
+TASKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "documents": documents,
+    "query": query,
+    "stream": stream,
+    "imports": imports,
+    "first_answer": first_answer,
+}
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    task = TASKS.get(spec["task"])
+    if task is None:  # what they import would spoil the figures of `imports`
+        import breakdown_tasks
+        import index_tasks
+        import store_tasks
+
+        tasks = {**store_tasks.TASKS, **index_tasks.TASKS, **breakdown_tasks.TASKS}
+        task = tasks[spec["task"]]
+    print(json.dumps(task(spec)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,415 @@
+"""Results as Markdown tables, and the tables of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+Data = dict[str, Any]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _name(row: Data) -> str:
+    return f"**{row['name']}**" if row["ours"] else row["name"]
+
+
+def _best(rows: Iterable[Data], figure: str, *, most: bool = False) -> float:
+    values = [row[figure] for row in rows if not row["ours"]]
+    return max(values) if most else min(values)
+
+
+def _verdict(value: float, target: float, *, at_most: bool = False) -> str:
+    return "yes" if (value <= target if at_most else value >= target) else "**no**"
+
+
+def of_latency(data: Data) -> str:
+    rows = data["rows"]
+    return _table(
+        ["", "seconds", "texts a second", "share of the bound", "most in flight", "CPU us a text"],
+        [
+            (
+                _name(row),
+                f"{row['wall']:.2f}",
+                f"{row['per_second']:.0f}",
+                f"{data['bound'] / row['wall']:.0%}",
+                row["in_flight"],
+                f"{row['cpu_us']:.0f}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def of_cpu(data: Data) -> str:
+    return _table(
+        [
+            "",
+            "gives",
+            "CPU us a text",
+            "texts a second",
+            "memory MB",
+            "connections",
+            "server's CPU us a text",
+        ],
+        [
+            (
+                _name(row),
+                row["gives"],
+                f"{row['cpu_us']:.1f}",
+                f"{row['per_second']:.0f}",
+                f"{row['memory'] / 1e6:.0f}",
+                row["connections"],
+                f"{row['server_cpu_us']:.1f}",
+            )
+            for row in data["rows"]
+        ],
+    )
+
+
+def of_breakdown(data: Data) -> str:
+    return _table(
+        ["stage", "CPU us a text"],
+        [(name, f"{spent:.1f}") for name, spent in data["stages"].items()],
+    )
+
+
+def of_query(data: Data) -> str:
+    return _table(
+        ["", "p50 ms", "p95 ms", "CPU us a query"],
+        [
+            (_name(row), f"{row['p50']:.2f}", f"{row['p95']:.2f}", f"{row['cpu_us']:.0f}")
+            for row in data["rows"]
+        ],
+    )
+
+
+def of_memory(data: Data) -> str:
+    rows = [
+        ("texts streamed into an array", data["texts"]),
+        ("the array", f"{data['array'] / 1e6:.1f} MB"),
+        ("growth of the process", f"{data['growth'] / 1e6:.1f} MB"),
+        ("beyond the array", f"{data['beyond_array'] / 1e6:.1f} MB"),
+        ("seconds", f"{data['wall']:.2f}"),
+        ("CPU us a text", f"{data['cpu_us']:.1f}"),
+    ]
+    rows += [
+        (f"as lists, {name} ({data['listed']} texts)", f"{size / 1e3:.1f} kB a text")
+        for name, size in data["lists"].items()
+    ]
+    return _table(["", ""], rows)
+
+
+def of_scaling(data: Data) -> str:
+    sizes = _table(
+        ["", "texts", "seconds", "CPU us a text"],
+        [
+            (name, point["texts"], f"{point['wall']:.3f}", f"{point['cpu_us']:.1f}")
+            for name, points in data["by_size"].items()
+            for point in points
+        ],
+    )
+    flights = _table(
+        ["", "in flight", "reached", "seconds", "share of the bound", "CPU us a request"],
+        [
+            (
+                name,
+                point["in_flight"],
+                point["reached"],
+                f"{point['wall']:.2f}",
+                f"{point['bound'] / point['wall']:.0%}",
+                f"{point['cpu_us_request']:.0f}",
+            )
+            for name, points in data["by_flight"].items()
+            for point in points
+        ],
+    )
+    fitted = (
+        f"Fitted exponent over the texts (`nexusflow`): {data['exponent_cpu']:.2f} of CPU,"
+        f" {data['exponent_wall']:.2f} of wall time.\n"
+    )
+    below = f"{data['flight_texts']} texts at {data['flight_latency_ms']:g} ms:\n"
+    return "\n".join([sizes, fitted, below, flights])
+
+
+def of_imports(data: Data) -> str:
+    rows = _table(
+        ["import", "ms", "CPU ms", "modules", "memory MB"],
+        [
+            (
+                f"`{row['name']}`".replace(", after", "`, after").replace("only`", "only"),
+                f"{row['wall_ms']:.0f}",
+                f"{row['cpu_ms']:.0f}",
+                row["modules"],
+                f"{row['memory'] / 1e6:.1f}",
+            )
+            for row in data["rows"]
+        ],
+    )
+    first = _table(
+        ["process start to first vector", "ms", "CPU ms"],
+        [(row["name"], f"{row['wall_ms']:.0f}", f"{row['cpu_ms']:.0f}") for row in data["first"]],
+    )
+    return rows + "\n" + first
+
+
+def of_https(data: Data) -> str:
+    return _table(
+        ["", "CPU us a text", "texts a second", "requests", "connections"],
+        [
+            (
+                _name(row),
+                f"{row['cpu_us']:.1f}",
+                f"{row['per_second']:.0f}",
+                row["requests"],
+                row["connections"],
+            )
+            for row in data["rows"]
+        ],
+    )
+
+
+_KINDS = {"none": "no store", "misses": "all new", "half": "half known", "hits": "all known"}
+
+
+def of_store(data: Data) -> str:
+    shares = _table(
+        ["", "server ms", "seconds", "of the run without", "CPU us a text"],
+        [
+            (
+                label,
+                latency,
+                f"{found[kind]['wall']:.3f}",
+                f"{found[kind]['wall_share']:.0%}",
+                f"{found[kind]['cpu_us']:.0f}",
+            )
+            for latency, found in data["shares"].items()
+            for kind, label in _KINDS.items()
+        ],
+    )
+    beside = _table(
+        ["", "put us a vector", "get us a vector", "bytes a vector"],
+        [
+            (
+                f"**{name}**" if name == "nexusflow" else name,
+                f"{found['put']['wall'] / data['kept'] * 1e6:.0f}",
+                f"{found['get']['wall'] / data['kept'] * 1e6:.0f}",
+                f"{found['bytes']:.0f}",
+            )
+            for name, found in data["beside"].items()
+        ],
+    )
+    kills = _table(
+        ["", "sent before the kill", "sent after", "sent twice", "most in flight"],
+        [
+            (
+                f"**{name}**" if name == "nexusflow" else name,
+                found["before"],
+                found["after"],
+                found["twice"],
+                found["in_flight"],
+            )
+            for name, found in data["kills"].items()
+        ],
+    )
+    return "\n".join([shares, beside, kills])
+
+
+def of_index(data: Data) -> str:
+    return _table(
+        ["", "seconds", "Chroma's own seconds", "Chroma's share", "CPU seconds"],
+        [
+            (
+                _name(row),
+                f"{row['wall']:.1f}",
+                f"{row['chroma']:.1f}",
+                f"{row['share']:.0%}",
+                f"{row['cpu']:.1f}",
+            )
+            for row in data["rows"]
+        ],
+    )
+
+
+def of_soak(data: Data) -> str:
+    thrown = ", ".join(f"{name} {count}" for name, count in sorted(data["thrown"].items()))
+    rows = [
+        ("texts, all with the right vector", data["checked"] - data["wrong"]),
+        ("wrong or missing", data["wrong"]),
+        ("quota", f"{data['requests_per_second']} requests a second"),
+        ("seconds", f"{data['wall']:.1f}"),
+        ("share of the quota that became vectors", f"{data['share']:.0%}"),
+        ("requests, of them retries", f"{data['requests']}, {data['retries']}"),
+        ("faults thrown", sum(data["thrown"].values())),
+        ("growth of memory over the last three quarters", f"{data['growth'] / 1e6:.1f} MB"),
+        ("file descriptors over the same", "{} to {}".format(*data["descriptors"])),
+    ]
+    return _table(["", ""], rows) + f"\nThrown: {thrown}.\n"
+
+
+def of_targets(cases: Data) -> str:
+    rows: list[tuple[str, str, str, str]] = []
+
+    def row(what: str, target: str, value: str, verdict: str) -> None:
+        rows.append((what, target, value, verdict))
+
+    def find(case: str, name: str) -> Data:
+        return next(item for item in cases[case]["rows"] if item["name"] == name)
+
+    if "latency" in cases:
+        data = cases["latency"]
+        slow = min(item["wall"] for item in data["rows"] if item["one_by_one"])
+        for name in ("nexusflow", "nexusflow for LangChain", "nexusflow for LlamaIndex"):
+            ours = find("latency", name)["wall"]
+            row(
+                f"150 ms, sync, {name}: faster than the fastest sync peer with defaults",
+                "25 times",
+                f"{slow / ours:.1f} times",
+                _verdict(slow / ours, 25),
+            )
+            share = data["bound"] / ours
+            row(
+                f"150 ms, sync, {name}: share of the bound",
+                "90 %",
+                f"{share:.1%}",
+                _verdict(share, 0.9),
+            )
+        for name in (
+            "nexusflow, async",
+            "nexusflow for LangChain, async",
+            "nexusflow for LlamaIndex, async",
+        ):
+            share = data["bound"] / find("latency", name)["wall"]
+            row(f"150 ms, {name}: share of the bound", "90 %", f"{share:.1%}", _verdict(share, 0.9))
+    if "cpu" in cases:
+        peers = cases["cpu"]["rows"]
+        listing = [item for item in peers if item["gives"] == "lists"]
+        best, fastest = _best(listing, "cpu_us"), _best(peers, "per_second", most=True)
+        listed = find("cpu", "nexusflow for LangChain")
+        ratio = best / listed["cpu_us"]
+        row("CPU a text to lists, best peer / ours", "4", f"{ratio:.2f}", _verdict(ratio, 4))
+        arrays = find("cpu", "Chroma OpenAIEmbeddingFunction, tens")["cpu_us"]
+        for name in ("nexusflow", "nexusflow for Chroma"):
+            ratio = arrays / find("cpu", name)["cpu_us"]
+            row(
+                f"CPU a text to float32 arrays, the peer that gives them / {name}",
+                "8",
+                f"{ratio:.2f}",
+                _verdict(ratio, 8),
+            )
+        for name in ("nexusflow for LangChain", "nexusflow"):
+            ratio = find("cpu", name)["per_second"] / fastest
+            row(
+                f"texts a second at 0 ms, {name} / best peer",
+                "4",
+                f"{ratio:.2f}",
+                _verdict(ratio, 4),
+            )
+    if "query" in cases:
+        best = _best(cases["query"]["rows"], "p50")
+        for name in ("nexusflow", "nexusflow for LangChain"):
+            ratio = find("query", name)["p50"] / best
+            row(
+                f"one query, {name} / best peer (p50)",
+                "0.5",
+                f"{ratio:.2f}",
+                _verdict(ratio, 0.5, at_most=True),
+            )
+    if "memory" in cases:
+        beyond = cases["memory"]["beyond_array"] / 1e6
+        row(
+            f"memory beyond the array, {cases['memory']['texts']} vectors",
+            "30 MB",
+            f"{beyond:.1f} MB",
+            _verdict(beyond, 30, at_most=True),
+        )
+    if "imports" in cases:
+        ours = find("imports", "nexusflow_integrations.langchain")["wall_ms"]
+        ratio = ours / find("imports", "langchain_openai")["wall_ms"]
+        row(
+            "import beyond langchain_core, ours / langchain_openai",
+            "0.1",
+            f"{ratio:.3f}",
+            _verdict(ratio, 0.1, at_most=True),
+        )
+    if "scaling" in cases:
+        exponent = cases["scaling"]["exponent_cpu"]
+        row(
+            "exponent of CPU over texts",
+            "1.0",
+            f"{exponent:.2f}",
+            _verdict(exponent, 1.05, at_most=True),
+        )
+        ours = cases["scaling"]["by_flight"]["nexusflow"]
+        costs = {point["in_flight"]: point["cpu_us_request"] for point in ours}
+        ratio = costs[128] / costs[8]
+        row(
+            "CPU a request, 128 in flight / 8 in flight",
+            "1.0",
+            f"{ratio:.2f}",
+            _verdict(ratio, 1.1, at_most=True),
+        )
+    return _table(["what", "target", "measured", "reached"], rows)
+
+
+def of_machine(machine: Data) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['system']},"
+        f" Python {machine['python']}; {versions}.\n"
+    )
+
+
+_TABLES: dict[str, Callable[[Data], str]] = {
+    "latency": of_latency,
+    "cpu": of_cpu,
+    "breakdown": of_breakdown,
+    "query": of_query,
+    "memory": of_memory,
+    "scaling": of_scaling,
+    "imports": of_imports,
+    "https": of_https,
+    "store": of_store,
+    "index": of_index,
+    "soak": of_soak,
+}
+
+
+def tables(results: Data) -> dict[str, str]:
+    """Return the Markdown of everything in ``results``, by the name of its marker."""
+    cases = results["cases"]
+    made = {"machine": of_machine(results["machine"]), "targets": of_targets(cases)}
+    for name, table in _TABLES.items():
+        if name in cases:
+            made[name] = table(cases[name])
+    seconds = sum(case["seconds"] for case in cases.values())
+    checked = sum(case.get("checked", 0) + _checked_rows(case) for case in cases.values())
+    busy = [
+        row["others"] for case in cases.values() for row in case.get("rows", ()) if "others" in row
+    ]
+    made["run"] = (
+        f"{seconds / 60:.1f} minutes, {checked:,} vectors checked. Other processes kept"
+        f" {sum(busy) / max(1, len(busy)):.2f} cores busy on average, {max(busy, default=0):.2f}"
+        " at most.\n"
+    )
+    return made
+
+
+def _checked_rows(case: Data) -> int:
+    groups = [case.get("rows", [])]
+    groups += case.get("by_size", {}).values()
+    groups += case.get("by_flight", {}).values()
+    return sum(row.get("checked", 0) for rows in groups for row in rows)
+
+
+def fill(page: str, made: dict[str, str]) -> str:
+    """Put each table between its markers ``<!-- begin NAME -->`` and ``<!-- end NAME -->``."""
+    for name, table in made.items():
+        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        page = pattern.sub(lambda match: f"{match[1]}{table}{match[2]}", page)  # noqa: B023
+    return page
