@@ -230,7 +230,13 @@ def _send_until_judged(batch: Batch, call: Call) -> Generator[Step, Any, Failure
             _settle(call, verdict, most)
             if isinstance(verdict, Rows):
                 call.ledger.billed(verdict.tokens, tokens)
-                lane.good(reply.ended_at, retries=retries, estimated=tokens, billed=verdict.tokens)
+                lane.good(
+                    reply.ended_at,
+                    sent_at=reply.sent_at,
+                    retries=retries,
+                    estimated=tokens,
+                    billed=verdict.tokens,
+                )
                 probing = None
                 call.sink.rows(batch, verdict.vectors)
                 return None
@@ -298,7 +304,7 @@ def _before_retry(
                 raise error
             yield Sleep(delay)  # others get through: wait for their answers to refill the budget
             continue
-        outage = lane.outage = Outage()
+        outage = lane.outage = Outage(lane.clock())
         logger.info("%s; retry %d of %d in %.2f s", error, retries, settings.max_retries, delay)
         try:
             yield Sleep(delay)

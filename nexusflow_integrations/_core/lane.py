@@ -25,8 +25,12 @@ ALIVE = 10.0
 
 @dataclass(eq=False)
 class Outage:
-    """A stretch without a good answer: one request probes, the others wait for what it finds."""
+    """A stretch without a good answer: one request probes, the others wait for what it finds.
 
+    ``began`` is in monotonic seconds.
+    """
+
+    began: float
     recovered: bool | None = None
     over: bool = False
     _listeners: list[Callable[[], None]] = field(default_factory=list)
@@ -85,8 +89,10 @@ class Lane:
         """Whether the server answered well not long ago."""
         return self.clock() - self._last_good < ALIVE
 
-    def good(self, now: float, *, retries: int, estimated: int, billed: int | None) -> None:
-        """Note a good answer."""
+    def good(
+        self, now: float, *, sent_at: float, retries: int, estimated: int, billed: int | None
+    ) -> None:
+        """Note a good answer to a request sent at ``sent_at``."""
         self._last_good = now
         self.pacer.succeeded(now)
         if billed is not None:
@@ -94,7 +100,8 @@ class Lane:
         self.window.succeeded(self.gate.in_flight + 1)
         if retries:
             self.retry_budget.refund(retries)
-        if self.outage is not None:
+        # What was sent before an outage proves nothing about its end.
+        if self.outage is not None and sent_at >= self.outage.began:
             self.outage.end(recovered=True)
             self.outage = None
 

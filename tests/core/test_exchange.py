@@ -376,7 +376,7 @@ def test_while_others_get_through_an_empty_budget_is_waited_for() -> None:
     clock = Clock()
     lane = lane_of(clock)
     lane.retry_budget.balance = 0.0
-    lane.good(clock(), retries=0, estimated=1, billed=1)
+    lane.good(clock(), sent_at=clock(), retries=0, estimated=1, billed=1)
     waits = []
     steps = exchange(items(["a"]), call(clock, lane))
     reply = answer_to(next(steps), no(503), clock)  # type: ignore[arg-type]

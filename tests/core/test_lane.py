@@ -51,7 +51,7 @@ def test_a_batch_limit_is_only_ever_lowered(lane: Lane) -> None:
 
 def test_a_good_answer_proves_life_for_a_while(lane: Lane, clock: Clock) -> None:
     assert not lane.alive
-    lane.good(clock(), retries=0, estimated=10, billed=10)
+    lane.good(clock(), sent_at=clock(), retries=0, estimated=10, billed=10)
     assert lane.alive
     clock.now += ALIVE + 1
     assert not lane.alive
@@ -61,13 +61,27 @@ def test_a_good_answer_ends_an_outage_and_refunds_the_retries_it_took(
     lane: Lane, clock: Clock
 ) -> None:
     heard = []
-    outage = lane.outage = Outage()
+    outage = lane.outage = Outage(clock())
     outage.listen(lambda: heard.append(outage.recovered))
     lane.retry_budget.balance = 3.0
-    lane.good(clock(), retries=2, estimated=10, billed=None)
+    lane.good(clock(), sent_at=clock(), retries=2, estimated=10, billed=None)
     assert heard == [True]
     assert lane.outage is None
     assert lane.retry_budget.balance == 5.0
+
+
+def test_a_good_answer_that_was_sent_before_an_outage_does_not_end_it(
+    lane: Lane, clock: Clock
+) -> None:
+    sent_at = clock()
+    clock.now += 1
+    outage = lane.outage = Outage(clock())
+    clock.now += 1
+    lane.good(clock(), sent_at=sent_at, retries=0, estimated=10, billed=10)
+    assert not outage.over
+    assert lane.outage is outage
+    lane.good(clock(), sent_at=clock(), retries=0, estimated=10, billed=10)
+    assert outage.recovered is True
 
 
 def test_throttling_slows_the_pace_and_leaves_the_window(lane: Lane, clock: Clock) -> None:
@@ -91,7 +105,7 @@ def test_a_fault_shrinks_the_window_and_leaves_the_pace(
 
 
 def test_an_outage_ends_once_and_tells_everyone_once() -> None:
-    outage, heard = Outage(), []
+    outage, heard = Outage(0.0), []
     for name in "ab":
         outage.listen(lambda name=name: heard.append((name, outage.recovered)))  # type: ignore[misc]
     outage.end(recovered=False)

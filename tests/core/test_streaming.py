@@ -85,14 +85,6 @@ def test_the_instruction_stands_before_every_text() -> None:
     assert slab.texts == ["query: a", "query: b"]
 
 
-def test_what_an_error_had_finished_is_told_by_the_places_of_the_stream() -> None:
-    cut = cutter(batch_size=1)
-    first, second = cut.cut(["a", "", "b", "c", "d", "e"])
-    finished = {0: np.ones(1, np.float32), 1: np.ones(1, np.float32)}
-    assert first.indices == [0, 2, 3]
-    assert list(second.named(finished)) == [4, 5]
-
-
 def test_refusals_are_results_too() -> None:
     (slab,) = cutter().cut(["a", "", "b"])
     results = list(slab.results(embedded(slab, refuse={1})))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nexusflow_integrations.errors import InvalidInputError
+from nexusflow_integrations.errors import InvalidInputError, NexusFlowError
 
 from .scene import SIZE, assert_right, client_of, texts
 
@@ -81,3 +81,23 @@ def test_a_stream_yields_bad_texts_as_errors_and_goes_on(server: Any) -> None:
     assert [r.index for r in results] == [0, 1, 2, 3, 4]
     assert [r.error is None for r in results] == [True, False, True, False, True]
     assert_right([r.vector for r in results if r.vector is not None], ["a", "b", "c"])
+
+
+def test_what_a_stream_had_finished_when_it_failed_is_told_by_the_places_of_the_stream(
+    server: Any,
+) -> None:
+    mine = texts(200)
+    mine[3] = mine[47] = ""
+    body = {"error": {"code": "Arrearage", "message": "pay"}}
+    server.script = type(server.script)(
+        lambda wire: wire.respond(400, body), lambda wire: "text 75" in wire.texts
+    )
+    yielded = []
+    with pytest.raises(NexusFlowError) as caught:
+        for result in client_of(server, max_concurrency=1).embed_stream(mine):
+            yielded.append(result.index)
+    finished = caught.value.finished
+    assert yielded == list(range(40))
+    assert set(finished) >= set(range(40, 70)) - {47}
+    for index, row in finished.items():
+        assert_right([row], [mine[index]])
