@@ -431,7 +431,7 @@ class NexusFlowEmbedding(BaseEmbedding):
     def __getstate__(self) -> dict[str, Any]:
         # Of a copy: LlamaIndex takes what cannot be pickled out of the living object.
         twin = self.__copy__()
-        twin.__dict__["api_key"] = twin._built = None
+        twin.api_key = twin._built = None
         return super(NexusFlowEmbedding, twin).__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:

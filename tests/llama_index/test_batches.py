@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
+import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -227,6 +228,27 @@ def test_three_event_loops_in_a_row_share_one_object(
     assert runs[0] == runs[1] == runs[2] == embedding.get_text_embedding_batch(texts(45))
 
 
+def test_thirty_event_loops_in_a_row_leave_no_descriptors_behind(
+    embedding: NexusFlowEmbedding, texts: Texts
+) -> None:
+    psutil = pytest.importorskip("psutil")
+
+    def descriptors() -> int:
+        asyncio.run(embedding.aget_text_embedding_batch(texts(25)))
+        count: int = psutil.Process().num_fds()
+        return count
+
+    first = [descriptors() for _ in range(3)]
+    last = [descriptors() for _ in range(30)]
+    assert last[-1] <= max(first) + 3
+
+
+def test_it_works_on_uvloop(embedding: NexusFlowEmbedding, texts: Texts) -> None:
+    uvloop = pytest.importorskip("uvloop")
+    runs = [uvloop.run(embedding.aget_text_embedding_batch(texts(25))) for _ in range(2)]
+    assert runs[0] == runs[1] == embedding.get_text_embedding_batch(texts(25))
+
+
 def test_sync_methods_work_inside_a_running_loop(
     embedding: NexusFlowEmbedding, texts: Texts
 ) -> None:
@@ -287,23 +309,17 @@ def test_a_cancelled_batch_sends_nothing_more(upstream: Any, texts: Texts) -> No
     assert upstream.finished == []
 
 
-def test_ctrl_c_sends_nothing_more(slowly: Make, slow_server: LocalServer, texts: Texts) -> None:
-    class Interrupted:
-        asked = 0
+def test_ctrl_c_sends_nothing_more(upstream: Any, texts: Texts) -> None:
+    def interrupt_at_the_fourth(asked: list[str]) -> float:
+        if len(upstream.requests) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 0.3
 
-        def acquire(self) -> None:
-            self.asked += 1
-            if self.asked == 5:
-                raise KeyboardInterrupt
-
-        async def async_acquire(self) -> None:
-            raise NotImplementedError
-
+    upstream.answer = interrupt_at_the_fourth
     with pytest.raises(KeyboardInterrupt):
-        slowly(rate_limiter=Interrupted()).get_text_embedding_batch(texts(200))
-    threading.Event().wait(0.4)
-    assert slow_server.stats.in_flight == 0
-    assert slow_server.stats.requests <= 4
+        upstream.embedding(num_workers=4).get_text_embedding_batch(texts(400))
+    assert upstream.settles()
+    assert len(upstream.requests) == 4
 
 
 def test_the_deadline_is_for_the_whole_batch(batch: Batch, upstream: Any, texts: Texts) -> None:

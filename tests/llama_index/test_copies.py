@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import logging
@@ -250,6 +251,22 @@ def test_spawned_workers_embed_with_the_key_of_their_environment(
     assert sorted(server.stats.received) == sorted(texts(40))
     again = embedding.client.embed([n.get_content(MetadataMode.EMBED) for n in done]).tolist()
     assert [node.embedding for node in done] == again
+
+
+def test_worker_processes_of_an_async_pipeline_embed_too(
+    server: LocalServer,
+    key: str,
+    embedding: NexusFlowEmbedding,
+    texts: Texts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", key)
+    embedding.get_text_embedding("the parent is warm when it forks")
+    server.reset_stats()
+    pipeline = IngestionPipeline(transformations=[embedding], disable_cache=True)
+    done = asyncio.run(pipeline.arun(nodes=_nodes(texts(40)), num_workers=2))
+    assert sorted(server.stats.received) == sorted(texts(40))
+    assert {len(node.embedding) for node in done} == {64}
 
 
 def test_spawned_workers_without_a_key_say_how_to_give_them_one(
