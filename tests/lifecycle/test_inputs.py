@@ -92,10 +92,10 @@ def test_what_a_stream_had_finished_when_it_failed_is_told_by_the_places_of_the_
     server.script = type(server.script)(
         lambda wire: wire.respond(400, body), lambda wire: "text 75" in wire.texts
     )
-    yielded = []
+    stream = client_of(server, max_concurrency=1).embed_stream(mine)
+    yielded = [next(stream).index for _ in range(40)]
     with pytest.raises(NexusFlowError) as caught:
-        for result in client_of(server, max_concurrency=1).embed_stream(mine):
-            yielded.append(result.index)
+        next(stream)
     finished = caught.value.finished
     assert yielded == list(range(40))
     assert set(finished) >= set(range(40, 70)) - {47}
