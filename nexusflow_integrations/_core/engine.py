@@ -330,6 +330,10 @@ class Flights:
                 others.append((index, text, carrier, place))
         return mine, others
 
+    def carries(self, text: str, carrier: Gathered, place: int) -> bool:
+        """Tell whether ``carrier`` is still under way with ``text``."""
+        return self._flights.get(text) == (carrier, place)
+
     def land(self, texts: Iterable[tuple[int, str]], gathered: Gathered) -> None:
         """End our flights; whoever still waits for one must see to it himself."""
         for _, text in texts:
@@ -390,13 +394,14 @@ class _Job:
             wanted = [
                 (index, text)
                 for index, text, carrier, place in others
-                if not await self._join(index, carrier, place)
+                if not await self._join(index, text, carrier, place)
             ]
         self._copy(copies)
 
-    async def _join(self, index: int, carrier: Gathered, place: int) -> bool:
+    async def _join(self, index: int, text: str, carrier: Gathered, place: int) -> bool:
         """Take the row of a text that another call embeds; ``False`` if that call ends without."""
-        if not carrier.settled(place):
+        # It may have ended while this call waited for another of its texts.
+        if not carrier.settled(place) and self._flights.carries(text, carrier, place):
             await carrier.wait(place)
         if carrier.done[place] and carrier.vectors is not None:
             self._gathered.row(index, carrier.vectors[place])

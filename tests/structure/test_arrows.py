@@ -1,0 +1,98 @@
+"""Which part may know which: arrows run from the adapters to the core, and never back."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+import nexusflow_integrations
+
+PACKAGE = Path(nexusflow_integrations.__file__).parent
+FRAMEWORKS = {"langchain_core", "langchain_chroma", "llama_index", "chromadb", "typer", "rich"}
+ADAPTERS = {"langchain", "llama_index", "chroma", "chroma_collections"}
+DOORS = {"cli", "rag", "report"}
+
+
+def _imports(path: Path) -> set[str]:
+    """Return the modules that the file imports anywhere, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _ours(path: Path) -> set[str]:
+    """Return the parts of this package that the file imports, by their first name."""
+    prefix = "nexusflow_integrations."
+    return {name.removeprefix(prefix).split(".")[0] for name in _imports(path) if prefix in name}
+
+
+def _files(folder: str) -> list[Path]:
+    return sorted((PACKAGE / folder).glob("*.py"))
+
+
+@pytest.mark.parametrize("path", _files("_core"), ids=lambda path: path.stem)
+def test_the_core_imports_neither_adapter_nor_client_nor_framework(path: Path) -> None:
+    assert _ours(path) <= {"_core", "errors"}
+    assert not {name.split(".")[0] for name in _imports(path)} & FRAMEWORKS
+
+
+@pytest.mark.parametrize("name", sorted(ADAPTERS))
+def test_an_adapter_imports_the_core_and_no_other_adapter(name: str) -> None:
+    allowed = {"_core", "errors", "client", "NexusFlow", "Budget", "Price", "Usage"}
+    family = {"chroma"} if name == "chroma_collections" else set()
+    assert _ours(PACKAGE / f"{name}.py") <= allowed | family
+
+
+@pytest.mark.parametrize("path", _files("local"), ids=lambda path: path.stem)
+def test_the_local_server_imports_nothing_of_the_client(path: Path) -> None:
+    assert _ours(path) <= {"local", "__version__"}
+
+
+def test_nothing_that_a_library_user_imports_imports_a_command() -> None:
+    library = [PACKAGE / "client.py", PACKAGE / "errors.py", *_files("_core"), *_files("local")]
+    library += [PACKAGE / f"{name}.py" for name in ADAPTERS]
+    assert not [path for path in library if _ours(path) & DOORS]
+
+
+def test_the_root_imports_no_framework_and_nothing_heavy() -> None:
+    code = (
+        "import sys, nexusflow_integrations;"
+        "heavy = {'langchain_core','llama_index','chromadb','numpy','httpx','aiohttp','sqlite3'};"
+        "found = heavy & set(sys.modules); assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".client", ".errors", ".langchain", ".llama_index", ".chroma", ".local"],
+)
+def test_public_names_equal_all(name: str) -> None:
+    module = importlib.import_module(f"nexusflow_integrations{name}")
+    for public in module.__all__:
+        assert getattr(module, public) is not None
+    assert sorted(set(module.__all__)) == sorted(module.__all__)
+    defined = {
+        key
+        for key, value in vars(module).items()
+        if not key.startswith("_")
+        and getattr(value, "__module__", None) == module.__name__
+        and not isinstance(value, TypeVar)
+    }
+    assert defined <= set(module.__all__)
+
+
+def test_no_module_is_named_for_nothing() -> None:
+    names = {path.stem for path in PACKAGE.rglob("*.py")}
+    assert not names & {"utils", "util", "helpers", "helper", "manager", "common", "misc"}
