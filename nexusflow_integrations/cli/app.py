@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,8 +15,14 @@ import typer
 from typer.core import TyperGroup
 
 from nexusflow_integrations import __version__
-from nexusflow_integrations._core.settings import DIMENSIONS
+from nexusflow_integrations.cli.cache import cache
 from nexusflow_integrations.cli.exits import STOPPED, UsageProblem, explain
+from nexusflow_integrations.cli.options import (
+    DimensionsOption,
+    JsonOption,
+    LocalOption,
+    print_json,
+)
 from nexusflow_integrations.cli.screen import Screen
 from nexusflow_integrations.rag import corpus as corpora
 from nexusflow_integrations.rag.endpoint import has_key
@@ -99,10 +104,6 @@ LimitOption = Annotated[
     typer.Option(min=1, help="Documents at most. [dim]Default: 500 of stdlib, else all.[/dim]"),
 ]
 TopOption = Annotated[int, typer.Option("--top-k", "-k", min=1, max=50, help="Passages to find.")]
-DimensionsOption = Annotated[
-    int | None,
-    typer.Option(help="Size of the vectors: " + ", ".join(map(str, DIMENSIONS)) + "."),
-]
 ChatOption = Annotated[
     str | None,
     typer.Option(
@@ -111,10 +112,6 @@ ChatOption = Annotated[
     ),
 ]
 Bm25Option = Annotated[bool, typer.Option("--bm25", help="Show BM25's hits beside ours.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
-LocalOption = Annotated[
-    bool, typer.Option("--local", help="Use the embedded model even where a key is set.")
-]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Index anew, from nothing.")]
 StoreOption = Annotated[
     Path | None,
@@ -217,7 +214,7 @@ def demo(
         screen.cost(opened.usage(), opened.endpoint)
         screen.next(_next_lines(corpus, evaluate, chat, opened))
         if as_json:
-            _print_json(
+            print_json(
                 _found_json(opened, question, found, answers, beside)
                 | {"corpus": {"name": texts.name, "title": texts.title}}
                 | {"indexed": {name: _filled_json(work) for name, work in filled.items()}}
@@ -258,7 +255,7 @@ def index(
             [('nexusflow ask "…"', "answer from it"), ('nexusflow search "…"', "find in it")]
         )
         if as_json:
-            _print_json(
+            print_json(
                 {
                     "index": opened.index.name,
                     "corpus": {"name": texts.name, "title": texts.title},
@@ -328,7 +325,7 @@ def _ask(
             screen.comparison(found, {})
         screen.cost(opened.usage(), opened.endpoint, brief=True)
         if as_json:
-            _print_json(_found_json(opened, question, found, answers, beside))
+            print_json(_found_json(opened, question, found, answers, beside))
 
 
 class LocalModel(str, Enum):
@@ -393,11 +390,14 @@ def doctor(as_json: JsonOption = False) -> None:
 
     findings = examine()
     if as_json:
-        _print_json({"healthy": findings.healthy, "checks": [asdict(item) for item in findings]})
+        print_json({"healthy": findings.healthy, "checks": [asdict(item) for item in findings]})
     else:
         Screen().findings(findings)
     if not findings.healthy:
         raise typer.Exit(1)
+
+
+app.add_typer(cache, name="cache")
 
 
 # -- steps that commands share -------------------------------------------------------------------
@@ -508,10 +508,6 @@ def _next_lines(
 
 
 # -- JSON ----------------------------------------------------------------------------------------
-
-
-def _print_json(result: dict[str, Any]) -> None:
-    typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
 
 
 def _passages_json(passages: Sequence[Passage]) -> list[dict[str, Any]]:

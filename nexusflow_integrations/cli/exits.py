@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from nexusflow_integrations._core.store import StoreUnavailable
 from nexusflow_integrations.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -33,6 +34,7 @@ _SPEAK_FOR_THEMSELVES = (
     CorpusError,
     ShelfError,
     ChatError,
+    StoreUnavailable,
     ImportError,
     OSError,
 )

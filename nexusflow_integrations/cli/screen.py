@@ -15,6 +15,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from nexusflow_integrations._core.store import CacheInfo, Pruned
 from nexusflow_integrations._core.usage import Price, Usage
 from nexusflow_integrations.rag.answer import Quote
 from nexusflow_integrations.rag.corpus import Corpus
@@ -233,6 +234,51 @@ class Screen:
         verdict = ("All is well.", "green") if findings.healthy else ("Not all is well.", "red")
         self.out.print(Text(verdict[0], style=verdict[1]))
 
+    # -- the cache -----------------------------------------------------------------------------
+
+    def cache(self, info: CacheInfo) -> None:
+        """Show what the cache holds."""
+        rows = Table.grid(padding=(0, 2))
+        rows.add_column(style="bold", no_wrap=True)
+        rows.add_column(overflow="fold")
+        rows.add_row("Cache", _home(info.path))
+        if not info.bytes:
+            rows.add_row("Size", "nothing was cached yet")
+            self.out.print(rows)
+            return
+        rows.add_row("Size", f"{_bytes(info.bytes)}, {_count(info.vectors, 'vector')}")
+        asked = info.hits + info.misses
+        rate = f"{info.hit_rate:.1%} of {_count(asked, 'text')}" if asked else "not asked yet"
+        rows.add_row("Hit rate", rate)
+        if info.created is not None and info.used is not None:
+            rows.add_row("In use", f"since {_day(info.created)}, last on {_day(info.used)}")
+        if info.in_flight:
+            rows.add_row("In flight", _count(info.in_flight, "text"))
+        self.out.print(rows)
+        if not info.models:
+            return
+        self._head("By model")
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("model", header_style="dim", overflow="fold")
+        table.add_column("size", justify="right", header_style="dim")
+        table.add_column("vectors", justify="right", header_style="dim", no_wrap=True)
+        table.add_column("endpoint", header_style="dim", overflow="fold")
+        for item in info.models:
+            table.add_row(
+                Text(f"{item.model}{' with an instruction' if item.role else ''}", style="bold"),
+                "server's own" if item.dimensions is None else str(item.dimensions),
+                f"{item.vectors:,}",
+                item.base_url,
+            )
+        self.out.print(Padding(table, _INDENT))
+
+    def pruned(self, removed: Pruned, left: CacheInfo) -> None:
+        """Show what was removed from the cache, and what is left."""
+        gone, rest = _count(removed.vectors, "vector"), _count(left.vectors, "vector")
+        self.out.print(
+            f"Removed {gone}, {_bytes(removed.bytes)}; {rest}, {_bytes(left.bytes)} left."
+        )
+
     def _head(self, title: str, aside: str = "") -> None:
         self.out.print()
         self.out.print(Text.assemble((title, "bold"), f"  {aside}" if aside else "", style=""))
@@ -303,6 +349,17 @@ def money(amount: float, price: Price) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _bytes(number: int) -> str:
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= factor:
+            return f"{number / factor:,.1f} {unit}"
+    return _count(number, "byte")
+
+
+def _day(moment: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(moment))
 
 
 def _paid(usage: Usage) -> str:

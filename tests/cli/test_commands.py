@@ -14,6 +14,7 @@ from nexusflow_integrations.local import MODELS, LocalServer
 
 from .conftest import Command
 
+COMMANDS = ("demo", "index", "ask", "search", "cache", "serve", "doctor")
 ALL = {"langchain", "llama-index", "chroma"}
 QUESTION = ("--question", "Who eats bamboo?")
 
@@ -25,15 +26,15 @@ pytestmark = pytest.mark.timeout(120)
 
 def test_help_names_every_command_and_the_exit_codes(nexusflow: Command) -> None:
     shown, _ = nexusflow("--help")
-    for command in ("demo", "index", "ask", "search", "serve", "doctor"):
+    for command in COMMANDS:
         assert f" {command} " in shown
     assert "130 stopped by Ctrl-C" in shown
     assert max(map(len, shown.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("command", ["demo", "index", "ask", "search", "serve", "doctor"])
+@pytest.mark.parametrize("command", [*COMMANDS, "cache info", "cache prune", "cache clear"])
 def test_every_command_has_help_that_fits_80_columns(nexusflow: Command, command: str) -> None:
-    shown, _ = nexusflow(command, "--help")
+    shown, _ = nexusflow(*command.split(), "--help")
     assert "Usage:" in shown
     assert max(map(len, shown.splitlines())) <= 80
 

@@ -1,0 +1,98 @@
+"""What several commands take, and how amounts are written on a command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nexusflow_integrations._core.settings import DIMENSIONS
+from nexusflow_integrations._core.usage import Budget, Price
+from nexusflow_integrations.cli.exits import UsageProblem
+
+DimensionsOption = Annotated[
+    int | None,
+    typer.Option(help="Size of the vectors: " + ", ".join(map(str, DIMENSIONS)) + "."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+LocalOption = Annotated[
+    bool, typer.Option("--local", help="Use the embedded model even where a key is set.")
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        show_default=False,
+        dir_okay=False,
+        help="The cache file. [dim]Default: in the user's cache folder.[/dim]",
+    ),
+]
+
+_AMOUNT = re.compile(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?|\.[0-9]+)\s*(.*?)\s*")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_BYTES = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_MULTIPLES = {"": 1, "K": 10**3, "M": 10**6}
+_SIGNS = {"¥": "CNY", "$": "USD", "€": "EUR"}
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Print one JSON object on standard output."""
+    typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
+
+
+def seconds(text: str) -> float:
+    """Return an age such as ``30d``, ``12h`` or ``2w`` in seconds.
+
+    Raises:
+        UsageProblem: It is none.
+    """
+    number, unit = _split(text) or (0.0, "")
+    if unit.lower() not in _SECONDS:
+        raise UsageProblem(f"{text!r} is not an age: write it like 30d, 12h or 2w")
+    return number * _SECONDS[unit.lower()]
+
+
+def size(text: str) -> int:
+    """Return a size such as ``500MB`` or ``2G`` in bytes; a thousand bytes are a kilobyte.
+
+    Raises:
+        UsageProblem: It is none.
+    """
+    number, unit = _split(text) or (0.0, "?")
+    unit = unit.upper()
+    unit = unit if unit in _BYTES else unit.removesuffix("B")
+    if unit not in _BYTES:
+        raise UsageProblem(f"{text!r} is not a size: write it like 500MB or 2GB")
+    return int(number * _BYTES[unit])
+
+
+def budget(text: str, price: Price) -> Budget:
+    """Return a budget such as ``200k tokens``, ``¥2.50`` or ``2.50 CNY``.
+
+    Raises:
+        UsageProblem: It is none, or of another currency than ``price``.
+    """
+    text = text.strip()
+    sign = _SIGNS.get(text[:1])
+    number, unit = _split(text[1:] if sign else text) or (0.0, "?")
+    tokens = re.fullmatch(r"([km]?)\s*tokens?", unit.lower())
+    if tokens and not sign:
+        return Budget(tokens=int(number * _MULTIPLES[tokens[1].upper()]))
+    currency = sign if sign and not unit else unit.upper()
+    if currency == price.currency and sign in (None, price.currency):
+        return Budget(money=number)
+    if re.fullmatch("[A-Z]{3}", currency):
+        raise UsageProblem(
+            f"the price list is in {price.currency}: say --budget '{number:g} {price.currency}'"
+        )
+    raise UsageProblem(
+        f"{text!r} is not a budget: write it like '200k tokens' or '2.50 {price.currency}'"
+    )
+
+
+def _split(text: str) -> tuple[float, str] | None:
+    found = _AMOUNT.fullmatch(text)
+    return None if found is None else (float(re.sub("[_,]", "", found[1])), found[2])

@@ -1,0 +1,163 @@
+"""``nexusflow cache``: what it shows, what it removes, and what it leaves alone."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from nexusflow_integrations import NexusFlow
+from nexusflow_integrations._core.store import VectorStore
+from nexusflow_integrations._core.usage import Price
+from nexusflow_integrations.cli.exits import UsageProblem
+from nexusflow_integrations.cli.options import budget, seconds, size
+from nexusflow_integrations.local import LocalServer
+
+from .conftest import Command
+
+pytestmark = pytest.mark.timeout(60)
+
+TEXTS = [f"text number {number}" for number in range(600)]
+
+
+@pytest.fixture
+def file(service: LocalServer, tmp_path: Path) -> Path:
+    """A cache with 600 vectors of one size and 4 of another, of which 3 were found once."""
+    path = tmp_path / "vectors.sqlite3"
+    NexusFlow(dimensions=64, cache=path).embed(TEXTS)
+    large = NexusFlow(dimensions=256, cache=path)
+    large.embed(TEXTS[:3])
+    large.embed(TEXTS[:3])
+    large.embed("one more")  # what was found is noted down with the next write
+    return path
+
+
+def test_info_shows_size_models_and_hit_rate(nexusflow: Command, file: Path) -> None:
+    found = nexusflow.json("cache", "info", "--cache", str(file))
+    assert found["vectors"] == 604
+    assert found["bytes"] >= 600 * 64 * 4
+    assert [(row["dimensions"], row["vectors"]) for row in found["models"]] == [(64, 600), (256, 4)]
+    assert (found["hits"], found["misses"]) == (3, 604)
+    assert found["hit_rate"] == round(3 / 607, 4)
+    shown, _ = nexusflow("cache", "info", "--cache", str(file))
+    assert "604 vectors" in shown
+    assert "0.5% of 607 texts" in shown
+    assert "text-embedding-v4" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_info_of_the_users_cache_makes_no_file(nexusflow: Command, tmp_path: Path) -> None:
+    shown, _ = nexusflow("cache", "info")
+    assert "nothing was cached yet" in shown
+    assert not (tmp_path / "cache").exists()
+
+
+def test_prune_by_size_comes_down_to_it(nexusflow: Command, file: Path) -> None:
+    before = nexusflow.json("cache", "info", "--cache", str(file))
+    done = nexusflow.json("cache", "prune", "--to", "100kB", "--cache", str(file))
+    after = nexusflow.json("cache", "info", "--cache", str(file))
+    assert 0 < after["vectors"] < before["vectors"]
+    assert done["removed"]["vectors"] == before["vectors"] - after["vectors"]
+    assert done["left"]["vectors"] == after["vectors"]
+    assert after["bytes"] <= 100_000 < before["bytes"]
+
+
+def test_prune_by_age_removes_what_was_not_used_since(
+    nexusflow: Command, tmp_path: Path, service: LocalServer
+) -> None:
+    path = tmp_path / "old.sqlite3"
+    old = VectorStore(path, clock=lambda: time.time() - 40 * 86400)
+    client = NexusFlow(dimensions=64)
+    keyer = old.keyer(base_url=client.base_url, model=client.model, dimensions=64)
+    vectors = client.embed(TEXTS[:300])
+    old.put([(keyer(text), row) for text, row in zip(TEXTS, vectors, strict=False)])
+    old.close()
+    kept, _ = nexusflow("cache", "prune", "--older-than", "60d", "--cache", str(path))
+    assert kept.startswith("Removed 0 vectors")
+    gone, _ = nexusflow("cache", "prune", "--older-than", "30d", "--cache", str(path))
+    assert gone.startswith("Removed 300 vectors")
+
+
+def test_prune_without_age_or_size_is_wrong_usage(nexusflow: Command, file: Path) -> None:
+    said = nexusflow.sentence("cache", "prune", "--cache", str(file), code=2)
+    assert "--older-than 30d, or --to 500MB" in said
+
+
+def test_clear_asks_and_removes_everything_with_yes(nexusflow: Command, file: Path) -> None:
+    assert "--yes" in nexusflow.sentence("cache", "clear", "--cache", str(file), code=2)
+    assert nexusflow.json("cache", "info", "--cache", str(file))["vectors"] == 604
+    done = nexusflow.json("cache", "clear", "--yes", "--cache", str(file))
+    assert done["removed"]["vectors"] == 604
+    after = nexusflow.json("cache", "info", "--cache", str(file))
+    assert (after["vectors"], after["hits"], after["models"]) == (0, 0, [])
+
+
+@pytest.mark.parametrize("command", [("info",), ("prune", "--to", "1MB"), ("clear", "--yes")])
+def test_a_file_that_is_not_a_cache_is_one_sentence_and_left_alone(
+    nexusflow: Command, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    corrupt, foreign = tmp_path / "corrupt", tmp_path / "foreign"
+    corrupt.write_bytes(b"this is no database" * 300)
+    with sqlite3.connect(foreign) as database:
+        database.execute("CREATE TABLE diary(day, text)")
+    database.close()
+    for path in (corrupt, foreign):
+        before = path.read_bytes()
+        assert str(path) in nexusflow.sentence("cache", *command, "--cache", str(path), code=1)
+        assert path.read_bytes() == before
+
+
+def test_a_folder_is_wrong_usage(nexusflow: Command, tmp_path: Path) -> None:
+    _, aside = nexusflow("cache", "info", "--cache", str(tmp_path), code=2)
+    assert "directory" in aside
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("90s", 90), ("5m", 300), ("12h", 43_200), ("30d", 2_592_000), ("2 w", 1_209_600)],
+)
+def test_ages_are_read(text: str, value: float) -> None:
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("512", 512), ("500MB", 5 * 10**8), ("1.5g", 15 * 10**8), ("10 kB", 10**4)]
+)
+def test_sizes_are_read(text: str, value: int) -> None:
+    assert size(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "d", "-3d", "3 moons", "30", "nan d"])
+def test_what_is_no_age_is_wrong_usage(text: str) -> None:
+    with pytest.raises(UsageProblem, match="is not an age"):
+        seconds(text)
+
+
+@pytest.mark.parametrize("text", ["", "B", "-3MB", "3 XB", "infGB"])
+def test_what_is_no_size_is_wrong_usage(text: str) -> None:
+    with pytest.raises(UsageProblem, match="is not a size"):
+        size(text)
+
+
+@pytest.mark.parametrize("text", ["2500 tokens", "2.5k tokens", "2,500tokens", "0.0025M tokens"])
+def test_budgets_in_tokens_are_read(text: str) -> None:
+    assert budget(text, Price()).tokens == 2500
+
+
+@pytest.mark.parametrize("text", ["¥2.50", "2.5 CNY", "2.50cny", "¥ 2.5"])
+def test_budgets_in_money_are_read(text: str) -> None:
+    assert budget(text, Price()).money == 2.5
+
+
+@pytest.mark.parametrize("text", ["", "5", "tokens", "¥", "5 apples", "¥5 tokens", "-1 tokens"])
+def test_a_budget_without_unit_or_number_is_wrong_usage(text: str) -> None:
+    with pytest.raises(UsageProblem, match="is not a budget"):
+        budget(text, Price())
+
+
+@pytest.mark.parametrize("text", ["$5", "5 USD", "€1"])
+def test_a_budget_of_another_currency_is_wrong_usage(text: str) -> None:
+    with pytest.raises(UsageProblem, match="the price list is in CNY"):
+        budget(text, Price())
