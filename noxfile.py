@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import nox
 
-nox.options.sessions = ["tests", "lint", "typing", "wheel", "frameworks"]
+nox.options.sessions = ["tests", "lint", "typing", "wheel", "frameworks", "chroma_suite"]
 nox.options.error_on_external_run = True
 PINS = ("-c", "constraints.txt")
 
@@ -46,6 +46,13 @@ def frameworks(session: nox.Session, resolution: str) -> None:
     """Test the adapters with the lowest supported and with the newest frameworks."""
     session.install("--resolution", resolution, "-e", ".[all]", *_group("test"))
     session.run("pytest", "-q", *ADAPTERS, *session.posargs)
+
+
+@nox.session
+def chroma_suite(session: nox.Session) -> None:
+    """Run Chroma's own embedding function tests against ours, in an environment of their own."""
+    session.install(*PINS, "-e", ".[all]", *_group("test"))
+    session.run("pytest", "-q", "tests/chroma/test_chroma_suite.py", env={"CHROMA_SUITE": "1"})
 
 
 @nox.session
