@@ -31,19 +31,19 @@ def test_a_given_request_limit_is_used_and_hardly_refused() -> None:
     per_second = 40
     with LocalServer("hash", requests_per_minute=per_second * 60) as server:
         client = client_of(server, requests_per_minute=per_second * 60)
-        took = timed(client, [f"text {n}" for n in range(1600)])
+        took = timed(client, [f"text {n}" for n in range(1000)])
         stats = server.stats
-    assert stats.ok == 160
+    assert stats.ok == 100
     assert stats.statuses.get(429, 0) <= 2
-    # The first may go at once, the other 159 share the quota.
-    print(f"given: {159 / took / per_second:.3f} of the quota, {stats.statuses}")
-    assert 159 / took >= 0.85 * per_second
+    # The first may go at once, the other 99 share the quota.
+    print(f"given: {99 / took / per_second:.3f} of the quota, {stats.statuses}")
+    assert 99 / took >= 0.85 * per_second
 
 
 def test_a_given_token_limit_binds_where_it_is_the_lower_one() -> None:
     with LocalServer("hash", tokens_per_minute=60 * 4000) as server:
         client = client_of(server, requests_per_minute=60_000, tokens_per_minute=60 * 4000)
-        texts = [f"{n} " + "word " * 40 for n in range(400)]
+        texts = [f"{n} " + "word " * 40 for n in range(280)]
         took = timed(client, texts)
         stats = server.stats
     print(f"tokens: {stats.tokens / took / 4000:.3f} of the quota, {stats.statuses}")
@@ -61,7 +61,7 @@ def test_an_unknown_limit_is_found_and_used() -> None:
     print(f"found: {240 / took / per_second:.3f} of the quota, {refused} of {stats.requests}")
     assert stats.ok == 240
     assert 240 / took >= 0.7 * per_second
-    assert refused <= 0.25 * stats.requests, "the search is most of so short a call"
+    assert refused <= 0.3 * stats.requests, "the search is most of so short a call"
 
 
 @pytest.mark.parametrize("threads", [6])
