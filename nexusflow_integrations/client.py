@@ -38,7 +38,7 @@ from nexusflow_integrations._core.settings import (
 from nexusflow_integrations._core.telemetry import observed
 from nexusflow_integrations._core.texts import check_text, check_texts
 from nexusflow_integrations._core.usage import Budget, Ledger, Price, Purse, Usage
-from nexusflow_integrations.errors import ConfigurationError, NexusFlowError, RefusedTextsError
+from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.engine import Stop
@@ -218,6 +218,8 @@ class NexusFlow:
             return self._nothing()
         events: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         ledger = Ledger()
+        from nexusflow_integrations._core.results import as_result
+
         with self._recorded(ledger):
             report = None if progress is None else events.put
             future = self._submit(texts, role, single, ledger, None, report)
@@ -230,7 +232,7 @@ class NexusFlow:
             except BaseException:
                 future.cancel()  # Ctrl-C, or an error of the caller's own progress
                 raise
-            return _result(gathered, ledger.snapshot(self._price), single=single, collect=collect)
+            return as_result(gathered, ledger.snapshot(self._price), single=single, collect=collect)
 
     @overload
     async def aembed(self, input: str, *, role: Role = ...) -> EmbeddingArray: ...
@@ -276,11 +278,13 @@ class NexusFlow:
             if progress is not None:
                 loop.call_soon_threadsafe(progress, fresh)
 
+        from nexusflow_integrations._core.results import as_result
+
         with self._recorded(ledger):
             reporting = report if progress else None
             future = self._submit(texts, role, single, ledger, loop, reporting)
             gathered = await asyncio.wrap_future(future)
-            return _result(gathered, ledger.snapshot(self._price), single=single, collect=collect)
+            return as_result(gathered, ledger.snapshot(self._price), single=single, collect=collect)
 
     def __call__(self, input: str | Iterable[str]) -> EmbeddingArray:  # noqa: A002
         """Embed, for tools that take any callable from texts to vectors."""
@@ -638,42 +642,3 @@ async def _acut(cutter: Cutter, texts: Iterable[str] | AsyncIterable[str]) -> As
     else:
         for slab in cutter.cut(texts):
             yield slab
-
-
-def _result(
-    gathered: Gathered, usage: Usage, *, single: bool, collect: bool
-) -> EmbeddingArray | EmbeddingList:
-    from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList
-
-    refusals, vectors = gathered.refusals, gathered.vectors
-    if refusals and (single or not collect):
-        raise _refused(gathered)
-    if collect and not single:
-        rows = [
-            None if index in refusals or vectors is None else vectors[index]
-            for index in range(gathered.count)
-        ]
-        return EmbeddingList(rows, refusals, usage)
-    if vectors is None:
-        raise NexusFlowError("the call ended without vectors; this is a bug in this package")
-    array = vectors.view(EmbeddingArray)
-    if single:
-        array = array[0]
-    array.usage = usage
-    return array
-
-
-def _refused(gathered: Gathered) -> NexusFlowError:
-    refusals = gathered.refusals
-    if gathered.count == 1:
-        return refusals[0]
-    first = sorted(refusals)[:3]
-    reasons = "; ".join(f"text {index}: {refusals[index]}" for index in first)
-    more = f"; and {len(refusals) - 3} more" if len(refusals) > 3 else ""
-    error = RefusedTextsError(
-        f"the server refused {len(refusals)} of {gathered.count} texts ({reasons}{more});"
-        " the others are in this error's `finished`",
-        refused=refusals,
-    )
-    error.finished = gathered.finished()
-    return error

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from nexusflow_integrations import errors
-from nexusflow_integrations._core.failures import _LENGTH
+from nexusflow_integrations._core.failures import TOO_LONG
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_MODEL,
@@ -35,7 +35,7 @@ from nexusflow_integrations._core.settings import (
 )
 from nexusflow_integrations._core.texts import check_text, check_texts
 from nexusflow_integrations._core.usage import Budget, Price, Usage
-from nexusflow_integrations.client import NexusFlow, _result
+from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import NexusFlowError
 
 try:
@@ -501,8 +501,10 @@ class _Joined:
         if self.failure is not None:
             self.failure.finished = self._gathered.finished()
             raise self.failure
+        from nexusflow_integrations._core.results import as_result
+
         first, *rest = self._usages
-        vectors = _result(self._gathered, sum(rest, first), single=False, collect=False)
+        vectors = as_result(self._gathered, sum(rest, first), single=False, collect=False)
         return cast("EmbeddingArray", vectors)
 
 
@@ -673,7 +675,7 @@ def _is_too_long(error: NexusFlowError) -> bool:
     if isinstance(error, errors.RefusedTextsError):
         return any(_is_too_long(reason) for reason in error.refused.values())
     return isinstance(error, errors.BadRequestError) and (
-        error.status_code == 413 or _LENGTH.search(str(error)) is not None
+        error.status_code == 413 or TOO_LONG.search(str(error)) is not None
     )
 
 

@@ -31,7 +31,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList, Gathered
+from nexusflow_integrations._core.results import (
+    EmbeddingArray,
+    EmbeddingList,
+    Gathered,
+    refused_error,
+)
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_MODEL,
@@ -44,7 +49,7 @@ from nexusflow_integrations._core.settings import (
 from nexusflow_integrations._core.texts import check_text, check_texts
 from nexusflow_integrations._core.tokens import estimate_tokens
 from nexusflow_integrations._core.usage import Budget, Ledger, Price, Usage
-from nexusflow_integrations.client import NexusFlow, _refused
+from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import (
     APIStatusError,
     APITimeoutError,
@@ -586,7 +591,7 @@ class _Batch:
 
     def result(self) -> list[Vector]:
         if self._refusals:
-            raise _refused(self._gathered())
+            raise refused_error(self._gathered())
         return cast("list[Vector]", self._rows)
 
     def blame(self, error: NexusFlowError) -> None:

@@ -325,7 +325,7 @@ def _reserve(batch: Batch, call: Call, purse: Purse) -> Generator[Step, Any, int
         else:
             raise BudgetExceededError(
                 f"the budget of {purse.limit:,} tokens has {purse.limit - purse.spent:,} left, and"
-                f" text {batch[0].index} may cost up to {most:,}; it was not sent"
+                f" the next text may cost up to {most:,}; it was not sent"
             )
         if call.stopping:
             raise Stopped

@@ -72,7 +72,7 @@ _THROTTLE = re.compile(
 _MODERATION = re.compile(
     r"data_?inspection_?failed|content_filter|inappropriate content", re.IGNORECASE
 )
-_LENGTH = re.compile(
+TOO_LONG = re.compile(
     r"range of input length|context_length_exceeded|maximum context length|input is too long"
     r"|too many tokens",
     re.IGNORECASE,
@@ -123,7 +123,7 @@ def _kind(status: int, code: str, words: str, names_batch_limit: bool) -> Kind:
     if status in (400, 422):
         if names_batch_limit:
             return Kind.BATCH_LIMIT
-        if _MODERATION.search(words) or _LENGTH.search(words):
+        if _MODERATION.search(words) or TOO_LONG.search(words):
             return Kind.REFUSED
         if _BASE64.search(words):
             return Kind.ENCODING
@@ -163,7 +163,7 @@ def judge_ok_error(
         status = 401
     elif re.search(r"model_not_found", words, re.IGNORECASE):
         status = 404
-    elif _BATCH.search(message) or _MODERATION.search(words) or _LENGTH.search(words):
+    elif _BATCH.search(message) or _MODERATION.search(words) or TOO_LONG.search(words):
         status = 400
     elif _THROTTLE.search(words) or "insufficient_quota" in words:
         status = 429

@@ -167,13 +167,11 @@ class FoundLimit:
     def throttled(self, *, sent_at: float, now: float, hint: float | None) -> None:
         if sent_at <= self._cut_at:
             return
-        if self._searching and now - self._cut_at < MEASURE / 2:
-            return  # the burst of before the first cut is still draining
         passed = self._measured(now)
         known = self.rate
-        # What passed before the first refusal says little, and usually too little: search upwards
-        # from it before settling.
-        self._searching = known is None
+        # What passed before the first refusal, in a burst, says little about the rate: search from
+        # it, upwards with time and downwards with each refusal, before settling.
+        self._searching = known is None or (self._searching and now - self._cut_at < MEASURE / 2)
         if passed > 0:
             refused = passed if known is None else min(passed, known)
         else:

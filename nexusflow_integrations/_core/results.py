@@ -11,7 +11,12 @@ import numpy as np
 from nexusflow_integrations._core.batching import Batch, Item
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations._core.wire import Vectors
-from nexusflow_integrations.errors import APIStatusError, InvalidResponseError
+from nexusflow_integrations.errors import (
+    APIStatusError,
+    InvalidResponseError,
+    NexusFlowError,
+    RefusedTextsError,
+)
 
 
 class EmbeddingArray(np.ndarray[Any, np.dtype[np.float32]]):
@@ -128,3 +133,42 @@ class Gathered:
         if self.vectors is None:
             return {}
         return {index: self.vectors[index] for index, done in enumerate(self.done) if done}
+
+
+def as_result(
+    gathered: Gathered, usage: Usage, *, single: bool, collect: bool
+) -> EmbeddingArray | EmbeddingList:
+    """Return what the caller of a finished call gets, or raise refusals that are not collected."""
+    refusals, vectors = gathered.refusals, gathered.vectors
+    if refusals and (single or not collect):
+        raise refused_error(gathered)
+    if collect and not single:
+        rows = [
+            None if index in refusals or vectors is None else vectors[index]
+            for index in range(gathered.count)
+        ]
+        return EmbeddingList(rows, refusals, usage)
+    if vectors is None:
+        raise NexusFlowError("the call ended without vectors; this is a bug in this package")
+    array = vectors.view(EmbeddingArray)
+    if single:
+        array = array[0]
+    array.usage = usage
+    return array
+
+
+def refused_error(gathered: Gathered) -> NexusFlowError:
+    """Return the error of a call in which texts were refused; the others are its ``finished``."""
+    refusals = gathered.refusals
+    if gathered.count == 1:
+        return refusals[0]
+    first = sorted(refusals)[:3]
+    reasons = "; ".join(f"text {index}: {refusals[index]}" for index in first)
+    more = f"; and {len(refusals) - 3} more" if len(refusals) > 3 else ""
+    error = RefusedTextsError(
+        f"the server refused {len(refusals)} of {gathered.count} texts ({reasons}{more});"
+        " the others are in this error's `finished`",
+        refused=refusals,
+    )
+    error.finished = gathered.finished()
+    return error

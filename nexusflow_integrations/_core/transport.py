@@ -18,6 +18,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from inspect import CORO_CREATED, getcoroutinestate
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -275,11 +276,17 @@ class AsyncHttpxSender:
         self._target = target
 
     async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
-        work = asyncio.run_coroutine_threadsafe(self._send(body, timeout), self._loop)
+        sending = self._send(body, timeout)
         try:
+            work = asyncio.run_coroutine_threadsafe(sending, self._loop)
             return await asyncio.wait_for(asyncio.wrap_future(work), timeout)
         except asyncio.TimeoutError:
             return _timed_out(timeout)
+        except RuntimeError:
+            return TransportFault("the event loop of this call has ended", retryable=False)
+        finally:
+            if getcoroutinestate(sending) == CORO_CREATED:
+                sending.close()  # the user's loop ended before it came to this
 
     async def _send(self, body: bytes, timeout: float) -> Answer | TransportFault:
         try:

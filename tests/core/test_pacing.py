@@ -233,12 +233,16 @@ def test_a_refusal_of_a_request_sent_after_the_cut_cuts_again() -> None:
     assert pacer.rate < first
 
 
-def test_the_burst_that_led_to_the_first_cut_may_drain_before_another_refusal_counts() -> None:
+def test_a_refusal_soon_after_the_first_cut_does_not_end_the_search() -> None:
     pacer = paced()
     pacer.throttled(sent_at=0.9, now=1.0, hint=None)
     first = pacer.rate
     pacer.throttled(sent_at=1.1, now=1.2, hint=None)  # a retry that met a bucket still empty
-    assert pacer.rate == first
+    assert first is not None
+    assert pacer.rate is not None
+    assert pacer.rate < first
+    pacer.take(100, 3.2)  # two seconds later the search has doubled it twice
+    assert pacer.rate > 2 * first
 
 
 def test_the_cut_is_to_a_share_of_what_really_came_through() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -220,3 +222,23 @@ def test_a_mock_that_answers_in_gzip_is_unpacked_once(lib: Any) -> None:
 
     with lib.Client(transport=lib.MockTransport(answer)) as http:
         assert_right(of(http_client=http).embed(["a"]), ["a"])
+
+
+def test_a_loop_that_ends_before_the_request_is_sent_leaves_no_coroutine_behind() -> None:
+    code = """
+import asyncio, gc, httpx
+from nexusflow_integrations import NexusFlow
+answer = {"data": [{"index": 0, "embedding": [1.0] * 64}]}
+transport = httpx.MockTransport(lambda request: httpx.Response(200, json=answer))
+client = NexusFlow("key", dimensions=64, async_http_client=httpx.AsyncClient(transport=transport))
+async def leave():
+    asyncio.ensure_future(client.aembed("text"))
+    await asyncio.sleep(0)
+for _ in range(30):
+    asyncio.run(leave())
+gc.collect()
+"""
+    command = [sys.executable, "-W", "always::RuntimeWarning", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "never awaited" not in done.stderr
