@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from nexusflow_integrations import __version__
 from nexusflow_integrations.cli.cache import cache
+from nexusflow_integrations.cli.embed import embed
 from nexusflow_integrations.cli.exits import STOPPED, UsageProblem, explain
 from nexusflow_integrations.cli.options import (
     DimensionsOption,
@@ -82,7 +83,7 @@ app = typer.Typer(
     help="Embeddings, search and answers from your own texts: with NexusFlow where"
     " [bold]NEXUSFLOW_API_KEY[/bold] is set, else with a small model on this machine.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a package is missing, 4 the key is"
-    " missing or refused, 130 stopped by Ctrl-C. NO_COLOR is honoured.",
+    " missing or refused, 5 some texts were refused, 130 stopped by Ctrl-C. NO_COLOR is honoured.",
 )
 
 
@@ -397,6 +398,7 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
+app.command()(embed)
 app.add_typer(cache, name="cache")
 
 

@@ -19,6 +19,7 @@ FAILED = 1
 USAGE = 2
 MISSING = 3
 REFUSED = 4
+PARTLY = 5
 STOPPED = 130
 
 _CHROMAS_TAIL = re.compile(r" in (add|upsert|update|query)\.$")

@@ -25,13 +25,16 @@ from nexusflow_integrations.rag.session import CUTS, Filled, Found, agree
 from nexusflow_integrations.rag.shelf import Index
 
 if TYPE_CHECKING:
+    from nexusflow_integrations._core.estimate import Estimate
     from nexusflow_integrations.cli.doctor import Findings
+    from nexusflow_integrations.client import NexusFlow
 
 _SYMBOLS = {"CNY": "¥", "USD": "$", "EUR": "€"}
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim")}
 _INDENT = (0, 0, 0, 2)
 _BAR = 10
 _SNIPPET = 150
+_REDRAW = 0.1
 
 
 class Screen:
@@ -234,6 +237,54 @@ class Screen:
         verdict = ("All is well.", "green") if findings.healthy else ("Not all is well.", "red")
         self.out.print(Text(verdict[0], style=verdict[1]))
 
+    # -- embedding -----------------------------------------------------------------------------
+
+    @contextmanager
+    def embedding(self, total: int | None, client: NexusFlow) -> Iterator[Embedding]:
+        """Show a bar while the block embeds ``total`` texts; ``None``: nobody knows how many."""
+        bar = Progress(
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[note]}"),
+            console=self.err,
+            disable=not self.err.is_terminal,
+            transient=True,
+        )
+        with bar:
+            yield Embedding(self.err, bar, total, client)
+
+    def embedded(self, bar: Embedding, output: str, usage: Usage, endpoint: Endpoint) -> None:
+        """Show what was written and what it cost, on standard error: output may be a pipe."""
+        speed = bar.done / max(bar.seconds, 1e-6)
+        where = "" if output == "-" else f" to {output}"
+        cached = f", {usage.cached:,} from the cache" if usage.cached else ""
+        self.err.print(
+            f"{_count(bar.done, 'text')}{where}: {speed:,.0f} texts/s,"
+            f" {_count(usage.tokens, 'token')} in {_count(usage.requests, 'request')}{cached}."
+        )
+        self.err.print(Text(price_line(usage, endpoint), style="dim"))
+        if bar.refused:
+            self.err.print(f"{_count(bar.refused, 'text')} refused, as named above: no vector.")
+
+    def estimate(self, found: Estimate, unfit: int) -> None:
+        """Show what embedding would send and cost."""
+        rows = Table.grid(padding=(0, 2))
+        rows.add_column(style="bold", no_wrap=True)
+        rows.add_column(overflow="fold")
+        rows.add_row("Texts", f"{found.texts:,}")
+        for name, number in (
+            ("Repeated", found.repeated),
+            ("In the cache", found.cached),
+            ("Unfit", unfit),
+        ):
+            if number:
+                rows.add_row(name, f"{number:,}")
+        error = f", give or take {found.token_error:.0%}" if found.token_error else ""
+        rows.add_row("Tokens", f"{found.tokens:,}{error}")
+        rows.add_row("Requests", f"{found.requests:,}")
+        rows.add_row("Price", f"{money(found.cost, found.price)} at the list price")
+        self.out.print(rows)
+        self.out.print(Text("Nothing was sent.", style="dim"))
+
     # -- the cache -----------------------------------------------------------------------------
 
     def cache(self, info: CacheInfo) -> None:
@@ -325,6 +376,62 @@ class Indexing:
             self._screen.err.print(f"{FRAMEWORKS[framework]}: {note}")
 
 
+class Embedding:
+    """The bar of `Screen.embedding`, and the counts."""
+
+    def __init__(
+        self, console: Console, bar: Progress, total: int | None, client: NexusFlow
+    ) -> None:
+        self._console, self._bar, self._client = console, bar, client
+        self._task = bar.add_task("", total=total, note="waiting for the first vectors …")
+        self._began = time.perf_counter()
+        self._shown = 0.0
+        self._total = total
+        self.done = 0
+        self.refused = 0
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self._began
+
+    def advanced(self, line: int, reason: str | None) -> None:
+        """Count one more text; if it was refused, say which line and why."""
+        self.done += 1
+        if reason is not None:
+            self.refused += 1
+            self._console.print(Text(f"line {line}: {reason}", style="yellow"))
+        # Drawing each one would take longer than embedding it.
+        if self.seconds - self._shown > _REDRAW or self.done == self._total:
+            self._shown = self.seconds
+            self._bar.update(self._task, completed=self.done, note=self._note())
+
+    def broken(self, remembered: bool) -> None:
+        """Say how far it came."""
+        of = "" if self._total is None else f" of {self._total:,}"
+        rest = "; what was paid for is in the cache: run again for the rest" if remembered else ""
+        self._console.print(f"stopped after {self.done:,}{of} texts{rest}")
+
+    def _note(self) -> str:
+        usage, task = self._client.usage, self._bar.tasks[0]
+        speed = task.speed or self.done / max(self.seconds, 1e-6)
+        parts = [
+            f"{_short(self.done)}/{_short(self._total)}" if self._total else _short(self.done),
+            f"{speed:,.0f} texts/s",
+            f"{_short(usage.tokens)} tokens",
+            money(usage.cost, usage.price),
+        ]
+        if usage.cached:
+            parts.append(f"{_short(usage.cached)} cached")
+        if self._total and speed:
+            left = round((self._total - self.done) / speed)
+            clock = f"{left // 60}:{left % 60:02}"
+            parts.append(
+                f"{left // 3600}:{left // 60 % 60:02} h left" if left >= 3600 else f"{clock} left"
+            )
+        return " · ".join(parts)
+
+
 def price_line(usage: Usage, endpoint: Endpoint) -> str:
     """Say what ``usage`` costs: at the service, or what it would cost there."""
     price = money(usage.cost, usage.price)
@@ -349,6 +456,17 @@ def money(amount: float, price: Price) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _short(number: int) -> str:
+    for unit, factor in (("M", 10**6), ("k", 10**3)):
+        if number >= 10 * factor:
+            return (
+                f"{number / factor:,.0f}{unit}"
+                if number >= 100 * factor
+                else f"{number / factor:.1f}{unit}"
+            )
+    return f"{number:,}"
 
 
 def _bytes(number: int) -> str:

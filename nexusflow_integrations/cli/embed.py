@@ -1,0 +1,291 @@
+"""``nexusflow embed``: lines of text in, vectors out, paid for once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import typer
+
+from nexusflow_integrations._core.texts import check_text
+from nexusflow_integrations._core.usage import Budget, Price
+from nexusflow_integrations.cli import rows
+from nexusflow_integrations.cli.exits import PARTLY, UsageProblem
+from nexusflow_integrations.cli.options import (
+    CacheOption,
+    DimensionsOption,
+    JsonOption,
+    LocalOption,
+    print_json,
+)
+from nexusflow_integrations.cli.options import budget as read_budget
+from nexusflow_integrations.cli.screen import Embedding, Screen
+from nexusflow_integrations.client import NexusFlow
+from nexusflow_integrations.errors import InvalidInputError, NexusFlowError
+from nexusflow_integrations.rag.endpoint import Endpoint, has_key, open_endpoint
+
+__all__ = ["embed"]
+
+
+class InputFormat(str, Enum):
+    """What ``--input`` takes."""
+
+    text = "text"
+    jsonl = "jsonl"
+
+
+class OutputFormat(str, Enum):
+    """What ``--format`` takes."""
+
+    jsonl = "jsonl"
+    npy = "npy"
+    parquet = "parquet"
+
+
+_INPUTS = {".jsonl": InputFormat.jsonl, ".ndjson": InputFormat.jsonl}
+_OUTPUTS = {".npy": OutputFormat.npy, ".parquet": OutputFormat.parquet, ".pq": OutputFormat.parquet}
+
+
+def embed(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="[FILE]", help="Text or JSONL, a text a line; - is standard input."),
+    ] = "-",
+    output: Annotated[
+        str,
+        typer.Option("--output", "-o", help="File to write; - is standard output, as JSONL."),
+    ] = "-",
+    input_format: Annotated[
+        InputFormat | None,
+        typer.Option("--input", help="Default: jsonl if FILE ends in .jsonl, else text."),
+    ] = None,
+    output_format: Annotated[
+        OutputFormat | None,
+        typer.Option("--format", help="Default: by how the file's name ends, else jsonl."),
+    ] = None,
+    text_field: Annotated[
+        str, typer.Option("--field", help="Field of a JSONL object that holds the text.")
+    ] = "text",
+    dimensions: DimensionsOption = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="The most to spend: [bold]'200k tokens'[/bold], [bold]¥2.50[/bold]."),
+    ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say what it would cost, and send nothing.")
+    ] = False,
+    local: LocalOption = False,
+    cache: CacheOption = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Remember nothing, and pay for every text.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Embed lines of text or JSONL, to JSONL, NPY or Parquet; run again, it pays for the rest.
+
+    The output holds a row for each text, in order. It appears when it is complete, never before.
+    A text that is refused has an empty row, is named by its line, and makes the exit code 5.
+    """
+    job = _Job(source, output, input_format, output_format, text_field)
+    limit = None if budget is None else read_budget(budget, Price())
+    screen = Screen(quiet=as_json)
+    if cache is not None and no_cache:
+        raise UsageProblem("--cache and --no-cache exclude each other")
+    if estimate:
+        _estimate(job, screen, dimensions, None if no_cache else cache or True, local, as_json)
+        return
+    if as_json and output == "-":
+        raise UsageProblem("--json and the vectors cannot both go to standard output: name -o FILE")
+    with open_endpoint(local=local or None, dimensions=dimensions) as endpoint:
+        # The embedded server's port is another one each time, and so would be its keys.
+        remembered = None if no_cache or endpoint.local_model else cache or True
+        client = _client(endpoint, remembered, limit)
+        with job.lines() as lines, screen.embedding(job.total(), client) as bar:
+            try:
+                refused = _run(lines, job, client, bar, keep=as_json)
+            except (NexusFlowError, KeyboardInterrupt):
+                bar.broken(remembered is not None)
+                raise
+        screen.embedded(bar, output, client.usage, endpoint)
+    if as_json:
+        print_json(_summary(bar, output, client, endpoint) | {"refused": refused})
+    if bar.refused:
+        raise typer.Exit(PARTLY)
+
+
+class _Job:
+    """What is read and written, checked before anything is sent."""
+
+    def __init__(
+        self,
+        source: str,
+        output: str,
+        input_format: InputFormat | None,
+        output_format: OutputFormat | None,
+        text_field: str,
+    ) -> None:
+        self.source = None if source == "-" else Path(source)
+        self.output = None if output == "-" else Path(output)
+        self._field = text_field
+        suffix = self.source.suffix.lower() if self.source else ""
+        self._input = input_format or _INPUTS.get(suffix, InputFormat.text)
+        suffix = self.output.suffix.lower() if self.output else ""
+        self._format = output_format or _OUTPUTS.get(suffix, OutputFormat.jsonl)
+        if self.source is not None and not self.source.is_file():
+            what = "a folder" if self.source.is_dir() else "not there"
+            raise UsageProblem(f"the file {str(self.source)!r} is {what}")
+        if self.output is None and self._format is not OutputFormat.jsonl:
+            raise UsageProblem(f"standard output is JSONL: name -o FILE.{self._format.value}")
+        if self.output is not None:
+            if not self.output.parent.is_dir():
+                raise UsageProblem(f"the folder {str(self.output.parent)!r} is not there")
+            if self.output.is_dir():
+                raise UsageProblem(f"the output {str(self.output)!r} is a folder")
+            if self.source is not None and self.output.resolve() == self.source.resolve():
+                raise UsageProblem("the output would replace the input")
+        if self._format is OutputFormat.parquet:
+            rows.need_parquet()
+
+    def lines(self) -> closing[Generator[rows.Line, None, None]]:
+        """Return the lines that hold something."""
+        return closing(self._lines())
+
+    def _lines(self) -> Generator[rows.Line, None, None]:
+        with ExitStack() as stack:
+            file: Any = (
+                typer.get_binary_stream("stdin")
+                if self.source is None
+                else stack.enter_context(self.source.open("rb"))
+            )
+            if self._input is InputFormat.text:
+                yield from rows.lines_of_text(file)
+            else:
+                yield from rows.lines_of_json(file, self._field)
+
+    def total(self) -> int | None:
+        """Count the texts, which a pipe does not allow."""
+        if self.source is None or not self.source.is_file():
+            return None
+        with self.source.open("rb") as file:
+            return sum(1 for line in file if line.strip())
+
+    def writer(self, file: BinaryIO, dimensions: int | None) -> rows.Writer:
+        """Return what writes the output."""
+        if self._format is OutputFormat.npy:
+            return rows.Npy(file, dimensions)
+        return rows.Parquet(file) if self._format is OutputFormat.parquet else rows.JsonLines(file)
+
+
+def _client(endpoint: Endpoint, cache: bool | Path | None, limit: Budget | None) -> NexusFlow:
+    return NexusFlow(
+        endpoint.api_key,
+        base_url=endpoint.base_url,
+        dimensions=endpoint.dimensions,
+        cache=cache,
+        budget=limit,
+    )
+
+
+def _run(
+    lines: Iterator[rows.Line], job: _Job, client: NexusFlow, bar: Embedding, *, keep: bool
+) -> list[dict[str, Any]]:
+    refused: list[dict[str, Any]] = []
+    flying: deque[rows.Line] = deque()
+
+    def texts() -> Iterator[Any]:
+        for line in lines:
+            flying.append(line)
+            yield line.text
+
+    with ExitStack() as stack:
+        file: Any = (
+            typer.get_binary_stream("stdout")
+            if job.output is None
+            else stack.enter_context(rows.whole(job.output))
+        )
+        writer = job.writer(file, client.dimensions)
+        for item in stack.enter_context(closing(client.embed_stream(texts()))):
+            line = flying.popleft()
+            reason = None if item.error is None else _reason(line, item.error)
+            writer.write(line, item.vector, reason)
+            bar.advanced(line.number, reason)
+            if reason is not None and keep:
+                refused.append({"line": line.number, "reason": reason})
+        writer.finish()
+    return refused
+
+
+def _reason(line: rows.Line, error: NexusFlowError) -> str:
+    # Its message counts the texts of the stream; a person counts lines.
+    return _fault(line) or " ".join(str(error).split())
+
+
+def _fault(line: rows.Line) -> str | None:
+    """Return why a line cannot be sent, or ``None``."""
+    if line.problem is not None:
+        return line.problem
+    try:
+        check_text(line.text)
+    except InvalidInputError as error:
+        return str(error).removeprefix("the text ")
+    return None
+
+
+def _estimate(
+    job: _Job,
+    screen: Screen,
+    dimensions: int | None,
+    cache: bool | Path | None,
+    local: bool,
+    as_json: bool,
+) -> None:
+    # Without a key this is what the service would charge; nobody is asked, so none is needed.
+    client = NexusFlow(dimensions=dimensions, cache=cache if has_key() and not local else None)
+    unfit = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal unfit
+        with job.lines() as lines:
+            for line in lines:
+                if _fault(line) is None:
+                    yield line.text
+                else:
+                    unfit += 1
+
+    found = client.estimate(texts())
+    screen.estimate(found, unfit)
+    if as_json:
+        print_json(
+            {
+                "texts": found.texts,
+                "unfit": unfit,
+                "repeated": found.repeated,
+                "cached": found.cached,
+                "requests": found.requests,
+                "tokens": found.tokens,
+                "token_error": found.token_error,
+                "list_price": found.cost,
+                "currency": found.price.currency,
+            }
+        )
+
+
+def _summary(bar: Embedding, output: str, client: NexusFlow, endpoint: Endpoint) -> dict[str, Any]:
+    usage = client.usage
+    return {
+        "output": output,
+        "texts": bar.done,
+        "seconds": round(bar.seconds, 3),
+        "cost": {
+            "tokens": usage.tokens,
+            "requests": usage.requests,
+            "cached": usage.cached,
+            "list_price": usage.cost,
+            "currency": usage.currency,
+            "paid": endpoint.local_model is None,
+        },
+    }

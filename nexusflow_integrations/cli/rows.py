@@ -1,0 +1,241 @@
+"""Rows of a text and its vector, read from lines and written so that no file is half a result."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import orjson
+
+from nexusflow_integrations._core.wire import Vectors
+from nexusflow_integrations.errors import InvalidResponseError
+from nexusflow_integrations.rag.needs import needed
+
+_GROUP = 2000
+"""Rows of Parquet held until they are written: 16 MB at 2,048 numbers each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the input that holds something.
+
+    Attributes:
+        number: Counted from 1, empty lines included.
+        text: What is to be embedded; ``None`` if ``problem`` is set.
+        record: What JSONL output repeats beside the vector.
+        problem: Why there is no text, or ``None``.
+    """
+
+    number: int
+    text: Any = None
+    record: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+
+def lines_of_text(source: Iterable[bytes]) -> Iterator[Line]:
+    """Yield the lines of plain text; empty ones hold no text and are passed over."""
+    for number, text in _decoded(source):
+        if text is None:
+            yield Line(number, problem="is not UTF-8")
+        elif text.strip():
+            yield Line(number, text, {"text": text})
+
+
+def lines_of_json(source: Iterable[bytes], name: str) -> Iterator[Line]:
+    """Yield the lines of JSONL: strings, or objects whose field ``name`` is the text."""
+    for number, text in _decoded(source):
+        if text is None:
+            yield Line(number, problem="is not UTF-8")
+            continue
+        if not text.strip():
+            continue
+        try:
+            found = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            yield Line(number, problem="is not JSON")
+            continue
+        if isinstance(found, str):
+            yield Line(number, found, {"text": found})
+        elif not isinstance(found, dict):
+            yield Line(number, problem="is neither a JSON object nor a string")
+        elif name not in found:
+            yield Line(number, record=found, problem=f"has no field {name!r}")
+        else:
+            yield Line(number, found[name], found)
+
+
+def _decoded(source: Iterable[bytes]) -> Iterator[tuple[int, str | None]]:
+    for number, raw in enumerate(source, 1):
+        yield number, _decode(raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw)
+
+
+def _decode(raw: bytes) -> str | None:
+    try:
+        return raw.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        return None
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+class Writer(Protocol):
+    """Takes one row for every line, in order: its vector, or why it has none."""
+
+    def write(self, line: Line, vector: Vectors | None, reason: str | None) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class JsonLines:
+    """The line's own object with ``embedding``; without a vector that is null beside ``error``."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, line: Line, vector: Vectors | None, reason: str | None) -> None:
+        row = line.record | {"embedding": vector}
+        if vector is None:
+            row["error"] = f"line {line.number}: {reason}"
+        self._file.write(
+            orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+        )
+
+    def finish(self) -> None:
+        self._file.flush()
+
+
+class Npy:
+    """A float32 array of shape (lines, d); a line without a vector is a row of NaN."""
+
+    def __init__(self, file: BinaryIO, size: int | None) -> None:
+        self._file = file
+        self._size = size
+        self._rows = 0
+        self._missing = 0  # rows before the first vector, while the size is unknown
+        if size is not None:
+            self._head()
+
+    def write(self, line: Line, vector: Vectors | None, reason: str | None) -> None:
+        self._rows += 1
+        if self._size is None:
+            if vector is None:
+                self._missing += 1
+                return
+            self._size = vector.shape[0]
+            self._head()
+            for _ in range(self._missing):
+                self._put(None)
+        self._put(vector)
+
+    def finish(self) -> None:
+        if self._size is None:
+            self._size = 0
+        # numpy leaves room in the header for the first axis to grow.
+        self._file.seek(0)
+        self._head()
+        self._file.flush()
+
+    def _head(self) -> None:
+        np.lib.format.write_array_header_1_0(
+            self._file,
+            {"descr": "<f4", "fortran_order": False, "shape": (self._rows, self._size)},
+        )
+
+    def _put(self, vector: Vectors | None) -> None:
+        if vector is None:
+            vector = np.full(self._size or 0, np.nan, dtype=np.float32)
+        elif vector.shape[0] != self._size:
+            raise InvalidResponseError(
+                f"a vector of {vector.shape[0]} numbers came where others have {self._size}:"
+                " ask for a size (--dimensions)"
+            )
+        self._file.write(vector.astype("<f4", copy=False).tobytes())
+
+
+class Parquet:
+    """Columns ``line``, ``id``, ``text``, ``embedding`` (a list of float32) and ``error``."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        pa, parquet = _pyarrow()
+        self._pa = pa
+        self._schema = pa.schema(
+            [
+                ("line", pa.int64()),
+                ("id", pa.string()),
+                ("text", pa.string()),
+                ("embedding", pa.list_(pa.float32())),
+                ("error", pa.string()),
+            ]
+        )
+        self._writer = parquet.ParquetWriter(file, self._schema)
+        self._group: list[tuple[Line, Vectors | None, str | None]] = []
+
+    def write(self, line: Line, vector: Vectors | None, reason: str | None) -> None:
+        self._group.append((line, vector, reason))
+        if len(self._group) == _GROUP:
+            self._flush()
+
+    def finish(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        pa, group = self._pa, self._group
+        if not group:
+            return
+        vectors = [vector for _, vector, _ in group]
+        ends = np.cumsum([0, *(0 if row is None else row.shape[0] for row in vectors)])
+        held = [row for row in vectors if row is not None]
+        embedding = pa.ListArray.from_arrays(
+            pa.array(ends, pa.int32()),
+            pa.array(np.concatenate(held) if held else np.empty(0, np.float32)),
+            mask=pa.array([row is None for row in vectors]),
+        )
+        ids = [line.record.get("id") for line, _, _ in group]
+        texts = [line.text if isinstance(line.text, str) else None for line, _, _ in group]
+        columns = [
+            pa.array([line.number for line, _, _ in group], pa.int64()),
+            pa.array([None if name is None else str(name) for name in ids], pa.string()),
+            pa.array(texts, pa.string()),
+            embedding,
+            pa.array([reason for _, _, reason in group], pa.string()),
+        ]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+        self._group = []
+
+
+def need_parquet() -> None:
+    """Raise the ``ImportError`` that says what to install, before anything is paid for."""
+    _pyarrow()
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    with needed("Parquet", "pyarrow", install="pyarrow"):
+        # It has no types of its own, so nothing is lost by importing it by name.
+        return import_module("pyarrow"), import_module("pyarrow.parquet")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    A process that is killed leaves ``NAME.PID.part`` behind, which never looks like a result.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,413 @@
+"""``nexusflow embed``: what goes in, what comes out, what it pays, and what a failure leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from nexusflow_integrations import NexusFlow
+from nexusflow_integrations.cli.app import app
+from nexusflow_integrations.cli.rows import Line, Npy, lines_of_text
+from nexusflow_integrations.local import LocalServer
+
+from .conftest import KEY, Command
+
+pytestmark = pytest.mark.timeout(120)
+
+SMALL = ("--dimensions", "64")
+IN_FLIGHT = 32 * 10
+"""The documented promise of the cache: max_concurrency requests of batch_size texts."""
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """A hundred lines of text."""
+    path = tmp_path / "texts.txt"
+    path.write_text("".join(f"text number {number}\n" for number in range(100)))
+    return path
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+# -- formats -------------------------------------------------------------------------------------
+
+
+def test_jsonl_holds_each_text_with_its_own_vector_in_order(
+    nexusflow: Command, service: LocalServer, texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    nexusflow("embed", str(texts), "-o", str(out), *SMALL)
+    found = rows(out)
+    assert [row["text"] for row in found] == texts.read_text().splitlines()
+    expected = NexusFlow(dimensions=64).embed([row["text"] for row in found])
+    assert np.array_equal(np.array([row["embedding"] for row in found], np.float32), expected)
+
+
+def test_npy_holds_the_same_rows(
+    nexusflow: Command, service: LocalServer, texts: Path, tmp_path: Path
+) -> None:
+    nexusflow("embed", str(texts), "-o", str(tmp_path / "out.npy"), *SMALL)
+    found = np.load(tmp_path / "out.npy")
+    assert (found.shape, found.dtype) == ((100, 64), np.float32)
+    assert np.array_equal(found, NexusFlow(dimensions=64).embed(texts.read_text().splitlines()))
+    mapped = np.load(tmp_path / "out.npy", mmap_mode="r")
+    assert mapped.offset % 64 == 0
+
+
+def test_parquet_holds_the_same_rows_with_line_id_and_error(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"id": 7, "text": "otter"}\n\n{"id": "x", "text": " "}\n"panda"\n')
+    nexusflow("embed", str(source), "-o", str(tmp_path / "out.parquet"), *SMALL, code=5)
+    found = parquet.read_table(tmp_path / "out.parquet").to_pydict()
+    assert found["line"] == [1, 3, 4]
+    assert found["id"] == ["7", "x", None]
+    assert found["text"] == ["otter", " ", "panda"]
+    assert found["error"] == [None, "is blank", None]
+    assert found["embedding"][1] is None
+    expected = NexusFlow(dimensions=64).embed(["otter", "panda"])
+    assert np.array_equal(np.float32([found["embedding"][0], found["embedding"][2]]), expected)
+
+
+def test_parquet_writes_many_groups(
+    nexusflow: Command, service: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("nexusflow_integrations.cli.rows._GROUP", 30)
+    source = tmp_path / "in.txt"
+    source.write_text("".join(f"text {number}\n" for number in range(100)))
+    nexusflow("embed", str(source), "-o", str(tmp_path / "out.pq"), *SMALL)
+    table = parquet.read_table(tmp_path / "out.pq")
+    assert table.num_rows == 100
+    assert table.column("text").to_pylist()[-1] == "text 99"
+    assert parquet.ParquetFile(tmp_path / "out.pq").num_row_groups == 4
+
+
+def test_without_pyarrow_parquet_ends_in_3_before_anything_is_sent(
+    nexusflow: Command,
+    service: LocalServer,
+    texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    out = tmp_path / "out.parquet"
+    said = nexusflow.sentence("embed", str(texts), "-o", str(out), code=3)
+    assert said == 'Parquet needs pyarrow: pip install "pyarrow"'
+    assert service.stats.requests == 0
+    assert not out.exists()
+
+
+def test_a_jsonl_object_keeps_its_other_fields(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"id": 7, "body": "小熊猫吃竹子。", "tags": ["a"]}\n', "utf-8")
+    nexusflow("embed", str(source), "-o", str(out), "--field", "body", *SMALL)
+    (row,) = rows(out)
+    assert len(row.pop("embedding")) == 64
+    assert row == {"id": 7, "body": "小熊猫吃竹子。", "tags": ["a"]}
+    assert service.stats.received == ("小熊猫吃竹子。",)
+
+
+def test_standard_input_and_output_make_a_pipe(clean: None, service: LocalServer) -> None:
+    done = CliRunner().invoke(app, ["embed", *SMALL], input="otter\r\npanda\n")
+    assert done.exit_code == 0, done.output
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["text"] for row in found] == ["otter", "panda"]
+
+
+def test_json_says_what_was_paid(
+    nexusflow: Command, service: LocalServer, texts: Path, tmp_path: Path
+) -> None:
+    arguments = ("embed", str(texts), "-o", str(tmp_path / "out.npy"), *SMALL)
+    found = nexusflow.json(*arguments)
+    assert found["texts"] == 100
+    assert found["cost"]["tokens"] == service.stats.tokens
+    assert found["cost"]["requests"] == service.stats.requests
+    assert found["refused"] == []
+
+
+def test_an_empty_input_makes_an_empty_output(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    (tmp_path / "in.txt").write_text("\n")
+    for name in ("out.jsonl", "out.npy"):
+        nexusflow("embed", str(tmp_path / "in.txt"), "-o", str(tmp_path / name), *SMALL)
+    assert (tmp_path / "out.jsonl").read_bytes() == b""
+    assert np.load(tmp_path / "out.npy").shape == (0, 64)
+
+
+# -- refused texts -------------------------------------------------------------------------------
+
+BAD = (
+    b'{"text": "otter"}\n{"text": " "}\nno json\n{"body": "x"}\n[1]\n"\xff"\n{"text": 3}\n"panda"\n'
+)
+REASONS = {
+    2: "is blank",
+    3: "is not JSON",
+    4: "has no field 'text'",
+    5: "is neither a JSON object nor a string",
+    6: "is not UTF-8",
+    7: "is not a string but int",
+}
+
+
+def test_texts_that_cannot_be_sent_are_named_by_line_and_the_others_are_done(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(BAD)
+    _, aside = nexusflow("embed", str(source), "-o", str(out), *SMALL, code=5)
+    for line, reason in REASONS.items():
+        assert f"line {line}: {reason}" in aside
+    assert "6 texts refused" in aside
+    found = rows(out)
+    assert [row["embedding"] is None for row in found] == [False, *[True] * 6, False]
+    assert [row.get("error") for row in found[1:-1]] == [
+        f"line {line}: {reason}" for line, reason in REASONS.items()
+    ]
+    assert sorted(service.stats.received) == ["otter", "panda"]
+
+
+def test_a_text_that_the_server_refuses_is_named_by_line_too(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.txt", tmp_path / "out.npy"
+    source.write_text(f"otter\n\n{'word ' * 9000}\npanda\n")
+    _, aside = nexusflow("embed", str(source), "-o", str(out), *SMALL, code=5)
+    assert "line 3: 400" in aside
+    found = np.load(out)
+    assert np.isnan(found).all(axis=1).tolist() == [False, True, False]
+    assert np.array_equal(found[[0, 2]], NexusFlow(dimensions=64).embed(["otter", "panda"]))
+
+
+def test_json_lists_what_was_refused(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(BAD)
+    shown, _ = nexusflow(
+        "embed", str(source), "-o", str(tmp_path / "out.npy"), *SMALL, "--json", code=5
+    )
+    refused = json.loads(shown)["refused"]
+    assert {item["line"]: item["reason"] for item in refused} == REASONS
+
+
+def test_npy_learns_its_size_from_the_first_vector_after_refused_lines(tmp_path: Path) -> None:
+    with (tmp_path / "x.npy").open("w+b") as file:
+        writer = Npy(file, None)
+        writer.write(Line(1), None, "is blank")
+        writer.write(Line(2), np.ones(5, np.float32), None)
+        writer.finish()
+    assert np.isnan(np.load(tmp_path / "x.npy")).tolist() == [[True] * 5, [False] * 5]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_text() -> None:
+    found = list(lines_of_text([b"\xef\xbb\xbfotter\r\n", b"\n", b"panda"]))
+    assert [(line.number, line.text) for line in found] == [(1, "otter"), (3, "panda")]
+
+
+# -- money ---------------------------------------------------------------------------------------
+
+
+def test_estimate_sends_nothing_and_needs_no_key(
+    nexusflow: Command, texts: Path, tmp_path: Path
+) -> None:
+    found = nexusflow.json("embed", str(texts), "-o", str(tmp_path / "out.npy"), "--estimate")
+    assert (found["texts"], found["requests"]) == (100, 10)
+    assert found["list_price"] == pytest.approx(found["tokens"] * 0.5 / 1e6)
+    assert not (tmp_path / "out.npy").exists()
+    shown, _ = nexusflow("embed", str(texts), "--estimate")
+    assert "Nothing was sent." in shown
+
+
+def test_estimate_knows_what_the_cache_holds(
+    nexusflow: Command, service: LocalServer, texts: Path, tmp_path: Path
+) -> None:
+    nexusflow("embed", str(texts), "-o", str(tmp_path / "out.npy"), *SMALL)
+    service.reset_stats()
+    found = nexusflow.json("embed", str(texts), "--estimate", *SMALL)
+    assert (found["cached"], found["tokens"]) == (100, 0)
+    assert service.stats.requests == 0
+
+
+def test_estimate_counts_what_cannot_be_sent(nexusflow: Command, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(BAD)
+    found = nexusflow.json("embed", str(tmp_path / "in.jsonl"), "--estimate")
+    assert (found["texts"], found["unfit"]) == (2, 6)
+
+
+def test_the_budget_is_kept_and_what_was_paid_for_is_not_lost(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_text("".join(f"text number {number}\n" for number in range(40)))
+    arguments = ("embed", str(source), "-o", str(out), *SMALL)
+    _, aside = nexusflow(*arguments, "--budget", "60 tokens", code=1)
+    assert "the budget of 60 tokens" in aside
+    assert "run again for the rest" in " ".join(aside.split())
+    assert 0 < service.stats.tokens <= 60
+    assert sorted(path.name for path in tmp_path.glob("out*")) == []
+    paid = service.stats.texts
+    nexusflow(*arguments)
+    assert service.stats.texts == 40
+    assert paid > 0
+    assert service.stats.duplicates == {}
+
+
+def test_a_second_run_pays_nothing_and_no_cache_pays_again(
+    nexusflow: Command, service: LocalServer, texts: Path, tmp_path: Path
+) -> None:
+    arguments = ("embed", str(texts), "-o", str(tmp_path / "out.npy"), *SMALL)
+    nexusflow(*arguments)
+    assert service.stats.texts == 100
+    _, aside = nexusflow(*arguments)
+    assert service.stats.texts == 100
+    assert "100 from the" in aside
+    nexusflow(*arguments, "--no-cache")
+    assert service.stats.texts == 200
+
+
+# -- wrong usage ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nothing.txt",), "is not there"),
+        ((".",), "is a folder"),
+        (("texts.txt", "-o", "texts.txt"), "would replace the input"),
+        (("texts.txt", "-o", "no/such/out.npy"), "is not there"),
+        (("texts.txt", "--format", "npy"), "name -o FILE.npy"),
+        (("texts.txt", "--json"), "name -o FILE"),
+        (("texts.txt", "--budget", "5"), "is not a budget"),
+        (("texts.txt", "--cache", "x", "--no-cache"), "exclude each other"),
+        (("texts.txt", "--dimensions", "100"), "dimensions must be one of"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_sends_nothing(
+    nexusflow: Command,
+    service: LocalServer,
+    texts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(texts.parent)
+    before = texts.read_bytes()
+    assert said in nexusflow.sentence("embed", *arguments, code=2)
+    assert service.stats.requests == 0
+    assert texts.read_bytes() == before
+
+
+def test_a_failure_leaves_the_output_that_was_there(
+    nexusflow: Command,
+    service: LocalServer,
+    texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("precious")
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-wrong-very-secret")
+    nexusflow("embed", str(texts), "-o", str(out), code=4)
+    assert out.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
+
+
+# -- the process ---------------------------------------------------------------------------------
+
+
+def start(server: LocalServer, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("NEXUSFLOW_")
+    } | {
+        "NEXUSFLOW_API_KEY": KEY,
+        "NEXUSFLOW_BASE_URL": server.base_url,
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "LOCALAPPDATA": str(folder / "cache"),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "nexusflow_integrations.cli", "embed", *arguments, *SMALL],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills without notice")
+def test_a_killed_run_leaves_no_output_and_the_next_one_pays_only_for_the_rest(
+    tmp_path: Path,
+) -> None:
+    count = 900
+    lines = [f"text number {number}" for number in range(count)]
+    (tmp_path / "in.txt").write_text("\n".join(lines))
+    with LocalServer("hash", api_key=KEY, latency_ms=60, record_texts=True) as server:
+        killed = start(server, tmp_path, "in.txt", "-o", "out.npy")
+        waited = time.monotonic() + 60
+        while server.stats.texts < count / 3:
+            assert killed.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < waited
+            time.sleep(0.005)
+        killed.kill()
+        killed.communicate(timeout=30)
+        assert not (tmp_path / "out.npy").exists()
+
+        again = start(server, tmp_path, "in.txt", "-o", "out.npy")
+        _, aside = again.communicate(timeout=90)
+        assert again.returncode == 0, aside
+        assert server.stats.texts - count <= IN_FLIGHT
+        expected = NexusFlow(KEY, base_url=server.base_url, dimensions=64).embed(lines)
+        assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
+
+
+def test_a_reader_that_goes_away_ends_the_run_without_a_word_about_it(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("\n".join(f"text {number}" for number in range(2000)))
+    with LocalServer("hash", api_key=KEY) as server:
+        process = start(server, tmp_path, "in.txt")
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        aside = process.stderr.read()
+        process.wait(timeout=60)
+        process.stderr.close()
+    assert process.returncode == 1
+    assert "BrokenPipeError" not in aside
+    assert "/cli/" not in aside
+
+
+def test_memory_does_not_grow_with_the_input(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    def peak(count: int) -> int:
+        source = tmp_path / f"{count}.txt"
+        with source.open("w") as file:
+            file.writelines(f"text {number % 50}\n" for number in range(count))
+        tracemalloc.start()
+        nexusflow("embed", str(source), "-o", str(tmp_path / "out.jsonl"), "--dimensions", "1024")
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(500)  # imports and connections
+    small, large = peak(3000), peak(9000)
+    vectors = 6000 * 1024 * 4
+    assert large - small < vectors / 4
