@@ -31,7 +31,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check types, strictly."""
-    session.install(*PINS, "-e", ".[all]", *_group("typing"))
+    session.install(*PINS, "-e", ".[all]", *_group("test"), *_group("typing"))
     session.run("mypy")
     session.run("mypy", "tests/typing/surface.py")
     session.run("pyright", "tests/typing/surface.py")
