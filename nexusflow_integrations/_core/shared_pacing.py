@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from nexusflow_integrations._core.pacing import Gcra, GivenLimits
@@ -323,7 +323,7 @@ class LeasedPacer:
                 raise error
 
         def done(future: Future[Any]) -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(arrived, future)
 
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import random
 import sys
@@ -183,6 +184,37 @@ def embed_through_gate(
     return counts
 
 
+def call(
+    path: str, base_url: str, api_key: str, texts: list[str], settings: dict[str, Any], ready: str
+) -> dict[str, Any]:
+    """Embed through the client; tell what it cost."""
+    from nexusflow_integrations import NexusFlow
+
+    logged: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("nexusflow_integrations").addHandler(handler)
+    client = NexusFlow(api_key, base_url=base_url, cache=path, **settings)
+    if ready:  # start at the same moment as the others
+        Path(f"{ready}.{os.getpid()}").touch()
+        while not Path(ready).exists():
+            time.sleep(0.005)
+    vectors = client.embed(texts)
+    usage = client.usage
+    return {
+        "shape": list(vectors.shape),
+        "checksum": float(vectors.sum()),
+        "logged": logged,
+        **{name: getattr(usage, name) for name in ("requests", "retries", "cached", "repaid")},
+    }
+
+
 if __name__ == "__main__":
-    job = {"embed": embed, "fill": fill, "reserve": reserve, "gate": embed_through_gate}
+    job = {
+        "embed": embed,
+        "fill": fill,
+        "reserve": reserve,
+        "gate": embed_through_gate,
+        "call": call,
+    }
     print(json.dumps(job[sys.argv[1]](**json.loads(sys.argv[2]))))
