@@ -1,6 +1,7 @@
 """Run by ``nox -s wheel`` where only the wheel and its base dependencies are installed."""
 
 import importlib
+import subprocess
 import sys
 
 import nexusflow_integrations
@@ -17,7 +18,6 @@ for name, extra in (
     ("langchain", "langchain"),
     ("llama_index", "llama-index"),
     ("chroma", "chroma"),
-    ("cli", "cli"),
 ):
     try:
         importlib.import_module(f"nexusflow_integrations.{name}")
@@ -26,4 +26,13 @@ for name, extra in (
         print(error)
     else:
         raise AssertionError(f"nexusflow_integrations.{name} is there without its extra")
+
+command = subprocess.run(
+    [sys.executable, "-c", "from nexusflow_integrations.cli import main; main()"],
+    capture_output=True,
+    text=True,
+)
+assert command.returncode == 3, command
+assert 'pip install "nexusflow-integrations[cli]"' in command.stderr, command
+print(command.stderr, end="")
 print("the wheel works without extras")
