@@ -210,13 +210,14 @@ def test_embedding_asynchronously_lets_the_loop_run(make: Make) -> None:
             ticks += 1
             await asyncio.sleep(0)
 
-    async def run() -> None:
+    async def run(url: str) -> None:
         ticking = asyncio.ensure_future(tick())
-        await make().aembed([f"text {n}" for n in range(40)])
+        await make(api_base=url).aembed([f"text {n}" for n in range(40)])
         ticking.cancel()
 
-    asyncio.run(run())
-    assert ticks > 2
+    with LocalServer(model="hash", latency_ms=200) as slow:
+        asyncio.run(run(slow.base_url))
+    assert ticks > 10
 
 
 # -- configuration -----------------------------------------------------------------------------
