@@ -22,8 +22,10 @@ from nexusflow_integrations.cli.options import (
     DimensionsOption,
     JsonOption,
     LocalOption,
+    StoreOption,
     print_json,
 )
+from nexusflow_integrations.cli.report import report
 from nexusflow_integrations.cli.screen import Screen
 from nexusflow_integrations.rag import corpus as corpora
 from nexusflow_integrations.rag.endpoint import has_key
@@ -114,15 +116,6 @@ ChatOption = Annotated[
 ]
 Bm25Option = Annotated[bool, typer.Option("--bm25", help="Show BM25's hits beside ours.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Index anew, from nothing.")]
-StoreOption = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="NEXUSFLOW_STORE",
-        show_default=False,
-        file_okay=False,
-        help="Folder of the indexes. [dim]Default: in the user's cache folder.[/dim]",
-    ),
-]
 IndexOption = Annotated[
     str | None,
     typer.Option("--index", "-i", help="Name of the index, or how it begins; default: the latest."),
@@ -399,6 +392,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 app.command()(embed)
+app.command()(report)
 app.add_typer(cache, name="cache")
 
 

@@ -21,6 +21,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 LocalOption = Annotated[
     bool, typer.Option("--local", help="Use the embedded model even where a key is set.")
 ]
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="NEXUSFLOW_STORE",
+        show_default=False,
+        file_okay=False,
+        help="Folder of the indexes. [dim]Default: in the user's cache folder.[/dim]",
+    ),
+]
 CacheOption = Annotated[
     Path | None,
     typer.Option(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.estimate import Estimate
     from nexusflow_integrations.cli.doctor import Findings
     from nexusflow_integrations.client import NexusFlow
+    from nexusflow_integrations.report import Report
 
 _SYMBOLS = {"CNY": "¥", "USD": "$", "EUR": "€"}
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim")}
@@ -284,6 +285,19 @@ class Screen:
         rows.add_row("Price", f"{money(found.cost, found.price)} at the list price")
         self.out.print(rows)
         self.out.print(Text("Nothing was sent.", style="dim"))
+
+    def reported(self, report: Report) -> None:
+        """Show what the report holds."""
+        of = f" of {report.total:,}" if report.total > report.points else ""
+        self.out.print(f"{report.points:,}{of} texts, map by {report.projection}: {report.path}")
+        judged = len(report.ranks)
+        if judged:
+            ranks = [rank for rank in report.ranks if rank is not None]
+            hits = [f"{sum(rank <= most for rank in ranks) / judged:.2f}" for most in CUTS]
+            self.out.print(
+                f"Of {_count(judged, 'question')} a right answer among the first"
+                f" {', '.join(map(str, CUTS))}: {', '.join(hits)}"
+            )
 
     # -- the cache -----------------------------------------------------------------------------
 

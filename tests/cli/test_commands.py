@@ -14,7 +14,7 @@ from nexusflow_integrations.local import MODELS, LocalServer
 
 from .conftest import Command
 
-COMMANDS = ("demo", "index", "ask", "search", "embed", "cache", "serve", "doctor")
+COMMANDS = ("demo", "index", "ask", "search", "embed", "report", "cache", "serve", "doctor")
 ALL = {"langchain", "llama-index", "chroma"}
 QUESTION = ("--question", "Who eats bamboo?")
 

@@ -1,0 +1,213 @@
+"""``nexusflow report``: one HTML file about a collection."""
+
+from __future__ import annotations
+
+import webbrowser
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nexusflow_integrations.cli import rows
+from nexusflow_integrations.cli.exits import UsageProblem
+from nexusflow_integrations.cli.options import JsonOption, LocalOption, StoreOption, print_json
+from nexusflow_integrations.cli.screen import Screen
+from nexusflow_integrations.errors import ConfigurationError
+from nexusflow_integrations.rag.endpoint import Endpoint, open_endpoint
+from nexusflow_integrations.rag.needs import needed
+from nexusflow_integrations.rag.questions import QUESTIONS
+from nexusflow_integrations.rag.session import reopened
+from nexusflow_integrations.rag.shelf import Shelf
+
+if TYPE_CHECKING:
+    from chromadb.api.models.Collection import Collection
+
+    from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+    from nexusflow_integrations.report import Question
+
+__all__ = ["report"]
+
+
+class ProjectionName(str, Enum):
+    """What ``--projection`` takes."""
+
+    auto = "auto"
+    pca = "pca"
+    tsne = "tsne"
+    umap = "umap"
+
+
+def report(
+    collection: Annotated[
+        str | None,
+        typer.Argument(
+            help="Name of a Chroma collection; without --path, of an index made by `index` or"
+            " `demo`. [dim]Default: the latest index.[/dim]"
+        ),
+    ] = None,
+    path: Annotated[
+        Path | None,
+        typer.Option("--path", "-p", file_okay=False, help="Folder of a Chroma PersistentClient."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", dir_okay=False, help="The HTML file to write.")
+    ] = Path("report.html"),
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            "--questions",
+            "-q",
+            dir_okay=False,
+            help='Questions to ask, one a line, or JSONL: {"question": …, "expected": [ids]}.',
+        ),
+    ] = None,
+    source: Annotated[
+        str, typer.Option(help="Metadata that says where a document comes from.")
+    ] = "source",
+    limit: Annotated[int, typer.Option(min=1, help="Points at most; else a sample.")] = 10_000,
+    projection: Annotated[ProjectionName, typer.Option(help="What draws the map.")] = (
+        ProjectionName.auto
+    ),
+    local: LocalOption = False,
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one HTML file about a collection: map, retrieval, scores, duplicates, outliers, cost.
+
+    The file needs no network. Only the questions are embedded, and paid for.
+    """
+    if not output.parent.is_dir():
+        raise UsageProblem(f"the folder {str(output.parent)!r} is not there")
+    from nexusflow_integrations.report import write_report
+
+    screen = Screen(quiet=as_json)
+    asked = None if questions is None else _questions(questions)
+    opening = (
+        _from_path(path, collection, asked, local)
+        if path is not None
+        else _from_shelf(store, collection, asked)
+    )
+    with opening as (found, function, chosen, title), screen.waiting(f"reading {title} …"):
+        done = write_report(
+            found,
+            output,
+            questions=chosen,
+            embedding_function=function,
+            source=source,
+            limit=limit,
+            projection=projection.value,
+            title=title,
+        )
+    screen.reported(done)
+    if as_json:
+        print_json(
+            {
+                "path": str(done.path),
+                "points": done.points,
+                "total": done.total,
+                "projection": done.projection,
+                "ranks": list(done.ranks),
+                "tokens": done.usage.tokens,
+                "list_price": done.usage.cost,
+                "currency": done.usage.currency,
+            }
+        )
+    if open_it:
+        webbrowser.open(done.path.resolve().as_uri())
+
+
+_Opened = tuple["Collection", "NexusFlowEmbeddingFunction | None", "Sequence[Question]", str]
+
+
+@contextmanager
+def _from_path(
+    path: Path, name: str | None, asked: Sequence[Question] | None, local: bool
+) -> Iterator[_Opened]:
+    if not (path / "chroma.sqlite3").is_file():
+        raise UsageProblem(f"the folder {str(path)!r} holds no Chroma collections")
+    client = _chroma(path)
+    names = sorted(item.name for item in client.list_collections())
+    if name is None and len(names) == 1:
+        name = names[0]
+    if name is None or name not in names:
+        problem = "which collection?" if name is None else f"no collection is called {name!r};"
+        raise UsageProblem(f"{problem} there are: {', '.join(names) or 'none'}")
+    collection = client.get_collection(name, embedding_function=None)
+    if not (local and asked):
+        yield collection, None, asked or (), name
+        return
+    with open_endpoint(local=True) as endpoint:
+        yield collection, _function(endpoint), asked, name
+
+
+@contextmanager
+def _from_shelf(
+    store: Path | None, name: str | None, asked: Sequence[Question] | None
+) -> Iterator[_Opened]:
+    from nexusflow_integrations.report import Question
+
+    index = Shelf(store).find(name)
+    about = index.about()
+    collection = _chroma(index.chroma).get_collection(about.frameworks[0], embedding_function=None)
+    if asked is None and about.corpus == "stdlib":
+        held = collection.get(include=["metadatas"])
+        sources = [str((note or {}).get("source")) for note in held["metadatas"] or []]
+        asked = [
+            Question(
+                item.text,
+                [key for key, of in zip(held["ids"], sources, strict=True) if item.accepts(of)],
+            )
+            for item in QUESTIONS
+        ]
+    if not asked:
+        yield collection, None, (), about.title
+        return
+    with reopened(index) as opened:
+        yield collection, _function(opened.endpoint), asked, about.title
+
+
+def _chroma(path: Path) -> Any:
+    with needed("The report", "chromadb", install="nexusflow-integrations[chroma]"):
+        import chromadb
+        from chromadb.config import Settings
+    return chromadb.PersistentClient(
+        str(path), settings=Settings(anonymized_telemetry=False, is_persistent=True)
+    )
+
+
+def _function(endpoint: Endpoint) -> NexusFlowEmbeddingFunction:
+    from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+
+    return NexusFlowEmbeddingFunction(
+        endpoint.api_key, api_base=endpoint.base_url, dimensions=endpoint.dimensions
+    )
+
+
+def _questions(path: Path) -> list[Question]:
+    from nexusflow_integrations.report import Question
+
+    if not path.is_file():
+        raise UsageProblem(f"the file {str(path)!r} is not there")
+    asked = []
+    with path.open("rb") as file:
+        lines = (
+            rows.lines_of_json(file, "question")
+            if path.suffix.lower() in (".jsonl", ".ndjson")
+            else rows.lines_of_text(file)
+        )
+        for line in lines:
+            expected = line.record.get("expected", [])
+            expected = [expected] if isinstance(expected, str) else expected
+            problem = line.problem
+            if not problem and not (isinstance(line.text, str) and line.text.strip()):
+                problem = "holds no question"
+            if not problem and not isinstance(expected, list):
+                problem = "has something else than a list of ids in 'expected'"
+            if problem:
+                raise ConfigurationError(f"{path.name}, line {line.number}: {problem}")
+            asked.append(Question(line.text, [str(item) for item in expected]))
+    return asked

@@ -1,0 +1,342 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const $ = (id) => document.getElementById(id);
+  const bytes = (text) => Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+  const floats = (text) => new Float32Array(bytes(text).buffer);
+  const X = floats(data.x), Y = floats(data.y), N = data.ids.length;
+  const near = new Int32Array(bytes(data.near.places).buffer), nearScores = floats(data.near.scores);
+  const groupings = data.groupings.map((item) => ({ ...item, of: bytes(item.of) }));
+  const COLOURS = ["#4c78d8", "#e4803c", "#2fa67a", "#d24f74", "#8a63c9", "#b8912a", "#2f9fb8", "#c45fb0", "#7a9a3a", "#a0674b", "#5f7f95", "#8d8f98"];
+  const whole = (number) => number.toLocaleString("en");
+  const score = (number) => number.toFixed(3);
+
+  // Every text goes through a text node, so that it stays text.
+  function h(tag, properties, ...children) {
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(properties || {})) {
+      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else if (name === "class") node.className = value;
+      else if (value !== undefined) node.setAttribute(name, value);
+    }
+    node.append(...children.filter((child) => child !== null && child !== undefined));
+    return node;
+  }
+  const show = (node, ...children) => node.replaceChildren(...children.filter(Boolean));
+  const label = (at) => data.sources[at] || data.ids[at];
+  function brief(text, words, length) {
+    let from = 0;
+    if (words && words.length) {
+      const found = pattern(words).exec(text);
+      if (found && found.index > length / 2) from = Math.max(0, text.lastIndexOf(" ", found.index - length / 3));
+    }
+    const cut = text.slice(from, from + length);
+    return (from ? "… " : "") + cut + (from + length < text.length ? " …" : "");
+  }
+  const pattern = (words) => new RegExp(words.map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).sort((a, b) => b.length - a.length).join("|"), "giu");
+  function marked(text, words) {
+    const node = document.createDocumentFragment();
+    if (!words || !words.length) { node.append(text); return node; }
+    let last = 0;
+    for (const found of text.matchAll(pattern(words))) {
+      node.append(text.slice(last, found.index), h("mark", {}, found[0]));
+      last = found.index + found[0].length;
+    }
+    node.append(text.slice(last));
+    return node;
+  }
+
+  // -- the map --------------------------------------------------------------------------------
+  const canvas = $("map"), pen = canvas.getContext("2d"), tip = $("tip");
+  let width = 0, height = 0, scale = 1, left = 0, top = 0, hovered = -1, selected = -1;
+  let colouring = groupings[0], only = -1, terms = [], match = null, matches = N, waiting = false;
+  const PAD = 18;
+  const screenX = (x) => PAD + (x - left) * scale * (width - 2 * PAD);
+  const screenY = (y) => PAD + (1 - y - top) * scale * (height - 2 * PAD);
+  const dataX = (x) => (x - PAD) / (scale * (width - 2 * PAD)) + left;
+  const dataY = (y) => 1 - ((y - PAD) / (scale * (height - 2 * PAD)) + top);
+  const visible = (at) => (match === null || match[at]) && (only < 0 || colouring.of[at] === only);
+
+  // A grid over the points: a hover looks at a few cells, however many points there are.
+  const CELLS = Math.max(1, Math.min(128, Math.ceil(Math.sqrt(N / 2))));
+  const cell = (value) => Math.max(0, Math.min(CELLS - 1, Math.floor(value * CELLS)));
+  const starts = new Int32Array(CELLS * CELLS + 1), order = new Int32Array(N);
+  for (let at = 0; at < N; at++) starts[cell(X[at]) * CELLS + cell(Y[at]) + 1]++;
+  for (let at = 0; at < CELLS * CELLS; at++) starts[at + 1] += starts[at];
+  const next = starts.slice();
+  for (let at = 0; at < N; at++) order[next[cell(X[at]) * CELLS + cell(Y[at])]++] = at;
+
+  function pick(px, py, reach) {
+    const rx = reach / (scale * (width - 2 * PAD)), ry = reach / (scale * (height - 2 * PAD));
+    const x = dataX(px), y = dataY(py);
+    let best = -1, least = reach * reach;
+    for (let i = cell(x - rx); i <= cell(x + rx); i++) {
+      for (let j = cell(y - ry); j <= cell(y + ry); j++) {
+        for (let k = starts[i * CELLS + j]; k < starts[i * CELLS + j + 1]; k++) {
+          const at = order[k];
+          if (!visible(at)) continue;
+          const dx = screenX(X[at]) - px, dy = screenY(Y[at]) - py, far = dx * dx + dy * dy;
+          if (far <= least) { least = far; best = at; }
+        }
+      }
+    }
+    return best;
+  }
+
+  function draw() {
+    waiting = false;
+    const ratio = window.devicePixelRatio || 1, style = getComputedStyle(document.documentElement);
+    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+    pen.clearRect(0, 0, width, height);
+    const size = (N > 4000 ? 2 : N > 1000 ? 2.8 : 4) * Math.min(2.2, Math.sqrt(scale));
+    const faded = [], groups = COLOURS.map(() => []);
+    for (let at = 0; at < N; at++) {
+      const x = screenX(X[at]), y = screenY(Y[at]);
+      if (x < -9 || y < -9 || x > width + 9 || y > height + 9) continue;
+      (visible(at) ? groups[colouring.of[at] % COLOURS.length] : faded).push(x, y);
+    }
+    const dots = (list, colour, alpha, radius) => {
+      pen.fillStyle = colour; pen.globalAlpha = alpha; pen.beginPath();
+      for (let k = 0; k < list.length; k += 2) {
+        pen.moveTo(list[k] + radius, list[k + 1]);
+        pen.arc(list[k], list[k + 1], radius, 0, 6.2832);
+      }
+      pen.fill();
+    };
+    dots(faded, style.getPropertyValue("--dim"), 0.16, size * 0.8);
+    groups.forEach((list, place) => dots(list, COLOURS[place], 0.85, size));
+    pen.globalAlpha = 1;
+    const ring = (at, colour, radius) => {
+      if (at < 0) return;
+      pen.strokeStyle = colour; pen.lineWidth = 2; pen.beginPath();
+      pen.arc(screenX(X[at]), screenY(Y[at]), radius, 0, 6.2832); pen.stroke();
+    };
+    if (selected >= 0) {
+      pen.globalAlpha = 0.5;
+      pen.strokeStyle = style.getPropertyValue("--accent"); pen.lineWidth = 1; pen.beginPath();
+      for (let k = 0; k < data.near.many; k++) {
+        const other = near[selected * data.near.many + k];
+        pen.moveTo(screenX(X[selected]), screenY(Y[selected])); pen.lineTo(screenX(X[other]), screenY(Y[other]));
+      }
+      pen.stroke(); pen.globalAlpha = 1;
+    }
+    ring(selected, style.getPropertyValue("--accent"), size + 4);
+    ring(hovered, style.getPropertyValue("--ink"), size + 3);
+  }
+  const redraw = () => { if (!waiting) { waiting = true; requestAnimationFrame(draw); } };
+  function resize() {
+    const box = canvas.getBoundingClientRect(), ratio = window.devicePixelRatio || 1;
+    width = box.width; height = box.height;
+    canvas.width = Math.round(width * ratio); canvas.height = Math.round(height * ratio);
+    redraw();
+  }
+  new ResizeObserver(resize).observe(canvas);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+
+  function zoom(factor, px, py) {
+    const x = px === undefined ? width / 2 : px, y = py === undefined ? height / 2 : py;
+    const to = Math.max(1, Math.min(60, scale * factor)), dx = dataX(x), dy = 1 - dataY(y);
+    scale = to;
+    left = dx - (x - PAD) / (scale * (width - 2 * PAD));
+    top = dy - (y - PAD) / (scale * (height - 2 * PAD));
+    bound();
+  }
+  function bound() {
+    const room = 1 - 1 / scale;
+    left = Math.max(-0.1 * (scale > 1), Math.min(room + 0.1 * (scale > 1), left));
+    top = Math.max(-0.1 * (scale > 1), Math.min(room + 0.1 * (scale > 1), top));
+    if (scale === 1) left = top = 0;
+    redraw();
+  }
+  $("in").onclick = () => zoom(1.6);
+  $("out").onclick = () => zoom(1 / 1.6);
+  $("whole").onclick = () => { scale = 1; bound(); };
+  canvas.addEventListener("wheel", (event) => {
+    if (!event.ctrlKey && !event.metaKey) return;  // the page scrolls
+    event.preventDefault();
+    zoom(Math.exp(-event.deltaY / 200), event.offsetX, event.offsetY);
+  }, { passive: false });
+  canvas.addEventListener("dblclick", (event) => zoom(2, event.offsetX, event.offsetY));
+
+  let held = null;
+  canvas.addEventListener("pointerdown", (event) => {
+    held = { x: event.offsetX, y: event.offsetY, left, top, moved: false };
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    if (held && event.buttons) {
+      const dx = event.offsetX - held.x, dy = event.offsetY - held.y;
+      if (held.moved || Math.hypot(dx, dy) > 5) {
+        held.moved = true;
+        left = held.left - dx / (scale * (width - 2 * PAD));
+        top = held.top - dy / (scale * (height - 2 * PAD));
+        hide(); bound();
+        return;
+      }
+    }
+    hover(pick(event.offsetX, event.offsetY, 14));
+  });
+  canvas.addEventListener("pointerup", (event) => {
+    if (held && !held.moved) {
+      const at = pick(event.offsetX, event.offsetY, event.pointerType === "touch" ? 24 : 14);
+      if (at >= 0) select(at);
+    }
+    held = null;
+  });
+  canvas.addEventListener("pointerleave", () => { held = null; hide(); });
+  const hide = () => { if (hovered >= 0) { hovered = -1; tip.hidden = true; redraw(); } };
+  function hover(at) {
+    if (at === hovered) return;
+    if (at < 0) { hide(); return; }
+    hovered = at;
+    show(tip, h("div", { class: "source" }, label(at)), h("div", { class: "clip" }, marked(brief(data.texts[at], terms, 180), terms)));
+    tip.hidden = false;
+    const x = screenX(X[at]), y = screenY(Y[at]);
+    tip.style.left = `${Math.max(4, Math.min(width - tip.offsetWidth - 4, x + 12))}px`;
+    tip.style.top = `${y + 14 + tip.offsetHeight > height ? Math.max(4, y - tip.offsetHeight - 12) : y + 14}px`;
+    redraw();
+  }
+  canvas.setAttribute("aria-label", `${whole(N)} texts; texts that are near in meaning are near each other. Search to reach them without a mouse.`);
+
+  function row(at, words, number, extra) {
+    return h("li", {}, h("button", { class: `row small ${extra || ""}`, onclick: () => reveal(at) },
+      h("span", { class: "grow" }, h("span", { class: "source" }, label(at)),
+        h("span", { class: "clip dim" }, marked(brief(data.texts[at], words, 160), words))),
+      number === null ? null : h("span", { class: "number" }, number)));
+  }
+  function select(at) {
+    selected = at;
+    const others = [];
+    for (let k = 0; k < data.near.many; k++) others.push(row(near[at * data.near.many + k], terms, score(nearScores[at * data.near.many + k])));
+    show($("side"), h("div", { class: "head", id: "chosen" }, label(at)),
+      h("div", { class: "dim small" }, groupings.map((item) => `${item.label}: ${item.names[item.of[at]]}`).join(" · ")),
+      h("div", { class: "full small" }, marked(data.texts[at], terms)),
+      others.length ? h("h3", {}, "Nearest in meaning") : null, h("ol", { class: "rows" }, ...others));
+    $("side").scrollTop = 0;
+    redraw();
+  }
+  function reveal(at) {
+    select(at);
+    const x = screenX(X[at]), y = screenY(Y[at]);
+    if (x < 0 || y < 0 || x > width || y > height) { scale = 1; bound(); }
+    const box = canvas.getBoundingClientRect();
+    if (box.bottom < 80 || box.top > innerHeight - 80) canvas.parentNode.scrollIntoView({ behavior: "smooth", block: "nearest" });
+  }
+
+  // -- search and colours ---------------------------------------------------------------------
+  const low = data.texts.map((text, at) => `${data.sources[at]}\n${data.ids[at]}\n${text}`.toLowerCase());
+  function search() {
+    terms = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    match = null; matches = N;
+    if (terms.length) {
+      match = new Uint8Array(N); matches = 0;
+      for (let at = 0; at < N; at++) if (terms.every((term) => low[at].includes(term))) { match[at] = 1; matches++; }
+    }
+    $("count").textContent = terms.length ? `${whole(matches)} of ${whole(N)}` : "";
+    list(); hide(); redraw();
+  }
+  function list() {
+    selected = -1;
+    if (!terms.length && only < 0) {
+      show($("side"), h("p", { class: "dim" }, "Hover over a point to read it, click it to see what is near. Points that are near each other mean something alike."));
+      return;
+    }
+    const shown = [];
+    for (let at = 0; at < N && shown.length < 50; at++) if (visible(at)) shown.push(row(at, terms, null));
+    show($("side"), shown.length ? h("ol", { class: "rows" }, ...shown) : h("p", { class: "dim" }, "No text holds all of these words."));
+  }
+  $("search").addEventListener("input", search);
+  function colour(item) {
+    colouring = item; only = -1;
+    [...$("colours").children].forEach((button) => button.setAttribute("aria-pressed", String(button.textContent === item.label)));
+    const counts = new Array(item.names.length).fill(0);
+    item.of.forEach((place) => counts[place]++);
+    show($("legend"), ...item.names.map((name, place) => {
+      const dot = h("span", { class: "dot" });
+      dot.style.background = COLOURS[place % COLOURS.length];
+      return h("button", { "aria-pressed": "false", onclick: (event) => {
+        only = only === place ? -1 : place;
+        [...$("legend").children].forEach((other) => other.setAttribute("aria-pressed", String(other === event.currentTarget && only === place)));
+        list(); hide(); redraw();
+      } }, dot, h("span", { class: "name" }, name), h("span", { class: "number" }, whole(counts[place])));
+    }));
+    list(); redraw();
+  }
+  show($("colours"), ...groupings.map((item) => h("button", { onclick: () => colour(item) }, item.label)));
+  $("colours").hidden = groupings.length < 2;
+
+  // -- retrieval ------------------------------------------------------------------------------
+  function answer(question, button) {
+    [...$("questions").querySelectorAll("button")].forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
+    const right = new Set(question.right), shown = question.hits.some(([at]) => right.has(at));
+    let verdict = null;
+    if (question.expected.length) {
+      if (question.rank === null) verdict = h("p", { class: "bad small" }, "The right one is not in this collection.");
+      else verdict = h("p", { class: `${question.rank <= 3 ? "good" : "bad"} small` }, `The right one fell on place ${whole(question.rank)}, with ${score(question.score)}.`);
+    }
+    const list = question.hits.map(([at, value]) => row(at, question.words, score(value), right.has(at) ? "right" : ""));
+    if (question.first !== null && !shown) list.push(row(question.first, question.words, `${whole(question.rank)}. ${score(question.score)}`, "right"));
+    show($("answer"), h("div", { class: "head" }, marked(question.text, question.words)), verdict, h("ol", { class: "rows scroll" }, ...list));
+  }
+  if (data.questions.length) {
+    $("inspector").hidden = false;
+    const judged = data.questions.filter((item) => item.expected.length);
+    if (judged.length) {
+      const rate = (most) => (judged.filter((item) => item.rank !== null && item.rank <= most).length / judged.length).toFixed(2);
+      $("rates").textContent = `a right one among the first 1: ${rate(1)} · 3: ${rate(3)} · 5: ${rate(5)} of ${whole(judged.length)} questions`;
+    }
+    const buttons = data.questions.map((item) => {
+      const place = !item.expected.length ? "" : item.rank === null ? "–" : `#${whole(item.rank)}`;
+      const tone = !place ? "" : item.rank !== null && item.rank <= 3 ? "good" : "bad";
+      const button = h("button", { class: "row small", onclick: () => answer(item, button) }, h("span", { class: "grow" }, item.text), h("span", { class: `number ${tone}` }, place));
+      return button;
+    });
+    show($("questions"), ...buttons.map((button) => h("li", {}, button)));
+    answer(data.questions[0], buttons[0]);
+  }
+
+  // -- the cards ------------------------------------------------------------------------------
+  function bars() {
+    const { edges, random, nearest } = data.histogram;
+    if (!edges.length) return h("p", { class: "dim" }, "Too few texts.");
+    const s = (tag, properties, text) => {
+      const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+      for (const [name, value] of Object.entries(properties)) node.setAttribute(name, value);
+      if (text) node.append(text);
+      return node;
+    };
+    const svg = s("svg", { viewBox: "0 0 520 190", role: "img", "aria-label": "Cosines of random pairs and of nearest neighbours" });
+    const most = Math.max(...random, ...nearest), step = 520 / random.length;
+    [[random, "a"], [nearest, "b"]].forEach(([shares, name]) => shares.forEach((share, at) => {
+      const tall = share / most * 160;
+      if (tall > 0) svg.append(s("rect", { class: name, x: at * step + 1, y: 168 - tall, width: step - 2, height: tall, rx: 1 }));
+    }));
+    const first = edges[0], span = edges[edges.length - 1] - first;
+    for (let tick = Math.ceil(first * 5) / 5; tick <= first + span + 1e-6; tick += 0.2) {
+      const x = (tick - first) / span * 520;
+      svg.append(s("text", { x: Math.max(10, Math.min(508, x)), y: 184, "text-anchor": "middle" }, (Math.round(tick * 10) / 10 + 0).toFixed(1)));
+    }
+    return h("div", {}, svg, h("div", { class: "keys" },
+      h("span", {}, h("i", { class: "dot key-a" }), "cosine of two texts at random"),
+      h("span", {}, h("i", { class: "dot key-b" }), "of a text and its nearest")));
+  }
+  show($("histogram"), bars());
+  show($("doubles"), data.doubles.length
+    ? h("ol", { class: "rows scroll" }, ...data.doubles.map(([one, two, value]) => h("li", {}, h("button", { class: "row small", onclick: () => reveal(one) },
+      h("span", { class: "grow" }, h("span", { class: "source" }, label(one)), h("span", { class: "dim" }, " and "), h("span", { class: "source" }, label(two)),
+        h("span", { class: "clip dim" }, brief(data.texts[one], [], 120))), h("span", { class: "number" }, score(value))))))
+    : h("p", { class: "dim small" }, "No two texts have a cosine of 0.95 or more."));
+  show($("strangers"), h("p", { class: "dim small" }, "Least like their own neighbours, by mean cosine."),
+    h("ol", { class: "rows scroll" }, ...data.strangers.map(([at, value]) => row(at, [], score(value)))));
+  const money = (amount) => amount === 0 ? `0 ${data.cost.currency}` : `${amount >= 0.01 ? amount.toFixed(2) : amount.toPrecision(2)} ${data.cost.currency}`;
+  const give = data.cost.error ? `, give or take ${Math.round(data.cost.error * 100)}%` : "";
+  const facts = [["Texts shown", `${whole(N)}${data.total > N ? ` of ${whole(data.total)}, a sample` : ""}`],
+    ["Their tokens", `about ${whole(data.cost.tokens)}${give}`], ["Embedding them", `${money(data.cost.price)} at the list price of ${data.cost.million} ${data.cost.currency} per million`]];
+  if (data.questions.length) facts.push(["This report", `${whole(data.cost.asked_tokens)} tokens for ${whole(data.questions.length)} questions, ${money(data.cost.asked_price)} at the list price`]);
+  show($("cost"), ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  $("title").textContent = data.title;
+  $("facts").textContent = `${whole(N)}${data.total > N ? ` of ${whole(data.total)}` : ""} texts · ${whole(data.dimensions)} dimensions · map by ${data.projection}`;
+  $("made").textContent = `Made on ${data.made}.`;
+  colour(groupings[0]);
+  resize();
+  document.documentElement.dataset.ready = "yes";
+})();

@@ -1,0 +1,253 @@
+"""Reading a collection, asking it the questions, and writing the page."""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations.client import NexusFlow
+from nexusflow_integrations.errors import ConfigurationError
+from nexusflow_integrations.report import measure
+from nexusflow_integrations.report.page import render
+
+if TYPE_CHECKING:
+    from chromadb.api.models.Collection import Collection
+
+    from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+
+LIMIT = 10_000
+HITS = 10
+_PAGE = 1000
+_DOUBLES = 0.95
+_SHOWN = 12
+_CHARACTERS = 8_000_000
+"""Of all texts together, at most so many are in the file; long ones are cut first."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question for the retrieval inspector.
+
+    Attributes:
+        text: What is asked.
+        expected: Ids of the documents that answer it, if they are known.
+    """
+
+    text: str
+    expected: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        path: The file.
+        points: Documents on the map.
+        total: Documents in the collection; more than ``points`` where a sample was taken.
+        projection: What made the map: ``PCA``, ``t-SNE`` or ``UMAP``.
+        ranks: For each question with expected ids the place of the first of them, from 1;
+            ``None`` where none of them is in the collection.
+        usage: What embedding the questions cost.
+    """
+
+    path: Path
+    points: int
+    total: int
+    projection: str
+    ranks: tuple[int | None, ...]
+    usage: Usage
+
+
+@dataclass
+class _Held:
+    total: int
+    ids: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    vectors: list[Any] = field(default_factory=list)
+
+
+def write_report(
+    collection: Collection,
+    path: str | os.PathLike[str],
+    *,
+    questions: Iterable[str | Question] = (),
+    embedding_function: NexusFlowEmbeddingFunction | None = None,
+    source: str = "source",
+    limit: int = LIMIT,
+    projection: measure.Projection = "auto",
+    title: str | None = None,
+) -> Report:
+    """Write one self-contained HTML file about a Chroma collection.
+
+    Args:
+        collection: The collection; only questions are embedded.
+        path: File to write; it appears when it is complete.
+        questions: Asked when the report is written, by the exact cosine with every point shown.
+        embedding_function: What embeds the questions. Default: what the collection stores.
+        source: Name of the metadata that says where a document comes from.
+        limit: Points at most; of a larger collection, a sample that is always the same.
+        projection: What makes the map. ``auto`` takes UMAP if it is installed, else t-SNE up to
+            2,000 points, else PCA.
+        title: Of the page. Default: the name of the collection.
+
+    Raises:
+        ConfigurationError: The collection is empty, or questions cannot be embedded for it.
+        ImportError: scikit-learn is missing, or UMAP where it was asked for.
+        NexusFlowError: Embedding the questions failed.
+    """
+    measure.need_sklearn()  # said before anything is embedded
+    asked = [Question(item) if isinstance(item, str) else item for item in questions]
+    held = _read(collection, source, limit, {name for item in asked for name in item.expected})
+    if not held.ids:
+        raise ConfigurationError(f"the collection {collection.name!r} is empty")
+    vectors = measure.unit(np.asarray(held.vectors, np.float32))
+    inspected, usage = _inspect(collection, embedding_function, asked, held, vectors)
+    near = measure.neighbours(vectors)
+    points, made_by = measure.project(vectors, projection)
+    groupings = [measure.sources(held.sources), measure.clusters(vectors, held.texts)]
+    shown = max(240, min(4000, _CHARACTERS // len(held.ids)))
+    data = {
+        "title": title or collection.name,
+        "total": held.total,
+        "dimensions": int(vectors.shape[1]),
+        "made": time.strftime("%Y-%m-%d"),
+        "projection": made_by,
+        "x": _packed(points[:, 0], "<f4"),
+        "y": _packed(points[:, 1], "<f4"),
+        "ids": held.ids,
+        "texts": [text if len(text) <= shown else f"{text[:shown]} …" for text in held.texts],
+        "sources": held.sources,
+        "groupings": [
+            {"label": item.label, "names": item.names, "of": _packed(item.of, "u1")}
+            for item in groupings
+            if item is not None
+        ],
+        "near": {
+            "many": int(near.places.shape[1]),
+            "places": _packed(near.places, "<i4"),
+            "scores": _packed(near.scores, "<f4"),
+        },
+        "histogram": measure.histogram(vectors, near),
+        "doubles": measure.doubles(near, _DOUBLES, _SHOWN),
+        "strangers": measure.strangers(near, _SHOWN),
+        "questions": inspected,
+        "cost": _cost(held, usage),
+    }
+    target = Path(path)
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        part.write_text(render(data), "utf-8")
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    ranks = tuple(item["rank"] for item in inspected if item["expected"])
+    return Report(target, len(held.ids), held.total, made_by, ranks, usage)
+
+
+def _read(collection: Collection, source: str, limit: int, wanted: set[str]) -> _Held:
+    held = _Held(collection.count())
+    names: list[str] = []
+    for offset in range(0, held.total, _PAGE):
+        names += collection.get(include=[], limit=_PAGE, offset=offset)["ids"]
+    if len(names) > limit:
+        chosen = set(np.random.default_rng(0).choice(len(names), limit, replace=False).tolist())
+        # The right answers stay, so that it can be said where they fell.
+        names = [name for place, name in enumerate(names) if place in chosen or name in wanted]
+    for start in range(0, len(names), _PAGE):
+        page = collection.get(
+            ids=names[start : start + _PAGE], include=["embeddings", "documents", "metadatas"]
+        )
+        vectors, texts, notes = page["embeddings"], page["documents"], page["metadatas"]
+        assert vectors is not None
+        for place, name in enumerate(page["ids"]):
+            held.ids.append(name)
+            held.vectors.append(vectors[place])
+            held.texts.append((texts[place] if texts else None) or "")
+            note = (notes[place] if notes else None) or {}
+            held.sources.append(str(note.get(source, "")))
+    return held
+
+
+def _inspect(
+    collection: Collection,
+    given: NexusFlowEmbeddingFunction | None,
+    asked: list[Question],
+    held: _Held,
+    vectors: measure.Floats,
+) -> tuple[list[dict[str, Any]], Usage]:
+    if not asked:
+        return [], Usage()
+    function = given or _stored(collection)
+    before = function.usage.tokens, function.usage.requests
+    found = measure.unit(np.asarray(function.embed_query([item.text for item in asked])))
+    if found.shape[1] != vectors.shape[1]:
+        raise ConfigurationError(
+            f"the questions have {found.shape[1]} numbers and the collection has"
+            f" {vectors.shape[1]}: give the embedding function that filled it"
+        )
+    usage = function.usage
+    usage = Usage(
+        tokens=usage.tokens - before[0], requests=usage.requests - before[1], price=usage.price
+    )
+    places = {name: place for place, name in enumerate(held.ids)}
+    inspected = []
+    for question, scores in zip(asked, found @ vectors.T, strict=True):
+        order = np.argsort(-scores, kind="stable")
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(1, len(order) + 1)
+        right = [places[name] for name in question.expected if name in places]
+        first = min(right, key=lambda place: rank[place], default=None)
+        inspected.append(
+            {
+                "text": question.text,
+                "words": measure.telling(question.text, held.texts),
+                "hits": [[int(at), round(float(scores[at]), 4)] for at in order[:HITS]],
+                "expected": list(question.expected),
+                "right": right,
+                "rank": None if first is None else int(rank[first]),
+                "score": None if first is None else round(float(scores[first]), 4),
+                "first": first,
+            }
+        )
+    return inspected, usage
+
+
+def _stored(collection: Collection) -> NexusFlowEmbeddingFunction:
+    from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+
+    stored = collection.configuration_json.get("embedding_function") or {}
+    if stored.get("name") != NexusFlowEmbeddingFunction.name():
+        raise ConfigurationError(
+            f"the collection {collection.name!r} does not store what embedded it, so its questions"
+            " need embedding_function=..."
+        )
+    return NexusFlowEmbeddingFunction.build_from_config(stored["config"])
+
+
+def _cost(held: _Held, usage: Usage) -> dict[str, Any]:
+    # Only counts, so neither a key nor the collection's own endpoint is needed.
+    estimate = NexusFlow("none").estimate([text for text in held.texts if text.strip()])
+    return {
+        "tokens": estimate.tokens,
+        "error": estimate.token_error,
+        "price": estimate.cost,
+        "currency": estimate.price.currency,
+        "million": estimate.price.per_million_tokens,
+        "asked_tokens": usage.tokens,
+        "asked_price": usage.cost,
+        "asked_requests": usage.requests,
+    }
+
+
+def _packed(values: Any, kind: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).astype(kind).tobytes()).decode()

@@ -1,0 +1,131 @@
+"""``nexusflow report``: which collection it takes, what it pays, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import chromadb
+import pytest
+from chromadb.api.shared_system_client import SharedSystemClient
+
+pytest.importorskip("sklearn")
+
+from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+from nexusflow_integrations.local import LocalServer
+
+from .conftest import Command
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def chroma(service: LocalServer, tmp_path: Path) -> Path:
+    """A Chroma folder with the collections ``zoo`` and ``town``."""
+    folder = tmp_path / "chroma"
+    client = chromadb.PersistentClient(str(folder))
+    for name in ("zoo", "town"):
+        collection: Any = client.create_collection(
+            name,
+            embedding_function=NexusFlowEmbeddingFunction(dimensions=64),  # type: ignore[arg-type]
+        )
+        collection.add(
+            ids=[f"{name}-{number}" for number in range(30)],
+            documents=[f"{name} text number {number}" for number in range(30)],
+        )
+    # Chroma keeps what it opened for as long as the process lives; a command is a process.
+    SharedSystemClient.clear_system_cache()
+    service.reset_stats()
+    return folder
+
+
+def test_a_report_of_a_chroma_folder_costs_nothing_without_questions(
+    nexusflow: Command, service: LocalServer, chroma: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.html"
+    shown, _ = nexusflow("report", "zoo", "--path", str(chroma), "-o", str(out))
+    assert shown.startswith("30 texts, map by ")
+    assert out.read_text("utf-8").startswith("<!doctype html>")
+    assert service.stats.requests == 0
+
+
+def test_questions_are_asked_and_judged(
+    nexusflow: Command, service: LocalServer, chroma: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "questions.jsonl"
+    lines = [
+        {"question": "zoo text number 7", "expected": ["zoo-7"]},
+        {"question": "zoo text number 8", "expected": "zoo-8"},
+        {"question": "what else?"},
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    arguments = ("report", "zoo", "-p", str(chroma), "-o", str(tmp_path / "out.html"))
+    found = nexusflow.json(*arguments, "--questions", str(file))
+    assert found["ranks"] == [1, 1]
+    assert found["tokens"] == service.stats.tokens > 0
+    assert sorted(service.stats.received) == sorted(str(item["question"]) for item in lines)
+    shown, _ = nexusflow(*arguments, "--questions", str(file))
+    assert "Of 2 questions a right answer among the first 1, 3, 5: 1.00, 1.00, 1.00" in shown
+
+
+def test_without_a_path_it_takes_an_index_and_asks_its_fixed_questions(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    nexusflow("index", "stdlib", "--limit", "60")
+    service.reset_stats()
+    found = nexusflow.json("report", "stdlib", "-o", str(tmp_path / "out.html"))
+    assert found["points"] == 60
+    assert len(found["ranks"]) > 0
+    assert service.stats.requests > 0
+
+
+def test_an_index_of_a_folder_has_no_questions_of_its_own(
+    nexusflow: Command, service: LocalServer, zoo: Path, tmp_path: Path
+) -> None:
+    nexusflow("index", str(zoo))
+    service.reset_stats()
+    found = nexusflow.json("report", "-o", str(tmp_path / "out.html"))
+    assert (found["points"], found["ranks"]) == (3, [])
+    assert service.stats.requests == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nothing", "-p", "chroma"), "no collection is called 'nothing'; there are: town, zoo"),
+        (("-p", "chroma"), "which collection? there are: town, zoo"),
+        (("zoo", "-p", "empty"), "holds no Chroma collections"),
+        (("zoo", "-p", "chroma", "-o", "no/such/out.html"), "is not there"),
+        (("zoo", "-p", "chroma", "-q", "no-such.txt"), "is not there"),
+        (("zoo", "-p", "chroma", "-q", "bad.jsonl"), "bad.jsonl, line 2: has no field 'question'"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(
+    nexusflow: Command,
+    service: LocalServer,
+    chroma: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.jsonl").write_text('{"question": "a"}\n{"quest": "b"}\n')
+    assert said in nexusflow.sentence("report", *arguments, code=2)
+    assert service.stats.requests == 0
+    assert not (tmp_path / "report.html").exists()
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_without_scikit_learn_it_ends_in_3(
+    nexusflow: Command, chroma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    out = str(tmp_path / "out.html")
+    said = nexusflow.sentence("report", "zoo", "-p", str(chroma), "-o", out, code=3)
+    assert 'pip install "nexusflow-integrations[report]"' in said

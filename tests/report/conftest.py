@@ -1,0 +1,58 @@
+"""Collections to report on, filled through a server without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chromadb
+import pytest
+
+pytest.importorskip("sklearn")
+
+from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+from nexusflow_integrations.local import LocalServer
+
+KEY = "sk-air-very-secret"
+EVIL = "panda </script><img src=x onerror=\"document.title='owned'\"><!-- <script> & \u2028 @DATA@"
+ANIMALS = ("otter", "panda", "finch", "beetle")
+HABITS = ("eats", "sleeps near", "looks for", "plays with", "hides")
+
+
+def documents(count: int) -> list[str]:
+    """Return texts about animals; each animal's are alike."""
+    return [
+        f"The {ANIMALS[number % 4]} {HABITS[number // 4 % 5]} thing number {number}."
+        for number in range(count)
+    ]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[LocalServer]:
+    with LocalServer("hash", api_key=KEY, record_texts=True) as running:
+        yield running
+
+
+@pytest.fixture
+def function(server: LocalServer) -> NexusFlowEmbeddingFunction:
+    return NexusFlowEmbeddingFunction(KEY, api_base=server.base_url, dimensions=128)
+
+
+def fill(folder: Path, function: NexusFlowEmbeddingFunction, count: int) -> Any:
+    """Return a collection ``zoo`` of ``count`` documents and the evil one, in ``folder``."""
+    client = chromadb.PersistentClient(str(folder))
+    collection: Any = client.create_collection("zoo", embedding_function=function)  # type: ignore[arg-type]
+    texts = [*documents(count), EVIL]
+    collection.add(
+        ids=[f"id-{number}" for number in range(count)] + ["evil"],
+        documents=texts,
+        metadatas=[{"source": f"{text.split()[1]}.md:{n}"} for n, text in enumerate(texts[:-1])]
+        + [{"source": "<b>evil</b>"}],
+    )
+    return collection
+
+
+@pytest.fixture
+def collection(tmp_path: Path, function: NexusFlowEmbeddingFunction) -> Any:
+    return fill(tmp_path / "chroma", function, 120)

@@ -1,0 +1,200 @@
+"""What the file holds, what it must never hold, and what writing it costs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import chromadb
+import numpy as np
+import pytest
+
+from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+from nexusflow_integrations.errors import ConfigurationError, InvalidInputError
+from nexusflow_integrations.local import LocalServer
+from nexusflow_integrations.report import Question, write_report
+
+from .conftest import EVIL, KEY, documents, fill
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Page(HTMLParser):
+    """The page as a browser's parser sees it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.handlers: list[str] = []
+        self.scripts: list[str] = []
+        self.policy = ""
+        self._inside = ""
+        self.text = path.read_text("utf-8")
+        self.feed(self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._inside = tag
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+        named = dict(attrs)
+        if named.get("http-equiv") == "Content-Security-Policy":
+            self.policy = named["content"] or ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script" and data.strip():
+            self.scripts.append(data)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.scripts[0])
+        return found
+
+
+def test_the_file_holds_points_texts_sources_and_measures(collection: Any, tmp_path: Path) -> None:
+    done = write_report(collection, tmp_path / "out.html", projection="pca")
+    assert (done.points, done.total, done.projection) == (121, 121, "PCA")
+    data = Page(done.path).data
+    assert dict(zip(data["ids"], data["texts"], strict=True)) == {
+        **{f"id-{number}": text for number, text in enumerate(documents(120))},
+        "evil": EVIL,
+    }
+    for axis in "xy":
+        values = np.frombuffer(base64.b64decode(data[axis]), "<f4")
+        assert values.shape == (121,)
+        assert 0 <= values.min() <= values.max() <= 1
+    assert [item["label"] for item in data["groupings"]] == ["source", "cluster"]
+    assert {"otter.md", "panda.md"} <= set(data["groupings"][0]["names"])
+    assert data["questions"] == []
+    assert done.usage.tokens == 0
+
+
+def test_a_text_that_looks_like_markup_stays_text(collection: Any, tmp_path: Path) -> None:
+    done = write_report(
+        collection, tmp_path / "out.html", questions=[EVIL], projection="pca", title=EVIL
+    )
+    page = Page(done.path)
+    assert page.tags.count("script") == 2
+    assert "img" not in page.tags
+    assert page.handlers == []
+    assert EVIL in page.data["texts"]
+    assert page.data["questions"][0]["text"] == EVIL
+
+
+def test_the_page_permits_nothing_but_its_own_style_and_script(
+    collection: Any, tmp_path: Path
+) -> None:
+    page = Page(write_report(collection, tmp_path / "out.html", projection="pca").path)
+    assert "default-src 'none'" in page.policy
+    assert "unsafe" not in page.policy
+    script = hashlib.sha256(page.scripts[1].encode()).digest()
+    assert f"script-src 'sha256-{base64.b64encode(script).decode()}'" in page.policy
+    outside = page.text.replace("http://www.w3.org/2000/svg", "")
+    assert re.findall(r"https?://|url\(|@import", outside.replace(json.dumps(EVIL), "")) == []
+
+
+def test_the_key_is_not_in_the_file(collection: Any, tmp_path: Path) -> None:
+    done = write_report(collection, tmp_path / "out.html", questions=["otter"], projection="pca")
+    assert "very-secret" not in done.path.read_text("utf-8")
+    assert KEY not in repr(done)
+
+
+def test_questions_find_exactly_what_the_vectors_say(
+    collection: Any, function: NexusFlowEmbeddingFunction, server: LocalServer, tmp_path: Path
+) -> None:
+    server.reset_stats()
+    asked = [Question("Who eats thing number 5?", ["id-5", "id-6"]), Question("finch", ["gone"])]
+    done = write_report(collection, tmp_path / "out.html", questions=asked, projection="pca")
+    assert done.usage.tokens == server.stats.tokens > 0
+    assert sorted(server.stats.received) == sorted(item.text for item in asked)
+
+    first, second = Page(done.path).data["questions"]
+    held = collection.get(include=["embeddings"])
+    scores = np.asarray(held["embeddings"]) @ np.asarray(function.embed_query([asked[0].text]))[0]
+    expected = [held["ids"][place] for place in np.argsort(-scores)]
+    ids = Page(done.path).data["ids"]
+    assert [ids[place] for place, _ in first["hits"]] == expected[:10]
+    assert first["hits"][0][1] == pytest.approx(scores.max(), abs=1e-3)
+    rank = 1 + min(expected.index("id-5"), expected.index("id-6"))
+    assert done.ranks == (rank, None)
+    assert (first["rank"], second["rank"]) == (rank, None)
+    assert "eats" not in first["words"] or "thing" not in first["words"]
+
+
+def test_a_large_collection_is_sampled_and_keeps_the_right_answers(
+    collection: Any, tmp_path: Path
+) -> None:
+    def sample() -> list[str]:
+        done = write_report(
+            collection,
+            tmp_path / "out.html",
+            questions=[Question("otter", ["evil"])],
+            limit=20,
+            projection="pca",
+        )
+        assert done.total == 121
+        assert 20 <= done.points <= 21
+        assert done.ranks[0] is not None
+        found: list[str] = Page(done.path).data["ids"]
+        return found
+
+    first = sample()
+    assert "evil" in first
+    assert sample() == first
+
+
+def test_a_collection_without_documents_or_sources_still_has_a_map(tmp_path: Path) -> None:
+    bare: Any = chromadb.PersistentClient(str(tmp_path / "bare")).create_collection("bare")
+    bare.add(ids=["a", "b", "c"], embeddings=[[1.0, 0], [0, 1], [1, 1]])
+    done = write_report(bare, tmp_path / "out.html")
+    assert done.points == 3
+    assert Page(done.path).data["texts"] == ["", "", ""]
+
+
+def test_one_document_is_enough(function: NexusFlowEmbeddingFunction, tmp_path: Path) -> None:
+    done = write_report(fill(tmp_path / "one", function, 0), tmp_path / "out.html")
+    assert done.points == 1
+
+
+def test_an_empty_collection_is_an_error(tmp_path: Path) -> None:
+    empty = chromadb.PersistentClient(str(tmp_path / "empty")).create_collection("empty")
+    with pytest.raises(ConfigurationError, match="'empty' is empty"):
+        write_report(empty, tmp_path / "out.html")
+
+
+def test_questions_to_a_foreign_collection_are_an_error(tmp_path: Path) -> None:
+    bare: Any = chromadb.PersistentClient(str(tmp_path / "bare")).create_collection("bare")
+    bare.add(ids=["a"], embeddings=[[1.0, 0]])
+    with pytest.raises(ConfigurationError, match="embedding_function="):
+        write_report(bare, tmp_path / "out.html", questions=["x"])
+
+
+def test_questions_of_another_size_are_an_error(
+    collection: Any, server: LocalServer, tmp_path: Path
+) -> None:
+    other = NexusFlowEmbeddingFunction(KEY, api_base=server.base_url, dimensions=64)
+    with pytest.raises(ConfigurationError, match="64 numbers and the collection has 128"):
+        write_report(collection, tmp_path / "o.html", questions=["x"], embedding_function=other)
+
+
+def test_a_failure_leaves_no_file_and_no_half(collection: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError):
+        write_report(collection, tmp_path / "out.html", questions=[" "])
+    assert list(tmp_path.glob("out*")) == []
+
+
+def test_without_scikit_learn_nothing_is_embedded(
+    collection: Any, server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    server.reset_stats()
+    with pytest.raises(ImportError, match=r"pip install \"nexusflow-integrations\[report\]\""):
+        write_report(collection, tmp_path / "out.html", questions=["otter"])
+    assert server.stats.requests == 0
