@@ -100,7 +100,7 @@ def _scaling(data: Data, path: Path) -> Path:
     left.minorticks_off()
     left.set_title(f"More texts: CPU grows as n^{data['exponent_cpu']:.2f}")
     left.legend(frameon=False)
-    colours = (OURS, PEER, "#8c6d46")
+    colours = (OURS, "#8c6d46")
     for (name, found), colour in zip(data["by_flight"].items(), colours, strict=True):
         flights = [point["in_flight"] for point in found]
         middle.plot(flights, [p["cpu_us_request"] for p in found], "o-", color=colour, label=name)
@@ -130,6 +130,9 @@ def _breakdown(cases: Data, path: Path) -> Path:
         if value > 0.02 * best["cpu_us"]:
             axes.text(start + value / 2, 0, f"{value:.1f}", ha="center", va="center", fontsize=8.5)
         start += value
+    axes.annotate(
+        f"{start:.0f}", (start, 0), xytext=(5, 0), textcoords="offset points", va="center"
+    )
     axes.barh(["best peer"], [best["cpu_us"]], color=PEER)
     axes.text(
         best["cpu_us"] / 2, 1, f"{best['name']}: {best['cpu_us']:.0f}", ha="center", va="center"

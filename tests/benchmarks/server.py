@@ -132,6 +132,14 @@ class Wire(asyncio.Protocol):
         self.transport.write(_HEAD % (200, len(body)) + body)
 
 
+class Control(Wire):
+    """A connection that only asks for the counts, and is not one of them."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        counts.connections -= 1
+
+
 async def serve(options: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     context = None
@@ -140,7 +148,7 @@ async def serve(options: argparse.Namespace) -> None:
         context.load_cert_chain(options.certificate)
     Wire.latency = options.latency_ms / 1000
     server = await loop.create_server(Wire, "127.0.0.1", 0, backlog=1024, ssl=context)
-    control = await loop.create_server(Wire, "127.0.0.1", 0)
+    control = await loop.create_server(Control, "127.0.0.1", 0)
     ports = [s.sockets[0].getsockname()[1] for s in (server, control)]
     print(json.dumps({"port": ports[0], "control": ports[1]}), flush=True)
     ended = asyncio.Event()
