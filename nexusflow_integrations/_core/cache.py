@@ -35,6 +35,7 @@ class Cache:
         self._usable: bool | None = None
         self._group: list[Row] = []
         self._committed: asyncio.Future[None] | None = None
+        self._giving_back: set[asyncio.Future[None]] = set()
 
     async def open(self) -> bool:
         """Tell whether the store can be used; opens it the first time.
@@ -54,7 +55,22 @@ class Cache:
     async def claim(self, keys: Sequence[bytes], dimensions: int | None) -> Claimed:
         """Return what is known and claim the rest; everything is ours if the store is given up."""
         alone = Claimed(hits={}, mine=list(keys), busy=[], repaid=0)
-        return await self._run(lambda: self.store.claim(keys, dimensions), alone)
+        claiming = asyncio.ensure_future(
+            self._run(lambda: self.store.claim(keys, dimensions), alone)
+        )
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            claiming.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, claiming: asyncio.Future[Claimed]) -> None:
+        # Nobody is left to pay for what was claimed meanwhile, or to renew it.
+        if not claiming.cancelled() and claiming.exception() is None:
+            self._giving_back.add(
+                task := asyncio.ensure_future(self.release(claiming.result().mine))
+            )
+            task.add_done_callback(self._giving_back.discard)
 
     async def present(self, keys: Sequence[bytes]) -> set[bytes]:
         """Return those of ``keys`` that the store holds, without claiming any."""
@@ -92,6 +108,6 @@ class Cache:
             return otherwise
 
     async def close(self) -> None:
-        if self._usable:
-            await self._run(self.store.close, None)
-        self.thread.shutdown(wait=False)
+        # Not in the thread: at interpreter exit it has ended, and takes no more work.
+        self.thread.shutdown(wait=True)
+        self.store.close()

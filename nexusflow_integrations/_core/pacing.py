@@ -31,6 +31,10 @@ class Pacer(Protocol):
         """Note that a request was answered well."""
 
 
+SLACK = 0.1
+"""Seconds of delay that are caught up."""
+
+
 @dataclass
 class Gcra:
     """Generic cell rate algorithm: one unit each ``interval`` seconds, without saved-up bursts.
@@ -41,7 +45,7 @@ class Gcra:
     """
 
     per_second: float
-    slack: float = 0.1
+    slack: float = SLACK
     next_at: float = float("-inf")
 
     def wait(self, now: float) -> float:
@@ -74,7 +78,11 @@ class GivenLimits:
 
     def __post_init__(self) -> None:
         if self.requests_per_minute:
-            self._requests = Gcra(self.requests_per_minute / 60 * SAFETY)
+            per_second = self.requests_per_minute / 60 * SAFETY
+            # A server lets through a second's worth at once: what one request needs of that is no
+            # room for catching up.
+            room = max(0.0, 1.0 - 1 / per_second)
+            self._requests = Gcra(per_second, slack=min(SLACK, room))
         if self.tokens_per_minute:
             self._tokens = Gcra(self.tokens_per_minute / 60 * SAFETY)
 

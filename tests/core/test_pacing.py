@@ -298,3 +298,15 @@ def test_no_history_makes_a_pacer_wait_for_ever_or_backwards(
         else:
             pacer.throttled(sent_at=max(0.0, now - pause / 2), now=now, hint=None)
         assert 0.0 <= pacer.wait(now) <= 80 * (120 / (100 * 0.1) + 5)
+
+
+def test_where_one_request_a_second_is_all_there_is_a_late_one_brings_no_early_one() -> None:
+    pacer = GivenLimits(60, None)
+    sent = []
+    now = 0.0
+    for late in (0.0, 0.0, 0.08, 0.0, 0.05, 0.0):  # timers that fired late
+        now += pacer.wait(now) + late
+        pacer.take(1, now)
+        sent.append(now)
+    assert min(after - before for before, after in zip(sent, sent[1:], strict=False)) >= 1.0
+    assert sent[-1] <= 5 / 0.99 + 0.2  # and nothing of the limit is lost

@@ -197,7 +197,6 @@ def test_two_keys_with_one_file_pay_once(client_of: Callable[..., NexusFlow], pa
         assert server.stats.duplicates == {}
 
 
-@pytest.mark.xfail(reason="a call that is given up leaves flights and claims", strict=False)
 def test_a_call_that_was_given_up_leaves_nothing_that_the_next_must_wait_for(
     client_of: Callable[..., NexusFlow],
 ) -> None:
@@ -214,7 +213,6 @@ def test_a_call_that_was_given_up_leaves_nothing_that_the_next_must_wait_for(
     assert asyncio.run(within(30)).shape == (400, 1024)
 
 
-@pytest.mark.xfail(reason="the store is not closed at exit", strict=False)
 def test_a_process_that_ends_leaves_one_file(
     path: Path, call: Callable[..., Any], outcome: Outcome
 ) -> None:
@@ -223,7 +221,6 @@ def test_a_process_that_ends_leaves_one_file(
 
 
 @pytest.mark.skipif("sys.platform == 'win32'", reason="a signal of POSIX")
-@pytest.mark.xfail(reason="the store is not closed at exit", strict=False)
 def test_nobody_waits_for_the_claims_of_an_interrupted_process(
     path: Path, call: Callable[..., Any], outcome: Outcome, server: LocalServer
 ) -> None:
