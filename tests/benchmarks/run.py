@@ -3,8 +3,8 @@
     python tests/benchmarks/run.py [--quick] [--only NAME ...] [--out FOLDER] [--docs FILE]
 
 Needs the dependency group ``bench``. All of it takes less than 15 minutes on two cores; ``--quick``
-about two. Every vector that is timed is compared with what it must be. ``--docs`` writes the tables
-between the markers of a Markdown file.
+about three. Every vector that is timed is compared with what it must be. ``--docs`` puts the tables
+between the markers of a Markdown file, instead of into ``results.md``.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ def main() -> None:
         print(f"{found['seconds']:.0f} s", file=sys.stderr, flush=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
     made = tables(results)
-    (options.out / "results.md").write_text("\n".join(made.values()))
     if options.docs:
         options.docs.write_text(fill(options.docs.read_text(), made))
+    else:
+        (options.out / "results.md").write_text("\n".join(made.values()))
     if not options.no_plots:
         from plots import draw
 
