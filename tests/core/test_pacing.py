@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -308,5 +309,5 @@ def test_where_one_request_a_second_is_all_there_is_a_late_one_brings_no_early_o
         now += pacer.wait(now) + late
         pacer.take(1, now)
         sent.append(now)
-    assert min(after - before for before, after in zip(sent, sent[1:], strict=False)) >= 1.0
+    assert min(after - before for before, after in pairwise(sent)) >= 1.0
     assert sent[-1] <= 5 / 0.99 + 0.2  # and nothing of the limit is lost
