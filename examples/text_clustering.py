@@ -85,12 +85,12 @@ def main(argv=None):
         client = NexusFlow(**service)
         rows = np.asarray(client.embed(texts))
     words = TfidfVectorizer(stop_words="english", sublinear_tf=True).fit_transform(texts)
-    count = len(set(labels))
+    count, tries = len(set(labels)), 20 if len(texts) < 1000 else 3
     print(f"{len(texts)} texts with {count} labels, {client.usage.tokens} tokens")
     print(f"{'k-means on':>12}    NMI    ARI")
     scores, found = {}, {}
     for way, points in {"TF-IDF": words, "embeddings": rows}.items():
-        found[way] = KMeans(count, n_init=5, random_state=0).fit_predict(points)
+        found[way] = KMeans(count, n_init=tries, random_state=0).fit_predict(points)
         nmi = normalized_mutual_info_score(labels, found[way])
         scores[way] = {"NMI": nmi, "ARI": adjusted_rand_score(labels, found[way])}
         print(f"{way:>12} {nmi:6.3f} {scores[way]['ARI']:6.3f}")

@@ -1,0 +1,65 @@
+"""Clustering, recommending, finding strangers: scores against bounds that the baselines fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., dict[str, Any]]
+Data = Callable[[str], Path]
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def drawn(path: str) -> bool:
+    return Path(path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_strangers_among_docstrings_are_found(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = run("anomaly_detection")
+    assert scores["TF-IDF"]["AUROC"] < 0.9 < scores["embeddings"]["AUROC"]
+    assert scores["TF-IDF"]["precision"][1] < 0.8 < scores["embeddings"]["precision"][1]
+    shown = capsys.readouterr().out.partition("the ten strangest")[2].splitlines()[1:]
+    assert len(shown) == 10
+    assert sum(line.split()[1] == "x" for line in shown) >= 8
+    assert drawn("anomaly_detection.png")
+
+
+def test_questions_out_of_scope_are_found(run: Run, data: Data) -> None:
+    scores = run("anomaly_detection", "--limit", 150, "--data", data("clinc150_data_full.json"))
+    assert scores["TF-IDF"]["AUROC"] < 0.8 < 0.85 < scores["embeddings"]["AUROC"]
+
+
+def test_docstrings_cluster_by_module_and_name_themselves(run: Run) -> None:
+    scores = run("text_clustering")
+    assert scores["TF-IDF"]["NMI"] < 0.55 < 0.65 < scores["embeddings"]["NMI"]
+    assert scores["TF-IDF"]["ARI"] < 0.3 < 0.45 < scores["embeddings"]["ARI"]
+    words = " ".join(scores["names"]).split()
+    assert {"calendar", "url"} <= set(words)
+    assert drawn("text_clustering.png")
+
+
+@pytest.mark.parametrize("name", ["clinc150_data_full.json", "banking77_test.csv"])
+def test_sentences_cluster_by_intent(run: Run, data: Data, name: str) -> None:
+    scores = run("text_clustering", "--limit", 15, "--data", data(name))
+    assert scores["embeddings"]["NMI"] > 0.75
+    assert scores["embeddings"]["ARI"] > scores["TF-IDF"]["ARI"] + 0.15
+
+
+def test_recommended_pages_are_those_that_pydoc_calls_related(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pydoc_data.topics")
+    found = run("recommendation")
+    ours, bm25 = found["scores"]["embeddings"], found["scores"]["BM25"]
+    assert bm25["nDCG@10"] < ours["nDCG@10"]
+    assert bm25["hit@10"] <= ours["hit@10"]
+    for way in ("popularity", "random"):
+        assert found["scores"][way]["nDCG@10"] < 0.3 < 0.45 < ours["nDCG@10"]
+        assert found["scores"][way]["hit@10"] < 0.65 < 0.75 < ours["hit@10"]
+    assert {"break", "continue", "if"} <= set(found["list"])
+    assert "x break" in capsys.readouterr().out
+    assert drawn("recommendation.png")
