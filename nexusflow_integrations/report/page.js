@@ -88,7 +88,7 @@
     const ratio = window.devicePixelRatio || 1, style = getComputedStyle(document.documentElement);
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
-    const size = (N > 4000 ? 2 : N > 1000 ? 2.8 : 4) * Math.min(2.2, Math.sqrt(scale));
+    const size = (N > 4000 ? 2 : N > 1000 ? 2.8 : 4) * Math.min(2.2, Math.sqrt(scale)) * (width < 500 ? 0.75 : 1);
     const faded = [], groups = COLOURS.map(() => []);
     for (let at = 0; at < N; at++) {
       const x = screenX(X[at]), y = screenY(Y[at]);
@@ -207,7 +207,8 @@
     selected = at;
     const others = [];
     for (let k = 0; k < data.near.many; k++) others.push(row(near[at * data.near.many + k], terms, score(nearScores[at * data.near.many + k])));
-    show($("side"), h("div", { class: "head", id: "chosen" }, label(at)),
+    const back = terms.length || only >= 0 ? h("button", { class: "back small", onclick: () => { list(); redraw(); } }, "← back to the list") : null;
+    show($("side"), back, h("div", { class: "head", id: "chosen" }, label(at)),
       h("div", { class: "dim small" }, groupings.map((item) => `${item.label}: ${item.names[item.of[at]]}`).join(" · ")),
       h("div", { class: "full small" }, marked(data.texts[at], terms)),
       others.length ? h("h3", {}, "Nearest in meaning") : null, h("ol", { class: "rows" }, ...others));

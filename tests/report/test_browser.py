@@ -139,6 +139,10 @@ def test_typing_filters_the_points_and_lists_them_with_the_words_marked(opened: 
         "otter",
         "hides",
     }
+    rows[0].click()
+    assert len(opened.find_elements(By.CSS_SELECTOR, "#side .full")) == 1
+    one(opened, "#side .back").click()
+    assert len(opened.find_elements(By.CSS_SELECTOR, "#side .row")) == 6
     point(opened, "id-1").perform()  # a panda, which is faded now
     assert "panda" not in text_of(opened, "#tip")
     one(opened, "#search").clear()
