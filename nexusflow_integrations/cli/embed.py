@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
@@ -135,6 +136,8 @@ class _Job:
         self._input = input_format or _INPUTS.get(suffix, InputFormat.text)
         suffix = self.output.suffix.lower() if self.output else ""
         self._format = output_format or _OUTPUTS.get(suffix, OutputFormat.jsonl)
+        if self.source is None and sys.stdin.isatty():
+            raise UsageProblem("name a FILE of texts, or pipe them in")
         if self.source is not None and not self.source.is_file():
             what = "a folder" if self.source.is_dir() else "not there"
             raise UsageProblem(f"the file {str(self.source)!r} is {what}")

@@ -244,7 +244,7 @@ class Screen:
     def embedding(self, total: int | None, client: NexusFlow) -> Iterator[Embedding]:
         """Show a bar while the block embeds ``total`` texts; ``None``: nobody knows how many."""
         bar = Progress(
-            BarColumn(bar_width=12),
+            BarColumn(bar_width=10),
             TextColumn("{task.fields[note]}"),
             console=self.err,
             disable=not self.err.is_terminal,
@@ -443,7 +443,7 @@ class Embedding:
             parts.append(
                 f"{left // 3600}:{left // 60 % 60:02} h left" if left >= 3600 else f"{clock} left"
             )
-        return " · ".join(parts)
+        return "  ".join(parts)
 
 
 def price_line(usage: Usage, endpoint: Endpoint) -> str:
@@ -473,14 +473,9 @@ def _count(number: int, what: str) -> str:
 
 
 def _short(number: int) -> str:
-    for unit, factor in (("M", 10**6), ("k", 10**3)):
-        if number >= 10 * factor:
-            return (
-                f"{number / factor:,.0f}{unit}"
-                if number >= 100 * factor
-                else f"{number / factor:.1f}{unit}"
-            )
-    return f"{number:,}"
+    if number < 10_000:
+        return f"{number:,}"
+    return f"{number / 1e3:.0f}k" if number < 1e6 else f"{number / 1e6:,.1f}M"
 
 
 def _bytes(number: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,11 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 from typer.testing import CliRunner
 
 from nexusflow_integrations import NexusFlow
+from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.cli.app import app
 from nexusflow_integrations.cli.rows import Line, Npy, lines_of_text
+from nexusflow_integrations.cli.screen import Embedding
 from nexusflow_integrations.local import LocalServer
 
 from .conftest import KEY, Command
@@ -150,6 +156,35 @@ def test_an_empty_input_makes_an_empty_output(
         nexusflow("embed", str(tmp_path / "in.txt"), "-o", str(tmp_path / name), *SMALL)
     assert (tmp_path / "out.jsonl").read_bytes() == b""
     assert np.load(tmp_path / "out.npy").shape == (0, 64)
+
+
+def test_the_bar_shows_speed_tokens_price_cache_hits_and_time_left() -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=80, legacy_windows=False)
+    client = NexusFlow("none")
+    client._usage = Usage(tokens=1_234_567, cached=23_456)
+    columns = (BarColumn(bar_width=10), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console, auto_refresh=False) as bar:
+        counts = Embedding(console, bar, 1_000_000, client)
+        counts.done = 499_999
+        counts._began -= 100
+        counts.advanced(500_000, None)
+        note = bar.tasks[0].fields["note"]
+    found = re.fullmatch(
+        r"500k/1.0M  ([\d,]+) texts/s  1.2M tokens  ¥0.617  23k cached  1:\d\d left", note
+    )
+    assert found, note
+    assert 4_000 < int(found[1].replace(",", "")) <= 5_000
+    assert 10 + 1 + len(note) <= 80
+
+
+def test_the_bar_of_a_pipe_knows_no_end() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with Progress(TextColumn("{task.fields[note]}"), console=console, auto_refresh=False) as bar:
+        counts = Embedding(console, bar, None, NexusFlow("none"))
+        counts._began -= 1
+        counts.advanced(1, None)
+        assert re.fullmatch(r"1  1 texts/s  0 tokens  ¥0", bar.tasks[0].fields["note"])
 
 
 # -- refused texts -------------------------------------------------------------------------------
