@@ -44,7 +44,7 @@ def test_docstrings_cluster_by_module_and_name_themselves(run: Run) -> None:
 
 @pytest.mark.parametrize("name", ["clinc150_data_full.json", "banking77_test.csv"])
 def test_sentences_cluster_by_intent(run: Run, data: Data, name: str) -> None:
-    scores = run("text_clustering", "--limit", 15, "--data", data(name))
+    scores = run("text_clustering", "--limit", 8, "--data", data(name))
     assert scores["embeddings"]["NMI"] > 0.75
     assert scores["embeddings"]["ARI"] > scores["TF-IDF"]["ARI"] + 0.15
 
