@@ -54,7 +54,7 @@ _OUTPUTS = {".npy": OutputFormat.npy, ".parquet": OutputFormat.parquet, ".pq": O
 def embed(
     source: Annotated[
         str,
-        typer.Argument(metavar="[FILE]", help="Text or JSONL, a text a line; - is standard input."),
+        typer.Argument(metavar="FILE", help="Text or JSONL, a text a line; - is standard input."),
     ] = "-",
     output: Annotated[
         str,
