@@ -96,7 +96,9 @@ def main(argv=None):
         function = NexusFlowEmbeddingFunction(**service, cache=f"{args.store}.sqlite3")
         # A collection for each source of vectors: those of two models must never meet.
         name = f"{'local' if server else 'nexusflow'}-{Path(args.corpus).name}"
-        collection = open_collection(chromadb.PersistentClient(args.store), name, function)
+        collection = open_collection(
+            chromadb.PersistentClient(Path(args.store).resolve()), name, function
+        )
         with tqdm(total=len(documents), unit="text", desc="indexing") as bar:
             add_documents(
                 collection,

@@ -85,7 +85,7 @@ def main(argv=None):
         client = NexusFlow(**service)
         rows = np.asarray(client.embed(texts))
     words = TfidfVectorizer(stop_words="english", sublinear_tf=True).fit_transform(texts)
-    count, tries = len(set(labels)), 20 if len(texts) < 1000 else 3
+    count, tries = len(set(labels)), 20 if len(texts) < 1000 else 5
     print(f"{len(texts)} texts with {count} labels, {client.usage.tokens} tokens")
     print(f"{'k-means on':>12}    NMI    ARI")
     scores, found = {}, {}
