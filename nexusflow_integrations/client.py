@@ -18,7 +18,7 @@ from collections.abc import (
     Mapping,
 )
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
@@ -79,7 +79,7 @@ class NexusFlow:
         encoding_format: What to ask for; either is understood when it arrives. ``base64`` is a
             quarter of the bytes.
         batch_size: Texts a request; the model takes at most 10.
-        max_concurrency: Requests in flight at most, over all calls to the same account.
+        max_concurrency: Requests in flight at most. All clients of an account share the widest.
         timeout: Seconds for one attempt, from connection to last byte.
         deadline: Seconds for a whole call with all its retries; ``None`` leaves it to the retries.
         max_retries: Further attempts for a batch after faults and throttling.
@@ -215,7 +215,7 @@ class NexusFlow:
         texts = self._prepare(input, role)
         collect = self._collects(on_refused)
         if not single and not texts:
-            return self._nothing()
+            return self._nothing(collect=collect)
         events: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         ledger = Ledger()
         from nexusflow_integrations._core.results import as_result
@@ -270,7 +270,7 @@ class NexusFlow:
         texts = self._prepare(input, role)
         collect = self._collects(on_refused)
         if not single and not texts:
-            return self._nothing()
+            return self._nothing(collect=collect)
         ledger = Ledger()
         loop = asyncio.get_running_loop()
 
@@ -320,12 +320,16 @@ class NexusFlow:
         slabs = cutter.cut(texts)
         flying: deque[_Flight] = deque()
         stop = Stop()
+        more = True
         try:
-            while True:
-                while len(flying) < cutter.in_flight and (slab := next(slabs, None)):
-                    flying.append(self._launch(slab, role, None, stop))
-                if not flying:
-                    return
+            while more or flying:
+                if more and len(flying) < cutter.in_flight:
+                    slab = next(slabs, None)
+                    more = slab is not None
+                    if slab is not None:
+                        flying.append(self._launch(slab, role, None, stop))
+                    if not _is_ready(flying, ordered=ordered):
+                        continue  # what is ready goes out before more is read, which may take long
                 if not ordered:
                     wait([flight.future for flight in flying], return_when=FIRST_COMPLETED)
                     _rotate_to_landed(flying)
@@ -335,7 +339,9 @@ class NexusFlow:
                         gathered = flight.future.result()
                 except NexusFlowError as error:
                     wait([other.future for other in flying], timeout=DRAIN)
-                    _rescue(error, flight, flying)
+                    raise _rescued(error, flight, flying) from None
+                except BaseException:
+                    flight.future.cancel()  # Ctrl-C
                     raise
                 yield from flight.slab.results(gathered)
         finally:
@@ -358,28 +364,42 @@ class NexusFlow:
         loop = asyncio.get_running_loop()
         flying: deque[_Flight] = deque()
         stop = Stop()
+        landed = _Signal(loop)
+        more = True
+        reading: asyncio.Future[Slab | None] | None = None
         try:
-            while True:
-                while len(flying) < cutter.in_flight and (slab := await anext(slabs, None)):
-                    flying.append(self._launch(slab, role, loop, stop))
-                if not flying:
-                    return
+            while more or flying:
+                if more and reading is None and len(flying) < cutter.in_flight:
+                    reading = asyncio.ensure_future(_next(slabs))
+                    reading.add_done_callback(landed.tell)
+                # The source may be slow, or wait for a result of ours: watch both.
+                if not _is_ready(flying, ordered=ordered):
+                    await landed.wait()
+                if reading is not None and reading.done():
+                    slab, reading = reading.result(), None
+                    more = slab is not None
+                    if slab is not None:
+                        flying.append(self._launch(slab, role, loop, stop))
+                        flying[-1].future.add_done_callback(landed.tell)
+                if not _is_ready(flying, ordered=ordered):
+                    continue
                 if not ordered:
-                    await _landed([flight.future for flight in flying], asyncio.FIRST_COMPLETED)
                     _rotate_to_landed(flying)
                 flight = flying.popleft()
                 try:
                     with self._recorded(flight.ledger):
                         gathered = await asyncio.wrap_future(flight.future)
                 except NexusFlowError as error:
-                    await _landed(
-                        [other.future for other in flying], asyncio.ALL_COMPLETED, within=DRAIN
-                    )
-                    _rescue(error, flight, flying)
-                    raise
+                    until = loop.time() + DRAIN
+                    while not all(other.future.done() for other in flying):
+                        if not await landed.wait(until - loop.time()):
+                            break
+                    raise _rescued(error, flight, flying) from None
                 for result in flight.slab.results(gathered):
                     yield result
         finally:
+            if reading is not None:
+                reading.cancel()
             self._abandon(flying)
 
     def _launch(
@@ -539,13 +559,16 @@ class NexusFlow:
             return self._settings.on_refused == "collect"
         return replace(self._settings, on_refused=on_refused).on_refused == "collect"
 
-    def _nothing(self) -> EmbeddingArray:
+    def _nothing(self, *, collect: bool) -> EmbeddingArray | EmbeddingList:
         import numpy as np
 
-        from nexusflow_integrations._core.results import EmbeddingArray
+        from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList
 
+        usage = Usage(price=self._price)
+        if collect:
+            return EmbeddingList([], {}, usage)
         empty = np.empty((0, self.dimensions or 0), dtype=np.float32).view(EmbeddingArray)
-        empty.usage = Usage(price=self._price)
+        empty.usage = usage
         return empty
 
     def _submit(
@@ -595,17 +618,41 @@ def _rotate_to_landed(flying: deque[_Flight]) -> None:
     flying.rotate(-next(place for place, flight in enumerate(flying) if flight.future.done()))
 
 
-async def _landed(futures: list[Future[Gathered]], until: str, within: float | None = None) -> None:
-    """Wait for futures of another thread without owning them: a wait given up cancels none."""
-    if futures:
-        waiters = [asyncio.shield(asyncio.wrap_future(future)) for future in futures]
-        await asyncio.wait(waiters, return_when=until, timeout=within)
-        for waiter in waiters:
-            waiter.cancel()
+def _is_ready(flying: deque[_Flight], *, ordered: bool) -> bool:
+    if ordered:
+        return bool(flying) and flying[0].future.done()
+    return any(flight.future.done() for flight in flying)
 
 
-def _rescue(error: NexusFlowError, failed: _Flight, flying: Iterable[_Flight]) -> None:
-    """Gather in ``error.finished`` what all slabs had ready when one of them failed."""
+async def _next(slabs: AsyncIterator[Slab]) -> Slab | None:
+    return await anext(slabs, None)
+
+
+class _Signal:
+    """Wakes one waiter on ``loop`` when a future ends, of this loop or of another thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._event = asyncio.Event()
+
+    def tell(self, _: object) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Wait for the next end; ``False`` if none came within ``seconds``."""
+        try:
+            await asyncio.wait_for(self._event.wait(), seconds)
+        except asyncio.TimeoutError:
+            return False
+        self._event.clear()
+        return True
+
+
+def _rescued(error: NexusFlowError, failed: _Flight, flying: Iterable[_Flight]) -> NexusFlowError:
+    """Return the error that ended the stream, with what all slabs had ready in its ``finished``."""
+    from nexusflow_integrations._core.engine import StoppedElsewhere
+
     finished = failed.slab.named(error.finished)
     for flight in flying:
         if flight.future.done() and not flight.future.cancelled():
@@ -614,7 +661,10 @@ def _rescue(error: NexusFlowError, failed: _Flight, flying: Iterable[_Flight]) -
                 finished |= flight.slab.named(flight.future.result().finished())
             elif isinstance(other, NexusFlowError):
                 finished |= flight.slab.named(other.finished)
+                if isinstance(error, StoppedElsewhere):
+                    error = other
     error.finished = finished
+    return error
 
 
 def _cache_path(cache: bool | str | os.PathLike[str] | None) -> str | None:

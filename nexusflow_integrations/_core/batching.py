@@ -32,6 +32,14 @@ class Item:
 Batch = Sequence[Item]
 
 
+def max_tokens(tokens_per_minute: float | None) -> float:
+    """Return the most tokens of a request under a limit, if there is one.
+
+    Limits that hold per second refuse a request of more tokens than a second may bring.
+    """
+    return min(MAX_BATCH_TOKENS, (tokens_per_minute or float("inf")) / 60)
+
+
 def encode_item(index: int, text: str) -> Item:
     """Encode ``text`` once; planning, the body and the byte limit all use the result."""
     return Item(index, orjson.dumps(text), estimate_tokens(text))

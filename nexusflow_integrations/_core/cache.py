@@ -90,7 +90,11 @@ class Cache:
 
     async def release(self, keys: Sequence[bytes]) -> None:
         """Let others have ``keys``, which will not be paid for here."""
-        await self._run(lambda: self.store.release(keys), None)
+        # Finished even if the caller is cancelled: else nobody gets them before they run out.
+        release = asyncio.ensure_future(self._run(lambda: self.store.release(keys), None))
+        self._giving_back.add(release)
+        release.add_done_callback(self._giving_back.discard)
+        await asyncio.shield(release)
 
     async def renew(self, keys: Sequence[bytes]) -> None:
         """Keep ``keys`` claimed for another while."""
@@ -101,6 +105,8 @@ class Cache:
             return otherwise
         try:
             return await asyncio.get_running_loop().run_in_executor(self.thread, work)
+        except RuntimeError:
+            return otherwise  # the interpreter is going down, and its threads have ended
         except StoreUnavailable as error:
             if self._usable:
                 self._usable = False

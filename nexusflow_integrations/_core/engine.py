@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nexusflow_integrations._core.background import BackgroundLoop, background_loop
-from nexusflow_integrations._core.batching import MAX_BATCH_TOKENS, plan_batches
+from nexusflow_integrations._core.batching import max_tokens, plan_batches
 from nexusflow_integrations._core.exchange import (
     AwaitSettled,
     Call,
@@ -50,6 +50,10 @@ if TYPE_CHECKING:
 
 DRAIN = 5.0
 """Seconds that requests in flight get to finish, and be kept, when their call fails elsewhere."""
+
+
+class StoppedElsewhere(NexusFlowError):  # noqa: N818 - it is never raised to a user
+    """A call that was ended together with one that failed; that one's error is what to raise."""
 
 
 class Stop:
@@ -101,7 +105,7 @@ class Engine:
 
     def __init__(self, background: BackgroundLoop) -> None:
         self._lanes: dict[tuple[str, str, str], Lane] = {}
-        self._flights: dict[tuple[str, str, int | None], Flights] = {}
+        self._flights: dict[tuple[object, ...], Flights] = {}
         self._caches: dict[str, Cache] = {}
         self._pool = Pool()
         background.on_close(self._close)
@@ -120,8 +124,10 @@ class Engine:
             lane.configure(settings)
         return lane
 
-    def _flights_of(self, settings: Settings) -> Flights:
-        name = (settings.base_url, settings.model, settings.dimensions)
+    def _flights_of(self, request: Request) -> Flights:
+        """Return the flights that a call may join: same vectors, same payer, same store."""
+        told = request.settings
+        name = (told.base_url, told.model, told.dimensions, request.key.reveal(), request.cache)
         return self._flights.setdefault(name, Flights())
 
     def _cache(self, path: str) -> Cache:
@@ -131,6 +137,14 @@ class Engine:
 
             self._caches[path] = Cache(VectorStore(path))
         return self._caches[path]
+
+    async def _opened(self, cache: Cache, settings: Settings) -> bool:
+        try:
+            return await asyncio.wait_for(asyncio.shield(cache.open()), settings.deadline)
+        except asyncio.TimeoutError:
+            raise APITimeoutError(
+                f"the deadline of {settings.deadline:g} s passed while the cache file was locked"
+            ) from None
 
     async def held(self, texts: Sequence[str], settings: Settings, path: str) -> set[str]:
         """Return those of ``texts`` whose vector the store at ``path`` holds."""
@@ -175,14 +189,14 @@ class Engine:
         source: Callable[[Texts], Source] = partial(DirectSource, plan=_plan(settings))
         if request.cache is not None:
             cache = self._cache(request.cache)
-            if await cache.open():
+            if await self._opened(cache, settings):
                 source = _cached(cache, call, gathered)
                 _share_pace(lane, cache, settings, request.key)
         job = _Job(
             call,
             gathered,
             send,
-            flights=self._flights_of(settings),
+            flights=self._flights_of(request),
             source=source,
         )
         stop = request.stop or Stop()
@@ -190,7 +204,7 @@ class Engine:
         try:
             await job.run(request.texts)
         except Stopped:
-            stopped = NexusFlowError("stopped, because another part of the call failed")
+            stopped = StoppedElsewhere("stopped, because another part of the call failed")
             stopped.finished = gathered.finished()
             raise stopped from None
         except NexusFlowError as error:
@@ -203,12 +217,10 @@ class Engine:
 
 
 def _plan(settings: Settings) -> Plan:
-    per_second = (settings.tokens_per_minute or float("inf")) / 60
-    # Limits that hold per second refuse a request of more tokens than a second may bring.
     return partial(
         plan_batches,
         max_texts=settings.batch_size,
-        max_tokens=min(MAX_BATCH_TOKENS, per_second),
+        max_tokens=max_tokens(settings.tokens_per_minute),
     )
 
 
@@ -250,14 +262,18 @@ def _keyer(cache: Cache, settings: Settings) -> Callable[[str], bytes]:
 
 
 def _headers(settings: Settings, key: ApiKey) -> dict[str, str]:
-    return {
-        **settings.default_headers,
-        "Authorization": f"Bearer {key.reveal()}",
+    given = {name.lower() for name in settings.default_headers}
+    usual = {
         "Content-Type": "application/json",
         "Accept": "application/json",
         # Unpacking costs more than the bytes it saves: base64 shrinks by a quarter.
         "Accept-Encoding": "identity",
         "User-Agent": "nexusflow-integrations",
+    }
+    return {
+        **{name: value for name, value in usual.items() if name.lower() not in given},
+        **settings.default_headers,
+        "Authorization": f"Bearer {key.reveal()}",
     }
 
 
@@ -267,6 +283,9 @@ SendStep = Callable[[Send], Coroutine[Any, Any, Reply]]
 async def _send(call: Call, sender: Sender, step: Send) -> Reply:
     lane = call.lane
     await lane.gate.enter(step.tokens, urgent=step.urgent)
+    if call.stopping:
+        lane.gate.leave()
+        raise Stopped
     step.admitted = True
     sent_at = lane.clock()
     task = asyncio.current_task()
@@ -383,7 +402,12 @@ class _Job:
             if original != index:
                 copies[index] = original
         self._call.ledger.repeated += len(copies)
-        wanted = [(index, text) for text, index in first.items()]
+        try:
+            await self._run_distinct([(index, text) for text, index in first.items()])
+        finally:
+            self._copy(copies)
+
+    async def _run_distinct(self, wanted: Texts) -> None:
         while wanted:
             mine, others = self._flights.board(wanted, self._gathered)
             try:
@@ -396,7 +420,6 @@ class _Job:
                 for index, text, carrier, place in others
                 if not await self._join(index, text, carrier, place)
             ]
-        self._copy(copies)
 
     async def _join(self, index: int, text: str, carrier: Gathered, place: int) -> bool:
         """Take the row of a text that another call embeds; ``False`` if that call ends without."""
@@ -457,6 +480,9 @@ class _Job:
                 raise Stopped
             try:
                 await drive(exchange(batch, self._call), self._send)
+            except NexusFlowError:
+                self._call.stopping = True  # at once, before the gate lets in the next
+                raise
             finally:
                 await source.keep(batch)
             self._gathered.report()
@@ -467,7 +493,7 @@ class _Job:
         for index, original in copies.items():
             if original in gathered.refusals:
                 gathered.refuse(index, gathered.refusals[original])
-            elif gathered.vectors is not None:
+            elif gathered.done[original] and gathered.vectors is not None:
                 gathered.row(index, gathered.vectors[original])
         self._gathered.report()
 

@@ -21,7 +21,14 @@ from typing import Any, Protocol
 
 from nexusflow_integrations._core import retry
 from nexusflow_integrations._core.batching import Batch, Item, halves, plan_batches
-from nexusflow_integrations._core.failures import Failure, Kind, clean, judge, judge_ok_error
+from nexusflow_integrations._core.failures import (
+    TOO_LONG,
+    Failure,
+    Kind,
+    clean,
+    judge,
+    judge_ok_error,
+)
 from nexusflow_integrations._core.lane import Lane, Outage
 from nexusflow_integrations._core.settings import ApiKey, Settings
 from nexusflow_integrations._core.tokens import token_bound
@@ -178,8 +185,10 @@ def _bisect(batch: Batch, call: Call, failure: Failure) -> Steps:
     logger.info("a batch of %d texts was refused (%s); splitting it", len(batch), failure.error)
     refused_before = call.ledger.refused
     yield from exchange(left, call)
-    if failure.kind is Kind.REFUSED and len(right) == 1 and call.ledger.refused == refused_before:
-        # All others passed, so the refusal was meant for this one: no request needed to learn it.
+    certain = failure.kind is Kind.REFUSED and not TOO_LONG.search(str(failure.error))
+    if certain and len(right) == 1 and call.ledger.refused == refused_before:
+        # All others passed moderation, so the refusal was meant for this one: no request needed to
+        # learn it. A length may have been that of the whole request.
         call.ledger.refused += 1
         call.sink.refused(right[0], failure.error)
         return
@@ -194,7 +203,7 @@ def _send_until_judged(batch: Batch, call: Call) -> Generator[Step, Any, Failure
     """
     lane, settings = call.lane, call.settings
     tokens = sum(item.tokens for item in batch)
-    attempts = retries = 0
+    attempts = retries = taken = 0
     probing: Outage | None = None
     lane.retry_budget.first_attempt()
     try:
@@ -221,8 +230,11 @@ def _send_until_judged(batch: Batch, call: Call) -> Generator[Step, Any, Failure
                 step = Send(body, tokens, timeout, call.urgent)
                 reply: Reply = yield step
             except BaseException:
+                admitted = step is not None and step.admitted
+                if admitted:
+                    call.ledger.sent(retry=attempts > 0)
                 if call.purse is not None:
-                    call.purse.settle(most, most if step is not None and step.admitted else 0)
+                    call.purse.settle(most, most if admitted else 0)
                 raise
             attempts += 1
             call.ledger.sent(retry=attempts > 1)
@@ -233,7 +245,7 @@ def _send_until_judged(batch: Batch, call: Call) -> Generator[Step, Any, Failure
                 lane.good(
                     reply.ended_at,
                     sent_at=reply.sent_at,
-                    retries=retries,
+                    retries=taken,
                     estimated=tokens,
                     billed=verdict.tokens,
                 )
@@ -261,6 +273,7 @@ def _send_until_judged(batch: Batch, call: Call) -> Generator[Step, Any, Failure
                 probing.end(recovered=False)
                 probing = None
             retries, probing = yield from _before_retry(call, verdict, error, retries)
+            taken += probing is not None
     finally:
         if probing is not None:
             probing.end(recovered=None)
@@ -291,10 +304,13 @@ def _before_retry(
             raise _too_late(call, f"the next try was due in {delay:.1f} s", cause=error)
         outage = lane.outage
         if outage is not None and not outage.over:
+            asked = lane.clock()
             yield Follow(outage)
             if call.stopping:
                 raise error
             if outage.recovered:
+                if hint is not None and (rest := delay - (lane.clock() - asked)) > 0:
+                    yield Sleep(rest)
                 return retries, None
             if outage.recovered is None:
                 retries -= 1  # the prober left without having tried

@@ -230,11 +230,10 @@ def _redirect(location: str) -> str:
 
 def _code_and_message(body: bytes, *, under_ok: bool = False) -> tuple[str | None, str]:
     """Find the code and the message in whatever shape the gateway chose."""
-    head = body[: 1 << 20]
     try:
         payload = orjson.loads(body if len(body) <= 1 << 22 else b"")
     except orjson.JSONDecodeError:
-        return (None, "") if under_ok else (None, _plain(head))
+        return (None, "") if under_ok else (None, _plain(body))
     for _ in range(4):
         if isinstance(payload, list) and payload:
             payload = payload[0]
@@ -258,8 +257,8 @@ def _word(value: object) -> str | None:
     return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
 
 
-def _plain(head: bytes) -> str:
-    text = head.decode("utf-8", "replace")
+def _plain(body: bytes) -> str:
+    text = body.decode("utf-8", "replace")
     # Not cut here: a cut before `clean` could leave half of an echoed key.
     title = re.search(r"<(title|h1)[^>]{0,100}>([^<]+)", text, re.IGNORECASE)
     if title:

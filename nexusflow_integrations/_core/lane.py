@@ -67,12 +67,13 @@ class Lane:
         self.configure(settings)
 
     def configure(self, settings: Settings) -> None:
-        """Take over limits that a client gave; the latest ones count for all."""
+        """Take over what a client gave: the latest limits and the widest window count for all."""
         self.window.raise_limit(settings.max_concurrency)
-        given = (settings.requests_per_minute, settings.tokens_per_minute)
-        if given != (None, None) and given != self.given:
+        requests, tokens = self.given
+        given = (settings.requests_per_minute or requests, settings.tokens_per_minute or tokens)
+        if given != self.given:
             self.given = given
-            self.use_pacer(pacer_for(*given))
+            self.use_pacer(pacer_for(*given, after=self.pacer))
 
     def use_pacer(self, pacer: Pacer, paced_by: object = None) -> None:
         """Send at the pace of ``pacer``, which is shared through ``paced_by`` if that is set."""

@@ -86,6 +86,14 @@ class GivenLimits:
         if self.tokens_per_minute:
             self._tokens = Gcra(self.tokens_per_minute / 60 * SAFETY)
 
+    def follow(self, former: GivenLimits) -> None:
+        """Owe what ``former`` owed."""
+        for mine, other in ((self._requests, former._requests), (self._tokens, former._tokens)):
+            if mine is not None and other is not None:
+                mine.next_at = other.next_at
+        self._ratio, self._cut_at = former._ratio, former._cut_at
+        self._share, self._share_at = former._share, former._share_at
+
     def wait(self, now: float) -> float:
         return max(
             bucket.wait(now) if bucket is not None else 0.0
@@ -209,8 +217,19 @@ class FoundLimit:
         return len(self._good) / max(span, MEASURE / 2)
 
 
-def pacer_for(requests_per_minute: float | None, tokens_per_minute: float | None) -> Pacer:
-    """Return the pacer for what the user said: limits, or nothing."""
+def pacer_for(
+    requests_per_minute: float | None,
+    tokens_per_minute: float | None,
+    *,
+    after: Pacer | None = None,
+) -> Pacer:
+    """Return the pacer for what the user said: limits, or nothing.
+
+    It goes on where ``after`` was: a change of limits is no fresh start.
+    """
     if requests_per_minute is None and tokens_per_minute is None:
         return FoundLimit()
-    return GivenLimits(requests_per_minute, tokens_per_minute)
+    limits = GivenLimits(requests_per_minute, tokens_per_minute)
+    if isinstance(after, GivenLimits):
+        limits.follow(after)
+    return limits

@@ -142,6 +142,8 @@ def as_result(
     refusals, vectors = gathered.refusals, gathered.vectors
     if refusals and (single or not collect):
         raise refused_error(gathered)
+    if gathered.done.count(1) + len(refusals) != gathered.count:
+        raise NexusFlowError("the call ended without all vectors; this is a bug in this package")
     if collect and not single:
         rows = [
             None if index in refusals or vectors is None else vectors[index]

@@ -27,7 +27,7 @@ from weakref import WeakSet
 from nexusflow_integrations._core.exchange import TransportFault
 from nexusflow_integrations._core.settings import is_loopback
 from nexusflow_integrations._core.wire import MAX_RESPONSE_BYTES, Answer
-from nexusflow_integrations.errors import APIConnectionError
+from nexusflow_integrations.errors import APIConnectionError, ConfigurationError
 
 
 class Sender(Protocol):
@@ -113,7 +113,13 @@ def proxy_for(url: str) -> str | None:
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy is None or proxy_bypass(parts.netloc.rpartition("@")[2]):
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    scheme, _, _ = proxy.rpartition("://")
+    if scheme not in ("", "http", "https"):
+        raise ConfigurationError(
+            f"the environment names a {scheme[:20]} proxy, and only http proxies are spoken here:"
+            " pass http_client=httpx.Client(proxy=...), or unset it"
+        )
+    return proxy if scheme else f"http://{proxy}"
 
 
 class AiohttpSender:

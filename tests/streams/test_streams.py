@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from nexusflow_integrations import NexusFlow
+from nexusflow_integrations import Budget, NexusFlow
 from nexusflow_integrations._core.streaming import Embedded
-from nexusflow_integrations.errors import AuthenticationError, InvalidInputError
+from nexusflow_integrations.errors import (
+    AuthenticationError,
+    BudgetExceededError,
+    InvalidInputError,
+    NotFoundError,
+)
 from nexusflow_integrations.local import LocalServer
 
 Stream = Callable[..., list[Embedded]]
@@ -140,7 +148,6 @@ def test_what_other_slabs_had_ready_survives_a_failure(stream: Stream) -> None:
         return handle(request)
 
     def slow(request: httpx.Request) -> httpx.Response:
-        import time
 
         if b'"text 0"' in request.content:
             time.sleep(0.3)
@@ -171,3 +178,64 @@ def test_a_mocked_httpx_client_whose_answers_are_read_already_works() -> None:
     )
     assert client.embed(["one", "two"]).shape == (2, 64)
     assert asyncio.run(client.aembed(["one", "two"])).shape == (2, 64)
+
+
+async def test_a_result_does_not_wait_for_a_source_that_waits_for_results(
+    client: NexusFlow,
+) -> None:
+    yielded = asyncio.Event()
+
+    async def texts() -> AsyncIterator[str]:
+        for number in range(40):
+            yield f"text {number}"
+        await asyncio.wait_for(yielded.wait(), 30)
+        yield "the last"
+
+    count = 0
+    async for _ in client.aembed_stream(texts()):
+        count += 1
+        yielded.set()
+    assert count == 41
+
+
+def test_ready_results_go_out_before_a_slow_source_is_read_on(client: NexusFlow) -> None:
+    out: list[int] = []
+    when_read: list[int] = []
+
+    def texts() -> Iterator[str]:
+        for number in range(200):
+            if number % 40 == 0 and number:
+                time.sleep(0.3)
+                when_read.append(len(out))
+            yield f"slow {number}"
+
+    out.extend(item.index for item in client.embed_stream(texts()))
+    assert out == list(range(200))
+    assert max(when_read) > 0
+
+
+@both
+def test_a_stream_that_fails_leaves_no_exception_unretrieved(
+    stream: Stream, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = NexusFlow(server.api_key, base_url=server.base_url, model="no-such", dimensions=64)
+    with pytest.raises(NotFoundError):
+        stream(client, (f"text {number}" for number in range(400)), ordered=False)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+@both
+def test_a_stream_ends_with_the_error_that_ended_it(stream: Stream, tmp_path: Path) -> None:
+    with LocalServer(model="hash", latency_ms=30) as slow:
+        for attempt in range(5):
+            client = NexusFlow(
+                slow.api_key,
+                base_url=slow.base_url,
+                dimensions=64,
+                budget=Budget(tokens=500),
+                cache=tmp_path / f"{attempt}.sqlite3",
+            )
+            with pytest.raises(BudgetExceededError) as raised:
+                stream(client, (f"text number {attempt} {number}" for number in range(500)))
+            assert raised.value.finished
