@@ -16,7 +16,7 @@ def _group(name: str) -> list[str]:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run all tests that need nothing but this machine."""
-    session.install(*PINS, "-e", ".[all]", *_group("test"))
+    session.install(*PINS, "-e", ".[all]", *_group("test"), *_group("examples"))
     session.run("pytest", "-q", *session.posargs)
 
 
