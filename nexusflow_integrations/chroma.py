@@ -331,6 +331,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
                 key is not None
                 and (self._client_key is None or self._client_key.reveal() != key.reveal())
             ):
+                former = self._client
                 self._client_key = key
                 self._client = NexusFlow(
                     key,
@@ -340,6 +341,8 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
                     query_instruction=self._config.get("query_instruction"),
                     **self._options,
                 )
+                if former is not None:  # another key is no other budget
+                    self._client._purse, self._client._usage = former._purse, former._usage
             return self._client
 
     def _remember(self) -> None:

@@ -180,8 +180,9 @@ def add_documents(
     """Add any number of documents; only those whose ids are not there are embedded and paid for.
 
     Memory holds about a thousand documents, however many the iterables bring. While one slice is
-    written, the next ones are being embedded. After an error, what was embedded by then is in the
-    collection: calling again goes on from there.
+    written, the next ones are being embedded. After an error of the server, what was embedded by
+    then is in the collection: calling again goes on from there. If the collection itself cannot be
+    written, what was embedded meanwhile is only kept by ``cache=``.
 
     Args:
         collection: With a NexusFlow embedding function, passed or stored.

@@ -120,7 +120,8 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             vector = embeddings.embed_query("What is a red panda?")
 
     Embed multiple texts:
-        In parallel, at most ten texts a request, in order; a text that stands twice is sent once::
+        In parallel, at most ten texts a request, in order; a text that stands twice is sent once
+        (with a ``rate_limiter``, once a batch)::
 
             vectors = embeddings.embed_documents(["Red pandas climb.", "小熊猫会爬树。"])
 
@@ -508,6 +509,9 @@ class _Joined:
         return cast("EmbeddingArray", vectors)
 
 
+_ALIKE = (errors.AuthenticationError, errors.PermissionDeniedError, errors.NotFoundError)
+
+
 def _batches(texts: list[str], size: int) -> Iterator[tuple[int, list[str]]]:
     return ((start, texts[start : start + size]) for start in range(0, len(texts), size))
 
@@ -522,12 +526,19 @@ def _embed_paced(
     flying: deque[tuple[int, Future[Any]]] = deque()
 
     def land(*, all_of_them: bool) -> None:
-        while flying and (all_of_them or flying[0][1].done()):
+        for _ in range(len(flying)):
             start, future = flying.popleft()
+            if future.cancelled():
+                continue
+            if not (all_of_them or future.done()):
+                flying.append((start, future))
+                continue
             try:
                 joined.add(start, future.result())
             except NexusFlowError as error:
                 joined.fail(start, error)
+                for _, other in flying:
+                    other.cancel()  # those not begun need not be sent any more
 
     pool = ThreadPoolExecutor(client.settings.max_concurrency)
     try:
@@ -554,8 +565,13 @@ async def _aembed_paced(
     flying: deque[tuple[int, asyncio.Task[Any]]] = deque()
 
     async def land(*, all_of_them: bool) -> None:
-        while flying and (all_of_them or flying[0][1].done()):
+        for _ in range(len(flying)):
             start, task = flying.popleft()
+            if isinstance(joined.failure, _ALIKE) and task.cancel():
+                continue  # it would fail alike
+            if not (all_of_them or task.done()):
+                flying.append((start, task))
+                continue
             try:
                 joined.add(start, await task)
             except NexusFlowError as error:

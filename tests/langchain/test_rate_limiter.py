@@ -178,3 +178,21 @@ async def test_cancelling_ends_the_taking_of_turns(
     turns = len(limiter.gone)
     await asyncio.sleep(0.1)
     assert len(limiter.gone) == turns < 190
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_after_a_refused_key_what_was_not_begun_is_not_sent(mode: str) -> None:
+    limiter = InMemoryRateLimiter(
+        requests_per_second=10_000, check_every_n_seconds=0.001, max_bucket_size=1000
+    )
+    with LocalServer(model="hash", latency_ms=150, api_key="right") as guarded:
+        embeddings = NexusFlowEmbeddings(
+            api_key="wrong",
+            base_url=guarded.base_url,
+            dimensions=64,
+            rate_limiter=limiter,
+            max_concurrency=4,
+        )
+        with pytest.raises(ModelAuthenticationError):
+            embed(embeddings, [f"text {number}" for number in range(1000)], mode)
+        assert sum(guarded.stats.statuses.values()) < 50
