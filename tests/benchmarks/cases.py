@@ -244,7 +244,7 @@ _NEEDED = [
 
 def imports(quick: bool) -> Data:
     """What importing costs, and how long it takes from nothing to a first vector."""
-    rounds = 1 if quick else 3
+    rounds = 1 if quick else 2
     of_langchain = _langchain_core_of("nexusflow_integrations.langchain")
 
     def spec(modules: list[str], after: list[str]) -> Data:
