@@ -378,6 +378,7 @@ class _Job:
         self._flights = flights
         self._source = source
         self._tasks: Sequence[asyncio.Task[None]] = ()
+        self._failure: NexusFlowError | None = None
 
     async def run(self, texts: Sequence[str]) -> None:
         deadline = self._call.until - self._call.lane.clock()
@@ -459,6 +460,8 @@ class _Job:
             for task in tasks:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
+        if self._failure is not None:
+            raise self._failure  # its worker may have been ended while it kept what it had
         for result in results:
             if isinstance(result, BaseException) and not isinstance(
                 result, (Stopped, asyncio.CancelledError)
@@ -480,8 +483,9 @@ class _Job:
                 raise Stopped
             try:
                 await drive(exchange(batch, self._call), self._send)
-            except NexusFlowError:
+            except NexusFlowError as error:
                 self._call.stopping = True  # at once, before the gate lets in the next
+                self._failure = self._failure or error
                 raise
             finally:
                 await source.keep(batch)

@@ -11,11 +11,16 @@ import httpx
 import numpy as np
 import pytest
 
-from nexusflow_integrations import NexusFlow
+from nexusflow_integrations import Budget, NexusFlow
 from nexusflow_integrations._core.lane import Lane
 from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.store import VectorStore
-from nexusflow_integrations.errors import APITimeoutError, AuthenticationError, ConfigurationError
+from nexusflow_integrations.errors import (
+    APITimeoutError,
+    AuthenticationError,
+    BudgetExceededError,
+    ConfigurationError,
+)
 from nexusflow_integrations.local import LocalServer
 
 
@@ -142,3 +147,19 @@ def test_a_user_agent_of_the_users_own_is_sent() -> None:
     headers = {"user-agent": "my-application/1.0"}
     NexusFlow("key", dimensions=64, default_headers=headers, http_client=http).embed("text")
     assert seen == ["my-application/1.0"]
+
+
+def test_the_error_that_ended_a_call_is_raised_also_while_its_worker_writes_the_cache(
+    tmp_path: Path,
+) -> None:
+    with LocalServer(model="hash") as server:
+        for attempt in range(30):
+            client = NexusFlow(
+                "key",
+                base_url=server.base_url,
+                dimensions=64,
+                budget=Budget(tokens=60),
+                cache=tmp_path / f"{attempt}.sqlite3",
+            )
+            with pytest.raises(BudgetExceededError):
+                client.embed([f"text number {attempt} {number}" for number in range(40)])
