@@ -56,6 +56,13 @@ def chroma_suite(session: nox.Session) -> None:
 
 
 @nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Measure everything beside the peers (a quarter of an hour on a quiet machine)."""
+    session.install(*PINS, "-e", ".[all]", *_group("bench"))
+    session.run("python", "tests/benchmarks/run.py", *session.posargs)
+
+
+@nox.session
 def wheel(session: nox.Session) -> None:
     """Build the wheel, install it without extras, import the root, and say what is missing."""
     session.install("build")
