@@ -191,11 +191,6 @@ def _check_numbers(vectors: Vectors) -> None:
         raise BrokenResponse("a vector is all zeros")
 
 
-def check_stored(vector: Vectors) -> bool:
-    """Tell whether a vector from a store is one: finite and not all zeros."""
-    return bool(np.isfinite(vector).all() and vector.any())
-
-
 def _billed_tokens(usage: object) -> int | None:
     if not isinstance(usage, dict):
         return None

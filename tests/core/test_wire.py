@@ -23,7 +23,6 @@ from nexusflow_integrations._core.wire import (
     MAX_RESPONSE_BYTES,
     BrokenResponse,
     WrongDimensions,
-    check_stored,
     decode_response,
     decompress,
     encode_request,
@@ -360,14 +359,6 @@ def test_what_is_just_within_the_limit_is_unpacked() -> None:
     assert len(decompress(gzip.compress(bytes(MAX_RESPONSE_BYTES)), "gzip")) == MAX_RESPONSE_BYTES
     with pytest.raises(BrokenResponse, match="too large"):
         decompress(gzip.compress(bytes(MAX_RESPONSE_BYTES + 1)), "gzip")
-
-
-@pytest.mark.parametrize(
-    ("vector", "good"),
-    [([1, 0], True), ([0, 0], False), ([np.nan, 1], False), ([np.inf, 1], False)],
-)
-def test_a_stored_vector_is_looked_at_in_the_same_way(vector: list[float], good: bool) -> None:
-    assert check_stored(np.array(vector, np.float32)) is good
 
 
 def test_little_endian_is_read_as_such() -> None:
