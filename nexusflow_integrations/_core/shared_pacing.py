@@ -1,9 +1,10 @@
-"""One pace for all processes of a host that use one account: the limits given, kept in the file.
+"""One pace for all processes that use one account, on one host or on many.
 
-``SharedPacer`` is the arithmetic of ``GivenLimits`` over a row of the store: a send time is
-reserved in one short transaction, so two processes that were told the same limit keep it together.
-It blocks. ``LeasedPacer`` is what the gate asks: it never blocks, but has send times fetched ahead
-by the store's thread, a few at once where the pace is high.
+``SharedLimits`` is where processes reserve send times: asked in a thread, since it blocks.
+``SharedPacer`` is the one for a host: the arithmetic of ``GivenLimits`` over a row of the store,
+where a send time is reserved in one short transaction, so that two processes that were told the
+same limit keep it together. ``LeasedPacer`` is what the gate asks: it never blocks, but has send
+times fetched ahead by another thread, a few at once where the pace is high.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 
 from nexusflow_integrations._core.pacing import Gcra, GivenLimits
 from nexusflow_integrations._core.settings import ApiKey
@@ -55,6 +56,45 @@ def _room(units: float, per_second: float) -> float:
     return max(0.0, max(1.0, per_second) - units) / per_second
 
 
+class SharedLimits(Protocol):
+    """The limits of one account, and who may send when: the same for all processes that ask.
+
+    All methods block, are called from one thread at a time, and may raise any ``Exception`` where
+    the limits cannot be asked: the process then paces alone for a while.
+    """
+
+    @property
+    def requests_per_minute(self) -> float | None:
+        """Limit of the account; ``None`` is none."""
+
+    @property
+    def tokens_per_minute(self) -> float | None:
+        """The same for tokens."""
+
+    def lease(
+        self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
+    ) -> list[float]:
+        """Reserve ``count`` requests of about ``tokens`` each.
+
+        Args:
+            count: How many, one or more.
+            tokens: What each is charged.
+            owed_tokens: What earlier requests cost beyond their charge; less than 0 if they cost
+                less.
+            late: Seconds by which earlier requests went out after their time.
+
+        Returns:
+            Seconds from now until each may be sent, rising; a little below 0 where a send time has
+            passed that nobody used.
+        """
+
+    def owe(self, tokens: float, late: float = 0.0) -> None:
+        """Charge ``tokens`` (give them back if less than 0), and ``late`` seconds."""
+
+    def throttled(self, ago: float) -> None:
+        """Note that a request sent ``ago`` seconds ago was refused as too fast: all yield."""
+
+
 class _FileLimits(GivenLimits):
     """``GivenLimits`` whose state is a row: (requests_at, tokens_at, share, share_at, cut_at)."""
 
@@ -90,7 +130,7 @@ class _FileLimits(GivenLimits):
 
 
 class SharedPacer:
-    """Reserves send times for one account, for all processes with the same file.
+    """The ``SharedLimits`` of all processes with the same file.
 
     Args:
         store: Whose file to use; its clock is the one that all processes share.
@@ -121,19 +161,7 @@ class SharedPacer:
     def lease(
         self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
     ) -> list[float]:
-        """Reserve ``count`` requests of about ``tokens`` each.
-
-        Args:
-            count: How many, one or more.
-            tokens: What each is charged.
-            owed_tokens: What earlier requests cost beyond their charge; less than 0 if they cost
-                less.
-            late: Seconds by which earlier requests went out after their time.
-
-        Returns:
-            Seconds from now until each may be sent, rising; a little below 0 where a send time has
-            passed that nobody used.
-        """
+        """Reserve ``count`` requests, as ``SharedLimits.lease`` says."""
         with self._limits() as (limits, now):
             limits.owe(owed_tokens, late)
             slots = [limits.slot(tokens, now) for _ in range(count)]
@@ -181,7 +209,7 @@ def _row(db: sqlite3.Connection, account: bytes) -> tuple[float, ...] | None:
 
 
 class LeasedPacer:
-    """The ``Pacer`` that a gate asks, on its event loop, over a ``SharedPacer`` in another thread.
+    """The ``Pacer`` that a gate asks, on its event loop, over ``SharedLimits`` in another thread.
 
     A send time is asked for when somebody waits for one, the next while the last is still to come.
     Those that go unused lapse: for all others they are as good as used. If the file fails, the
@@ -196,7 +224,7 @@ class LeasedPacer:
 
     def __init__(
         self,
-        shared: SharedPacer,
+        shared: SharedLimits,
         submit: Callable[[Callable[[], Any]], Future[Any]],
         ready: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
