@@ -671,7 +671,7 @@ def _cache_path(cache: bool | str | os.PathLike[str] | None) -> str | None:
     if cache is None or cache is False:
         return None
     if cache is True:
-        from nexusflow_integrations._core.store import default_path
+        from nexusflow_integrations._core.cache_file import default_path
 
         return str(default_path())
     return os.path.abspath(os.path.expanduser(os.fspath(cache)))

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from nexusflow_integrations._core.store import Claimed, StoreUnavailable, VectorStore
+from nexusflow_integrations._core.cache_file import StoreUnavailable
+from nexusflow_integrations._core.store import Claimed, VectorStore
 from nexusflow_integrations._core.wire import Vectors
 from nexusflow_integrations.errors import CacheError
 

@@ -20,9 +20,10 @@ from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
+from nexusflow_integrations._core.cache_file import StoreUnavailable
 from nexusflow_integrations._core.pacing import Gcra, GivenLimits
 from nexusflow_integrations._core.settings import ApiKey
-from nexusflow_integrations._core.store import StoreUnavailable, VectorStore
+from nexusflow_integrations._core.store import VectorStore
 from nexusflow_integrations.errors import CacheError
 
 MAX_AHEAD = 3600.0

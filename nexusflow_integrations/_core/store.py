@@ -1,4 +1,4 @@
-"""The cache file: every vector that was paid for, and who is paying for which one now.
+"""The store: every vector that was paid for, and who is paying for which one now.
 
 One SQLite file in WAL mode serves all processes of a host. A vector is found by the hash of what
 it was made from (``Keyer``); neither a text nor an API key is ever written. Before a process pays
@@ -14,98 +14,34 @@ any point; a power cut may take the last ones with it, but leaves the file whole
 
 from __future__ import annotations
 
-import hashlib
-import math
 import os
 import sqlite3
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from nexusflow_integrations._core.cache_file import (
+    DAY,
+    CacheFile,
+    StoreUnavailable,
+    default_path,
+)
+from nexusflow_integrations._core.keys import KIND_BYTES, Keyer
+from nexusflow_integrations._core.upkeep import BLOCK_BITS, CacheInfo, Pruned, contents, remove
 from nexusflow_integrations._core.wire import Vectors
-from nexusflow_integrations.errors import CacheError
 
-APPLICATION_ID = 0x4E465643
-"""``NFVC`` in the header of the file."""
-SCHEMA_VERSION = 1
-BUSY_SECONDS = 10.0
-"""How long to wait for the file while another process writes; a write takes milliseconds."""
-BLOCK_BITS = 8
-"""Last use is noted for 256 neighbouring rows at once, so that reading a corpus writes little."""
-DAY = 86_400
 CLOCK_SLACK = 1.0
 """Seconds that a claim may lie in the future before its clock counts as wrong."""
-FORGOTTEN = 7 * DAY
-"""Seconds after which a claim that nobody came back to is dropped."""
-_KIND_BYTES = 4
-_TEXT_BYTES = 20
 _CHUNKS = (8, 64, 512)  # few different statements, so that SQLite prepares each only once
-_VACUUM_PAGES = 2_000
 _MIN_CLAIM = 0.1
-
-_SCHEMA = (
-    # k: 4 bytes that stand for everything but the text, so that one kind of row is one range of
-    # the index, and 20 bytes of a hash over everything.
-    "CREATE TABLE vector(k BLOB NOT NULL PRIMARY KEY, v BLOB NOT NULL)",
-    "CREATE TABLE claim(k BLOB NOT NULL PRIMARY KEY, owner INTEGER NOT NULL,"
-    " since REAL NOT NULL, until REAL NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE kind(prefix BLOB NOT NULL PRIMARY KEY, base_url TEXT NOT NULL,"
-    " model TEXT NOT NULL, dimensions INTEGER, role INTEGER NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE block(id INTEGER PRIMARY KEY, created INTEGER NOT NULL, used INTEGER NOT NULL)",
-    "CREATE TABLE counter(name TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE pacer(account BLOB NOT NULL PRIMARY KEY, seen REAL NOT NULL,"
-    " requests_at REAL NOT NULL, tokens_at REAL NOT NULL, share REAL NOT NULL,"
-    " share_at REAL NOT NULL, cut_at REAL NOT NULL) WITHOUT ROWID",
-)
-_TABLES = {"vector", "claim", "kind", "block", "counter", "pacer"}
-
-
-class StoreUnavailable(Exception):  # noqa: N818 - it never leaves the core
-    """The file cannot be used here and now: read-only, disk full, locked, no WAL. One sentence."""
-
-
-class Keyer:
-    """Makes the keys of all texts that one client sends with one setting: call it with a text.
-
-    Args:
-        base_url: Root of the API.
-        model: Name of the model.
-        dimensions: The size asked for; ``None``, the server's own, is a variant of its own.
-        role: Whatever else changes the vector: the instruction or role that goes with the text,
-            or ``""`` if nothing does.
-    """
-
-    __slots__ = ("_hash", "base_url", "dimensions", "has_role", "model", "prefix")
-
-    def __init__(
-        self, *, base_url: str, model: str, dimensions: int | None, role: str = ""
-    ) -> None:
-        self.base_url = base_url
-        self.model = model
-        self.dimensions = dimensions
-        self.has_role = bool(role)
-        parts = ("vector 1", base_url, model, str(dimensions), role)
-        framed = b"".join(
-            len(data).to_bytes(8, "big") + data for data in (part.encode() for part in parts)
-        )
-        kind = hashlib.sha256(framed).digest()
-        self.prefix = kind[:_KIND_BYTES]
-        self._hash = hashlib.sha256(kind)
-
-    def __call__(self, text: str) -> bytes:
-        """Return the 24 bytes under which the vector of ``text`` is kept."""
-        digest = self._hash.copy()
-        digest.update(text.encode())
-        return self.prefix + digest.digest()[:_TEXT_BYTES]
 
 
 class Claimed(NamedTuple):
@@ -122,75 +58,6 @@ class Claimed(NamedTuple):
     mine: list[bytes]
     busy: list[bytes]
     repaid: int
-
-
-@dataclass(frozen=True)
-class ModelRows:
-    """How many vectors of one model and size the file holds.
-
-    ``base_url`` and ``model`` are ``"?"`` where the file does not know them; ``dimensions`` is
-    ``None`` where none was asked for; ``role`` tells whether an instruction went with the texts.
-    """
-
-    base_url: str
-    model: str
-    dimensions: int | None
-    role: bool
-    vectors: int
-
-
-@dataclass(frozen=True)
-class CacheInfo:
-    """What is in the file.
-
-    Attributes:
-        path: Where it is.
-        bytes: Its size on disk, with the write-ahead log.
-        vectors: How many vectors it holds.
-        models: The same by model.
-        hits: Texts that were found, since the file was made.
-        misses: Texts that had to be paid for.
-        created: When the oldest vector was put, as seconds since 1970, to the day; ``None`` if
-            there is none.
-        used: The same for the last use.
-        in_flight: Texts that somebody is paying for now.
-    """
-
-    path: Path
-    bytes: int = 0
-    vectors: int = 0
-    models: tuple[ModelRows, ...] = ()
-    hits: int = 0
-    misses: int = 0
-    created: int | None = None
-    used: int | None = None
-    in_flight: int = 0
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of the texts that were found, 0 to 1; 0 before the first."""
-        asked = self.hits + self.misses
-        return self.hits / asked if asked else 0.0
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """What pruning removed: vectors, and bytes on disk."""
-
-    vectors: int
-    bytes: int
-
-
-def default_path() -> Path:
-    """Return where the cache of this user lives, by the convention of the platform."""
-    if sys.platform == "win32":
-        folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Caches"
-    else:
-        named = os.environ.get("XDG_CACHE_HOME", "")
-        folder = Path(named) if os.path.isabs(named) else Path.home() / ".cache"
-    return folder / "nexusflow" / "vectors.sqlite3"
 
 
 @dataclass
@@ -235,6 +102,7 @@ class VectorStore:
         _stores.add(self)
 
     def _closed_state(self) -> None:
+        self._file = CacheFile(self.path, self.clock)
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._is_damaged = False
@@ -260,16 +128,6 @@ class VectorStore:
         """Return a ``Keyer`` whose model ``info`` will know by name."""
         keyer = Keyer(base_url=base_url, model=model, dimensions=dimensions, role=role)
         return self._kinds.setdefault(keyer.prefix, keyer)
-
-    @staticmethod
-    def key(
-        *, base_url: str, model: str, dimensions: int | None, instruction_or_role: str, text: str
-    ) -> bytes:
-        """Return the key of one text; a ``Keyer`` is faster for many."""
-        keyer = Keyer(
-            base_url=base_url, model=model, dimensions=dimensions, role=instruction_or_role
-        )
-        return keyer(text)
 
     # -- vectors and claims --------------------------------------------------------------------
 
@@ -352,7 +210,7 @@ class VectorStore:
                 " used = excluded.used WHERE used < excluded.used",
                 [(block, day, day) for block in range(first, last + 1)],
             )
-            self._name_kinds(db, {key[:_KIND_BYTES] for key, _ in rows})
+            self._name_kinds(db, {key[:KIND_BYTES] for key, _ in rows})
 
     def release(self, keys: Iterable[bytes]) -> None:
         """Give up claims of this object on ``keys``; somebody else may pay for them at once."""
@@ -414,29 +272,14 @@ class VectorStore:
         if not self.path.exists():
             return CacheInfo(self.path)
         with self._reading() as db:
-            models = [
-                ModelRows(base_url, model, dimensions, bool(role), _count(db, prefix))
-                for prefix, base_url, model, dimensions, role in db.execute(
-                    "SELECT prefix, base_url, model, dimensions, role FROM kind"
-                ).fetchall()
-            ]
-            vectors: int = db.execute("SELECT count(*) FROM vector").fetchone()[0]
-            unnamed = vectors - sum(model.vectors for model in models)
-            if unnamed:
-                models.append(ModelRows("?", "?", None, False, unnamed))
-            created, used = db.execute("SELECT min(created), max(used) FROM block").fetchone()
-            counters = dict(db.execute("SELECT name, n FROM counter").fetchall())
+            found = contents(db, self.path)
             claims = db.execute("SELECT owner, since, until FROM claim").fetchall()
             now = self.clock()
-            return CacheInfo(
-                path=self.path,
-                bytes=self._bytes(),
-                vectors=vectors,
-                models=tuple(sorted(models, key=lambda rows: -rows.vectors)),
-                hits=counters.get("hits", 0) + self._notes.hits,
-                misses=counters.get("misses", 0) + self._notes.misses,
-                created=created,
-                used=used,
+            return replace(
+                found,
+                bytes=self._file.size(),
+                hits=found.hits + self._notes.hits,
+                misses=found.misses + self._notes.misses,
                 in_flight=sum(_Claim(*claim).live(now) for claim in claims),
             )
 
@@ -469,36 +312,11 @@ class VectorStore:
         if not self.path.exists():
             return Pruned(0, 0)
         with self._reading() as db:
-            size, removed = self._bytes(), 0
-            blocks = db.execute("SELECT id, used FROM block ORDER BY used DESC, id DESC").fetchall()
-            vectors: int = db.execute("SELECT count(*) FROM vector").fetchone()[0]
-            per_row = _bytes_in_use(db) / max(1, vectors)
-            while blocks:
-                block, used = blocks[-1]
-                rows = float(1 << BLOCK_BITS)
-                if used > stale:
-                    rows = min(rows, (_bytes_in_use(db) - keep) / per_row)
-                if rows <= 0:
-                    break
-                with self.transaction() as db:
-                    deleted = _thin(db, block, math.ceil(rows))
-                removed += deleted
-                if deleted < rows:
-                    blocks.pop()  # that was all of it
+            size = self._file.size()
+            removed = remove(db, self.transaction, stale=stale, keep=keep)
             self._notes.blocks.clear()
-            while db.execute("PRAGMA freelist_count").fetchone()[0]:
-                db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
             self._checkpoint(db)
-            return Pruned(removed, max(0, size - self._bytes()))
-
-    def _bytes(self) -> int:
-        return self._size() + self._size("-wal")
-
-    def _size(self, suffix: str = "") -> int:
-        try:
-            return os.stat(f"{self.path}{suffix}").st_size
-        except OSError:
-            return 0
+            return Pruned(removed, max(0, size - self._file.size()))
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -585,154 +403,14 @@ class VectorStore:
             raise StoreUnavailable(f"the cache {self.path} cannot be used: {error}") from error
         except sqlite3.DatabaseError as error:
             self._is_damaged = True
-            raise self._damaged(error) from error
+            raise self._file.damaged(error) from error
 
     def _connection(self) -> sqlite3.Connection:
         if self._db is None:
             with self._explained():
-                self._db = self._opened()
+                self._db = self._file.connect()
             self._owner = int.from_bytes(os.urandom(8), "big") >> 1
         return self._db
-
-    def _opened(self) -> sqlite3.Connection:
-        with _opening:
-            self._make_file()
-            self._check_header()
-            db = sqlite3.connect(
-                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-        try:
-            self._prepare(db)
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    def _make_file(self) -> None:
-        try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Only its owner may read it: from a vector one can guess at the text. Opened by
-            # ourselves only where it is new: to close a descriptor of a file that SQLite has open
-            # in this process would drop SQLite's locks.
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        except FileExistsError:
-            if self.path.is_dir():
-                raise CacheError(
-                    f"the cache {self.path} is a directory; name a file in it"
-                ) from None
-        except OSError as error:
-            raise StoreUnavailable(
-                f"the cache {self.path} cannot be made: {error.strerror or error}"
-            ) from error
-
-    def _check_header(self) -> None:
-        """Refuse a file that is not ours without changing a byte in it or beside it."""
-        for chance in range(5, -1, -1):
-            problem = self._header_problem()
-            if problem is None:
-                return
-            if not chance:
-                raise problem
-            time.sleep(0.02)  # perhaps it was seen while another process was making it
-
-    def _header_problem(self) -> CacheError | None:
-        # Takes no lock, so that it leaves no trace.
-        db = sqlite3.connect(f"{self.path.as_uri()}?mode=ro&immutable=1", uri=True)
-        try:
-            header = _header(db)
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError as error:
-            if "malformed" not in str(error):
-                return self._foreign("no database at all")
-            if self._size("-wal") or self._size("-journal"):
-                return None  # what seems to be missing is there: SQLite must have a look at both
-            return self._damaged(error)
-        finally:
-            db.close()
-        if header.pages:
-            return self._header_complaint(header)
-        return self._foreign("no database at all") if self._size() else None
-
-    def _header_complaint(self, header: _Header) -> CacheError | None:
-        if header.application != APPLICATION_ID or header.version < SCHEMA_VERSION:
-            return self._foreign("another SQLite database")
-        if header.version > SCHEMA_VERSION:
-            return CacheError(
-                f"the cache {self.path} was written by a newer version of nexusflow-integrations"
-                f" (format {header.version}, this version reads {SCHEMA_VERSION});"
-                " it was left alone: upgrade, or name another file"
-            )
-        return None
-
-    def _foreign(self, what: str) -> CacheError:
-        return CacheError(
-            f"{self.path} is not a cache file of nexusflow-integrations but {what};"
-            " it was left alone: name another file"
-        )
-
-    def _damaged(self, why: object) -> CacheError:
-        return CacheError(
-            f"the cache {self.path} is damaged ({why}); it was left alone:"
-            " remove it, or name another file"
-        )
-
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        db.execute("PRAGMA secure_delete = FAST")
-        db.execute("PRAGMA cache_size = -16000")
-        db.execute("PRAGMA journal_size_limit = 67108864")
-        if not _header(db).application:
-            self._create(db)
-        if complaint := self._header_complaint(_header(db)):
-            raise complaint
-        self._use_wal(db)
-        db.execute("PRAGMA synchronous = NORMAL")
-        tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master").fetchall()}
-        if not tables >= _TABLES:
-            raise self._damaged("tables are missing")
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            # Also finds out, here rather than in the midst of things, whether we may write.
-            db.execute("DELETE FROM claim WHERE until < ?", (self.clock() - FORGOTTEN,))
-            db.execute("COMMIT")
-        finally:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-
-    def _create(self, db: sqlite3.Connection) -> None:
-        # Both only count before the first table; the second lets pruning shrink the file while
-        # others read it.
-        db.execute("PRAGMA page_size = 4096")
-        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        # Before WAL is turned on, so that the header says whose file it is from the first moment.
-        db.execute("BEGIN EXCLUSIVE")
-        try:
-            if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                for statement in _SCHEMA:
-                    db.execute(statement)
-                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            db.execute("COMMIT")
-        finally:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-
-    def _use_wal(self, db: sqlite3.Connection) -> None:
-        until = time.monotonic() + BUSY_SECONDS
-        while True:
-            try:
-                mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-                break
-            except sqlite3.OperationalError as error:
-                # The change needs the file for itself for a moment, and does not wait for it.
-                if "locked" not in str(error) or time.monotonic() > until:
-                    raise
-                time.sleep(0.01)
-        if mode != "wal":
-            raise StoreUnavailable(
-                f"the cache {self.path} cannot be used: its file system does not support SQLite's"
-                " write-ahead log, as network file systems do not; keep it on a local disk"
-            )
 
 
 class _Claim(NamedTuple):
@@ -743,18 +421,6 @@ class _Claim(NamedTuple):
     def live(self, now: float) -> bool:
         # One from the future was made before the clock was set back, and would hold too long.
         return self.since - CLOCK_SLACK <= now < self.until
-
-
-class _Header(NamedTuple):
-    pages: int
-    application: int
-    version: int
-
-
-def _header(db: sqlite3.Connection) -> _Header:
-    # Pages first: where there are any, the rest was written with them.
-    names = ("page_count", "application_id", "user_version")
-    return _Header(*(db.execute(f"PRAGMA {name}").fetchone()[0] for name in names))
 
 
 def _claims(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, _Claim]:
@@ -788,45 +454,11 @@ def _last_rowid(db: sqlite3.Connection) -> int:
     return last or 0
 
 
-def _count(db: sqlite3.Connection, prefix: bytes) -> int:
-    after = (int.from_bytes(prefix, "big") + 1).to_bytes(len(prefix) + 1, "big")
-    end = after[1:] if after[0] == 0 else b"\xff" * (_KIND_BYTES + _TEXT_BYTES + 1)
-    count: int = db.execute(
-        "SELECT count(*) FROM vector WHERE k >= ? AND k < ?", (prefix, end)
-    ).fetchone()[0]
-    return count
-
-
-def _bytes_in_use(db: sqlite3.Connection) -> int:
-    page, pages, free = (
-        db.execute(f"PRAGMA {name}").fetchone()[0]
-        for name in ("page_size", "page_count", "freelist_count")
-    )
-    used: int = page * (pages - free)
-    return used
-
-
-def _thin(db: sqlite3.Connection, block: int, rows: int) -> int:
-    """Delete the first ``rows`` of a block, and the block with the last of them."""
-    span = (block << BLOCK_BITS, (block + 1) << BLOCK_BITS)
-    deleted = db.execute(
-        "DELETE FROM vector WHERE rowid IN (SELECT rowid FROM vector"
-        " WHERE rowid >= ? AND rowid < ? ORDER BY rowid LIMIT ?)",
-        (*span, rows),
-    ).rowcount
-    if not db.execute("SELECT 1 FROM vector WHERE rowid >= ? AND rowid < ?", span).fetchone():
-        db.execute("DELETE FROM block WHERE id = ?", (block,))
-    return deleted
-
-
-_opening = threading.Lock()
 _stores: weakref.WeakSet[VectorStore] = weakref.WeakSet()
 _inherited: list[sqlite3.Connection] = []
 
 
 def _forget_after_fork() -> None:
-    global _opening
-    _opening = threading.Lock()  # another thread may have held it when the process forked
     for store in list(_stores):
         store._forget()
 

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from nexusflow_integrations._core.store import Pruned, VectorStore
+from nexusflow_integrations._core.store import VectorStore
+from nexusflow_integrations._core.upkeep import Pruned
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.options import CacheOption, JsonOption, print_json, seconds, size
 from nexusflow_integrations.cli.screen import Screen

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from nexusflow_integrations import NexusFlow, __version__
+from nexusflow_integrations._core.cache_file import default_path
 from nexusflow_integrations._core.settings import (
     resolve_api_key,
     resolve_base_url,
 )
-from nexusflow_integrations._core.store import default_path
 from nexusflow_integrations.cli.exits import explain
 from nexusflow_integrations.errors import ConfigurationError
 from nexusflow_integrations.rag.endpoint import Endpoint, has_key, open_endpoint

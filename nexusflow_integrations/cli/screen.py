@@ -15,7 +15,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from nexusflow_integrations._core.store import CacheInfo, Pruned
+from nexusflow_integrations._core.upkeep import CacheInfo, Pruned
 from nexusflow_integrations._core.usage import Price, Usage
 from nexusflow_integrations.rag.answer import Quote
 from nexusflow_integrations.rag.corpus import Corpus

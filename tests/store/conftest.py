@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nexusflow_integrations._core.store import Keyer, VectorStore
+from nexusflow_integrations._core.keys import Keyer
+from nexusflow_integrations._core.store import VectorStore
 
 WORKERS = Path(__file__).parent / "workers.py"
 

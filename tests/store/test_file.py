@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nexusflow_integrations._core import store as store_module
-from nexusflow_integrations._core.settings import ApiKey
-from nexusflow_integrations._core.shared_pacing import SharedPacer, account_id
-from nexusflow_integrations._core.store import (
+from nexusflow_integrations._core import cache_file
+from nexusflow_integrations._core.cache_file import (
     APPLICATION_ID,
     SCHEMA_VERSION,
-    Keyer,
     StoreUnavailable,
-    VectorStore,
 )
+from nexusflow_integrations._core.keys import Keyer
+from nexusflow_integrations._core.settings import ApiKey
+from nexusflow_integrations._core.shared_pacing import SharedPacer, account_id
+from nexusflow_integrations._core.store import VectorStore
 from nexusflow_integrations.errors import CacheError
 
 Make = Callable[..., VectorStore]
@@ -180,7 +180,7 @@ def test_a_file_that_stays_locked_makes_the_cache_unavailable(
     path: Path, store_on: Make, keys: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(path)
-    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(cache_file, "BUSY_SECONDS", 0.1)
     writer = sqlite3.connect(path, isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     store = store_on(path)

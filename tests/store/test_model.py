@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from nexusflow_integrations._core.store import Keyer, VectorStore
+from nexusflow_integrations._core.keys import Keyer
+from nexusflow_integrations._core.store import VectorStore
 
 HOLD = 10.0
 KEYER = Keyer(base_url="https://a.example/v1", model="m", dimensions=4)

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nexusflow_integrations._core.cache_file import StoreUnavailable
 from nexusflow_integrations._core.gate import Gate
 from nexusflow_integrations._core.pacing import GivenLimits, Pacer
 from nexusflow_integrations._core.shared_pacing import (
@@ -24,7 +25,7 @@ from nexusflow_integrations._core.shared_pacing import (
     LeasedPacer,
     SharedPacer,
 )
-from nexusflow_integrations._core.store import StoreUnavailable, VectorStore
+from nexusflow_integrations._core.store import VectorStore
 from nexusflow_integrations._core.window import Window
 from nexusflow_integrations.local import LocalServer, Quotas
 from nexusflow_integrations.local.quotas import QuotaGate

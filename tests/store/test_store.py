@@ -15,13 +15,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nexusflow_integrations._core import store as store_module
-from nexusflow_integrations._core.store import (
-    Keyer,
-    StoreUnavailable,
-    VectorStore,
-    default_path,
-)
+from nexusflow_integrations._core import cache_file
+from nexusflow_integrations._core.cache_file import StoreUnavailable, default_path
+from nexusflow_integrations._core.keys import Keyer
+from nexusflow_integrations._core.store import VectorStore
+from nexusflow_integrations._core.upkeep import Pruned
 
 if TYPE_CHECKING:
     from conftest import Clock
@@ -64,10 +62,7 @@ def test_a_character_that_moves_from_one_part_to_the_next_makes_another_key(
 
 
 def test_a_key_is_24_bytes_and_the_same_in_every_run() -> None:
-    key = VectorStore.key(
-        base_url="https://a.example/v1", model="m", dimensions=64, instruction_or_role="", text="x"
-    )
-    assert key == Keyer(base_url="https://a.example/v1", model="m", dimensions=64)("x")
+    key = Keyer(base_url="https://a.example/v1", model="m", dimensions=64)("x")
     # Another value would pay again for everything in every cache there is.
     assert key.hex() == KEY_OF_X
 
@@ -306,7 +301,7 @@ def test_looking_again_at_what_is_found_or_busy_needs_no_write(
     path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(cache_file, "BUSY_SECONDS", 0.1)
     store.put([(keys[0], vector())])
     store.claim(keys[1:2], 8)
     other = store_on()
@@ -379,7 +374,7 @@ def test_the_rows_of_a_kind_are_counted_up_to_the_last_prefix_there_is(
 def test_looking_at_a_cache_that_is_not_there_makes_none(store: VectorStore) -> None:
     info = store.info()
     assert (info.vectors, info.bytes, info.hit_rate, info.created) == (0, 0, 0.0, None)
-    assert store.prune(max_age=0) == store.clear() == store_module.Pruned(0, 0)
+    assert store.prune(max_age=0) == store.clear() == Pruned(0, 0)
     assert not store.path.exists()
 
 

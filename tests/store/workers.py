@@ -16,19 +16,18 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from nexusflow_integrations._core.store import StoreUnavailable, VectorStore
+from nexusflow_integrations._core.cache_file import StoreUnavailable
+from nexusflow_integrations._core.keys import Keyer
+from nexusflow_integrations._core.store import VectorStore
 
 SIZE = 64
 
 
+KEYER = Keyer(base_url="https://a.example/v1", model="m", dimensions=SIZE)
+
+
 def key_of(number: int) -> bytes:
-    return VectorStore.key(
-        base_url="https://a.example/v1",
-        model="m",
-        dimensions=SIZE,
-        instruction_or_role="",
-        text=f"text {number}",
-    )
+    return KEYER(f"text {number}")
 
 
 def vector_of(key: bytes) -> np.ndarray:

@@ -1,0 +1,254 @@
+"""The cache file on disk: made, recognised as ours, and opened; where it lives by default.
+
+A file that is no cache of ours, that is damaged or that a newer version wrote is refused without
+changing a byte in it or beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from nexusflow_integrations.errors import CacheError
+
+APPLICATION_ID = 0x4E465643
+"""``NFVC`` in the header of the file."""
+SCHEMA_VERSION = 1
+BUSY_SECONDS = 10.0
+"""How long to wait for the file while another process writes; a write takes milliseconds."""
+DAY = 86_400
+FORGOTTEN = 7 * DAY
+"""Seconds after which a claim that nobody came back to is dropped."""
+
+_SCHEMA = (
+    # k: 4 bytes that stand for everything but the text, so that one kind of row is one range of
+    # the index, and 20 bytes of a hash over everything.
+    "CREATE TABLE vector(k BLOB NOT NULL PRIMARY KEY, v BLOB NOT NULL)",
+    "CREATE TABLE claim(k BLOB NOT NULL PRIMARY KEY, owner INTEGER NOT NULL,"
+    " since REAL NOT NULL, until REAL NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE kind(prefix BLOB NOT NULL PRIMARY KEY, base_url TEXT NOT NULL,"
+    " model TEXT NOT NULL, dimensions INTEGER, role INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE block(id INTEGER PRIMARY KEY, created INTEGER NOT NULL, used INTEGER NOT NULL)",
+    "CREATE TABLE counter(name TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE pacer(account BLOB NOT NULL PRIMARY KEY, seen REAL NOT NULL,"
+    " requests_at REAL NOT NULL, tokens_at REAL NOT NULL, share REAL NOT NULL,"
+    " share_at REAL NOT NULL, cut_at REAL NOT NULL) WITHOUT ROWID",
+)
+_TABLES = {"vector", "claim", "kind", "block", "counter", "pacer"}
+
+
+class StoreUnavailable(Exception):  # noqa: N818 - it never leaves the core
+    """The file cannot be used here and now: read-only, disk full, locked, no WAL. One sentence."""
+
+
+def default_path() -> Path:
+    """Return where the cache of this user lives, by the convention of the platform."""
+    if sys.platform == "win32":
+        folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        folder = Path.home() / "Library" / "Caches"
+    else:
+        named = os.environ.get("XDG_CACHE_HOME", "")
+        folder = Path(named) if os.path.isabs(named) else Path.home() / ".cache"
+    return folder / "nexusflow" / "vectors.sqlite3"
+
+
+class CacheFile:
+    """The file at ``path``, which every process opens once.
+
+    Args:
+        path: Where it is, absolute.
+        clock: Seconds since 1970, the same for all processes.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+        self.path = path
+        self._clock = clock
+
+    def connect(self) -> sqlite3.Connection:
+        """Open the file, or make it; the connection commits by itself and may change threads.
+
+        Raises:
+            CacheError: It is not ours, damaged or newer.
+            StoreUnavailable: It cannot be made, or has no write-ahead log.
+            sqlite3.Error: It cannot be read or written.
+        """
+        with _opening:
+            self._make_file()
+            self._check_header()
+            db = sqlite3.connect(
+                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+        try:
+            self._prepare(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def size(self) -> int:
+        """Return its bytes on disk, with the write-ahead log."""
+        return self._size() + self._size("-wal")
+
+    def _size(self, suffix: str = "") -> int:
+        try:
+            return os.stat(f"{self.path}{suffix}").st_size
+        except OSError:
+            return 0
+
+    def _make_file(self) -> None:
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Only its owner may read it: from a vector one can guess at the text. Opened by
+            # ourselves only where it is new: to close a descriptor of a file that SQLite has open
+            # in this process would drop SQLite's locks.
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:
+            if self.path.is_dir():
+                raise CacheError(
+                    f"the cache {self.path} is a directory; name a file in it"
+                ) from None
+        except OSError as error:
+            raise StoreUnavailable(
+                f"the cache {self.path} cannot be made: {error.strerror or error}"
+            ) from error
+
+    def _check_header(self) -> None:
+        """Refuse a file that is not ours without changing a byte in it or beside it."""
+        for chance in range(5, -1, -1):
+            problem = self._header_problem()
+            if problem is None:
+                return
+            if not chance:
+                raise problem
+            time.sleep(0.02)  # perhaps it was seen while another process was making it
+
+    def _header_problem(self) -> CacheError | None:
+        # Takes no lock, so that it leaves no trace.
+        db = sqlite3.connect(f"{self.path.as_uri()}?mode=ro&immutable=1", uri=True)
+        try:
+            header = _header(db)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            if "malformed" not in str(error):
+                return self._foreign("no database at all")
+            if self._size("-wal") or self._size("-journal"):
+                return None  # what seems to be missing is there: SQLite must have a look at both
+            return self.damaged(error)
+        finally:
+            db.close()
+        if header.pages:
+            return self._header_complaint(header)
+        return self._foreign("no database at all") if self._size() else None
+
+    def _header_complaint(self, header: _Header) -> CacheError | None:
+        if header.application != APPLICATION_ID or header.version < SCHEMA_VERSION:
+            return self._foreign("another SQLite database")
+        if header.version > SCHEMA_VERSION:
+            return CacheError(
+                f"the cache {self.path} was written by a newer version of nexusflow-integrations"
+                f" (format {header.version}, this version reads {SCHEMA_VERSION});"
+                " it was left alone: upgrade, or name another file"
+            )
+        return None
+
+    def _foreign(self, what: str) -> CacheError:
+        return CacheError(
+            f"{self.path} is not a cache file of nexusflow-integrations but {what};"
+            " it was left alone: name another file"
+        )
+
+    def damaged(self, why: object) -> CacheError:
+        """Return the error that says so."""
+        return CacheError(
+            f"the cache {self.path} is damaged ({why}); it was left alone:"
+            " remove it, or name another file"
+        )
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA secure_delete = FAST")
+        db.execute("PRAGMA cache_size = -16000")
+        db.execute("PRAGMA journal_size_limit = 67108864")
+        if not _header(db).application:
+            self._create(db)
+        if complaint := self._header_complaint(_header(db)):
+            raise complaint
+        self._use_wal(db)
+        db.execute("PRAGMA synchronous = NORMAL")
+        tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master").fetchall()}
+        if not tables >= _TABLES:
+            raise self.damaged("tables are missing")
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            # Also finds out, here rather than in the midst of things, whether we may write.
+            db.execute("DELETE FROM claim WHERE until < ?", (self._clock() - FORGOTTEN,))
+            db.execute("COMMIT")
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+
+    def _create(self, db: sqlite3.Connection) -> None:
+        # Both only count before the first table; the second lets pruning shrink the file while
+        # others read it.
+        db.execute("PRAGMA page_size = 4096")
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        # Before WAL is turned on, so that the header says whose file it is from the first moment.
+        db.execute("BEGIN EXCLUSIVE")
+        try:
+            if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                for statement in _SCHEMA:
+                    db.execute(statement)
+                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            db.execute("COMMIT")
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+
+    def _use_wal(self, db: sqlite3.Connection) -> None:
+        until = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+                break
+            except sqlite3.OperationalError as error:
+                # The change needs the file for itself for a moment, and does not wait for it.
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+        if mode != "wal":
+            raise StoreUnavailable(
+                f"the cache {self.path} cannot be used: its file system does not support SQLite's"
+                " write-ahead log, as network file systems do not; keep it on a local disk"
+            )
+
+
+class _Header(NamedTuple):
+    pages: int
+    application: int
+    version: int
+
+
+def _header(db: sqlite3.Connection) -> _Header:
+    # Pages first: where there are any, the rest was written with them.
+    names = ("page_count", "application_id", "user_version")
+    return _Header(*(db.execute(f"PRAGMA {name}").fetchone()[0] for name in names))
+
+
+_opening = threading.Lock()
+
+
+def _forget_after_fork() -> None:
+    global _opening
+    _opening = threading.Lock()  # another thread may have held it when the process forked
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

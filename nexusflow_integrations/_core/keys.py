@@ -1,0 +1,44 @@
+"""The key of a text: a hash of everything that its vector is made from."""
+
+from __future__ import annotations
+
+import hashlib
+
+KIND_BYTES = 4
+"""The first bytes of a key stand for everything but the text, so that one kind is one range."""
+TEXT_BYTES = 20
+
+
+class Keyer:
+    """Makes the keys of all texts that one client sends with one setting: call it with a text.
+
+    Args:
+        base_url: Root of the API.
+        model: Name of the model.
+        dimensions: The size asked for; ``None``, the server's own, is a variant of its own.
+        role: Whatever else changes the vector: the instruction or role that goes with the text,
+            or ``""`` if nothing does.
+    """
+
+    __slots__ = ("_hash", "base_url", "dimensions", "has_role", "model", "prefix")
+
+    def __init__(
+        self, *, base_url: str, model: str, dimensions: int | None, role: str = ""
+    ) -> None:
+        self.base_url = base_url
+        self.model = model
+        self.dimensions = dimensions
+        self.has_role = bool(role)
+        parts = ("vector 1", base_url, model, str(dimensions), role)
+        framed = b"".join(
+            len(data).to_bytes(8, "big") + data for data in (part.encode() for part in parts)
+        )
+        kind = hashlib.sha256(framed).digest()
+        self.prefix = kind[:KIND_BYTES]
+        self._hash = hashlib.sha256(kind)
+
+    def __call__(self, text: str) -> bytes:
+        """Return the 24 bytes under which the vector of ``text`` is kept."""
+        digest = self._hash.copy()
+        digest.update(text.encode())
+        return self.prefix + digest.digest()[:TEXT_BYTES]

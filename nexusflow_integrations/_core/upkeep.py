@@ -1,0 +1,165 @@
+"""What the cache file holds, in numbers, and how it is made smaller."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nexusflow_integrations._core.keys import KIND_BYTES, TEXT_BYTES
+
+BLOCK_BITS = 8
+"""Last use is noted for 256 neighbouring rows at once, so that reading a corpus writes little."""
+_VACUUM_PAGES = 2_000
+
+
+@dataclass(frozen=True)
+class ModelRows:
+    """How many vectors of one model and size the file holds.
+
+    ``base_url`` and ``model`` are ``"?"`` where the file does not know them; ``dimensions`` is
+    ``None`` where none was asked for; ``role`` tells whether an instruction went with the texts.
+    """
+
+    base_url: str
+    model: str
+    dimensions: int | None
+    role: bool
+    vectors: int
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What is in the file.
+
+    Attributes:
+        path: Where it is.
+        bytes: Its size on disk, with the write-ahead log.
+        vectors: How many vectors it holds.
+        models: The same by model.
+        hits: Texts that were found, since the file was made.
+        misses: Texts that had to be paid for.
+        created: When the oldest vector was put, as seconds since 1970, to the day; ``None`` if
+            there is none.
+        used: The same for the last use.
+        in_flight: Texts that somebody is paying for now.
+    """
+
+    path: Path
+    bytes: int = 0
+    vectors: int = 0
+    models: tuple[ModelRows, ...] = ()
+    hits: int = 0
+    misses: int = 0
+    created: int | None = None
+    used: int | None = None
+    in_flight: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the texts that were found, 0 to 1; 0 before the first."""
+        asked = self.hits + self.misses
+        return self.hits / asked if asked else 0.0
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning removed: vectors, and bytes on disk."""
+
+    vectors: int
+    bytes: int
+
+
+def contents(db: sqlite3.Connection, path: Path) -> CacheInfo:
+    """Count what is in the tables of the file at ``path``."""
+    models = [
+        ModelRows(base_url, model, dimensions, bool(role), _count(db, prefix))
+        for prefix, base_url, model, dimensions, role in db.execute(
+            "SELECT prefix, base_url, model, dimensions, role FROM kind"
+        ).fetchall()
+    ]
+    vectors: int = db.execute("SELECT count(*) FROM vector").fetchone()[0]
+    unnamed = vectors - sum(model.vectors for model in models)
+    if unnamed:
+        models.append(ModelRows("?", "?", None, False, unnamed))
+    created, used = db.execute("SELECT min(created), max(used) FROM block").fetchone()
+    counters = dict(db.execute("SELECT name, n FROM counter").fetchall())
+    return CacheInfo(
+        path=path,
+        vectors=vectors,
+        models=tuple(sorted(models, key=lambda rows: -rows.vectors)),
+        hits=counters.get("hits", 0),
+        misses=counters.get("misses", 0),
+        created=created,
+        used=used,
+    )
+
+
+def remove(
+    db: sqlite3.Connection,
+    writing: Callable[[], AbstractContextManager[sqlite3.Connection]],
+    *,
+    stale: float,
+    keep: float,
+) -> int:
+    """Remove the least recently used vectors, and give their pages back; return how many.
+
+    Args:
+        db: The open file.
+        writing: Holds the file for one short write, so that others get in between.
+        stale: What was used at this time, seconds since 1970, or before, goes.
+        keep: More goes until so many bytes are in use.
+    """
+    removed = 0
+    blocks = db.execute("SELECT id, used FROM block ORDER BY used DESC, id DESC").fetchall()
+    vectors: int = db.execute("SELECT count(*) FROM vector").fetchone()[0]
+    per_row = _bytes_in_use(db) / max(1, vectors)
+    while blocks:
+        block, used = blocks[-1]
+        rows = float(1 << BLOCK_BITS)
+        if used > stale:
+            rows = min(rows, (_bytes_in_use(db) - keep) / per_row)
+        if rows <= 0:
+            break
+        with writing():
+            deleted = _thin(db, block, math.ceil(rows))
+        removed += deleted
+        if deleted < rows:
+            blocks.pop()  # that was all of it
+    while db.execute("PRAGMA freelist_count").fetchone()[0]:
+        db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+    return removed
+
+
+def _count(db: sqlite3.Connection, prefix: bytes) -> int:
+    after = (int.from_bytes(prefix, "big") + 1).to_bytes(len(prefix) + 1, "big")
+    end = after[1:] if after[0] == 0 else b"\xff" * (KIND_BYTES + TEXT_BYTES + 1)
+    count: int = db.execute(
+        "SELECT count(*) FROM vector WHERE k >= ? AND k < ?", (prefix, end)
+    ).fetchone()[0]
+    return count
+
+
+def _bytes_in_use(db: sqlite3.Connection) -> int:
+    page, pages, free = (
+        db.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("page_size", "page_count", "freelist_count")
+    )
+    used: int = page * (pages - free)
+    return used
+
+
+def _thin(db: sqlite3.Connection, block: int, rows: int) -> int:
+    """Delete the first ``rows`` of a block, and the block with the last of them."""
+    span = (block << BLOCK_BITS, (block + 1) << BLOCK_BITS)
+    deleted = db.execute(
+        "DELETE FROM vector WHERE rowid IN (SELECT rowid FROM vector"
+        " WHERE rowid >= ? AND rowid < ? ORDER BY rowid LIMIT ?)",
+        (*span, rows),
+    ).rowcount
+    if not db.execute("SELECT 1 FROM vector WHERE rowid >= ? AND rowid < ?", span).fetchone():
+        db.execute("DELETE FROM block WHERE id = ?", (block,))
+    return deleted
