@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import nox
 
-nox.options.sessions = ["tests", "lint", "typing", "wheel", "frameworks", "chroma_suite"]
+nox.options.sessions = ["tests", "lint", "typing", "wheel", "frameworks", "chroma_suite", "recipes"]
 nox.options.error_on_external_run = True
 PINS = ("-c", "constraints.txt")
 
@@ -53,6 +53,13 @@ def chroma_suite(session: nox.Session) -> None:
     """Run Chroma's own embedding function tests against ours, in an environment of their own."""
     session.install(*PINS, "-e", ".[all]", *_group("test"))
     session.run("pytest", "-q", "tests/chroma/test_chroma_suite.py", env={"CHROMA_SUITE": "1"})
+
+
+@nox.session
+def recipes(session: nox.Session) -> None:
+    """Run docs/recipes.md on Daft, Dask and DSPy, in an environment of their own."""
+    session.install("-e", ".[local]", *_group("recipes"))
+    session.run("pytest", "-q", "-m", "recipes", "tests/recipes", *session.posargs)
 
 
 @nox.session

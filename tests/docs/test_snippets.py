@@ -12,6 +12,8 @@ from nexusflow_integrations.local import LocalServer
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# The recipes run on engines of their own, in tests/recipes.
+ELSEWHERE = {"recipes.md"}
 _FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -26,7 +28,11 @@ def server() -> Iterator[LocalServer]:
         yield running
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if _snippets(page)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if _snippets(page) and page.name not in ELSEWHERE],
+    ids=lambda p: p.name,
+)
 def test_every_snippet_of_the_page_runs(
     page: Path, server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
