@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from nexusflow_integrations import __version__
+from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli.cache import cache
 from nexusflow_integrations.cli.embed import embed
 from nexusflow_integrations.cli.exits import STOPPED, UsageProblem, explain
@@ -29,7 +30,6 @@ from nexusflow_integrations.cli.report import report
 from nexusflow_integrations.cli.screen import Screen
 from nexusflow_integrations.rag import corpus as corpora
 from nexusflow_integrations.rag.endpoint import has_key
-from nexusflow_integrations.rag.needs import needed
 from nexusflow_integrations.rag.pipeline import FRAMEWORKS, Chat, Passage
 from nexusflow_integrations.rag.questions import QUESTIONS
 from nexusflow_integrations.rag.session import (

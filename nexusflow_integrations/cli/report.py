@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli import rows
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.options import JsonOption, LocalOption, StoreOption, print_json
 from nexusflow_integrations.cli.screen import Screen
 from nexusflow_integrations.errors import ConfigurationError
 from nexusflow_integrations.rag.endpoint import Endpoint, open_endpoint
-from nexusflow_integrations.rag.needs import needed
 from nexusflow_integrations.rag.questions import QUESTIONS
 from nexusflow_integrations.rag.session import reopened
 from nexusflow_integrations.rag.shelf import Shelf

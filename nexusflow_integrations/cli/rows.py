@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import orjson
 
+from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.wire import Vectors
 from nexusflow_integrations.errors import InvalidResponseError
-from nexusflow_integrations.rag.needs import needed
 
 _GROUP = 2000
 """Rows of Parquet held until they are written: 16 MB at 2,048 numbers each."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.rag.answer import INSTRUCTIONS, numbered
 from nexusflow_integrations.rag.corpus import Document
-from nexusflow_integrations.rag.needs import needed
 from nexusflow_integrations.rag.pipeline import Chat, Passage
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from nexusflow_integrations.rag.needs import needed
+from nexusflow_integrations._core.needed import needed
 
 Projection = Literal["auto", "pca", "tsne", "umap"]
 

@@ -1,4 +1,4 @@
-"""Saying in one sentence which package is missing."""
+"""Saying in one sentence which package is missing, and what to type."""
 
 from __future__ import annotations
 
