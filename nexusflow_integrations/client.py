@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.engine import Stop
     from nexusflow_integrations._core.estimate import Estimate
     from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList, Gathered
+    from nexusflow_integrations._core.shared_pacing import SharedLimits
     from nexusflow_integrations._core.streaming import Cutter, Embedded, Slab
 
 __all__ = ["NexusFlow"]
@@ -85,6 +86,9 @@ class NexusFlow:
         max_retries: Further attempts for a batch after faults and throttling.
         requests_per_minute: Limit of the account, if known; otherwise it is found out.
         tokens_per_minute: The same for tokens.
+        pacer: Limits that are kept together with other processes or hosts, in place of the two
+            before: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, or any object with the
+            methods of ``SharedLimits``. It travels with the client when that is pickled.
         on_refused: What a text that the server refuses does to its call: ``"raise"`` a
             ``RefusedTextsError`` once all others are finished, or ``"collect"``: ``None`` in its
             place and the reason in the result's ``refused``.
@@ -119,6 +123,7 @@ class NexusFlow:
         max_retries: int = 6,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
+        pacer: SharedLimits | None = None,
         on_refused: OnRefused = "raise",
         query_instruction: str | None = None,
         cache: bool | str | os.PathLike[str] | None = None,
@@ -130,6 +135,15 @@ class NexusFlow:
         async_http_client: Any = None,
         allow_http: bool = False,
     ) -> None:
+        if pacer is not None:
+            if requests_per_minute is not None or tokens_per_minute is not None:
+                raise ConfigurationError(
+                    "the limits are the pacer's: leave out requests_per_minute and"
+                    " tokens_per_minute"
+                )
+            requests_per_minute = pacer.requests_per_minute
+            tokens_per_minute = pacer.tokens_per_minute
+        self._pacer = pacer
         self._settings = Settings(
             base_url=resolve_base_url(base_url, allow_http=allow_http),
             model=model,
@@ -603,6 +617,7 @@ class NexusFlow:
             client_loop=loop,
             on_progress=on_progress,
             cache=self._cache,
+            pacer=self._pacer,
             stop=stop,
         )
         return background.submit(running.embed(request))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.cache import Cache
+    from nexusflow_integrations._core.shared_pacing import SharedLimits
 
 DRAIN = 5.0
 """Seconds that requests in flight get to finish, and be kept, when their call fails elsewhere."""
@@ -97,6 +99,7 @@ class Request:
     client_loop: asyncio.AbstractEventLoop | None = None
     on_progress: Callable[[int], object] | None = None
     cache: str | None = None
+    pacer: SharedLimits | None = None
     stop: Stop | None = None
 
 
@@ -107,6 +110,7 @@ class Engine:
         self._lanes: dict[tuple[str, str, str], Lane] = {}
         self._flights: dict[tuple[object, ...], Flights] = {}
         self._caches: dict[str, Cache] = {}
+        self._pacing: dict[Lane, ThreadPoolExecutor] = {}
         self._pool = Pool()
         background.on_close(self._close)
 
@@ -114,6 +118,8 @@ class Engine:
         await self._pool.close()
         for cache in self._caches.values():
             await cache.close()
+        for thread in self._pacing.values():
+            thread.shutdown(wait=False, cancel_futures=True)
 
     def _lane(self, settings: Settings, key: ApiKey) -> Lane:
         name = (settings.base_url, key.reveal(), settings.model)
@@ -123,6 +129,17 @@ class Engine:
         else:
             lane.configure(settings)
         return lane
+
+    def _pace_with(self, lane: Lane, shared: SharedLimits) -> None:
+        """Send at the pace that ``shared`` keeps for all who ask it."""
+        if lane.paced_by == shared:
+            return
+        from nexusflow_integrations._core.shared_pacing import LeasedPacer
+
+        if lane not in self._pacing:
+            self._pacing[lane] = ThreadPoolExecutor(1, thread_name_prefix="nexusflow-pacer")
+        pacer = LeasedPacer(shared, self._pacing[lane].submit, lane.gate.pump)
+        lane.use_pacer(pacer, paced_by=shared)
 
     def _flights_of(self, request: Request) -> Flights:
         """Return the flights that a call may join: same vectors, same payer, same store."""
@@ -185,6 +202,8 @@ class Engine:
             size=request.size or LearntSize(),
         )
         request.ledger.texts += len(request.texts)
+        if request.pacer is not None:
+            self._pace_with(lane, request.pacer)
         send = partial(_send, call, self._sender(request))
         source: Callable[[Texts], Source] = partial(DirectSource, plan=_plan(settings))
         if request.cache is not None:
@@ -240,7 +259,7 @@ def _cached(cache: Cache, call: Call, gathered: Gathered) -> Callable[[Texts], S
 
 def _share_pace(lane: Lane, cache: Cache, settings: Settings, key: ApiKey) -> None:
     """Keep given limits together with all processes that use the same file."""
-    if lane.given == (None, None) or lane.paced_by is cache:
+    if lane.given == (None, None) or lane.paced_by is not None:
         return
     from nexusflow_integrations._core.shared_pacing import LeasedPacer, SharedPacer, account_id
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import math
 import sqlite3
 import time
@@ -26,6 +27,8 @@ from nexusflow_integrations._core.settings import ApiKey
 from nexusflow_integrations._core.store import VectorStore
 from nexusflow_integrations.errors import CacheError
 
+logger = logging.getLogger("nexusflow_integrations")
+
 MAX_AHEAD = 3600.0
 """Seconds; a send time further in the future is not believed."""
 LEASE_SECONDS = 0.1
@@ -34,6 +37,8 @@ MOST_AT_ONCE = 128
 """The same as a number of requests."""
 LAPSE = 0.25
 """Seconds after its time at which a reserved send time is given up."""
+ASK_AGAIN = 5.0
+"""Seconds for which a process paces alone after the limits could not be asked."""
 RECHECK = 0.25
 """Seconds after which the gate asks again if nothing arrived, which should not happen."""
 NO_LIMIT = 1e12
@@ -61,7 +66,8 @@ class SharedLimits(Protocol):
     """The limits of one account, and who may send when: the same for all processes that ask.
 
     All methods block, are called from one thread at a time, and may raise any ``Exception`` where
-    the limits cannot be asked: the process then paces alone for a while.
+    the limits cannot be asked: the process then paces alone to its share of them, and asks again
+    a little later.
     """
 
     @property
@@ -71,6 +77,10 @@ class SharedLimits(Protocol):
     @property
     def tokens_per_minute(self) -> float | None:
         """The same for tokens."""
+
+    @property
+    def sharers(self) -> int:
+        """How many processes asked of late, as far as is known; at least 1."""
 
     def lease(
         self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
@@ -96,8 +106,11 @@ class SharedLimits(Protocol):
         """Note that a request sent ``ago`` seconds ago was refused as too fast: all yield."""
 
 
-class _FileLimits(GivenLimits):
-    """``GivenLimits`` whose state is a row: (requests_at, tokens_at, share, share_at, cut_at)."""
+class SlotLimits(GivenLimits):
+    """``GivenLimits`` for many who send: it hands out send times, and owes what they owe.
+
+    Its state, for those who keep it in a row: (requests_at, tokens_at, share, share_at, cut_at).
+    """
 
     def load(self, row: tuple[float, ...], *, shift: float, now: float) -> None:
         requests_at, tokens_at, self._share, share_at, cut_at = row
@@ -155,6 +168,11 @@ class SharedPacer:
         self._store = store
         self._account = account
 
+    @property
+    def sharers(self) -> int:
+        """1: a file that cannot be used is most likely of no use to this process alone."""
+        return 1
+
     def reserve(self, tokens: int) -> float:
         """Reserve one request of about ``tokens``; return the seconds until it may be sent."""
         return max(0.0, self.lease(1, tokens)[0])
@@ -184,8 +202,8 @@ class SharedPacer:
             limits.throttled(sent_at=now - ago, now=now, hint=None)
 
     @contextmanager
-    def _limits(self) -> Iterator[tuple[_FileLimits, float]]:
-        limits = _FileLimits(self.requests_per_minute, self.tokens_per_minute)
+    def _limits(self) -> Iterator[tuple[SlotLimits, float]]:
+        limits = SlotLimits(self.requests_per_minute, self.tokens_per_minute)
         with self._store.transaction() as db:
             now = self._store.clock()
             row = _row(db, self._account)
@@ -213,12 +231,13 @@ class LeasedPacer:
     """The ``Pacer`` that a gate asks, on its event loop, over ``SharedLimits`` in another thread.
 
     A send time is asked for when somebody waits for one, the next while the last is still to come.
-    Those that go unused lapse: for all others they are as good as used. If the file fails, the
-    process paces alone, to the same limits.
+    Those that go unused lapse: for all others they are as good as used. If the limits cannot be
+    asked, the process paces alone, to its share of them: one of ``sharers``. It asks again every
+    ``ASK_AGAIN`` seconds.
 
     Args:
         shared: Where send times come from.
-        submit: Runs a function in the store's thread, as ``Executor.submit`` does.
+        submit: Runs a function in another thread, as ``Executor.submit`` does.
         ready: Called on the loop when send times have come in: the gate's ``pump``.
         clock: The gate's, in seconds.
     """
@@ -247,10 +266,13 @@ class LeasedPacer:
         self._leasing = False
         self._owing = False
         self._alone: GivenLimits | None = None
+        self._ask_at = 0.0
 
     def wait(self, now: float) -> float:
         """Return the seconds until a request may be sent, if it is known; else ask for it."""
         if self._alone is not None:
+            if now >= self._ask_at:
+                self._lease()
             return self._alone.wait(now)
         while self._slots and now - self._slots[0][0] > LAPSE:
             self._owe(-self._slots.popleft()[1])
@@ -333,6 +355,7 @@ class LeasedPacer:
 
     def _leased(self, slots: list[tuple[float, int]]) -> None:
         self._leasing = False
+        self._alone = None
         self._slots.extend(slots)
         self._ready()
 
@@ -346,10 +369,8 @@ class LeasedPacer:
             error = CancelledError() if future.cancelled() else future.exception()
             if error is None:
                 then(future.result())
-                return
-            self._fail()
-            if not isinstance(error, (CancelledError, StoreUnavailable, CacheError)):
-                raise error
+            else:
+                self._fail(error)
 
         def done(future: Future[Any]) -> None:
             with suppress(RuntimeError):  # the loop has ended
@@ -357,15 +378,21 @@ class LeasedPacer:
 
         try:
             future = self._submit(work)
-        except RuntimeError:  # the thread has ended
-            self._fail()
+        except RuntimeError as error:  # the thread has ended
+            self._fail(error)
             return
         future.add_done_callback(done)
 
-    def _fail(self) -> None:
-        if self._alone is None:
-            self._alone = GivenLimits(
-                self._shared.requests_per_minute, self._shared.tokens_per_minute
-            )
-            self._slots.clear()
-            self._ready()
+    def _fail(self, error: BaseException) -> None:
+        self._leasing = self._owing = False
+        self._ask_at = self._clock() + ASK_AGAIN
+        if self._alone is not None:
+            return
+        if not isinstance(error, (CancelledError, RuntimeError, StoreUnavailable, CacheError)):
+            # By its name only: what it says may hold an address with a password.
+            logger.warning("pacing alone, the shared limits failed: %s", type(error).__name__)
+        requests, tokens = self._shared.requests_per_minute, self._shared.tokens_per_minute
+        sharers = self._shared.sharers
+        self._alone = GivenLimits(requests and requests / sharers, tokens and tokens / sharers)
+        self._slots.clear()
+        self._ready()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nexusflow_integrations import NexusFlow
+from nexusflow_integrations.errors import ConfigurationError
 from nexusflow_integrations.local import LocalServer
 
 KEY = "sk-air-local-pace"
@@ -49,6 +50,44 @@ def test_a_given_token_limit_binds_where_it_is_the_lower_one() -> None:
     print(f"tokens: {stats.tokens / took / 4000:.3f} of the quota, {stats.statuses}")
     assert stats.statuses.get(429, 0) <= max(2, 0.05 * stats.requests)
     assert stats.tokens / took >= 0.7 * 4000
+
+
+class CountedLimits:
+    """Limits kept in this process; a fleet's have the same methods."""
+
+    requests_per_minute = 60_000.0
+    tokens_per_minute = None
+    sharers = 1
+
+    def __init__(self) -> None:
+        self.leased = 0
+        self.threads: set[str] = set()
+
+    def lease(
+        self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
+    ) -> list[float]:
+        self.leased += count
+        self.threads.add(threading.current_thread().name)
+        return [0.0] * count
+
+    def owe(self, tokens: float, late: float = 0.0) -> None:
+        pass
+
+    def throttled(self, ago: float) -> None:
+        pass
+
+
+def test_a_client_asks_the_pacer_it_was_given_in_a_thread_of_its_own() -> None:
+    with LocalServer("hash") as server:
+        limits = CountedLimits()
+        client_of(server, pacer=limits).embed([f"text {n}" for n in range(100)])
+        assert limits.leased >= server.stats.requests == 10
+    assert all(name.startswith("nexusflow-pacer") for name in limits.threads)
+
+
+def test_limits_are_said_to_the_pacer_or_to_the_client_and_not_to_both() -> None:
+    with pytest.raises(ConfigurationError, match="the limits are the pacer's"):
+        NexusFlow(KEY, pacer=CountedLimits(), tokens_per_minute=100)
 
 
 def test_an_unknown_limit_is_found_and_used() -> None:

@@ -21,6 +21,7 @@ from nexusflow_integrations._core.cache_file import StoreUnavailable
 from nexusflow_integrations._core.gate import Gate
 from nexusflow_integrations._core.pacing import GivenLimits, Pacer
 from nexusflow_integrations._core.shared_pacing import (
+    ASK_AGAIN,
     LAPSE,
     LeasedPacer,
     SharedPacer,
@@ -522,17 +523,47 @@ async def test_without_the_file_the_process_paces_alone_to_the_same_limits(
     assert await made.thread.work() == 0
 
 
-async def test_a_mistake_in_the_thread_is_reported_and_stops_nobody(
-    leased: Callable[..., Leased], monkeypatch: pytest.MonkeyPatch
+async def test_limits_that_cannot_be_asked_are_reported_once_and_stop_nobody(
+    leased: Callable[..., Leased],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    clock: Clock,
 ) -> None:
-    reported: list[Any] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
     made = leased()
-    monkeypatch.setattr(made.pacer._shared, "lease", lambda *args, **more: 1 / 0)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no route to limits://user:password@host")
+
+    monkeypatch.setattr(made.pacer._shared, "lease", fail)
     made.wait()
     await made.thread.work()
-    assert isinstance(reported[0]["exception"], ZeroDivisionError)
     assert made.wait() == 0
+    clock.now += ASK_AGAIN
+    made.wait()
+    assert await made.thread.work() == 1
+    assert [record.message for record in caplog.records] == [
+        "pacing alone, the shared limits failed: OSError"
+    ]
+
+
+async def test_alone_a_process_takes_its_share_of_the_limits_and_asks_again(
+    leased: Callable[..., Leased], monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    made = leased()
+    monkeypatch.setattr(type(made.pacer._shared), "sharers", 4)
+    made.thread.ended = True
+    made.wait()
+    assert made.wait() == 0
+    made.take()
+    assert made.wait() == pytest.approx(4 / 9.9)
+    made.thread.ended = False
+    clock.now += ASK_AGAIN
+    made.wait()
+    await made.thread.work()
+    made.take()
+    assert made.wait() > 0
+    await made.thread.work()
+    assert made.wait() == pytest.approx(1 / 9.9, abs=1e-5)
 
 
 @pytest.fixture
