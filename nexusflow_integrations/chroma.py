@@ -342,7 +342,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
                     **self._options,
                 )
                 if former is not None:  # another key is no other budget
-                    self._client._purse, self._client._usage = former._purse, former._usage
+                    self._client._succeed(former)
             return self._client
 
     def _remember(self) -> None:

@@ -554,6 +554,17 @@ class NexusFlow:
         twin.__dict__.update(self.__dict__)
         return twin
 
+    # -- for adapters: these two, and `_submit`, `_recorded`, `_price`, `_cache` -----------------
+
+    def _spend_from(self, other: NexusFlow) -> None:
+        """Keep one budget with ``other``."""
+        self._purse = other._purse
+
+    def _succeed(self, former: NexusFlow) -> None:
+        """Go on with the budget and the usage of ``former``, which is used no more."""
+        self._spend_from(former)
+        self._usage = former._usage
+
     # -- inside --------------------------------------------------------------------------------
 
     def _prepare(self, input: str | Iterable[str], role: Role) -> list[str]:  # noqa: A002

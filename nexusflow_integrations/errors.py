@@ -26,6 +26,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nexusflow_integrations._core.rebuild import rebuild
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -52,16 +54,6 @@ __all__ = [
 ]
 
 
-def _rebuild(
-    cls: type[NexusFlowError], args: tuple[Any, ...], state: dict[str, Any]
-) -> NexusFlowError:
-    # Exceptions unpickle by cls(*args), which keyword-only arguments break.
-    error = cls.__new__(cls, *args)
-    error.args = args
-    error.__dict__.update(state)
-    return error
-
-
 class NexusFlowError(Exception):
     """Root of all errors of this package.
 
@@ -77,7 +69,7 @@ class NexusFlowError(Exception):
         self.attempts = attempts
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.args, dict(self.__dict__))
+        return rebuild, (type(self), self.args, dict(self.__dict__))
 
 
 class ConfigurationError(NexusFlowError, ValueError):

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from nexusflow_integrations import errors
 from nexusflow_integrations._core.failures import TOO_LONG
+from nexusflow_integrations._core.rebuild import rebuild
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_MODEL,
@@ -422,7 +423,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             told["async_http_client"] = told.pop("http_async_client")
             client = NexusFlow(**told, batch_size=size)
             for other in self._clients.values():
-                client._purse = other._purse  # one budget, whatever the size of the batches
+                client._spend_from(other)  # one budget, whatever the size of the batches
             client = self._clients.setdefault(size, client)
         return client
 
@@ -668,7 +669,7 @@ def _reduce(error: NexusFlowError) -> tuple[Any, ...]:
 def _revive(
     ours: type[NexusFlowError], args: tuple[Any, ...], state: dict[str, Any]
 ) -> NexusFlowError:
-    return _native(errors._rebuild(ours, args, state))
+    return _native(rebuild(ours, args, state))
 
 
 def _both(ours: type[NexusFlowError], theirs: type[ModelError], prefix: str = "") -> Any:
@@ -698,13 +699,13 @@ def _is_too_long(error: NexusFlowError) -> bool:
 def _native(error: NexusFlowError) -> NexusFlowError:
     """Return ``error`` with all it holds, as ours and LangChain's at once."""
     kinds = _TOO_LONG if _is_too_long(error) else _BOTH
-    cls = kinds.get(type(error))
+    cls: type[NexusFlowError] | None = kinds.get(type(error))
     if cls is None:
         return error
     state = dict(error.__dict__)
     if isinstance(error, errors.RefusedTextsError):
         state["refused"] = {place: _native(why) for place, why in error.refused.items()}
-    return errors._rebuild(cls, error.args, state)
+    return rebuild(cls, error.args, state)
 
 
 @contextmanager
