@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.engine import Stop
     from nexusflow_integrations._core.estimate import Estimate
     from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList, Gathered
+    from nexusflow_integrations._core.shared_budget import SharedBudget
     from nexusflow_integrations._core.shared_pacing import SharedLimits
     from nexusflow_integrations._core.streaming import Cutter, Embedded, Slab
 
@@ -96,7 +97,9 @@ class NexusFlow:
             retrieval. Off by default.
         cache: Path of a file that remembers every vector, across processes and crashes, or
             ``True`` for the user's cache folder. Off by default.
-        budget: The most this client may spend; see ``Budget``.
+        budget: The most this client may spend: a ``Budget``. Or what it may spend together with
+            others: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, or any object with the
+            methods of ``SharedBudget``.
         price: Price list for ``usage``; the default is the API page's.
         on_usage: Called with the ``Usage`` of each call when it ends, well or not.
         default_headers: Sent with every request.
@@ -127,7 +130,7 @@ class NexusFlow:
         on_refused: OnRefused = "raise",
         query_instruction: str | None = None,
         cache: bool | str | os.PathLike[str] | None = None,
-        budget: Budget | None = None,
+        budget: Budget | SharedBudget | None = None,
         price: Price | None = None,
         on_usage: Callable[[Usage], object] | None = None,
         default_headers: Mapping[str, str] | None = None,
@@ -164,7 +167,7 @@ class NexusFlow:
         self._price = price or Price()
         self._cache = _cache_path(cache)
         self._budget = budget
-        self._purse = None if budget is None else Purse(budget.in_tokens(self._price))
+        self._purse = self._new_purse()
         self._on_usage = on_usage
         self._http_client = http_client
         self._async_http_client = async_http_client
@@ -543,7 +546,7 @@ class NexusFlow:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._key = self._http_client = self._async_http_client = self._on_usage = None
-        self._purse = None if self._budget is None else Purse(self._budget.in_tokens(self._price))
+        self._purse = self._new_purse()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NexusFlow:
         return copy.copy(self)
@@ -566,6 +569,15 @@ class NexusFlow:
         self._usage = former._usage
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _new_purse(self) -> Purse | None:
+        if self._budget is None:
+            return None
+        if isinstance(self._budget, Budget):
+            return Purse(self._budget.in_tokens(self._price))
+        from nexusflow_integrations._core.shared_budget import LeasedPurse
+
+        return LeasedPurse(self._budget)
 
     def _prepare(self, input: str | Iterable[str], role: Role) -> list[str]:  # noqa: A002
         instruction = self._instruction(role)

@@ -334,7 +334,7 @@ def _reserve(batch: Batch, call: Call, purse: Purse) -> Generator[Step, Any, int
     """Reserve the most that ``batch`` can cost; 0 if at most a part of it fits."""
     most = sum(token_bound(len(item.encoded)) for item in batch)
     while not purse.reserve(most):
-        if purse.reserved:
+        if purse.pending:
             yield AwaitSettled(purse)
         elif len(batch) > 1:
             return 0

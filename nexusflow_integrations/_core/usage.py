@@ -138,7 +138,7 @@ class Purse:
     _process: int = field(default_factory=os.getpid, repr=False)
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Have ``listener`` called once, when the next reservation is settled."""
+        """Have ``listener`` called once, when what is left may have changed."""
         self._listeners.append(listener)
 
     def reserve(self, most: int) -> bool:
@@ -150,10 +150,18 @@ class Purse:
         self.reserved += most
         return True
 
+    @property
+    def pending(self) -> bool:
+        """Whether a reservation that did not fit may fit later."""
+        return self.reserved > 0
+
     def settle(self, most: int, billed: int) -> None:
         """Replace a reservation by what was billed (0 if the request cost nothing)."""
         self.reserved -= most
         self.spent += billed
+        self._tell()
+
+    def _tell(self) -> None:
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             listener()

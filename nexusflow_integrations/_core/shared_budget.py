@@ -1,0 +1,227 @@
+"""One budget for many processes, on one host or on many: tokens are drawn from it ahead of use.
+
+``SharedBudget`` is where a process draws: asked in a thread, since it blocks. ``Grants`` is the
+arithmetic behind one. ``LeasedPurse`` is the ``Purse`` of a client over one: it never blocks.
+
+What was granted counts as spent until it is given back. So a process that dies, or an answer that
+is lost, may waste a part of the budget, and nothing can overdraw it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from nexusflow_integrations._core.usage import Purse
+from nexusflow_integrations.errors import BudgetExceededError
+
+LOST = 120.0
+"""Seconds without word after which nobody waits any longer for what a process may give back."""
+REQUESTS_AHEAD = 32
+"""How many of its largest requests a process draws for at once."""
+PAUSE = 0.25
+"""Seconds until a process that was granted too little asks again."""
+LULL = 0.2
+"""Seconds without a request in flight after which a process gives back what it has."""
+
+
+class Grant(NamedTuple):
+    """What came of a draw, in tokens.
+
+    ``left`` is what nobody holds; ``pending`` tells whether others may yet give something back.
+    """
+
+    tokens: int
+    left: int
+    pending: bool
+
+
+class SharedBudget(Protocol):
+    """A budget that many processes draw from."""
+
+    @property
+    def tokens(self) -> int:
+        """The whole budget."""
+
+    def draw(self, least: int, wanted: int, unused: int, kept: int) -> Grant:
+        """Give back ``unused`` tokens and draw new ones; blocks, from one thread at a time.
+
+        Args:
+            least: Fewer than this are of no use, and none are granted then.
+            wanted: The most to be granted.
+            unused: Of those granted before, how many are given back.
+            kept: How many of them are still held, some of which may be given back later.
+
+        Raises:
+            Exception: The budget cannot be asked. What was given back may be lost, and what was
+                granted too.
+        """
+
+
+@dataclass
+class Grants:
+    """The arithmetic of a shared budget; the clock is passed in, in seconds.
+
+    Args:
+        limit: The budget, in tokens.
+        granted: What was granted and not given back: the most that can have been spent.
+    """
+
+    limit: int
+    granted: int = 0
+    _held: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def draw(
+        self, holder: str, *, least: int, wanted: int, unused: int, kept: int, now: float
+    ) -> Grant:
+        """Take back ``unused`` from ``holder`` and grant it from ``least`` to ``wanted`` tokens.
+
+        As the budget nears its end grants get smaller, so that nobody holds what others need.
+        """
+        held, _ = self._held.get(holder, (0, now))
+        self.granted -= min(unused, held)  # nobody gives back what this budget did not grant
+        others = [
+            tokens
+            for name, (tokens, seen) in self._held.items()
+            if name != holder and tokens and now - seen < LOST
+        ]
+        left = self.limit - self.granted
+        tokens = 0
+        if least <= left:
+            tokens = min(wanted, left, max(least, left // (2 * (len(others) + 1))))
+        self.granted += tokens
+        self._held[holder] = (min(kept, max(0, held - unused)) + tokens, now)
+        return Grant(tokens, left - tokens, bool(others))
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nobody holds anything, so that ``granted`` is what was spent."""
+        return not any(tokens for tokens, _ in self._held.values())
+
+
+class LeasedPurse(Purse):
+    """A ``Purse`` over a ``SharedBudget``, which is asked in a thread; touched by one event loop.
+
+    Args:
+        shared: Where tokens are drawn.
+        clock: In seconds.
+    """
+
+    def __init__(self, shared: SharedBudget, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(shared.tokens)
+        self._shared = shared
+        self._clock = clock
+        self._forget()
+
+    def _forget(self) -> None:
+        self._available = 0
+        self._largest = 0
+        self._drawing = False
+        self._pausing = False
+        self._denied: tuple[int, float, str | None] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+
+    @property
+    def pending(self) -> bool:
+        return self.reserved > 0 or self._drawing or self._pausing
+
+    def reserve(self, most: int) -> bool:
+        if self._process != os.getpid():
+            # What the parent of a fork drew, it spends itself.
+            self._process, self.reserved, self._listeners = os.getpid(), 0, []
+            self._forget()
+        self._largest = max(most, self._largest)
+        if most <= self._available:
+            self._available -= most
+            self.reserved += most
+            if 2 * self._available < REQUESTS_AHEAD * self._largest:
+                self._draw(0)
+            return True
+        if self._denied is not None:
+            least, until, failure = self._denied
+            if self._clock() < until and most >= least:
+                if failure is not None:
+                    raise BudgetExceededError(
+                        f"the shared budget could not be asked ({failure}), and nothing is sent"
+                        " without it"
+                    )
+                return False
+        self._draw(most)
+        return False
+
+    def settle(self, most: int, billed: int) -> None:
+        self._available += most - billed
+        self._denied = None
+        super().settle(most, 0)
+        self._rest_later()
+
+    def _rest_later(self) -> None:
+        if self.reserved == 0 and self._available > 0:
+            with suppress(RuntimeError):  # no loop any more: the interpreter is going down
+                asyncio.get_running_loop().call_later(LULL, self._give_back)
+
+    def _give_back(self) -> None:
+        if self.reserved == 0 and self._available > 0:
+            self._draw(0, rest=True)
+
+    def _draw(self, least: int, *, rest: bool = False) -> None:
+        """Ask for more: for ``least`` at once, against all that is left here, or else ahead."""
+        if self._drawing or self._pausing:
+            return
+        self._drawing = True
+        # Below 0 if a server billed more than a text can cost: that much is owed first.
+        unused = max(0, self._available) if least or rest else 0
+        self._available -= unused
+        owed = -min(0, self._available) if least else 0
+        wanted = 0 if rest else owed + max(least, REQUESTS_AHEAD * self._largest)
+        kept = self.reserved + max(0, self._available)
+        loop = asyncio.get_running_loop()
+
+        def arrived(future: Future[Grant]) -> None:
+            error = CancelledError() if future.cancelled() else future.exception()
+            if error is None:
+                self._drawn(future.result(), least)
+            else:
+                self._failed(error)
+
+        def done(future: Future[Grant]) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(arrived, future)
+
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="nexusflow-budget")
+        try:
+            future = self._thread.submit(self._shared.draw, least + owed, wanted, unused, kept)
+        except RuntimeError as error:  # the interpreter is going down
+            self._failed(error)
+            return
+        future.add_done_callback(done)
+
+    def _drawn(self, grant: Grant, least: int) -> None:
+        self._drawing = False
+        self._available += grant.tokens
+        self.spent = self.limit - grant.left
+        if least and self._available < least:
+            if grant.pending:
+                self._pausing = True
+                asyncio.get_running_loop().call_later(PAUSE, self._resume)
+            else:
+                self._denied = (least, self._clock() + PAUSE, None)
+        self._tell()
+        self._rest_later()
+
+    def _failed(self, error: BaseException) -> None:
+        self._drawing = False
+        # By its name only: what it says may hold an address with a password.
+        self._denied = (0, self._clock() + PAUSE, type(error).__name__)
+        self._tell()
+
+    def _resume(self) -> None:
+        self._pausing = False
+        self._tell()
