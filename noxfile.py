@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["tests", "lint", "typing", "wheel", "frameworks", "chroma_suite", "recipes"]
 nox.options.error_on_external_run = True
 PINS = ("-c", "constraints.txt")
+
+FOR_THE_CORE = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
 
 
 def _group(name: str) -> list[str]:
@@ -71,10 +76,25 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """Build the wheel, install it without extras, import the root, and say what is missing."""
-    session.install("build")
-    out = session.create_tmp()
-    session.run("python", "-m", "build", "--outdir", out, silent=True)
-    session.install("--no-index", "--find-links", out, "--no-deps", "nexusflow-integrations")
-    session.install(*PINS, "nexusflow-integrations", "--find-links", out)
+    """Build twice, compare, look inside; test the wheel where no extra is installed."""
+    session.install(*PINS, "build", "twine")
+    work = Path(session.create_tmp())
+    shutil.rmtree(work)
+    builds = [work / "first", work / "second"]
+    # The first wheel is built from the sdist, the second from the tree.
+    for out, how in zip(builds, ([], ["--sdist", "--wheel"]), strict=True):
+        env = {"SOURCE_DATE_EPOCH": "1700000000"}
+        session.run("python", "-m", "build", *how, "--outdir", str(out), env=env, silent=True)
+    session.run("python", "tests/archives_check.py", *map(str, builds))
+    archives = sorted(builds[0].iterdir())
+    session.run("twine", "check", "--strict", *map(str, archives))
+    built = next(path for path in archives if path.suffix == ".whl")
+    session.install(*PINS, str(built))
     session.run("python", "tests/wheel_check.py")
+    # As a packager would: the core's tests out of the sdist, against the wheel alone.
+    session.install(*PINS, *FOR_THE_CORE)
+    sdist = next(path for path in archives if path.name.endswith(".tar.gz"))
+    shutil.unpack_archive(sdist, work)
+    with session.chdir(work / sdist.name.removesuffix(".tar.gz")):
+        shutil.rmtree("nexusflow_integrations")
+        session.run("pytest", "-q", "tests/core")
