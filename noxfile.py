@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import nox
 
 nox.options.sessions = ["tests", "lint", "typing", "wheel", "frameworks", "chroma_suite", "recipes"]
 nox.options.error_on_external_run = True
+nox.options.envdir = os.environ.get("NOX_ENVDIR", ".nox")
 PINS = ("-c", "constraints.txt")
 
 FOR_THE_CORE = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
@@ -65,6 +67,33 @@ def recipes(session: nox.Session) -> None:
     """Run docs/recipes.md on Daft, Dask and DSPy, in an environment of their own."""
     session.install("-e", ".[local]", *_group("recipes"))
     session.run("pytest", "-q", "-m", "recipes", "tests/recipes", *session.posargs)
+
+
+QUICK = (
+    *("core", "structure", "langchain", "llama_index", "chroma", "store", "streams", "lifecycle"),
+    *("local", "telemetry", "resume", "cli", "rag"),
+)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Measure, with branches, what the quick tests run through, also in their subprocesses."""
+    session.install(
+        *PINS, "-e", ".[all]", *_group("test"), *_group("examples"), *_group("coverage")
+    )
+    session.run("coverage", "erase")
+    folders = session.posargs or [f"tests/{name}" for name in QUICK]
+    session.run("coverage", "run", "-m", "pytest", "-q", *folders, success_codes=[0, 1])
+    session.run("coverage", "combine", "-q")
+    session.run("coverage", "report")
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """Change the pure core in a thousand places; tests/core should notice. About an hour."""
+    session.install(*PINS, "-e", ".", *FOR_THE_CORE, *_group("mutation"))
+    session.run("mutmut", "run", "--max-children", "1", *session.posargs, success_codes=[0, 1])
+    session.run("mutmut", "results")
 
 
 @nox.session
