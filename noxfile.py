@@ -8,7 +8,16 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["tests", "lint", "typing", "wheel", "frameworks", "chroma_suite", "recipes"]
+nox.options.sessions = [
+    "tests",
+    "lint",
+    "typing",
+    "wheel",
+    "frameworks",
+    "chroma_suite",
+    "recipes",
+    "docs",
+]
 nox.options.error_on_external_run = True
 nox.options.envdir = os.environ.get("NOX_ENVDIR", ".nox")
 PINS = ("-c", "constraints.txt")
@@ -94,6 +103,16 @@ def mutation(session: nox.Session) -> None:
     session.install(*PINS, "-e", ".", *FOR_THE_CORE, *_group("mutation"))
     session.run("mutmut", "run", "--max-children", "1", *session.posargs, success_codes=[0, 1])
     session.run("mutmut", "results")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site into site/; a broken link, reference or docstring fails."""
+    session.install(*PINS, *_group("docs"))
+    said = session.run("zensical", "build", "--strict", "--clean", silent=True)
+    if "griffe:" in str(said):  # strict mode lets these pass
+        session.error(f"docstrings that cannot be read:\n{said}")
+    session.run("python", "tests/docs/check_site.py", "site")
 
 
 @nox.session

@@ -10,7 +10,7 @@ to this machine, or to a host that this process itself has named (``NEXUSFLOW_BA
 ``api_base=`` of a function made here).
 
 Chroma calls embedding functions on the event loop, also in ``AsyncCollection``. There, await the
-vectors first and hand them over::
+vectors first and hand them over:
 
     vectors = await embedding_function.aembed_query(["how do I ...?"])
     found = await collection.query(query_embeddings=vectors)
@@ -94,9 +94,8 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             https://nexusflow.vip/v1, looked up anew in each process.
         api_key_env_var: Name of the environment variable with the key, ``NEXUSFLOW_...``.
         query_instruction: Text put before each query, not before documents.
-        encoding_format, batch_size, max_concurrency, timeout, deadline, max_retries,
-        requests_per_minute, tokens_per_minute, cache, budget, price, on_usage, default_headers,
-        http_client, async_http_client, allow_http: As in ``nexusflow_integrations.NexusFlow``.
+
+    All further arguments mean what they mean in ``nexusflow_integrations.NexusFlow``.
 
     Raises:
         ConfigurationError: A setting is impossible. A missing key is no error until it is needed.

@@ -82,7 +82,8 @@ def open_collection(
         name: Name of the collection.
         embedding_function: Default: the one that is stored, else one with default settings.
         create: Whether to make a collection that does not exist.
-        metadata, configuration: For a collection that is made here.
+        metadata: For a collection that is made here.
+        configuration: The same.
 
     Raises:
         ConfigurationError: The collection is of another model or size, or its embedding function

@@ -101,7 +101,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     """NexusFlow embeddings in LangChain.
 
     Setup:
-        Install the extra and set the key::
+        Install the extra and set the key:
 
             pip install "nexusflow-integrations[langchain]"
             export NEXUSFLOW_API_KEY="sk-air-..."
@@ -109,31 +109,31 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     Instantiate:
         Costs nothing: no connection is opened, and a missing key is an error only when it is
         first needed. Where ``OpenAIEmbeddings`` was used, changing the import is enough: what it
-        needed for tokenizing is accepted with a note and ignored, other unknown names are refused::
+        needed for tokenizing is accepted with a note and ignored, other unknown names are refused:
 
             from nexusflow_integrations.langchain import NexusFlowEmbeddings
 
             embeddings = NexusFlowEmbeddings(dimensions=1024)
 
     Embed single text:
-        A query may be given ``query_instruction``, and passes before documents that wait::
+        A query may be given ``query_instruction``, and passes before documents that wait:
 
             vector = embeddings.embed_query("What is a red panda?")
 
     Embed multiple texts:
         In parallel, at most ten texts a request, in order; a text that stands twice is sent once
-        (with a ``rate_limiter``, once a batch)::
+        (with a ``rate_limiter``, once a batch):
 
             vectors = embeddings.embed_documents(["Red pandas climb.", "小熊猫会爬树。"])
 
     Async:
-        Just as parallel, on any number of event loops::
+        Just as parallel, on any number of event loops:
 
             vectors = await embeddings.aembed_documents(texts)
 
     Chroma:
         Let the collection store how it was made: then Chroma itself can reopen and query it, and
-        distances are cosine. LangChain's ``Chroma`` alone would store neither::
+        distances are cosine. LangChain's ``Chroma`` alone would store neither:
 
             from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 

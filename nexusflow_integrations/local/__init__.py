@@ -6,7 +6,7 @@ PyPI packages carry inside themselves. It stands in for the service where there 
 internet: examples, tests, continuous integration. It is not text-embedding-v4 and never says so:
 the start line and the response header ``X-Local-Model`` name what really runs.
 
-In code, on a free port, in a background thread (``async with`` works as well)::
+In code, on a free port, in a background thread (``async with`` works as well):
 
     from nexusflow_integrations.local import LocalServer
 
@@ -17,7 +17,7 @@ In code, on a free port, in a background thread (``async with`` works as well)::
         server.reset_stats()
 
 In tests, from pytest's fixtures ``nexusflow_server`` (the real model, one for the session) and
-``nexusflow_hash_server`` (the fast encoder, fresh counts for every test)::
+``nexusflow_hash_server`` (the fast encoder, fresh counts for every test):
 
     def test_my_rag_offline(nexusflow_server):
         rag = MyRag(base_url=nexusflow_server.base_url, api_key=nexusflow_server.api_key)

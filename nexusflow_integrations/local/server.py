@@ -39,7 +39,8 @@ class LocalServer:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         api_key: The one key that is accepted; None accepts any non-empty Bearer key.
-        requests_per_minute, tokens_per_minute: Limits, enforced per second; None for none.
+        requests_per_minute: Limit, enforced per second; None for none.
+        tokens_per_minute: The same for tokens.
         concurrency: Requests that may be in progress at once; None for no limit.
         growth: The most that one second may admit, as a multiple of the busiest of the five
             seconds before it (ten requests are always admitted); None for no limit.

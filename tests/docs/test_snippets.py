@@ -1,10 +1,16 @@
-"""Every Python snippet of the README and the docs runs, top to bottom, against the local server."""
+"""Every Python snippet of the README and the docs runs, top to bottom, against the local server.
+
+Of a ``diff`` both sides run: what it takes away, as its readers have it now, with the local server
+in the place of the service; and what it leaves, which the snippets below it build upon. What a
+``print(...)  # this`` promises is printed.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -12,14 +18,42 @@ from nexusflow_integrations.local import LocalServer
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# The recipes run on engines of their own, in tests/recipes.
 ELSEWHERE = {"recipes.md"}
-_FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+"""What runs on engines of its own, in tests/recipes."""
+
+SERVICE = "https://nexusflow.vip/v1"
+_FENCE = re.compile(r"^```(python|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_PRINTED = re.compile(r"^ *print\(.*\)  # (.+)$", re.MULTILINE)
 
 
-def _snippets(page: Path) -> list[tuple[int, str]]:
+class Snippet(NamedTuple):
+    """Code, the line of the page where it begins, and of a diff the code that it replaces."""
+
+    line: int
+    code: str
+    before: str | None = None
+
+
+def _snippets(page: Path) -> list[Snippet]:
     text = page.read_text()
-    return [(text.count("\n", 0, found.start(1)) + 1, found[1]) for found in _FENCE.finditer(text)]
+    snippets = []
+    for found in _FENCE.finditer(text):
+        line = text.count("\n", 0, found.start(2)) + 1
+        if found[1] == "diff":
+            snippets.append(Snippet(line, _side(found[2], "+"), _side(found[2], "-")))
+        else:
+            snippets.append(Snippet(line, found[2]))
+    return snippets
+
+
+def _side(diff: str, sign: str) -> str:
+    """Return one side of a diff, with a blank line for each of the other's."""
+    lines = [line[1:] if line[:1] in (sign, " ") else "" for line in diff.splitlines()]
+    return "\n".join(lines)
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +65,14 @@ def server() -> Iterator[LocalServer]:
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if _snippets(page) and page.name not in ELSEWHERE],
-    ids=lambda p: p.name,
+    ids=_name,
 )
 def test_every_snippet_of_the_page_runs(
-    page: Path, server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    server: LocalServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -42,16 +80,25 @@ def test_every_snippet_of_the_page_runs(
     monkeypatch.setenv("NEXUSFLOW_API_KEY", server.api_key)
     monkeypatch.setenv("NEXUSFLOW_BASE_URL", server.base_url)
     names: dict[str, object] = {"__name__": page.stem}
-    for line, snippet in _snippets(page):
-        # Blank lines in front make a traceback name the line of the page.
-        exec(compile("\n" * (line - 1) + snippet, str(page), "exec"), names)
+    for snippet in _snippets(page):
+        if snippet.before is not None:
+            _run(snippet.before.replace(SERVICE, server.base_url), snippet.line, page, {})
+        capsys.readouterr()
+        _run(snippet.code, snippet.line, page, names)
+        printed = capsys.readouterr().out.splitlines()
+        assert [due for due in _PRINTED.findall(snippet.code) if due not in printed] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def _run(code: str, line: int, page: Path, names: dict[str, object]) -> None:
+    # Blank lines in front make a traceback name the line of the page.
+    exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_every_relative_link_of_the_page_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
 
 
 def test_the_first_code_of_the_readme_stands_in_its_first_fifteen_lines() -> None:
-    assert _snippets(ROOT / "README.md")[0][0] <= 15
+    assert _snippets(ROOT / "README.md")[0].line <= 15
