@@ -37,6 +37,9 @@ class Page(HTMLParser):
             self.targets.append(loaded)
             self.loads.append(loaded)
 
+    def has(self, fragment: str) -> bool:
+        return not fragment or unquote(fragment) in self.anchors
+
 
 def problems(site: Path) -> list[str]:
     """Return what is wrong with the site, one line each."""
@@ -45,9 +48,7 @@ def problems(site: Path) -> list[str]:
     found = []
     for path, page in pages.items():
         here = path.relative_to(site.resolve())
-        for target in page.loads:
-            if urlsplit(target).netloc:
-                found.append(f"{here} loads {target}")
+        found += [f"{here} loads {target}" for target in page.loads if urlsplit(target).netloc]
         for target in page.targets:
             parts = urlsplit(target)
             if parts.scheme or parts.netloc or path.name == "404.html":
@@ -57,9 +58,8 @@ def problems(site: Path) -> list[str]:
                 there /= "index.html"
             if not there.exists():
                 found.append(f"{here} links to {target}, which is not there")
-            elif parts.fragment and there in pages:
-                if unquote(parts.fragment) not in pages[there].anchors:
-                    found.append(f"{here} links to {target}, which has no such place")
+            elif there in pages and not pages[there].has(parts.fragment):
+                found.append(f"{here} links to {target}, which has no such place")
     return found
 
 

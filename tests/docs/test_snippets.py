@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from chromadb.api.shared_system_client import SharedSystemClient
 
 from nexusflow_integrations.local import LocalServer
 
@@ -74,6 +75,8 @@ def test_every_snippet_of_the_page_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    # In a reader's process nobody else has opened ./chroma; here, Chroma would hand out that store.
+    SharedSystemClient.clear_system_cache()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
