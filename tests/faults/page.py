@@ -1,0 +1,113 @@
+"""Write docs/faults.md from the catalogue of faults: python -m tests.faults.page"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+from .catalogue import ELSEWHERE, FAULTS, ROWS, AnyOf, Expectation, Right, Row
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "faults.md"
+SECTIONS = (
+    ("Statuses", 1, 32),
+    ("Shapes of error bodies", 33, 43),
+    ("Good status, bad answer", 44, 83),
+    ("Connections, framing, time", 84, 110),
+    ("Redirects", 118, 118),
+)
+MOST = 6
+"""Ways of one fault that a line names; the others are counted."""
+
+HEAD = """\
+# The fault table
+
+<!-- Written by python -m tests.faults.page from tests/faults/catalogue.py; do not edit. -->
+
+What the tests throw over real sockets, and what the caller gets: {rows} ways of {faults} faults. Each
+runs against the core, sync or async or both, and one of each fault against all three adapters
+(`pytest tests/faults --all-surfaces` runs every one everywhere). The calls have two retries. In every
+case: no wrong vector, an end within the deadline, no key in any error, and right vectors in the
+error's `finished`.
+
+"once" is a fault that has passed at the next request, "always" one that stays. Some lines leave the
+choice: a server may be understood or refused there, and either is right. "finished" is how many
+vectors are ready in the error.
+"""
+
+
+def render() -> str:
+    """Return the page."""
+    thrown = {row.fault for row in ROWS}
+    lines = [HEAD.format(rows=len(ROWS), faults=len(thrown))]
+    for title, first, last in SECTIONS:
+        numbers = [fault for fault in FAULTS if first <= int(fault[1:]) <= last]
+        lines += [f"## {title}", "", "| | the server | the caller gets |", "|---|---|---|"]
+        for fault in numbers:
+            found = _lines([row for row in ROWS if row.fault == fault])
+            lines += [f"| {fault} | {_cell(ways)} | {_cell([got])} |" for ways, got in found]
+        lines.append("")
+    lines += ["## Thrown elsewhere", "", "| | what | in |", "|---|---|---|"]
+    for path, pairs in groupby(sorted(ELSEWHERE.items(), key=lambda pair: pair[1]), lambda p: p[1]):
+        faults = sorted((fault for fault, _ in pairs), key=lambda fault: int(fault[1:]))
+        lines.append(f"| {', '.join(faults)} | {_cell([_said(ROOT / path)])} | `{path}` |")
+    return "\n".join(lines) + "\n"
+
+
+def _lines(rows: Iterable[Row]) -> Iterator[tuple[list[str], str]]:
+    """Yield the ways of one fault that end alike, and how they end."""
+    ends: dict[str, dict[str, list[str]]] = {}  # way -> once, always or nothing -> results
+    for row in rows:
+        way, comma, when = row.name.rpartition(", ")
+        if not comma or when not in ("once", "always"):
+            way, when = row.name, ""
+        ends.setdefault(way, {}).setdefault(when, []).extend(_results(row.expect))
+    alike: dict[str, list[str]] = {}
+    for way, found in ends.items():
+        parts = [f"{when}: {', then '.join(got)}".removeprefix(": ") for when, got in found.items()]
+        alike.setdefault("; ".join(parts), []).append(way)
+    for got, ways in alike.items():
+        more = len(ways) - MOST
+        yield (ways if more <= 0 else [*ways[:MOST], f"and {more} more"]), got
+
+
+def _results(expectations: Iterable[Expectation]) -> list[str]:
+    return [got for got, _ in groupby(map(_result, expectations))]
+
+
+def _result(expectation: Expectation) -> str:
+    if isinstance(expectation, AnyOf):
+        return " or ".join(map(_result, expectation.choices))
+    low, high = expectation.attempts
+    if isinstance(expectation, Right):
+        return "vectors" + ("" if high == 1 else f" after {_count(low, high)}")
+    names = (expectation.error,) if isinstance(expectation.error, str) else expectation.error
+    text = f"{' or '.join(f'`{name}`' for name in names)} after {_count(low, high)}"
+    if expectation.refused is not None:
+        places = ", ".join(map(str, sorted(expectation.refused)))
+        text += f"; refused: {places}; finished: {len(expectation.finished or ())}"
+    return text
+
+
+def _count(low: int, high: int) -> str:
+    if low == high:
+        return "1 request" if low == 1 else f"{low} requests"
+    return f"{low} to {high} requests"
+
+
+def _cell(texts: Iterable[str]) -> str:
+    return "; ".join(texts).replace("|", r"\|").replace("<", "&lt;")
+
+
+def _said(path: Path) -> str:
+    """Return the first sentence of a test file, without the numbers of its faults."""
+    told = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0]
+    told = re.sub(r"^F\d+(?:(?:,| to) F\d+)*(?: over the wire)?: |\s*\((?:F\d+,? ?)+\)", "", told)
+    return told[:1].upper() + told[1:]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render())
