@@ -27,11 +27,11 @@ HEAD = """\
 
 <!-- Written by python -m tests.faults.page from tests/faults/catalogue.py; do not edit. -->
 
-What the tests throw over real sockets, and what the caller gets: {rows} ways of {faults} faults. Each
-runs against the core, sync or async or both, and one of each fault against all three adapters
-(`pytest tests/faults --all-surfaces` runs every one everywhere). The calls have two retries. In every
-case: no wrong vector, an end within the deadline, no key in any error, and right vectors in the
-error's `finished`.
+What the tests throw over real sockets, and what the caller gets: {rows} ways of {faults} faults.
+Each runs against the core, sync or async or both, and one of each fault against all three adapters
+(`pytest tests/faults --all-surfaces` runs every one everywhere). The calls have two retries. In
+every case: no wrong vector, an end within the deadline, no key in any error, and right vectors in
+the error's `finished`.
 
 "once" is a fault that has passed at the next request, "always" one that stays. Some lines leave the
 choice: a server may be understood or refused there, and either is right. "finished" is how many
