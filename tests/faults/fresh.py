@@ -66,7 +66,7 @@ def embed_in_a_new_process(
     """Run each job, a (base URL, "sync" or "async"), one after the other in one process."""
     clean = {k: v for k, v in os.environ.items() if k.lower() not in PROXY_VARIABLES}
     clean.pop("SSL_CERT_FILE", None)
-    common = {"dimensions": 64, "timeout": 5.0, "deadline": 15.0, "max_retries": 2, **options}
+    common = {"dimensions": 64, "timeout": 60.0, "deadline": 120.0, "max_retries": 2, **options}
     described = [
         {
             "mode": mode,
@@ -82,7 +82,7 @@ def embed_in_a_new_process(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60 + 20 * len(jobs),
+        timeout=300 + 20 * len(jobs),
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -128,6 +128,8 @@ class Wire:
 
     def send(self, data: bytes) -> None:
         self.server._spend(len(data))
+        if self.request is not None:  # before, so that no gap is ever measured as too short
+            self.request.answered_at = time.monotonic()
         self.sock.sendall(data)
 
     def pause(self, seconds: float) -> None:
@@ -188,7 +190,7 @@ class Wire:
         self.hold(5.0)
         raise Ended
 
-    def hold(self, seconds: float = 60.0) -> None:
+    def hold(self, seconds: float = 120.0) -> None:
         """Say nothing until the peer closes, dropping what it sends."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
@@ -332,7 +334,7 @@ class FaultServer:
         dimensions: int = DEFAULT_DIMENSIONS,
         max_connections: int = 512,
         max_bytes: int = 256 * 1024 * 1024,
-        lifetime: float = 60.0,
+        lifetime: float = 300.0,
         receive_buffer: int | None = None,
     ) -> None:
         self.script = script if isinstance(script, Script) else Script(script)
@@ -388,7 +390,7 @@ class FaultServer:
             return len(self._open)
 
     def gaps(self) -> list[float]:
-        """Seconds from each answer, or request where none was finished, to the next request."""
+        """Seconds from each answer's last bytes, or its end without any, to the next request."""
         with self.lock:
             log = list(self.requests)
         return [b.at - (a.answered_at or a.at) for a, b in itertools.pairwise(log)]
@@ -403,13 +405,13 @@ class FaultServer:
 
     def stop(self) -> None:
         self._stop.close()  # makes _stopped readable, for ever
-        self._acceptor.join(5)
+        self._acceptor.join(60)
         with self.lock:
             sockets, threads = list(self._open), list(self._threads)
         for sock in sockets:
             _hang_up(sock)
         for thread in threads:
-            thread.join(5)
+            thread.join(60)
         self._stopped.close()
 
     # what the wire asks
@@ -516,7 +518,8 @@ class FaultServer:
             finally:
                 with self.lock:
                     self.in_flight -= 1
-                    wire.request.answered_at = time.monotonic()
+                    if wire.request.answered_at is None:
+                        wire.request.answered_at = time.monotonic()
 
     def _stage(self, stage: Stage, wire: Wire) -> bool:
         script = self.script

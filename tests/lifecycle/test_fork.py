@@ -19,8 +19,8 @@ SCRIPT = """
     from nexusflow_integrations import NexusFlow
 
     url, key, mode, rounds = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-    signal.alarm(35)
-    client = NexusFlow(key, base_url=url, dimensions=64, timeout=10)
+    signal.alarm(250)
+    client = NexusFlow(key, base_url=url, dimensions=64, timeout=60)
 
     def embed(name, times=4):
         for n in range(times):
@@ -48,7 +48,7 @@ SCRIPT = """
         for child in range(3):
             pid = os.fork()
             if pid == 0:
-                signal.alarm(20)
+                signal.alarm(120)
                 stop.set()
                 code = 3
                 try:
@@ -68,7 +68,7 @@ SCRIPT = """
         embed(f"parent after {round}")
     stop.set()
     for thread in busy:
-        thread.join(10)
+        thread.join(60)
     assert not errors, errors
     print("all right")
 """
@@ -89,7 +89,7 @@ GRANDCHILD = """
     from faults.server import expected_vector
     from nexusflow_integrations import NexusFlow
 
-    signal.alarm(30)
+    signal.alarm(250)
     client = NexusFlow(sys.argv[2], base_url=sys.argv[1], dimensions=64)
     def embed(name):
         assert np.array_equal(client.embed(name), expected_vector(name, 64))
@@ -119,7 +119,7 @@ LOCKED = """
     from nexusflow_integrations import NexusFlow
     from nexusflow_integrations._core.usage import Ledger
 
-    signal.alarm(30)
+    signal.alarm(250)
     client = NexusFlow(sys.argv[2], base_url=sys.argv[1], dimensions=64)
     client.embed("warm")
     spins = threading.Event()
@@ -134,7 +134,7 @@ LOCKED = """
     for n in range(25):
         pid = os.fork()
         if pid == 0:
-            signal.alarm(3)
+            signal.alarm(60)
             client.usage
             os._exit(0)
         failed += os.waitpid(pid, 0)[1] != 0

@@ -175,7 +175,7 @@ def test_a_deadline_holds_against_a_dripping_server_with_any_client(
     began = time.monotonic()
     with pytest.raises(APITimeoutError):
         call()
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 12, "half as long as the drip"
 
 
 async def test_f121_cancelling_stops_the_callers_async_client_too(lib: Any, server: Any) -> None:
@@ -239,6 +239,6 @@ for _ in range(30):
 gc.collect()
 """
     command = [sys.executable, "-W", "always::RuntimeWarning", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "never awaited" not in done.stderr

@@ -11,7 +11,7 @@ import pytest
 from nexusflow_integrations._core import retry
 from nexusflow_integrations.errors import APIConnectionError, InternalServerError, NexusFlowError
 
-from .scene import assert_quiet, assert_right, client_of, texts, until
+from .scene import assert_quiet, assert_right, client_of, lane_of, texts, until
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_hundred_calls_at_once_to_a_dead_server_are_few_more(server: Any) -> N
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert len(failed) == 100
     assert server.attempts <= 125
 
@@ -100,23 +100,30 @@ def test_a_terminal_error_stops_a_large_call_at_once(server: Any) -> None:
 
 
 def test_queries_pass_before_a_backfill_that_came_first(server: Any) -> None:
-    def slow(wire: Any) -> None:
-        wire.pause(0.05)
+    answers = threading.Semaphore(0)
+
+    def when_told(wire: Any) -> None:
+        answers.acquire(timeout=60)
         wire.right()
 
-    server.script = type(server.script)(slow)
+    server.script = type(server.script)(when_told)
     client = client_of(server, max_concurrency=1)
     backfill = threading.Thread(target=lambda: client.embed(texts(400)))
     backfill.start()
-    until(lambda: len(server.requests) >= 2)
-    places = []
     for n in range(3):
+        until(lambda: server.in_flight == 1)
         before = len(server.requests)
-        client.embed(f"query {n}", role="query")
-        place = next(i for i, r in enumerate(server.requests) if r.texts == (f"query {n}",))
-        places.append(place - before)
-    backfill.join(20)
-    assert all(place <= 1 for place in places), "behind what was in flight, before all that waits"
+        query = threading.Thread(
+            target=client.embed, args=(f"query {n}",), kwargs={"role": "query"}
+        )
+        query.start()
+        until(lambda: lane_of(client).gate._waiting)
+        answers.release(2)  # to what was in flight, and to what passes next
+        query.join(60)
+        assert server.requests[before].texts == (f"query {n}",)
+    answers.release(40)
+    backfill.join(60)
+    assert len(server.requests) == 43
 
 
 def test_what_is_finished_when_a_call_fails_is_on_the_error(server: Any) -> None:
