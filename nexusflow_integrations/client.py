@@ -23,6 +23,7 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
+from nexusflow_integrations._core.redis_address import RedisAddress, address_or_path
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_MODEL,
@@ -96,7 +97,8 @@ class NexusFlow:
         query_instruction: Text put before each query (not before documents), for asymmetric
             retrieval. Off by default.
         cache: Path of a file that remembers every vector, across processes and crashes, or
-            ``True`` for the user's cache folder. Off by default.
+            ``True`` for the user's cache folder, or the ``redis://`` URL of a server for workers
+            on several hosts (``[redis]``). Off by default.
         budget: The most this client may spend: a ``Budget``. Or what it may spend together with
             others: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, or any object with the
             methods of ``SharedBudget``.
@@ -705,14 +707,19 @@ def _rescued(error: NexusFlowError, failed: _Flight, flying: Iterable[_Flight]) 
     return error
 
 
-def _cache_path(cache: bool | str | os.PathLike[str] | None) -> str | None:
+def _cache_path(
+    cache: bool | str | os.PathLike[str] | RedisAddress | None,
+) -> str | RedisAddress | None:
     if cache is None or cache is False:
         return None
     if cache is True:
         from nexusflow_integrations._core.cache_file import default_path
 
         return str(default_path())
-    return os.path.abspath(os.path.expanduser(os.fspath(cache)))
+    place = address_or_path(cache)
+    if isinstance(place, RedisAddress):
+        return place
+    return os.path.abspath(os.path.expanduser(os.fspath(place)))
 
 
 def _refuse_one_string(texts: Any) -> None:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 from nexusflow_integrations import errors
 from nexusflow_integrations._core.failures import TOO_LONG
 from nexusflow_integrations._core.rebuild import rebuild
+from nexusflow_integrations._core.redis_address import RedisAddress, address_or_path
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_MODEL,
@@ -213,8 +214,9 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     on_usage: Callable[[Usage], object] | None = Field(default=None, exclude=True, repr=False)
     """Called with the ``Usage`` of each call."""
 
-    cache: bool | str | Path | None = None
-    """A file that remembers every vector; ``True`` for the user's cache folder."""
+    cache: bool | str | Path | RedisAddress | None = None
+    """A file that remembers every vector, ``True`` for the user's cache folder, or the URL of a
+    Redis server; its password is in no ``repr``, ``dumps`` or pickle."""
 
     rate_limiter: BaseRateLimiter | None = Field(default=None, exclude=True, repr=False)
     """LangChain's rate limiter, as chat models take it: acquired once for every batch of documents
@@ -251,6 +253,8 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     @classmethod
     def _hide_key(cls, key: SecretStr | str | None) -> SecretStr | None:
         return SecretStr(key) if isinstance(key, str) else key
+
+    _hide_password = field_validator("cache")(staticmethod(address_or_path))
 
     if not TYPE_CHECKING:  # for checkers, the fields make the signature
 
@@ -380,7 +384,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             for name, value in (("budget", self.budget), ("price", self.price))
             if value is not None
         }
-        if isinstance(self.cache, Path):
+        if isinstance(self.cache, (Path, RedisAddress)):
             told["cache"] = str(self.cache)
         return told
 

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
+from nexusflow_integrations._core.redis_address import RedisAddress, address_or_path
 from nexusflow_integrations._core.results import (
     EmbeddingArray,
     EmbeddingList,
@@ -140,8 +141,8 @@ class NexusFlowEmbedding(BaseEmbedding):
         requests_per_minute: Limit of the account, if known; otherwise it is found out.
         tokens_per_minute: The same for tokens.
         encoding_format: ``base64`` (a quarter of the bytes) or ``float``.
-        cache: Path of this package's own cache file, or ``True`` for the user's cache folder; see
-            ``NexusFlow``.
+        cache: Path of this package's own cache file, ``True`` for the user's cache folder, or the
+            URL of a Redis server; see ``NexusFlow``.
         budget: The most that may be spent; see ``Budget``.
         price: Price list for ``usage``; the default is the API page's.
         on_usage: Called with a ``Usage`` whenever something was sent.
@@ -177,7 +178,9 @@ class NexusFlowEmbedding(BaseEmbedding):
     requests_per_minute: float | None = Field(default=None, exclude=True)
     tokens_per_minute: float | None = Field(default=None, exclude=True)
     encoding_format: EncodingFormat = Field(default="base64", exclude=True)
-    cache: bool | str | os.PathLike[str] | None = Field(default=None, exclude=True)
+    cache: bool | str | os.PathLike[str] | RedisAddress | None = Field(
+        default=None, exclude=True, repr=False
+    )
     allow_http: bool = Field(default=False, exclude=True, repr=False)
     api_key: Any = Field(default=None, exclude=True, repr=False)
     budget: Budget | None = Field(default=None, exclude=True, repr=False)
@@ -198,6 +201,7 @@ class NexusFlowEmbedding(BaseEmbedding):
             self.api_base = resolve_base_url(self.api_base, allow_http=self.allow_http)
             if self.api_key is not None:
                 self.api_key = SecretStr(resolve_api_key(self.api_key).reveal())
+            self.cache = address_or_path(self.cache)  # whose password is in no pickle
             self._core()  # says now what is impossible
 
     @classmethod

@@ -4,22 +4,31 @@ Rows that arrive while a commit runs go into the next one, so the store keeps up
 a batch counts as in flight until its rows are committed. That is what makes the promise exact: a
 process that dies pays again at most for what was in flight.
 
-A store that cannot be written (full disk, read-only file) is given up with one warning; the vectors
-still come.
+A store that cannot be used (full disk, read-only file, unreachable server) is given up with one
+warning; the vectors still come.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from nexusflow_integrations._core.cache_file import StoreUnavailable
+from nexusflow_integrations._core.redis_address import RedisAddress
 from nexusflow_integrations._core.store import Claimed, VectorStore
 from nexusflow_integrations._core.wire import Vectors
 from nexusflow_integrations.errors import CacheError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nexusflow_integrations._core.keys import Keyer
+    from nexusflow_integrations._core.shared_pacing import SharedLimits
+    from nexusflow_integrations._core.upkeep import CacheInfo, Pruned
 
 logger = logging.getLogger("nexusflow_integrations")
 
@@ -27,10 +36,76 @@ T = TypeVar("T")
 Row = tuple[bytes, Vectors]
 
 
-class Cache:
-    """One store file, used by the event loop that made it."""
+class Store(Protocol):
+    """Where vectors are kept: a file (``VectorStore``) or a server (``RedisStore``).
 
-    def __init__(self, store: VectorStore) -> None:
+    All methods but ``keyer`` and ``pacer`` block, and all of those but ``close`` raise
+    ``CacheError`` if what is there is not ours and ``StoreUnavailable`` if it cannot be used.
+    """
+
+    claim_seconds: float
+    """How long a claim holds unless it is renewed."""
+
+    @property
+    def path(self) -> Path | str:
+        """Where it is, for people."""
+
+    def keyer(self, *, base_url: str, model: str, dimensions: int | None, role: str = "") -> Keyer:
+        """Return what makes keys of texts."""
+
+    def pacer(
+        self,
+        account: bytes,
+        *,
+        requests_per_minute: float | None,
+        tokens_per_minute: float | None,
+    ) -> SharedLimits:
+        """Return the limits of ``account``, kept together by all who use this store."""
+
+    def open(self) -> None:
+        """Open it, or make it."""
+
+    def claim(self, keys: Sequence[bytes], dimensions: int | None) -> Claimed:
+        """Find what is there, and claim what nobody is paying for."""
+
+    def present(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Return those of ``keys`` that are there."""
+
+    def put(self, rows: Sequence[tuple[bytes, Vectors]]) -> None:
+        """Keep vectors, all or none, and end the claims on them."""
+
+    def release(self, keys: Iterable[bytes]) -> None:
+        """Give up claims of this object."""
+
+    def renew(self, keys: Iterable[bytes]) -> None:
+        """Hold claims of this object for another ``claim_seconds``."""
+
+    def info(self) -> CacheInfo:
+        """Tell what is there."""
+
+    def prune(self, *, max_age: float | None = None, max_bytes: int | None = None) -> Pruned:
+        """Remove what was not used for ``max_age`` seconds, or beyond ``max_bytes``."""
+
+    def clear(self) -> Pruned:
+        """Remove all vectors."""
+
+    def close(self) -> None:
+        """Give up all claims. Never raises."""
+
+
+def store_at(place: bool | str | os.PathLike[str] | RedisAddress) -> Store:
+    """Return the store in a file (``True``: the user's) or on a server; nothing is opened yet."""
+    if isinstance(place, RedisAddress):
+        from nexusflow_integrations._core.redis_store import RedisStore
+
+        return RedisStore(place)
+    return VectorStore(place)
+
+
+class Cache:
+    """One store, used by the event loop that made it."""
+
+    def __init__(self, store: Store) -> None:
         self.store = store
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="nexusflow-cache")
         self._usable: bool | None = None
@@ -42,13 +117,14 @@ class Cache:
         """Tell whether the store can be used; opens it the first time.
 
         Raises:
-            CacheError: The file is corrupt, foreign or newer; it was left alone.
+            CacheError: It is corrupt, foreign or newer, and was left alone.
+            ImportError: What it needs is not installed.
         """
         if self._usable is None:
             self._usable = True
             try:
                 await self._run(self.store.open, None)
-            except CacheError:
+            except (CacheError, ImportError):
                 self._usable = None
                 raise
         return bool(self._usable)

@@ -48,6 +48,7 @@ from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.cache import Cache
+    from nexusflow_integrations._core.redis_address import RedisAddress
     from nexusflow_integrations._core.shared_pacing import SharedLimits
 
 DRAIN = 5.0
@@ -98,7 +99,7 @@ class Request:
     async_http_client: Any = None
     client_loop: asyncio.AbstractEventLoop | None = None
     on_progress: Callable[[int], object] | None = None
-    cache: str | None = None
+    cache: str | RedisAddress | None = None
     pacer: SharedLimits | None = None
     stop: Stop | None = None
 
@@ -109,7 +110,7 @@ class Engine:
     def __init__(self, background: BackgroundLoop) -> None:
         self._lanes: dict[tuple[str, str, str], Lane] = {}
         self._flights: dict[tuple[object, ...], Flights] = {}
-        self._caches: dict[str, Cache] = {}
+        self._caches: dict[str | RedisAddress, Cache] = {}
         self._pacing: dict[Lane, ThreadPoolExecutor] = {}
         self._pool = Pool()
         background.on_close(self._close)
@@ -147,25 +148,26 @@ class Engine:
         name = (told.base_url, told.model, told.dimensions, request.key.reveal(), request.cache)
         return self._flights.setdefault(name, Flights())
 
-    def _cache(self, path: str) -> Cache:
-        if path not in self._caches:
-            from nexusflow_integrations._core.cache import Cache
-            from nexusflow_integrations._core.store import VectorStore
+    def _cache(self, place: str | RedisAddress) -> Cache:
+        if place not in self._caches:
+            from nexusflow_integrations._core.cache import Cache, store_at
 
-            self._caches[path] = Cache(VectorStore(path))
-        return self._caches[path]
+            self._caches[place] = Cache(store_at(place))
+        return self._caches[place]
 
     async def _opened(self, cache: Cache, settings: Settings) -> bool:
         try:
             return await asyncio.wait_for(asyncio.shield(cache.open()), settings.deadline)
         except asyncio.TimeoutError:
             raise APITimeoutError(
-                f"the deadline of {settings.deadline:g} s passed while the cache file was locked"
+                f"the deadline of {settings.deadline:g} s passed while the cache was being opened"
             ) from None
 
-    async def held(self, texts: Sequence[str], settings: Settings, path: str) -> set[str]:
-        """Return those of ``texts`` whose vector the store at ``path`` holds."""
-        cache = self._cache(path)
+    async def held(
+        self, texts: Sequence[str], settings: Settings, place: str | RedisAddress
+    ) -> set[str]:
+        """Return those of ``texts`` whose vector the store at ``place`` holds."""
+        cache = self._cache(place)
         if not await cache.open():
             return set()
         key = _keyer(cache, settings)
@@ -258,14 +260,13 @@ def _cached(cache: Cache, call: Call, gathered: Gathered) -> Callable[[Texts], S
 
 
 def _share_pace(lane: Lane, cache: Cache, settings: Settings, key: ApiKey) -> None:
-    """Keep given limits together with all processes that use the same file."""
+    """Keep given limits together with all processes that use the same store."""
     if lane.given == (None, None) or lane.paced_by is not None:
         return
-    from nexusflow_integrations._core.shared_pacing import LeasedPacer, SharedPacer, account_id
+    from nexusflow_integrations._core.shared_pacing import LeasedPacer, account_id
 
     requests, tokens = lane.given
-    shared = SharedPacer(
-        cache.store,
+    shared = cache.store.pacer(
         account_id(base_url=settings.base_url, key=key, model=settings.model),
         requests_per_minute=requests,
         tokens_per_minute=tokens,

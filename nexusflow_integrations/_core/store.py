@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,9 @@ from nexusflow_integrations._core.cache_file import (
 from nexusflow_integrations._core.keys import KIND_BYTES, Keyer
 from nexusflow_integrations._core.upkeep import BLOCK_BITS, CacheInfo, Pruned, contents, remove
 from nexusflow_integrations._core.wire import Vectors
+
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.shared_pacing import SharedLimits
 
 CLOCK_SLACK = 1.0
 """Seconds that a claim may lie in the future before its clock counts as wrong."""
@@ -67,6 +70,24 @@ class _Notes:
     hits: int = 0
     misses: int = 0
     blocks: set[int] = field(default_factory=set)
+
+
+def usable_rows(rows: Sequence[tuple[bytes, bytes]], size: int) -> dict[bytes, Vectors]:
+    """Return those of ``rows``, keys and what is kept, that are vectors of ``size`` bytes.
+
+    They are finite, not all zeros, and views of one float32 array.
+    """
+    fitting = [(key, row) for key, row in rows if row and len(row) == size]
+    if not fitting:
+        return {}
+    matrix = np.frombuffer(b"".join(row for _, row in fitting), dtype="<f4")
+    matrix = matrix.reshape(len(fitting), -1).astype(np.float32, copy=False)
+    good = np.isfinite(matrix).all(axis=1) & matrix.any(axis=1)
+    return {
+        key: vector
+        for (key, _), vector, is_good in zip(fitting, matrix, good.tolist(), strict=True)
+        if is_good
+    }
 
 
 class VectorStore:
@@ -128,6 +149,23 @@ class VectorStore:
         """Return a ``Keyer`` whose model ``info`` will know by name."""
         keyer = Keyer(base_url=base_url, model=model, dimensions=dimensions, role=role)
         return self._kinds.setdefault(keyer.prefix, keyer)
+
+    def pacer(
+        self,
+        account: bytes,
+        *,
+        requests_per_minute: float | None,
+        tokens_per_minute: float | None,
+    ) -> SharedLimits:
+        """Return the limits of ``account``, kept together by all who use this file."""
+        from nexusflow_integrations._core.shared_pacing import SharedPacer
+
+        return SharedPacer(
+            self,
+            account,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+        )
 
     # -- vectors and claims --------------------------------------------------------------------
 
@@ -242,17 +280,8 @@ class VectorStore:
             size = len(max(usable, key=lambda row: row[2])[1]) if usable else 4
         else:
             size = 4 * dimensions
-        rows = [row for row in found if len(row[1]) == size]
-        if not rows:
-            return {}
-        matrix = np.frombuffer(b"".join(row[1] for row in rows), dtype="<f4")
-        matrix = matrix.reshape(len(rows), -1).astype(np.float32, copy=False)
-        good = np.isfinite(matrix).all(axis=1) & matrix.any(axis=1)
-        hits: dict[bytes, Vectors] = {}
-        for (key, _, rowid), vector, is_good in zip(rows, matrix, good.tolist(), strict=True):
-            if is_good:
-                hits[key] = vector
-                self._notes.blocks.add(rowid >> BLOCK_BITS)
+        hits = usable_rows([(key, row) for key, row, _ in found], size)
+        self._notes.blocks.update(rowid >> BLOCK_BITS for key, _, rowid in found if key in hits)
         return hits
 
     def _name_kinds(self, db: sqlite3.Connection, prefixes: set[bytes]) -> None:

@@ -33,11 +33,11 @@ class ModelRows:
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What is in the file.
+    """What is in the cache.
 
     Attributes:
-        path: Where it is.
-        bytes: Its size on disk, with the write-ahead log.
+        path: Where it is: the file, or the URL of a server without its password.
+        bytes: Its size on disk, with the write-ahead log; a server's memory, about.
         vectors: How many vectors it holds.
         models: The same by model.
         hits: Texts that were found, since the file was made.
@@ -48,7 +48,7 @@ class CacheInfo:
         in_flight: Texts that somebody is paying for now.
     """
 
-    path: Path
+    path: Path | str
     bytes: int = 0
     vectors: int = 0
     models: tuple[ModelRows, ...] = ()

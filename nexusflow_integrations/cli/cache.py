@@ -1,4 +1,4 @@
-"""``nexusflow cache``: what the cache file holds, and making it smaller."""
+"""``nexusflow cache``: what the cache holds, and making it smaller."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nexusflow_integrations._core.store import VectorStore
+from nexusflow_integrations._core.cache import Store, store_at
+from nexusflow_integrations._core.redis_address import address_or_path
 from nexusflow_integrations._core.upkeep import Pruned
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.options import CacheOption, JsonOption, print_json, seconds, size
@@ -21,7 +21,7 @@ __all__ = ["cache"]
 
 cache = typer.Typer(
     no_args_is_help=True,
-    help="Show, shrink or empty the file that remembers every vector.",
+    help="Show, shrink or empty what remembers every vector: a file, or a Redis server.",
 )
 
 
@@ -74,15 +74,15 @@ def clear(
 
 
 @contextmanager
-def _opened(path: Path | None) -> Iterator[VectorStore]:
-    store = VectorStore(True if path is None else path)
+def _opened(place: str | None) -> Iterator[Store]:
+    store = store_at(True if place is None else address_or_path(place))
     try:
         yield store
     finally:
         store.close()
 
 
-def _report(store: VectorStore, removed: Pruned, as_json: bool) -> None:
+def _report(store: Store, removed: Pruned, as_json: bool) -> None:
     left = store.info()
     if as_json:
         print_json(

@@ -183,7 +183,7 @@ class _Job:
         return rows.Parquet(file) if self._format is OutputFormat.parquet else rows.JsonLines(file)
 
 
-def _client(endpoint: Endpoint, cache: bool | Path | None, limit: Budget | None) -> NexusFlow:
+def _client(endpoint: Endpoint, cache: bool | str | None, limit: Budget | None) -> NexusFlow:
     return NexusFlow(
         endpoint.api_key,
         base_url=endpoint.base_url,
@@ -242,7 +242,7 @@ def _estimate(
     job: _Job,
     screen: Screen,
     dimensions: int | None,
-    cache: bool | Path | None,
+    cache: bool | str | None,
     local: bool,
     as_json: bool,
 ) -> None:

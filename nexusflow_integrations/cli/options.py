@@ -31,12 +31,13 @@ StoreOption = Annotated[
     ),
 ]
 CacheOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--cache",
+        metavar="FILE|URL",
         show_default=False,
-        dir_okay=False,
-        help="The cache file. [dim]Default: in the user's cache folder.[/dim]",
+        help="The cache: a file, or redis://HOST:PORT/0, whose password is looked for in"
+        " NEXUSFLOW_REDIS_PASSWORD. [dim]Default: a file in the user's cache folder.[/dim]",
     ),
 ]
 

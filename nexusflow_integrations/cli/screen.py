@@ -511,9 +511,9 @@ def _cells(passages: Sequence[Passage], row: int) -> tuple[RenderableType, str]:
     return Text(passages[row].source, style="bold"), f"{passages[row].score:.3f}"
 
 
-def _home(path: Path) -> str:
+def _home(path: Path | str) -> str:
     """Return ``path`` with the home folder as ``~``."""
     try:
-        return str(Path("~") / path.relative_to(Path.home()))
+        return str(Path("~") / Path(path).relative_to(Path.home()))
     except (ValueError, RuntimeError):
         return str(path)

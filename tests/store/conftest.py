@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nexusflow_integrations._core.cache import Store
 from nexusflow_integrations._core.keys import Keyer
+from nexusflow_integrations._core.redis_address import RedisAddress
+from nexusflow_integrations._core.redis_store import RedisStore
 from nexusflow_integrations._core.store import VectorStore
 
 WORKERS = Path(__file__).parent / "workers.py"
@@ -39,12 +42,24 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store_on(path: Path, clock: Clock) -> Iterator[Callable[..., VectorStore]]:
-    """Make stores, by default on one file and one clock; all are closed in the end."""
-    stores: list[VectorStore] = []
+def kind() -> str:
+    """Where stores are: what holds for both is marked with ``file`` and ``redis``."""
+    return "file"
 
-    def make(where: Path | str | bool = path, **options: Any) -> VectorStore:
-        stores.append(VectorStore(where, **{"clock": clock, **options}))
+
+@pytest.fixture
+def store_on(
+    kind: str, path: Path, clock: Clock, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Store]]:
+    """Make stores, by default on one file or server and one clock; all are closed in the end."""
+    stores: list[Store] = []
+    place: Any = path
+    if kind == "redis":
+        place = RedisAddress(request.getfixturevalue("redis_server").url)
+
+    def make(where: Any = place, **options: Any) -> Store:
+        make_one = RedisStore if isinstance(where, RedisAddress) else VectorStore
+        stores.append(make_one(where, **{"clock": clock, **options}))
         return stores[-1]
 
     yield make

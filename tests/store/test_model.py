@@ -1,17 +1,26 @@
-"""Three stores on one file, in any order of calls, against plain dictionaries."""
+"""Three stores on one file, or on one server, in any order of calls, against plain dictionaries."""
 
 from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
+from nexusflow_integrations._core.cache import Store
 from nexusflow_integrations._core.keys import Keyer
+from nexusflow_integrations._core.redis_address import RedisAddress
+from nexusflow_integrations._core.redis_store import RedisStore
 from nexusflow_integrations._core.store import VectorStore
 
 HOLD = 10.0
@@ -34,13 +43,13 @@ class Stores(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.now = 1_800_000_000.0
-        self.stores = [self.fresh() for _ in range(3)]
+        self.stores: list[Store] = [self.fresh() for _ in range(3)]
         self.owners = [0, 1, 2]
         self.rows: dict[bytes, np.ndarray] = {}
         self.claims: dict[bytes, Claim] = {}
-        self.dead: list[VectorStore] = []
+        self.dead: list[Store] = []
 
-    def fresh(self) -> VectorStore:
+    def fresh(self) -> Store:
         path = Path(self.folder.name) / "cache.db"
         return VectorStore(path, clock=lambda: self.now, claim_seconds=HOLD)
 
@@ -114,12 +123,14 @@ class Stores(RuleBasedStateMachine):
 
     @rule(who=who)
     def die_and_come_back(self, who: int) -> None:
-        dying = self.stores[who]
+        self.die(self.stores[who])
+        self.stores[who] = self.fresh()
+        self.owners[who] = max(self.owners) + 1
+
+    def die(self, dying: Any) -> None:
         if dying._db is not None:
             dying._db.close()
             dying._db = None
-        self.stores[who] = self.fresh()
-        self.owners[who] = max(self.owners) + 1
 
     @rule(who=who)
     def clear(self, who: int) -> None:
@@ -140,10 +151,30 @@ class Stores(RuleBasedStateMachine):
         assert self.stores[1].present(KEYS) == set(self.rows)
 
 
-TestStores = Stores.TestCase
-TestStores.settings = settings(
+THOROUGH = settings(
     max_examples=40,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+def test_three_stores_on_one_file_behave_like_plain_dictionaries() -> None:
+    run_state_machine_as_test(Stores, settings=THOROUGH)
+
+
+def test_three_stores_on_one_server_behave_like_plain_dictionaries(redis_server: Any) -> None:
+    class StoresOnRedis(Stores):
+        def __init__(self) -> None:
+            with redis_server.client() as client:
+                client.flushall()
+            super().__init__()
+
+        def fresh(self) -> Store:
+            address = RedisAddress(redis_server.url)
+            return RedisStore(address, clock=lambda: self.now, claim_seconds=HOLD)
+
+        def die(self, dying: Any) -> None:
+            dying.server.close()
+
+    run_state_machine_as_test(StoresOnRedis, settings=THOROUGH)

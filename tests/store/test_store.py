@@ -28,6 +28,9 @@ Make = Callable[..., VectorStore]
 Vector = Callable[..., np.ndarray]
 DAY = 86_400
 
+both = pytest.mark.parametrize("kind", ["file", "redis"])
+"""Marks what holds for a file and for a server alike."""
+
 # -- keys ------------------------------------------------------------------------------------------
 
 short = st.text(st.characters(codec="utf-8"), max_size=6)
@@ -73,6 +76,7 @@ KEY_OF_X = "f8265716f88c936d9fa1f9f9bafc7ff9e83a69d9376ce786"
 # -- finding ---------------------------------------------------------------------------------------
 
 
+@both
 def test_what_was_put_comes_back_bit_for_bit(
     store: VectorStore, keyer: Keyer, store_on: Make
 ) -> None:
@@ -89,6 +93,7 @@ def test_what_was_put_comes_back_bit_for_bit(
             assert claimed.hits[key].tobytes() == vector.tobytes()
 
 
+@both
 @pytest.mark.parametrize(
     "bad",
     [
@@ -128,6 +133,7 @@ def test_a_row_that_somebody_damaged_counts_as_absent(
         store.release(claimed.mine)
 
 
+@both
 def test_without_a_size_all_hits_have_that_of_the_newest(
     store: VectorStore, keys: list[bytes], vector: Vector
 ) -> None:
@@ -138,12 +144,14 @@ def test_without_a_size_all_hits_have_that_of_the_newest(
     assert claimed.mine == keys[:3]
 
 
+@both
 def test_a_key_that_is_asked_for_twice_is_claimed_once(
     store: VectorStore, keys: list[bytes]
 ) -> None:
     assert store.claim([keys[0], keys[1], keys[0]], 8).mine == keys[:2]
 
 
+@both
 def test_nothing_asked_is_nothing_found(store: VectorStore) -> None:
     assert store.claim([], 8) == ({}, [], [], 0)
     store.put([])
@@ -153,6 +161,7 @@ def test_nothing_asked_is_nothing_found(store: VectorStore) -> None:
     assert store.info().vectors == 0
 
 
+@both
 def test_present_tells_what_has_a_row_and_claims_nothing(
     store: VectorStore, store_on: Make, keys: list[bytes], vector: Vector
 ) -> None:
@@ -162,6 +171,7 @@ def test_present_tells_what_has_a_row_and_claims_nothing(
     assert set(store_on().claim(keys, 8).mine) == set(keys[2:])
 
 
+@both
 def test_thousands_of_keys_are_claimed_at_once(store: VectorStore, keyer: Keyer) -> None:
     keys = [keyer(str(number)) for number in range(3_000)]
     assert store.claim(keys, 64).mine == keys
@@ -171,6 +181,7 @@ def test_thousands_of_keys_are_claimed_at_once(store: VectorStore, keyer: Keyer)
 # -- claims ----------------------------------------------------------------------------------------
 
 
+@both
 def test_what_one_has_claimed_is_busy_for_all_others_and_for_itself(
     store: VectorStore, store_on: Make, keys: list[bytes]
 ) -> None:
@@ -181,6 +192,7 @@ def test_what_one_has_claimed_is_busy_for_all_others_and_for_itself(
     assert store.claim(keys[:1], 8).busy == keys[:1]
 
 
+@both
 def test_what_is_put_is_found_by_who_waited(
     store: VectorStore, store_on: Make, keys: list[bytes], vector: Vector
 ) -> None:
@@ -194,6 +206,7 @@ def test_what_is_put_is_found_by_who_waited(
     assert store.info().in_flight == 1
 
 
+@both
 def test_what_is_released_is_anybodys_and_was_not_paid(
     store: VectorStore, store_on: Make, keys: list[bytes]
 ) -> None:
@@ -205,6 +218,7 @@ def test_what_is_released_is_anybodys_and_was_not_paid(
     assert claimed.repaid == 0
 
 
+@both
 def test_nobody_releases_or_renews_the_claim_of_another(
     store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock
 ) -> None:
@@ -218,6 +232,7 @@ def test_nobody_releases_or_renews_the_claim_of_another(
     assert other.claim(keys[:1], 8).mine == keys[:1]
 
 
+@both
 def test_a_claim_that_runs_out_is_taken_over_and_counted_as_repaid(
     store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock
 ) -> None:
@@ -234,6 +249,7 @@ def test_a_claim_that_runs_out_is_taken_over_and_counted_as_repaid(
     assert store.claim(keys[:2], 8).busy == keys[:2]
 
 
+@both
 def test_ones_own_claim_that_ran_out_is_not_repaid(
     store: VectorStore, keys: list[bytes], clock: Clock
 ) -> None:
@@ -244,6 +260,7 @@ def test_ones_own_claim_that_ran_out_is_not_repaid(
     assert claimed.repaid == 0
 
 
+@both
 def test_a_renewed_claim_holds_on(
     store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock
 ) -> None:
@@ -256,6 +273,7 @@ def test_a_renewed_claim_holds_on(
     assert claimed.repaid == 1
 
 
+@both
 def test_a_clock_that_is_set_back_makes_no_claim_hold_for_hours(
     store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock
 ) -> None:
@@ -267,6 +285,7 @@ def test_a_clock_that_is_set_back_makes_no_claim_hold_for_hours(
     assert claimed.mine == keys[1:2]
 
 
+@both
 def test_closing_gives_up_all_claims(store: VectorStore, store_on: Make, keys: list[bytes]) -> None:
     store.claim(keys, 8)
     store.close()
@@ -318,6 +337,7 @@ def test_looking_again_at_what_is_found_or_busy_needs_no_write(
     assert other.claim(keys[2:3], 8).mine == keys[2:3]
 
 
+@both
 def test_a_put_that_fails_keeps_nothing_and_leaves_the_store_usable(
     store: VectorStore, keys: list[bytes], vector: Vector
 ) -> None:
@@ -440,6 +460,7 @@ def test_clear_removes_all_vectors_and_shrinks_the_file(
     assert store.info().vectors == 1
 
 
+@both
 def test_others_go_on_while_one_prunes(
     store: VectorStore, store_on: Make, keys: list[bytes], vector: Vector
 ) -> None:
@@ -535,6 +556,7 @@ def test_false_is_no_path() -> None:
         VectorStore(False)
 
 
+@both
 def test_many_threads_may_use_one_store(store_on: Make, keyer: Keyer, vector: Vector) -> None:
     store = store_on(claim_seconds=600)
     keys = [keyer(str(number)) for number in range(200)]

@@ -1,0 +1,103 @@
+"""Where a Redis server is: a URL that keeps its password to itself."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+
+from nexusflow_integrations.errors import ConfigurationError
+
+SCHEMES = ("redis", "rediss", "unix")
+PASSWORD_ENV = "NEXUSFLOW_REDIS_PASSWORD"  # noqa: S105 - its name, not the password
+"""Where the password is looked for if the URL has none."""
+_OPTIONS = {"db", "username", "password", "socket_timeout", "socket_connect_timeout"}
+_SHAPE = "redis://host:6379/0, rediss://host:6379/0 or unix:///path/to/socket?db=0"
+
+T = TypeVar("T")
+
+
+class RedisAddress:
+    """A ``redis://``, ``rediss://`` (TLS) or ``unix://`` URL, as the ``redis`` package takes it.
+
+    ``str`` and ``repr`` leave the password out, and so does a pickle: whoever loads it finds the
+    password in ``NEXUSFLOW_REDIS_PASSWORD``, or does without.
+
+    Args:
+        url: May hold a user and a password, the number of a database, and as options ``db``,
+            ``socket_timeout``, ``socket_connect_timeout`` and what begins with ``ssl_``.
+
+    Raises:
+        ConfigurationError: It is no such URL. The message holds nothing of it.
+    """
+
+    __slots__ = ("_hidden", "_shown", "_url")
+
+    def __init__(self, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port
+            options = parse_qsl(parts.query, keep_blank_values=True)
+        except ValueError:
+            raise ConfigurationError(f"the cache is no URL of a Redis server: {_SHAPE}") from None
+        is_socket = parts.scheme == "unix"
+        database = parts.path.strip("/")
+        if (
+            parts.scheme not in SCHEMES
+            or parts.fragment
+            or not (is_socket or host)
+            or not (is_socket or not database or database.isdecimal())
+            or not url.isprintable()
+        ):
+            raise ConfigurationError(f"the cache is no URL of a Redis server: {_SHAPE}")
+        for name, _ in options:
+            if name not in _OPTIONS and not name.startswith("ssl_"):
+                raise ConfigurationError("the Redis URL of the cache has an option that is unknown")
+        user, at, where = parts.netloc.rpartition("@")
+        shown = [(name, value) for name, value in options if "password" not in name]
+        self._url = url
+        self._shown = urlunsplit(
+            parts._replace(netloc=user.partition(":")[0] + at + where, query=urlencode(shown))
+        )
+        secrets = [value for name, value in options if "password" in name]
+        secrets += [parts.password or "", unquote(parts.password or "")]
+        self._hidden = tuple(filter(None, secrets))
+
+    def reveal(self) -> str:
+        """Return the whole URL, for the connection only."""
+        return self._url
+
+    def redact(self, text: str) -> str:
+        """Return ``text``, which a server said, without the password, should it hold it."""
+        for word in self._hidden:
+            text = text.replace(word, "***")
+        return text
+
+    def __str__(self) -> str:
+        return self._shown
+
+    def __repr__(self) -> str:
+        return f"RedisAddress({self._shown!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RedisAddress) and other._url == self._url
+
+    def __hash__(self) -> int:
+        return hash(self._url)
+
+    def __copy__(self) -> RedisAddress:
+        return self
+
+    def __deepcopy__(self, memo: object) -> RedisAddress:
+        return self
+
+    def __reduce__(self) -> tuple[type[RedisAddress], tuple[str]]:
+        return RedisAddress, (self._shown,)
+
+
+def address_or_path(cache: T) -> T | RedisAddress:
+    """Return the address that ``cache`` is the URL of, or ``cache`` itself, which is none.
+
+    Raises:
+        ConfigurationError: It is a URL of something else.
+    """
+    return RedisAddress(cache) if isinstance(cache, str) and "://" in cache else cache

@@ -1,0 +1,165 @@
+"""One pace for workers on any number of hosts: the arithmetic of ``GivenLimits`` in one Lua script.
+
+The state of an account is one string, six numbers that the script alone reads and writes, and the
+time is the server's own: the one clock that all hosts share. A test runs the script beside the
+Python arithmetic (``GivenLimits``, and what ``shared_pacing`` adds to it) on a clock of its own.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from nexusflow_integrations._core.pacing import REGAIN, SAFETY, SLACK
+from nexusflow_integrations._core.redis_server import CLOCK, RedisServer
+from nexusflow_integrations._core.shared_pacing import MAX_AHEAD
+
+_ACCOUNT = b"nexusflow:pacer:"
+_KEPT = 86_400
+"""Seconds for which an account that nobody uses is remembered."""
+
+_SCRIPT = (
+    f"local SAFETY, SLACK, REGAIN, MAX_AHEAD = {SAFETY!r}, {SLACK!r}, {REGAIN!r}, {MAX_AHEAD!r}\n"
+    f"local KEPT = {_KEPT}\n"
+    + CLOCK
+    + """
+-- KEYS: the account. ARGV: now, requests and tokens a minute ('' for no limit), tokens owed,
+-- seconds late, seconds since a refused request was sent ('' for none), how many to reserve,
+-- tokens of each. Answers how many seconds from now each may be sent, as doubles.
+local never = -math.huge
+local now = clock(ARGV[1])
+
+local function bucket(per_minute)
+  if per_minute == '' then return nil end
+  local per_second = tonumber(per_minute) / 60 * SAFETY
+  return { per_second = per_second, slack = SLACK, next_at = never }
+end
+local requests, tokens = bucket(ARGV[2]), bucket(ARGV[3])
+if requests then
+  requests.slack = math.min(SLACK, math.max(0, 1 - 1 / requests.per_second))
+end
+local share, share_at, cut_at = 1, never, never
+
+local state = redis.call('GET', KEYS[1])
+if state and #state == 48 then
+  local seen, requests_at, tokens_at, kept_share, kept_share_at, kept_cut_at =
+    struct.unpack('<dddddd', state)
+  -- A clock that was set back stands before the last answer: all times go back with it.
+  local shift = math.min(0, now - seen)
+  if requests then requests.next_at = math.min(requests_at + shift, now + MAX_AHEAD) end
+  if tokens then tokens.next_at = math.min(tokens_at + shift, now + MAX_AHEAD) end
+  share, share_at, cut_at = kept_share, kept_share_at + shift, kept_cut_at + shift
+end
+
+local owed, late = tonumber(ARGV[4]), tonumber(ARGV[5])
+if requests then requests.next_at = requests.next_at + late end
+if tokens then tokens.next_at = tokens.next_at + (late + owed / tokens.per_second) end
+
+if ARGV[6] ~= '' and now - tonumber(ARGV[6]) > cut_at then
+  cut_at, share_at = now, now
+  share = math.max(0.1, share * 0.9)
+end
+
+local function first(slot, bucket, units)
+  if not bucket then return slot end
+  -- What earlier requests caught up of a delay is missing to one that needs all there is.
+  local room = math.max(0, math.max(1, bucket.per_second) - units) / bucket.per_second
+  return math.max(slot, bucket.next_at + math.max(0, bucket.slack - room) * 0.999)
+end
+local function take(slot, bucket, units)
+  if not bucket then return end
+  if slot - bucket.next_at > bucket.slack then bucket.next_at = slot end
+  bucket.next_at = bucket.next_at + units / bucket.per_second
+end
+
+local waits = {}
+local each = tonumber(ARGV[8])
+for i = 1, tonumber(ARGV[7]) do
+  local slot = first(first(now, requests, 1), tokens, each)
+  if share < 1 then
+    share = math.min(1, share + REGAIN * (slot - share_at))
+    share_at = slot
+  end
+  take(slot, requests, 1 / share)
+  take(slot, tokens, each / share)
+  waits[i] = struct.pack('<d', slot - now)
+end
+
+state = struct.pack('<dddddd', now, requests and requests.next_at or 0,
+  tokens and tokens.next_at or 0, share, share_at, cut_at)
+redis.call('SET', KEYS[1], state, 'EX', KEPT)
+return table.concat(waits)
+"""
+)
+
+
+class RedisLimits:
+    """The ``SharedLimits`` of all who use one Redis server.
+
+    Args:
+        server: Which one.
+        account: Bytes that stand for the account and the model; see ``account_id``.
+        requests_per_minute: Limit of the account; ``None`` is none.
+        tokens_per_minute: The same for tokens.
+        clock: For tests; the server's own clock counts otherwise.
+
+    All methods raise what ``RedisServer.ask`` does.
+    """
+
+    def __init__(
+        self,
+        server: RedisServer,
+        account: bytes,
+        *,
+        requests_per_minute: float | None,
+        tokens_per_minute: float | None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.requests_per_minute = requests_per_minute
+        self.tokens_per_minute = tokens_per_minute
+        self._server = server
+        self._key = _ACCOUNT + account
+        self._clock = clock
+
+    def lease(
+        self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
+    ) -> list[float]:
+        """Reserve ``count`` requests, as ``SharedLimits.lease`` says."""
+        waits = self._run(owed=owed_tokens, late=late, count=count, tokens=tokens)
+        return list(struct.unpack(f"<{count}d", waits))
+
+    def owe(self, tokens: float, late: float = 0.0) -> None:
+        """Charge ``tokens`` (give them back if less than 0), and ``late`` seconds."""
+        self._run(owed=tokens, late=late)
+
+    def throttled(self, ago: float) -> None:
+        """Note that a request sent ``ago`` seconds ago was refused as too fast: all yield."""
+        self._run(ago=repr(ago))
+
+    def _run(
+        self,
+        *,
+        owed: float = 0.0,
+        late: float = 0.0,
+        ago: str = "",
+        count: int = 0,
+        tokens: int = 0,
+    ) -> bytes:
+        now = "" if self._clock is None else repr(self._clock())
+        args: list[Any] = [
+            now,
+            "" if not self.requests_per_minute else repr(self.requests_per_minute),
+            "" if not self.tokens_per_minute else repr(self.tokens_per_minute),
+            repr(owed),
+            repr(late),
+            ago,
+            count,
+            tokens,
+        ]
+
+        def work(client: Any) -> bytes:
+            answer: bytes = self._server.run(_SCRIPT, [self._key], args, client=client)
+            return answer
+
+        return self._server.ask(work)

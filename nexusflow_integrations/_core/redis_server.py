@@ -1,0 +1,197 @@
+"""A connection to Redis, and what its failures mean for a cache or a pace that is kept there."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from nexusflow_integrations._core.cache_file import StoreUnavailable
+from nexusflow_integrations._core.redis_address import PASSWORD_ENV, RedisAddress
+from nexusflow_integrations.errors import CacheError
+
+PATIENCE = 10.0
+"""Seconds for which a server that has answered before may be away, as while it restarts."""
+CONNECT_SECONDS = 3.0
+ANSWER_SECONDS = 10.0
+"""How long one answer may take; it takes milliseconds."""
+OLDEST = (5, 0)
+"""Since this version a script may ask for the time and write."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
+
+CLOCK = """
+local function clock(given)
+  if given ~= '' then return tonumber(given) end
+  local time = redis.call('TIME')
+  return tonumber(time[1]) + tonumber(time[2]) / 1000000
+end
+"""
+"""Lua: the server's time in seconds since 1970, the same for all hosts; a test gives its own."""
+
+T = TypeVar("T")
+
+
+class RedisServer:
+    """One Redis server, connected to when it is first asked, once in each process.
+
+    May be pickled (without the password, see ``RedisAddress``) and survives a fork.
+
+    ``owner`` tells apart whoever asks: random, another one in each process and after each close.
+    """
+
+    def __init__(self, address: RedisAddress) -> None:
+        self.address = address
+        self._lock = threading.RLock()
+        self._closed_state()
+        _servers.add(self)
+
+    def _closed_state(self) -> None:
+        self._client: Any = None
+        self._scripts: dict[str, Any] = {}
+        self._has_answered = False
+        self.is_away = False
+        self.owner = os.urandom(8).hex()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"address": self.address}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["address"])  # type: ignore[misc]
+
+    def ask(self, work: Callable[[Any], T]) -> T:
+        """Return ``work(client)``; done over again while a server that has answered is away.
+
+        Raises:
+            CacheError: It is no Redis server, or takes no such password; only before it has
+                answered once.
+            StoreUnavailable: It cannot be reached, or refuses what was asked.
+        """
+        exceptions = _redis(self.address).exceptions
+        with self._lock:
+            began, pause = time.monotonic(), _FIRST_PAUSE
+            while True:
+                try:
+                    result = work(self._connected())
+                except (exceptions.AuthenticationError, exceptions.AuthorizationError):
+                    raise self._locked_out() from None
+                except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
+                    self.is_away = True
+                    if not self._has_answered or time.monotonic() - began > PATIENCE:
+                        raise self.unavailable(error) from None
+                except (exceptions.InvalidResponse, UnicodeError):
+                    if self._has_answered:
+                        raise self.unavailable("its answer makes no sense") from None
+                    raise self.foreign("is no Redis server") from None
+                except exceptions.RedisError as error:
+                    raise self.unavailable(error) from None
+                else:
+                    self._has_answered, self.is_away = True, False
+                    return result
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def run(self, script: str, keys: list[bytes], args: list[Any], *, client: Any) -> Any:
+        """Run a Lua script, which the server keeps, as one step that nothing interrupts."""
+        if script not in self._scripts:
+            self._scripts[script] = client.register_script(script)
+        return self._scripts[script](keys=keys, args=args, client=client)
+
+    def close(self) -> None:
+        """Drop the connection. Never raises; it may be asked again."""
+        with self._lock:
+            client = self._client
+            self._closed_state()
+        if client is not None:
+            client.close()
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            client = _connect(self.address)
+            try:
+                self._check(client)
+            except BaseException:
+                client.close()
+                raise
+            self._client = client
+        return self._client
+
+    def _check(self, client: Any) -> None:
+        from redis import exceptions
+
+        try:
+            told = client.info("server")
+        except exceptions.NoPermissionError:
+            return  # a user who may not ask
+        version = tuple(int(part) for part in str(told.get("redis_version", "0")).split(".")[:2])
+        if version < OLDEST:
+            raise self.foreign(f"is older than version {OLDEST[0]}.{OLDEST[1]}")
+        if told.get("redis_mode") == "cluster":
+            raise self.foreign("is part of a Redis Cluster, where one step cannot reach all keys")
+
+    def unavailable(self, why: object) -> StoreUnavailable:
+        """Return the error for a server that cannot be used here and now."""
+        said = self.address.redact(" ".join(str(why).split()))[:300].rstrip(".")
+        return StoreUnavailable(f"{self.address} cannot be used: {said}")
+
+    def foreign(self, what: str) -> CacheError:
+        """Return the error for what must not be touched."""
+        return CacheError(f"{self.address} {what}; it was left alone: name another server")
+
+    def _locked_out(self) -> Exception:
+        # In our own words: some servers repeat what they were sent.
+        if self._has_answered:
+            return self.unavailable("it no longer takes the user or the password")
+        return CacheError(
+            f"{self.address} does not take the user or the password; it was left alone: put the"
+            f" password into the URL or into the environment variable {PASSWORD_ENV}"
+        )
+
+    def _forget(self) -> None:
+        self._lock = threading.RLock()  # another thread may have held it when the process forked
+        self._closed_state()
+
+
+def _redis(address: RedisAddress) -> Any:
+    """Import the package, which takes its time, when a server is first asked."""
+    try:
+        import redis
+    except ModuleNotFoundError as error:
+        if error.name != "redis":
+            raise
+        raise ImportError(
+            f'{address} needs the redis package: pip install "nexusflow-integrations[redis]"',
+            name=error.name,
+        ) from error
+    return redis
+
+
+def _connect(address: RedisAddress) -> Any:
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    options: dict[str, Any] = {
+        "password": os.environ.get(PASSWORD_ENV) or None,  # what the URL says comes first
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "socket_timeout": ANSWER_SECONDS,
+        "retry": Retry(NoBackoff(), 0),  # `ask` knows what may be done over again, and how long
+        "protocol": 2,
+        "client_name": "nexusflow",
+    }
+    return Redis.from_url(address.reveal(), **options)
+
+
+_servers: weakref.WeakSet[RedisServer] = weakref.WeakSet()
+
+
+def _forget_after_fork() -> None:
+    # The parent's connection stays the parent's: the client notices by itself, and only drops it.
+    for server in list(_servers):
+        server._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

@@ -1,0 +1,552 @@
+"""The cache on a Redis server: what ``store`` keeps in a file, for workers on any number of hosts.
+
+The same keys (``Keyer``) and the same claims; neither a text nor an API key is ever sent. A vector
+is a string of its own, so that a server that is short of memory can evict it: evicted is absent.
+Claims lie together in one hash, which is always in use and so the last thing to be evicted. What
+must hold together is one Lua script or one MULTI; the server's clock is everybody's clock.
+What was put survives the death of the process; whether it survives that of the server is up to the
+server's own persistence. All of it blocks, so the engine calls it in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from nexusflow_integrations._core.cache_file import DAY, FORGOTTEN
+from nexusflow_integrations._core.keys import KIND_BYTES, Keyer
+from nexusflow_integrations._core.redis_address import RedisAddress
+from nexusflow_integrations._core.redis_server import CLOCK, RedisServer
+from nexusflow_integrations._core.store import (
+    CLOCK_SLACK,
+    Claimed,
+    usable_rows,
+)
+from nexusflow_integrations._core.upkeep import CacheInfo, ModelRows, Pruned
+from nexusflow_integrations._core.wire import Vectors
+
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.shared_pacing import SharedLimits
+
+SCHEMA_VERSION = 1
+_SCHEMA = b"nexusflow:schema"
+_VECTOR = b"nexusflow:vector:"
+_CLAIMS = b"nexusflow:claims"
+_KINDS = b"nexusflow:kinds"
+_SIZES = b"nexusflow:sizes"
+_COUNTS = b"nexusflow:counts"
+_HASHES = (_CLAIMS, _KINDS, _SIZES, _COUNTS)
+_AT_ONCE = 512
+"""Keys in one command: the server does nothing else meanwhile."""
+_MIN_CLAIM = 0.1
+_NEVER = 1e18
+"""Seconds."""
+
+T = TypeVar("T")
+
+# A claim is "owner ticket since until", owner and ticket in hexadecimal. The ticket is that of one
+# call, so that one whose answer was lost may be made again.
+_READ = (
+    CLOCK
+    + """
+local function read(claim)
+  if claim then return string.match(claim, '^(%x+) (%x+) (%S+) (%S+)$') end
+end
+local function write(owner, ticket, now, hold)
+  return string.format('%s %s %.6f %.6f', owner, ticket, now, now + hold)
+end
+"""
+)
+_CLAIM = (
+    _READ
+    + """
+-- KEYS: the claims, then the vectors. ARGV: now, owner, ticket, how long it holds, slack of the
+-- clock, and for each vector what was found there and is none.
+-- Answers for each: the vector that somebody put meanwhile, 0 busy, 1 ours, 2 ours and repaid.
+local now, owner, ticket = clock(ARGV[1]), ARGV[2], ARGV[3]
+local answers = {}
+for i = 2, #KEYS do
+  local row = redis.call('MGET', KEYS[i])[1]
+  if row and row ~= ARGV[4 + i] then
+    answers[i - 1] = row
+  else
+    local field = string.sub(KEYS[i], -24)
+    local holder, call, since, till = read(redis.call('HGET', KEYS[1], field))
+    local live = holder and tonumber(since) - ARGV[5] <= now and now < tonumber(till)
+    if live and not (holder == owner and call == ticket) then
+      answers[i - 1] = 0
+    else
+      redis.call('HSET', KEYS[1], field, write(owner, ticket, now, ARGV[4]))
+      answers[i - 1] = (holder and holder ~= owner) and 2 or 1
+    end
+  end
+end
+return answers
+"""
+)
+_RELEASE = (
+    _READ
+    + """
+-- KEYS: the claims. ARGV: owner, then keys of vectors.
+for i = 2, #ARGV do
+  if read(redis.call('HGET', KEYS[1], ARGV[i])) == ARGV[1] then
+    redis.call('HDEL', KEYS[1], ARGV[i])
+  end
+end
+"""
+)
+_RENEW = (
+    _READ
+    + """
+-- KEYS: the claims. ARGV: now, owner, how long they hold, then keys of vectors.
+local now = clock(ARGV[1])
+for i = 4, #ARGV do
+  local holder, call = read(redis.call('HGET', KEYS[1], ARGV[i]))
+  if holder == ARGV[2] then
+    redis.call('HSET', KEYS[1], ARGV[i], write(holder, call, now, ARGV[3]))
+  end
+end
+"""
+)
+_SURVEY = (
+    _READ
+    + """
+-- KEYS: the claims. ARGV: now, seconds after which nobody comes back to a claim.
+-- Answers how many claims are live.
+local now, live = clock(ARGV[1]), 0
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  local holder, _, since, till = read(all[i + 1])
+  if not holder or tonumber(till) < now - ARGV[2] then
+    redis.call('HDEL', KEYS[1], all[i])
+  elseif tonumber(since) - ARGV[3] <= now and now < tonumber(till) then
+    live = live + 1
+  end
+end
+return live
+"""
+)
+
+
+@dataclass
+class _Session:
+    """What one owner has claimed, and what it found out that the next write takes along."""
+
+    owner: str = ""
+    claimed: set[bytes] = field(default_factory=set)
+    named: set[bytes] = field(default_factory=set)
+    hits: int = 0
+    misses: int = 0
+    read: bool = False
+
+
+class RedisStore:
+    """The vectors of a Redis database, found, claimed and kept as ``VectorStore`` does in a file.
+
+    Made for one thread that does nothing else; a lock keeps others apart. May be pickled, and
+    survives a fork: the child connects anew.
+
+    Args:
+        address: Which server and database; others may keep other things in it, as all names here
+            begin with ``nexusflow:``.
+        clock: For tests; the server's own clock counts otherwise.
+        claim_seconds: How long a claim holds unless it is renewed.
+
+    All methods that ask the server raise ``CacheError`` if it is no Redis server, or if what is
+    there under our names is not ours or of a newer version (it is left alone), and
+    ``StoreUnavailable`` if it cannot be used.
+    """
+
+    def __init__(
+        self,
+        address: RedisAddress,
+        *,
+        clock: Callable[[], float] | None = None,
+        claim_seconds: float = 10.0,
+    ) -> None:
+        self.server = RedisServer(address)
+        self.clock = clock
+        self.claim_seconds = max(_MIN_CLAIM, claim_seconds)
+        self._closed_state()
+
+    def _closed_state(self) -> None:
+        self._kinds: dict[bytes, Keyer] = {}
+        self._tickets = count(1)
+        self._session = _Session()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"server": self.server, "clock": self.clock, "claim_seconds": self.claim_seconds}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._closed_state()
+
+    def __repr__(self) -> str:
+        return f"RedisStore({self.path!r})"
+
+    @property
+    def path(self) -> str:
+        """The URL, without the password."""
+        return str(self.server.address)
+
+    def keyer(self, *, base_url: str, model: str, dimensions: int | None, role: str = "") -> Keyer:
+        """Return a ``Keyer`` whose model ``info`` will know by name."""
+        keyer = Keyer(base_url=base_url, model=model, dimensions=dimensions, role=role)
+        return self._kinds.setdefault(keyer.prefix, keyer)
+
+    def pacer(
+        self,
+        account: bytes,
+        *,
+        requests_per_minute: float | None,
+        tokens_per_minute: float | None,
+    ) -> SharedLimits:
+        """Return the limits of ``account``, kept together by all who use this server."""
+        from nexusflow_integrations._core.redis_pacing import RedisLimits
+
+        return RedisLimits(
+            self.server,
+            account,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            clock=self.clock,
+        )
+
+    # -- vectors and claims --------------------------------------------------------------------
+
+    def claim(self, keys: Sequence[bytes], dimensions: int | None) -> Claimed:
+        """Find what is there, and claim what nobody is paying for, as ``VectorStore.claim`` does.
+
+        Where ``dimensions`` is ``None``, of several sizes that which was put last counts.
+        """
+        wanted = list(dict.fromkeys(keys))
+        ticket = f"{next(self._tickets):x}"
+
+        def work(client: Any) -> Claimed:
+            session = self._session
+            found = _rows(client, wanted)
+            size = 4 * dimensions if dimensions is not None else _newest_size(client, found)
+            hits = usable_rows(list(found.items()), size)
+            answers: dict[bytes, int] = {}
+            missing = [key for key in wanted if key not in hits]
+            while missing:
+                late: dict[bytes, bytes] = {}
+                for some in _pieces(missing):
+                    now = self._now()
+                    args = [now, session.owner, ticket, self.claim_seconds, CLOCK_SLACK]
+                    told = self.server.run(
+                        _CLAIM,
+                        [_CLAIMS, *(_VECTOR + key for key in some)],
+                        [*args, *(found.get(key, b"") for key in some)],
+                        client=client,
+                    )
+                    for key, answer in zip(some, told, strict=True):
+                        (late if isinstance(answer, bytes) else answers)[key] = answer
+                size = 4 * len(next(iter(hits.values()))) if hits else size or _last_size(late)
+                hits |= usable_rows(list(late.items()), size)
+                found |= late
+                missing = [key for key in late if key not in hits]
+            mine = [key for key in wanted if answers.get(key, 0)]
+            session.claimed.update(mine)
+            session.hits += len(hits)
+            session.misses += len(mine)
+            session.read = session.read or bool(hits)
+            busy = [key for key in wanted if answers.get(key) == 0]
+            repaid = sum(answer == 2 for answer in answers.values())
+            return Claimed(hits, mine, busy, repaid)
+
+        return self._using(work)
+
+    def present(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Return those of ``keys`` that have a row; claims and counts nothing."""
+
+        def work(client: Any) -> set[bytes]:
+            held: set[bytes] = set()
+            for some in _pieces(list(dict.fromkeys(keys))):
+                pipe = client.pipeline(transaction=False)
+                for key in some:
+                    pipe.exists(_VECTOR + key)
+                held.update(key for key, there in zip(some, pipe.execute(), strict=True) if there)
+            return held
+
+        return self._using(work)
+
+    def put(self, rows: Sequence[tuple[bytes, Vectors]]) -> None:
+        """Keep vectors, float32 of shape (d,), in one transaction, and end the claims on them."""
+        if not rows:
+            return
+        data = {key: np.asarray(vector, dtype="<f4").tobytes() for key, vector in rows}
+        sizes = {key[:KIND_BYTES]: len(row) for key, row in data.items()}
+
+        def work(client: Any) -> None:
+            session = self._session
+            pipe = client.pipeline(transaction=True)
+            for some in _pieces(list(data)):
+                pipe.mset({_VECTOR + key: data[key] for key in some})
+                pipe.hdel(_CLAIMS, *some)
+            pipe.hset(_SIZES, mapping=sizes)
+            named = sizes.keys() & self._kinds.keys() - session.named
+            for prefix in named:
+                pipe.hset(_KINDS, prefix, _described(self._kinds[prefix]))
+            day = self._today()
+            pipe.hsetnx(_COUNTS, "created", day)
+            self._note(pipe, session, day)
+            pipe.execute()
+            session.claimed.difference_update(data)
+            session.named |= named
+            session.hits = session.misses = 0
+
+        self._using(work)
+
+    def _note(self, pipe: Any, session: _Session, day: int) -> None:
+        pipe.hset(_COUNTS, "used", day)
+        for name, more in (("hits", session.hits), ("misses", session.misses)):
+            if more:
+                pipe.hincrby(_COUNTS, name, more)
+
+    def release(self, keys: Iterable[bytes]) -> None:
+        """Give up claims of this object on ``keys``; somebody else may pay for them at once."""
+        given = list(keys)
+
+        def work(client: Any) -> None:
+            for some in _pieces(given):
+                self.server.run(_RELEASE, [_CLAIMS], [self.server.owner, *some], client=client)
+            self._session.claimed.difference_update(given)
+
+        if given:
+            self._using(work)
+
+    def renew(self, keys: Iterable[bytes]) -> None:
+        """Hold claims for another ``claim_seconds``; those that ran out and were taken are lost."""
+        held = list(keys)
+
+        def work(client: Any) -> None:
+            for some in _pieces(held):
+                args = [self._now(), self.server.owner, self.claim_seconds, *some]
+                self.server.run(_RENEW, [_CLAIMS], args, client=client)
+
+        if held:
+            self._using(work)
+
+    # -- care ----------------------------------------------------------------------------------
+
+    def info(self) -> CacheInfo:
+        """Tell what is in the database; a vector that comes or goes meanwhile may be missed.
+
+        ``bytes`` is the server's memory, reckoned from one vector of each model; ``created`` is
+        when the first vector was put since the last ``clear``.
+        """
+
+        def work(client: Any) -> CacheInfo:
+            if not self._check(client):
+                return CacheInfo(self.path)
+            rows: dict[bytes, int] = {}
+            samples: dict[bytes, bytes] = {}
+            for name in client.scan_iter(match=_VECTOR + b"*", count=_AT_ONCE):
+                prefix = name[len(_VECTOR) :][:KIND_BYTES]
+                rows[prefix] = rows.get(prefix, 0) + 1
+                samples[prefix] = name
+            kinds = client.hgetall(_KINDS)
+            counts = client.hgetall(_COUNTS)
+            models = [_model(kinds.get(prefix), held) for prefix, held in rows.items()]
+            session = self._session
+            return CacheInfo(
+                path=self.path,
+                bytes=sum(
+                    held * int(client.memory_usage(samples[prefix]) or 0)
+                    for prefix, held in rows.items()
+                ),
+                vectors=sum(rows.values()),
+                models=tuple(sorted(models, key=lambda model: -model.vectors)),
+                hits=int(counts.get(b"hits", 0)) + session.hits,
+                misses=int(counts.get(b"misses", 0)) + session.misses,
+                created=_whole(counts.get(b"created")),
+                used=_whole(counts.get(b"used")),
+                in_flight=self._live_claims(client),
+            )
+
+        return self.server.ask(work)
+
+    def prune(self, *, max_age: float | None = None, max_bytes: int | None = None) -> Pruned:
+        """Remove what was not used for long. Others may use the database meanwhile.
+
+        The server forgets when a vector was used as it restarts, and does not know it where its
+        eviction policy counts use instead (LFU); the latter is ``StoreUnavailable``.
+
+        Args:
+            max_age: Seconds; removes what was not used since. ``None``: any age may stay.
+            max_bytes: Memory of all vectors to come down to, the least recently used going first.
+                ``None``: any size may stay.
+        """
+
+        def work(client: Any) -> Pruned:
+            if not self._check(client):
+                return Pruned(0, 0)
+            held: list[tuple[int, int, bytes]] = []  # seconds since its last use, bytes, name
+            for names in _name_pages(client):
+                pipe = client.pipeline(transaction=False)
+                for name in names:
+                    pipe.object("IDLETIME", name)
+                    pipe.memory_usage(name)
+                told = iter(pipe.execute())
+                held += [
+                    (idle, size, name)
+                    for name, idle, size in zip(names, told, told, strict=False)
+                    if idle is not None and size is not None
+                ]
+            held.sort(reverse=True)
+            size = sum(one[1] for one in held)
+            gone: list[bytes] = []
+            removed = 0
+            for idle, each, name in held:
+                too_old = max_age is not None and idle > max_age
+                if not too_old and (max_bytes is None or size - removed <= max_bytes):
+                    break
+                gone.append(name)
+                removed += each
+            return Pruned(_unlink(client, gone), removed)
+
+        return self.server.ask(work)
+
+    def clear(self) -> Pruned:
+        """Remove all vectors and all counts."""
+
+        def work(client: Any) -> Pruned:
+            if not self._check(client):
+                return Pruned(0, 0)
+            before = self.info()
+            removed = sum(_unlink(client, names) for names in _name_pages(client))
+            client.unlink(_KINDS, _SIZES, _COUNTS)
+            self._session.named.clear()
+            self._session.hits = self._session.misses = 0
+            return Pruned(removed, before.bytes)
+
+        return self.server.ask(work)
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Connect, and see whose data is there; all other methods do so by themselves."""
+        self._using(lambda _: None)
+
+    def close(self) -> None:
+        """Give up all claims and drop the connection. Never raises."""
+        session, self._session = self._session, _Session()
+        if session.owner and session.owner == self.server.owner and not self.server.is_away:
+            with suppress(Exception):
+                self.server.ask(lambda client: self._leave(client, session))
+        self.server.close()
+
+    def _leave(self, client: Any, session: _Session) -> None:
+        for some in _pieces(list(session.claimed)):
+            self.server.run(_RELEASE, [_CLAIMS], [session.owner, *some], client=client)
+        if session.read or session.misses:
+            pipe = client.pipeline(transaction=False)
+            self._note(pipe, session, self._today())
+            pipe.execute()
+
+    def _using(self, work: Callable[[Any], T]) -> T:
+        def opened(client: Any) -> T:
+            if self._session.owner != self.server.owner:  # the first time, and after a fork
+                if not self._check(client):
+                    client.set(_SCHEMA, SCHEMA_VERSION, nx=True)
+                self._live_claims(client, forget=FORGOTTEN)
+                self._session = _Session(self.server.owner)
+            return work(client)
+
+        return self.server.ask(opened)
+
+    def _check(self, client: Any) -> bool:
+        """Tell whether there is a cache; refuse what is not ours without changing it."""
+        pipe = client.pipeline(transaction=False)
+        pipe.mget(_SCHEMA)
+        for name in (_SCHEMA, *_HASHES):
+            pipe.type(name)
+        (version,), kind, *kinds = pipe.execute()
+        if kind not in (b"string", b"none") or not {*kinds} <= {b"hash", b"none"}:
+            raise self.server.foreign("holds other data under the names of this cache")
+        if version is None:
+            return False
+        if not version.isdigit():
+            raise self.server.foreign("holds other data under the names of this cache")
+        if int(version) > SCHEMA_VERSION:
+            raise self.server.foreign(
+                "was written by a newer version of nexusflow-integrations (format"
+                f" {int(version)}, this version reads {SCHEMA_VERSION})"
+            )
+        return True
+
+    def _live_claims(self, client: Any, *, forget: float = _NEVER) -> int:
+        args = [self._now(), forget, CLOCK_SLACK]
+        return int(self.server.run(_SURVEY, [_CLAIMS], args, client=client))
+
+    def _now(self) -> str:
+        return "" if self.clock is None else repr(self.clock())
+
+    def _today(self) -> int:
+        return int((self.clock or time.time)()) // DAY * DAY
+
+
+def _pieces(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    for start in range(0, len(keys), _AT_ONCE):
+        yield keys[start : start + _AT_ONCE]
+
+
+def _rows(client: Any, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    return {
+        key: row
+        for some in _pieces(keys)
+        for key, row in zip(some, client.mget([_VECTOR + key for key in some]), strict=True)
+        if row is not None
+    }
+
+
+def _newest_size(client: Any, found: dict[bytes, bytes]) -> int:
+    """Return the size in bytes of the rows that count, where nobody asked for one."""
+    sizes = {len(row) for row in found.values() if row and len(row) % 4 == 0}
+    if len(sizes) > 1:
+        prefixes = {key[:KIND_BYTES] for key in found}
+        put_last = {int(size) for size in client.hmget(_SIZES, *prefixes) if size} & sizes
+        sizes = put_last or sizes
+    return max(sizes, default=0)
+
+
+def _last_size(rows: dict[bytes, bytes]) -> int:
+    return next((len(row) for row in reversed(rows.values()) if row and len(row) % 4 == 0), 0)
+
+
+def _described(kind: Keyer) -> str:
+    return json.dumps([kind.base_url, kind.model, kind.dimensions, kind.has_role])
+
+
+def _model(described: bytes | None, vectors: int) -> ModelRows:
+    try:
+        base_url, model, dimensions, has_role = json.loads(described or b"")
+    except (ValueError, TypeError):
+        return ModelRows("?", "?", None, False, vectors)
+    return ModelRows(base_url, model, dimensions, bool(has_role), vectors)
+
+
+def _whole(number: bytes | None) -> int | None:
+    return None if number is None else int(number)
+
+
+def _name_pages(client: Any) -> Iterator[list[bytes]]:
+    cursor = 0
+    while True:
+        cursor, names = client.scan(cursor, match=_VECTOR + b"*", count=_AT_ONCE)
+        if names:
+            yield names
+        if not cursor:
+            return
+
+
+def _unlink(client: Any, names: Sequence[bytes]) -> int:
+    return sum(int(client.unlink(*some)) for some in _pieces(names))

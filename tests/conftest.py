@@ -1,0 +1,108 @@
+"""What several folders of tests need: a Redis server of their own."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class RedisProcess:
+    """A real ``redis-server`` on 127.0.0.1 that keeps nothing on disk."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self._folder = folder
+        self._options = options
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start, on the same port if it was started before."""
+        for _ in range(20):
+            port = self.port or _free_port()
+            self._process = subprocess.Popen(
+                ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "",
+                 "--appendonly", "no", "--dir", str(self._folder), *self._options],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            until = time.monotonic() + 60
+            while self._process.poll() is None:
+                assert time.monotonic() < until
+                if _listens(port):
+                    self.port = port
+                    return
+                time.sleep(0.01)
+            # Somebody else took the port meanwhile: another one, or once more.
+        raise AssertionError("redis-server does not start")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(30)
+            self._process = None
+
+    def client(self, **options: Any) -> Any:
+        """A plain client of the ``redis`` package, to look behind the scenes."""
+        import redis
+
+        return redis.Redis(port=self.port, **options)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _listens(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(5) in (b"+PONG", b"-NOAU")
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def redis_process(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., RedisProcess]]:
+    """Start servers with options of their own; all are gone in the end."""
+    pytest.importorskip("redis", reason="the redis package is not installed")
+    if shutil.which("redis-server") is None:
+        pytest.skip("there is no redis-server here: apt-get install redis-server")
+    started: list[RedisProcess] = []
+
+    def start(*options: str) -> RedisProcess:
+        started.append(RedisProcess(tmp_path_factory.mktemp("redis"), *options))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def _shared_redis(redis_process: Callable[..., RedisProcess]) -> RedisProcess:
+    return redis_process()
+
+
+@pytest.fixture
+def redis_server(_shared_redis: RedisProcess) -> RedisProcess:
+    """A server that runs as long as the tests, emptied for this one."""
+    with _shared_redis.client() as client:
+        client.flushall()
+    return _shared_redis
