@@ -89,8 +89,9 @@ class NexusFlow:
         requests_per_minute: Limit of the account, if known; otherwise it is found out.
         tokens_per_minute: The same for tokens.
         pacer: Limits that are kept together with other processes or hosts, in place of the two
-            before: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, or any object with the
-            methods of ``SharedLimits``. It travels with the client when that is pickled.
+            before: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, a ``RedisLimits`` of
+            ``nexusflow_integrations.redis``, or any object with the methods of ``SharedLimits``.
+            It travels with the client when that is pickled.
         on_refused: What a text that the server refuses does to its call: ``"raise"`` a
             ``RefusedTextsError`` once all others are finished, or ``"collect"``: ``None`` in its
             place and the reason in the result's ``refused``.

@@ -16,26 +16,32 @@ from nexusflow_integrations._core.redis_server import CLOCK, RedisServer
 from nexusflow_integrations._core.shared_pacing import MAX_AHEAD
 
 _ACCOUNT = b"nexusflow:pacer:"
+_SHARERS = b"nexusflow:sharers:"
+_OF_LATE = 60.0
+"""Seconds for which whoever asked counts as one of those who share."""
+_PATIENCE = 0.5
+"""Seconds; without an answer a process paces alone for a while, which is better than to wait."""
 _KEPT = 86_400
 """Seconds for which an account that nobody uses is remembered."""
 
 _SCRIPT = (
     f"local SAFETY, SLACK, REGAIN, MAX_AHEAD = {SAFETY!r}, {SLACK!r}, {REGAIN!r}, {MAX_AHEAD!r}\n"
-    f"local KEPT = {_KEPT}\n"
+    f"local KEPT, OF_LATE = {_KEPT}, {_OF_LATE!r}\n"
     + CLOCK
     + """
--- KEYS: the account. ARGV: now, requests and tokens a minute ('' for no limit), tokens owed,
--- seconds late, seconds since a refused request was sent ('' for none), how many to reserve,
--- tokens of each. Answers how many seconds from now each may be sent, as doubles.
+-- KEYS: the account, and who asked for it of late. ARGV: who asks, now, requests and tokens a
+-- minute ('' for no limit), tokens owed, seconds late, seconds since a refused request was sent
+-- ('' for none), how many to reserve, tokens of each. Answers doubles: how many asked of late, and
+-- in how many seconds each may be sent.
 local never = -math.huge
-local now = clock(ARGV[1])
+local now = clock(ARGV[2])
 
 local function bucket(per_minute)
   if per_minute == '' then return nil end
   local per_second = tonumber(per_minute) / 60 * SAFETY
   return { per_second = per_second, slack = SLACK, next_at = never }
 end
-local requests, tokens = bucket(ARGV[2]), bucket(ARGV[3])
+local requests, tokens = bucket(ARGV[3]), bucket(ARGV[4])
 if requests then
   requests.slack = math.min(SLACK, math.max(0, 1 - 1 / requests.per_second))
 end
@@ -52,11 +58,11 @@ if state and #state == 48 then
   share, share_at, cut_at = kept_share, kept_share_at + shift, kept_cut_at + shift
 end
 
-local owed, late = tonumber(ARGV[4]), tonumber(ARGV[5])
+local owed, late = tonumber(ARGV[5]), tonumber(ARGV[6])
 if requests then requests.next_at = requests.next_at + late end
 if tokens then tokens.next_at = tokens.next_at + (late + owed / tokens.per_second) end
 
-if ARGV[6] ~= '' and now - tonumber(ARGV[6]) > cut_at then
+if ARGV[7] ~= '' and now - tonumber(ARGV[7]) > cut_at then
   cut_at, share_at = now, now
   share = math.max(0.1, share * 0.9)
 end
@@ -73,9 +79,12 @@ local function take(slot, bucket, units)
   bucket.next_at = bucket.next_at + units / bucket.per_second
 end
 
-local waits = {}
-local each = tonumber(ARGV[8])
-for i = 1, tonumber(ARGV[7]) do
+redis.call('ZADD', KEYS[2], now, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - OF_LATE)
+redis.call('EXPIRE', KEYS[2], KEPT)
+local answer = { struct.pack('<d', redis.call('ZCARD', KEYS[2])) }
+local each = tonumber(ARGV[9])
+for i = 1, tonumber(ARGV[8]) do
   local slot = first(first(now, requests, 1), tokens, each)
   if share < 1 then
     share = math.min(1, share + REGAIN * (slot - share_at))
@@ -83,18 +92,18 @@ for i = 1, tonumber(ARGV[7]) do
   end
   take(slot, requests, 1 / share)
   take(slot, tokens, each / share)
-  waits[i] = struct.pack('<d', slot - now)
+  answer[i + 1] = struct.pack('<d', slot - now)
 end
 
 state = struct.pack('<dddddd', now, requests and requests.next_at or 0,
   tokens and tokens.next_at or 0, share, share_at, cut_at)
 redis.call('SET', KEYS[1], state, 'EX', KEPT)
-return table.concat(waits)
+return table.concat(answer)
 """
 )
 
 
-class RedisLimits:
+class AccountLimits:
     """The ``SharedLimits`` of all who use one Redis server.
 
     Args:
@@ -118,16 +127,21 @@ class RedisLimits:
     ) -> None:
         self.requests_per_minute = requests_per_minute
         self.tokens_per_minute = tokens_per_minute
-        self._server = server
-        self._key = _ACCOUNT + account
+        self.server = server
+        self.account = account
+        self._sharers = 1
         self._clock = clock
+
+    @property
+    def sharers(self) -> int:
+        """How many asked in the last minute, as far as this process knows; at least 1."""
+        return self._sharers
 
     def lease(
         self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
     ) -> list[float]:
         """Reserve ``count`` requests, as ``SharedLimits.lease`` says."""
-        waits = self._run(owed=owed_tokens, late=late, count=count, tokens=tokens)
-        return list(struct.unpack(f"<{count}d", waits))
+        return self._run(owed=owed_tokens, late=late, count=count, tokens=tokens)
 
     def owe(self, tokens: float, late: float = 0.0) -> None:
         """Charge ``tokens`` (give them back if less than 0), and ``late`` seconds."""
@@ -145,9 +159,10 @@ class RedisLimits:
         ago: str = "",
         count: int = 0,
         tokens: int = 0,
-    ) -> bytes:
+    ) -> list[float]:
         now = "" if self._clock is None else repr(self._clock())
         args: list[Any] = [
+            self.server.owner,
             now,
             "" if not self.requests_per_minute else repr(self.requests_per_minute),
             "" if not self.tokens_per_minute else repr(self.tokens_per_minute),
@@ -158,8 +173,13 @@ class RedisLimits:
             tokens,
         ]
 
+        keys = [_ACCOUNT + self.account, _SHARERS + self.account]
+
         def work(client: Any) -> bytes:
-            answer: bytes = self._server.run(_SCRIPT, [self._key], args, client=client)
+            answer: bytes = self.server.run(_SCRIPT, keys, args, client=client)
             return answer
 
-        return self._server.ask(work)
+        answer = self.server.ask(work, patience=_PATIENCE)
+        sharers, *waits = struct.unpack(f"<{count + 1}d", answer)
+        self._sharers = max(1, int(sharers))
+        return waits

@@ -61,8 +61,9 @@ class RedisServer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["address"])  # type: ignore[misc]
 
-    def ask(self, work: Callable[[Any], T]) -> T:
-        """Return ``work(client)``; done over again while a server that has answered is away.
+    def ask(self, work: Callable[[Any], T], *, patience: float = PATIENCE) -> T:
+        """Return ``work(client)``; for ``patience`` seconds done over again while the server, if
+        it has answered before, is away.
 
         Raises:
             CacheError: It is no Redis server, or takes no such password; only before it has
@@ -79,7 +80,7 @@ class RedisServer:
                     raise self._locked_out() from None
                 except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
                     self.is_away = True
-                    if not self._has_answered or time.monotonic() - began > PATIENCE:
+                    if not self._has_answered or time.monotonic() - began > patience:
                         raise self.unavailable(error) from None
                 except (exceptions.InvalidResponse, UnicodeError):
                     if self._has_answered:

@@ -209,9 +209,9 @@ class RedisStore:
         tokens_per_minute: float | None,
     ) -> SharedLimits:
         """Return the limits of ``account``, kept together by all who use this server."""
-        from nexusflow_integrations._core.redis_pacing import RedisLimits
+        from nexusflow_integrations._core.redis_pacing import AccountLimits
 
-        return RedisLimits(
+        return AccountLimits(
             self.server,
             account,
             requests_per_minute=requests_per_minute,

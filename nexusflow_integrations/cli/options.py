@@ -30,11 +30,20 @@ StoreOption = Annotated[
         help="Folder of the indexes. [dim]Default: in the user's cache folder.[/dim]",
     ),
 ]
+
+
+def _no_folder(place: str | None) -> str | None:
+    if place is not None and Path(place).is_dir():
+        raise typer.BadParameter(f"{place!r} is a directory; name a file in it")
+    return place
+
+
 CacheOption = Annotated[
     str | None,
     typer.Option(
         "--cache",
         metavar="FILE|URL",
+        callback=_no_folder,
         show_default=False,
         help="The cache: a file, or redis://HOST:PORT/0, whose password is looked for in"
         " NEXUSFLOW_REDIS_PASSWORD. [dim]Default: a file in the user's cache folder.[/dim]",

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nexusflow_integrations._core.redis_address import RedisAddress
-from nexusflow_integrations._core.redis_pacing import RedisLimits
+from nexusflow_integrations._core.redis_pacing import AccountLimits
 from nexusflow_integrations._core.redis_server import RedisServer
 from nexusflow_integrations._core.shared_pacing import SharedPacer
 from nexusflow_integrations._core.store import VectorStore
 
-Pair = Callable[..., tuple[RedisLimits, SharedPacer]]
+Pair = Callable[..., tuple[AccountLimits, SharedPacer]]
 
 
 class Clock:
@@ -41,9 +41,9 @@ def pair(redis_server: Any, tmp_path: Path, clock: Clock) -> Any:
 
     def make(
         account: bytes, requests: float | None, tokens: float | None
-    ) -> tuple[RedisLimits, SharedPacer]:
+    ) -> tuple[AccountLimits, SharedPacer]:
         told = {"requests_per_minute": requests, "tokens_per_minute": tokens}
-        return RedisLimits(server, account, clock=clock, **told), SharedPacer(
+        return AccountLimits(server, account, clock=clock, **told), SharedPacer(
             store, account, **told
         )
 
