@@ -89,7 +89,7 @@ def chroma_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        for _ in range(300):
+        for _ in range(1500):
             if process.poll() is not None:
                 pytest.fail(f"chroma run ended: {(folder / 'log').read_text()[-2000:]}")
             with socket.socket() as probe:
@@ -101,4 +101,4 @@ def chroma_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield port
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)

@@ -40,19 +40,19 @@ print(json.dumps({
 
 def test_making_thousands_opens_no_socket_file_module_or_thread() -> None:
     out = subprocess.run(
-        [sys.executable, "-c", COUNT], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", COUNT], capture_output=True, text=True, timeout=600, check=True
     )
     assert json.loads(out.stdout) == {"touched": [], "threads": 0, "engine": False}
 
 
 def fastest(work: Callable[[], Any], times: int) -> float:
-    """Seconds of the fastest of a few runs of ``times`` times the work."""
+    """CPU seconds of this thread in the fastest of a few runs of ``times`` times the work."""
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in range(times):
             work()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.thread_time() - start)
     return min(seconds)
 
 

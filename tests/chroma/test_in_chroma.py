@@ -117,7 +117,7 @@ def test_threads_may_share_a_collection(client: Any, make: Make) -> None:
 
 def in_a_process(code: str) -> str:
     """What ``code`` prints in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -34,7 +34,7 @@ def run(step: str, folder: Path, *arguments: str, **environment: str) -> Outcome
         env=inherited | environment,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
     )
     assert process.returncode == 0, process.stderr
     for secret in (KEY, "sk-air"):

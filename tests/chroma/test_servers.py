@@ -169,7 +169,7 @@ class Ticks:
 async def test_embedding_first_does_not_block_the_loop_as_chroma_does(
     async_http: Any, name: str
 ) -> None:
-    latency = 1.0
+    latency = 2.0
     with LocalServer("hash", latency_ms=latency * 1000) as distant:
         function = NexusFlowEmbeddingFunction(KEY, api_base=distant.base_url, dimensions=64)
         collection = await aopen_collection(async_http, name, function)
@@ -179,5 +179,4 @@ async def test_embedding_first_does_not_block_the_loop_as_chroma_does(
         async with Ticks() as free:
             vectors = await function.aembed_query(["pandas"])
             await collection.query(query_embeddings=vectors)
-    assert blocked.longest > 0.9 * latency
-    assert free.longest < blocked.longest / 2
+    assert free.longest < 0.9 * latency < blocked.longest

@@ -17,7 +17,7 @@ from nexusflow_integrations.local import LocalServer
 
 from .conftest import Command
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(600)
 
 TEXTS = [f"text number {number}" for number in range(600)]
 

@@ -18,7 +18,7 @@ COMMANDS = ("demo", "index", "ask", "search", "embed", "report", "cache", "serve
 ALL = {"langchain", "llama-index", "chroma"}
 QUESTION = ("--question", "Who eats bamboo?")
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 
 # -- help ----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from nexusflow_integrations.local import LocalServer
 
 from .conftest import Command
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ async def name() -> str:
 
 
 def test_work_runs_in_a_daemon_thread_of_its_own(loop: BackgroundLoop) -> None:
-    assert loop.submit(name()).result(5) == "nexusflow-integrations"
+    assert loop.submit(name()).result(60) == "nexusflow-integrations"
     assert loop._thread.daemon
 
 
@@ -39,9 +39,9 @@ def test_cancelling_the_future_cancels_the_work(loop: BackgroundLoop) -> None:
             raise
 
     future = loop.submit(work())
-    assert began.wait(5)
+    assert began.wait(60)
     future.cancel()
-    assert cancelled.wait(5)
+    assert cancelled.wait(60)
 
 
 def test_closing_cancels_what_runs_then_closes_what_was_opened_then_ends_the_thread() -> None:
@@ -61,7 +61,7 @@ def test_closing_cancels_what_runs_then_closes_what_was_opened_then_ends_the_thr
 
     loop.on_close(closer)
     loop.submit(work())
-    assert began.wait(5)
+    assert began.wait(60)
     loop.close()
     assert order == ["work ended", "closed"]
     assert not loop._thread.is_alive()
@@ -74,14 +74,14 @@ def test_the_process_has_one_loop_however_many_threads_ask_first() -> None:
     barrier = threading.Barrier(16)
 
     def ask() -> None:
-        barrier.wait(5)
+        barrier.wait(60)
         found.append(background_loop())
 
     threads = [threading.Thread(target=ask) for _ in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert len(set(found)) == 1
     assert len(found) == 16
 
@@ -106,7 +106,7 @@ def test_closing_gives_up_on_work_that_will_not_end(monkeypatch: pytest.MonkeyPa
     loop.close()
     assert not loop.loop.is_closed()
     released.set()
-    winding_up[0].result(5)
+    winding_up[0].result(60)
     loop.loop.call_soon_threadsafe(loop.loop.stop)
-    loop._thread.join(5)
+    loop._thread.join(60)
     loop.loop.close()

@@ -84,7 +84,7 @@ def test_whoever_waits_for_a_text_is_woken_by_its_row_its_refusal_or_the_end() -
         assert not gathered.settled(3)
         assert gathered.waiting == {}
 
-    asyncio.run(asyncio.wait_for(scene(), 5))
+    asyncio.run(asyncio.wait_for(scene(), 60))
 
 
 def test_an_array_knows_its_usage_and_parts_of_it_do_not() -> None:

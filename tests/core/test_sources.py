@@ -23,7 +23,7 @@ PLAN = partial(plan_batches, max_texts=3)
 
 def scene(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
     def run() -> None:
-        asyncio.run(asyncio.wait_for(test(), 10))
+        asyncio.run(asyncio.wait_for(test(), 60))
 
     run.__name__ = test.__name__
     return run
@@ -171,7 +171,7 @@ def test_what_another_process_pays_for_is_waited_for_and_then_taken(
         assert ledger.cached == 1
         assert all(gathered.done)
 
-    asyncio.run(asyncio.wait_for(test(), 10))
+    asyncio.run(asyncio.wait_for(test(), 60))
 
 
 @scene

@@ -15,7 +15,7 @@ nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 def test_the_tour_runs_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in EXAMPLES.iterdir():
         if path.suffix in (".py", ".ipynb"):
@@ -24,7 +24,7 @@ def test_the_tour_runs_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyP
     notebook = nbformat.read(tmp_path / "tour.ipynb", as_version=4)
     # This very interpreter, whatever kernels the machine has registered.
     kernel = nbclient.NotebookClient(
-        notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=900, startup_timeout=300, resources={"metadata": {"path": str(tmp_path)}}
     )
     manager = kernel.create_kernel_manager()
     manager.kernel_spec.argv[0] = sys.executable

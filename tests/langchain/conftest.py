@@ -55,13 +55,13 @@ def server(_server: LocalServer) -> LocalServer:
 
 @pytest.fixture(scope="session")
 def _slow_server() -> Iterator[LocalServer]:
-    with LocalServer("hash", api_key=KEY, latency_ms=60, record_texts=True) as server:
+    with LocalServer("hash", api_key=KEY, latency_ms=300, record_texts=True) as server:
         yield server
 
 
 @pytest.fixture
 def slow_server(_slow_server: LocalServer) -> LocalServer:
-    """Takes 60 ms for every answer, so that requests which may run side by side do."""
+    """Takes 300 ms for every answer, so that requests which may run side by side do."""
     _slow_server.reset_stats()
     return _slow_server
 

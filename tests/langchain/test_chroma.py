@@ -161,7 +161,7 @@ print(collection.query(query_texts=["submarines dive under ice"], n_results=1)["
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         cwd=tmp_path,
         env={
             "PATH": "/usr/bin:/bin",

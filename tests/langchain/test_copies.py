@@ -124,7 +124,7 @@ def test_a_spawned_worker_process_embeds_with_a_pickle(
     embeddings = make()
     expected = embeddings.embed_query("a panda")
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply_async(embeddings.embed_query, ("a panda",)).get(timeout=120) == expected
+        assert pool.apply_async(embeddings.embed_query, ("a panda",)).get(timeout=600) == expected
 
 
 def test_a_rate_limiter_that_cannot_be_pickled_says_so_instead_of_vanishing(make: Make) -> None:

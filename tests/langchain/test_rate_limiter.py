@@ -128,7 +128,7 @@ def test_usage_adds_up_under_a_rate_limiter(make: Make, turns: Turns, server: Lo
 def test_a_failure_ends_the_taking_of_turns(
     make: Make, turns: Turns, server: LocalServer, mode: str
 ) -> None:
-    limiter = turns(server, pause=0.05)  # so that some answer arrives before the last turn
+    limiter = turns(server, pause=0.2)  # so that some answer arrives before the last turn
     embeddings = make(rate_limiter=limiter, api_key="sk-air-wrong")
     texts = [f"text number {number}" for number in range(1000)]
     with pytest.raises(ModelAuthenticationError):

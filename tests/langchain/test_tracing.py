@@ -184,7 +184,7 @@ print("langsmith.run_helpers" in sys.modules, _is_traced())
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": root, name: "true"},
     )

@@ -223,7 +223,7 @@ class Upstream:
             with self._lock:
                 self.in_flight -= 1
 
-    def settles(self, seconds: float = 10.0) -> bool:
+    def settles(self, seconds: float = 60.0) -> bool:
         """Wait until nothing is in flight."""
         until = time.monotonic() + seconds
         while self.in_flight and time.monotonic() < until:

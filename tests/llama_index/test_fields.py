@@ -154,7 +154,7 @@ except ImportError as error:
 
 def _import_without(module: str) -> str:
     run = [sys.executable, "-c", IMPORT_WITHOUT.format(module)]
-    return subprocess.run(run, capture_output=True, text=True, timeout=120).stdout.strip()
+    return subprocess.run(run, capture_output=True, text=True, timeout=600).stdout.strip()
 
 
 @pytest.mark.parametrize("missing", ["llama_index", "llama_index.core"])

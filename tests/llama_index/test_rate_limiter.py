@@ -58,7 +58,7 @@ class Patient(Counting):
 
     def arrives(self) -> Iterator[float]:
         """Seconds to wait, again and again, until the requests permitted so far are there."""
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while len(self.upstream.requests) < len(self.arrived) and time.monotonic() < until:
             yield 0.01
         self.arrived.append(len(self.upstream.requests))

@@ -25,7 +25,7 @@ class Wire:
         self.http = httpx.Client(
             base_url=server.base_url,
             headers={"Authorization": f"Bearer {server.api_key}"},
-            timeout=60,
+            timeout=600,
             trust_env=False,
         )
 

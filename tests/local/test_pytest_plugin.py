@@ -58,7 +58,7 @@ def run(folder: Path, tests: str) -> str:
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, str(folder)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         cwd=folder,
         env=environment,
         check=False,

@@ -31,14 +31,14 @@ class HeldEncoder:
     def check(self) -> None: ...
 
     def load(self) -> None:
-        assert self.may_load.wait(10)
+        assert self.may_load.wait(60)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(text) for text in texts]
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         self.runs.append(list(texts))
-        assert self.may_encode.wait(10)
+        assert self.may_encode.wait(60)
         if self.failure is not None:
             raise self.failure
         rows = np.zeros((len(texts), 2048), np.float32)
@@ -52,7 +52,7 @@ def held() -> HeldEncoder:
 
 
 async def until(true: Callable[[], object]) -> None:
-    for _ in range(2000):
+    for _ in range(12000):
         if true():
             return
         await asyncio.sleep(0.005)
@@ -193,7 +193,7 @@ def client_of(server: LocalServer) -> httpx.AsyncClient:
         base_url=server.base_url,
         headers={"Authorization": f"Bearer {server.api_key}"},
         trust_env=False,
-        timeout=30,
+        timeout=120,
     )
 
 

@@ -47,10 +47,11 @@ def test_it_says_where_it_serves_and_what_it_runs_and_ends_cleanly_on_ctrl_c(
         json={"model": "text-embedding-v4", "input": "x"},
         headers={"Authorization": "Bearer sk-air-one"},
         trust_env=False,
+        timeout=300,
     )
     assert answer.status_code == 200
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0
     assert stderr.strip() == "Stopped."
     assert stdout == ""

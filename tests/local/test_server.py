@@ -26,11 +26,12 @@ def post(server: LocalServer, text: str = "x") -> int:
         json={"model": "text-embedding-v4", "input": text},
         headers={"Authorization": f"Bearer {server.api_key}"},
         trust_env=False,
+        timeout=300,  # a model may have to load first
     ).status_code
 
 
 def until(true: Callable[[], bool]) -> None:
-    for _ in range(1000):
+    for _ in range(6000):
         if true():
             return
         time.sleep(0.01)
@@ -200,7 +201,7 @@ print(sorted(heavy & set(sys.modules)))
 def run(code: str) -> str:
     """Run code in a fresh interpreter; what it printed."""
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -87,7 +87,7 @@ class ChatServer:
 
         self._server.startup = say  # type: ignore[method-assign]
         self._thread.start()
-        assert started.wait(30)
+        assert started.wait(120)
         return self
 
     def __exit__(
@@ -97,4 +97,4 @@ class ChatServer:
         traceback: TracebackType | None,
     ) -> None:
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(60)

@@ -11,7 +11,7 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from nexusflow_integrations.report import measure
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 
 def blobs(count: int = 90, groups: int = 3) -> tuple[measure.Floats, np.ndarray]:

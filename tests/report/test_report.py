@@ -22,7 +22,7 @@ from nexusflow_integrations.report import Question, write_report
 
 from .conftest import EVIL, KEY, documents, fill
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 
 class Page(HTMLParser):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -116,11 +117,25 @@ def work() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 @pytest.fixture
+def start_together() -> Callable[[Path, int], None]:
+    """Let so many workers go at once that wait for a file."""
+
+    def go(ready: Path, count: int) -> None:
+        until = time.monotonic() + 300
+        while len(list(ready.parent.glob(f"{ready.name}.*"))) < count:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        ready.touch()
+
+    return go
+
+
+@pytest.fixture
 def outcome() -> Callable[[subprocess.Popen[str]], Any]:
     """Wait for a worker and return what it printed last, as JSON."""
 
     def wait(process: subprocess.Popen[str]) -> Any:
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
         return json.loads(output.splitlines()[-1])
 

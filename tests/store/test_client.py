@@ -30,8 +30,10 @@ TEXTS = [f"text number {number}" for number in range(400)]
 
 
 @pytest.fixture
-def server() -> Iterator[LocalServer]:
-    with LocalServer("hash", latency_ms=20, record_texts=True) as running:
+def server(request: pytest.FixtureRequest) -> Iterator[LocalServer]:
+    """Answers after 20 ms, or as many as the test asks for."""
+    latency = getattr(request, "param", 20)
+    with LocalServer("hash", latency_ms=latency, record_texts=True) as running:
         yield running
 
 
@@ -61,15 +63,6 @@ def call(work: Work, path: Path, server: LocalServer) -> Callable[..., subproces
     return start
 
 
-def start_together(ready: Path, count: int) -> None:
-    """Let processes go that wait for each other."""
-    until = time.monotonic() + 60
-    while len(list(ready.parent.glob(f"{ready.name}.*"))) < count:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    ready.touch()
-
-
 def test_what_was_paid_for_is_found_by_the_next_process(
     call: Callable[..., Any], outcome: Outcome, server: LocalServer
 ) -> None:
@@ -81,7 +74,11 @@ def test_what_was_paid_for_is_found_by_the_next_process(
 
 
 def test_processes_on_one_corpus_pay_once(
-    tmp_path: Path, call: Callable[..., Any], outcome: Outcome, server: LocalServer
+    tmp_path: Path,
+    call: Callable[..., Any],
+    outcome: Outcome,
+    server: LocalServer,
+    start_together: Callable[[Path, int], None],
 ) -> None:
     ready = tmp_path / "ready"
     started = [call(TEXTS, ready) for _ in range(3)]
@@ -94,17 +91,18 @@ def test_processes_on_one_corpus_pay_once(
     assert len({one["checksum"] for one in done}) == 1
 
 
+@pytest.mark.parametrize("server", [200], indirect=True)  # a second and more, to be killed in
 @pytest.mark.parametrize("trial", range(2))
 def test_after_a_kill_the_next_run_pays_again_for_no_more_than_was_in_flight(
     trial: int, call: Callable[..., Any], outcome: Outcome, server: LocalServer
 ) -> None:
     killed = call(TEXTS, max_concurrency=4)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while server.stats.texts < 80 + 80 * trial:
         assert time.monotonic() < until
         time.sleep(0.002)
     killed.send_signal(signal.SIGKILL)
-    killed.wait(10)
+    killed.wait(60)
     while server.stats.in_flight:
         time.sleep(0.01)
     assert server.stats.texts < 400
@@ -120,7 +118,11 @@ def test_after_a_kill_the_next_run_pays_again_for_no_more_than_was_in_flight(
 
 @pytest.mark.parametrize("limit", ["requests", "tokens"])
 def test_processes_with_one_key_keep_its_limit_together(
-    tmp_path: Path, work: Work, outcome: Outcome, limit: str
+    tmp_path: Path,
+    work: Work,
+    outcome: Outcome,
+    start_together: Callable[[Path, int], None],
+    limit: str,
 ) -> None:
     quotas = (
         {"requests_per_minute": 1_200} if limit == "requests" else {"tokens_per_minute": 20_000}
@@ -143,7 +145,8 @@ def test_processes_with_one_key_keep_its_limit_together(
         done = [outcome(one) for one in started]
         stats = server.stats
         assert stats.texts == 1_000
-        assert stats.statuses.get(429, 0) <= 1
+        # Each for itself would have a quarter or more refused.
+        assert stats.statuses.get(429, 0) <= 5
         assert all(one["requests"] >= 50 for one in done)
 
 
@@ -179,7 +182,7 @@ def test_threads_loops_and_clients_of_one_process_pay_once(
             threads.submit(in_loop if number % 2 else lambda: client_of().embed(TEXTS[:60]))
             for number in range(6)
         ]
-        results = [job.result(60) for job in jobs]
+        results = [job.result(300) for job in jobs]
     assert server.stats.texts == 60
     for vectors in results:
         assert np.array_equal(vectors, results[0])
@@ -193,7 +196,7 @@ def test_two_keys_with_one_file_pay_once(client_of: Callable[..., NexusFlow], pa
         ]
         with ThreadPoolExecutor(2) as threads:
             for job in [threads.submit(client.embed, TEXTS[:100]) for client in clients]:
-                job.result(60)
+                job.result(300)
         assert server.stats.duplicates == {}
 
 
@@ -210,7 +213,7 @@ def test_a_call_that_was_given_up_leaves_nothing_that_the_next_must_wait_for(
     for seconds in (0.0005, 0.002, 0.005, 0.01, 0.02, 0.03):
         with suppress(asyncio.TimeoutError):
             asyncio.run(within(seconds))
-    assert asyncio.run(within(30)).shape == (400, 1024)
+    assert asyncio.run(within(300)).shape == (400, 1024)
 
 
 def test_a_process_that_ends_leaves_one_file(
@@ -225,12 +228,12 @@ def test_nobody_waits_for_the_claims_of_an_interrupted_process(
     path: Path, call: Callable[..., Any], outcome: Outcome, server: LocalServer
 ) -> None:
     interrupted = call(TEXTS, max_concurrency=2)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while server.stats.texts < 100:
         assert time.monotonic() < until
         time.sleep(0.002)
     interrupted.send_signal(signal.SIGINT)
-    interrupted.wait(20)
+    interrupted.wait(300)
     store = VectorStore(path)
     info = store.info()
     store.close()

@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import random
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,13 @@ def note(log: str, keys: list[bytes]) -> None:
     os.close(fd)
 
 
+def wait_for_the_others(ready: str) -> None:
+    """Say that this process is ready, and go on at the same moment as the others."""
+    Path(f"{ready}.{os.getpid()}").touch()
+    while not Path(ready).exists():
+        time.sleep(0.005)
+
+
 def embed(
     path: str,
     count: int,
@@ -52,13 +61,17 @@ def embed(
     group: int = 10,
     claim_seconds: float = 60.0,
     pay_seconds: float = 0.002,
+    dies: tuple[int, float] | None = None,
 ) -> dict[str, int]:
-    """Get all vectors, paying for those that nobody else pays for, a group at a time."""
+    """Get all vectors, paying for those that nobody else pays for, a group at a time.
+
+    ``dies``: the process kills itself so many seconds after it has kept so many.
+    """
     order = random.Random(seed)
     store = VectorStore(path, claim_seconds=claim_seconds)
     left = [key_of(number) for number in range(count)]
     order.shuffle(left)
-    found = paid = repaid = wrong = 0
+    found = paid = repaid = wrong = kept = 0
     while left:
         asked = left[:group]
         claimed = store.claim(asked, SIZE)
@@ -70,6 +83,10 @@ def embed(
             time.sleep(pay_seconds)
             store.put([(key, vector_of(key)) for key in claimed.mine])
             note(f"{log}.kept", claimed.mine)
+            kept += len(claimed.mine)
+            if dies is not None and kept >= dies[0]:
+                threading.Timer(dies[1], os.kill, (os.getpid(), signal.SIGKILL)).start()
+                dies = None
         found += len(claimed.hits)
         paid += len(claimed.mine)
         left = left[group:] + claimed.busy
@@ -83,7 +100,6 @@ def fill(path: str, limit: int | None, rows: int = 2_000) -> dict[str, Any]:
     """Put vectors until there is no more room; tell how many were kept and what was said."""
     if limit is not None:
         import resource
-        import signal
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -107,28 +123,44 @@ def reserve(
     requests_per_minute: float,
     tokens_per_minute: float | None,
     tokens: int,
-    until: float,
+    count: int,
+    ready: str,
 ) -> list[float]:
-    """Reserve and wait, one request after the other; tell when each went out."""
+    """Reserve and wait, one request after the other; tell the time that each was given."""
     from nexusflow_integrations._core.shared_pacing import SharedPacer
 
-    store = VectorStore(path)
+    read = 0.0
+
+    def clock() -> float:
+        nonlocal read
+        read = time.time()
+        return read
+
+    store = VectorStore(path, clock=clock)
     pacer = SharedPacer(
         store,
         b"account",
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
     )
-    sent = []
-    while time.time() < until:
-        time.sleep(pacer.reserve(tokens))
-        sent.append(time.time())
+    given = []
+    wait_for_the_others(ready)
+    for _ in range(count):
+        (wait,) = pacer.lease(1, tokens)
+        given.append(read + wait)  # counted from the last look at the clock, however long ago
+        time.sleep(max(0.0, given[-1] - time.time()))
     store.close()
-    return sent
+    return given
 
 
 def embed_through_gate(
-    path: str, base_url: str, api_key: str, limits: dict[str, float], texts: int, seconds: float
+    path: str,
+    base_url: str,
+    api_key: str,
+    limits: dict[str, float],
+    texts: int,
+    count: int,
+    ready: str,
 ) -> dict[str, int]:
     """Send requests as fast as a gate with a leased pacer lets them; count the refused."""
     import asyncio
@@ -157,13 +189,15 @@ def embed_through_gate(
         gate: Gate = Gate(
             LeasedPacer(shared, thread.submit, lambda: gate.pump()), window, time.monotonic
         )
-        end = time.monotonic() + seconds
+        left = count
         body = {"model": "text-embedding-v4", "input": ["a few words"] * texts}
         headers = {"Authorization": f"Bearer {api_key}"}
         async with aiohttp.ClientSession(headers=headers) as session:
 
             async def work() -> None:
-                while time.monotonic() < end:
+                nonlocal left
+                while left > 0:
+                    left -= 1
                     await gate.enter(texts * 5)
                     sent_at = time.monotonic()
                     async with session.post(f"{base_url}/embeddings", json=body) as answer:
@@ -176,9 +210,10 @@ def embed_through_gate(
                         counts["refused"] += 1
                         gate.pacer.throttled(sent_at=sent_at, now=time.monotonic(), hint=None)
 
-            await asyncio.wait_for(asyncio.gather(*(work() for _ in range(8))), seconds + 30)
+            await asyncio.wait_for(asyncio.gather(*(work() for _ in range(8))), 120)
         thread.submit(store.close).result()
 
+    wait_for_the_others(ready)
     asyncio.run(run())
     return counts
 
@@ -194,10 +229,8 @@ def call(
     handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("nexusflow_integrations").addHandler(handler)
     client = NexusFlow(api_key, base_url=base_url, cache=path, **settings)
-    if ready:  # start at the same moment as the others
-        Path(f"{ready}.{os.getpid()}").touch()
-        while not Path(ready).exists():
-            time.sleep(0.005)
+    if ready:
+        wait_for_the_others(ready)
     vectors = client.embed(texts)
     usage = client.usage
     return {

@@ -76,7 +76,7 @@ def test_the_root_imports_no_framework_and_nothing_heavy() -> None:
         "heavy = {'langchain_core','llama_index','chromadb','numpy','httpx','aiohttp','sqlite3'};"
         "found = heavy & (set(sys.modules) - before); assert not found, found"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
