@@ -300,7 +300,10 @@ def _before_retry(
         else:
             base = retry.BASE_THROTTLE if throttled else retry.BASE_FAULT
             delay = retry.backoff(retries, base)
-        if delay >= _remaining(call):
+        remaining = call.until - lane.clock()
+        if delay >= remaining:
+            if remaining <= 0 and isinstance(error, APITimeoutError):
+                raise error  # which says what was in flight
             raise _too_late(call, f"the next try was due in {delay:.1f} s", cause=error)
         outage = lane.outage
         if outage is not None and not outage.over:

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexusflow_integrations._core.batching import (
+    MAX_BATCH_TOKENS,
     MAX_BODY_BYTES,
     Item,
     encode_item,
     halves,
+    max_tokens,
     plan_batches,
 )
 from nexusflow_integrations._core.wire import encode_request
@@ -109,3 +111,9 @@ def test_halves_are_both_filled_differ_by_one_at_most_and_join_to_the_batch(n: i
 @pytest.mark.parametrize("limit", [1, 3, 10])
 def test_the_number_of_batches_is_the_least_for_short_texts(limit: int) -> None:
     assert len(list(plan_batches(encoded(["t"] * 30), max_texts=limit))) == 30 // limit
+
+
+def test_under_a_token_limit_a_request_holds_at_most_what_a_second_brings() -> None:
+    assert max_tokens(None) == MAX_BATCH_TOKENS
+    assert max_tokens(60_000) == 1000
+    assert max_tokens(1e9) == MAX_BATCH_TOKENS

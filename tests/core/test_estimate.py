@@ -58,3 +58,8 @@ def test_the_time_is_that_of_the_limit_that_binds_and_unknown_without_limits() -
     tokens = of().tokens
     found = of(requests_per_minute=6000, tokens_per_minute=60)
     assert found.seconds == pytest.approx(tokens)
+
+
+def test_under_a_token_limit_no_request_is_counted_on_that_a_second_could_not_bring() -> None:
+    assert of(tokens_per_minute=60).requests == len(TEXTS)
+    assert of(tokens_per_minute=6_000_000).requests == 3

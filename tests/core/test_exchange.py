@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -508,6 +509,38 @@ def test_when_the_prober_leaves_a_follower_takes_its_place_and_loses_no_retry(
     finished(follower, answer_to(send, None, clock))
 
 
+def test_a_place_taken_from_a_prober_that_left_still_has_only_its_own_retries(
+    lane: Lane, clock: Clock
+) -> None:
+    leader, _ = failing(lane, clock)
+    follower, _ = failing(lane, clock, max_retries=1)
+    leader.close()
+    assert isinstance(follower.send(None), Sleep)
+    probe = follower.send(None)
+    with pytest.raises(errors.InternalServerError):
+        follower.send(answer_to(probe, no(503), clock))
+
+
+@pytest.mark.parametrize(("passed", "rest"), [(4.0, 6.0), (9.5, 0.5), (30.0, None)])
+def test_what_is_left_of_the_wait_the_server_asked_for_is_kept_after_an_outage(
+    lane: Lane, clock: Clock, monkeypatch: pytest.MonkeyPatch, passed: float, rest: float | None
+) -> None:
+    monkeypatch.setattr(retry.random, "random", lambda: 0.0)
+    leader, _ = failing(lane, clock)
+    steps = exchange(items(["a"]), call(clock, lane))
+    follow = steps.send(answer_to(next(steps), no(429, retry_after="10"), clock))
+    assert isinstance(follow, Follow)
+    clock.now += passed
+    follow.outage.end(recovered=True)
+    step = steps.send(None)
+    if rest is None:
+        assert isinstance(step, Send)
+    else:
+        assert isinstance(step, Sleep)
+        assert step.seconds == pytest.approx(rest)
+    leader.close()
+
+
 def test_a_prober_cancelled_in_its_request_lets_another_probe(lane: Lane, clock: Clock) -> None:
     leader, _ = failing(lane, clock)
     follower, step = failing(lane, clock)
@@ -703,3 +736,89 @@ def test_no_sequence_of_answers_gives_a_wrong_vector_or_an_untyped_error(
         assert np.array_equal(vector, vector_of(TEXTS[index]))
     if whole:
         assert len(sink.vectors) + len(sink.refusals) == len(TEXTS)
+
+
+# ---- what is said
+
+
+def test_a_wait_up_to_the_longest_is_waited_and_a_longer_one_raised() -> None:
+    longest = int(retry.MAX_HINT)
+    done = run(["a"], call(), script(no(429, retry_after=f"{longest}")))
+    assert longest <= done.slept[0] <= 1.1 * longest
+    with pytest.raises(errors.RateLimitError):
+        run(["a"], call(), script(no(429, retry_after=f"{longest + 1}")))
+
+
+def test_a_retry_that_would_be_due_after_the_deadline_is_not_waited_for_and_names_the_cause() -> (
+    None
+):
+    clock = Clock()
+    of = call(clock, deadline=5.0, until=clock() + 5.0)
+    with pytest.raises(
+        errors.APITimeoutError,
+        match=r"deadline of 5 s .*: the next try was due in [78]\.\d s after .*429",
+    ) as caught:
+        run(["a"], of, script(no(429, retry_after="7")))
+    assert isinstance(caught.value.__cause__, errors.RateLimitError)
+    assert caught.value.run.slept == []  # type: ignore[attr-defined]
+
+
+def test_a_deadline_that_passes_in_flight_or_before_a_request_says_which() -> None:
+    clock = Clock()
+    of = call(clock, deadline=5.0, until=clock() + 5.0)
+    with pytest.raises(errors.APITimeoutError, match=r"would pass: a request was in flight$"):
+        run(["a"], of, lambda _, __: LATE, latency=5.0)
+    with pytest.raises(errors.APITimeoutError, match=r"would pass: nothing was in flight$"):
+        run(["a"], call(clock, deadline=5.0, until=clock()), script())
+
+
+def test_a_broken_connection_says_what_broke() -> None:
+    with pytest.raises(errors.APIConnectionError, match=r"^the connection broke$"):
+        run(["a"], call(max_retries=0), script(RESET))
+
+
+def test_a_broken_answer_names_the_request_for_support_and_nothing_where_there_is_no_id() -> None:
+    with pytest.raises(errors.InvalidResponseError, match=r"\(request r-1\)$") as caught:
+        run(["a"], call(max_retries=0), script(Answer(200, {"x-request-id": "r-1"}, b"{")))
+    assert caught.value.request_id == "r-1"
+    with pytest.raises(errors.InvalidResponseError) as caught:
+        run(["a"], call(max_retries=0), script(Answer(200, {}, b"{")))
+    assert caught.value.request_id is None
+    assert "request" not in str(caught.value)
+    with pytest.raises(errors.InvalidResponseError) as caught:
+        run(["a"], call(max_retries=0), script(Answer(200, {"x-request-id": "r" * 300}, b"{")))
+    assert len(str(caught.value.request_id)) == 200
+
+
+def test_a_retry_is_logged_with_its_reason_its_number_and_its_wait(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", "nexusflow_integrations"):
+        run(["a"], call(max_retries=3), script(no(503, message="so busy")))
+    assert re.search(r"so busy.*; retry 1 of 3 in \d+\.\d\d s", caplog.text)
+
+
+def test_a_budget_that_is_used_up_says_what_is_left_and_what_was_asked() -> None:
+    most = token_bound(len(items(["abc"])[0].encoded))
+    of = call(purse=Purse(limit=most + 1, spent=2))
+    with pytest.raises(
+        errors.BudgetExceededError,
+        match=rf"budget of {most + 1} tokens has {most - 1} left.* up to {most};",
+    ):
+        run(["abc"], of, script())
+    assert of.ledger.requests == 0
+
+
+def test_of_two_texts_of_which_the_budget_holds_one_that_one_is_embedded() -> None:
+    most = token_bound(len(items(["a"])[0].encoded))
+    of = call(purse=Purse(limit=most))
+    with pytest.raises(errors.BudgetExceededError):
+        run(["a", "b"], of, lambda request, _: right(request, usage=False))
+    assert list(of.sink.vectors) == [0]  # type: ignore[attr-defined]
+
+
+def test_what_waits_for_others_to_settle_names_the_purse_it_waits_for() -> None:
+    purse = Purse(limit=20, reserved=20)
+    step = next(exchange(items(["a"]), call(purse=purse)))
+    assert isinstance(step, AwaitSettled)
+    assert step.purse is purse

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from typing import Any
@@ -406,3 +407,74 @@ def test_no_header_value_crashes_and_no_wait_is_absurd(value: str) -> None:
 def test_the_wait_stands_on_the_error_too() -> None:
     failure = judged(answer(429, b"", retry_after="7"))
     assert failure.retry_after == failure.error.retry_after == 7.0
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "status"),
+    [
+        ("Invalid_API_Key", "", 401),
+        (None, "Unauthorised", 401),
+        ("Arrearage", "", 402),
+        ("Model_Not_Found", "", 404),
+        ("data_inspection_failed", "", 400),
+        ("insufficient_quota", "", 429),
+        ("rate_limit_exceeded", "", 429),
+    ],
+)
+def test_an_error_under_200_has_the_status_it_should_have_come_under_and_never_the_key(
+    code: str | None, message: str, status: int
+) -> None:
+    body = coded(200, code, f"{message} {KEY}")
+    verdict = judge_ok_error(body, BrokenResponse("b"), api_key=KEY)
+    assert isinstance(verdict, Failure)
+    assert verdict.error.status_code == status
+    assert KEY not in str(verdict.error)
+
+
+def test_words_without_a_code_are_quoted_as_they_are() -> None:
+    verdict = judge_ok_error(coded(200, None, "odd"), BrokenResponse("b"), api_key=KEY)
+    assert str(verdict) == "b; the server says: odd"
+
+
+@pytest.mark.parametrize("location", ["", "/elsewhere", "http://[bad"])
+def test_a_redirect_to_no_host_names_none(location: str) -> None:
+    verdict = judge(answer(302, {}, location=location), api_key=KEY)
+    assert "redirected, which is never followed: check base_url" in str(verdict.error)
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "86400"}, 86_400.0),
+        ({"retry-after": "86401"}, None),
+        ({"retry-after-ms": "0", "retry-after": "3"}, 3.0),
+        ({"retry-after": "0", "x-ratelimit-reset": "4"}, 4.0),
+        ({"x-ratelimit-reset": "0"}, None),
+    ],
+)
+def test_a_wait_of_nothing_gives_way_to_the_next_header_and_a_day_is_the_most(
+    headers: dict[str, str], wait: float | None
+) -> None:
+    assert retry_after(headers, now=NOW) == wait
+
+
+def test_a_date_without_a_zone_is_utc_wherever_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Shanghai")
+    time.tzset()
+    try:
+        at = datetime.fromtimestamp(NOW + 60, timezone.utc)
+        assert retry_after({"retry-after": at.strftime("%a %b %d %H:%M:%S %Y")}, now=NOW) == 60
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("requested", "kind"), [(1001, Kind.TOO_LARGE), (1000, Kind.THROTTLE), (999, Kind.THROTTLE)]
+)
+def test_a_throttle_that_no_wait_would_cure_asks_for_a_smaller_request(
+    requested: int, kind: Kind
+) -> None:
+    body = coded(429, "rate_limit_exceeded", f"Limit 1000, Requested {requested}.")
+    assert judge(body, api_key=KEY).kind is kind

@@ -194,3 +194,35 @@ async def test_a_pacer_that_replaces_another_counts_from_the_next_turn_on() -> N
     began = asyncio.get_running_loop().time()
     await door.enter(10)
     assert asyncio.get_running_loop().time() == began
+
+
+class Paced:
+    """A pacer that lets one request out each ``interval`` seconds and notes what it was told."""
+
+    def __init__(self, interval: float) -> None:
+        self.interval, self.next_at = interval, float("-inf")
+        self.took: list[tuple[int, float]] = []
+
+    def wait(self, now: float) -> float:
+        return max(0.0, self.next_at - now)
+
+    def take(self, tokens: int, now: float) -> None:
+        self.took.append((tokens, now))
+        self.next_at = now + self.interval
+
+    def settle(self, estimated: int, billed: int) -> None: ...
+
+    def throttled(self, *, sent_at: float, now: float, hint: float | None) -> None: ...
+
+    def succeeded(self, now: float) -> None: ...
+
+
+@timed
+async def test_the_pacer_is_told_the_tokens_of_each_request_when_it_goes_out() -> None:
+    loop = asyncio.get_running_loop()
+    pacer = Paced(0.5)
+    door = Gate(pacer, Window(limit=8), loop.time)
+    start = loop.time()
+    await asyncio.gather(*(door.enter(tokens) for tokens in (11, 22, 33)))
+    assert [tokens for tokens, _ in pacer.took] == [11, 22, 33]
+    assert [at - start for _, at in pacer.took] == pytest.approx([0.0, 0.5, 1.0])

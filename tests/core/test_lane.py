@@ -112,3 +112,29 @@ def test_an_outage_ends_once_and_tells_everyone_once() -> None:
     outage.end(recovered=True)
     assert heard == [("a", False), ("b", False)]
     assert outage.recovered is False
+
+
+def test_the_pacer_hears_how_long_the_server_asked_to_wait(lane: Lane, clock: Clock) -> None:
+    for _ in range(2):  # the second one, after which still nothing got through, is believed
+        clock.now += 0.1
+        sent_at = clock()
+        clock.now += 0.1
+        lane.bad(judge(no(429, retry_after="20"), api_key=KEY), sent_at, clock())
+    assert lane.pacer.wait(clock()) == pytest.approx(20.0)
+
+
+def test_a_lane_remembers_through_what_its_pace_is_shared(lane: Lane) -> None:
+    shared, source = FoundLimit(), object()
+    lane.use_pacer(shared, source)
+    assert (lane.pacer, lane.gate.pacer, lane.paced_by) == (shared, shared, source)
+
+
+def test_a_batch_limit_that_was_learnt_is_logged_once(
+    lane: Lane, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "nexusflow_integrations"):
+        lane.learn_batch_limit(4)
+        lane.learn_batch_limit(4)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the server takes at most 4 texts a request; splitting"
+    ]

@@ -311,3 +311,58 @@ def test_where_one_request_a_second_is_all_there_is_a_late_one_brings_no_early_o
         sent.append(now)
     assert min(after - before for before, after in pairwise(sent)) >= 1.0
     assert sent[-1] <= 5 / 0.99 + 0.2  # and nothing of the limit is lost
+
+
+def test_both_limits_that_were_given_are_kept() -> None:
+    pacer = pacer_for(60, 6000)
+    assert isinstance(pacer, GivenLimits)
+    assert (pacer.requests_per_minute, pacer.tokens_per_minute) == (60, 6000)
+
+
+def test_a_refusal_of_a_given_limit_slows_by_a_tenth_and_never_to_less_than_a_tenth() -> None:
+    def gap(refusals: int) -> float:
+        pacer = GivenLimits(600, None)
+        for number in range(refusals):
+            pacer.throttled(sent_at=10.0 + number, now=10.5 + number, hint=None)
+        now = 9.5 + max(1, refusals)
+        pacer.take(1, now)
+        return pacer.wait(now)
+
+    assert gap(1) == pytest.approx(gap(0) / 0.9)
+    assert gap(2) == pytest.approx(gap(0) / 0.81)
+    assert gap(100) == pytest.approx(gap(0) / 0.1)
+
+
+def test_a_refusal_of_a_request_sent_in_the_moment_of_the_cut_belongs_to_it() -> None:
+    pacer = GivenLimits(600, None)
+    for _ in range(2):
+        pacer.throttled(sent_at=10.0, now=10.0, hint=None)
+    once = GivenLimits(600, None)
+    once.throttled(sent_at=9.0, now=10.0, hint=None)
+    for each in (pacer, once):
+        each.take(1, 10.0)
+    assert pacer.wait(10.0) == once.wait(10.0)
+
+
+@pytest.mark.parametrize(
+    ("former", "later"),
+    [((60, None), (120, None)), ((None, 60), (None, 120)), ((60, 60), (120, None))],
+)
+def test_new_limits_owe_what_the_former_owed(
+    former: tuple[float | None, float | None], later: tuple[float | None, float | None]
+) -> None:
+    before = GivenLimits(*former)
+    before.take(3, 100.0)
+    owed = pacer_for(*later, after=before).wait(100.0)
+    kept = [
+        bucket.wait(100.0)
+        for bucket, limit in ((before._requests, later[0]), (before._tokens, later[1]))
+        if bucket is not None and limit is not None
+    ]
+    assert owed == max(kept) > 0
+
+
+def test_a_new_kind_of_limit_owes_nothing_of_the_former_kind() -> None:
+    before = GivenLimits(60, None)
+    before.take(3, 100.0)
+    assert pacer_for(None, 60, after=before).wait(100.0) == 0

@@ -12,9 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexusflow_integrations._core.batching import encode_item, plan_batches
-from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList, Gathered
+from nexusflow_integrations._core.results import (
+    EmbeddingArray,
+    EmbeddingList,
+    Gathered,
+    as_result,
+)
 from nexusflow_integrations._core.usage import Usage
-from nexusflow_integrations.errors import BadRequestError, InvalidResponseError
+from nexusflow_integrations.errors import (
+    BadRequestError,
+    InvalidResponseError,
+    NexusFlowError,
+    RefusedTextsError,
+)
 
 
 def rows_of(places: list[int], size: int = 3) -> np.ndarray:
@@ -109,3 +119,93 @@ def test_a_list_with_gaps_knows_reasons_and_usage() -> None:
     assert rows[1] is None
     assert rows.refused == {1: reason}
     assert rows.usage.texts == 2
+
+
+# ---- what the caller gets
+
+
+def gathered_of(count: int, *, refused: tuple[int, ...] = ()) -> Gathered:
+    gathered = Gathered(count)
+    for place in range(count):
+        if place in refused:
+            gathered.refuse(place, BadRequestError(f"no {place}"))
+        else:
+            gathered.row(place, rows_of([place])[0])
+    return gathered
+
+
+def test_a_list_of_texts_gives_a_matrix_and_one_text_a_vector() -> None:
+    usage = Usage(texts=2)
+    many = as_result(gathered_of(2), usage, single=False, collect=False)
+    assert isinstance(many, EmbeddingArray)
+    assert many.tolist() == [[0.5] * 3, [1.5] * 3]
+    assert many.usage is usage
+    one = as_result(gathered_of(1), usage, single=True, collect=True)
+    assert isinstance(one, EmbeddingArray)
+    assert one.tolist() == [0.5] * 3
+    assert one.usage is usage
+
+
+def test_collected_refusals_leave_gaps_also_where_nothing_else_is_left() -> None:
+    some = as_result(gathered_of(3, refused=(1,)), Usage(), single=False, collect=True)
+    assert isinstance(some, EmbeddingList)
+    assert [row if row is None else row.tolist() for row in some] == [[0.5] * 3, None, [2.5] * 3]
+    assert list(some.refused) == [1]
+    none = as_result(gathered_of(2, refused=(0, 1)), Usage(), single=False, collect=True)
+    assert list(none) == [None, None]
+
+
+def test_refusals_that_are_not_collected_raise_with_the_first_three_reasons_and_all_vectors() -> (
+    None
+):
+    with pytest.raises(RefusedTextsError) as caught:
+        as_result(gathered_of(6, refused=(5, 1, 2, 4)), Usage(), single=False, collect=False)
+    error = caught.value
+    assert str(error) == (
+        "the server refused 4 of 6 texts (text 1: no 1; text 2: no 2; text 4: no 4; and 1 more);"
+        " the others are in this error's `finished`"
+    )
+    assert sorted(error.refused) == [1, 2, 4, 5]
+    assert {place: row.tolist() for place, row in error.finished.items()} == {
+        0: [0.5] * 3,
+        3: [3.5] * 3,
+    }
+    with pytest.raises(RefusedTextsError, match=r"text 2: no 2\);"):
+        as_result(gathered_of(4, refused=(0, 1, 2)), Usage(), single=False, collect=False)
+
+
+def test_the_only_texts_refusal_is_raised_as_it_is_also_where_refusals_are_collected() -> None:
+    with pytest.raises(BadRequestError, match=r"^no 0$"):
+        as_result(gathered_of(1, refused=(0,)), Usage(), single=True, collect=True)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_call_that_ended_without_all_vectors_never_returns_what_is_there(rows: int) -> None:
+    gathered = Gathered(2)
+    for place in range(rows):
+        gathered.row(place, rows_of([place])[0])
+    with pytest.raises(NexusFlowError, match="a bug in this package"):
+        as_result(gathered, Usage(), single=False, collect=False)
+
+
+def test_rows_found_one_by_one_are_all_reported() -> None:
+    heard: list[int] = []
+    gathered = Gathered(3, heard.append)
+    for place in range(3):
+        gathered.row(place, rows_of([place])[0])
+    gathered.report()
+    assert heard == [3]
+
+
+def test_a_row_nobody_waits_for_wakes_nobody_else() -> None:
+    async def scene() -> None:
+        gathered = Gathered(2)
+        waiting = asyncio.ensure_future(gathered.wait(0))
+        await asyncio.sleep(0)
+        gathered.row(1, rows_of([1])[0])
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        gathered.row(0, rows_of([0])[0])
+        await waiting
+
+    asyncio.run(asyncio.wait_for(scene(), 5))

@@ -124,3 +124,7 @@ TestBudget = Budget.TestCase
 
 def test_the_longest_wait_the_server_may_ask_for_is_longer_than_any_of_ours() -> None:
     assert retry.MAX_HINT > retry.MAX_DELAY
+
+
+def test_a_wait_that_was_asked_for_is_spread_by_at_most_a_tenth() -> None:
+    assert [retry.after_hint(10.0, draw) for draw in (0.0, 0.5, 1.0)] == [10.0, 10.5, 11.0]

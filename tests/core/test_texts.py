@@ -126,3 +126,17 @@ def test_the_error_does_not_quote_the_text() -> None:
 def test_f134_a_million_characters_pass() -> None:
     text = "漢a" * 500_000
     assert check_text(text) is text
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("one", "a list of texts belongs here, not one string: write [text]"),
+        (b"one", "a list of texts belongs here, not bytes"),
+        (3, "a list of texts belongs here, not int"),
+    ],
+)
+def test_what_is_no_list_is_told_what_it_is_and_what_to_write(bad: object, said: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        check_texts(bad)  # type: ignore[arg-type]
+    assert str(caught.value) == said

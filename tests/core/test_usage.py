@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -141,3 +142,33 @@ class Purses(RuleBasedStateMachine):
 
 
 TestPurses = Purses.TestCase
+
+
+def test_a_sum_of_usages_is_at_the_price_of_the_first() -> None:
+    total = Usage(tokens=1, price=Price(2.0, "EUR")) + Usage(tokens=2)
+    assert (total.cost, total.currency) == (3 * 2.0 / 1e6, "EUR")
+
+
+def test_a_ledger_counts_exactly_what_a_usage_tells() -> None:
+    told = {field.name for field in fields(Usage)} - {"price"}
+    assert {field.name for field in fields(Ledger)} == told
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, "budget: say tokens=..., or money=..., or both"),
+        ({"tokens": -1}, "budget: tokens must be a number from 0 up"),
+        ({"money": -0.1}, "budget: money must be a number from 0 up"),
+    ],
+)
+def test_an_impossible_budget_says_what_to_write(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Budget(**values)
+    assert str(caught.value) == said
+
+
+def test_a_budget_and_a_price_may_be_nothing() -> None:
+    assert Budget(tokens=0, money=0).in_tokens(Price(0)) == 0
+    with pytest.raises(ConfigurationError, match=r"^a price must be a number from 0 up$"):
+        Price(-0.1)
