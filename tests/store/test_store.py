@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
 from nexusflow_integrations._core import cache_file
 from nexusflow_integrations._core.cache_file import StoreUnavailable, default_path
@@ -30,48 +28,6 @@ DAY = 86_400
 
 both = pytest.mark.parametrize("kind", ["file", "redis"])
 """Marks what holds for a file and for a server alike."""
-
-# -- keys ------------------------------------------------------------------------------------------
-
-short = st.text(st.characters(codec="utf-8"), max_size=6)
-parts = st.tuples(short, short, st.sampled_from([None, 64, 1024]), short, short)
-
-
-def key_of(of: tuple[str, str, int | None, str, str]) -> bytes:
-    url, model, dimensions, role, text = of
-    return Keyer(base_url=url, model=model, dimensions=dimensions, role=role)(text)
-
-
-@given(parts, parts)
-def test_two_keys_are_equal_only_if_all_that_they_stand_for_is(
-    one: tuple[str, str, int | None, str, str], other: tuple[str, str, int | None, str, str]
-) -> None:
-    assert (key_of(one) == key_of(other)) == (one == other)
-
-
-@given(st.text(st.characters(codec="utf-8"), min_size=2), st.data())
-def test_a_character_that_moves_from_one_part_to_the_next_makes_another_key(
-    joined: str, data: st.DataObject
-) -> None:
-    cuts = st.integers(0, len(joined))
-    one, other = data.draw(cuts), data.draw(cuts)
-    assume(one != other)
-    assert key_of((joined[:one], joined[one:], None, "", "")) != key_of(
-        (joined[:other], joined[other:], None, "", "")
-    )
-    assert key_of(("", "", None, joined[:one], joined[one:])) != key_of(
-        ("", "", None, joined[:other], joined[other:])
-    )
-
-
-def test_a_key_is_24_bytes_and_the_same_in_every_run() -> None:
-    key = Keyer(base_url="https://a.example/v1", model="m", dimensions=64)("x")
-    # Another value would pay again for everything in every cache there is.
-    assert key.hex() == KEY_OF_X
-
-
-KEY_OF_X = "f8265716f88c936d9fa1f9f9bafc7ff9e83a69d9376ce786"
-
 
 # -- finding ---------------------------------------------------------------------------------------
 
