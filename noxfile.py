@@ -16,6 +16,7 @@ nox.options.sessions = [
     "frameworks",
     "chroma_suite",
     "recipes",
+    "doors",
     "docs",
 ]
 nox.options.error_on_external_run = True
@@ -113,6 +114,21 @@ def docs(session: nox.Session) -> None:
     if "griffe:" in str(said):  # strict mode lets these pass
         session.error(f"docstrings that cannot be read:\n{said}")
     session.run("python", "tests/docs/check_site.py", "site")
+
+
+DOORS = ("haystack", "lancedb", "llm", "pydantic-ai")
+
+
+@nox.session(venv_backend="uv")
+@nox.parametrize("resolution", ["lowest-direct", "highest"])
+def doors(session: nox.Session, resolution: str) -> None:
+    """Test the small adapters and their page, all in one environment, which also checks types."""
+    extras = f".[local,{','.join(DOORS)}]"
+    session.install("--resolution", resolution, "-e", extras, *_group("test"), *_group("typing"))
+    session.run("pytest", "-q", "tests/doors", *session.posargs)
+    if resolution == "highest":
+        names = (door.replace("-", "_") for door in DOORS)
+        session.run("mypy", *(f"-pnexusflow_integrations.{name}" for name in names))
 
 
 @nox.session

@@ -511,6 +511,19 @@ class NexusFlow:
         """Everything this client was told, without the key."""
         return self._settings
 
+    def resized(self, dimensions: int | None) -> NexusFlow:
+        """Return a client of another size: the same key, cache and budget, its own ``usage``.
+
+        Raises:
+            ConfigurationError: The model has no such size.
+        """
+        if dimensions == self.dimensions:
+            return self
+        twin = copy.copy(self)
+        twin._settings = replace(self._settings, dimensions=dimensions)
+        twin._usage = Usage(price=self._price)
+        return twin
+
     def __repr__(self) -> str:
         size = "" if self.dimensions is None else f", dimensions={self.dimensions}"
         return f"NexusFlow(model={self.model!r}, base_url={self.base_url!r}{size})"

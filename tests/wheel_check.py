@@ -18,6 +18,10 @@ for name, extra in (
     ("langchain", "langchain"),
     ("llama_index", "llama-index"),
     ("chroma", "chroma"),
+    ("haystack", "haystack"),
+    ("lancedb", "lancedb"),
+    ("llm", "llm"),
+    ("pydantic_ai", "pydantic-ai"),
 ):
     try:
         importlib.import_module(f"nexusflow_integrations.{name}")

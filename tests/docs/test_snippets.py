@@ -18,9 +18,9 @@ from chromadb.api.shared_system_client import SharedSystemClient
 from nexusflow_integrations.local import LocalServer
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-ELSEWHERE = {"recipes.md"}
-"""What runs on engines of its own, in tests/recipes."""
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ELSEWHERE = {"recipes.md", "more.md"}
+"""What runs on packages of its own, in tests/recipes and tests/doors."""
 
 SERVICE = "https://nexusflow.vip/v1"
 _FENCE = re.compile(r"^```(python|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -1,0 +1,59 @@
+"""``NexusFlowEmbeddings``: the function ``nexusflow`` in LanceDB's registry, once imported.
+
+A table stores no key, and no endpoint, since who can write a table could name another. A text that
+is None or "" gets no vector: LanceDB's ``on_bad_vectors`` says what becomes of it. While rows are
+added, LanceDB turns our errors into a RuntimeError with their text.
+"""
+
+from typing import Any
+
+from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations._core.settings import DEFAULT_MODEL
+from nexusflow_integrations.client import NexusFlow
+from nexusflow_integrations.errors import ConfigurationError
+
+with needed(__name__, "lancedb", install="nexusflow-integrations[lancedb]"):
+    from lancedb.embeddings import TextEmbeddingFunction, register
+    from pydantic import ConfigDict, PrivateAttr
+
+__all__ = ["NexusFlowEmbeddings"]
+
+
+@register("nexusflow")
+class NexusFlowEmbeddings(TextEmbeddingFunction):
+    """Settings as in ``NexusFlow``; ``api_key`` may be ``"$var:NAME"`` of LanceDB's registry."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    _client: NexusFlow = PrivateAttr()
+    model: str = DEFAULT_MODEL
+    dimensions: int = 1024
+    query_instruction: str | None = None
+    cache: bool = False
+
+    def __init__(self, api_key: str | None = None, **told: Any) -> None:
+        super().__init__(**told)
+        self._client = NexusFlow(api_key, **dict(self))
+
+    @classmethod
+    def create(cls, **told: Any) -> Any:
+        if str(told.get("api_key")).count(":") > 1:
+            raise ConfigurationError("api_key: the default of $var:NAME:DEFAULT would be stored")
+        return super().create(**told)
+
+    @staticmethod
+    def sensitive_keys() -> list[str]:
+        return ["api_key"]
+
+    def ndims(self) -> int:
+        return self.dimensions
+
+    def generate_embeddings(self, texts: Any) -> list[Any]:
+        rows = iter(self._client.embed([text for text in texts if text]))
+        return [next(rows) if text else None for text in texts]
+
+    def compute_query_embeddings(self, query: str) -> list[Any]:
+        return [self._client.embed(query, role="query")]
+
+    # LanceDB's own would repeat every failure and then raise a bare Exception.
+    compute_query_embeddings_with_retry = compute_query_embeddings
+    compute_source_embeddings_with_retry = TextEmbeddingFunction.compute_source_embeddings

@@ -1,0 +1,57 @@
+"""``NexusFlowEmbeddingModel``: NexusFlow for Pydantic AI's ``Embedder``, with our own errors."""
+
+from collections.abc import Sequence
+
+from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations._core.settings import Role
+from nexusflow_integrations.client import NexusFlow
+
+with needed(__name__, "pydantic_ai", install="nexusflow-integrations[pydantic-ai]"):
+    from pydantic_ai.embeddings import EmbeddingModel, EmbeddingResult, EmbeddingSettings
+    from pydantic_ai.models import check_allow_model_requests
+    from pydantic_ai.usage import RequestUsage
+
+__all__ = ["NexusFlowEmbeddingModel"]
+
+
+class NexusFlowEmbeddingModel(EmbeddingModel):
+    """Embeds through ``client``, by default ``NexusFlow()``; heeds the setting ``dimensions``."""
+
+    def __init__(
+        self, client: NexusFlow | None = None, *, settings: EmbeddingSettings | None = None
+    ) -> None:
+        super().__init__(settings=settings)
+        self.client = client or NexusFlow()
+
+    @property
+    def model_name(self) -> str:
+        return self.client.model
+
+    @property
+    def system(self) -> str:
+        return "nexusflow"
+
+    @property
+    def base_url(self) -> str:
+        return self.client.base_url
+
+    async def embed(
+        self,
+        inputs: str | Sequence[str],
+        *,
+        input_type: Role,
+        settings: EmbeddingSettings | None = None,
+    ) -> EmbeddingResult:
+        """Embed in parallel; ``embeddings`` are lists of floats, ``usage`` the tokens billed."""
+        check_allow_model_requests()
+        texts, told = self.prepare_embed(inputs, settings)
+        client = self.client.resized(told.get("dimensions", self.client.dimensions))
+        vectors = await client.aembed(texts, role=input_type)
+        return EmbeddingResult(
+            vectors.tolist(),
+            inputs=texts,
+            input_type=input_type,
+            usage=RequestUsage(input_tokens=vectors.usage.tokens if vectors.usage else 0),
+            model_name=self.model_name,
+            provider_name=self.system,
+        )
