@@ -103,5 +103,19 @@ def test_every_relative_link_of_the_page_leads_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_every_test_that_the_page_names_is_there(page: Path) -> None:
+    for path, name in re.findall(r"\b(tests/[\w/]+\.py)(?:::(\w+))?", page.read_text()):
+        text = (ROOT / path).read_text()
+        assert not name or re.search(rf"^(async )?def {name}\(", text, re.MULTILINE), name
+
+
+def test_each_row_of_the_readmes_table_names_a_test() -> None:
+    table = (ROOT / "README.md").read_text().partition("| shown by |\n")[2].partition("\n\n")[0]
+    rows = table.splitlines()[1:]
+    assert len(rows) > 5
+    assert [row for row in rows if "::test_" not in row] == []
+
+
 def test_the_first_code_of_the_readme_stands_in_its_first_fifteen_lines() -> None:
     assert _snippets(ROOT / "README.md")[0].line <= 15
