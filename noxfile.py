@@ -18,6 +18,7 @@ nox.options.sessions = [
     "recipes",
     "doors",
     "docs",
+    "ray",
 ]
 nox.options.error_on_external_run = True
 nox.options.envdir = os.environ.get("NOX_ENVDIR", ".nox")
@@ -129,6 +130,13 @@ def doors(session: nox.Session, resolution: str) -> None:
     if resolution == "highest":
         names = (door.replace("-", "_") for door in DOORS)
         session.run("mypy", *(f"-pnexusflow_integrations.{name}" for name in names))
+
+
+@nox.session
+def ray(session: nox.Session) -> None:
+    """Run the tests of Ray Data on a Ray of two CPUs, in an environment of their own."""
+    session.install(*PINS, "-e", ".[ray,chroma,local]", *_group("ray"))
+    session.run("pytest", "-q", "-m", "ray", "tests/ray", *session.posargs)
 
 
 @nox.session

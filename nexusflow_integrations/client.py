@@ -18,6 +18,7 @@ from collections.abc import (
     Mapping,
 )
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import Lock
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 __all__ = ["NexusFlow"]
 
 Progress = Callable[[int], object]
+GIVE_BACK = 5.0
+"""Seconds that giving back a part of a shared budget may take."""
 
 _counting = Lock()
 """One for all clients, so that a child of a fork can replace what another thread held."""
@@ -531,12 +534,27 @@ class NexusFlow:
     # -- life ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Refuse further calls. The process's pool stays open for other clients."""
+        """Refuse further calls. The process's pool stays open for other clients.
+
+        What was drawn from a budget that others share is given back.
+        """
         self._closed = True
+        if (given_back := self._give_back()) is not None:
+            with suppress(FutureTimeoutError):  # what stays out counts as spent
+                given_back.result(GIVE_BACK)
 
     async def aclose(self) -> None:
-        """The same as ``close``."""
+        """The same as ``close``, without blocking the event loop."""
         self._closed = True
+        if (given_back := self._give_back()) is not None:
+            await asyncio.wait([asyncio.wrap_future(given_back)], timeout=GIVE_BACK)
+
+    def _give_back(self) -> Future[None] | None:
+        if self._budget is None or isinstance(self._budget, Budget):
+            return None
+        from nexusflow_integrations._core.engine import engine
+
+        return engine()[0].submit(cast(Any, self._purse).give_back())
 
     def __enter__(self) -> NexusFlow:
         return self
@@ -548,7 +566,7 @@ class NexusFlow:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.close()
+        await self.aclose()
 
     def __getstate__(self) -> dict[str, Any]:
         # Neither the key nor anything that only lives in this process. A worker process finds the

@@ -22,6 +22,7 @@ for name, extra in (
     ("lancedb", "lancedb"),
     ("llm", "llm"),
     ("pydantic_ai", "pydantic-ai"),
+    ("ray", "ray"),
 ):
     try:
         importlib.import_module(f"nexusflow_integrations.{name}")

@@ -161,6 +161,14 @@ class LeasedPurse(Purse):
         super().settle(most, 0)
         self._rest_later()
 
+    async def give_back(self) -> None:
+        """Give back what no request holds, and wait until that is done."""
+        while self._drawing or (self._available > 0 and not self.pending):
+            self._give_back()
+            told = asyncio.Event()
+            self.listen(told.set)
+            await told.wait()
+
     def _rest_later(self) -> None:
         if self.reserved == 0 and self._available > 0:
             with suppress(RuntimeError):  # no loop any more: the interpreter is going down

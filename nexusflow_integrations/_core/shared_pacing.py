@@ -136,6 +136,12 @@ class SlotLimits(GivenLimits):
         self.take(tokens, slot)
         return slot
 
+    def hold(self, until: float) -> None:
+        """Hand out no send time before ``until``."""
+        for bucket in (self._requests, self._tokens):
+            if bucket is not None:
+                bucket.next_at = max(bucket.next_at, until)
+
     def owe(self, tokens: float, seconds: float) -> None:
         if self._requests is not None:
             self._requests.next_at += seconds

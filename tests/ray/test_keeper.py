@@ -1,0 +1,99 @@
+"""The actor without its cluster: what it saves, and what it does when it takes over."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("ray.exceptions")
+
+from nexusflow_integrations import ray as ours
+from nexusflow_integrations.ray import RESTART_PAUSE, _Keeper
+
+pytestmark = pytest.mark.ray
+
+
+class Store:
+    """Ray's control store, as far as the actor uses it."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, str] = {}
+        self.puts = 0
+
+    def _internal_kv_get(self, key: str, namespace: str) -> str | None:
+        return self.rows.get(key)
+
+    def _internal_kv_put(self, key: str, value: str, namespace: str) -> None:
+        self.puts += 1
+        self.rows[key] = value
+
+    def _internal_kv_del(self, key: str, namespace: str) -> None:
+        self.rows.pop(key, None)
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    store = Store()
+    monkeypatch.setattr(ours, "internal_kv", store)
+    return store
+
+
+def keeper(tokens: int | None = 10_000, requests: float | None = 600) -> _Keeper:
+    return _Keeper("nexusflow/test", (requests, None, tokens))
+
+
+def test_an_actor_that_takes_over_grants_nothing_that_was_granted_before() -> None:
+    first = keeper()
+    granted = [first.draw("a", number, 100, 700, 0, 0)[0] for number in range(1, 6)]
+    _, left, pending = keeper().draw("a", 1, 0, 0, 5_000, 0)
+    assert left <= 10_000 - sum(granted)
+    assert left >= 10_000 - sum(granted) - 10_000 // 200
+    assert not pending
+
+
+def test_few_grants_wait_for_the_store(store: Store) -> None:
+    actor = keeper(10_000_000)
+    for number in range(1, 1_001):
+        actor.draw("a", number, 100, 100, 0, 0)
+    assert store.puts < 20
+
+
+def test_when_all_is_given_back_the_store_knows_what_was_spent_exactly() -> None:
+    actor = keeper()
+    actor.draw("a", 1, 100, 700, 0, 0)
+    actor.draw("a", 2, 0, 0, 650, 0)
+    assert keeper().state()[3] == 50
+
+
+def test_a_draw_that_ray_repeats_is_done_once() -> None:
+    actor = keeper()
+    assert actor.draw("a", 1, 100, 700, 0, 0) == actor.draw("a", 1, 100, 700, 0, 0)
+    assert actor.state()[3] == 700
+    actor.draw("a", 2, 0, 0, 600, 0)
+    actor.draw("a", 2, 0, 0, 600, 0)
+    assert actor.state()[3] == 100
+
+
+def test_what_was_spent_is_remembered_until_it_is_forgotten() -> None:
+    actor = keeper()
+    actor.draw("a", 1, 100, 700, 0, 0)
+    assert keeper().state()[3] >= 700
+    actor.forget()
+    assert keeper().state()[3] == 0
+
+
+def test_only_an_actor_that_takes_over_waits_before_its_first_send_time() -> None:
+    assert keeper().lease("a", 1, 10, 0.0, 0.0, 0.0)[0] == [0.0]
+    waits, _ = keeper().lease("a", 1, 10, 0.0, 0.0, 0.0)
+    assert 0 < waits[0] <= RESTART_PAUSE
+
+
+def test_send_times_that_a_worker_holds_from_before_are_not_given_twice() -> None:
+    keeper()
+    second = keeper()
+    assert second.lease("a", 1, 10, 0.0, 0.0, 30.0)[0][0] > 29
+    assert second.lease("b", 1, 10, 0.0, 0.0, 0.0)[0][0] > 29
+
+
+def test_the_workers_that_asked_of_late_are_counted() -> None:
+    actor = keeper()
+    assert [actor.lease(name, 1, 10, 0.0, 0.0, 0.0)[1] for name in "abab"] == [1, 2, 2, 2]
