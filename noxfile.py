@@ -14,6 +14,7 @@ nox.options.sessions = [
     "typing",
     "wheel",
     "frameworks",
+    "floor",
     "chroma_suite",
     "recipes",
     "doors",
@@ -24,7 +25,8 @@ nox.options.error_on_external_run = True
 nox.options.envdir = os.environ.get("NOX_ENVDIR", ".nox")
 PINS = ("-c", "constraints.txt")
 
-FOR_THE_CORE = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis")
+FOR_THE_CORE = ("pytest>=9", "pytest-asyncio>=1.5", "pytest-timeout>=2.4", "hypothesis>=6.160")
+FOR_SERVERS = ("psutil>=7", "trustme>=1.1", "opentelemetry-sdk>=1.27")
 
 
 def _group(name: str) -> list[str]:
@@ -64,6 +66,14 @@ def frameworks(session: nox.Session, resolution: str) -> None:
     """Test the adapters with the lowest supported and with the newest frameworks."""
     session.install("--resolution", resolution, "-e", ".[all]", *_group("test"))
     session.run("pytest", "-q", *ADAPTERS, *session.posargs)
+
+
+@nox.session(venv_backend="uv")
+def floor(session: nox.Session) -> None:
+    """Test the core with the lowest versions of what it needs itself, which frameworks raise."""
+    extras, tests = ".[local,redis,otel]", ("core", "streams", "telemetry", "redis")
+    session.install("--resolution", "lowest-direct", "-e", extras, *FOR_THE_CORE, *FOR_SERVERS)
+    session.run("pytest", "-q", *(f"tests/{name}" for name in tests), *session.posargs)
 
 
 @nox.session
