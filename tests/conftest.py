@@ -1,4 +1,4 @@
-"""What several folders of tests need: a Redis server of their own."""
+"""What several folders of tests need: a Redis server of their own, and the same examples always."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+try:
+    from hypothesis import settings
+except ModuleNotFoundError:  # the environment of the recipes
+    pass
+else:
+    # Everywhere as in CI: the same examples in every run, and none of them held to a time.
+    # ``pytest --hypothesis-profile=default`` looks for new ones.
+    settings.load_profile("ci")
 
 
 class RedisProcess:
