@@ -19,8 +19,11 @@ FRAMEWORKS = {
     *("langchain_core", "langchain_chroma", "llama_index", "chromadb", "typer", "rich"),
     *("ray", "haystack", "lancedb", "llm", "pydantic_ai"),
 }
-ADAPTERS = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "client", "errors"}
 DOORS = {"cli", "rag", "report"}
+ADAPTERS = {path.stem for path in PACKAGE.glob("[!_]*") if not path.name.startswith("py.")} - {
+    *("client", "errors", "local"),
+    *DOORS,
+}
 PUBLIC = ["", *sorted({"client", "errors", "cli", "local", "report"} | ADAPTERS)]
 
 
@@ -42,8 +45,9 @@ def _ours(path: Path) -> set[str]:
     return {name.removeprefix(prefix).split(".")[0] for name in _imports(path) if prefix in name}
 
 
-def _files(folder: str) -> list[Path]:
-    return sorted((PACKAGE / folder).glob("*.py"))
+def _files(name: str) -> list[Path]:
+    """Return the files of a module or of a folder of them."""
+    return sorted([*(PACKAGE / name).glob("*.py"), *PACKAGE.glob(f"{name}.py")])
 
 
 @pytest.mark.parametrize("path", _files("_core"), ids=lambda path: path.stem)
@@ -55,8 +59,8 @@ def test_the_core_imports_neither_adapter_nor_client_nor_framework(path: Path) -
 @pytest.mark.parametrize("name", sorted(ADAPTERS))
 def test_an_adapter_imports_the_core_and_no_other_adapter(name: str) -> None:
     allowed = {"_core", "errors", "client", "NexusFlow", "Budget", "Price", "Usage"}
-    family = {"chroma"} if name == "chroma_collections" else set()
-    assert _ours(PACKAGE / f"{name}.py") <= allowed | family
+    family = {"chroma"} if name == "chroma_collections" else {name}
+    assert [path for path in _files(name) if not _ours(path) <= allowed | family] == []
 
 
 @pytest.mark.parametrize("path", _files("local"), ids=lambda path: path.stem)
@@ -66,7 +70,7 @@ def test_the_local_server_imports_nothing_of_the_client(path: Path) -> None:
 
 def test_nothing_that_a_library_user_imports_imports_a_command() -> None:
     library = [PACKAGE / "client.py", PACKAGE / "errors.py", *_files("_core"), *_files("local")]
-    library += [PACKAGE / f"{name}.py" for name in ADAPTERS]
+    library += [path for name in ADAPTERS for path in _files(name)]
     assert not [path for path in library if _ours(path) & DOORS]
 
 
@@ -111,19 +115,25 @@ SEAM = {"_submit", "_recorded", "_price", "_cache", "_succeed", "_spend_from"}
 
 @pytest.mark.parametrize("name", sorted(ADAPTERS))
 def test_an_adapter_uses_of_the_clients_inside_only_what_is_named_for_it(name: str) -> None:
-    tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+    nodes = [node for path in _files(name) for node in ast.walk(ast.parse(path.read_text()))]
     own = {
         node.attr
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Attribute)
         and isinstance(node.ctx, ast.Store)
         and isinstance(node.value, ast.Name)
         and node.value.id == "self"
-    } | {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    } | {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
     inside = {key for key in (*vars(NexusFlow), *vars(NexusFlow("-"))) if _is_private(key)}
-    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     assert used & inside - own <= SEAM
 
 
 def _is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
+
+
+@pytest.mark.parametrize("path", _files("_core"), ids=lambda path: path.stem)
+def test_how_it_works_says_what_each_file_of_the_core_is(path: Path) -> None:
+    page = (PACKAGE.parent / "docs" / "how-it-works.md").read_text()
+    assert path.stem == "__init__" or f"`{path.stem}`" in page

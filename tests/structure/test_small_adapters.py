@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
@@ -40,18 +39,6 @@ def test_the_worked_example_has_fewer_than_sixty_lines() -> None:
     assert 0 < len("".join(snippets).splitlines()) < 60
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_it_imports_the_core_and_its_own_family(path: Path) -> None:
-    allowed = {"_core", "client", "errors"} | ({"haystack"} if "haystack" in path.parts else set())
-    found = {
-        node.module.split(".")[1]
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ImportFrom)
-        and (node.module or "").startswith("nexusflow_integrations.")
-    }
-    assert found <= allowed
-
-
 @pytest.mark.parametrize("name", EXTRAS)
 def test_without_its_framework_it_says_in_one_sentence_what_to_type(name: str) -> None:
     code = (
@@ -62,7 +49,7 @@ def test_without_its_framework_it_says_in_one_sentence_what_to_type(name: str) -
         "    print(error)\n"
     )
     said = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
     ).stdout
     assert said == (
         f"nexusflow_integrations.{name} needs {EXTRAS[name]}:"
