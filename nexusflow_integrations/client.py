@@ -179,6 +179,7 @@ class NexusFlow:
         self._async_http_client = async_http_client
         self._usage = Usage(price=self._price)
         self._size: Any = None
+        self._wants_lists = False  # for an adapter whose framework wants lists of floats
         self._closed = False
 
     # -- embedding -----------------------------------------------------------------------------
@@ -245,7 +246,8 @@ class NexusFlow:
 
         with self._recorded(ledger):
             report = None if progress is None else events.put
-            future = self._submit(texts, role, single, ledger, None, report)
+            lists = self._wants_lists and not (single or collect)
+            future = self._submit(texts, role, single, ledger, None, report, lists=lists)
             try:
                 if progress is not None:
                     future.add_done_callback(lambda _: events.put(None))
@@ -305,7 +307,8 @@ class NexusFlow:
 
         with self._recorded(ledger):
             reporting = report if progress else None
-            future = self._submit(texts, role, single, ledger, loop, reporting)
+            lists = self._wants_lists and not (single or collect)
+            future = self._submit(texts, role, single, ledger, loop, reporting, lists=lists)
             gathered = await asyncio.wrap_future(future)
             return as_result(gathered, ledger.snapshot(self._price), single=single, collect=collect)
 
@@ -651,6 +654,7 @@ class NexusFlow:
         loop: asyncio.AbstractEventLoop | None,
         on_progress: Callable[[int], object] | None,
         stop: Stop | None = None,
+        lists: bool = False,
     ) -> Future[Gathered]:
         # Imported here: building a client, and importing an adapter, should cost next to nothing.
         from nexusflow_integrations._core.engine import Request, engine
@@ -676,6 +680,7 @@ class NexusFlow:
             cache=self._cache,
             pacer=self._pacer,
             stop=stop,
+            lists=lists,
         )
         return background.submit(running.embed(request))
 

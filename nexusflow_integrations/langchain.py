@@ -306,8 +306,9 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             with self._run("document", texts) as done, self._bar(len(texts)) as progress:
                 if self.rate_limiter is None or not texts:
                     vectors = await client.aembed(texts, progress=progress)
-                else:
-                    vectors = await _aembed_paced(client, texts, self.rate_limiter, progress)
+                    done(vectors)
+                    return cast("list[list[float]]", vectors.tolist())
+                vectors = await _aembed_paced(client, texts, self.rate_limiter, progress)
                 done(vectors)
             return await _lists(vectors)
 
@@ -426,6 +427,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             }
             told["async_http_client"] = told.pop("http_async_client")
             client = NexusFlow(**told, batch_size=size)
+            client._wants_lists = True
             for other in self._clients.values():
                 client._spend_from(other)  # one budget, whatever the size of the batches
             client = self._clients.setdefault(size, client)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import orjson
 
@@ -15,18 +16,24 @@ MAX_BATCH_TOKENS = 81_920
 """Ten texts of the model's 8,192 tokens."""
 _PER_TEXT_BYTES = 1  # the comma
 _ENVELOPE_BYTES = 256
+_MOST_BYTES_A_CHARACTER = 6  # an escaped control character; UTF-8 alone takes 4
 
 
 @dataclass(slots=True)  # frozen would be three times slower to make, and there is one for each text
 class Item:
-    """One text, ready to be put into a body.
+    """One text on its way.
 
-    ``index`` is its place in the caller's list, ``encoded`` its JSON string, ``tokens`` estimated.
+    ``index`` is its place in the caller's list, ``tokens`` about how many it has.
     """
 
     index: int
-    encoded: bytes
+    text: str
     tokens: int
+
+    @property
+    def encoded(self) -> bytes:
+        """The text as a JSON string."""
+        return orjson.dumps(self.text)
 
 
 Batch = Sequence[Item]
@@ -40,9 +47,9 @@ def max_tokens(tokens_per_minute: float | None) -> float:
     return min(MAX_BATCH_TOKENS, (tokens_per_minute or float("inf")) / 60)
 
 
-def encode_item(index: int, text: str) -> Item:
-    """Encode ``text`` once; planning, the body and the byte limit all use the result."""
-    return Item(index, orjson.dumps(text), estimate_tokens(text))
+def item_of(index: int, text: str) -> Item:
+    """Return the item of ``text``, with its tokens estimated."""
+    return Item(index, text, estimate_tokens(text))
 
 
 def plan_batches(
@@ -51,29 +58,36 @@ def plan_batches(
     max_texts: int,
     max_bytes: int = MAX_BODY_BYTES,
     max_tokens: float = MAX_BATCH_TOKENS,
-) -> Iterator[list[Item]]:
+) -> Iterator[Batch]:
     """Cut ``items`` into batches, lazily and in order.
 
     No batch passes a limit, except that a text which alone is over one travels alone. Joined
     together the batches are the items.
     """
-    batch: list[Item] = []
-    size = _ENVELOPE_BYTES
-    tokens = 0
-    for item in items:
-        item_size = len(item.encoded) + _PER_TEXT_BYTES
-        if batch and (
-            len(batch) >= max_texts
-            or size + item_size > max_bytes
-            or tokens + item.tokens > max_tokens
-        ):
-            yield batch
-            batch, size, tokens = [], _ENVELOPE_BYTES, 0
-        batch.append(item)
-        size += item_size
+    source = iter(items)
+    rest: list[Item] = []
+    while batch := rest + list(islice(source, max_texts - len(rest))):
+        fitting = _fitting(batch, max_bytes, max_tokens)
+        yield batch[:fitting]
+        rest = batch[fitting:]
+
+
+def _fitting(batch: Batch, max_bytes: int, max_tokens: float) -> int:
+    """Return how many items of ``batch``, from the first on, fit into one request; at least 1."""
+    tokens = sum([item.tokens for item in batch])
+    characters = sum([len(item.text) for item in batch])
+    # Texts are seldom so long that their bytes have to be counted.
+    if tokens <= max_tokens and (
+        _MOST_BYTES_A_CHARACTER * characters + 3 * len(batch) + _ENVELOPE_BYTES <= max_bytes
+    ):
+        return len(batch)
+    size, tokens = _ENVELOPE_BYTES, 0
+    for count, item in enumerate(batch):
+        size += len(item.encoded) + _PER_TEXT_BYTES
         tokens += item.tokens
-    if batch:
-        yield batch
+        if count and (size > max_bytes or tokens > max_tokens):
+            return count
+    return len(batch)
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch]:

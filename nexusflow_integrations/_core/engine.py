@@ -31,7 +31,7 @@ from nexusflow_integrations._core.exchange import (
     exchange,
 )
 from nexusflow_integrations._core.lane import Lane
-from nexusflow_integrations._core.results import Gathered
+from nexusflow_integrations._core.results import Gathered, RowLists
 from nexusflow_integrations._core.settings import ApiKey, Settings
 from nexusflow_integrations._core.sources import CachedSource, DirectSource, Plan, Source, Texts
 from nexusflow_integrations._core.transport import (
@@ -102,6 +102,7 @@ class Request:
     cache: str | RedisAddress | None = None
     pacer: SharedLimits | None = None
     stop: Stop | None = None
+    lists: bool = False
 
 
 class Engine:
@@ -191,7 +192,8 @@ class Engine:
         """
         settings = request.settings
         lane = self._lane(settings, request.key)
-        gathered = Gathered(len(request.texts), request.on_progress)
+        lists = RowLists(len(request.texts)) if request.lists else None
+        gathered = Gathered(len(request.texts), request.on_progress, lists=lists)
         call = Call(
             settings=settings,
             key=request.key,
@@ -234,6 +236,7 @@ class Engine:
             raise
         finally:
             stop.leave(job)
+        await gathered.make_lists()
         return gathered
 
 
@@ -359,6 +362,9 @@ class Flights:
         self, texts: Iterable[tuple[int, str]], gathered: Gathered
     ) -> tuple[list[tuple[int, str]], list[tuple[int, str, Gathered, int]]]:
         """Part ``texts`` into those now ours to embed, and those that another call embeds."""
+        if not self._flights:
+            self._flights = {text: (gathered, index) for index, text in texts}
+            return list(texts), []
         mine = []
         others = []
         for index, text in texts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nexusflow_integrations._core.batching import encode_item, max_tokens, plan_batches
+from nexusflow_integrations._core.batching import item_of, max_tokens, plan_batches
 from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.tokens import RULE_ERROR, estimate_tokens, exact_counter
 from nexusflow_integrations._core.usage import Price
@@ -59,7 +59,7 @@ def estimate(
     counter = exact_counter()
     tokens = sum(map(counter or estimate_tokens, missing))
     batches = plan_batches(
-        (encode_item(index, text) for index, text in enumerate(missing)),
+        (item_of(index, text) for index, text in enumerate(missing)),
         max_texts=settings.batch_size,
         max_tokens=max_tokens(settings.tokens_per_minute),
     )

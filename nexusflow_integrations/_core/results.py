@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,9 +27,15 @@ class EmbeddingArray(np.ndarray[Any, np.dtype[np.float32]]):
     """
 
     usage: Usage | None
+    _lists: list[list[float]] | None
 
     def __array_finalize__(self, source: Any) -> None:
-        self.usage = None
+        self.usage = self._lists = None
+
+    def tolist(self) -> Any:
+        """Return the numbers as lists of floats, once without work if the call has made them."""
+        lists, self._lists = self._lists, None
+        return super().tolist() if lists is None else lists
 
 
 class EmbeddingList(list[Any]):
@@ -47,10 +54,64 @@ class EmbeddingList(list[Any]):
         self.usage = usage
 
 
-class Gathered:
-    """The sink of one call: rows by index in one array, refusals, and who else waits for a text."""
+class RowLists:
+    """Rows as lists of floats, made batch by batch on the event loop while requests are out.
 
-    def __init__(self, count: int, on_progress: Callable[[int], object] | None = None) -> None:
+    Making them takes several times as long as decoding the rows. After the last answer it would be
+    waited for; as the loop's next callback, behind what has arrived, it costs nobody's time.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._rows: list[list[float] | None] = [None] * count
+        self._waiting: deque[tuple[Sequence[int], Vectors]] = deque()
+
+    def add(self, places: Sequence[int], vectors: Vectors) -> None:
+        self._waiting.append((places, vectors))
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_soon(self._make)
+
+    def _make(self) -> None:
+        places, vectors = self._waiting[0]
+        for place, row in zip(places, vectors.tolist(), strict=True):
+            self._rows[place] = row
+        self._waiting.popleft()
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._make)
+
+    async def of(self, vectors: Vectors) -> list[list[float]]:
+        """Return all rows of ``vectors``; those that were never added are made now."""
+        while self._waiting:
+            await asyncio.sleep(0)
+        rows: list[list[float]] = []
+        for start in range(0, len(vectors), _ROWS_AT_ONCE):
+            stop = start + _ROWS_AT_ONCE
+            some = self._rows[start:stop]
+            if None in some:
+                await asyncio.sleep(0)  # others want the loop too
+                some = [
+                    vector.tolist() if row is None else row
+                    for row, vector in zip(some, vectors[start:stop], strict=True)
+                ]
+            rows += cast("list[list[float]]", some)
+        return rows
+
+
+_ROWS_AT_ONCE = 64
+
+
+class Gathered:
+    """The sink of one call: rows by index in one array, refusals, and who else waits for a text.
+
+    ``lists`` is there if the caller wants lists of floats in the end.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        on_progress: Callable[[int], object] | None = None,
+        *,
+        lists: RowLists | None = None,
+    ) -> None:
         self.count = count
         self._on_progress = on_progress
         self._fresh = 0
@@ -58,10 +119,13 @@ class Gathered:
         self.refusals: dict[int, APIStatusError] = {}
         self.done = bytearray(count)
         self.waiting: dict[int, list[asyncio.Future[None]]] = {}
+        self.lists = lists
+        self.listed: list[list[float]] | None = None
 
     def rows(self, batch: Batch, vectors: Vectors) -> None:
         first = batch[0].index
-        if batch[-1].index - first == len(batch) - 1:
+        places: Sequence[int] = range(first, first + len(batch))
+        if batch[-1].index == places[-1]:
             # Batches keep the order of the input, so these are all rows between the two.
             self._array(vectors.shape[1])[first : first + len(batch)] = vectors
             self.done[first : first + len(batch)] = b"\1" * len(batch)
@@ -70,6 +134,8 @@ class Gathered:
             self._array(vectors.shape[1])[places] = vectors
             for place in places:
                 self.done[place] = 1
+        if self.lists is not None:
+            self.lists.add(places, vectors)
         self._fresh += len(batch)
         if self.waiting:
             for item in batch:
@@ -128,6 +194,11 @@ class Gathered:
         for index in list(self.waiting):
             self._wake(index)
 
+    async def make_lists(self) -> None:
+        """Have all rows ``listed``, if that is wanted and all are there."""
+        if self.lists is not None and self.vectors is not None and not self.refusals:
+            self.listed = await self.lists.of(self.vectors)
+
     def finished(self) -> dict[int, Vectors]:
         """Return what is there, by index."""
         if self.vectors is None:
@@ -155,7 +226,7 @@ def as_result(
     array = vectors.view(EmbeddingArray)
     if single:
         array = array[0]
-    array.usage = usage
+    array.usage, array._lists = usage, gathered.listed
     return array
 
 

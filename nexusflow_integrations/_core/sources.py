@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from nexusflow_integrations._core.batching import Batch, Item, encode_item
+from nexusflow_integrations._core.batching import Batch, Item, item_of
 from nexusflow_integrations._core.results import Gathered
 from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations._core.wire import Vectors
@@ -42,7 +42,7 @@ class DirectSource:
     """Every text is sent."""
 
     def __init__(self, texts: Texts, plan: Plan) -> None:
-        self._batches = plan(encode_item(index, text) for index, text in texts)
+        self._batches = plan(item_of(index, text) for index, text in texts)
 
     async def next(self) -> Batch | None:
         return next(self._batches, None)
@@ -107,7 +107,7 @@ class CachedSource:
                 self._ledger.cached += 1
             elif key in mine:
                 self._claimed[index] = key
-                self._ready.append(encode_item(index, text))
+                self._ready.append(item_of(index, text))
             else:
                 self._busy.append((index, text, key))
         self._gathered.report()

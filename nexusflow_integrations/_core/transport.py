@@ -127,15 +127,19 @@ class AiohttpSender:
 
     def __init__(self, pool: Pool, target: Target) -> None:
         import aiohttp
+        from multidict import CIMultiDict
 
         self._aiohttp = aiohttp
         self._session = pool.session()
         self._url = target.url
-        self._headers = target.headers
+        self._headers = CIMultiDict(target.headers)  # or aiohttp makes one at every request
+        self._timeout = aiohttp.ClientTimeout()
         self._proxy = proxy_for(target.url)
 
     async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
         aiohttp = self._aiohttp
+        if self._timeout.total != timeout:
+            self._timeout = aiohttp.ClientTimeout(total=timeout, ceil_threshold=1e9)
         try:
             async with self._session.post(
                 self._url,
@@ -143,7 +147,7 @@ class AiohttpSender:
                 headers=self._headers,
                 proxy=self._proxy,
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=timeout, ceil_threshold=1e9),
+                timeout=self._timeout,
             ) as response:
                 received = await _read(response)
                 if received is None:

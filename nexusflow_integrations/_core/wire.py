@@ -62,7 +62,7 @@ def encode_request(
     head = b'{"model":%b,"encoding_format":"%b",' % (orjson.dumps(model), encoding_format.encode())
     if dimensions is not None:
         head += b'"dimensions":%d,' % dimensions
-    return b'%b"input":[%b]}' % (head, b",".join([item.encoded for item in batch]))
+    return b'%b"input":%b}' % (head, orjson.dumps([item.text for item in batch]))
 
 
 def decode_response(body: bytes, *, count: int, dimensions: int | None) -> Rows:
@@ -115,7 +115,7 @@ def _place(data: list[Any], count: int) -> list[Any]:
         embeddings = [item["embedding"] for item in data]
     except (AttributeError, KeyError, TypeError):
         raise BrokenResponse("an item of the answer holds no vector") from None
-    if indices == list(range(count)) and all(type(index) is int for index in indices):
+    if indices == list(range(count)) and set(map(type, indices)) == {int}:
         return embeddings
     if all(index is None for index in indices):
         return embeddings
@@ -182,8 +182,9 @@ def _stack(rows: Sequence[Vectors]) -> Vectors:
 
 def _check_numbers(vectors: Vectors) -> None:
     squares = np.einsum("ij,ij->i", vectors, vectors)
-    # One pass says "fine" almost always; only a suspicious sum is looked at closely.
-    if np.isfinite(squares).all() and squares.all():
+    # One pass says "fine" almost always; only a suspicious sum is looked at closely. (NaN is not
+    # above 0.)
+    if squares.min() > 0 and squares.max() < np.inf:
         return
     if not np.isfinite(vectors).all():
         raise BrokenResponse("a vector holds NaN or infinity")

@@ -33,7 +33,7 @@ def breakdown(spec: dict[str, Any]) -> dict[str, Any]:
     checked = vectors.check(texts, found)
 
     def plan() -> None:
-        items = (batching.encode_item(place, text) for place, text in enumerate(texts))
+        items = (batching.item_of(place, text) for place, text in enumerate(texts))
         for batch in batching.plan_batches(items, max_texts=10):
             wire.encode_request(batch, model=MODEL, encoding_format="base64", dimensions=None)
 
@@ -104,7 +104,7 @@ def _http(url: str, texts: list[str], requests: int) -> float:
     from nexusflow_integrations._core.settings import ApiKey, Settings
     from nexusflow_integrations._core.transport import AiohttpSender, Pool, Target
 
-    items = [batching.encode_item(place, text) for place, text in enumerate(texts)]
+    items = [batching.item_of(place, text) for place, text in enumerate(texts)]
     body = wire.encode_request(items, model=MODEL, encoding_format="base64", dimensions=None)
 
     async def run() -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nexusflow_integrations._core.batching import Item, encode_item
+from nexusflow_integrations._core.batching import Item, item_of
 from nexusflow_integrations._core.exchange import (
     AwaitSettled,
     Call,
@@ -121,7 +121,7 @@ def call(clock: Clock | None = None, lane: Lane | None = None, **options: Any) -
 
 
 def items(texts: Sequence[str]) -> list[Item]:
-    return [encode_item(index, text) for index, text in enumerate(texts)]
+    return [item_of(index, text) for index, text in enumerate(texts)]
 
 
 @dataclass

@@ -14,7 +14,7 @@ from nexusflow_integrations._core.batching import (
     MAX_BATCH_TOKENS,
     MAX_BODY_BYTES,
     Item,
-    encode_item,
+    item_of,
     halves,
     max_tokens,
     plan_batches,
@@ -25,7 +25,7 @@ TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, m
 
 
 def encoded(texts: list[str]) -> list[Item]:
-    return [encode_item(index, text) for index, text in enumerate(texts)]
+    return [item_of(index, text) for index, text in enumerate(texts)]
 
 
 @given(TEXTS, st.integers(1, 12), st.integers(300, 900), st.integers(1, 60))
@@ -62,7 +62,7 @@ def test_a_text_over_a_limit_travels_alone_between_its_neighbours() -> None:
     assert [[item.index for item in batch] for batch in batches] == [[0], [1], [2]]
 
 
-def test_planning_is_lazy_it_reads_one_text_beyond_the_batch() -> None:
+def test_planning_is_lazy_it_reads_no_text_beyond_the_batch() -> None:
     read = 0
 
     def source() -> Iterator[Item]:
@@ -73,7 +73,7 @@ def test_planning_is_lazy_it_reads_one_text_beyond_the_batch() -> None:
 
     first = next(plan_batches(source(), max_texts=10))
     assert len(first) == 10
-    assert read == 11
+    assert read == 10
 
 
 def test_no_items_make_no_batch() -> None:
@@ -91,12 +91,12 @@ def test_f137_ten_cjk_texts_of_8192_tokens_stay_under_the_body_limit() -> None:
 
 
 def test_text_outside_ascii_is_sent_as_utf8_not_as_escapes() -> None:
-    assert encode_item(0, "漢字🧪").encoded == '"漢字🧪"'.encode()
+    assert item_of(0, "漢字🧪").encoded == '"漢字🧪"'.encode()
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_an_encoded_text_decodes_to_itself(text: str) -> None:
-    assert json.loads(encode_item(3, text).encoded) == text
+    assert json.loads(item_of(3, text).encoded) == text
 
 
 @given(st.integers(2, 40))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexusflow_integrations._core.batching import encode_item, plan_batches
+from nexusflow_integrations._core.batching import item_of, plan_batches
 from nexusflow_integrations._core.results import (
     EmbeddingArray,
     EmbeddingList,
@@ -38,7 +38,7 @@ def test_rows_of_any_batches_in_any_order_end_at_their_index(
     places: set[int], size: int, chance: random.Random
 ) -> None:
     gathered = Gathered(40)
-    items = [encode_item(place, "t") for place in sorted(places)]
+    items = [item_of(place, "t") for place in sorted(places)]
     batches = list(plan_batches(items, max_texts=size))
     chance.shuffle(batches)
     for batch in batches:
@@ -66,10 +66,10 @@ def test_progress_adds_up_to_all_texts_refused_ones_too() -> None:
     heard: list[int] = []
     gathered = Gathered(4, heard.append)
     gathered.report()
-    gathered.rows([encode_item(0, "a"), encode_item(1, "b")], rows_of([0, 1]))
+    gathered.rows([item_of(0, "a"), item_of(1, "b")], rows_of([0, 1]))
     gathered.report()
     gathered.row(2, rows_of([2])[0])
-    gathered.refused(encode_item(3, "d"), BadRequestError("no"))
+    gathered.refused(item_of(3, "d"), BadRequestError("no"))
     gathered.report()
     gathered.report()
     assert heard == [2, 2]
@@ -84,7 +84,7 @@ def test_whoever_waits_for_a_text_is_woken_by_its_row_its_refusal_or_the_end() -
         gone.cancel()
         await asyncio.sleep(0)
         gathered.row(0, rows_of([0])[0])
-        gathered.rows([encode_item(1, "b")], rows_of([1]))
+        gathered.rows([item_of(1, "b")], rows_of([1]))
         gathered.refuse(2, BadRequestError("no"))
         await asyncio.sleep(0)
         await asyncio.sleep(0)

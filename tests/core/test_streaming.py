@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexusflow_integrations._core.batching import encode_item
+from nexusflow_integrations._core.batching import item_of
 from nexusflow_integrations._core.results import Gathered
 from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.streaming import BATCHES_A_SLAB, Cutter, Slab
@@ -24,7 +24,7 @@ def embedded(slab: Slab, *, refuse: set[int] = frozenset()) -> Gathered:  # type
     """What a call with the slab's texts gathers; place p in the slab gets the vector [p + 1]."""
     gathered = Gathered(len(slab.texts))
     for place, text in enumerate(slab.texts):
-        item = encode_item(place, text)
+        item = item_of(place, text)
         if place in refuse:
             gathered.refused(item, BadRequestError("no", status_code=400))
         else:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nexusflow_integrations._core.batching import encode_item
+from nexusflow_integrations._core.batching import item_of
 from nexusflow_integrations._core.texts import check_text, check_texts
 from nexusflow_integrations.errors import InvalidInputError
 
@@ -55,7 +55,7 @@ def test_whatever_passes_can_be_encoded_and_visible_text_that_can_be_encoded_pas
     else:
         assert encodable
         assert passed == text
-        encode_item(0, passed)
+        item_of(0, passed)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_f136_tuples_generators_sets_of_one_and_numpy_arrays_are_lists_of_texts(
 
 def test_f136_a_numpy_string_is_a_text_and_can_be_sent() -> None:
     (text,) = check_texts(np.array(["naïve 漢"]))
-    assert encode_item(0, text).encoded == '"naïve 漢"'.encode()
+    assert item_of(0, text).encoded == '"naïve 漢"'.encode()
 
 
 def test_order_and_duplicates_are_kept() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexusflow_integrations._core import tokens
-from nexusflow_integrations._core.batching import encode_item
+from nexusflow_integrations._core.batching import item_of
 from nexusflow_integrations._core.tokens import estimate_tokens, exact_counter, token_bound
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
@@ -15,13 +15,13 @@ ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 
 @given(ANY_TEXT)
 def test_the_estimate_is_at_least_one_and_never_above_the_bound(text: str) -> None:
-    item = encode_item(0, text)
+    item = item_of(0, text)
     assert 1 <= item.tokens <= token_bound(len(item.encoded))
 
 
 @given(ANY_TEXT)
 def test_the_bound_is_at_least_a_token_for_every_byte_and_the_end_token(text: str) -> None:
-    assert token_bound(len(encode_item(0, text).encoded)) >= len(text.encode()) + 1
+    assert token_bound(len(item_of(0, text).encoded)) >= len(text.encode()) + 1
 
 
 @given(ANY_TEXT, ANY_TEXT)

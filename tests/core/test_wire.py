@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nexusflow_integrations._core.batching import encode_item
+from nexusflow_integrations._core.batching import item_of
 from nexusflow_integrations._core.wire import (
     MAX_RESPONSE_BYTES,
     BrokenResponse,
@@ -56,7 +56,7 @@ def decode(body: bytes, count: int, dimensions: int | None = None) -> Any:
 
 
 def test_the_request_names_model_format_and_texts_and_the_size_only_if_asked_for() -> None:
-    batch = [encode_item(0, 'say "hi"\n'), encode_item(1, "漢")]
+    batch = [item_of(0, 'say "hi"\n'), item_of(1, "漢")]
     body = json.loads(encode_request(batch, model="m", encoding_format="float", dimensions=None))
     assert body == {"model": "m", "encoding_format": "float", "input": ['say "hi"\n', "漢"]}
     body = json.loads(encode_request(batch, model="m", encoding_format="base64", dimensions=64))
@@ -64,7 +64,7 @@ def test_the_request_names_model_format_and_texts_and_the_size_only_if_asked_for
 
 
 def test_a_model_name_cannot_break_out_of_its_string() -> None:
-    batch = [encode_item(0, "x")]
+    batch = [item_of(0, "x")]
     name = 'm","input":["other"],"x":"'
     body = json.loads(encode_request(batch, model=name, encoding_format="float", dimensions=None))
     assert body["model"] == name
