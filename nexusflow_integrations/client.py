@@ -177,9 +177,9 @@ class NexusFlow:
         self._on_usage = on_usage
         self._http_client = http_client
         self._async_http_client = async_http_client
-        self._usage = Usage(price=self._price)
+        self._spent = Ledger()
         self._size: Any = None
-        self._wants_lists = False  # for an adapter whose framework wants lists of floats
+        self._wants_lists = False
         self._closed = False
 
     # -- embedding -----------------------------------------------------------------------------
@@ -451,7 +451,7 @@ class NexusFlow:
     @property
     def usage(self) -> Usage:
         """What all calls of this client sent and cost so far."""
-        return self._usage
+        return self._spent.snapshot(self._price)
 
     def estimate(self, texts: Iterable[str], *, role: Role = "document") -> Estimate:
         """Say what embedding ``texts`` would send, cost and take; nothing is sent.
@@ -489,11 +489,10 @@ class NexusFlow:
             self._account(ledger)
 
     def _account(self, ledger: Ledger) -> None:
-        usage = ledger.snapshot(self._price)
         with _counting:
-            self._usage = self._usage + usage
+            self._spent.add(ledger)
         if self._on_usage is not None:
-            self._on_usage(usage)
+            self._on_usage(ledger.snapshot(self._price))
 
     # -- settings ------------------------------------------------------------------------------
 
@@ -592,9 +591,14 @@ class NexusFlow:
         # In one process a copy keeps what a pickle must not: key, http clients, purse.
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
+        twin._spent = replace(self._spent)
         return twin
 
-    # -- for adapters: these two, and `_submit`, `_recorded`, `_price`, `_cache` -----------------
+    # -- for adapters: these three, and `_submit`, `_recorded`, `_price`, `_cache` -----------------
+
+    def _want_lists(self) -> None:
+        """Have lists of floats made while requests are out: ``tolist`` then finds them done."""
+        self._wants_lists = True
 
     def _spend_from(self, other: NexusFlow) -> None:
         """Keep one budget with ``other``."""
@@ -603,7 +607,7 @@ class NexusFlow:
     def _succeed(self, former: NexusFlow) -> None:
         """Go on with the budget and the usage of ``former``, which is used no more."""
         self._spend_from(former)
-        self._usage = former._usage
+        self._spent = former._spent
 
     # -- inside --------------------------------------------------------------------------------
 

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from nexusflow_integrations import errors
-from nexusflow_integrations._core.failures import TOO_LONG
 from nexusflow_integrations._core.rebuild import rebuild
 from nexusflow_integrations._core.redis_address import RedisAddress, address_or_path
 from nexusflow_integrations._core.settings import (
@@ -427,7 +426,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             }
             told["async_http_client"] = told.pop("http_async_client")
             client = NexusFlow(**told, batch_size=size)
-            client._wants_lists = True
+            client._want_lists()
             for other in self._clients.values():
                 client._spend_from(other)  # one budget, whatever the size of the batches
             client = self._clients.setdefault(size, client)
@@ -695,6 +694,8 @@ _TOO_LONG: dict[type[NexusFlowError], Any] = {
 
 
 def _is_too_long(error: NexusFlowError) -> bool:
+    from nexusflow_integrations._core.failures import TOO_LONG  # with numpy, which takes a while
+
     if isinstance(error, errors.RefusedTextsError):
         return any(_is_too_long(reason) for reason in error.refused.values())
     return isinstance(error, errors.BadRequestError) and (

@@ -582,8 +582,7 @@ class _Batch:
         return flight, landed
 
     def _count(self, flight: _Flight) -> None:
-        for name, count in vars(flight.ledger).items():
-            setattr(self.ledger, name, getattr(self.ledger, name) + count)
+        self.ledger.add(flight.ledger)
 
     def put(self, text: str, vector: Vector) -> None:
         first, *others = self.distinct[text]

@@ -13,11 +13,13 @@ slowly they drip. Bodies are read up to ``MAX_RESPONSE_BYTES``. Redirects are no
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from inspect import CORO_CREATED, getcoroutinestate
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
@@ -106,9 +108,28 @@ def _open_session(used: WeakSet[Any]) -> Any:
 
 def proxy_for(url: str) -> str | None:
     """Return the proxy that the environment names for ``url`` (HTTPS_PROXY, NO_PROXY, ...)."""
-    parts = urlsplit(url)
-    if parts.scheme == "http" and is_loopback(parts.hostname or ""):
+    if _is_on_this_machine(url):
         return None  # without TLS a proxy would be shown the key
+    return _proxy_for(url, tuple(map(os.environ.get, _PROXY_VARIABLES)))
+
+
+@lru_cache(maxsize=64)
+def _is_on_this_machine(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "http" and is_loopback(parts.hostname or "")
+
+
+_PROXY_VARIABLES = [
+    name
+    for lower in ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+    for name in (lower, lower.upper())
+]
+
+
+@lru_cache(maxsize=64)
+def _proxy_for(url: str, _variables: tuple[str | None, ...]) -> str | None:
+    # Asked anew when a variable changes: reading them all takes as long as a third of a query.
+    parts = urlsplit(url)
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy is None or proxy_bypass(parts.netloc.rpartition("@")[2]):

@@ -98,6 +98,11 @@ class Ledger:
         else:
             self.tokens += tokens
 
+    def add(self, other: Ledger) -> None:
+        """Count what ``other`` counted, too."""
+        for name, count in vars(other).items():
+            setattr(self, name, getattr(self, name) + count)
+
     def snapshot(self, price: Price) -> Usage:
         return Usage(**vars(self), price=price)
 

@@ -28,6 +28,7 @@ from harness import (
     running,
     server,
     start,
+    together,
 )
 from index_tasks import WAYS
 
@@ -85,8 +86,9 @@ def latency(quick: bool) -> Data:
         }
         found = interleaved(fast, rounds, at)
         # Half a minute each, of which all but a second is the server's latency: once is enough.
-        slow = {c.name: _documents(c.name, texts) for c in ALL if c.one_by_one}
-        found |= interleaved(slow, 1, at)
+    # All at once, each with a server of its own: they wait, and need a hundredth of a core.
+    slow = {c.name: _documents(c.name, texts) for c in ALL if c.one_by_one}
+    found |= together(slow, LATENCY_MS)
     return {
         "texts": texts,
         "latency_ms": LATENCY_MS,
@@ -210,8 +212,11 @@ def scaling(quick: bool) -> Data:
     rounds = min(rounds, 2)
     with server(10.0) as at:
         for in_flight in (1, 8, 32, 128):
+            # So much before, that all connections are open: opening is no cost of a request.
             specs = {
-                name: _documents(name, texts, max_concurrency=in_flight) for name in contestants
+                name: _documents(name, texts, max_concurrency=in_flight)
+                | {"before": 40 * in_flight}
+                for name in contestants
             }
             for name, runs in interleaved(specs, rounds, at).items():
                 by_flight[name.removesuffix(", 32")].append(

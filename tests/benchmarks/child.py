@@ -100,7 +100,7 @@ def runner(is_async: bool) -> tuple[Callable[[Any], Any], Callable[[], None]]:
 
 
 def documents(spec: dict[str, Any]) -> dict[str, Any]:
-    """Embed a list of texts, once, after one call to open and import what is lazy."""
+    """Embed a list of texts, once, after a call (``before``) to open and import what is lazy."""
     import vectors
     from contestants import BY_NAME
 
@@ -108,7 +108,7 @@ def documents(spec: dict[str, Any]) -> dict[str, Any]:
     embedder = contestant.make(spec["url"], **spec.get("settings", {}))
     wait, close = runner(contestant.is_async)
     texts = vectors.texts(spec["texts"])
-    wait(embedder.documents(vectors.texts(20, first=50_000_000)))
+    wait(embedder.documents(vectors.texts(spec.get("before", 20), first=50_000_000)))
     time.sleep(0.05)  # a background thread of the contestant may still be tidying up
     with Timed() as timed:
         found = wait(embedder.documents(texts))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -151,6 +152,19 @@ def interleaved(
     return found
 
 
+def together(
+    specs: dict[str, dict[str, Any]], latency_ms: float
+) -> dict[str, list[dict[str, Any]]]:
+    """Measure all ``specs`` once, at the same time, each with a server of its own."""
+
+    def one(spec: dict[str, Any]) -> list[dict[str, Any]]:
+        with server(latency_ms) as at:
+            return [measure(spec, at)]
+
+    with ThreadPoolExecutor(len(specs)) as pool:
+        return dict(zip(specs, pool.map(one, specs.values()), strict=True))
+
+
 def median(runs: Sequence[dict[str, Any]], figure: str) -> float:
     return float(statistics.median(run[figure] for run in runs))
 
@@ -161,6 +175,11 @@ def cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def realtime() -> bool:
+    """Tell whether this process, and so its children, go before all others of the machine."""
+    return sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_FIFO
 
 
 def machine() -> dict[str, Any]:
@@ -175,5 +194,6 @@ def machine() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
+        "realtime": realtime(),
         "versions": versions,
     }

@@ -5,6 +5,9 @@
 Needs the dependency group ``bench``. All of it takes about 15 minutes on two cores, ``--quick``
 about three. Every vector that is timed is compared with what it must be. ``--docs`` puts the tables
 between the markers of a Markdown file, instead of into ``results.md``.
+
+On a Linux machine that others use too, root can have it go before them all, and everybody in it
+alike: ``chrt -f 20 python tests/benchmarks/run.py``. The results say so.
 """
 
 from __future__ import annotations

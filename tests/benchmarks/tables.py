@@ -24,6 +24,11 @@ def _best(rows: Iterable[Data], figure: str, *, most: bool = False) -> float:
     return max(values) if most else min(values)
 
 
+def _as_installed(rows: Iterable[Data]) -> list[Data]:
+    """Leave out the peer that needs another package, and its transport passed in."""
+    return [row for row in rows if "aiohttp" not in row["name"]]
+
+
 def _verdict(value: float, target: float, *, at_most: bool = False) -> str:
     return "yes" if (value <= target if at_most else value >= target) else "**no**"
 
@@ -291,8 +296,12 @@ def of_targets(cases: Data) -> str:
         listing = [item for item in peers if item["gives"] == "lists"]
         best, fastest = _best(listing, "cpu_us"), _best(peers, "per_second", most=True)
         listed = find("cpu", "nexusflow for LangChain")
-        ratio = best / listed["cpu_us"]
-        row("CPU a text to lists, best peer / ours", "4", f"{ratio:.2f}", _verdict(ratio, 4))
+        for peer, cost in (
+            ("best peer as installed", _best(_as_installed(listing), "cpu_us")),
+            ("best peer, openai over aiohttp", best),
+        ):
+            ratio = cost / listed["cpu_us"]
+            row(f"CPU a text to lists, {peer} / ours", "4", f"{ratio:.2f}", _verdict(ratio, 4))
         arrays = find("cpu", "Chroma OpenAIEmbeddingFunction, tens")["cpu_us"]
         for name in ("nexusflow", "nexusflow for Chroma"):
             ratio = arrays / find("cpu", name)["cpu_us"]
@@ -395,7 +404,13 @@ def tables(results: Data) -> dict[str, str]:
     made["run"] = (
         f"{seconds / 60:.1f} minutes, {checked:,} vectors checked. Other processes kept"
         f" {sum(busy) / max(1, len(busy)):.2f} cores busy on average, {max(busy, default=0):.2f}"
-        " at most.\n"
+        " at most"
+        + (
+            ", and stood back: this run had real-time priority"
+            if results["machine"].get("realtime")
+            else ""
+        )
+        + ".\n"
     )
     return made
 

@@ -14,8 +14,8 @@ from nexusflow_integrations._core.batching import (
     MAX_BATCH_TOKENS,
     MAX_BODY_BYTES,
     Item,
-    item_of,
     halves,
+    item_of,
     max_tokens,
     plan_batches,
 )
