@@ -202,7 +202,7 @@ def _send_until_judged(batch: Batch, call: Call) -> Generator[Step, Any, Failure
     batch. Raises what ends the call.
     """
     lane, settings = call.lane, call.settings
-    tokens = sum(item.tokens for item in batch)
+    tokens = sum([item.tokens for item in batch])
     attempts = retries = taken = 0
     probing: Outage | None = None
     lane.retry_budget.first_attempt()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import starmap
 from typing import TYPE_CHECKING, Protocol
 
 from nexusflow_integrations._core.batching import Batch, Item, item_of
@@ -42,7 +43,7 @@ class DirectSource:
     """Every text is sent."""
 
     def __init__(self, texts: Texts, plan: Plan) -> None:
-        self._batches = plan(item_of(index, text) for index, text in texts)
+        self._batches = plan(starmap(item_of, texts))
 
     async def next(self) -> Batch | None:
         return next(self._batches, None)
