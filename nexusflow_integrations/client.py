@@ -526,7 +526,7 @@ class NexusFlow:
             return self
         twin = copy.copy(self)
         twin._settings = replace(self._settings, dimensions=dimensions)
-        twin._usage = Usage(price=self._price)
+        twin._spent = Ledger()
         return twin
 
     def __repr__(self) -> str:
