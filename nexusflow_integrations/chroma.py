@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from nexusflow_integrations._core.redis_address import address_or_path
 from nexusflow_integrations._core.settings import (
     DEFAULT_BASE_URL,
     DEFAULT_MAX_CONCURRENCY,
@@ -146,7 +147,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             max_retries=max_retries,
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
-            cache=cache,
+            cache=address_or_path(cache),  # whose password is in no pickle
             budget=budget,
             price=price,
             on_usage=on_usage,

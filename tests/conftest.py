@@ -38,7 +38,7 @@ class RedisProcess:
     def start(self) -> None:
         """Start, on the same port if it was started before."""
         for _ in range(20):
-            port = self.port or _free_port()
+            port = self.port or self.free_port()
             self._process = subprocess.Popen(
                 ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "",
                  "--appendonly", "no", "--dir", str(self._folder), *self._options],
@@ -55,6 +55,14 @@ class RedisProcess:
             # Somebody else took the port meanwhile: another one, or once more.
         raise AssertionError("redis-server does not start")
 
+    @staticmethod
+    def free_port() -> int:
+        """A port that nobody listened on just now."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            return port
+
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
@@ -66,13 +74,6 @@ class RedisProcess:
         import redis
 
         return redis.Redis(port=self.port, **options)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _listens(port: int) -> bool:

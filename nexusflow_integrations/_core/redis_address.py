@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import TypeVar
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from nexusflow_integrations.errors import ConfigurationError
 
@@ -55,8 +55,9 @@ class RedisAddress:
         user, at, where = parts.netloc.rpartition("@")
         shown = [(name, value) for name, value in options if "password" not in name]
         self._url = url
-        self._shown = urlunsplit(
-            parts._replace(netloc=user.partition(":")[0] + at + where, query=urlencode(shown))
+        # By hand: `urlunsplit` writes a socket's URL in a way that the package does not take.
+        self._shown = f"{parts.scheme}://{user.partition(':')[0]}{at}{where}{parts.path}" + (
+            f"?{urlencode(shown)}" if shown else ""
         )
         secrets = [value for name, value in options if "password" in name]
         secrets += [parts.password or "", unquote(parts.password or "")]

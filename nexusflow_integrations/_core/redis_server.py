@@ -134,7 +134,9 @@ class RedisServer:
 
     def unavailable(self, why: object) -> StoreUnavailable:
         """Return the error for a server that cannot be used here and now."""
-        said = self.address.redact(" ".join(str(why).split()))[:300].rstrip(".")
+        # Of a failed command only what the server said: the rest is keys and vectors.
+        text = str(why).rpartition(" of pipeline caused error: ")[2]
+        said = self.address.redact(" ".join(text.split()))[:300].rstrip(".")
         return StoreUnavailable(f"{self.address} cannot be used: {said}")
 
     def foreign(self, what: str) -> CacheError:

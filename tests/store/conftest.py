@@ -15,7 +15,7 @@ import pytest
 
 from nexusflow_integrations._core.cache import Store
 from nexusflow_integrations._core.keys import Keyer
-from nexusflow_integrations._core.redis_address import RedisAddress
+from nexusflow_integrations._core.redis_address import RedisAddress, address_or_path
 from nexusflow_integrations._core.redis_store import RedisStore
 from nexusflow_integrations._core.store import VectorStore
 
@@ -43,22 +43,25 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def kind() -> str:
+def kept_in() -> str:
     """Where stores are: what holds for both is marked with ``file`` and ``redis``."""
     return "file"
 
 
 @pytest.fixture
-def store_on(
-    kind: str, path: Path, clock: Clock, request: pytest.FixtureRequest
-) -> Iterator[Callable[..., Store]]:
+def place(kept_in: str, path: Path, request: pytest.FixtureRequest) -> str:
+    """What ``cache=`` takes."""
+    return str(path) if kept_in == "file" else str(request.getfixturevalue("redis_server").url)
+
+
+@pytest.fixture
+def store_on(place: str, clock: Clock) -> Iterator[Callable[..., Store]]:
     """Make stores, by default on one file or server and one clock; all are closed in the end."""
     stores: list[Store] = []
-    place: Any = path
-    if kind == "redis":
-        place = RedisAddress(request.getfixturevalue("redis_server").url)
 
-    def make(where: Any = place, **options: Any) -> Store:
+    usual = address_or_path(place)
+
+    def make(where: Any = usual, **options: Any) -> Store:
         make_one = RedisStore if isinstance(where, RedisAddress) else VectorStore
         stores.append(make_one(where, **{"clock": clock, **options}))
         return stores[-1]

@@ -19,12 +19,16 @@ import numpy as np
 import pytest
 
 from nexusflow_integrations import NexusFlow
-from nexusflow_integrations._core.store import VectorStore
+from nexusflow_integrations._core.cache import store_at
+from nexusflow_integrations._core.redis_address import address_or_path
 from nexusflow_integrations.errors import CacheError
 from nexusflow_integrations.local import LocalServer
 
 Work = Callable[..., "subprocess.Popen[str]"]
 Outcome = Callable[..., Any]
+
+both = pytest.mark.parametrize("kept_in", ["file", "redis"])
+"""Marks what holds for a file and for a server alike."""
 
 TEXTS = [f"text number {number}" for number in range(400)]
 
@@ -38,21 +42,22 @@ def server(request: pytest.FixtureRequest) -> Iterator[LocalServer]:
 
 
 @pytest.fixture
-def client_of(path: Path, server: LocalServer) -> Callable[..., NexusFlow]:
+def client_of(place: str, server: LocalServer) -> Callable[..., NexusFlow]:
     def make(**settings: Any) -> NexusFlow:
-        return NexusFlow(server.api_key, **{"base_url": server.base_url, "cache": path, **settings})
+        usual: dict[str, Any] = {"base_url": server.base_url, "cache": place}
+        return NexusFlow(server.api_key, **{**usual, **settings})
 
     return make
 
 
 @pytest.fixture
-def call(work: Work, path: Path, server: LocalServer) -> Callable[..., subprocess.Popen[str]]:
+def call(work: Work, place: str, server: LocalServer) -> Callable[..., subprocess.Popen[str]]:
     """Start a process that embeds through the client."""
 
     def start(texts: list[str], ready: Path | None = None, **settings: Any) -> Any:
         return work(
             "call",
-            path=str(path),
+            path=place,
             base_url=server.base_url,
             api_key=server.api_key,
             texts=texts,
@@ -63,6 +68,7 @@ def call(work: Work, path: Path, server: LocalServer) -> Callable[..., subproces
     return start
 
 
+@both
 def test_what_was_paid_for_is_found_by_the_next_process(
     call: Callable[..., Any], outcome: Outcome, server: LocalServer
 ) -> None:
@@ -73,6 +79,7 @@ def test_what_was_paid_for_is_found_by_the_next_process(
     assert second["checksum"] == pytest.approx(first["checksum"])
 
 
+@both
 def test_processes_on_one_corpus_pay_once(
     tmp_path: Path,
     call: Callable[..., Any],
@@ -91,6 +98,7 @@ def test_processes_on_one_corpus_pay_once(
     assert len({one["checksum"] for one in done}) == 1
 
 
+@both
 @pytest.mark.parametrize("server", [200], indirect=True)  # a second and more, to be killed in
 @pytest.mark.parametrize("trial", range(2))
 def test_after_a_kill_the_next_run_pays_again_for_no_more_than_was_in_flight(
@@ -116,9 +124,11 @@ def test_after_a_kill_the_next_run_pays_again_for_no_more_than_was_in_flight(
     assert any("paid for again" in line for line in done["logged"])
 
 
+@both
 @pytest.mark.parametrize("limit", ["requests", "tokens"])
 def test_processes_with_one_key_keep_its_limit_together(
     tmp_path: Path,
+    place: str,
     work: Work,
     outcome: Outcome,
     start_together: Callable[[Path, int], None],
@@ -132,7 +142,7 @@ def test_processes_with_one_key_keep_its_limit_together(
         started = [
             work(
                 "call",
-                path=str(tmp_path / "cache.db"),
+                path=place,
                 base_url=server.base_url,
                 api_key=server.api_key,
                 texts=[f"{who} {number}" for number in range(500)],
@@ -150,6 +160,7 @@ def test_processes_with_one_key_keep_its_limit_together(
         assert all(one["requests"] >= 50 for one in done)
 
 
+@both
 def test_another_model_size_instruction_or_address_never_gets_the_same_vectors(
     client_of: Callable[..., NexusFlow], server: LocalServer
 ) -> None:
@@ -171,6 +182,7 @@ def test_another_model_size_instruction_or_address_never_gets_the_same_vectors(
     assert again.usage.cached == 10
 
 
+@both
 def test_threads_loops_and_clients_of_one_process_pay_once(
     client_of: Callable[..., NexusFlow], server: LocalServer
 ) -> None:
@@ -188,10 +200,11 @@ def test_threads_loops_and_clients_of_one_process_pay_once(
         assert np.array_equal(vectors, results[0])
 
 
-def test_two_keys_with_one_file_pay_once(client_of: Callable[..., NexusFlow], path: Path) -> None:
+@both
+def test_two_keys_with_one_store_pay_once(place: str) -> None:
     with LocalServer("hash", latency_ms=50, record_texts=True) as server:
         clients = [
-            NexusFlow(key, base_url=server.base_url, cache=path)
+            NexusFlow(key, base_url=server.base_url, cache=place)
             for key in ("sk-air-one", "sk-air-two")
         ]
         with ThreadPoolExecutor(2) as threads:
@@ -200,6 +213,7 @@ def test_two_keys_with_one_file_pay_once(client_of: Callable[..., NexusFlow], pa
         assert server.stats.duplicates == {}
 
 
+@both
 def test_a_call_that_was_given_up_leaves_nothing_that_the_next_must_wait_for(
     client_of: Callable[..., NexusFlow],
 ) -> None:
@@ -223,9 +237,10 @@ def test_a_process_that_ends_leaves_one_file(
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@both
 @pytest.mark.skipif("sys.platform == 'win32'", reason="a signal of POSIX")
 def test_nobody_waits_for_the_claims_of_an_interrupted_process(
-    path: Path, call: Callable[..., Any], outcome: Outcome, server: LocalServer
+    place: str, call: Callable[..., Any], outcome: Outcome, server: LocalServer
 ) -> None:
     interrupted = call(TEXTS, max_concurrency=2)
     until = time.monotonic() + 300
@@ -234,7 +249,7 @@ def test_nobody_waits_for_the_claims_of_an_interrupted_process(
         time.sleep(0.002)
     interrupted.send_signal(signal.SIGINT)
     interrupted.wait(300)
-    store = VectorStore(path)
+    store = store_at(address_or_path(place))
     info = store.info()
     store.close()
     assert info.vectors >= 80

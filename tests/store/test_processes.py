@@ -18,11 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nexusflow_integrations._core.cache import Store, store_at
+from nexusflow_integrations._core.redis_address import address_or_path
 from nexusflow_integrations._core.store import VectorStore
 
 Make = Callable[..., VectorStore]
 Work = Callable[..., "subprocess.Popen[str]"]
 Outcome = Callable[..., Any]
+
+both = pytest.mark.parametrize("kept_in", ["file", "redis"])
+"""Marks what holds for a file and for a server alike."""
 
 _spec = importlib.util.spec_from_file_location("workers", Path(__file__).parent / "workers.py")
 assert _spec is not None
@@ -36,26 +41,27 @@ def noted(log: Path, what: str) -> list[bytes]:
     return [bytes.fromhex(line) for line in file.read_text().split()] if file.exists() else []
 
 
-def check_integrity(path: Path) -> None:
+def check_integrity(path: Path | str) -> None:
+    if "://" in str(path):
+        return
     db = sqlite3.connect(path)
     assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     db.close()
 
 
-def check_rows(store: VectorStore, keys: list[bytes]) -> None:
+def check_rows(store: Store, keys: list[bytes]) -> None:
     hits = store.claim(keys, workers.SIZE).hits
     assert set(hits) == set(keys)
     for key in keys:
         assert np.array_equal(hits[key], workers.vector_of(key))
 
 
+@both
 def test_processes_that_race_for_the_same_texts_pay_once_and_lose_nothing(
-    tmp_path: Path, work: Work, outcome: Outcome
+    tmp_path: Path, place: str, work: Work, outcome: Outcome
 ) -> None:
-    path, log, count = tmp_path / "cache.db", tmp_path / "log", 600
-    racers = [
-        work("embed", path=str(path), count=count, log=str(log), seed=seed) for seed in range(4)
-    ]
+    log, count = tmp_path / "log", 600
+    racers = [work("embed", path=place, count=count, log=str(log), seed=seed) for seed in range(4)]
     done = [outcome(racer) for racer in racers]
     paid = Counter(noted(log, "paid"))
     assert len(paid) == count
@@ -63,8 +69,8 @@ def test_processes_that_race_for_the_same_texts_pay_once_and_lose_nothing(
     assert sum(one["paid"] for one in done) == count
     assert all(one["found"] + one["paid"] == count for one in done)
     assert not any(one["wrong"] or one["repaid"] for one in done)
-    check_integrity(path)
-    store = VectorStore(path)
+    check_integrity(place)
+    store = store_at(address_or_path(place))
     check_rows(store, [workers.key_of(number) for number in range(count)])
     assert store.info().in_flight == 0
     store.close()
@@ -82,12 +88,13 @@ def test_processes_that_make_the_same_file_at_once_all_get_it(
         assert len(noted(path, "paid")) == 20
 
 
+@both
 def test_a_killed_process_loses_nothing_it_kept_and_only_repays_what_was_in_flight(
-    tmp_path: Path, work: Work, outcome: Outcome
+    tmp_path: Path, place: str, work: Work, outcome: Outcome
 ) -> None:
-    path, log = tmp_path / "cache.db", tmp_path / "log"
+    log = tmp_path / "log"
     count, group, kills = 6_000, 10, 6
-    options = {"path": str(path), "count": count, "log": str(log), "group": group}
+    options = {"path": place, "count": count, "log": str(log), "group": group}
     chance = random.Random(20)
     for kill in range(kills):
         dies = (50, chance.uniform(0, 0.1))
@@ -95,8 +102,8 @@ def test_a_killed_process_loses_nothing_it_kept_and_only_repays_what_was_in_flig
         process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL
         kept = noted(log, "kept")
-        check_integrity(path)
-        store = VectorStore(path)
+        check_integrity(place)
+        store = store_at(address_or_path(place))
         check_rows(store, kept)
         store.close()
         time.sleep(0.2)
@@ -107,14 +114,15 @@ def test_a_killed_process_loses_nothing_it_kept_and_only_repays_what_was_in_flig
     twice = sum(times - 1 for times in paid.values())
     assert len(paid) == count
     assert twice <= kills * group
-    check_integrity(path)
+    check_integrity(place)
 
 
+@both
 def test_what_was_in_flight_when_a_process_was_killed_is_counted_as_repaid(
-    tmp_path: Path, work: Work, outcome: Outcome
+    tmp_path: Path, place: str, work: Work, outcome: Outcome
 ) -> None:
-    path, log = tmp_path / "cache.db", tmp_path / "log"
-    options = {"path": str(path), "count": 200, "log": str(log), "claim_seconds": 0.3}
+    log = tmp_path / "log"
+    options = {"path": place, "count": 200, "log": str(log), "claim_seconds": 0.3}
     process = work("embed", seed=1, group=20, pay_seconds=60, **options)
     until = time.monotonic() + 300
     while not noted(log, "paid"):
@@ -128,11 +136,12 @@ def test_what_was_in_flight_when_a_process_was_killed_is_counted_as_repaid(
     assert len(noted(log, "paid")) == 220
 
 
+@both
 def test_a_process_waits_for_the_claims_of_a_killed_one_and_then_takes_over(
-    tmp_path: Path, work: Work, outcome: Outcome
+    tmp_path: Path, place: str, work: Work, outcome: Outcome
 ) -> None:
-    path, log = tmp_path / "cache.db", tmp_path / "log"
-    options = {"path": str(path), "count": 40, "log": str(log), "claim_seconds": 1.5}
+    log = tmp_path / "log"
+    options = {"path": place, "count": 40, "log": str(log), "claim_seconds": 1.5}
     killed = work("embed", seed=1, group=20, pay_seconds=60, **options)
     until = time.monotonic() + 300
     while not noted(log, "paid"):

@@ -26,7 +26,7 @@ Make = Callable[..., VectorStore]
 Vector = Callable[..., np.ndarray]
 DAY = 86_400
 
-both = pytest.mark.parametrize("kind", ["file", "redis"])
+both = pytest.mark.parametrize("kept_in", ["file", "redis"])
 """Marks what holds for a file and for a server alike."""
 
 # -- finding ---------------------------------------------------------------------------------------

@@ -18,8 +18,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from nexusflow_integrations._core.cache import store_at
 from nexusflow_integrations._core.cache_file import StoreUnavailable
 from nexusflow_integrations._core.keys import Keyer
+from nexusflow_integrations._core.redis_address import address_or_path
 from nexusflow_integrations._core.store import VectorStore
 
 SIZE = 64
@@ -68,7 +70,8 @@ def embed(
     ``dies``: the process kills itself so many seconds after it has kept so many.
     """
     order = random.Random(seed)
-    store = VectorStore(path, claim_seconds=claim_seconds)
+    store = store_at(address_or_path(path))
+    store.claim_seconds = claim_seconds
     left = [key_of(number) for number in range(count)]
     order.shuffle(left)
     found = paid = repaid = wrong = kept = 0
@@ -170,17 +173,16 @@ def embed_through_gate(
 
     from nexusflow_integrations._core.gate import Gate
     from nexusflow_integrations._core.settings import ApiKey
-    from nexusflow_integrations._core.shared_pacing import LeasedPacer, SharedPacer, account_id
+    from nexusflow_integrations._core.shared_pacing import LeasedPacer, account_id
     from nexusflow_integrations._core.window import Window
 
     counts = {"sent": 0, "refused": 0}
 
     async def run() -> None:
-        store = VectorStore(path)
+        store = store_at(address_or_path(path))
         thread = ThreadPoolExecutor(1)
         account = account_id(base_url=base_url, key=ApiKey(api_key), model="m")
-        shared = SharedPacer(
-            store,
+        shared = store.pacer(
             account,
             requests_per_minute=limits.get("requests_per_minute"),
             tokens_per_minute=limits.get("tokens_per_minute"),
