@@ -134,8 +134,8 @@ DOORS = ("haystack", "lancedb", "llm", "pydantic-ai")
 @nox.parametrize("resolution", ["lowest-direct", "highest"])
 def doors(session: nox.Session, resolution: str) -> None:
     """Test the small adapters and their page, all in one environment, which also checks types."""
-    extras = f".[local,{','.join(DOORS)}]"
-    session.install("--resolution", resolution, "-e", extras, *_group("test"), *_group("typing"))
+    extras = f".[{','.join(DOORS)}]"
+    session.install("--resolution", resolution, "-e", extras, *_group("doors"))
     session.run("pytest", "-q", "tests/doors", *session.posargs)
     if resolution == "highest":
         names = (door.replace("-", "_") for door in DOORS)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from nexusflow_integrations.local import LocalServer
 
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read as Haystack is imported
 KEY = "sk-air-doors-tests"
 
 

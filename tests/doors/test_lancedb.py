@@ -34,7 +34,7 @@ def table(folder: Path, function: Any) -> Any:
 
     class Row(LanceModel):
         text: str | None = function.SourceField(default=None)
-        vector: Vector(function.ndims()) | None = function.VectorField(default=None)
+        vector: Vector(function.ndims()) = function.VectorField()
 
     return lancedb.connect(folder).create_table("texts", schema=Row)
 
@@ -122,7 +122,9 @@ def test_rows_without_a_text_get_no_vector(tmp_path: Path, server: LocalServer) 
     ]
     rows = table(tmp_path, make())
     rows.add([*ROWS, {"text": None}], on_bad_vectors="drop")
-    assert rows.count_rows() == 3
+    # Some versions of LanceDB drop such a row, some keep it.
+    found = [row for row in rows.to_arrow().to_pylist() if row["vector"] is not None]
+    assert [row["text"] for row in found] == [row["text"] for row in ROWS]
 
 
 def test_one_call_has_many_requests_in_flight(slow_server: LocalServer, tmp_path: Path) -> None:
