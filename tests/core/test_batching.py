@@ -117,3 +117,23 @@ def test_under_a_token_limit_a_request_holds_at_most_what_a_second_brings() -> N
     assert max_tokens(None) == MAX_BATCH_TOKENS
     assert max_tokens(60_000) == 1000
     assert max_tokens(1e9) == MAX_BATCH_TOKENS
+
+
+ENVELOPE, ONE = 256, 103
+"""Bytes of a body without texts, and of a text of 100 letters in it: quotes and a comma."""
+
+
+@pytest.mark.parametrize(
+    ("max_bytes", "full"),
+    [(ENVELOPE + 3 * ONE, 3), (ENVELOPE + 4 * ONE - 1, 3), (ENVELOPE + 4 * ONE, 4)],
+)
+def test_every_batch_is_as_full_as_the_bytes_allow(max_bytes: int, full: int) -> None:
+    items = [encode_item(index, "x" * 100) for index in range(3 * full)]
+    batches = plan_batches(items, max_texts=99, max_bytes=max_bytes)
+    assert [len(batch) for batch in batches] == [full] * 3
+
+
+def test_every_batch_is_as_full_as_the_tokens_allow() -> None:
+    items = [encode_item(index, "x" * 100) for index in range(6)]
+    batches = plan_batches(items, max_texts=99, max_tokens=2 * items[0].tokens)
+    assert [len(batch) for batch in batches] == [2, 2, 2]

@@ -50,3 +50,13 @@ def test_without_the_tokenizer_there_is_no_exact_counter(monkeypatch: pytest.Mon
         assert exact_counter() is None
     finally:
         exact_counter.cache_clear()
+
+
+def test_with_the_models_own_tokenizer_tokens_are_counted_exactly() -> None:
+    quicktok = pytest.importorskip("quicktok", reason="pip install quicktok-v1")
+    exact_counter.cache_clear()
+    counter = exact_counter()
+    assert counter is not None
+    encoding = quicktok.get_encoding("qwen3")
+    for text in ("Hello world", "漢字 слово", "x" * 1000, ""):
+        assert counter(text) == len(encoding.encode(text))

@@ -172,3 +172,10 @@ def test_a_budget_and_a_price_may_be_nothing() -> None:
     assert Budget(tokens=0, money=0).in_tokens(Price(0)) == 0
     with pytest.raises(ConfigurationError, match=r"^a price must be a number from 0 up$"):
         Price(-0.1)
+
+
+def test_bills_and_estimates_of_several_requests_add_up() -> None:
+    ledger = Ledger()
+    for billed in (3, None, 4, None):
+        ledger.billed(billed, estimated=10)
+    assert (ledger.tokens, ledger.estimated_tokens) == (27, 20)

@@ -137,3 +137,19 @@ def _is_private(name: str) -> bool:
 def test_how_it_works_says_what_each_file_of_the_core_is(path: Path) -> None:
     page = (PACKAGE.parent / "docs" / "how-it-works.md").read_text()
     assert path.stem == "__init__" or f"`{path.stem}`" in page
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_file_is_longer_than_800_lines_and_no_function_than_85(path: Path) -> None:
+    source = path.read_text()
+    assert len(source.splitlines()) <= 800
+    functions = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    assert [node.name for node in functions if _lines(node) > 85] == []
+
+
+def _lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
