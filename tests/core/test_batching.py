@@ -128,12 +128,12 @@ ENVELOPE, ONE = 256, 103
     [(ENVELOPE + 3 * ONE, 3), (ENVELOPE + 4 * ONE - 1, 3), (ENVELOPE + 4 * ONE, 4)],
 )
 def test_every_batch_is_as_full_as_the_bytes_allow(max_bytes: int, full: int) -> None:
-    items = [encode_item(index, "x" * 100) for index in range(3 * full)]
+    items = [item_of(index, "x" * 100) for index in range(3 * full)]
     batches = plan_batches(items, max_texts=99, max_bytes=max_bytes)
     assert [len(batch) for batch in batches] == [full] * 3
 
 
 def test_every_batch_is_as_full_as_the_tokens_allow() -> None:
-    items = [encode_item(index, "x" * 100) for index in range(6)]
+    items = [item_of(index, "x" * 100) for index in range(6)]
     batches = plan_batches(items, max_texts=99, max_tokens=2 * items[0].tokens)
     assert [len(batch) for batch in batches] == [2, 2, 2]
