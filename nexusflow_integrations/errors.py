@@ -12,7 +12,7 @@
     │   ├── NotFoundError           404: model or path
     │   ├── RateLimitError          429
     │   └── InternalServerError     5xx, and 408, 409, 425
-    ├── InvalidResponseError        an answer that cannot be trusted: count, order, size, numbers
+    ├── InvalidResponseError        an answer not to be trusted: count, order, numbers
     ├── RefusedTextsError           some texts were refused; the others are finished
     ├── BudgetExceededError         the next request could pass the budget
     └── CacheError                  the cache file is corrupt, foreign or newer

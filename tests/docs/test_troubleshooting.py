@@ -119,9 +119,9 @@ def _unpickled() -> None:
     pickle.loads(pickle.dumps(NexusFlowEmbedding(api_key="key"))).get_text_embedding("a text")
 
 
-def _without(package: str, module: str) -> Callable[[], object]:
+def _without(package: str, module: str, then: str = "") -> Callable[[], object]:
     def import_it() -> None:
-        code = f"import sys; sys.modules[{package!r}] = None; import {module}"
+        code = f"import sys; sys.modules[{package!r}] = None; import {module}; {then}"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
         raise ImportError(done.stderr.decode().strip().rpartition("ImportError: ")[2])
 
@@ -138,6 +138,7 @@ PRODUCED: Mapping[str, Mapping[str, Case]] = {
         "base_url must look like": Case(lambda: NexusFlow(base_url="nexusflow.vip")),
         "base_url is plain http": Case(lambda: NexusFlow(base_url="http://10.0.0.7/v1")),
         "the environment names": Case(_over_a_socks_proxy),
+        "the cache is no URL": Case(lambda: NexusFlow("key", cache="redis://localhost/one")),
         "this client is closed": Case(_closed),
         "collection 'texts' was made with": Case(_collection_of_another_size),
         "collection 'texts' stores": Case(_collection_of_nobody),
@@ -205,6 +206,17 @@ PRODUCED: Mapping[str, Mapping[str, Case]] = {
         ),
         "nexusflow_integrations.llama_index": Case(
             _without("llama_index", "nexusflow_integrations.llama_index")
+        ),
+        "nexusflow_integrations.haystack": Case(
+            _without("haystack", "nexusflow_integrations.haystack")
+        ),
+        "nexusflow_integrations.ray": Case(_without("ray", "nexusflow_integrations.ray")),
+        "LocalServer": Case(
+            _without(
+                "starlette",
+                "nexusflow_integrations.local",
+                "nexusflow_integrations.local.LocalServer()",
+            )
         ),
         "nexusflow_integrations.chroma": Case(
             _without("chromadb", "nexusflow_integrations.chroma")
