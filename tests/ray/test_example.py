@@ -1,0 +1,161 @@
+"""examples/ray_corpus.py, ended the hard way and run again; the server counts what was paid."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray.data")
+psutil = pytest.importorskip("psutil")
+
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+
+from nexusflow_integrations.local import LocalServer  # noqa: E402
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
+SCRIPT = Path(__file__).parents[2] / "examples" / "ray_corpus.py"
+KEY = "sk-air-of-the-ray-example"
+ROWS = 2_000
+WORKERS, CONCURRENCY, BATCH = 2, 4, 10
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def server() -> Iterator[LocalServer]:
+    # Slow enough to be in the midst of it, and a little above what the runs ask for.
+    with LocalServer("hash", api_key=KEY, requests_per_minute=1_500) as running:
+        yield running
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    table = pa.table(
+        {
+            "id": [f"p{n}" for n in range(ROWS)],
+            "text": [f"passage {n} of the corpus" for n in range(ROWS)],
+            "source": ["made up"] * ROWS,
+        }
+    )
+    path = tmp_path / "corpus.parquet"
+    pq.write_table(table, path, row_group_size=500)
+    return path
+
+
+@pytest.fixture
+def start(tmp_path: Path, corpus: Path, server: LocalServer) -> Iterator[Start]:
+    """Start the example; whatever it leaves behind is ended with the test."""
+    started: list[psutil.Process] = []
+    environment = {
+        **os.environ,
+        "NEXUSFLOW_API_KEY": KEY,
+        "NEXUSFLOW_BASE_URL": server.base_url,
+        "RAY_AUTH_MODE": "disabled",
+        "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), *sys.path]),
+    }
+    environment.pop("RAY_ADDRESS", None)
+
+    def run(source: Path = corpus, *more: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(SCRIPT), str(source), "--out", str(tmp_path / "out")]
+        command += ["--dimensions", "64", "--workers", str(WORKERS), *more]
+        command += ["--max-concurrency", str(CONCURRENCY), "--requests-per-minute", "1200"]
+        with (tmp_path / "log").open("a") as log:
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait(60)
+
+
+def wait_until(holds: Callable[[], Any], seconds: float = 400.0) -> Any:
+    until = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.05)
+    return found
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[Any]:
+    """The processes of Ray that embed for ``process``."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in family if "EmbedBatch" in _command(child)]
+
+
+def _command(process: Any) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it ended as we looked
+        return ""
+
+
+def assert_complete(process: subprocess.Popen[str], out: Path) -> None:
+    said, _ = process.communicate(timeout=800)
+    assert process.returncode == 0, (out.parent / "log").read_text()[-3_000:]
+    assert f"{ROWS} in Chroma, 0 without a vector" in said
+    table = pq.read_table(out / "parquet")
+    assert sorted(table["id"].to_pylist()) == sorted(f"p{n}" for n in range(ROWS))
+    assert table["embedding"].null_count == 0
+    assert table["embedding"].type == pa.list_(pa.float32(), 64)
+
+
+def test_a_driver_that_is_killed_loses_nothing_and_pays_again_at_most_what_was_in_flight(
+    start: Start, server: LocalServer, tmp_path: Path
+) -> None:
+    first = start()
+    wait_until(lambda: server.stats.texts > ROWS / 4 or first.poll() is not None)
+    assert first.poll() is None, (tmp_path / "log").read_text()[-3_000:]
+    family = psutil.Process(first.pid).children(recursive=True)
+    first.send_signal(signal.SIGKILL)
+    first.wait(60)
+    # All that it started ends with it, also the Chroma server: nobody goes on paying.
+    _, alive = psutil.wait_procs(family, timeout=200)
+    assert not alive
+    assert server.stats.texts < ROWS
+    assert_complete(start(), tmp_path / "out")
+    assert ROWS <= server.stats.texts <= ROWS + WORKERS * CONCURRENCY * BATCH
+    paid = server.stats.texts
+    assert_complete(start(), tmp_path / "out")
+    assert server.stats.texts == paid
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_texts_in_flight_alone_are_paid_again(
+    start: Start, server: LocalServer, tmp_path: Path
+) -> None:
+    driver = start()
+    wait_until(lambda: server.stats.texts > ROWS / 4 or driver.poll() is not None)
+    workers_of(driver)[0].kill()
+    assert_complete(driver, tmp_path / "out")
+    assert ROWS <= server.stats.texts <= ROWS + CONCURRENCY * BATCH
+
+
+def test_a_folder_of_text_files_is_cut_and_embedded(
+    start: Start, server: LocalServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for number in range(5):
+        paragraphs = [f"Paragraph {n} of note {number}. " + "Words. " * 60 for n in range(10)]
+        (folder / f"{number}.md").write_text(f"# Note {number}\n\n" + "\n\n".join(paragraphs))
+    process = start(folder)
+    said, _ = process.communicate(timeout=800)
+    assert process.returncode == 0, (tmp_path / "log").read_text()[-3_000:]
+    table = pq.read_table(tmp_path / "out" / "parquet")
+    assert table.num_rows == server.stats.texts >= 10
+    assert f"{table.num_rows} in Chroma" in said
+    assert {source.split(":")[0].rpartition("/")[2] for source in table["source"].to_pylist()} == {
+        f"{number}.md" for number in range(5)
+    }
