@@ -117,41 +117,47 @@ class _Asker:
         return count
 
 
-def actor_run(workers: int, size: int, seconds: float = 5.0) -> dict[str, Any]:
-    limits = ClusterLimits(requests_per_minute=6e9, name=f"leases-{workers}-{size}").start()
-    askers = [_Asker.remote(limits) for _ in range(workers)]
-    ray.get([asker.ask.remote(size, 0.2) for asker in askers])
-    leases = sum(ray.get([asker.ask.remote(size, seconds) for asker in askers])) / seconds
-    for asker in askers:
-        ray.kill(asker)
+def actor_runs(seconds: float = 3.0) -> list[dict[str, Any]]:
+    limits = ClusterLimits(requests_per_minute=6e9, name="leases").start()
+    askers = [_Asker.remote(limits) for _ in range(max(WORKERS))]
+    ray.get([asker.ask.remote(1, 0.2) for asker in askers])
+    runs = []
+    for size in LEASE_SIZES:
+        for workers in WORKERS:
+            asked = [asker.ask.remote(size, seconds) for asker in askers[:workers]]
+            leases = sum(ray.get(asked)) / seconds
+            runs.append(
+                {
+                    "workers": workers,
+                    "requests_a_lease": size,
+                    "leases_per_second": round(leases),
+                    "texts_per_second": round(leases * size * 10),
+                }
+            )
     limits.stop()
-    return {
-        "workers": workers,
-        "requests_a_lease": size,
-        "leases_per_second": round(leases),
-        "texts_per_second": round(leases * size * 10),
-    }
+    return runs
 
 
 def main(target: str) -> None:
     os.environ["NEXUSFLOW_API_KEY"] = KEY
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=300_000_000)
-    load = os.getloadavg()[0]
-    found = {
+    path = Path(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {
         "measured": {
             "cpus": 2,
-            "load_average_before": round(load, 1),
+            "load_average_before": round(os.getloadavg()[0], 1),
             "ray": ray.__version__,
             "requests_per_minute": REQUESTS_PER_MINUTE,
             "texts_a_request": 10,
         },
-        "dataset_runs": [dataset_run(workers) for workers in WORKERS],
-        "actor_runs": [actor_run(workers, size) for size in LEASE_SIZES for workers in WORKERS],
+        "actor_runs": actor_runs(),
+        "dataset_runs": [],
     }
-    found["measured"]["load_average_after"] = round(os.getloadavg()[0], 1)
-    path = Path(target)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=2) + "\n")
+    for workers in WORKERS:
+        found["dataset_runs"].append(dataset_run(workers))
+        found["measured"]["load_average_after"] = round(os.getloadavg()[0], 1)
+        path.write_text(json.dumps(found, indent=2) + "\n")
     print(path.read_text())
 
 
