@@ -1,7 +1,8 @@
-"""What several folders of tests need: a Redis server of their own, and the same examples always."""
+"""What several folders of tests need: a Redis server, ports, and the same examples always."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -83,6 +84,24 @@ def _listens(port: int) -> bool:
             return connection.recv(5) in (b"+PONG", b"-NOAU")
     except OSError:
         return False
+
+
+@pytest.fixture(scope="session")
+def hold_port() -> Iterator[Callable[[], int]]:
+    """Give out ports of 127.0.0.1 that nobody else is given by chance: they are bound.
+
+    Nobody listens there; a server that reuses addresses, as servers do, may begin to.
+    """
+    with contextlib.ExitStack() as held:
+
+        def hold() -> int:
+            sock = held.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", 0))
+            port: int = sock.getsockname()[1]
+            return port
+
+        yield hold
 
 
 @pytest.fixture(scope="session")

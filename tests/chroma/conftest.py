@@ -78,12 +78,12 @@ def strict() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def chroma_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def chroma_port(
+    tmp_path_factory: pytest.TempPathFactory, hold_port: Callable[[], int]
+) -> Iterator[int]:
     """The port of a real ``chroma run`` on this machine."""
     folder = tmp_path_factory.mktemp("chroma-run")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    port = hold_port()
     command = [sys.executable, "-c", "from chromadb.cli.cli import app; app()", "run"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--path", str(folder)]
     with (folder / "log").open("w") as log:

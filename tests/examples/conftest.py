@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +42,9 @@ def run() -> Run:
 
 
 @pytest.fixture(scope="session")
-def port() -> Iterator[int]:
+def port(hold_port: Callable[[], int]) -> int:
     """A free port, the same for all: vectors are remembered by the server's address."""
-    with socket.socket() as held:  # so that nobody else is given the port between two tests
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]
+    return hold_port()
 
 
 @pytest.fixture(scope="session")

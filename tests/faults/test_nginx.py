@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,12 +81,6 @@ class Gateway:
         return f"http://127.0.0.1:{self.port}/{place}/v1"
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def _answers(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
@@ -94,16 +88,18 @@ def _answers(port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def running(
+    tmp_path_factory: pytest.TempPathFactory, hold_port: Callable[[], int]
+) -> Iterator[Gateway]:
     folder = Path(tmp_path_factory.mktemp("nginx"))
     folder.chmod(0o755)
     (folder / "users").write_text("")
     with FaultServer(dimensions=64, lifetime=3600) as server:
-        port = _free_port()
+        port = hold_port()
         text = CONFIGURATION.format(
             folder=folder,
             port=port,
-            closed=_free_port(),
+            closed=hold_port(),
             upstream=f"http://127.0.0.1:{server.port}/",
         )
         (folder / "nginx.conf").write_text(text)

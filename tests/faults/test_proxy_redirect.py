@@ -9,7 +9,7 @@ import http.client
 import select
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,10 +192,13 @@ def test_a_proxy_that_always_fails_is_a_typed_error_after_few_attempts(network: 
     assert run.server.attempts == 0
 
 
-def test_a_proxy_that_refuses_connections_is_a_connection_error(network: Network) -> None:
-    with FaultServer() as gone:
-        port = gone.port
-    environment = {"HTTPS_PROXY": f"http://127.0.0.1:{port}", "SSL_CERT_FILE": str(network.roots)}
+def test_a_proxy_that_refuses_connections_is_a_connection_error(
+    network: Network, hold_port: Callable[[], int]
+) -> None:
+    environment = {
+        "HTTPS_PROXY": f"http://127.0.0.1:{hold_port()}",
+        "SSL_CERT_FILE": str(network.roots),
+    }
     jobs = [(f"https://{HOST}/v1", mode) for mode in MODES]
     for outcome in embed_in_a_new_process(jobs, environment):
         assert "APIConnectionError" in outcome.errors, outcome.report
