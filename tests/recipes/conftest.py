@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def run(server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("NEXUSFLOW_API_KEY", server.api_key)
     monkeypatch.setenv("NEXUSFLOW_BASE_URL", server.base_url)
     monkeypatch.setenv("DO_NOT_TRACK", "1")
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
     monkeypatch.setenv("DSPY_CACHEDIR", str(tmp_path / "dspy"))
 
     def of(heading: str) -> dict[str, Any]:

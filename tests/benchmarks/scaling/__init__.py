@@ -1,0 +1,1 @@
+"""How far one quota carries, by simulation and by runs: ``python -m tests.benchmarks.scaling``."""
