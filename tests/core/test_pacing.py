@@ -366,3 +366,85 @@ def test_a_new_kind_of_limit_owes_nothing_of_the_former_kind() -> None:
     before = GivenLimits(60, None)
     before.take(3, 100.0)
     assert pacer_for(None, 60, after=before).wait(100.0) == 0
+
+
+# ---- token limits, to the last factor
+
+
+def test_a_given_token_limit_is_used_to_99_percent_of_it() -> None:
+    pacer = GivenLimits(None, 6000)
+    pacer.take(99, 10.0)
+    assert pacer.wait(10.0) == pytest.approx(1.0)
+
+
+def test_a_bill_above_the_estimate_delays_the_next_request_and_one_below_hastens_it() -> None:
+    for billed, wait in ((149, 1.5), (99, 1.0), (50, 0.5)):
+        pacer = GivenLimits(None, 6000)
+        pacer.take(99, 10.0)
+        pacer.settle(99, billed)
+        assert pacer.wait(10.0) == pytest.approx(wait, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("billed", "ratio"), [(200, 1.1), (50, 0.95), (100_000, 1.9), (0, 0.91), (100, 1.0)]
+)
+def test_one_bill_moves_the_estimate_by_a_tenth_of_a_change_that_is_at_most_tenfold(
+    billed: int, ratio: float
+) -> None:
+    pacer = GivenLimits(None, 6000)
+    pacer.settle(100, billed)
+    later = 1e6
+    pacer.take(99, later)
+    assert pacer.wait(later) == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("estimated", [0, 1])
+def test_only_an_estimate_of_something_can_be_corrected(estimated: int) -> None:
+    pacer = GivenLimits(None, 6000)
+    pacer.settle(estimated, 2)
+    later = 1e6
+    pacer.take(99, later)
+    assert pacer.wait(later) == pytest.approx(1.1 if estimated else 1.0)
+
+
+def test_a_refusal_slows_tokens_as_it_slows_requests_and_a_rest_wins_no_more_than_the_limit() -> (
+    None
+):
+    pacer = GivenLimits(None, 6000)
+    pacer.throttled(sent_at=9.0, now=10.0, hint=None)
+    pacer.take(99, 10.0)
+    assert pacer.wait(10.0) == pytest.approx(1 / 0.9)
+    pacer.take(99, 1000.0)
+    assert pacer.wait(1000.0) == pytest.approx(1.0)
+
+
+# ---- the first refusal, with nothing or little known
+
+
+def test_a_refusal_before_any_good_answer_starts_the_search_at_one_a_second() -> None:
+    pacer = FoundLimit()
+    pacer.throttled(sent_at=9.0, now=10.0, hint=None)
+    assert pacer.rate == pytest.approx(BETA * 1.0)
+
+
+def test_a_single_good_answer_before_the_first_refusal_counts() -> None:
+    pacer = FoundLimit()
+    pacer.succeeded(9.1)
+    pacer.throttled(sent_at=9.0, now=10.0, hint=None)
+    assert pacer.rate == pytest.approx(BETA / 0.9)
+
+
+def test_a_refusal_of_a_request_sent_in_the_moment_of_a_cut_belongs_to_that_cut() -> None:
+    pacer = FoundLimit()
+    pacer.throttled(sent_at=9.0, now=10.0, hint=None)
+    rate = pacer.rate
+    pacer.throttled(sent_at=10.0, now=10.4, hint=None)
+    assert pacer.rate == rate
+
+
+def test_a_burst_above_the_known_rate_does_not_raise_it() -> None:
+    pacer = FoundLimit(rate=2.0)
+    for number in range(20):
+        pacer.succeeded(9.5 + number / 100)
+    pacer.throttled(sent_at=9.0, now=10.0, hint=None)
+    assert pacer.rate == pytest.approx(BETA * 2.0)
