@@ -12,6 +12,7 @@ import re
 import threading
 import time
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -164,8 +165,10 @@ class EmbedBatch:
 
     def __del__(self) -> None:
         # Ray Data does this when a worker has no more to do: what it drew is for the others.
-        if getattr(self, "_client", None) is not None:
-            cast(NexusFlow, self._client).close()
+        client: NexusFlow | None = getattr(self, "_client", None)
+        if client is not None:
+            with suppress(RuntimeError):  # the interpreter is going down
+                client.close()
 
     def __repr__(self) -> str:
         return f"EmbedBatch(text={self._text!r}, embedding={self._embedding!r})"
