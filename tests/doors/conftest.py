@@ -34,8 +34,8 @@ def server(_server: LocalServer) -> LocalServer:
 
 @pytest.fixture
 def slow_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
-    """Takes 60 ms for every answer, so that requests which may run side by side do."""
-    with LocalServer("hash", api_key=KEY, latency_ms=60) as server:
+    """Takes 300 ms for every answer, so that requests which may run side by side do."""
+    with LocalServer("hash", api_key=KEY, latency_ms=300) as server:
         monkeypatch.setenv("NEXUSFLOW_BASE_URL", server.base_url)
         yield server
 
