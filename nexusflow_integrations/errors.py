@@ -15,7 +15,7 @@
     ├── InvalidResponseError        an answer not to be trusted: count, order, numbers
     ├── RefusedTextsError           some texts were refused; the others are finished
     ├── BudgetExceededError         the next request could pass the budget
-    └── CacheError                  the cache file is corrupt, foreign or newer
+    └── CacheError                  the cache is corrupt, foreign or newer
 
 Each carries ``finished``: the vectors that were ready when it was raised, by index of the
 caller's list, so that nothing that was paid for is lost. All of them can be pickled. None of
@@ -180,4 +180,7 @@ class BudgetExceededError(NexusFlowError):
 
 
 class CacheError(NexusFlowError):
-    """The cache file is corrupt, not ours, or written by a newer version; it was left alone."""
+    """The cache is corrupt, not ours, or written by a newer version; it was left alone.
+
+    Or it is on a server that is none of Redis, or that does not take the password.
+    """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +47,30 @@ def test_info_shows_size_models_and_hit_rate(nexusflow: Command, file: Path) -> 
     assert "0.5% of 607 texts" in shown
     assert "text-embedding-v4" in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_cache_on_a_server_is_shown_pruned_and_emptied(
+    nexusflow: Command, redis_server: Any, service: LocalServer, tmp_path: Path
+) -> None:
+    url = redis_server.url
+    NexusFlow(dimensions=64, cache=url).embed(TEXTS[:30])
+    found = nexusflow.json("cache", "info", "--cache", url)
+    assert found["path"] == url
+    assert [(row["dimensions"], row["vectors"]) for row in found["models"]] == [(64, 30)]
+    shown, _ = nexusflow("cache", "info", "--cache", url)
+    assert url in shown
+    assert "30 vectors" in shown
+    kept, _ = nexusflow("cache", "prune", "--older-than", "30d", "--cache", url)
+    assert kept.startswith("Removed 0 vectors")
+    nexusflow("cache", "clear", "--yes", "--cache", url)
+    assert nexusflow.json("cache", "info", "--cache", url)["vectors"] == 0
+    source = tmp_path / "lines.txt"
+    source.write_text("one\ntwo\n")
+    for cached in (0, 2):
+        done = nexusflow.json(
+            "embed", str(source), "-o", str(tmp_path / f"{cached}.jsonl"), "--cache", url
+        )
+        assert done["cost"]["cached"] == cached
 
 
 def test_info_of_the_users_cache_makes_no_file(nexusflow: Command, tmp_path: Path) -> None:

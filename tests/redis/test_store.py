@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ from nexusflow_integrations._core.redis_address import RedisAddress
 from nexusflow_integrations._core.redis_store import RedisStore
 from nexusflow_integrations._core.upkeep import Pruned
 from nexusflow_integrations.errors import CacheError
-from nexusflow_integrations.local import LocalServer
 
 Make = Callable[..., RedisStore]
 Vector = Callable[..., np.ndarray]
@@ -277,10 +278,19 @@ def test_what_is_not_ours_is_an_error_and_left_alone(
 
 
 def test_a_server_that_is_none_of_redis_is_an_error(store_on: Make) -> None:
-    with LocalServer("hash") as http:
-        store = store_on(f"redis://127.0.0.1:{http.port}/0")
-        with pytest.raises(CacheError, match=f"{http.port}/0 is no Redis server"):
-            store.open()
+    def answer() -> None:
+        connection, _ = http.accept()
+        connection.recv(1_000)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        connection.recv(1_000)
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as http, ThreadPoolExecutor(1) as thread:
+        port = http.getsockname()[1]
+        answering = thread.submit(answer)
+        with pytest.raises(CacheError, match=f"{port}/0 is no Redis server"):
+            store_on(f"redis://127.0.0.1:{port}/0").open()
+        answering.result(60)
 
 
 def test_a_cluster_is_refused(redis_process: Any, store_on: Make) -> None:
