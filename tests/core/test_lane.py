@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from nexusflow_integrations._core.failures import judge
@@ -138,3 +140,31 @@ def test_a_batch_limit_that_was_learnt_is_logged_once(
     assert [record.getMessage() for record in caplog.records] == [
         "the server takes at most 4 texts a request; splitting"
     ]
+
+
+def test_the_gate_admits_by_the_lanes_window_and_clock(lane: Lane, clock: Clock) -> None:
+    lane.configure(Settings(base_url=URL, requests_per_minute=60))
+    assert lane.gate.window is lane.window
+    asyncio.run(lane.gate.enter(10))
+    assert lane.gate.in_flight == 1
+    assert lane.pacer.wait(clock()) == pytest.approx(1 / 0.99)
+
+
+@pytest.mark.parametrize(("billed", "wait"), [(149, 1.5), (None, 1.0)])
+def test_what_the_server_billed_corrects_the_pace_and_silence_does_not(
+    lane: Lane, clock: Clock, billed: int | None, wait: float
+) -> None:
+    lane.configure(Settings(base_url=URL, tokens_per_minute=6000))
+    lane.pacer.take(99, clock())
+    lane.good(clock(), sent_at=clock(), retries=0, estimated=99, billed=billed)
+    assert lane.pacer.wait(clock()) == pytest.approx(wait, abs=0.01)
+
+
+@pytest.mark.parametrize(("others", "grows"), [(3, True), (2, False)])
+def test_the_window_grows_only_where_it_was_half_full_with_the_request_that_was_answered(
+    lane: Lane, clock: Clock, others: int, grows: bool
+) -> None:
+    lane.window.size = 8.0
+    lane.gate.in_flight = others
+    lane.good(clock(), sent_at=clock(), retries=0, estimated=1, billed=1)
+    assert (lane.window.size > 8.0) == grows

@@ -247,3 +247,18 @@ def test_a_stream_ends_with_the_error_that_ended_it(stream: Stream, tmp_path: Pa
             with pytest.raises(BudgetExceededError) as raised:
                 stream(client, (f"text number {attempt} {number}" for number in range(500)))
             assert raised.value.finished
+
+
+@both
+def test_a_stream_of_nothing_that_can_be_sent_sends_nothing(stream: Stream) -> None:
+    nobody = NexusFlow("sk-air-unused", base_url="http://127.0.0.1:9/v1")
+    found = stream(nobody, iter([" ", "\ud800", ""]))
+    assert [item.index for item in found] == [0, 1, 2]
+    assert all(isinstance(item.error, InvalidInputError) for item in found)
+    assert (nobody.usage.requests, nobody.usage.texts) == (0, 0)
+
+
+def test_a_client_is_a_function_from_texts_to_vectors(client: NexusFlow) -> None:
+    texts = ["one", "two"]
+    assert np.array_equal(client(texts), client.embed(texts))
+    assert np.array_equal(client("one"), client.embed("one"))

@@ -94,6 +94,7 @@ def test_public_names_equal_all(name: str) -> None:
     for public in module.__all__:
         assert getattr(module, public) is not None
     assert sorted(set(module.__all__)) == sorted(module.__all__)
+    assert set(module.__all__) <= set(dir(module)), "names that are made lazily are listed, too"
     defined = {
         key
         for key, value in vars(module).items()
