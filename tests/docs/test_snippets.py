@@ -1,13 +1,16 @@
 """Every Python snippet of the README and the docs runs, top to bottom, against the local server.
 
 Of a ``diff`` both sides run: what it takes away, as its readers have it now, with the local server
-in the place of the service; and what it leaves, which the snippets below it build upon. What a
-``print(...)  # this`` promises is printed.
+in the place of the service; and what it leaves, which the snippets below it build upon. A snippet
+that begins with ``# test_name.py`` is a file that pytest runs. What ``print(...)  # this`` promises
+is printed.
 """
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +27,7 @@ ELSEWHERE = {"recipes.md", "more.md"}
 
 SERVICE = "https://nexusflow.vip/v1"
 _FENCE = re.compile(r"^```(python|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"# (test_\w+\.py)\n")
 _PRINTED = re.compile(r"^ *print\(.*\)  # (.+)$", re.MULTILINE)
 
 
@@ -57,7 +61,7 @@ def _name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server() -> Iterator[LocalServer]:
     with LocalServer(model="hash") as running:
         yield running
@@ -86,6 +90,9 @@ def test_every_snippet_of_the_page_runs(
     for snippet in _snippets(page):
         if snippet.before is not None:
             _run(snippet.before.replace(SERVICE, server.base_url), snippet.line, page, {})
+        if file := _FILE.match(snippet.code):
+            _run_as_tests(tmp_path / file[1], snippet.code)
+            continue
         capsys.readouterr()
         _run(snippet.code, snippet.line, page, names)
         printed = capsys.readouterr().out.splitlines()
@@ -95,6 +102,13 @@ def test_every_snippet_of_the_page_runs(
 def _run(code: str, line: int, page: Path, names: dict[str, object]) -> None:
     # Blank lines in front make a traceback name the line of the page.
     exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
+
+
+def _run_as_tests(file: Path, code: str) -> None:
+    file.write_text(code)
+    command = [sys.executable, "-m", "pytest", "-q", file.name]
+    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
