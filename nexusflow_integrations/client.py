@@ -548,6 +548,9 @@ class NexusFlow:
     async def aclose(self) -> None:
         """The same as ``close``, without blocking the event loop."""
         self._closed = True
+        await self._agive_back()
+
+    async def _agive_back(self) -> None:
         if (given_back := self._give_back()) is not None:
             await asyncio.wait([asyncio.wrap_future(given_back)], timeout=GIVE_BACK)
 

@@ -12,7 +12,6 @@ import re
 import threading
 import time
 import uuid
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -161,14 +160,10 @@ class EmbedBatch:
             for index, vector in error.finished.items():
                 vectors[index], errors[index] = vector, None
             errors[errors == "not embedded"] = _sentence(error)
+        finally:
+            # Ray ends a worker that has no more to do without a word; this may have been its last.
+            await self._client._agive_back()
         return _with_columns(batch, {self._embedding: vectors, self._error: errors})
-
-    def __del__(self) -> None:
-        # Ray Data does this when a worker has no more to do: what it drew is for the others.
-        client: NexusFlow | None = getattr(self, "_client", None)
-        if client is not None:
-            with suppress(RuntimeError):  # the interpreter is going down
-                client.close()
 
     def __repr__(self) -> str:
         return f"EmbedBatch(text={self._text!r}, embedding={self._embedding!r})"
