@@ -112,7 +112,7 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def mutation(session: nox.Session) -> None:
-    """Change the pure core in a thousand places; tests/core should notice. About an hour."""
+    """Change the pure core in a thousand places; tests/core should notice. Takes hours."""
     session.install(*PINS, "-e", ".", *FOR_THE_CORE, *_group("mutation"))
     session.run("mutmut", "run", "--max-children", "1", *session.posargs, success_codes=[0, 1])
     session.run("mutmut", "results")

@@ -139,6 +139,7 @@ def test_a_list_of_texts_gives_a_matrix_and_one_text_a_vector() -> None:
     many = as_result(gathered_of(2), usage, single=False, collect=False)
     assert isinstance(many, EmbeddingArray)
     assert many.tolist() == [[0.5] * 3, [1.5] * 3]
+    assert many.dtype == np.float32
     assert many.usage is usage
     one = as_result(gathered_of(1), usage, single=True, collect=True)
     assert isinstance(one, EmbeddingArray)
@@ -151,6 +152,7 @@ def test_collected_refusals_leave_gaps_also_where_nothing_else_is_left() -> None
     assert isinstance(some, EmbeddingList)
     assert [row if row is None else row.tolist() for row in some] == [[0.5] * 3, None, [2.5] * 3]
     assert list(some.refused) == [1]
+    assert some.usage == Usage()
     none = as_result(gathered_of(2, refused=(0, 1)), Usage(), single=False, collect=True)
     assert list(none) == [None, None]
 

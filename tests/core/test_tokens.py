@@ -60,3 +60,7 @@ def test_with_the_models_own_tokenizer_tokens_are_counted_exactly() -> None:
     encoding = quicktok.get_encoding("qwen3")
     for text in ("Hello world", "漢字 слово", "x" * 1000, ""):
         assert counter(text) == len(encoding.encode(text))
+
+
+def test_a_text_has_at_most_a_token_for_each_byte_and_one_that_ends_it() -> None:
+    assert [token_bound(encoded_bytes) for encoded_bytes in (2, 5, 8192)] == [3, 6, 8193]

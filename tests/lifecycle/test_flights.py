@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nexusflow_integrations import NexusFlow
-from nexusflow_integrations.errors import APITimeoutError
+from nexusflow_integrations.errors import APITimeoutError, BadRequestError
 from nexusflow_integrations.local import LocalServer
 
 from .scene import assert_right, client_of, passengers, until
@@ -81,3 +81,46 @@ def test_a_call_whose_progress_raises_leaves_nobody_waiting(slow: LocalServer) -
         with pytest.raises(Enough):
             client.embed(TEXTS, progress=stop)
         assert client.embed(TEXTS).shape == (45, 64)
+
+
+def refuse(wire: Any) -> None:
+    from faults.behaviours import error, says
+
+    says(400, error("data_inspection_failed"))(wire)
+
+
+def test_a_text_that_stands_twice_and_is_refused_is_refused_in_both_places(server: Any) -> None:
+    from faults.server import marked
+
+    server.script = marked("unwanted", refuse)
+    texts = ["a", "unwanted", "b", "unwanted"]
+    found = client_of(server).embed(texts, on_refused="collect")
+    assert sorted(found.refused) == [1, 3]
+    assert_right([found[0], found[2]], ["a", "b"])
+    assert found[1] is found[3] is None
+
+
+def test_a_refusal_reaches_whoever_waits_for_the_same_text_and_is_not_asked_for_twice(
+    server: Any,
+) -> None:
+    def when_both_are_there(wire: Any) -> None:
+        until(lambda: passengers() == 1)
+        refuse(wire)
+
+    server.script = type(server.script)(when_both_are_there)
+    client = client_of(server)
+    raised: list[BadRequestError] = []
+
+    def ask() -> None:
+        try:
+            client.embed("unwanted")
+        except BadRequestError as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert [error.code for error in raised] == ["data_inspection_failed"] * 2
+    assert server.attempts == 1

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nexusflow_integrations.errors import InvalidInputError, NexusFlowError
+from nexusflow_integrations.errors import ConfigurationError, InvalidInputError, NexusFlowError
 
 from .scene import SIZE, assert_right, client_of, texts
 
@@ -101,3 +101,9 @@ def test_what_a_stream_had_finished_when_it_failed_is_told_by_the_places_of_the_
     assert set(finished) >= set(range(40, 70)) - {47}
     for index, row in finished.items():
         assert_right([row], [mine[index]])
+
+
+def test_a_role_that_there_is_not_is_refused_before_anything_is_sent(server: Any) -> None:
+    with pytest.raises(ConfigurationError, match="role must be 'document' or 'query', not 'doc'"):
+        client_of(server).embed("a", role="doc")
+    assert server.attempts == 0
