@@ -366,8 +366,10 @@ class NexusFlow:
                 except NexusFlowError as error:
                     wait([other.future for other in flying], timeout=DRAIN)
                     raise _rescued(error, flight, flying) from None
-                except BaseException:
-                    flight.future.cancel()  # Ctrl-C
+                except BaseException:  # Ctrl-C
+                    self._abandon(flying)
+                    flying.clear()
+                    flight.future.cancel()
                     raise
                 yield from flight.slab.results(gathered)
         finally:
@@ -441,8 +443,9 @@ class NexusFlow:
             future.set_result(Gathered(0))
         return _Flight(slab, future, ledger)
 
-    def _abandon(self, flying: Iterable[_Flight]) -> None:
-        for flight in flying:
+    def _abandon(self, flying: deque[_Flight]) -> None:
+        # The last first: those that wait would send in the place of those that are out.
+        for flight in reversed(flying):
             flight.future.cancel()
             self._account(flight.ledger)
 
