@@ -287,7 +287,9 @@ class ClusterLimits:
         self._worker = uuid.uuid4().hex
         self._actor: Any = None
         self._sharers = 1
-        self._draws = 0
+        # One holder for each thread that draws, which is one for each client: the actor tells its
+        # calls apart by their numbers, so they must arrive in order.
+        self._drawer = threading.local()
         self._held_until = float("-inf")
 
     @property
@@ -344,6 +346,7 @@ class ClusterLimits:
         self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
     ) -> list[float]:
         """Reserve send times, as ``SharedLimits`` says."""
+        self._notice_fork()
         held = max(0.0, self._held_until - time.monotonic())
         call = (self._worker, count, tokens, owed_tokens, late, held)
         waits, self._sharers = self._call("lease", *call, timeout=ASK_TIMEOUT)
@@ -360,15 +363,23 @@ class ClusterLimits:
 
     def draw(self, least: int, wanted: int, unused: int, kept: int) -> Grant:
         """Draw from the budget, as ``SharedBudget`` says."""
-        self._draws += 1
-        call = (self._worker, self._draws, least, wanted, unused, kept)
+        self._notice_fork()
+        drawer = self._drawer
+        if not hasattr(drawer, "name"):
+            drawer.name, drawer.draws = uuid.uuid4().hex, 0
+        drawer.draws += 1
+        call = (drawer.name, drawer.draws, least, wanted, unused, kept)
         return Grant(*self._call("draw", *call, timeout=DRAW_TIMEOUT))
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _call(self, method: str, *arguments: Any, timeout: float) -> Any:
+    def _notice_fork(self) -> None:
+        # Before a call is put together: it must not go out under the parent's name.
         if self._process != os.getpid():
             self._reset()
+
+    def _call(self, method: str, *arguments: Any, timeout: float) -> Any:
+        self._notice_fork()
         try:
             return self._ask(method, arguments, timeout)
         except RayActorError:  # it is gone for good, with the worker that had started it

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 
 pytest.importorskip("ray.exceptions")
 
 from nexusflow_integrations import ray as ours
-from nexusflow_integrations.ray import RESTART_PAUSE, _Keeper
+from nexusflow_integrations._core.usage import Budget
+from nexusflow_integrations.ray import RESTART_PAUSE, ClusterLimits, _Keeper
 
 pytestmark = pytest.mark.ray
 
@@ -97,3 +103,51 @@ def test_send_times_that_a_worker_holds_from_before_are_not_given_twice() -> Non
 def test_the_workers_that_asked_of_late_are_counted() -> None:
     actor = keeper()
     assert [actor.lease(name, 1, 10, 0.0, 0.0, 0.0)[1] for name in "abab"] == [1, 2, 2, 2]
+
+
+def test_two_clients_of_a_process_are_not_granted_the_same_tokens_though_one_overtakes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    actor = keeper()
+    limits = ClusterLimits(budget=Budget(tokens=10_000))
+    under_way, overtaken = threading.Event(), threading.Event()
+
+    def ask(method: str, arguments: tuple[Any, ...], timeout: float) -> Any:
+        if not under_way.is_set():
+            under_way.set()
+            overtaken.wait(60)
+        return getattr(actor, method)(*arguments)
+
+    monkeypatch.setattr(limits, "_ask", ask)
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:  # as each has its own
+        slow = one.submit(limits.draw, 100, 700, 0, 0)
+        assert under_way.wait(60)
+        fast = other.submit(limits.draw, 100, 500, 0, 0).result(60)
+        overtaken.set()
+        assert (slow.result(60).tokens, fast.tokens) == (700, 500)
+        assert actor.state()[3] == 1_200
+        other.submit(limits.draw, 0, 0, 500, 0).result(60)
+        one.submit(limits.draw, 0, 0, 700, 0).result(60)
+    assert actor.state()[3] == 0
+
+
+def test_the_child_of_a_fork_asks_under_a_name_of_its_own_from_the_first_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = ClusterLimits(budget=Budget(tokens=10_000))
+    names: list[str] = []
+    answers = {"draw": (0, 0, False), "lease": ([0.0], 1)}
+
+    def ask(method: str, arguments: tuple[Any, ...], timeout: float) -> Any:
+        names.append(f"{method} {arguments[0]}")
+        return answers[method]
+
+    monkeypatch.setattr(ClusterLimits, "_ask", lambda _, *call: ask(*call))
+    for pid in (1, 1, 2):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        limits.draw(100, 700, 0, 0)
+    for pid in (2, 1):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        limits.lease(1, 10)
+    assert names[0] == names[1] != names[2]
+    assert names[3] != names[4]
