@@ -13,6 +13,7 @@ from nexusflow_integrations._core.cache_file import StoreUnavailable
 from nexusflow_integrations._core.redis_address import RedisAddress
 from nexusflow_integrations._core.redis_pacing import AccountLimits
 from nexusflow_integrations._core.redis_server import RedisServer
+from nexusflow_integrations.errors import CacheError
 
 __all__ = ["RedisLimits"]
 
@@ -59,7 +60,7 @@ class RedisLimits(AccountLimits):
     def _run(self, **asked: Any) -> list[float]:
         try:
             return super()._run(**asked)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, CacheError) as error:
             # Not one of a cache, which has said so itself: this one is to be warned of.
             raise ConnectionError(str(error)) from None
 

@@ -43,6 +43,7 @@ class RedisAddress:
         database = parts.path.strip("/")
         if (
             parts.scheme not in SCHEMES
+            or not url.startswith(f"{parts.scheme}://")  # as the package wants it
             or parts.fragment
             or not (is_socket or host)
             or not (is_socket or not database or database.isdecimal())

@@ -66,8 +66,8 @@ class RedisServer:
         it has answered before, is away.
 
         Raises:
-            CacheError: It is no Redis server, or takes no such password; only before it has
-                answered once.
+            CacheError: It is no Redis server, or takes no such password, or the package takes no
+                such option of the URL; only before it has answered once.
             StoreUnavailable: It cannot be reached, or refuses what was asked.
         """
         exceptions = _redis(self.address).exceptions
@@ -110,7 +110,12 @@ class RedisServer:
 
     def _connected(self) -> Any:
         if self._client is None:
-            client = _connect(self.address)
+            try:
+                client = _connect(self.address)
+            except (TypeError, ValueError):
+                raise CacheError(
+                    f"{self.address} has an option that the redis package does not take"
+                ) from None
             try:
                 self._check(client)
             except BaseException:
@@ -184,7 +189,9 @@ def _connect(address: RedisAddress) -> Any:
         "protocol": 2,
         "client_name": "nexusflow",
     }
-    return Redis.from_url(address.reveal(), **options)
+    client = Redis.from_url(address.reveal(), **options)
+    client.connection_pool.make_connection()  # not connected: it is where some options are refused
+    return client
 
 
 _servers: weakref.WeakSet[RedisServer] = weakref.WeakSet()

@@ -141,7 +141,6 @@ class _Session:
 
     owner: str = ""
     claimed: set[bytes] = field(default_factory=set)
-    named: set[bytes] = field(default_factory=set)
     hits: int = 0
     misses: int = 0
     read: bool = False
@@ -292,15 +291,15 @@ class RedisStore:
                 pipe.mset({_VECTOR + key: data[key] for key in some})
                 pipe.hdel(_CLAIMS, *some)
             pipe.hset(_SIZES, mapping=sizes)
-            named = sizes.keys() & self._kinds.keys() - session.named
-            for prefix in named:
+            # Each time, as the server may have been emptied, or have evicted them.
+            pipe.set(_SCHEMA, SCHEMA_VERSION, nx=True)
+            for prefix in sizes.keys() & self._kinds.keys():
                 pipe.hset(_KINDS, prefix, _described(self._kinds[prefix]))
             day = self._today()
             pipe.hsetnx(_COUNTS, "created", day)
             self._note(pipe, session, day)
             pipe.execute()
             session.claimed.difference_update(data)
-            session.named |= named
             session.hits = session.misses = 0
 
         self._using(work)
@@ -345,8 +344,7 @@ class RedisStore:
         """
 
         def work(client: Any) -> CacheInfo:
-            if not self._check(client):
-                return CacheInfo(self.path)
+            self._check(client)
             rows: dict[bytes, int] = {}
             samples: dict[bytes, bytes] = {}
             for name in client.scan_iter(match=_VECTOR + b"*", count=_AT_ONCE):
@@ -387,8 +385,7 @@ class RedisStore:
         """
 
         def work(client: Any) -> Pruned:
-            if not self._check(client):
-                return Pruned(0, 0)
+            self._check(client)
             held: list[tuple[int, int, bytes]] = []  # seconds since its last use, bytes, name
             for names in _name_pages(client):
                 pipe = client.pipeline(transaction=False)
@@ -419,12 +416,10 @@ class RedisStore:
         """Remove all vectors and all counts."""
 
         def work(client: Any) -> Pruned:
-            if not self._check(client):
-                return Pruned(0, 0)
+            self._check(client)
             before = self.info()
             removed = sum(_unlink(client, names) for names in _name_pages(client))
             client.unlink(_KINDS, _SIZES, _COUNTS)
-            self._session.named.clear()
             self._session.hits = self._session.misses = 0
             return Pruned(removed, before.bytes)
 
@@ -455,16 +450,16 @@ class RedisStore:
     def _using(self, work: Callable[[Any], T]) -> T:
         def opened(client: Any) -> T:
             if self._session.owner != self.server.owner:  # the first time, and after a fork
-                if not self._check(client):
-                    client.set(_SCHEMA, SCHEMA_VERSION, nx=True)
+                self._check(client)
+                client.set(_SCHEMA, SCHEMA_VERSION, nx=True)
                 self._live_claims(client, forget=FORGOTTEN)
                 self._session = _Session(self.server.owner)
             return work(client)
 
         return self.server.ask(opened)
 
-    def _check(self, client: Any) -> bool:
-        """Tell whether there is a cache; refuse what is not ours without changing it."""
+    def _check(self, client: Any) -> None:
+        """Refuse what is not ours without changing it."""
         pipe = client.pipeline(transaction=False)
         pipe.mget(_SCHEMA)
         for name in (_SCHEMA, *_HASHES):
@@ -473,7 +468,7 @@ class RedisStore:
         if kind not in (b"string", b"none") or not {*kinds} <= {b"hash", b"none"}:
             raise self.server.foreign("holds other data under the names of this cache")
         if version is None:
-            return False
+            return
         if not version.isdigit():
             raise self.server.foreign("holds other data under the names of this cache")
         if int(version) > SCHEMA_VERSION:
@@ -481,7 +476,6 @@ class RedisStore:
                 "was written by a newer version of nexusflow-integrations (format"
                 f" {int(version)}, this version reads {SCHEMA_VERSION})"
             )
-        return True
 
     def _live_claims(self, client: Any, *, forget: float = _NEVER) -> int:
         args = [self._now(), forget, CLOCK_SLACK]

@@ -54,6 +54,8 @@ def test_addresses_are_equal_if_all_of_the_url_is() -> None:
     [
         "http://host:6379/0",
         "redis://",
+        "REDIS://:hunter2@host/0",
+        " redis://:hunter2@host/0",
         "redis://:hunter2@/0",
         "redis://:hunter2@host:port/0",
         "redis://:hunter2@host:70000",

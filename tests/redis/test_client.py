@@ -233,6 +233,18 @@ def test_a_missing_or_wrong_password_is_an_error_that_does_not_repeat_it(
     assert server.stats.requests == 0
 
 
+@pytest.mark.parametrize("option", ["socket_timeout=soon", "ssl_unheard_of=1", "db=three"])
+def test_an_option_that_the_package_does_not_take_is_an_error_without_the_password(
+    redis_server: Any, server: LocalServer, option: str
+) -> None:
+    client = client_of(server, f"{with_password(redis_server.url)}?{option}")
+    for _ in range(2):
+        with pytest.raises(CacheError, match="option") as caught:
+            client.embed(TEXTS[:10])
+        assert PASSWORD not in str(caught.value)
+    assert server.stats.requests == 0
+
+
 def test_the_password_is_in_no_repr_log_warning_or_pickle(
     locked: Any,
     server: LocalServer,
@@ -362,3 +374,13 @@ def test_without_the_server_a_client_paces_alone_and_says_so(
     (warning,) = warnings_of(caplog)
     assert "pacing alone" in warning
     assert PASSWORD not in warning
+
+
+def test_limits_on_a_server_that_takes_no_such_password_are_warned_of(
+    locked: Any, server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = RedisLimits(locked.url.replace("//", "//:letmein@"), requests_per_minute=60_000)
+    embed_all(NexusFlow(server.api_key, base_url=server.base_url, pacer=limits))
+    (warning,) = warnings_of(caplog)
+    assert "pacing alone" in warning
+    assert "letmein" not in caplog.text

@@ -186,6 +186,26 @@ def test_looking_at_a_cache_that_is_not_there_makes_none(
         assert client.dbsize() == 0
 
 
+@pytest.mark.parametrize("gone", ["all", "all but vectors"])
+def test_what_is_put_after_the_server_was_emptied_is_seen_and_can_be_cleared(
+    store: RedisStore, redis_server: Any, vector: Vector, gone: str
+) -> None:
+    keyer = store.keyer(base_url="https://a.example/v1", model="m", dimensions=8)
+    store.put([(keyer("a"), vector())])
+    with redis_server.client() as client:
+        if gone == "all":
+            client.flushdb()
+        else:  # as a server does that is short of memory
+            client.delete(*(name for name in client.keys("*") if b":vector:" not in name))
+            assert store.info().vectors == 1
+    store.put([(keyer("a"), vector())])
+    (rows,) = store.info().models
+    assert (rows.model, rows.vectors) == ("m", 1)
+    assert store.prune(max_age=DAY).vectors == 0
+    assert store.clear().vectors == 1
+    assert store.present([keyer("a")]) == set()
+
+
 def unused_for(client: Any, keys: list[bytes], days: int) -> None:
     for key in keys:
         name = b"nexusflow:vector:" + key
