@@ -454,7 +454,8 @@ class NexusFlow:
     @property
     def usage(self) -> Usage:
         """What all calls of this client sent and cost so far."""
-        return self._spent.snapshot(self._price)
+        with _counting:
+            return self._spent.snapshot(self._price)
 
     def estimate(self, texts: Iterable[str], *, role: Role = "document") -> Estimate:
         """Say what embedding ``texts`` would send, cost and take; nothing is sent.
@@ -597,7 +598,8 @@ class NexusFlow:
         # In one process a copy keeps what a pickle must not: key, http clients, purse.
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
-        twin._spent = replace(self._spent)
+        with _counting:
+            twin._spent = replace(self._spent)
         return twin
 
     # -- for adapters: these three, and `_submit`, `_recorded`, `_price`, `_cache` -----------------

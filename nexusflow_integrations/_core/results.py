@@ -71,12 +71,11 @@ class RowLists:
             asyncio.get_running_loop().call_soon(self._make)
 
     def _make(self) -> None:
-        places, vectors = self._waiting[0]
+        places, vectors = self._waiting.popleft()
+        if self._waiting:  # whatever becomes of this one
+            asyncio.get_running_loop().call_soon(self._make)
         for place, row in zip(places, vectors.tolist(), strict=True):
             self._rows[place] = row
-        self._waiting.popleft()
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._make)
 
     async def of(self, vectors: Vectors) -> list[list[float]]:
         """Return all rows of ``vectors``; those that were never added are made now."""

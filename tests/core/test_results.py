@@ -16,6 +16,7 @@ from nexusflow_integrations._core.results import (
     EmbeddingArray,
     EmbeddingList,
     Gathered,
+    RowLists,
     as_result,
 )
 from nexusflow_integrations._core.usage import Usage
@@ -211,3 +212,22 @@ def test_a_row_nobody_waits_for_wakes_nobody_else() -> None:
         await waiting
 
     asyncio.run(asyncio.wait_for(scene(), 5))
+
+
+class FirstOutOfMemory(np.ndarray):
+    tried = False
+
+    def tolist(self) -> list[list[float]]:
+        if not self.tried:
+            self.tried = True
+            raise MemoryError
+        return super().tolist()
+
+
+async def test_rows_whose_lists_could_not_be_made_on_the_way_are_made_in_the_end() -> None:
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    vectors = rows_of([0, 1])
+    lists = RowLists(2)
+    lists.add([0], vectors[:1].view(FirstOutOfMemory))
+    lists.add([1], vectors[1:])
+    assert await asyncio.wait_for(lists.of(vectors), 30) == vectors.tolist()

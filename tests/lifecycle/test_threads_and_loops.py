@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+
+from nexusflow_integrations import NexusFlow
+from nexusflow_integrations._core.usage import Ledger
 
 from .scene import assert_right, client_of, tasks, texts, until
 
@@ -127,3 +131,26 @@ def test_a_stream_in_one_thread_and_calls_in_others_do_not_mix(server: Any) -> N
         futures = [pool.submit(stream), *[pool.submit(call, n) for n in range(10)]]
         for future in futures:
             future.result(120)
+
+
+def test_usage_is_read_whole_while_other_threads_count() -> None:
+    client = NexusFlow("key-of-this-test")
+    call = Ledger(requests=1, texts=1, tokens=1)
+    done = threading.Event()
+
+    def count() -> None:
+        while not done.is_set():
+            client._account(call)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            for _ in range(2):
+                pool.submit(count)
+            read = [client.usage for _ in range(5_000)]
+            done.set()
+    finally:
+        done.set()
+        sys.setswitchinterval(before)
+    assert all(usage.requests == usage.texts == usage.tokens for usage in read)
