@@ -187,7 +187,6 @@ def _connect(address: RedisAddress) -> Any:
         "socket_timeout": ANSWER_SECONDS,
         "retry": Retry(NoBackoff(), 0),  # `ask` knows what may be done over again, and how long
         "protocol": 2,
-        "client_name": "nexusflow",
     }
     client = Redis.from_url(address.reveal(), **options)
     client.connection_pool.make_connection()  # not connected: it is where some options are refused
