@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -21,6 +22,11 @@ else:
     # Everywhere as in CI: the same examples in every run, and none of them held to a time.
     # ``pytest --hypothesis-profile=default`` looks for new ones.
     settings.load_profile("ci")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it sends to the background deaf to Ctrl-C, and so all its children, which
+    # some tests press it for.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class RedisProcess:
