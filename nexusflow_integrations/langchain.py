@@ -81,9 +81,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NexusFlowEmbeddings"]
 
-ROWS_AT_ONCE = 500
-"""Rows of 1024 numbers that become lists in about 7 ms."""
-
 _NOT_THE_CORES = ("chunk_size", "rate_limiter", "show_progress_bar", "trace_texts")
 _OPENAI_NAMES = {"openai_api_key": "api_key", "openai_api_base": "base_url"}
 _NOT_NEEDED = (
@@ -309,7 +306,9 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
                     return cast("list[list[float]]", vectors.tolist())
                 vectors = await _aembed_paced(client, texts, self.rate_limiter, progress)
                 done(vectors)
-            return await _lists(vectors)
+            from nexusflow_integrations._core.results import RowLists
+
+            return await RowLists(len(vectors)).of(vectors)
 
     def embed_query(self, text: str) -> list[float]:
         """Embed one query.
@@ -599,16 +598,6 @@ async def _aembed_paced(
 
 
 # -- the rest --------------------------------------------------------------------------------------
-
-
-async def _lists(vectors: EmbeddingArray) -> list[list[float]]:
-    # Making a million floats takes a while: let the event loop do something else in between.
-    rows: list[list[float]] = []
-    for start in range(0, len(vectors), ROWS_AT_ONCE):
-        if start:
-            await asyncio.sleep(0)
-        rows += vectors[start : start + ROWS_AT_ONCE].tolist()
-    return rows
 
 
 _TRACING = [f"LANG{who}_TRACING{v}" for who in ("SMITH", "CHAIN") for v in ("", "_V2")]

@@ -54,6 +54,10 @@ class EmbeddingList(list[Any]):
         self.usage = usage
 
 
+ROWS_AT_ONCE = 64
+"""Rows of 1024 numbers that become lists in about 2 ms."""
+
+
 class RowLists:
     """Rows as lists of floats, made batch by batch on the event loop while requests are out.
 
@@ -82,20 +86,18 @@ class RowLists:
         while self._waiting:
             await asyncio.sleep(0)
         rows: list[list[float]] = []
-        for start in range(0, len(vectors), _ROWS_AT_ONCE):
-            stop = start + _ROWS_AT_ONCE
+        for start in range(0, len(vectors), ROWS_AT_ONCE):
+            stop = start + ROWS_AT_ONCE
             some = self._rows[start:stop]
             if None in some:
-                await asyncio.sleep(0)  # others want the loop too
+                if start:
+                    await asyncio.sleep(0)  # others want the loop too
                 some = [
                     vector.tolist() if row is None else row
                     for row, vector in zip(some, vectors[start:stop], strict=True)
                 ]
             rows += cast("list[list[float]]", some)
         return rows
-
-
-_ROWS_AT_ONCE = 64
 
 
 class Gathered:
