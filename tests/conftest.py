@@ -1,4 +1,4 @@
-"""What several folders of tests need: a Redis server, ports, and the same examples always."""
+"""What several folders of tests need: a Redis server, ports, a clock, keys, the same examples."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 try:
@@ -141,3 +142,35 @@ def redis_server(_shared_redis: RedisProcess) -> RedisProcess:
     with _shared_redis.client() as client:
         client.flushall()
     return _shared_redis
+
+
+class Clock:
+    """Seconds since 1970, only moving when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def keys(store: Any) -> list[bytes]:
+    """Twenty keys of one kind, of the folder's own store."""
+    keyer = store.keyer(base_url="https://a.example/v1", model="m", dimensions=8)
+    return [keyer(f"text {number}") for number in range(20)]
+
+
+@pytest.fixture
+def vector() -> Callable[..., np.ndarray]:
+    """Make a float32 vector that is told from others by its number."""
+
+    def make(number: float = 1, size: int = 8) -> np.ndarray:
+        return np.arange(number, number + size, dtype=np.float32)
+
+    return make

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import pytest
 
 from nexusflow_integrations._core.redis_address import RedisAddress
@@ -106,20 +105,3 @@ def store_on() -> Iterator[Callable[..., RedisStore]]:
 @pytest.fixture
 def store(redis_server: Any, store_on: Callable[..., RedisStore]) -> RedisStore:
     return store_on(redis_server.url)
-
-
-@pytest.fixture
-def keys(store: RedisStore) -> list[bytes]:
-    """Twenty keys of one kind."""
-    keyer = store.keyer(base_url="https://a.example/v1", model="m", dimensions=8)
-    return [keyer(f"text {number}") for number in range(20)]
-
-
-@pytest.fixture
-def vector() -> Callable[..., np.ndarray]:
-    """Make a float32 vector that is told from others by its number."""
-
-    def make(number: float = 1, size: int = 8) -> np.ndarray:
-        return np.arange(number, number + size, dtype=np.float32)
-
-    return make

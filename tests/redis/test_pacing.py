@@ -20,21 +20,8 @@ from nexusflow_integrations._core.store import VectorStore
 Pair = Callable[..., tuple[AccountLimits, SharedPacer]]
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def pair(redis_server: Any, tmp_path: Path, clock: Clock) -> Any:
+def pair(redis_server: Any, tmp_path: Path, clock: Any) -> Any:
     """Make limits on the server and in a file that were told the same."""
     server = RedisServer(RedisAddress(redis_server.url))
     store = VectorStore(tmp_path / "pace.db", clock=clock)
@@ -84,7 +71,7 @@ steps = st.one_of(
 )
 def test_the_script_answers_what_the_arithmetic_answers(
     pair: Pair,
-    clock: Clock,
+    clock: Any,
     told: list[tuple[float | None, float | None]],
     plan: list[tuple[int, float, tuple[Any, ...]]],
 ) -> None:

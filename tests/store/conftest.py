@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from nexusflow_integrations._core.cache import Store
@@ -20,21 +19,6 @@ from nexusflow_integrations._core.redis_store import RedisStore
 from nexusflow_integrations._core.store import VectorStore
 
 WORKERS = Path(__file__).parent / "workers.py"
-
-
-class Clock:
-    """Seconds since 1970, only moving when told to."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -55,7 +39,7 @@ def place(kept_in: str, path: Path, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def store_on(place: str, clock: Clock) -> Iterator[Callable[..., Store]]:
+def store_on(place: str, clock: Any) -> Iterator[Callable[..., Store]]:
     """Make stores, by default on one file or server and one clock; all are closed in the end."""
     stores: list[Store] = []
 
@@ -74,23 +58,6 @@ def store_on(place: str, clock: Clock) -> Iterator[Callable[..., Store]]:
 @pytest.fixture
 def store(store_on: Callable[..., VectorStore]) -> VectorStore:
     return store_on()
-
-
-@pytest.fixture
-def keys(store: VectorStore) -> list[bytes]:
-    """Twenty keys of one kind."""
-    keyer = store.keyer(base_url="https://a.example/v1", model="m", dimensions=8)
-    return [keyer(f"text {number}") for number in range(20)]
-
-
-@pytest.fixture
-def vector() -> Callable[..., np.ndarray]:
-    """Make a float32 vector that is told from others by its number."""
-
-    def make(number: float = 1, size: int = 8) -> np.ndarray:
-        return np.arange(number, number + size, dtype=np.float32)
-
-    return make
 
 
 @pytest.fixture
