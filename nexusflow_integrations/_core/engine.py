@@ -41,6 +41,7 @@ from nexusflow_integrations._core.transport import (
     Pool,
     Sender,
     Target,
+    proxy_for,
 )
 from nexusflow_integrations._core.usage import Ledger, Purse
 from nexusflow_integrations._core.wire import Answer
@@ -111,6 +112,7 @@ class Engine:
     def __init__(self, background: BackgroundLoop) -> None:
         self._lanes: dict[tuple[str, str, str], Lane] = {}
         self._flights: dict[tuple[object, ...], Flights] = {}
+        self._senders: dict[tuple[object, ...], AiohttpSender] = {}
         self._caches: dict[str | RedisAddress, Cache] = {}
         self._pacing: dict[Lane, ThreadPoolExecutor] = {}
         self._pool = Pool()
@@ -147,7 +149,10 @@ class Engine:
         """Return the flights that a call may join: same vectors, same payer, same store."""
         told = request.settings
         name = (told.base_url, told.model, told.dimensions, request.key.reveal(), request.cache)
-        return self._flights.setdefault(name, Flights())
+        flights = self._flights.get(name)
+        if flights is None:
+            flights = self._flights[name] = Flights()
+        return flights
 
     def _cache(self, place: str | RedisAddress) -> Cache:
         if place not in self._caches:
@@ -177,12 +182,18 @@ class Engine:
 
     def _sender(self, request: Request) -> Sender:
         settings = request.settings
-        target = Target(f"{settings.base_url}/embeddings", _headers(settings, request.key))
         if request.http_client is not None:
-            return HttpxSender(request.http_client, target)
+            return HttpxSender(request.http_client, _target(settings, request.key))
         if request.async_http_client is not None and request.client_loop is not None:
+            target = _target(settings, request.key)
             return AsyncHttpxSender(request.async_http_client, request.client_loop, target)
-        return AiohttpSender(self._pool, target)
+        name = (settings.base_url, request.key.reveal(), *settings.default_headers.items())
+        sender = self._senders.get(name)
+        if sender is None:
+            target = _target(settings, request.key)
+            sender = self._senders[name] = AiohttpSender(self._pool, target)
+        sender.proxy = proxy_for(sender.url)
+        return sender
 
     async def embed(self, request: Request) -> Gathered:
         """Embed the texts of ``request``, all of them checked before.
@@ -284,7 +295,7 @@ def _keyer(cache: Cache, settings: Settings) -> Callable[[str], bytes]:
     )
 
 
-def _headers(settings: Settings, key: ApiKey) -> dict[str, str]:
+def _target(settings: Settings, key: ApiKey) -> Target:
     given = {name.lower() for name in settings.default_headers}
     usual = {
         "Content-Type": "application/json",
@@ -293,11 +304,12 @@ def _headers(settings: Settings, key: ApiKey) -> dict[str, str]:
         "Accept-Encoding": "identity",
         "User-Agent": "nexusflow-integrations",
     }
-    return {
+    headers = {
         **{name: value for name, value in usual.items() if name.lower() not in given},
         **settings.default_headers,
         "Authorization": f"Bearer {key.reveal()}",
     }
+    return Target(f"{settings.base_url}/embeddings", headers)
 
 
 SendStep = Callable[[Send], Coroutine[Any, Any, Reply]]
@@ -379,10 +391,13 @@ class Flights:
         """Tell whether ``carrier`` is still under way with ``text``."""
         return self._flights.get(text) == (carrier, place)
 
-    def land(self, texts: Iterable[tuple[int, str]], gathered: Gathered) -> None:
+    def land(self, texts: Texts, gathered: Gathered) -> None:
         """End our flights; whoever still waits for one must see to it himself."""
-        for _, text in texts:
-            self._flights.pop(text, None)
+        if len(texts) == len(self._flights):
+            self._flights = {}  # nobody else has boarded
+        else:
+            for _, text in texts:
+                self._flights.pop(text, None)
         gathered.wake_all()
 
 
@@ -403,7 +418,8 @@ class _Job:
         self._send = send
         self._flights = flights
         self._source = source
-        self._tasks: Sequence[asyncio.Task[None]] = ()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._drained = False
         self._failure: NexusFlowError | None = None
 
     async def run(self, texts: Sequence[str]) -> None:
@@ -422,17 +438,21 @@ class _Job:
             ) from None
 
     async def _run(self, texts: Sequence[str]) -> None:
-        first: dict[str, int] = {}
+        wanted = list(enumerate(texts))
         copies: dict[int, int] = {}
-        for index, text in enumerate(texts):
-            original = first.setdefault(text, index)
-            if original != index:
-                copies[index] = original
-        self._call.ledger.repeated += len(copies)
+        if len(set(texts)) < len(texts):
+            first: dict[str, int] = {}
+            for index, text in wanted:
+                original = first.setdefault(text, index)
+                if original != index:
+                    copies[index] = original
+            wanted = [(index, text) for text, index in first.items()]
+            self._call.ledger.repeated += len(copies)
         try:
-            await self._run_distinct([(index, text) for text, index in first.items()])
+            await self._run_distinct(wanted)
         finally:
-            self._copy(copies)
+            if copies:
+                self._copy(copies)
 
     async def _run_distinct(self, wanted: Texts) -> None:
         while wanted:
@@ -471,13 +491,25 @@ class _Job:
             if workers <= 1:
                 await self._work(source)
             else:
-                await self._work_together([self._work(source) for _ in range(workers)])
+                await self._work_together(source, workers)
         finally:
             await source.close()
 
-    async def _work_together(self, workers: Sequence[Coroutine[Any, Any, None]]) -> None:
-        tasks = self._tasks = [asyncio.create_task(work) for work in workers]
+    async def _work_together(self, source: Source, most: int) -> None:
+        """Work with up to ``most`` tasks, one more at each turn of the loop that brings no answer.
+
+        A slow server soon has them all; one that answers as fast as its answers are read is asked
+        over a few connections, which costs less and takes no longer.
+        """
+        ledger = self._call.ledger
+        self._drained = False
+        tasks = self._tasks = [asyncio.create_task(self._work(source))]
         try:
+            while len(tasks) < most and not (self._drained or self._call.stopping):
+                answered = ledger.requests
+                await asyncio.sleep(0)
+                if ledger.requests == answered:
+                    tasks.append(asyncio.create_task(self._work(source)))
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             if not all(task.done() for task in tasks):
                 self.stop()
@@ -516,6 +548,7 @@ class _Job:
             finally:
                 await source.keep(batch)
             self._gathered.report()
+        self._drained = True
         self._gathered.report()
 
     def _copy(self, copies: dict[int, int]) -> None:

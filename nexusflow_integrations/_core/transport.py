@@ -152,30 +152,33 @@ class AiohttpSender:
 
         self._aiohttp = aiohttp
         self._session = pool.session()
-        self._url = target.url
+        self.url = target.url
         self._headers = CIMultiDict(target.headers)  # or aiohttp makes one at every request
         self._timeout = aiohttp.ClientTimeout()
-        self._proxy = proxy_for(target.url)
+        self.proxy: str | None = None
 
     async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
         aiohttp = self._aiohttp
         if self._timeout.total != timeout:
             self._timeout = aiohttp.ClientTimeout(total=timeout, ceil_threshold=1e9)
         try:
-            async with self._session.post(
-                self._url,
+            response = await self._session.post(
+                self.url,
                 data=body,
                 headers=self._headers,
-                proxy=self._proxy,
+                proxy=self.proxy,
                 allow_redirects=False,
                 timeout=self._timeout,
-            ) as response:
+            )
+            received = None
+            try:
                 received = await _read(response)
-                if received is None:
+            finally:
+                if received is None:  # one that was read to its end has gone back to the pool
                     response.close()
-                    return _TOO_LARGE
-                names = {name.lower(): value for name, value in response.headers.items()}
-                return Answer(response.status, names, received)
+            if received is None:
+                return _TOO_LARGE
+            return Answer(response.status, response.headers, received)
         except asyncio.TimeoutError:
             return _timed_out(timeout)
         except (aiohttp.ClientError, OSError, ValueError) as error:

@@ -11,6 +11,7 @@ import zlib
 from binascii import Error as Base64Error
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class WrongDimensions(BrokenResponse):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP response whose body was read to the end (``headers`` have lower-case names)."""
+    """An HTTP response whose body was read to the end; ``headers`` know their lower-case names."""
 
     status: int
     # Not in the repr: a server may echo the key, and tools print the locals of a traceback.
@@ -178,10 +179,10 @@ def _stack(rows: Sequence[Vectors]) -> Vectors:
 
 
 def _check_numbers(vectors: Vectors) -> None:
-    squares = np.einsum("ij,ij->i", vectors, vectors)
-    # One pass says "fine" almost always; only a suspicious sum is looked at closely. (NaN is not
-    # above 0.)
-    if squares.min() > 0 and squares.max() < np.inf:
+    squares = np.einsum("ij,ij->i", vectors, vectors).tolist()
+    # One pass says "fine" almost always; only a suspicious sum is looked at closely. (A sum with
+    # NaN or infinity in it is not below infinity.)
+    if sum(squares) < inf and min(squares) > 0:
         return
     if not np.isfinite(vectors).all():
         raise BrokenResponse("a vector holds NaN or infinity")

@@ -100,17 +100,16 @@ def _response(texts: list[str]) -> bytes:
 def _http(url: str, texts: list[str], requests: int) -> float:
     """Send requests through the client's own sender, without anything around it."""
     from nexusflow_integrations._core import batching, wire
-    from nexusflow_integrations._core.engine import _headers
+    from nexusflow_integrations._core.engine import _target
     from nexusflow_integrations._core.settings import ApiKey, Settings
-    from nexusflow_integrations._core.transport import AiohttpSender, Pool, Target
+    from nexusflow_integrations._core.transport import AiohttpSender, Pool
 
     items = [batching.item_of(place, text) for place, text in enumerate(texts)]
     body = wire.encode_request(items, model=MODEL, encoding_format="base64", dimensions=None)
 
     async def run() -> float:
         pool = Pool()
-        headers = _headers(Settings(base_url=url), ApiKey(KEY))
-        sender = AiohttpSender(pool, Target(f"{url}/embeddings", headers))
+        sender = AiohttpSender(pool, _target(Settings(base_url=url), ApiKey(KEY)))
 
         async def some(times: int) -> None:
             for _ in range(times):
