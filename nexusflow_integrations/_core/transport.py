@@ -187,9 +187,10 @@ class AiohttpSender:
 
 async def _read(response: Any) -> bytes | None:
     """Return the body, or ``None`` if it is too large to be honest."""
-    if (response.content_length or 0) > MAX_RESPONSE_BYTES:
-        return None
-    if response.content_length is not None:
+    length = response.content_length
+    if length is not None:
+        if length > MAX_RESPONSE_BYTES:
+            return None
         body: bytes = await response.read()
         return body
     parts = bytearray()

@@ -52,7 +52,7 @@ def breakdown(spec: dict[str, Any]) -> dict[str, Any]:
         "checking the texts": _best(lambda: check_texts(texts)),
         "requests as JSON": _best(plan),
         "HTTP: aiohttp, sockets, kernel": _http(spec["url"], texts[:10], requests),
-        "the first call: 32 connections, fresh memory": max(0.0, first - warm),
+        "the first call: connections, fresh memory": max(0.0, first - warm),
         "parsing JSON": _best(parse),
     }
     stages["base64, checking the vectors"] = _best(decode) - stages["parsing JSON"]

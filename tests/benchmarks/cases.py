@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from contestants import ALL, BY_NAME, IN_FLIGHT
+from contestants import ALL, BY_NAME, FLOORS, IN_FLIGHT
 from harness import (
     HERE,
     PATIENCE,
@@ -50,6 +50,7 @@ def _rows(found: dict[str, list[Data]], texts: int) -> list[Data]:
             {
                 "name": name,
                 "ours": BY_NAME[name].ours,
+                "floor": BY_NAME[name] in FLOORS,
                 "gives": BY_NAME[name].gives,
                 "one_by_one": BY_NAME[name].one_by_one,
                 "rounds": len(runs),
@@ -100,9 +101,10 @@ def latency(quick: bool) -> Data:
 
 def cpu(quick: bool) -> Data:
     """2,000 texts at 0 ms: what the client itself costs."""
-    texts, rounds = (500, 1) if quick else (2000, 3)
+    texts, rounds = (500, 1) if quick else (2000, 5)
     with server() as at:
-        found = interleaved({c.name: _documents(c.name, texts) for c in ALL}, rounds, at)
+        specs = {c.name: _documents(c.name, texts) for c in [*ALL, *FLOORS]}
+        found = interleaved(specs, rounds, at)
     return {"texts": texts, "rows": _rows(found, texts)}
 
 
@@ -135,8 +137,9 @@ def query(quick: bool) -> Data:
         "openai, sequential",
         "openai, async, 32",
         "openai, async, 32, its aiohttp client",
+        "bare sockets",
     ]
-    queries, rounds = (60, 1) if quick else (400, 2)
+    queries, rounds = (60, 1) if quick else (400, 3)
     specs = {name: {"task": "query", "contestant": name, "queries": queries} for name in names}
     with server() as at:
         found = interleaved(specs, rounds, at)
@@ -144,6 +147,7 @@ def query(quick: bool) -> Data:
         {
             "name": name,
             "ours": BY_NAME[name].ours,
+            "floor": BY_NAME[name] in FLOORS,
             "p50": median(runs, "p50"),
             "p95": median(runs, "p95"),
             "cpu_us": median(runs, "cpu") / queries * 1e6,
@@ -152,7 +156,8 @@ def query(quick: bool) -> Data:
         }
         for name, runs in found.items()
     ]
-    return {"queries": queries, "rows": rows}
+    server_ms = median(found["bare sockets"], "p50")
+    return {"queries": queries, "server_ms": server_ms, "rows": rows}
 
 
 def memory(quick: bool) -> Data:

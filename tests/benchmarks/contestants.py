@@ -22,10 +22,14 @@ Texts = list[str]
 
 @dataclass(frozen=True)
 class Embedder:
-    """``documents``: list of texts to vectors; ``query``: text to vector."""
+    """``documents``: list of texts to vectors; ``query``: text to vector.
+
+    ``read`` makes a vector of what ``query`` gives, after the clock has stopped.
+    """
 
     documents: Callable[[Texts], Any]
     query: Callable[[str], Any]
+    read: Callable[[Any], Any] = lambda vector: vector
 
 
 @dataclass(frozen=True)
@@ -265,4 +269,25 @@ ALL = [
     ),
 ]
 
-BY_NAME = {contestant.name: contestant for contestant in ALL}
+
+def _bare_arrays(url: str) -> Embedder:
+    from floor import BareSockets, decoded
+
+    bare = BareSockets(url, MODEL)
+    return Embedder(bare.arrays, bare.one, lambda body: decoded(body)[0])
+
+
+def _bare_lists(url: str) -> Embedder:
+    from floor import BareSockets, decoded
+
+    bare = BareSockets(url, MODEL)
+    return Embedder(bare.lists, bare.one, lambda body: decoded(body)[0])
+
+
+FLOORS = [
+    Contestant("bare sockets", _bare_arrays, False, "arrays"),
+    Contestant("bare sockets, to lists", _bare_lists, False, "lists"),
+]
+"""What everybody is measured from: neither ours nor a peer."""
+
+BY_NAME = {contestant.name: contestant for contestant in [*ALL, *FLOORS]}
