@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 import weakref
@@ -32,6 +33,12 @@ end
 """Lua: the server's time in seconds since 1970, the same for all hosts; a test gives its own."""
 
 T = TypeVar("T")
+
+
+def is_too_old(version: object) -> bool:
+    """Tell whether a ``redis_version`` is below ``OLDEST``; a fork's that is no number is not."""
+    numbers = re.match(r"(\d+)\.(\d+)", str(version))
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST
 
 
 class RedisServer:
@@ -131,8 +138,7 @@ class RedisServer:
             told = client.info("server")
         except exceptions.NoPermissionError:
             return  # a user who may not ask
-        version = tuple(int(part) for part in str(told.get("redis_version", "0")).split(".")[:2])
-        if version < OLDEST:
+        if is_too_old(told.get("redis_version")):
             raise self.foreign(f"is older than version {OLDEST[0]}.{OLDEST[1]}")
         if told.get("redis_mode") == "cluster":
             raise self.foreign("is part of a Redis Cluster, where one step cannot reach all keys")

@@ -9,6 +9,7 @@ import pytest
 
 from nexusflow_integrations import NexusFlow
 from nexusflow_integrations._core.redis_address import RedisAddress, address_or_path
+from nexusflow_integrations._core.redis_server import is_too_old
 from nexusflow_integrations.errors import ConfigurationError
 
 PASSWORD = "hunter2%40home"
@@ -76,3 +77,13 @@ def test_what_is_no_url_of_a_server_is_refused_without_repeating_it(url: str) ->
 def test_a_path_is_no_address() -> None:
     for path in ("cache.db", "/redis/cache.db", "redis:6379", True, None):
         assert address_or_path(path) is path
+
+
+@pytest.mark.parametrize("version", ["4.0.14", "2.8", "4.9-rc1"])
+def test_a_server_without_scripts_that_ask_for_the_time_is_too_old(version: str) -> None:
+    assert is_too_old(version)
+
+
+@pytest.mark.parametrize("version", ["5.0", "7.2.4-rc1", "10.0.1", "255.255.255", "unstable", None])
+def test_a_server_whose_version_cannot_be_read_is_not_called_too_old(version: str | None) -> None:
+    assert not is_too_old(version)
