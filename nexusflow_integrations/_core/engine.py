@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.redis_address import RedisAddress
     from nexusflow_integrations._core.shared_pacing import SharedLimits
 
+MOST_SENDERS = 64
+"""Sets of headers that are kept made up; a client may give each of its calls another one."""
 DRAIN = 5.0
 """Seconds that requests in flight get to finish, and be kept, when their call fails elsewhere."""
 
@@ -190,6 +192,8 @@ class Engine:
         name = (settings.base_url, request.key.reveal(), *settings.default_headers.items())
         sender = self._senders.get(name)
         if sender is None:
+            if len(self._senders) == MOST_SENDERS:
+                del self._senders[next(iter(self._senders))]
             target = _target(settings, request.key)
             sender = self._senders[name] = AiohttpSender(self._pool, target)
         sender.proxy = proxy_for(sender.url)
@@ -419,7 +423,7 @@ class _Job:
         self._flights = flights
         self._source = source
         self._tasks: list[asyncio.Task[None]] = []
-        self._drained = False
+        self._growing = True
         self._failure: NexusFlowError | None = None
 
     async def run(self, texts: Sequence[str]) -> None:
@@ -451,8 +455,7 @@ class _Job:
         try:
             await self._run_distinct(wanted)
         finally:
-            if copies:
-                self._copy(copies)
+            self._copy(copies)
 
     async def _run_distinct(self, wanted: Texts) -> None:
         while wanted:
@@ -502,12 +505,14 @@ class _Job:
         over a few connections, which costs less and takes no longer.
         """
         ledger = self._call.ledger
-        self._drained = False
+        self._growing = True
         tasks = self._tasks = [asyncio.create_task(self._work(source))]
         try:
-            while len(tasks) < most and not (self._drained or self._call.stopping):
+            while len(tasks) < most:
                 answered = ledger.requests
                 await asyncio.sleep(0)
+                if not self._growing or self._call.stopping:
+                    break
                 if ledger.requests == answered:
                     tasks.append(asyncio.create_task(self._work(source)))
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -536,19 +541,21 @@ class _Job:
                 task.cancel()
 
     async def _work(self, source: Source) -> None:
-        while (batch := await source.next()) is not None:
-            if self._call.stopping:
-                raise Stopped
-            try:
-                await drive(exchange(batch, self._call), self._send)
-            except NexusFlowError as error:
-                self._call.stopping = True  # at once, before the gate lets in the next
-                self._failure = self._failure or error
-                raise
-            finally:
-                await source.keep(batch)
-            self._gathered.report()
-        self._drained = True
+        try:
+            while (batch := await source.next()) is not None:
+                if self._call.stopping:
+                    raise Stopped
+                try:
+                    await drive(exchange(batch, self._call), self._send)
+                except NexusFlowError as error:
+                    self._call.stopping = True  # at once, before the gate lets in the next
+                    self._failure = self._failure or error
+                    raise
+                finally:
+                    await source.keep(batch)
+                self._gathered.report()
+        finally:
+            self._growing = False  # there is no more to take, or the call has failed
         self._gathered.report()
 
     def _copy(self, copies: dict[int, int]) -> None:

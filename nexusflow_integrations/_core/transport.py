@@ -170,11 +170,10 @@ class AiohttpSender:
                 allow_redirects=False,
                 timeout=self._timeout,
             )
-            received = None
             try:
                 received = await _read(response)
             finally:
-                if received is None:  # one that was read to its end has gone back to the pool
+                if not response.closed:  # read to its end it is, and its connection in the pool
                     response.close()
             if received is None:
                 return _TOO_LARGE

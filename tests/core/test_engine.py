@@ -1,4 +1,4 @@
-"""How many requests a call has in flight, with a sender in place of the network."""
+"""What a call has in flight, and how it ends, with a sender in place of the network."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ import orjson
 import pytest
 
 from nexusflow_integrations._core.background import background_loop
-from nexusflow_integrations._core.engine import Engine, Request
+from nexusflow_integrations._core.batching import Batch
+from nexusflow_integrations._core.engine import (
+    DRAIN,
+    MOST_SENDERS,
+    Engine,
+    Request,
+    Stop,
+    StoppedElsewhere,
+)
 from nexusflow_integrations._core.exchange import TransportFault
 from nexusflow_integrations._core.results import Gathered
 from nexusflow_integrations._core.settings import ApiKey, Settings
+from nexusflow_integrations._core.sources import DirectSource
 from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations._core.wire import Answer
 from nexusflow_integrations.errors import NexusFlowError
@@ -146,3 +155,95 @@ def test_texts_left_over_by_a_call_that_failed_are_sent_together_too() -> None:
     check(asyncio.run(asyncio.wait_for(run(), 60)), TEXTS[:500])
     assert server.requests == 50
     assert server.most > 8
+
+
+class Scripted:
+    """Answers request number n (from 1) with ``answers[n]``, all others well and at once."""
+
+    def __init__(self, answers: dict[int, Answer]) -> None:
+        self.answers = answers
+        self.requests = 0
+
+    async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
+        self.requests += 1
+        number = self.requests
+        await asyncio.sleep(0)
+        return self.answers.get(number) or answer_to(body)
+
+
+def engine_over(sender: Scripted) -> Engine:
+    engine = Engine(background_loop())
+    engine._sender = lambda _: sender  # type: ignore[method-assign]
+    return engine
+
+
+TOLD = Settings(base_url="http://127.0.0.1:1/v1")
+
+
+def test_progress_hears_of_all_that_was_finished_before_a_call_failed() -> None:
+    refused = b'{"error":{"message":"inappropriate content","code":"data_inspection_failed"}}'
+    wrong_key = b'{"error":{"message":"no such key","code":"invalid_api_key"}}'
+    sender = Scripted({1: Answer(400, {}, refused), 3: Answer(401, {}, wrong_key)})
+    heard: list[int] = []
+    request = Request(TEXTS[:10], TOLD, ApiKey("sk-test"), Ledger(), on_progress=heard.append)
+    with pytest.raises(NexusFlowError) as failure:
+        asyncio.run(engine_over(sender).embed(request))
+    assert sum(heard) == len(failure.value.finished) == 5
+
+
+@pytest.mark.parametrize("error", [NexusFlowError("the store broke"), RuntimeError("a bug")])
+def test_an_error_between_requests_ends_the_call_before_the_rest_is_paid_for(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    class Failing(DirectSource):
+        async def next(self) -> Batch | None:
+            nonlocal asked
+            asked += 1
+            if asked == 10:
+                raise error
+            return await super().next()
+
+    monkeypatch.setattr("nexusflow_integrations._core.engine.DirectSource", Failing)
+    sender = Scripted({})
+    with pytest.raises(type(error), match=str(error)):
+        asyncio.run(engine_over(sender).embed(Request(TEXTS, TOLD, ApiKey("sk-test"), Ledger())))
+    assert sender.requests < 40
+
+
+def test_a_stop_while_requests_are_being_added_waits_for_none_that_was_added_since(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Waiting(DirectSource):
+        async def next(self) -> Batch | None:
+            await asyncio.Event().wait()  # as for texts that another process is paying for
+            return None
+
+    monkeypatch.setattr("nexusflow_integrations._core.engine.DirectSource", Waiting)
+
+    async def run() -> None:
+        stop = Stop()
+        request = Request(TEXTS, TOLD, ApiKey("sk-test"), Ledger(), stop=stop)
+        call = asyncio.create_task(engine_over(Scripted({})).embed(request))
+        for _ in range(8):
+            await asyncio.sleep(0)
+        stop.request()
+        with pytest.raises(StoppedElsewhere):
+            await asyncio.wait_for(call, DRAIN / 2)
+
+    asyncio.run(run())
+
+
+def test_calls_with_headers_of_their_own_leave_no_more_than_some_senders() -> None:
+    async def run() -> int:
+        engine = Engine(background_loop())
+        for number in range(200):
+            headers = {"X-Trace": str(number)}
+            told = Settings(base_url="http://127.0.0.1:1/v1", default_headers=headers)
+            sender = engine._sender(Request(["a"], told, ApiKey("sk-test"), Ledger()))
+            assert sender._headers["x-trace"] == str(number)  # type: ignore[attr-defined]
+        await engine._pool.close()
+        return len(engine._senders)
+
+    assert asyncio.run(run()) == MOST_SENDERS
