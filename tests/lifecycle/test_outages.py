@@ -111,8 +111,8 @@ def test_queries_pass_before_a_backfill_that_came_first(server: Any) -> None:
     backfill = threading.Thread(target=lambda: client.embed(texts(400)))
     backfill.start()
     for n in range(3):
-        until(lambda: server.in_flight == 1)
-        before = len(server.requests)
+        before = 2 * n + 1  # each round one of the backfill's and a query, and now the next
+        until(lambda: len(server.requests) == before)
         query = threading.Thread(
             target=client.embed, args=(f"query {n}",), kwargs={"role": "query"}
         )
