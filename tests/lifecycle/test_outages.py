@@ -112,7 +112,7 @@ def test_queries_pass_before_a_backfill_that_came_first(server: Any) -> None:
     backfill.start()
     for n in range(3):
         before = 2 * n + 1  # each round one of the backfill's and a query, and now the next
-        until(lambda: len(server.requests) == before)
+        until(lambda before=before: len(server.requests) == before)
         query = threading.Thread(
             target=client.embed, args=(f"query {n}",), kwargs={"role": "query"}
         )
