@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from nexusflow_integrations._core.background import BackgroundLoop, background_loop
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.shared_pacing import SharedLimits
 
 MOST_SENDERS = 64
-"""Sets of headers that are kept made up; a client may give each of its calls another one."""
+"""Senders that are kept made up; a client may give each of its calls headers of its own."""
 DRAIN = 5.0
 """Seconds that requests in flight get to finish, and be kept, when their call fails elsewhere."""
 
@@ -114,10 +114,10 @@ class Engine:
     def __init__(self, background: BackgroundLoop) -> None:
         self._lanes: dict[tuple[str, str, str], Lane] = {}
         self._flights: dict[tuple[object, ...], Flights] = {}
-        self._senders: dict[tuple[object, ...], AiohttpSender] = {}
         self._caches: dict[str | RedisAddress, Cache] = {}
         self._pacing: dict[Lane, ThreadPoolExecutor] = {}
         self._pool = Pool()
+        self._own_sender = lru_cache(maxsize=MOST_SENDERS)(partial(AiohttpSender, self._pool))
         background.on_close(self._close)
 
     async def _close(self) -> None:
@@ -183,21 +183,12 @@ class Engine:
         return {keys[found] for found in await cache.present(list(keys))}
 
     def _sender(self, request: Request) -> Sender:
-        settings = request.settings
+        target = _target(request.settings, request.key)
         if request.http_client is not None:
-            return HttpxSender(request.http_client, _target(settings, request.key))
+            return HttpxSender(request.http_client, target)
         if request.async_http_client is not None and request.client_loop is not None:
-            target = _target(settings, request.key)
             return AsyncHttpxSender(request.async_http_client, request.client_loop, target)
-        name = (settings.base_url, request.key.reveal(), *settings.default_headers.items())
-        sender = self._senders.get(name)
-        if sender is None:
-            if len(self._senders) == MOST_SENDERS:
-                del self._senders[next(iter(self._senders))]
-            target = _target(settings, request.key)
-            sender = self._senders[name] = AiohttpSender(self._pool, target)
-        sender.proxy = proxy_for(sender.url)
-        return sender
+        return self._own_sender(target, proxy_for(target.url))
 
     async def embed(self, request: Request) -> Gathered:
         """Embed the texts of ``request``, all of them checked before.
@@ -313,7 +304,7 @@ def _target(settings: Settings, key: ApiKey) -> Target:
         **settings.default_headers,
         "Authorization": f"Bearer {key.reveal()}",
     }
-    return Target(f"{settings.base_url}/embeddings", headers)
+    return Target(f"{settings.base_url}/embeddings", tuple(headers.items()))
 
 
 SendStep = Callable[[Send], Coroutine[Any, Any, Reply]]
@@ -422,8 +413,7 @@ class _Job:
         self._send = send
         self._flights = flights
         self._source = source
-        self._tasks: list[asyncio.Task[None]] = []
-        self._growing = True
+        self._tasks: Sequence[asyncio.Task[None]] = ()
         self._failure: NexusFlowError | None = None
 
     async def run(self, texts: Sequence[str]) -> None:
@@ -505,14 +495,13 @@ class _Job:
         over a few connections, which costs less and takes no longer.
         """
         ledger = self._call.ledger
-        self._growing = True
         tasks = self._tasks = [asyncio.create_task(self._work(source))]
         try:
             while len(tasks) < most:
                 answered = ledger.requests
                 await asyncio.sleep(0)
-                if not self._growing or self._call.stopping:
-                    break
+                if self._call.stopping or any(task.done() for task in tasks):
+                    break  # there is no more to take, or the call has failed
                 if ledger.requests == answered:
                     tasks.append(asyncio.create_task(self._work(source)))
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -541,21 +530,18 @@ class _Job:
                 task.cancel()
 
     async def _work(self, source: Source) -> None:
-        try:
-            while (batch := await source.next()) is not None:
-                if self._call.stopping:
-                    raise Stopped
-                try:
-                    await drive(exchange(batch, self._call), self._send)
-                except NexusFlowError as error:
-                    self._call.stopping = True  # at once, before the gate lets in the next
-                    self._failure = self._failure or error
-                    raise
-                finally:
-                    await source.keep(batch)
-                self._gathered.report()
-        finally:
-            self._growing = False  # there is no more to take, or the call has failed
+        while (batch := await source.next()) is not None:
+            if self._call.stopping:
+                raise Stopped
+            try:
+                await drive(exchange(batch, self._call), self._send)
+            except NexusFlowError as error:
+                self._call.stopping = True  # at once, before the gate lets in the next
+                self._failure = self._failure or error
+                raise
+            finally:
+                await source.keep(batch)
+            self._gathered.report()
         self._gathered.report()
 
     def _copy(self, copies: dict[int, int]) -> None:

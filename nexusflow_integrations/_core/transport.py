@@ -16,7 +16,6 @@ import asyncio
 import os
 import ssl
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -44,7 +43,7 @@ class Target:
     """Where the requests of one call go; ``headers`` hold the key, so they are not shown."""
 
     url: str
-    headers: Mapping[str, str] = field(repr=False)
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
 
 
 _TOO_LARGE = TransportFault("the answer is larger than 16 MiB; it was not read")
@@ -144,40 +143,37 @@ def _proxy_for(url: str, _variables: tuple[str | None, ...]) -> str | None:
 
 
 class AiohttpSender:
-    """The default: the process's own pool."""
+    """The default: the process's own pool, through ``proxy`` if there is one."""
 
-    def __init__(self, pool: Pool, target: Target) -> None:
+    def __init__(self, pool: Pool, target: Target, proxy: str | None = None) -> None:
         import aiohttp
         from multidict import CIMultiDict
 
         self._aiohttp = aiohttp
         self._session = pool.session()
-        self.url = target.url
+        self._url = target.url
         self._headers = CIMultiDict(target.headers)  # or aiohttp makes one at every request
         self._timeout = aiohttp.ClientTimeout()
-        self.proxy: str | None = None
+        self._proxy = proxy
 
     async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
         aiohttp = self._aiohttp
         if self._timeout.total != timeout:
             self._timeout = aiohttp.ClientTimeout(total=timeout, ceil_threshold=1e9)
         try:
-            response = await self._session.post(
-                self.url,
+            async with self._session.post(
+                self._url,
                 data=body,
                 headers=self._headers,
-                proxy=self.proxy,
+                proxy=self._proxy,
                 allow_redirects=False,
                 timeout=self._timeout,
-            )
-            try:
+            ) as response:
                 received = await _read(response)
-            finally:
-                if not response.closed:  # read to its end it is, and its connection in the pool
+                if received is None:
                     response.close()
-            if received is None:
-                return _TOO_LARGE
-            return Answer(response.status, response.headers, received)
+                    return _TOO_LARGE
+                return Answer(response.status, response.headers, received)
         except asyncio.TimeoutError:
             return _timed_out(timeout)
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -282,7 +278,7 @@ class HttpxSender:
                 "POST",
                 self._target.url,
                 content=body,
-                headers=self._target.headers,
+                headers=dict(self._target.headers),
                 timeout=timeout,
             )
             response = self._client.send(request, stream=True, follow_redirects=False)
@@ -328,7 +324,7 @@ class AsyncHttpxSender:
                 "POST",
                 self._target.url,
                 content=body,
-                headers=self._target.headers,
+                headers=dict(self._target.headers),
                 timeout=timeout,
             )
             response = await self._client.send(request, stream=True, follow_redirects=False)

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 MODEL = "text-embedding-v4"
@@ -270,23 +271,16 @@ ALL = [
 ]
 
 
-def _bare_arrays(url: str) -> Embedder:
+def _bare(url: str, *, lists: bool = False) -> Embedder:
     from floor import BareSockets, decoded
 
     bare = BareSockets(url, MODEL)
-    return Embedder(bare.arrays, bare.one, lambda body: decoded(body)[0])
-
-
-def _bare_lists(url: str) -> Embedder:
-    from floor import BareSockets, decoded
-
-    bare = BareSockets(url, MODEL)
-    return Embedder(bare.lists, bare.one, lambda body: decoded(body)[0])
+    return Embedder(bare.lists if lists else bare.arrays, bare.one, lambda body: decoded(body)[0])
 
 
 FLOORS = [
-    Contestant("bare sockets", _bare_arrays, False, "arrays"),
-    Contestant("bare sockets, to lists", _bare_lists, False, "lists"),
+    Contestant("bare sockets", _bare, False, "arrays"),
+    Contestant("bare sockets, to lists", partial(_bare, lists=True), False, "lists"),
 ]
 """What everybody is measured from: neither ours nor a peer."""
 

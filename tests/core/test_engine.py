@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-from collections.abc import Callable
+import json
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
-import numpy as np
-import orjson
 import pytest
 
 from nexusflow_integrations._core.background import background_loop
@@ -25,61 +24,68 @@ from nexusflow_integrations._core.exchange import TransportFault
 from nexusflow_integrations._core.results import Gathered
 from nexusflow_integrations._core.settings import ApiKey, Settings
 from nexusflow_integrations._core.sources import DirectSource
+from nexusflow_integrations._core.transport import Sender
 from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations._core.wire import Answer
 from nexusflow_integrations.errors import NexusFlowError
 
+from .hand import KEY, no, right, vector_of
+
+SIZE = 64
 TEXTS = [f"text {number}" for number in range(2000)]
-
-
-def vector_of(text: str) -> list[float]:
-    return [float(text.split()[-1]) + 1, 1.0]
-
-
-def encoded(text: str) -> str:
-    return base64.b64encode(np.array(vector_of(text), dtype="<f4").tobytes()).decode()
-
-
-def answer_to(body: bytes) -> Answer:
-    texts = orjson.loads(body)["input"]
-    data = [{"index": index, "embedding": encoded(text)} for index, text in enumerate(texts)]
-    return Answer(200, {}, orjson.dumps({"data": data, "usage": {"total_tokens": len(data)}}))
-
-
-class Server:
-    """Answers once ``delay`` has been awaited, and counts what is in flight."""
-
-    def __init__(self, delay: Callable[[Server], object]) -> None:
-        self._delay = delay
-        self.in_flight = self.most = self.requests = 0
-
-    async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
-        self.requests += 1
-        self.in_flight += 1
-        self.most = max(self.most, self.in_flight)
-        await self._delay(self)  # type: ignore[misc]
-        self.in_flight -= 1
-        return answer_to(body)
+WRONG_KEY = no(401, "invalid_api_key", "no such key")
 
 
 async def at_once(_: Server) -> None:
     await asyncio.sleep(0)
 
 
-def embed(server: Server, texts: list[str], **settings: int) -> Gathered:
-    async def call() -> Gathered:
-        engine = Engine(background_loop())
-        engine._sender = lambda _: server  # type: ignore[method-assign,assignment]
-        told = Settings(base_url="http://127.0.0.1:1/v1", **settings)  # type: ignore[arg-type]
-        work = engine.embed(Request(texts, told, ApiKey("sk-test"), Ledger()))
-        return await asyncio.wait_for(work, 60)
+class Server:
+    """Answers once ``delay`` has been awaited, and counts what is in flight.
 
-    return asyncio.run(call())
+    Request number n (from 1) is answered by ``answers[n]``, all others are answered well.
+    """
+
+    def __init__(
+        self,
+        delay: Callable[[Server], Awaitable[None]] = at_once,
+        answers: Mapping[int, Answer] = {},
+    ) -> None:
+        self._delay = delay
+        self._answers = answers
+        self.in_flight = self.most = self.requests = 0
+
+    async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
+        self.requests += 1
+        answer = self._answers.get(self.requests) or right(json.loads(body))
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        await self._delay(self)
+        self.in_flight -= 1
+        return answer
+
+
+def engine_over(*senders: Sender) -> Engine:
+    """An engine whose first call has the first sender and so on; the last one has the rest."""
+    engine = Engine(background_loop())
+    left = list(senders)
+    engine._sender = lambda _: left.pop(0) if left[1:] else left[0]  # type: ignore[method-assign]
+    return engine
+
+
+def request(texts: list[str], *, stop: Stop | None = None, **settings: Any) -> Request:
+    told = Settings(base_url="https://hand.invalid/v1", dimensions=SIZE, **settings)
+    return Request(texts, told, ApiKey(KEY), Ledger(), stop=stop)
+
+
+def embed(server: Server, texts: list[str], **settings: Any) -> Gathered:
+    work = engine_over(server).embed(request(texts, **settings))
+    return asyncio.run(asyncio.wait_for(work, 60))
 
 
 def check(gathered: Gathered, texts: list[str]) -> None:
     assert gathered.vectors is not None
-    assert gathered.vectors.tolist() == [vector_of(text) for text in texts]
+    assert gathered.vectors.tolist() == [vector_of(text, SIZE).tolist() for text in texts]
 
 
 def test_a_slow_server_has_all_requests_in_flight_that_the_window_allows() -> None:
@@ -117,10 +123,8 @@ def test_texts_left_over_by_a_call_that_failed_are_sent_together_too() -> None:
     """The second round of a call that had waited for another's texts, after a first of its own."""
     broken = asyncio.Event()
 
-    class Refusing:
-        async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
-            await broken.wait()
-            return Answer(401, {}, b'{"error":{"message":"no such key","code":"invalid_api_key"}}')
+    async def until_broken(_: Server) -> None:
+        await broken.wait()
 
     async def a_while(_: Server) -> None:
         await asyncio.sleep(0.05)
@@ -128,15 +132,11 @@ def test_texts_left_over_by_a_call_that_failed_are_sent_together_too() -> None:
     server = Server(a_while)
 
     async def run() -> Gathered:
-        engine = Engine(background_loop())
-        senders = [server, Refusing(), server]
-        engine._sender = lambda _: senders.pop(0)  # type: ignore[method-assign]
+        refusing = Server(until_broken, dict.fromkeys(range(1, 5), WRONG_KEY))
+        engine = engine_over(server, refusing, server)
 
-        def call(texts: list[str], **settings: int) -> asyncio.Task[Gathered]:
-            told = Settings(base_url="http://127.0.0.1:1/v1", **settings)  # type: ignore[arg-type]
-            return asyncio.create_task(
-                engine.embed(Request(texts, told, ApiKey("sk-test"), Ledger()))
-            )
+        def call(texts: list[str], **settings: Any) -> asyncio.Task[Gathered]:
+            return asyncio.create_task(engine.embed(request(texts, **settings)))
 
         await call(["text 0"])  # opens the window of 16, of which the first call takes 4
         server.requests = 0
@@ -157,37 +157,14 @@ def test_texts_left_over_by_a_call_that_failed_are_sent_together_too() -> None:
     assert server.most > 8
 
 
-class Scripted:
-    """Answers request number n (from 1) with ``answers[n]``, all others well and at once."""
-
-    def __init__(self, answers: dict[int, Answer]) -> None:
-        self.answers = answers
-        self.requests = 0
-
-    async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
-        self.requests += 1
-        number = self.requests
-        await asyncio.sleep(0)
-        return self.answers.get(number) or answer_to(body)
-
-
-def engine_over(sender: Scripted) -> Engine:
-    engine = Engine(background_loop())
-    engine._sender = lambda _: sender  # type: ignore[method-assign]
-    return engine
-
-
-TOLD = Settings(base_url="http://127.0.0.1:1/v1")
-
-
 def test_progress_hears_of_all_that_was_finished_before_a_call_failed() -> None:
-    refused = b'{"error":{"message":"inappropriate content","code":"data_inspection_failed"}}'
-    wrong_key = b'{"error":{"message":"no such key","code":"invalid_api_key"}}'
-    sender = Scripted({1: Answer(400, {}, refused), 3: Answer(401, {}, wrong_key)})
+    refused = no(400, "data_inspection_failed", "inappropriate content")
+    server = Server(answers={1: refused, 3: WRONG_KEY})
     heard: list[int] = []
-    request = Request(TEXTS[:10], TOLD, ApiKey("sk-test"), Ledger(), on_progress=heard.append)
+    told = request(TEXTS[:10])
+    told.on_progress = heard.append
     with pytest.raises(NexusFlowError) as failure:
-        asyncio.run(engine_over(sender).embed(request))
+        asyncio.run(engine_over(server).embed(told))
     assert sum(heard) == len(failure.value.finished) == 5
 
 
@@ -206,10 +183,10 @@ def test_an_error_between_requests_ends_the_call_before_the_rest_is_paid_for(
             return await super().next()
 
     monkeypatch.setattr("nexusflow_integrations._core.engine.DirectSource", Failing)
-    sender = Scripted({})
+    server = Server()
     with pytest.raises(type(error), match=str(error)):
-        asyncio.run(engine_over(sender).embed(Request(TEXTS, TOLD, ApiKey("sk-test"), Ledger())))
-    assert sender.requests < 40
+        embed(server, TEXTS)
+    assert server.requests < 40
 
 
 def test_a_stop_while_requests_are_being_added_waits_for_none_that_was_added_since(
@@ -224,8 +201,7 @@ def test_a_stop_while_requests_are_being_added_waits_for_none_that_was_added_sin
 
     async def run() -> None:
         stop = Stop()
-        request = Request(TEXTS, TOLD, ApiKey("sk-test"), Ledger(), stop=stop)
-        call = asyncio.create_task(engine_over(Scripted({})).embed(request))
+        call = asyncio.create_task(engine_over(Server()).embed(request(TEXTS, stop=stop)))
         for _ in range(8):
             await asyncio.sleep(0)
         stop.request()
@@ -239,11 +215,10 @@ def test_calls_with_headers_of_their_own_leave_no_more_than_some_senders() -> No
     async def run() -> int:
         engine = Engine(background_loop())
         for number in range(200):
-            headers = {"X-Trace": str(number)}
-            told = Settings(base_url="http://127.0.0.1:1/v1", default_headers=headers)
-            sender = engine._sender(Request(["a"], told, ApiKey("sk-test"), Ledger()))
+            told = request(["a"], default_headers={"X-Trace": str(number)})
+            sender = engine._sender(told)
             assert sender._headers["x-trace"] == str(number)  # type: ignore[attr-defined]
         await engine._pool.close()
-        return len(engine._senders)
+        return engine._own_sender.cache_info().currsize
 
     assert asyncio.run(run()) == MOST_SENDERS
