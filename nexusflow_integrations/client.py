@@ -14,12 +14,11 @@ from collections.abc import (
     Callable,
     Generator,
     Iterable,
-    Iterator,
     Mapping,
 )
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
@@ -242,8 +241,6 @@ class NexusFlow:
             return self._nothing(collect=collect)
         events: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         ledger = Ledger()
-        from nexusflow_integrations._core.results import as_result
-
         with self._recorded(ledger):
             report = None if progress is None else events.put
             lists = self._wants_lists and not (single or collect)
@@ -257,7 +254,7 @@ class NexusFlow:
             except BaseException:
                 future.cancel()  # Ctrl-C, or an error of the caller's own progress
                 raise
-            return as_result(gathered, ledger.snapshot(self._price), single=single, collect=collect)
+            return gathered.result(ledger.snapshot(self._price), single=single, collect=collect)
 
     @overload
     async def aembed(self, input: str, *, role: Role = ...) -> EmbeddingArray: ...
@@ -303,14 +300,12 @@ class NexusFlow:
             if progress is not None:
                 loop.call_soon_threadsafe(progress, fresh)
 
-        from nexusflow_integrations._core.results import as_result
-
         with self._recorded(ledger):
             reporting = report if progress else None
             lists = self._wants_lists and not (single or collect)
             future = self._submit(texts, role, single, ledger, loop, reporting, lists=lists)
             gathered = await asyncio.wrap_future(future)
-            return as_result(gathered, ledger.snapshot(self._price), single=single, collect=collect)
+            return gathered.result(ledger.snapshot(self._price), single=single, collect=collect)
 
     def __call__(self, input: str | Iterable[str]) -> EmbeddingArray:  # noqa: A002
         """Embed, for tools that take any callable from texts to vectors."""
@@ -484,13 +479,8 @@ class NexusFlow:
         background, running = engine()
         return background.submit(running.held(texts, self._settings, self._cache)).result()
 
-    @contextmanager
-    def _recorded(self, ledger: Ledger) -> Iterator[None]:
-        try:
-            with observed(self._settings, ledger):
-                yield
-        finally:
-            self._account(ledger)
+    def _recorded(self, ledger: Ledger) -> AbstractContextManager[None]:
+        return _Recorded(observed(self._settings, ledger), lambda: self._account(ledger))
 
     def _account(self, ledger: Ledger) -> None:
         with _counting:
@@ -670,11 +660,12 @@ class NexusFlow:
     ) -> Future[Gathered]:
         # Imported here: building a client, and importing an adapter, should cost next to nothing.
         from nexusflow_integrations._core.engine import Request, engine
-        from nexusflow_integrations._core.exchange import LearntSize
 
         if self._key is None:
             self._key = resolve_api_key()
         if self._size is None:
+            from nexusflow_integrations._core.exchange import LearntSize
+
             self._size = LearntSize()
         background, running = engine()
         request = Request(
@@ -695,6 +686,23 @@ class NexusFlow:
             lists=lists,
         )
         return background.submit(running.embed(request))
+
+
+class _Recorded(AbstractContextManager[None]):
+    """``span`` around a call, then ``account`` of it, however it ended."""
+
+    def __init__(self, span: AbstractContextManager[None], account: Callable[[], None]) -> None:
+        self._span = span
+        self._account = account
+
+    def __enter__(self) -> None:
+        self._span.__enter__()
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        try:
+            return self._span.__exit__(*raised)
+        finally:
+            self._account()
 
 
 class _Flight(NamedTuple):

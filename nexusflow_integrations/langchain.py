@@ -17,7 +17,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import asdict
 from functools import partial
@@ -281,7 +281,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             InvalidInputError: Not a list of texts; the error says which one. Nothing was sent.
             NexusFlowError: Any other failure. All are LangChain ``ModelError`` as well.
         """
-        with _also_langchains():
+        with _ALSO_LANGCHAINS:
             texts = check_texts(texts)
             client = self._client_for(chunk_size)
             with self._run("document", texts) as done, self._bar(len(texts)) as progress:
@@ -296,7 +296,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         self, texts: list[str], chunk_size: int | None = None
     ) -> list[list[float]]:
         """Embed like ``embed_documents``, without blocking the event loop."""
-        with _also_langchains():
+        with _ALSO_LANGCHAINS:
             texts = check_texts(texts)
             client = self._client_for(chunk_size)
             with self._run("document", texts) as done, self._bar(len(texts)) as progress:
@@ -317,7 +317,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             InvalidInputError: Not a text that can be sent.
             NexusFlowError: Any other failure. All are LangChain ``ModelError`` as well.
         """
-        with _also_langchains():
+        with _ALSO_LANGCHAINS:
             check_text(text)
             with self._run("query", [text]) as done:
                 if self.rate_limiter is not None:
@@ -328,7 +328,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed like ``embed_query``, without blocking the event loop."""
-        with _also_langchains():
+        with _ALSO_LANGCHAINS:
             check_text(text)
             with self._run("query", [text]) as done:
                 if self.rate_limiter is not None:
@@ -443,12 +443,14 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         with tqdm(total=total, desc="Embedding", unit="text") as bar:
             yield bar.update
 
-    @contextmanager
-    def _run(self, role: Role, texts: list[str]) -> Iterator[Callable[[EmbeddingArray], None]]:
+    def _run(
+        self, role: Role, texts: list[str]
+    ) -> AbstractContextManager[Callable[[EmbeddingArray], None]]:
         """Report the call to LangSmith as a run, if anybody traces."""
-        if not texts or not _is_traced():
-            yield lambda _: None
-            return
+        return self._traced(role, texts) if texts and _is_traced() else _UNTRACED
+
+    @contextmanager
+    def _traced(self, role: Role, texts: list[str]) -> Iterator[Callable[[EmbeddingArray], None]]:
         from langsmith.run_helpers import trace
 
         inputs: dict[str, Any] = {"role": role, "count": len(texts)}
@@ -507,10 +509,8 @@ class _Joined:
         if self.failure is not None:
             self.failure.finished = self._gathered.finished()
             raise self.failure
-        from nexusflow_integrations._core.results import as_result
-
         first, *rest = self._usages
-        vectors = as_result(self._gathered, sum(rest, first), single=False, collect=False)
+        vectors = self._gathered.result(sum(rest, first), single=False, collect=False)
         return cast("EmbeddingArray", vectors)
 
 
@@ -704,9 +704,13 @@ def _native(error: NexusFlowError) -> NexusFlowError:
     return rebuild(cls, error.args, state)
 
 
-@contextmanager
-def _also_langchains() -> Iterator[None]:
-    try:
-        yield
-    except NexusFlowError as error:
-        raise _native(error).with_traceback(error.__traceback__) from error.__cause__
+class _AlsoLangchains(AbstractContextManager[None]):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: Any
+    ) -> None:
+        if isinstance(error, NexusFlowError):
+            raise _native(error).with_traceback(at) from error.__cause__
+
+
+_ALSO_LANGCHAINS = _AlsoLangchains()
+_UNTRACED: AbstractContextManager[Callable[[EmbeddingArray], None]] = nullcontext(lambda _: None)

@@ -36,7 +36,6 @@ from nexusflow_integrations._core.results import (
     EmbeddingArray,
     EmbeddingList,
     Gathered,
-    refused_error,
 )
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
@@ -594,7 +593,7 @@ class _Batch:
 
     def result(self) -> list[Vector]:
         if self._refusals:
-            raise refused_error(self._gathered())
+            raise self._gathered().refused_error()
         return cast("list[Vector]", self._rows)
 
     def blame(self, error: NexusFlowError) -> None:

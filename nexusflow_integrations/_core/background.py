@@ -48,7 +48,22 @@ class BackgroundLoop:
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Start ``work`` on the loop; cancelling the future cancels the work."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+        future: Future[T] = Future()
+        self.loop.call_soon_threadsafe(self._start, work, future)
+        return future
+
+    def _start(self, work: Coroutine[Any, Any, T], future: Future[T]) -> None:
+        if future.cancelled():
+            future.set_running_or_notify_cancel()
+            work.close()
+            return
+        task = self.loop.create_task(_fulfil(work, future))
+
+        def pass_on(_: Future[T]) -> None:
+            if future.cancelled() and not self.loop.is_closed():
+                self.loop.call_soon_threadsafe(task.cancel)
+
+        future.add_done_callback(pass_on)
 
     def on_close(self, closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have ``closer`` awaited on the loop before it ends."""
@@ -75,6 +90,25 @@ class BackgroundLoop:
         for closer in self._closers:
             await closer()
         await self.loop.shutdown_asyncgens()
+
+
+async def _fulfil(work: Coroutine[Any, Any, T], future: Future[T]) -> None:
+    # asyncio.run_coroutine_threadsafe hands the answer over a turn of the loop after the work has
+    # ended, and here somebody waits for it.
+    try:
+        result = await work
+    except asyncio.CancelledError:
+        future.cancel()
+        future.set_running_or_notify_cancel()
+        raise
+    except BaseException as error:
+        if future.set_running_or_notify_cancel():
+            future.set_exception(error)
+        if not isinstance(error, Exception):
+            raise
+    else:
+        if future.set_running_or_notify_cancel():
+            future.set_result(result)
 
 
 _lock = threading.Lock()

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.redis_address import RedisAddress
     from nexusflow_integrations._core.shared_pacing import SharedLimits
 
+Headers = tuple[tuple[str, str], ...]
+
 MOST_SENDERS = 64
 """Senders that are kept made up; a client may give each of its calls headers of its own."""
 DRAIN = 5.0
@@ -117,7 +119,7 @@ class Engine:
         self._caches: dict[str | RedisAddress, Cache] = {}
         self._pacing: dict[Lane, ThreadPoolExecutor] = {}
         self._pool = Pool()
-        self._own_sender = lru_cache(maxsize=MOST_SENDERS)(partial(AiohttpSender, self._pool))
+        self._own_sender = lru_cache(maxsize=MOST_SENDERS)(self._make_sender)
         background.on_close(self._close)
 
     async def _close(self) -> None:
@@ -183,12 +185,19 @@ class Engine:
         return {keys[found] for found in await cache.present(list(keys))}
 
     def _sender(self, request: Request) -> Sender:
-        target = _target(request.settings, request.key)
+        url, key = request.settings.base_url, request.key.reveal()
+        headers = tuple(request.settings.default_headers.items())
         if request.http_client is not None:
-            return HttpxSender(request.http_client, target)
+            return HttpxSender(request.http_client, _target(url, key, headers))
         if request.async_http_client is not None and request.client_loop is not None:
+            target = _target(url, key, headers)
             return AsyncHttpxSender(request.async_http_client, request.client_loop, target)
-        return self._own_sender(target, proxy_for(target.url))
+        return self._own_sender(url, key, headers, proxy_for(url))
+
+    def _make_sender(
+        self, base_url: str, key: str, headers: Headers, proxy: str | None
+    ) -> AiohttpSender:
+        return AiohttpSender(self._pool, _target(base_url, key, headers), proxy)
 
     async def embed(self, request: Request) -> Gathered:
         """Embed the texts of ``request``, all of them checked before.
@@ -290,8 +299,8 @@ def _keyer(cache: Cache, settings: Settings) -> Callable[[str], bytes]:
     )
 
 
-def _target(settings: Settings, key: ApiKey) -> Target:
-    given = {name.lower() for name in settings.default_headers}
+def _target(base_url: str, key: str, headers: Headers) -> Target:
+    given = {name.lower() for name, _ in headers}
     usual = {
         "Content-Type": "application/json",
         "Accept": "application/json",
@@ -299,12 +308,14 @@ def _target(settings: Settings, key: ApiKey) -> Target:
         "Accept-Encoding": "identity",
         "User-Agent": "nexusflow-integrations",
     }
-    headers = {
-        **{name: value for name, value in usual.items() if name.lower() not in given},
-        **settings.default_headers,
-        "Authorization": f"Bearer {key.reveal()}",
-    }
-    return Target(f"{settings.base_url}/embeddings", tuple(headers.items()))
+    return Target(
+        f"{base_url}/embeddings",
+        {
+            **{name: value for name, value in usual.items() if name.lower() not in given},
+            **dict(headers),
+            "Authorization": f"Bearer {key}",
+        },
+    )
 
 
 SendStep = Callable[[Send], Coroutine[Any, Any, Reply]]

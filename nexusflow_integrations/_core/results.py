@@ -206,43 +206,45 @@ class Gathered:
             return {}
         return {index: self.vectors[index] for index, done in enumerate(self.done) if done}
 
+    def result(
+        self, usage: Usage, *, single: bool, collect: bool
+    ) -> EmbeddingArray | EmbeddingList:
+        """Return what the caller of this call, now ended, gets.
 
-def as_result(
-    gathered: Gathered, usage: Usage, *, single: bool, collect: bool
-) -> EmbeddingArray | EmbeddingList:
-    """Return what the caller of a finished call gets, or raise refusals that are not collected."""
-    refusals, vectors = gathered.refusals, gathered.vectors
-    if refusals and (single or not collect):
-        raise refused_error(gathered)
-    if gathered.done.count(1) + len(refusals) != gathered.count:
-        raise NexusFlowError("the call ended without all vectors; this is a bug in this package")
-    if collect and not single:
-        rows = [
-            None if index in refusals or vectors is None else vectors[index]
-            for index in range(gathered.count)
-        ]
-        return EmbeddingList(rows, refusals, usage)
-    if vectors is None:
-        raise NexusFlowError("the call ended without vectors; this is a bug in this package")
-    array = vectors.view(EmbeddingArray)
-    if single:
-        array = array[0]
-    array.usage, array._lists = usage, gathered.listed
-    return array
+        Raises:
+            RefusedTextsError: Some texts were refused, and that is not to be collected.
+        """
+        refusals, vectors = self.refusals, self.vectors
+        if refusals and (single or not collect):
+            raise self.refused_error()
+        if self.done.count(1) + len(refusals) != self.count:
+            raise NexusFlowError(
+                "the call ended without all vectors; this is a bug in this package"
+            )
+        if collect and not single:
+            rows = [
+                None if index in refusals or vectors is None else vectors[index]
+                for index in range(self.count)
+            ]
+            return EmbeddingList(rows, refusals, usage)
+        if vectors is None:
+            raise NexusFlowError("the call ended without vectors; this is a bug in this package")
+        array = (vectors[0] if single else vectors).view(EmbeddingArray)
+        array.usage, array._lists = usage, self.listed
+        return array
 
-
-def refused_error(gathered: Gathered) -> NexusFlowError:
-    """Return the error of a call in which texts were refused; the others are its ``finished``."""
-    refusals = gathered.refusals
-    if gathered.count == 1:
-        return refusals[0]
-    first = sorted(refusals)[:3]
-    reasons = "; ".join(f"text {index}: {refusals[index]}" for index in first)
-    more = f"; and {len(refusals) - 3} more" if len(refusals) > 3 else ""
-    error = RefusedTextsError(
-        f"the server refused {len(refusals)} of {gathered.count} texts ({reasons}{more});"
-        " the others are in this error's `finished`",
-        refused=refusals,
-    )
-    error.finished = gathered.finished()
-    return error
+    def refused_error(self) -> NexusFlowError:
+        """Return the error of a call in which texts were refused; its ``finished`` the others."""
+        refusals = self.refusals
+        if self.count == 1:
+            return refusals[0]
+        first = sorted(refusals)[:3]
+        reasons = "; ".join(f"text {index}: {refusals[index]}" for index in first)
+        more = f"; and {len(refusals) - 3} more" if len(refusals) > 3 else ""
+        error = RefusedTextsError(
+            f"the server refused {len(refusals)} of {self.count} texts ({reasons}{more});"
+            " the others are in this error's `finished`",
+            refused=refusals,
+        )
+        error.finished = self.finished()
+        return error

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,13 +28,17 @@ DURATION = "gen_ai.client.operation.duration"
 TOKENS = "gen_ai.client.token.usage"
 
 
-@contextmanager
-def observed(settings: Settings, ledger: Ledger) -> Iterator[None]:
+_UNOBSERVED = nullcontext()
+
+
+def observed(settings: Settings, ledger: Ledger) -> AbstractContextManager[None]:
     """Record what happens inside as one embeddings operation; usage is read off ``ledger``."""
     api = sys.modules.get("opentelemetry.trace")
-    if api is None:
-        yield
-        return
+    return _UNOBSERVED if api is None else _spanned(api, settings, ledger)
+
+
+@contextmanager
+def _spanned(api: Any, settings: Settings, ledger: Ledger) -> Iterator[None]:
     common = _attributes(settings)
     span = api.get_tracer(SCOPE).start_span(
         f"{OPERATION} {settings.model}", kind=api.SpanKind.CLIENT, attributes=common

@@ -16,6 +16,7 @@ import asyncio
 import os
 import ssl
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -43,7 +44,7 @@ class Target:
     """Where the requests of one call go; ``headers`` hold the key, so they are not shown."""
 
     url: str
-    headers: tuple[tuple[str, str], ...] = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
 
 
 _TOO_LARGE = TransportFault("the answer is larger than 16 MiB; it was not read")
@@ -278,7 +279,7 @@ class HttpxSender:
                 "POST",
                 self._target.url,
                 content=body,
-                headers=dict(self._target.headers),
+                headers=self._target.headers,
                 timeout=timeout,
             )
             response = self._client.send(request, stream=True, follow_redirects=False)
@@ -324,7 +325,7 @@ class AsyncHttpxSender:
                 "POST",
                 self._target.url,
                 content=body,
-                headers=dict(self._target.headers),
+                headers=self._target.headers,
                 timeout=timeout,
             )
             response = await self._client.send(request, stream=True, follow_redirects=False)

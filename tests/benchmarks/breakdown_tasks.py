@@ -97,7 +97,6 @@ def _http(url: str, texts: list[str], requests: int) -> float:
     """Send requests through the client's own sender, without anything around it."""
     from nexusflow_integrations._core import batching, wire
     from nexusflow_integrations._core.engine import _target
-    from nexusflow_integrations._core.settings import ApiKey, Settings
     from nexusflow_integrations._core.transport import AiohttpSender, Pool
 
     items = [batching.item_of(place, text) for place, text in enumerate(texts)]
@@ -105,7 +104,7 @@ def _http(url: str, texts: list[str], requests: int) -> float:
 
     async def run() -> float:
         pool = Pool()
-        sender = AiohttpSender(pool, _target(Settings(base_url=url), ApiKey(KEY)))
+        sender = AiohttpSender(pool, _target(url, KEY, ()))
 
         async def some(times: int) -> None:
             for _ in range(times):

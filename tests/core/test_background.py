@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import Future, wait
 
 import pytest
 
@@ -42,6 +43,47 @@ def test_cancelling_the_future_cancels_the_work(loop: BackgroundLoop) -> None:
     assert began.wait(60)
     future.cancel()
     assert cancelled.wait(60)
+
+
+def test_work_that_was_cancelled_before_its_turn_never_begins(loop: BackgroundLoop) -> None:
+    began = threading.Event()
+    busy = threading.Event()
+
+    async def work() -> None:
+        began.set()
+
+    loop.loop.call_soon_threadsafe(busy.wait, 60)
+    future = loop.submit(work())
+    future.cancel()
+    busy.set()
+    assert loop.submit(name()).result(60)
+    assert not began.is_set()
+    assert not wait([future], 60).not_done
+
+
+def test_an_error_of_the_work_is_the_futures(loop: BackgroundLoop) -> None:
+    async def work() -> None:
+        raise LookupError("no such text")
+
+    with pytest.raises(LookupError, match="no such text"):
+        loop.submit(work()).result(60)
+
+
+def test_the_answer_is_there_in_the_turn_of_the_loop_in_which_the_work_ends(
+    loop: BackgroundLoop,
+) -> None:
+    begin = threading.Event()
+    there: Future[bool] = Future()
+
+    async def work() -> int:
+        begin.wait(60)
+        loop.loop.call_soon(lambda: there.set_result(future.done()))
+        return 5
+
+    future = loop.submit(work())
+    begin.set()
+    assert future.result(60) == 5
+    assert there.result(60)
 
 
 def test_closing_cancels_what_runs_then_closes_what_was_opened_then_ends_the_thread() -> None:

@@ -17,7 +17,6 @@ from nexusflow_integrations._core.results import (
     EmbeddingList,
     Gathered,
     RowLists,
-    as_result,
 )
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.errors import (
@@ -137,24 +136,24 @@ def gathered_of(count: int, *, refused: tuple[int, ...] = ()) -> Gathered:
 
 def test_a_list_of_texts_gives_a_matrix_and_one_text_a_vector() -> None:
     usage = Usage(texts=2)
-    many = as_result(gathered_of(2), usage, single=False, collect=False)
+    many = gathered_of(2).result(usage, single=False, collect=False)
     assert isinstance(many, EmbeddingArray)
     assert many.tolist() == [[0.5] * 3, [1.5] * 3]
     assert many.dtype == np.float32
     assert many.usage is usage
-    one = as_result(gathered_of(1), usage, single=True, collect=True)
+    one = gathered_of(1).result(usage, single=True, collect=True)
     assert isinstance(one, EmbeddingArray)
     assert one.tolist() == [0.5] * 3
     assert one.usage is usage
 
 
 def test_collected_refusals_leave_gaps_also_where_nothing_else_is_left() -> None:
-    some = as_result(gathered_of(3, refused=(1,)), Usage(), single=False, collect=True)
+    some = gathered_of(3, refused=(1,)).result(Usage(), single=False, collect=True)
     assert isinstance(some, EmbeddingList)
     assert [row if row is None else row.tolist() for row in some] == [[0.5] * 3, None, [2.5] * 3]
     assert list(some.refused) == [1]
     assert some.usage == Usage()
-    none = as_result(gathered_of(2, refused=(0, 1)), Usage(), single=False, collect=True)
+    none = gathered_of(2, refused=(0, 1)).result(Usage(), single=False, collect=True)
     assert list(none) == [None, None]
 
 
@@ -162,7 +161,7 @@ def test_refusals_that_are_not_collected_raise_with_the_first_three_reasons_and_
     None
 ):
     with pytest.raises(RefusedTextsError) as caught:
-        as_result(gathered_of(6, refused=(5, 1, 2, 4)), Usage(), single=False, collect=False)
+        gathered_of(6, refused=(5, 1, 2, 4)).result(Usage(), single=False, collect=False)
     error = caught.value
     assert str(error) == (
         "the server refused 4 of 6 texts (text 1: no 1; text 2: no 2; text 4: no 4; and 1 more);"
@@ -174,12 +173,12 @@ def test_refusals_that_are_not_collected_raise_with_the_first_three_reasons_and_
         3: [3.5] * 3,
     }
     with pytest.raises(RefusedTextsError, match=r"text 2: no 2\);"):
-        as_result(gathered_of(4, refused=(0, 1, 2)), Usage(), single=False, collect=False)
+        gathered_of(4, refused=(0, 1, 2)).result(Usage(), single=False, collect=False)
 
 
 def test_the_only_texts_refusal_is_raised_as_it_is_also_where_refusals_are_collected() -> None:
     with pytest.raises(BadRequestError, match=r"^no 0$"):
-        as_result(gathered_of(1, refused=(0,)), Usage(), single=True, collect=True)
+        gathered_of(1, refused=(0,)).result(Usage(), single=True, collect=True)
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -188,7 +187,7 @@ def test_a_call_that_ended_without_all_vectors_never_returns_what_is_there(rows:
     for place in range(rows):
         gathered.row(place, rows_of([place])[0])
     with pytest.raises(NexusFlowError, match="a bug in this package"):
-        as_result(gathered, Usage(), single=False, collect=False)
+        gathered.result(Usage(), single=False, collect=False)
 
 
 def test_rows_found_one_by_one_are_all_reported() -> None:
