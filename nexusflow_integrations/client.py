@@ -12,6 +12,7 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Callable,
+    Coroutine,
     Generator,
     Iterable,
     Mapping,
@@ -23,6 +24,7 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
+from nexusflow_integrations._core.background import Errand, Outcome, background_loop
 from nexusflow_integrations._core.redis_address import RedisAddress, address_or_path
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
@@ -239,20 +241,20 @@ class NexusFlow:
         collect = self._collects(on_refused)
         if not single and not texts:
             return self._nothing(collect=collect)
-        events: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        told: queue.SimpleQueue[int | Outcome[Gathered]] = queue.SimpleQueue()
         ledger = Ledger()
         with self._recorded(ledger):
-            report = None if progress is None else events.put
+            report = None if progress is None else told.put
             lists = self._wants_lists and not (single or collect)
-            future = self._submit(texts, role, single, ledger, None, report, lists=lists)
+            work = self._call(texts, role, single, ledger, None, report, lists=lists)
+            errand = Errand(background_loop(), work, told.put)
             try:
-                if progress is not None:
-                    future.add_done_callback(lambda _: events.put(None))
-                    while (fresh := events.get()) is not None:
-                        progress(fresh)
-                gathered = future.result()
+                while isinstance(news := told.get(), int):
+                    if progress is not None:
+                        progress(news)
+                gathered = news.result()
             except BaseException:
-                future.cancel()  # Ctrl-C, or an error of the caller's own progress
+                errand.cancel()  # Ctrl-C, or an error of the caller's own progress
                 raise
             return gathered.result(ledger.snapshot(self._price), single=single, collect=collect)
 
@@ -303,8 +305,8 @@ class NexusFlow:
         with self._recorded(ledger):
             reporting = report if progress else None
             lists = self._wants_lists and not (single or collect)
-            future = self._submit(texts, role, single, ledger, loop, reporting, lists=lists)
-            gathered = await asyncio.wrap_future(future)
+            work = self._call(texts, role, single, ledger, loop, reporting, lists=lists)
+            gathered = await asyncio.wrap_future(background_loop().submit(work))
             return gathered.result(ledger.snapshot(self._price), single=single, collect=collect)
 
     def __call__(self, input: str | Iterable[str]) -> EmbeddingArray:  # noqa: A002
@@ -430,7 +432,8 @@ class NexusFlow:
     ) -> _Flight:
         ledger = Ledger()
         if slab.texts:
-            future = self._submit(slab.texts, role, False, ledger, loop, None, stop)
+            work = self._call(slab.texts, role, False, ledger, loop, None, stop)
+            future = background_loop().submit(work)
         else:
             from nexusflow_integrations._core.results import Gathered
 
@@ -592,7 +595,7 @@ class NexusFlow:
             twin._spent = replace(self._spent)
         return twin
 
-    # -- for adapters: these three, and `_submit`, `_recorded`, `_price`, `_cache` -----------------
+    # -- for adapters: these three, and `_call`, `_recorded`, `_price`, `_cache` -----------------
 
     def _want_lists(self) -> None:
         """Have lists of floats made while requests are out: ``tolist`` then finds them done."""
@@ -647,7 +650,7 @@ class NexusFlow:
         empty.usage = usage
         return empty
 
-    def _submit(
+    def _call(
         self,
         texts: list[str],
         role: Role,
@@ -657,7 +660,7 @@ class NexusFlow:
         on_progress: Callable[[int], object] | None,
         stop: Stop | None = None,
         lists: bool = False,
-    ) -> Future[Gathered]:
+    ) -> Coroutine[Any, Any, Gathered]:
         # Imported here: building a client, and importing an adapter, should cost next to nothing.
         from nexusflow_integrations._core.engine import Request, engine
 
@@ -667,7 +670,7 @@ class NexusFlow:
             from nexusflow_integrations._core.exchange import LearntSize
 
             self._size = LearntSize()
-        background, running = engine()
+        _, running = engine()
         request = Request(
             texts=texts,
             settings=self._settings,
@@ -685,7 +688,7 @@ class NexusFlow:
             stop=stop,
             lists=lists,
         )
-        return background.submit(running.embed(request))
+        return running.embed(request)
 
 
 class _Recorded(AbstractContextManager[None]):

@@ -17,9 +17,10 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
 from nexusflow_integrations.errors import APIConnectionError
 
@@ -48,22 +49,7 @@ class BackgroundLoop:
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Start ``work`` on the loop; cancelling the future cancels the work."""
-        future: Future[T] = Future()
-        self.loop.call_soon_threadsafe(self._start, work, future)
-        return future
-
-    def _start(self, work: Coroutine[Any, Any, T], future: Future[T]) -> None:
-        if future.cancelled():
-            future.set_running_or_notify_cancel()
-            work.close()
-            return
-        task = self.loop.create_task(_fulfil(work, future))
-
-        def pass_on(_: Future[T]) -> None:
-            if future.cancelled() and not self.loop.is_closed():
-                self.loop.call_soon_threadsafe(task.cancel)
-
-        future.add_done_callback(pass_on)
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def on_close(self, closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have ``closer`` awaited on the loop before it ends."""
@@ -92,23 +78,66 @@ class BackgroundLoop:
         await self.loop.shutdown_asyncgens()
 
 
-async def _fulfil(work: Coroutine[Any, Any, T], future: Future[T]) -> None:
-    # asyncio.run_coroutine_threadsafe hands the answer over a turn of the loop after the work has
-    # ended, and here somebody waits for it.
-    try:
-        result = await work
-    except asyncio.CancelledError:
-        future.cancel()
-        future.set_running_or_notify_cancel()
-        raise
-    except BaseException as error:
-        if future.set_running_or_notify_cancel():
-            future.set_exception(error)
-        if not isinstance(error, Exception):
+@dataclass(slots=True)
+class Outcome(Generic[T]):
+    """What came of some work: its result, or the error that ended it."""
+
+    value: T | None = None
+    error: BaseException | None = None
+
+    def result(self) -> T:
+        """Return the result, or raise the error, once: it is not held here, nor by itself."""
+        error, self.error = self.error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error
+        return cast("T", self.value)
+
+
+class Errand(Generic[T]):
+    """Work on ``background`` whose outcome is told, there, in the moment it ends.
+
+    A thread that waits gets it sooner through a queue than through the future of ``submit``: its
+    locks, its callbacks and one more turn of the loop cost a query a tenth of its time.
+    """
+
+    def __init__(
+        self,
+        background: BackgroundLoop,
+        work: Coroutine[Any, Any, T],
+        tell: Callable[[Outcome[T]], object],
+    ) -> None:
+        self._loop = background.loop
+        self._tell = tell
+        self._task: asyncio.Task[None] | None = None
+        self._loop.call_soon_threadsafe(self._begin, work)
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> None:
+        self._task = self._loop.create_task(self._do(work))
+
+    async def _do(self, work: Coroutine[Any, Any, T]) -> None:
+        try:
+            outcome = Outcome(await work)
+        except asyncio.CancelledError:
+            self._tell(Outcome(error=CancelledError()))
             raise
-    else:
-        if future.set_running_or_notify_cancel():
-            future.set_result(result)
+        except BaseException as error:
+            self._tell(Outcome(error=error))
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._tell(outcome)
+
+    def cancel(self) -> None:
+        """Cancel the work, from whatever thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._loop.call_soon(self._task.cancel)  # a turn later, when it has surely begun
 
 
 _lock = threading.Lock()

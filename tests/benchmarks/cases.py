@@ -139,7 +139,7 @@ def query(quick: bool) -> Data:
         "openai, async, 32, its aiohttp client",
         "bare sockets",
     ]
-    queries, rounds = (60, 1) if quick else (400, 3)
+    queries, rounds = (60, 1) if quick else (400, 5)
     specs = {name: {"task": "query", "contestant": name, "queries": queries} for name in names}
     with server() as at:
         found = interleaved(specs, rounds, at)

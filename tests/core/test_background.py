@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
-from nexusflow_integrations._core.background import BackgroundLoop, background_loop
+from nexusflow_integrations._core.background import (
+    BackgroundLoop,
+    Errand,
+    Outcome,
+    background_loop,
+)
 
 
 @pytest.fixture
@@ -45,45 +54,103 @@ def test_cancelling_the_future_cancels_the_work(loop: BackgroundLoop) -> None:
     assert cancelled.wait(60)
 
 
-def test_work_that_was_cancelled_before_its_turn_never_begins(loop: BackgroundLoop) -> None:
+def test_an_error_of_the_work_is_the_futures(loop: BackgroundLoop) -> None:
+    with pytest.raises(LookupError, match="no such text"):
+        loop.submit(failing()).result(60)
+
+
+async def failing() -> None:
+    raise LookupError("no such text")
+
+
+Told = SimpleQueue[Outcome[Any]]
+
+
+def test_an_errands_outcome_is_told_in_the_turn_of_the_loop_in_which_the_work_ends(
+    loop: BackgroundLoop,
+) -> None:
+    told: Told = SimpleQueue()
+    there: SimpleQueue[int] = SimpleQueue()
+
+    async def work() -> int:
+        loop.loop.call_soon(lambda: there.put(told.qsize()))
+        return 5
+
+    Errand(loop, work(), told.put)
+    assert there.get(timeout=60) == 1
+    assert told.get(timeout=60).result() == 5
+
+
+def test_an_error_of_the_work_is_the_errands_and_no_complaint_of_asyncio(
+    loop: BackgroundLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: Told = SimpleQueue()
+    Errand(loop, failing(), told.put)
+    with pytest.raises(LookupError, match="no such text"):
+        told.get(timeout=60).result()
+    gc.collect()
+    assert not caplog.records
+
+
+def test_an_error_that_was_raised_is_gone_with_the_last_who_holds_it() -> None:
+    class Failure(Exception):
+        pass
+
+    outcome: Outcome[None] = Outcome(error=Failure())
+    gc.disable()
+    try:
+        with suppress(Failure):
+            outcome.result()
+        assert not any(isinstance(thing, Failure) for thing in gc.get_objects())
+    finally:
+        gc.enable()
+
+
+def test_cancelling_an_errand_cancels_its_work_and_whoever_waits_is_told(
+    loop: BackgroundLoop,
+) -> None:
+    told: Told = SimpleQueue()
     began = threading.Event()
-    busy = threading.Event()
 
     async def work() -> None:
         began.set()
+        await asyncio.sleep(60)
 
-    loop.loop.call_soon_threadsafe(busy.wait, 60)
-    future = loop.submit(work())
-    future.cancel()
-    busy.set()
-    assert loop.submit(name()).result(60)
-    assert not began.is_set()
-    assert not wait([future], 60).not_done
-
-
-def test_an_error_of_the_work_is_the_futures(loop: BackgroundLoop) -> None:
-    async def work() -> None:
-        raise LookupError("no such text")
-
-    with pytest.raises(LookupError, match="no such text"):
-        loop.submit(work()).result(60)
+    errand = Errand(loop, work(), told.put)
+    assert began.wait(60)
+    errand.cancel()
+    with pytest.raises(CancelledError):
+        told.get(timeout=60).result()
+    errand.cancel()  # too late, and no harm
 
 
-def test_the_answer_is_there_in_the_turn_of_the_loop_in_which_the_work_ends(
-    loop: BackgroundLoop,
+@pytest.mark.filterwarnings("error")
+def test_an_errand_cancelled_before_its_turn_leaves_no_coroutine_behind(
+    loop: BackgroundLoop, recwarn: pytest.WarningsRecorder
 ) -> None:
-    begin = threading.Event()
-    there: Future[bool] = Future()
+    told: Told = SimpleQueue()
+    busy = threading.Event()
+    loop.loop.call_soon_threadsafe(busy.wait, 60)
 
-    async def work() -> int:
-        begin.wait(60)
-        loop.loop.call_soon(lambda: there.set_result(future.done()))
-        return 5
+    async def work() -> None:
+        await asyncio.sleep(60)
 
-    future = loop.submit(work())
-    begin.set()
-    assert future.result(60) == 5
-    assert there.result(60)
+    Errand(loop, work(), told.put).cancel()
+    busy.set()
+    with pytest.raises(CancelledError):
+        told.get(timeout=60).result()
+    gc.collect()
+    assert not list(recwarn)
+
+
+def test_closing_the_loop_tells_a_thread_that_waits_for_an_errand() -> None:
+    loop = BackgroundLoop()
+    told: Told = SimpleQueue()
+    errand = Errand(loop, asyncio.sleep(60), told.put)
+    loop.close()
+    with pytest.raises(CancelledError):
+        told.get(timeout=60).result()
+    errand.cancel()
 
 
 def test_closing_cancels_what_runs_then_closes_what_was_opened_then_ends_the_thread() -> None:
