@@ -24,7 +24,7 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
-from nexusflow_integrations._core.background import Errand, Outcome, background_loop
+from nexusflow_integrations._core.background import BackgroundLoop, Errand, Outcome
 from nexusflow_integrations._core.redis_address import RedisAddress, address_or_path
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
@@ -246,8 +246,8 @@ class NexusFlow:
         with self._recorded(ledger):
             report = None if progress is None else told.put
             lists = self._wants_lists and not (single or collect)
-            work = self._call(texts, role, single, ledger, None, report, lists=lists)
-            errand = Errand(background_loop(), work, told.put)
+            background, work = self._call(texts, role, single, ledger, None, report, lists=lists)
+            errand = Errand(background, work, told.put)
             try:
                 while isinstance(news := told.get(), int):
                     if progress is not None:
@@ -305,8 +305,8 @@ class NexusFlow:
         with self._recorded(ledger):
             reporting = report if progress else None
             lists = self._wants_lists and not (single or collect)
-            work = self._call(texts, role, single, ledger, loop, reporting, lists=lists)
-            gathered = await asyncio.wrap_future(background_loop().submit(work))
+            background, work = self._call(texts, role, single, ledger, loop, reporting, lists=lists)
+            gathered = await asyncio.wrap_future(background.submit(work))
             return gathered.result(ledger.snapshot(self._price), single=single, collect=collect)
 
     def __call__(self, input: str | Iterable[str]) -> EmbeddingArray:  # noqa: A002
@@ -432,8 +432,8 @@ class NexusFlow:
     ) -> _Flight:
         ledger = Ledger()
         if slab.texts:
-            work = self._call(slab.texts, role, False, ledger, loop, None, stop)
-            future = background_loop().submit(work)
+            background, work = self._call(slab.texts, role, False, ledger, loop, None, stop)
+            future = background.submit(work)
         else:
             from nexusflow_integrations._core.results import Gathered
 
@@ -660,7 +660,7 @@ class NexusFlow:
         on_progress: Callable[[int], object] | None,
         stop: Stop | None = None,
         lists: bool = False,
-    ) -> Coroutine[Any, Any, Gathered]:
+    ) -> tuple[BackgroundLoop, Coroutine[Any, Any, Gathered]]:
         # Imported here: building a client, and importing an adapter, should cost next to nothing.
         from nexusflow_integrations._core.engine import Request, engine
 
@@ -670,7 +670,7 @@ class NexusFlow:
             from nexusflow_integrations._core.exchange import LearntSize
 
             self._size = LearntSize()
-        _, running = engine()
+        background, running = engine()
         request = Request(
             texts=texts,
             settings=self._settings,
@@ -688,7 +688,7 @@ class NexusFlow:
             stop=stop,
             lists=lists,
         )
-        return running.embed(request)
+        return background, running.embed(request)
 
 
 class _Recorded(AbstractContextManager[None]):

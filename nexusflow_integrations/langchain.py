@@ -708,8 +708,8 @@ class _AlsoLangchains(AbstractContextManager[None]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: Any
     ) -> None:
-        if isinstance(error, NexusFlowError):
-            raise _native(error).with_traceback(at) from error.__cause__
+        if isinstance(error, NexusFlowError) and (native := _native(error)) is not error:
+            raise native.with_traceback(at) from error.__cause__
 
 
 _ALSO_LANGCHAINS = _AlsoLangchains()

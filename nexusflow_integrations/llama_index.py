@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from nexusflow_integrations._core.background import background_loop
 from nexusflow_integrations._core.redis_address import RedisAddress, address_or_path
 from nexusflow_integrations._core.results import (
     EmbeddingArray,
@@ -456,8 +455,10 @@ class _Client(NexusFlow):
     """A client whose calls of one batch can be waited for together, from a thread or a loop."""
 
     def launch(self, flight: _Flight, loop: Loop | None, stop: Stop) -> Future[Gathered]:
-        work = self._call(flight.texts, "document", False, flight.ledger, loop, None, stop)
-        return background_loop().submit(work)
+        background, work = self._call(
+            flight.texts, "document", False, flight.ledger, loop, None, stop
+        )
+        return background.submit(work)
 
     def recorded(self, ledger: Ledger) -> AbstractContextManager[None]:
         """Count what ``ledger`` holds at the end, and trace what happens until then."""

@@ -70,6 +70,7 @@ class BackgroundLoop:
 
     async def _wind_up(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.sleep(0)  # one that has not begun could not tell that it was cancelled
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
@@ -120,7 +121,7 @@ class Errand(Generic[T]):
     async def _do(self, work: Coroutine[Any, Any, T]) -> None:
         try:
             outcome = Outcome(await work)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # or thrown away with the loop
             self._tell(Outcome(error=CancelledError()))
             raise
         except BaseException as error:
@@ -129,6 +130,9 @@ class Errand(Generic[T]):
                 raise
         else:
             self._tell(outcome)
+        finally:
+            self._task = None  # an error holds this frame, and the task may hold the error
+            del self._tell
 
     def cancel(self) -> None:
         """Cancel the work, from whatever thread."""

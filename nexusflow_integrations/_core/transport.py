@@ -162,19 +162,23 @@ class AiohttpSender:
         if self._timeout.total != timeout:
             self._timeout = aiohttp.ClientTimeout(total=timeout, ceil_threshold=1e9)
         try:
-            async with self._session.post(
+            response = await self._session.post(
                 self._url,
                 data=body,
                 headers=self._headers,
                 proxy=self._proxy,
                 allow_redirects=False,
                 timeout=self._timeout,
-            ) as response:
+            )
+            # Not `async with`: its end waits, without a timeout, for a body still being written.
+            try:
                 received = await _read(response)
-                if received is None:
+            finally:
+                if not response.closed:  # read to its end it is, and its connection in the pool
                     response.close()
-                    return _TOO_LARGE
-                return Answer(response.status, response.headers, received)
+            if received is None:
+                return _TOO_LARGE
+            return Answer(response.status, response.headers, received)
         except asyncio.TimeoutError:
             return _timed_out(timeout)
         except (aiohttp.ClientError, OSError, ValueError) as error:

@@ -189,7 +189,8 @@ def _stack(rows: Sequence[Vectors]) -> Vectors:
 def _check_numbers(vectors: Vectors) -> None:
     # One pass says "fine" almost always; only what is suspicious is looked at closely. (A sum of
     # squares with NaN or infinity in it is not below infinity; a row of zeros begins with one.)
-    if np.vdot(vectors, vectors) < inf and 0.0 not in vectors[:, 0].tolist():
+    # Not by BLAS, whose threads, where it starts some, do not survive a fork.
+    if np.einsum("ij,ij->", vectors, vectors) < inf and 0.0 not in vectors[:, 0].tolist():
         return
     if not np.isfinite(vectors).all():
         raise BrokenResponse("a vector holds NaN or infinity")

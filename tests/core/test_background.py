@@ -143,6 +143,62 @@ def test_an_errand_cancelled_before_its_turn_leaves_no_coroutine_behind(
     assert not list(recwarn)
 
 
+def test_closing_tells_also_of_an_errand_that_has_not_begun(loop: BackgroundLoop) -> None:
+    told: Told = SimpleQueue()
+    busy = threading.Event()
+    loop.loop.call_soon_threadsafe(busy.wait, 60)
+    closing = loop.submit(loop._wind_up())
+    Errand(loop, asyncio.sleep(60), told.put)
+    busy.set()
+    with pytest.raises(CancelledError):
+        told.get(timeout=60).result()
+    closing.result(60)
+
+
+def test_an_errand_thrown_away_with_its_loop_was_cancelled(loop: BackgroundLoop) -> None:
+    told: Told = SimpleQueue()
+    errand = Errand(loop, asyncio.sleep(0, 5), told.put)
+    assert told.get(timeout=60).result() == 5
+
+    async def never() -> None:
+        await asyncio.Future()
+
+    errand._tell = told.put
+    thrown_away = errand._do(never())
+
+    async def begin_and_throw_away() -> None:
+        thrown_away.send(None)
+        thrown_away.close()
+
+    loop.submit(begin_and_throw_away()).result(60)
+    with pytest.raises(CancelledError):
+        told.get(timeout=60).result()
+
+
+def test_what_a_cancelled_errand_held_is_freed_with_it(loop: BackgroundLoop) -> None:
+    class Texts:
+        pass
+
+    async def work() -> None:
+        texts = Texts()
+        began.set()
+        await asyncio.sleep(60)
+        del texts
+
+    told: Told = SimpleQueue()
+    began = threading.Event()
+    gc.disable()
+    try:
+        errand = Errand(loop, work(), told.put)
+        assert began.wait(60)
+        errand.cancel()
+        told.get(timeout=60)
+        loop.submit(asyncio.sleep(0)).result(60)
+        assert not any(isinstance(thing, Texts) for thing in gc.get_objects())
+    finally:
+        gc.enable()
+
+
 def test_closing_the_loop_tells_a_thread_that_waits_for_an_errand() -> None:
     loop = BackgroundLoop()
     told: Told = SimpleQueue()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import pickle
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -220,3 +222,23 @@ def test_a_wrong_key_at_a_real_server_is_an_authentication_error(
     with pytest.raises(theirs.ModelAuthenticationError):
         make(api_key="sk-air-wrong").embed_documents(["a"])
     assert server.stats.requests == 1
+
+
+def test_an_error_that_is_nobodys_kind_goes_on_as_it_is_and_is_freed_when_it_is_dropped(
+    answering: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Own(errors.NexusFlowError):
+        pass
+
+    def fail(*_: object, **__: object) -> None:
+        raise Own("of a subclass")
+
+    embeddings = answering(saying(500))
+    monkeypatch.setattr(embeddings.client, "embed", fail)
+    gc.disable()
+    try:
+        with suppress(Own):
+            embeddings.embed_query("a")
+        assert not any(isinstance(thing, Own) for thing in gc.get_objects())
+    finally:
+        gc.enable()
