@@ -595,7 +595,7 @@ class NexusFlow:
             twin._spent = replace(self._spent)
         return twin
 
-    # -- for adapters: these three, and `_call`, `_recorded`, `_price`, `_cache` -----------------
+    # -- for adapters: these three, and `_call`, `_recorded`, `_price`, `_cache` ---------------
 
     def _want_lists(self) -> None:
         """Have lists of floats made while requests are out: ``tolist`` then finds them done."""

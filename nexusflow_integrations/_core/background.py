@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -136,7 +137,7 @@ class Errand(Generic[T]):
 
     def cancel(self) -> None:
         """Cancel the work, from whatever thread."""
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:

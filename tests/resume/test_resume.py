@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 import time
@@ -11,22 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from nexusflow_integrations._core.store import VectorStore
 from nexusflow_integrations.local import LocalServer
 
 SCRIPT = Path(__file__).with_name("index_corpus.py")
 COUNT = 900
 IN_FLIGHT = 32 * 10
 """The documented promise: max_concurrency requests of batch_size texts."""
-
-
-def _holds_vectors(cache: Path) -> bool:
-    if not cache.exists():
-        return False
-    with closing(sqlite3.connect(f"file:{cache}?mode=ro", uri=True)) as database:
-        try:
-            return database.execute("SELECT 1 FROM vector LIMIT 1").fetchone() is not None
-        except sqlite3.OperationalError:  # it is being made
-            return False
 
 
 def _start(framework: str, server: LocalServer, folder: Path) -> subprocess.Popen[str]:
@@ -49,10 +39,11 @@ def test_a_run_killed_half_way_pays_again_at_most_for_what_was_in_flight(
         pytest.importorskip("llama_index.vector_stores.chroma")
     with LocalServer(model="hash", latency_ms=150, concurrency=None, record_texts=True) as server:
         killed = _start(framework, server, tmp_path)
-        # A third may be on its way before the first of it is kept.
-        while server.stats.texts < COUNT / 3 or not _holds_vectors(tmp_path / "vectors.sqlite3"):
-            assert killed.poll() is None, "the run ended before it could be killed"
-            time.sleep(0.005)
+        with closing(VectorStore(tmp_path / "vectors.sqlite3")) as store:
+            # A third may be on its way before the first of it is kept.
+            while server.stats.texts < COUNT / 3 or not store.info().vectors:
+                assert killed.poll() is None, "the run ended before it could be killed"
+                time.sleep(0.005)
         killed.kill()
         killed.communicate()
 
