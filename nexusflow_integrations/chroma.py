@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from nexusflow_integrations._core.redis_address import address_or_path
+from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations._core.settings import (
     DEFAULT_BASE_URL,
     DEFAULT_MAX_CONCURRENCY,
@@ -60,7 +60,7 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList
+    from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
 
 __all__ = ["NexusFlowEmbeddingFunction"]
 

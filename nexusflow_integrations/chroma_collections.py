@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from chromadb.api.models.Collection import Collection
     from chromadb.api.types import CollectionMetadata, Metadata
 
-    from nexusflow_integrations._core.streaming import Embedded
-    from nexusflow_integrations._core.wire import Vectors
+    from nexusflow_integrations._core.call.streaming import Embedded
+    from nexusflow_integrations._core.vectors import Vectors
 
 __all__ = ["Added", "aadd_documents", "add_documents", "aopen_collection", "open_collection"]
 

@@ -24,8 +24,8 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
-from nexusflow_integrations._core.background import BackgroundLoop, Errand, Outcome
-from nexusflow_integrations._core.redis_address import RedisAddress, address_or_path
+from nexusflow_integrations._core.call.background import BackgroundLoop, Errand, Outcome
+from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_MODEL,
@@ -44,12 +44,12 @@ from nexusflow_integrations._core.usage import Budget, Ledger, Price, Purse, Usa
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 if TYPE_CHECKING:
-    from nexusflow_integrations._core.engine import Stop
-    from nexusflow_integrations._core.estimate import Estimate
-    from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList, Gathered
+    from nexusflow_integrations._core.call.engine import Stop
+    from nexusflow_integrations._core.call.estimate import Estimate
+    from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList, Gathered
+    from nexusflow_integrations._core.call.streaming import Cutter, Embedded, Slab
+    from nexusflow_integrations._core.pace.shared import SharedLimits
     from nexusflow_integrations._core.shared_budget import SharedBudget
-    from nexusflow_integrations._core.shared_pacing import SharedLimits
-    from nexusflow_integrations._core.streaming import Cutter, Embedded, Slab
 
 __all__ = ["NexusFlow"]
 
@@ -335,8 +335,8 @@ class NexusFlow:
             NexusFlowError: The stream cannot go on; the error's ``finished`` holds what was ready
                 and not yet yielded.
         """
-        from nexusflow_integrations._core.engine import DRAIN, Stop
-        from nexusflow_integrations._core.streaming import Cutter
+        from nexusflow_integrations._core.call.engine import DRAIN, Stop
+        from nexusflow_integrations._core.call.streaming import Cutter
 
         _refuse_one_string(texts)
         cutter = Cutter(self._settings, self._instruction(role))
@@ -380,8 +380,8 @@ class NexusFlow:
         ordered: bool = True,
     ) -> AsyncGenerator[Embedded, None]:
         """Embed like ``embed_stream``, from an iterable or an async iterable."""
-        from nexusflow_integrations._core.engine import DRAIN, Stop
-        from nexusflow_integrations._core.streaming import Cutter
+        from nexusflow_integrations._core.call.engine import DRAIN, Stop
+        from nexusflow_integrations._core.call.streaming import Cutter
 
         _refuse_one_string(texts)
         cutter = Cutter(self._settings, self._instruction(role))
@@ -435,7 +435,7 @@ class NexusFlow:
             background, work = self._call(slab.texts, role, False, ledger, loop, None, stop)
             future = background.submit(work)
         else:
-            from nexusflow_integrations._core.results import Gathered
+            from nexusflow_integrations._core.call.results import Gathered
 
             future = Future()
             future.set_result(Gathered(0))
@@ -462,7 +462,7 @@ class NexusFlow:
             InvalidInputError: A text cannot be sent.
             CacheError: The cache file is corrupt, foreign or newer.
         """
-        from nexusflow_integrations._core.estimate import estimate
+        from nexusflow_integrations._core.call.estimate import estimate
 
         prepared = self._prepare(texts, role)
         distinct = list(dict.fromkeys(prepared))
@@ -477,7 +477,7 @@ class NexusFlow:
     def _held(self, texts: list[str]) -> set[str]:
         if self._cache is None:
             return set()
-        from nexusflow_integrations._core.engine import engine
+        from nexusflow_integrations._core.call.engine import engine
 
         background, running = engine()
         return background.submit(running.held(texts, self._settings, self._cache)).result()
@@ -554,7 +554,7 @@ class NexusFlow:
     def _give_back(self) -> Future[None] | None:
         if self._budget is None or isinstance(self._budget, Budget):
             return None
-        from nexusflow_integrations._core.engine import engine
+        from nexusflow_integrations._core.call.engine import engine
 
         return engine()[0].submit(cast(Any, self._purse).give_back())
 
@@ -641,7 +641,7 @@ class NexusFlow:
     def _nothing(self, *, collect: bool) -> EmbeddingArray | EmbeddingList:
         import numpy as np
 
-        from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList
+        from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
 
         usage = Usage(price=self._price)
         if collect:
@@ -662,12 +662,12 @@ class NexusFlow:
         lists: bool = False,
     ) -> tuple[BackgroundLoop, Coroutine[Any, Any, Gathered]]:
         # Imported here: building a client, and importing an adapter, should cost next to nothing.
-        from nexusflow_integrations._core.engine import Request, engine
+        from nexusflow_integrations._core.call.engine import Request, engine
 
         if self._key is None:
             self._key = resolve_api_key()
         if self._size is None:
-            from nexusflow_integrations._core.exchange import LearntSize
+            from nexusflow_integrations._core.request.exchange import LearntSize
 
             self._size = LearntSize()
         background, running = engine()
@@ -751,7 +751,7 @@ class _Signal:
 
 def _rescued(error: NexusFlowError, failed: _Flight, flying: Iterable[_Flight]) -> NexusFlowError:
     """Return the error that ended the stream, with what all slabs had ready in its ``finished``."""
-    from nexusflow_integrations._core.engine import StoppedElsewhere
+    from nexusflow_integrations._core.call.engine import StoppedElsewhere
 
     finished = failed.slab.named(error.finished)
     for flight in flying:
@@ -773,7 +773,7 @@ def _cache_path(
     if cache is None or cache is False:
         return None
     if cache is True:
-        from nexusflow_integrations._core.cache_file import default_path
+        from nexusflow_integrations._core.cache.file import default_path
 
         return str(default_path())
     place = address_or_path(cache)

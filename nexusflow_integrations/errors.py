@@ -24,9 +24,7 @@ them holds the API key, nor text of the server longer than 2,000 characters.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from nexusflow_integrations._core.rebuild import rebuild
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +67,7 @@ class NexusFlowError(Exception):
         self.attempts = attempts
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return rebuild, (type(self), self.args, dict(self.__dict__))
+        return _rebuild, (type(self), self.args, dict(self.__dict__))
 
 
 class ConfigurationError(NexusFlowError, ValueError):
@@ -184,3 +182,15 @@ class CacheError(NexusFlowError):
 
     Or it is on a server that is none of Redis, or that does not take the password.
     """
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def _rebuild(cls: type[E], args: tuple[Any, ...], state: dict[str, Any]) -> E:
+    """Return a ``cls`` with these ``args`` and attributes, without calling its constructor."""
+    # Exceptions unpickle by cls(*args), which keyword-only arguments break.
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error

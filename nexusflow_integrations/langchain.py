@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from nexusflow_integrations import errors
-from nexusflow_integrations._core.rebuild import rebuild
-from nexusflow_integrations._core.redis_address import RedisAddress, address_or_path
+from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_MODEL,
@@ -37,7 +36,7 @@ from nexusflow_integrations._core.settings import (
 from nexusflow_integrations._core.texts import check_text, check_texts
 from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations.client import NexusFlow
-from nexusflow_integrations.errors import NexusFlowError
+from nexusflow_integrations.errors import NexusFlowError, _rebuild
 
 try:
     from langchain_core.embeddings import Embeddings
@@ -77,7 +76,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList
+    from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
 
 __all__ = ["NexusFlowEmbeddings"]
 
@@ -306,7 +305,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
                     return cast("list[list[float]]", vectors.tolist())
                 vectors = await _aembed_paced(client, texts, self.rate_limiter, progress)
                 done(vectors)
-            from nexusflow_integrations._core.results import RowLists
+            from nexusflow_integrations._core.call.results import RowLists
 
             return await RowLists(len(vectors)).of(vectors)
 
@@ -482,7 +481,7 @@ class _Joined:
     """The result of one call that is made in batches."""
 
     def __init__(self, count: int, progress: Callable[[int], object] | None) -> None:
-        from nexusflow_integrations._core.results import Gathered
+        from nexusflow_integrations._core.call.results import Gathered
 
         self._gathered = Gathered(count, progress)
         self._usages: list[Usage] = []
@@ -663,7 +662,7 @@ def _reduce(error: NexusFlowError) -> tuple[Any, ...]:
 def _revive(
     ours: type[NexusFlowError], args: tuple[Any, ...], state: dict[str, Any]
 ) -> NexusFlowError:
-    return _native(rebuild(ours, args, state))
+    return _native(_rebuild(ours, args, state))
 
 
 def _both(ours: type[NexusFlowError], theirs: type[ModelError], prefix: str = "") -> Any:
@@ -683,7 +682,9 @@ _TOO_LONG: dict[type[NexusFlowError], Any] = {
 
 
 def _is_too_long(error: NexusFlowError) -> bool:
-    from nexusflow_integrations._core.failures import TOO_LONG  # with numpy, which takes a while
+    from nexusflow_integrations._core.request.failures import (
+        TOO_LONG,  # with numpy, which takes a while
+    )
 
     if isinstance(error, errors.RefusedTextsError):
         return any(_is_too_long(reason) for reason in error.refused.values())
@@ -701,7 +702,7 @@ def _native(error: NexusFlowError) -> NexusFlowError:
     state = dict(error.__dict__)
     if isinstance(error, errors.RefusedTextsError):
         state["refused"] = {place: _native(why) for place, why in error.refused.items()}
-    return rebuild(cls, error.args, state)
+    return _rebuild(cls, error.args, state)
 
 
 class _AlsoLangchains(AbstractContextManager[None]):

@@ -31,12 +31,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from nexusflow_integrations._core.redis_address import RedisAddress, address_or_path
-from nexusflow_integrations._core.results import (
+from nexusflow_integrations._core.call.results import (
     EmbeddingArray,
     EmbeddingList,
     Gathered,
 )
+from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
+from nexusflow_integrations._core.request.tokens import estimate_tokens
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_MODEL,
@@ -47,7 +48,6 @@ from nexusflow_integrations._core.settings import (
     resolve_base_url,
 )
 from nexusflow_integrations._core.texts import check_text, check_texts
-from nexusflow_integrations._core.tokens import estimate_tokens
 from nexusflow_integrations._core.usage import Budget, Ledger, Price, Usage
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import (
@@ -76,7 +76,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from nexusflow_integrations._core.engine import Stop
+    from nexusflow_integrations._core.call.engine import Stop
 
 __all__ = ["NexusFlowEmbedding", "NexusFlowEmbeddingEndEvent"]
 
@@ -506,7 +506,7 @@ class _Batch:
     @contextmanager
     def begun(self, show_progress: bool) -> Iterator[None]:
         # Imported here: importing an adapter should cost next to nothing.
-        from nexusflow_integrations._core.engine import DRAIN, Stop
+        from nexusflow_integrations._core.call.engine import DRAIN, Stop
 
         self.patience = DRAIN
         self._stop = Stop()

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 import numpy as np
 
 from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations._core.pace.shared import SlotLimits
 from nexusflow_integrations._core.settings import ApiKey, resolve_api_key
 from nexusflow_integrations._core.shared_budget import Grant, Grants
-from nexusflow_integrations._core.shared_pacing import SlotLimits
 from nexusflow_integrations._core.usage import Budget, Price
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
@@ -33,7 +33,7 @@ with needed("nexusflow_integrations.ray", "ray", "pyarrow", install="nexusflow-i
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from nexusflow_integrations._core.wire import Vectors
+    from nexusflow_integrations._core.vectors import Vectors
 
 __all__ = ["ClusterLimits", "ClusterState", "DriverKey", "EmbedBatch"]
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from nexusflow_integrations._core.cache_file import StoreUnavailable
-from nexusflow_integrations._core.redis_address import RedisAddress
-from nexusflow_integrations._core.redis_pacing import AccountLimits
-from nexusflow_integrations._core.redis_server import RedisServer
+from nexusflow_integrations._core.pace.in_redis import AccountLimits
+from nexusflow_integrations._core.redis.address import RedisAddress
+from nexusflow_integrations._core.redis.server import RedisServer
+from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
 
 __all__ = ["RedisLimits"]

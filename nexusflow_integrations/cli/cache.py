@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from nexusflow_integrations._core.cache import Store, store_at
-from nexusflow_integrations._core.redis_address import address_or_path
-from nexusflow_integrations._core.upkeep import Pruned
+from nexusflow_integrations._core.cache.cache import Store, store_at
+from nexusflow_integrations._core.cache.upkeep import Pruned
+from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.options import CacheOption, JsonOption, print_json, seconds, size
 from nexusflow_integrations.cli.screen import Screen

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from nexusflow_integrations import NexusFlow, __version__
-from nexusflow_integrations._core.cache_file import default_path
+from nexusflow_integrations._core.cache.file import default_path
 from nexusflow_integrations._core.settings import (
     resolve_api_key,
     resolve_base_url,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from nexusflow_integrations._core.cache_file import StoreUnavailable
+from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import (
     AuthenticationError,
     ConfigurationError,

@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 
 from nexusflow_integrations._core.needed import needed
-from nexusflow_integrations._core.wire import Vectors
+from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import InvalidResponseError
 
 _GROUP = 2000

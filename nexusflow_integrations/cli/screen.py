@@ -15,7 +15,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from nexusflow_integrations._core.upkeep import CacheInfo, Pruned
+from nexusflow_integrations._core.cache.upkeep import CacheInfo, Pruned
 from nexusflow_integrations._core.usage import Price, Usage
 from nexusflow_integrations.rag.answer import Quote
 from nexusflow_integrations.rag.corpus import Corpus
@@ -25,7 +25,7 @@ from nexusflow_integrations.rag.session import CUTS, Filled, Found, agree
 from nexusflow_integrations.rag.shelf import Index
 
 if TYPE_CHECKING:
-    from nexusflow_integrations._core.estimate import Estimate
+    from nexusflow_integrations._core.call.estimate import Estimate
     from nexusflow_integrations.cli.doctor import Findings
     from nexusflow_integrations.client import NexusFlow
     from nexusflow_integrations.report import Report

@@ -5,7 +5,7 @@ from typing import Any
 
 from haystack import Document, component
 
-from nexusflow_integrations._core.results import EmbeddingArray
+from nexusflow_integrations._core.call.results import EmbeddingArray
 from nexusflow_integrations.haystack.embedder import Embedder
 
 

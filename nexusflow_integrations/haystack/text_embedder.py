@@ -4,7 +4,7 @@ from typing import Any
 
 from haystack import component
 
-from nexusflow_integrations._core.results import EmbeddingArray
+from nexusflow_integrations._core.call.results import EmbeddingArray
 from nexusflow_integrations._core.texts import check_text
 from nexusflow_integrations.haystack.embedder import Embedder
 

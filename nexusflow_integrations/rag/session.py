@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 
-from nexusflow_integrations._core.failures import clean
+from nexusflow_integrations._core.request.failures import clean
 from nexusflow_integrations._core.settings import resolve_base_url
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.client import NexusFlow

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nexusflow_integrations._core.cache_file import default_path
+from nexusflow_integrations._core.cache.file import default_path
 from nexusflow_integrations.rag.endpoint import Endpoint
 
 _ABOUT = "index.json"

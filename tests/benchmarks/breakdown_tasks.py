@@ -17,7 +17,7 @@ def breakdown(spec: dict[str, Any]) -> dict[str, Any]:
     import orjson
 
     from nexusflow_integrations import NexusFlow
-    from nexusflow_integrations._core import batching, wire
+    from nexusflow_integrations._core.request import batching, wire
     from nexusflow_integrations._core.texts import check_texts
 
     count = spec["texts"]
@@ -95,9 +95,9 @@ def _response(texts: list[str]) -> bytes:
 
 def _http(url: str, texts: list[str], requests: int) -> float:
     """Send requests through the client's own sender, without anything around it."""
-    from nexusflow_integrations._core import batching, wire
-    from nexusflow_integrations._core.engine import _target
-    from nexusflow_integrations._core.transport import AiohttpSender, Pool
+    from nexusflow_integrations._core.call.engine import _target
+    from nexusflow_integrations._core.request import batching, wire
+    from nexusflow_integrations._core.request.transport import AiohttpSender, Pool
 
     items = [batching.item_of(place, text) for place, text in enumerate(texts)]
     body = wire.encode_request(items, model=MODEL, encoding_format="base64", dimensions=None)

@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from nexusflow_integrations._core.cache import Store, store_at
-from nexusflow_integrations._core.redis_address import address_or_path
+from nexusflow_integrations._core.cache.cache import Store, store_at
+from nexusflow_integrations._core.call.engine import limits_kept_in
+from nexusflow_integrations._core.redis.address import address_or_path
 
 GROUP = 320
 """Texts in flight by default: 32 requests of 10."""
@@ -32,7 +33,7 @@ Step = Callable[[int], int]
 
 def send_times(store: Store, who: int, at_once: int) -> Step:
     """Reserve send times of one account."""
-    limits = store.pacer(b"account", requests_per_minute=6e7, tokens_per_minute=None)
+    limits = limits_kept_in(store, b"account", 6e7, None)
 
     def step(_: int) -> int:
         return len(limits.lease(at_once, 10))

@@ -51,7 +51,7 @@ def put_and_get(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ours(count: int, folder: Path) -> dict[str, Any]:
-    from nexusflow_integrations._core.store import VectorStore
+    from nexusflow_integrations._core.cache.in_file import VectorStore
     from nexusflow_integrations.langchain import NexusFlowEmbeddings
 
     path, texts = folder / "put.sqlite", vectors.texts(count)

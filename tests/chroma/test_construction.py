@@ -33,7 +33,7 @@ for _ in range(1000):
 print(json.dumps({
     "touched": sorted({e for e in events if e.startswith(("socket", "open", "os.", "import"))}),
     "threads": threading.active_count() - threads,
-    "engine": "nexusflow_integrations._core.engine" in sys.modules,
+    "engine": "nexusflow_integrations._core.call.engine" in sys.modules,
 }))
 """
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nexusflow_integrations import NexusFlow
-from nexusflow_integrations._core.store import VectorStore
+from nexusflow_integrations._core.cache.in_file import VectorStore
 from nexusflow_integrations._core.usage import Price
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.options import budget, seconds, size

@@ -10,21 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from nexusflow_integrations._core.batching import Item, item_of
-from nexusflow_integrations._core.exchange import (
+from nexusflow_integrations._core.request.batching import Item, item_of
+from nexusflow_integrations._core.request.endpoint import Lane
+from nexusflow_integrations._core.request.exchange import (
     AwaitSettled,
     Call,
     Follow,
     Reply,
     Send,
     Sleep,
-    TransportFault,
     exchange,
 )
-from nexusflow_integrations._core.lane import Lane
+from nexusflow_integrations._core.request.wire import Answer, TransportFault
 from nexusflow_integrations._core.settings import ApiKey, Settings
 from nexusflow_integrations._core.usage import Ledger
-from nexusflow_integrations._core.wire import Answer, Vectors
+from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import APIStatusError
 
 KEY = "sk-air-by-hand-0123456789"

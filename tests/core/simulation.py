@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from nexusflow_integrations._core.pacing import Pacer
+from nexusflow_integrations._core.pace.pacing import Pacer
 
 
 class Bucket:

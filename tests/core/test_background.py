@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nexusflow_integrations._core.background import (
+from nexusflow_integrations._core.call.background import (
     BackgroundLoop,
     Errand,
     Outcome,

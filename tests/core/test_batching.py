@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexusflow_integrations._core.batching import (
+from nexusflow_integrations._core.request.batching import (
     MAX_BATCH_TOKENS,
     MAX_BODY_BYTES,
     Item,
@@ -19,7 +19,7 @@ from nexusflow_integrations._core.batching import (
     max_tokens,
     plan_batches,
 )
-from nexusflow_integrations._core.wire import encode_request
+from nexusflow_integrations._core.request.wire import encode_request
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40))
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from nexusflow_integrations._core.background import background_loop
-from nexusflow_integrations._core.batching import Batch
-from nexusflow_integrations._core.engine import (
+from nexusflow_integrations._core.call.background import background_loop
+from nexusflow_integrations._core.call.engine import (
     DRAIN,
     MOST_SENDERS,
     Engine,
@@ -20,13 +19,13 @@ from nexusflow_integrations._core.engine import (
     Stop,
     StoppedElsewhere,
 )
-from nexusflow_integrations._core.exchange import TransportFault
-from nexusflow_integrations._core.results import Gathered
+from nexusflow_integrations._core.call.results import Gathered
+from nexusflow_integrations._core.call.sources import DirectSource
+from nexusflow_integrations._core.request.batching import Batch
+from nexusflow_integrations._core.request.transport import Sender
+from nexusflow_integrations._core.request.wire import Answer, TransportFault
 from nexusflow_integrations._core.settings import ApiKey, Settings
-from nexusflow_integrations._core.sources import DirectSource
-from nexusflow_integrations._core.transport import Sender
 from nexusflow_integrations._core.usage import Ledger
-from nexusflow_integrations._core.wire import Answer
 from nexusflow_integrations.errors import NexusFlowError
 
 from .hand import KEY, no, right, vector_of
@@ -182,7 +181,7 @@ def test_an_error_between_requests_ends_the_call_before_the_rest_is_paid_for(
                 raise error
             return await super().next()
 
-    monkeypatch.setattr("nexusflow_integrations._core.engine.DirectSource", Failing)
+    monkeypatch.setattr("nexusflow_integrations._core.call.engine.DirectSource", Failing)
     server = Server()
     with pytest.raises(type(error), match=str(error)):
         embed(server, TEXTS)
@@ -197,7 +196,7 @@ def test_a_stop_while_requests_are_being_added_waits_for_none_that_was_added_sin
             await asyncio.Event().wait()  # as for texts that another process is paying for
             return None
 
-    monkeypatch.setattr("nexusflow_integrations._core.engine.DirectSource", Waiting)
+    monkeypatch.setattr("nexusflow_integrations._core.call.engine.DirectSource", Waiting)
 
     async def run() -> None:
         stop = Stop()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from nexusflow_integrations._core import estimate as module
-from nexusflow_integrations._core.estimate import estimate
+from nexusflow_integrations._core.call import estimate as module
+from nexusflow_integrations._core.call.estimate import estimate
+from nexusflow_integrations._core.request.tokens import RULE_ERROR
 from nexusflow_integrations._core.settings import Settings
-from nexusflow_integrations._core.tokens import RULE_ERROR
 from nexusflow_integrations._core.usage import Price
 
 TEXTS = [f"text number {n}" for n in range(25)]

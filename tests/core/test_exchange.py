@@ -14,22 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexusflow_integrations import errors
-from nexusflow_integrations._core import retry
-from nexusflow_integrations._core.exchange import (
+from nexusflow_integrations._core.request import retry
+from nexusflow_integrations._core.request.endpoint import Lane
+from nexusflow_integrations._core.request.exchange import (
     AwaitSettled,
     Follow,
     LearntSize,
     Send,
     Sleep,
     Stopped,
-    TransportFault,
     exchange,
 )
-from nexusflow_integrations._core.lane import Lane
+from nexusflow_integrations._core.request.tokens import token_bound
+from nexusflow_integrations._core.request.wire import Answer, TransportFault
 from nexusflow_integrations._core.settings import Settings
-from nexusflow_integrations._core.tokens import token_bound
 from nexusflow_integrations._core.usage import Purse
-from nexusflow_integrations._core.wire import Answer
 
 from .hand import (
     KEY,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexusflow_integrations import errors
-from nexusflow_integrations._core.failures import (
+from nexusflow_integrations._core.request.failures import (
     MAX_TEXT,
     Failure,
     Kind,
@@ -22,7 +22,7 @@ from nexusflow_integrations._core.failures import (
     judge_ok_error,
     retry_after,
 )
-from nexusflow_integrations._core.wire import Answer, BrokenResponse
+from nexusflow_integrations._core.request.wire import Answer, BrokenResponse
 
 KEY = "sk-air-echoed-0123456789abcdef"
 NOW = 1_800_000_000.0

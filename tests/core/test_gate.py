@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from nexusflow_integrations._core.gate import Gate
-from nexusflow_integrations._core.pacing import FoundLimit, GivenLimits
-from nexusflow_integrations._core.window import Window
+from nexusflow_integrations._core.pace.gate import Gate
+from nexusflow_integrations._core.pace.pacing import FoundLimit, GivenLimits
+from nexusflow_integrations._core.pace.window import Window
 
 
 class TimedLoop(asyncio.SelectorEventLoop):

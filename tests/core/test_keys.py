@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nexusflow_integrations._core.keys import Keyer
+from nexusflow_integrations._core.cache.keys import Keyer
 
 short = st.text(st.characters(codec="utf-8"), max_size=6)
 parts = st.tuples(short, short, st.sampled_from([None, 64, 1024]), short, short)

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from nexusflow_integrations._core.failures import judge
-from nexusflow_integrations._core.lane import ALIVE, Lane, Outage
-from nexusflow_integrations._core.pacing import FoundLimit, GivenLimits
+from nexusflow_integrations._core.pace.pacing import FoundLimit, GivenLimits
+from nexusflow_integrations._core.request.endpoint import ALIVE, Lane, Outage
+from nexusflow_integrations._core.request.failures import judge
 from nexusflow_integrations._core.settings import Settings
 
 from .hand import KEY, Clock, no

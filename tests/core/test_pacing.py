@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexusflow_integrations._core.pacing import (
+from nexusflow_integrations._core.pace.pacing import (
     BETA,
     MIN_RATE,
     FoundLimit,

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexusflow_integrations._core.batching import item_of, plan_batches
-from nexusflow_integrations._core.results import (
+from nexusflow_integrations._core.call.results import (
     EmbeddingArray,
     EmbeddingList,
     Gathered,
     RowLists,
 )
+from nexusflow_integrations._core.request.batching import item_of, plan_batches
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.errors import (
     BadRequestError,

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nexusflow_integrations._core import retry
-from nexusflow_integrations._core.retry import (
+from nexusflow_integrations._core.request import retry
+from nexusflow_integrations._core.request.retry import (
     BASE_FAULT,
     BASE_THROTTLE,
     MAX_DELAY,

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nexusflow_integrations._core import sources
-from nexusflow_integrations._core.batching import plan_batches
-from nexusflow_integrations._core.results import Gathered
-from nexusflow_integrations._core.sources import CachedSource, DirectSource
-from nexusflow_integrations._core.store import Claimed
+from nexusflow_integrations._core.cache.in_file import Claimed
+from nexusflow_integrations._core.call import sources
+from nexusflow_integrations._core.call.results import Gathered
+from nexusflow_integrations._core.call.sources import CachedSource, DirectSource
+from nexusflow_integrations._core.request.batching import plan_batches
 from nexusflow_integrations._core.usage import Ledger
 
 PLAN = partial(plan_batches, max_texts=3)

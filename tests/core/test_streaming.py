@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexusflow_integrations._core.batching import item_of
-from nexusflow_integrations._core.results import Gathered
+from nexusflow_integrations._core.call.results import Gathered
+from nexusflow_integrations._core.call.streaming import BATCHES_A_SLAB, Cutter, Slab
+from nexusflow_integrations._core.request.batching import item_of
 from nexusflow_integrations._core.settings import Settings
-from nexusflow_integrations._core.streaming import BATCHES_A_SLAB, Cutter, Slab
 from nexusflow_integrations.errors import BadRequestError, InvalidInputError
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nexusflow_integrations._core.batching import item_of
+from nexusflow_integrations._core.request.batching import item_of
 from nexusflow_integrations._core.texts import check_text, check_texts
 from nexusflow_integrations.errors import InvalidInputError
 

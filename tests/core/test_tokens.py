@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexusflow_integrations._core import tokens
-from nexusflow_integrations._core.batching import item_of
-from nexusflow_integrations._core.tokens import estimate_tokens, exact_counter, token_bound
+from nexusflow_integrations._core.request import tokens
+from nexusflow_integrations._core.request.batching import item_of
+from nexusflow_integrations._core.request.tokens import estimate_tokens, exact_counter, token_bound
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from nexusflow_integrations._core.exchange import TransportFault
-from nexusflow_integrations._core.transport import AiohttpSender, Pool, Target
+from nexusflow_integrations._core.request.transport import AiohttpSender, Pool, Target
+from nexusflow_integrations._core.request.wire import TransportFault
 
 
 class Stalling:

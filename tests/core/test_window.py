@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nexusflow_integrations._core.window import DECREASE, START, Window
+from nexusflow_integrations._core.pace.window import DECREASE, START, Window
 
 
 def test_it_starts_below_its_limit_and_doubles_a_round_trip() -> None:

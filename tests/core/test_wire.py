@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nexusflow_integrations._core.batching import item_of
-from nexusflow_integrations._core.wire import (
+from nexusflow_integrations._core.request.batching import item_of
+from nexusflow_integrations._core.request.wire import (
     MAX_RESPONSE_BYTES,
     BrokenResponse,
     WrongDimensions,

@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Own backoffs of milliseconds; waits that the server asks for stay as they are."""
-    from nexusflow_integrations._core import retry
+    from nexusflow_integrations._core.request import retry
 
     monkeypatch.setattr(retry, "BASE_FAULT", 0.01)
     monkeypatch.setattr(retry, "BASE_THROTTLE", 0.02)

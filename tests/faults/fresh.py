@@ -24,7 +24,7 @@ _CHILD = """
 import asyncio, base64, json, sys, time, traceback
 import numpy as np
 from nexusflow_integrations import NexusFlow
-from nexusflow_integrations._core import retry
+from nexusflow_integrations._core.request import retry
 
 retry.BASE_FAULT = retry.BASE_THROTTLE = 0.01
 texts, jobs = json.load(sys.stdin)

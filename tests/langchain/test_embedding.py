@@ -202,7 +202,7 @@ def test_a_cache_file_answers_the_second_time(
 
 
 async def test_the_event_loop_gets_its_turn_while_many_rows_become_lists(make: Make) -> None:
-    from nexusflow_integrations._core.results import ROWS_AT_ONCE, RowLists
+    from nexusflow_integrations._core.call.results import ROWS_AT_ONCE, RowLists
 
     vectors = make().client.embed(["a"]).repeat(4 * ROWS_AT_ONCE, axis=0)
     ticks = 0

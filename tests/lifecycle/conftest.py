@@ -29,7 +29,7 @@ def server() -> Iterator[FaultServer]:
 @pytest.fixture
 def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Own backoffs of milliseconds."""
-    from nexusflow_integrations._core import retry
+    from nexusflow_integrations._core.request import retry
 
     monkeypatch.setattr(retry, "BASE_FAULT", 0.01)
     monkeypatch.setattr(retry, "BASE_THROTTLE", 0.02)

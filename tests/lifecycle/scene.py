@@ -16,7 +16,7 @@ import numpy as np
 from faults.server import FaultServer, Wire, expected_vector
 
 from nexusflow_integrations import NexusFlow
-from nexusflow_integrations._core.engine import engine
+from nexusflow_integrations._core.call.engine import engine
 
 KEY = "sk-air-lifecycle-0123456789abcdef"
 SIZE = 64

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nexusflow_integrations._core import retry
+from nexusflow_integrations._core.request import retry
 from nexusflow_integrations.errors import APITimeoutError
 
 from .scene import (
@@ -247,7 +247,7 @@ async def test_a_budget_is_not_charged_for_what_never_left_the_gate(server: Any)
 CTRL_C = """
     import sys, random
     from nexusflow_integrations import NexusFlow
-    from nexusflow_integrations._core import retry
+    from nexusflow_integrations._core.request import retry
     retry.BASE_FAULT = 60.0
     random.random = lambda: 0.5
     http_client = None

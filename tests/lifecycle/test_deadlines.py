@@ -92,7 +92,7 @@ def test_a_deadline_holds_in_the_wait_for_a_text_that_another_call_embeds(server
 def test_f127_a_jump_of_the_wall_clock_neither_hangs_nor_hurries_a_call(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nexusflow_integrations._core import retry
+    from nexusflow_integrations._core.request import retry
 
     monkeypatch.setattr(retry, "BASE_FAULT", 0.2)
     monkeypatch.setattr(retry.random, "random", lambda: 0.9)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from nexusflow_integrations import Budget, NexusFlow
-from nexusflow_integrations._core.lane import Lane
+from nexusflow_integrations._core.cache.in_file import VectorStore
+from nexusflow_integrations._core.request.endpoint import Lane
 from nexusflow_integrations._core.settings import Settings
-from nexusflow_integrations._core.store import VectorStore
 from nexusflow_integrations.errors import (
     APITimeoutError,
     AuthenticationError,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nexusflow_integrations._core import retry
+from nexusflow_integrations._core.request import retry
 from nexusflow_integrations.errors import APIConnectionError, InternalServerError, NexusFlowError
 
 from .scene import assert_quiet, assert_right, client_of, lane_of, texts, until

@@ -48,11 +48,11 @@ EXHAUSTED = """
     import os, resource, sys
     from nexusflow_integrations import NexusFlow
     from nexusflow_integrations.errors import NexusFlowError
-    from nexusflow_integrations._core import retry
+    from nexusflow_integrations._core.request import retry
     retry.BASE_FAULT = 0.01
     client = NexusFlow(sys.argv[2], base_url=sys.argv[1], dimensions=64, max_retries=2)
     import aiohttp, httpx  # what cannot be imported is nothing that we could put into words
-    from nexusflow_integrations._core.engine import engine
+    from nexusflow_integrations._core.call.engine import engine
     if sys.argv[3] == "loop":
         engine()
     if sys.argv[3] == "warm":

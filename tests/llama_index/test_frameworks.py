@@ -268,7 +268,7 @@ def test_a_passing_fault_loses_no_document_under_duplicates_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # LlamaIndex marks documents as done before it embeds them: here a failure would be a loss.
-    monkeypatch.setattr("nexusflow_integrations._core.retry.BASE_FAULT", 0.01)
+    monkeypatch.setattr("nexusflow_integrations._core.request.retry.BASE_FAULT", 0.01)
     faults = iter([(503, {"error": {"message": "overloaded"}})])
     upstream.answer = lambda asked: next(faults, None)
     pipeline = _pipeline(

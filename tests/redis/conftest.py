@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from nexusflow_integrations._core.redis_address import RedisAddress
-from nexusflow_integrations._core.redis_store import RedisStore
+from nexusflow_integrations._core.cache.in_redis import RedisStore
+from nexusflow_integrations._core.redis.address import RedisAddress
 from nexusflow_integrations.local import LocalServer
 
 

@@ -8,8 +8,8 @@ import pickle
 import pytest
 
 from nexusflow_integrations import NexusFlow
-from nexusflow_integrations._core.redis_address import RedisAddress, address_or_path
-from nexusflow_integrations._core.redis_server import is_too_old
+from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
+from nexusflow_integrations._core.redis.server import is_too_old
 from nexusflow_integrations.errors import ConfigurationError
 
 PASSWORD = "hunter2%40home"

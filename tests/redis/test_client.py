@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from nexusflow_integrations import NexusFlow
-from nexusflow_integrations._core import redis_server as redis_server_module
-from nexusflow_integrations._core.redis_address import PASSWORD_ENV
+from nexusflow_integrations._core.redis import server as redis_server_module
+from nexusflow_integrations._core.redis.address import PASSWORD_ENV
 from nexusflow_integrations.errors import CacheError, ConfigurationError
 from nexusflow_integrations.local import LocalServer
 from nexusflow_integrations.redis import RedisLimits

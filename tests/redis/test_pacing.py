@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nexusflow_integrations._core.redis_address import RedisAddress
-from nexusflow_integrations._core.redis_pacing import AccountLimits
-from nexusflow_integrations._core.redis_server import RedisServer
-from nexusflow_integrations._core.shared_pacing import SharedPacer
-from nexusflow_integrations._core.store import VectorStore
+from nexusflow_integrations._core.cache.in_file import VectorStore
+from nexusflow_integrations._core.pace.in_file import SharedPacer
+from nexusflow_integrations._core.pace.in_redis import AccountLimits
+from nexusflow_integrations._core.redis.address import RedisAddress
+from nexusflow_integrations._core.redis.server import RedisServer
 
 Pair = Callable[..., tuple[AccountLimits, SharedPacer]]
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nexusflow_integrations._core import redis_server as redis_server_module
-from nexusflow_integrations._core.cache_file import StoreUnavailable
-from nexusflow_integrations._core.redis_address import RedisAddress
-from nexusflow_integrations._core.redis_store import RedisStore
-from nexusflow_integrations._core.upkeep import Pruned
+from nexusflow_integrations._core.cache.in_redis import RedisStore
+from nexusflow_integrations._core.cache.upkeep import Pruned
+from nexusflow_integrations._core.redis import server as redis_server_module
+from nexusflow_integrations._core.redis.address import RedisAddress
+from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
 
 Make = Callable[..., RedisStore]

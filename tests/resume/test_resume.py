@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nexusflow_integrations._core.store import VectorStore
+from nexusflow_integrations._core.cache.in_file import VectorStore
 from nexusflow_integrations.local import LocalServer
 
 SCRIPT = Path(__file__).with_name("index_corpus.py")

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from nexusflow_integrations._core.cache import Store
-from nexusflow_integrations._core.keys import Keyer
-from nexusflow_integrations._core.redis_address import RedisAddress, address_or_path
-from nexusflow_integrations._core.redis_store import RedisStore
-from nexusflow_integrations._core.store import VectorStore
+from nexusflow_integrations._core.cache.cache import Store
+from nexusflow_integrations._core.cache.in_file import VectorStore
+from nexusflow_integrations._core.cache.in_redis import RedisStore
+from nexusflow_integrations._core.cache.keys import Keyer
+from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 
 WORKERS = Path(__file__).parent / "workers.py"
 

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from nexusflow_integrations import NexusFlow
-from nexusflow_integrations._core.cache import store_at
-from nexusflow_integrations._core.redis_address import address_or_path
+from nexusflow_integrations._core.cache.cache import store_at
+from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations.errors import CacheError
 from nexusflow_integrations.local import LocalServer
 
@@ -320,7 +320,7 @@ def test_a_disk_that_runs_full_on_the_way_costs_no_vector(
 
 
 def _store_of(client: NexusFlow) -> Any:
-    from nexusflow_integrations._core.engine import engine
+    from nexusflow_integrations._core.call.engine import engine
 
     _, running = engine()
     return running._caches[client._cache].store  # type: ignore[index]

@@ -16,16 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nexusflow_integrations._core import cache_file
-from nexusflow_integrations._core.cache_file import (
-    APPLICATION_ID,
-    SCHEMA_VERSION,
-    StoreUnavailable,
-)
-from nexusflow_integrations._core.keys import Keyer
+from nexusflow_integrations._core.cache import file as cache_file
+from nexusflow_integrations._core.cache.file import APPLICATION_ID, SCHEMA_VERSION
+from nexusflow_integrations._core.cache.in_file import VectorStore
+from nexusflow_integrations._core.cache.keys import Keyer
+from nexusflow_integrations._core.pace.in_file import SharedPacer
+from nexusflow_integrations._core.pace.shared import account_id
 from nexusflow_integrations._core.settings import ApiKey
-from nexusflow_integrations._core.shared_pacing import SharedPacer, account_id
-from nexusflow_integrations._core.store import VectorStore
+from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
 
 Make = Callable[..., VectorStore]
@@ -357,7 +355,7 @@ def test_neither_a_text_nor_the_key_nor_an_instruction_is_in_any_byte(
         tokens_per_minute=60,
     )
     store.claim([key, keyer("another patient")], 8)
-    pacer.reserve(10)
+    pacer.lease(1, 10)
     store.put([(key, vector())])
     files = [Path(f"{path}{suffix}") for suffix in ("", "-wal", "-shm")]
     content = b"".join(file.read_bytes() for file in files)

@@ -17,11 +17,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from nexusflow_integrations._core.cache import Store
-from nexusflow_integrations._core.keys import Keyer
-from nexusflow_integrations._core.redis_address import RedisAddress
-from nexusflow_integrations._core.redis_store import RedisStore
-from nexusflow_integrations._core.store import VectorStore
+from nexusflow_integrations._core.cache.cache import Store
+from nexusflow_integrations._core.cache.in_file import VectorStore
+from nexusflow_integrations._core.cache.in_redis import RedisStore
+from nexusflow_integrations._core.cache.keys import Keyer
+from nexusflow_integrations._core.redis.address import RedisAddress
 
 HOLD = 10.0
 KEYER = Keyer(base_url="https://a.example/v1", model="m", dimensions=4)

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nexusflow_integrations._core.cache import Store, store_at
-from nexusflow_integrations._core.redis_address import address_or_path
-from nexusflow_integrations._core.store import VectorStore
+from nexusflow_integrations._core.cache.cache import Store, store_at
+from nexusflow_integrations._core.cache.in_file import VectorStore
+from nexusflow_integrations._core.redis.address import address_or_path
 
 Make = Callable[..., VectorStore]
 Work = Callable[..., "subprocess.Popen[str]"]

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from nexusflow_integrations._core import cache_file
-from nexusflow_integrations._core.cache_file import StoreUnavailable, default_path
-from nexusflow_integrations._core.keys import Keyer
-from nexusflow_integrations._core.store import VectorStore
-from nexusflow_integrations._core.upkeep import Pruned
+from nexusflow_integrations._core.cache import file as cache_file
+from nexusflow_integrations._core.cache.file import default_path
+from nexusflow_integrations._core.cache.in_file import VectorStore
+from nexusflow_integrations._core.cache.keys import Keyer
+from nexusflow_integrations._core.cache.upkeep import Pruned
+from nexusflow_integrations._core.unavailable import StoreUnavailable
 
 if TYPE_CHECKING:
     from conftest import Clock

@@ -18,11 +18,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from nexusflow_integrations._core.cache import store_at
-from nexusflow_integrations._core.cache_file import StoreUnavailable
-from nexusflow_integrations._core.keys import Keyer
-from nexusflow_integrations._core.redis_address import address_or_path
-from nexusflow_integrations._core.store import VectorStore
+from nexusflow_integrations._core.cache.cache import store_at
+from nexusflow_integrations._core.cache.in_file import VectorStore
+from nexusflow_integrations._core.cache.keys import Keyer
+from nexusflow_integrations._core.redis.address import address_or_path
+from nexusflow_integrations._core.unavailable import StoreUnavailable
 
 SIZE = 64
 
@@ -130,7 +130,7 @@ def reserve(
     ready: str,
 ) -> list[float]:
     """Reserve and wait, one request after the other; tell the time that each was given."""
-    from nexusflow_integrations._core.shared_pacing import SharedPacer
+    from nexusflow_integrations._core.pace.in_file import SharedPacer
 
     read = 0.0
 
@@ -171,10 +171,11 @@ def embed_through_gate(
 
     import aiohttp
 
-    from nexusflow_integrations._core.gate import Gate
+    from nexusflow_integrations._core.call.engine import limits_kept_in
+    from nexusflow_integrations._core.pace.gate import Gate
+    from nexusflow_integrations._core.pace.shared import LeasedPacer, account_id
+    from nexusflow_integrations._core.pace.window import Window
     from nexusflow_integrations._core.settings import ApiKey
-    from nexusflow_integrations._core.shared_pacing import LeasedPacer, account_id
-    from nexusflow_integrations._core.window import Window
 
     counts = {"sent": 0, "refused": 0}
 
@@ -182,10 +183,8 @@ def embed_through_gate(
         store = store_at(address_or_path(path))
         thread = ThreadPoolExecutor(1)
         account = account_id(base_url=base_url, key=ApiKey(api_key), model="m")
-        shared = store.pacer(
-            account,
-            requests_per_minute=limits.get("requests_per_minute"),
-            tokens_per_minute=limits.get("tokens_per_minute"),
+        shared = limits_kept_in(
+            store, account, limits.get("requests_per_minute"), limits.get("tokens_per_minute")
         )
         window = Window(limit=32)
         gate: Gate = Gate(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from nexusflow_integrations import Budget, NexusFlow
-from nexusflow_integrations._core.streaming import Embedded
+from nexusflow_integrations._core.call.streaming import Embedded
 from nexusflow_integrations.errors import (
     AuthenticationError,
     BudgetExceededError,

@@ -47,7 +47,7 @@ def _ours(path: Path) -> set[str]:
 
 def _files(name: str) -> list[Path]:
     """Return the files of a module or of a folder of them."""
-    return sorted([*(PACKAGE / name).glob("*.py"), *PACKAGE.glob(f"{name}.py")])
+    return sorted([*(PACKAGE / name).rglob("*.py"), *PACKAGE.glob(f"{name}.py")])
 
 
 @pytest.mark.parametrize("path", _files("_core"), ids=lambda path: path.stem)
@@ -137,23 +137,28 @@ def _is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-@pytest.mark.parametrize("path", _files("_core"), ids=lambda path: path.stem)
-def test_how_it_works_says_what_each_file_of_the_core_is(path: Path) -> None:
+CORE = PACKAGE / "_core"
+ROOMS = ["call", "request", "pace", "cache", "redis"]
+"""The folders of the core, from the top down: a room may import only from rooms further down."""
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_of_the_core_imports_only_from_rooms_below_it(room: str) -> None:
+    below = {*ROOMS[ROOMS.index(room) :], *(path.stem for path in CORE.glob("*.py"))}
+    prefix = "nexusflow_integrations._core."
+    for path in _files(f"_core/{room}"):
+        used = {name.removeprefix(prefix) for name in _imports(path) if name.startswith(prefix)}
+        assert {name.split(".")[0] for name in used} <= below, path
+
+
+def test_what_all_rooms_stand_on_imports_no_room() -> None:
+    for path in CORE.glob("*.py"):
+        used = {name for name in _imports(path) if name.startswith("nexusflow_integrations._core")}
+        assert not {name.split(".")[2] for name in used if name.count(".") > 1} & {*ROOMS}, path
+
+
+def test_every_folder_of_the_core_is_a_room_that_how_it_works_names() -> None:
     page = (PACKAGE.parent / "docs" / "how-it-works.md").read_text()
-    assert path.stem == "__init__" or f"`{path.stem}`" in page
-
-
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
-def test_no_file_is_longer_than_800_lines_and_no_function_than_85(path: Path) -> None:
-    source = path.read_text()
-    assert len(source.splitlines()) <= 800
-    functions = [
-        node
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-    ]
-    assert [node.name for node in functions if _lines(node) > 85] == []
-
-
-def _lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    return (node.end_lineno or node.lineno) - node.lineno + 1
+    folders = {path.parent.name for path in CORE.glob("*/__init__.py")}
+    assert folders == {*ROOMS}
+    assert all(f"`{room}/`" in page for room in folders)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from langchain_core.embeddings import Embeddings
     from llama_index.core.base.embeddings.base import BaseEmbedding
 
-    from nexusflow_integrations._core.results import EmbeddingArray, EmbeddingList
-    from nexusflow_integrations._core.streaming import Embedded
+    from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
+    from nexusflow_integrations._core.call.streaming import Embedded
 
 
 def core(client: NexusFlow) -> None:

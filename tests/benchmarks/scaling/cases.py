@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from nexusflow_integrations import Price
-from nexusflow_integrations._core.shared_pacing import SharedPacer
-from nexusflow_integrations._core.store import VectorStore
+from nexusflow_integrations._core.cache.in_file import VectorStore
+from nexusflow_integrations._core.pace.in_file import SharedPacer
 
 from .fleet import TEXTS, Found, Scene, simulate
 from .runs import run_processes

@@ -22,15 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from nexusflow_integrations._core.batching import Batch, Item
-from nexusflow_integrations._core.engine import drive
-from nexusflow_integrations._core.exchange import Call, Reply, Send, exchange
-from nexusflow_integrations._core.lane import Lane
-from nexusflow_integrations._core.pacing import GivenLimits, Pacer
+from nexusflow_integrations._core.call.engine import drive
+from nexusflow_integrations._core.pace.pacing import GivenLimits, Pacer
+from nexusflow_integrations._core.pace.shared import LeasedPacer, SlotLimits
+from nexusflow_integrations._core.request.batching import Batch, Item
+from nexusflow_integrations._core.request.endpoint import Lane
+from nexusflow_integrations._core.request.exchange import Call, Reply, Send, exchange
+from nexusflow_integrations._core.request.wire import Answer
 from nexusflow_integrations._core.settings import ApiKey, Settings
-from nexusflow_integrations._core.shared_pacing import LeasedPacer, SlotLimits
 from nexusflow_integrations._core.usage import Ledger
-from nexusflow_integrations._core.wire import Answer
 from nexusflow_integrations.errors import NexusFlowError
 from nexusflow_integrations.local.protocol import ApiError, write_answer
 from nexusflow_integrations.local.quotas import QuotaGate, Quotas

@@ -11,8 +11,8 @@ import heapq
 from collections.abc import Callable
 from itertools import count
 
-from nexusflow_integrations._core.pacing import Pacer
-from nexusflow_integrations._core.window import Window
+from nexusflow_integrations._core.pace.pacing import Pacer
+from nexusflow_integrations._core.pace.window import Window
 
 
 class Gate:

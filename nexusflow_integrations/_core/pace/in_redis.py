@@ -11,9 +11,9 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from nexusflow_integrations._core.pacing import REGAIN, SAFETY, SLACK
-from nexusflow_integrations._core.redis_server import CLOCK, RedisServer
-from nexusflow_integrations._core.shared_pacing import MAX_AHEAD
+from nexusflow_integrations._core.pace.pacing import REGAIN, SAFETY, SLACK
+from nexusflow_integrations._core.pace.shared import MAX_AHEAD
+from nexusflow_integrations._core.redis.server import CLOCK, RedisServer
 
 _ACCOUNT = b"nexusflow:pacer:"
 _SHARERS = b"nexusflow:sharers:"

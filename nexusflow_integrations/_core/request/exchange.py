@@ -19,9 +19,10 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from nexusflow_integrations._core import retry
-from nexusflow_integrations._core.batching import Batch, Item, halves, plan_batches
-from nexusflow_integrations._core.failures import (
+from nexusflow_integrations._core.request import retry
+from nexusflow_integrations._core.request.batching import Batch, Item, halves, plan_batches
+from nexusflow_integrations._core.request.endpoint import Lane, Outage
+from nexusflow_integrations._core.request.failures import (
     TOO_LONG,
     Failure,
     Kind,
@@ -29,20 +30,20 @@ from nexusflow_integrations._core.failures import (
     judge,
     judge_ok_error,
 )
-from nexusflow_integrations._core.lane import Lane, Outage
-from nexusflow_integrations._core.settings import ApiKey, Settings
-from nexusflow_integrations._core.tokens import token_bound
-from nexusflow_integrations._core.usage import Ledger, Purse
-from nexusflow_integrations._core.wire import (
+from nexusflow_integrations._core.request.tokens import token_bound
+from nexusflow_integrations._core.request.wire import (
     Answer,
     BrokenResponse,
     Rows,
-    Vectors,
+    TransportFault,
     WrongDimensions,
     decode_response,
     decompress,
     encode_request,
 )
+from nexusflow_integrations._core.settings import ApiKey, Settings
+from nexusflow_integrations._core.usage import Ledger, Purse
+from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import (
     APIConnectionError,
     APIStatusError,
@@ -53,16 +54,6 @@ from nexusflow_integrations.errors import (
 )
 
 logger = logging.getLogger("nexusflow_integrations")
-
-
-@dataclass(frozen=True, slots=True)
-class TransportFault:
-    """No proper answer. ``retryable`` is false where another try must end the same way (TLS)."""
-
-    message: str
-    timed_out: bool = False
-    retryable: bool = True
-    maybe_billed: bool = True
 
 
 @dataclass(slots=True)

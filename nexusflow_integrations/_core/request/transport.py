@@ -26,9 +26,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 from weakref import WeakSet
 
-from nexusflow_integrations._core.exchange import TransportFault
+from nexusflow_integrations._core.request.wire import MAX_RESPONSE_BYTES, Answer, TransportFault
 from nexusflow_integrations._core.settings import is_loopback
-from nexusflow_integrations._core.wire import MAX_RESPONSE_BYTES, Answer
 from nexusflow_integrations.errors import APIConnectionError, ConfigurationError
 
 

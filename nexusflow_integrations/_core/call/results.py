@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from nexusflow_integrations._core.batching import Batch, Item
+from nexusflow_integrations._core.request.batching import Batch, Item
 from nexusflow_integrations._core.usage import Usage
-from nexusflow_integrations._core.wire import Vectors
+from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import (
     APIStatusError,
     InvalidResponseError,

@@ -14,9 +14,18 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from nexusflow_integrations._core.background import BackgroundLoop, background_loop
-from nexusflow_integrations._core.batching import max_tokens, plan_batches
-from nexusflow_integrations._core.exchange import (
+from nexusflow_integrations._core.call.background import BackgroundLoop, background_loop
+from nexusflow_integrations._core.call.results import Gathered, RowLists
+from nexusflow_integrations._core.call.sources import (
+    CachedSource,
+    DirectSource,
+    Plan,
+    Source,
+    Texts,
+)
+from nexusflow_integrations._core.request.batching import max_tokens, plan_batches
+from nexusflow_integrations._core.request.endpoint import Lane
+from nexusflow_integrations._core.request.exchange import (
     AwaitSettled,
     Call,
     Follow,
@@ -27,14 +36,9 @@ from nexusflow_integrations._core.exchange import (
     Step,
     Steps,
     Stopped,
-    TransportFault,
     exchange,
 )
-from nexusflow_integrations._core.lane import Lane
-from nexusflow_integrations._core.results import Gathered, RowLists
-from nexusflow_integrations._core.settings import ApiKey, Settings
-from nexusflow_integrations._core.sources import CachedSource, DirectSource, Plan, Source, Texts
-from nexusflow_integrations._core.transport import (
+from nexusflow_integrations._core.request.transport import (
     AiohttpSender,
     AsyncHttpxSender,
     HttpxSender,
@@ -43,14 +47,15 @@ from nexusflow_integrations._core.transport import (
     Target,
     proxy_for,
 )
+from nexusflow_integrations._core.request.wire import Answer, TransportFault
+from nexusflow_integrations._core.settings import ApiKey, Settings
 from nexusflow_integrations._core.usage import Ledger, Purse
-from nexusflow_integrations._core.wire import Answer
 from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 
 if TYPE_CHECKING:
-    from nexusflow_integrations._core.cache import Cache
-    from nexusflow_integrations._core.redis_address import RedisAddress
-    from nexusflow_integrations._core.shared_pacing import SharedLimits
+    from nexusflow_integrations._core.cache.cache import Cache, Store
+    from nexusflow_integrations._core.pace.shared import SharedLimits
+    from nexusflow_integrations._core.redis.address import RedisAddress
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -142,7 +147,7 @@ class Engine:
         """Send at the pace that ``shared`` keeps for all who ask it."""
         if lane.paced_by == shared:
             return
-        from nexusflow_integrations._core.shared_pacing import LeasedPacer
+        from nexusflow_integrations._core.pace.shared import LeasedPacer
 
         if lane not in self._pacing:
             self._pacing[lane] = ThreadPoolExecutor(1, thread_name_prefix="nexusflow-pacer")
@@ -160,7 +165,7 @@ class Engine:
 
     def _cache(self, place: str | RedisAddress) -> Cache:
         if place not in self._caches:
-            from nexusflow_integrations._core.cache import Cache, store_at
+            from nexusflow_integrations._core.cache.cache import Cache, store_at
 
             self._caches[place] = Cache(store_at(place))
         return self._caches[place]
@@ -281,15 +286,35 @@ def _share_pace(lane: Lane, cache: Cache, settings: Settings, key: ApiKey) -> No
     """Keep given limits together with all processes that use the same store."""
     if lane.given == (None, None) or lane.paced_by is not None:
         return
-    from nexusflow_integrations._core.shared_pacing import LeasedPacer, account_id
+    from nexusflow_integrations._core.pace.shared import LeasedPacer, account_id
 
     requests, tokens = lane.given
-    shared = cache.store.pacer(
-        account_id(base_url=settings.base_url, key=key, model=settings.model),
+    account = account_id(base_url=settings.base_url, key=key, model=settings.model)
+    shared = limits_kept_in(cache.store, account, requests, tokens)
+    lane.use_pacer(LeasedPacer(shared, cache.thread.submit, lane.gate.pump), paced_by=cache)
+
+
+def limits_kept_in(
+    store: Store, account: bytes, requests: float | None, tokens: float | None
+) -> SharedLimits:
+    """Return the limits of ``account``, kept together by all who use ``store``."""
+    from nexusflow_integrations._core.cache.in_file import VectorStore
+
+    if isinstance(store, VectorStore):
+        from nexusflow_integrations._core.pace.in_file import SharedPacer
+
+        return SharedPacer(store, account, requests_per_minute=requests, tokens_per_minute=tokens)
+    from nexusflow_integrations._core.cache.in_redis import RedisStore
+    from nexusflow_integrations._core.pace.in_redis import AccountLimits
+
+    assert isinstance(store, RedisStore)
+    return AccountLimits(
+        store.server,
+        account,
         requests_per_minute=requests,
         tokens_per_minute=tokens,
+        clock=store.clock,
     )
-    lane.use_pacer(LeasedPacer(shared, cache.thread.submit, lane.gate.pump), paced_by=cache)
 
 
 def _keyer(cache: Cache, settings: Settings) -> Callable[[str], bytes]:

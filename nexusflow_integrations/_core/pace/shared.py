@@ -1,10 +1,8 @@
 """One pace for all processes that use one account, on one host or on many.
 
 ``SharedLimits`` is where processes reserve send times: asked in a thread, since it blocks.
-``SharedPacer`` is the one for a host: the arithmetic of ``GivenLimits`` over a row of the store,
-where a send time is reserved in one short transaction, so that two processes that were told the
-same limit keep it together. ``LeasedPacer`` is what the gate asks: it never blocks, but has send
-times fetched ahead by another thread, a few at once where the pace is high.
+``LeasedPacer`` is what the gate asks: it never blocks, but has send times fetched ahead by another
+thread, a few at once where the pace is high.
 """
 
 from __future__ import annotations
@@ -13,18 +11,16 @@ import asyncio
 import hashlib
 import logging
 import math
-import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, Protocol
 
-from nexusflow_integrations._core.cache_file import StoreUnavailable
-from nexusflow_integrations._core.pacing import Gcra, GivenLimits
+from nexusflow_integrations._core.pace.pacing import Gcra, GivenLimits
 from nexusflow_integrations._core.settings import ApiKey
-from nexusflow_integrations._core.store import VectorStore
+from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
 
 logger = logging.getLogger("nexusflow_integrations")
@@ -147,90 +143,6 @@ class SlotLimits(GivenLimits):
             self._requests.next_at += seconds
         if self._tokens is not None:
             self._tokens.next_at += seconds + tokens / self._tokens.per_second
-
-
-class SharedPacer:
-    """The ``SharedLimits`` of all processes with the same file.
-
-    Args:
-        store: Whose file to use; its clock is the one that all processes share.
-        account: From ``account_id``.
-        requests_per_minute: Limit of the account; ``None`` is none.
-        tokens_per_minute: The same for tokens.
-
-    All methods raise what the store's do.
-    """
-
-    def __init__(
-        self,
-        store: VectorStore,
-        account: bytes,
-        *,
-        requests_per_minute: float | None,
-        tokens_per_minute: float | None,
-    ) -> None:
-        self.requests_per_minute = requests_per_minute
-        self.tokens_per_minute = tokens_per_minute
-        self._store = store
-        self._account = account
-
-    @property
-    def sharers(self) -> int:
-        """1: a file that cannot be used is most likely of no use to this process alone."""
-        return 1
-
-    def reserve(self, tokens: int) -> float:
-        """Reserve one request of about ``tokens``; return the seconds until it may be sent."""
-        return max(0.0, self.lease(1, tokens)[0])
-
-    def lease(
-        self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
-    ) -> list[float]:
-        """Reserve ``count`` requests, as ``SharedLimits.lease`` says."""
-        with self._limits() as (limits, now):
-            limits.owe(owed_tokens, late)
-            slots = [limits.slot(tokens, now) for _ in range(count)]
-        done = self._store.clock()
-        return [slot - done for slot in slots]
-
-    def settle(self, estimated: int, billed: int) -> None:
-        """Correct what a request of about ``estimated`` tokens was charged by what was billed."""
-        self.owe(billed - estimated)
-
-    def owe(self, tokens: float, late: float = 0.0) -> None:
-        """Charge ``tokens`` (give them back if less than 0), and ``late`` seconds."""
-        with self._limits() as (limits, _):
-            limits.owe(tokens, late)
-
-    def throttled(self, ago: float) -> None:
-        """Note that a request sent ``ago`` seconds ago was refused as too fast: all yield."""
-        with self._limits() as (limits, now):
-            limits.throttled(sent_at=now - ago, now=now, hint=None)
-
-    @contextmanager
-    def _limits(self) -> Iterator[tuple[SlotLimits, float]]:
-        limits = SlotLimits(self.requests_per_minute, self.tokens_per_minute)
-        with self._store.transaction() as db:
-            now = self._store.clock()
-            row = _row(db, self._account)
-            if row is not None:
-                seen, *state = row
-                # A clock that was set back stands before the last transaction: all times go back
-                # with it, and what was owed then is owed still.
-                limits.load(tuple(state), shift=min(0.0, now - seen), now=now)
-            yield limits, now
-            db.execute(
-                "INSERT OR REPLACE INTO pacer VALUES(?, ?, ?, ?, ?, ?, ?)",
-                (self._account, now, *limits.dump()),
-            )
-
-
-def _row(db: sqlite3.Connection, account: bytes) -> tuple[float, ...] | None:
-    row: tuple[float, ...] | None = db.execute(
-        "SELECT seen, requests_at, tokens_at, share, share_at, cut_at FROM pacer WHERE account = ?",
-        (account,),
-    ).fetchone()
-    return row
 
 
 class LeasedPacer:

@@ -8,7 +8,7 @@ from itertools import islice
 
 import orjson
 
-from nexusflow_integrations._core.tokens import estimate_tokens
+from nexusflow_integrations._core.request.tokens import estimate_tokens
 
 MAX_BODY_BYTES = 900_000
 """Stay clear of request body limits near 1 MiB."""

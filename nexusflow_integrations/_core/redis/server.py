@@ -10,8 +10,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from nexusflow_integrations._core.cache_file import StoreUnavailable
-from nexusflow_integrations._core.redis_address import PASSWORD_ENV, RedisAddress
+from nexusflow_integrations._core.redis.address import PASSWORD_ENV, RedisAddress
+from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
 
 PATIENCE = 10.0

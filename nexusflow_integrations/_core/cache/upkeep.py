@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nexusflow_integrations._core.keys import KIND_BYTES, TEXT_BYTES
+from nexusflow_integrations._core.cache.keys import KIND_BYTES, TEXT_BYTES
 
 BLOCK_BITS = 8
 """Last use is noted for 256 neighbouring rows at once, so that reading a corpus writes little."""

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import starmap
 from typing import TYPE_CHECKING, Protocol
 
-from nexusflow_integrations._core.batching import Batch, Item, item_of
-from nexusflow_integrations._core.results import Gathered
+from nexusflow_integrations._core.call.results import Gathered
+from nexusflow_integrations._core.request.batching import Batch, Item, item_of
 from nexusflow_integrations._core.usage import Ledger
-from nexusflow_integrations._core.wire import Vectors
+from nexusflow_integrations._core.vectors import Vectors
 
 if TYPE_CHECKING:
-    from nexusflow_integrations._core.cache import Cache
+    from nexusflow_integrations._core.cache.cache import Cache
 
 logger = logging.getLogger("nexusflow_integrations")
 

@@ -16,13 +16,11 @@ from math import inf
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 from pybase64 import b64decode
 
-from nexusflow_integrations._core.batching import Batch
-
-Vectors = npt.NDArray[np.float32]
+from nexusflow_integrations._core.request.batching import Batch
+from nexusflow_integrations._core.vectors import Vectors
 
 _FLOAT32: np.dtype[np.float32] = np.dtype("<f4")
 
@@ -46,6 +44,16 @@ class Answer:
     # Not in the repr: a server may echo the key, and tools print the locals of a traceback.
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TransportFault:
+    """No proper answer. ``retryable`` is false where another try must end the same way (TLS)."""
+
+    message: str
+    timed_out: bool = False
+    retryable: bool = True
+    maybe_billed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

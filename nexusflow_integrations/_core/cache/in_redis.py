@@ -16,24 +16,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from nexusflow_integrations._core.cache_file import DAY, FORGOTTEN
-from nexusflow_integrations._core.keys import KIND_BYTES, Keyer
-from nexusflow_integrations._core.redis_address import RedisAddress
-from nexusflow_integrations._core.redis_server import CLOCK, RedisServer
-from nexusflow_integrations._core.store import (
+from nexusflow_integrations._core.cache.file import DAY, FORGOTTEN
+from nexusflow_integrations._core.cache.in_file import (
     CLOCK_SLACK,
     Claimed,
     usable_rows,
 )
-from nexusflow_integrations._core.upkeep import CacheInfo, ModelRows, Pruned
-from nexusflow_integrations._core.wire import Vectors
-
-if TYPE_CHECKING:
-    from nexusflow_integrations._core.shared_pacing import SharedLimits
+from nexusflow_integrations._core.cache.keys import KIND_BYTES, Keyer
+from nexusflow_integrations._core.cache.upkeep import CacheInfo, ModelRows, Pruned
+from nexusflow_integrations._core.redis.address import RedisAddress
+from nexusflow_integrations._core.redis.server import CLOCK, RedisServer
+from nexusflow_integrations._core.vectors import Vectors
 
 SCHEMA_VERSION = 1
 _SCHEMA = b"nexusflow:schema"
@@ -199,24 +196,6 @@ class RedisStore:
         """Return a ``Keyer`` whose model ``info`` will know by name."""
         keyer = Keyer(base_url=base_url, model=model, dimensions=dimensions, role=role)
         return self._kinds.setdefault(keyer.prefix, keyer)
-
-    def pacer(
-        self,
-        account: bytes,
-        *,
-        requests_per_minute: float | None,
-        tokens_per_minute: float | None,
-    ) -> SharedLimits:
-        """Return the limits of ``account``, kept together by all who use this server."""
-        from nexusflow_integrations._core.redis_pacing import AccountLimits
-
-        return AccountLimits(
-            self.server,
-            account,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-            clock=self.clock,
-        )
 
     # -- vectors and claims --------------------------------------------------------------------
 

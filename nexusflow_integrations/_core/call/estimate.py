@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nexusflow_integrations._core.batching import item_of, max_tokens, plan_batches
+from nexusflow_integrations._core.request.batching import item_of, max_tokens, plan_batches
+from nexusflow_integrations._core.request.tokens import RULE_ERROR, estimate_tokens, exact_counter
 from nexusflow_integrations._core.settings import Settings
-from nexusflow_integrations._core.tokens import RULE_ERROR, estimate_tokens, exact_counter
 from nexusflow_integrations._core.usage import Price
 
 

@@ -24,22 +24,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from nexusflow_integrations._core.cache_file import (
-    DAY,
-    CacheFile,
-    StoreUnavailable,
-    default_path,
+from nexusflow_integrations._core.cache.file import DAY, CacheFile, default_path
+from nexusflow_integrations._core.cache.keys import KIND_BYTES, Keyer
+from nexusflow_integrations._core.cache.upkeep import (
+    BLOCK_BITS,
+    CacheInfo,
+    Pruned,
+    contents,
+    remove,
 )
-from nexusflow_integrations._core.keys import KIND_BYTES, Keyer
-from nexusflow_integrations._core.upkeep import BLOCK_BITS, CacheInfo, Pruned, contents, remove
-from nexusflow_integrations._core.wire import Vectors
-
-if TYPE_CHECKING:
-    from nexusflow_integrations._core.shared_pacing import SharedLimits
+from nexusflow_integrations._core.unavailable import StoreUnavailable
+from nexusflow_integrations._core.vectors import Vectors
 
 CLOCK_SLACK = 1.0
 """Seconds that a claim may lie in the future before its clock counts as wrong."""
@@ -149,23 +148,6 @@ class VectorStore:
         """Return a ``Keyer`` whose model ``info`` will know by name."""
         keyer = Keyer(base_url=base_url, model=model, dimensions=dimensions, role=role)
         return self._kinds.setdefault(keyer.prefix, keyer)
-
-    def pacer(
-        self,
-        account: bytes,
-        *,
-        requests_per_minute: float | None,
-        tokens_per_minute: float | None,
-    ) -> SharedLimits:
-        """Return the limits of ``account``, kept together by all who use this file."""
-        from nexusflow_integrations._core.shared_pacing import SharedPacer
-
-        return SharedPacer(
-            self,
-            account,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-        )
 
     # -- vectors and claims --------------------------------------------------------------------
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from nexusflow_integrations._core.results import Gathered
+from nexusflow_integrations._core.call.results import Gathered
 from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.texts import check_text
-from nexusflow_integrations._core.wire import Vectors
+from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import InvalidInputError, NexusFlowError
 
 BATCHES_A_SLAB = 4

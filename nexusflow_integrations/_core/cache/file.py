@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
 
 APPLICATION_ID = 0x4E465643
@@ -41,10 +42,6 @@ _SCHEMA = (
     " share_at REAL NOT NULL, cut_at REAL NOT NULL) WITHOUT ROWID",
 )
 _TABLES = {"vector", "claim", "kind", "block", "counter", "pacer"}
-
-
-class StoreUnavailable(Exception):  # noqa: N818 - it never leaves the core
-    """The file cannot be used here and now: read-only, disk full, locked, no WAL. One sentence."""
 
 
 def default_path() -> Path:

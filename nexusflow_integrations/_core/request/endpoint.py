@@ -10,12 +10,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from nexusflow_integrations._core.failures import Failure, Kind
-from nexusflow_integrations._core.gate import Gate
-from nexusflow_integrations._core.pacing import FoundLimit, Pacer, pacer_for
-from nexusflow_integrations._core.retry import RetryBudget
+from nexusflow_integrations._core.pace.gate import Gate
+from nexusflow_integrations._core.pace.pacing import FoundLimit, Pacer, pacer_for
+from nexusflow_integrations._core.pace.window import Window
+from nexusflow_integrations._core.request.failures import Failure, Kind
+from nexusflow_integrations._core.request.retry import RetryBudget
 from nexusflow_integrations._core.settings import Settings
-from nexusflow_integrations._core.window import Window
 
 logger = logging.getLogger("nexusflow_integrations")
 

@@ -17,18 +17,17 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from nexusflow_integrations._core.cache_file import StoreUnavailable
-from nexusflow_integrations._core.redis_address import RedisAddress
-from nexusflow_integrations._core.store import Claimed, VectorStore
-from nexusflow_integrations._core.wire import Vectors
+from nexusflow_integrations._core.cache.in_file import Claimed, VectorStore
+from nexusflow_integrations._core.redis.address import RedisAddress
+from nexusflow_integrations._core.unavailable import StoreUnavailable
+from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import CacheError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nexusflow_integrations._core.keys import Keyer
-    from nexusflow_integrations._core.shared_pacing import SharedLimits
-    from nexusflow_integrations._core.upkeep import CacheInfo, Pruned
+    from nexusflow_integrations._core.cache.keys import Keyer
+    from nexusflow_integrations._core.cache.upkeep import CacheInfo, Pruned
 
 logger = logging.getLogger("nexusflow_integrations")
 
@@ -39,7 +38,7 @@ Row = tuple[bytes, Vectors]
 class Store(Protocol):
     """Where vectors are kept: a file (``VectorStore``) or a server (``RedisStore``).
 
-    All methods but ``keyer`` and ``pacer`` block, and all of those but ``close`` raise
+    All methods but ``keyer`` block, and all others but ``close`` raise
     ``CacheError`` if what is there is not ours and ``StoreUnavailable`` if it cannot be used.
     """
 
@@ -52,15 +51,6 @@ class Store(Protocol):
 
     def keyer(self, *, base_url: str, model: str, dimensions: int | None, role: str = "") -> Keyer:
         """Return what makes keys of texts."""
-
-    def pacer(
-        self,
-        account: bytes,
-        *,
-        requests_per_minute: float | None,
-        tokens_per_minute: float | None,
-    ) -> SharedLimits:
-        """Return the limits of ``account``, kept together by all who use this store."""
 
     def open(self) -> None:
         """Open it, or make it."""
@@ -96,7 +86,7 @@ class Store(Protocol):
 def store_at(place: bool | str | os.PathLike[str] | RedisAddress) -> Store:
     """Return the store in a file (``True``: the user's) or on a server; nothing is opened yet."""
     if isinstance(place, RedisAddress):
-        from nexusflow_integrations._core.redis_store import RedisStore
+        from nexusflow_integrations._core.cache.in_redis import RedisStore
 
         return RedisStore(place)
     return VectorStore(place)

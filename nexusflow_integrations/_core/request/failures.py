@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from nexusflow_integrations._core.wire import Answer, BrokenResponse
+from nexusflow_integrations._core.request.wire import Answer, BrokenResponse
 from nexusflow_integrations.errors import (
     APIStatusError,
     AuthenticationError,

@@ -1,0 +1,1 @@
+"""What was paid for already, and who is paying now."""

@@ -1,0 +1,1 @@
+"""One call: its texts in, its vectors out."""

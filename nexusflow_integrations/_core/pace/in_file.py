@@ -1,0 +1,101 @@
+"""Limits that all processes of a host keep together: a row of the cache file.
+
+The arithmetic of ``GivenLimits``, where a send time is reserved in one short transaction, so that
+two processes that were given the same limit keep it together.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from nexusflow_integrations._core.pace.shared import SlotLimits
+
+
+class Transactions(Protocol):
+    """What the limits need of a cache file."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Seconds, the same for all processes."""
+
+    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        """Hold the file for one short write."""
+
+
+class SharedPacer:
+    """The ``SharedLimits`` of all processes with the same file.
+
+    Args:
+        store: The cache file; its clock is the one that all processes share.
+        account: From ``account_id``.
+        requests_per_minute: Limit of the account; ``None`` is none.
+        tokens_per_minute: The same for tokens.
+
+    All methods raise what the store's do.
+    """
+
+    def __init__(
+        self,
+        store: Transactions,
+        account: bytes,
+        *,
+        requests_per_minute: float | None,
+        tokens_per_minute: float | None,
+    ) -> None:
+        self.requests_per_minute = requests_per_minute
+        self.tokens_per_minute = tokens_per_minute
+        self._store = store
+        self._account = account
+
+    @property
+    def sharers(self) -> int:
+        """1: a file that cannot be used is most likely of no use to this process alone."""
+        return 1
+
+    def lease(
+        self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
+    ) -> list[float]:
+        """Reserve ``count`` requests, as ``SharedLimits.lease`` says."""
+        with self._limits() as (limits, now):
+            limits.owe(owed_tokens, late)
+            slots = [limits.slot(tokens, now) for _ in range(count)]
+        done = self._store.clock()
+        return [slot - done for slot in slots]
+
+    def owe(self, tokens: float, late: float = 0.0) -> None:
+        """Charge ``tokens`` (give them back if less than 0), and ``late`` seconds."""
+        with self._limits() as (limits, _):
+            limits.owe(tokens, late)
+
+    def throttled(self, ago: float) -> None:
+        """Note that a request sent ``ago`` seconds ago was refused as too fast: all yield."""
+        with self._limits() as (limits, now):
+            limits.throttled(sent_at=now - ago, now=now, hint=None)
+
+    @contextmanager
+    def _limits(self) -> Iterator[tuple[SlotLimits, float]]:
+        limits = SlotLimits(self.requests_per_minute, self.tokens_per_minute)
+        with self._store.transaction() as db:
+            now = self._store.clock()
+            row = _row(db, self._account)
+            if row is not None:
+                seen, *state = row
+                # A clock that was set back stands before the last transaction: all times go back
+                # with it, and what was owed then is owed still.
+                limits.load(tuple(state), shift=min(0.0, now - seen), now=now)
+            yield limits, now
+            db.execute(
+                "INSERT OR REPLACE INTO pacer VALUES(?, ?, ?, ?, ?, ?, ?)",
+                (self._account, now, *limits.dump()),
+            )
+
+
+def _row(db: sqlite3.Connection, account: bytes) -> tuple[float, ...] | None:
+    row: tuple[float, ...] | None = db.execute(
+        "SELECT seen, requests_at, tokens_at, share, share_at, cut_at FROM pacer WHERE account = ?",
+        (account,),
+    ).fetchone()
+    return row

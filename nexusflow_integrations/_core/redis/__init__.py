@@ -1,0 +1,1 @@
+"""Where a Redis server is, and how it is spoken to."""

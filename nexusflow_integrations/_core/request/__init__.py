@@ -1,0 +1,1 @@
+"""One request: a batch of texts sent, its answer checked or retried."""
