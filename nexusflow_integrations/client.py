@@ -44,8 +44,8 @@ from nexusflow_integrations._core.usage import Budget, Ledger, Price, Purse, Usa
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 if TYPE_CHECKING:
-    from nexusflow_integrations._core.call.engine import Stop
     from nexusflow_integrations._core.call.estimate import Estimate
+    from nexusflow_integrations._core.call.job import Stop
     from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList, Gathered
     from nexusflow_integrations._core.call.streaming import Cutter, Embedded, Slab
     from nexusflow_integrations._core.pace.shared import SharedLimits
@@ -335,7 +335,7 @@ class NexusFlow:
             NexusFlowError: The stream cannot go on; the error's ``finished`` holds what was ready
                 and not yet yielded.
         """
-        from nexusflow_integrations._core.call.engine import DRAIN, Stop
+        from nexusflow_integrations._core.call.job import DRAIN, Stop
         from nexusflow_integrations._core.call.streaming import Cutter
 
         _refuse_one_string(texts)
@@ -380,7 +380,7 @@ class NexusFlow:
         ordered: bool = True,
     ) -> AsyncGenerator[Embedded, None]:
         """Embed like ``embed_stream``, from an iterable or an async iterable."""
-        from nexusflow_integrations._core.call.engine import DRAIN, Stop
+        from nexusflow_integrations._core.call.job import DRAIN, Stop
         from nexusflow_integrations._core.call.streaming import Cutter
 
         _refuse_one_string(texts)
@@ -751,7 +751,7 @@ class _Signal:
 
 def _rescued(error: NexusFlowError, failed: _Flight, flying: Iterable[_Flight]) -> NexusFlowError:
     """Return the error that ended the stream, with what all slabs had ready in its ``finished``."""
-    from nexusflow_integrations._core.call.engine import StoppedElsewhere
+    from nexusflow_integrations._core.call.job import StoppedElsewhere
 
     finished = failed.slab.named(error.finished)
     for flight in flying:

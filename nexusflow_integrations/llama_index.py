@@ -76,7 +76,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from nexusflow_integrations._core.call.engine import Stop
+    from nexusflow_integrations._core.call.job import Stop
 
 __all__ = ["NexusFlowEmbedding", "NexusFlowEmbeddingEndEvent"]
 
@@ -506,7 +506,7 @@ class _Batch:
     @contextmanager
     def begun(self, show_progress: bool) -> Iterator[None]:
         # Imported here: importing an adapter should cost next to nothing.
-        from nexusflow_integrations._core.call.engine import DRAIN, Stop
+        from nexusflow_integrations._core.call.job import DRAIN, Stop
 
         self.patience = DRAIN
         self._stop = Stop()

@@ -12,13 +12,11 @@ import pytest
 
 from nexusflow_integrations._core.call.background import background_loop
 from nexusflow_integrations._core.call.engine import (
-    DRAIN,
     MOST_SENDERS,
     Engine,
     Request,
-    Stop,
-    StoppedElsewhere,
 )
+from nexusflow_integrations._core.call.job import DRAIN, Stop, StoppedElsewhere
 from nexusflow_integrations._core.call.results import Gathered
 from nexusflow_integrations._core.call.sources import DirectSource
 from nexusflow_integrations._core.request.batching import Batch

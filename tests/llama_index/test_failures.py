@@ -55,7 +55,7 @@ def test_what_was_in_flight_is_kept_by_the_index_of_the_callers_list(
 def test_what_does_not_land_soon_after_a_failure_is_given_up(
     batch: Batch, upstream: Any, texts: Texts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexusflow_integrations._core.call.engine.DRAIN", 0.2)
+    monkeypatch.setattr("nexusflow_integrations._core.call.job.DRAIN", 0.2)
     _fails_at(upstream, "text number 5", others=1.0)
     with pytest.raises(AuthenticationError):
         batch(upstream.embedding(num_workers=2), texts(100))

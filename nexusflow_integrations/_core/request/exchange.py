@@ -9,7 +9,7 @@
 
 Vectors and refusals are handed to the call's ``sink`` as they become known, so nothing is lost if a
 later step fails. Errors of ``nexusflow_integrations.errors`` are raised out of the generator.
-``engine.drive`` runs it on an event loop; the tests run it by hand, without socket or sleep.
+``job.drive`` runs it on an event loop; the tests run it by hand, without socket or sleep.
 """
 
 from __future__ import annotations

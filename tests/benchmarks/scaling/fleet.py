@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from nexusflow_integrations._core.call.engine import drive
+from nexusflow_integrations._core.call.job import drive
 from nexusflow_integrations._core.pace.pacing import GivenLimits, Pacer
 from nexusflow_integrations._core.pace.shared import LeasedPacer, SlotLimits
 from nexusflow_integrations._core.request.batching import Batch, Item

@@ -1,0 +1,268 @@
+"""One call in progress: workers that take batches from a source and drive their exchanges."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from nexusflow_integrations._core.call.coalescing import Flights
+from nexusflow_integrations._core.call.results import Gathered
+from nexusflow_integrations._core.call.sources import Source, Texts
+from nexusflow_integrations._core.request.exchange import (
+    AwaitSettled,
+    Call,
+    Follow,
+    Reply,
+    Send,
+    Sleep,
+    Step,
+    Steps,
+    Stopped,
+    exchange,
+)
+from nexusflow_integrations._core.request.transport import Sender
+from nexusflow_integrations._core.request.wire import Answer, TransportFault
+from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
+
+DRAIN = 5.0
+"""Seconds that requests in flight get to finish, and be kept, when their call fails elsewhere."""
+
+
+class StoppedElsewhere(NexusFlowError):  # noqa: N818 - it is never raised to a user
+    """A call that was ended together with one that failed; that one's error is what to raise."""
+
+
+class Stop:
+    """Ends several calls together: what is in flight is kept, nothing more is sent.
+
+    Touched by the event loop only, except for its making.
+    """
+
+    def __init__(self) -> None:
+        self._calls: set[Job] = set()
+        self._requested = False
+
+    def request(self) -> None:
+        """Stop all calls that joined, and those that will."""
+        self._requested = True
+        for call in list(self._calls):
+            call.stop()
+
+    def join(self, call: Job) -> None:
+        self._calls.add(call)
+        if self._requested:
+            call.stop()
+
+    def leave(self, call: Job) -> None:
+        self._calls.discard(call)
+
+
+SendStep = Callable[[Send], Coroutine[Any, Any, Reply]]
+
+
+async def admit_and_send(call: Call, sender: Sender, step: Send) -> Reply:
+    lane = call.lane
+    await lane.gate.enter(step.tokens, urgent=step.urgent)
+    if call.stopping:
+        lane.gate.leave()
+        raise Stopped
+    step.admitted = True
+    sent_at = lane.clock()
+    task = asyncio.current_task()
+    call.in_flight.add(task)
+    try:
+        outcome: Answer | TransportFault = await sender.send(step.body, step.timeout)
+    finally:
+        call.in_flight.discard(task)
+        lane.gate.leave()
+    return Reply(outcome, sent_at, lane.clock())
+
+
+async def drive(steps: Steps, send: SendStep) -> None:
+    """Do what ``steps`` ask for, until they end."""
+    reply: Reply | None = None
+    try:
+        while True:
+            step: Step = steps.send(reply)
+            reply = None
+            if isinstance(step, Send):
+                reply = await send(step)
+            elif isinstance(step, Sleep):
+                await asyncio.sleep(step.seconds)
+            elif isinstance(step, Follow):
+                await _signalled(step.outage.listen, already=step.outage.over)
+            elif isinstance(step, AwaitSettled):
+                await _signalled(step.purse.listen)
+    except StopIteration:
+        return
+    finally:
+        steps.close()
+
+
+async def _signalled(
+    listen: Callable[[Callable[[], None]], None], *, already: bool = False
+) -> None:
+    if already:
+        return
+    signal = asyncio.Event()
+    listen(signal.set)
+    await signal.wait()
+
+
+class Job:
+    """One call in progress: a few workers that take batches from one source."""
+
+    def __init__(
+        self,
+        call: Call,
+        gathered: Gathered,
+        send: SendStep,
+        *,
+        flights: Flights,
+        source: Callable[[Texts], Source],
+    ) -> None:
+        self._call = call
+        self._gathered = gathered
+        self._send = send
+        self._flights = flights
+        self._source = source
+        self._tasks: Sequence[asyncio.Task[None]] = ()
+        self._failure: NexusFlowError | None = None
+
+    async def run(self, texts: Sequence[str]) -> None:
+        deadline = self._call.until - self._call.lane.clock()
+        work = self._run(texts)
+        if deadline == float("inf"):
+            await work
+            return
+        try:
+            await asyncio.wait_for(work, deadline)
+        except asyncio.TimeoutError as error:
+            if isinstance(error, NexusFlowError):
+                raise
+            raise APITimeoutError(
+                f"the deadline of {self._call.settings.deadline:g} s has passed"
+            ) from None
+
+    async def _run(self, texts: Sequence[str]) -> None:
+        wanted = list(enumerate(texts))
+        copies: dict[int, int] = {}
+        if len(set(texts)) < len(texts):
+            first: dict[str, int] = {}
+            for index, text in wanted:
+                original = first.setdefault(text, index)
+                if original != index:
+                    copies[index] = original
+            wanted = [(index, text) for text, index in first.items()]
+            self._call.ledger.repeated += len(copies)
+        try:
+            await self._run_distinct(wanted)
+        finally:
+            self._copy(copies)
+
+    async def _run_distinct(self, wanted: Texts) -> None:
+        while wanted:
+            mine, others = self._flights.board(wanted, self._gathered)
+            try:
+                if mine:
+                    await self._obtain(mine)
+            finally:
+                self._flights.land(mine, self._gathered)
+            wanted = [
+                (index, text)
+                for index, text, carrier, place in others
+                if not await self._join(index, text, carrier, place)
+            ]
+
+    async def _join(self, index: int, text: str, carrier: Gathered, place: int) -> bool:
+        """Take the row of a text that another call embeds; ``False`` if that call ends without."""
+        # It may have ended while this call waited for another of its texts.
+        if not carrier.settled(place) and self._flights.carries(text, carrier, place):
+            await carrier.wait(place)
+        if carrier.done[place] and carrier.vectors is not None:
+            self._gathered.row(index, carrier.vectors[place])
+            self._call.ledger.cached += 1
+        elif place in carrier.refusals:
+            self._gathered.refuse(index, carrier.refusals[place])
+        else:
+            return False
+        self._gathered.report()
+        return True
+
+    async def _obtain(self, texts: Texts) -> None:
+        settings = self._call.settings
+        source = self._source(texts)
+        workers = min(settings.max_concurrency, -(-len(texts) // settings.batch_size))
+        try:
+            if workers <= 1:
+                await self._work(source)
+            else:
+                await self._work_together(source, workers)
+        finally:
+            await source.close()
+
+    async def _work_together(self, source: Source, most: int) -> None:
+        """Work with up to ``most`` tasks, one more at each turn of the loop that brings no answer.
+
+        A slow server soon has them all; one that answers as fast as its answers are read is asked
+        over a few connections, which costs less and takes no longer.
+        """
+        ledger = self._call.ledger
+        tasks = self._tasks = [asyncio.create_task(self._work(source))]
+        try:
+            while len(tasks) < most:
+                answered = ledger.requests
+                await asyncio.sleep(0)
+                if self._call.stopping or any(task.done() for task in tasks):
+                    break  # there is no more to take, or the call has failed
+                if ledger.requests == answered:
+                    tasks.append(asyncio.create_task(self._work(source)))
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            if not all(task.done() for task in tasks):
+                self.stop()
+                await asyncio.wait(tasks, timeout=DRAIN)
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        if self._failure is not None:
+            raise self._failure  # its worker may have been ended while it kept what it had
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(
+                result, (Stopped, asyncio.CancelledError)
+            ):
+                raise result
+        if self._call.stopping:
+            raise Stopped
+
+    def stop(self) -> None:
+        """Keep what is paid for already, and send nothing more; whatever only waits is ended."""
+        self._call.stopping = True
+        for task in self._tasks:
+            if task not in self._call.in_flight:
+                task.cancel()
+
+    async def _work(self, source: Source) -> None:
+        while (batch := await source.next()) is not None:
+            if self._call.stopping:
+                raise Stopped
+            try:
+                await drive(exchange(batch, self._call), self._send)
+            except NexusFlowError as error:
+                self._call.stopping = True  # at once, before the gate lets in the next
+                self._failure = self._failure or error
+                raise
+            finally:
+                await source.keep(batch)
+            self._gathered.report()
+        self._gathered.report()
+
+    def _copy(self, copies: dict[int, int]) -> None:
+        gathered = self._gathered
+        for index, original in copies.items():
+            if original in gathered.refusals:
+                gathered.refuse(index, gathered.refusals[original])
+            elif gathered.done[original] and gathered.vectors is not None:
+                gathered.row(index, gathered.vectors[original])
+        self._gathered.report()
