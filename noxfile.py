@@ -17,7 +17,7 @@ nox.options.sessions = [
     "floor",
     "chroma_suite",
     "recipes",
-    "doors",
+    "small_adapters",
     "docs",
     "ray",
 ]
@@ -128,18 +128,18 @@ def docs(session: nox.Session) -> None:
     session.run("python", "tests/docs/check_site.py", "site")
 
 
-DOORS = ("haystack", "lancedb", "llm", "pydantic-ai")
+SMALL_ADAPTERS = ("haystack", "lancedb", "llm", "pydantic-ai")
 
 
 @nox.session(venv_backend="uv")
 @nox.parametrize("resolution", ["lowest-direct", "highest"])
-def doors(session: nox.Session, resolution: str) -> None:
+def small_adapters(session: nox.Session, resolution: str) -> None:
     """Test the small adapters and their page, all in one environment, which also checks types."""
-    extras = f".[{','.join(DOORS)}]"
-    session.install("--resolution", resolution, "-e", extras, *_group("doors"))
-    session.run("pytest", "-q", "tests/doors", *session.posargs)
+    extras = f".[{','.join(SMALL_ADAPTERS)}]"
+    session.install("--resolution", resolution, "-e", extras, *_group("small-adapters"))
+    session.run("pytest", "-q", "tests/small_adapters", *session.posargs)
     if resolution == "highest":
-        names = (door.replace("-", "_") for door in DOORS)
+        names = (name.replace("-", "_") for name in SMALL_ADAPTERS)
         session.run("mypy", *(f"-pnexusflow_integrations.{name}" for name in names))
 
 

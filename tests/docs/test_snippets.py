@@ -23,7 +23,7 @@ from nexusflow_integrations.local import LocalServer
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ELSEWHERE = {"recipes.md", "more.md"}
-"""What runs on packages of its own, in tests/recipes and tests/doors."""
+"""What runs on packages of its own, in tests/recipes and tests/small_adapters."""
 
 SERVICE = "https://nexusflow.vip/v1"
 _FENCE = re.compile(r"^```(python|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -292,7 +292,7 @@ def test_an_empty_node_is_named_and_nothing_is_sent(
     assert server.stats.requests == 0
 
 
-# -- those that come by other doors ----------------------------------------------------------------
+# -- those that use the model otherwise ------------------------------------------------------------
 
 
 def _fusion(index: VectorStoreIndex) -> QueryFusionRetriever:

@@ -25,7 +25,7 @@ def test_a_snippet_finds_the_shuffling_text(
     assert capsys.readouterr().out.splitlines()[-1] == "Shuffle a list in place."
 
 
-def test_the_page_has_a_snippet_for_each_door_that_is_code() -> None:
+def test_the_page_has_a_snippet_for_each_adapter() -> None:
     text = "".join(SNIPPETS)
-    for door in ("haystack", "lancedb", "pydantic_ai"):
-        assert f"nexusflow_integrations.{door} " in text
+    for name in ("haystack", "lancedb", "pydantic_ai"):
+        assert f"nexusflow_integrations.{name} " in text

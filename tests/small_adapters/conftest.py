@@ -10,7 +10,7 @@ import pytest
 from nexusflow_integrations.local import LocalServer
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read as Haystack is imported
-KEY = "sk-air-doors-tests"
+KEY = "sk-air-small-adapters-tests"
 
 
 @pytest.fixture

@@ -1,0 +1,138 @@
+"""``NexusFlowTextEmbedder`` and ``NexusFlowDocumentEmbedder``: NexusFlow in Haystack's pipelines.
+
+Errors are those of ``nexusflow_integrations.errors``; a call that fails embeds no document at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations._core.settings import DEFAULT_MODEL
+from nexusflow_integrations._core.texts import check_text
+from nexusflow_integrations.client import NexusFlow
+
+with needed(__name__, "haystack", install="nexusflow-integrations[haystack]"):
+    from haystack import Document, component, default_from_dict, default_to_dict
+    from haystack.utils import Secret
+
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.call.results import EmbeddingArray
+
+__all__ = ["NexusFlowDocumentEmbedder", "NexusFlowTextEmbedder"]
+
+_KEY = Secret.from_env_var("NEXUSFLOW_API_KEY", strict=False)
+
+
+@dataclass(eq=False)
+class _Embedder:
+    """The settings, under the names of Haystack's own embedders.
+
+    ``options`` holds what else ``NexusFlow`` takes (``timeout``, ``cache``, ...), as plain values.
+    """
+
+    api_key: Secret = _KEY
+    model: str = DEFAULT_MODEL
+    dimensions: int | None = None
+    api_base_url: str | None = None
+    prefix: str = ""
+    suffix: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def client(self) -> NexusFlow:
+        """The client that does the work; the key is looked up when it is first needed."""
+        settings = {
+            "base_url": self.api_base_url,
+            "model": self.model,
+            "dimensions": self.dimensions,
+        }
+        return NexusFlow(self.api_key.resolve_value(), **{**settings, **self.options})
+
+    def meta(self, vectors: Any) -> dict[str, Any]:
+        """Return the model and the tokens billed, as OpenAI's embedders do."""
+        tokens = vectors.usage.tokens
+        return {"model": self.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a pipeline stores; of the key it is the name of the environment variable.
+
+        Raises:
+            ValueError: The key was given as a token, which Haystack stores nowhere.
+        """
+        settings = {item.name: getattr(self, item.name) for item in fields(self)}
+        return default_to_dict(self, **settings)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> _Embedder:
+        """Rebuild an embedder from what a pipeline stored; needs no key."""
+        return default_from_dict(cls, data)
+
+
+@component
+class NexusFlowTextEmbedder(_Embedder):
+    """Embeds one text as a query; the settings are those of ``NexusFlowDocumentEmbedder``."""
+
+    @component.output_types(embedding=list[float], meta=dict[str, Any])
+    def run(self, text: str) -> dict[str, Any]:
+        """Return ``embedding``, a list of floats, and ``meta``.
+
+        Raises:
+            NexusFlowError: The text cannot be sent, or any other failure.
+        """
+        return self._answer(self.client.embed(self._whole(text), role="query"))
+
+    @component.output_types(embedding=list[float], meta=dict[str, Any])
+    async def run_async(self, text: str) -> dict[str, Any]:
+        """Embed like ``run``, without blocking the event loop."""
+        return self._answer(await self.client.aembed(self._whole(text), role="query"))
+
+    def _whole(self, text: str) -> str:
+        return f"{self.prefix}{check_text(text)}{self.suffix}"
+
+    def _answer(self, vector: EmbeddingArray) -> dict[str, Any]:
+        return {"embedding": vector.tolist(), "meta": self.meta(vector)}
+
+
+@component
+@dataclass(eq=False)
+class NexusFlowDocumentEmbedder(_Embedder):
+    """Embeds any number of documents, many requests in flight.
+
+    The settings have the names of Haystack's own embedders; ``options`` holds what else
+    ``NexusFlow`` takes (``timeout``, ``cache``, ...), as plain values. The values of
+    ``meta_fields_to_embed`` that a document has are put in front of its content, separated by
+    ``embedding_separator``.
+    """
+
+    meta_fields_to_embed: list[str] = field(default_factory=list)
+    embedding_separator: str = "\n"
+
+    @component.output_types(documents=list[Document], meta=dict[str, Any])
+    def run(self, documents: list[Document]) -> dict[str, Any]:
+        """Return ``documents``, copies with their embeddings in the same order, and ``meta``.
+
+        Raises:
+            InvalidInputError: A document has nothing to embed; ``index`` says which.
+            NexusFlowError: Any other failure; its ``finished`` holds the vectors so far.
+        """
+        vectors = self.client.embed(map(self._text, documents))
+        return self._answer(documents, vectors)
+
+    @component.output_types(documents=list[Document], meta=dict[str, Any])
+    async def run_async(self, documents: list[Document]) -> dict[str, Any]:
+        """Embed like ``run``, without blocking the event loop."""
+        vectors = await self.client.aembed(map(self._text, documents))
+        return self._answer(documents, vectors)
+
+    def _text(self, document: Document) -> str:
+        values = [document.meta.get(name) for name in self.meta_fields_to_embed]
+        parts = [*(str(value) for value in values if value is not None), document.content or ""]
+        return self.prefix + self.embedding_separator.join(parts) + self.suffix
+
+    def _answer(self, documents: list[Document], vectors: EmbeddingArray) -> dict[str, Any]:
+        pairs = zip(documents, vectors.tolist(), strict=True)
+        embedded = [replace(document, embedding=vector) for document, vector in pairs]
+        return {"documents": embedded, "meta": self.meta(vectors)}
