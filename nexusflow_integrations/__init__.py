@@ -1,8 +1,9 @@
 """NexusFlow embeddings for LangChain, LlamaIndex and Chroma, over one shared HTTP core.
 
-``NexusFlow`` is the client. ``NexusFlowEmbeddings`` (LangChain), ``NexusFlowEmbedding``
-(LlamaIndex) and ``NexusFlowEmbeddingFunction`` (Chroma) are imported when they are first asked for:
-importing this package imports no framework.
+``NexusFlow`` is the client; the other types here are what its methods take and return.
+``NexusFlowEmbeddings`` (LangChain), ``NexusFlowEmbedding`` (LlamaIndex) and
+``NexusFlowEmbeddingFunction`` (Chroma) are imported on first use: importing this package imports no
+framework.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import NexusFlowError
 
 if TYPE_CHECKING:
+    from nexusflow_integrations._core.call.estimate import Estimate
+    from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
+    from nexusflow_integrations._core.call.streaming import Embedded
+    from nexusflow_integrations._core.pace.shared import SharedLimits
+    from nexusflow_integrations._core.shared_budget import Grant, SharedBudget
     from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
     from nexusflow_integrations.langchain import NexusFlowEmbeddings
     from nexusflow_integrations.llama_index import NexusFlowEmbedding
@@ -23,17 +29,31 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
+    "Embedded",
+    "EmbeddingArray",
+    "EmbeddingList",
+    "Estimate",
+    "Grant",
     "NexusFlow",
     "NexusFlowEmbedding",
     "NexusFlowEmbeddingFunction",
     "NexusFlowEmbeddings",
     "NexusFlowError",
     "Price",
+    "SharedBudget",
+    "SharedLimits",
     "Usage",
     "__version__",
 ]
 
-_ADAPTERS = {
+_LAZY = {
+    "Embedded": "nexusflow_integrations._core.call.streaming",
+    "EmbeddingArray": "nexusflow_integrations._core.call.results",
+    "EmbeddingList": "nexusflow_integrations._core.call.results",
+    "Estimate": "nexusflow_integrations._core.call.estimate",
+    "Grant": "nexusflow_integrations._core.shared_budget",
+    "SharedBudget": "nexusflow_integrations._core.shared_budget",
+    "SharedLimits": "nexusflow_integrations._core.pace.shared",
     "NexusFlowEmbeddings": "nexusflow_integrations.langchain",
     "NexusFlowEmbedding": "nexusflow_integrations.llama_index",
     "NexusFlowEmbeddingFunction": "nexusflow_integrations.chroma",
@@ -41,10 +61,10 @@ _ADAPTERS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ADAPTERS:
-        return getattr(importlib.import_module(_ADAPTERS[name]), name)
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ADAPTERS])
+    return sorted([*globals(), *_LAZY])
