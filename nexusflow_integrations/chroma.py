@@ -24,13 +24,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import numpy as np
 
+from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations._core.settings import (
     DEFAULT_BASE_URL,
@@ -70,7 +70,7 @@ _STORED = ("model_name", "dimensions", "api_base", "api_key_env_var", "query_ins
 
 _NOT_PICKLED = ("on_usage", "http_client", "async_http_client")
 
-_lock = threading.Lock()
+_lock = forks.Lock()
 _made_here: dict[str, NexusFlowEmbeddingFunction | None] = {}
 """Configuration to the function made with it in this process; None: several, of different keys."""
 _named_here: dict[tuple[str, str, int | None], bool] = {}
@@ -359,15 +359,6 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
 
 def _made_again(settings: dict[str, Any]) -> NexusFlowEmbeddingFunction:
     return NexusFlowEmbeddingFunction(**settings)
-
-
-def _forget_lock() -> None:
-    global _lock
-    _lock = threading.Lock()  # another thread may have held it when the process forked
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock)
 
 
 def _identity(config: Mapping[str, Any]) -> str:

@@ -21,10 +21,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, Errand, Outcome
+from nexusflow_integrations._core.forks import Lock
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
@@ -58,16 +58,6 @@ GIVE_BACK = 5.0
 """Seconds that giving back a part of a shared budget may take."""
 
 _counting = Lock()
-"""One for all clients, so that a child of a fork can replace what another thread held."""
-
-
-def _replace_lock() -> None:
-    global _counting
-    _counting = Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_replace_lock)
 
 
 class NexusFlow:

@@ -7,7 +7,6 @@ its first batch comes; the limits and the budget of the account are kept in one 
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 
+from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.pace.shared import SlotLimits
 from nexusflow_integrations._core.settings import ApiKey, resolve_api_key
@@ -229,6 +229,9 @@ class ClusterState(NamedTuple):
     restarted: bool
 
 
+_inherited: list[Any] = []
+
+
 class _Told(NamedTuple):
     requests_per_minute: float | None
     tokens_per_minute: float | None
@@ -279,11 +282,20 @@ class ClusterLimits:
         tokens = None if budget is None else budget.in_tokens(price or Price())
         self._told = _Told(requests_per_minute, tokens_per_minute, tokens)
         self.name, self.namespace, self.detached = name, namespace, detached
+        self._begin()
+
+    def _begin(self) -> None:
+        self._asking = forks.Lock()
+        self._reset()
+        forks.in_child(self._forget)
+
+    def _forget(self) -> None:
+        # A call of the child must not go out under the parent's name. The handle is kept: to
+        # collect it would ask the parent's cluster.
+        _inherited.append(self._actor)
         self._reset()
 
     def _reset(self) -> None:
-        self._asking = threading.Lock()
-        self._process = os.getpid()
         self._worker = uuid.uuid4().hex
         self._actor: Any = None
         self._sharers = 1
@@ -346,7 +358,6 @@ class ClusterLimits:
         self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
     ) -> list[float]:
         """Reserve send times, as ``SharedLimits`` says."""
-        self._notice_fork()
         held = max(0.0, self._held_until - time.monotonic())
         call = (self._worker, count, tokens, owed_tokens, late, held)
         waits, self._sharers = self._call("lease", *call, timeout=ASK_TIMEOUT)
@@ -363,7 +374,6 @@ class ClusterLimits:
 
     def draw(self, least: int, wanted: int, unused: int, kept: int) -> Grant:
         """Draw from the budget, as ``SharedBudget`` says."""
-        self._notice_fork()
         drawer = self._drawer
         if not hasattr(drawer, "name"):
             drawer.name, drawer.draws = uuid.uuid4().hex, 0
@@ -373,13 +383,7 @@ class ClusterLimits:
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _notice_fork(self) -> None:
-        # Before a call is put together: it must not go out under the parent's name.
-        if self._process != os.getpid():
-            self._reset()
-
     def _call(self, method: str, *arguments: Any, timeout: float) -> Any:
-        self._notice_fork()
         try:
             return self._ask(method, arguments, timeout)
         except RayActorError:  # it is gone for good, with the worker that had started it
@@ -418,7 +422,7 @@ class ClusterLimits:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._told, self.name, self.namespace, self.detached = state
-        self._reset()
+        self._begin()
 
 
 class _Keeper:

@@ -10,7 +10,6 @@ is lost, may waste a part of the budget, and nothing can overdraw it.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -114,12 +113,17 @@ class LeasedPurse(Purse):
     """
 
     def __init__(self, shared: SharedBudget, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(shared.tokens)
         self._shared = shared
         self._clock = clock
-        self._forget()
+        self._hold_nothing()
+        super().__init__(shared.tokens)
 
     def _forget(self) -> None:
+        # What the parent of a fork drew, it spends itself.
+        super()._forget()
+        self._hold_nothing()
+
+    def _hold_nothing(self) -> None:
         self._available = 0
         self._largest = 0
         self._drawing = False
@@ -132,10 +136,6 @@ class LeasedPurse(Purse):
         return self.reserved > 0 or self._drawing or self._pausing
 
     def reserve(self, most: int) -> bool:
-        if self._process != os.getpid():
-            # What the parent of a fork drew, it spends itself.
-            self._process, self.reserved, self._listeners = os.getpid(), 0, []
-            self._forget()
         self._largest = max(most, self._largest)
         if most <= self._available:
             self._available -= most

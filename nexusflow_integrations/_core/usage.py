@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
+from nexusflow_integrations._core import forks
 from nexusflow_integrations.errors import ConfigurationError
 
 
@@ -140,16 +140,19 @@ class Purse:
     spent: int = 0
     reserved: int = 0
     _listeners: list[Callable[[], None]] = field(default_factory=list, repr=False)
-    _process: int = field(default_factory=os.getpid, repr=False)
+
+    def __post_init__(self) -> None:
+        forks.in_child(self._forget)
+
+    def _forget(self) -> None:
+        # What is in flight is the parent's, and would never be settled here.
+        self.reserved, self._listeners = 0, []
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Have ``listener`` called once, when what is left may have changed."""
         self._listeners.append(listener)
 
     def reserve(self, most: int) -> bool:
-        if self._process != os.getpid():
-            # After a fork, what is in flight is the parent's and would never be settled here.
-            self._process, self.reserved, self._listeners = os.getpid(), 0, []
         if self.spent + self.reserved + most > self.limit:
             return False
         self.reserved += most

@@ -157,14 +157,23 @@ def test_the_root_imports_no_chroma() -> None:
 @pytest.mark.skipif(not hasattr(sys, "getdlopenflags"), reason="needs fork")
 def test_a_fork_while_another_thread_makes_a_function_does_not_hang() -> None:
     code = """
-import os, signal
+import os, signal, threading
 from nexusflow_integrations import chroma
-chroma._lock.acquire()
+held, leave = threading.Event(), threading.Event()
+def hold():
+    with chroma._lock:
+        held.set()
+        leave.wait(60)
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait(60)
 if os.fork() == 0:
     signal.alarm(20)
     chroma.NexusFlowEmbeddingFunction(dimensions=64)
     os._exit(0)
 print(os.waitstatus_to_exitcode(os.wait()[1]))
+leave.set()
+thread.join()
 """
     assert in_a_process(code) == "0"
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from nexusflow_integrations._core import shared_budget
+from nexusflow_integrations._core import forks, shared_budget
 from nexusflow_integrations._core.shared_budget import LOST, Grant, Grants, LeasedPurse
 from nexusflow_integrations.errors import BudgetExceededError
 
@@ -236,6 +236,7 @@ async def test_a_server_that_bills_more_than_a_text_can_cost_is_paid_before_the_
 async def test_a_forked_child_spends_nothing_that_its_parent_drew() -> None:
     purse = LeasedPurse(Bank(1_000_000).teller("a"))
     assert await reserved(purse, 10)
-    purse._process -= 1
+    assert purse._available
+    forks._reset_child()
     assert not purse.reserve(10)
     assert purse.reserved == 0

@@ -13,6 +13,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from nexusflow_integrations._core.usage import Budget, Ledger, Price, Purse, Usage
 from nexusflow_integrations.errors import ConfigurationError
 
+from .forked import in_child, needs_fork
+
 
 def test_the_list_price_is_half_a_yuan_a_million_tokens() -> None:
     assert Price().of(1_000_000) == 0.5
@@ -82,16 +84,19 @@ def test_an_impossible_budget_is_refused(values: dict[str, Any]) -> None:
         Budget(**values)
 
 
-def test_f119_after_a_fork_a_child_does_not_wait_for_what_its_parent_has_in_flight(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@needs_fork
+def test_f119_after_a_fork_a_child_does_not_wait_for_what_its_parent_has_in_flight() -> None:
     purse = Purse(limit=100, spent=10)
     assert purse.reserve(90)
     assert not purse.reserve(50)
-    monkeypatch.setattr("os.getpid", lambda: -1)
-    assert purse.reserve(50)
-    purse.settle(50, 20)
-    assert (purse.spent, purse.reserved) == (30, 0)
+
+    def child() -> object:
+        reserved = purse.reserve(50)
+        purse.settle(50, 20)
+        return reserved, purse.spent, purse.reserved
+
+    assert in_child(child) == repr((True, 30, 0))
+    assert purse.reserved == 90
 
 
 class Purses(RuleBasedStateMachine):

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
 
@@ -239,13 +239,4 @@ def _header(db: sqlite3.Connection) -> _Header:
     return _Header(*(db.execute(f"PRAGMA {name}").fetchone()[0] for name in names))
 
 
-_opening = threading.Lock()
-
-
-def _forget_after_fork() -> None:
-    global _opening
-    _opening = threading.Lock()  # another thread may have held it when the process forked
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
+_opening = forks.Lock()

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -28,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.cache.file import DAY, CacheFile, default_path
 from nexusflow_integrations._core.cache.keys import KIND_BYTES, Keyer
 from nexusflow_integrations._core.cache.upkeep import (
@@ -118,12 +117,15 @@ class VectorStore:
         self.clock = clock
         self.claim_seconds = max(_MIN_CLAIM, claim_seconds)
         self._kinds: dict[bytes, Keyer] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = forks.Lock()
         self._closed_state()
-        _stores.add(self)
+        forks.in_child(self._forget)
 
     def _closed_state(self) -> None:
         self._file = CacheFile(self.path, self.clock)
-        self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
         self._is_damaged = False
         self._owner = 0
@@ -136,8 +138,7 @@ class VectorStore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._kinds = {}
-        self._closed_state()
-        _stores.add(self)
+        self._begin()
 
     def __repr__(self) -> str:
         return f"VectorStore({str(self.path)!r})"
@@ -465,14 +466,4 @@ def _last_rowid(db: sqlite3.Connection) -> int:
     return last or 0
 
 
-_stores: weakref.WeakSet[VectorStore] = weakref.WeakSet()
 _inherited: list[sqlite3.Connection] = []
-
-
-def _forget_after_fork() -> None:
-    for store in list(_stores):
-        store._forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)

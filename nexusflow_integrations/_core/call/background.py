@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
@@ -23,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
+from nexusflow_integrations._core import forks
 from nexusflow_integrations.errors import APIConnectionError
 
 T = TypeVar("T")
@@ -145,7 +145,7 @@ class Errand(Generic[T]):
             self._loop.call_soon(self._task.cancel)  # a turn later, when it has surely begun
 
 
-_lock = threading.Lock()
+_lock = forks.Lock()
 _current: BackgroundLoop | None = None
 _inherited: list[BackgroundLoop] = []
 
@@ -168,8 +168,7 @@ def _close_at_exit() -> None:
 
 
 def _forget_after_fork() -> None:
-    global _current, _lock
-    _lock = threading.Lock()  # another thread may have held it when the process forked
+    global _current
     if _current is not None:
         # Kept for ever: collecting it would close descriptors that the parent's epoll shares.
         _inherited.append(_current)
@@ -177,5 +176,4 @@ def _forget_after_fork() -> None:
 
 
 atexit.register(_close_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
+forks.in_child(_forget_after_fork)

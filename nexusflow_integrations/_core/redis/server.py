@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.redis.address import PASSWORD_ENV, RedisAddress
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
@@ -51,9 +50,10 @@ class RedisServer:
 
     def __init__(self, address: RedisAddress) -> None:
         self.address = address
-        self._lock = threading.RLock()
+        self._lock = forks.Lock()
         self._closed_state()
-        _servers.add(self)
+        # In the child of a fork the client drops the parent's connection, and leaves it to it.
+        forks.in_child(self._closed_state)
 
     def _closed_state(self) -> None:
         self._client: Any = None
@@ -163,10 +163,6 @@ class RedisServer:
             f" password into the URL or into the environment variable {PASSWORD_ENV}"
         )
 
-    def _forget(self) -> None:
-        self._lock = threading.RLock()  # another thread may have held it when the process forked
-        self._closed_state()
-
 
 def _redis(address: RedisAddress) -> Any:
     """Import the package, which takes its time, when a server is first asked."""
@@ -197,16 +193,3 @@ def _connect(address: RedisAddress) -> Any:
     client = Redis.from_url(address.reveal(), **options)
     client.connection_pool.make_connection()  # not connected: it is where some options are refused
     return client
-
-
-_servers: weakref.WeakSet[RedisServer] = weakref.WeakSet()
-
-
-def _forget_after_fork() -> None:
-    # The parent's connection stays the parent's: the client notices by itself, and only drops it.
-    for server in list(_servers):
-        server._forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
