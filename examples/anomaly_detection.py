@@ -24,8 +24,8 @@ from sklearn.metrics import RocCurveDisplay, precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from nexusflow_integrations import NexusFlow
+from nexusflow_integrations.cli.rag.corpus import stdlib
 from nexusflow_integrations.local import LocalServer
-from nexusflow_integrations.rag.corpus import stdlib
 
 FAMILY = {"cmath", "decimal", "fractions", "math", "random", "statistics"}
 

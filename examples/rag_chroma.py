@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import add_documents, open_collection
+from nexusflow_integrations.cli.rag.corpus import Document, load
+from nexusflow_integrations.cli.rag.keywords import Keywords
+from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.local import LocalServer
-from nexusflow_integrations.rag.corpus import Document, load
-from nexusflow_integrations.rag.keywords import Keywords
-from nexusflow_integrations.rag.questions import QUESTIONS
 
 PROMPT = "Answer from the numbered passages alone and cite them, like [1].\n\n{}\n\nQuestion: {}"
 

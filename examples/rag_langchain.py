@@ -26,11 +26,11 @@ from ir_measures import Success
 from langchain_core.documents import Document as Page
 from langchain_core.vectorstores import InMemoryVectorStore
 
+from nexusflow_integrations.cli.rag.corpus import Document, load
+from nexusflow_integrations.cli.rag.keywords import Keywords
+from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
 from nexusflow_integrations.local import LocalServer
-from nexusflow_integrations.rag.corpus import Document, load
-from nexusflow_integrations.rag.keywords import Keywords
-from nexusflow_integrations.rag.questions import QUESTIONS
 
 PROMPT = "Answer from the numbered passages alone and cite them, like [1].\n\n{}\n\nQuestion: {}"
 

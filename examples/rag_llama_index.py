@@ -26,11 +26,11 @@ from ir_measures import Success
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
 
+from nexusflow_integrations.cli.rag.corpus import Document, load
+from nexusflow_integrations.cli.rag.keywords import Keywords
+from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.llama_index import NexusFlowEmbedding
 from nexusflow_integrations.local import LocalServer
-from nexusflow_integrations.rag.corpus import Document, load
-from nexusflow_integrations.rag.keywords import Keywords
-from nexusflow_integrations.rag.questions import QUESTIONS
 
 PROMPT = "Answer from the numbered passages alone and cite them, like [1].\n\n{}\n\nQuestion: {}"
 

@@ -34,8 +34,8 @@ from ray.data import SaveMode
 from nexusflow_integrations import Budget
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import open_collection
+from nexusflow_integrations.cli.rag.passages import cut
 from nexusflow_integrations.local import LocalServer
-from nexusflow_integrations.rag.passages import cut
 from nexusflow_integrations.ray import ClusterLimits, EmbedBatch
 
 CHROMA = "from chromadb.cli.cli import app; app()"

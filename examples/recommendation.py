@@ -31,9 +31,9 @@ from ir_measures import Success, nDCG
 from sklearn.manifold import TSNE
 
 from nexusflow_integrations import NexusFlow
+from nexusflow_integrations.cli.rag.corpus import Document
+from nexusflow_integrations.cli.rag.keywords import Keywords
 from nexusflow_integrations.local import LocalServer
-from nexusflow_integrations.rag.corpus import Document
-from nexusflow_integrations.rag.keywords import Keywords
 
 MEASURES = {"hit@5": Success @ 5, "hit@10": Success @ 10, "nDCG@10": nDCG @ 10}
 HELP = Helper.keywords | Helper.topics

@@ -27,10 +27,10 @@ import numpy as np
 from ir_measures import P, R, nDCG
 
 from nexusflow_integrations import NexusFlow
+from nexusflow_integrations.cli.rag.corpus import Document, stdlib
+from nexusflow_integrations.cli.rag.keywords import Keywords
+from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.local import LocalServer
-from nexusflow_integrations.rag.corpus import Document, stdlib
-from nexusflow_integrations.rag.keywords import Keywords
-from nexusflow_integrations.rag.questions import QUESTIONS
 
 SIZES = [2048, 1536, 1024, 768, 512, 256, 128, 64]
 MEASURES = [nDCG @ 10, R @ 10, P @ 10]

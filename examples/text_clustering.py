@@ -28,8 +28,8 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from nexusflow_integrations import NexusFlow
+from nexusflow_integrations.cli.rag.corpus import stdlib
 from nexusflow_integrations.local import LocalServer
-from nexusflow_integrations.rag.corpus import stdlib
 
 MODULES = {
     "calendar",

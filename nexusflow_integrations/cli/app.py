@@ -26,13 +26,12 @@ from nexusflow_integrations.cli.options import (
     StoreOption,
     print_json,
 )
-from nexusflow_integrations.cli.report import report
-from nexusflow_integrations.cli.screen import Screen
-from nexusflow_integrations.rag import corpus as corpora
-from nexusflow_integrations.rag.endpoint import has_key
-from nexusflow_integrations.rag.pipeline import FRAMEWORKS, Chat, Passage
-from nexusflow_integrations.rag.questions import QUESTIONS
-from nexusflow_integrations.rag.session import (
+from nexusflow_integrations.cli.rag import corpus as corpora
+from nexusflow_integrations.cli.rag.endpoint import has_key
+from nexusflow_integrations.cli.rag.indexes import Indexes
+from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Chat, Passage
+from nexusflow_integrations.cli.rag.questions import QUESTIONS
+from nexusflow_integrations.cli.rag.session import (
     CUTS,
     Filled,
     Found,
@@ -42,10 +41,11 @@ from nexusflow_integrations.rag.session import (
     reopened,
     session,
 )
-from nexusflow_integrations.rag.shelf import Shelf
+from nexusflow_integrations.cli.report import report
+from nexusflow_integrations.cli.screen import Screen
 
 if TYPE_CHECKING:
-    from nexusflow_integrations.rag.keywords import Keywords
+    from nexusflow_integrations.cli.rag.keywords import Keywords
 
 __all__ = ["app"]
 
@@ -183,9 +183,9 @@ def demo(
     screen = Screen(quiet=as_json)
     texts = corpora.load(corpus, limit)
     keywords = _keywords(texts.documents) if bm25 or evaluate else None
-    shelf = Shelf(store)
+    indexes = Indexes(store)
     with session(
-        lambda endpoint: shelf.place(corpus, texts.name, endpoint),
+        lambda endpoint: indexes.place(corpus, texts.name, endpoint),
         framework.names(),
         local=local or None,
         dimensions=dimensions,
@@ -232,9 +232,9 @@ def index(
     """Index texts, for `ask` and `search`; run again, it pays only for what is new."""
     screen = Screen(quiet=as_json)
     texts = corpora.load(path, limit)
-    shelf = Shelf(store)
+    indexes = Indexes(store)
     with session(
-        lambda endpoint: shelf.place(path, texts.name, endpoint),
+        lambda endpoint: indexes.place(path, texts.name, endpoint),
         framework.names(),
         local=local or None,
         dimensions=dimensions,
@@ -302,7 +302,7 @@ def _ask(
     answer: bool,
 ) -> None:
     screen = Screen(quiet=as_json)
-    chosen = Shelf(store).find(index)
+    chosen = Indexes(store).find(index)
     _check_chat(chat_model, embedded=chosen.about().local_model is not None)
     with reopened(chosen, framework.names() if framework else ()) as opened:
         chat = _chat(chat_model, opened) if answer else None
@@ -405,7 +405,7 @@ def _source(corpus: str) -> str:
 
 def _keywords(documents: Sequence[corpora.Document]) -> Keywords:
     with needed("BM25", "bm25s", "Stemmer", install="bm25s[stem]"):
-        from nexusflow_integrations.rag.keywords import Keywords
+        from nexusflow_integrations.cli.rag.keywords import Keywords
     return Keywords(documents)
 
 

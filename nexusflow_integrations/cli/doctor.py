@@ -19,8 +19,8 @@ from nexusflow_integrations._core.settings import (
     resolve_base_url,
 )
 from nexusflow_integrations.cli.exits import explain
+from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
 from nexusflow_integrations.errors import ConfigurationError
-from nexusflow_integrations.rag.endpoint import Endpoint, has_key, open_endpoint
 
 _PACKAGES = {
     "LangChain": ("langchain-core", "langchain-chroma"),

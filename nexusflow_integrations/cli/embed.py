@@ -24,10 +24,10 @@ from nexusflow_integrations.cli.options import (
     print_json,
 )
 from nexusflow_integrations.cli.options import budget as read_budget
+from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
 from nexusflow_integrations.cli.screen import Embedding, Screen
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import InvalidInputError, NexusFlowError
-from nexusflow_integrations.rag.endpoint import Endpoint, has_key, open_endpoint
 
 __all__ = ["embed"]
 

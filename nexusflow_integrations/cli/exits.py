@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 
 from nexusflow_integrations._core.unavailable import StoreUnavailable
+from nexusflow_integrations.cli.rag.corpus import CorpusError
+from nexusflow_integrations.cli.rag.indexes import UnusableIndexError
+from nexusflow_integrations.cli.rag.session import ChatError
 from nexusflow_integrations.errors import (
     AuthenticationError,
     ConfigurationError,
     NexusFlowError,
     PermissionDeniedError,
 )
-from nexusflow_integrations.rag.corpus import CorpusError
-from nexusflow_integrations.rag.session import ChatError
-from nexusflow_integrations.rag.shelf import ShelfError
 
 FAILED = 1
 USAGE = 2
@@ -33,7 +33,7 @@ _SPEAK_FOR_THEMSELVES = (
     NexusFlowError,
     UsageProblem,
     CorpusError,
-    ShelfError,
+    UnusableIndexError,
     ChatError,
     StoreUnavailable,
     ImportError,

@@ -15,12 +15,12 @@ from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli import rows
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.options import JsonOption, LocalOption, StoreOption, print_json
+from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
+from nexusflow_integrations.cli.rag.indexes import Indexes
+from nexusflow_integrations.cli.rag.questions import QUESTIONS
+from nexusflow_integrations.cli.rag.session import reopened
 from nexusflow_integrations.cli.screen import Screen
 from nexusflow_integrations.errors import ConfigurationError
-from nexusflow_integrations.rag.endpoint import Endpoint, open_endpoint
-from nexusflow_integrations.rag.questions import QUESTIONS
-from nexusflow_integrations.rag.session import reopened
-from nexusflow_integrations.rag.shelf import Shelf
 
 if TYPE_CHECKING:
     from chromadb.api.models.Collection import Collection
@@ -89,7 +89,7 @@ def report(
     opening = (
         _from_path(path, collection, asked, local)
         if path is not None
-        else _from_shelf(store, collection, asked)
+        else _from_index(store, collection, asked)
     )
     with opening as (found, function, chosen, title), screen.waiting(f"reading {title} …"):
         done = write_report(
@@ -145,12 +145,12 @@ def _from_path(
 
 
 @contextmanager
-def _from_shelf(
+def _from_index(
     store: Path | None, name: str | None, asked: Sequence[Question] | None
 ) -> Iterator[_Opened]:
     from nexusflow_integrations.report import Question
 
-    index = Shelf(store).find(name)
+    index = Indexes(store).find(name)
     about = index.about()
     collection = _chroma(index.chroma).get_collection(about.frameworks[0], embedding_function=None)
     if asked is None and about.corpus == "stdlib":

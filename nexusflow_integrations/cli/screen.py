@@ -17,12 +17,12 @@ from rich.text import Text
 
 from nexusflow_integrations._core.cache.upkeep import CacheInfo, Pruned
 from nexusflow_integrations._core.usage import Price, Usage
-from nexusflow_integrations.rag.answer import Quote
-from nexusflow_integrations.rag.corpus import Corpus
-from nexusflow_integrations.rag.endpoint import Endpoint
-from nexusflow_integrations.rag.pipeline import FRAMEWORKS, Passage
-from nexusflow_integrations.rag.session import CUTS, Filled, Found, agree
-from nexusflow_integrations.rag.shelf import Index
+from nexusflow_integrations.cli.rag.answer import Quote
+from nexusflow_integrations.cli.rag.corpus import Corpus
+from nexusflow_integrations.cli.rag.endpoint import Endpoint
+from nexusflow_integrations.cli.rag.indexes import Index
+from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Passage
+from nexusflow_integrations.cli.rag.session import CUTS, Filled, Found, agree
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.call.estimate import Estimate

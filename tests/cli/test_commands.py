@@ -311,7 +311,7 @@ def test_a_missing_package_ends_in_3(
 def test_a_missing_bm25_ends_in_3_before_anything_is_embedded(
     nexusflow: Command, service: LocalServer, zoo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "nexusflow_integrations.rag.keywords", raising=False)
+    monkeypatch.delitem(sys.modules, "nexusflow_integrations.cli.rag.keywords", raising=False)
     monkeypatch.setitem(sys.modules, "Stemmer", None)
     assert "pip install" in nexusflow.sentence("demo", "-c", str(zoo), "--bm25", code=3)
     assert service.stats.requests == 0
@@ -323,7 +323,7 @@ def test_an_error_that_nobody_foresaw_is_one_sentence_too(
     def explode(*_: object) -> None:
         raise ZeroDivisionError("by\nnothing")
 
-    monkeypatch.setattr("nexusflow_integrations.rag.corpus.load", explode)
+    monkeypatch.setattr("nexusflow_integrations.cli.rag.corpus.load", explode)
     said = nexusflow.sentence("demo", code=1)
     assert said == "ZeroDivisionError: by nothing (NEXUSFLOW_DEBUG=1 shows where)"
 

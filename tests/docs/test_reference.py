@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "nexusflow_integrations"
-NOT_FOR_IMPORT = {"cli", "rag"}
+NOT_FOR_IMPORT = {"cli"}
 """The command, and what only the command and the examples use."""
 
 

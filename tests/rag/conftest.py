@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from nexusflow_integrations.cli.rag.corpus import Corpus, stdlib
+from nexusflow_integrations.cli.rag.endpoint import Endpoint
+from nexusflow_integrations.cli.rag.indexes import Index
+from nexusflow_integrations.cli.rag.keywords import Keywords
+from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Pipeline, open_pipeline
+from nexusflow_integrations.cli.rag.session import Filled, Session, session
 from nexusflow_integrations.local import LocalServer
-from nexusflow_integrations.rag.corpus import Corpus, stdlib
-from nexusflow_integrations.rag.endpoint import Endpoint
-from nexusflow_integrations.rag.keywords import Keywords
-from nexusflow_integrations.rag.pipeline import FRAMEWORKS, Pipeline, open_pipeline
-from nexusflow_integrations.rag.session import Filled, Session, session
-from nexusflow_integrations.rag.shelf import Index
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from nexusflow_integrations import NexusFlow
-from nexusflow_integrations.rag.answer import numbered, quote
-from nexusflow_integrations.rag.endpoint import Endpoint
-from nexusflow_integrations.rag.pipeline import FRAMEWORKS, Chat, Passage, Pipeline
-from nexusflow_integrations.rag.questions import Question
-from nexusflow_integrations.rag.session import ChatError, Found, Session, agree, hit_rates
-from nexusflow_integrations.rag.shelf import Index
+from nexusflow_integrations.cli.rag.answer import numbered, quote
+from nexusflow_integrations.cli.rag.endpoint import Endpoint
+from nexusflow_integrations.cli.rag.indexes import Index
+from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Chat, Passage, Pipeline
+from nexusflow_integrations.cli.rag.questions import Question
+from nexusflow_integrations.cli.rag.session import ChatError, Found, Session, agree, hit_rates
 
 from .chat_server import ChatServer
 

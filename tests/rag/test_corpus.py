@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from nexusflow_integrations.rag import corpus
-from nexusflow_integrations.rag.corpus import CorpusError, Document
+from nexusflow_integrations.cli.rag import corpus
+from nexusflow_integrations.cli.rag.corpus import CorpusError, Document
 
 
 def test_the_standard_library_gives_500_distinct_docstrings_in_a_fixed_order() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nexusflow_integrations.rag.corpus import Document
-from nexusflow_integrations.rag.keywords import Keywords
+from nexusflow_integrations.cli.rag.corpus import Document
+from nexusflow_integrations.cli.rag.keywords import Keywords
 
 DOCUMENTS = [
     Document("difflib.unified_diff: Compare two sequences of lines.", "difflib.unified_diff"),

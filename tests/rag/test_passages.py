@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexusflow_integrations.rag.passages import cut, first_part, sentences
+from nexusflow_integrations.cli.rag.passages import cut, first_part, sentences
 
 
 def test_sentences_end_at_stops_of_english_and_chinese() -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from nexusflow_integrations import NexusFlow
+from nexusflow_integrations.cli.rag.corpus import Document
+from nexusflow_integrations.cli.rag.endpoint import Endpoint
+from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Pipeline, fill, open_pipeline
+from nexusflow_integrations.cli.rag.session import Meter
 from nexusflow_integrations.local import LocalServer
-from nexusflow_integrations.rag.corpus import Document
-from nexusflow_integrations.rag.endpoint import Endpoint
-from nexusflow_integrations.rag.pipeline import FRAMEWORKS, Pipeline, fill, open_pipeline
-from nexusflow_integrations.rag.session import Meter
 
 Open = Callable[..., Pipeline]
 DOCUMENTS = [

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from nexusflow_integrations.rag.corpus import Corpus
-from nexusflow_integrations.rag.keywords import Keywords
-from nexusflow_integrations.rag.pipeline import FRAMEWORKS
-from nexusflow_integrations.rag.questions import QUESTIONS
-from nexusflow_integrations.rag.session import Filled, Session, agree, hit_rates
+from nexusflow_integrations.cli.rag.corpus import Corpus
+from nexusflow_integrations.cli.rag.keywords import Keywords
+from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS
+from nexusflow_integrations.cli.rag.questions import QUESTIONS
+from nexusflow_integrations.cli.rag.session import Filled, Session, agree, hit_rates
 
 Real = tuple[Session, dict[str, Filled]]
 ENGLISH = [question for question in QUESTIONS if question.language == "en"]

@@ -19,10 +19,10 @@ FRAMEWORKS = {
     *("langchain_core", "langchain_chroma", "llama_index", "chromadb", "typer", "rich"),
     *("ray", "haystack", "lancedb", "llm", "pydantic_ai"),
 }
-DOORS = {"cli", "rag", "report"}
+COMMANDS = {"cli", "report"}
 ADAPTERS = {path.stem for path in PACKAGE.glob("[!_]*") if not path.name.startswith("py.")} - {
     *("client", "errors", "local"),
-    *DOORS,
+    *COMMANDS,
 }
 PUBLIC = ["", *sorted({"client", "errors", "cli", "local", "report"} | ADAPTERS)]
 
@@ -71,7 +71,7 @@ def test_the_local_server_imports_nothing_of_the_client(path: Path) -> None:
 def test_nothing_that_a_library_user_imports_imports_a_command() -> None:
     library = [PACKAGE / "client.py", PACKAGE / "errors.py", *_files("_core"), *_files("local")]
     library += [path for name in ADAPTERS for path in _files(name)]
-    assert not [path for path in library if _ours(path) & DOORS]
+    assert not [path for path in library if _ours(path) & COMMANDS]
 
 
 def test_the_root_imports_no_framework_and_nothing_heavy() -> None:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import bm25s
 import Stemmer
 
-from nexusflow_integrations.rag.corpus import Document
-from nexusflow_integrations.rag.pipeline import Passage
+from nexusflow_integrations.cli.rag.corpus import Document
+from nexusflow_integrations.cli.rag.pipeline import Passage
 
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 

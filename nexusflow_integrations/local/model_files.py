@@ -19,7 +19,7 @@ class ModelFileError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class CarriedFile:
+class ModelFile:
     """One file inside an installed distribution.
 
     Args:

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
-from nexusflow_integrations.rag.passages import cut, first_part
+from nexusflow_integrations.cli.rag.passages import cut, first_part
 
 # fmt: off
 EVERYDAY = (

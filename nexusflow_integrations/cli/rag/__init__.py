@@ -7,7 +7,7 @@
   small file each, written as one would write it with that framework alone.
 - `answer`: an answer from the passages found: quoted, or written by a chat model.
 - `endpoint`: the service where there is a key, else the embedded server.
-- `shelf`: indexes on disk, so that a second run pays nothing.
+- `indexes`: indexes on disk, so that a second run pays nothing.
 
 Importing this package imports none of them.
 """

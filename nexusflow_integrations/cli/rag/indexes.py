@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nexusflow_integrations._core.cache.file import default_path
-from nexusflow_integrations.rag.endpoint import Endpoint
+from nexusflow_integrations.cli.rag.endpoint import Endpoint
 
 _ABOUT = "index.json"
 
 
-class ShelfError(Exception):
+class UnusableIndexError(Exception):
     """There is no such index; the message is one sentence."""
 
 
@@ -52,7 +52,7 @@ class Index:
 
     @property
     def name(self) -> str:
-        """What it is called on the shelf, such as ``stdlib@minilm-use-gated``."""
+        """Its name, such as ``stdlib@minilm-use-gated``."""
         return self.directory.name
 
     @property
@@ -64,13 +64,13 @@ class Index:
         """Return what it holds.
 
         Raises:
-            ShelfError: It was never finished, or its description is damaged.
+            UnusableIndexError: It was never finished, or its description is damaged.
         """
         try:
             found = json.loads((self.directory / _ABOUT).read_text("utf-8"))
             return About(**{**found, "frameworks": tuple(found["frameworks"])})
         except (OSError, ValueError, TypeError, KeyError):
-            raise ShelfError(
+            raise UnusableIndexError(
                 f"the index {self.name!r} is unfinished or damaged: index it again"
             ) from None
 
@@ -94,7 +94,7 @@ class Index:
                 part.unlink(missing_ok=True)
 
 
-class Shelf:
+class Indexes:
     """The indexes under one folder; by default in the user's cache folder."""
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -125,11 +125,11 @@ class Shelf:
         """Return the index whose name is, or begins with, ``name``; ``None``: the one used last.
 
         Raises:
-            ShelfError: There is none, or several.
+            UnusableIndexError: There is none, or several.
         """
         indexes = self.all()
         if not indexes:
-            raise ShelfError(
+            raise UnusableIndexError(
                 "there is no index yet: run `nexusflow demo` or `nexusflow index FOLDER` first"
             )
         if name is None:
@@ -140,4 +140,4 @@ class Shelf:
             return alike[0]
         names = ", ".join(index.name for index in (alike or indexes))
         problem = "several indexes are called" if alike else "no index is called"
-        raise ShelfError(f"{problem} {name!r}; there are {names}")
+        raise UnusableIndexError(f"{problem} {name!r}; there are {names}")

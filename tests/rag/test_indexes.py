@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
+from nexusflow_integrations.cli.rag.indexes import About, Index, Indexes, UnusableIndexError
+from nexusflow_integrations.cli.rag.session import reopened
 from nexusflow_integrations.errors import ConfigurationError
-from nexusflow_integrations.rag.endpoint import Endpoint, open_endpoint
-from nexusflow_integrations.rag.session import reopened
-from nexusflow_integrations.rag.shelf import About, Index, Shelf, ShelfError
 
 SERVICE = Endpoint("https://nexusflow.vip/v1", "sk-air-secret")
 
@@ -30,18 +30,18 @@ def about(**changes: object) -> About:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path)
+def indexes(tmp_path: Path) -> Indexes:
+    return Indexes(tmp_path)
 
 
-def stand(shelf: Shelf, name: str, used: int) -> Index:
-    index = Index(shelf.folder / name)
+def stand(indexes: Indexes, name: str, used: int) -> Index:
+    index = Index(indexes.folder / name)
     index.describe(about())
     os.utime(index.directory / "index.json", (used, used))
     return index
 
 
-def test_models_sizes_and_hosts_have_indexes_of_their_own(shelf: Shelf) -> None:
+def test_models_sizes_and_hosts_have_indexes_of_their_own(indexes: Indexes) -> None:
     endpoints = [
         SERVICE,
         Endpoint(SERVICE.base_url, "k", 512),
@@ -49,7 +49,7 @@ def test_models_sizes_and_hosts_have_indexes_of_their_own(shelf: Shelf) -> None:
         Endpoint("http://127.0.0.1:1/v1", "k", None, "minilm-use-gated"),
         Endpoint("http://127.0.0.1:1/v1", "k", None, "hash"),
     ]
-    names = [shelf.place("stdlib", "stdlib", item).name for item in endpoints]
+    names = [indexes.place("stdlib", "stdlib", item).name for item in endpoints]
     assert names == [
         "stdlib@nexusflow.vip",
         "stdlib@nexusflow.vip-512",
@@ -59,58 +59,60 @@ def test_models_sizes_and_hosts_have_indexes_of_their_own(shelf: Shelf) -> None:
     ]
 
 
-def test_the_port_of_the_embedded_server_does_not_matter(shelf: Shelf) -> None:
+def test_the_port_of_the_embedded_server_does_not_matter(indexes: Indexes) -> None:
     one, two = (
-        shelf.place("stdlib", "stdlib", Endpoint(f"http://127.0.0.1:{port}/v1", "k", None, "use"))
+        indexes.place("stdlib", "stdlib", Endpoint(f"http://127.0.0.1:{port}/v1", "k", None, "use"))
         for port in (1, 2)
     )
     assert one == two
 
 
-def test_folders_of_one_name_have_indexes_of_their_own(shelf: Shelf, tmp_path: Path) -> None:
+def test_folders_of_one_name_have_indexes_of_their_own(indexes: Indexes, tmp_path: Path) -> None:
     one, two = (
-        shelf.place(str(tmp_path / parent / "docs"), "docs", SERVICE).name for parent in "ab"
+        indexes.place(str(tmp_path / parent / "docs"), "docs", SERVICE).name for parent in "ab"
     )
     assert one != two
     assert one.startswith("docs-")
 
 
-def test_the_latest_is_found_first_and_use_makes_it_the_latest(shelf: Shelf) -> None:
-    stand(shelf, "old@x", 1_000)
-    stand(shelf, "new@x", 2_000)
-    assert shelf.find().name == "new@x"
-    shelf.find("old").touch()
-    assert shelf.find().name == "old@x"
+def test_the_latest_is_found_first_and_use_makes_it_the_latest(indexes: Indexes) -> None:
+    stand(indexes, "old@x", 1_000)
+    stand(indexes, "new@x", 2_000)
+    assert indexes.find().name == "new@x"
+    indexes.find("old").touch()
+    assert indexes.find().name == "old@x"
 
 
-def test_a_name_may_be_shortened_as_long_as_it_is_one(shelf: Shelf) -> None:
-    stand(shelf, "docs-aaa@x", 1)
-    stand(shelf, "docs-bbb@x", 2)
-    stand(shelf, "docs", 3)
-    assert shelf.find("docs-a").name == "docs-aaa@x"
-    assert shelf.find("docs").name == "docs"
-    with pytest.raises(ShelfError, match="several indexes are called 'docs-'"):
-        shelf.find("docs-")
-    with pytest.raises(ShelfError, match="no index is called 'x'; there are"):
-        shelf.find("x")
+def test_a_name_may_be_shortened_as_long_as_it_is_one(indexes: Indexes) -> None:
+    stand(indexes, "docs-aaa@x", 1)
+    stand(indexes, "docs-bbb@x", 2)
+    stand(indexes, "docs", 3)
+    assert indexes.find("docs-a").name == "docs-aaa@x"
+    assert indexes.find("docs").name == "docs"
+    with pytest.raises(UnusableIndexError, match="several indexes are called 'docs-'"):
+        indexes.find("docs-")
+    with pytest.raises(UnusableIndexError, match="no index is called 'x'; there are"):
+        indexes.find("x")
 
 
-def test_an_empty_shelf_says_how_to_fill_it(shelf: Shelf) -> None:
-    with pytest.raises(ShelfError, match="nexusflow index FOLDER"):
-        shelf.find()
+def test_an_empty_shelf_says_how_to_fill_it(indexes: Indexes) -> None:
+    with pytest.raises(UnusableIndexError, match="nexusflow index FOLDER"):
+        indexes.find()
 
 
-def test_a_description_survives_the_disk_and_a_damaged_one_is_said_to_be(shelf: Shelf) -> None:
-    index = stand(shelf, "a@x", 1)
+def test_a_description_survives_the_disk_and_a_damaged_one_is_said_to_be(
+    indexes: Indexes,
+) -> None:
+    index = stand(indexes, "a@x", 1)
     assert index.about() == about()
     assert not list(index.directory.glob("index.json.*"))
     (index.directory / "index.json").write_text('{"corpus": 3}')
-    with pytest.raises(ShelfError, match="unfinished or damaged"):
+    with pytest.raises(UnusableIndexError, match="unfinished or damaged"):
         index.about()
 
 
-def test_removing_an_index_leaves_other_files_of_its_folder_alone(shelf: Shelf) -> None:
-    index = stand(shelf, "a@x", 1)
+def test_removing_an_index_leaves_other_files_of_its_folder_alone(indexes: Indexes) -> None:
+    index = stand(indexes, "a@x", 1)
     index.chroma.mkdir()
     (index.chroma / "chroma.sqlite3").write_text("")
     (index.directory / "mine.txt").write_text("keep")
@@ -120,11 +122,11 @@ def test_removing_an_index_leaves_other_files_of_its_folder_alone(shelf: Shelf) 
 
 
 def test_what_an_index_says_never_decides_where_the_key_goes(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    indexes: Indexes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-secret")
     monkeypatch.delenv("NEXUSFLOW_BASE_URL", raising=False)
-    index = stand(shelf, "a@x", 1)
+    index = stand(indexes, "a@x", 1)
     index.describe(about(base_url="https://evil.example/v1"))
     with (
         pytest.raises(ConfigurationError, match=r"was made at https://evil\.example/v1"),
@@ -133,8 +135,8 @@ def test_what_an_index_says_never_decides_where_the_key_goes(
         pytest.fail("it was opened")
 
 
-def test_a_framework_that_an_index_was_not_filled_through_is_refused(shelf: Shelf) -> None:
-    index = stand(shelf, "a@x", 1)
+def test_a_framework_that_an_index_was_not_filled_through_is_refused(indexes: Indexes) -> None:
+    index = stand(indexes, "a@x", 1)
     with (
         pytest.raises(ConfigurationError, match="not filled through langchain, only through chro"),
         reopened(index, ["langchain"]),

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nexusflow_integrations.cli.rag.passages import sentences
+from nexusflow_integrations.cli.rag.pipeline import Passage
 from nexusflow_integrations.client import NexusFlow
-from nexusflow_integrations.rag.passages import sentences
-from nexusflow_integrations.rag.pipeline import Passage
 
 INSTRUCTIONS = (
     "Answer the question from the numbered passages alone. After each statement name the passages"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nexusflow_integrations._core.needed import needed
-from nexusflow_integrations.rag.answer import INSTRUCTIONS, numbered
-from nexusflow_integrations.rag.corpus import Document
-from nexusflow_integrations.rag.pipeline import Chat, Passage
+from nexusflow_integrations.cli.rag.answer import INSTRUCTIONS, numbered
+from nexusflow_integrations.cli.rag.corpus import Document
+from nexusflow_integrations.cli.rag.pipeline import Chat, Passage
 
 
 class LlamaIndexPipeline:

@@ -12,12 +12,11 @@ from threading import Lock
 from nexusflow_integrations._core.request.failures import clean
 from nexusflow_integrations._core.settings import resolve_base_url
 from nexusflow_integrations._core.usage import Usage
-from nexusflow_integrations.client import NexusFlow
-from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
-from nexusflow_integrations.rag.answer import Quote, quote
-from nexusflow_integrations.rag.corpus import Corpus, Document
-from nexusflow_integrations.rag.endpoint import Endpoint, open_endpoint
-from nexusflow_integrations.rag.pipeline import (
+from nexusflow_integrations.cli.rag.answer import Quote, quote
+from nexusflow_integrations.cli.rag.corpus import Corpus, Document
+from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
+from nexusflow_integrations.cli.rag.indexes import About, Index
+from nexusflow_integrations.cli.rag.pipeline import (
     FRAMEWORKS,
     Chat,
     Passage,
@@ -25,8 +24,9 @@ from nexusflow_integrations.rag.pipeline import (
     fill,
     open_pipeline,
 )
-from nexusflow_integrations.rag.questions import Question
-from nexusflow_integrations.rag.shelf import About, Index
+from nexusflow_integrations.cli.rag.questions import Question
+from nexusflow_integrations.client import NexusFlow
+from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 _AT_ONCE_LOCAL = 40
 _AT_ONCE = 160
