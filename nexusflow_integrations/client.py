@@ -236,7 +236,10 @@ class NexusFlow:
         with self._recorded(ledger):
             report = None if progress is None else told.put
             lists = self._wants_lists and not (single or collect)
-            background, work = self._call(texts, role, single, ledger, None, report, lists=lists)
+            urgent = single or role == "query"
+            background, work = self._start(
+                texts, ledger, urgent=urgent, on_progress=report, lists=lists
+            )
             errand = Errand(background, work, told.put)
             try:
                 while isinstance(news := told.get(), int):
@@ -295,7 +298,10 @@ class NexusFlow:
         with self._recorded(ledger):
             reporting = report if progress else None
             lists = self._wants_lists and not (single or collect)
-            background, work = self._call(texts, role, single, ledger, loop, reporting, lists=lists)
+            urgent = single or role == "query"
+            background, work = self._start(
+                texts, ledger, urgent=urgent, loop=loop, on_progress=reporting, lists=lists
+            )
             gathered = await asyncio.wrap_future(background.submit(work))
             return gathered.result(ledger.snapshot(self._price), single=single, collect=collect)
 
@@ -422,7 +428,9 @@ class NexusFlow:
     ) -> _Flight:
         ledger = Ledger()
         if slab.texts:
-            background, work = self._call(slab.texts, role, False, ledger, loop, None, stop)
+            background, work = self._start(
+                slab.texts, ledger, urgent=role == "query", loop=loop, stop=stop
+            )
             future = background.submit(work)
         else:
             from nexusflow_integrations._core.call.results import Gathered
@@ -585,7 +593,7 @@ class NexusFlow:
             twin._spent = replace(self._spent)
         return twin
 
-    # -- for adapters: these three, and `_call`, `_recorded`, `_price`, `_cache` ---------------
+    # -- for adapters: these three, and `_start`, `_recorded`, `_price`, `_cache` ---------------
 
     def _want_lists(self) -> None:
         """Have lists of floats made while requests are out: ``tolist`` then finds them done."""
@@ -640,33 +648,32 @@ class NexusFlow:
         empty.usage = usage
         return empty
 
-    def _call(
+    def _start(
         self,
         texts: list[str],
-        role: Role,
-        single: bool,
         ledger: Ledger,
-        loop: asyncio.AbstractEventLoop | None,
-        on_progress: Callable[[int], object] | None,
-        stop: Stop | None = None,
+        *,
+        urgent: bool,
+        loop: asyncio.AbstractEventLoop | None = None,
+        on_progress: Callable[[int], object] | None = None,
         lists: bool = False,
+        stop: Stop | None = None,
     ) -> tuple[BackgroundLoop, Coroutine[Any, Any, Gathered]]:
+        """Return the work of a call that comes from ``loop``, or from a thread without one."""
         # Imported here: building a client, and importing an adapter, should cost next to nothing.
-        from nexusflow_integrations._core.call.engine import Request, engine
+        from nexusflow_integrations._core.call.engine import engine
+        from nexusflow_integrations._core.request.exchange import Call, LearntSize
 
         if self._key is None:
             self._key = resolve_api_key()
         if self._size is None:
-            from nexusflow_integrations._core.request.exchange import LearntSize
-
             self._size = LearntSize()
-        background, running = engine()
-        request = Request(
+        call = Call(
             texts=texts,
             settings=self._settings,
             key=self._key,
             ledger=ledger,
-            urgent=single or role == "query",
+            urgent=urgent,
             purse=self._purse,
             size=self._size,
             http_client=self._http_client if loop is None else None,
@@ -675,10 +682,10 @@ class NexusFlow:
             on_progress=on_progress,
             cache=self._cache,
             pacer=self._pacer,
-            stop=stop,
             lists=lists,
         )
-        return background, running.embed(request)
+        background, running = engine()
+        return background, running.embed(call, stop)
 
 
 class _Recorded(AbstractContextManager[None]):

@@ -455,8 +455,8 @@ class _Client(NexusFlow):
     """A client whose calls of one batch can be waited for together, from a thread or a loop."""
 
     def launch(self, flight: _Flight, loop: Loop | None, stop: Stop) -> Future[Gathered]:
-        background, work = self._call(
-            flight.texts, "document", False, flight.ledger, loop, None, stop
+        background, work = self._start(
+            flight.texts, flight.ledger, urgent=False, loop=loop, stop=stop
         )
         return background.submit(work)
 

@@ -111,13 +111,13 @@ def script(*outcomes: Answer | TransportFault | None) -> Server:
 
 def call(clock: Clock | None = None, lane: Lane | None = None, **options: Any) -> Call:
     """A call with sink, ledger and lane of its own; ``options`` go to `Call` or its settings."""
-    ours = {
-        name: options.pop(name) for name in ("purse", "until", "size", "urgent") if name in options
-    }
+    ours = {name: options.pop(name) for name in ("purse", "size", "urgent") if name in options}
+    until = options.pop("until", float("inf"))
     settings = Settings(base_url="https://hand.invalid/v1", **options)
-    clock = clock or Clock()
-    lane = lane or Lane(settings, clock)
-    return Call(settings=settings, key=ApiKey(KEY), lane=lane, sink=Sink(), ledger=Ledger(), **ours)
+    made = Call(texts=(), settings=settings, key=ApiKey(KEY), ledger=Ledger(), **ours)
+    made.lane = lane or Lane(settings, clock or Clock())
+    made.sink, made.until = Sink(), until
+    return made
 
 
 def items(texts: Sequence[str]) -> list[Item]:

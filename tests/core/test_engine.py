@@ -14,12 +14,12 @@ from nexusflow_integrations._core.call.background import background_loop
 from nexusflow_integrations._core.call.engine import (
     MOST_SENDERS,
     Engine,
-    Request,
 )
 from nexusflow_integrations._core.call.job import DRAIN, Stop, StoppedElsewhere
 from nexusflow_integrations._core.call.results import Gathered
 from nexusflow_integrations._core.call.sources import DirectSource
 from nexusflow_integrations._core.request.batching import Batch
+from nexusflow_integrations._core.request.exchange import Call
 from nexusflow_integrations._core.request.transport import Sender
 from nexusflow_integrations._core.request.wire import Answer, TransportFault
 from nexusflow_integrations._core.settings import ApiKey, Settings
@@ -70,13 +70,13 @@ def engine_over(*senders: Sender) -> Engine:
     return engine
 
 
-def request(texts: list[str], *, stop: Stop | None = None, **settings: Any) -> Request:
-    told = Settings(base_url="https://hand.invalid/v1", dimensions=SIZE, **settings)
-    return Request(texts, told, ApiKey(KEY), Ledger(), stop=stop)
+def call_of(texts: list[str], **options: Any) -> Call:
+    settings = Settings(base_url="https://hand.invalid/v1", dimensions=SIZE, **options)
+    return Call(texts=texts, settings=settings, key=ApiKey(KEY), ledger=Ledger())
 
 
 def embed(server: Server, texts: list[str], **settings: Any) -> Gathered:
-    work = engine_over(server).embed(request(texts, **settings))
+    work = engine_over(server).embed(call_of(texts, **settings))
     return asyncio.run(asyncio.wait_for(work, 60))
 
 
@@ -133,7 +133,7 @@ def test_texts_left_over_by_a_call_that_failed_are_sent_together_too() -> None:
         engine = engine_over(server, refusing, server)
 
         def call(texts: list[str], **settings: Any) -> asyncio.Task[Gathered]:
-            return asyncio.create_task(engine.embed(request(texts, **settings)))
+            return asyncio.create_task(engine.embed(call_of(texts, **settings)))
 
         await call(["text 0"])  # opens the window of 16, of which the first call takes 4
         server.requests = 0
@@ -158,7 +158,7 @@ def test_progress_hears_of_all_that_was_finished_before_a_call_failed() -> None:
     refused = no(400, "data_inspection_failed", "inappropriate content")
     server = Server(answers={1: refused, 3: WRONG_KEY})
     heard: list[int] = []
-    told = request(TEXTS[:10])
+    told = call_of(TEXTS[:10])
     told.on_progress = heard.append
     with pytest.raises(NexusFlowError) as failure:
         asyncio.run(engine_over(server).embed(told))
@@ -198,7 +198,7 @@ def test_a_stop_while_requests_are_being_added_waits_for_none_that_was_added_sin
 
     async def run() -> None:
         stop = Stop()
-        call = asyncio.create_task(engine_over(Server()).embed(request(TEXTS, stop=stop)))
+        call = asyncio.create_task(engine_over(Server()).embed(call_of(TEXTS), stop))
         for _ in range(8):
             await asyncio.sleep(0)
         stop.request()
@@ -212,7 +212,7 @@ def test_calls_with_headers_of_their_own_leave_no_more_than_some_senders() -> No
     async def run() -> int:
         engine = Engine(background_loop())
         for number in range(200):
-            told = request(["a"], default_headers={"X-Trace": str(number)})
+            told = call_of(["a"], default_headers={"X-Trace": str(number)})
             sender = engine._sender(told)
             assert sender._headers["x-trace"] == str(number)  # type: ignore[attr-defined]
         await engine._pool.close()

@@ -10,9 +10,8 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, background_loop
 from nexusflow_integrations._core.call.coalescing import Flights
@@ -29,7 +28,6 @@ from nexusflow_integrations._core.request.batching import max_tokens, plan_batch
 from nexusflow_integrations._core.request.endpoint import Lane
 from nexusflow_integrations._core.request.exchange import (
     Call,
-    LearntSize,
     Stopped,
 )
 from nexusflow_integrations._core.request.transport import (
@@ -42,7 +40,6 @@ from nexusflow_integrations._core.request.transport import (
     proxy_for,
 )
 from nexusflow_integrations._core.settings import ApiKey, Settings
-from nexusflow_integrations._core.usage import Ledger, Purse
 from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 
 if TYPE_CHECKING:
@@ -54,27 +51,6 @@ Headers = tuple[tuple[str, str], ...]
 
 MOST_SENDERS = 64
 """Senders that are kept made up; a client may give each of its calls headers of its own."""
-
-
-@dataclass(eq=False)
-class Request:
-    """One call as the client hands it over."""
-
-    texts: Sequence[str]
-    settings: Settings
-    key: ApiKey
-    ledger: Ledger
-    urgent: bool = False
-    purse: Purse | None = None
-    size: LearntSize | None = None
-    http_client: Any = None
-    async_http_client: Any = None
-    client_loop: asyncio.AbstractEventLoop | None = None
-    on_progress: Callable[[int], object] | None = None
-    cache: str | RedisAddress | None = None
-    pacer: SharedLimits | None = None
-    stop: Stop | None = None
-    lists: bool = False
 
 
 class Engine:
@@ -116,10 +92,10 @@ class Engine:
         pacer = LeasedPacer(shared, self._pacing[lane].submit, lane.gate.pump)
         lane.use_pacer(pacer, paced_by=shared)
 
-    def _flights_of(self, request: Request) -> Flights:
-        """Return the flights that a call may join: same vectors, same payer, same store."""
-        told = request.settings
-        name = (told.base_url, told.model, told.dimensions, request.key.reveal(), request.cache)
+    def _flights_of(self, call: Call) -> Flights:
+        """Return the flights that ``call`` may join: same vectors, same payer, same store."""
+        told = call.settings
+        name = (told.base_url, told.model, told.dimensions, call.key.reveal(), call.cache)
         flights = self._flights.get(name)
         if flights is None:
             flights = self._flights[name] = Flights()
@@ -151,14 +127,14 @@ class Engine:
         keys = {key(text): text for text in texts}
         return {keys[found] for found in await cache.present(list(keys))}
 
-    def _sender(self, request: Request) -> Sender:
-        url, key = request.settings.base_url, request.key.reveal()
-        headers = tuple(request.settings.default_headers.items())
-        if request.http_client is not None:
-            return HttpxSender(request.http_client, _target(url, key, headers))
-        if request.async_http_client is not None and request.client_loop is not None:
+    def _sender(self, call: Call) -> Sender:
+        url, key = call.settings.base_url, call.key.reveal()
+        headers = tuple(call.settings.default_headers.items())
+        if call.http_client is not None:
+            return HttpxSender(call.http_client, _target(url, key, headers))
+        if call.async_http_client is not None and call.client_loop is not None:
             target = _target(url, key, headers)
-            return AsyncHttpxSender(request.async_http_client, request.client_loop, target)
+            return AsyncHttpxSender(call.async_http_client, call.client_loop, target)
         return self._own_sender(url, key, headers, proxy_for(url))
 
     def _make_sender(
@@ -166,48 +142,38 @@ class Engine:
     ) -> AiohttpSender:
         return AiohttpSender(self._pool, _target(base_url, key, headers), proxy)
 
-    async def embed(self, request: Request) -> Gathered:
-        """Embed the texts of ``request``, all of them checked before.
+    async def embed(self, call: Call, stop: Stop | None = None) -> Gathered:
+        """Embed the texts of ``call``, all of them checked before; ``stop`` may end it early.
 
         Raises:
             NexusFlowError: With ``finished`` holding whatever was ready.
         """
-        settings = request.settings
-        lane = self._lane(settings, request.key)
-        lists = RowLists(len(request.texts)) if request.lists else None
-        gathered = Gathered(len(request.texts), request.on_progress, lists=lists)
-        call = Call(
-            settings=settings,
-            key=request.key,
-            lane=lane,
-            sink=gathered,
-            ledger=request.ledger,
-            until=lane.clock() + settings.deadline if settings.deadline else float("inf"),
-            urgent=request.urgent,
-            purse=request.purse,
-            size=request.size or LearntSize(),
-        )
-        request.ledger.texts += len(request.texts)
-        if request.pacer is not None:
-            self._pace_with(lane, request.pacer)
-        send = partial(admit_and_send, call, self._sender(request))
+        settings, ledger = call.settings, call.ledger
+        lane = call.lane = self._lane(settings, call.key)
+        lists = RowLists(len(call.texts)) if call.lists else None
+        gathered = call.sink = Gathered(len(call.texts), call.on_progress, lists=lists)
+        if settings.deadline:
+            call.until = lane.clock() + settings.deadline
+        ledger.texts += len(call.texts)
+        if call.pacer is not None:
+            self._pace_with(lane, call.pacer)
         source: Callable[[Texts], Source] = partial(DirectSource, plan=_plan(settings))
-        if request.cache is not None:
-            cache = self._cache(request.cache)
+        if call.cache is not None:
+            cache = self._cache(call.cache)
             if await self._opened(cache, settings):
                 source = _cached(cache, call, gathered)
-                _share_pace(lane, cache, settings, request.key)
+                _share_pace(lane, cache, settings, call.key)
         job = Job(
             call,
             gathered,
-            send,
-            flights=self._flights_of(request),
+            partial(admit_and_send, call, self._sender(call)),
+            flights=self._flights_of(call),
             source=source,
         )
-        stop = request.stop or Stop()
+        stop = stop or Stop()
         stop.join(job)
         try:
-            await job.run(request.texts)
+            await job.run(call.texts)
         except Stopped:
             stopped = StoppedElsewhere("stopped, because another part of the call failed")
             stopped.finished = gathered.finished()

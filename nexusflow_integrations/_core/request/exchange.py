@@ -15,9 +15,10 @@ later step fails. Errors of ``nexusflow_integrations.errors`` are raised out of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nexusflow_integrations._core.request import retry
 from nexusflow_integrations._core.request.batching import Batch, Item, halves, plan_batches
@@ -52,6 +53,10 @@ from nexusflow_integrations.errors import (
     InvalidResponseError,
     NexusFlowError,
 )
+
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.pace.shared import SharedLimits
+    from nexusflow_integrations._core.redis.address import RedisAddress
 
 logger = logging.getLogger("nexusflow_integrations")
 
@@ -121,25 +126,34 @@ class LearntSize:
     dimensions: int | None = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Call:
-    """What all batches of one call share.
+    """One call: what the client asks for, and, below, what the engine adds when it begins.
 
     ``until`` is the deadline in monotonic seconds. ``stopping`` is set when the call is going to
     fail: what is ``in_flight`` (tasks with a request out) may finish, nothing more is sent.
     """
 
+    texts: Sequence[str]
     settings: Settings
     key: ApiKey
-    lane: Lane
-    sink: Sink
     ledger: Ledger
-    until: float = float("inf")
     urgent: bool = False
     purse: Purse | None = None
     size: LearntSize = field(default_factory=LearntSize)
-    stopping: bool = False
-    in_flight: set[object] = field(default_factory=set)
+    http_client: Any = None
+    async_http_client: Any = None
+    client_loop: AbstractEventLoop | None = None
+    on_progress: Callable[[int], object] | None = None
+    cache: str | RedisAddress | None = None
+    pacer: SharedLimits | None = None
+    lists: bool = False
+
+    lane: Lane = field(init=False)
+    sink: Sink = field(init=False)
+    until: float = field(init=False, default=float("inf"))
+    stopping: bool = field(init=False, default=False)
+    in_flight: set[object] = field(init=False, default_factory=set)
 
 
 class Stopped(Exception):  # noqa: N818 - it never leaves the core

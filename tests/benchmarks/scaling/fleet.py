@@ -255,13 +255,8 @@ class Worker:
             batch = [Item(n, "x", size) for n, size in enumerate(sizes)]
             # Estimates of real corpora were up to 15 % off, in the same direction for all texts.
             billed = int(sum(sizes) * self.chance.uniform(1.0, 1.15))
-            call = Call(
-                self.settings,
-                ApiKey("sk-air-x"),
-                self.lane,
-                Nowhere(),
-                Ledger(),  # type: ignore[arg-type]
-            )
+            call = Call(texts=(), settings=self.settings, key=ApiKey("sk-air-x"), ledger=Ledger())
+            call.lane, call.sink = self.lane, Nowhere()
             try:
                 await drive(exchange(batch, call), partial(self.send, billed))
             except NexusFlowError:
