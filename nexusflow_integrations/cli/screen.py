@@ -330,7 +330,7 @@ class Screen:
         table.add_column("endpoint", header_style="dim", overflow="fold")
         for item in info.models:
             table.add_row(
-                Text(f"{item.model}{' with an instruction' if item.role else ''}", style="bold"),
+                Text(item.model, style="bold"),
                 "server's own" if item.dimensions is None else str(item.dimensions),
                 f"{item.vectors:,}",
                 item.base_url,

@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 from nexusflow_integrations._core.cache.keys import Keyer
 
 short = st.text(st.characters(codec="utf-8"), max_size=6)
-parts = st.tuples(short, short, st.sampled_from([None, 64, 1024]), short, short)
+parts = st.tuples(short, short, st.sampled_from([None, 64, 1024]), short)
 
 
-def key_of(of: tuple[str, str, int | None, str, str]) -> bytes:
-    url, model, dimensions, role, text = of
-    return Keyer(base_url=url, model=model, dimensions=dimensions, role=role)(text)
+def key_of(of: tuple[str, str, int | None, str]) -> bytes:
+    url, model, dimensions, text = of
+    return Keyer(base_url=url, model=model, dimensions=dimensions)(text)
 
 
 @given(parts, parts)
 def test_two_keys_are_equal_only_if_all_that_they_stand_for_is(
-    one: tuple[str, str, int | None, str, str], other: tuple[str, str, int | None, str, str]
+    one: tuple[str, str, int | None, str], other: tuple[str, str, int | None, str]
 ) -> None:
     assert (key_of(one) == key_of(other)) == (one == other)
 
@@ -30,11 +30,11 @@ def test_a_character_that_moves_from_one_part_to_the_next_makes_another_key(
     cuts = st.integers(0, len(joined))
     one, other = data.draw(cuts), data.draw(cuts)
     assume(one != other)
-    assert key_of((joined[:one], joined[one:], None, "", "")) != key_of(
-        (joined[:other], joined[other:], None, "", "")
+    assert key_of((joined[:one], joined[one:], None, "")) != key_of(
+        (joined[:other], joined[other:], None, "")
     )
-    assert key_of(("", "", None, joined[:one], joined[one:])) != key_of(
-        ("", "", None, joined[:other], joined[other:])
+    assert key_of(("", joined[:one], None, joined[one:])) != key_of(
+        ("", joined[:other], None, joined[other:])
     )
 
 
@@ -44,7 +44,7 @@ def test_a_key_is_24_bytes_and_the_same_in_every_run() -> None:
     assert key.hex() == KEY_OF_X
 
 
-KEY_OF_X = "f8265716f88c936d9fa1f9f9bafc7ff9e83a69d9376ce786"
+KEY_OF_X = "0ce7adadedcc68957a85c0f8603212d6b0760ca1053d9432"
 
 
 def test_keys_of_one_kind_share_their_first_bytes_and_of_another_kind_do_not() -> None:
@@ -53,8 +53,6 @@ def test_keys_of_one_kind_share_their_first_bytes_and_of_another_kind_do_not() -
     assert Keyer(base_url="https://a.example/v1", model="m", dimensions=128).prefix != keyer.prefix
 
 
-def test_a_keyer_knows_what_it_stands_for_and_only_whether_there_is_a_role() -> None:
-    keyer = Keyer(base_url="u", model="m", dimensions=None, role="find: ")
+def test_a_keyer_knows_what_it_stands_for() -> None:
+    keyer = Keyer(base_url="u", model="m", dimensions=None)
     assert (keyer.base_url, keyer.model, keyer.dimensions) == ("u", "m", None)
-    assert keyer.has_role
-    assert not Keyer(base_url="u", model="m", dimensions=None).has_role

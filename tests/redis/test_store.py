@@ -154,7 +154,7 @@ def test_info_tells_vectors_by_model_and_the_hit_rate(
 ) -> None:
     store = store_on(redis_server.url)
     one = store.keyer(base_url="https://a.example/v1", model="m", dimensions=None)
-    other = store.keyer(base_url="https://a.example/v1", model="n", dimensions=8, role="Find:")
+    other = store.keyer(base_url="https://a.example/v1", model="n", dimensions=8)
     store.claim([one("a"), one("b"), other("a")], None)
     store.put([(one("a"), vector()), (one("b"), vector()), (other("a"), vector())])
     stranger = store_on(redis_server.url)
@@ -163,13 +163,10 @@ def test_info_tells_vectors_by_model_and_the_hit_rate(
     store.close()
     info = stranger.info()
     assert info.models[0].vectors == 2
-    assert {
-        (rows.base_url, rows.model, rows.dimensions, rows.role, rows.vectors)
-        for rows in info.models
-    } == {
-        ("https://a.example/v1", "m", None, False, 2),
-        ("https://a.example/v1", "n", 8, True, 1),
-        ("?", "?", None, False, 1),
+    assert {(rows.base_url, rows.model, rows.dimensions, rows.vectors) for rows in info.models} == {
+        ("https://a.example/v1", "m", None, 2),
+        ("https://a.example/v1", "n", 8, 1),
+        ("?", "?", None, 1),
     }
     assert (info.vectors, info.hits, info.misses, info.in_flight) == (4, 2, 4, 0)
     assert 4 * 32 < info.bytes < 4 * 400

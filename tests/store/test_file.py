@@ -346,8 +346,8 @@ def test_neither_a_text_nor_the_key_nor_an_instruction_is_in_any_byte(
     secret = "sk-air-0123456789abcdef"
     store = store_on(path)
     url = "https://a.example/v1"
-    keyer = store.keyer(base_url=url, model="m", dimensions=8, role="Instruct: find it")
-    key = keyer("the patient's diagnosis")
+    keyer = store.keyer(base_url=url, model="m", dimensions=8)
+    key = keyer("Instruct: find it the patient's diagnosis")
     pacer = SharedPacer(
         store,
         account_id(base_url=url, key=ApiKey(secret), model="m"),

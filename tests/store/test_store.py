@@ -313,7 +313,7 @@ def test_info_tells_rows_by_model_and_the_hit_rate(
     store: VectorStore, store_on: Make, vector: Vector, clock: Clock
 ) -> None:
     one = store.keyer(base_url="https://a.example/v1", model="m", dimensions=None)
-    other = store.keyer(base_url="https://a.example/v1", model="n", dimensions=8, role="Find:")
+    other = store.keyer(base_url="https://a.example/v1", model="n", dimensions=8)
     day = int(clock.now) // DAY * DAY
     store.claim([one("a"), one("b"), one("c"), other("a")], None)
     store.put([(one(text), vector()) for text in "abc"])
@@ -323,13 +323,10 @@ def test_info_tells_rows_by_model_and_the_hit_rate(
     store.claim([one("a"), one("b")], None)
     store.close()
     info = store_on().info()
-    assert [
-        (rows.base_url, rows.model, rows.dimensions, rows.role, rows.vectors)
-        for rows in info.models
-    ] == [
-        ("https://a.example/v1", "m", None, False, 3),
-        ("https://a.example/v1", "n", 8, True, 1),
-        ("?", "?", None, False, 1),
+    assert [(rows.base_url, rows.model, rows.dimensions, rows.vectors) for rows in info.models] == [
+        ("https://a.example/v1", "m", None, 3),
+        ("https://a.example/v1", "n", 8, 1),
+        ("?", "?", None, 1),
     ]
     assert info.vectors == 5
     assert (info.hits, info.misses, info.hit_rate) == (4, 4, 0.5)

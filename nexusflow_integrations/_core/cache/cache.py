@@ -49,7 +49,7 @@ class Store(Protocol):
     def path(self) -> Path | str:
         """Where it is, for people."""
 
-    def keyer(self, *, base_url: str, model: str, dimensions: int | None, role: str = "") -> Keyer:
+    def keyer(self, *, base_url: str, model: str, dimensions: int | None) -> Keyer:
         """Return what makes keys of texts."""
 
     def open(self) -> None:

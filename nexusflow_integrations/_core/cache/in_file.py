@@ -145,9 +145,9 @@ class VectorStore:
 
     # -- keys ----------------------------------------------------------------------------------
 
-    def keyer(self, *, base_url: str, model: str, dimensions: int | None, role: str = "") -> Keyer:
+    def keyer(self, *, base_url: str, model: str, dimensions: int | None) -> Keyer:
         """Return a ``Keyer`` whose model ``info`` will know by name."""
-        keyer = Keyer(base_url=base_url, model=model, dimensions=dimensions, role=role)
+        keyer = Keyer(base_url=base_url, model=model, dimensions=dimensions)
         return self._kinds.setdefault(keyer.prefix, keyer)
 
     # -- vectors and claims --------------------------------------------------------------------
@@ -272,8 +272,8 @@ class VectorStore:
             kind = self._kinds.get(prefix)
             if kind is not None:
                 db.execute(
-                    "INSERT OR IGNORE INTO kind VALUES(?, ?, ?, ?, ?)",
-                    (prefix, kind.base_url, kind.model, kind.dimensions, kind.has_role),
+                    "INSERT OR IGNORE INTO kind VALUES(?, ?, ?, ?)",
+                    (prefix, kind.base_url, kind.model, kind.dimensions),
                 )
                 self._known.add(prefix)
 

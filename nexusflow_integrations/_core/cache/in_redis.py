@@ -192,9 +192,9 @@ class RedisStore:
         """The URL, without the password."""
         return str(self.server.address)
 
-    def keyer(self, *, base_url: str, model: str, dimensions: int | None, role: str = "") -> Keyer:
+    def keyer(self, *, base_url: str, model: str, dimensions: int | None) -> Keyer:
         """Return a ``Keyer`` whose model ``info`` will know by name."""
-        keyer = Keyer(base_url=base_url, model=model, dimensions=dimensions, role=role)
+        keyer = Keyer(base_url=base_url, model=model, dimensions=dimensions)
         return self._kinds.setdefault(keyer.prefix, keyer)
 
     # -- vectors and claims --------------------------------------------------------------------
@@ -496,15 +496,15 @@ def _last_size(rows: dict[bytes, bytes]) -> int:
 
 
 def _described(kind: Keyer) -> str:
-    return json.dumps([kind.base_url, kind.model, kind.dimensions, kind.has_role])
+    return json.dumps([kind.base_url, kind.model, kind.dimensions])
 
 
 def _model(described: bytes | None, vectors: int) -> ModelRows:
     try:
-        base_url, model, dimensions, has_role = json.loads(described or b"")
+        base_url, model, dimensions = json.loads(described or b"")
     except (ValueError, TypeError):
-        return ModelRows("?", "?", None, False, vectors)
-    return ModelRows(base_url, model, dimensions, bool(has_role), vectors)
+        return ModelRows("?", "?", None, vectors)
+    return ModelRows(base_url, model, dimensions, vectors)
 
 
 def _whole(number: bytes | None) -> int | None:

@@ -16,20 +16,17 @@ class Keyer:
         base_url: Root of the API.
         model: Name of the model.
         dimensions: The size asked for; ``None``, the server's own, is a variant of its own.
-        role: Whatever else changes the vector: the instruction or role that goes with the text,
-            or ``""`` if nothing does.
+
+    The instruction that goes with a query is part of its text.
     """
 
-    __slots__ = ("_hash", "base_url", "dimensions", "has_role", "model", "prefix")
+    __slots__ = ("_hash", "base_url", "dimensions", "model", "prefix")
 
-    def __init__(
-        self, *, base_url: str, model: str, dimensions: int | None, role: str = ""
-    ) -> None:
+    def __init__(self, *, base_url: str, model: str, dimensions: int | None) -> None:
         self.base_url = base_url
         self.model = model
         self.dimensions = dimensions
-        self.has_role = bool(role)
-        parts = ("vector 1", base_url, model, str(dimensions), role)
+        parts = ("vector 1", base_url, model, str(dimensions))
         framed = b"".join(
             len(data).to_bytes(8, "big") + data for data in (part.encode() for part in parts)
         )

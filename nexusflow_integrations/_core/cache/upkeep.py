@@ -21,13 +21,12 @@ class ModelRows:
     """How many vectors of one model and size the file holds.
 
     ``base_url`` and ``model`` are ``"?"`` where the file does not know them; ``dimensions`` is
-    ``None`` where none was asked for; ``role`` tells whether an instruction went with the texts.
+    ``None`` where none was asked for.
     """
 
     base_url: str
     model: str
     dimensions: int | None
-    role: bool
     vectors: int
 
 
@@ -76,15 +75,15 @@ class Pruned:
 def contents(db: sqlite3.Connection, path: Path) -> CacheInfo:
     """Count what is in the tables of the file at ``path``."""
     models = [
-        ModelRows(base_url, model, dimensions, bool(role), _count(db, prefix))
-        for prefix, base_url, model, dimensions, role in db.execute(
-            "SELECT prefix, base_url, model, dimensions, role FROM kind"
+        ModelRows(base_url, model, dimensions, _count(db, prefix))
+        for prefix, base_url, model, dimensions in db.execute(
+            "SELECT prefix, base_url, model, dimensions FROM kind"
         ).fetchall()
     ]
     vectors: int = db.execute("SELECT count(*) FROM vector").fetchone()[0]
     unnamed = vectors - sum(model.vectors for model in models)
     if unnamed:
-        models.append(ModelRows("?", "?", None, False, unnamed))
+        models.append(ModelRows("?", "?", None, unnamed))
     created, used = db.execute("SELECT min(created), max(used) FROM block").fetchone()
     counters = dict(db.execute("SELECT name, n FROM counter").fetchall())
     return CacheInfo(

@@ -246,7 +246,7 @@ def limits_kept_in(
 
 
 def _keyer(cache: Cache, settings: Settings) -> Callable[[str], bytes]:
-    # A query's instruction is part of its text by now, so the role needs no part of its own.
+    # A query's instruction is part of its text by now.
     return cache.store.keyer(
         base_url=settings.base_url, model=settings.model, dimensions=settings.dimensions
     )
