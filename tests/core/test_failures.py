@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
@@ -13,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexusflow_integrations import errors
+from nexusflow_integrations._core.request import failures
 from nexusflow_integrations._core.request.failures import (
+    MAX_ERROR_BYTES,
+    MAX_SEARCHED,
     MAX_TEXT,
     Failure,
     Kind,
@@ -242,6 +246,9 @@ PLACES: dict[str, Any] = {
     "across the cut of a code": {"error": {"code": "x" * 90 + KEY}},
     "html title": f"<html><title>No such key {KEY}</title>".encode(),
     "across the cut of a title": f"{PAGE}{KEY}</title>".encode(),
+    "across the end of what is searched": f"<title>{' ' * (MAX_SEARCHED - 20)}{KEY}".encode(),
+    "across the end of a text": b" " * (MAX_SEARCHED - 10) + KEY.encode() + b" " * 999,
+    "twice across the first cut": {"error": {"message": KEY + " " * (4 * MAX_TEXT - 50) + KEY}},
     "plain text": f"unauthorized: {KEY}".encode(),
 }
 
@@ -273,6 +280,86 @@ def test_f41_control_characters_and_ansi_become_blanks() -> None:
     assert str(error).isprintable()
     assert str(error.code).isprintable()
     assert "one [31mred two three" in str(error)
+
+
+class Searched:
+    """A pattern that notes how long the texts are in which it is looked for."""
+
+    def __init__(self, pattern: re.Pattern[str], lengths: list[int]) -> None:
+        self._pattern = pattern
+        self._lengths = lengths
+
+    def search(self, text: str) -> Any:
+        self._lengths.append(len(text))
+        return self._pattern.search(text)
+
+    def match(self, text: str) -> Any:
+        self._lengths.append(len(text))
+        return self._pattern.match(text)
+
+
+MEGABYTES = 15
+SLOW: dict[str, bytes] = {
+    "a pattern begun again and again": b"batch size " * (MEGABYTES << 16),
+    "numbers": b"limit 1 " * (MEGABYTES << 17),
+    "titles": b"<title" * (MEGABYTES << 17),
+    "one long title": b"<title>" + b"a" * (MEGABYTES << 20),
+    "invalid utf-8": b"\xff" * (MEGABYTES << 20),
+    "a message of 3.9 MB": json.dumps({"error": {"message": "batch size " * 350_000}}).encode(),
+    "a code of 3.9 MB": json.dumps({"code": "batch size " * 350_000}).encode(),
+    "a list as message": b'{"message":[' + b"1," * 1_000_000 + b"1]}",
+    "lists in lists": b"[" + b",".join([b"[" * 500 + b"]" * 500] * 3_000) + b"]",
+    "a message too deep to be written": b'{"message":' + b"[" * 900 + b"]" * 900 + b"}",
+    "many keys": b"{" + b",".join(b'"%d":1' % n for n in range(300_000)) + b"}",
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("status", [200, 400, 429, 500])
+def test_the_work_of_judging_has_a_bound_whatever_the_body(
+    name: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[int] = []
+    for each, pattern in list(vars(failures).items()):
+        if isinstance(pattern, re.Pattern):
+            monkeypatch.setattr(failures, each, Searched(pattern, searched))
+    parsed: list[bytes] = []
+    loads = failures.orjson.loads
+    monkeypatch.setattr(failures.orjson, "loads", lambda body: parsed.append(body) or loads(body))
+    given = answer(status, SLOW[name])
+    if status == 200:
+        judge_ok_error(given, BrokenResponse("no vectors"), api_key=KEY)
+    else:
+        assert searched == []
+        assert len(str(judged(given).error)) < MAX_TEXT + 300
+        assert searched
+    assert max(searched, default=0) <= 2 * MAX_SEARCHED + 1
+    for body in parsed:
+        assert len(body) <= MAX_ERROR_BYTES
+        assert body.count(b"[") + body.count(b"{") <= 65_000
+        assert body.count(b",") <= 120_000
+
+
+@pytest.mark.parametrize(
+    "part", ["batch size ", "limit 1 requested", "limit1", "<title ", "bill \t"]
+)
+def test_no_pattern_backtracks_for_long(part: str) -> None:
+    body = (part * MAX_SEARCHED)[:MAX_SEARCHED].encode()
+    began = time.process_time()
+    for status in (400, 429, 500):
+        judged(answer(status, body))
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize(
+    "name", ["retry-after", "retry-after-ms", "x-ratelimit-reset", "x-request-id", "location"]
+)
+@pytest.mark.parametrize("part", ["9", " ", "Mon, ", "1e", "http://[", "\0"])
+def test_a_header_of_any_length_is_short_in_the_error(name: str, part: str) -> None:
+    failure = judged(answer(307 if name == "location" else 429, **{name: part * 100_000}))
+    assert len(str(failure.error)) < MAX_TEXT + 300
+    assert len(failure.error.request_id or "") <= 200
+    assert failure.retry_after is None
 
 
 @given(st.text(max_size=300), st.integers(1, 100))

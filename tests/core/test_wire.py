@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from nexusflow_integrations._core.request import wire
 from nexusflow_integrations._core.request.batching import item_of
 from nexusflow_integrations._core.request.wire import (
     MAX_RESPONSE_BYTES,
@@ -183,7 +184,7 @@ DAMAGES: dict[str, tuple[bytes, str]] = {
     "base64 newline": (broken_base64(lambda s: s[:4] + "\n" + s[4:]), "not valid base64"),
     "base64 no padding": (broken_base64(lambda s: s.rstrip("=")), "not valid base64"),
     "base64 not ascii": (broken_base64(lambda s: "é" + s[1:]), "not valid base64"),
-    "deep nesting": (b"[" * 200_000, "not JSON"),
+    "deep nesting": (b"[" * 20_000, "not JSON"),
     "20,000 digits": (b'{"data":' + b"9" * 20_000 + b"}", "not JSON|no list"),
     "utf-16": (json.dumps({"data": []}).encode("utf-16"), "not JSON"),
     "invalid utf-8": (b'{"data":"\xff\xfe"}', "not JSON"),
@@ -310,7 +311,7 @@ def test_a_byte_order_mark_and_another_model_name_are_harmless() -> None:
     ],
 )
 def test_known_encodings_are_undone(encoding: str, pack: Callable[[bytes], bytes]) -> None:
-    assert decompress(pack(b"vectors"), encoding) == b"vectors"
+    assert decompress(pack(b"vectors"), encoding, 100) == b"vectors"
 
 
 @pytest.mark.parametrize(
@@ -324,13 +325,16 @@ def test_known_encodings_are_undone(encoding: str, pack: Callable[[bytes], bytes
         (gzip.compress(b"vectors" * 99, mtime=0)[:30], "gzip", "cut off|damaged"),
         (gzip.compress(b"vectors", mtime=0)[:-8] + b"12345678", "gzip", "damaged"),
         (b"", "gzip", "cut off"),
+        (b"x", "gzip, gzip, gzip", "more than 2 times"),
+        (b"x", ", ".join(["identity"] * 4000), "more than 2 times"),
+        (b"x" * 1001, "gzip", "compressed answer is too large"),
     ],
 )
 def test_an_unknown_damaged_or_cut_encoding_is_refused_in_words(
     body: bytes, encoding: str, words: str
 ) -> None:
     with pytest.raises(BrokenResponse, match=words) as caught:
-        decompress(body, encoding)
+        decompress(body, encoding, 1000)
     assert len(str(caught.value)) < 120
 
 
@@ -349,16 +353,57 @@ def test_f129_a_bomb_is_refused_before_it_is_unpacked(twice: bool) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(BrokenResponse, match="too large"):
-            decompress(bomb, encoding)
+            decompress(bomb, encoding, MAX_RESPONSE_BYTES)
         assert tracemalloc.get_traced_memory()[1] < 4 * MAX_RESPONSE_BYTES
     finally:
         tracemalloc.stop()
 
 
 def test_what_is_just_within_the_limit_is_unpacked() -> None:
-    assert len(decompress(gzip.compress(bytes(MAX_RESPONSE_BYTES)), "gzip")) == MAX_RESPONSE_BYTES
+    assert len(decompress(gzip.compress(bytes(5000)), "gzip", 5000)) == 5000
     with pytest.raises(BrokenResponse, match="too large"):
-        decompress(gzip.compress(bytes(MAX_RESPONSE_BYTES + 1)), "gzip")
+        decompress(gzip.compress(bytes(5001)), "gzip", 5000)
+
+
+# ---- answers made to be slow to read
+
+MANY = 1_000_000
+SLOW = {
+    "a million empty objects": b'{"data":[' + b"{}," * MANY + b"{}]}",
+    "a million lists in lists": b'{"data":['
+    + b",".join([b"[" * 500 + b"]" * 500] * (MANY // 500))
+    + b"]}",
+    "a million keys": b"{" + b",".join(b'"%d":1' % n for n in range(MANY)) + b"}",
+    "ten lists of 300,000 numbers": b'{"data":['
+    + b",".join([b'{"embedding":[' + b"1," * 300_000 + b"1]}"] * 10)
+    + b"]}",
+    "ten lists of 300,000 strings": b'{"data":['
+    + b",".join([b'{"embedding":[' + b'"",' * 300_000 + b'""]}'] * 10)
+    + b"]}",
+    "ten texts of a megabyte": b'{"data":['
+    + b",".join([b'"%b"' % (b"a" * (1 << 20))] * 10)
+    + b"]}",
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_an_answer_that_is_slow_to_parse_is_not_parsed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_parse", lambda body: pytest.fail("it was parsed"))
+    with pytest.raises(BrokenResponse, match="larger or deeper than 10 vectors can be"):
+        decode(SLOW[name], 10)
+
+
+@pytest.mark.parametrize("count", [1, 10, 100])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_no_answer_of_the_largest_vectors_as_long_floats_is_taken_for_slow(
+    count: int, indent: int | None
+) -> None:
+    numbers = [float(x) for x in np.linspace(-1e-3, 0.1234567890123456, 4096)]
+    data = [{"object": "embedding", "index": i, "embedding": numbers} for i in range(count)]
+    body = json.dumps({"object": "list", "data": data}, indent=indent).encode()
+    assert decode(body, count).vectors.shape == (count, 4096)
 
 
 def test_little_endian_is_read_as_such() -> None:

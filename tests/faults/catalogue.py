@@ -742,6 +742,12 @@ terminal(
 terminal(
     "F39", "code of 5 MB", b.says(400, b.error("long_code_" * 500_000, "m")), "BadRequestError"
 )
+terminal(
+    "F39",
+    "15 MB of a phrase that is searched for",
+    b.says(400, b"batch size " * 1_400_000),
+    "BadRequestError",
+)
 terminal("F39", "text of 5 MB, not JSON", b.says(400, b"long words " * 500_000), "BadRequestError")
 transient(
     "F39",
@@ -1070,6 +1076,11 @@ broken(
     "200,000 brackets inside the answer",
     b.raw(lambda s: s[:-1] + ',"x":' + "[" * 200_000 + "]" * 200_000 + "}"),
 )
+broken(
+    "F80",
+    "a million brackets, none of them deep",
+    b.raw(lambda s: s[:-1] + ',"x":[' + "[]," * 500_000 + "0]}"),
+)
 broken("F81", "an element of 20,000 digits", b.literal_element("9" * 20_000))
 either(
     "F81",
@@ -1335,6 +1346,12 @@ row(
 either("F104", "gzip, well made", b.compressed("gzip", gzip.compress), CUT)
 either("F104", "deflate, well made", b.compressed("deflate", zlib.compress), CUT)
 either("F104", "gzip twice", b.compressed("gzip, gzip", b.gzip_twice), CUT)
+transient(
+    "F104",
+    "gzip three times",
+    b.compressed("gzip, gzip, gzip", lambda data: gzip.compress(b.gzip_twice(data))),
+    CUT,
+)
 either("F104", "identity", b.compressed("identity", lambda data: data), CUT)
 transient("F104", "unknown encoding", b.compressed("br", lambda data: data[::-1]), CUT)
 transient("F104", "an encoding nobody knows", b.compressed("x-rot13", lambda data: data[::-1]), CUT)

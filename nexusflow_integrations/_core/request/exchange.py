@@ -24,6 +24,7 @@ from nexusflow_integrations._core.request import retry
 from nexusflow_integrations._core.request.batching import Batch, Item, halves, plan_batches
 from nexusflow_integrations._core.request.endpoint import Lane, Outage
 from nexusflow_integrations._core.request.failures import (
+    MAX_ERROR_BYTES,
     TOO_LONG,
     Failure,
     Kind,
@@ -41,6 +42,7 @@ from nexusflow_integrations._core.request.wire import (
     decode_response,
     decompress,
     encode_request,
+    max_body,
 )
 from nexusflow_integrations._core.settings import ApiKey, Settings
 from nexusflow_integrations._core.usage import Ledger, Purse
@@ -378,14 +380,17 @@ def _judge(
     answer = reply.outcome
     if isinstance(answer, TransportFault):
         return answer
+    good = 200 <= answer.status < 300
     if encoding := answer.headers.get("content-encoding"):
+        limit = max_body(len(batch)) if good else MAX_ERROR_BYTES
         try:
-            answer = Answer(answer.status, answer.headers, decompress(answer.body, encoding))
+            body = decompress(answer.body, encoding, limit)
         except BrokenResponse as broken:
-            if 200 <= answer.status < 300:
+            if good:
                 return broken
-            answer = Answer(answer.status, answer.headers, b"")
-    if not 200 <= answer.status < 300:
+            body = b""
+        answer = Answer(answer.status, answer.headers, body)
+    if not good:
         return judge(answer, api_key=call.key.reveal())
     settings = call.settings
     wanted = settings.dimensions or call.size.dimensions

@@ -3,7 +3,7 @@
 The same words mean different things under different statuses (``insufficient_quota`` is a throttle
 under 429 and a lack of money under 403), and gateways put one error under another's status, so no
 single field decides. Every server text that leaves this module is short, printable and without the
-key.
+key. Every text is cut before it is searched, so no answer keeps the event loop for long.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from nexusflow_integrations._core.request.wire import Answer, BrokenResponse
+from nexusflow_integrations._core.request.wire import Answer, BrokenResponse, parses_fast
 from nexusflow_integrations.errors import (
     APIStatusError,
     AuthenticationError,
@@ -32,6 +32,14 @@ from nexusflow_integrations.errors import (
 )
 
 MAX_TEXT = 2000
+"""Characters of the server's words in an error."""
+MAX_SEARCHED = 8000
+"""Characters of the server's words that are searched for what they mean."""
+MAX_ERROR_BYTES = 4 * 1024 * 1024
+"""The largest error body that is parsed; of a larger one only the beginning is searched."""
+MAX_ERROR_VALUES = 100_000
+MAX_HEADER = 100
+"""Characters of a header that holds a number or a date."""
 
 
 class Kind(Enum):
@@ -92,13 +100,16 @@ _SERVER_CODE = re.compile(
     r"|service_?unavailable|overloaded(_error)?)$",
     re.IGNORECASE,
 )
+_UNAUTHORIZED = re.compile(r"invalid_api_key|unauthori[sz]ed|authentication", re.IGNORECASE)
+_NO_MODEL = re.compile(r"model_not_found", re.IGNORECASE)
+_TITLE = re.compile(r"<(title|h1)[^>]{0,100}>([^<]+)", re.IGNORECASE)
 _RETRYABLE_4XX = frozenset({408, 409, 425})
 _NOT_IMPLEMENTED = frozenset({501, 505})
 
 
 def judge(answer: Answer, *, api_key: str, now: float | None = None) -> Failure:
     """Return what the error in ``answer`` means. ``now`` is seconds since the epoch."""
-    code, message = _code_and_message(answer.body)
+    code, message = _code_and_message(answer.body, api_key)
     words = f"{code or ''} {message}"
     status = answer.status
     wait = retry_after(answer.headers, now=time.time() if now is None else now)
@@ -153,15 +164,15 @@ def judge_ok_error(
     A known code decides as if it had come under its own status. Otherwise the answer stays
     ``broken``, with the server's words added.
     """
-    code, message = _code_and_message(answer.body, under_ok=True)
+    code, message = _code_and_message(answer.body, api_key, under_ok=True)
     if code is None and not message:
         return broken
     words = f"{code or ''} {message}"
     if _BILLING.search(words):
         status = 402
-    elif re.search(r"invalid_api_key|unauthori[sz]ed|authentication", words, re.IGNORECASE):
+    elif _UNAUTHORIZED.search(words):
         status = 401
-    elif re.search(r"model_not_found", words, re.IGNORECASE):
+    elif _NO_MODEL.search(words):
         status = 404
     elif _BATCH.search(message) or _MODERATION.search(words) or TOO_LONG.search(words):
         status = 400
@@ -225,15 +236,25 @@ def _redirect(location: str) -> str:
     except ValueError:
         host = None
     # Only the host: a Location may carry a token in its path or query.
-    return f"redirected{f' to {host}' if host else ''}, which is never followed: check base_url"
+    return (
+        f"redirected{f' to {host[:100]}' if host else ''}, which is never followed: check base_url"
+    )
 
 
-def _code_and_message(body: bytes, *, under_ok: bool = False) -> tuple[str | None, str]:
-    """Find the code and the message in whatever shape the gateway chose."""
+def _code_and_message(
+    body: bytes, api_key: str, *, under_ok: bool = False
+) -> tuple[str | None, str]:
+    """Find the code and the message in whatever shape the gateway chose; both are cut."""
+    code, message = _found(body, api_key, under_ok=under_ok)
+    return code and _cut(code, MAX_SEARCHED, api_key), _cut(message, MAX_SEARCHED, api_key)
+
+
+def _found(body: bytes, api_key: str, *, under_ok: bool) -> tuple[str | None, str]:
+    parseable = len(body) <= MAX_ERROR_BYTES and parses_fast(body, MAX_ERROR_VALUES)
     try:
-        payload = orjson.loads(body if len(body) <= 1 << 22 else b"")
+        payload = orjson.loads(body if parseable else b"")
     except orjson.JSONDecodeError:
-        return (None, "") if under_ok else (None, _plain(body))
+        return (None, "") if under_ok else (None, _plain(body, api_key))
     for _ in range(4):
         if isinstance(payload, list) and payload:
             payload = payload[0]
@@ -249,7 +270,7 @@ def _code_and_message(body: bytes, *, under_ok: bool = False) -> tuple[str | Non
     if isinstance(payload, dict):
         message = payload.get("message") or payload.get("msg") or ""
         code = _word(payload.get("code")) or (None if under_ok else _word(payload.get("type")))
-        return code, message if isinstance(message, str) else str(message)
+        return code, message if isinstance(message, str) else _written(message)
     return None, payload if isinstance(payload, str) and not under_ok else ""
 
 
@@ -257,20 +278,41 @@ def _word(value: object) -> str | None:
     return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
 
 
-def _plain(body: bytes) -> str:
-    text = body.decode("utf-8", "replace")
-    # Not cut here: a cut before `clean` could leave half of an echoed key.
-    title = re.search(r"<(title|h1)[^>]{0,100}>([^<]+)", text, re.IGNORECASE)
+def _written(value: object) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:  # nested too deeply
+        return ""
+
+
+def _plain(body: bytes, api_key: str) -> str:
+    text = body[:MAX_SEARCHED].decode("utf-8", "replace").strip()
+    if len(body) > MAX_SEARCHED:
+        text = _without_part(text, api_key)
+    title = _TITLE.search(text)
     if title:
         return title.group(2).strip()
-    return "" if text.lstrip()[:1] == "<" else text.strip()
+    return "" if text[:1] == "<" else text
+
+
+def _cut(text: str, limit: int, api_key: str) -> str:
+    return text if len(text) <= limit else _without_part(text[:limit], api_key)
+
+
+def _without_part(text: str, api_key: str) -> str:
+    """Return ``text``, which was cut, without the part of the key that it may end with."""
+    for length in range(len(api_key) - 1, 0, -1):
+        if text.endswith(api_key[:length]):
+            return text[:-length]
+    return text
 
 
 def clean(text: str, api_key: str, limit: int = MAX_TEXT) -> str:
     """Return ``text`` short, printable, on one line and without the key."""
+    text = _cut(text, limit * 4, api_key)
     if api_key:
-        text = text.replace(api_key, "[API key]")  # before any cut, which could leave half of it
-    text = "".join(char if char.isprintable() else " " for char in text[: limit * 4])
+        text = text.replace(api_key, "[API key]")
+    text = "".join(char if char.isprintable() else " " for char in text)
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -305,7 +347,7 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
 
 
 def _number(value: str | None) -> float | None:
-    if value is None:
+    if value is None or len(value) > MAX_HEADER:
         return None
     try:
         number = float(value.strip())
@@ -315,6 +357,8 @@ def _number(value: str | None) -> float | None:
 
 
 def _until(value: str, now: float) -> float | None:
+    if len(value) > MAX_HEADER:
+        return None
     try:
         date = parsedate_to_datetime(value.strip())
         # HTTP dates are UTC, also in the old form that does not say so.

@@ -3,6 +3,9 @@
 Nothing that arrives is believed: rows are placed by ``index``, counted, measured, and looked at
 for numbers that are none. What was asked for does not matter for decoding, only what came: floats
 are understood where base64 was asked for and the other way round.
+
+An answer is decoded on the event loop that all calls of the process share, and parsing holds the
+GIL, so a thread would not help. `parses_fast` therefore comes before every parse.
 """
 
 from __future__ import annotations
@@ -26,6 +29,17 @@ _FLOAT32: np.dtype[np.float32] = np.dtype("<f4")
 
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 """The largest honest answer, ten vectors of 2048 as floats, has under 0.5 MB."""
+MAX_VECTOR_BYTES = 256 * 1024
+"""8,192 numbers of 32 characters each."""
+MAX_VECTOR_NUMBERS = 8192
+MAX_NUMBERS = 1 << 20
+"""Numbers in one answer, however many texts it is for."""
+MAX_CONTAINERS = 20_000
+"""Lists and objects in one body: they cost most to make, and an honest answer has two a text."""
+SMALL = 128 * 1024
+"""Bytes; a body up to this size is parsed unseen. Ten vectors of 2048 as base64 are smaller."""
+MAX_ENCODINGS = 2
+"""Content encodings on top of each other."""
 
 
 class BrokenResponse(Exception):  # noqa: N818 - it never leaves the core
@@ -95,6 +109,10 @@ def decode_response(body: bytes, *, count: int, dimensions: int | None) -> Rows:
         WrongDimensions: All vectors have one size, but not ``dimensions``.
         BrokenResponse: Anything else is wrong; the message says what.
     """
+    if len(body) > max_body(count) or not parses_fast(
+        body, min(count * MAX_VECTOR_NUMBERS, MAX_NUMBERS)
+    ):
+        raise BrokenResponse(f"the answer is larger or deeper than {count} vectors can be")
     payload = _parse(body)
     data = payload.get("data")
     if not isinstance(data, list):
@@ -107,6 +125,19 @@ def decode_response(body: bytes, *, count: int, dimensions: int | None) -> Rows:
         raise WrongDimensions(f"vectors of {size} numbers came where {dimensions} were asked for")
     _check_numbers(vectors)
     return Rows(vectors, _billed_tokens(payload.get("usage")))
+
+
+def max_body(count: int) -> int:
+    """Return the most bytes that an honest answer to ``count`` texts can have."""
+    return min(count * MAX_VECTOR_BYTES + SMALL, MAX_RESPONSE_BYTES)
+
+
+def parses_fast(body: bytes, most_values: int) -> bool:
+    """Whether parsing ``body`` takes no more than some ten milliseconds, whatever it holds."""
+    return len(body) <= SMALL or (
+        body.count(b"[") + body.count(b"{") <= MAX_CONTAINERS
+        and body.count(b",") <= most_values + MAX_CONTAINERS
+    )
 
 
 def _parse(body: bytes) -> dict[str, Any]:
@@ -216,24 +247,30 @@ def _billed_tokens(usage: object) -> int | None:
     return None
 
 
-def decompress(body: bytes, encoding: str) -> bytes:
-    """Undo a ``Content-Encoding`` that was not asked for, within ``MAX_RESPONSE_BYTES``.
+def decompress(body: bytes, encoding: str, limit: int) -> bytes:
+    """Undo a ``Content-Encoding`` that was not asked for, within ``limit`` bytes.
 
     Raises:
-        BrokenResponse: Unknown encoding, damaged, cut off, or too large when unpacked.
+        BrokenResponse: Unknown encoding, or too many, damaged, cut off, or too large, packed or
+            unpacked.
     """
-    for name in reversed([part.strip().lower() for part in encoding.split(",")]):
+    names = [part.strip().lower() for part in encoding.split(",", MAX_ENCODINGS)]
+    if len(names) > MAX_ENCODINGS:
+        raise BrokenResponse(f"the answer is encoded more than {MAX_ENCODINGS} times")
+    for name in reversed(names):
         if name in ("", "identity"):
             continue
         if name not in ("gzip", "x-gzip", "deflate"):
             raise BrokenResponse(f"the answer is encoded as {name[:20]!r}, which was not asked for")
         window = 47 if name != "deflate" or body[:1] == b"\x78" else -15  # 47: gzip or zlib
         unpacker = zlib.decompressobj(window)
+        if len(body) > limit:
+            raise BrokenResponse("the compressed answer is too large")
         try:
-            body = unpacker.decompress(body, MAX_RESPONSE_BYTES + 1)
+            body = unpacker.decompress(body, limit + 1)
         except zlib.error:
             raise BrokenResponse("the compressed answer is damaged") from None
-        if len(body) > MAX_RESPONSE_BYTES:
+        if len(body) > limit:
             raise BrokenResponse("the answer is too large when unpacked")
         if not unpacker.eof:
             raise BrokenResponse("the compressed answer is cut off")
