@@ -24,7 +24,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, Errand, Outcome
-from nexusflow_integrations._core.forks import Lock
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
@@ -40,7 +39,7 @@ from nexusflow_integrations._core.settings import (
 )
 from nexusflow_integrations._core.telemetry import observed
 from nexusflow_integrations._core.texts import check_text, check_texts
-from nexusflow_integrations._core.usage import Budget, Ledger, Price, Purse, Usage
+from nexusflow_integrations._core.usage import Budget, Ledger, Price, Purse, Total, Usage
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 if TYPE_CHECKING:
@@ -56,8 +55,6 @@ __all__ = ["NexusFlow"]
 Progress = Callable[[int], object]
 GIVE_BACK = 5.0
 """Seconds that giving back a part of a shared budget may take."""
-
-_counting = Lock()
 
 
 class NexusFlow:
@@ -168,7 +165,7 @@ class NexusFlow:
         self._on_usage = on_usage
         self._http_client = http_client
         self._async_http_client = async_http_client
-        self._spent = Ledger()
+        self._spent = Total()
         self._size: Any = None
         self._wants_lists = False
         self._closed = False
@@ -450,8 +447,7 @@ class NexusFlow:
     @property
     def usage(self) -> Usage:
         """What all calls of this client sent and cost so far."""
-        with _counting:
-            return self._spent.snapshot(self._price)
+        return self._spent.snapshot(self._price)
 
     def estimate(self, texts: Iterable[str], *, role: Role = "document") -> Estimate:
         """Say what embedding ``texts`` would send, cost and take; nothing is sent.
@@ -484,8 +480,7 @@ class NexusFlow:
         return _Recorded(observed(self._settings, ledger), lambda: self._account(ledger))
 
     def _account(self, ledger: Ledger) -> None:
-        with _counting:
-            self._spent.add(ledger)
+        self._spent.add(ledger)
         if self._on_usage is not None:
             self._on_usage(ledger.snapshot(self._price))
 
@@ -521,7 +516,7 @@ class NexusFlow:
             return self
         twin = copy.copy(self)
         twin._settings = replace(self._settings, dimensions=dimensions)
-        twin._spent = Ledger()
+        twin._spent = Total()
         return twin
 
     def __repr__(self) -> str:
@@ -589,8 +584,7 @@ class NexusFlow:
         # In one process a copy keeps what a pickle must not: key, http clients, purse.
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
-        with _counting:
-            twin._spent = replace(self._spent)
+        twin._spent = self._spent.copy()
         return twin
 
     # -- for adapters: these three, and `_start`, `_recorded`, `_price`, `_cache` ---------------

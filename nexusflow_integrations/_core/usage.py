@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
@@ -105,6 +106,60 @@ class Ledger:
 
     def snapshot(self, price: Price) -> Usage:
         return Usage(**vars(self), price=price)
+
+
+class Total:
+    """The sum of many ledgers: added to and read by any thread without waiting for another.
+
+    A signal handler may do both, whatever it interrupts. Nothing is locked: each step that changes
+    the list is one operation of the interpreter, and the sum of the list is right after each.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, ...]] = []
+
+    def add(self, ledger: Ledger) -> None:
+        self._parts.append(tuple(vars(ledger).values()))
+        if len(self._parts) > _MOST_PARTS:
+            self._fold()
+
+    def _fold(self) -> None:
+        folding = _folding
+        if folding.acquire(blocking=False):  # otherwise somebody is at it
+            try:
+                count = len(self._parts)  # these stay as they are: others only append
+                self._parts[:count] = [_sum(self._parts[:count])]
+            finally:
+                folding.release()
+
+    def snapshot(self, price: Price) -> Usage:
+        counts = _sum(self._parts.copy())
+        return Usage(**dict(zip(_COUNTS, counts, strict=False)), price=price)
+
+    def copy(self) -> Total:
+        """Return one that goes on from here by itself."""
+        twin = Total()
+        twin._parts = self._parts.copy()
+        return twin
+
+
+_COUNTS = [item.name for item in fields(Ledger)]
+
+
+def _sum(parts: list[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(*parts, strict=True)))
+
+
+_MOST_PARTS = 32
+_folding = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _folding
+    _folding = threading.Lock()
+
+
+forks.in_child(_renew_lock)
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,7 @@ class LocalServer:
 
     def _forget(self) -> None:
         """In a forked child: let go of what belongs to the parent."""
+        self._api.counts.forget()
         if self._socket is not None and self._socket.fileno() >= 0:
             # Not just closed: the dead loop's objects still know the number, and it must not
             # come to name another of the child's files.

@@ -50,7 +50,7 @@ class Counts:
     """The running counts behind `ServerStats`; safe from any thread."""
 
     def __init__(self, *, record_texts: bool = False) -> None:
-        self._lock = threading.Lock()
+        self._unlock()
         self._record = record_texts
         self._in_flight = 0
         self._clear()
@@ -64,6 +64,14 @@ class Counts:
         self._connections = 0
         self._model_runs = 0
         self._received: list[str] = []
+
+    def _unlock(self) -> None:
+        self._lock = threading.RLock()  # a signal handler may read what its thread is reading
+
+    def forget(self) -> None:
+        """In a forked child: count on, with nothing in flight."""
+        self._unlock()  # another thread may have held it
+        self._in_flight = 0
 
     def reset(self) -> None:
         """Set every count to zero, except what is in flight."""

@@ -170,7 +170,7 @@ def test_the_bar_shows_speed_tokens_price_cache_hits_and_time_left() -> None:
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, width=80, legacy_windows=False)
     client = NexusFlow("none")
-    client._spent = Ledger(tokens=1_234_567, cached=23_456)
+    client._spent.add(Ledger(tokens=1_234_567, cached=23_456))
     columns = (BarColumn(bar_width=10), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=console, auto_refresh=False) as bar:
         counts = Embedding(console, bar, 1_000_000, client)

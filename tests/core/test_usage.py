@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from typing import Any
 
@@ -10,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from nexusflow_integrations._core.usage import Budget, Ledger, Price, Purse, Usage
+from nexusflow_integrations._core import usage
+from nexusflow_integrations._core.usage import Budget, Ledger, Price, Purse, Total, Usage
 from nexusflow_integrations.errors import ConfigurationError
 
 from .forked import in_child, needs_fork
@@ -52,6 +55,81 @@ def test_a_ledger_counts_retries_and_marks_estimates() -> None:
     assert (usage.requests, usage.retries) == (2, 1)
     assert (usage.tokens, usage.estimated_tokens) == (12, 5)
     assert usage.currency == "EUR"
+
+
+@given(st.lists(COUNTS, max_size=80))
+def test_a_total_is_the_sum_of_all_ledgers_field_by_field(counts: list[dict[str, int]]) -> None:
+    total, expected = Total(), Usage()
+    for each in counts:
+        total.add(Ledger(**each))
+        expected += Usage(**each)
+        assert total.snapshot(Price()) == expected
+    assert len(total._parts) <= 33
+
+
+def test_a_copy_of_a_total_goes_on_by_itself() -> None:
+    total = Total()
+    total.add(Ledger(requests=1))
+    twin = total.copy()
+    twin.add(Ledger(requests=2))
+    assert total.snapshot(Price()).requests == 1
+    assert twin.snapshot(Price()).requests == 3
+
+
+def test_a_total_loses_nothing_that_threads_add_at_the_same_time() -> None:
+    total = Total()
+
+    def add() -> None:
+        for _ in range(3000):
+            total.add(Ledger(requests=1, tokens=2))
+            found = total.snapshot(Price())
+            assert found.tokens == 2 * found.requests
+
+    with ThreadPoolExecutor(4) as pool:
+        for adding in [pool.submit(add) for _ in range(4)]:
+            adding.result(60)
+    assert total.snapshot(Price()).requests == 12_000
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
+def test_a_signal_handler_adds_to_a_total_and_reads_it_whatever_it_interrupts() -> None:
+    total = Total()
+    handled = 0
+
+    def handler(*_: object) -> None:
+        nonlocal handled
+        handled += 1
+        before = total.snapshot(Price())
+        total.add(Ledger(requests=1, tokens=2))
+        after = total.snapshot(Price())
+        assert after.requests > before.requests  # another signal may have come between
+        assert after.tokens == 2 * after.requests
+
+    added = 0
+    former = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+        while handled < 500:
+            total.add(Ledger(requests=1, tokens=2))
+            added += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    assert total.snapshot(Price()).requests == added + handled
+
+
+@needs_fork
+def test_a_total_is_read_and_added_to_in_the_child_of_a_fork_that_fell_into_an_addition() -> None:
+    total = Total()
+    total.add(Ledger(requests=1))
+    with usage._folding:  # as a thread that is at it
+
+        def child() -> object:
+            for _ in range(100):
+                total.add(Ledger(requests=1))
+            return total.snapshot(Price()).requests, len(total._parts) < 40
+
+        assert in_child(child) == repr((101, True))
 
 
 @pytest.mark.parametrize(

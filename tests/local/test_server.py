@@ -176,6 +176,36 @@ print("done")
     assert run(code) == "done"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_the_counts_can_be_read_in_a_forked_child_and_in_a_signal_handler() -> None:
+    code = """
+import os, signal, threading
+from nexusflow_integrations.local import LocalServer
+signal.alarm(60)
+with LocalServer("hash") as server:
+    held, leave = threading.Event(), threading.Event()
+    def hold():
+        with server._api.counts._lock:
+            held.set()
+            leave.wait(60)
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(60)
+    child = os.fork()
+    if child == 0:
+        os._exit(server.stats.in_flight)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    leave.set()
+    thread.join()
+    read = []
+    signal.signal(signal.SIGUSR1, lambda *_: read.append(server.stats.requests))
+    with server._api.counts._lock:
+        signal.raise_signal(signal.SIGUSR1)
+    print(read)
+"""
+    assert run(code) == "[0]"
+
+
 @pytest.mark.parametrize("ending", ["", "server.stop()"], ids=["left running", "stopped"])
 @pytest.mark.parametrize("model", ["hash", "minilm-use-gated"])
 def test_a_process_ends_cleanly_although_the_model_is_loading(model: str, ending: str) -> None:
