@@ -184,6 +184,25 @@ async def test_what_failed_is_released_and_what_came_is_kept() -> None:
 
 
 @scene
+async def test_what_failed_is_released_also_if_the_call_is_cancelled_while_rows_are_put() -> None:
+    class Slow(FakeCache):
+        async def put(self, rows: Sequence[tuple[bytes, Any]]) -> None:
+            await asyncio.sleep(60)
+
+    cache = Slow()
+    source, gathered, _ = cached(cache, 3)
+    batch = await source.next()
+    assert batch is not None
+    gathered.rows(batch[:1], vector(0)[None])
+    keeping = asyncio.ensure_future(source.keep(batch))
+    await asyncio.sleep(0)
+    keeping.cancel()
+    await asyncio.wait([keeping])
+    await source.close()
+    assert cache.claimed == {b"t0"}
+
+
+@scene
 async def test_claims_are_renewed_while_a_request_is_out_and_no_longer() -> None:
     cache = FakeCache()
     source, _, _ = cached(cache, 3)

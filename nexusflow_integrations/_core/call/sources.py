@@ -142,10 +142,12 @@ class CachedSource:
                 rows.append((key, gathered.vectors[item.index]))
             else:
                 unpaid.append(key)
-        if rows:
-            await self._cache.put(rows)
-        if unpaid:
-            await self._cache.release(unpaid)
+        try:
+            if rows:
+                await self._cache.put(rows)
+        finally:  # also if the call is cancelled while the rows are committed
+            if unpaid:
+                await self._cache.release(unpaid)
 
     async def close(self) -> None:
         if self._renewing is not None:
