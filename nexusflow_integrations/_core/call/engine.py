@@ -89,7 +89,7 @@ class Engine:
 
         if lane not in self._pacing:
             self._pacing[lane] = ThreadPoolExecutor(1, thread_name_prefix="nexusflow-pacer")
-        pacer = LeasedPacer(shared, self._pacing[lane].submit, lane.gate.pump)
+        pacer = LeasedPacer(shared, self._pacing[lane].submit, lane.gate.pump, lane.clock)
         lane.use_pacer(pacer, paced_by=shared)
 
     def _flights_of(self, call: Call) -> Flights:
@@ -219,7 +219,8 @@ def _share_pace(lane: Lane, cache: Cache, settings: Settings, key: ApiKey) -> No
     requests, tokens = lane.given
     account = account_id(base_url=settings.base_url, key=key, model=settings.model)
     shared = limits_kept_in(cache.store, account, requests, tokens)
-    lane.use_pacer(LeasedPacer(shared, cache.thread.submit, lane.gate.pump), paced_by=cache)
+    pacer = LeasedPacer(shared, cache.thread.submit, lane.gate.pump, lane.clock)
+    lane.use_pacer(pacer, paced_by=cache)
 
 
 def limits_kept_in(
