@@ -1,4 +1,4 @@
-"""What several folders of tests need: a Redis server, ports, a clock, keys, the same examples."""
+"""What several folders of tests need: servers, ports, a clock, keys, the same examples."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from nexusflow_integrations.local import LocalServer
 
 try:
     from hypothesis import settings
@@ -28,6 +31,46 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it sends to the background deaf to Ctrl-C, and so all its children, which
     # some tests press it for.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+KEY = "sk-air-very-secret"
+
+
+@pytest.fixture
+def key() -> str:
+    """The only key that ``server`` takes; it must show up nowhere."""
+    return KEY
+
+
+@pytest.fixture(scope="session")
+def running_server() -> Iterator[LocalServer]:
+    """The server itself, with the counts of all tests."""
+    from nexusflow_integrations.local import LocalServer
+
+    with LocalServer("hash", api_key=KEY, record_texts=True) as server:
+        yield server
+
+
+@pytest.fixture
+def server(running_server: LocalServer) -> LocalServer:
+    """A server that takes one key, its counts at zero."""
+    running_server.reset_stats()
+    return running_server
+
+
+@pytest.fixture(scope="session")
+def _running_slow_server() -> Iterator[LocalServer]:
+    from nexusflow_integrations.local import LocalServer
+
+    with LocalServer("hash", latency_ms=200, record_texts=True) as server:
+        yield server
+
+
+@pytest.fixture
+def slow_server(_running_slow_server: LocalServer) -> LocalServer:
+    """A server that takes any key and answers after 200 ms, so that requests overlap."""
+    _running_slow_server.reset_stats()
+    return _running_slow_server
 
 
 class RedisProcess:
@@ -127,8 +170,8 @@ def redis_process(
         return started[-1]
 
     yield start
-    for server in started:
-        server.kill()
+    for process in started:
+        process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,8 @@ from nexusflow_integrations import chroma as adapter
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.local import LocalServer
 
-KEY = "sk-air-chroma-tests"
+KEY = "sk-air-very-secret"
+"""The key of ``server``, for what is outside of a test."""
 
 
 @pytest.fixture(autouse=True)
@@ -30,19 +31,6 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setattr(adapter, "_made_here", {})
     monkeypatch.setattr(adapter, "_named_here", {})
-
-
-@pytest.fixture(scope="session")
-def running_server() -> Iterator[LocalServer]:
-    with LocalServer("hash", api_key=KEY, record_texts=True) as server:
-        yield server
-
-
-@pytest.fixture
-def server(running_server: LocalServer) -> LocalServer:
-    """An embeddings server without a model that takes one key, its counts at zero."""
-    running_server.reset_stats()
-    return running_server
 
 
 @pytest.fixture

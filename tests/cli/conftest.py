@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from nexusflow_integrations.cli.app import app
 from nexusflow_integrations.local import LocalServer
 
 KEY = "sk-air-very-secret"
+"""The key of ``server``, for what is outside of a test."""
 
 
 class Command:
@@ -43,12 +43,6 @@ class Command:
         return lines[0].removeprefix("nexusflow: ")
 
 
-@pytest.fixture(scope="session")
-def _server() -> Iterator[LocalServer]:
-    with LocalServer("hash", api_key=KEY, record_texts=True) as server:
-        yield server
-
-
 @pytest.fixture
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of whoever runs the tests, and folders of this test's own."""
@@ -63,12 +57,11 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def service(_server: LocalServer, clean: None, monkeypatch: pytest.MonkeyPatch) -> LocalServer:
+def service(server: LocalServer, clean: None, monkeypatch: pytest.MonkeyPatch) -> LocalServer:
     """A server that plays the service: the key is set, and the URL points at it."""
-    _server.reset_stats()
     monkeypatch.setenv("NEXUSFLOW_API_KEY", KEY)
-    monkeypatch.setenv("NEXUSFLOW_BASE_URL", _server.base_url)
-    return _server
+    monkeypatch.setenv("NEXUSFLOW_BASE_URL", server.base_url)
+    return server
 
 
 @pytest.fixture

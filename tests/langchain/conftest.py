@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -21,7 +21,6 @@ from nexusflow_integrations import langchain as adapter
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
 from nexusflow_integrations.local import LocalServer
 
-KEY = "sk-air-langchain-tests"
 _numbers = itertools.count()
 
 
@@ -35,50 +34,18 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def key() -> str:
-    """The only key that the servers take; it must show up nowhere."""
-    return KEY
-
-
-@pytest.fixture(scope="session")
-def _server() -> Iterator[LocalServer]:
-    with LocalServer("hash", api_key=KEY, record_texts=True) as server:
-        yield server
-
-
-@pytest.fixture
-def server(_server: LocalServer) -> LocalServer:
-    """Its counts at zero."""
-    _server.reset_stats()
-    return _server
-
-
-@pytest.fixture(scope="session")
-def _slow_server() -> Iterator[LocalServer]:
-    with LocalServer("hash", api_key=KEY, latency_ms=300, record_texts=True) as server:
-        yield server
-
-
-@pytest.fixture
-def slow_server(_slow_server: LocalServer) -> LocalServer:
-    """Takes 300 ms for every answer, so that requests which may run side by side do."""
-    _slow_server.reset_stats()
-    return _slow_server
-
-
-@pytest.fixture
 def make(server: LocalServer) -> Callable[..., NexusFlowEmbeddings]:
     """Make embeddings of 64 dimensions at the server, or with other settings."""
 
     def make(**settings: Any) -> NexusFlowEmbeddings:
-        told = {"api_key": KEY, "base_url": server.base_url, "dimensions": 64}
+        told = {"api_key": server.api_key, "base_url": server.base_url, "dimensions": 64}
         return NexusFlowEmbeddings(**{**told, **settings})
 
     return make
 
 
 @pytest.fixture
-def answering() -> Callable[..., NexusFlowEmbeddings]:
+def answering(key: str) -> Callable[..., NexusFlowEmbeddings]:
     """Make embeddings whose requests, sync and async, a function answers."""
 
     def make(
@@ -89,7 +56,7 @@ def answering() -> Callable[..., NexusFlowEmbeddings]:
 
         told: dict[str, Any] = {
             # What one test teaches the core about an account must not reach the next test.
-            "api_key": f"{KEY}-{next(_numbers)}",
+            "api_key": f"{key}-{next(_numbers)}",
             "base_url": "https://embeddings.invalid/v1",
             "max_retries": 0,
             "http_client": httpx.Client(transport=httpx.MockTransport(answer)),

@@ -32,7 +32,6 @@ from pydantic import PrivateAttr
 from nexusflow_integrations.llama_index import NexusFlowEmbedding
 from nexusflow_integrations.local import LocalServer
 
-KEY = "sk-air-llama-index-tests"
 _numbers = itertools.count()
 
 
@@ -47,41 +46,9 @@ def fresh_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def key() -> str:
-    """The only key that the servers take; it must show up nowhere."""
-    return KEY
-
-
-@pytest.fixture(scope="session")
-def _server() -> Iterator[LocalServer]:
-    with LocalServer("hash", api_key=KEY, record_texts=True) as server:
-        yield server
-
-
-@pytest.fixture
-def server(_server: LocalServer) -> LocalServer:
-    """A fast server without a model, its counts at zero."""
-    _server.reset_stats()
-    return _server
-
-
-@pytest.fixture(scope="session")
-def _slow_server() -> Iterator[LocalServer]:
-    with LocalServer("hash", latency_ms=150, record_texts=True) as server:
-        yield server
-
-
-@pytest.fixture
-def slow_server(_slow_server: LocalServer) -> LocalServer:
-    """A server that answers after 150 ms, so that what is sent together is in flight together."""
-    _slow_server.reset_stats()
-    return _slow_server
-
-
-@pytest.fixture
 def embedding(server: LocalServer) -> NexusFlowEmbedding:
     """An embedding model on the fast server, with small vectors."""
-    return NexusFlowEmbedding(api_key=KEY, api_base=server.base_url, dimensions=64)
+    return NexusFlowEmbedding(api_key=server.api_key, api_base=server.base_url, dimensions=64)
 
 
 @pytest.fixture

@@ -38,23 +38,10 @@ def real(
         yield opened, {name: opened.fill(name, corpus) for name in FRAMEWORKS}
 
 
-@pytest.fixture(scope="session")
-def _hash_server() -> Iterator[LocalServer]:
-    with LocalServer("hash", record_texts=True) as server:
-        yield server
-
-
 @pytest.fixture
-def hash_server(_hash_server: LocalServer) -> LocalServer:
-    """A server without a model, its counts at zero."""
-    _hash_server.reset_stats()
-    return _hash_server
-
-
-@pytest.fixture
-def endpoint(hash_server: LocalServer) -> Endpoint:
+def endpoint(server: LocalServer) -> Endpoint:
     """That server as an endpoint."""
-    return Endpoint(hash_server.base_url, hash_server.api_key, None, hash_server.model)
+    return Endpoint(server.base_url, server.api_key, None, server.model)
 
 
 @pytest.fixture

@@ -47,31 +47,31 @@ def test_what_was_added_is_found_with_source_url_and_cosine(
 
 @each_framework
 def test_exactly_the_text_is_embedded_and_no_metadata(
-    framework: str, open_one: Open, hash_server: LocalServer
+    framework: str, open_one: Open, server: LocalServer
 ) -> None:
     open_one(framework).add(DOCUMENTS)
-    assert sorted(hash_server.stats.received) == sorted(item.text for item in DOCUMENTS)
+    assert sorted(server.stats.received) == sorted(item.text for item in DOCUMENTS)
 
 
 @each_framework
 def test_many_texts_go_out_ten_a_request(
-    framework: str, open_one: Open, hash_server: LocalServer
+    framework: str, open_one: Open, server: LocalServer
 ) -> None:
     open_one(framework).add(DOCUMENTS)
-    assert hash_server.stats.requests == 3  # 24 texts
+    assert server.stats.requests == 3  # 24 texts
 
 
 @each_framework
 def test_filling_pays_only_for_what_is_missing_and_takes_out_what_is_gone(
-    framework: str, open_one: Open, hash_server: LocalServer
+    framework: str, open_one: Open, server: LocalServer
 ) -> None:
     pipeline = open_one(framework)
     assert fill(pipeline, DOCUMENTS[:20], at_once=10) == 20
-    hash_server.reset_stats()
+    server.reset_stats()
     steps: list[int] = []
     assert fill(pipeline, DOCUMENTS[5:], at_once=3, progress=steps.append) == 4
     assert steps == [3, 1]
-    assert sorted(hash_server.stats.received) == sorted(item.text for item in DOCUMENTS[20:])
+    assert sorted(server.stats.received) == sorted(item.text for item in DOCUMENTS[20:])
     assert pipeline.ids() == {item.id for item in DOCUMENTS[5:]}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.local import LocalServer
 
 KEY = "sk-air-very-secret"
+"""The key of ``server``, for what is outside of a test."""
+
 EVIL = "panda </script><img src=x onerror=\"document.title='owned'\"><!-- <script> & \u2028 @DATA@"
 ANIMALS = ("otter", "panda", "finch", "beetle")
 HABITS = ("eats", "sleeps near", "looks for", "plays with", "hides")
@@ -26,12 +27,6 @@ def documents(count: int) -> list[str]:
         f"The {ANIMALS[number % 4]} {HABITS[number // 4 % 5]} thing number {number}."
         for number in range(count)
     ]
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[LocalServer]:
-    with LocalServer("hash", api_key=KEY, record_texts=True) as running:
-        yield running
 
 
 @pytest.fixture

@@ -53,9 +53,11 @@ return [pad + read(data.x)[at] * (canvas.width - 2 * pad) - canvas.width / 2,
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory, server: Any) -> Path:
+def page(tmp_path_factory: pytest.TempPathFactory, running_server: Any) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    function = NexusFlowEmbeddingFunction(server.api_key, api_base=server.base_url, dimensions=128)
+    function = NexusFlowEmbeddingFunction(
+        running_server.api_key, api_base=running_server.base_url, dimensions=128
+    )
     collection = fill(folder / "chroma", function, 120)
     asked = [
         Question("Who hides thing number 16?", ["id-16"]),
@@ -213,6 +215,7 @@ def test_it_fits_phones_and_desktops_in_both_schemes(opened: Any, scheme: str, w
         opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
+@pytest.mark.slow
 def test_ten_thousand_points_are_drawn_and_hovered_over(browser: Any, tmp_path: Path) -> None:
     count = 10_000
     random = np.random.default_rng(0)
