@@ -10,6 +10,7 @@ import nox
 
 nox.options.sessions = [
     "tests",
+    "slow",
     "lint",
     "typing",
     "wheel",
@@ -24,6 +25,7 @@ nox.options.sessions = [
 nox.options.error_on_external_run = True
 nox.options.envdir = os.environ.get("NOX_ENVDIR", ".nox")
 PINS = ("-c", "constraints.txt")
+PARALLEL = ("-n", "4", "--dist", "loadfile")  # they wait more than they compute
 
 FOR_THE_CORE = ("pytest>=9", "pytest-asyncio>=1.5", "pytest-timeout>=2.4", "hypothesis>=6.160")
 FOR_SERVERS = ("psutil>=7", "trustme>=1.1", "opentelemetry-sdk>=1.27")
@@ -35,9 +37,16 @@ def _group(name: str) -> list[str]:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run all tests that need nothing but this machine."""
+    """Run all tests that need nothing but this machine, but the slow ones."""
     session.install(*PINS, "-e", ".[all]", *_group("test"), *_group("examples"))
-    session.run("pytest", "-q", *session.posargs)
+    session.run("pytest", "-q", *PARALLEL, *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Run the slow tests: the examples, the real model, whole benchmarks."""
+    session.install(*PINS, "-e", ".[all]", *_group("test"), *_group("examples"))
+    session.run("pytest", "-q", "-m", "slow", "-n", "2", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session
@@ -65,7 +74,7 @@ ADAPTERS = ("tests/langchain", "tests/llama_index", "tests/chroma", "tests/core"
 def frameworks(session: nox.Session, resolution: str) -> None:
     """Test the adapters with the lowest supported and with the newest frameworks."""
     session.install("--resolution", resolution, "-e", ".[all]", *_group("test"))
-    session.run("pytest", "-q", *ADAPTERS, *session.posargs)
+    session.run("pytest", "-q", *PARALLEL, *ADAPTERS, *session.posargs)
 
 
 @nox.session(venv_backend="uv")

@@ -17,6 +17,8 @@ pytest.importorskip("openai")
 
 HERE = Path(__file__).parent
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ratios(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:

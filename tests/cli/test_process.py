@@ -71,6 +71,7 @@ def run(
     )
 
 
+@pytest.mark.slow
 def test_the_first_run_in_an_empty_folder_needs_no_key_and_no_network(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 
-for needed in ("ir_measures", "matplotlib", "sklearn"):
-    pytest.importorskip(needed, reason="comes with the dependency group `examples`")
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Run = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for needed in ("ir_measures", "matplotlib", "sklearn"):
+        pytest.importorskip(needed, reason="comes with the dependency group `examples`")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     for name in ("API_KEY", "BASE_URL", "CHAT_MODEL"):

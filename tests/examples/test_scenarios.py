@@ -11,7 +11,7 @@ import pytest
 Run = Callable[..., dict[str, Any]]
 Data = Callable[[str], Path]
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def drawn(path: str) -> bool:

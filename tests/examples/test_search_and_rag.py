@@ -12,7 +12,7 @@ import pytest
 Run = Callable[..., dict[str, Any]]
 RAG = ("rag_chroma", "rag_langchain", "rag_llama_index")
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def drawn(path: str) -> bool:

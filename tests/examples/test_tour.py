@@ -15,6 +15,7 @@ nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_tour_runs_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in EXAMPLES.iterdir():

@@ -14,7 +14,7 @@ Real = tuple[Session, dict[str, Filled]]
 ENGLISH = [question for question in QUESTIONS if question.language == "en"]
 CHINESE = [question for question in QUESTIONS if question.language == "zh"]
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_there_are_enough_questions_in_both_languages() -> None:
