@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from nexusflow_integrations._core import forks
+from nexusflow_integrations._core.hosts import is_loopback
 from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations._core.settings import (
     DEFAULT_BASE_URL,
@@ -40,7 +41,6 @@ from nexusflow_integrations._core.settings import (
     ApiKey,
     EncodingFormat,
     Settings,
-    is_loopback,
     resolve_api_key,
     resolve_base_url,
 )
@@ -69,6 +69,8 @@ _KEY_VARIABLES = re.compile(r"NEXUSFLOW_[A-Z0-9_]{1,64}")
 _STORED = ("model_name", "dimensions", "api_base", "api_key_env_var", "query_instruction")
 
 _NOT_PICKLED = ("on_usage", "http_client", "async_http_client")
+
+_PORTS = {"http": 80, "https": 443}
 
 _lock = forks.Lock()
 _made_here: dict[str, NexusFlowEmbeddingFunction | None] = {}
@@ -366,12 +368,12 @@ def _identity(config: Mapping[str, Any]) -> str:
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:
+    """Return scheme, host and port; of what is no base URL, nothing."""
     try:
-        parts = urlsplit(url.strip())
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-        return parts.scheme, parts.hostname or "", port
-    except ValueError:
+        parts = urlsplit(resolve_base_url(url, allow_http=True))
+    except ConfigurationError:
         return "", "", None
+    return parts.scheme, parts.hostname or "", parts.port or _PORTS[parts.scheme]
 
 
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:

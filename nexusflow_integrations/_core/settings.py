@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
+from nexusflow_integrations._core.hosts import host_of, is_loopback
 from nexusflow_integrations.errors import ConfigurationError
 
 DEFAULT_BASE_URL = "https://nexusflow.vip/v1"
@@ -19,6 +19,11 @@ DIMENSIONS = (2048, 1536, 1024, 768, 512, 256, 128, 64)
 MAX_BATCH_SIZE = 10
 """Texts a request, from the documentation of the model behind the API."""
 DEFAULT_MAX_CONCURRENCY = 32
+
+_URL = re.compile(
+    r"(?P<scheme>https?)://(?P<place>[^/\\]+)(?P<path>(?:/[A-Za-z0-9._~!$&'()*+,;=:/%-]*)?)",
+    re.IGNORECASE | re.ASCII,
+)
 
 EncodingFormat = Literal["base64", "float"]
 Role = Literal["document", "query"]
@@ -77,41 +82,38 @@ def resolve_api_key(value: object = None, env: str = "NEXUSFLOW_API_KEY") -> Api
 def resolve_base_url(value: str | None = None, *, allow_http: bool = False) -> str:
     """Return the endpoint's root without a trailing slash, from ``value`` or NEXUSFLOW_BASE_URL.
 
+    Scheme and host come back in small letters. No parser of URLs is asked: they differ over what
+    is not plain, and what is not is refused.
+
     Raises:
-        ConfigurationError: Not an http(s) URL, or it holds credentials or a query, or it is plain
-            http to another host than loopback, where anyone on the way could read the key.
+        ConfigurationError: Not an http(s) URL, or it holds credentials or a query, or a host that
+            can be read in two ways, or it is plain http to another host than loopback, where
+            anyone on the way could read the key.
     """
     url = value if value is not None else os.environ.get("NEXUSFLOW_BASE_URL") or DEFAULT_BASE_URL
     if not isinstance(url, str):
         raise ConfigurationError(f"base_url must be text, not {type(url).__name__}")
     url = url.strip().rstrip("/")
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        raise ConfigurationError("base_url is not a URL") from None
-    if parts.username is not None or parts.password is not None:
+    if "@" in url:
         raise ConfigurationError("base_url must not contain a user name or password")
-    if parts.scheme not in ("http", "https") or not host or not url.isascii():
-        raise ConfigurationError(f"base_url must look like {DEFAULT_BASE_URL}, not {url[:80]!r}")
-    if parts.query or parts.fragment or not url.isprintable() or " " in url:
+    if any(char in url for char in "?# "):
         raise ConfigurationError("base_url must not contain a query, a fragment or blanks")
-    if parts.scheme == "http" and not allow_http and not is_loopback(host):
+    parts = _URL.fullmatch(url)
+    if parts is None:
+        raise ConfigurationError(f"base_url must look like {DEFAULT_BASE_URL}, not {url[:80]!a}")
+    scheme, place = parts["scheme"].lower(), parts["place"].lower()
+    host = host_of(place)
+    if host is None:
+        raise ConfigurationError(
+            "base_url must name its host like nexusflow.vip, 127.0.0.1 or [::1]:8080, not"
+            f" {parts['place'][:80]!a}"
+        )
+    if scheme == "http" and not allow_http and not is_loopback(host):
         raise ConfigurationError(
             f"base_url is plain http to {host}, which would show the API key to everyone on the"
             " way: use https (or allow_http=True on a network you trust)"
         )
-    return url
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether ``host`` is this machine itself."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return f"{scheme}://{place}{parts['path']}"
 
 
 def check_dimensions(value: int | None) -> int | None:

@@ -59,9 +59,9 @@ def _not_trusted() -> None:
         NexusFlow("key", base_url=server.base_url, max_retries=0).embed("a text")
 
 
-def _over_a_socks_proxy() -> None:
+def _over_a_proxy(url: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1")
+        patch.setenv("HTTPS_PROXY", url)
         NexusFlow("key", base_url="https://service.invalid/v1").embed("a text")
 
 
@@ -137,7 +137,9 @@ PRODUCED: Mapping[str, Mapping[str, Case]] = {
         "dimensions must be": Case(lambda: NexusFlow(dimensions=1000)),
         "base_url must look like": Case(lambda: NexusFlow(base_url="nexusflow.vip")),
         "base_url is plain http": Case(lambda: NexusFlow(base_url="http://10.0.0.7/v1")),
-        "the environment names": Case(_over_a_socks_proxy),
+        "base_url must name its host": Case(lambda: NexusFlow(base_url="http://localhost./v1")),
+        "the environment names a socks5": Case(lambda: _over_a_proxy("socks5://127.0.0.1:1")),
+        "the environment names a proxy that": Case(lambda: _over_a_proxy("http://3128")),
         "the cache is no URL": Case(lambda: NexusFlow("key", cache="redis://localhost/one")),
         "this client is closed": Case(_closed),
         "collection 'texts' was made with": Case(_collection_of_another_size),

@@ -140,6 +140,20 @@ def test_a_proxy_of_another_kind_is_named_in_one_sentence(monkeypatch: pytest.Mo
     assert "secret" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "proxy",
+    ["http://user:secret@", "http://user:secret@127.1:1", "user:secret@proxy:port", "http://a b:1"],
+)
+def test_a_proxy_that_is_no_address_is_refused_and_not_shown(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, proxy)
+    with pytest.raises(ConfigurationError, match="does not look like http://proxy") as raised:
+        NexusFlow("key", base_url="https://example.invalid/v1", dimensions=64).embed("text")
+    assert "secret" not in str(raised.value)
+
+
 def test_a_user_agent_of_the_users_own_is_sent() -> None:
     seen: list[str] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
+from nexusflow_integrations._core.hosts import is_plain_host
 from nexusflow_integrations.errors import ConfigurationError
 
 SCHEMES = ("redis", "rediss", "unix")
@@ -45,8 +46,8 @@ class RedisAddress:
             parts.scheme not in SCHEMES
             or not url.startswith(f"{parts.scheme}://")  # as the package wants it
             or parts.fragment
-            or not (is_socket or host)
-            or not (is_socket or not database or database.isdecimal())
+            or not (is_socket or (host and is_plain_host(host)))
+            or not (is_socket or not database or (database.isdecimal() and database.isascii()))
             or not url.isprintable()
         ):
             raise ConfigurationError(f"the cache is no URL of a Redis server: {_SHAPE}")

@@ -26,8 +26,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 from weakref import WeakSet
 
+from nexusflow_integrations._core.hosts import host_of, is_loopback
 from nexusflow_integrations._core.request.wire import MAX_RESPONSE_BYTES, Answer, TransportFault
-from nexusflow_integrations._core.settings import is_loopback
 from nexusflow_integrations.errors import APIConnectionError, ConfigurationError
 
 
@@ -133,11 +133,19 @@ def _proxy_for(url: str, _variables: tuple[str | None, ...]) -> str | None:
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy is None or proxy_bypass(parts.netloc.rpartition("@")[2]):
         return None
+    proxy = proxy.strip()
     scheme, _, _ = proxy.rpartition("://")
     if scheme not in ("", "http", "https"):
         raise ConfigurationError(
             f"the environment names a {scheme[:20]} proxy, and only http proxies are spoken here:"
             " pass http_client=httpx.Client(proxy=...), or unset it"
+        )
+    place = proxy.rpartition("://")[2].rpartition("@")[2].partition("/")[0]
+    if host_of(place) is None:
+        # Without it: a password may stand in it.
+        raise ConfigurationError(
+            "the environment names a proxy that does not look like http://proxy.example:3128:"
+            " correct it, or unset it"
         )
     return proxy if scheme else f"http://{proxy}"
 
