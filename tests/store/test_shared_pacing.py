@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nexusflow_integrations._core.cache import in_file
 from nexusflow_integrations._core.cache.in_file import VectorStore
 from nexusflow_integrations._core.pace.gate import Gate
 from nexusflow_integrations._core.pace.in_file import SharedPacer
@@ -114,7 +115,28 @@ def test_a_refusal_slows_down_all_once_a_burst_and_is_forgiven(
     assert second - first == pytest.approx(1 / 9.9, rel=1e-3)
 
 
-def test_a_clock_that_is_set_back_makes_nobody_wait_for_it(
+@pytest.mark.parametrize("jump", [-3600, 3600])
+def test_a_wall_clock_that_jumps_changes_no_send_time(
+    pacer_on: MakePacer, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    one, other = pacer_on(requests=6, clock=None), pacer_on(requests=6, clock=None)
+    one.lease(5, 1)
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() + jump)
+    assert 40 < reserve(other, 1) <= 5 / 0.099
+
+
+@pytest.mark.parametrize("passed", [-3600, -1, 1, 3600])
+def test_what_was_reserved_before_a_reboot_is_unknown_after_it(
+    pacer_on: MakePacer, clock: Clock, monkeypatch: pytest.MonkeyPatch, passed: float
+) -> None:
+    pacer_on(requests=6).lease(500, 1)
+    monkeypatch.setattr(in_file, "boot_number", lambda: 7)
+    clock.now += passed
+    assert pacer_on(requests=6).lease(2, 1) == pytest.approx([0, 1 / 0.099], abs=1e-6)
+
+
+def test_where_boots_cannot_be_told_apart_nobody_waits_for_the_time_of_another(
     pacer_on: MakePacer, clock: Clock
 ) -> None:
     one, other = pacer_on(), pacer_on()
@@ -127,20 +149,34 @@ def test_a_clock_that_is_set_back_makes_nobody_wait_for_it(
     assert reserve(one, 1) < 1
 
 
-def test_a_clock_that_is_set_forward_makes_nobody_wait(pacer_on: MakePacer, clock: Clock) -> None:
+def test_a_row_with_a_flipped_bit_is_unknown(pacer_on: MakePacer, store: VectorStore) -> None:
     pacer = pacer_on()
-    pacer.lease(5, 1)
-    clock.now += 3600
-    assert pacer.lease(2, 1) == pytest.approx([0, 1 / 9.9], abs=1e-6)
+    pacer.lease(50, 1)
+    with store.transaction() as db:
+        ((state,),) = db.execute("SELECT state FROM pacer").fetchall()
+    for bit in range(8 * len(state)):
+        flipped = bytearray(state)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with store.transaction() as db:
+            db.execute("UPDATE pacer SET state = ?", (bytes(flipped),))
+        assert reserve(pacer, 1) == 0
 
 
-def test_a_send_time_that_nobody_can_have_meant_is_not_believed(
-    pacer_on: MakePacer, store: VectorStore
+@pytest.mark.parametrize("garbage", [b"", b"x" * 60, "text", 7, 1.5])
+def test_a_row_that_is_no_state_is_unknown(
+    pacer_on: MakePacer, store: VectorStore, garbage: object
 ) -> None:
     pacer = pacer_on()
-    reserve(pacer, 1)
+    pacer.lease(50, 1)
     with store.transaction() as db:
-        db.execute("UPDATE pacer SET requests_at = 1e300")
+        db.execute("UPDATE pacer SET state = ?", (garbage,))
+    assert reserve(pacer, 1) == 0
+
+
+def test_a_send_time_that_nobody_can_have_meant_is_not_believed(pacer_on: MakePacer) -> None:
+    pacer = pacer_on()
+    reserve(pacer, 1)
+    pacer.owe(0, late=1e300)
     assert reserve(pacer, 1) == pytest.approx(3600)
 
 

@@ -6,14 +6,16 @@ import copy
 import pickle
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from nexusflow_integrations._core.cache import file as cache_file
+from nexusflow_integrations._core.cache import in_file
 from nexusflow_integrations._core.cache.file import default_path
 from nexusflow_integrations._core.cache.in_file import VectorStore
 from nexusflow_integrations._core.cache.keys import Keyer
@@ -240,6 +242,99 @@ def test_a_clock_that_is_set_back_makes_no_claim_hold_for_hours(
     claimed = store_on().claim(keys[:2], 8)
     assert claimed.busy == keys[:1]
     assert claimed.mine == keys[1:2]
+
+
+FAR = 4_102_444_800.0
+"""The year 2100."""
+
+
+def rewrite_claim(store: Any, key: bytes, since: object, until: object, owner: object = 5) -> None:
+    """Put other times into a claim, as nobody who uses this package would."""
+    if isinstance(store, VectorStore):
+        with store.transaction() as db:
+            db.execute(
+                "UPDATE claim SET since = ?, until = ?, owner = ? WHERE k = ?",
+                (since, until, owner, key),
+            )
+    else:
+        with store.server._connected().client() as client:
+            words = client.hget("nexusflow:claims", key).split()
+            words[0], words[-2:] = str(owner).encode(), [str(since).encode(), str(until).encode()]
+            client.hset("nexusflow:claims", key, b" ".join(words))
+
+
+@both
+def test_no_claim_is_believed_for_longer_than_a_claim_can_last(
+    store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock
+) -> None:
+    store.claim(keys[:1], 8)
+    rewrite_claim(store, keys[0], clock.now, FAR)
+    other = store_on()
+    assert other.claim(keys[:1], 8).busy == keys[:1]
+    clock.now += 10
+    assert other.info().in_flight == 0
+    assert other.claim(keys[:1], 8).mine == keys[:1]
+
+
+@both
+@pytest.mark.parametrize(
+    ("since", "until"),
+    [
+        pytest.param(FAR, FAR + 10, id="in the future"),
+        pytest.param(0.0, FAR, id="since 1970"),
+        pytest.param("inf", "inf", id="infinite"),
+        pytest.param("-inf", "inf", id="always"),
+        pytest.param("nan", "nan", id="not a number"),
+        pytest.param("yesterday", "tomorrow", id="words"),
+        pytest.param("", "", id="nothing"),
+    ],
+)
+def test_a_claim_that_nobody_can_have_made_holds_nothing(
+    store: VectorStore, store_on: Make, keys: list[bytes], since: object, until: object
+) -> None:
+    store.claim(keys[:1], 8)
+    rewrite_claim(store, keys[0], since, until)
+    other = store_on()
+    assert other.info().in_flight == 0
+    assert other.claim(keys[:1], 8).mine == keys[:1]
+    assert other.info().in_flight == 1
+
+
+@both
+@pytest.mark.parametrize("owner", [-1, 2**63 - 1, "me", "ffffffffffffffffffffffff"])
+def test_a_claim_of_an_owner_that_nobody_can_be_is_no_error(
+    store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock, owner: object
+) -> None:
+    store.claim(keys[:1], 8)
+    rewrite_claim(store, keys[0], clock.now, clock.now + 10, owner)
+    other = store_on()
+    for one in (store, other):
+        one.renew(keys[:1])
+        one.release(keys[:1])
+    clock.now += 10
+    assert other.claim(keys[:1], 8).mine == keys[:1]
+
+
+def test_claims_of_another_boot_hold_nothing(
+    store: VectorStore, store_on: Make, keys: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.claim(keys[:2], 8)
+    monkeypatch.setattr(in_file, "boot_number", lambda: 7)
+    after = store_on()
+    assert after.info().in_flight == 0
+    assert after.claim(keys[:2], 8).mine == keys[:2]
+
+
+def test_a_wall_clock_that_jumps_ends_no_claim(
+    store_on: Make, keys: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = store_on(clock=None), store_on(clock=None)
+    one.claim(keys[:1], 8)
+    wall = time.time
+    for jump in (-60, 60, -86_400, 86_400):
+        monkeypatch.setattr(time, "time", lambda jump=jump: wall() + jump)
+        assert other.claim(keys[:1], 8).busy == keys[:1]
+        monkeypatch.setattr(time, "time", wall)
 
 
 @both

@@ -32,14 +32,12 @@ _SCHEMA = (
     # the index, and 20 bytes of a hash over everything.
     "CREATE TABLE vector(k BLOB NOT NULL PRIMARY KEY, v BLOB NOT NULL)",
     "CREATE TABLE claim(k BLOB NOT NULL PRIMARY KEY, owner INTEGER NOT NULL,"
-    " since REAL NOT NULL, until REAL NOT NULL) WITHOUT ROWID",
+    " since REAL NOT NULL, until REAL NOT NULL, boot INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID",
     "CREATE TABLE kind(prefix BLOB NOT NULL PRIMARY KEY, base_url TEXT NOT NULL,"
     " model TEXT NOT NULL, dimensions INTEGER) WITHOUT ROWID",
     "CREATE TABLE block(id INTEGER PRIMARY KEY, created INTEGER NOT NULL, used INTEGER NOT NULL)",
     "CREATE TABLE counter(name TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE pacer(account BLOB NOT NULL PRIMARY KEY, seen REAL NOT NULL,"
-    " requests_at REAL NOT NULL, tokens_at REAL NOT NULL, share REAL NOT NULL,"
-    " share_at REAL NOT NULL, cut_at REAL NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE pacer(account BLOB NOT NULL PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID",
 )
 _TABLES = {"vector", "claim", "kind", "block", "counter", "pacer"}
 
@@ -61,7 +59,7 @@ class CacheFile:
 
     Args:
         path: Where it is, absolute.
-        clock: Seconds since 1970, the same for all processes.
+        clock: Seconds, the same for all processes of this boot.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nexusflow_integrations._core import forks
+from nexusflow_integrations._core.cache.boot import boot_number
 from nexusflow_integrations._core.cache.file import DAY, CacheFile, default_path
 from nexusflow_integrations._core.cache.keys import KIND_BYTES, Keyer
 from nexusflow_integrations._core.cache.upkeep import (
@@ -39,8 +40,6 @@ from nexusflow_integrations._core.cache.upkeep import (
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations._core.vectors import Vectors
 
-CLOCK_SLACK = 1.0
-"""Seconds that a claim may lie in the future before its clock counts as wrong."""
 _CHUNKS = (8, 64, 512)  # few different statements, so that SQLite prepares each only once
 _MIN_CLAIM = 0.1
 
@@ -96,7 +95,8 @@ class VectorStore:
 
     Args:
         path: The file; ``True`` is ``default_path()``.
-        clock: Seconds since 1970, the same for all processes.
+        clock: For tests; otherwise claims and limits go by ``time.monotonic``, which is the same
+            for all processes of this boot, and days of use by the wall clock.
         claim_seconds: How long a claim holds unless it is renewed.
 
     All methods that touch the file raise ``CacheError`` if it is corrupt, not ours or written by
@@ -107,19 +107,21 @@ class VectorStore:
         self,
         path: str | os.PathLike[str] | bool,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         claim_seconds: float = 10.0,
     ) -> None:
         if path is False:
             raise ValueError("a cache needs a path, or True for the user's cache folder")
         where = default_path() if path is True else Path(path).expanduser()
         self.path = Path(os.path.abspath(where))
-        self.clock = clock
         self.claim_seconds = max(_MIN_CLAIM, claim_seconds)
-        self._kinds: dict[bytes, Keyer] = {}
+        self._given_clock = clock
         self._begin()
 
     def _begin(self) -> None:
+        self.clock = self._given_clock or time.monotonic
+        self._wall_clock = self._given_clock or time.time
+        self._kinds: dict[bytes, Keyer] = {}
         self._lock = forks.Lock()
         self._closed_state()
         forks.in_child(self._forget)
@@ -128,16 +130,17 @@ class VectorStore:
         self._file = CacheFile(self.path, self.clock)
         self._db: sqlite3.Connection | None = None
         self._is_damaged = False
+        self.boot = 0
         self._owner = 0
         self._known: set[bytes] = set()
         self._notes = _Notes()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "clock": self.clock, "claim_seconds": self.claim_seconds}
+        names = ("path", "claim_seconds", "_given_clock")
+        return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._kinds = {}
         self._begin()
 
     def __repr__(self) -> str:
@@ -171,31 +174,29 @@ class VectorStore:
             hits = self._find(db, wanted, dimensions)
             missing = [key for key in wanted if key not in hits]
             if missing:
-                now = self.clock()
-                claims = _claims(db, missing)
-                if all(key in claims and claims[key].live(now) for key in missing):
+                claims = self._claims(db, missing)
+                if all(key in claims and claims[key].is_live for key in missing):
                     busy = missing
                 else:
                     size = next((len(row) for row in hits.values()), dimensions)
                     with self.transaction() as db:
-                        now = self.clock()
                         late = self._find(db, missing, size)
                         hits.update(late)
-                        claims = _claims(db, missing)
+                        claims = self._claims(db, missing)
                         for key in missing:
                             if key in late:
                                 continue
                             claim = claims.get(key)
-                            if claim is not None and claim.live(now):
+                            if claim is not None and claim.is_live:
                                 busy.append(key)
                             else:
                                 mine.append(key)
                                 repaid += claim is not None and claim.owner != self._owner
+                        now = self.clock()
+                        new = (self._owner, now, now + self.claim_seconds, self.boot)
                         db.executemany(
-                            "INSERT INTO claim VALUES(?, ?, ?, ?) ON CONFLICT(k) DO UPDATE SET"
-                            " owner = excluded.owner, since = excluded.since,"
-                            " until = excluded.until",
-                            [(key, self._owner, now, now + self.claim_seconds) for key in mine],
+                            "INSERT OR REPLACE INTO claim VALUES(?, ?, ?, ?, ?)",
+                            [(key, *new) for key in mine],
                         )
             self._notes.hits += len(hits)
             self._notes.misses += len(mine)
@@ -250,6 +251,32 @@ class VectorStore:
             with self.transaction() as db:
                 db.executemany(statement, [(*row, self._owner) for row in rows])
 
+    def _claims(self, db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, _Claim]:
+        return self._judged(
+            row
+            for chunk in _chunks(keys)
+            for row in db.execute(_select("*", "claim", len(chunk)), chunk).fetchall()
+        )
+
+    def _judged(self, rows: Iterable[tuple[Any, ...]]) -> dict[bytes, _Claim]:
+        """Return the claims of ``rows`` by key; what nobody can have written holds nothing.
+
+        A claim holds for ``claim_seconds`` at most, whatever it says, and only in the boot in
+        which it was made.
+        """
+        rows = list(rows)  # before the clock is read, so that none was made later
+        now = self.clock()
+        claims = {}
+        for key, owner, since, until, boot in rows:
+            is_live = (
+                boot == self.boot
+                and isinstance(since, float)
+                and isinstance(until, float)
+                and since <= now < min(until, since + self.claim_seconds)
+            )
+            claims[key] = _Claim(owner, is_live)
+        return claims
+
     def _find(
         self, db: sqlite3.Connection, keys: Sequence[bytes], dimensions: int | None
     ) -> dict[bytes, Vectors]:
@@ -285,14 +312,13 @@ class VectorStore:
             return CacheInfo(self.path)
         with self._reading() as db:
             found = contents(db, self.path)
-            claims = db.execute("SELECT owner, since, until FROM claim").fetchall()
-            now = self.clock()
+            claims = self._judged(db.execute("SELECT * FROM claim").fetchall())
             return replace(
                 found,
                 bytes=self._file.size(),
                 hits=found.hits + self._notes.hits,
                 misses=found.misses + self._notes.misses,
-                in_flight=sum(_Claim(*claim).live(now) for claim in claims),
+                in_flight=sum(claim.is_live for claim in claims.values()),
             )
 
     def prune(self, *, max_age: float | None = None, max_bytes: int | None = None) -> Pruned:
@@ -305,7 +331,7 @@ class VectorStore:
                 first. ``None``: any size may stay.
         """
         return self._prune(
-            stale=float("-inf") if max_age is None else self.clock() - max_age - DAY,
+            stale=float("-inf") if max_age is None else self._wall_clock() - max_age - DAY,
             keep=float("inf") if max_bytes is None else max_bytes,
         )
 
@@ -390,7 +416,7 @@ class VectorStore:
                 self._notes = _Notes()
 
     def _today(self) -> int:
-        return int(self.clock()) // DAY * DAY
+        return int(self._wall_clock()) // DAY * DAY
 
     def _write_notes(self, db: sqlite3.Connection) -> _Notes | None:
         notes = self._notes
@@ -421,28 +447,14 @@ class VectorStore:
         if self._db is None:
             with self._explained():
                 self._db = self._file.connect()
+            self.boot = boot_number()
             self._owner = int.from_bytes(os.urandom(8), "big") >> 1
         return self._db
 
 
 class _Claim(NamedTuple):
     owner: int
-    since: float
-    until: float
-
-    def live(self, now: float) -> bool:
-        # One from the future was made before the clock was set back, and would hold too long.
-        return self.since - CLOCK_SLACK <= now < self.until
-
-
-def _claims(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, _Claim]:
-    return {
-        row[0]: _Claim(*row[1:])
-        for chunk in _chunks(keys)
-        for row in db.execute(
-            _select("k, owner, since, until", "claim", len(chunk)), chunk
-        ).fetchall()
-    }
+    is_live: bool
 
 
 def _chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

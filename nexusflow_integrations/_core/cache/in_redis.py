@@ -22,7 +22,6 @@ import numpy as np
 
 from nexusflow_integrations._core.cache.file import DAY, FORGOTTEN
 from nexusflow_integrations._core.cache.in_file import (
-    CLOCK_SLACK,
     Claimed,
     usable_rows,
 )
@@ -43,6 +42,8 @@ _HASHES = (_CLAIMS, _KINDS, _SIZES, _COUNTS)
 _AT_ONCE = 512
 """Keys in one command: the server does nothing else meanwhile."""
 _MIN_CLAIM = 0.1
+CLOCK_SLACK = 1.0
+"""Seconds that a claim may lie in the future, as after a small step back of the server's clock."""
 _NEVER = 1e18
 """Seconds."""
 
@@ -54,7 +55,14 @@ _READ = (
     CLOCK
     + """
 local function read(claim)
-  if claim then return string.match(claim, '^(%x+) (%x+) (%S+) (%S+)$') end
+  if not claim then return end
+  local owner, ticket, since, till = string.match(claim, '^(%x+) (%x+) (%S+) (%S+)$')
+  since, till = tonumber(since), tonumber(till)
+  if since and till then return owner, ticket, since, till end
+end
+-- It holds for as long as a claim can last, whatever it says.
+local function is_live(since, till, now, hold, slack)
+  return since - slack <= now and now < math.min(till, since + hold)
 end
 local function write(owner, ticket, now, hold)
   return string.format('%s %s %.6f %.6f', owner, ticket, now, now + hold)
@@ -68,6 +76,7 @@ _CLAIM = (
 -- clock, and for each vector what was found there and is none.
 -- Answers for each: the vector that somebody put meanwhile, 0 busy, 1 ours, 2 ours and repaid.
 local now, owner, ticket = clock(ARGV[1]), ARGV[2], ARGV[3]
+local hold, slack = tonumber(ARGV[4]), tonumber(ARGV[5])
 local answers = {}
 for i = 2, #KEYS do
   local row = redis.call('MGET', KEYS[i])[1]
@@ -76,11 +85,11 @@ for i = 2, #KEYS do
   else
     local field = string.sub(KEYS[i], -24)
     local holder, call, since, till = read(redis.call('HGET', KEYS[1], field))
-    local live = holder and tonumber(since) - ARGV[5] <= now and now < tonumber(till)
+    local live = holder and is_live(since, till, now, hold, slack)
     if live and not (holder == owner and call == ticket) then
       answers[i - 1] = 0
     else
-      redis.call('HSET', KEYS[1], field, write(owner, ticket, now, ARGV[4]))
+      redis.call('HSET', KEYS[1], field, write(owner, ticket, now, hold))
       answers[i - 1] = (holder and holder ~= owner) and 2 or 1
     end
   end
@@ -115,15 +124,15 @@ end
 _SURVEY = (
     _READ
     + """
--- KEYS: the claims. ARGV: now, seconds after which nobody comes back to a claim.
--- Answers how many claims are live.
+-- KEYS: the claims. ARGV: now, seconds after which nobody comes back to a claim, how long one
+-- holds, slack of the clock. Answers how many claims are live.
 local now, live = clock(ARGV[1]), 0
 local all = redis.call('HGETALL', KEYS[1])
 for i = 1, #all, 2 do
   local holder, _, since, till = read(all[i + 1])
-  if not holder or tonumber(till) < now - ARGV[2] then
+  if not holder or till < now - ARGV[2] then
     redis.call('HDEL', KEYS[1], all[i])
-  elseif tonumber(since) - ARGV[3] <= now and now < tonumber(till) then
+  elseif is_live(since, till, now, tonumber(ARGV[3]), tonumber(ARGV[4])) then
     live = live + 1
   end
 end
@@ -457,7 +466,7 @@ class RedisStore:
             )
 
     def _live_claims(self, client: Any, *, forget: float = _NEVER) -> int:
-        args = [self._now(), forget, CLOCK_SLACK]
+        args = [self._now(), forget, self.claim_seconds, CLOCK_SLACK]
         return int(self.server.run(_SURVEY, [_CLAIMS], args, client=client))
 
     def _now(self) -> str:

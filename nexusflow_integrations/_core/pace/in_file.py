@@ -7,9 +7,11 @@ two processes that were given the same limit keep it together.
 from __future__ import annotations
 
 import sqlite3
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from nexusflow_integrations._core.pace.shared import SlotLimits
 
@@ -19,7 +21,11 @@ class Transactions(Protocol):
 
     @property
     def clock(self) -> Callable[[], float]:
-        """Seconds, the same for all processes."""
+        """Seconds, the same for all processes of this boot."""
+
+    @property
+    def boot(self) -> int:
+        """The number of this boot, known once the file is open."""
 
     def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         """Hold the file for one short write."""
@@ -79,23 +85,36 @@ class SharedPacer:
     def _limits(self) -> Iterator[tuple[SlotLimits, float]]:
         limits = SlotLimits(self.requests_per_minute, self.tokens_per_minute)
         with self._store.transaction() as db:
+            row = db.execute(
+                "SELECT state FROM pacer WHERE account = ?", (self._account,)
+            ).fetchone()
             now = self._store.clock()
-            row = _row(db, self._account)
-            if row is not None:
-                seen, *state = row
-                # A clock that was set back stands before the last transaction: all times go back
-                # with it, and what was owed then is owed still.
-                limits.load(tuple(state), shift=min(0.0, now - seen), now=now)
+            state = None if row is None else _unpacked(row[0], self._account)
+            if state is not None:
+                boot, seen, *times = state
+                # A time of another boot says nothing about this one: as if nothing had been sent.
+                # Where boots cannot be told apart, one that lies ahead goes back with the clock.
+                if boot == self._store.boot:
+                    limits.load(tuple(times), shift=min(0.0, now - seen), now=now)
             yield limits, now
-            db.execute(
-                "INSERT OR REPLACE INTO pacer VALUES(?, ?, ?, ?, ?, ?, ?)",
-                (self._account, now, *limits.dump()),
-            )
+            packed = _packed((self._store.boot, now, *limits.dump()), self._account)
+            db.execute("INSERT OR REPLACE INTO pacer VALUES(?, ?)", (self._account, packed))
 
 
-def _row(db: sqlite3.Connection, account: bytes) -> tuple[float, ...] | None:
-    row: tuple[float, ...] | None = db.execute(
-        "SELECT seen, requests_at, tokens_at, share, share_at, cut_at FROM pacer WHERE account = ?",
-        (account,),
-    ).fetchone()
-    return row
+_STATE = struct.Struct("<q6d")
+"""The number of the boot, when it was written, and what ``SlotLimits.dump`` returns."""
+
+
+def _packed(state: tuple[float, ...], account: bytes) -> bytes:
+    data = _STATE.pack(*state)
+    return data + zlib.crc32(account + data).to_bytes(4, "big")
+
+
+def _unpacked(packed: object, account: bytes) -> tuple[Any, ...] | None:
+    """Return what was packed, or ``None`` if a bit of it is not what was written."""
+    if not isinstance(packed, bytes) or len(packed) != _STATE.size + 4:
+        return None
+    data, checksum = packed[:-4], packed[-4:]
+    if zlib.crc32(account + data).to_bytes(4, "big") != checksum:
+        return None
+    return _STATE.unpack(data)
