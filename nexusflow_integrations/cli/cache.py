@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 from nexusflow_integrations._core.cache.cache import Store, store_at
-from nexusflow_integrations._core.cache.upkeep import Pruned
+from nexusflow_integrations._core.cache.upkeep import CacheInfo, Pruned
 from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.options import CacheOption, JsonOption, print_json, seconds, size
-from nexusflow_integrations.cli.screen import Screen
+from nexusflow_integrations.cli.screen import INDENT, Screen, count, home
 
 __all__ = ["cache"]
 
@@ -33,7 +37,7 @@ def info(path: CacheOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(asdict(found) | {"path": str(found.path), "hit_rate": round(found.hit_rate, 4)})
     else:
-        Screen().cache(found)
+        _show_info(Screen(), found)
 
 
 @cache.command()
@@ -93,4 +97,58 @@ def _report(store: Store, removed: Pruned, as_json: bool) -> None:
             }
         )
     else:
-        Screen().pruned(removed, left)
+        _show_removed(Screen(), removed, left)
+
+
+def _show_info(screen: Screen, info: CacheInfo) -> None:
+    """Show what the cache holds."""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="bold", no_wrap=True)
+    rows.add_column(overflow="fold")
+    rows.add_row("Cache", home(info.path))
+    if not info.bytes:
+        rows.add_row("Size", "nothing was cached yet")
+        screen.out.print(rows)
+        return
+    rows.add_row("Size", f"{_bytes(info.bytes)}, {count(info.vectors, 'vector')}")
+    asked = info.hits + info.misses
+    rate = f"{info.hit_rate:.1%} of {count(asked, 'text')}" if asked else "not asked yet"
+    rows.add_row("Hit rate", rate)
+    if info.created is not None and info.used is not None:
+        rows.add_row("In use", f"since {_day(info.created)}, last on {_day(info.used)}")
+    if info.in_flight:
+        rows.add_row("In flight", count(info.in_flight, "text"))
+    screen.out.print(rows)
+    if not info.models:
+        return
+    screen.head("By model")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("model", header_style="dim", overflow="fold")
+    table.add_column("size", justify="right", header_style="dim")
+    table.add_column("vectors", justify="right", header_style="dim", no_wrap=True)
+    table.add_column("endpoint", header_style="dim", overflow="fold")
+    for item in info.models:
+        table.add_row(
+            Text(item.model, style="bold"),
+            "server's own" if item.dimensions is None else str(item.dimensions),
+            f"{item.vectors:,}",
+            item.base_url,
+        )
+    screen.out.print(Padding(table, INDENT))
+
+
+def _show_removed(screen: Screen, removed: Pruned, left: CacheInfo) -> None:
+    """Show what was removed from the cache, and what is left."""
+    gone, rest = count(removed.vectors, "vector"), count(left.vectors, "vector")
+    screen.out.print(f"Removed {gone}, {_bytes(removed.bytes)}; {rest}, {_bytes(left.bytes)} left.")
+
+
+def _bytes(number: int) -> str:
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= factor:
+            return f"{number / factor:,.1f} {unit}"
+    return count(number, "byte")
+
+
+def _day(moment: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(moment))

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from urllib.parse import urlsplit
 
 import numpy as np
+from rich.table import Table
+from rich.text import Text
 
 from nexusflow_integrations import NexusFlow, __version__
 from nexusflow_integrations._core.cache.file import default_path
@@ -20,8 +22,10 @@ from nexusflow_integrations._core.settings import (
 )
 from nexusflow_integrations.cli.exits import explain
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
+from nexusflow_integrations.cli.screen import Screen
 from nexusflow_integrations.errors import ConfigurationError
 
+_MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim")}
 _PACKAGES = {
     "LangChain": ("langchain-core", "langchain-chroma"),
     "LlamaIndex": ("llama-index-core", "llama-index-vector-stores-chroma"),
@@ -163,3 +167,17 @@ def _vectors(endpoint: Endpoint) -> str:
 
 def _client(endpoint: Endpoint) -> NexusFlow:
     return NexusFlow(endpoint.api_key, base_url=endpoint.base_url, max_retries=1, timeout=30)
+
+
+def show(screen: Screen, findings: Findings) -> None:
+    """Show what the doctor found."""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(no_wrap=True)
+    rows.add_column(style="bold", no_wrap=True)
+    rows.add_column(overflow="fold")
+    for check in findings:
+        mark, style = _MARKS[check.ok]
+        rows.add_row(Text(mark, style=style), check.name, check.text)
+    screen.out.print(rows)
+    verdict = ("All is well.", "green") if findings.healthy else ("Not all is well.", "red")
+    screen.out.print(Text(verdict[0], style=verdict[1]))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
 
 from nexusflow_integrations._core.texts import check_text
-from nexusflow_integrations._core.usage import Budget, Price
+from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations.cli import rows
 from nexusflow_integrations.cli.exits import PARTLY, UsageProblem
 from nexusflow_integrations.cli.options import (
@@ -25,11 +30,16 @@ from nexusflow_integrations.cli.options import (
 )
 from nexusflow_integrations.cli.options import budget as read_budget
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
-from nexusflow_integrations.cli.screen import Embedding, Screen
+from nexusflow_integrations.cli.screen import Screen, count, money, price_line
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import InvalidInputError, NexusFlowError
 
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.call.estimate import Estimate
+
 __all__ = ["embed"]
+
+_REDRAW = 0.1
 
 
 class InputFormat(str, Enum):
@@ -105,13 +115,13 @@ def embed(
         # The embedded server's port is another one each time, and so would be its keys.
         remembered = None if no_cache or endpoint.local_model else cache or True
         client = _client(endpoint, remembered, limit)
-        with job.lines() as lines, screen.embedding(job.total(), client) as bar:
+        with job.lines() as lines, _embedding(screen, job.total(), client) as bar:
             try:
                 refused = _run(lines, job, client, bar, keep=as_json)
             except (NexusFlowError, KeyboardInterrupt):
                 bar.broken(remembered is not None)
                 raise
-        screen.embedded(bar, output, client.usage, endpoint)
+        _show_embedded(screen, bar, output, client.usage, endpoint)
     if as_json:
         print_json(_summary(bar, output, client, endpoint) | {"refused": refused})
     if bar.refused:
@@ -260,7 +270,7 @@ def _estimate(
                     unfit += 1
 
     found = client.estimate(texts())
-    screen.estimate(found, unfit)
+    _show_estimate(screen, found, unfit)
     if as_json:
         print_json(
             {
@@ -292,3 +302,119 @@ def _summary(bar: Embedding, output: str, client: NexusFlow, endpoint: Endpoint)
             "paid": endpoint.local_model is None,
         },
     }
+
+
+# -- what is shown -------------------------------------------------------------------------------
+
+
+class Embedding:
+    """The progress bar, and the counts."""
+
+    def __init__(
+        self, console: Console, bar: Progress, total: int | None, client: NexusFlow
+    ) -> None:
+        self._console, self._bar, self._client = console, bar, client
+        self._task = bar.add_task("", total=total, note="waiting for the first vectors …")
+        self._began = time.perf_counter()
+        self._shown = 0.0
+        self._total = total
+        self.done = 0
+        self.refused = 0
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self._began
+
+    def advanced(self, line: int, reason: str | None) -> None:
+        """Count one more text; if it was refused, say which line and why."""
+        self.done += 1
+        if reason is not None:
+            self.refused += 1
+            self._console.print(Text(f"line {line}: {reason}", style="yellow"))
+        # Drawing each one would take longer than embedding it.
+        if self.seconds - self._shown > _REDRAW or self.done == self._total:
+            self._shown = self.seconds
+            self._bar.update(self._task, completed=self.done, note=self._note())
+
+    def broken(self, remembered: bool) -> None:
+        """Say how far it came."""
+        of = "" if self._total is None else f" of {self._total:,}"
+        rest = "; what was paid for is in the cache: run again for the rest" if remembered else ""
+        self._console.print(f"stopped after {self.done:,}{of} texts{rest}")
+
+    def _note(self) -> str:
+        usage, task = self._client.usage, self._bar.tasks[0]
+        speed = task.speed or self.done / max(self.seconds, 1e-6)
+        parts = [
+            f"{_short(self.done)}/{_short(self._total)}" if self._total else _short(self.done),
+            f"{speed:,.0f} texts/s",
+            f"{_short(usage.tokens)} tokens",
+            money(usage.cost, usage.price),
+        ]
+        if usage.cached:
+            parts.append(f"{_short(usage.cached)} cached")
+        if self._total and speed:
+            left = round((self._total - self.done) / speed)
+            clock = f"{left // 60}:{left % 60:02}"
+            parts.append(
+                f"{left // 3600}:{left // 60 % 60:02} h left" if left >= 3600 else f"{clock} left"
+            )
+        return "  ".join(parts)
+
+
+@contextmanager
+def _embedding(screen: Screen, total: int | None, client: NexusFlow) -> Iterator[Embedding]:
+    """Show a bar while the block embeds ``total`` texts; ``None``: nobody knows how many."""
+    bar = Progress(
+        BarColumn(bar_width=10),
+        TextColumn("{task.fields[note]}"),
+        console=screen.err,
+        disable=not screen.err.is_terminal,
+        transient=True,
+    )
+    with bar:
+        yield Embedding(screen.err, bar, total, client)
+
+
+def _show_embedded(
+    screen: Screen, bar: Embedding, output: str, usage: Usage, endpoint: Endpoint
+) -> None:
+    """Show what was written and what it cost, on standard error: output may be a pipe."""
+    speed = bar.done / max(bar.seconds, 1e-6)
+    where = "" if output == "-" else f" to {output}"
+    cached = f", {usage.cached:,} from the cache" if usage.cached else ""
+    screen.err.print(
+        f"{count(bar.done, 'text')}{where}: {speed:,.0f} texts/s,"
+        f" {count(usage.tokens, 'token')} in {count(usage.requests, 'request')}{cached}."
+    )
+    screen.err.print(Text(price_line(usage, endpoint), style="dim"))
+    if bar.refused:
+        screen.err.print(f"{count(bar.refused, 'text')} refused, as named above: no vector.")
+
+
+def _show_estimate(screen: Screen, found: Estimate, unfit: int) -> None:
+    """Show what embedding would send and cost."""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="bold", no_wrap=True)
+    rows.add_column(overflow="fold")
+    rows.add_row("Texts", f"{found.texts:,}")
+    for name, number in (
+        ("Repeated", found.repeated),
+        ("In the cache", found.cached),
+        ("Unfit", unfit),
+    ):
+        if number:
+            rows.add_row(name, f"{number:,}")
+    error = f", give or take {found.token_error:.0%}" if found.token_error else ""
+    rows.add_row("Tokens", f"{found.tokens:,}{error}")
+    rows.add_row("Requests", f"{found.requests:,}")
+    rows.add_row("Price", f"{money(found.cost, found.price)} at the list price")
+    screen.out.print(rows)
+    screen.out.print(Text("Nothing was sent.", style="dim"))
+
+
+def _short(number: int) -> str:
+    if number < 10_000:
+        return f"{number:,}"
+    return f"{number / 1e3:.0f}k" if number < 1e6 else f"{number / 1e6:,.1f}M"

@@ -18,15 +18,15 @@ from nexusflow_integrations.cli.options import JsonOption, LocalOption, StoreOpt
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
 from nexusflow_integrations.cli.rag.indexes import Indexes
 from nexusflow_integrations.cli.rag.questions import QUESTIONS
-from nexusflow_integrations.cli.rag.session import reopened
-from nexusflow_integrations.cli.screen import Screen
+from nexusflow_integrations.cli.rag.session import CUTS, reopened
+from nexusflow_integrations.cli.screen import Screen, count
 from nexusflow_integrations.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from chromadb.api.models.Collection import Collection
 
     from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
-    from nexusflow_integrations.report import Question
+    from nexusflow_integrations.report import Question, Report
 
 __all__ = ["report"]
 
@@ -102,7 +102,7 @@ def report(
             projection=projection.value,
             title=title,
         )
-    screen.reported(done)
+    _show(screen, done)
     if as_json:
         print_json(
             {
@@ -211,3 +211,17 @@ def _questions(path: Path) -> list[Question]:
                 raise ConfigurationError(f"{path.name}, line {line.number}: {problem}")
             asked.append(Question(line.text, [str(item) for item in expected]))
     return asked
+
+
+def _show(screen: Screen, report: Report) -> None:
+    """Show what the report holds."""
+    of = f" of {report.total:,}" if report.total > report.points else ""
+    screen.out.print(f"{report.points:,}{of} texts, map by {report.projection}: {report.path}")
+    judged = len(report.ranks)
+    if judged:
+        ranks = [rank for rank in report.ranks if rank is not None]
+        hits = [f"{sum(rank <= most for rank in ranks) / judged:.2f}" for most in CUTS]
+        screen.out.print(
+            f"Of {count(judged, 'question')} a right answer among the first"
+            f" {', '.join(map(str, CUTS))}: {', '.join(hits)}"
+        )

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 from nexusflow_integrations import NexusFlow
 from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations.cli.app import app
+from nexusflow_integrations.cli.embed import Embedding
 from nexusflow_integrations.cli.rows import Line, Npy, lines_of_text
-from nexusflow_integrations.cli.screen import Embedding
 from nexusflow_integrations.local import LocalServer
 
 from .conftest import KEY, Command

@@ -1,0 +1,254 @@
+"""What `demo`, `index`, `ask` and `search` show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations.cli.rag.answer import Quote
+from nexusflow_integrations.cli.rag.corpus import Corpus
+from nexusflow_integrations.cli.rag.endpoint import Endpoint
+from nexusflow_integrations.cli.rag.indexes import Index
+from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Passage
+from nexusflow_integrations.cli.rag.session import CUTS, Filled, Found, agree
+from nexusflow_integrations.cli.screen import INDENT, Screen, count, home, money, price_line
+
+_BAR = 10
+_SNIPPET = 150
+
+
+class AskScreen(Screen):
+    """How a question, its passages and its answer look."""
+
+    def setting(self, endpoint: Endpoint, corpus: Corpus, index: Index) -> None:
+        """Say where is embedded, by what, and what is searched."""
+        rows = Table.grid(padding=(0, 2))
+        rows.add_column(style="bold", no_wrap=True)
+        rows.add_column(overflow="fold")
+        if endpoint.local_model:
+            rows.add_row("Endpoint", f"{endpoint.base_url}, the embedded server")
+            rows.add_row(
+                "Model", f"{endpoint.local_model}, a small stand-in: not text-embedding-v4"
+            )
+        else:
+            rows.add_row("Endpoint", endpoint.base_url)
+            rows.add_row("Model", "text-embedding-v4")
+        rows.add_row("Corpus", corpus.title)
+        rows.add_row("Index", home(index.directory))
+        self.out.print(rows)
+        for reason in corpus.skipped[:5]:
+            self.err.print(Text(f"skipped {reason}", style="yellow"))
+        if len(corpus.skipped) > 5:
+            self.err.print(Text(f"and skipped {len(corpus.skipped) - 5} more", style="yellow"))
+
+    @contextmanager
+    def indexing(self, frameworks: Sequence[str], total: int) -> Iterator[Indexing]:
+        """Show a bar for each framework while the block runs."""
+        self.out.print()
+        bars = Progress(
+            TextColumn("{task.description:<11}", style="bold"),
+            BarColumn(bar_width=22),
+            TextColumn("{task.fields[note]}", style="dim"),
+            console=self.err,
+            disable=not self.err.is_terminal,
+        )
+        with bars:
+            yield Indexing(self, bars, frameworks, total)
+
+    def question(self, text: str) -> None:
+        """Show what is asked."""
+        self.out.print()
+        self.out.print(Rule(Text(text, style="bold"), style="dim", align="left"))
+
+    def passages(self, passages: Sequence[Passage]) -> None:
+        """Show what was found: number, score, source and the beginning of the text."""
+        self.head("Passages", "by cosine with the question")
+        if not passages:
+            self.out.print(Padding("nothing", INDENT))
+        for number, passage in enumerate(passages, 1):
+            line = Text.assemble(
+                (f"[{number}]", "cyan"),
+                f" {passage.score:.3f} ",
+                (_bar(passage.score), "green"),
+                "  ",
+                (passage.source, f"bold link {passage.url}" if passage.url else "bold"),
+            )
+            self.out.print(Padding(line, INDENT))
+            self.out.print(Padding(Text(_snippet(passage), style="dim"), (0, 0, 0, 6)))
+
+    def beside(self, passages: Sequence[Passage], keywords: Sequence[Passage]) -> None:
+        """Show BM25's hits beside ours."""
+        self.head("Beside BM25", "which knows words, not meaning; its scores have no unit")
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in ("", "Embeddings", "cosine", "BM25", "score"):
+            number = name in ("", "cosine", "score")
+            table.add_column(name, justify="right" if number else "left", header_style="dim")
+        for row in range(max(len(passages), len(keywords), 1)):
+            table.add_row(str(row + 1), *_cells(passages, row), *_cells(keywords, row))
+        self.out.print(Padding(table, INDENT))
+
+    def quotes(self, quotes: Sequence[Quote]) -> None:
+        """Show an answer that is quoted, and say that it is."""
+        self.head("Answer", "quoted from the passages, not written: no chat model was asked")
+        if not quotes:
+            self.out.print(Padding("The passages hold no sentence to quote.", INDENT))
+        for item in quotes:
+            line = Text.assemble(f"“{item.text}” ", (f"[{item.passage}]", "cyan"))
+            self.out.print(Padding(line, INDENT))
+
+    def written(self, pieces: Iterator[str], model: str, framework: str) -> str:
+        """Show an answer as it is written; returns all of it."""
+        text = next(pieces, "")  # before the heading, which a failure should not leave alone
+        self.head("Answer", f"written by {model} through {FRAMEWORKS[framework]}")
+        self.out.print(Text(text), end="", soft_wrap=True)
+        for piece in pieces:
+            text += piece
+            self.out.print(Text(piece), end="", soft_wrap=True)
+        self.out.print()
+        return text
+
+    def comparison(self, found: Sequence[Found], filled: dict[str, Filled]) -> None:
+        """Show what each framework found first, how fast, and whether they agree."""
+        self.head("Through each framework")
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("", style="bold")
+        table.add_column("nearest", header_style="dim", overflow="fold")
+        for name in ("cosine", "indexed in", "tokens"):
+            table.add_column(name, justify="right", header_style="dim", no_wrap=True)
+        for item in found:
+            work = filled.get(item.framework)
+            first = item.passages[0] if item.passages else None
+            table.add_row(
+                FRAMEWORKS[item.framework],
+                first.source if first else "nothing",
+                f"{first.score:.4f}" if first else "",
+                f"{work.seconds:.1f} s" if work and work.added else "before",
+                f"{work.usage.tokens:,}" if work else "0",
+            )
+        self.out.print(Padding(table, INDENT))
+        if len(found) > 1:
+            number = {2: "two", 3: "three"}[len(found)]
+            line = (
+                Text(f"The {number} agree: the same passages with the same scores.", style="green")
+                if agree(found)
+                else Text(f"The {number} do not agree; --json shows each one's.", style="red")
+            )
+            self.out.print(Padding(line, INDENT))
+
+    def scores(self, rows: Sequence[tuple[str, dict[str, tuple[float, ...]]]], note: str) -> None:
+        """Show hit rates: a row for each method, a group of columns for each language."""
+        groups = list(rows[0][1])
+        self.head("Hit rates", "a right answer among the first 1, 3, 5")
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("")
+        for place, group in enumerate(groups):
+            for cut in CUTS:
+                name = f"{group}\n@{cut}" if cut == CUTS[0] else f"\n@{cut}"
+                table.add_column(name, justify="right", header_style="dim", no_wrap=True)
+            if place < len(groups) - 1:
+                table.add_column("")
+        for name, rates in rows:
+            cells: list[str] = []
+            for group in groups:
+                cells += [*([""] if cells else []), *(f"{rate:.2f}" for rate in rates[group])]
+            table.add_row(Text(name, style="" if name.startswith("BM25") else "bold"), *cells)
+        self.out.print(Padding(Group(table, Text(note, style="dim")), INDENT))
+
+    def cost(self, usage: Usage, endpoint: Endpoint, *, brief: bool = False) -> None:
+        """Show tokens, requests and price, and say whose price it is."""
+        sent = f"{count(usage.tokens, 'token')} in {count(usage.requests, 'request')}"
+        if brief:
+            price = money(usage.cost, usage.price)
+            paid = f"{price} at the list price"
+            if endpoint.local_model:
+                paid = f"free, for {endpoint.local_model} answered; the service lists {price}"
+            self.out.print()
+            self.out.print(Text(f"{sent}: {paid}", style="dim"))
+            return
+        self.head("Cost")
+        if usage.cached:
+            sent += f"; {count(usage.cached, 'text')} came from the cache"
+        self.out.print(Padding(f"{sent}.", INDENT))
+        self.out.print(Padding(Text(price_line(usage, endpoint), style="dim"), INDENT))
+
+    def next(self, lines: Sequence[tuple[str, str]]) -> None:
+        """Show what one may type next."""
+        self.head("Next")
+        table = Table.grid(padding=(0, 3))
+        table.add_column(style="cyan", no_wrap=True)
+        table.add_column(style="dim")
+        for command, what in lines:
+            table.add_row(command, what)
+        self.out.print(Padding(table, INDENT))
+
+
+class Indexing:
+    """The bars of `AskScreen.indexing`."""
+
+    def __init__(
+        self, screen: AskScreen, bars: Progress, frameworks: Sequence[str], total: int
+    ) -> None:
+        self._screen, self._bars, self._total = screen, bars, total
+        self._began = 0.0
+        self._done = 0
+        self._tasks: dict[str, TaskID] = {
+            name: bars.add_task(FRAMEWORKS[name], total=total, note="") for name in frameworks
+        }
+
+    def importing(self, framework: str) -> None:
+        """Show that the framework is being imported."""
+        self._bars.update(self._tasks[framework], note="importing …")
+
+    def began(self, framework: str) -> None:
+        """Show that the first texts are on their way."""
+        self._began, self._done = time.perf_counter(), 0
+        self._bars.update(self._tasks[framework], note="waiting for the first vectors …")
+
+    def advanced(self, framework: str, fresh: int, usage: Usage) -> None:
+        """Show ``fresh`` more documents, the speed and the tokens so far."""
+        self._done += fresh
+        speed = self._done / max(time.perf_counter() - self._began, 1e-6)
+        note = f"{self._done}/{self._total}  {speed:,.0f} texts/s  {_paid(usage)}"
+        self._bars.update(self._tasks[framework], advance=fresh, note=note)
+
+    def ended(self, framework: str, filled: Filled) -> None:
+        """Show that the collection is complete."""
+        if filled.added:
+            speed = filled.added / max(filled.seconds, 1e-6)
+            note = f"{filled.added} texts  {speed:,.0f} texts/s  {_paid(filled.usage)}"
+        else:
+            note = "indexed before"
+        self._bars.update(self._tasks[framework], completed=self._total, note=note)
+        if not self._screen.err.is_terminal:
+            self._screen.err.print(f"{FRAMEWORKS[framework]}: {note}")
+
+
+def _paid(usage: Usage) -> str:
+    if not usage.tokens:
+        return "from the cache"
+    return f"{usage.tokens:,} tokens"
+
+
+def _bar(score: float) -> str:
+    filled = round(max(0.0, min(score, 1.0)) * _BAR)
+    return "━" * filled + "╌" * (_BAR - filled)
+
+
+def _snippet(passage: Passage) -> str:
+    text = " ".join(passage.text.removeprefix(f"{passage.source}: ").split())
+    return text if len(text) <= _SNIPPET else f"{text[:_SNIPPET].rsplit(' ', 1)[0]} …"
+
+
+def _cells(passages: Sequence[Passage], row: int) -> tuple[RenderableType, str]:
+    if row >= len(passages):
+        return Text("–", style="dim"), ""
+    return Text(passages[row].source, style="bold"), f"{passages[row].score:.3f}"
