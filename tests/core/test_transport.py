@@ -1,14 +1,22 @@
-"""What a sender does with aiohttp, where no server can show it with every version of aiohttp."""
+"""What a sender does where no server can show it with every version of aiohttp or Python."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Generator
 from typing import Any, cast
 
+import httpx
 import pytest
 
-from nexusflow_integrations._core.request.transport import AiohttpSender, Pool, Target
+from nexusflow_integrations._core.request.transport import (
+    AiohttpSender,
+    AsyncHttpxSender,
+    HttpxSender,
+    Pool,
+    Target,
+)
 from nexusflow_integrations._core.request.wire import TransportFault
 
 
@@ -69,3 +77,50 @@ def test_after_a_timeout_a_request_whose_body_is_still_being_written_is_not_wait
     assert isinstance(outcome, TransportFault)
     assert outcome.timed_out
     assert response.closed
+
+
+def _right(_: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, content=b"{}")
+
+
+def test_a_call_that_is_cancelled_as_its_answer_comes_is_cancelled_with_a_callers_client() -> None:
+    """Else it would go on to its next batch, and pay for it."""
+    may_answer = threading.Event()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        may_answer.wait(60)
+        return _right(request)
+
+    async def run() -> None:
+        with httpx.Client(transport=httpx.MockTransport(answer)) as client:
+            sender = HttpxSender(client, Target("https://mock.example/v1/embeddings", {}))
+            task = asyncio.ensure_future(sender.send(b"{}", 60))
+            await asyncio.sleep(0)
+            thread = next(t for t in threading.enumerate() if t.name == "nexusflow-httpx")
+            may_answer.set()
+            thread.join(60)  # the loop stands still, and the answer waits for it
+            asyncio.get_running_loop().call_soon(task.cancel)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_the_same_with_a_callers_async_client(turns: int) -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        async with httpx.AsyncClient(transport=httpx.MockTransport(_right)) as client:
+            target = Target("https://mock.example/v1/embeddings", {})
+            task = loop.create_task(AsyncHttpxSender(client, loop, target).send(b"{}", 60))
+            sending: set[asyncio.Task[object]] = set()
+            while not any(other.done() for other in sending):
+                await asyncio.sleep(0)
+                sending |= asyncio.all_tasks() - {task, asyncio.current_task()}
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            assert task.cancel(), "too late"
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())

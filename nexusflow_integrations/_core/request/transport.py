@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from inspect import CORO_CREATED, getcoroutinestate
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 from weakref import WeakSet
@@ -263,26 +263,24 @@ class HttpxSender:
         self._target = target
 
     async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
-        answered = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Answer | TransportFault] = loop.create_future()
         # A daemon thread each: an executor's would keep the interpreter from ending until the
         # slowest server has answered.
         threading.Thread(
             target=self._answer, args=(body, timeout, answered), name="nexusflow-httpx", daemon=True
         ).start()
+        # Not `wait_for`: before Python 3.12 it loses a cancellation that comes with the answer.
+        timer = loop.call_later(timeout, _settle, answered, _timed_out(timeout))
         try:
-            return cast("Answer | TransportFault", await asyncio.wait_for(answered, timeout))
-        except asyncio.TimeoutError:
-            return _timed_out(timeout)
+            return await answered
+        finally:
+            timer.cancel()
 
     def _answer(self, body: bytes, timeout: float, answered: asyncio.Future[Any]) -> None:
         outcome = self._send(body, timeout)
-
-        def settle() -> None:
-            if not answered.done():
-                answered.set_result(outcome)
-
         with suppress(RuntimeError):  # the loop has ended meanwhile
-            answered.get_loop().call_soon_threadsafe(settle)
+            answered.get_loop().call_soon_threadsafe(_settle, answered, outcome)
 
     def _send(self, body: bytes, timeout: float) -> Answer | TransportFault:
         try:
@@ -309,6 +307,11 @@ class HttpxSender:
         return _httpx_answer(response, parts)
 
 
+def _settle(answered: asyncio.Future[Any], outcome: Answer | TransportFault) -> None:
+    if not answered.done():
+        answered.set_result(outcome)
+
+
 class AsyncHttpxSender:
     """A user's ``httpx.AsyncClient`` (or the like), used on the user's own event loop."""
 
@@ -320,10 +323,12 @@ class AsyncHttpxSender:
     async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
         sending = self._send(body, timeout)
         try:
-            work = asyncio.run_coroutine_threadsafe(sending, self._loop)
-            return await asyncio.wait_for(asyncio.wrap_future(work), timeout)
-        except asyncio.TimeoutError:
-            return _timed_out(timeout)
+            work = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(sending, self._loop))
+            try:
+                done, _ = await asyncio.wait([work], timeout=timeout)  # not `wait_for`, as above
+                return work.result() if done else _timed_out(timeout)
+            finally:
+                work.cancel()
         except RuntimeError:
             return TransportFault("the event loop of this call has ended", retryable=False)
         finally:
