@@ -40,7 +40,7 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self._calls: set[Job] = set()
+        self._calls: dict[Job, None] = {}  # in order
         self._requested = False
 
     def request(self) -> None:
@@ -50,12 +50,12 @@ class Stop:
             call.stop()
 
     def join(self, call: Job) -> None:
-        self._calls.add(call)
+        self._calls[call] = None
         if self._requested:
             call.stop()
 
     def leave(self, call: Job) -> None:
-        self._calls.discard(call)
+        self._calls.pop(call, None)
 
 
 SendStep = Callable[[Send], Coroutine[Any, Any, Reply]]
