@@ -11,6 +11,7 @@ import nox
 nox.options.sessions = [
     "tests",
     "slow",
+    "simulation",
     "lint",
     "typing",
     "wheel",
@@ -47,6 +48,14 @@ def slow(session: nox.Session) -> None:
     """Run the slow tests: the examples, the real model, whole benchmarks."""
     session.install(*PINS, "-e", ".[all]", *_group("test"), *_group("examples"))
     session.run("pytest", "-q", "-m", "slow", "-n", "2", "--dist", "loadfile", *session.posargs)
+
+
+@nox.session
+def simulation(session: nox.Session) -> None:
+    """Simulate the engine with a hundred thousand seeds, or with as many as CI has time for."""
+    session.install(*PINS, "-e", ".")
+    seeds = os.environ.get("SIMULATION_SEEDS", "100000")
+    session.run("python", "-m", "tests.simulation", *(session.posargs or [seeds]))
 
 
 @nox.session

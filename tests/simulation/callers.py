@@ -1,0 +1,160 @@
+"""Programs that use the client: they embed, stream, give up, cancel, and note what they got."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from nexusflow_integrations import Budget, NexusFlow
+from nexusflow_integrations._core.request.exchange import Call
+from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations._core.vectors import Vectors
+
+from .process import Process
+from .scenario import Visit
+
+VISIT: ContextVar[Outcome | None] = ContextVar("VISIT", default=None)
+"""Whose call it is, also on the engine's loop."""
+KEY = "sk-air-simulated-0123456789"
+
+
+@dataclass(eq=False)
+class Client:
+    """A client in one process; ``given`` and ``spent_before`` are what the parent of a fork did."""
+
+    number: int
+    process: Process
+    real: NexusFlow
+    given: Usage = field(default_factory=Usage)
+    spent_before: int = 0
+
+    def forked(self, child: Process) -> Client:
+        """Return it as a child of the process finds it: another object in the same state."""
+        twin = copy.copy(self.real)
+        twin._size = copy.copy(self.real._size)
+        spent = 0
+        if self.real._purse is not None:
+            twin._purse = copy.copy(self.real._purse)
+            twin._purse._forget()  # as `forks` has it done in a child
+            spent = twin._purse.spent
+        return Client(self.number, child, twin, self.real.usage, spent)
+
+
+def client(number: int, process: Process, path: str, options: dict[str, Any]) -> Client:
+    """Return client ``number`` of a process; a cache is at ``path``."""
+    told = dict(options)
+    told["cache"] = path if options["cache"] else None
+    if "budget" in options:
+        told["budget"] = Budget(tokens=options["budget"])
+    real = NexusFlow(KEY, base_url="https://simulated.invalid/v1", **told)
+    return Client(number, process, real)
+
+
+@dataclass(eq=False)
+class Outcome:
+    """What came of a visit; ``rows`` and ``refused`` by index, as far as they came.
+
+    ``calls`` are those that the engine made of it: several for a stream.
+    """
+
+    visit: Visit
+    client: Client
+    began: float
+    ended: float | None = None
+    error: BaseException | None = None
+    rows: dict[int, Vectors] = field(default_factory=dict)
+    refused: dict[int, BaseException] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    progress: int = 0
+    is_complete: bool = False
+
+
+class Callers:
+    """All visits of a run."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+
+    def start(self, visit: Visit, of: Client) -> None:
+        """Begin ``visit`` in the process of its client."""
+        process = of.process
+        process.on_call = _note_call
+        outcome = Outcome(visit, of, process.world.now)
+        self.outcomes.append(outcome)
+        process.world.note(f"{process.name} begins to {visit.kind}", len(visit.texts))
+        task = process.loop.create_task(_visit(outcome))
+        if visit.cancel_after is not None:
+            cancel = partial(process.loop.call_soon_threadsafe, task.cancel)
+            process.later(visit.cancel_after, cancel)
+
+    @property
+    def are_done(self) -> bool:
+        return all(o.ended is not None or not o.client.process.is_alive for o in self.outcomes)
+
+
+def _note_call(call: Call) -> None:
+    if (outcome := VISIT.get()) is not None:
+        outcome.calls.append(call)
+
+
+async def _visit(outcome: Outcome) -> None:
+    VISIT.set(outcome)
+    world = outcome.client.process.world
+    try:
+        if "stream" in outcome.visit.kind:
+            await _stream(outcome)
+        else:
+            await _embed(outcome)
+    except BaseException as error:
+        outcome.error = error.with_traceback(None)
+        for index, row in getattr(error, "finished", {}).items():
+            outcome.rows[index] = row
+    outcome.ended = world.now
+    came = type(outcome.error).__name__ if outcome.error else "well"
+    world.note(f"{outcome.client.process.name} ends to {outcome.visit.kind}", came)
+
+
+async def _embed(outcome: Outcome) -> None:
+    visit, real = outcome.visit, outcome.client.real
+
+    def progress(fresh: int) -> None:
+        outcome.progress += fresh
+
+    if visit.kind == "query":
+        found = await real.aembed(visit.texts[0], role="query")
+        outcome.rows[0] = found
+    else:
+        result = await real.aembed(visit.texts, progress=progress)
+        outcome.rows.update((i, row) for i, row in enumerate(result) if row is not None)
+        outcome.refused.update(getattr(result, "refused", {}))
+    outcome.is_complete = True
+
+
+async def _stream(outcome: Outcome) -> None:
+    visit, real = outcome.visit, outcome.client.real
+    stream = real.aembed_stream(visit.texts, ordered=visit.kind == "stream")
+    try:
+        count = 0
+        if visit.reads == 0:
+            return
+        async for item in stream:
+            assert item.index not in outcome.rows
+            assert item.index not in outcome.refused
+            if item.vector is not None:
+                outcome.rows[item.index] = item.vector
+            else:
+                assert item.error is not None
+                outcome.refused[item.index] = item.error
+            count += 1
+            if count == visit.reads:
+                return
+            if visit.reading:
+                await asyncio.sleep(visit.reading)
+        outcome.is_complete = True
+    finally:
+        if not visit.drops:
+            await stream.aclose()

@@ -1,0 +1,176 @@
+"""What must hold after every run, whatever happened in it: results, time, and nothing left over."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nexusflow_integrations import errors
+from nexusflow_integrations.errors import NexusFlowError
+
+from . import payments
+from .callers import Outcome
+from .server import POISON, Sent, vector_of
+from .world import Broken
+
+if TYPE_CHECKING:
+    from .run import Run
+
+SLACK = 0.05
+"""Seconds by which a deadline may be missed."""
+
+
+def check(run: Run) -> None:
+    """Check all of them.
+
+    Raises:
+        Broken: One does not hold.
+    """
+    for outcome in run.callers.outcomes:
+        if outcome.ended is not None:
+            _right_vectors(run, outcome)
+            _complete(outcome)
+            _kept(run, outcome)
+            _typed_error(run, outcome)
+            _deadline(run, outcome)
+    _nothing_left(run)
+    _concurrency(run)
+    _hints(run)
+    _nothing_after_the_end(run)
+    payments.check(run)
+
+
+def _right_vectors(run: Run, outcome: Outcome) -> None:
+    texts = outcome.visit.texts
+    size = outcome.client.real.dimensions or run.server.script.size
+    for index, row in outcome.rows.items():
+        if not np.array_equal(row, vector_of(texts[index], size)):
+            raise Broken(f"right vectors: text {index} of {len(texts)} got another's")
+        if POISON in texts[index]:
+            raise Broken(f"right vectors: text {index} has one, and the server refuses it")
+    for index in outcome.refused:
+        if POISON not in texts[index]:
+            raise Broken(f"right vectors: text {index} was refused, and not by the server")
+
+
+def _complete(outcome: Outcome) -> None:
+    count = len(outcome.visit.texts)
+    if outcome.is_complete and outcome.rows.keys() | outcome.refused.keys() != set(range(count)):
+        raise Broken("every text: a call ended well without a result for each text")
+    if outcome.is_complete and outcome.visit.kind == "embed" and outcome.progress != count:
+        raise Broken(f"every text: progress told of {outcome.progress} of {count} texts")
+
+
+def _kept(run: Run, outcome: Outcome) -> None:
+    """What came before a failure is in the error."""
+    if not isinstance(outcome.error, NexusFlowError) or "stream" in outcome.visit.kind:
+        return
+    have = {outcome.visit.texts[index] for index in outcome.rows}
+    for sent in run.server.sent:
+        if sent.arrived and sent.call in outcome.calls and not have.issuperset(sent.texts):
+            raise Broken(f"finished: the error lacks what came with request {sent.number}")
+
+
+CAUSES: dict[type[BaseException], tuple[str, ...]] = {
+    errors.RateLimitError: ("quota", "throttled"),
+    errors.InternalServerError: ("overloaded",),
+    errors.APIConnectionError: ("unreachable", "reset"),
+    errors.InvalidResponseError: ("short", "doubled", "broken"),
+    errors.AuthenticationError: ("forbidden",),
+    errors.PermissionDeniedError: ("unpaid",),
+    errors.BadRequestError: ("refused",),
+    errors.RefusedTextsError: ("refused",),
+}
+"""What a server must have done before a call may end with an error."""
+
+
+def _typed_error(run: Run, outcome: Outcome) -> None:
+    error, visit, settings = outcome.error, outcome.visit, outcome.client.real.settings
+    if error is None:
+        return
+    if isinstance(error, asyncio.CancelledError):
+        fits = visit.cancel_after is not None
+    elif isinstance(error, errors.APITimeoutError):
+        fits = settings.deadline is not None or any(
+            sent.closed_at - sent.sent_at >= settings.timeout for sent in run.server.sent
+        )
+    elif isinstance(error, errors.BudgetExceededError):
+        fits = "budget" in run.scenario.clients[outcome.client.number]
+    else:
+        fates = CAUSES.get(type(error), ())
+        fits = any(sent.fate in fates for sent in run.server.sent)
+    if not fits:
+        raise Broken(f"a typed error: {type(error).__name__}: {error}")
+
+
+def _deadline(run: Run, outcome: Outcome) -> None:
+    deadline, process = outcome.client.real.settings.deadline, outcome.client.process
+    if deadline is None or outcome.ended is None or "stream" in outcome.visit.kind:
+        return
+    if run.scenario.store is not None:
+        return
+    took = outcome.ended - outcome.began
+    if took - process.stopped_for(outcome.began, outcome.ended) > deadline + SLACK:
+        raise Broken(f"the deadline: {took:.2f} s where {deadline} s were given")
+
+
+def _nothing_left(run: Run) -> None:
+    for process in run.living:
+        for name, loop in (("caller", process.loop), ("background", process.background.loop)):
+            if tasks := asyncio.all_tasks(loop):
+                raise Broken(f"nothing is left: {len(tasks)} tasks on the {name}'s loop: {tasks}")
+        if not all(thread.is_idle for thread in process.threads):
+            raise Broken("nothing is left: work in a thread")
+        for what in process.engine.leftovers():
+            raise Broken(f"nothing is left: {what}")
+    for process, complaint in run.world.complaints:
+        if process.is_alive and run.scenario.store is None:
+            raise Broken(f"nothing is left: an error that nobody looks at: {complaint}")
+    for one in run.clients:
+        purse = one.real._purse
+        if one.process.is_alive and purse is not None and purse.reserved:
+            raise Broken(f"nothing is left: {purse.reserved} tokens of a budget are reserved")
+    if claims := run.live_claims():
+        raise Broken(f"nothing is left: {claims} claims in the store")
+
+
+def _concurrency(run: Run) -> None:
+    """No process has more requests in flight than its widest client may have."""
+    for process in run.processes:
+        widest = max(options["max_concurrency"] for options in run.scenario.clients)
+        turns = [
+            turn
+            for sent in run.server.sent
+            if sent.process is process
+            for turn in ((sent.sent_at, 1), (sent.closed_at, -1))
+        ]
+        in_flight = 0
+        for _, step in sorted(turns):
+            in_flight += step
+            if in_flight > widest:
+                raise Broken(f"concurrency: {in_flight} requests were in flight")
+
+
+def _hints(run: Run) -> None:
+    """A batch is not sent again before the time that the server named."""
+    batches: dict[tuple[int, str], list[Sent]] = {}
+    for sent in run.server.sent:
+        batches.setdefault((id(sent.call), "\n".join(sent.texts)), []).append(sent)
+    for tries in batches.values():
+        for former, later in pairwise(tries):
+            hint = former.hint if former.answered else None
+            if hint is not None and later.sent_at < former.closed_at + hint - 1e-6:
+                raise Broken(
+                    f"hints: request {later.number} came {later.sent_at - former.closed_at:.2f} s"
+                    f" after one that was told to wait for {hint} s"
+                )
+
+
+def _nothing_after_the_end(run: Run) -> None:
+    for sent in run.server.sent:
+        ended = sent.process.engine.ended.get(sent.call, float("inf"))
+        if max(sent.sent_at, sent.closed_at) > ended and sent.process.is_alive:
+            raise Broken(f"nothing goes on: request {sent.number} outlived its call")

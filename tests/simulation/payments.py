@@ -1,0 +1,152 @@
+"""What must hold of money: counted as billed, within the budget, and no text paid for twice."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from nexusflow_integrations._core.request.tokens import estimate_tokens
+
+from .callers import Client
+from .server import Sent
+from .world import Broken
+
+if TYPE_CHECKING:
+    from .run import Run
+
+
+def check(run: Run) -> None:
+    """Check all of them.
+
+    Raises:
+        Broken: One does not hold.
+    """
+    for client in run.clients:
+        sent = [one for one in run.server.sent if _is_of(one, client)]
+        _budget(run, client, sent)
+        if client.process.is_alive and not _was_left(run, client):
+            _usage(client, sent)
+    _quota(run)
+    _in_flight_once(run)
+    _paid_once(run)
+
+
+def _is_of(sent: Sent, client: Client) -> bool:
+    return sent.process is client.process and sent.call.settings is client.real.settings
+
+
+def _was_left(run: Run, client: Client) -> bool:
+    """Whether a caller went before its call had ended."""
+    return any(
+        outcome.visit.cancel_after is not None
+        or outcome.visit.reads is not None
+        or ("stream" in outcome.visit.kind and outcome.error is not None)
+        for outcome in run.callers.outcomes
+        if outcome.client is client
+    )
+
+
+def _budget(run: Run, client: Client, sent: list[Sent]) -> None:
+    limit = run.scenario.clients[client.number].get("budget")
+    if limit is None:
+        return
+    billed = sum(one.billed for one in sent)
+    if client.spent_before + billed > limit:
+        spent = client.spent_before + billed
+        raise Broken(f"the budget: {spent} of {limit} tokens were billed")
+
+
+def _usage(client: Client, sent: list[Sent]) -> None:
+    usage, before = client.real.usage, client.given
+    requests = usage.requests - before.requests
+    if requests != len(sent):
+        raise Broken(f"usage: {requests} requests are counted, and {len(sent)} were sent")
+    tokens = sum(
+        one.reported if one.reported is not None else sum(map(estimate_tokens, one.texts))
+        for one in sent
+        if one.arrived
+    )
+    if usage.tokens - before.tokens != tokens:
+        raise Broken(
+            f"usage: {usage.tokens - before.tokens} tokens are counted, and {tokens} were billed"
+        )
+
+
+LATE = 0.3
+"""Seconds of a given limit that may be caught up."""
+
+
+def _quota(run: Run) -> None:
+    """Given limits are kept by each process, or by all together where they share a store."""
+    minute = run.scenario.clients[0].get("requests_per_minute")
+    if minute is None:
+        return
+    is_shared = all(options["cache"] for options in run.scenario.clients) and not any(
+        process.lost_store_at < float("inf") for process in run.processes
+    )
+    for process in run.processes[:1] if is_shared else run.processes:
+        interval = 60 / minute
+        due = 0.0
+        for sent in run.server.sent:
+            if is_shared or sent.process is process:
+                due = max(due, sent.sent_at) + interval
+                if due - sent.sent_at > LATE + 3 * interval:
+                    raise Broken(
+                        f"the quota: request {sent.number} came {due - sent.sent_at:.2f} s early"
+                    )
+
+
+def _scope(sent: Sent) -> tuple[object, ...]:
+    return sent.call.settings.dimensions, sent.call.cache
+
+
+def _in_flight_once(run: Run) -> None:
+    """No process has a text in flight twice."""
+    for sent, other in combinations(run.server.sent, 2):
+        if (
+            sent.process is other.process
+            and _scope(sent) == _scope(other)
+            and sent.sent_at < other.closed_at
+            and other.sent_at < sent.closed_at
+            and (both := set(sent.texts) & set(other.texts))
+        ):
+            raise Broken(f"paid once: {sorted(both)} are in requests {sent.number}, {other.number}")
+
+
+def _paid_once(run: Run) -> None:
+    """With a cache, nobody pays for what was paid for, unless its vector was lost on the way."""
+    paid: dict[tuple[object, ...], list[Sent]] = {}
+    for sent in sorted(run.server.sent, key=lambda one: one.sent_at):
+        if not sent.billed:
+            continue
+        for text in sent.texts:
+            for former in paid.setdefault((text, *_scope(sent)), []):
+                if _is_kept(run, former) and _knows(run, sent) and sent.call.cache:
+                    raise Broken(
+                        f"paid once: {text!r} was paid for in request {former.number} and again"
+                        f" in {sent.number}"
+                    )
+            paid[(text, *_scope(sent))].append(sent)
+
+
+COMMIT = 1.0
+"""Seconds within which the vectors of an answer are committed, or nothing is said about it."""
+
+
+def _is_kept(run: Run, sent: Sent) -> bool:
+    """Whether its vectors surely came into the store, and its claims held till then."""
+    process = sent.process
+    return (
+        sent.arrived
+        and process.lost_store_at == float("inf")
+        and not process.stopped_for(sent.sent_at, sent.closed_at + COMMIT)
+        and not any(
+            begin < sent.closed_at + COMMIT and sent.sent_at < end
+            for begin, end in run.store_script.locks
+        )
+    )
+
+
+def _knows(run: Run, sent: Sent) -> bool:
+    """Whether the sender could ask the store."""
+    return sent.process.lost_store_at == float("inf")

@@ -1,0 +1,194 @@
+"""A simulated process: an engine, its loops and threads, which may be stopped, killed or forked."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from nexusflow_integrations._core.call import engine as engine_module
+from nexusflow_integrations._core.call.background import BackgroundLoop
+from nexusflow_integrations._core.call.engine import Engine
+from nexusflow_integrations._core.call.results import Gathered
+from nexusflow_integrations._core.request.exchange import Call
+from nexusflow_integrations._core.request.transport import Sender
+
+from .world import Loop, World
+
+if TYPE_CHECKING:
+    from .server import Server
+    from .store import StoreScript
+
+
+HOP = 50e-6
+"""Seconds until a loop hears of what a thread has done."""
+
+
+class Wait(BaseException):
+    """Raised by work in a thread that has to wait: it is begun again after ``seconds``."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
+class Process:
+    """One process with its background loop, and a loop of the program's own.
+
+    ``delay`` draws the seconds that a thread's work takes.
+    """
+
+    def __init__(
+        self, world: World, server: Server, store_script: StoreScript, delay: Callable[[], float]
+    ) -> None:
+        self.world = world
+        self.server = server
+        self.store_script = store_script
+        self.delay = delay
+        self.lost_store_at = float("inf")
+        self.pid = 1 + len({loop._process.pid for loop in world.loops})
+        self.name = f"process {self.pid}"
+        self.runs = self.is_alive = True
+        self.stops: list[tuple[float, float]] = []
+        self.threads: list[SimulatedThread] = []
+        self.on_call: Callable[[Call], object] = lambda _: None
+        self._held: list[Callable[[], object]] = []
+        self.loop = Loop(world, self)
+        self.background = _Background(Loop(world, self))
+        self.engine = _Engine(self)
+        engine_module._engines[self.background] = self.engine
+
+    def later(self, seconds: float, do: Callable[[], object]) -> None:
+        """Have ``do`` done by another thread, ``seconds`` from now or when the process goes on."""
+        self.world.after(seconds, partial(self._do, do))
+
+    def _do(self, do: Callable[[], object]) -> None:
+        if not self.is_alive:
+            return
+        if not self.runs:
+            self._held.append(do)
+            return
+        self.world.running = self
+        try:
+            do()
+        finally:
+            self.world.running = None
+
+    def stop(self, seconds: float) -> None:
+        """As SIGSTOP, and SIGCONT after ``seconds``."""
+        if not self.runs:
+            return
+        now = self.world.now
+        self.world.note(f"{self.name} stops", seconds)
+        self.runs = False
+        self.stops.append((now, now + seconds))
+        self.world.after(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        if self.is_alive:
+            self.world.note(f"{self.name} goes on")
+            self.runs = True
+            held, self._held = self._held, []
+            for do in held:
+                self._do(do)
+
+    def die(self) -> None:
+        """As SIGKILL."""
+        self.world.note(f"{self.name} dies")
+        self.runs = self.is_alive = False
+        self.stops.append((self.world.now, float("inf")))
+
+    def stopped_for(self, begin: float, end: float) -> float:
+        """Return for how many seconds between ``begin`` and ``end`` it was stopped."""
+        return sum(max(0.0, min(end, to) - max(begin, since)) for since, to in self.stops)
+
+
+class _Background(BackgroundLoop):
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self._closers = []
+
+
+class _Engine(Engine):
+    """The engine, with senders to the scripted server."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(process.background)
+        self._process = process
+        self.ended: dict[Call, float] = {}
+
+    def _sender(self, call: Call) -> Sender:
+        return self._process.server.sender(self._process, call)
+
+    async def embed(self, call: Call, *args: Any, **options: Any) -> Gathered:
+        self._process.on_call(call)
+        try:
+            return await super().embed(call, *args, **options)
+        finally:
+            self.ended[call] = self._process.world.now
+
+    def leftovers(self) -> Iterator[str]:
+        """Name what no call should leave behind."""
+        for lane in self._lanes.values():
+            if lane.gate.in_flight:
+                yield f"{lane.gate.in_flight} requests in flight"
+            if any(not turn.done() for *_, turn in lane.gate._waiting):
+                yield "somebody who waits at the gate"
+        for flights in self._flights.values():
+            if flights._flights:
+                yield f"texts that somebody embeds: {sorted(flights._flights)}"
+
+
+class SimulatedThread:
+    """An executor of one thread: its work is done in one moment of simulated time."""
+
+    def __init__(self, world: World) -> None:
+        assert world.running is not None
+        self._process = world.running
+        self._process.threads.append(self)
+        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._is_busy = False
+        self._has_ended = False
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._jobs and not self._is_busy
+
+    def submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
+        if self._has_ended:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        future: Future[Any] = Future()
+        self._jobs.append((future, partial(work, *args)))
+        if not self._is_busy:
+            self._is_busy = True
+            self._process.later(self._process.delay(), self._begin)
+        return future
+
+    def _begin(self) -> None:
+        while self._jobs:
+            future, work = self._jobs.popleft()
+            if future.set_running_or_notify_cancel():
+                self._work(future, work)
+                return
+        self._is_busy = False
+
+    def _work(self, future: Future[Any], work: Callable[[], Any]) -> None:
+        try:
+            report = partial(future.set_result, work())
+        except Wait as wait:
+            self._process.later(wait.seconds, partial(self._work, future, work))
+            return
+        except BaseException as error:
+            report = partial(future.set_exception, error)
+        self._process.later(HOP, partial(self._end, report))
+
+    def _end(self, report: Callable[[], None]) -> None:
+        report()
+        self._begin()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._has_ended = True
+        if cancel_futures:
+            for future, _ in self._jobs:
+                future.cancel()

@@ -1,0 +1,221 @@
+"""One number, one run: it is played, checked, and taken apart."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import logging
+import random
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from nexusflow_integrations._core.cache.in_file import VectorStore
+
+from .callers import Callers, Client, client
+from .invariants import check
+from .process import Process
+from .scenario import Incident, Scenario, Visit, scenario
+from .seams import simulated
+from .server import Server
+from .store import StoreScript
+from .world import Broken, World
+
+LONGEST = 7200.0
+"""Simulated seconds after which whoever still waits counts as waiting for ever."""
+LAST_EVENTS = 25
+
+
+class Run:
+    """One run of one scenario; ``folder`` is where its cache file lies."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        self.seed = seed
+        self.scenario: Scenario = scenario(seed)
+        self.world = World(seed)
+        self.server = Server(self.world, self.scenario.server)
+        self.callers = Callers()
+        self.processes: list[Process] = []
+        self.clients: list[Client] = []
+        self.store_script = self.scenario.store or StoreScript()
+        self.path = folder / "cache.sqlite3"
+        self._delays = random.Random(f"delays {seed}")
+
+    def play(self) -> None:
+        """Let everything happen, and check that all is well.
+
+        Raises:
+            Broken: It is not.
+        """
+        with simulated(self.world):
+            try:
+                self._begin()
+                if not self.world.run(self._is_over, at_most=LONGEST):
+                    raise Broken("it ends: somebody waits for ever")
+                self._come_to_rest()
+                check(self)
+                self._close()
+            finally:
+                self._bury()
+
+    def _begin(self) -> None:
+        plan = self.scenario
+        for _ in range(plan.processes):
+            process = self._process()
+            self.clients += [
+                client(number, process, str(self.path), options)
+                for number, options in enumerate(plan.clients)
+            ]
+        self._to_come = len(plan.visits) + len(plan.incidents)
+        for visit in plan.visits:
+            of = self.clients[visit.process * len(plan.clients) + visit.client]
+            self.world.after(visit.begin, partial(self._visit, visit, of))
+        for incident in plan.incidents:
+            self.world.after(incident.at, partial(self._befall, incident))
+
+    def _process(self) -> Process:
+        mean = self.scenario.delay
+        process = Process(
+            self.world, self.server, self.store_script, lambda: self._delays.expovariate(1 / mean)
+        )
+        self.processes.append(process)
+        return process
+
+    def _visit(self, visit: Visit, of: Client) -> None:
+        self._to_come -= 1
+        of.process._do(lambda: self.callers.start(visit, of))
+
+    def _befall(self, incident: Incident) -> None:
+        self._to_come -= 1
+        process = self.processes[incident.process]
+        if not process.is_alive:
+            return
+        if incident.what == "stop":
+            process.stop(incident.seconds)
+        elif incident.what == "die":
+            process.die()
+        elif incident.what == "set the clock":
+            self.world.note("the clock is set", incident.seconds)
+            self.world.wall_clock_ahead += incident.seconds
+        else:
+            process._do(lambda: self._fork(process, incident))
+
+    def _fork(self, process: Process, incident: Incident) -> None:
+        child = self._process()
+        self.world.note(f"{process.name} forks {child.name}")
+        twins = [one.forked(child) for one in self.clients if one.process is process]
+        self.clients += twins
+        for visit in incident.visits:
+            self._to_come += 1
+            self.world.after(visit.begin, partial(self._visit, visit, twins[visit.client]))
+
+    def _is_over(self) -> bool:
+        return (
+            not self._to_come
+            and all(process.runs or not process.is_alive for process in self.processes)
+            and self.callers.are_done
+        )
+
+    def _come_to_rest(self) -> None:
+        """Wait until nobody in a living process has anything left to do."""
+        for _ in range(120):
+            self.world.run(lambda: False, at_most=0.5)
+            if all(map(_rests, self.living)):
+                return
+
+    @property
+    def living(self) -> list[Process]:
+        return [process for process in self.processes if process.is_alive]
+
+    def _close(self) -> None:
+        """End all living processes in good order."""
+        closing = [
+            process.background.loop.create_task(process.background._wind_up())
+            for process in self.living
+        ]
+        if not self.world.run(lambda: all(task.done() for task in closing), at_most=10):
+            raise Broken("it ends: a process does not come to its end")
+
+    def live_claims(self) -> int:
+        """Return how many claims in the store a living process holds."""
+        troubled = any(not p.is_alive or p.lost_store_at < float("inf") for p in self.processes)
+        later = 10.5 if troubled else 0.0
+        now = self.world.now + self.world.wall_clock_ahead + later
+        store = VectorStore(self.path, clock=lambda: now)
+        try:
+            return store.info().in_flight
+        finally:
+            store.close()
+
+    def _bury(self) -> None:
+        """Take apart what is left, also of the dead, so that nothing outlives the run."""
+        for process in self.processes:
+            process.runs = process.is_alive = True
+        for _ in range(50):
+            tasks = [t for loop in self.world.loops for t in asyncio.all_tasks(loop)]
+            if not tasks:
+                break
+            for task in tasks:
+                task.cancel()
+            for loop in self.world.loops:
+                loop.turn()
+        for loop in self.world.loops:
+            loop.close()
+        for store in self.world.stores:
+            store.close_file()
+        for path in self.path.parent.glob("cache.sqlite3*"):
+            path.unlink()
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash over everything that happened."""
+        return hashlib.sha256(repr(self.world.trace).encode()).hexdigest()[:16]
+
+    @property
+    def last_events(self) -> str:
+        return "\n".join(
+            f"  {at:.4f} {' '.join(map(str, what))}"
+            for at, *what in self.world.trace[-LAST_EVENTS:]
+        )
+
+
+def _rests(process: Process) -> bool:
+    loops = (process.loop, process.background.loop)
+    return not any(map(asyncio.all_tasks, loops)) and all(t.is_idle for t in process.threads)
+
+
+def failure_of(run: Run) -> str | None:
+    """Play ``run``; return a short report if it breaks an invariant."""
+    try:
+        run.play()
+    except Broken as broken:
+        return f"seed {run.seed}: {broken}\n{run.last_events}"
+    return None
+
+
+def failures(seeds: Iterable[int]) -> Iterator[tuple[int, str | None]]:
+    """Run ``seeds`` one by one; yield each with its report, if it breaks an invariant."""
+    with undisturbed() as folder:
+        for number, seed in enumerate(seeds):
+            if number % 50 == 0:
+                gc.collect()
+            yield seed, failure_of(Run(seed, folder))
+
+
+@contextmanager
+def undisturbed() -> Iterator[Path]:
+    """A folder for runs; nothing is logged meanwhile, nor collected at some moment or other."""
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    collects, disabled = gc.isenabled(), logging.root.manager.disable
+    gc.disable()
+    logging.disable()
+    try:
+        with tempfile.TemporaryDirectory(dir=memory) as folder:
+            yield Path(folder)
+    finally:
+        logging.disable(disabled)
+        if collects:
+            gc.enable()

@@ -1,0 +1,49 @@
+"""The whole engine under a clock, a server and a store that one number scripts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .run import Run, failure_of, failures, undisturbed
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("first", range(0, 1000, 125))
+def test_every_seed_keeps_every_promise(first: int) -> None:
+    broken = [report for _, report in failures(range(first, first + 125)) if report]
+    assert not broken, "\n\n".join(broken)
+
+
+def test_one_number_is_one_run() -> None:
+    """In this process twice, and in others, where sets have another order."""
+    here = _fingerprints()
+    assert len(set(here)) == len(here)
+    assert _fingerprints() == here
+    for hash_seed in ("1", "2"):
+        code = "from tests.simulation.test_simulation import _fingerprints; print(*_fingerprints())"
+        told = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        )
+        assert told.stdout.split() == here
+
+
+def _fingerprints() -> list[str]:
+    found = []
+    with undisturbed() as folder:
+        for seed in range(60):
+            run = Run(seed, folder)
+            failure_of(run)
+            found.append(run.fingerprint)
+    return found

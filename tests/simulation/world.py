@@ -1,0 +1,143 @@
+"""Time and order: event loops, and whatever happens outside of them, one step at a time.
+
+Nothing here waits. Where no loop has anything to do, the clock jumps to the next timer or event.
+What asyncio and an operating system leave open is drawn from one seed: which of several loops goes
+on, and which of several things that are due at once comes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+import sys
+from asyncio import base_events
+from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .process import Process
+    from .store import ScriptedStore
+
+START = 1000.0
+"""Monotonic seconds at which every run begins."""
+TURN = 5e-6
+"""Seconds that a turn of a loop takes."""
+MOST_TURNS = 400_000
+"""A run that takes more goes round in circles."""
+
+
+class Broken(AssertionError):
+    """A run broke one of the invariants; the message names it first."""
+
+
+class World:
+    """A clock, loops and events, and the record of what happened."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.now = START
+        self.wall_clock_ahead = 1.8e9 - START
+        self.loops: list[Loop] = []
+        self.complaints: list[tuple[Process, str]] = []
+        self.stores: list[ScriptedStore] = []
+        self.running: Process | None = None
+        self.trace: list[tuple[Any, ...]] = []
+        self._events: list[tuple[float, float, int, Callable[[], object]]] = []
+        self._number = count()
+        self._order = random.Random(f"order {seed}")
+
+    def note(self, what: str, *details: object) -> None:
+        """Add a line to the record."""
+        self.trace.append((round(self.now, 6), what, *details))
+
+    def after(self, seconds: float, do: Callable[[], object]) -> None:
+        """Have ``do`` called outside of all loops, ``seconds`` from now."""
+        event = (self.now + seconds, self._order.random(), next(self._number), do)
+        heapq.heappush(self._events, event)
+
+    def run(self, is_over: Callable[[], bool], *, at_most: float) -> bool:
+        """Let things happen until ``is_over``; ``False`` if ``at_most`` seconds were too few."""
+        end = self.now + at_most
+        turns = 0
+        while not is_over():
+            turns += 1
+            if turns > MOST_TURNS:
+                raise Broken("it ends: the loops turn without end")
+            if not self._go_on(end):
+                self.now = max(self.now, end)
+                return False
+        return True
+
+    def _go_on(self, end: float) -> bool:
+        """Turn a loop or let an event happen; ``False`` if there is nothing by ``end``."""
+        loops = [loop for loop in self.loops if loop.next_at <= self.now and loop.runs]
+        due = bool(self._events) and self._events[0][0] <= self.now
+        if not loops and not due:
+            times = [loop.next_at for loop in self.loops if loop.runs]
+            if self._events:
+                times.append(self._events[0][0])
+            soonest = min(times, default=float("inf"))
+            if soonest > end:
+                return False
+            self.now = soonest
+            return True
+        choice = int(self._order.random() * (len(loops) + due))
+        if choice < len(loops):
+            self.now += TURN
+            loops[choice].turn()
+        else:
+            heapq.heappop(self._events)[-1]()
+        return True
+
+
+class Loop(base_events.BaseEventLoop):
+    """asyncio's own loop without sockets, on the clock of a ``World``; it turns when told to."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        super().__init__()
+        self._world = world
+        self._process = process
+        self._selector = self  # what the base class asks for what is ready
+        world.loops.append(self)
+
+    @property
+    def runs(self) -> bool:
+        return self._process.runs
+
+    @property
+    def next_at(self) -> float:
+        """When it next has something to do."""
+        if self._ready:
+            return 0.0
+        return self._scheduled[0].when() if self._scheduled else float("inf")
+
+    def time(self) -> float:
+        return self._world.now
+
+    def select(self, timeout: float | None) -> tuple[()]:
+        return ()
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        self._world.complaints.append((self._process, f"{context.get('message')}: {context!r}"))
+
+    def _process_events(self, events: object) -> None:
+        pass
+
+    def _write_to_self(self) -> None:
+        pass
+
+    def turn(self) -> None:
+        """Run what is ready, as ``run_forever`` does."""
+        world = self._world
+        hooks = sys.get_asyncgen_hooks()
+        world.running = self._process
+        asyncio._set_running_loop(self)
+        sys.set_asyncgen_hooks(self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook)
+        try:
+            self._run_once()
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+            asyncio._set_running_loop(None)
+            world.running = None
