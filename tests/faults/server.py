@@ -73,6 +73,15 @@ def payload(texts: Sequence[str], dimensions: int, encoding: str) -> dict[str, A
     }
 
 
+def readable(seconds: float, *sockets: socket.socket) -> list[socket.socket]:
+    """Wait until one of ``sockets`` can be read, with any number of files open."""
+    poll = select.poll()
+    for sock in sockets:
+        poll.register(sock, select.POLLIN)
+    ready = {number for number, _ in poll.poll(max(0.0, seconds) * 1000)}
+    return [sock for sock in sockets if sock.fileno() in ready]
+
+
 @dataclass
 class Request:
     """One request as it came over the wire; logged when its headers are complete."""
@@ -133,7 +142,7 @@ class Wire:
         self.sock.sendall(data)
 
     def pause(self, seconds: float) -> None:
-        if select.select([self.server._stopped], [], [], max(0.0, seconds))[0]:
+        if readable(seconds, self.server._stopped):
             raise Ended
 
     def drip(self, data: bytes, size: int = 1, every: float = 0.05) -> None:
@@ -194,7 +203,7 @@ class Wire:
         """Say nothing until the peer closes, dropping what it sends."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            ready = select.select([self.sock, self.server._stopped], [], [], left)[0]
+            ready = readable(left, self.sock, self.server._stopped)
             if self.server._stopped in ready:
                 raise Ended
             if not ready or not self.sock.recv(65536):
@@ -444,7 +453,7 @@ class FaultServer:
         until = time.monotonic() + self.lifetime
         with self._listener:
             while (left := until - time.monotonic()) > 0:
-                ready = select.select([self._listener, self._stopped], [], [], left)[0]
+                ready = readable(left, self._listener, self._stopped)
                 if self._stopped in ready:
                     return
                 if not ready:

@@ -6,7 +6,6 @@ Redirects to other places are in the table; here are those that only TLS and pro
 from __future__ import annotations
 
 import http.client
-import select
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import pytest
 
 from . import behaviours as b
 from .fresh import KEY, TEXTS, Outcome, embed_in_a_new_process
-from .server import Behaviour, Ended, FaultServer, Script, Wire, at, first, once, right
+from .server import Behaviour, Ended, FaultServer, Script, Wire, at, first, once, readable, right
 
 trustme = pytest.importorskip("trustme")
 pytest.importorskip("nexusflow_integrations.client")
@@ -50,7 +49,7 @@ def proxies(wire: Wire) -> None:
 def _pump(wire: Wire, far: socket.socket) -> None:
     near = wire.sock
     while True:
-        ready = select.select([near, far, wire.server._stopped], [], [], 30)[0]
+        ready = readable(30, near, far, wire.server._stopped)
         if not ready or wire.server._stopped in ready:
             return
         for source, sink in ((near, far), (far, near)):
