@@ -31,7 +31,7 @@ FAMILY = {"cmath", "decimal", "fractions", "math", "random", "statistics"}
 
 
 def load(path, limit):
-    """Return texts that are known, new ones of the same kind, and strangers."""
+    """Return texts that are known, new ones of the same kind, and texts out of scope."""
     if path:
         sets = json.loads(path.read_text("utf-8"))
         parts = sets["train"][::3], sets["test"][::2], sets["oos_test"][::2]
@@ -66,7 +66,7 @@ def main(argv=None):
     words = TfidfVectorizer(stop_words="english", sublinear_tf=True).fit(known)
     far["TF-IDF"] = distance(words.transform(known), words.transform(new))
 
-    print(f"{len(known)} known texts; new: {len(alike)} alike, {len(strange)} strangers")
+    print(f"{len(known)} known texts; new: {len(alike)} in scope, {len(strange)} out of scope")
     print(f"{client.usage.tokens} tokens, {client.usage.cost:.4f} CNY at the service's price\n")
     counts, scores = (10, len(strange)), {}
     print(" " * 12, "  AUROC", *(f"precision@{k}" for k in counts))
@@ -82,7 +82,7 @@ def main(argv=None):
         print(f"  {far['embeddings'][n]:.2f} {'x' if truth[n] else ' '} {new[n][:75]}")
 
     halves = [far["embeddings"][~truth], far["embeddings"][truth]]
-    left.hist(halves, bins=30, label=["alike", "strangers"], stacked=True)
+    left.hist(halves, bins=30, label=["in scope", "out of scope"], stacked=True)
     left.set(xlabel="distance to the nearest known text (1 - cosine)", ylabel="texts")
     left.set_title("How far from what is known")
     left.legend()

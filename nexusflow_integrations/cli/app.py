@@ -90,26 +90,32 @@ class LocalModel(str, Enum):
 @app.command()
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free port.")] = 8765,
     model: Annotated[LocalModel, typer.Option(help="What to run.")] = LocalModel.gated,
     api_key: Annotated[
         str | None,
         typer.Option(
             envvar="NEXUSFLOW_SERVE_KEY",
             show_default=False,
-            help="The one key that is accepted. [dim]Default: any.[/dim]",
+            help="The only key that is accepted. [dim]Default: any.[/dim]",
         ),
     ] = None,
     requests_per_minute: Annotated[float | None, typer.Option(min=0, help="Quota.")] = None,
     tokens_per_minute: Annotated[float | None, typer.Option(min=0, help="Quota.")] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Requests in progress at most.")
+        int | None, typer.Option(min=1, help="Maximum number of requests in progress.")
     ] = None,
     growth: Annotated[
-        float | None, typer.Option(min=0, help="Most that a second may admit, as a multiple.")
+        float | None,
+        typer.Option(
+            min=0, help="Most requests a second may admit, as a multiple of the second before."
+        ),
     ] = None,
-    latency_ms: Annotated[float, typer.Option(min=0, help="Delay of every answer.")] = 0.0,
-    body_limit: Annotated[int, typer.Option(min=1, help="Bytes of a request at most.")] = 1 << 20,
+    latency_ms: Annotated[
+        float, typer.Option(min=0, help="Added delay of every answer, in milliseconds.")
+    ] = 0.0,
+    body_limit: Annotated[int, typer.Option(min=1, help="Maximum size of a request, in bytes.")] = 1
+    << 20,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the model.")] = 1,
 ) -> None:
     """Serve the embeddings API on this machine, with a small model in the service's place."""
@@ -135,7 +141,7 @@ def serve(
 
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
-    """Check key, endpoint, proxy, packages and what really comes back, on one screen."""
+    """Check key, endpoint, proxy and packages, and make a test request."""
     from nexusflow_integrations.cli.doctor import examine, show
 
     findings = examine()

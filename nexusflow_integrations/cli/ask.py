@@ -63,9 +63,13 @@ class Framework(str, Enum):
 
 LimitOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Documents at most. [dim]Default: 500 of stdlib, else all.[/dim]"),
+    typer.Option(
+        min=1, help="Maximum number of documents. [dim]Default: 500 of stdlib, else all.[/dim]"
+    ),
 ]
-TopOption = Annotated[int, typer.Option("--top-k", "-k", min=1, max=50, help="Passages to find.")]
+TopOption = Annotated[
+    int, typer.Option("--top-k", "-k", min=1, max=50, help="Number of passages to find.")
+]
 ChatOption = Annotated[
     str | None,
     typer.Option(
@@ -73,11 +77,15 @@ ChatOption = Annotated[
         f" quoted from the passages. [dim]Or {_CHAT_VARIABLE}.[/dim]"
     ),
 ]
-Bm25Option = Annotated[bool, typer.Option("--bm25", help="Show BM25's hits beside ours.")]
-FreshOption = Annotated[bool, typer.Option("--fresh", help="Index anew, from nothing.")]
+Bm25Option = Annotated[bool, typer.Option("--bm25", help="Also show the hits of BM25.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Rebuild the index.")]
 IndexOption = Annotated[
     str | None,
-    typer.Option("--index", "-i", help="Name of the index, or how it begins; default: the latest."),
+    typer.Option(
+        "--index",
+        "-i",
+        help="Name of the index, or its beginning. [dim]Default: the one used last.[/dim]",
+    ),
 ]
 AskedFramework = Annotated[
     Framework | None,
@@ -103,7 +111,7 @@ def demo(
     top_k: TopOption = 3,
     bm25: Bm25Option = False,
     evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Score the fixed questions beside BM25.")
+        bool, typer.Option("--evaluate", help="Score a fixed set of questions, also with BM25.")
     ] = False,
     dimensions: DimensionsOption = None,
     chat_model: ChatOption = None,

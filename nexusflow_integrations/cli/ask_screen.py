@@ -37,7 +37,7 @@ class AskScreen(Screen):
         if endpoint.local_model:
             rows.add_row("Endpoint", f"{endpoint.base_url}, the embedded server")
             rows.add_row(
-                "Model", f"{endpoint.local_model}, a small stand-in: not text-embedding-v4"
+                "Model", f"{endpoint.local_model}, a small local model, not text-embedding-v4"
             )
         else:
             rows.add_row("Endpoint", endpoint.base_url)
@@ -87,7 +87,7 @@ class AskScreen(Screen):
 
     def beside(self, passages: Sequence[Passage], keywords: Sequence[Passage]) -> None:
         """Show BM25's hits beside ours."""
-        self.head("Beside BM25", "which knows words, not meaning; its scores have no unit")
+        self.head("Beside BM25", "keyword search; its scores cannot be compared with cosines")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for name in ("", "Embeddings", "cosine", "BM25", "score"):
             number = name in ("", "cosine", "score")
@@ -98,9 +98,9 @@ class AskScreen(Screen):
 
     def quotes(self, quotes: Sequence[Quote]) -> None:
         """Show an answer that is quoted, and say that it is."""
-        self.head("Answer", "quoted from the passages, not written: no chat model was asked")
+        self.head("Answer", "extracted from the passages; no chat model used")
         if not quotes:
-            self.out.print(Padding("The passages hold no sentence to quote.", INDENT))
+            self.out.print(Padding("No sentence in the passages could be quoted.", INDENT))
         for item in quotes:
             line = Text.assemble(f"“{item.text}” ", (f"[{item.passage}]", "cyan"))
             self.out.print(Padding(line, INDENT))
@@ -147,7 +147,7 @@ class AskScreen(Screen):
     def scores(self, rows: Sequence[tuple[str, dict[str, tuple[float, ...]]]], note: str) -> None:
         """Show hit rates: a row for each method, a group of columns for each language."""
         groups = list(rows[0][1])
-        self.head("Hit rates", "a right answer among the first 1, 3, 5")
+        self.head("Hit rates", "hit@1, hit@3, hit@5: a right passage among the first 1, 3, 5")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("")
         for place, group in enumerate(groups):
@@ -170,7 +170,7 @@ class AskScreen(Screen):
             price = money(usage.cost, usage.price)
             paid = f"{price} at the list price"
             if endpoint.local_model:
-                paid = f"free, for {endpoint.local_model} answered; the service lists {price}"
+                paid = f"local model, free ({price} at the API's list price)"
             self.out.print()
             self.out.print(Text(f"{sent}: {paid}", style="dim"))
             return
@@ -226,7 +226,7 @@ class Indexing:
             speed = filled.added / max(filled.seconds, 1e-6)
             note = f"{filled.added} texts  {speed:,.0f} texts/s  {_paid(filled.usage)}"
         else:
-            note = "indexed before"
+            note = "up to date"
         self._bars.update(self._tasks[framework], completed=self._total, note=note)
         if not self._screen.err.is_terminal:
             self._screen.err.print(f"{FRAMEWORKS[framework]}: {note}")

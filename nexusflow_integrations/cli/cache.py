@@ -1,4 +1,4 @@
-"""``nexusflow cache``: what the cache holds, and making it smaller."""
+"""``nexusflow cache``: what the cache holds, and how it is made smaller."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["cache"]
 
 cache = typer.Typer(
     no_args_is_help=True,
-    help="Show, shrink or empty what remembers every vector: a file, or a Redis server.",
+    help="Show, shrink or clear the embedding cache: a file, or a Redis server.",
 )
 
 
@@ -44,16 +44,18 @@ def info(path: CacheOption = None, as_json: JsonOption = False) -> None:
 def prune(
     older_than: Annotated[
         str | None,
-        typer.Option(help="Remove what was not used for so long: 30d, 12h, 2w; to the day."),
+        typer.Option(
+            help="Remove vectors unused for longer than this: 30d, 12h, 2w. Rounded to days."
+        ),
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option(help="Come down to this size, the least recently used first: 500MB."),
+        typer.Option(help="Shrink to this size, least recently used first: 500MB."),
     ] = None,
     path: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove what was not used for long, or until the file is small enough."""
+    """Remove vectors that were not used for long, or shrink to a size."""
     if older_than is None and to is None:
         raise UsageProblem("say what to remove: --older-than 30d, or --to 500MB, or both")
     age = None if older_than is None else seconds(older_than)

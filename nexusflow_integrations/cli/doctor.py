@@ -1,4 +1,4 @@
-"""What the next call would meet: key, endpoint, proxy, packages, and what really comes back."""
+"""``nexusflow doctor``: checks key, endpoint, proxy and packages, and makes a test request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nexusflow_integrations._core.settings import (
 )
 from nexusflow_integrations.cli.exits import explain
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
-from nexusflow_integrations.cli.screen import Screen
+from nexusflow_integrations.cli.screen import Screen, count
 from nexusflow_integrations.errors import ConfigurationError
 
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim")}
@@ -112,7 +112,11 @@ def _cache() -> str:
 
 def _key() -> str:
     key = resolve_api_key().reveal()
-    start = f"begins with {_KEY_START}" if key.startswith(_KEY_START) else "of an unusual form"
+    start = (
+        f"begins with {_KEY_START}"
+        if key.startswith(_KEY_START)
+        else f"does not begin with {_KEY_START}"
+    )
     return f"NEXUSFLOW_API_KEY is set, {len(key)} characters, {start}"
 
 
@@ -179,5 +183,10 @@ def show(screen: Screen, findings: Findings) -> None:
         mark, style = _MARKS[check.ok]
         rows.add_row(Text(mark, style=style), check.name, check.text)
     screen.out.print(rows)
-    verdict = ("All is well.", "green") if findings.healthy else ("Not all is well.", "red")
+    problems = sum(check.ok is False for check in findings)
+    verdict = (
+        ("No problems found.", "green")
+        if not problems
+        else (f"{count(problems, 'problem')} found.", "red")
+    )
     screen.out.print(Text(verdict[0], style=verdict[1]))

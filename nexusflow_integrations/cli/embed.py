@@ -390,7 +390,7 @@ def _show_embedded(
     )
     screen.err.print(Text(price_line(usage, endpoint), style="dim"))
     if bar.refused:
-        screen.err.print(f"{count(bar.refused, 'text')} refused, as named above: no vector.")
+        screen.err.print(f"{count(bar.refused, 'text')} failed (see above).")
 
 
 def _show_estimate(screen: Screen, found: Estimate, unfit: int) -> None:
@@ -406,7 +406,7 @@ def _show_estimate(screen: Screen, found: Estimate, unfit: int) -> None:
     ):
         if number:
             rows.add_row(name, f"{number:,}")
-    error = f", give or take {found.token_error:.0%}" if found.token_error else ""
+    error = f" ±{found.token_error:.0%}" if found.token_error else ""
     rows.add_row("Tokens", f"{found.tokens:,}{error}")
     rows.add_row("Requests", f"{found.requests:,}")
     rows.add_row("Price", f"{money(found.cost, found.price)} at the list price")

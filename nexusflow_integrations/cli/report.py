@@ -67,8 +67,8 @@ def report(
     source: Annotated[
         str, typer.Option(help="Metadata that says where a document comes from.")
     ] = "source",
-    limit: Annotated[int, typer.Option(min=1, help="Points at most; else a sample.")] = 10_000,
-    projection: Annotated[ProjectionName, typer.Option(help="What draws the map.")] = (
+    limit: Annotated[int, typer.Option(min=1, help="Sample above this many points.")] = 10_000,
+    projection: Annotated[ProjectionName, typer.Option(help="Projection method of the map.")] = (
         ProjectionName.auto
     ),
     local: LocalOption = False,
@@ -221,7 +221,5 @@ def _show(screen: Screen, report: Report) -> None:
     if judged:
         ranks = [rank for rank in report.ranks if rank is not None]
         hits = [f"{sum(rank <= most for rank in ranks) / judged:.2f}" for most in CUTS]
-        screen.out.print(
-            f"Of {count(judged, 'question')} a right answer among the first"
-            f" {', '.join(map(str, CUTS))}: {', '.join(hits)}"
-        )
+        rates = ", ".join(f"hit@{cut} {hit}" for cut, hit in zip(CUTS, hits, strict=True))
+        screen.out.print(f"{rates} over {count(judged, 'question')}")

@@ -1,4 +1,4 @@
-"""What is to be seen in a set of vectors: a map, groups, neighbours, doubles and strangers."""
+"""Measurements of a set of vectors: map, groups, neighbours, near-duplicates, outliers."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ def neighbours(vectors: Floats) -> Neighbours:
     return Neighbours(places.astype(np.int32), (1 - distances).astype(np.float32))
 
 
-def doubles(near: Neighbours, least: float, most: int) -> list[tuple[int, int, float]]:
-    """Return pairs of points whose cosine is at least ``least``, the nearest first."""
+def near_duplicates(near: Neighbours, least: float, most: int) -> list[tuple[int, int, float]]:
+    """Return pairs of points whose cosine is at least ``least``, highest first."""
     found = {
         (min(mine, int(other)), max(mine, int(other))): float(score)
         for mine, row in enumerate(near.places)
@@ -129,7 +129,7 @@ def doubles(near: Neighbours, least: float, most: int) -> list[tuple[int, int, f
     return [(*pair, score) for pair, score in ranked[:most]]
 
 
-def strangers(near: Neighbours, most: int) -> list[tuple[int, float]]:
+def outliers(near: Neighbours, most: int) -> list[tuple[int, float]]:
     """Return the points that are farthest from their own neighbours, by mean cosine."""
     if not near.scores.size:
         return []
@@ -138,7 +138,7 @@ def strangers(near: Neighbours, most: int) -> list[tuple[int, float]]:
 
 
 def histogram(vectors: Floats, near: Neighbours) -> dict[str, list[float]]:
-    """Return shares per bin of cosines: of pairs taken at random, and of nearest neighbours."""
+    """Return shares per bin of cosines: of random pairs, and of nearest neighbours."""
     count = len(vectors)
     if count < 3:
         return {"edges": [], "random": [], "nearest": []}
@@ -165,7 +165,7 @@ def _shares(values: Floats, edges: npt.NDArray[np.float64]) -> list[float]:
 
 
 def clusters(vectors: Floats, texts: Sequence[str]) -> Grouping:
-    """Return groups of near vectors, each named by the words that set it apart."""
+    """Return groups of near vectors, each named by its most distinctive words."""
     count = len(vectors)
     if count < 12:
         return Grouping("cluster", ["all"], np.zeros(count, np.uint8))
@@ -185,7 +185,7 @@ def clusters(vectors: Floats, texts: Sequence[str]) -> Grouping:
 
 
 def sources(labels: Sequence[str]) -> Grouping | None:
-    """Return groups by where texts come from; ``None`` where that tells nothing.
+    """Return groups by where texts come from; ``None`` where all or hardly any share a source.
 
     Sources such as ``random.choice`` or ``guide/start.md:12`` are shortened, to ``random`` or to
     the file or its folder, until most groups hold several texts.
@@ -220,7 +220,7 @@ def _largest_first(label: str, of: Sequence[str]) -> Grouping:
 
 
 def words(text: str) -> Iterator[str]:
-    """Yield the words of ``text`` in lower case; of Chinese, Japanese and Korean pairs of signs."""
+    """Yield the words of ``text`` in lower case; character pairs for CJK scripts."""
     for found in _WORD.findall(text.casefold()):
         rest = found
         for run in _CJK.findall(found):
@@ -229,8 +229,8 @@ def words(text: str) -> Iterator[str]:
         yield from (word for word in rest.split() if len(word) > 2)
 
 
-def telling(question: str, texts: Sequence[str]) -> list[str]:
-    """Return the words of a question that tell texts apart: in few of them, and no filler."""
+def distinctive_words(question: str, texts: Sequence[str]) -> list[str]:
+    """Return the words of a question that occur in few texts and are no stop words."""
     stop = _sklearn("feature_extraction.text").ENGLISH_STOP_WORDS | _FILLERS
     asked = [word for word in dict.fromkeys(words(question)) if word not in stop]
     held = [text.casefold() for text in texts]
@@ -253,7 +253,7 @@ def _tfidf(texts: Sequence[str]) -> tuple[Any, list[str]]:
 
 
 def need_sklearn() -> None:
-    """Raise the ``ImportError`` that says what to install, if scikit-learn is missing."""
+    """Raise the ``ImportError`` that says what to install if scikit-learn is missing."""
     _sklearn("base")
 
 

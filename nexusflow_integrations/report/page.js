@@ -238,7 +238,7 @@
   function list() {
     selected = -1;
     if (!terms.length && only < 0) {
-      show($("side"), h("p", { class: "dim" }, "Hover over a point to read it, click it to see what is near. Points that are near each other mean something alike."));
+      show($("side"), h("p", { class: "dim" }, "Hover over a point to read it, click it to see what is near. Close points have similar meaning."));
       return;
     }
     const shown = [];
@@ -271,8 +271,8 @@
     const right = new Set(question.right), shown = question.hits.some(([at]) => right.has(at));
     let verdict = null;
     if (question.expected.length) {
-      if (question.rank === null) verdict = h("p", { class: "bad small" }, "The right one is not in this collection.");
-      else verdict = h("p", { class: `${question.rank <= 3 ? "good" : "bad"} small` }, `The right one fell on place ${whole(question.rank)}, with ${score(question.score)}.`);
+      if (question.rank === null) verdict = h("p", { class: "bad small" }, "The expected document is not in this collection.");
+      else verdict = h("p", { class: `${question.rank <= 3 ? "good" : "bad"} small` }, `First correct result: #${whole(question.rank)} (cosine ${score(question.score)}).`);
     }
     const list = question.hits.map(([at, value]) => row(at, question.words, score(value), right.has(at) ? "right" : ""));
     if (question.first !== null && !shown) list.push(row(question.first, question.words, `${whole(question.rank)}. ${score(question.score)}`, "right"));
@@ -283,7 +283,7 @@
     const judged = data.questions.filter((item) => item.expected.length);
     if (judged.length) {
       const rate = (most) => (judged.filter((item) => item.rank !== null && item.rank <= most).length / judged.length).toFixed(2);
-      $("rates").textContent = `a right one among the first 1: ${rate(1)} · 3: ${rate(3)} · 5: ${rate(5)} of ${whole(judged.length)} questions`;
+      $("rates").textContent = `hit@1 ${rate(1)} · hit@3 ${rate(3)} · hit@5 ${rate(5)} over ${whole(judged.length)} questions`;
     }
     const buttons = data.questions.map((item) => {
       const place = !item.expected.length ? "" : item.rank === null ? "–" : `#${whole(item.rank)}`;
@@ -317,17 +317,17 @@
       svg.append(s("text", { x: Math.max(10, Math.min(508, x)), y: 184, "text-anchor": "middle" }, (Math.round(tick * 10) / 10 + 0).toFixed(1)));
     }
     return h("div", {}, svg, h("div", { class: "keys" },
-      h("span", {}, h("i", { class: "dot key-a" }), "cosine of two texts at random"),
-      h("span", {}, h("i", { class: "dot key-b" }), "of a text and its nearest")));
+      h("span", {}, h("i", { class: "dot key-a" }), "random pairs"),
+      h("span", {}, h("i", { class: "dot key-b" }), "nearest neighbours")));
   }
   show($("histogram"), bars());
-  show($("doubles"), data.doubles.length
-    ? h("ol", { class: "rows scroll" }, ...data.doubles.map(([one, two, value]) => h("li", {}, h("button", { class: "row small", onclick: () => reveal(one) },
+  show($("near-duplicates"), data.near_duplicates.length
+    ? h("ol", { class: "rows scroll" }, ...data.near_duplicates.map(([one, two, value]) => h("li", {}, h("button", { class: "row small", onclick: () => reveal(one) },
       h("span", { class: "grow" }, h("span", { class: "source" }, label(one)), h("span", { class: "dim" }, " and "), h("span", { class: "source" }, label(two)),
         h("span", { class: "clip dim" }, brief(data.texts[one], [], 120))), h("span", { class: "number" }, score(value))))))
     : h("p", { class: "dim small" }, "No two texts have a cosine of 0.95 or more."));
-  show($("strangers"), h("p", { class: "dim small" }, "Least like their own neighbours, by mean cosine."),
-    h("ol", { class: "rows scroll" }, ...data.strangers.map(([at, value]) => row(at, [], score(value)))));
+  show($("outliers"), h("p", { class: "dim small" }, "Farthest from their nearest neighbours, by mean cosine."),
+    h("ol", { class: "rows scroll" }, ...data.outliers.map(([at, value]) => row(at, [], score(value)))));
   const money = (amount) => amount === 0 ? `0 ${data.cost.currency}` : `${amount >= 0.01 ? amount.toFixed(2) : amount.toPrecision(2)} ${data.cost.currency}`;
   const give = data.cost.error ? `, give or take ${Math.round(data.cost.error * 100)}%` : "";
   const facts = [["Texts shown", `${whole(N)}${data.total > N ? ` of ${whole(data.total)}, a sample` : ""}`],

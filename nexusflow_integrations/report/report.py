@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LIMIT = 10_000
 HITS = 10
 _PAGE = 1000
-_DOUBLES = 0.95
+_NEAR_DUPLICATE = 0.95
 _SHOWN = 12
 _CHARACTERS = 8_000_000
 """Of all texts together, at most so many are in the file; long ones are cut first."""
@@ -138,8 +138,8 @@ def write_report(
             "scores": _packed(near.scores, "<f4"),
         },
         "histogram": measure.histogram(vectors, near),
-        "doubles": measure.doubles(near, _DOUBLES, _SHOWN),
-        "strangers": measure.strangers(near, _SHOWN),
+        "near_duplicates": measure.near_duplicates(near, _NEAR_DUPLICATE, _SHOWN),
+        "outliers": measure.outliers(near, _SHOWN),
         "questions": inspected,
         "cost": _cost(held, usage),
     }
@@ -210,7 +210,7 @@ def _inspect(
         inspected.append(
             {
                 "text": question.text,
-                "words": measure.telling(question.text, held.texts),
+                "words": measure.distinctive_words(question.text, held.texts),
                 "hits": [[int(at), round(float(scores[at]), 4)] for at in order[:HITS]],
                 "expected": list(question.expected),
                 "right": right,

@@ -57,7 +57,7 @@ def test_demo_shows_question_passages_answer_agreement_and_cost(
     assert "Who eats bamboo?" in shown
     assert "[1] 0." in shown
     assert "panda.md:3" in shown
-    assert "quoted from the passages, not written" in shown
+    assert "extracted from the passages; no chat model used" in shown
     assert "“The red panda eats bamboo and sleeps in trees.” [1]" in shown
     assert "The three agree: the same passages with the same scores." in shown
     assert f"{service.stats.tokens} tokens in {service.stats.requests} requests" in shown
@@ -147,7 +147,7 @@ def test_evaluate_scores_the_fixed_questions_beside_bm25(
     assert 0 < rates["hit@1"] <= rates["hit@3"] <= rates["hit@5"] < 1  # the encoder is no model
     assert 0.4 < found["hit_rates"]["BM25"]["en"]["hit@3"] < 0.7
     shown, _ = nexusflow("demo", "--evaluate", "-f", "chroma")
-    assert "Hit rates  a right answer among the first 1, 3, 5" in shown
+    assert "Hit rates  hit@1, hit@3, hit@5: a right passage among the first 1, 3, 5" in shown
     assert "English (26)" in shown
     assert "Chinese (8)" in shown
 
@@ -381,7 +381,7 @@ def test_doctor_finds_a_working_service_well(nexusflow: Command, service: LocalS
     assert checks["Endpoint"]["text"] == f"{service.base_url}, from NEXUSFLOW_BASE_URL"
     assert checks["Vectors"]["text"] == "1024 numbers, unit length"
     assert "chromadb" in checks["Chroma"]["text"]
-    assert "All is well." in nexusflow("doctor")[0]
+    assert "No problems found." in nexusflow("doctor")[0]
 
 
 def test_doctor_ends_in_1_where_the_key_is_refused(

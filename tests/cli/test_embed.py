@@ -218,7 +218,7 @@ def test_texts_that_cannot_be_sent_are_named_by_line_and_the_others_are_done(
     _, aside = nexusflow("embed", str(source), "-o", str(out), *SMALL, code=5)
     for line, reason in REASONS.items():
         assert f"line {line}: {reason}" in aside
-    assert "6 texts refused" in aside
+    assert "6 texts failed" in aside
     found = rows(out)
     assert [row["embedding"] is None for row in found] == [False, *[True] * 6, False]
     assert [row.get("error") for row in found[1:-1]] == [

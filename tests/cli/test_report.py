@@ -67,7 +67,7 @@ def test_questions_are_asked_and_judged(
     assert found["tokens"] == service.stats.tokens > 0
     assert sorted(service.stats.received) == sorted(str(item["question"]) for item in lines)
     shown, _ = nexusflow(*arguments, "--questions", str(file))
-    assert "Of 2 questions a right answer among the first 1, 3, 5: 1.00, 1.00, 1.00" in shown
+    assert "hit@1 1.00, hit@3 1.00, hit@5 1.00 over 2 questions" in shown
 
 
 def test_without_a_path_it_takes_an_index_and_asks_its_fixed_questions(

@@ -1,4 +1,4 @@
-"""Clustering, recommending, finding strangers: scores against bounds that the baselines fail."""
+"""Clustering, recommending, finding outliers: scores against bounds that the baselines fail."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def drawn(path: str) -> bool:
     return Path(path).read_bytes().startswith(b"\x89PNG")
 
 
-def test_strangers_among_docstrings_are_found(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_outliers_among_docstrings_are_found(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     scores = run("anomaly_detection")
     assert scores["TF-IDF"]["AUROC"] < 0.9 < scores["embeddings"]["AUROC"]
     assert scores["TF-IDF"]["precision"][1] < 0.8 < scores["embeddings"]["precision"][1]

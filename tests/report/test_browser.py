@@ -179,7 +179,7 @@ def test_a_group_of_the_legend_is_shown_alone_and_colours_change(opened: Any) ->
 
 
 def test_a_question_shows_its_hits_and_where_the_right_one_fell(opened: Any) -> None:
-    assert "The right one fell on place 1" in text_of(opened, "#answer")
+    assert "First correct result: #1" in text_of(opened, "#answer")
     first = one(opened, "#answer .row")
     assert "thing number 16." in first.text
     assert "right" in first.get_attribute("class")
@@ -191,9 +191,9 @@ def test_a_question_shows_its_hits_and_where_the_right_one_fell(opened: Any) -> 
 
 def test_the_cards_are_filled(opened: Any) -> None:
     assert len(opened.find_elements(By.CSS_SELECTOR, "#histogram rect")) > 10
-    assert len(opened.find_elements(By.CSS_SELECTOR, "#strangers .row")) == 12
+    assert len(opened.find_elements(By.CSS_SELECTOR, "#outliers .row")) == 12
     assert "CNY" in text_of(opened, "#cost")
-    one(opened, "#strangers .row").click()
+    one(opened, "#outliers .row").click()
     assert text_of(opened, "#chosen")
 
 

@@ -1,4 +1,4 @@
-"""What is measured in vectors: a map, groups, neighbours, doubles, strangers, words."""
+"""What is measured in vectors: map, groups, neighbours, near-duplicates, outliers, words."""
 
 from __future__ import annotations
 
@@ -65,17 +65,17 @@ def test_neighbours_are_the_nearest_others_with_their_cosines() -> None:
     assert measure.neighbours(vectors[:1]).places.shape == (1, 0)
 
 
-def test_doubles_are_named_once_and_strangers_first() -> None:
+def test_near_duplicates_are_named_once_and_outliers_first() -> None:
     vectors, _ = blobs()
     vectors[7] = vectors[3]
     vectors[50] = -vectors.mean(axis=0)
     near = measure.neighbours(measure.unit(vectors))
-    (one, two, score), *_ = measure.doubles(near, 0.999, 10)
+    (one, two, score), *_ = measure.near_duplicates(near, 0.999, 10)
     assert (one, two) == (3, 7)
     assert score == pytest.approx(1, abs=1e-5)
-    pairs = [pair[:2] for pair in measure.doubles(near, 0.5, 10)]
+    pairs = [pair[:2] for pair in measure.near_duplicates(near, 0.5, 10)]
     assert len(set(pairs)) == len(pairs) == 10
-    assert measure.strangers(near, 3)[0][0] == 50
+    assert measure.outliers(near, 3)[0][0] == 50
 
 
 def test_clusters_follow_meaning_and_are_named_by_their_words() -> None:
@@ -127,7 +127,7 @@ def test_many_sources_leave_the_smallest_to_the_others() -> None:
     assert (found.names[0], found.names[-1]) == ("s0", "others")
 
 
-def test_telling_words_are_in_few_texts_in_any_language() -> None:
+def test_distinctive_words_are_in_few_texts_in_any_language() -> None:
     texts = [
         "The otter eats fish",
         "The panda eats bamboo",
@@ -135,8 +135,8 @@ def test_telling_words_are_in_few_texts_in_any_language() -> None:
         "The end",
         "The sea",
     ] * 3
-    assert measure.telling("What does the otter eat?", texts) == ["otter", "eat"]
-    assert "竹子" in measure.telling("谁吃竹子？", texts)
+    assert measure.distinctive_words("What does the otter eat?", texts) == ["otter", "eat"]
+    assert "竹子" in measure.distinctive_words("谁吃竹子？", texts)
 
 
 def test_the_histogram_holds_shares_of_pairs_and_nearest() -> None:
