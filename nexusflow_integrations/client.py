@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
-import queue
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -23,7 +22,15 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
-from nexusflow_integrations._core.call.background import BackgroundLoop, Errand, Outcome
+from nexusflow_integrations._core.call.background import BackgroundLoop
+from nexusflow_integrations._core.call.caller import (
+    NO_HOOKS,
+    Caller,
+    CallingTask,
+    CallingThread,
+    Hooks,
+    Progress,
+)
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
@@ -52,7 +59,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NexusFlow"]
 
-Progress = Callable[[int], object]
 GIVE_BACK = 5.0
 """Seconds that giving back a part of a shared budget may take."""
 
@@ -167,7 +173,6 @@ class NexusFlow:
         self._async_http_client = async_http_client
         self._spent = Total()
         self._size: Any = None
-        self._wants_lists = False
         self._closed = False
 
     # -- embedding -----------------------------------------------------------------------------
@@ -223,30 +228,7 @@ class NexusFlow:
             RefusedTextsError: The server refused some texts.
             NexusFlowError: Any other failure; the error's ``finished`` holds the vectors so far.
         """
-        single = isinstance(input, str)
-        texts = self._prepare(input, role)
-        collect = self._collects(on_refused)
-        if not single and not texts:
-            return self._nothing(collect=collect)
-        told: queue.SimpleQueue[int | Outcome[Gathered]] = queue.SimpleQueue()
-        ledger = Ledger()
-        with self._recorded(ledger):
-            report = None if progress is None else told.put
-            lists = self._wants_lists and not (single or collect)
-            urgent = single or role == "query"
-            background, work = self._start(
-                texts, ledger, urgent=urgent, on_progress=report, lists=lists
-            )
-            errand = Errand(background, work, told.put)
-            try:
-                while isinstance(news := told.get(), int):
-                    if progress is not None:
-                        progress(news)
-                gathered = news.result()
-            except BaseException:
-                errand.cancel()  # Ctrl-C, or an error of the caller's own progress
-                raise
-            return gathered.result(ledger.snapshot(self._price), single=single, collect=collect)
+        return self._embed(input, role=role, on_refused=on_refused, progress=progress)
 
     @overload
     async def aembed(self, input: str, *, role: Role = ...) -> EmbeddingArray: ...
@@ -280,27 +262,7 @@ class NexusFlow:
         progress: Progress | None = None,
     ) -> EmbeddingArray | EmbeddingList:
         """Embed like ``embed``, without blocking the event loop; ``progress`` is called on it."""
-        single = isinstance(input, str)
-        texts = self._prepare(input, role)
-        collect = self._collects(on_refused)
-        if not single and not texts:
-            return self._nothing(collect=collect)
-        ledger = Ledger()
-        loop = asyncio.get_running_loop()
-
-        def report(fresh: int) -> None:
-            if progress is not None:
-                loop.call_soon_threadsafe(progress, fresh)
-
-        with self._recorded(ledger):
-            reporting = report if progress else None
-            lists = self._wants_lists and not (single or collect)
-            urgent = single or role == "query"
-            background, work = self._start(
-                texts, ledger, urgent=urgent, loop=loop, on_progress=reporting, lists=lists
-            )
-            gathered = await asyncio.wrap_future(background.submit(work))
-            return gathered.result(ledger.snapshot(self._price), single=single, collect=collect)
+        return await self._aembed(input, role=role, on_refused=on_refused, progress=progress)
 
     def __call__(self, input: str | Iterable[str]) -> EmbeddingArray:  # noqa: A002
         """Embed, for tools that take any callable from texts to vectors."""
@@ -587,19 +549,87 @@ class NexusFlow:
         twin._spent = self._spent.copy()
         return twin
 
-    # -- for adapters: these three, and `_start`, `_recorded`, `_price`, `_cache` ---------------
+    # -- for adapters -------------------------------------------------------------------------
 
-    def _want_lists(self) -> None:
-        """Have lists of floats made while requests are out: ``tolist`` then finds them done."""
-        self._wants_lists = True
+    def _embed(
+        self,
+        input: str | Iterable[str],  # noqa: A002
+        *,
+        role: Role = "document",
+        on_refused: OnRefused | None = None,
+        progress: Progress | None = None,
+        hooks: Hooks = NO_HOOKS,
+        batch_size: int | None = None,
+        lists: bool = False,
+    ) -> EmbeddingArray | EmbeddingList:
+        """Embed like ``embed``.
 
-    def _spend_from(self, other: NexusFlow) -> None:
-        """Keep one budget with ``other``."""
-        self._purse = other._purse
+        Args:
+            input: As for ``embed``.
+            role: As for ``embed``.
+            on_refused: As for ``embed``.
+            progress: As for ``embed``.
+            hooks: What to do in this thread about each batch.
+            batch_size: Overrides the client's setting for this call.
+            lists: Have lists of floats made while requests are in flight: ``tolist`` of the result
+                then returns them without further work.
+        """
+        single = isinstance(input, str)
+        texts = self._prepare(input, role)
+        collect = self._collects(on_refused)
+        if not single and not texts:
+            return self._nothing(collect=collect)
+        ledger = Ledger()
+        with self._recorded(ledger):
+            caller = CallingThread(hooks, progress, bounded=self._settings.deadline is not None)
+            gathered = caller.wait(
+                *self._start(
+                    texts,
+                    ledger,
+                    caller=caller,
+                    urgent=single or role == "query",
+                    batch_size=batch_size,
+                    lists=lists and not (single or collect),
+                )
+            )
+            return gathered.result(ledger.snapshot(self._price), single=single, collect=collect)
+
+    async def _aembed(
+        self,
+        input: str | Iterable[str],  # noqa: A002
+        *,
+        role: Role = "document",
+        on_refused: OnRefused | None = None,
+        progress: Progress | None = None,
+        hooks: Hooks = NO_HOOKS,
+        batch_size: int | None = None,
+        lists: bool = False,
+    ) -> EmbeddingArray | EmbeddingList:
+        """Embed like ``_embed``; the hooks are awaited on this event loop."""
+        single = isinstance(input, str)
+        texts = self._prepare(input, role)
+        collect = self._collects(on_refused)
+        if not single and not texts:
+            return self._nothing(collect=collect)
+        ledger = Ledger()
+        with self._recorded(ledger):
+            caller = CallingTask(hooks, progress)
+            gathered = await caller.wait(
+                *self._start(
+                    texts,
+                    ledger,
+                    caller=caller,
+                    urgent=single or role == "query",
+                    loop=asyncio.get_running_loop(),
+                    batch_size=batch_size,
+                    lists=lists and not (single or collect),
+                )
+            )
+            return gathered.result(ledger.snapshot(self._price), single=single, collect=collect)
 
     def _succeed(self, former: NexusFlow) -> None:
         """Go on with the budget and the usage of ``former``, which is used no more."""
-        self._spend_from(former)
+        self._purse = former._purse
         self._spent = former._spent
 
     # -- inside --------------------------------------------------------------------------------
@@ -648,8 +678,9 @@ class NexusFlow:
         ledger: Ledger,
         *,
         urgent: bool,
+        caller: Caller | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
-        on_progress: Callable[[int], object] | None = None,
+        batch_size: int | None = None,
         lists: bool = False,
         stop: Stop | None = None,
     ) -> tuple[BackgroundLoop, Coroutine[Any, Any, Gathered]]:
@@ -662,9 +693,12 @@ class NexusFlow:
             self._key = resolve_api_key()
         if self._size is None:
             self._size = LearntSize()
+        settings = self._settings
+        if batch_size not in (None, settings.batch_size):
+            settings = replace(settings, batch_size=batch_size)
         call = Call(
             texts=texts,
-            settings=self._settings,
+            settings=settings,
             key=self._key,
             ledger=ledger,
             urgent=urgent,
@@ -673,13 +707,12 @@ class NexusFlow:
             http_client=self._http_client if loop is None else None,
             async_http_client=self._async_http_client,
             client_loop=loop,
-            on_progress=on_progress,
             cache=self._cache,
             pacer=self._pacer,
             lists=lists,
         )
         background, running = engine()
-        return background, running.embed(call, stop)
+        return background, running.embed(call, caller, stop)
 
 
 class _Recorded(AbstractContextManager[None]):

@@ -6,7 +6,6 @@ traces, its serialization. All embedding is the core's.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import hashlib
 import importlib
@@ -14,17 +13,15 @@ import os
 import re
 import sys
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import copy_context
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from nexusflow_integrations import errors
+from nexusflow_integrations._core.call.caller import NO_HOOKS, Hooks
+from nexusflow_integrations._core.forks import Lock
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
@@ -76,7 +73,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
+    from nexusflow_integrations._core.call.results import EmbeddingArray
 
 __all__ = ["NexusFlowEmbeddings"]
 
@@ -91,6 +88,7 @@ _NOT_NEEDED = (
     "disallowed_special",
 )
 _noted = False
+_building = Lock()
 
 
 class NexusFlowEmbeddings(Serializable, Embeddings):
@@ -117,8 +115,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             vector = embeddings.embed_query("What is a red panda?")
 
     Embed multiple texts:
-        In parallel, at most ten texts a request, in order; a text that stands twice is sent once
-        (with a ``rate_limiter``, once a batch):
+        In parallel, at most ten texts a request, in order; a duplicate text is sent once:
 
             vectors = embeddings.embed_documents(["Red pandas climb.", "小熊猫会爬树。"])
 
@@ -214,10 +211,13 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     Redis server; its password is in no ``repr``, ``dumps`` or pickle."""
 
     rate_limiter: BaseRateLimiter | None = Field(default=None, exclude=True, repr=False)
-    """LangChain's rate limiter, as chat models take it: acquired once for every batch of documents
-    and every query, right before it is handed over, in the caller's thread or event loop. Retries
-    are paced by the core, which also finds the account's limits by itself; this is for sharing
-    one limit with other models."""
+    """LangChain's rate limiter, as chat models take it, for sharing one limit with other models.
+
+    It is acquired once for each batch of documents and each query that has to be sent, right before
+    it is, and not for texts that are cached, repeated or in flight in another call. That happens in
+    the caller's thread or event loop; in a sync call with a ``deadline``, in a thread of its own,
+    which the deadline need not wait for. If it raises, nothing more is sent, and the error's
+    ``finished`` holds what was paid for. Retries are paced by the core."""
 
     show_progress_bar: bool = False
     """Show a tqdm bar while documents are embedded."""
@@ -242,7 +242,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     allow_http: bool = False
     """Permit plain http to other hosts than loopback."""
 
-    _clients: dict[int, NexusFlow] = PrivateAttr(default_factory=dict)
+    _client: NexusFlow | None = PrivateAttr(default=None)
 
     @field_validator("nexusflow_api_key")
     @classmethod
@@ -264,7 +264,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
                 problem = _without_inputs(error)
             if problem is not None:
                 raise problem
-            self._client_for(None)  # says at once what is impossible
+            self._client = self._new_client()  # raises at once what is impossible
             if not_needed:
                 _note(not_needed)
 
@@ -282,12 +282,14 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         """
         with _ALSO_LANGCHAINS:
             texts = check_texts(texts)
-            client = self._client_for(chunk_size)
             with self._run("document", texts) as done, self._bar(len(texts)) as progress:
-                if self.rate_limiter is None or not texts:
-                    vectors = client.embed(texts, progress=progress)
-                else:
-                    vectors = _embed_paced(client, texts, self.rate_limiter, progress)
+                vectors: Any = self.client._embed(
+                    texts,
+                    progress=progress,
+                    hooks=self._hooks(),
+                    batch_size=self._batch_size(chunk_size),
+                    lists=True,
+                )
                 done(vectors)
             return cast("list[list[float]]", vectors.tolist())
 
@@ -297,17 +299,16 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         """Embed like ``embed_documents``, without blocking the event loop."""
         with _ALSO_LANGCHAINS:
             texts = check_texts(texts)
-            client = self._client_for(chunk_size)
             with self._run("document", texts) as done, self._bar(len(texts)) as progress:
-                if self.rate_limiter is None or not texts:
-                    vectors = await client.aembed(texts, progress=progress)
-                    done(vectors)
-                    return cast("list[list[float]]", vectors.tolist())
-                vectors = await _aembed_paced(client, texts, self.rate_limiter, progress)
+                vectors: Any = await self.client._aembed(
+                    texts,
+                    progress=progress,
+                    hooks=self._ahooks(),
+                    batch_size=self._batch_size(chunk_size),
+                    lists=True,
+                )
                 done(vectors)
-            from nexusflow_integrations._core.call.results import RowLists
-
-            return await RowLists(len(vectors)).of(vectors)
+            return cast("list[list[float]]", vectors.tolist())
 
     def embed_query(self, text: str) -> list[float]:
         """Embed one query.
@@ -319,9 +320,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         with _ALSO_LANGCHAINS:
             check_text(text)
             with self._run("query", [text]) as done:
-                if self.rate_limiter is not None:
-                    self.rate_limiter.acquire(blocking=True)
-                vector = self.client.embed(text, role="query")
+                vector: Any = self.client._embed(text, role="query", hooks=self._hooks())
                 done(vector)
             return cast("list[float]", vector.tolist())
 
@@ -330,9 +329,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         with _ALSO_LANGCHAINS:
             check_text(text)
             with self._run("query", [text]) as done:
-                if self.rate_limiter is not None:
-                    await self.rate_limiter.aacquire(blocking=True)
-                vector = await self.client.aembed(text, role="query")
+                vector: Any = await self.client._aembed(text, role="query", hooks=self._ahooks())
                 done(vector)
             return cast("list[float]", vector.tolist())
 
@@ -341,13 +338,15 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     @property
     def client(self) -> NexusFlow:
         """The client underneath, with all it can do besides (``estimate``, ``embed_stream``)."""
-        return self._client_for(None)
+        if self._client is None:  # unpickled
+            with _building:
+                self._client = self._client or self._new_client()
+        return self._client
 
     @property
     def usage(self) -> Usage:
         """What all calls of this object sent and cost so far."""
-        clients = list(self._clients.values())
-        return sum((client.usage for client in clients), Usage(price=self.price or Price()))
+        return self.client.usage
 
     @property
     def cache_namespace(self) -> str:
@@ -397,7 +396,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             return type(self)(**{**dict(self), **changed})
         twin = super().model_copy()
         if deep:
-            twin._clients = {size: copy.copy(client) for size, client in self._clients.items()}
+            twin._client = copy.copy(self.client)
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
@@ -408,27 +407,34 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         state = super().__getstate__()
         gone = dict.fromkeys(("nexusflow_api_key", "on_usage", "http_client", "http_async_client"))
         state["__dict__"] = {**state["__dict__"], **gone}
-        state["__pydantic_private__"] = {"_clients": {}}
+        state["__pydantic_private__"] = {"_client": None}
         return state
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _client_for(self, chunk_size: int | None) -> NexusFlow:
-        size = min(chunk_size or self.chunk_size, MAX_BATCH_SIZE)
-        client = self._clients.get(size)
-        if client is None:
-            told = {
-                field.alias or name: getattr(self, name)
-                for name, field in NexusFlowEmbeddings.model_fields.items()
-                if name not in _NOT_THE_CORES
-            }
-            told["async_http_client"] = told.pop("http_async_client")
-            client = NexusFlow(**told, batch_size=size)
-            client._want_lists()
-            for other in self._clients.values():
-                client._spend_from(other)  # one budget, whatever the size of the batches
-            client = self._clients.setdefault(size, client)
-        return client
+    def _new_client(self) -> NexusFlow:
+        settings = {
+            field.alias or name: getattr(self, name)
+            for name, field in NexusFlowEmbeddings.model_fields.items()
+            if name not in _NOT_THE_CORES
+        }
+        settings["async_http_client"] = settings.pop("http_async_client")
+        return NexusFlow(**settings, batch_size=self._batch_size(None))
+
+    def _batch_size(self, chunk_size: int | None) -> int:
+        return min(chunk_size or self.chunk_size, MAX_BATCH_SIZE)
+
+    def _hooks(self) -> Hooks:
+        limiter = self.rate_limiter
+        if limiter is None:
+            return NO_HOOKS
+        return Hooks(permit=lambda _: limiter.acquire(blocking=True))
+
+    def _ahooks(self) -> Hooks:
+        limiter = self.rate_limiter
+        if limiter is None:
+            return NO_HOOKS
+        return Hooks(permit=lambda _: limiter.aacquire(blocking=True))
 
     @contextmanager
     def _bar(self, total: int) -> Iterator[Callable[[int], object] | None]:
@@ -472,128 +478,6 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
                 run.end(outputs={"count": len(texts), "dimensions": vectors.shape[-1]})
 
             yield done
-
-
-# -- LangChain's rate limiter --------------------------------------------------------------------
-
-
-class _Joined:
-    """The result of one call that is made in batches."""
-
-    def __init__(self, count: int, progress: Callable[[int], object] | None) -> None:
-        from nexusflow_integrations._core.call.results import Gathered
-
-        self._gathered = Gathered(count, progress)
-        self._usages: list[Usage] = []
-        self.failure: NexusFlowError | None = None
-
-    def add(self, start: int, batch: EmbeddingList) -> None:
-        """Take the result of the batch whose first text is number ``start``."""
-        for place, row in enumerate(batch):
-            if row is None:
-                self._gathered.refuse(start + place, batch.refused[place])
-            else:
-                self._gathered.row(start + place, row)
-        self._usages.append(batch.usage)
-        self._gathered.report()
-
-    def fail(self, start: int, error: NexusFlowError) -> None:
-        """Take the failure of a batch, and what it had finished."""
-        for place, row in error.finished.items():
-            self._gathered.row(start + place, row)
-        self.failure = self.failure or error
-
-    def result(self) -> EmbeddingArray:
-        """Return all vectors, or raise what went wrong."""
-        if self.failure is not None:
-            self.failure.finished = self._gathered.finished()
-            raise self.failure
-        first, *rest = self._usages
-        vectors = self._gathered.result(sum(rest, first), single=False, collect=False)
-        return cast("EmbeddingArray", vectors)
-
-
-_ALIKE = (errors.AuthenticationError, errors.PermissionDeniedError, errors.NotFoundError)
-
-
-def _batches(texts: list[str], size: int) -> Iterator[tuple[int, list[str]]]:
-    return ((start, texts[start : start + size]) for start in range(0, len(texts), size))
-
-
-def _embed_paced(
-    client: NexusFlow,
-    texts: list[str],
-    limiter: BaseRateLimiter,
-    progress: Callable[[int], object] | None,
-) -> EmbeddingArray:
-    joined = _Joined(len(texts), progress)
-    flying: deque[tuple[int, Future[Any]]] = deque()
-
-    def land(*, all_of_them: bool) -> None:
-        for _ in range(len(flying)):
-            start, future = flying.popleft()
-            if future.cancelled():
-                continue
-            if not (all_of_them or future.done()):
-                flying.append((start, future))
-                continue
-            try:
-                joined.add(start, future.result())
-            except NexusFlowError as error:
-                joined.fail(start, error)
-                for _, other in flying:
-                    other.cancel()  # those not begun need not be sent any more
-
-    pool = ThreadPoolExecutor(client.settings.max_concurrency)
-    try:
-        for start, batch in _batches(texts, client.settings.batch_size):
-            limiter.acquire(blocking=True)
-            land(all_of_them=False)
-            if joined.failure is not None:
-                break
-            call = partial(client.embed, batch, on_refused="collect")
-            flying.append((start, pool.submit(copy_context().run, call)))
-        land(all_of_them=True)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    return joined.result()
-
-
-async def _aembed_paced(
-    client: NexusFlow,
-    texts: list[str],
-    limiter: BaseRateLimiter,
-    progress: Callable[[int], object] | None,
-) -> EmbeddingArray:
-    joined = _Joined(len(texts), progress)
-    flying: deque[tuple[int, asyncio.Task[Any]]] = deque()
-
-    async def land(*, all_of_them: bool) -> None:
-        for _ in range(len(flying)):
-            start, task = flying.popleft()
-            if isinstance(joined.failure, _ALIKE) and task.cancel():
-                continue  # it would fail alike
-            if not (all_of_them or task.done()):
-                flying.append((start, task))
-                continue
-            try:
-                joined.add(start, await task)
-            except NexusFlowError as error:
-                joined.fail(start, error)
-
-    try:
-        for start, batch in _batches(texts, client.settings.batch_size):
-            await limiter.aacquire(blocking=True)
-            await land(all_of_them=False)
-            if joined.failure is not None:
-                break
-            work = client.aembed(batch, on_refused="collect")
-            flying.append((start, asyncio.ensure_future(work)))
-        await land(all_of_them=True)
-    finally:
-        for _, task in flying:
-            task.cancel()
-    return joined.result()
 
 
 # -- the rest --------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nexusflow_integrations._core.call.background import background_loop
+from nexusflow_integrations._core.call.caller import NO_HOOKS, Caller
 from nexusflow_integrations._core.call.engine import (
     MOST_SENDERS,
     Engine,
@@ -158,10 +159,9 @@ def test_progress_hears_of_all_that_was_finished_before_a_call_failed() -> None:
     refused = no(400, "data_inspection_failed", "inappropriate content")
     server = Server(answers={1: refused, 3: WRONG_KEY})
     heard: list[int] = []
-    told = call_of(TEXTS[:10])
-    told.on_progress = heard.append
+    caller = Caller(heard.append, NO_HOOKS, progress=True)
     with pytest.raises(NexusFlowError) as failure:
-        asyncio.run(engine_over(server).embed(told))
+        asyncio.run(engine_over(server).embed(call_of(TEXTS[:10]), caller))
     assert sum(heard) == len(failure.value.finished) == 5
 
 
@@ -198,7 +198,7 @@ def test_a_stop_while_requests_are_being_added_waits_for_none_that_was_added_sin
 
     async def run() -> None:
         stop = Stop()
-        call = asyncio.create_task(engine_over(Server()).embed(call_of(TEXTS), stop))
+        call = asyncio.create_task(engine_over(Server()).embed(call_of(TEXTS), stop=stop))
         for _ in range(8):
             await asyncio.sleep(0)
         stop.request()

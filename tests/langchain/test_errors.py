@@ -234,7 +234,7 @@ def test_an_error_that_is_nobodys_kind_goes_on_as_it_is_and_is_freed_when_it_is_
         raise Own("of a subclass")
 
     embeddings = answering(saying(500))
-    monkeypatch.setattr(embeddings.client, "embed", fail)
+    monkeypatch.setattr(embeddings.client, "_embed", fail)
     gc.disable()
     try:
         with suppress(Own):

@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, background_loop
+from nexusflow_integrations._core.call.caller import Caller
 from nexusflow_integrations._core.call.coalescing import Flights
 from nexusflow_integrations._core.call.job import Job, Stop, StoppedElsewhere, admit_and_send
 from nexusflow_integrations._core.call.results import Gathered, RowLists
@@ -142,7 +143,9 @@ class Engine:
     ) -> AiohttpSender:
         return AiohttpSender(self._pool, _target(base_url, key, headers), proxy)
 
-    async def embed(self, call: Call, stop: Stop | None = None) -> Gathered:
+    async def embed(
+        self, call: Call, caller: Caller | None = None, stop: Stop | None = None
+    ) -> Gathered:
         """Embed the texts of ``call``, all of them checked before; ``stop`` may end it early.
 
         Raises:
@@ -151,7 +154,8 @@ class Engine:
         settings, ledger = call.settings, call.ledger
         lane = call.lane = self._lane(settings, call.key)
         lists = RowLists(len(call.texts)) if call.lists else None
-        gathered = call.sink = Gathered(len(call.texts), call.on_progress, lists=lists)
+        on_progress = None if caller is None else caller.on_progress
+        gathered = call.sink = Gathered(len(call.texts), on_progress, lists=lists)
         if settings.deadline:
             call.until = lane.clock() + settings.deadline
         ledger.texts += len(call.texts)
@@ -169,6 +173,7 @@ class Engine:
             partial(admit_and_send, call, self._sender(call)),
             flights=self._flights_of(call),
             source=source,
+            caller=caller,
         )
         stop = stop or Stop()
         stop.join(job)

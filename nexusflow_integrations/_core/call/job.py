@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from nexusflow_integrations._core.call.caller import Caller
 from nexusflow_integrations._core.call.coalescing import Flights
 from nexusflow_integrations._core.call.results import Gathered
 from nexusflow_integrations._core.call.sources import Source, Texts
@@ -23,6 +24,7 @@ from nexusflow_integrations._core.request.exchange import (
 )
 from nexusflow_integrations._core.request.transport import Sender
 from nexusflow_integrations._core.request.wire import Answer, TransportFault
+from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 
 DRAIN = 5.0
@@ -121,12 +123,14 @@ class Job:
         *,
         flights: Flights,
         source: Callable[[Texts], Source],
+        caller: Caller | None = None,
     ) -> None:
         self._call = call
         self._gathered = gathered
         self._send = send
         self._flights = flights
         self._source = source
+        self._caller = caller if caller is not None and caller.hears_of_batches else None
         self._tasks: Sequence[asyncio.Task[None]] = ()
         self._failure: NexusFlowError | None = None
 
@@ -244,19 +248,29 @@ class Job:
                 task.cancel()
 
     async def _work(self, source: Source) -> None:
+        call, caller, gathered = self._call, self._caller, self._gathered
         while (batch := await source.next()) is not None:
-            if self._call.stopping:
+            if call.stopping:
                 raise Stopped
+            ledger = call.ledger if caller is None else Ledger()
+            failed = True
             try:
-                await drive(exchange(batch, self._call), self._send)
+                if caller is not None:
+                    await caller.permit(batch)
+                await drive(exchange(batch, call, ledger), self._send)
+                failed = False
             except NexusFlowError as error:
-                self._call.stopping = True  # at once, before the gate lets in the next
+                call.stopping = True  # at once, before the gate lets in the next
                 self._failure = self._failure or error
                 raise
             finally:
+                if caller is not None:
+                    call.ledger.add(ledger)
                 await source.keep(batch)
-            self._gathered.report()
-        self._gathered.report()
+                if caller is not None:
+                    caller.ended(batch, gathered, ledger, failed=failed)
+            gathered.report()
+        gathered.report()
 
     def _copy(self, copies: dict[int, int]) -> None:
         gathered = self._gathered

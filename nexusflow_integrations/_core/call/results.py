@@ -200,6 +200,13 @@ class Gathered:
         if self.lists is not None and self.vectors is not None and not self.refusals:
             self.listed = await self.lists.of(self.vectors)
 
+    def rows_at(self, places: Sequence[int]) -> Vectors:
+        """Return a float32 copy, of shape (m, d), of the rows at ``places``, all of them done."""
+        if self.vectors is None:
+            return np.empty((0, 0), dtype=np.float32)
+        rows: Vectors = self.vectors[list(places)]
+        return rows
+
     def finished(self) -> dict[int, Vectors]:
         """Return what is there, by index."""
         if self.vectors is None:

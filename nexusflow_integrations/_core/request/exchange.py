@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -146,7 +146,6 @@ class Call:
     http_client: Any = None
     async_http_client: Any = None
     client_loop: AbstractEventLoop | None = None
-    on_progress: Callable[[int], object] | None = None
     cache: str | RedisAddress | None = None
     pacer: SharedLimits | None = None
     lists: bool = False
@@ -162,47 +161,52 @@ class Stopped(Exception):  # noqa: N818 - it never leaves the core
     """The call is failing elsewhere; this batch is given up without a verdict."""
 
 
-def exchange(batch: Batch, call: Call) -> Steps:
+def exchange(batch: Batch, call: Call, ledger: Ledger | None = None) -> Steps:
     """Embed ``batch``: send it, again if need be, in pieces if need be.
+
+    Counted in ``ledger``, or else in the call's own.
 
     Raises:
         NexusFlowError: The call cannot succeed: a terminal error, or retries, time or budget ran
             out. What finished before is in the sink.
     """
+    ledger = ledger or call.ledger
     limit = call.lane.batch_limit
     if limit is not None and len(batch) > limit:
         for piece in plan_batches(batch, max_texts=limit):
-            yield from exchange(piece, call)
+            yield from exchange(piece, call, ledger)
         return
-    failure = yield from _send_until_judged(batch, call)
+    failure = yield from _send_until_judged(batch, call, ledger)
     if failure is None:
         return
     if failure.kind is Kind.BATCH_LIMIT:
         call.lane.learn_batch_limit(min(failure.batch_limit or 1, len(batch) - 1))
-        yield from exchange(batch, call)
+        yield from exchange(batch, call, ledger)
     elif len(batch) == 1:
         call.sink.refused(batch[0], failure.error)
     else:
-        yield from _bisect(batch, call, failure)
+        yield from _bisect(batch, call, failure, ledger)
 
 
-def _bisect(batch: Batch, call: Call, failure: Failure) -> Steps:
+def _bisect(batch: Batch, call: Call, failure: Failure, ledger: Ledger) -> Steps:
     """Send both halves, to part the texts at fault from the others."""
     left, right = halves(batch)
     logger.info("a batch of %d texts was refused (%s); splitting it", len(batch), failure.error)
-    refused_before = call.ledger.refused
-    yield from exchange(left, call)
+    refused_before = ledger.refused
+    yield from exchange(left, call, ledger)
     certain = failure.kind is Kind.REFUSED and not TOO_LONG.search(str(failure.error))
-    if certain and len(right) == 1 and call.ledger.refused == refused_before:
+    if certain and len(right) == 1 and ledger.refused == refused_before:
         # All others passed moderation, so the refusal was meant for this one: no request needed to
         # learn it. A length may have been that of the whole request.
-        call.ledger.refused += 1
+        ledger.refused += 1
         call.sink.refused(right[0], failure.error)
         return
-    yield from exchange(right, call)
+    yield from exchange(right, call, ledger)
 
 
-def _send_until_judged(batch: Batch, call: Call) -> Generator[Step, Any, Failure | None]:
+def _send_until_judged(
+    batch: Batch, call: Call, ledger: Ledger
+) -> Generator[Step, Any, Failure | None]:
     """Send ``batch`` until it is answered for good.
 
     Returns ``None`` once its vectors are in the sink, else the failure that calls for another
@@ -222,7 +226,7 @@ def _send_until_judged(batch: Batch, call: Call) -> Generator[Step, Any, Failure
                     if probing is not None:
                         probing.end(recovered=None)  # or the pieces would wait for their own probe
                     for piece in halves(batch):
-                        yield from exchange(piece, call)
+                        yield from exchange(piece, call, ledger)
                     return None
             encoding = "float" if lane.base64_refused else settings.encoding_format
             body = encode_request(
@@ -239,16 +243,16 @@ def _send_until_judged(batch: Batch, call: Call) -> Generator[Step, Any, Failure
             except BaseException:
                 admitted = step is not None and step.admitted
                 if admitted:
-                    call.ledger.sent(retry=attempts > 0)
+                    ledger.sent(retry=attempts > 0)
                 if call.purse is not None:
                     call.purse.settle(most, most if admitted else 0)
                 raise
             attempts += 1
-            call.ledger.sent(retry=attempts > 1)
+            ledger.sent(retry=attempts > 1)
             verdict = _judge(reply, batch, call)
             _settle(call, verdict, most)
             if isinstance(verdict, Rows):
-                call.ledger.billed(verdict.tokens, tokens)
+                ledger.billed(verdict.tokens, tokens)
                 lane.good(
                     reply.ended_at,
                     sent_at=reply.sent_at,
@@ -268,7 +272,7 @@ def _send_until_judged(batch: Batch, call: Call) -> Generator[Step, Any, Failure
                 kind is Kind.BATCH_LIMIT and len(batch) > 1
             ):
                 if len(batch) == 1:
-                    call.ledger.refused += 1
+                    ledger.refused += 1
                 return verdict if isinstance(verdict, Failure) else None
             error = _error(verdict, reply, call, attempts)
             if kind not in (Kind.THROTTLE, Kind.FAULT) or not _retryable(verdict):

@@ -1,0 +1,301 @@
+"""The channel between a call and its caller.
+
+A call runs on the engine's event loop; its caller waits, in a thread or on an event loop of its
+own. One queue brings the caller everything: texts that became ready, requests to do something there
+(wait for a rate limiter's turn, note the end of a batch), and at last the outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from contextvars import copy_context
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nexusflow_integrations._core.call.background import BackgroundLoop, Errand, Outcome
+from nexusflow_integrations.errors import NexusFlowError
+
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.call.results import Gathered
+    from nexusflow_integrations._core.request.batching import Batch
+    from nexusflow_integrations._core.usage import Ledger
+    from nexusflow_integrations._core.vectors import Vectors
+
+T = TypeVar("T")
+Progress = Callable[[int], object]
+
+LAST_NOTES = 5.0
+"""Seconds that an async caller's own work on batches that ended gets after the call has failed."""
+
+logger = logging.getLogger("nexusflow_integrations")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEnd:
+    """What a batch brought when its last request ended, well or not.
+
+    ``vectors`` is float32 of shape (m, d): the rows of ``texts``, those m of the batch that have
+    one. ``ledger`` counts what the batch alone sent.
+    """
+
+    texts: list[str]
+    vectors: Vectors
+    ledger: Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What an adapter does about each batch, in the caller's thread or on its event loop.
+
+    For a sync call these are functions, for an async call they return awaitables.
+
+    Attributes:
+        permit: Returns when a batch of these texts may be sent; asked for one batch at a time, and
+            not again for its retries. If it raises, the call fails.
+        ended: Called when a batch that was permitted has ended, unless it failed with no vector.
+    """
+
+    permit: Callable[[list[str]], Any] | None = None
+    ended: Callable[[BatchEnd], Any] | None = None
+
+
+NO_HOOKS = Hooks()
+
+
+class Ask:
+    """Something to do where the call came from.
+
+    Args:
+        do: A function, or for an async call one that returns an awaitable.
+        answered: Called, in that place, with what comes of it.
+        given_up: Whether nobody wants it any more.
+        awaited: Whether the call waits for it. It may then take longer than the call has left.
+    """
+
+    __slots__ = ("_answered", "_do", "_given_up", "awaited")
+
+    def __init__(
+        self,
+        do: Callable[[], Any],
+        answered: Callable[[Outcome[Any]], None],
+        *,
+        given_up: Callable[[], bool] = lambda: False,
+        awaited: bool = False,
+    ) -> None:
+        self._do = do
+        self._answered = answered
+        self._given_up = given_up
+        self.awaited = awaited
+
+    def do(self) -> None:
+        """Do it in this thread.
+
+        Raises:
+            BaseException: Ctrl-C, or what a signal handler raised.
+        """
+        if self._given_up():
+            return
+        try:
+            outcome = Outcome(self._do())
+        except BaseException as error:
+            outcome = Outcome(error=error)
+            if not isinstance(error, Exception) or raised_by_signal_handler(error):
+                raise
+        finally:
+            self._answered(outcome)
+
+    async def ado(self) -> None:
+        """Do it on this event loop.
+
+        Raises:
+            BaseException: This task was cancelled.
+        """
+        if self._given_up():
+            return
+        try:
+            outcome = Outcome(await self._do())
+        except BaseException as error:
+            outcome = Outcome(error=error)
+            if not isinstance(error, Exception) or raised_by_signal_handler(error):
+                raise
+        finally:
+            self._answered(outcome)
+
+
+def raised_by_signal_handler(error: BaseException) -> bool:
+    """Tell whether a signal handler raised ``error``.
+
+    Such an error (Celery's soft time limit is one) is meant for whatever the thread does, as Ctrl-C
+    is, and not a failure of the code that it interrupted.
+    """
+    handlers = map(signal.getsignal, signal.valid_signals())
+    codes = {getattr(handler, "__code__", None) for handler in handlers} - {None}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+class Caller:
+    """What a call says to its caller; used on the engine's event loop.
+
+    Args:
+        tell: Takes news from another thread.
+        hooks: What is done where the call came from.
+        progress: Whether the caller wants to hear how many texts became ready.
+    """
+
+    def __init__(self, tell: Callable[[Any], object], hooks: Hooks, *, progress: bool) -> None:
+        self._tell = tell
+        self._hooks = hooks
+        self._turn: asyncio.Lock | None = None
+        self._warned = False
+        self.on_progress: Progress | None = tell if progress else None
+        self.hears_of_batches = hooks is not NO_HOOKS
+
+    async def permit(self, batch: Batch) -> None:
+        """Wait until ``batch`` may be sent.
+
+        Raises:
+            NexusFlowError: The caller's rate limiter failed.
+        """
+        if self._hooks.permit is None:
+            return
+        if self._turn is None:
+            self._turn = asyncio.Lock()
+        async with self._turn:
+            outcome = await self._ask(partial(self._hooks.permit, [item.text for item in batch]))
+        if outcome.error is not None:
+            if isinstance(outcome.error, NexusFlowError):
+                raise outcome.error
+            name = type(outcome.error).__name__
+            raise NexusFlowError(f"the rate limiter failed: {name}") from outcome.error
+
+    def ended(self, batch: Batch, gathered: Gathered, ledger: Ledger, *, failed: bool) -> None:
+        """Tell what ``batch`` brought."""
+        if self._hooks.ended is None:
+            return
+        done = [item for item in batch if gathered.done[item.index]]
+        if done or not failed:
+            vectors = gathered.rows_at([item.index for item in done])
+            end = BatchEnd([item.text for item in done], vectors, ledger)
+            self._tell(Ask(partial(self._hooks.ended, end), self._note))
+
+    async def _ask(self, do: Callable[[], Any]) -> Outcome[Any]:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Outcome[Any]] = loop.create_future()
+
+        def arrived(outcome: Outcome[Any]) -> None:
+            if not answer.done():
+                answer.set_result(outcome)
+
+        def answered(outcome: Outcome[Any]) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(arrived, outcome)
+
+        self._tell(Ask(do, answered, given_up=answer.done, awaited=True))
+        return await answer
+
+    def _note(self, outcome: Outcome[Any]) -> None:
+        if isinstance(outcome.error, Exception) and not self._warned:
+            self._warned = True
+            logger.warning("an error at the end of a batch is ignored: %r", outcome.error)
+
+
+class CallingThread(Caller):
+    """A caller that waits in its thread.
+
+    Args:
+        hooks: What is done in this thread.
+        progress: Called in this thread.
+        bounded: Whether the call has a deadline. A thread that is blocked in a rate limiter would
+            not notice it, so then the limiter is waited for in a thread of its own.
+    """
+
+    def __init__(self, hooks: Hooks, progress: Progress | None, *, bounded: bool) -> None:
+        self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        super().__init__(self._news.put, hooks, progress=progress is not None)
+        self._progress = progress
+        self._bounded = bounded
+
+    def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> T:
+        """Have ``work`` done on ``background``; return or raise what comes of it."""
+        errand = Errand(background, work, self._tell)
+        try:
+            while not isinstance(news := self._news.get(), Outcome):
+                if isinstance(news, Ask):
+                    self._do(news)
+                elif self._progress is not None:
+                    self._progress(news)
+            result: T = news.result()
+        except BaseException:
+            errand.cancel()  # Ctrl-C, or an error of the caller's own progress
+            raise
+        return result
+
+    def _do(self, ask: Ask) -> None:
+        if ask.awaited and self._bounded:
+            # A daemon, so that what it waits for does not delay the end of the process.
+            run = partial(copy_context().run, ask.do)
+            threading.Thread(target=run, name="nexusflow-limiter", daemon=True).start()
+        else:
+            ask.do()
+
+
+class CallingTask(Caller):
+    """A caller that waits on its event loop.
+
+    Args:
+        hooks: What is awaited there.
+        progress: Called there.
+    """
+
+    def __init__(self, hooks: Hooks, progress: Progress | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._news: asyncio.Queue[Any] = asyncio.Queue()
+        super().__init__(self._pass_on, hooks, progress=progress is not None)
+        self._progress = progress
+
+    def _pass_on(self, news: Any) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._news.put_nowait, news)
+
+    async def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> T:
+        """Have ``work`` done on ``background``; return or raise what comes of it."""
+        errand = Errand(background, work, self._tell)
+        asked: dict[asyncio.Task[None], bool] = {}  # to whether the call waits for it
+
+        def done(task: asyncio.Task[None]) -> None:
+            del asked[task]
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._news.put_nowait(Outcome(error=error))  # a signal handler's
+
+        try:
+            while not isinstance(news := await self._news.get(), Outcome):
+                if isinstance(news, Ask):
+                    task = self._loop.create_task(news.ado())
+                    asked[task] = news.awaited
+                    task.add_done_callback(done)
+                elif self._progress is not None:
+                    self._progress(news)
+            _cancel(task for task, awaited in asked.items() if awaited)
+            if asked:
+                failed = news.error is not None
+                await asyncio.wait(list(asked), timeout=LAST_NOTES if failed else None)
+            result: T = news.result()
+        except BaseException:
+            errand.cancel()
+            raise
+        finally:
+            _cancel(asked)
+        return result
+
+
+def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    for task in list(tasks):
+        task.cancel()
