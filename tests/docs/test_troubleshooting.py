@@ -292,6 +292,6 @@ def test_the_log_lines_of_the_page_are_those_of_the_code() -> None:
     core = PAGE.parents[1] / "nexusflow_integrations" / "_core"
     code = "\n".join(path.read_text() for path in core.rglob("*.py"))
     lines = _messages()["Log lines"]
-    assert len(lines) == 2
+    assert len(lines) >= 2
     for line in lines:
         assert line.replace("320", "%d").replace("...", "%s") in code

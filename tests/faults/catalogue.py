@@ -1531,7 +1531,8 @@ ELSEWHERE: Mapping[str, str] = {
     "F135": "tests/lifecycle/test_inputs.py",
     "F136": "tests/lifecycle/test_inputs.py",
     "F137": "tests/lifecycle/test_inputs.py",
+    "F138": "tests/store/test_bit_rot.py",
 }
 """Faults that are no behaviour of one plain server, by the file that throws them."""
 
-FAULTS = tuple(f"F{n}" for n in range(1, 138))
+FAULTS = tuple(f"F{n}" for n in range(1, 139))

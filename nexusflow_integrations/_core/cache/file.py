@@ -39,7 +39,6 @@ _SCHEMA = (
     "CREATE TABLE counter(name TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE pacer(account BLOB NOT NULL PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID",
 )
-_TABLES = {"vector", "claim", "kind", "block", "counter", "pacer"}
 
 
 def default_path() -> Path:
@@ -80,6 +79,8 @@ class CacheFile:
             db = sqlite3.connect(
                 self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
+        # A letter that damage has made of another must not be an error.
+        db.text_factory = lambda text: text.decode(errors="replace")
         try:
             self._prepare(db)
         except BaseException:
@@ -177,9 +178,9 @@ class CacheFile:
             raise complaint
         self._use_wal(db)
         db.execute("PRAGMA synchronous = NORMAL")
-        tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master").fetchall()}
-        if not tables >= _TABLES:
-            raise self.damaged("tables are missing")
+        tables = {row[0] for row in db.execute("SELECT sql FROM sqlite_master").fetchall()}
+        if not tables >= {*_SCHEMA}:
+            raise self.damaged("its tables are not those of a cache")
         db.execute("BEGIN IMMEDIATE")
         try:
             # Also finds out, here rather than in the midst of things, whether we may write.

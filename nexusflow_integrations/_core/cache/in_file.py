@@ -24,12 +24,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.cache.boot import boot_number
 from nexusflow_integrations._core.cache.file import DAY, CacheFile, default_path
 from nexusflow_integrations._core.cache.keys import KIND_BYTES, Keyer
+from nexusflow_integrations._core.cache.rows import (
+    DamageLog,
+    dimensions_of,
+    is_whole,
+    packed,
+    unpacked,
+)
 from nexusflow_integrations._core.cache.upkeep import (
     BLOCK_BITS,
     CacheInfo,
@@ -40,7 +45,7 @@ from nexusflow_integrations._core.cache.upkeep import (
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations._core.vectors import Vectors
 
-_CHUNKS = (8, 64, 512)  # few different statements, so that SQLite prepares each only once
+_CHUNKS = (8, 16, 64, 512)  # few different statements, so that SQLite prepares each only once
 _MIN_CLAIM = 0.1
 
 
@@ -67,24 +72,6 @@ class _Notes:
     hits: int = 0
     misses: int = 0
     blocks: set[int] = field(default_factory=set)
-
-
-def usable_rows(rows: Sequence[tuple[bytes, bytes]], size: int) -> dict[bytes, Vectors]:
-    """Return those of ``rows``, keys and what is kept, that are vectors of ``size`` bytes.
-
-    They are finite, not all zeros, and views of one float32 array.
-    """
-    fitting = [(key, row) for key, row in rows if row and len(row) == size]
-    if not fitting:
-        return {}
-    matrix = np.frombuffer(b"".join(row for _, row in fitting), dtype="<f4")
-    matrix = matrix.reshape(len(fitting), -1).astype(np.float32, copy=False)
-    good = np.isfinite(matrix).all(axis=1) & matrix.any(axis=1)
-    return {
-        key: vector
-        for (key, _), vector, is_good in zip(fitting, matrix, good.tolist(), strict=True)
-        if is_good
-    }
 
 
 class VectorStore:
@@ -122,6 +109,7 @@ class VectorStore:
         self.clock = self._given_clock or time.monotonic
         self._wall_clock = self._given_clock or time.time
         self._kinds: dict[bytes, Keyer] = {}
+        self._damage = DamageLog(self.path)
         self._lock = forks.Lock()
         self._closed_state()
         forks.in_child(self._forget)
@@ -158,8 +146,9 @@ class VectorStore:
     def claim(self, keys: Sequence[bytes], dimensions: int | None) -> Claimed:
         """Find what is there, and claim what nobody is paying for.
 
-        A row that is no vector (wrong length, not finite, all zeros) counts as absent. A key that
-        this object itself has claimed before is ``busy`` until it is put, released or run out.
+        A row that is not what was put, or no vector (of another size, not finite, all zeros),
+        counts as absent. A key that this object itself has claimed before is ``busy`` until it is
+        put, released or run out.
         Writes, in one short transaction, only if there is something to claim.
 
         Args:
@@ -208,7 +197,7 @@ class VectorStore:
             return {
                 row[0]
                 for chunk in _chunks(list(dict.fromkeys(keys)))
-                for row in db.execute(_select("k", "vector", len(chunk)), chunk).fetchall()
+                for row in db.execute(_select("asked.k", "vector", len(chunk)), chunk).fetchall()
             }
 
     def put(self, rows: Sequence[tuple[bytes, Vectors]]) -> None:
@@ -223,7 +212,7 @@ class VectorStore:
             before = _last_rowid(db)
             db.executemany(
                 "INSERT INTO vector VALUES(?, ?) ON CONFLICT(k) DO UPDATE SET v = excluded.v",
-                [(key, np.asarray(vector, dtype="<f4").tobytes()) for key, vector in rows],
+                [(key, packed(key, vector)) for key, vector in rows],
             )
             db.executemany("DELETE FROM claim WHERE k = ?", [(key,) for key, _ in rows])
             first, last = (before + 1) >> BLOCK_BITS, _last_rowid(db) >> BLOCK_BITS
@@ -255,7 +244,7 @@ class VectorStore:
         return self._judged(
             row
             for chunk in _chunks(keys)
-            for row in db.execute(_select("*", "claim", len(chunk)), chunk).fetchall()
+            for row in db.execute(_select("claim.*", "claim", len(chunk)), chunk).fetchall()
         )
 
     def _judged(self, rows: Iterable[tuple[Any, ...]]) -> dict[bytes, _Claim]:
@@ -282,16 +271,17 @@ class VectorStore:
     ) -> dict[bytes, Vectors]:
         found: list[tuple[bytes, bytes, int]] = []
         for chunk in _chunks(keys):
-            # The cast, which costs a blob nothing, makes one of whatever else somebody put there.
-            select = _select("k, CAST(v AS BLOB), rowid", "vector", len(chunk))
+            # The key that was asked for, not the one that the row says it has. The cast, which
+            # costs a blob nothing, makes one of whatever else somebody put there.
+            select = _select("asked.k, CAST(v AS BLOB), rowid", "vector", len(chunk))
             found += db.execute(select, chunk).fetchall()
+        whole = [row for row in found if is_whole(row[0], row[1])]
+        self._damage.note(len(found) - len(whole))
         if dimensions is None:
-            usable = [row for row in found if row[1] and len(row[1]) % 4 == 0]
-            size = len(max(usable, key=lambda row: row[2])[1]) if usable else 4
-        else:
-            size = 4 * dimensions
-        hits = usable_rows([(key, row) for key, row, _ in found], size)
-        self._notes.blocks.update(rowid >> BLOCK_BITS for key, _, rowid in found if key in hits)
+            newest = max(whole, key=lambda row: row[2], default=None)
+            dimensions = 0 if newest is None else dimensions_of(newest[1])
+        hits = unpacked([(key, row) for key, row, _ in whole], dimensions)
+        self._notes.blocks.update(rowid >> BLOCK_BITS for key, _, rowid in whole if key in hits)
         return hits
 
     def _name_kinds(self, db: sqlite3.Connection, prefixes: set[bytes]) -> None:
@@ -457,20 +447,24 @@ class _Claim(NamedTuple):
     is_live: bool
 
 
-def _chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """Cut ``keys`` into pieces of few different lengths, filled up by repeating the last one."""
+def _chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes | None]]:
+    """Cut ``keys`` into pieces of few different lengths, filled up with what matches no row."""
     start = 0
     while start < len(keys):
         left = len(keys) - start
         length = next((length for length in _CHUNKS if left <= length), _CHUNKS[-1])
         chunk = keys[start : start + length]
-        yield [*chunk, *[chunk[-1]] * (length - len(chunk))]
+        yield [*chunk, *[None] * (length - len(chunk))]
         start += length
 
 
 @lru_cache(maxsize=16)
 def _select(columns: str, table: str, count: int) -> str:
-    return f"SELECT {columns} FROM {table} WHERE k IN ({','.join('?' * count)})"  # noqa: S608
+    values = ",".join(["(?)"] * count)
+    return (
+        f"WITH asked(k) AS (VALUES {values})"  # noqa: S608
+        f" SELECT {columns} FROM asked CROSS JOIN {table} ON {table}.k = asked.k"
+    )
 
 
 def _last_rowid(db: sqlite3.Connection) -> int:

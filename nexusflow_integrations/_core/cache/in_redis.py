@@ -18,14 +18,16 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeVar
 
-import numpy as np
-
 from nexusflow_integrations._core.cache.file import DAY, FORGOTTEN
-from nexusflow_integrations._core.cache.in_file import (
-    Claimed,
-    usable_rows,
-)
+from nexusflow_integrations._core.cache.in_file import Claimed
 from nexusflow_integrations._core.cache.keys import KIND_BYTES, Keyer
+from nexusflow_integrations._core.cache.rows import (
+    DamageLog,
+    dimensions_of,
+    is_whole,
+    packed,
+    unpacked,
+)
 from nexusflow_integrations._core.cache.upkeep import CacheInfo, ModelRows, Pruned
 from nexusflow_integrations._core.redis.address import RedisAddress
 from nexusflow_integrations._core.redis.server import CLOCK, RedisServer
@@ -179,9 +181,10 @@ class RedisStore:
         self.server = RedisServer(address)
         self.clock = clock
         self.claim_seconds = max(_MIN_CLAIM, claim_seconds)
-        self._closed_state()
+        self._begin()
 
-    def _closed_state(self) -> None:
+    def _begin(self) -> None:
+        self._damage = DamageLog(self.path)
         self._kinds: dict[bytes, Keyer] = {}
         self._tickets = count(1)
         self._session = _Session()
@@ -191,7 +194,7 @@ class RedisStore:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._closed_state()
+        self._begin()
 
     def __repr__(self) -> str:
         return f"RedisStore({self.path!r})"
@@ -219,8 +222,9 @@ class RedisStore:
         def work(client: Any) -> Claimed:
             session = self._session
             found = _rows(client, wanted)
-            size = 4 * dimensions if dimensions is not None else _newest_size(client, found)
-            hits = usable_rows(list(found.items()), size)
+            whole = self._whole(found)
+            size = dimensions if dimensions is not None else _newest_size(client, whole)
+            hits = unpacked(whole, size)
             answers: dict[bytes, int] = {}
             missing = [key for key in wanted if key not in hits]
             while missing:
@@ -236,8 +240,12 @@ class RedisStore:
                     )
                     for key, answer in zip(some, told, strict=True):
                         (late if isinstance(answer, bytes) else answers)[key] = answer
-                size = 4 * len(next(iter(hits.values()))) if hits else size or _last_size(late)
-                hits |= usable_rows(list(late.items()), size)
+                whole = self._whole(late)
+                if hits:
+                    size = len(next(iter(hits.values())))
+                elif not size and whole:
+                    size = dimensions_of(whole[-1][1])
+                hits |= unpacked(whole, size)
                 found |= late
                 missing = [key for key in late if key not in hits]
             mine = [key for key in wanted if answers.get(key, 0)]
@@ -250,6 +258,11 @@ class RedisStore:
             return Claimed(hits, mine, busy, repaid)
 
         return self._using(work)
+
+    def _whole(self, rows: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+        whole = [(key, row) for key, row in rows.items() if is_whole(key, row)]
+        self._damage.note(len(rows) - len(whole))
+        return whole
 
     def present(self, keys: Sequence[bytes]) -> set[bytes]:
         """Return those of ``keys`` that have a row; claims and counts nothing."""
@@ -269,8 +282,8 @@ class RedisStore:
         """Keep vectors, float32 of shape (d,), in one transaction, and end the claims on them."""
         if not rows:
             return
-        data = {key: np.asarray(vector, dtype="<f4").tobytes() for key, vector in rows}
-        sizes = {key[:KIND_BYTES]: len(row) for key, row in data.items()}
+        data = {key: packed(key, vector) for key, vector in rows}
+        sizes = {key[:KIND_BYTES]: dimensions_of(row) for key, row in data.items()}
 
         def work(client: Any) -> None:
             session = self._session
@@ -351,10 +364,10 @@ class RedisStore:
                 ),
                 vectors=sum(rows.values()),
                 models=tuple(sorted(models, key=lambda model: -model.vectors)),
-                hits=int(counts.get(b"hits", 0)) + session.hits,
-                misses=int(counts.get(b"misses", 0)) + session.misses,
-                created=_whole(counts.get(b"created")),
-                used=_whole(counts.get(b"used")),
+                hits=(_number(counts.get(b"hits")) or 0) + session.hits,
+                misses=(_number(counts.get(b"misses")) or 0) + session.misses,
+                created=_number(counts.get(b"created")),
+                used=_number(counts.get(b"used")),
                 in_flight=self._live_claims(client),
             )
 
@@ -490,18 +503,14 @@ def _rows(client: Any, keys: Sequence[bytes]) -> dict[bytes, bytes]:
     }
 
 
-def _newest_size(client: Any, found: dict[bytes, bytes]) -> int:
-    """Return the size in bytes of the rows that count, where nobody asked for one."""
-    sizes = {len(row) for row in found.values() if row and len(row) % 4 == 0}
+def _newest_size(client: Any, rows: Sequence[tuple[bytes, bytes]]) -> int:
+    """Return the dimensions of the rows that count, where nobody asked for any."""
+    sizes = {dimensions_of(row) for _, row in rows}
     if len(sizes) > 1:
-        prefixes = {key[:KIND_BYTES] for key in found}
-        put_last = {int(size) for size in client.hmget(_SIZES, *prefixes) if size} & sizes
-        sizes = put_last or sizes
+        prefixes = {key[:KIND_BYTES] for key, _ in rows}
+        put_last = client.hmget(_SIZES, *prefixes)
+        sizes = {size for size in sizes if str(size).encode() in put_last} or sizes
     return max(sizes, default=0)
-
-
-def _last_size(rows: dict[bytes, bytes]) -> int:
-    return next((len(row) for row in reversed(rows.values()) if row and len(row) % 4 == 0), 0)
 
 
 def _described(kind: Keyer) -> str:
@@ -516,8 +525,8 @@ def _model(described: bytes | None, vectors: int) -> ModelRows:
     return ModelRows(base_url, model, dimensions, vectors)
 
 
-def _whole(number: bytes | None) -> int | None:
-    return None if number is None else int(number)
+def _number(told: bytes | None) -> int | None:
+    return int(told) if told and told.isdigit() else None
 
 
 def _name_pages(client: Any) -> Iterator[list[bytes]]:

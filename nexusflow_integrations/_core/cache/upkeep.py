@@ -14,6 +14,8 @@ from nexusflow_integrations._core.cache.keys import KIND_BYTES, TEXT_BYTES
 BLOCK_BITS = 8
 """Last use is noted for 256 neighbouring rows at once, so that reading a corpus writes little."""
 _VACUUM_PAGES = 2_000
+_YEAR_10000 = 253_402_300_800
+_MOST_BLOCKS = 1 << 54
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,27 @@ class Pruned:
 
 
 def contents(db: sqlite3.Connection, path: Path) -> CacheInfo:
-    """Count what is in the tables of the file at ``path``."""
+    """Count what is in the tables of the file at ``path``; what makes no sense is left out."""
     models = [
         ModelRows(base_url, model, dimensions, _count(db, prefix))
         for prefix, base_url, model, dimensions in db.execute(
-            "SELECT prefix, base_url, model, dimensions FROM kind"
+            "SELECT CAST(prefix AS BLOB), CAST(base_url AS TEXT), CAST(model AS TEXT),"
+            " iif(typeof(dimensions) = 'integer', dimensions, NULL) FROM kind"
         ).fetchall()
+        if prefix
     ]
     vectors: int = db.execute("SELECT count(*) FROM vector").fetchone()[0]
     unnamed = vectors - sum(model.vectors for model in models)
-    if unnamed:
+    if unnamed > 0:
         models.append(ModelRows("?", "?", None, unnamed))
-    created, used = db.execute("SELECT min(created), max(used) FROM block").fetchone()
-    counters = dict(db.execute("SELECT name, n FROM counter").fetchall())
+    created, used = db.execute(
+        "SELECT min(created), max(used) FROM block"
+        " WHERE created BETWEEN 0 AND ?1 AND used BETWEEN 0 AND ?1",
+        (_YEAR_10000,),
+    ).fetchone()
+    counters = dict(
+        db.execute("SELECT name, n FROM counter WHERE typeof(n) = 'integer'").fetchall()
+    )
     return CacheInfo(
         path=path,
         vectors=vectors,
@@ -113,9 +123,13 @@ def remove(
         keep: More goes until so many bytes are in use.
     """
     removed = 0
-    blocks = db.execute("SELECT id, used FROM block ORDER BY used DESC, id DESC").fetchall()
+    blocks = db.execute(
+        "SELECT id, iif(used BETWEEN 0 AND ?, used, 0) AS used FROM block"
+        " WHERE id BETWEEN 0 AND ? ORDER BY used DESC, id DESC",
+        (_YEAR_10000, _MOST_BLOCKS),
+    ).fetchall()
     vectors: int = db.execute("SELECT count(*) FROM vector").fetchone()[0]
-    per_row = _bytes_in_use(db) / max(1, vectors)
+    per_row = max(1, _bytes_in_use(db)) / max(1, vectors)
     while blocks:
         block, used = blocks[-1]
         rows = float(1 << BLOCK_BITS)
@@ -128,9 +142,18 @@ def remove(
         removed += deleted
         if deleted < rows:
             blocks.pop()  # that was all of it
-    while db.execute("PRAGMA freelist_count").fetchone()[0]:
+    free = _free_pages(db)
+    while free:
         db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+        before, free = free, _free_pages(db)
+        if free >= before:
+            break  # others free pages as fast, or the list of them is damaged
     return removed
+
+
+def _free_pages(db: sqlite3.Connection) -> int:
+    pages: int = db.execute("PRAGMA freelist_count").fetchone()[0]
+    return pages
 
 
 def _count(db: sqlite3.Connection, prefix: bytes) -> int:
