@@ -33,12 +33,12 @@ import numpy as np
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.hosts import is_loopback
 from nexusflow_integrations._core.redis.address import address_or_path
+from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
     DEFAULT_BASE_URL,
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_MODEL,
     MAX_BATCH_SIZE,
-    ApiKey,
     EncodingFormat,
     Settings,
     resolve_api_key,
@@ -104,6 +104,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         ConfigurationError: A setting is impossible. A missing key is no error until it is needed.
     """
 
+    @secret_arguments
     def __init__(
         self,
         api_key: object = None,
@@ -153,7 +154,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             budget=budget,
             price=price,
             on_usage=on_usage,
-            default_headers=default_headers,
+            default_headers=Headers(default_headers),
             http_client=http_client,
             async_http_client=async_http_client,
             allow_http=allow_http,
@@ -207,6 +208,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         return dict(self._config)
 
     @staticmethod
+    @secret_arguments
     def build_from_config(config: dict[str, Any]) -> NexusFlowEmbeddingFunction:
         """Rebuild a function from what a collection stored; needs no key and opens nothing.
 
@@ -219,10 +221,12 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         return rebuilt
 
     @staticmethod
+    @secret_arguments
     def validate_config(config: dict[str, Any]) -> None:
         """Raise ``ConfigurationError`` (a ValueError) if ``config`` cannot be one of ours."""
         _checked(config)
 
+    @secret_arguments
     def validate_config_update(
         self, old_config: dict[str, Any], new_config: dict[str, Any]
     ) -> None:
@@ -276,7 +280,9 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         return source._connect(source._find_key())
 
     def __repr__(self) -> str:
-        given = ", ".join(f"{name}={value!r}" for name, value in self._config.items())
+        # Without a configuration in the traceback of an error that kept it from being made.
+        config = vars(self).get("_config", {})
+        given = ", ".join(f"{name}={value!r}" for name, value in config.items())
         return f"NexusFlowEmbeddingFunction({given})"
 
     # -- life ----------------------------------------------------------------------------------
@@ -330,8 +336,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     def _connect(self, key: ApiKey | None) -> NexusFlow:
         with _lock:
             if self._client is None or (
-                key is not None
-                and (self._client_key is None or self._client_key.reveal() != key.reveal())
+                key is not None and (self._client_key is None or self._client_key != key)
             ):
                 former = self._client
                 self._client_key = key
@@ -355,7 +360,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             other = _made_here.get(identity, self)
             if other is None or (self._api_key is None and other._api_key is not None):
                 return
-            keys = {f._api_key.reveal() for f in (self, other) if f._api_key is not None}
+            keys = {f._api_key for f in (self, other) if f._api_key is not None}
             _made_here[identity] = self if len(keys) < 2 else None
 
 

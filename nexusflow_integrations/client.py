@@ -32,11 +32,11 @@ from nexusflow_integrations._core.call.caller import (
     Progress,
 )
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
+from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_MODEL,
     MAX_BATCH_SIZE,
-    ApiKey,
     EncodingFormat,
     OnRefused,
     Role,
@@ -111,6 +111,7 @@ class NexusFlow:
         ConfigurationError: A setting is impossible.
     """
 
+    @secret_arguments
     def __init__(
         self,
         api_key: object = None,
@@ -161,7 +162,7 @@ class NexusFlow:
             tokens_per_minute=tokens_per_minute,
             on_refused=on_refused,
             query_instruction=query_instruction,
-            default_headers=dict(default_headers or {}),
+            default_headers=Headers(default_headers),
         )
         self._key: ApiKey | None = None if api_key is None else resolve_api_key(api_key)
         self._price = price or Price()
@@ -482,6 +483,8 @@ class NexusFlow:
         return twin
 
     def __repr__(self) -> str:
+        if "_settings" not in vars(self):
+            return "NexusFlow()"  # in the traceback of an error that kept it from being made
         size = "" if self.dimensions is None else f", dimensions={self.dimensions}"
         return f"NexusFlow(model={self.model!r}, base_url={self.base_url!r}{size})"
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
+from nexusflow_integrations._core.secret import Headers, secret_arguments
 from nexusflow_integrations._core.settings import DEFAULT_MODEL
 from nexusflow_integrations._core.texts import check_text
 from nexusflow_integrations.client import NexusFlow
@@ -23,9 +25,18 @@ if TYPE_CHECKING:
 
 __all__ = ["NexusFlowDocumentEmbedder", "NexusFlowTextEmbedder"]
 
+C = TypeVar("C", bound=type)
+
+
+def _hiding_arguments(cls: C) -> C:
+    cls.__init__ = secret_arguments(cls.__init__)  # type: ignore[misc]
+    return cls
+
+
 _KEY = Secret.from_env_var("NEXUSFLOW_API_KEY", strict=False)
 
 
+@_hiding_arguments
 @dataclass(eq=False)
 class _Embedder:
     """The settings, under the names of Haystack's own embedders.
@@ -41,15 +52,27 @@ class _Embedder:
     suffix: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        hidden: dict[str, Any] = {"default_headers": Headers, "cache": address_or_path}
+        self.options = {
+            name: hidden[name](value) if name in hidden else value
+            for name, value in self.options.items()
+        }
+        self._client(None)  # says now what is impossible
+
     @cached_property
     def client(self) -> NexusFlow:
         """The client that does the work; the key is looked up when it is first needed."""
-        settings = {
+        return self._client(self.api_key)
+
+    def _client(self, key: Secret | None) -> NexusFlow:
+        settings: dict[str, Any] = {
             "base_url": self.api_base_url,
             "model": self.model,
             "dimensions": self.dimensions,
         }
-        return NexusFlow(self.api_key.resolve_value(), **{**settings, **self.options})
+        settings |= self.options
+        return NexusFlow(None if key is None else key.resolve_value(), **settings)
 
     def meta(self, vectors: Any) -> dict[str, Any]:
         """Return the model and the tokens billed, as OpenAI's embedders do."""
@@ -59,10 +82,18 @@ class _Embedder:
     def to_dict(self) -> dict[str, Any]:
         """Return what a pipeline stores; of the key it is the name of the environment variable.
 
+        ``default_headers`` are left out, since they may hold secrets, and so is the password of
+        a Redis server.
+
         Raises:
             ValueError: The key was given as a token, which Haystack stores nowhere.
         """
         settings = {item.name: getattr(self, item.name) for item in fields(self)}
+        settings["options"] = {
+            name: str(value) if isinstance(value, RedisAddress) else value  # without its password
+            for name, value in self.options.items()
+            if name != "default_headers"
+        }
         return default_to_dict(self, **settings)
 
     @classmethod
@@ -97,6 +128,7 @@ class NexusFlowTextEmbedder(_Embedder):
 
 
 @component
+@_hiding_arguments
 @dataclass(eq=False)
 class NexusFlowDocumentEmbedder(_Embedder):
     """Embeds any number of documents, many requests in flight.

@@ -8,6 +8,7 @@ added, LanceDB turns our errors into a RuntimeError with their text.
 from typing import Any
 
 from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations._core.secret import secret_arguments
 from nexusflow_integrations._core.settings import DEFAULT_MODEL
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import ConfigurationError
@@ -30,11 +31,13 @@ class NexusFlowEmbeddings(TextEmbeddingFunction):
     query_instruction: str | None = None
     cache: bool = False
 
+    @secret_arguments
     def __init__(self, api_key: str | None = None, **told: Any) -> None:
         super().__init__(**told)
         self._client = NexusFlow(api_key, **dict(self))
 
     @classmethod
+    @secret_arguments
     def create(cls, **told: Any) -> Any:
         if str(told.get("api_key")).count(":") > 1:
             raise ConfigurationError("api_key: the default of $var:NAME:DEFAULT would be stored")

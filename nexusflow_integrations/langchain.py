@@ -23,6 +23,7 @@ from nexusflow_integrations import errors
 from nexusflow_integrations._core.call.caller import NO_HOOKS, Hooks
 from nexusflow_integrations._core.forks import Lock
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
+from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_MODEL,
@@ -58,7 +59,6 @@ try:
         PrivateAttr,
         SecretStr,
         ValidationError,
-        field_validator,
     )
     from pydantic_core import InitErrorDetails, PydanticCustomError
 except ImportError as error:
@@ -78,6 +78,20 @@ if TYPE_CHECKING:
 __all__ = ["NexusFlowEmbeddings"]
 
 _NOT_THE_CORES = ("chunk_size", "rate_limiter", "show_progress_bar", "trace_texts")
+
+
+def _hidden_key(key: object) -> object:
+    if isinstance(key, ApiKey):
+        key = key.reveal()
+    return SecretStr(key) if isinstance(key, str) else key
+
+
+_HIDDEN: Mapping[str, Callable[[Any], object]] = {
+    "api_key": _hidden_key,
+    "nexusflow_api_key": _hidden_key,
+    "default_headers": Headers,
+    "cache": address_or_path,
+}
 _OPENAI_NAMES = {"openai_api_key": "api_key", "openai_api_base": "base_url"}
 _NOT_NEEDED = (
     "check_embedding_ctx_length",
@@ -225,7 +239,9 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     trace_texts: bool = False
     """Let LangSmith runs hold the texts. Vectors they never hold."""
 
-    default_headers: Mapping[str, str] | None = Field(default=None, exclude=True, repr=False)
+    default_headers: Headers | Mapping[str, str] | None = Field(
+        default=None, exclude=True, repr=False
+    )
     """Sent with every request. May hold secrets, so ``dumps`` leaves them out."""
 
     http_client: Any = Field(default=None, exclude=True, repr=False)
@@ -244,18 +260,15 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     _client: NexusFlow | None = PrivateAttr(default=None)
 
-    @field_validator("nexusflow_api_key")
-    @classmethod
-    def _hide_key(cls, key: SecretStr | str | None) -> SecretStr | None:
-        return SecretStr(key) if isinstance(key, str) else key
-
-    _hide_password = field_validator("cache")(staticmethod(address_or_path))
-
     if not TYPE_CHECKING:  # for checkers, the fields make the signature
 
+        @secret_arguments
         def __init__(self, **settings: Any) -> None:
             for name in settings.keys() & _OPENAI_NAMES.keys():
                 settings.setdefault(_OPENAI_NAMES[name], settings.pop(name))
+            for name in settings.keys() & _HIDDEN.keys():
+                if settings[name] is not None:
+                    settings[name] = _HIDDEN[name](settings[name])
             not_needed = [name for name in _NOT_NEEDED if settings.pop(name, None) is not None]
             problem = None
             try:
@@ -503,7 +516,7 @@ def _note(names: list[str]) -> None:
         warnings.warn(
             f"NexusFlowEmbeddings does not need {', '.join(names)}: texts are sent as they are,"
             " never as tokens, and one that is too long for the model is an error",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -38,6 +38,7 @@ from nexusflow_integrations._core.call.results import (
 )
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.request.tokens import estimate_tokens
+from nexusflow_integrations._core.secret import Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_MODEL,
@@ -185,7 +186,7 @@ class NexusFlowEmbedding(BaseEmbedding):
     budget: Budget | None = Field(default=None, exclude=True, repr=False)
     price: Price | None = Field(default=None, exclude=True, repr=False)
     on_usage: Callable[[Usage], object] | None = Field(default=None, exclude=True, repr=False)
-    default_headers: dict[str, str] | None = Field(default=None, exclude=True, repr=False)
+    default_headers: Headers | dict[str, str] | None = Field(default=None, exclude=True, repr=False)
     http_client: Any = Field(default=None, exclude=True, repr=False)
     async_http_client: Any = Field(default=None, exclude=True, repr=False)
 
@@ -194,14 +195,17 @@ class NexusFlowEmbedding(BaseEmbedding):
 
     if not TYPE_CHECKING:  # type checkers read the fields
 
+        @secret_arguments
         def __init__(self, **given: Any) -> None:
-            super().__init__(**_named(type(self), given))
+            given = _named(type(self), given)
+            super().__init__(**{name: _hidden(name, value) for name, value in given.items()})
             # Not left to the environment of a later call: the vectors depend on it.
             self.api_base = resolve_base_url(self.api_base, allow_http=self.allow_http)
-            if self.api_key is not None:
-                self.api_key = SecretStr(resolve_api_key(self.api_key).reveal())
-            self.cache = address_or_path(self.cache)  # whose password is in no pickle
             self._core()  # says now what is impossible
+
+        @secret_arguments
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, _hidden(name, value))
 
     @classmethod
     def class_name(cls) -> str:
@@ -710,6 +714,17 @@ def _vector(array: EmbeddingArray) -> Vector:
 def _vectors(array: EmbeddingArray | EmbeddingList) -> list[Vector]:
     _spent.set(array.usage)
     return cast("list[Vector]", np.asarray(array).tolist())
+
+
+def _hidden(name: str, value: Any) -> Any:
+    """Return the value of a field as the object keeps it: what may be secret cannot be printed."""
+    if value is None:
+        return None
+    if name == "api_key":
+        return SecretStr(resolve_api_key(value).reveal())
+    if name == "default_headers":
+        return Headers(value)
+    return address_or_path(value) if name == "cache" else value
 
 
 def _slices(texts: list[str], size: int) -> Iterator[list[str]]:

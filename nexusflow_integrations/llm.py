@@ -39,7 +39,10 @@ class NexusFlowEmbeddingModel(EmbeddingModel):
             NexusFlowError: A text cannot be sent or was refused, or any other failure.
         """
         # Building a client costs nothing; the pool and the pace are the process's.
-        client = NexusFlow(key or self.get_key(), dimensions=self.dimensions)
+        try:
+            client = NexusFlow(key or self.get_key(), dimensions=self.dimensions)
+        finally:
+            del key  # an error must not leave with it, since its frames may be shown
         for result in client.embed_stream(cast("Iterable[str]", items)):
             if result.vector is None:
                 raise cast(NexusFlowError, result.error)

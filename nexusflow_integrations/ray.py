@@ -18,7 +18,8 @@ import numpy as np
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.pace.shared import SlotLimits
-from nexusflow_integrations._core.settings import ApiKey, resolve_api_key
+from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
+from nexusflow_integrations._core.settings import resolve_api_key
 from nexusflow_integrations._core.shared_budget import Grant, Grants
 from nexusflow_integrations._core.usage import Budget, Price
 from nexusflow_integrations.client import NexusFlow
@@ -69,6 +70,7 @@ class DriverKey:
 
     __slots__ = ("_key",)
 
+    @secret_arguments
     def __init__(self, value: object = None) -> None:
         self._key: ApiKey = resolve_api_key(value)
 
@@ -116,6 +118,7 @@ class EmbedBatch:
         ConfigurationError: A setting is impossible.
     """
 
+    @secret_arguments
     def __init__(
         self,
         api_key: object = None,
@@ -135,6 +138,7 @@ class EmbedBatch:
             )
         if on_error not in ("raise", "collect"):
             raise ConfigurationError(f"on_error must be 'raise' or 'collect', not {on_error!r}")
+        client["default_headers"] = Headers(client.get("default_headers"))
         self._api_key = api_key
         self._text, self._embedding, self._error = text, embedding, error
         self._collect = on_error == "collect"
@@ -166,7 +170,8 @@ class EmbedBatch:
         return _with_columns(batch, {self._embedding: vectors, self._error: errors})
 
     def __repr__(self) -> str:
-        return f"EmbedBatch(text={self._text!r}, embedding={self._embedding!r})"
+        told = vars(self)  # without columns in the traceback of an error in its making
+        return f"EmbedBatch(text={told.get('_text')!r}, embedding={told.get('_embedding')!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None}
@@ -280,8 +285,8 @@ class ClusterLimits:
     ) -> None:
         NexusFlow(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute)
         tokens = None if budget is None else budget.in_tokens(price or Price())
-        self._told = _Told(requests_per_minute, tokens_per_minute, tokens)
         self.name, self.namespace, self.detached = name, namespace, detached
+        self._told = _Told(requests_per_minute, tokens_per_minute, tokens)
         self._begin()
 
     def _begin(self) -> None:
@@ -415,6 +420,8 @@ class ClusterLimits:
         return hash(self.__getstate__())
 
     def __repr__(self) -> str:
+        if "_told" not in vars(self):
+            return "ClusterLimits()"  # in the traceback of an error that kept it from being made
         return f"ClusterLimits(name={self.name!r}, namespace={self.namespace!r}, {self._told})"
 
     def __getstate__(self) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 from nexusflow_integrations._core.pace.in_redis import AccountLimits
 from nexusflow_integrations._core.redis.address import RedisAddress
 from nexusflow_integrations._core.redis.server import RedisServer
+from nexusflow_integrations._core.secret import secret_arguments
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
 
@@ -36,6 +37,7 @@ class RedisLimits(AccountLimits):
         ConfigurationError: ``url`` is no URL of a Redis server.
     """
 
+    @secret_arguments
     def __init__(
         self,
         url: str | RedisAddress,
@@ -61,10 +63,13 @@ class RedisLimits(AccountLimits):
         try:
             return super()._run(**asked)
         except (StoreUnavailable, CacheError) as error:
-            # Not one of a cache, which has said so itself: this one is to be warned of.
-            raise ConnectionError(str(error)) from None
+            problem = str(error)
+        # Not one of a cache, which has said so itself: this one is to be warned of.
+        raise ConnectionError(problem)
 
     def __repr__(self) -> str:
+        if "_told" not in vars(self):
+            return "RedisLimits()"  # in the traceback of an error that kept it from being made
         told = "".join(f", {name}={value!r}" for name, value in self._told.items())
         return f"RedisLimits({str(self.server.address)!r}{told})"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from nexusflow_integrations._core.hosts import host_of, is_loopback
+from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations.errors import ConfigurationError
 
 DEFAULT_BASE_URL = "https://nexusflow.vip/v1"
@@ -30,24 +30,7 @@ Role = Literal["document", "query"]
 OnRefused = Literal["raise", "collect"]
 
 
-class ApiKey:
-    """The key, which shows itself only to ``reveal()``; it is neither printed nor pickled."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "ApiKey('**********')"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("the API key is never pickled")
-
-
+@secret_arguments
 def resolve_api_key(value: object = None, env: str = "NEXUSFLOW_API_KEY") -> ApiKey:
     """Return the key from ``value`` (text, or an object with ``get_secret_value``) or from ``env``.
 
@@ -71,7 +54,6 @@ def resolve_api_key(value: object = None, env: str = "NEXUSFLOW_API_KEY") -> Api
     if not key:
         raise ConfigurationError("api_key is empty")
     if not key.isascii() or not key.isprintable() or " " in key:
-        # Deliberately without the key: an HTTP library would print it in its own complaint.
         raise ConfigurationError(
             "api_key contains a line break, a blank or another character that no key has;"
             " was more than the key copied?"
@@ -79,6 +61,7 @@ def resolve_api_key(value: object = None, env: str = "NEXUSFLOW_API_KEY") -> Api
     return ApiKey(key)
 
 
+@secret_arguments
 def resolve_base_url(value: str | None = None, *, allow_http: bool = False) -> str:
     """Return the endpoint's root without a trailing slash, from ``value`` or NEXUSFLOW_BASE_URL.
 
@@ -100,7 +83,8 @@ def resolve_base_url(value: str | None = None, *, allow_http: bool = False) -> s
         raise ConfigurationError("base_url must not contain a query, a fragment or blanks")
     parts = _URL.fullmatch(url)
     if parts is None:
-        raise ConfigurationError(f"base_url must look like {DEFAULT_BASE_URL}, not {url[:80]!a}")
+        said = f", not {url[:80]!a}" if "://" in url else ""  # or it may be a key
+        raise ConfigurationError(f"base_url must look like {DEFAULT_BASE_URL}{said}")
     scheme, place = parts["scheme"].lower(), parts["place"].lower()
     host = host_of(place)
     if host is None:
@@ -168,7 +152,7 @@ class Settings:
     tokens_per_minute: float | None = None
     on_refused: OnRefused = "raise"
     query_instruction: str | None = None
-    default_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    default_headers: Headers = field(default_factory=Headers)
 
     def __post_init__(self) -> None:
         check_dimensions(self.dimensions)
@@ -194,11 +178,5 @@ class Settings:
         _positive("tokens_per_minute", self.tokens_per_minute)
         if self.query_instruction is not None and not isinstance(self.query_instruction, str):
             raise ConfigurationError("query_instruction must be text or None")
-        for name, value in self.default_headers.items():
-            if not isinstance(name, str) or not isinstance(value, str):
-                raise ConfigurationError("default_headers must map text to text")
-            if name.lower() in ("authorization", "content-length", "content-encoding", "host"):
-                raise ConfigurationError(f"default_headers may not set {name}")
-            if not (name.isascii() and name.isprintable() and value.isprintable()):
-                # Without the value: a header may be a secret too.
-                raise ConfigurationError(f"default_headers: {name!r} cannot stand in a request")
+        if not isinstance(self.default_headers, Headers):
+            object.__setattr__(self, "default_headers", Headers(self.default_headers))

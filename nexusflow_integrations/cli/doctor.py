@@ -111,13 +111,10 @@ def _cache() -> str:
 
 
 def _key() -> str:
-    key = resolve_api_key().reveal()
-    start = (
-        f"begins with {_KEY_START}"
-        if key.startswith(_KEY_START)
-        else f"does not begin with {_KEY_START}"
-    )
-    return f"NEXUSFLOW_API_KEY is set, {len(key)} characters, {start}"
+    key = resolve_api_key()
+    usual = key.reveal().startswith(_KEY_START)
+    start = f"begins with {_KEY_START}" if usual else f"does not begin with {_KEY_START}"
+    return f"NEXUSFLOW_API_KEY is set, {len(key.reveal())} characters, {start}"
 
 
 def _base_url() -> str:

@@ -45,6 +45,15 @@ _EMBEDDINGS = "/v1/embeddings"
 _DRAIN_LIMIT = 64 << 20
 
 
+class Key:
+    """The one key that a server accepts: ``text`` holds it, and nothing that is printed does."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
 class LocalApi:
     """The state and the handlers of one server.
 
@@ -69,7 +78,7 @@ class LocalApi:
         *,
         model: str = DEFAULT_MODEL,
         threads: int = 1,
-        api_key: str | None = None,
+        api_key: Key | None = None,
         quotas: Quotas | None = None,
         body_limit: int = BODY_LIMIT,
         latency_ms: float = 0.0,
@@ -169,17 +178,9 @@ class LocalApi:
         return {"id": MODEL, "object": "model", "created": 0, "owned_by": owner}
 
     def _check_key(self, request: Request) -> None:
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        key = key.strip()
-        if scheme.lower() != "bearer" or not key or " " in key:
-            message = "You didn't provide an API key. Send it as `Authorization: Bearer <key>`."
-        elif self.api_key is not None and not secrets.compare_digest(
-            key.encode(), self.api_key.encode()
-        ):
-            message = "Incorrect API key provided."
-        else:
-            return
-        raise ApiError(401, "invalid_api_key", message)
+        refusal = _refusal(request, self.api_key)
+        if refusal is not None:
+            raise ApiError(401, "invalid_api_key", refusal)
 
     async def _read_body(self, request: Request) -> bytes:
         encoding = request.headers.get("content-encoding", "identity")
@@ -204,6 +205,17 @@ class LocalApi:
         return b"".join(chunks)
 
 
+def _refusal(request: Request, accepted: Key | None) -> str | None:
+    """Return why the key of ``request`` is refused. An error raised here would show it."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    key = key.strip()
+    if scheme.lower() != "bearer" or not key or " " in key:
+        return "You didn't provide an API key. Send it as `Authorization: Bearer <key>`."
+    if accepted is not None and not secrets.compare_digest(key.encode(), accepted.text.encode()):
+        return "Incorrect API key provided."
+    return None
+
+
 def create_app(
     *,
     model: str = DEFAULT_MODEL,
@@ -219,10 +231,12 @@ def create_app(
     The model begins to load at once, in the background. Arguments and errors are those of
     `LocalServer`.
     """
+    key = None if api_key is None else Key(api_key)
+    del api_key  # an error must not leave with it
     api = LocalApi(
         model=model,
         threads=threads,
-        api_key=api_key,
+        api_key=key,
         quotas=quotas,
         body_limit=body_limit,
         latency_ms=latency_ms,

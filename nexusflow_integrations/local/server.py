@@ -73,12 +73,14 @@ class LocalServer:
         threads: int = 1,
     ) -> None:
         need("LocalServer", "starlette", "uvicorn", "numpy", "orjson", "pybase64")
-        from .app import LocalApi
+        from .app import Key, LocalApi
 
+        key = None if api_key is None else Key(api_key)
+        del api_key  # an error must not leave with it, since its frames may be shown
         self._api: LocalApi = LocalApi(
             model=model,
             threads=threads,
-            api_key=api_key,
+            api_key=key,
             quotas=Quotas(requests_per_minute, tokens_per_minute, concurrency, growth),
             body_limit=body_limit,
             latency_ms=latency_ms,
@@ -91,6 +93,8 @@ class LocalServer:
         self._thread: threading.Thread | None = None
 
     def __repr__(self) -> str:
+        if "_socket" not in vars(self):
+            return "<LocalServer>"  # in the traceback of an error that kept it from being made
         where = self.base_url if self._socket is not None else "not running"
         return f"<LocalServer {self.model} {where}>"
 
@@ -125,7 +129,7 @@ class LocalServer:
     @property
     def api_key(self) -> str:
         """A key that the server accepts: the one asked for, else a dummy."""
-        return self._api.api_key if self._api.api_key is not None else _ANY_KEY
+        return self._api.api_key.text if self._api.api_key is not None else _ANY_KEY
 
     @property
     def stats(self) -> ServerStats:
@@ -248,12 +252,14 @@ def serve(
         OSError: the address is taken or cannot be listened on.
     """
     need("nexusflow serve", "starlette", "uvicorn", "numpy", "orjson", "pybase64")
-    from .app import LocalApi
+    from .app import Key, LocalApi
 
+    key = None if api_key is None else Key(api_key)
+    del api_key  # an error must not leave with it
     api = LocalApi(
         model=model,
         threads=threads,
-        api_key=api_key,
+        api_key=key,
         quotas=Quotas(requests_per_minute, tokens_per_minute, concurrency, growth),
         body_limit=body_limit,
         latency_ms=latency_ms,
@@ -262,7 +268,7 @@ def serve(
     try:
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}/v1"
-        print(_start_lines(url, model, api_key), file=sys.stderr, flush=True)
+        print(_start_lines(url, model, any_key=key is None), file=sys.stderr, flush=True)
         server, _ = _uvicorn(api)
         try:
             server.run(sockets=[listener])
@@ -274,12 +280,12 @@ def serve(
         listener.close()
 
 
-def _start_lines(url: str, model: str, api_key: str | None) -> str:
+def _start_lines(url: str, model: str, *, any_key: bool) -> str:
     lines = [
         f"Local embeddings at {url}; Ctrl-C stops it.",
         f"It runs {model} ({MODELS[model]}), in the place of text-embedding-v4, which it is not.",
     ]
-    if api_key is None:
+    if any_key:
         lines.append(
             f"Any key will do: export NEXUSFLOW_BASE_URL={url} NEXUSFLOW_API_KEY={_ANY_KEY}"
         )

@@ -22,7 +22,8 @@ from nexusflow_integrations._core.request.exchange import (
     exchange,
 )
 from nexusflow_integrations._core.request.wire import Answer, TransportFault
-from nexusflow_integrations._core.settings import ApiKey, Settings
+from nexusflow_integrations._core.secret import ApiKey
+from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import APIStatusError

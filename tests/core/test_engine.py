@@ -23,7 +23,8 @@ from nexusflow_integrations._core.request.batching import Batch
 from nexusflow_integrations._core.request.exchange import Call
 from nexusflow_integrations._core.request.transport import Sender
 from nexusflow_integrations._core.request.wire import Answer, TransportFault
-from nexusflow_integrations._core.settings import ApiKey, Settings
+from nexusflow_integrations._core.secret import ApiKey
+from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations.errors import NexusFlowError
 
@@ -165,9 +166,15 @@ def test_progress_hears_of_all_that_was_finished_before_a_call_failed() -> None:
     assert sum(heard) == len(failure.value.finished) == 5
 
 
-@pytest.mark.parametrize("error", [NexusFlowError("the store broke"), RuntimeError("a bug")])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (NexusFlowError("the store broke"), "the store broke"),
+        (RuntimeError("a bug"), "RuntimeError, which is a bug"),
+    ],
+)
 def test_an_error_between_requests_ends_the_call_before_the_rest_is_paid_for(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
+    error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = 0
 
@@ -181,9 +188,11 @@ def test_an_error_between_requests_ends_the_call_before_the_rest_is_paid_for(
 
     monkeypatch.setattr("nexusflow_integrations._core.call.engine.DirectSource", Failing)
     server = Server()
-    with pytest.raises(type(error), match=str(error)):
+    with pytest.raises(NexusFlowError, match=words) as failure:
         embed(server, TEXTS)
     assert server.requests < 40
+    assert error in (failure.value, failure.value.__cause__)
+    assert failure.value.finished
 
 
 def test_a_stop_while_requests_are_being_added_waits_for_none_that_was_added_since(
@@ -214,7 +223,7 @@ def test_calls_with_headers_of_their_own_leave_no_more_than_some_senders() -> No
         for number in range(200):
             told = call_of(["a"], default_headers={"X-Trace": str(number)})
             sender = engine._sender(told)
-            assert sender._headers["x-trace"] == str(number)  # type: ignore[attr-defined]
+            assert sender._headers["x-trace"].reveal() == str(number)  # type: ignore[attr-defined]
         await engine._pool.close()
         return engine._own_sender.cache_info().currsize
 

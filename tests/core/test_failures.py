@@ -27,9 +27,11 @@ from nexusflow_integrations._core.request.failures import (
     retry_after,
 )
 from nexusflow_integrations._core.request.wire import Answer, BrokenResponse
+from nexusflow_integrations._core.secret import ApiKey
 
 KEY = "sk-air-echoed-0123456789abcdef"
 NOW = 1_800_000_000.0
+SECRETS = [ApiKey(KEY)]
 
 
 def answer(status: int, body: Any = b"", **headers: str) -> Answer:
@@ -42,7 +44,7 @@ def coded(status: int, code: Any, message: str = "") -> Answer:
 
 
 def judged(given: Answer) -> Failure:
-    return judge(given, api_key=KEY, now=NOW)
+    return judge(given, secrets=SECRETS, now=NOW)
 
 
 T, R, L, B, E, H, F = (
@@ -328,7 +330,7 @@ def test_the_work_of_judging_has_a_bound_whatever_the_body(
     monkeypatch.setattr(failures.orjson, "loads", lambda body: parsed.append(body) or loads(body))
     given = answer(status, SLOW[name])
     if status == 200:
-        judge_ok_error(given, BrokenResponse("no vectors"), api_key=KEY)
+        judge_ok_error(given, BrokenResponse("no vectors"), secrets=SECRETS)
     else:
         assert searched == []
         assert len(str(judged(given).error)) < MAX_TEXT + 300
@@ -364,7 +366,7 @@ def test_a_header_of_any_length_is_short_in_the_error(name: str, part: str) -> N
 
 @given(st.text(max_size=300), st.integers(1, 100))
 def test_cleaned_text_is_short_printable_and_on_one_line(text: str, limit: int) -> None:
-    shown = clean(text, KEY, limit)
+    shown = clean(text, SECRETS, limit)
     assert len(shown) <= limit
     assert shown.isprintable()
     assert KEY not in shown
@@ -414,7 +416,7 @@ def test_no_error_body_crashes_the_judge(status: int, body: Any) -> None:
 def test_a_known_error_under_200_counts_as_under_its_own_status(
     code: str, message: str, kind: Kind
 ) -> None:
-    verdict = judge_ok_error(coded(200, code, message), BrokenResponse("b"), api_key=KEY)
+    verdict = judge_ok_error(coded(200, code, message), BrokenResponse("b"), secrets=SECRETS)
     assert isinstance(verdict, Failure)
     assert verdict.kind is kind
 
@@ -423,7 +425,7 @@ def test_an_unknown_error_under_200_stays_broken_with_the_servers_words_and_with
     None
 ):
     body = coded(200, "odd", f"something with {KEY}")
-    verdict = judge_ok_error(body, BrokenResponse("no vectors"), api_key=KEY)
+    verdict = judge_ok_error(body, BrokenResponse("no vectors"), secrets=SECRETS)
     assert isinstance(verdict, BrokenResponse)
     assert "no vectors; the server says: odd something with [API key]" in str(verdict)
 
@@ -431,7 +433,7 @@ def test_an_unknown_error_under_200_stays_broken_with_the_servers_words_and_with
 @pytest.mark.parametrize("body", [b"", b"<html>login</html>", b"{}", b"[]", b'{"data":[]}'])
 def test_a_body_without_error_under_200_stays_as_broken_as_it_was(body: bytes) -> None:
     broken = BrokenResponse("b")
-    assert judge_ok_error(answer(200, body), broken, api_key=KEY) is broken
+    assert judge_ok_error(answer(200, body), broken, secrets=SECRETS) is broken
 
 
 # ---- Retry-After
@@ -512,20 +514,20 @@ def test_an_error_under_200_has_the_status_it_should_have_come_under_and_never_t
     code: str | None, message: str, status: int
 ) -> None:
     body = coded(200, code, f"{message} {KEY}")
-    verdict = judge_ok_error(body, BrokenResponse("b"), api_key=KEY)
+    verdict = judge_ok_error(body, BrokenResponse("b"), secrets=SECRETS)
     assert isinstance(verdict, Failure)
     assert verdict.error.status_code == status
     assert KEY not in str(verdict.error)
 
 
 def test_words_without_a_code_are_quoted_as_they_are() -> None:
-    verdict = judge_ok_error(coded(200, None, "odd"), BrokenResponse("b"), api_key=KEY)
+    verdict = judge_ok_error(coded(200, None, "odd"), BrokenResponse("b"), secrets=SECRETS)
     assert str(verdict) == "b; the server says: odd"
 
 
 @pytest.mark.parametrize("location", ["", "/elsewhere", "http://[bad"])
 def test_a_redirect_to_no_host_names_none(location: str) -> None:
-    verdict = judge(answer(302, {}, location=location), api_key=KEY)
+    verdict = judge(answer(302, {}, location=location), secrets=SECRETS)
     assert "redirected, which is never followed: check base_url" in str(verdict.error)
 
 
@@ -564,4 +566,4 @@ def test_a_throttle_that_no_wait_would_cure_asks_for_a_smaller_request(
     requested: int, kind: Kind
 ) -> None:
     body = coded(429, "rate_limit_exceeded", f"Limit 1000, Requested {requested}.")
-    assert judge(body, api_key=KEY).kind is kind
+    assert judge(body, secrets=SECRETS).kind is kind

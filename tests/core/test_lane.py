@@ -11,7 +11,7 @@ from nexusflow_integrations._core.request.endpoint import ALIVE, Lane, Outage
 from nexusflow_integrations._core.request.failures import judge
 from nexusflow_integrations._core.settings import Settings
 
-from .hand import KEY, Clock, no
+from .hand import Clock, no
 
 URL = "https://hand.invalid/v1"
 
@@ -88,7 +88,7 @@ def test_a_good_answer_that_was_sent_before_an_outage_does_not_end_it(
 
 def test_throttling_slows_the_pace_and_leaves_the_window(lane: Lane, clock: Clock) -> None:
     size = lane.window.size
-    lane.bad(judge(no(429, "rate_limit_exceeded"), api_key=KEY), clock() - 1, clock())
+    lane.bad(judge(no(429, "rate_limit_exceeded"), secrets=()), clock() - 1, clock())
     assert lane.window.size == size
     assert isinstance(lane.pacer, FoundLimit)
     assert lane.pacer.rate is not None
@@ -99,7 +99,7 @@ def test_a_fault_shrinks_the_window_and_leaves_the_pace(
     lane: Lane, clock: Clock, answered: bool
 ) -> None:
     size = lane.window.size
-    failure = judge(no(503), api_key=KEY) if answered else None
+    failure = judge(no(503), secrets=()) if answered else None
     lane.bad(failure, clock() - 1, clock())
     assert lane.window.size < size
     assert isinstance(lane.pacer, FoundLimit)
@@ -121,7 +121,7 @@ def test_the_pacer_hears_how_long_the_server_asked_to_wait(lane: Lane, clock: Cl
         clock.now += 0.1
         sent_at = clock()
         clock.now += 0.1
-        lane.bad(judge(no(429, retry_after="20"), api_key=KEY), sent_at, clock())
+        lane.bad(judge(no(429, retry_after="20"), secrets=()), sent_at, clock())
     assert lane.pacer.wait(clock()) == pytest.approx(20.0)
 
 

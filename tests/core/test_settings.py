@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.settings import (
     DEFAULT_BASE_URL,
     DIMENSIONS,
-    ApiKey,
     Settings,
     check_dimensions,
     resolve_api_key,

@@ -17,6 +17,7 @@ from faults.server import FaultServer, Wire, expected_vector
 
 from nexusflow_integrations import NexusFlow
 from nexusflow_integrations._core.call.engine import engine
+from nexusflow_integrations._core.secret import ApiKey
 
 KEY = "sk-air-lifecycle-0123456789abcdef"
 SIZE = 64
@@ -56,7 +57,7 @@ async def auntil(true: Callable[[], object], seconds: float = 60.0) -> None:
 
 def lane_of(client: NexusFlow) -> Any:
     lanes = engine()[1]._lanes
-    return lanes[(client.base_url, KEY, client.model)]
+    return lanes[(client.base_url, ApiKey(KEY), client.model)]
 
 
 def tasks() -> set[Any]:

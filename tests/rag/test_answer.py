@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nexusflow_integrations import NexusFlow
+from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations.cli.rag.answer import numbered, quote
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
 from nexusflow_integrations.cli.rag.indexes import Index
@@ -91,7 +92,7 @@ def chat_server(_chat_server: ChatServer) -> ChatServer:
 
 @pytest.fixture
 def chat(chat_server: ChatServer) -> Chat:
-    return Chat("qwen3.5-plus", chat_server.base_url, "sk-air-very-secret")
+    return Chat("qwen3.5-plus", chat_server.base_url, ApiKey("sk-air-very-secret"))
 
 
 @pytest.fixture(params=FRAMEWORKS)
@@ -139,7 +140,7 @@ def test_a_missing_chat_package_is_one_sentence(
     pipeline = open_one(framework)
     monkeypatch.setitem(sys.modules, CHAT_PACKAGES[framework], None)
     with pytest.raises(ImportError, match="pip install") as caught:
-        list(pipeline.write("Which?", PASSAGES, Chat("m", "http://127.0.0.1:9/v1", "k")))
+        list(pipeline.write("Which?", PASSAGES, Chat("m", "http://127.0.0.1:9/v1", ApiKey("k"))))
     assert "\n" not in str(caught.value)
 
 
@@ -174,7 +175,7 @@ def test_the_command_shows_what_the_model_writes_and_hides_the_key_it_echoes(
 
 
 def test_a_chat_shows_no_key() -> None:
-    assert "very-secret" not in repr(Chat("m", "https://x/v1", "sk-air-very-secret"))
+    assert "very-secret" not in repr(Chat("m", "https://x/v1", ApiKey("sk-air-very-secret")))
 
 
 # -- comparing and measuring ---------------------------------------------------------------------

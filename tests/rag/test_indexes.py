@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
 from nexusflow_integrations.cli.rag.indexes import About, Index, Indexes, UnusableIndexError
 from nexusflow_integrations.cli.rag.session import reopened
 from nexusflow_integrations.errors import ConfigurationError
 
-SERVICE = Endpoint("https://nexusflow.vip/v1", "sk-air-secret")
+SERVICE = Endpoint("https://nexusflow.vip/v1", ApiKey("sk-air-secret"))
 
 
 def about(**changes: object) -> About:
@@ -44,10 +45,10 @@ def stand(indexes: Indexes, name: str, used: int) -> Index:
 def test_models_sizes_and_hosts_have_indexes_of_their_own(indexes: Indexes) -> None:
     endpoints = [
         SERVICE,
-        Endpoint(SERVICE.base_url, "k", 512),
-        Endpoint("https://proxy.example/v1", "k"),
-        Endpoint("http://127.0.0.1:1/v1", "k", None, "minilm-use-gated"),
-        Endpoint("http://127.0.0.1:1/v1", "k", None, "hash"),
+        Endpoint(SERVICE.base_url, ApiKey("k"), 512),
+        Endpoint("https://proxy.example/v1", ApiKey("k")),
+        Endpoint("http://127.0.0.1:1/v1", ApiKey("k"), None, "minilm-use-gated"),
+        Endpoint("http://127.0.0.1:1/v1", ApiKey("k"), None, "hash"),
     ]
     names = [indexes.place("stdlib", "stdlib", item).name for item in endpoints]
     assert names == [
@@ -61,7 +62,9 @@ def test_models_sizes_and_hosts_have_indexes_of_their_own(indexes: Indexes) -> N
 
 def test_the_port_of_the_embedded_server_does_not_matter(indexes: Indexes) -> None:
     one, two = (
-        indexes.place("stdlib", "stdlib", Endpoint(f"http://127.0.0.1:{port}/v1", "k", None, "use"))
+        indexes.place(
+            "stdlib", "stdlib", Endpoint(f"http://127.0.0.1:{port}/v1", ApiKey("k"), None, "use")
+        )
         for port in (1, 2)
     )
     assert one == two
@@ -161,7 +164,7 @@ def test_a_key_chooses_the_service_and_starts_no_server(monkeypatch: pytest.Monk
     monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-secret")
     monkeypatch.delenv("NEXUSFLOW_BASE_URL", raising=False)
     with open_endpoint(dimensions=512) as endpoint:
-        assert endpoint == Endpoint("https://nexusflow.vip/v1", "sk-air-secret", 512)
+        assert endpoint == Endpoint("https://nexusflow.vip/v1", ApiKey("sk-air-secret"), 512)
 
 
 def test_an_impossible_size_is_refused_before_anything_starts() -> None:

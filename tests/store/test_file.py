@@ -22,7 +22,7 @@ from nexusflow_integrations._core.cache.in_file import VectorStore
 from nexusflow_integrations._core.cache.keys import Keyer
 from nexusflow_integrations._core.pace.in_file import SharedPacer
 from nexusflow_integrations._core.pace.shared import account_id
-from nexusflow_integrations._core.settings import ApiKey
+from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
 

@@ -175,7 +175,7 @@ def embed_through_gate(
     from nexusflow_integrations._core.pace.gate import Gate
     from nexusflow_integrations._core.pace.shared import LeasedPacer, account_id
     from nexusflow_integrations._core.pace.window import Window
-    from nexusflow_integrations._core.settings import ApiKey
+    from nexusflow_integrations._core.secret import ApiKey
 
     counts = {"sent": 0, "refused": 0}
 

@@ -132,7 +132,7 @@ class VectorStore:
         self._begin()
 
     def __repr__(self) -> str:
-        return f"VectorStore({str(self.path)!r})"
+        return f"VectorStore({str(vars(self).get('path', ''))!r})"
 
     # -- keys ----------------------------------------------------------------------------------
 

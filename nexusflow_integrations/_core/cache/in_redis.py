@@ -197,7 +197,7 @@ class RedisStore:
         self._begin()
 
     def __repr__(self) -> str:
-        return f"RedisStore({self.path!r})"
+        return f"RedisStore({self.path if 'server' in vars(self) else ''!r})"
 
     @property
     def path(self) -> str:

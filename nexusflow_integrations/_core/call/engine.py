@@ -40,15 +40,14 @@ from nexusflow_integrations._core.request.transport import (
     Target,
     proxy_for,
 )
-from nexusflow_integrations._core.settings import ApiKey, Settings
+from nexusflow_integrations._core.secret import ApiKey, Headers, Secret, without_frames
+from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.cache.cache import Cache, Store
     from nexusflow_integrations._core.pace.shared import SharedLimits
     from nexusflow_integrations._core.redis.address import RedisAddress
-
-Headers = tuple[tuple[str, str], ...]
 
 MOST_SENDERS = 64
 """Senders that are kept made up; a client may give each of its calls headers of its own."""
@@ -58,7 +57,7 @@ class Engine:
     """All lanes and the connection pool, on one event loop."""
 
     def __init__(self, background: BackgroundLoop) -> None:
-        self._lanes: dict[tuple[str, str, str], Lane] = {}
+        self._lanes: dict[tuple[str, ApiKey, str], Lane] = {}
         self._flights: dict[tuple[object, ...], Flights] = {}
         self._caches: dict[str | RedisAddress, Cache] = {}
         self._pacing: dict[Lane, ThreadPoolExecutor] = {}
@@ -74,7 +73,7 @@ class Engine:
             thread.shutdown(wait=False, cancel_futures=True)
 
     def _lane(self, settings: Settings, key: ApiKey) -> Lane:
-        name = (settings.base_url, key.reveal(), settings.model)
+        name = (settings.base_url, key, settings.model)
         lane = self._lanes.get(name)
         if lane is None:
             lane = self._lanes[name] = Lane(settings, time.monotonic)
@@ -96,7 +95,7 @@ class Engine:
     def _flights_of(self, call: Call) -> Flights:
         """Return the flights that ``call`` may join: same vectors, same payer, same store."""
         told = call.settings
-        name = (told.base_url, told.model, told.dimensions, call.key.reveal(), call.cache)
+        name = (told.base_url, told.model, told.dimensions, call.key, call.cache)
         flights = self._flights.get(name)
         if flights is None:
             flights = self._flights[name] = Flights()
@@ -129,8 +128,8 @@ class Engine:
         return {keys[found] for found in await cache.present(list(keys))}
 
     def _sender(self, call: Call) -> Sender:
-        url, key = call.settings.base_url, call.key.reveal()
-        headers = tuple(call.settings.default_headers.items())
+        url, key = call.settings.base_url, call.key
+        headers = call.settings.default_headers
         if call.http_client is not None:
             return HttpxSender(call.http_client, _target(url, key, headers))
         if call.async_http_client is not None and call.client_loop is not None:
@@ -139,7 +138,7 @@ class Engine:
         return self._own_sender(url, key, headers, proxy_for(url))
 
     def _make_sender(
-        self, base_url: str, key: str, headers: Headers, proxy: str | None
+        self, base_url: str, key: ApiKey, headers: Headers, proxy: Secret | None
     ) -> AiohttpSender:
         return AiohttpSender(self._pool, _target(base_url, key, headers), proxy)
 
@@ -151,46 +150,58 @@ class Engine:
         Raises:
             NexusFlowError: With ``finished`` holding whatever was ready.
         """
-        settings, ledger = call.settings, call.ledger
-        lane = call.lane = self._lane(settings, call.key)
         lists = RowLists(len(call.texts)) if call.lists else None
         on_progress = None if caller is None else caller.on_progress
         gathered = call.sink = Gathered(len(call.texts), on_progress, lists=lists)
+        stop = stop or Stop()
+        failure: NexusFlowError
+        try:
+            job = await self._job(call, gathered, caller)
+            stop.join(job)
+            try:
+                await job.run(call.texts)
+            finally:
+                stop.leave(job)
+            await gathered.make_lists()
+            return gathered
+        except Stopped:
+            failure = StoppedElsewhere("stopped, because another part of the call failed")
+        except NexusFlowError as error:
+            # Its frames hold headers and answers, and an error may be shown with its frames.
+            failure = without_frames(error)
+            stop.request()
+        except ImportError:  # which says what to install
+            raise
+        except Exception as error:  # noqa: BLE001 - paid vectors survive it
+            failure = NexusFlowError(
+                f"the call failed with {type(error).__name__}, which is a bug in this package or in"
+                " something that was handed to it; this error's cause says where"
+            )
+            failure.__cause__ = error
+            stop.request()
+        failure.finished = gathered.finished()
+        try:
+            raise failure  # here, where it gets no context
+        finally:
+            del failure
+
+    async def _job(self, call: Call, gathered: Gathered, caller: Caller | None) -> Job:
+        settings = call.settings
+        lane = call.lane = self._lane(settings, call.key)
         if settings.deadline:
             call.until = lane.clock() + settings.deadline
-        ledger.texts += len(call.texts)
+        call.ledger.texts += len(call.texts)
         if call.pacer is not None:
             self._pace_with(lane, call.pacer)
+        send = partial(admit_and_send, call, self._sender(call))
         source: Callable[[Texts], Source] = partial(DirectSource, plan=_plan(settings))
         if call.cache is not None:
             cache = self._cache(call.cache)
             if await self._opened(cache, settings):
                 source = _cached(cache, call, gathered)
                 _share_pace(lane, cache, settings, call.key)
-        job = Job(
-            call,
-            gathered,
-            partial(admit_and_send, call, self._sender(call)),
-            flights=self._flights_of(call),
-            source=source,
-            caller=caller,
-        )
-        stop = stop or Stop()
-        stop.join(job)
-        try:
-            await job.run(call.texts)
-        except Stopped:
-            stopped = StoppedElsewhere("stopped, because another part of the call failed")
-            stopped.finished = gathered.finished()
-            raise stopped from None
-        except NexusFlowError as error:
-            error.finished = gathered.finished()
-            stop.request()
-            raise
-        finally:
-            stop.leave(job)
-        await gathered.make_lists()
-        return gathered
+        flights = self._flights_of(call)
+        return Job(call, gathered, send, flights=flights, source=source, caller=caller)
 
 
 def _plan(settings: Settings) -> Plan:
@@ -258,8 +269,8 @@ def _keyer(cache: Cache, settings: Settings) -> Callable[[str], bytes]:
     )
 
 
-def _target(base_url: str, key: str, headers: Headers) -> Target:
-    given = {name.lower() for name, _ in headers}
+def _target(base_url: str, key: ApiKey, headers: Headers) -> Target:
+    given = {name.lower() for name, _ in headers.items()}
     usual = {
         "Content-Type": "application/json",
         "Accept": "application/json",
@@ -271,8 +282,8 @@ def _target(base_url: str, key: str, headers: Headers) -> Target:
         f"{base_url}/embeddings",
         {
             **{name: value for name, value in usual.items() if name.lower() not in given},
-            **dict(headers),
-            "Authorization": f"Bearer {key}",
+            **dict(headers.items()),
+            "Authorization": key.bearer(),
         },
     )
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from nexusflow_integrations._core.pace.pacing import Gcra, GivenLimits
-from nexusflow_integrations._core.settings import ApiKey
+from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
 
@@ -45,7 +45,7 @@ FIRST_GUESS = 3_000
 
 def account_id(*, base_url: str, key: ApiKey, model: str) -> bytes:
     """Return 16 bytes that stand for an account; the key cannot be got back from them."""
-    parts = ("nexusflow pacer 1", base_url, key.reveal(), model)
+    parts = ("nexusflow pacer 1", base_url, key.fingerprint(), model)
     framed = b"".join(
         len(data).to_bytes(8, "big") + data for data in (part.encode() for part in parts)
     )

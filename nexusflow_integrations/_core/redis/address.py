@@ -6,6 +6,7 @@ from typing import TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from nexusflow_integrations._core.hosts import is_plain_host
+from nexusflow_integrations._core.secret import Secret, secret_arguments
 from nexusflow_integrations.errors import ConfigurationError
 
 SCHEMES = ("redis", "rediss", "unix")
@@ -33,6 +34,7 @@ class RedisAddress:
 
     __slots__ = ("_hidden", "_shown", "_url")
 
+    @secret_arguments
     def __init__(self, url: str) -> None:
         try:
             parts = urlsplit(url)
@@ -56,30 +58,30 @@ class RedisAddress:
                 raise ConfigurationError("the Redis URL of the cache has an option that is unknown")
         user, at, where = parts.netloc.rpartition("@")
         shown = [(name, value) for name, value in options if "password" not in name]
-        self._url = url
+        self._url = Secret(url)
         # By hand: `urlunsplit` writes a socket's URL in a way that the package does not take.
         self._shown = f"{parts.scheme}://{user.partition(':')[0]}{at}{where}{parts.path}" + (
             f"?{urlencode(shown)}" if shown else ""
         )
         secrets = [value for name, value in options if "password" in name]
         secrets += [parts.password or "", unquote(parts.password or "")]
-        self._hidden = tuple(filter(None, secrets))
+        self._hidden = tuple(Secret(value) for value in secrets if value)
 
     def reveal(self) -> str:
         """Return the whole URL, for the connection only."""
-        return self._url
+        return self._url.reveal()
 
     def redact(self, text: str) -> str:
         """Return ``text``, which a server said, without the password, should it hold it."""
-        for word in self._hidden:
-            text = text.replace(word, "***")
+        for secret in self._hidden:
+            text = secret.redact(text)
         return text
 
     def __str__(self) -> str:
         return self._shown
 
     def __repr__(self) -> str:
-        return f"RedisAddress({self._shown!r})"
+        return f"RedisAddress({getattr(self, '_shown', '')!r})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RedisAddress) and other._url == self._url

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.redis.address import PASSWORD_ENV, RedisAddress
+from nexusflow_integrations._core.secret import without_frames
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
 
@@ -77,6 +78,12 @@ class RedisServer:
                 such option of the URL; only before it has answered once.
             StoreUnavailable: It cannot be reached, or refuses what was asked.
         """
+        try:
+            return self._ask(work, patience)
+        except (CacheError, StoreUnavailable) as error:
+            raise without_frames(error) from None  # the redis package's hold the password
+
+    def _ask(self, work: Callable[[Any], T], patience: float) -> T:
         exceptions = _redis(self.address).exceptions
         with self._lock:
             began, pause = time.monotonic(), _FIRST_PAUSE
@@ -184,12 +191,15 @@ def _connect(address: RedisAddress) -> Any:
     from redis.retry import Retry
 
     options: dict[str, Any] = {
-        "password": os.environ.get(PASSWORD_ENV) or None,  # what the URL says comes first
         "socket_connect_timeout": CONNECT_SECONDS,
         "socket_timeout": ANSWER_SECONDS,
         "retry": Retry(NoBackoff(), 0),  # `ask` knows what may be done over again, and how long
         "protocol": 2,
     }
-    client = Redis.from_url(address.reveal(), **options)
+    client = Redis.from_url(
+        address.reveal(),
+        password=os.environ.get(PASSWORD_ENV) or None,  # what the URL says comes first
+        **options,
+    )
     client.connection_pool.make_connection()  # not connected: it is where some options are refused
     return client

@@ -44,7 +44,8 @@ from nexusflow_integrations._core.request.wire import (
     encode_request,
     max_body,
 )
-from nexusflow_integrations._core.settings import ApiKey, Settings
+from nexusflow_integrations._core.secret import ApiKey, Secret
+from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.usage import Ledger, Purse
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import (
@@ -155,6 +156,11 @@ class Call:
     until: float = field(init=False, default=float("inf"))
     stopping: bool = field(init=False, default=False)
     in_flight: set[object] = field(init=False, default_factory=set)
+
+    @property
+    def secrets(self) -> list[Secret]:
+        """The key and the headers that were sent, which a server may repeat."""
+        return [self.key, *self.settings.default_headers.secrets()]
 
 
 class Stopped(Exception):  # noqa: N818 - it never leaves the core
@@ -395,13 +401,13 @@ def _judge(
             body = b""
         answer = Answer(answer.status, answer.headers, body)
     if not good:
-        return judge(answer, api_key=call.key.reveal())
+        return judge(answer, secrets=call.secrets)
     settings = call.settings
     wanted = settings.dimensions or call.size.dimensions
     try:
         rows = decode_response(answer.body, count=len(batch), dimensions=wanted)
     except BrokenResponse as broken:
-        return judge_ok_error(answer, broken, api_key=call.key.reveal())
+        return judge_ok_error(answer, broken, secrets=call.secrets)
     if settings.dimensions is None:
         call.size.dimensions = rows.vectors.shape[1]
     return rows
@@ -423,10 +429,10 @@ def _error(
         if verdict.timed_out and call.until <= reply.ended_at:
             return _too_late(call, "a request was in flight")
         cls = APITimeoutError if verdict.timed_out else APIConnectionError
-        return cls(verdict.message, attempts=attempts)
+        return cls(clean(verdict.message, call.secrets), attempts=attempts)
     request_id = None
     if isinstance(reply.outcome, Answer) and (value := reply.outcome.headers.get("x-request-id")):
-        request_id = clean(value, call.key.reveal(), 200)
+        request_id = clean(value, call.secrets, 200)
     text = f"{verdict} (request {request_id})" if request_id else f"{verdict}"
     return InvalidResponseError(text, request_id=request_id, attempts=attempts)
 

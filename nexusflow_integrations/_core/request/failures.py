@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timezone
 from email.utils import parsedate_to_datetime
@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from nexusflow_integrations._core.request.wire import Answer, BrokenResponse, parses_fast
+from nexusflow_integrations._core.secret import Secret
 from nexusflow_integrations.errors import (
     APIStatusError,
     AuthenticationError,
@@ -40,6 +41,9 @@ MAX_ERROR_BYTES = 4 * 1024 * 1024
 MAX_ERROR_VALUES = 100_000
 MAX_HEADER = 100
 """Characters of a header that holds a number or a date."""
+
+Secrets = Sequence[Secret]
+"""What no text of the server's may show."""
 
 
 class Kind(Enum):
@@ -107,9 +111,9 @@ _RETRYABLE_4XX = frozenset({408, 409, 425})
 _NOT_IMPLEMENTED = frozenset({501, 505})
 
 
-def judge(answer: Answer, *, api_key: str, now: float | None = None) -> Failure:
+def judge(answer: Answer, *, secrets: Secrets, now: float | None = None) -> Failure:
     """Return what the error in ``answer`` means. ``now`` is seconds since the epoch."""
-    code, message = _code_and_message(answer.body, api_key)
+    code, message = _code_and_message(answer.body, secrets)
     words = f"{code or ''} {message}"
     status = answer.status
     wait = retry_after(answer.headers, now=time.time() if now is None else now)
@@ -117,7 +121,7 @@ def judge(answer: Answer, *, api_key: str, now: float | None = None) -> Failure:
     kind = _kind(status, code or "", words, limit is not None)
     if kind in (Kind.THROTTLE, Kind.FAULT) and answer.headers.get("x-should-retry") == "false":
         kind = Kind.TERMINAL
-    error = _error(answer, kind, code, message, wait, api_key)
+    error = _error(answer, kind, code, message, wait, secrets)
     return Failure(
         kind,
         error,
@@ -157,14 +161,14 @@ def _asks_too_much(words: str) -> bool:
 
 
 def judge_ok_error(
-    answer: Answer, broken: BrokenResponse, *, api_key: str
+    answer: Answer, broken: BrokenResponse, *, secrets: Secrets
 ) -> Failure | BrokenResponse:
     """Judge a body that held no vectors under a good status: perhaps it is an error object.
 
     A known code decides as if it had come under its own status. Otherwise the answer stays
     ``broken``, with the server's words added.
     """
-    code, message = _code_and_message(answer.body, api_key, under_ok=True)
+    code, message = _code_and_message(answer.body, secrets, under_ok=True)
     if code is None and not message:
         return broken
     words = f"{code or ''} {message}"
@@ -179,8 +183,8 @@ def judge_ok_error(
     elif _THROTTLE.search(words) or "insufficient_quota" in words:
         status = 429
     else:
-        return BrokenResponse(f"{broken}; the server says: {clean(words, api_key)}")
-    return judge(Answer(status, answer.headers, answer.body), api_key=api_key)
+        return BrokenResponse(f"{broken}; the server says: {clean(words, secrets)}")
+    return judge(Answer(status, answer.headers, answer.body), secrets=secrets)
 
 
 _BY_STATUS: Mapping[int, type[APIStatusError]] = {
@@ -200,7 +204,7 @@ def _error(
     code: str | None,
     message: str,
     wait: float | None,
-    api_key: str,
+    secrets: Secrets,
 ) -> APIStatusError:
     status = answer.status
     if kind is Kind.TERMINAL and _BILLING.search(f"{code or ''} {message}"):
@@ -216,15 +220,15 @@ def _error(
     request_id = answer.headers.get("x-request-id")
     text = f"{status}"
     if code:
-        text += f" {clean(code, api_key, 100)}"
-    text += f": {clean(message, api_key)}" if message else ""
+        text += f" {clean(code, secrets, 100)}"
+    text += f": {clean(message, secrets)}" if message else ""
     if request_id:
-        request_id = clean(request_id, api_key, 200)
+        request_id = clean(request_id, secrets, 200)
         text += f" (request {request_id})"
     return cls(
         text,
         status_code=status,
-        code=clean(code, api_key, 100) if code else None,
+        code=clean(code, secrets, 100) if code else None,
         request_id=request_id,
         retry_after=wait,
     )
@@ -242,19 +246,19 @@ def _redirect(location: str) -> str:
 
 
 def _code_and_message(
-    body: bytes, api_key: str, *, under_ok: bool = False
+    body: bytes, secrets: Secrets, *, under_ok: bool = False
 ) -> tuple[str | None, str]:
     """Find the code and the message in whatever shape the gateway chose; both are cut."""
-    code, message = _found(body, api_key, under_ok=under_ok)
-    return code and _cut(code, MAX_SEARCHED, api_key), _cut(message, MAX_SEARCHED, api_key)
+    code, message = _found(body, secrets, under_ok=under_ok)
+    return code and _cut(code, MAX_SEARCHED, secrets), _cut(message, MAX_SEARCHED, secrets)
 
 
-def _found(body: bytes, api_key: str, *, under_ok: bool) -> tuple[str | None, str]:
+def _found(body: bytes, secrets: Secrets, *, under_ok: bool) -> tuple[str | None, str]:
     parseable = len(body) <= MAX_ERROR_BYTES and parses_fast(body, MAX_ERROR_VALUES)
     try:
         payload = orjson.loads(body if parseable else b"")
     except orjson.JSONDecodeError:
-        return (None, "") if under_ok else (None, _plain(body, api_key))
+        return (None, "") if under_ok else (None, _plain(body, secrets))
     for _ in range(4):
         if isinstance(payload, list) and payload:
             payload = payload[0]
@@ -285,33 +289,32 @@ def _written(value: object) -> str:
         return ""
 
 
-def _plain(body: bytes, api_key: str) -> str:
+def _plain(body: bytes, secrets: Secrets) -> str:
     text = body[:MAX_SEARCHED].decode("utf-8", "replace").strip()
     if len(body) > MAX_SEARCHED:
-        text = _without_part(text, api_key)
+        text = _without_part(text, secrets)
     title = _TITLE.search(text)
     if title:
         return title.group(2).strip()
     return "" if text[:1] == "<" else text
 
 
-def _cut(text: str, limit: int, api_key: str) -> str:
-    return text if len(text) <= limit else _without_part(text[:limit], api_key)
+def _cut(text: str, limit: int, secrets: Secrets) -> str:
+    return text if len(text) <= limit else _without_part(text[:limit], secrets)
 
 
-def _without_part(text: str, api_key: str) -> str:
-    """Return ``text``, which was cut, without the part of the key that it may end with."""
-    for length in range(len(api_key) - 1, 0, -1):
-        if text.endswith(api_key[:length]):
-            return text[:-length]
+def _without_part(text: str, secrets: Secrets) -> str:
+    """Return ``text``, which was cut, without the part of a secret that it may end with."""
+    for secret in secrets:
+        text = secret.without_part(text)
     return text
 
 
-def clean(text: str, api_key: str, limit: int = MAX_TEXT) -> str:
-    """Return ``text`` short, printable, on one line and without the key."""
-    text = _cut(text, limit * 4, api_key)
-    if api_key:
-        text = text.replace(api_key, "[API key]")
+def clean(text: str, secrets: Secrets, limit: int = MAX_TEXT) -> str:
+    """Return ``text`` short, printable, on one line and without ``secrets``."""
+    text = _cut(text, limit * 4, secrets)
+    for secret in secrets:
+        text = secret.redact(text)
     text = "".join(char if char.isprintable() else " " for char in text)
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

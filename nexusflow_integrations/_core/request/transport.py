@@ -18,7 +18,7 @@ import ssl
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from inspect import CORO_CREATED, getcoroutinestate
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from weakref import WeakSet
 
 from nexusflow_integrations._core.hosts import host_of, is_loopback
 from nexusflow_integrations._core.request.wire import MAX_RESPONSE_BYTES, Answer, TransportFault
+from nexusflow_integrations._core.secret import Secret
 from nexusflow_integrations.errors import APIConnectionError, ConfigurationError
 
 
@@ -40,10 +41,17 @@ class Sender(Protocol):
 
 @dataclass(frozen=True)
 class Target:
-    """Where the requests of one call go; ``headers`` hold the key, so they are not shown."""
+    """Where the requests of one call go. What is secret in ``headers`` is revealed to be sent."""
 
     url: str
-    headers: Mapping[str, str] = field(repr=False)
+    headers: Mapping[str, str | Secret]
+
+    def revealed(self) -> dict[str, str]:
+        """Return the headers as they are sent; they must not be kept."""
+        return {
+            name: value.reveal() if isinstance(value, Secret) else value
+            for name, value in self.headers.items()
+        }
 
 
 _TOO_LARGE = TransportFault("the answer is larger than 16 MiB; it was not read")
@@ -83,13 +91,20 @@ def _open_session(used: WeakSet[Any]) -> Any:
 
     class Request(aiohttp.ClientRequest):
         async def send(self, conn: Any) -> aiohttp.ClientResponse:
+            headers: Any = self.headers
             # Bytes that came on an idle connection would be taken for the answer to this
             # request, and be another's vectors.
             if conn.protocol is not None and conn.protocol.should_close:
                 raise aiohttp.ServerDisconnectedError
             if conn.transport is not None:
                 used.add(conn.transport)
-            return await super().send(conn)
+            secrets = [item for item in headers.items() if isinstance(item[1], Secret)]
+            for name, secret in secrets:
+                headers[name] = secret.reveal()
+            try:
+                return await super().send(conn)  # which writes them, and waits for nothing
+            finally:
+                headers.update(secrets)
 
     # The gate bounds what is in flight, so the pool needs no limit of its own; an idle connection
     # is dropped before gateways usually drop it.
@@ -105,11 +120,19 @@ def _open_session(used: WeakSet[Any]) -> Any:
     )
 
 
-def proxy_for(url: str) -> str | None:
-    """Return the proxy that the environment names for ``url`` (HTTPS_PROXY, NO_PROXY, ...)."""
+def proxy_for(url: str) -> Secret | None:
+    """Return the proxy that the environment names for ``url`` (HTTPS_PROXY, NO_PROXY, ...).
+
+    Raises:
+        ConfigurationError: It is no http proxy. The message holds nothing of its address, in which
+            there may be a password.
+    """
     if _is_on_this_machine(url):
         return None  # without TLS a proxy would be shown the key
-    return _proxy_for(url, tuple(map(os.environ.get, _PROXY_VARIABLES)))
+    found = _proxy_for(url, tuple(map(os.environ.get, _PROXY_VARIABLES)))
+    if isinstance(found, str):
+        raise ConfigurationError(found)
+    return found
 
 
 @lru_cache(maxsize=64)
@@ -126,7 +149,8 @@ _PROXY_VARIABLES = [
 
 
 @lru_cache(maxsize=64)
-def _proxy_for(url: str, _variables: tuple[str | None, ...]) -> str | None:
+def _proxy_for(url: str, _variables: tuple[str | None, ...]) -> Secret | str | None:
+    """Return the proxy, or what is wrong with it. An error raised here would show it."""
     # Asked anew when a variable changes: reading them all takes as long as a third of a query.
     parts = urlsplit(url)
     proxies = getproxies()
@@ -136,31 +160,30 @@ def _proxy_for(url: str, _variables: tuple[str | None, ...]) -> str | None:
     proxy = proxy.strip()
     scheme, _, _ = proxy.rpartition("://")
     if scheme not in ("", "http", "https"):
-        raise ConfigurationError(
+        return (
             f"the environment names a {scheme[:20]} proxy, and only http proxies are spoken here:"
             " pass http_client=httpx.Client(proxy=...), or unset it"
         )
     place = proxy.rpartition("://")[2].rpartition("@")[2].partition("/")[0]
     if host_of(place) is None:
-        # Without it: a password may stand in it.
-        raise ConfigurationError(
+        return (
             "the environment names a proxy that does not look like http://proxy.example:3128:"
             " correct it, or unset it"
         )
-    return proxy if scheme else f"http://{proxy}"
+    return Secret(proxy if scheme else f"http://{proxy}")
 
 
 class AiohttpSender:
     """The default: the process's own pool, through ``proxy`` if there is one."""
 
-    def __init__(self, pool: Pool, target: Target, proxy: str | None = None) -> None:
+    def __init__(self, pool: Pool, target: Target, proxy: Secret | None = None) -> None:
         import aiohttp
         from multidict import CIMultiDict
 
         self._aiohttp = aiohttp
         self._session = pool.session()
         self._url = target.url
-        self._headers = CIMultiDict(target.headers)  # or aiohttp makes one at every request
+        self._headers: Any = CIMultiDict(target.headers)  # or aiohttp makes one at every request
         self._timeout = aiohttp.ClientTimeout()
         self._proxy = proxy
 
@@ -173,7 +196,7 @@ class AiohttpSender:
                 self._url,
                 data=body,
                 headers=self._headers,
-                proxy=self._proxy,
+                proxy=None if self._proxy is None else self._proxy.reveal(),
                 allow_redirects=False,
                 timeout=self._timeout,
             )
@@ -288,7 +311,7 @@ class HttpxSender:
                 "POST",
                 self._target.url,
                 content=body,
-                headers=self._target.headers,
+                headers=self._target.revealed(),
                 timeout=timeout,
             )
             response = self._client.send(request, stream=True, follow_redirects=False)
@@ -341,7 +364,7 @@ class AsyncHttpxSender:
                 "POST",
                 self._target.url,
                 content=body,
-                headers=self._target.headers,
+                headers=self._target.revealed(),
                 timeout=timeout,
             )
             response = await self._client.send(request, stream=True, follow_redirects=False)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.settings import (
     check_dimensions,
     resolve_api_key,
@@ -27,7 +28,7 @@ class Endpoint:
     """
 
     base_url: str
-    api_key: str = field(repr=False)
+    api_key: ApiKey
     dimensions: int | None = None
     local_model: str | None = None
 
@@ -72,10 +73,9 @@ def open_endpoint(
                 " pass --local for the embedded model"
             )
     if not local:
-        key = resolve_api_key().reveal()
-        yield Endpoint(resolve_base_url(), key, dimensions)
+        yield Endpoint(resolve_base_url(), resolve_api_key(), dimensions)
         return
     from nexusflow_integrations.local import LocalServer
 
     with LocalServer(model) if model else LocalServer() as server:
-        yield Endpoint(server.base_url, server.api_key, dimensions, server.model)
+        yield Endpoint(server.base_url, ApiKey(server.api_key), dimensions, server.model)

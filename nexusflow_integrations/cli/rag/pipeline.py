@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations.cli.rag.corpus import Document
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
 
@@ -40,10 +41,7 @@ class Chat:
 
     model: str
     base_url: str
-    api_key: str
-
-    def __repr__(self) -> str:
-        return f"Chat(model={self.model!r}, base_url={self.base_url!r})"
+    api_key: ApiKey
 
 
 class Pipeline(Protocol):

@@ -189,8 +189,11 @@ class Session:
         except (ImportError, NexusFlowError):
             raise
         except Exception as error:  # noqa: BLE001 - each framework and its SDK has errors of its own
-            reason = clean(str(error), chat.api_key, 300)
-            raise ChatError(f"the chat model {chat.model} did not answer: {reason}") from None
+            reason = clean(str(error), [chat.api_key], 300)
+        else:
+            return
+        # Not from within the handler: the frames of an SDK hold the key.
+        raise ChatError(f"the chat model {chat.model} did not answer: {reason}")
 
     def usage(self) -> Usage:
         """Return what everything cost so far."""

@@ -75,7 +75,7 @@ class ChromaPipeline:
         with needed("An answer written by a chat model", "openai", install="openai"):
             from openai import OpenAI
 
-        with OpenAI(base_url=chat.base_url, api_key=chat.api_key) as client:
+        with OpenAI(base_url=chat.base_url, api_key=chat.api_key.reveal()) as client:
             stream = client.chat.completions.create(
                 model=chat.model,
                 messages=[

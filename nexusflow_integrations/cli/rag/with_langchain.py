@@ -87,9 +87,8 @@ class LangChainPipeline:
         prompt = ChatPromptTemplate.from_messages(
             [("system", INSTRUCTIONS), ("human", "{passages}\n\nQuestion: {question}")]
         )
-        model = ChatOpenAI(
-            model=chat.model, base_url=chat.base_url, api_key=SecretStr(chat.api_key)
-        )
+        key = SecretStr(chat.api_key.reveal())
+        model = ChatOpenAI(model=chat.model, base_url=chat.base_url, api_key=key)
         chain = prompt | model | StrOutputParser()
         yield from chain.stream({"passages": numbered(passages), "question": question})
 

@@ -98,7 +98,10 @@ class LlamaIndexPipeline:
             from llama_index.llms.openai_like import OpenAILike
 
         model = OpenAILike(
-            model=chat.model, api_base=chat.base_url, api_key=chat.api_key, is_chat_model=True
+            model=chat.model,
+            api_base=chat.base_url,
+            api_key=chat.api_key.reveal(),
+            is_chat_model=True,
         )
         messages = [
             ChatMessage(role="system", content=INSTRUCTIONS),

@@ -29,7 +29,8 @@ from nexusflow_integrations._core.request.batching import Batch, Item
 from nexusflow_integrations._core.request.endpoint import Lane
 from nexusflow_integrations._core.request.exchange import Call, Reply, Send, exchange
 from nexusflow_integrations._core.request.wire import Answer
-from nexusflow_integrations._core.settings import ApiKey, Settings
+from nexusflow_integrations._core.secret import ApiKey
+from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations.errors import NexusFlowError
 from nexusflow_integrations.local.protocol import ApiError, write_answer
