@@ -33,6 +33,7 @@ WORDPIECES = ModelFile(
 )
 
 _USED = "The local model MiniLM"
+_TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 _CLS, _SEP = 101, 102
 # The length that the model was trained for; what follows in a longer text is not read.
 _WINDOW = 256
@@ -119,7 +120,7 @@ def _batches(lengths: list[int]) -> Iterator[list[int]]:
 @lru_cache(maxsize=4)
 def _session(threads: int, pid: int) -> Any:
     del pid
-    onnxruntime = import_module("onnxruntime")
+    onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -130,6 +131,23 @@ def _session(threads: int, pid: int) -> Any:
     return onnxruntime.InferenceSession(
         str(WEIGHTS.verify(_USED)), options, providers=["CPUExecutionProvider"]
     )
+
+
+def _onnxruntime() -> Any:
+    """Import onnxruntime with its telemetry off, unless the user has chosen otherwise.
+
+    Since 1.29 it writes a device id into the user's cache folder and reports to Microsoft from the
+    moment it is imported. It reads this variable then and never again, so it is set for that
+    moment only: what else the process starts keeps its own setting. Where another package has
+    imported onnxruntime before, it is too late.
+    """
+    if _TELEMETRY_OFF in os.environ:
+        return import_module("onnxruntime")
+    os.environ[_TELEMETRY_OFF] = "1"
+    try:
+        return import_module("onnxruntime")
+    finally:
+        os.environ.pop(_TELEMETRY_OFF, None)
 
 
 @lru_cache(maxsize=4)
