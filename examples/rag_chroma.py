@@ -21,6 +21,8 @@ import os
 from contextlib import nullcontext
 from pathlib import Path
 
+os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")  # Chroma before 1.5.3
+
 import chromadb
 import ir_measures
 import matplotlib.pyplot as plt

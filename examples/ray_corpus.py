@@ -26,6 +26,8 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # one host: only 127.0.0.1
+os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")  # Chroma before 1.5.3
 
 import chromadb
 import ray.data

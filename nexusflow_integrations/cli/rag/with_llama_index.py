@@ -44,8 +44,13 @@ class LlamaIndexPipeline:
             configuration={"hnsw": {"space": "cosine"}},
         )
         self._store = ChromaVectorStore(chroma_collection=self._collection)
+        embed_model = NexusFlowEmbedding(**settings)
         self._index = VectorStoreIndex.from_vector_store(
-            self._store, embed_model=NexusFlowEmbedding(**settings)
+            self._store,
+            embed_model=embed_model,
+            # The passages are cut already. LlamaIndex's own first step would be a splitter, which
+            # loads a tokenizer, and downloads it where TIKTOKEN_CACHE_DIR names a folder without.
+            transformations=[embed_model],
         )
 
     def ids(self) -> set[str]:
