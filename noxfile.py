@@ -155,7 +155,8 @@ def small_adapters(session: nox.Session, resolution: str) -> None:
     """Test the small adapters and their page, all in one environment, which also checks types."""
     extras = f".[{','.join(SMALL_ADAPTERS)}]"
     session.install("--resolution", resolution, "-e", extras, *_group("small-adapters"))
-    session.run("pytest", "-q", "tests/small_adapters", *session.posargs)
+    tests = ("tests/small_adapters", "tests/network/test_small_adapters.py")
+    session.run("pytest", "-q", *tests, *session.posargs)
     if resolution == "highest":
         names = (name.replace("-", "_") for name in SMALL_ADAPTERS)
         session.run("mypy", *(f"-pnexusflow_integrations.{name}" for name in names))
@@ -165,7 +166,7 @@ def small_adapters(session: nox.Session, resolution: str) -> None:
 def ray(session: nox.Session) -> None:
     """Run the tests of Ray Data on a Ray of two CPUs, in an environment of their own."""
     session.install(*PINS, "-e", ".[ray,chroma,local]", *_group("ray"))
-    session.run("pytest", "-q", "-m", "ray", "tests/ray", *session.posargs)
+    session.run("pytest", "-q", "-m", "ray", "tests/ray", "tests/network", *session.posargs)
 
 
 @nox.session
