@@ -93,6 +93,9 @@ PLOTS = ("ir_measures", "matplotlib", "sklearn")
 PROGRAMS = {
     "demo": Program(["nexusflow", "demo", "--limit", "10"], "`nexusflow demo`"),
     "serve": Program([sys.executable, "-c", SERVE], "`nexusflow serve`"),
+    "without a key": Program(
+        ["sh", "-c", "nexusflow doctor && echo 'a text' | nexusflow embed"], "`nexusflow serve`"
+    ),
     "commands": Program(
         ["sh", "-c", COMMANDS],
         "`nexusflow demo`",
