@@ -31,6 +31,7 @@ from nexusflow_integrations._core.call.caller import (
     Hooks,
     Progress,
 )
+from nexusflow_integrations._core.call.imports import import_all
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
@@ -174,6 +175,7 @@ class NexusFlow:
         self._async_http_client = async_http_client
         self._spent = Total()
         self._size: Any = None
+        self._has_imports = False
         self._closed = False
 
     # -- embedding -----------------------------------------------------------------------------
@@ -291,10 +293,11 @@ class NexusFlow:
             NexusFlowError: The stream cannot go on; the error's ``finished`` holds what was ready
                 and not yet yielded.
         """
+        _refuse_one_string(texts)
+        self._import()
         from nexusflow_integrations._core.call.job import DRAIN, Stop
         from nexusflow_integrations._core.call.streaming import Cutter
 
-        _refuse_one_string(texts)
         cutter = Cutter(self._settings, self._instruction(role))
         slabs = cutter.cut(texts)
         flying: deque[_Flight] = deque()
@@ -336,10 +339,11 @@ class NexusFlow:
         ordered: bool = True,
     ) -> AsyncGenerator[Embedded, None]:
         """Embed like ``embed_stream``, from an iterable or an async iterable."""
+        _refuse_one_string(texts)
+        self._import()
         from nexusflow_integrations._core.call.job import DRAIN, Stop
         from nexusflow_integrations._core.call.streaming import Cutter
 
-        _refuse_one_string(texts)
         cutter = Cutter(self._settings, self._instruction(role))
         slabs = _acut(cutter, texts)
         loop = asyncio.get_running_loop()
@@ -419,6 +423,7 @@ class NexusFlow:
             InvalidInputError: A text cannot be sent.
             CacheError: The cache file is corrupt, foreign or newer.
         """
+        self._import()
         from nexusflow_integrations._core.call.estimate import estimate
 
         prepared = self._prepare(texts, role)
@@ -512,6 +517,7 @@ class NexusFlow:
     def _give_back(self) -> Future[None] | None:
         if self._budget is None or isinstance(self._budget, Budget):
             return None
+        self._import()
         from nexusflow_integrations._core.call.engine import engine
 
         return engine()[0].submit(cast(Any, self._purse).give_back())
@@ -535,6 +541,7 @@ class NexusFlow:
         for name in ("_key", "_http_client", "_async_http_client", "_on_usage", "_purse"):
             state.pop(name)
         state["_size"] = None
+        state["_has_imports"] = False
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -646,6 +653,14 @@ class NexusFlow:
 
         return LeasedPurse(self._budget)
 
+    def _import(self) -> None:
+        # Not at the top: building a client, and importing an adapter, should cost next to nothing.
+        if not self._has_imports:
+            import_all(
+                self._cache, self._pacer, async_http_client=self._async_http_client is not None
+            )
+            self._has_imports = True
+
     def _prepare(self, input: str | Iterable[str], role: Role) -> list[str]:  # noqa: A002
         instruction = self._instruction(role)
         texts = [check_text(input)] if isinstance(input, str) else check_texts(input)
@@ -664,6 +679,7 @@ class NexusFlow:
         return replace(self._settings, on_refused=on_refused).on_refused == "collect"
 
     def _nothing(self, *, collect: bool) -> EmbeddingArray | EmbeddingList:
+        self._import()
         import numpy as np
 
         from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
@@ -688,7 +704,7 @@ class NexusFlow:
         stop: Stop | None = None,
     ) -> tuple[BackgroundLoop, Coroutine[Any, Any, Gathered]]:
         """Return the work of a call that comes from ``loop``, or from a thread without one."""
-        # Imported here: building a client, and importing an adapter, should cost next to nothing.
+        self._import()
         from nexusflow_integrations._core.call.engine import engine
         from nexusflow_integrations._core.request.exchange import Call, LearntSize
 

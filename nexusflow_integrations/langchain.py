@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from nexusflow_integrations import errors
+from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.call.caller import NO_HOOKS, Hooks
 from nexusflow_integrations._core.forks import Lock
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
@@ -454,11 +455,13 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         if not self.show_progress_bar or not total:
             yield None
             return
-        try:
-            tqdm = importlib.import_module("tqdm.auto").tqdm
-        except ImportError as error:
-            raise ImportError("show_progress_bar=True needs tqdm: pip install tqdm") from error
-        with tqdm(total=total, desc="Embedding", unit="text") as bar:
+        with forks.importing:  # a first bar imports as well
+            try:
+                tqdm = importlib.import_module("tqdm.auto").tqdm
+            except ImportError as error:
+                raise ImportError("show_progress_bar=True needs tqdm: pip install tqdm") from error
+            made = tqdm(total=total, desc="Embedding", unit="text")
+        with made as bar:
             yield bar.update
 
     def _run(
@@ -469,7 +472,8 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     @contextmanager
     def _traced(self, role: Role, texts: list[str]) -> Iterator[Callable[[EmbeddingArray], None]]:
-        from langsmith.run_helpers import trace
+        with forks.importing:
+            from langsmith.run_helpers import trace
 
         inputs: dict[str, Any] = {"role": role, "count": len(texts)}
         if self.trace_texts:
@@ -504,7 +508,8 @@ def _is_traced() -> bool:
     # imported it before, or if the environment says so.
     if "langsmith.run_helpers" not in sys.modules and not any(map(os.environ.get, _TRACING)):
         return False
-    from langsmith.utils import tracing_is_enabled
+    with forks.importing:
+        from langsmith.utils import tracing_is_enabled
 
     return bool(tracing_is_enabled())
 
@@ -579,9 +584,8 @@ _TOO_LONG: dict[type[NexusFlowError], Any] = {
 
 
 def _is_too_long(error: NexusFlowError) -> bool:
-    from nexusflow_integrations._core.request.failures import (
-        TOO_LONG,  # with numpy, which takes a while
-    )
+    with forks.importing:  # with numpy, which takes a while
+        from nexusflow_integrations._core.request.failures import TOO_LONG
 
     if isinstance(error, errors.RefusedTextsError):
         return any(_is_too_long(reason) for reason in error.refused.values())

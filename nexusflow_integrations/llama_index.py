@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
+from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.call.results import (
     EmbeddingArray,
     EmbeddingList,
@@ -510,14 +511,16 @@ class _Batch:
     @contextmanager
     def begun(self, show_progress: bool) -> Iterator[None]:
         # Imported here: importing an adapter should cost next to nothing.
+        self._client._import()
         from nexusflow_integrations._core.call.job import DRAIN, Stop
 
         self.patience = DRAIN
         self._stop = Stop()
         self._until = time.monotonic() + (self._client.settings.deadline or math.inf)
         if show_progress:
-            tqdm = import_module("tqdm.auto").tqdm
-            self._bar = tqdm(total=len(self._rows), desc="Generating embeddings")
+            with forks.importing:  # a first bar imports as well
+                tqdm = import_module("tqdm.auto").tqdm
+                self._bar = tqdm(total=len(self._rows), desc="Generating embeddings")
         try:
             yield
         finally:

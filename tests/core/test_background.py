@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from queue import SimpleQueue
@@ -12,12 +13,15 @@ from typing import Any
 
 import pytest
 
+from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.call.background import (
     BackgroundLoop,
     Errand,
     Outcome,
     background_loop,
 )
+
+from .forked import in_child, needs_fork
 
 
 @pytest.fixture
@@ -275,3 +279,59 @@ def test_closing_gives_up_on_work_that_will_not_end(monkeypatch: pytest.MonkeyPa
     loop.loop.call_soon_threadsafe(loop.loop.stop)
     loop._thread.join(60)
     loop.loop.close()
+
+
+# -- forks -----------------------------------------------------------------------------------------
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_the_loop_pauses_while_another_thread_forks(loop: BackgroundLoop) -> None:
+    turns: list[int] = []
+
+    async def turn() -> None:
+        while True:
+            turns.append(1)
+            await asyncio.sleep(0)
+
+    turning = loop.submit(turn())
+    while not turns:
+        time.sleep(0.001)
+    for _ in range(3):
+        forks._before()
+        seen = len(turns)
+        time.sleep(0.02)
+        assert len(turns) == seen
+        forks._in_parent()
+        while len(turns) == seen:
+            time.sleep(0.001)
+    turning.cancel()
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_work_on_the_loop_may_fork(loop: BackgroundLoop) -> None:
+    async def work() -> str:
+        return in_child(lambda: threading.current_thread().name)
+
+    assert loop.submit(work()).result(60) == repr("nexusflow-integrations")
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_loop_that_is_blocked_holds_a_fork_only_for_a_while(
+    loop: BackgroundLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "PAUSE", 0.1)
+    blocked, leave = threading.Event(), threading.Event()
+
+    async def work() -> None:
+        blocked.set()
+        leave.wait(60)
+
+    working = loop.submit(work())
+    blocked.wait(60)
+    assert in_child(lambda: background_loop() is not loop) == "True"
+    leave.set()
+    working.result(60)
+    assert loop.submit(name()).result(60) == "nexusflow-integrations"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
 from nexusflow_integrations._core import forks
+from nexusflow_integrations.errors import ConfigurationError
 
 from .forked import in_child, needs_fork
 
@@ -85,10 +91,176 @@ def test_objects_are_reset_for_as_long_as_they_live() -> None:
     resets: list[str] = []
     account = Account(resets)
     known = len(forks._resets)
-    forks._reset_child()
+    forks._in_child()
     assert resets == ["reset"]
     del account
     gc.collect()
     assert len(forks._resets) < known
-    forks._reset_child()
+    forks._in_child()
     assert resets == ["reset"]
+
+
+# -- what a fork waits for -------------------------------------------------------------------------
+
+
+class Pausing:
+    """Something that a fork pauses."""
+
+    def __init__(self, events: list[str], name: str, seconds: float = 0.0) -> None:
+        self.events, self.name, self.seconds = events, name, seconds
+        forks.around(self.pause)
+
+    def pause(self, until: float) -> forks.Resume:
+        time.sleep(min(self.seconds, max(0.0, until - time.monotonic())))
+        self.events.append(f"{self.name} pauses")
+        return lambda: self.events.append(f"{self.name} goes on")
+
+
+@needs_fork
+def test_what_pauses_for_a_fork_goes_on_in_the_parent_only() -> None:
+    events: list[str] = []
+    pausing = [Pausing(events, "a"), Pausing(events, "b")]
+    assert in_child(lambda: events) == repr(["a pauses", "b pauses"])
+    assert events == ["a pauses", "b pauses", "b goes on", "a goes on"]
+    pausing.clear()
+    gc.collect()
+    assert in_child(lambda: len(events)) == "4"
+
+
+@needs_fork
+def test_a_fork_that_fails_lets_all_go_on() -> None:
+    events: list[str] = []
+    pausing = Pausing(events, "a")
+    forks._before()  # as os.fork calls them, also if there is no memory for a child
+    assert not is_free(forks.importing)
+    forks._in_parent()
+    assert events == [f"{pausing.name} pauses", f"{pausing.name} goes on"]
+    assert is_free(forks.importing)
+
+
+@needs_fork
+def test_a_fork_waits_for_an_import_of_another_thread() -> None:
+    importing, forked, leave = threading.Event(), threading.Event(), threading.Event()
+    events: list[str] = []
+
+    def imports() -> None:
+        with forks.importing:
+            importing.set()
+            assert not forked.wait(0.3)
+            events.append("imported")
+
+    def waits() -> None:
+        leave.wait(60)
+
+    threads = [threading.Thread(target=imports), threading.Thread(target=waits)]
+    for thread in threads:
+        thread.start()
+    importing.wait(60)
+    assert in_child(lambda: (events, is_free(forks.importing))) == repr((["imported"], True))
+    forked.set()
+    leave.set()
+    for thread in threads:
+        thread.join(60)
+
+
+@needs_fork
+def test_a_fork_that_cuts_an_import_in_two_is_an_error_in_the_child_that_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(forks, "IMPORTS", 0.1)
+    importing, leave = threading.Event(), threading.Event()
+
+    def imports() -> None:
+        with forks.importing:
+            importing.set()
+            leave.wait(60)
+
+    def child() -> object:
+        from nexusflow_integrations import NexusFlow
+
+        with pytest.raises(ConfigurationError, match="forked") as raised:
+            NexusFlow("sk-air-x", base_url="http://127.0.0.1:9/v1").embed("a text")
+        return type(raised.value).__name__
+
+    thread = threading.Thread(target=imports)
+    thread.start()
+    importing.wait(60)
+    try:
+        assert in_child(child) == repr("ConfigurationError")
+    finally:
+        leave.set()
+        thread.join(60)
+    with forks.importing:  # the parent has lost nothing
+        pass
+
+
+def test_a_signal_handler_that_interrupts_an_import_gets_an_error_and_the_import_goes_on() -> None:
+    with forks.importing:
+        with pytest.raises(ConfigurationError, match="signal handler"), forks.importing:
+            raise AssertionError
+        assert not is_free(forks.importing)
+    assert is_free(forks.importing)
+
+
+@needs_fork
+def test_nothing_that_hangs_holds_a_fork_for_longer_than_its_patience(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(forks, "PAUSE", 0.2)
+    events: list[str] = []
+    hanging = [Pausing(events, str(n), 60.0) for n in range(3)]
+    began = time.monotonic()
+    assert in_child(lambda: len(events)) == "3"
+    assert time.monotonic() - began < 30
+    assert len(hanging) == 3
+
+
+@needs_fork
+def test_threads_may_fork_at_the_same_time_and_a_signal_handler_amid_a_fork() -> None:
+    events: list[str] = []
+    pausing = Pausing(events, "a", 0.02)
+    said: list[str] = []
+    former = signal.signal(signal.SIGUSR1, lambda *_: said.append(in_child(lambda: "handler")))
+    forking = [
+        threading.Thread(target=lambda: said.append(in_child(lambda: "thread"))) for _ in range(4)
+    ]
+    try:
+        for thread in forking:
+            thread.start()
+        timer = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGUSR1))
+        timer.start()
+        said.append(in_child(lambda: "main"))
+        for thread in (*forking, timer):
+            thread.join(60)
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    assert sorted(said) == sorted(map(repr, ["handler", "main", *["thread"] * 4]))
+    assert events.count("a pauses") == events.count("a goes on") == 6
+    assert pausing.seconds
+
+
+@needs_fork
+def test_no_other_hook_holds_a_lock_while_our_threads_come_to_rest() -> None:
+    # Else a thread of ours that needs that lock could not come to rest.
+    script = """
+import os, signal, threading
+from nexusflow_integrations._core import forks
+from nexusflow_integrations.errors import ConfigurationError
+import concurrent.futures.thread, logging
+signal.alarm(60)
+free = []
+def pause(until):
+    for lock in (concurrent.futures.thread._global_shutdown_lock, logging._lock):
+        taking = threading.Thread(target=lambda: free.append(lock.acquire(timeout=1)))
+        taking.start()
+        taking.join()
+        if free[-1]:
+            lock._at_fork_reinit()
+forks.around(pause)
+if os.fork() == 0:
+    os._exit(0)
+os.wait()
+print(free)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[True, True]\n", "")

@@ -237,6 +237,6 @@ async def test_a_forked_child_spends_nothing_that_its_parent_drew() -> None:
     purse = LeasedPurse(Bank(1_000_000).teller("a"))
     assert await reserved(purse, 10)
     assert purse._available
-    forks._reset_child()
+    forks._in_child()
     assert not purse.reserve(10)
     assert purse.reserved == 0

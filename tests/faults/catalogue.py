@@ -1532,7 +1532,9 @@ ELSEWHERE: Mapping[str, str] = {
     "F136": "tests/lifecycle/test_inputs.py",
     "F137": "tests/lifecycle/test_inputs.py",
     "F138": "tests/store/test_bit_rot.py",
+    "F139": "tests/lifecycle/test_fork_first_call.py",
+    "F140": "tests/lifecycle/test_signals.py",
 }
 """Faults that are no behaviour of one plain server, by the file that throws them."""
 
-FAULTS = tuple(f"F{n}" for n in range(1, 139))
+FAULTS = tuple(f"F{n}" for n in range(1, 141))

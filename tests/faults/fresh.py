@@ -22,6 +22,8 @@ KEY = "sk-air-fresh-0123456789abcdef"
 
 _CHILD = """
 import asyncio, base64, json, sys, time, traceback
+from tests.import_watch import watch
+imported = watch()
 import numpy as np
 from nexusflow_integrations import NexusFlow
 from nexusflow_integrations._core.request import retry
@@ -45,6 +47,7 @@ for job in jobs:
             "report": "".join(traceback.format_exception(error)),
         }
     print(json.dumps({**outcome, "seconds": time.monotonic() - started}), flush=True)
+assert not imported, imported
 """
 
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")

@@ -10,7 +10,7 @@ import pytest
 
 from nexusflow_integrations.errors import APITimeoutError
 
-from .scene import assert_quiet, assert_right, client_of, hold, lane_of, texts, until
+from .scene import KEY, assert_quiet, assert_right, client_of, hold, lane_of, run, texts, until
 
 DRIPS = ["drips_body", "drips_head", "endless_interim", "silence", "error_drip"]
 
@@ -110,3 +110,36 @@ def test_f127_a_jump_of_the_wall_clock_neither_hangs_nor_hurries_a_call(
     monkeypatch.setattr(time, "time", real)
     assert all(gap >= 0.15 for gap in server.gaps())
     assert lane_of(client).gate.in_flight == 0
+
+
+SLOW_IMPORTS = """
+    import asyncio, sys, time
+    import numpy as np
+    from faults.server import expected_vector
+    from nexusflow_integrations import NexusFlow
+
+    class Slow:
+        imported = False
+        def find_spec(self, name, path=None, target=None):
+            if name == "aiohttp":
+                Slow.imported = True
+                time.sleep(1.0)
+
+    sys.meta_path.insert(0, Slow())
+    client = NexusFlow(sys.argv[2], base_url=sys.argv[1], dimensions=64, deadline=0.9)
+    how = sys.argv[3]
+    if how == "sync":
+        row = client.embed("a text")
+    elif how == "async":
+        row = asyncio.run(client.aembed("a text"))
+    else:
+        (row,) = [each.vector for each in client.embed_stream(["a text"])]
+    print(Slow.imported, np.array_equal(row, expected_vector("a text", 64)))
+"""
+
+
+@pytest.mark.parametrize("how", ["sync", "async", "stream"])
+def test_f127_the_imports_of_a_first_call_are_over_before_its_deadline_runs(
+    server: Any, how: str
+) -> None:
+    assert run(SLOW_IMPORTS, server.base_url, KEY, how) == (0, "True True\n", "")

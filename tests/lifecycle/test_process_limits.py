@@ -51,9 +51,9 @@ EXHAUSTED = """
     from nexusflow_integrations._core.request import retry
     retry.BASE_FAULT = 0.01
     client = NexusFlow(sys.argv[2], base_url=sys.argv[1], dimensions=64, max_retries=2)
-    import aiohttp, httpx  # what cannot be imported is nothing that we could put into words
-    from nexusflow_integrations._core.call.engine import engine
+    import aiohttp, numpy  # these do not bear being imported again after half of it
     if sys.argv[3] == "loop":
+        from nexusflow_integrations._core.call.engine import engine
         engine()
     if sys.argv[3] == "warm":
         client.embed("warm")

@@ -1,4 +1,4 @@
-"""A signal handler may ask a client what it spent, and embed, whatever the signal interrupts."""
+"""F140: a signal handler may ask a client what it spent, and embed, whatever it interrupts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SCRIPT = """
 
 
 @pytest.mark.parametrize("handler", ["reads", "embeds"])
-def test_a_handler_reads_the_usage_of_a_client_whose_call_it_interrupts(
+def test_f140_a_handler_reads_the_usage_of_a_client_whose_call_it_interrupts(
     server: Any, handler: str
 ) -> None:
     assert run(SCRIPT, server.base_url, KEY, handler, seconds=100) == (0, "True True\n", "")

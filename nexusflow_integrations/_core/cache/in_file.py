@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -112,14 +113,16 @@ class VectorStore:
         self._damage = DamageLog(self.path)
         self._lock = forks.Lock()
         self._closed_state()
+        forks.around(self._pause)
         forks.in_child(self._forget)
 
     def _closed_state(self) -> None:
         self._file = CacheFile(self.path, self.clock)
         self._db: sqlite3.Connection | None = None
+        self._is_in_sqlite = False
         self._is_damaged = False
         self.boot = 0
-        self._owner = 0
+        self._owner = int.from_bytes(os.urandom(8), "big") >> 1
         self._known: set[bytes] = set()
         self._notes = _Notes()
 
@@ -373,9 +376,24 @@ class VectorStore:
             with suppress(sqlite3.Error):
                 db.close()
 
+    def _pause(self, until: float) -> Callable[[], None] | None:
+        """Close the file while the process forks.
+
+        SQLite keeps in memory which locks this process holds on a file, for all connections to it.
+        A child that inherited that would wait for its parent's locks for ever, or hold none of
+        its own (https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork).
+        """
+        if not self._lock.acquire(timeout=max(0.0, until - time.monotonic())):
+            return None
+        if not self._lock.is_nested:
+            db, self._db = self._db, None
+            self._is_in_sqlite = db is not None and not _closed(db, until)
+        return self._lock.release
+
     def _forget(self) -> None:
-        """Leave the parent's connection alone, in the child of a fork."""
-        if self._db is not None:
+        """Begin anew in the child of a fork; leave the file alone if it could not be closed."""
+        if self._is_in_sqlite:
+            _torn.add(os.path.realpath(self.path))
             _inherited.append(self._db)
         self._closed_state()
 
@@ -435,10 +453,15 @@ class VectorStore:
 
     def _connection(self) -> sqlite3.Connection:
         if self._db is None:
+            if _torn and os.path.realpath(self.path) in _torn:
+                raise StoreUnavailable(
+                    f"the cache {self.path} cannot be used in this process, which was forked while"
+                    " its parent waited for the file"
+                )
+            self._is_in_sqlite = True
             with self._explained():
                 self._db = self._file.connect()
             self.boot = boot_number()
-            self._owner = int.from_bytes(os.urandom(8), "big") >> 1
         return self._db
 
 
@@ -472,4 +495,19 @@ def _last_rowid(db: sqlite3.Connection) -> int:
     return last or 0
 
 
-_inherited: list[sqlite3.Connection] = []
+def _closed(db: sqlite3.Connection, until: float) -> bool:
+    """Close ``db``, in a thread, since it may have to write; tell whether that was in time."""
+
+    def close() -> None:
+        with suppress(sqlite3.Error):
+            db.close()
+
+    closing = threading.Thread(target=close, name="nexusflow-close", daemon=True)
+    closing.start()
+    closing.join(max(0.1, until - time.monotonic()))
+    return not closing.is_alive()
+
+
+_inherited: list[sqlite3.Connection | None] = []
+_torn: set[str] = set()
+"""Files that this process cannot use: it was forked while its parent was in the middle of them."""

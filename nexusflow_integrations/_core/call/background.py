@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -26,6 +27,9 @@ from nexusflow_integrations._core import forks
 from nexusflow_integrations.errors import APIConnectionError
 
 T = TypeVar("T")
+
+LONGEST_PAUSE = 5.0
+"""Seconds after which the loop goes on although a fork has not told that it is over."""
 
 
 class BackgroundLoop:
@@ -43,6 +47,27 @@ class BackgroundLoop:
             target=self._run, name="nexusflow-integrations", daemon=True
         )
         self._thread.start()
+        forks.around(self._pause)
+
+    def _pause(self, until: float) -> Callable[[], None] | None:
+        """Have the loop's thread do nothing while the process forks.
+
+        It may be in the middle of anything: a log record, a TLS library with locks of its own.
+        """
+        if threading.get_ident() == self._thread.ident:
+            return None
+        paused, resumed = threading.Event(), threading.Event()
+
+        def pause() -> None:
+            paused.set()
+            resumed.wait(LONGEST_PAUSE)
+
+        try:
+            self.loop.call_soon_threadsafe(pause)
+        except RuntimeError:  # it has ended
+            return None
+        paused.wait(until - time.monotonic())
+        return resumed.set
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -156,7 +181,11 @@ def background_loop() -> BackgroundLoop:
     if _current is None:
         with _lock:
             if _current is None:
-                _current = BackgroundLoop()
+                made = BackgroundLoop()
+                if _current is None:
+                    _current = made
+                else:  # a call in a signal handler came between
+                    made.close()
     return _current
 
 

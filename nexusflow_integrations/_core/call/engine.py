@@ -188,12 +188,13 @@ class Engine:
     async def _job(self, call: Call, gathered: Gathered, caller: Caller | None) -> Job:
         settings = call.settings
         lane = call.lane = self._lane(settings, call.key)
+        # The first sender reads certificates: before the deadline runs.
+        send = partial(admit_and_send, call, self._sender(call))
         if settings.deadline:
             call.until = lane.clock() + settings.deadline
         call.ledger.texts += len(call.texts)
         if call.pacer is not None:
             self._pace_with(lane, call.pacer)
-        send = partial(admit_and_send, call, self._sender(call))
         source: Callable[[Texts], Source] = partial(DirectSource, plan=_plan(settings))
         if call.cache is not None:
             cache = self._cache(call.cache)

@@ -84,7 +84,7 @@ class RedisServer:
             raise without_frames(error) from None  # the redis package's hold the password
 
     def _ask(self, work: Callable[[Any], T], patience: float) -> T:
-        exceptions = _redis(self.address).exceptions
+        exceptions = redis_package(self.address).exceptions
         with self._lock:
             began, pause = time.monotonic(), _FIRST_PAUSE
             while True:
@@ -171,10 +171,14 @@ class RedisServer:
         )
 
 
-def _redis(address: RedisAddress) -> Any:
-    """Import the package, which takes its time, when a server is first asked."""
+def redis_package(address: RedisAddress) -> Any:
+    """Import all of the ``redis`` package that is used, which takes tenths of a second."""
     try:
+        import secrets  # noqa: F401 - it imports this one only when it makes a client
+
         import redis
+        import redis.backoff
+        import redis.retry
     except ModuleNotFoundError as error:
         if error.name != "redis":
             raise

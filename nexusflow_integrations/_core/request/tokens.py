@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
+from nexusflow_integrations._core import forks
+
 RULE_ERROR = 0.15
 """Largest error of the rule's total over a set of texts, as measured (see above)."""
 
@@ -44,10 +46,12 @@ def token_bound(encoded_bytes: int) -> int:
 def exact_counter() -> Callable[[str], int] | None:
     """Return the Qwen3 tokenizer's count, if an installed package carries it; else ``None``."""
     try:
-        import quicktok
+        with forks.importing:
+            import quicktok
+
+            encoding = quicktok.get_encoding("qwen3")
     except ImportError:
         return None
-    encoding = quicktok.get_encoding("qwen3")
 
     def count(text: str) -> int:
         return len(encoding.encode(text))

@@ -1,10 +1,10 @@
 """Bytes out, bytes in: the three ways to send a request, and what can go wrong on the way.
 
 By default aiohttp sends, on the loop of ``background``: its parser is C, and its pool costs the
-same with one connection as with a hundred. TLS trust comes from httpx (``SSL_CERT_FILE`` honoured),
-proxies from the usual environment variables. A user's own httpx client (or httpx2, whose classes
-have the same shape) is used as it is and never closed: a sync one in worker threads, an async one
-on the event loop of the call it was given for.
+same with one connection as with a hundred. It trusts the certificates that httpx trusts
+(``SSL_CERT_FILE`` honoured) and takes proxies from the usual environment variables. A user's own
+httpx client (or httpx2, whose classes have the same shape) is used as it is and never closed: a
+sync one in worker threads, an async one on the event loop of the call it was given for.
 
 Every sender keeps ``timeout`` hard: it covers pool, connection, headers and the whole body, however
 slowly they drip. Bodies are read up to ``MAX_RESPONSE_BYTES``. Redirects are not followed.
@@ -25,6 +25,10 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 from weakref import WeakSet
+
+import aiohttp
+import certifi
+from multidict import CIMultiDict
 
 from nexusflow_integrations._core.hosts import host_of, is_loopback
 from nexusflow_integrations._core.request.wire import MAX_RESPONSE_BYTES, Answer, TransportFault
@@ -86,9 +90,6 @@ class Pool:
 
 
 def _open_session(used: WeakSet[Any]) -> Any:
-    import aiohttp
-    import httpx
-
     class Request(aiohttp.ClientRequest):
         async def send(self, conn: Any) -> aiohttp.ClientResponse:
             headers: Any = self.headers
@@ -108,7 +109,7 @@ def _open_session(used: WeakSet[Any]) -> Any:
 
     # The gate bounds what is in flight, so the pool needs no limit of its own; an idle connection
     # is dropped before gateways usually drop it.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15, ssl=httpx.create_ssl_context())
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15, ssl=_trust())
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -118,6 +119,15 @@ def _open_session(used: WeakSet[Any]) -> Any:
         # ~/.netrc; we read the proxy variables once a call.
         trust_env=False,
     )
+
+
+def _trust() -> ssl.SSLContext:
+    """Return what httpx trusts too, whose import takes longer than all of this."""
+    if file := os.environ.get("SSL_CERT_FILE"):
+        return ssl.create_default_context(cafile=file)
+    if folder := os.environ.get("SSL_CERT_DIR"):
+        return ssl.create_default_context(capath=folder)
+    return ssl.create_default_context(cafile=certifi.where())
 
 
 def proxy_for(url: str) -> Secret | None:
@@ -177,10 +187,6 @@ class AiohttpSender:
     """The default: the process's own pool, through ``proxy`` if there is one."""
 
     def __init__(self, pool: Pool, target: Target, proxy: Secret | None = None) -> None:
-        import aiohttp
-        from multidict import CIMultiDict
-
-        self._aiohttp = aiohttp
         self._session = pool.session()
         self._url = target.url
         self._headers: Any = CIMultiDict(target.headers)  # or aiohttp makes one at every request
@@ -188,7 +194,6 @@ class AiohttpSender:
         self._proxy = proxy
 
     async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
-        aiohttp = self._aiohttp
         if self._timeout.total != timeout:
             self._timeout = aiohttp.ClientTimeout(total=timeout, ceil_threshold=1e9)
         try:
@@ -212,7 +217,7 @@ class AiohttpSender:
         except asyncio.TimeoutError:
             return _timed_out(timeout)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return _aiohttp_fault(error, aiohttp)
+            return _aiohttp_fault(error)
 
 
 async def _read(response: Any) -> bytes | None:
@@ -235,7 +240,7 @@ def _timed_out(timeout: float) -> TransportFault:
     return TransportFault(f"no complete answer within {timeout:.3g} s", timed_out=True)
 
 
-def _aiohttp_fault(error: Exception, aiohttp: Any) -> TransportFault:
+def _aiohttp_fault(error: Exception) -> TransportFault:
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return TransportFault(
             f"the proxy answered the connection attempt with status {error.status}",
