@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.call.estimate import Estimate
     from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
     from nexusflow_integrations._core.call.streaming import Embedded
+    from nexusflow_integrations._core.left_out import LeftOut
     from nexusflow_integrations._core.pace.shared import SharedLimits
     from nexusflow_integrations._core.shared_budget import Grant, SharedBudget
     from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
@@ -34,6 +35,7 @@ __all__ = [
     "EmbeddingList",
     "Estimate",
     "Grant",
+    "LeftOut",
     "NexusFlow",
     "NexusFlowEmbedding",
     "NexusFlowEmbeddingFunction",
@@ -52,6 +54,7 @@ _LAZY = {
     "EmbeddingList": "nexusflow_integrations._core.call.results",
     "Estimate": "nexusflow_integrations._core.call.estimate",
     "Grant": "nexusflow_integrations._core.shared_budget",
+    "LeftOut": "nexusflow_integrations._core.left_out",
     "SharedBudget": "nexusflow_integrations._core.shared_budget",
     "SharedLimits": "nexusflow_integrations._core.pace.shared",
     "NexusFlowEmbeddings": "nexusflow_integrations.langchain",

@@ -642,6 +642,19 @@ class NexusFlow:
         self._purse = former._purse
         self._spent = former._spent
 
+    def _counted(self, count: Callable[[Usage], object]) -> NexusFlow:
+        """Return this client, telling ``count`` of the usage of each call as well."""
+        given, twin = self._on_usage, object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+
+        def both(usage: Usage) -> None:
+            count(usage)
+            if given is not None:
+                given(usage)
+
+        twin._on_usage = both
+        return twin
+
     # -- inside --------------------------------------------------------------------------------
 
     def _new_purse(self) -> Purse | None:

@@ -15,7 +15,8 @@
     ├── InvalidResponseError        an answer not to be trusted: count, order, numbers
     ├── RefusedTextsError           some texts were refused; the others are finished
     ├── BudgetExceededError         the next request could pass the budget
-    └── CacheError                  the cache is corrupt, foreign or newer
+    ├── CacheError                  the cache is corrupt, foreign or newer
+    └── CollectionError             a vector store cannot be read or written (also RuntimeError)
 
 Each carries ``finished``: the vectors that were ready when it was raised, by index of the
 caller's list, so that nothing that was paid for is lost. All of them can be pickled. None of
@@ -40,6 +41,7 @@ __all__ = [
     "BadRequestError",
     "BudgetExceededError",
     "CacheError",
+    "CollectionError",
     "ConfigurationError",
     "InternalServerError",
     "InvalidInputError",
@@ -181,6 +183,14 @@ class CacheError(NexusFlowError):
     """The cache is corrupt, not ours, or written by a newer version; it was left alone.
 
     Or it is on a server that is none of Redis, or that does not take the password.
+    """
+
+
+class CollectionError(NexusFlowError, RuntimeError):
+    """A vector store could not be read or written, or another process is writing to it.
+
+    ``finished`` holds the vectors that were embedded and not written, by the place of their
+    document in the source; the cause is the store's own error.
     """
 
 

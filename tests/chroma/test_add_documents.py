@@ -202,14 +202,14 @@ def test_what_came_before_an_error_of_the_callers_iterator_is_kept(collection: A
     assert collection.count() == 400
 
 
-def test_an_id_that_an_iterator_brings_twice_is_not_paid_for_twice(
+def test_an_id_that_an_iterator_brings_twice_is_an_error_with_both_places(
     collection: Any, server: LocalServer
 ) -> None:
     batch = numbered(25)
     twice = [*batch["ids"], *batch["ids"]]
-    added = add_documents(collection, ids=iter(twice), documents=iter(twice), slice_size=25)
-    assert added == Added(added=25, present=25)
-    assert server.stats.texts == 25
+    with pytest.raises(errors.InvalidInputError, match="'id0' is there twice: at 0 and at 25"):
+        add_documents(collection, ids=iter(twice), documents=iter(twice), slice_size=25)
+    assert server.stats.texts == collection.count() == 25
 
 
 # -- trouble -------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_when_the_key_expires_what_was_embedded_is_kept_and_named(client: Any) -
     assert sorted(caught.value.finished) == list(range(1, 21))
 
 
-def test_when_a_write_fails_its_error_comes_through(
+def test_when_a_write_fails_no_vector_is_lost(
     collection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writes = 0
@@ -278,9 +278,11 @@ def test_when_a_write_fails_its_error_comes_through(
         add(**fields)
 
     monkeypatch.setattr(collection, "add", failing)
-    with pytest.raises(RuntimeError, match="disk is full"):
+    with pytest.raises(errors.CollectionError, match="disk is full") as caught:
         add_documents(collection, **numbered(1000), slice_size=100)
-    assert collection.count() == 100
+    kept = {int(name.removeprefix("id")) for name in collection.get(include=[])["ids"]}
+    assert len(kept) >= 100
+    assert not kept & set(caught.value.finished)
 
 
 def test_ctrl_c_keeps_what_is_ready(collection: Any, server: LocalServer) -> None:

@@ -18,10 +18,12 @@ import trustme
 from chromadb.api.shared_system_client import SharedSystemClient
 from faults import behaviours as b
 from faults.server import Behaviour, FaultServer, marked
+from filelock import FileLock
 
 from nexusflow_integrations import Budget, NexusFlow, errors
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
-from nexusflow_integrations.chroma_collections import open_collection
+from nexusflow_integrations.chroma_collections import open_collection, sync_documents
+from nexusflow_integrations.chroma_collections.writer import LOCK_FILE
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
 from nexusflow_integrations.llama_index import NexusFlowEmbedding
 from nexusflow_integrations.local import LocalServer
@@ -80,6 +82,14 @@ def _over_budget() -> None:
 def _foreign_cache() -> None:
     Path("notes.txt").write_text("These are notes, and no cache. " * 100)
     NexusFlow("key", base_url=NOWHERE, cache="notes.txt").embed("a text")
+
+
+def _collection_being_written() -> None:
+    client = chromadb.PersistentClient("chroma")
+    function = NexusFlowEmbeddingFunction("key", api_base=NOWHERE)
+    collection = open_collection(client, "texts", function)
+    with FileLock(Path("chroma", LOCK_FILE)):
+        sync_documents(collection, ids=["1"], documents=["a text"])
 
 
 def _collection_of_another_size() -> None:
@@ -202,6 +212,7 @@ PRODUCED: Mapping[str, Mapping[str, Case]] = {
     },
     "BudgetExceededError": {"the budget": Case(_over_budget)},
     "CacheError": {"/home/me/notes.txt": Case(_foreign_cache)},
+    "CollectionError": {"another process is writing": Case(_collection_being_written)},
     "ImportError": {
         "nexusflow_integrations.langchain": Case(
             _without("langchain_core", "nexusflow_integrations.langchain")

@@ -1,0 +1,134 @@
+"""Calls of Chroma that end: bounded in time, and tried again where that may help."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import httpx
+from chromadb.errors import ChromaError
+
+from nexusflow_integrations.errors import CollectionError, ConfigurationError
+
+if TYPE_CHECKING:
+    from chromadb.api.models.AsyncCollection import AsyncCollection
+    from chromadb.api.models.Collection import Collection
+
+T = TypeVar("T")
+
+ATTEMPTS = 3
+PAUSE = 0.25
+"""Seconds before the second attempt; twice as many before the third."""
+_BUSY = ("locked", "busy", "timed out", "timeout", "temporarily", "unavailable")
+_TOO_LARGE = ("413", "too large", "length limit exceeded", "payload")
+
+
+class TooLargeError(Exception):
+    """The server takes no request of this size."""
+
+
+class Calls:
+    """Calls of one collection, each within ``timeout`` seconds, all its attempts included.
+
+    Chroma itself sets no timeout: a locked database or a silent server would be waited for without
+    end. So each call runs in a thread of its own, which is left behind when its time is over.
+    """
+
+    def __init__(self, collection: Collection, timeout: float) -> None:
+        self.collection = collection
+        self._timeout = timeout
+
+    def __call__(self, what: str, method: Callable[..., T], /, **fields: Any) -> T:
+        """Return ``method(**fields)``.
+
+        Raises:
+            TooLargeError: The server takes no request of this size.
+            CollectionError: It failed, also when it was tried again, or took too long.
+        """
+        until = time.monotonic() + self._timeout
+        for attempt in range(1, ATTEMPTS + 1):
+            limit = min(self._timeout / ATTEMPTS, max(0.0, until - time.monotonic()))
+            try:
+                return _in_thread(method, fields, limit)
+            except Exception as error:  # noqa: BLE001 - Chroma's clients raise what they like
+                pause = _pause(what, error, attempt)
+            time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+
+class AsyncCalls:
+    """The same for an ``AsyncCollection``."""
+
+    def __init__(self, collection: AsyncCollection, timeout: float) -> None:
+        self.collection = collection
+        self._timeout = timeout
+
+    async def __call__(self, what: str, method: Callable[..., Awaitable[T]], /, **fields: Any) -> T:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await asyncio.wait_for(cast(Any, method(**fields)), self._timeout / ATTEMPTS)
+            except Exception as error:  # noqa: BLE001
+                pause = _pause(what, error, attempt)
+            await asyncio.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+
+def check_timeout(timeout: float) -> float:
+    """Return ``timeout`` if it is a number of seconds above 0."""
+    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not timeout > 0:
+        raise ConfigurationError(f"store_timeout must be seconds above 0, not {timeout!r}")
+    return timeout
+
+
+def _in_thread(method: Callable[..., T], fields: dict[str, Any], limit: float) -> T:
+    outcome: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put((method(**fields), None))
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            outcome.put((None, error))
+
+    threading.Thread(target=run, name="nexusflow-chroma", daemon=True).start()
+    try:
+        result, error = outcome.get(timeout=limit)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {limit:.3g} s") from None
+    if error is not None:
+        raise error
+    return cast(T, result)
+
+
+def _pause(what: str, error: Exception, attempt: int) -> float:
+    """Return the seconds before the next attempt; raise where there is none."""
+    said = str(error).lower()
+    if _status(error) == 413 or any(words in said for words in _TOO_LARGE):
+        raise TooLargeError from error
+    if attempt == ATTEMPTS or not _passing(error, said):
+        again = f" {ATTEMPTS} times" if attempt == ATTEMPTS else ""
+        raise CollectionError(
+            f"{what} failed{again}: {type(error).__name__}: {str(error)[:500]}"
+        ) from error
+    return PAUSE * attempt
+
+
+def _passing(error: Exception, said: str) -> bool:
+    """Tell whether another attempt may succeed."""
+    if isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError)):
+        return True
+    if isinstance(error, asyncio.TimeoutError):  # another class than TimeoutError before 3.11
+        return True
+    status = _status(error)
+    if status in (429, 500, 502, 503, 504):
+        return True
+    return any(word in said for word in _BUSY)
+
+
+def _status(error: Exception) -> int | None:
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code
+    return error.code() if isinstance(error, ChromaError) else None

@@ -1,0 +1,128 @@
+"""Texts to vectors through the embedding function of a collection, whatever class it is of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from chromadb.api.models.AsyncCollection import AsyncCollection
+from chromadb.api.models.Collection import Collection
+
+from nexusflow_integrations._core.call.streaming import Embedded
+from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+from nexusflow_integrations.chroma_collections.opening import fitting
+from nexusflow_integrations.errors import ConfigurationError, NexusFlowError, RefusedTextsError
+
+if TYPE_CHECKING:
+    from nexusflow_integrations.client import NexusFlow
+
+_AT_ONCE = 250
+"""Texts a call of a subclass, which may do something of its own with them."""
+
+
+def check_kind(collection: object, kind: type, caller: str, twin: str) -> None:
+    """Refuse a collection that belongs to the other twin, before anything is read."""
+    if isinstance(collection, kind):
+        return
+    if isinstance(collection, (Collection, AsyncCollection)):
+        raise ConfigurationError(
+            f"{caller} takes a {kind.__name__}, and this is {type(collection).__name__}: use {twin}"
+        )
+    raise ConfigurationError(
+        f"{caller} takes a {kind.__name__} of Chroma, not {type(collection).__name__}"
+    )
+
+
+class Embedder:
+    """The function that the collection was opened with, or that it stores; counts what it costs.
+
+    Raises:
+        ConfigurationError: It is not NexusFlow's, or another one than the collection was made with.
+    """
+
+    def __init__(self, collection: Collection | AsyncCollection) -> None:
+        self.function = _function_of(collection)
+        self.client: NexusFlow = self.function.client
+        self._plain = type(self.function) is NexusFlowEmbeddingFunction
+        self._parts: list[Usage] = []
+        self._before = self.client.usage
+
+    @property
+    def usage(self) -> Usage:
+        """What this run has cost so far."""
+        if self._plain:
+            return sum(self._parts, Usage(price=self.client.usage.price))
+        return _difference(self.client.usage, self._before)
+
+    def stream(self, texts: Iterable[str]) -> Generator[Embedded, None, None]:
+        """Yield the result of every text, in order, as ``NexusFlow.embed_stream`` does."""
+        if self._plain:
+            yield from self.client._counted(self._parts.append).embed_stream(texts)
+            return
+        rest, start = iter(texts), 0
+        while chunk := list(islice(rest, _AT_ONCE)):
+            yield from _results(self.function, chunk, start)
+            start += len(chunk)
+
+    async def astream(self, texts: AsyncIterable[str]) -> AsyncGenerator[Embedded, None]:
+        """The same without blocking the event loop."""
+        if self._plain:
+            stream = self.client._counted(self._parts.append).aembed_stream(texts)
+            try:
+                async for embedded in stream:
+                    yield embedded
+            finally:
+                await stream.aclose()
+            return
+        start = 0
+        chunk: list[str] = []
+        async for text in texts:
+            chunk.append(text)
+            if len(chunk) == _AT_ONCE:
+                for embedded in await asyncio.to_thread(_results, self.function, chunk, start):
+                    yield embedded
+                start, chunk = start + len(chunk), []
+        if chunk:
+            for embedded in await asyncio.to_thread(_results, self.function, chunk, start):
+                yield embedded
+
+
+def _results(function: NexusFlowEmbeddingFunction, texts: list[str], start: int) -> list[Embedded]:
+    refused: Any = {}
+    try:
+        rows: Any = dict(enumerate(function(texts)))
+    except RefusedTextsError as error:
+        rows, refused = error.finished, error.refused
+    except NexusFlowError as error:
+        error.finished = {start + place: row for place, row in error.finished.items()}
+        raise
+    return [
+        Embedded(
+            start + place,
+            None if place in refused else np.asarray(rows[place], np.float32),
+            refused.get(place),
+        )
+        for place in range(len(texts))
+    ]
+
+
+def _difference(after: Usage, before: Usage) -> Usage:
+    counts = {
+        name: getattr(after, name) - getattr(before, name)
+        for name in vars(after)
+        if name != "price"
+    }
+    return Usage(**counts, price=after.price)
+
+
+def _function_of(collection: Collection | AsyncCollection) -> NexusFlowEmbeddingFunction:
+    own = collection._embedding_function
+    if not isinstance(own, NexusFlowEmbeddingFunction):
+        return fitting(collection, None)
+    if (collection.configuration_json.get("embedding_function") or {}).get("name"):
+        fitting(collection, own)
+    return own

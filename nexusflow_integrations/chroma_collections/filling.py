@@ -1,0 +1,278 @@
+"""From the source into the collection: read, look up, embed, write; for both kinds of client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import aclosing, closing, suppress
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, TooLargeError
+from nexusflow_integrations.chroma_collections.embedding import Embedder
+from nexusflow_integrations.chroma_collections.records import Record
+from nexusflow_integrations.chroma_collections.run import Run, Stored, Write, stored_by_id
+from nexusflow_integrations.errors import NexusFlowError
+
+if TYPE_CHECKING:
+    from chromadb.api.types import Where
+
+    from nexusflow_integrations._core.call.estimate import Estimate
+
+_LOOKED_UP: Any = ["documents", "metadatas"]
+PAGE = 1_000
+"""Ids a read, when all ids of a collection are compared with the source's."""
+
+
+class Filling:
+    """Fills a ``Collection``.
+
+    Args:
+        run: What has been read and not written.
+        calls: To the collection.
+        where: The part of the collection that the source owns; ``None``: all of it.
+    """
+
+    def __init__(self, run: Run, calls: Calls, where: Where | None = None) -> None:
+        self._run = run
+        self._calls = calls
+        self._where = where
+        self._problem: Exception | None = None
+
+    def fill(self, records: Iterable[Record], embedder: Embedder) -> None:
+        """Embed and write all of ``records``; what was paid for is written whatever fails."""
+        texts = self.missing(records)
+        try:
+            with closing(embedder.stream(texts)) as stream:
+                for embedded in stream:
+                    self._write(self._run.landed(embedded))
+            self._write(self._run.rest())
+            self.check()
+        except NexusFlowError as error:
+            self._run.rescue(error)
+            self._keep()
+            error.finished = {**error.finished, **self._run.unwritten()}
+            raise
+        except BaseException:
+            self._keep()
+            raise
+
+    def estimate(self, records: Iterable[Record], embedder: Embedder) -> Usage:
+        """Go through ``records`` without sending or writing; return what it would cost."""
+        client = embedder.client
+        usage = Usage(price=client.usage.price)
+        texts = self.missing(records)
+        while chunk := list(islice(texts, PAGE)):
+            usage += _expected(client.estimate(chunk))
+            self._run.pretend()
+        self._run.pretend()
+        self.check()
+        return usage
+
+    def missing(self, records: Iterable[Record]) -> Iterator[str]:
+        """Yield the documents of ``records`` that have to be embedded.
+
+        It ends early at an error, which ``check`` raises: what is in flight by then is written
+        first.
+        """
+        rest = iter(records)
+        while self._problem is None:
+            chunk: list[Record] = []
+            try:
+                chunk.extend(islice(rest, self._run.size))
+            except Exception as error:  # noqa: BLE001 - also of the caller's own iterables
+                self._problem, chunk = error, []
+            if not chunk:
+                return
+            try:
+                stored, owned = self._look_up(self._run.take(chunk))
+            except Exception as error:  # noqa: BLE001 - also of the caller's own callback
+                self._problem = error
+                return
+            yield from self._run.compare(stored, owned)
+
+    def _look_up(self, ids: list[str]) -> tuple[Stored, set[str] | None]:
+        if not ids:
+            return {}, None
+        get = self._calls.collection.get
+        stored = stored_by_id(self._calls("reading", get, ids=ids, include=_LOOKED_UP))
+        if self._where is None or not stored:
+            return stored, None
+        mine = self._calls("reading", get, ids=[*stored], where=self._where, include=[])
+        return stored, set(mine["ids"])
+
+    def check(self) -> None:
+        """Raise what ended ``missing`` early."""
+        if self._problem is not None:
+            raise self._problem
+
+    def gone(self) -> None:
+        """Note which ids the source no longer has."""
+        offset = 0
+        while found := self._calls(
+            "reading",
+            self._calls.collection.get,
+            where=self._where,
+            limit=PAGE,
+            offset=offset,
+            include=[],
+        )["ids"]:
+            self._run.seen.note_gone(found)
+            offset += len(found)
+
+    def remove(self) -> None:
+        """Remove what ``gone`` has noted."""
+        for ids in self._run.seen.gone(self._run.size):
+            self._calls("removing documents", self._calls.collection.delete, ids=ids)
+            self._run.removed += len(ids)
+
+    def _keep(self) -> None:
+        with suppress(NexusFlowError):  # an error is under way already, and takes the vectors along
+            self._write(self._run.rest())
+
+    def _write(self, writes: Iterator[Write]) -> None:
+        for write in writes:
+            method, fields = write.fields()
+            try:
+                self._calls(
+                    f"writing {len(write.ready)} documents",
+                    getattr(self._calls.collection, method),
+                    **fields,
+                )
+            except TooLargeError:
+                self._write(iter(write.halves()))
+            except BaseException:
+                self._run.put_back(write)
+                raise
+            else:
+                self._run.written(write)
+
+
+class AsyncFilling:
+    """Fills an ``AsyncCollection`` like ``Filling``."""
+
+    def __init__(self, run: Run, calls: AsyncCalls, where: Where | None = None) -> None:
+        self._run = run
+        self._calls = calls
+        self._where = where
+        self._problem: Exception | None = None
+
+    async def fill(self, records: AsyncIterator[Record], embedder: Embedder) -> None:
+        texts = self.missing(records)
+        try:
+            async with aclosing(embedder.astream(texts)) as stream:
+                async for embedded in stream:
+                    await self._write(self._run.landed(embedded))
+            await self._write(self._run.rest())
+            self.check()
+        except NexusFlowError as error:
+            self._run.rescue(error)
+            await self._keep()
+            error.finished = {**error.finished, **self._run.unwritten()}
+            raise
+        except BaseException:
+            await self._keep()
+            raise
+
+    async def estimate(self, records: AsyncIterator[Record], embedder: Embedder) -> Usage:
+        client = embedder.client
+        usage = Usage(price=client.usage.price)
+        chunk: list[str] = []
+        async for text in self.missing(records):
+            chunk.append(text)
+            if len(chunk) == PAGE:
+                usage += _expected(await asyncio.to_thread(client.estimate, chunk))
+                self._run.pretend()
+                chunk = []
+        usage += _expected(await asyncio.to_thread(client.estimate, chunk))
+        self._run.pretend()
+        self.check()
+        return usage
+
+    async def missing(self, records: AsyncIterator[Record]) -> AsyncIterator[str]:
+        while self._problem is None:
+            chunk: list[Record] = []
+            try:
+                async for record in records:
+                    chunk.append(record)
+                    if len(chunk) == self._run.size:
+                        break
+            except Exception as error:  # noqa: BLE001
+                self._problem, chunk = error, []
+            if not chunk:
+                return
+            try:
+                stored, owned = await self._look_up(self._run.take(chunk))
+            except Exception as error:  # noqa: BLE001
+                self._problem = error
+                return
+            for text in self._run.compare(stored, owned):
+                yield text
+
+    async def _look_up(self, ids: list[str]) -> tuple[Stored, set[str] | None]:
+        if not ids:
+            return {}, None
+        get = self._calls.collection.get
+        stored = stored_by_id(await self._calls("reading", get, ids=ids, include=_LOOKED_UP))
+        if self._where is None or not stored:
+            return stored, None
+        mine = await self._calls("reading", get, ids=[*stored], where=self._where, include=[])
+        return stored, set(mine["ids"])
+
+    def check(self) -> None:
+        if self._problem is not None:
+            raise self._problem
+
+    async def gone(self) -> None:
+        offset = 0
+        while found := (
+            await self._calls(
+                "reading",
+                self._calls.collection.get,
+                where=self._where,
+                limit=PAGE,
+                offset=offset,
+                include=[],
+            )
+        )["ids"]:
+            self._run.seen.note_gone(found)
+            offset += len(found)
+
+    async def remove(self) -> None:
+        for ids in self._run.seen.gone(self._run.size):
+            await self._calls("removing documents", self._calls.collection.delete, ids=ids)
+            self._run.removed += len(ids)
+
+    async def _keep(self) -> None:
+        with suppress(NexusFlowError):
+            await self._write(self._run.rest())
+
+    async def _write(self, writes: Iterator[Write]) -> None:
+        for write in writes:
+            method, fields = write.fields()
+            try:
+                await self._calls(
+                    f"writing {len(write.ready)} documents",
+                    getattr(self._calls.collection, method),
+                    **fields,
+                )
+            except TooLargeError:
+                await self._write(iter(write.halves()))
+            except BaseException:
+                self._run.put_back(write)
+                raise
+            else:
+                self._run.written(write)
+
+
+def _expected(estimate: Estimate) -> Usage:
+    return Usage(
+        requests=estimate.requests,
+        texts=estimate.texts,
+        cached=estimate.cached,
+        repeated=estimate.repeated,
+        tokens=estimate.tokens,
+        estimated_tokens=estimate.tokens,
+        price=estimate.price,
+    )

@@ -1,0 +1,191 @@
+"""The documents of a source, one by one: read, checked, and no id twice."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from chromadb.api.types import validate_ids, validate_metadata
+from chromadb.errors import DuplicateIDError
+
+from nexusflow_integrations._core.left_out import LeftOut, Reason
+from nexusflow_integrations._core.texts import check_text
+from nexusflow_integrations.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from chromadb.api.types import Metadata
+
+_INT64 = range(-(1 << 63), 1 << 63)
+_MISSING: Any = object()
+_NAMES = ("ids", "documents", "metadatas")
+
+
+class Record(NamedTuple):
+    """One document of the source; ``place`` counts from 0."""
+
+    place: int
+    id: str
+    document: str
+    metadata: Metadata | None
+
+
+def check_columns(
+    ids: object, documents: object, metadatas: object, *, twin: str | None = None
+) -> None:
+    """Refuse what cannot be columns; ``twin`` is the function that takes async iterables."""
+    for name, column in zip(_NAMES, (ids, documents, metadatas), strict=True):
+        if column is None and name == "metadatas":
+            continue
+        if isinstance(column, (str, bytes, dict)):
+            raise InvalidInputError(
+                f"{name} must have one value for each document, not one"
+                f" {'string' if isinstance(column, str) else type(column).__name__}"
+            )
+        if not isinstance(column, Iterable):
+            if isinstance(column, AsyncIterable):
+                if twin is None:
+                    continue
+                raise InvalidInputError(f"{name} is an async iterable: use {twin}")
+            raise InvalidInputError(f"{name} must be an iterable, not {type(column).__name__}")
+
+
+def rows(columns: Sequence[Iterable[Any]]) -> Iterator[Record]:
+    """Yield unchecked records.
+
+    Raises:
+        ValueError: There are more of one column than of another.
+    """
+    for place, row in enumerate(zip_longest(*columns, fillvalue=_MISSING)):
+        yield _record(place, row)
+
+
+async def arows(columns: Sequence[Iterable[Any] | AsyncIterable[Any]]) -> AsyncIterator[Record]:
+    """Yield like ``rows``, from iterables of either kind."""
+    iterators = [
+        aiter(column) if isinstance(column, AsyncIterable) else iter(column) for column in columns
+    ]
+    place = 0
+    while True:
+        row = [
+            await anext(each, _MISSING) if isinstance(each, AsyncIterator) else next(each, _MISSING)
+            for each in iterators
+        ]
+        if all(value is _MISSING for value in row):
+            return
+        yield _record(place, row)
+        place += 1
+
+
+def _record(place: int, row: Sequence[Any]) -> Record:
+    if short := [_NAMES[n] for n, value in enumerate(row) if value is _MISSING]:
+        raise ValueError(f"there are only {place} {' and '.join(short)}, and more of the rest")
+    metadata = row[2] if len(row) > 2 else None
+    return Record(place, row[0], row[1], metadata)
+
+
+def id_problem(name: object) -> str | None:
+    """Return why Chroma would not take ``name`` as an id; ``None`` if it would."""
+    try:
+        validate_ids([name])  # type: ignore[list-item]
+        if not name:
+            raise ValueError("an id must have at least one character")
+        str(name).encode()
+    except (ValueError, TypeError, UnicodeEncodeError) as error:
+        return _sentence(error, f"the id {name!r:.80}")
+    return None
+
+
+def problem(record: Record) -> LeftOut | None:
+    """Return why Chroma or the API would not take ``record``; ``None`` if both would."""
+    place, name = record.place, record.id
+    if (words := id_problem(name)) is not None:
+        return LeftOut(None, place, "invalid id", words)
+    try:
+        check_text(record.document, place)
+    except InvalidInputError as error:
+        reason: Reason = "blank" if "is blank" in str(error) else "invalid text"
+        return LeftOut(name, place, reason, str(error))
+    if record.metadata is None:
+        return None
+    try:
+        validate_metadata(record.metadata)
+        for key, value in record.metadata.items():
+            _check_entry(key, value)
+    except (ValueError, TypeError, UnicodeEncodeError) as error:
+        return LeftOut(name, place, "invalid metadata", _sentence(error, "the metadata"))
+    return None
+
+
+def _check_entry(key: str, value: Any) -> None:
+    """Raise for what Chroma's own check lets pass, and a server refuses or changes silently."""
+    if not key or key.startswith(("#", "$")):
+        raise ValueError(f"metadata key {key!r} is empty or begins with '#' or '$'")
+    key.encode()
+    if value is None:
+        raise ValueError(f"metadata {key!r} is None: leave the key out")
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, str):
+            item.encode()
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise ValueError(f"metadata {key!r} is {item}, which Chroma does not keep")
+        elif isinstance(item, int) and item not in _INT64:
+            raise ValueError(f"metadata {key!r} is {item}, which does not fit into 64 bits")
+
+
+def _sentence(error: Exception, what: str) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return f"{what} holds a lone surrogate (half a character)"
+    return f"{error}"[:300]
+
+
+class SameIdTwiceError(InvalidInputError, DuplicateIDError):
+    """One id stands for two documents of the source."""
+
+
+class SeenIds:
+    """All ids of a source, with their places, in a temporary file: memory does not grow."""
+
+    def __init__(self) -> None:
+        # An empty name is a private database on disk, which SQLite removes when it is closed.
+        self._db = sqlite3.connect("", check_same_thread=False)
+        self._db.execute("CREATE TABLE seen(id TEXT PRIMARY KEY, place INTEGER) WITHOUT ROWID")
+        self._db.execute("CREATE TABLE gone(id TEXT PRIMARY KEY) WITHOUT ROWID")
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Note the ids of ``records``.
+
+        Raises:
+            SameIdTwiceError: One of them was there before; the message has both places.
+        """
+        for record in records:
+            before = self._db.execute(
+                "SELECT place FROM seen WHERE id = ?", (record.id,)
+            ).fetchone()
+            if before is not None:
+                raise SameIdTwiceError(
+                    f"id {record.id!r} is there twice: at {before[0]} and at {record.place};"
+                    " make ids unique",
+                    index=record.place,
+                )
+            self._db.execute("INSERT INTO seen VALUES(?, ?)", (record.id, record.place))
+
+    def note_gone(self, stored: Iterable[str]) -> None:
+        """Note those of the ``stored`` ids that the source does not have."""
+        self._db.executemany(
+            "INSERT OR IGNORE INTO gone SELECT ?1 WHERE NOT EXISTS"
+            " (SELECT 1 FROM seen WHERE id = ?1)",
+            ((name,) for name in stored),
+        )
+
+    def gone(self, count: int) -> Iterator[list[str]]:
+        """Yield what ``note_gone`` found, up to ``count`` ids at a time."""
+        cursor = self._db.execute("SELECT id FROM gone")
+        while found := cursor.fetchmany(count):
+            yield [name for (name,) in found]
+
+    def close(self) -> None:
+        """Remove the temporary file."""
+        self._db.close()

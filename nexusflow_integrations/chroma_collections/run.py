@@ -1,0 +1,286 @@
+"""One run over a source: what was read and is not written yet. Sync and async share it; no I/O."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nexusflow_integrations._core.left_out import LeftOut
+from nexusflow_integrations.chroma_collections.records import Record, SeenIds, problem
+from nexusflow_integrations.errors import (
+    APIStatusError,
+    CollectionError,
+    ConfigurationError,
+    InvalidInputError,
+    NexusFlowError,
+)
+
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.call.streaming import Embedded
+    from nexusflow_integrations._core.vectors import Vectors
+
+SLICE = 250
+"""Documents a write: smaller ones cost more each; a local write freezes all threads (the GIL)."""
+SLICE_BYTES = 8_000_000
+"""Bytes a write, about, as JSON: servers refuse large bodies."""
+NUMBER_BYTES = 21
+"""Characters of a float32 in JSON, with its comma, at most."""
+
+Stored = Mapping[str, tuple[str | None, Mapping[str, Any] | None]]
+"""Of each id that is there, document and metadata."""
+
+
+class Ready(NamedTuple):
+    """A document to write: ``vector`` is ``None`` where only its metadata changed."""
+
+    record: Record
+    vector: Vectors | None
+    fresh: bool
+    cleared: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        numbers = 0 if self.vector is None else self.vector.size
+        return NUMBER_BYTES * numbers + 2 * len(self.record.document)
+
+
+@dataclass
+class Write:
+    """Documents for one call of Chroma: all with vectors, or all without."""
+
+    ready: list[Ready]
+    add_only: bool
+
+    def fields(self) -> tuple[str, dict[str, Any]]:
+        """Return the name of the collection's method, and its arguments."""
+        records = [item.record for item in self.ready]
+        metadatas = [_replacing(item) for item in self.ready]
+        fields: dict[str, Any] = {"ids": [record.id for record in records]}
+        if any(metadatas):
+            fields["metadatas"] = metadatas
+        if self.ready[0].vector is None:
+            return "update", fields
+        fields["documents"] = [record.document for record in records]
+        fields["embeddings"] = [item.vector for item in self.ready]
+        return "add" if self.add_only else "upsert", fields
+
+    def halves(self) -> list[Write]:
+        """Return two writes of half the documents, for a server that takes no larger ones."""
+        if len(self.ready) == 1:
+            raise CollectionError(
+                f"the server takes no document as large as {self.ready[0].record.id!r}"
+            )
+        middle = len(self.ready) // 2
+        return [Write(part, self.add_only) for part in (self.ready[:middle], self.ready[middle:])]
+
+
+def _replacing(item: Ready) -> dict[str, Any] | None:
+    # Chroma merges metadata on update and upsert; None removes a key.
+    metadata = dict.fromkeys(item.cleared) | dict(item.record.metadata or {})
+    return metadata or None
+
+
+@dataclass
+class Run:
+    """The state of a run.
+
+    Args:
+        size: Documents a write, at most.
+        progress: Called with the number of documents that are done since the last time.
+        add_only: Leave alone what is there, and end the run at a document that cannot be stored.
+    """
+
+    size: int
+    progress: Callable[[int], object] | None
+    add_only: bool
+    added: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    differing: int = 0
+    removed: int = 0
+    read: int = 0
+    left_out: list[LeftOut] = field(default_factory=list)
+    refused: dict[int, tuple[str, APIStatusError]] = field(default_factory=dict)
+    seen: SeenIds = field(default_factory=SeenIds)
+    _slice: list[Record] = field(default_factory=list)
+    _flying: dict[int, Ready] = field(default_factory=dict)
+    _sent: int = 0
+    _ready: deque[Ready] = field(default_factory=deque)
+    _metadata_only: deque[Ready] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
+            raise ConfigurationError("slice_size must be a whole number from 1 up")
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def take(self, records: Sequence[Record]) -> list[str]:
+        """Take the next slice of the source; return the ids to look up.
+
+        Raises:
+            InvalidInputError: An id is there twice, or (``add_only``) a document cannot be stored.
+        """
+        self.read += len(records)
+        self._slice = []
+        for record in records:
+            fault = problem(record)
+            if fault is None:
+                self._slice.append(record)
+            elif self.add_only:
+                raise InvalidInputError(_named(fault), index=fault.place)
+            else:
+                self._leave_out(fault)
+            if fault is None or fault.id is not None:
+                self.seen.add([record])
+        return [record.id for record in self._slice]
+
+    def compare(self, stored: Stored, owned: set[str] | None = None) -> Iterator[str]:
+        """Yield the documents of the slice that have to be embedded.
+
+        Args:
+            stored: What the collection has under the ids of the slice.
+            owned: Those of them that this source may change; ``None``: all.
+        """
+        same = 0
+        for record in self._slice:
+            if record.id not in stored:
+                yield self._send(record, fresh=True, cleared=())
+                continue
+            document, metadata = stored[record.id]
+            if self.add_only:
+                same += document == record.document
+                self.differing += document != record.document
+                self._done(1)
+                continue
+            if owned is not None and record.id not in owned:
+                self._leave_out(
+                    LeftOut(
+                        record.id,
+                        record.place,
+                        "invalid id",
+                        "the collection has this id outside of `where`, for another source",
+                    )
+                )
+                continue
+            cleared = tuple(sorted(set(metadata or {}) - set(record.metadata or {})))
+            if document != record.document:
+                yield self._send(record, fresh=False, cleared=cleared)
+            elif not same_metadata(metadata, record.metadata):
+                self._metadata_only.append(Ready(record, None, False, cleared))
+            else:
+                same += 1
+                self._done(1)
+        self.unchanged += same
+
+    def _send(self, record: Record, *, fresh: bool, cleared: tuple[str, ...]) -> str:
+        self._flying[self._sent] = Ready(record, None, fresh, cleared)
+        self._sent += 1
+        return record.document
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def landed(self, embedded: Embedded) -> Iterator[Write]:
+        """Take one result; yield a write if one is full."""
+        item = self._flying.pop(embedded.index)
+        if embedded.vector is not None:
+            self._ready.append(item._replace(vector=embedded.vector))
+        elif embedded.error is not None:
+            self._refuse(item.record, embedded.error)
+        while len(self._ready) >= self.size:
+            yield self._cut(self._ready)
+        while len(self._metadata_only) >= self.size:
+            yield self._cut(self._metadata_only)
+
+    def rest(self) -> Iterator[Write]:
+        """Yield writes of all that is ready."""
+        for queue in (self._ready, self._metadata_only):
+            while queue:
+                yield self._cut(queue)
+
+    def _cut(self, queue: deque[Ready]) -> Write:
+        ready = [queue.popleft()]
+        room = SLICE_BYTES - ready[0].size
+        while queue and len(ready) < self.size and (room := room - queue[0].size) >= 0:
+            ready.append(queue.popleft())
+        return Write(ready, self.add_only)
+
+    def written(self, write: Write) -> None:
+        """Count what a write brought in."""
+        fresh = sum(item.fresh for item in write.ready)
+        self.added += fresh
+        self.changed += len(write.ready) - fresh
+        self._done(len(write.ready))
+
+    def pretend(self) -> None:
+        """Count what is under way as if it were written."""
+        for item in (*self._flying.values(), *self._metadata_only):
+            self.written(Write([item], self.add_only))
+        self._flying.clear()
+        self._metadata_only.clear()
+
+    def put_back(self, write: Write) -> None:
+        """Keep what could not be written."""
+        queue = self._metadata_only if write.ready[0].vector is None else self._ready
+        queue.extendleft(reversed(write.ready))
+
+    def rescue(self, error: NexusFlowError) -> None:
+        """Take what was embedded when the stream broke off; ``error`` gets it by place."""
+        if isinstance(error, CollectionError):
+            return  # of the store: its places are those of the source already
+        found = [(self._flying.pop(at), row) for at, row in error.finished.items()]
+        self._ready.extend(item._replace(vector=row) for item, row in found)
+        error.finished = {item.record.place: row for item, row in found}
+
+    def unwritten(self) -> dict[int, Vectors]:
+        """Return vectors that are not in the collection, by place in the source."""
+        return {item.record.place: item.vector for item in self._ready if item.vector is not None}
+
+    # -- what could not be stored --------------------------------------------------------------
+
+    @property
+    def may_remove(self) -> bool:
+        """Whether it is known what the source has: no document is without a usable id."""
+        return all(item.id is not None for item in self.left_out)
+
+    def _refuse(self, record: Record, error: NexusFlowError) -> None:
+        if isinstance(error, APIStatusError):
+            self.refused[record.place] = record.id, error
+        self._leave_out(
+            LeftOut(record.id, record.place, "refused", f"the server refused it: {error}", error)
+        )
+
+    def _leave_out(self, item: LeftOut) -> None:
+        self.left_out.append(item)
+        self._done(1)
+
+    def _done(self, count: int) -> None:
+        if self.progress is not None and count:
+            self.progress(count)
+
+
+def same_metadata(stored: Mapping[str, Any] | None, given: Mapping[str, Any] | None) -> bool:
+    """Tell whether metadata is the same; ``True`` and 1 are not."""
+    one, two = stored or {}, given or {}
+    return one.keys() == two.keys() and all(
+        value == two[key] and isinstance(value, bool) == isinstance(two[key], bool)
+        for key, value in one.items()
+    )
+
+
+def stored_by_id(found: Mapping[str, Any]) -> Stored:
+    """Return what ``collection.get`` found, by id."""
+    none: Iterable[None] = [None] * len(found["ids"])
+    return {
+        name: (document, metadata)
+        for name, document, metadata in zip(
+            found["ids"], found["documents"] or none, found["metadatas"] or none, strict=True
+        )
+    }
+
+
+def _named(fault: LeftOut) -> str:
+    if fault.id is None:
+        return f"document {fault.place}: {fault.message}"
+    return f"{fault.message} (document {fault.place}, id {fault.id!r})"

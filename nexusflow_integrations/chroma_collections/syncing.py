@@ -1,0 +1,197 @@
+"""``sync_documents``: a collection holds what its source holds."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from chromadb.api.models.AsyncCollection import AsyncCollection
+from chromadb.api.models.Collection import Collection
+
+from nexusflow_integrations._core.left_out import LeftOut
+from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, check_timeout
+from nexusflow_integrations.chroma_collections.embedding import Embedder, check_kind
+from nexusflow_integrations.chroma_collections.filling import AsyncFilling, Filling
+from nexusflow_integrations.chroma_collections.records import (
+    SeenIds,
+    arows,
+    check_columns,
+    id_problem,
+    rows,
+)
+from nexusflow_integrations.chroma_collections.run import SLICE, Run
+from nexusflow_integrations.chroma_collections.writer import aonly_writer, only_writer
+from nexusflow_integrations.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from chromadb.api.types import Metadata, Where
+
+Remove = bool | Literal["all"]
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What became of the documents, in numbers of documents.
+
+    Attributes:
+        added: New ids, embedded and written.
+        changed: Ids whose text or metadata was another, written again.
+        unchanged: Ids whose text and metadata were the same, left alone.
+        removed: Ids that the source has no longer, taken out of the collection.
+        left_out: Documents that could not be stored, each with its reason. What the collection had
+            under their ids stays.
+        usage: What the run cost; of a dry run, what it would cost, estimated.
+    """
+
+    added: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+    usage: Usage = Usage()  # noqa: RUF009 - it is frozen
+
+
+def sync_documents(
+    collection: Collection,
+    *,
+    ids: Iterable[str],
+    documents: Iterable[str],
+    metadatas: Iterable[Metadata | None] | None = None,
+    where: Where | None = None,
+    remove: Remove = True,
+    dry_run: bool = False,
+    progress: Callable[[int], object] | None = None,
+    slice_size: int = SLICE,
+    store_timeout: float = 60.0,
+    writer_wait: float = 0.0,
+) -> Synced:
+    """Make ``collection`` hold what a source holds; pay only for texts that are new or changed.
+
+    What the collection has is compared with what comes: a changed text is embedded again, changed
+    metadata alone is written without embedding, the rest is left alone. Everything is added and
+    changed first. Documents that the source no longer has are removed last, and only if it was read
+    to its end and everything else succeeded. So whatever breaks off, the collection answers at
+    least as well as before, and calling again pays only for the rest.
+
+    A document that cannot be stored (refused by the server, blank, invalid id or metadata) is left
+    out and reported. Memory holds about a thousand documents, however many the iterables bring.
+
+    Args:
+        collection: With a NexusFlow embedding function, passed or stored.
+        ids: One for each document, each only once.
+        documents: The texts.
+        metadatas: One for each document, ``None`` for none.
+        where: Chroma's filter for the part of the collection that this source owns; nothing outside
+            of it is changed or removed. ``None``: all of it.
+        remove: Whether to remove what the source no longer has. A source without any document
+            removes nothing, unless this is ``"all"``.
+        dry_run: Only report what would be done and what it would cost; nothing is sent or written.
+        progress: Called with the number of documents that are done since the last time, so
+            ``tqdm.update`` fits.
+        slice_size: Documents a write, at most; fewer where vectors are large.
+        store_timeout: Seconds that one read or write of the collection may take, retries included.
+        writer_wait: Seconds to wait for another process that writes to the same folder.
+
+    Raises:
+        InvalidInputError: An id is there twice; the message has both places.
+        ValueError: There are more ids than documents, or the other way round.
+        ConfigurationError: The embedding function is not NexusFlow's, or the other twin is needed.
+        CollectionError: The collection cannot be read or written, or another process writes to it.
+            ``finished`` holds the vectors that were paid for and not written, by place.
+        NexusFlowError: Embedding cannot go on.
+    """
+    check_kind(collection, Collection, "sync_documents", "async_documents")
+    check_columns(ids, documents, metadatas, twin="async_documents")
+    _check_remove(remove, where)
+    columns: list[Iterable[Any]] = [ids, documents, *([] if metadatas is None else [metadatas])]
+    _check_lists(columns)
+    embedder = Embedder(collection)
+    calls = Calls(collection, check_timeout(store_timeout))
+    most = calls("reading", collection._client.get_max_batch_size)
+    run = Run(min(slice_size, most) if isinstance(slice_size, int) else slice_size, progress, False)
+    filling = Filling(run, calls, where)
+    if dry_run:
+        usage = filling.estimate(rows(columns), embedder)
+        if _may_remove(run, remove):
+            filling.gone()
+            run.removed = sum(map(len, run.seen.gone(SLICE)))
+        return _synced(run, usage)
+    with only_writer(collection, writer_wait):
+        filling.fill(rows(columns), embedder)
+        if _may_remove(run, remove):
+            filling.gone()
+            filling.remove()
+    return _synced(run, embedder.usage)
+
+
+async def async_documents(
+    collection: AsyncCollection,
+    *,
+    ids: Iterable[str] | AsyncIterable[str],
+    documents: Iterable[str] | AsyncIterable[str],
+    metadatas: Iterable[Metadata | None] | AsyncIterable[Metadata | None] | None = None,
+    where: Where | None = None,
+    remove: Remove = True,
+    dry_run: bool = False,
+    progress: Callable[[int], object] | None = None,
+    slice_size: int = SLICE,
+    store_timeout: float = 60.0,
+    writer_wait: float = 0.0,
+) -> Synced:
+    """Sync like ``sync_documents``, to a collection of an ``AsyncHttpClient``.
+
+    Iterables and async iterables may be mixed.
+    """
+    check_kind(collection, AsyncCollection, "async_documents", "sync_documents")
+    check_columns(ids, documents, metadatas)
+    _check_remove(remove, where)
+    columns: list[Any] = [ids, documents, *([] if metadatas is None else [metadatas])]
+    _check_lists(columns)
+    embedder = Embedder(collection)
+    calls = AsyncCalls(collection, check_timeout(store_timeout))
+    most = await calls("reading", collection._client.get_max_batch_size)
+    run = Run(min(slice_size, most) if isinstance(slice_size, int) else slice_size, progress, False)
+    filling = AsyncFilling(run, calls, where)
+    if dry_run:
+        usage = await filling.estimate(arows(columns), embedder)
+        if _may_remove(run, remove):
+            await filling.gone()
+            run.removed = sum(map(len, run.seen.gone(SLICE)))
+        return _synced(run, usage)
+    async with aonly_writer(collection, writer_wait):
+        await filling.fill(arows(columns), embedder)
+        if _may_remove(run, remove):
+            await filling.gone()
+            await filling.remove()
+    return _synced(run, embedder.usage)
+
+
+def _check_remove(remove: object, where: object) -> None:
+    if remove not in (True, False, "all"):
+        raise ConfigurationError(f"remove must be True, False or 'all', not {remove!r}")
+    if where is not None and not isinstance(where, dict):
+        raise ConfigurationError("where must be a filter of Chroma, such as {'source': 'docs'}")
+
+
+def _check_lists(columns: Sequence[Any]) -> None:
+    """Look for ids that are there twice, and for columns of different length, before all else."""
+    if all(isinstance(column, Sequence) for column in columns):
+        lengths = {len(column) for column in columns}
+        if len(lengths) > 1:
+            list(rows(columns))  # raises, with the names
+        seen = SeenIds()
+        try:
+            seen.add(record for record in rows(columns) if id_problem(record.id) is None)
+        finally:
+            seen.close()
+
+
+def _may_remove(run: Run, remove: Remove) -> bool:
+    return bool(remove) and run.may_remove and (run.read > 0 or remove == "all")
+
+
+def _synced(run: Run, usage: Usage) -> Synced:
+    run.seen.close()
+    return Synced(run.added, run.changed, run.unchanged, run.removed, tuple(run.left_out), usage)

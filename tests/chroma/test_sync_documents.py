@@ -1,0 +1,384 @@
+"""A collection that holds what its source holds: nothing lost, stale, or paid for twice."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from nexusflow_integrations import Budget, LeftOut, errors
+from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+from nexusflow_integrations.chroma_collections import open_collection, run, sync_documents
+from nexusflow_integrations.local import LocalServer
+
+from .test_add_documents import numbered
+from .test_embedding_function import Make, answering
+
+
+@pytest.fixture
+def collection(client: Any, make: Make) -> Any:
+    return open_collection(client, "docs", make())
+
+
+def held(collection: Any, **where: Any) -> dict[str, tuple[str, Any]]:
+    found = collection.get(include=["documents", "metadatas"], **where)
+    return {
+        name: (document, metadata)
+        for name, document, metadata in zip(
+            found["ids"], found["documents"], found["metadatas"], strict=True
+        )
+    }
+
+
+def test_a_second_run_over_the_same_source_pays_and_writes_nothing(
+    collection: Any, server: LocalServer
+) -> None:
+    done = sync_documents(collection, **numbered(600))
+    assert (done.added, done.changed, done.unchanged, done.removed) == (600, 0, 0, 0)
+    assert done.usage.tokens == server.stats.tokens
+    assert done.usage.requests == server.stats.requests
+    again = sync_documents(collection, **numbered(600))
+    assert (again.added, again.changed, again.unchanged, again.removed) == (0, 0, 600, 0)
+    assert again.usage.requests == 0
+    assert server.stats.texts == 600
+
+
+def test_changed_texts_are_paid_for_changed_metadata_is_not_and_what_is_gone_is_removed(
+    collection: Any, server: LocalServer, make: Make
+) -> None:
+    sync_documents(
+        collection,
+        ids=["a", "b", "c", "d"],
+        documents=["one", "two", "three", "four"],
+        metadatas=[{"v": 1, "old": "x"}, {"v": 1}, None, {"v": 1}],
+    )
+    paid = server.stats.texts
+    done = sync_documents(
+        collection,
+        ids=["a", "b", "c", "e"],
+        documents=["ONE", "two", "three", "five"],
+        metadatas=[{"v": 2}, {"w": 2}, {"v": 1}, None],
+    )
+    assert (done.added, done.changed, done.unchanged, done.removed) == (1, 3, 0, 1)
+    assert server.stats.texts - paid == 2
+    assert held(collection) == {
+        "a": ("ONE", {"v": 2}),
+        "b": ("two", {"w": 2}),
+        "c": ("three", {"v": 1}),
+        "e": ("five", None),
+    }
+    vector = collection.get(ids=["a"], include=["embeddings"])["embeddings"][0]
+    assert vector == pytest.approx(make()(["ONE"])[0], abs=1e-6)
+    third = sync_documents(
+        collection,
+        ids=["a", "b", "c", "e"],
+        documents=["ONE", "two", "three", "five"],
+        metadatas=[{"v": 2}, {"w": 2}, {"v": 1}, None],
+    )
+    assert (third.unchanged, third.changed) == (4, 0)
+
+
+@pytest.mark.parametrize(("remove", "left"), [(True, 3), (False, 3), ("all", 0)])
+def test_an_empty_source_removes_nothing_unless_all_is_said(
+    collection: Any, remove: Any, left: int
+) -> None:
+    sync_documents(collection, **numbered(3))
+    done = sync_documents(collection, ids=iter([]), documents=iter([]), remove=remove)
+    assert collection.count() == left
+    assert done.removed == 3 - left
+
+
+def test_without_remove_what_is_gone_stays(collection: Any) -> None:
+    sync_documents(collection, **numbered(3))
+    assert sync_documents(collection, **numbered(1), remove=False).removed == 0
+    assert collection.count() == 3
+
+
+def test_a_source_that_breaks_off_removes_nothing(collection: Any) -> None:
+    sync_documents(collection, **numbered(600))
+
+    def documents() -> Iterator[str]:
+        yield from (f"new text {n}" for n in range(300))
+        raise OSError("the disk is gone")
+
+    ids = (f"new{n}" for n in itertools.count())
+    with pytest.raises(OSError, match="disk is gone"):
+        sync_documents(collection, ids=ids, documents=documents())
+    assert set(numbered(600)["ids"]) <= set(held(collection))
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (
+            (401, {"error": {"code": "invalid_api_key", "message": "no"}}),
+            errors.AuthenticationError,
+        ),
+        ((402, {"error": {"code": "Arrearage", "message": "pay"}}), errors.PermissionDeniedError),
+    ],
+)
+def test_a_refused_key_leaves_the_old_passages(
+    client: Any, status: Any, error: type[Exception]
+) -> None:
+    replies: list[Any] = [200]
+    function = answering(status=lambda _: replies[0])
+    collection = open_collection(client, "docs", function)
+    sync_documents(collection, **numbered(100))
+    before = held(collection)
+    replies[0] = status
+    with pytest.raises(error):
+        sync_documents(collection, ids=numbered(100)["ids"], documents=["other"] * 100)
+    assert held(collection) == before
+
+
+def test_a_budget_that_runs_out_removes_nothing_and_the_next_run_pays_for_the_rest(
+    client: Any, make: Make, server: LocalServer
+) -> None:
+    sync_documents(open_collection(client, "docs", make()), **numbered(50))
+    poor = open_collection(client, "docs", make(budget=Budget(tokens=300), max_concurrency=1))
+    with pytest.raises(errors.BudgetExceededError):
+        sync_documents(poor, **numbered(400, start=50))
+    kept = held(poor)
+    assert set(numbered(50)["ids"]) <= set(kept)
+    paid = server.stats.texts
+    rest = sync_documents(open_collection(client, "docs", make()), **numbered(400, start=50))
+    assert server.stats.texts - paid == rest.added == 400 - (len(kept) - 50)
+    assert rest.removed == 50
+
+
+BAD: list[tuple[Any, Any, Any, str]] = [
+    ("blank", " \n", None, "blank"),
+    ("none", None, None, "invalid text"),
+    ("surrogate", "half \ud800", None, "invalid text"),
+    ("", "no id", None, "invalid id"),
+    (None, "no id", None, "invalid id"),
+    (7, "no id", None, "invalid id"),
+    ("half\udc00", "no id", None, "invalid id"),
+    ("none value", "text", {"a": None}, "invalid metadata"),
+    ("empty key", "text", {"": 1}, "invalid metadata"),
+    ("reserved", "text", {"chroma:document": "x"}, "invalid metadata"),
+    ("hash", "text", {"#embedding": "x"}, "invalid metadata"),
+    ("empty", "text", {}, "invalid metadata"),
+    ("nested", "text", {"a": {"b": 1}}, "invalid metadata"),
+    ("nan", "text", {"a": float("nan")}, "invalid metadata"),
+    ("nan in a list", "text", {"a": [1.0, float("inf")]}, "invalid metadata"),
+    ("large", "text", {"a": 1 << 63}, "invalid metadata"),
+    ("half a character", "text", {"a": "\ud800"}, "invalid metadata"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "metadata", "reason"), BAD, ids=lambda v: str(v)[:12])
+def test_one_bad_document_is_left_out_and_named_and_all_others_are_written(
+    collection: Any, server: LocalServer, name: Any, text: Any, metadata: Any, reason: str
+) -> None:
+    ids: list[Any] = ["first", name, "last"]
+    done = sync_documents(
+        collection, ids=ids, documents=["one", text, "two"], metadatas=[{"a": 1}, metadata, None]
+    )
+    (left,) = done.left_out
+    assert (left.place, left.reason) == (1, reason)
+    assert left.id == (None if reason == "invalid id" else name)
+    assert left.message
+    assert set(held(collection)) == {"first", "last"}
+    assert server.stats.texts == 2
+    assert isinstance(left, LeftOut)
+
+
+def test_refused_documents_are_left_out_and_keep_their_old_text(client: Any) -> None:
+    def refuse(request: Any) -> Any:
+        if any("forbidden" in text for text in request["input"]):
+            return 400, {"error": {"code": "data_inspection_failed", "message": "no"}}
+        return 200
+
+    collection = open_collection(client, "docs", answering(status=refuse))
+    sync_documents(collection, **numbered(30))
+    documents = numbered(30)["documents"]
+    documents[7] = "forbidden"
+    done = sync_documents(collection, ids=numbered(30)["ids"], documents=documents)
+    (left,) = done.left_out
+    assert (left.id, left.place, left.reason) == ("id7", 7, "refused")
+    assert isinstance(left.error, errors.APIStatusError)
+    assert held(collection)["id7"][0] == "document 7"
+    assert (done.unchanged, done.removed) == (29, 0)
+
+
+def test_a_document_without_an_id_stops_removal(collection: Any) -> None:
+    sync_documents(collection, **numbered(3))
+    ids: list[Any] = ["id0", None]
+    done = sync_documents(collection, ids=ids, documents=["document 0", "?"])
+    assert done.removed == 0
+    assert collection.count() == 3
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+def test_the_same_id_twice_is_an_error_with_both_places(
+    collection: Any, server: LocalServer, kind: Any
+) -> None:
+    batch = numbered(2_000)
+    batch["ids"][1_990] = "id3"
+    with pytest.raises(errors.InvalidInputError, match=r"'id3'.*at 3 and at 1990"):
+        sync_documents(collection, ids=kind(batch["ids"]), documents=kind(batch["documents"]))
+    if kind is list:
+        assert server.stats.texts == 0
+
+
+def test_a_dry_run_touches_nothing_and_says_what_a_run_would_do(
+    collection: Any, server: LocalServer
+) -> None:
+    sync_documents(collection, **numbered(20), metadatas=[{"v": 1}] * 20)
+    before, paid = held(collection), server.stats.requests
+    documents = [*numbered(10)["documents"], "other", "new"]
+    wanted: dict[str, Any] = {
+        "ids": [*numbered(10)["ids"], "id10", "fresh"],
+        "documents": documents,
+        "metadatas": [{"v": 2}, *([{"v": 1}] * 11)],
+    }
+    said = sync_documents(collection, **wanted, dry_run=True)
+    assert held(collection) == before
+    assert server.stats.requests == paid
+    assert (said.added, said.changed, said.unchanged, said.removed) == (1, 2, 9, 9)
+    assert said.usage.tokens > 0
+    done = sync_documents(collection, **wanted)
+    assert (done.added, done.changed, done.unchanged, done.removed) == (1, 2, 9, 9)
+    assert said.usage.requests == done.usage.requests == 1
+
+
+def test_a_source_changes_and_removes_only_its_own_part(collection: Any) -> None:
+    for source in ("one", "two"):
+        sync_documents(
+            collection,
+            ids=[f"{source}-{n}" for n in range(5)],
+            documents=[f"{source} {n}" for n in range(5)],
+            metadatas=[{"source": source}] * 5,
+            where={"source": source},
+        )
+    done = sync_documents(
+        collection,
+        ids=["one-0", "two-0"],
+        documents=["one 0", "taken over"],
+        metadatas=[{"source": "one"}] * 2,
+        where={"source": "one"},
+    )
+    assert (done.unchanged, done.removed) == (1, 4)
+    assert [item.id for item in done.left_out] == ["two-0"]
+    assert held(collection)["two-0"] == ("two 0", {"source": "two"})
+    assert collection.count() == 6
+
+
+def test_a_write_that_meets_a_lock_is_tried_again_and_pays_nothing_twice(
+    collection: Any, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upsert, fails = (
+        collection.upsert,
+        [httpx.ReadTimeout("slow"), RuntimeError("database is locked")],
+    )
+
+    def failing(**fields: Any) -> None:
+        if fails:
+            raise fails.pop()
+        upsert(**fields)
+
+    monkeypatch.setattr(collection, "upsert", failing)
+    assert sync_documents(collection, **numbered(20)).added == 20
+    assert server.stats.texts == 20
+
+
+def test_what_a_failed_write_leaves_is_in_the_error_by_place(
+    collection: Any, monkeypatch: pytest.MonkeyPatch, make: Make
+) -> None:
+    def failing(**fields: Any) -> None:
+        raise RuntimeError("attempt to write a readonly database")
+
+    monkeypatch.setattr(collection, "upsert", failing)
+    with pytest.raises(errors.CollectionError, match="readonly") as caught:
+        sync_documents(collection, **numbered(30))
+    finished = caught.value.finished
+    assert set(finished) == set(range(30))
+    assert finished[3] == pytest.approx(make()(["document 3"])[0])
+
+
+def test_no_call_of_chroma_is_waited_for_without_end(
+    collection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hanging(**fields: Any) -> None:
+        time.sleep(30)
+
+    monkeypatch.setattr(collection, "upsert", hanging)
+    began = time.monotonic()
+    with pytest.raises(errors.CollectionError, match="3 times"):
+        sync_documents(collection, **numbered(5), store_timeout=1.5)
+    assert time.monotonic() - began < 20
+
+
+def test_large_vectors_go_in_smaller_writes(client: Any, make: Make) -> None:
+    collection: Any = open_collection(client, "docs", make(dimensions=2048))
+    sizes: list[int] = []
+    upsert = collection.upsert
+
+    def noting(**fields: Any) -> None:
+        sizes.append(len(fields["ids"]))
+        upsert(**fields)
+
+    collection.upsert = noting
+    sync_documents(collection, **numbered(300), slice_size=5_000)
+    assert sum(sizes) == 300
+    assert max(sizes) * 2048 * run.NUMBER_BYTES <= run.SLICE_BYTES
+
+
+def test_a_server_that_takes_no_large_body_gets_halves(collection: Any) -> None:
+    upsert = collection.upsert
+
+    def small(**fields: Any) -> None:
+        if len(fields["ids"]) > 7:
+            raise ValueError("Payload Too Large: length limit exceeded")
+        upsert(**fields)
+
+    collection.upsert = small
+    assert sync_documents(collection, **numbered(60)).added == 60
+    assert collection.count() == 60
+
+
+def test_a_subclass_with_its_own_call_is_used_as_it_is(client: Any, make: Make) -> None:
+    class Lowered(NexusFlowEmbeddingFunction):
+        def __call__(self, input: Any) -> Any:  # noqa: A002
+            return super().__call__([text.lower() for text in input])
+
+    plain = make()
+    own = Lowered(**{**plain._options, "api_key": plain._api_key}, dimensions=64,
+                  api_base=plain._config["api_base"])  # fmt: skip
+    collection = open_collection(client, "docs", own)
+    done = sync_documents(collection, ids=["a"], documents=["LOUD"])
+    assert done.usage.requests == 1
+    vector = collection.get(ids=["a"], include=["embeddings"])["embeddings"][0]
+    assert vector == pytest.approx(plain(["loud"])[0], abs=1e-6)
+
+
+def test_the_wrong_twin_and_what_is_no_collection_are_refused_by_name(collection: Any) -> None:
+    with pytest.raises(errors.ConfigurationError, match="takes a Collection of Chroma, not str"):
+        sync_documents("docs", **numbered(1))  # type: ignore[arg-type]
+
+    async def texts() -> Any:
+        yield "text"
+
+    with pytest.raises(errors.InvalidInputError, match="use async_documents"):
+        sync_documents(collection, ids=["a"], documents=texts())  # type: ignore[arg-type]
+
+
+def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
+    import tracemalloc
+
+    from nexusflow_integrations.chroma_collections.records import Record, SeenIds
+
+    tracemalloc.start()
+    seen = SeenIds()
+    seen.add(Record(n, f"id-{n}", "text", None) for n in range(1_000_000))
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+    with pytest.raises(errors.InvalidInputError, match="at 999999 and at 1000000"):
+        seen.add([Record(1_000_000, "id-999999", "text", None)])
+    seen.close()
