@@ -591,7 +591,7 @@ class NexusFlow:
             return self._nothing(collect=collect)
         ledger = Ledger()
         with self._recorded(ledger):
-            caller = CallingThread(hooks, progress, bounded=self._settings.deadline is not None)
+            caller = CallingThread(hooks, progress, deadline=self._settings.deadline)
             gathered = caller.wait(
                 *self._start(
                     texts,
@@ -623,7 +623,7 @@ class NexusFlow:
             return self._nothing(collect=collect)
         ledger = Ledger()
         with self._recorded(ledger):
-            caller = CallingTask(hooks, progress)
+            caller = CallingTask(hooks, progress, deadline=self._settings.deadline)
             gathered = await caller.wait(
                 *self._start(
                     texts,

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from inspect import CORO_CREATED, getcoroutinestate
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 from weakref import WeakSet
@@ -109,7 +111,12 @@ def _open_session(used: WeakSet[Any]) -> Any:
 
     # The gate bounds what is in flight, so the pool needs no limit of its own; an idle connection
     # is dropped before gateways usually drop it.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15, ssl=_trust())
+    connector = aiohttp.TCPConnector(
+        limit=0,
+        keepalive_timeout=15,
+        ssl=_trust(),
+        resolver=aiohttp.ThreadedResolver(cast("asyncio.AbstractEventLoop", _NameService())),
+    )
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -119,6 +126,36 @@ def _open_session(used: WeakSet[Any]) -> Any:
         # ~/.netrc; we read the proxy variables once a call.
         trust_env=False,
     )
+
+
+class _NameService:
+    """The name look-ups of an event loop, each in a daemon thread.
+
+    The threads of the loop's own executor are joined at interpreter exit, and where a name server
+    is silent a look-up lasts for tens of seconds.
+    """
+
+    async def getaddrinfo(self, host: str, port: int, **options: int) -> Any:
+        return await self._look_up(partial(socket.getaddrinfo, host, port, **options))
+
+    async def getnameinfo(self, address: Any, flags: int = 0) -> Any:
+        return await self._look_up(partial(socket.getnameinfo, address, flags))
+
+    async def _look_up(self, work: Callable[[], Any]) -> Any:
+        found: Future[Any] = Future()
+
+        def run() -> None:
+            found.set_running_or_notify_cancel()  # from here on nobody can cancel it
+            try:
+                found.set_result(work())
+            except Exception as error:  # noqa: BLE001 - handed on
+                found.set_exception(error)
+
+        try:
+            threading.Thread(target=run, name="nexusflow-names", daemon=True).start()
+        except RuntimeError as error:
+            raise OSError(f"the name cannot be looked up: {error}") from None
+        return await asyncio.wrap_future(found)
 
 
 def _trust() -> ssl.SSLContext:
