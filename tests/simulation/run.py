@@ -143,7 +143,7 @@ class Run:
         """Return how many claims in the store a living process holds."""
         troubled = any(not p.is_alive or p.lost_store_at < float("inf") for p in self.processes)
         later = 10.5 if troubled else 0.0
-        now = self.world.now + self.world.wall_clock_ahead + later
+        now = self.world.now + later
         store = VectorStore(self.path, clock=lambda: now)
         try:
             return store.info().in_flight

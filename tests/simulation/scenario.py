@@ -194,10 +194,12 @@ def _incidents(
 ) -> list[Incident]:
     incidents = []
     while chance.random() < 0.3:
-        what = chance.choices(["stop", "die", "fork"], [5, 2, 2])[0]
+        what = chance.choices(["stop", "die", "fork", "set the clock"], [5, 2, 2, 2])[0]
         seconds = chance.choice([0.05, 1.0, 4.0])
         visits = []
-        if what == "fork":
+        if what == "set the clock":
+            seconds = chance.choice([-60.0, 60.0, -3600.0, 5.0])
+        elif what == "fork":
             visits = [_visit(chance, 1, clients, vocabulary) for _ in range(chance.choice([1, 3]))]
         at = ARRIVALS * chance.random()
         incidents.append(Incident(at, chance.randrange(processes), what, seconds, visits))
