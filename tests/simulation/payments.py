@@ -9,6 +9,7 @@ from nexusflow_integrations._core.request.tokens import estimate_tokens
 
 from .callers import Client
 from .server import Sent
+from .shared import ScriptedBudget
 from .world import Broken
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def check(run: Run) -> None:
         _budget(run, client, sent)
         if client.process.is_alive and not _was_left(run, client):
             _usage(client, sent)
+    for number, budget in run.budgets.items():
+        _shared_budget(run, number, budget)
     _quota(run)
     _in_flight_once(run)
     _paid_once(run)
@@ -59,6 +62,32 @@ def _budget(run: Run, client: Client, sent: list[Sent]) -> None:
         raise Broken(f"the budget: {purse.spent - client.spent_before} of {billed} tokens count")
 
 
+def _shared_budget(run: Run, number: int, budget: ScriptedBudget) -> None:
+    billed = sum(
+        one.billed
+        for client in run.clients
+        if client.number == number
+        for one in run.server.sent
+        if _is_of(one, client)
+    )
+    if not billed <= budget.grants.granted <= budget.tokens:
+        granted = budget.grants.granted
+        raise Broken(f"the budget: {billed} billed, {granted} granted of {budget.tokens} tokens")
+
+
+def check_given_back(run: Run) -> None:
+    """Nobody who closed in good order keeps a part of a shared budget.
+
+    Raises:
+        Broken: Somebody does.
+    """
+    if len(run.living) < len(run.processes):
+        return
+    for budget in run.budgets.values():
+        if not budget.has_failed and not budget.grants.at_rest:
+            raise Broken("the budget: a part of it is not given back")
+
+
 def _usage(client: Client, sent: list[Sent]) -> None:
     usage, before = client.real.usage, client.given
     requests = usage.requests - before.requests
@@ -81,12 +110,15 @@ LATE = 0.3
 
 def _quota(run: Run) -> None:
     """Given limits are kept by each process, or by all together where they share a store."""
-    minute = run.scenario.clients[0].get("requests_per_minute")
+    minute = run.clients[0].real.settings.requests_per_minute
     if minute is None:
         return
-    is_shared = all(options["cache"] for options in run.scenario.clients) and not any(
-        process.lost_store_at < float("inf") for process in run.processes
-    )
+    if run.limits is not None:
+        is_shared = not run.limits.has_failed
+    else:
+        is_shared = all(options["cache"] for options in run.options) and not any(
+            process.lost_store_at < float("inf") for process in run.processes
+        )
     for process in run.processes[:1] if is_shared else run.processes:
         interval = 60 / minute
         due = 0.0
