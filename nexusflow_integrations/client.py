@@ -51,11 +51,13 @@ from nexusflow_integrations._core.usage import Budget, Ledger, Price, Purse, Tot
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 if TYPE_CHECKING:
+    from nexusflow_integrations._core.call.engine import Engine
     from nexusflow_integrations._core.call.estimate import Estimate
     from nexusflow_integrations._core.call.job import Stop
     from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList, Gathered
     from nexusflow_integrations._core.call.streaming import Cutter, Embedded, Slab
     from nexusflow_integrations._core.pace.shared import SharedLimits
+    from nexusflow_integrations._core.request.exchange import Call
     from nexusflow_integrations._core.shared_budget import SharedBudget
 
 __all__ = ["NexusFlow"]
@@ -407,7 +409,7 @@ class NexusFlow:
         # The last first: those that wait would send in the place of those that are out.
         for flight in reversed(flying):
             flight.future.cancel()
-            self._account(flight.ledger)
+            self._report(flight.ledger)
 
     # -- what it cost --------------------------------------------------------------------------
 
@@ -445,10 +447,9 @@ class NexusFlow:
         return background.submit(running.held(texts, self._settings, self._cache)).result()
 
     def _recorded(self, ledger: Ledger) -> AbstractContextManager[None]:
-        return _Recorded(observed(self._settings, ledger), lambda: self._account(ledger))
+        return _Recorded(observed(self._settings, ledger), lambda: self._report(ledger))
 
-    def _account(self, ledger: Ledger) -> None:
-        self._spent.add(ledger)
+    def _report(self, ledger: Ledger) -> None:
         if self._on_usage is not None:
             self._on_usage(ledger.snapshot(self._price))
 
@@ -744,15 +745,25 @@ class NexusFlow:
             lists=lists,
         )
         background, running = engine()
-        return background, running.embed(call, caller, stop)
+        return background, _counted(running, call, self._spent, caller, stop)
+
+
+async def _counted(
+    running: Engine, call: Call, spent: Total, caller: Caller | None, stop: Stop | None
+) -> Gathered:
+    """Run ``call`` and add to ``spent`` what it sent, also after its caller has gone."""
+    try:
+        return await running.embed(call, caller, stop)
+    finally:
+        spent.add(call.ledger)
 
 
 class _Recorded(AbstractContextManager[None]):
-    """``span`` around a call, then ``account`` of it, however it ended."""
+    """``span`` around a call, then ``report`` of it, however it ended."""
 
-    def __init__(self, span: AbstractContextManager[None], account: Callable[[], None]) -> None:
+    def __init__(self, span: AbstractContextManager[None], report: Callable[[], None]) -> None:
         self._span = span
-        self._account = account
+        self._report = report
 
     def __enter__(self) -> None:
         self._span.__enter__()
@@ -761,7 +772,7 @@ class _Recorded(AbstractContextManager[None]):
         try:
             return self._span.__exit__(*raised)
         finally:
-            self._account()
+            self._report()
 
 
 class _Flight(NamedTuple):

@@ -25,7 +25,7 @@ def check(run: Run) -> None:
     for client in run.clients:
         sent = [one for one in run.server.sent if _is_of(one, client)]
         _budget(run, client, sent)
-        if client.process.is_alive and not _was_left(run, client):
+        if client.process.is_alive:
             _usage(client, sent)
     for number, budget in run.budgets.items():
         _shared_budget(run, number, budget)
@@ -36,17 +36,6 @@ def check(run: Run) -> None:
 
 def _is_of(sent: Sent, client: Client) -> bool:
     return sent.process is client.process and sent.call.settings is client.real.settings
-
-
-def _was_left(run: Run, client: Client) -> bool:
-    """Whether a caller went before its call had ended."""
-    return any(
-        outcome.visit.cancel_after is not None
-        or outcome.visit.reads is not None
-        or ("stream" in outcome.visit.kind and outcome.error is not None)
-        for outcome in run.callers.outcomes
-        if outcome.client is client
-    )
 
 
 def _budget(run: Run, client: Client, sent: list[Sent]) -> None:
