@@ -297,7 +297,7 @@ class NexusFlow:
         """
         _refuse_one_string(texts)
         self._import()
-        from nexusflow_integrations._core.call.job import DRAIN, Stop
+        from nexusflow_integrations._core.call.job import STOPPED, Stop
         from nexusflow_integrations._core.call.streaming import Cutter
 
         cutter = Cutter(self._settings, self._instruction(role))
@@ -322,7 +322,7 @@ class NexusFlow:
                     with self._recorded(flight.ledger):
                         gathered = flight.future.result()
                 except NexusFlowError as error:
-                    wait([other.future for other in flying], timeout=DRAIN)
+                    wait([other.future for other in flying], timeout=STOPPED)
                     raise _rescued(error, flight, flying) from None
                 except BaseException:  # Ctrl-C
                     self._abandon(flying)
@@ -343,7 +343,7 @@ class NexusFlow:
         """Embed like ``embed_stream``, from an iterable or an async iterable."""
         _refuse_one_string(texts)
         self._import()
-        from nexusflow_integrations._core.call.job import DRAIN, Stop
+        from nexusflow_integrations._core.call.job import STOPPED, Stop
         from nexusflow_integrations._core.call.streaming import Cutter
 
         cutter = Cutter(self._settings, self._instruction(role))
@@ -377,10 +377,11 @@ class NexusFlow:
                     with self._recorded(flight.ledger):
                         gathered = await asyncio.wrap_future(flight.future)
                 except NexusFlowError as error:
-                    until = loop.time() + DRAIN
-                    while not all(other.future.done() for other in flying):
-                        if not await landed.wait(until - loop.time()):
-                            break
+                    until = loop.time() + STOPPED
+                    timer = loop.call_at(until, landed.tell, None)
+                    while loop.time() < until and not all(f.future.done() for f in flying):
+                        await landed.wait()
+                    timer.cancel()
                     raise _rescued(error, flight, flying) from None
                 for result in flight.slab.results(gathered):
                     yield result
@@ -806,14 +807,10 @@ class _Signal:
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._event.set)
 
-    async def wait(self, seconds: float | None = None) -> bool:
-        """Wait for the next end; ``False`` if none came within ``seconds``."""
-        try:
-            await asyncio.wait_for(self._event.wait(), seconds)
-        except asyncio.TimeoutError:
-            return False
+    async def wait(self) -> None:
+        """Wait for the next end."""
+        await self._event.wait()
         self._event.clear()
-        return True
 
 
 def _rescued(error: NexusFlowError, failed: _Flight, flying: Iterable[_Flight]) -> NexusFlowError:

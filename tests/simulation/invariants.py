@@ -75,7 +75,7 @@ def _complete(outcome: Outcome) -> None:
 
 def _kept(run: Run, outcome: Outcome) -> None:
     """What came before a failure is in the error."""
-    if not isinstance(outcome.error, NexusFlowError) or "stream" in outcome.visit.kind:
+    if not isinstance(outcome.error, NexusFlowError):
         return
     have = {outcome.visit.texts[index] for index in outcome.rows}
     for sent in run.server.sent:
@@ -136,7 +136,7 @@ def _nothing_left(run: Run) -> None:
         for what in process.engine.leftovers():
             raise Broken(f"nothing is left: {what}")
     for process, complaint in run.world.complaints:
-        if process.is_alive and run.scenario.store is None:
+        if process.is_alive:
             raise Broken(f"nothing is left: an error that nobody looks at: {complaint}")
     for one in run.clients:
         purse = one.real._purse
