@@ -20,9 +20,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
-from nexusflow_integrations._core.call.background import BackgroundLoop
+from nexusflow_integrations._core.call.background import BackgroundLoop, Errand, Outcome
 from nexusflow_integrations._core.call.caller import (
     NO_HOOKS,
     Caller,
@@ -327,7 +328,7 @@ class NexusFlow:
                 except BaseException:  # Ctrl-C
                     self._abandon(flying)
                     flying.clear()
-                    flight.future.cancel()
+                    flight.cancel()
                     raise
                 yield from flight.slab.results(gathered)
         finally:
@@ -394,22 +395,22 @@ class NexusFlow:
         self, slab: Slab, role: Role, loop: asyncio.AbstractEventLoop | None, stop: Stop
     ) -> _Flight:
         ledger = Ledger()
+        future: Future[Gathered] = Future()
         if slab.texts:
             background, work = self._start(
                 slab.texts, ledger, urgent=role == "query", loop=loop, stop=stop
             )
-            future = background.submit(work)
-        else:
-            from nexusflow_integrations._core.call.results import Gathered
+            errand = Errand(background, work, partial(_settle, future))
+            return _Flight(slab, future, ledger, errand.cancel)
+        from nexusflow_integrations._core.call.results import Gathered
 
-            future = Future()
-            future.set_result(Gathered(0))
-        return _Flight(slab, future, ledger)
+        future.set_result(Gathered(0))
+        return _Flight(slab, future, ledger, future.cancel)
 
     def _abandon(self, flying: deque[_Flight]) -> None:
         # The last first: those that wait would send in the place of those that are out.
         for flight in reversed(flying):
-            flight.future.cancel()
+            flight.cancel()
             self._report(flight.ledger)
 
     # -- what it cost --------------------------------------------------------------------------
@@ -780,6 +781,14 @@ class _Flight(NamedTuple):
     slab: Slab
     future: Future[Gathered]
     ledger: Ledger
+    cancel: Callable[[], object]
+
+
+def _settle(future: Future[Gathered], outcome: Outcome[Gathered]) -> None:
+    if outcome.error is not None:
+        future.set_exception(outcome.error)
+    else:
+        future.set_result(cast("Gathered", outcome.value))
 
 
 def _rotate_to_landed(flying: deque[_Flight]) -> None:
