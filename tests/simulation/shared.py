@@ -19,7 +19,7 @@ class _Service:
     """A service that fails with a call now and then, before it has done its work or after."""
 
     def __init__(self, world: World, name: str, fails: float) -> None:
-        self.has_failed = False
+        self.failures = 0
         self._world = world
         self._chance = random.Random(f"{name} {world.seed}")
         self._fails = fails
@@ -31,7 +31,7 @@ class _Service:
 
     def _maybe_fail(self) -> None:
         if self._chance.random() < self._fails:
-            self.has_failed = True
+            self.failures += 1
             self._world.note(f"{self._caller.name} does not reach the service")
             raise _Unreachable
 
