@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
+from weakref import ref
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, Errand, Outcome
 from nexusflow_integrations._core.call.caller import (
@@ -33,6 +34,7 @@ from nexusflow_integrations._core.call.caller import (
     Progress,
 )
 from nexusflow_integrations._core.call.imports import import_all
+from nexusflow_integrations._core.pace.terms import Presence, Terms
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
@@ -63,6 +65,10 @@ if TYPE_CHECKING:
 
 __all__ = ["NexusFlow"]
 
+_NOT_PICKLED = (
+    *("_key", "_http_client", "_async_http_client", "_on_usage"),
+    *("_purse", "_presence", "_terms"),
+)
 GIVE_BACK = 5.0
 """Seconds that giving back a part of a shared budget may take."""
 
@@ -83,11 +89,13 @@ class NexusFlow:
         encoding_format: What to ask for; either is understood when it arrives. ``base64`` is a
             quarter of the bytes.
         batch_size: Texts a request; the model takes at most 10.
-        max_concurrency: Requests in flight at most. All clients of an account share the widest.
+        max_concurrency: Requests in flight at most. All clients of an account share the widest of
+            those in use.
         timeout: Seconds for one attempt, from connection to last byte.
         deadline: Seconds for a whole call with all its retries; ``None`` leaves it to the retries.
         max_retries: Further attempts for a batch after faults and throttling.
-        requests_per_minute: Limit of the account, if known; otherwise it is found out.
+        requests_per_minute: Limit of the account, if known; otherwise it is found out. It holds
+            for all clients of the account, until this one is closed or collected; the newest wins.
         tokens_per_minute: The same for tokens.
         pacer: Limits that are kept together with other processes or hosts, in place of the two
             before: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, a ``RedisLimits`` of
@@ -114,6 +122,8 @@ class NexusFlow:
     Raises:
         ConfigurationError: A setting is impossible.
     """
+
+    _presence: Presence | None
 
     @secret_arguments
     def __init__(
@@ -151,7 +161,6 @@ class NexusFlow:
                 )
             requests_per_minute = pacer.requests_per_minute
             tokens_per_minute = pacer.tokens_per_minute
-        self._pacer = pacer
         self._settings = Settings(
             base_url=resolve_base_url(base_url, allow_http=allow_http),
             model=model,
@@ -176,6 +185,8 @@ class NexusFlow:
         self._on_usage = on_usage
         self._http_client = http_client
         self._async_http_client = async_http_client
+        self._pacer = pacer
+        self._take_part()
         self._spent = Total()
         self._size: Any = None
         self._has_imports = False
@@ -503,14 +514,14 @@ class NexusFlow:
 
         What was drawn from a budget that others share is given back.
         """
-        self._closed = True
+        self._closed, self._presence = True, None
         if (given_back := self._give_back()) is not None:
             with suppress(FutureTimeoutError):  # what stays out counts as spent
                 given_back.result(GIVE_BACK)
 
     async def aclose(self) -> None:
         """The same as ``close``, without blocking the event loop."""
-        self._closed = True
+        self._closed, self._presence = True, None
         await self._agive_back()
 
     async def _agive_back(self) -> None:
@@ -541,7 +552,7 @@ class NexusFlow:
         # Neither the key nor anything that only lives in this process. A worker process finds the
         # key in its environment.
         state = dict(self.__dict__)
-        for name in ("_key", "_http_client", "_async_http_client", "_on_usage", "_purse"):
+        for name in _NOT_PICKLED:
             state.pop(name)
         state["_size"] = None
         state["_has_imports"] = False
@@ -551,6 +562,7 @@ class NexusFlow:
         self.__dict__.update(state)
         self._key = self._http_client = self._async_http_client = self._on_usage = None
         self._purse = self._new_purse()
+        self._take_part()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NexusFlow:
         return copy.copy(self)
@@ -660,6 +672,11 @@ class NexusFlow:
 
     # -- inside --------------------------------------------------------------------------------
 
+    def _take_part(self) -> None:
+        """Have the limits count for the account, for as long as this client or a copy is in use."""
+        presence = self._presence = Presence()
+        self._terms = Terms(self._settings, self._pacer, ref(presence))
+
     def _new_purse(self) -> Purse | None:
         if self._budget is None:
             return None
@@ -743,7 +760,7 @@ class NexusFlow:
             async_http_client=self._async_http_client,
             client_loop=loop,
             cache=self._cache,
-            pacer=self._pacer,
+            terms=self._terms,
             lists=lists,
         )
         background, running = engine()

@@ -79,6 +79,12 @@ class BackgroundLoop:
         """Start ``work`` on the loop; cancelling the future cancels the work."""
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
+    def call_soon(self, work: Callable[[], object]) -> None:
+        """Have ``work`` called on the loop, from whatever thread; not if the loop has ended."""
+        if self not in _inherited:
+            with suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(work)
+
     def on_close(self, closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have ``closer`` awaited on the loop before it ends."""
         self._closers.append(closer)
