@@ -454,3 +454,13 @@ def test_a_burst_above_the_known_rate_does_not_raise_it() -> None:
         pacer.succeeded(9.5 + number / 100)
     pacer.throttled(sent_at=9.0, now=10.0, hint=None)
     assert pacer.rate == pytest.approx(BETA * 2.0)
+
+
+def test_a_search_for_the_limit_may_be_taken_up_again_after_hours() -> None:
+    pacer = FoundLimit()
+    pacer.succeeded(1000.0)
+    pacer.throttled(sent_at=1000.0, now=1000.1, hint=None)
+    now = 1000.1 + 3 * 3600
+    assert pacer.wait(now) == 0
+    pacer.take(1, now)
+    assert pacer.wait(now + 0.001) == 0

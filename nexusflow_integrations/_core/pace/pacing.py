@@ -151,6 +151,8 @@ MIN_RATE = 0.2
 """Requests a second below which no number of refusals pushes the rate."""
 SEARCH = 2.0
 """Factor by which the rate grows each second while the limit is still unknown."""
+LONGEST_SEARCH = 30.0
+"""Seconds of growth after which a rate is as good as none; more would be no float any more."""
 MEASURE = 1.0
 """Seconds over which the rate of good answers is measured."""
 
@@ -188,7 +190,7 @@ class FoundLimit:
 
     def _rate_at(self, now: float) -> float:
         if self._searching:
-            growth: float = SEARCH ** (now - self._cut_at)
+            growth: float = SEARCH ** min(now - self._cut_at, LONGEST_SEARCH)
             return max(MIN_RATE, self._refused_rate * BETA * growth)
         grown: float = ((now - self._cut_at) / PLATEAU - 1.0) ** 3
         return max(MIN_RATE, self._refused_rate * (1.0 + (1.0 - BETA) * grown))
