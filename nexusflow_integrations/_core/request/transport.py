@@ -32,6 +32,7 @@ import aiohttp
 import certifi
 from multidict import CIMultiDict
 
+from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.hosts import host_of, is_loopback
 from nexusflow_integrations._core.request.wire import MAX_RESPONSE_BYTES, Answer, TransportFault
 from nexusflow_integrations._core.secret import Secret
@@ -320,10 +321,36 @@ def _broken_off(error: BaseException) -> str:
     return f"the connection broke before the answer was complete ({type(error).__name__})"
 
 
+_used: WeakSet[Any] = WeakSet()
+"""Clients of users through which this process or one that it was forked from has sent."""
+_inherited: WeakSet[Any] = WeakSet()
+"""Those of them whose connections belong to another process."""
+forks.in_child(lambda: _inherited.update(_used))
+
+
+def _note_use(client: Any) -> None:
+    """Refuse a client that was used before a fork: both processes would read from its connections.
+
+    Raises:
+        ConfigurationError: It was.
+    """
+    try:
+        is_inherited = client in _inherited
+        _used.add(client)
+    except TypeError:  # it is of a kind that cannot be noted
+        return
+    if is_inherited:
+        raise ConfigurationError(
+            "the http client that was passed in was used before this process was forked, and its"
+            " connections are the parent's: make another one here"
+        )
+
+
 class HttpxSender:
     """A user's ``httpx.Client`` (or the like), used in worker threads."""
 
     def __init__(self, client: Any, target: Target) -> None:
+        _note_use(client)
         self._client = client
         self._target = target
 
@@ -381,6 +408,7 @@ class AsyncHttpxSender:
     """A user's ``httpx.AsyncClient`` (or the like), used on the user's own event loop."""
 
     def __init__(self, client: Any, loop: asyncio.AbstractEventLoop, target: Target) -> None:
+        _note_use(client)
         self._client = client
         self._loop = loop
         self._target = target
