@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from nexusflow_integrations._core import forks
+from nexusflow_integrations._core.checks import named
 from nexusflow_integrations._core.hosts import is_loopback
 from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
@@ -67,6 +68,9 @@ __all__ = ["NexusFlowEmbeddingFunction"]
 KEY_VARIABLE = "NEXUSFLOW_API_KEY"
 _KEY_VARIABLES = re.compile(r"NEXUSFLOW_[A-Z0-9_]{1,64}")
 _STORED = ("model_name", "dimensions", "api_base", "api_key_env_var", "query_instruction")
+
+_NAMES = {"model": "model_name", "base_url": "api_base"}
+"""Settings of the client to what they are called here."""
 
 _NOT_PICKLED = ("on_usage", "http_client", "async_http_client")
 
@@ -132,7 +136,8 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         allow_http: bool = False,
     ) -> None:
         if api_base is not None:
-            api_base = resolve_base_url(api_base, allow_http=allow_http)
+            with named(_NAMES):
+                api_base = resolve_base_url(api_base, allow_http=allow_http)
         self._set(
             {
                 "model_name": model_name,
@@ -323,8 +328,8 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         if base is None:
             return
         scheme, host, _ = origin = _origin(base)
-        named = {_origin(DEFAULT_BASE_URL), _origin(os.environ.get("NEXUSFLOW_BASE_URL") or "")}
-        if not (origin in named or origin in _named_here or is_loopback(host)):
+        known = {_origin(DEFAULT_BASE_URL), _origin(os.environ.get("NEXUSFLOW_BASE_URL") or "")}
+        if not (origin in known or origin in _named_here or is_loopback(host)):
             raise ConfigurationError(
                 f"this collection's stored configuration points at {scheme}://{host[:80]}, which"
                 " this process has not named, so nothing was sent; if the host is yours, set"
@@ -383,7 +388,9 @@ def _origin(url: str) -> tuple[str, str, int | None]:
 
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration without its gaps, every setting checked."""
-    given = {name: value for name, value in dict(config).items() if value is not None}
+    if not isinstance(config, Mapping):
+        raise ConfigurationError("the configuration is no object of names and values")
+    given = {name: value for name, value in config.items() if value is not None}
     if unknown := sorted(str(name)[:40] for name in given if name not in _STORED):
         raise ConfigurationError(
             f"the configuration holds {', '.join(map(repr, unknown))}, which this version of"
@@ -398,13 +405,19 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
             " letters (and not the key itself)"
         )
     base = given.get("api_base")
-    Settings(
-        base_url="" if base is None else resolve_base_url(base, allow_http=True),
-        model=given["model_name"],
-        dimensions=given.get("dimensions"),
-        query_instruction=given.get("query_instruction"),
-    )
-    return given
+    with named(_NAMES):
+        settings = Settings(
+            base_url="" if base is None else resolve_base_url(base, allow_http=True),
+            model=given["model_name"],
+            dimensions=given.get("dimensions"),
+            query_instruction=given.get("query_instruction"),
+        )
+    plain = {
+        "model_name": settings.model,
+        "dimensions": settings.dimensions,
+        "query_instruction": settings.query_instruction,
+    }
+    return {name: plain.get(name, value) for name, value in given.items()}  # as JSON holds it
 
 
 def _listed(documents: Documents) -> Documents:

@@ -20,11 +20,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
-from weakref import ref
 
-from nexusflow_integrations._core.call.background import BackgroundLoop, Errand, Outcome
+from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.call.background import BackgroundLoop
 from nexusflow_integrations._core.call.caller import (
     NO_HOOKS,
     Caller,
@@ -34,41 +33,47 @@ from nexusflow_integrations._core.call.caller import (
     Progress,
 )
 from nexusflow_integrations._core.call.imports import import_all
-from nexusflow_integrations._core.pace.terms import Presence, Terms
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
     DEFAULT_MODEL,
     MAX_BATCH_SIZE,
+    ON_REFUSED,
+    ROLES,
     EncodingFormat,
     OnRefused,
     Role,
     Settings,
+    check_dimensions,
+    check_pacer,
     resolve_api_key,
     resolve_base_url,
 )
 from nexusflow_integrations._core.telemetry import observed
 from nexusflow_integrations._core.texts import check_text, check_texts
-from nexusflow_integrations._core.usage import Budget, Ledger, Price, Purse, Total, Usage
+from nexusflow_integrations._core.usage import (
+    Budget,
+    Ledger,
+    Price,
+    Purse,
+    Total,
+    Usage,
+    check_budget,
+    check_price,
+)
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 if TYPE_CHECKING:
-    from nexusflow_integrations._core.call.engine import Engine
     from nexusflow_integrations._core.call.estimate import Estimate
     from nexusflow_integrations._core.call.job import Stop
     from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList, Gathered
     from nexusflow_integrations._core.call.streaming import Cutter, Embedded, Slab
     from nexusflow_integrations._core.pace.shared import SharedLimits
-    from nexusflow_integrations._core.request.exchange import Call
     from nexusflow_integrations._core.shared_budget import SharedBudget
 
 __all__ = ["NexusFlow"]
 
-_NOT_PICKLED = (
-    *("_key", "_http_client", "_async_http_client", "_on_usage"),
-    *("_purse", "_presence", "_terms"),
-)
 GIVE_BACK = 5.0
 """Seconds that giving back a part of a shared budget may take."""
 
@@ -89,13 +94,11 @@ class NexusFlow:
         encoding_format: What to ask for; either is understood when it arrives. ``base64`` is a
             quarter of the bytes.
         batch_size: Texts a request; the model takes at most 10.
-        max_concurrency: Requests in flight at most. All clients of an account share the widest of
-            those in use.
+        max_concurrency: Requests in flight at most. All clients of an account share the widest.
         timeout: Seconds for one attempt, from connection to last byte.
         deadline: Seconds for a whole call with all its retries; ``None`` leaves it to the retries.
         max_retries: Further attempts for a batch after faults and throttling.
-        requests_per_minute: Limit of the account, if known; otherwise it is found out. It holds
-            for all clients of the account, until this one is closed or collected; the newest wins.
+        requests_per_minute: Limit of the account, if known; otherwise it is found out.
         tokens_per_minute: The same for tokens.
         pacer: Limits that are kept together with other processes or hosts, in place of the two
             before: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, a ``RedisLimits`` of
@@ -122,8 +125,6 @@ class NexusFlow:
     Raises:
         ConfigurationError: A setting is impossible.
     """
-
-    _presence: Presence | None
 
     @secret_arguments
     def __init__(
@@ -159,8 +160,8 @@ class NexusFlow:
                     "the limits are the pacer's: leave out requests_per_minute and"
                     " tokens_per_minute"
                 )
-            requests_per_minute = pacer.requests_per_minute
-            tokens_per_minute = pacer.tokens_per_minute
+            requests_per_minute, tokens_per_minute = check_pacer(pacer)
+        self._pacer = pacer
         self._settings = Settings(
             base_url=resolve_base_url(base_url, allow_http=allow_http),
             model=model,
@@ -178,15 +179,15 @@ class NexusFlow:
             default_headers=Headers(default_headers),
         )
         self._key: ApiKey | None = None if api_key is None else resolve_api_key(api_key)
-        self._price = price or Price()
+        self._price = check_price(price)
         self._cache = _cache_path(cache)
-        self._budget = budget
+        self._budget = check_budget(budget)
         self._purse = self._new_purse()
-        self._on_usage = on_usage
-        self._http_client = http_client
-        self._async_http_client = async_http_client
-        self._pacer = pacer
-        self._take_part()
+        self._on_usage = checks.function("on_usage", on_usage)
+        self._http_client = checks.http_client("http_client", http_client, asynchronous=False)
+        self._async_http_client = checks.http_client(
+            "async_http_client", async_http_client, asynchronous=True
+        )
         self._spent = Total()
         self._size: Any = None
         self._has_imports = False
@@ -307,9 +308,10 @@ class NexusFlow:
             NexusFlowError: The stream cannot go on; the error's ``finished`` holds what was ready
                 and not yet yielded.
         """
+        ordered = checks.flag("ordered", ordered)
         _refuse_one_string(texts)
         self._import()
-        from nexusflow_integrations._core.call.job import STOPPED, Stop
+        from nexusflow_integrations._core.call.job import DRAIN, Stop
         from nexusflow_integrations._core.call.streaming import Cutter
 
         cutter = Cutter(self._settings, self._instruction(role))
@@ -334,12 +336,12 @@ class NexusFlow:
                     with self._recorded(flight.ledger):
                         gathered = flight.future.result()
                 except NexusFlowError as error:
-                    wait([other.future for other in flying], timeout=STOPPED)
+                    wait([other.future for other in flying], timeout=DRAIN)
                     raise _rescued(error, flight, flying) from None
                 except BaseException:  # Ctrl-C
                     self._abandon(flying)
                     flying.clear()
-                    flight.cancel()
+                    flight.future.cancel()
                     raise
                 yield from flight.slab.results(gathered)
         finally:
@@ -353,9 +355,10 @@ class NexusFlow:
         ordered: bool = True,
     ) -> AsyncGenerator[Embedded, None]:
         """Embed like ``embed_stream``, from an iterable or an async iterable."""
+        ordered = checks.flag("ordered", ordered)
         _refuse_one_string(texts)
         self._import()
-        from nexusflow_integrations._core.call.job import STOPPED, Stop
+        from nexusflow_integrations._core.call.job import DRAIN, Stop
         from nexusflow_integrations._core.call.streaming import Cutter
 
         cutter = Cutter(self._settings, self._instruction(role))
@@ -389,11 +392,10 @@ class NexusFlow:
                     with self._recorded(flight.ledger):
                         gathered = await asyncio.wrap_future(flight.future)
                 except NexusFlowError as error:
-                    until = loop.time() + STOPPED
-                    timer = loop.call_at(until, landed.tell, None)
-                    while loop.time() < until and not all(f.future.done() for f in flying):
-                        await landed.wait()
-                    timer.cancel()
+                    until = loop.time() + DRAIN
+                    while not all(other.future.done() for other in flying):
+                        if not await landed.wait(until - loop.time()):
+                            break
                     raise _rescued(error, flight, flying) from None
                 for result in flight.slab.results(gathered):
                     yield result
@@ -406,23 +408,23 @@ class NexusFlow:
         self, slab: Slab, role: Role, loop: asyncio.AbstractEventLoop | None, stop: Stop
     ) -> _Flight:
         ledger = Ledger()
-        future: Future[Gathered] = Future()
         if slab.texts:
             background, work = self._start(
                 slab.texts, ledger, urgent=role == "query", loop=loop, stop=stop
             )
-            errand = Errand(background, work, partial(_settle, future))
-            return _Flight(slab, future, ledger, errand.cancel)
-        from nexusflow_integrations._core.call.results import Gathered
+            future = background.submit(work)
+        else:
+            from nexusflow_integrations._core.call.results import Gathered
 
-        future.set_result(Gathered(0))
-        return _Flight(slab, future, ledger, future.cancel)
+            future = Future()
+            future.set_result(Gathered(0))
+        return _Flight(slab, future, ledger)
 
     def _abandon(self, flying: deque[_Flight]) -> None:
         # The last first: those that wait would send in the place of those that are out.
         for flight in reversed(flying):
-            flight.cancel()
-            self._report(flight.ledger)
+            flight.future.cancel()
+            self._account(flight.ledger)
 
     # -- what it cost --------------------------------------------------------------------------
 
@@ -460,9 +462,10 @@ class NexusFlow:
         return background.submit(running.held(texts, self._settings, self._cache)).result()
 
     def _recorded(self, ledger: Ledger) -> AbstractContextManager[None]:
-        return _Recorded(observed(self._settings, ledger), lambda: self._report(ledger))
+        return _Recorded(observed(self._settings, ledger), lambda: self._account(ledger))
 
-    def _report(self, ledger: Ledger) -> None:
+    def _account(self, ledger: Ledger) -> None:
+        self._spent.add(ledger)
         if self._on_usage is not None:
             self._on_usage(ledger.snapshot(self._price))
 
@@ -494,7 +497,7 @@ class NexusFlow:
         Raises:
             ConfigurationError: The model has no such size.
         """
-        if dimensions == self.dimensions:
+        if check_dimensions(dimensions) == self.dimensions:
             return self
         twin = copy.copy(self)
         twin._settings = replace(self._settings, dimensions=dimensions)
@@ -514,14 +517,14 @@ class NexusFlow:
 
         What was drawn from a budget that others share is given back.
         """
-        self._closed, self._presence = True, None
+        self._closed = True
         if (given_back := self._give_back()) is not None:
             with suppress(FutureTimeoutError):  # what stays out counts as spent
                 given_back.result(GIVE_BACK)
 
     async def aclose(self) -> None:
         """The same as ``close``, without blocking the event loop."""
-        self._closed, self._presence = True, None
+        self._closed = True
         await self._agive_back()
 
     async def _agive_back(self) -> None:
@@ -552,7 +555,7 @@ class NexusFlow:
         # Neither the key nor anything that only lives in this process. A worker process finds the
         # key in its environment.
         state = dict(self.__dict__)
-        for name in _NOT_PICKLED:
+        for name in ("_key", "_http_client", "_async_http_client", "_on_usage", "_purse"):
             state.pop(name)
         state["_size"] = None
         state["_has_imports"] = False
@@ -562,7 +565,6 @@ class NexusFlow:
         self.__dict__.update(state)
         self._key = self._http_client = self._async_http_client = self._on_usage = None
         self._purse = self._new_purse()
-        self._take_part()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NexusFlow:
         return copy.copy(self)
@@ -602,11 +604,12 @@ class NexusFlow:
         single = isinstance(input, str)
         texts = self._prepare(input, role)
         collect = self._collects(on_refused)
+        progress = checks.function("progress", progress)
         if not single and not texts:
             return self._nothing(collect=collect)
         ledger = Ledger()
         with self._recorded(ledger):
-            caller = CallingThread(hooks, progress, deadline=self._settings.deadline)
+            caller = CallingThread(hooks, progress, bounded=self._settings.deadline is not None)
             gathered = caller.wait(
                 *self._start(
                     texts,
@@ -634,11 +637,12 @@ class NexusFlow:
         single = isinstance(input, str)
         texts = self._prepare(input, role)
         collect = self._collects(on_refused)
+        progress = checks.function("progress", progress)
         if not single and not texts:
             return self._nothing(collect=collect)
         ledger = Ledger()
         with self._recorded(ledger):
-            caller = CallingTask(hooks, progress, deadline=self._settings.deadline)
+            caller = CallingTask(hooks, progress)
             gathered = await caller.wait(
                 *self._start(
                     texts,
@@ -672,11 +676,6 @@ class NexusFlow:
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _take_part(self) -> None:
-        """Have the limits count for the account, for as long as this client or a copy is in use."""
-        presence = self._presence = Presence()
-        self._terms = Terms(self._settings, self._pacer, ref(presence))
-
     def _new_purse(self) -> Purse | None:
         if self._budget is None:
             return None
@@ -702,14 +701,14 @@ class NexusFlow:
     def _instruction(self, role: Role) -> str:
         if self._closed:
             raise ConfigurationError("this client is closed; make another one")
-        if role not in ("document", "query"):
-            raise ConfigurationError(f"role must be 'document' or 'query', not {role!r}")
+        if type(role) is not str or role not in ROLES:
+            role = checks.one_of("role", role, ROLES)
         return (self._settings.query_instruction or "") if role == "query" else ""
 
     def _collects(self, on_refused: OnRefused | None) -> bool:
         if on_refused is None:
             return self._settings.on_refused == "collect"
-        return replace(self._settings, on_refused=on_refused).on_refused == "collect"
+        return bool(checks.one_of("on_refused", on_refused, ON_REFUSED) == "collect")
 
     def _nothing(self, *, collect: bool) -> EmbeddingArray | EmbeddingList:
         self._import()
@@ -760,29 +759,19 @@ class NexusFlow:
             async_http_client=self._async_http_client,
             client_loop=loop,
             cache=self._cache,
-            terms=self._terms,
+            pacer=self._pacer,
             lists=lists,
         )
         background, running = engine()
-        return background, _counted(running, call, self._spent, caller, stop)
-
-
-async def _counted(
-    running: Engine, call: Call, spent: Total, caller: Caller | None, stop: Stop | None
-) -> Gathered:
-    """Run ``call`` and add to ``spent`` what it sent, also after its caller has gone."""
-    try:
-        return await running.embed(call, caller, stop)
-    finally:
-        spent.add(call.ledger)
+        return background, running.embed(call, caller, stop)
 
 
 class _Recorded(AbstractContextManager[None]):
-    """``span`` around a call, then ``report`` of it, however it ended."""
+    """``span`` around a call, then ``account`` of it, however it ended."""
 
-    def __init__(self, span: AbstractContextManager[None], report: Callable[[], None]) -> None:
+    def __init__(self, span: AbstractContextManager[None], account: Callable[[], None]) -> None:
         self._span = span
-        self._report = report
+        self._account = account
 
     def __enter__(self) -> None:
         self._span.__enter__()
@@ -791,21 +780,13 @@ class _Recorded(AbstractContextManager[None]):
         try:
             return self._span.__exit__(*raised)
         finally:
-            self._report()
+            self._account()
 
 
 class _Flight(NamedTuple):
     slab: Slab
     future: Future[Gathered]
     ledger: Ledger
-    cancel: Callable[[], object]
-
-
-def _settle(future: Future[Gathered], outcome: Outcome[Gathered]) -> None:
-    if outcome.error is not None:
-        future.set_exception(outcome.error)
-    else:
-        future.set_result(cast("Gathered", outcome.value))
 
 
 def _rotate_to_landed(flying: deque[_Flight]) -> None:
@@ -833,10 +814,14 @@ class _Signal:
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._event.set)
 
-    async def wait(self) -> None:
-        """Wait for the next end."""
-        await self._event.wait()
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Wait for the next end; ``False`` if none came within ``seconds``."""
+        try:
+            await asyncio.wait_for(self._event.wait(), seconds)
+        except asyncio.TimeoutError:
+            return False
         self._event.clear()
+        return True
 
 
 def _rescued(error: NexusFlowError, failed: _Flight, flying: Iterable[_Flight]) -> NexusFlowError:
@@ -869,7 +854,13 @@ def _cache_path(
     place = address_or_path(cache)
     if isinstance(place, RedisAddress):
         return place
-    return os.path.abspath(os.path.expanduser(os.fspath(place)))
+    try:
+        path = os.fspath(place)
+        if isinstance(path, str) and path.strip() and b"\0" not in os.fsencode(path):
+            return os.path.abspath(os.path.expanduser(path))
+    except Exception:  # noqa: BLE001, S110 - an object of the user's own
+        pass
+    raise checks.refuse("cache", "a path, the URL of a Redis server, True, False or None", cache)
 
 
 def _refuse_one_string(texts: Any) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nexusflow_integrations._core.checks import named, refuse, text
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.secret import Headers, secret_arguments
@@ -33,6 +35,7 @@ def _hiding_arguments(cls: C) -> C:
     return cls
 
 
+_OPTIONS = signature(NexusFlow).parameters.keys() - {"api_key"}
 _KEY = Secret.from_env_var("NEXUSFLOW_API_KEY", strict=False)
 
 
@@ -53,6 +56,14 @@ class _Embedder:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.api_key, Secret):
+            raise refuse("api_key", "a Secret of Haystack", self.api_key)
+        if not isinstance(self.options, dict):
+            raise refuse("options", "a dict", self.options)
+        for name in self.options:
+            if name not in _OPTIONS:
+                raise refuse("options", "settings of NexusFlow", name)
+        self.prefix, self.suffix = text("prefix", self.prefix), text("suffix", self.suffix)
         hidden: dict[str, Any] = {"default_headers": Headers, "cache": address_or_path}
         self.options = {
             name: hidden[name](value) if name in hidden else value
@@ -72,7 +83,8 @@ class _Embedder:
             "dimensions": self.dimensions,
         }
         settings |= self.options
-        return NexusFlow(None if key is None else key.resolve_value(), **settings)
+        with named({"base_url": "api_base_url"}):
+            return NexusFlow(None if key is None else key.resolve_value(), **settings)
 
     def meta(self, vectors: Any) -> dict[str, Any]:
         """Return the model and the tokens billed, as OpenAI's embedders do."""
@@ -141,6 +153,13 @@ class NexusFlowDocumentEmbedder(_Embedder):
 
     meta_fields_to_embed: list[str] = field(default_factory=list)
     embedding_separator: str = "\n"
+
+    def __post_init__(self) -> None:
+        _Embedder.__post_init__(self)  # `component` made another class of this one
+        wanted = self.meta_fields_to_embed
+        if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
+            raise refuse("meta_fields_to_embed", "a list of names", wanted)
+        self.embedding_separator = text("embedding_separator", self.embedding_separator)
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])
     def run(self, documents: list[Document]) -> dict[str, Any]:

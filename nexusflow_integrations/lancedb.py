@@ -39,7 +39,8 @@ class NexusFlowEmbeddings(TextEmbeddingFunction):
     @classmethod
     @secret_arguments
     def create(cls, **told: Any) -> Any:
-        if str(told.get("api_key")).count(":") > 1:
+        key = told.get("api_key")
+        if isinstance(key, str) and key.count(":") > 1:
             raise ConfigurationError("api_key: the default of $var:NAME:DEFAULT would be stored")
         return super().create(**told)
 

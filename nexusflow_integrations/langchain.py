@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from nexusflow_integrations import errors
-from nexusflow_integrations._core import forks
+from nexusflow_integrations._core import checks, forks
 from nexusflow_integrations._core.call.caller import NO_HOOKS, Hooks
 from nexusflow_integrations._core.forks import Lock
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
@@ -94,6 +94,14 @@ _HIDDEN: Mapping[str, Callable[[Any], object]] = {
     "cache": address_or_path,
 }
 _OPENAI_NAMES = {"openai_api_key": "api_key", "openai_api_base": "base_url"}
+_FIELDS = {
+    **_OPENAI_NAMES,
+    "nexusflow_api_key": "api_key",
+    "nexusflow_api_base": "base_url",
+    "request_timeout": "timeout",
+    "http_async_client": "async_http_client",
+}
+"""Names of arguments here to those of the client, where they differ."""
 _NOT_NEEDED = (
     "check_embedding_ctx_length",
     "embedding_ctx_length",
@@ -265,6 +273,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
         @secret_arguments
         def __init__(self, **settings: Any) -> None:
+            names = {_FIELDS[name]: name for name in settings if name in _FIELDS}
             for name in settings.keys() & _OPENAI_NAMES.keys():
                 settings.setdefault(_OPENAI_NAMES[name], settings.pop(name))
             for name in settings.keys() & _HIDDEN.keys():
@@ -278,7 +287,8 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
                 problem = _without_inputs(error)
             if problem is not None:
                 raise problem
-            self._client = self._new_client()  # raises at once what is impossible
+            with checks.named(names):
+                self._client = self._new_client()  # raises at once what is impossible
             if not_needed:
                 _note(not_needed)
 
@@ -436,6 +446,8 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         return NexusFlow(**settings, batch_size=self._batch_size(None))
 
     def _batch_size(self, chunk_size: int | None) -> int:
+        if chunk_size is not None:
+            chunk_size = checks.whole("chunk_size", chunk_size, 1)
         return min(chunk_size or self.chunk_size, MAX_BATCH_SIZE)
 
     def _hooks(self) -> Hooks:

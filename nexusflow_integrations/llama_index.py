@@ -37,6 +37,7 @@ from nexusflow_integrations._core.call.results import (
     EmbeddingList,
     Gathered,
 )
+from nexusflow_integrations._core.checks import has_methods, named, refuse, whole
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.request.tokens import estimate_tokens
 from nexusflow_integrations._core.secret import Headers, secret_arguments
@@ -90,6 +91,11 @@ _COLLECTION = "embeddings"  # of an embeddings_cache, as LlamaIndex names it
 _BATCHES_A_FLIGHT = 4
 """With ``cache=``: batches handed over together, so that what is not cached fills its requests."""
 
+_DUCKS = (
+    ("rate_limiter", ("acquire", "async_acquire"), "rate limiter"),
+    ("callback_manager", ("on_event_start", "on_event_end"), "CallbackManager"),
+)
+"""Fields that LlamaIndex itself does not check, and what is called of them."""
 _ALIASES = {"model": "model_name", "base_url": "api_base"}
 _dispatcher = get_dispatcher(__name__)
 _spent: ContextVar[Usage | None] = ContextVar("nexusflow_spent", default=None)
@@ -198,11 +204,15 @@ class NexusFlowEmbedding(BaseEmbedding):
 
         @secret_arguments
         def __init__(self, **given: Any) -> None:
+            written = {field: alias for alias, field in _ALIASES.items() if alias in given}
             given = _named(type(self), given)
-            super().__init__(**{name: _hidden(name, value) for name, value in given.items()})
-            # Not left to the environment of a later call: the vectors depend on it.
-            self.api_base = resolve_base_url(self.api_base, allow_http=self.allow_http)
-            self._core()  # says now what is impossible
+            with named(written), named({"base_url": "api_base"}):
+                super().__init__(**{name: _hidden(name, value) for name, value in given.items()})
+                if self.num_workers is not None:
+                    whole("num_workers", self.num_workers, 0, 1 << 20)
+                # Not left to the environment of a later call: the vectors depend on it.
+                self.api_base = resolve_base_url(self.api_base, allow_http=self.allow_http)
+                self._core()  # says now what is impossible
 
         @secret_arguments
         def __setattr__(self, name: str, value: Any) -> None:
@@ -244,7 +254,8 @@ class NexusFlowEmbedding(BaseEmbedding):
         if self.num_workers:
             settings["max_concurrency"] = min(self.num_workers, self.max_concurrency)
         if self._built is None or self._built[0] != settings:
-            self._built = settings, _Client(**settings)
+            with named(_ALIASES):
+                self._built = settings, _Client(**settings)
         return self._built[1]
 
     # -- the six hooks: one call of the client each, which splits at 10 and runs in parallel -------
@@ -739,13 +750,23 @@ def _named(cls: type[NexusFlowEmbedding], given: dict[str, Any]) -> dict[str, An
 
     Raises:
         TypeError: There is no such field. Without the value: it may be a key.
-        ConfigurationError: Two names of one field are given.
+        ConfigurationError: Two names of one field are given, or a value is impossible.
     """
     for alias, name in _ALIASES.items():
         if alias in given and name in given:
             raise ConfigurationError(f"{name} and {alias} are two names of one setting; give one")
         if alias in given:
             given[name] = given.pop(alias)
+            if given[name] is not None and not isinstance(given[name], str):
+                raise refuse(alias, "text", given[name])
+    if (store := given.get("embeddings_cache")) is not None:
+        kinds = import_module("llama_index.core.storage.kvstore.types")
+        if not isinstance(store, kinds.BaseKVStore):
+            raise refuse("embeddings_cache", "a BaseKVStore of LlamaIndex or None", store)
+    for name, methods, wanted in _DUCKS:
+        value = given.get(name)
+        if value is not None and not has_methods(value, *methods):
+            raise refuse(name, f"a {wanted} of LlamaIndex or None", value)
     unknown = sorted(given.keys() - cls.model_fields.keys())
     if unknown:
         likely = get_close_matches(unknown[0], [*cls.model_fields, *_ALIASES], n=1)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
 from nexusflow_integrations._core.needed import needed
-from nexusflow_integrations._core.settings import DIMENSIONS
+from nexusflow_integrations._core.settings import DIMENSIONS, check_dimensions
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import NexusFlowError
 
@@ -27,6 +27,7 @@ class NexusFlowEmbeddingModel(EmbeddingModel):
     key_env_var = "NEXUSFLOW_API_KEY"
 
     def __init__(self, dimensions: int | None = None) -> None:
+        dimensions = check_dimensions(dimensions)
         self.model_id = "nexusflow" if dimensions is None else f"nexusflow-{dimensions}"
         self.dimensions = dimensions
 

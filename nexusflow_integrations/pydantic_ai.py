@@ -1,7 +1,8 @@
 """``NexusFlowEmbeddingModel``: NexusFlow for Pydantic AI's ``Embedder``, with our own errors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from nexusflow_integrations._core.checks import refuse
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.settings import Role
 from nexusflow_integrations.client import NexusFlow
@@ -20,8 +21,12 @@ class NexusFlowEmbeddingModel(EmbeddingModel):
     def __init__(
         self, client: NexusFlow | None = None, *, settings: EmbeddingSettings | None = None
     ) -> None:
+        if client is not None and not isinstance(client, NexusFlow):
+            raise refuse("client", "a NexusFlow or None", client)
+        if settings is not None and not isinstance(settings, Mapping):
+            raise refuse("settings", "EmbeddingSettings or None", settings)
         super().__init__(settings=settings)
-        self.client = client or NexusFlow()
+        self.client = NexusFlow() if client is None else client
 
     @property
     def model_name(self) -> str:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from nexusflow_integrations._core import forks
+from nexusflow_integrations._core import checks, forks
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.pace.shared import SlotLimits
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
-from nexusflow_integrations._core.settings import resolve_api_key
+from nexusflow_integrations._core.settings import check_dimensions, resolve_api_key
 from nexusflow_integrations._core.shared_budget import Grant, Grants
-from nexusflow_integrations._core.usage import Budget, Price
+from nexusflow_integrations._core.usage import Budget, Price, check_price
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
@@ -136,15 +136,21 @@ class EmbedBatch:
                 "Ray may print a key that is plain text: set NEXUSFLOW_API_KEY where the workers"
                 " run, or pass api_key=DriverKey()"
             )
-        if on_error not in ("raise", "collect"):
-            raise ConfigurationError(f"on_error must be 'raise' or 'collect', not {on_error!r}")
+        if limits is not None and not isinstance(limits, ClusterLimits):
+            raise checks.refuse("limits", "a ClusterLimits or None", limits)
+        if (size := check_dimensions(dimensions)) is None:
+            raise ConfigurationError("dimensions must be given: all blocks must agree on one size")
         client["default_headers"] = Headers(client.get("default_headers"))
         self._api_key = api_key
-        self._text, self._embedding, self._error = text, embedding, error
-        self._collect = on_error == "collect"
-        self._options = {**client, "dimensions": dimensions, **_shared(limits)}
+        self._text = checks.text("text", text, "the name of a column")
+        self._embedding = checks.text("embedding", embedding, "the name of a column")
+        self._error = checks.text("error", error, "the name of a column")
+        if self._embedding == self._error:
+            raise ConfigurationError("error must be another column than embedding")
+        self._collect = checks.one_of("on_error", on_error, ("raise", "collect")) == "collect"
+        self._options = {**client, "dimensions": size, **_shared(limits)}
         self._client: NexusFlow | None = None
-        NexusFlow(**self._options)  # so that a mistake is found before the first text
+        NexusFlow(api_key, **self._options)  # so that a mistake is found before the first text
 
     async def __call__(self, batch: Any) -> Any:
         """Return ``batch`` with the two columns added."""
@@ -283,9 +289,15 @@ class ClusterLimits:
         namespace: str = "nexusflow",
         detached: bool = False,
     ) -> None:
-        NexusFlow(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute)
-        tokens = None if budget is None else budget.in_tokens(price or Price())
-        self.name, self.namespace, self.detached = name, namespace, detached
+        if budget is not None and not isinstance(budget, Budget):
+            raise checks.refuse("budget", "a Budget or None", budget)
+        at = check_price(price)
+        tokens = None if budget is None else budget.in_tokens(at)
+        requests_per_minute = checks.optional_number("requests_per_minute", requests_per_minute)
+        tokens_per_minute = checks.optional_number("tokens_per_minute", tokens_per_minute)
+        self.name = checks.word("name", name, "the name of an actor")
+        self.namespace = checks.word("namespace", namespace, "the name of a namespace of Ray")
+        self.detached = checks.flag("detached", detached)
         self._told = _Told(requests_per_minute, tokens_per_minute, tokens)
         self._begin()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.pace.in_redis import AccountLimits
 from nexusflow_integrations._core.redis.address import RedisAddress
 from nexusflow_integrations._core.redis.server import RedisServer
@@ -34,7 +35,7 @@ class RedisLimits(AccountLimits):
         tokens_per_minute: The same for tokens.
 
     Raises:
-        ConfigurationError: ``url`` is no URL of a Redis server.
+        ConfigurationError: ``url`` is no URL of a Redis server, or another argument is impossible.
     """
 
     @secret_arguments
@@ -46,7 +47,11 @@ class RedisLimits(AccountLimits):
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
     ) -> None:
-        address = url if isinstance(url, RedisAddress) else RedisAddress(url)
+        with checks.named({"cache": "url"}):
+            address = url if isinstance(url, RedisAddress) else RedisAddress(url)
+        account = checks.text("account", account)
+        requests_per_minute = checks.optional_number("requests_per_minute", requests_per_minute)
+        tokens_per_minute = checks.optional_number("tokens_per_minute", tokens_per_minute)
         super().__init__(
             RedisServer(address),
             hashlib.sha256(account.encode()).digest()[:16],

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import enum
+import math
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from collections import UserDict, UserString
 from collections.abc import Callable, Iterator
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +140,96 @@ def _listens(port: int) -> bool:
             return connection.recv(5) in (b"+PONG", b"-NOAU")
     except OSError:
         return False
+
+
+class _Text(str):
+    __slots__ = ()
+
+
+class _Words(str, enum.Enum):
+    QUERY = "query"
+
+
+class _Numbers(enum.IntEnum):
+    SIX = 6
+
+
+class _Hostile:
+    """Fails at whatever is asked of it."""
+
+    def _fail(self, *_: object) -> Any:
+        raise ZeroDivisionError
+
+    __eq__ = __bool__ = __len__ = __iter__ = __repr__ = __str__ = _fail
+    __float__ = __int__ = __index__ = __fspath__ = __getitem__ = _fail
+    __hash__ = object.__hash__
+
+
+class _HostileAttributes:
+    def __getattr__(self, name: str) -> Any:
+        raise ZeroDivisionError
+
+
+@pytest.fixture
+def odd() -> Callable[[], list[Any]]:
+    """Make some of everything that a user, or a program of theirs, may pass as a setting."""
+    import httpx
+
+    def make() -> list[Any]:
+        return [
+            *(None, True, False, 0, -1, 1, 7, 64, 2**63, 10**400, 10**5000),
+            *(1.5, 0.0, -0.5, 1e-9, 5e-324, 1e300, math.nan, math.inf, -math.inf, 1j),
+            *(Decimal(1), Decimal("NaN"), Decimal("sNaN"), Decimal("Infinity"), Decimal(-1)),
+            *(Fraction(1, 2), _Numbers.SIX, np.int64(5), np.uint8(0), np.float32(2.5)),
+            *(np.float64("nan"), np.bool_(True), np.str_("x"), np.datetime64("2030-01-01")),
+            *(np.array([1]), np.array([1, 2]), np.array(5), np.zeros((2, 2))),
+            *("", " ", "x", "1", "0.5", "true", "None", "raise", "float", "é", "x" * 100_000),
+            *("\ud800", "a\r\nb", "a\0b", "\u202e", _Text("x"), _Words.QUERY, UserString("x")),
+            *(b"x", bytearray(b"x"), memoryview(b"x"), [], ["x"], (), set(), {}, {"a": "b"}),
+            *({1: 2}, {"a": 1}, {"a": "b\r\nc"}, UserDict(a="b"), range(3), iter(["x"])),
+            *(object(), object, str, ValueError("x"), ..., NotImplemented, math, print, len),
+            *(Path("x"), datetime.timedelta(seconds=3), datetime.date(2030, 1, 1)),
+            *(_Hostile(), _Hostile, _HostileAttributes(), httpx.Client, httpx.AsyncClient),
+            *(httpx.Client(), httpx.AsyncClient()),
+        ]
+
+    return make
+
+
+@pytest.fixture
+def refused(odd: Callable[[], list[Any]]) -> Callable[..., list[Any]]:
+    """Make something with every odd value; return the values with which it can be made.
+
+    All others must be refused in one sentence that names the setting: by a ``ConfigurationError``,
+    or, if that is among ``others``, by the error that a framework has for it.
+    """
+    from nexusflow_integrations.errors import ConfigurationError
+
+    def error_of(make: Callable[[Any], object], value: Any) -> Exception | None:
+        try:
+            make(value)
+        except Exception as error:
+            return error
+        return None
+
+    def check(make: Callable[[Any], object], name: str, *others: type[Exception]) -> list[Any]:
+        taken = []
+        for value in odd():
+            error = error_of(make, value)
+            said = str(error)
+            if error is None:
+                taken.append(value)
+            elif isinstance(error, ConfigurationError):
+                assert name in said
+                assert len(said) < 300
+                assert said.isprintable()
+                assert said.isascii()
+            else:
+                assert isinstance(error, others), f"{name}: {type(value).__name__}: {said}"
+                assert name in said
+        return taken
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,12 @@ is secret is held as a ``Secret`` everywhere but in the expression that sends it
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
+from nexusflow_integrations._core.checks import refuse
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 _MARK = "**********"
@@ -106,7 +108,11 @@ class ApiKey(Secret):
         raise TypeError("the API key is never pickled")
 
 
-_FORBIDDEN = ("authorization", "content-length", "content-encoding", "transfer-encoding", "host")
+_FORBIDDEN = frozenset(
+    {"authorization", "content-length", "content-encoding", "transfer-encoding", "host"}
+    | {"expect", "upgrade", "trailer"}
+)
+_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 class Headers:
@@ -130,17 +136,23 @@ class Headers:
         self._values = {}
         if given is None:
             return
-        if not isinstance(given, Mapping):
-            raise ConfigurationError(
-                f"default_headers must map text to text, not be {type(given).__name__}"
-            )
-        for name, value in given.items():
+        try:
+            pairs = list(given.items()) if isinstance(given, Mapping) else None
+        except Exception:  # noqa: BLE001 - a mapping of the user's own
+            pairs = None
+        if pairs is None:
+            raise refuse("default_headers", "a dict of names and values or None", given)
+        for name, value in pairs:
             if not isinstance(name, str) or not isinstance(value, str):
                 raise ConfigurationError("default_headers must map text to text")
+            name, value = str.__str__(name), str.__str__(value).strip(" \t")
             if name.lower() in _FORBIDDEN:
                 raise ConfigurationError(f"default_headers may not set {name}")
-            if not (name.isascii() and name.isprintable() and value.isprintable()):
-                raise ConfigurationError(f"default_headers: {name!r} cannot stand in a request")
+            if not _NAME.fullmatch(name) or not (value.isascii() and value.isprintable()):
+                raise ConfigurationError(
+                    f"default_headers: {name[:60]!a} cannot stand in a request; a name is letters,"
+                    " digits and hyphens, a value is ASCII text of one line"
+                )
             self._values[name] = Secret(value)
 
     def items(self) -> Iterator[tuple[str, Secret]]:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
+from nexusflow_integrations._core.checks import (
+    MAX_SECONDS,
+    attribute,
+    flag,
+    has_methods,
+    number,
+    one_of,
+    optional_number,
+    optional_text,
+    refuse,
+    whole,
+    word,
+)
 from nexusflow_integrations._core.hosts import host_of, is_loopback
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations.errors import ConfigurationError
@@ -28,6 +41,9 @@ _URL = re.compile(
 EncodingFormat = Literal["base64", "float"]
 Role = Literal["document", "query"]
 OnRefused = Literal["raise", "collect"]
+_FORMATS = ("base64", "float")
+ROLES = ("document", "query")
+ON_REFUSED = ("raise", "collect")
 
 
 @secret_arguments
@@ -44,13 +60,16 @@ def resolve_api_key(value: object = None, env: str = "NEXUSFLOW_API_KEY") -> Api
             raise ConfigurationError(
                 f"no API key: pass api_key=... or set the environment variable {env}"
             )
-    if hasattr(value, "get_secret_value"):
-        value = value.get_secret_value()
+    if not isinstance(value, (str, ApiKey)) and has_methods(value, "get_secret_value"):
+        try:
+            value = value.get_secret_value()  # type: ignore[attr-defined]
+        except Exception:  # noqa: BLE001 - without its words, which may hold the key
+            raise ConfigurationError("api_key could not be read from the object given") from None
     if isinstance(value, ApiKey):
         return value
     if not isinstance(value, str):
         raise ConfigurationError(f"api_key must be text, not {type(value).__name__}")
-    key = value.strip(" ")
+    key = str.__str__(value).strip(" ")
     if not key:
         raise ConfigurationError("api_key is empty")
     if not key.isascii() or not key.isprintable() or " " in key:
@@ -75,8 +94,9 @@ def resolve_base_url(value: str | None = None, *, allow_http: bool = False) -> s
     """
     url = value if value is not None else os.environ.get("NEXUSFLOW_BASE_URL") or DEFAULT_BASE_URL
     if not isinstance(url, str):
-        raise ConfigurationError(f"base_url must be text, not {type(url).__name__}")
-    url = url.strip().rstrip("/")
+        raise refuse("base_url", "text", url)
+    allow_http = flag("allow_http", allow_http)
+    url = str.__str__(url).strip().rstrip("/")
     if "@" in url:
         raise ConfigurationError("base_url must not contain a user name or password")
     if any(char in url for char in "?# "):
@@ -100,36 +120,24 @@ def resolve_base_url(value: str | None = None, *, allow_http: bool = False) -> s
     return f"{scheme}://{place}{parts['path']}"
 
 
-def check_dimensions(value: int | None) -> int | None:
+def check_dimensions(value: object) -> int | None:
     """Return ``value`` if the model has that size (or ``None``: the server's default)."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value not in DIMENSIONS:
-        raise ConfigurationError(
-            f"dimensions must be one of {', '.join(map(str, DIMENSIONS))}, not {value!r}"
-        )
-    return value
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) in DIMENSIONS:
+        return int(value)
+    raise refuse("dimensions", f"one of {', '.join(map(str, DIMENSIONS))}", value)
 
 
-def _whole(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigurationError(
-            f"{name} must be a whole number from {low} to {high}, not {value!r}"
-        )
-    return value
-
-
-def _positive(name: str, value: object) -> float | None:
-    if value is None:
-        return None
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or value <= 0
-    ):
-        raise ConfigurationError(f"{name} must be a number above 0 or None, not {value!r}")
-    return float(value)
+def check_pacer(value: object) -> tuple[float | None, float | None]:
+    """Return the requests and the tokens a minute of ``value``, which keeps limits for many."""
+    if isinstance(value, type) or not has_methods(value, "lease", "owe", "throttled"):
+        raise refuse("pacer", "a RedisLimits, a ClusterLimits or the like", value)
+    requests, tokens = (
+        optional_number(f"pacer.{name}", attribute(value, name, "nothing"))
+        for name in ("requests_per_minute", "tokens_per_minute")
+    )
+    return requests, tokens
 
 
 @dataclass(frozen=True)
@@ -155,28 +163,20 @@ class Settings:
     default_headers: Headers = field(default_factory=Headers)
 
     def __post_init__(self) -> None:
-        check_dimensions(self.dimensions)
-        if not isinstance(self.model, str) or not self.model.strip():
-            raise ConfigurationError("model must be the name of a model")
-        if self.encoding_format not in ("base64", "float"):
-            raise ConfigurationError(
-                f"encoding_format must be 'base64' or 'float', not {self.encoding_format!r}"
-            )
-        if self.on_refused not in ("raise", "collect"):
-            raise ConfigurationError(
-                f"on_refused must be 'raise' or 'collect', not {self.on_refused!r}"
-            )
-        _whole("batch_size", self.batch_size, 1, 2048)
-        _whole("max_concurrency", self.max_concurrency, 1, 1024)
-        _whole("max_retries", self.max_retries, 0, 100)
-        if _positive("timeout", self.timeout) is None:
-            raise ConfigurationError(
-                "timeout must be a number of seconds: nothing may wait for ever"
-            )
-        _positive("deadline", self.deadline)
-        _positive("requests_per_minute", self.requests_per_minute)
-        _positive("tokens_per_minute", self.tokens_per_minute)
-        if self.query_instruction is not None and not isinstance(self.query_instruction, str):
-            raise ConfigurationError("query_instruction must be text or None")
-        if not isinstance(self.default_headers, Headers):
-            object.__setattr__(self, "default_headers", Headers(self.default_headers))
+        requests, tokens = self.requests_per_minute, self.tokens_per_minute
+        plain: dict[str, Any] = {
+            "model": word("model", self.model, "the name of a model"),
+            "dimensions": check_dimensions(self.dimensions),
+            "encoding_format": one_of("encoding_format", self.encoding_format, _FORMATS),
+            "batch_size": whole("batch_size", self.batch_size, 1, 2048),
+            "max_concurrency": whole("max_concurrency", self.max_concurrency, 1, 1024),
+            "timeout": number("timeout", self.timeout, most=MAX_SECONDS),
+            "deadline": optional_number("deadline", self.deadline, most=MAX_SECONDS),
+            "max_retries": whole("max_retries", self.max_retries, 0, 100),
+            "requests_per_minute": optional_number("requests_per_minute", requests),
+            "tokens_per_minute": optional_number("tokens_per_minute", tokens),
+            "on_refused": one_of("on_refused", self.on_refused, ON_REFUSED),
+            "query_instruction": optional_text("query_instruction", self.query_instruction),
+            "default_headers": Headers(self.default_headers),
+        }
+        vars(self).update(plain)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from nexusflow_integrations._core import forks
+from nexusflow_integrations._core.checks import attribute, has_methods, number, refuse, whole, word
 from nexusflow_integrations.errors import ConfigurationError
+
+_MOST_TOKENS = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -18,8 +22,10 @@ class Price:
     currency: str = "CNY"
 
     def __post_init__(self) -> None:
-        if not self.per_million_tokens >= 0:
-            raise ConfigurationError("a price must be a number from 0 up")
+        price = number("price: per_million_tokens", self.per_million_tokens, least=0)
+        object.__setattr__(self, "per_million_tokens", price)
+        currency = word("price: currency", self.currency, "a name like 'CNY'")
+        object.__setattr__(self, "currency", currency)
 
     def of(self, tokens: int) -> float:
         """Return the price of ``tokens``, in ``currency``."""
@@ -170,18 +176,40 @@ class Budget:
     money: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("tokens", self.tokens), ("money", self.money)):
-            if value is not None and (isinstance(value, bool) or not value >= 0):
-                raise ConfigurationError(f"budget: {name} must be a number from 0 up")
         if self.tokens is None and self.money is None:
             raise ConfigurationError("budget: say tokens=..., or money=..., or both")
+        if self.tokens is not None:
+            tokens = number("budget: tokens", self.tokens, least=0)  # 1e6 is fine, too
+            object.__setattr__(self, "tokens", min(int(tokens), _MOST_TOKENS))
+        if self.money is not None:
+            object.__setattr__(self, "money", number("budget: money", self.money, least=0))
 
     def in_tokens(self, price: Price) -> int:
         """Return the budget as whole tokens at ``price``."""
-        limits = [] if self.tokens is None else [int(self.tokens)]
+        limits = [_MOST_TOKENS if self.tokens is None else self.tokens]
         if self.money is not None and price.per_million_tokens > 0:
-            limits.append(int(self.money * 1_000_000 / price.per_million_tokens))
-        return min(limits, default=1 << 62)
+            tokens = self.money * 1_000_000 / price.per_million_tokens
+            limits.append(int(min(tokens, _MOST_TOKENS)))
+        return min(limits)
+
+
+def check_price(value: object) -> Price:
+    """Return ``value``, or the default for ``None``."""
+    if value is None:
+        return Price()
+    if isinstance(value, Price):
+        return value
+    raise refuse("price", "Price(per_million_tokens=...) or None", value)
+
+
+def check_budget(value: object) -> Any:
+    """Return a ``Budget``, an object with the methods of ``SharedBudget``, or ``None``."""
+    if value is None or isinstance(value, Budget):
+        return value
+    if isinstance(value, type) or not has_methods(value, "draw"):
+        raise refuse("budget", "Budget(tokens=...), a ClusterLimits, the like or None", value)
+    whole("budget.tokens", attribute(value, "tokens"), 0)
+    return value
 
 
 @dataclass

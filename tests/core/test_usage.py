@@ -241,8 +241,8 @@ def test_a_ledger_counts_exactly_what_a_usage_tells() -> None:
     ("values", "said"),
     [
         ({}, "budget: say tokens=..., or money=..., or both"),
-        ({"tokens": -1}, "budget: tokens must be a number from 0 up"),
-        ({"money": -0.1}, "budget: money must be a number from 0 up"),
+        ({"tokens": -1}, "budget: tokens must be a number from 0 up, not -1"),
+        ({"money": -0.1}, "budget: money must be a number from 0 up, not -0.1"),
     ],
 )
 def test_an_impossible_budget_says_what_to_write(values: dict[str, Any], said: str) -> None:
@@ -253,7 +253,10 @@ def test_an_impossible_budget_says_what_to_write(values: dict[str, Any], said: s
 
 def test_a_budget_and_a_price_may_be_nothing() -> None:
     assert Budget(tokens=0, money=0).in_tokens(Price(0)) == 0
-    with pytest.raises(ConfigurationError, match=r"^a price must be a number from 0 up$"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"^price: per_million_tokens must be a number from 0 up, not -0.1$",
+    ):
         Price(-0.1)
 
 

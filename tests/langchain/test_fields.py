@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pydantic
 import pytest
@@ -28,7 +29,7 @@ NAMES = [
     ("base_url", "nexusflow_api_base", "https://example.com/v1"),
     ("timeout", "request_timeout", 5.0),
     ("batch_size", "chunk_size", 3),
-    ("async_http_client", "http_async_client", object()),
+    ("async_http_client", "http_async_client", httpx.AsyncClient()),
 ]
 
 

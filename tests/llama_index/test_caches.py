@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from llama_index.core.storage.kvstore import SimpleKVStore
 
-from nexusflow_integrations.errors import AuthenticationError
+from nexusflow_integrations.errors import AuthenticationError, ConfigurationError
 from nexusflow_integrations.llama_index import NexusFlowEmbedding
 from nexusflow_integrations.local import LocalServer
 
@@ -130,7 +130,7 @@ def test_an_object_with_a_cache_can_be_dumped(upstream: Any, store: SimpleKVStor
 
 
 def test_a_cache_that_is_no_key_value_store_is_refused(upstream: Any) -> None:
-    with pytest.raises(TypeError, match="BaseKVStore"):
+    with pytest.raises(ConfigurationError, match=r"embeddings_cache must be a BaseKVStore"):
         upstream.embedding(embeddings_cache={})
 
 

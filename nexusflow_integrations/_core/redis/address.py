@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
+from nexusflow_integrations._core.checks import refuse
 from nexusflow_integrations._core.hosts import is_plain_host
 from nexusflow_integrations._core.secret import Secret, secret_arguments
 from nexusflow_integrations.errors import ConfigurationError
@@ -36,12 +37,15 @@ class RedisAddress:
 
     @secret_arguments
     def __init__(self, url: str) -> None:
+        if not isinstance(url, str):
+            raise refuse("cache", f"the URL of a Redis server: {_SHAPE}", url)
+        url = str.__str__(url)
         try:
             parts = urlsplit(url)
             host, _ = parts.hostname, parts.port
             options = parse_qsl(parts.query, keep_blank_values=True)
         except ValueError:
-            raise ConfigurationError(f"the cache is no URL of a Redis server: {_SHAPE}") from None
+            raise ConfigurationError(f"cache is no URL of a Redis server: {_SHAPE}") from None
         is_socket = parts.scheme == "unix"
         database = parts.path.strip("/")
         if (
@@ -52,10 +56,12 @@ class RedisAddress:
             or not (is_socket or not database or (database.isdecimal() and database.isascii()))
             or not url.isprintable()
         ):
-            raise ConfigurationError(f"the cache is no URL of a Redis server: {_SHAPE}")
+            raise ConfigurationError(f"cache is no URL of a Redis server: {_SHAPE}")
         for name, _ in options:
             if name not in _OPTIONS and not name.startswith("ssl_"):
-                raise ConfigurationError("the Redis URL of the cache has an option that is unknown")
+                raise ConfigurationError(
+                    "cache is a URL of a Redis server with an option that is unknown"
+                )
         user, at, where = parts.netloc.rpartition("@")
         shown = [(name, value) for name, value in options if "password" not in name]
         self._url = Secret(url)

@@ -1,0 +1,180 @@
+"""What a setting may be.
+
+Each function returns a setting in its plain form, or raises a ``ConfigurationError`` of one
+sentence that begins with the setting's name. Whatever else was given is only looked at, never
+printed: its ``repr`` may fail, may be endless, or may be the key in the wrong place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from inspect import iscoroutinefunction
+from numbers import Integral, Real
+from typing import Any
+
+from nexusflow_integrations.errors import ConfigurationError
+
+MAX_SECONDS = 1e8
+"""Three years: what sockets, locks and event loops all take."""
+LEAST = 1e-9
+"""What counts as above 0: seconds or requests a minute below it are none."""
+_MAX_SHOWN = 24
+_MAX_INTEGER = 10**20
+
+
+def shown(value: object) -> str:
+    """Return what an error may show of ``value``."""
+    kind = type(value)
+    if value is None or kind is bool or kind is float:
+        return repr(value)
+    if isinstance(value, int) and kind is int:
+        return repr(value) if abs(value) < _MAX_INTEGER else "a number that large"
+    if isinstance(value, str) and kind is str:
+        if len(value) > _MAX_SHOWN or value.startswith("sk-"):
+            return f"a text of {len(value)} characters"
+        return ascii(value)
+    return f"{kind.__name__[:60]}"
+
+
+def refuse(name: str, wanted: str, value: object) -> ConfigurationError:
+    """Return the error that ``name`` must be ``wanted``, which ``value`` is not."""
+    return ConfigurationError(f"{name} must be {wanted}, not {shown(value)}")
+
+
+@contextmanager
+def named(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors begin with a setting's name as it is in ``names``, where its user wrote that."""
+    try:
+        yield
+    except ConfigurationError as error:
+        name, blank, rest = str(error).partition(" ")
+        if names.get(name, name) == name:
+            raise
+        raise ConfigurationError(names[name] + blank + rest) from None
+
+
+def whole(name: str, value: object, low: int, high: int | None = None) -> int:
+    """Return a whole number from ``low`` to ``high``; numpy's integers count."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        number = int(value)
+        if low <= number and (high is None or number <= high):
+            return number
+    upper = "up" if high is None else f"to {high:,}"
+    raise refuse(name, f"a whole number from {low} {upper}", value)
+
+
+def number(
+    name: str,
+    value: object,
+    *,
+    least: float = LEAST,
+    most: float = math.inf,
+    optional: bool = False,
+) -> float:
+    """Return a finite number from ``least`` to ``most``; numpy's numbers and ``Decimal`` count.
+
+    ``optional`` is for the message only.
+    """
+    if isinstance(value, (Real, Decimal)) and not isinstance(value, bool):
+        try:
+            found = float(value)
+        except (ArithmeticError, ValueError):  # an int too large, a signalling NaN
+            found = math.nan
+        if least <= found <= most and found < math.inf:
+            return found
+    wanted = "a number above 0" if least else "a number from 0 up"
+    wanted += "" if most == math.inf else f" and at most {most:,.0f}"
+    raise refuse(name, wanted + (" or None" if optional else ""), value)
+
+
+def optional_number(name: str, value: object, *, most: float = math.inf) -> float | None:
+    """Return what ``number`` does, or ``None``."""
+    return None if value is None else number(name, value, most=most, optional=True)
+
+
+def text(name: str, value: object, wanted: str = "text") -> str:
+    """Return a text that can be encoded, as a plain ``str``."""
+    if isinstance(value, str):
+        plain = str.__str__(value)
+        try:
+            plain.encode()
+        except UnicodeEncodeError:
+            raise ConfigurationError(
+                f"{name} holds a lone surrogate (half a character), which cannot be sent"
+            ) from None
+        return plain
+    raise refuse(name, wanted, value)
+
+
+def optional_text(name: str, value: object) -> str | None:
+    """Return what ``text`` does, or ``None``."""
+    return None if value is None else text(name, value, "text or None")
+
+
+def word(name: str, value: object, wanted: str) -> str:
+    """Return a text of one line that is not blank."""
+    plain = text(name, value, wanted)
+    if plain.strip() and plain.isprintable():
+        return plain
+    raise refuse(name, wanted, value)
+
+
+def one_of(name: str, value: object, words: Sequence[str]) -> Any:
+    """Return one of ``words``."""
+    if isinstance(value, str) and str.__str__(value) in words:
+        return str.__str__(value)
+    raise refuse(name, " or ".join(map(repr, words)), value)
+
+
+def flag(name: str, value: object) -> bool:
+    """Return ``True`` or ``False``."""
+    if isinstance(value, bool):
+        return value
+    raise refuse(name, "True or False", value)
+
+
+def function(name: str, value: object) -> Any:
+    """Return a function that is called and not awaited, or ``None``."""
+    if value is None:
+        return None
+    if not callable(value):
+        raise refuse(name, "a function or None", value)
+    if iscoroutinefunction(value) or iscoroutinefunction(attribute(value, "__call__")):
+        raise ConfigurationError(f"{name} must be a plain function: nobody would await this one")
+    return value
+
+
+def http_client(name: str, value: object, *, asynchronous: bool) -> Any:
+    """Return an ``httpx.Client``, or what has its methods; the kind that is awaited if so told."""
+    wanted = "httpx.AsyncClient" if asynchronous else "httpx.Client"
+    if value is None:
+        return None
+    if isinstance(value, type) or not has_methods(value, "build_request", "send"):
+        raise refuse(name, f"an {wanted} or None", value)
+    kinds = {cls.__name__ for cls in type(value).__mro__}
+    awaited = "AsyncClient" in kinds or iscoroutinefunction(attribute(value, "send"))
+    if awaited and not asynchronous:
+        raise ConfigurationError(
+            f"{name} must be an {wanted}: one that is awaited belongs in async_http_client"
+        )
+    if asynchronous and "Client" in kinds and not awaited:
+        raise ConfigurationError(
+            f"{name} must be an {wanted}: one that blocks belongs in http_client"
+        )
+    return value
+
+
+def has_methods(value: object, *names: str) -> bool:
+    """Whether ``value`` has all these methods."""
+    return all(callable(attribute(value, name)) for name in names)
+
+
+def attribute(value: object, name: str, default: object = None) -> Any:
+    """Return an attribute of somebody else's object, or ``default``, however it fails."""
+    try:
+        return getattr(value, name, default)
+    except Exception:  # noqa: BLE001 - a property of theirs
+        return default

@@ -1,0 +1,47 @@
+"""A setting of a wrong kind is refused by the name that it has here, where it is given."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+from nexusflow_integrations.errors import ConfigurationError
+
+SETTINGS = list(inspect.signature(NexusFlowEmbeddingFunction).parameters)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_is_used_or_refused(
+    name: str, refused: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in refused(lambda value: NexusFlowEmbeddingFunction(**{name: value}), name):
+        function = NexusFlowEmbeddingFunction(**{name: value})
+        config = function.get_config()
+        assert json.loads(json.dumps(config)) == config
+        NexusFlowEmbeddingFunction.build_from_config(config)
+        repr(function)
+
+
+@pytest.mark.parametrize(
+    "name", ["model_name", "dimensions", "api_base", "api_key_env_var", "query_instruction"]
+)
+def test_every_stored_setting_is_used_or_refused(
+    name: str, refused: Callable[..., list[Any]]
+) -> None:
+    config = {"model_name": "a-model"}
+    refused(
+        lambda value: NexusFlowEmbeddingFunction.build_from_config({**config, name: value}), name
+    )
+
+
+@pytest.mark.parametrize("config", [None, [], "x", 5, [["model_name", "x"]]])
+def test_a_stored_configuration_that_is_none_is_refused(config: Any) -> None:
+    with pytest.raises(ConfigurationError, match="no object of names and values"):
+        NexusFlowEmbeddingFunction.build_from_config(config)

@@ -1,0 +1,55 @@
+"""A setting of a wrong kind is refused by its name, by Pydantic or by the client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+
+from nexusflow_integrations.errors import ConfigurationError
+from nexusflow_integrations.llama_index import NexusFlowEmbedding
+
+
+@pytest.mark.parametrize("name", [*NexusFlowEmbedding.model_fields, "model", "base_url"])
+def test_every_setting_is_used_or_refused_under_the_name_that_was_written(
+    name: str, refused: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def make(value: object) -> NexusFlowEmbedding:
+        return NexusFlowEmbedding(**{name: value})  # type: ignore[arg-type]
+
+    for value in refused(make, name, pydantic.ValidationError):
+        made = make(value)
+        repr(made)
+        made.to_dict()
+        repr(made.client)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model_name", 5), ("api_base", "http://localhost."), ("timeout", "60"), ("budget", 5)],
+)
+def test_a_field_that_is_changed_later_is_refused_at_the_next_use(name: str, value: Any) -> None:
+    made = NexusFlowEmbedding(api_key="key")
+    setattr(made, name, value)
+    with pytest.raises(ConfigurationError, match=f"^{name} must "):
+        made.get_text_embedding("a text")
+
+
+@pytest.mark.parametrize(
+    "host", ["anything.localhost", "localhost.", "127.1", "[::ffff:127.0.0.1]"]
+)
+def test_no_base_url_only_looks_like_this_machine(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"http://{host}:1/v1"
+    for name in ("base_url", "api_base"):
+        with pytest.raises(ConfigurationError, match=f"^{name} "):
+            NexusFlowEmbedding(**{name: url})  # type: ignore[arg-type]
+    monkeypatch.setenv("NEXUSFLOW_BASE_URL", url)
+    with pytest.raises(ConfigurationError, match=r"^api_base "):
+        NexusFlowEmbedding()
