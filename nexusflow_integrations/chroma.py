@@ -67,13 +67,21 @@ __all__ = ["NexusFlowEmbeddingFunction"]
 
 KEY_VARIABLE = "NEXUSFLOW_API_KEY"
 _KEY_VARIABLES = re.compile(r"NEXUSFLOW_[A-Z0-9_]{1,64}")
-_STORED = ("model_name", "dimensions", "api_base", "api_key_env_var", "query_instruction")
+_STORED = (
+    "model_name",
+    "dimensions",
+    "api_base",
+    "api_key_env_var",
+    "query_instruction",
+    "service",
+)
 
 _NAMES = {"model": "model_name", "base_url": "api_base"}
 """Settings of the client to what they are called here."""
 
 _NOT_PICKLED = ("on_usage", "http_client", "async_http_client")
 
+_LONGEST_SERVICE = 300
 _PORTS = {"http": 80, "https": 443}
 
 _lock = forks.Lock()
@@ -88,9 +96,11 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     """Embeds documents and queries for Chroma; of any number, many requests in flight.
 
     A collection stores ``model_name``, ``dimensions``, ``api_base``, ``api_key_env_var`` and
-    ``query_instruction``, as far as they were given. All else (key, timeouts, budget, ...) belongs
-    to this process: where Chroma rebuilds the function of a collection in the process that made
-    it, the rebuilt one embeds through the one made last with the same configuration.
+    ``query_instruction``, as far as they were given, and without ``api_base`` the origin of the
+    endpoint (``service``), so that a process with another ``NEXUSFLOW_BASE_URL`` does not mix in
+    vectors of another service. All else (key, timeouts, budget, ...) belongs to this process: where
+    Chroma rebuilds the function of a collection in the process that made it, the rebuilt one embeds
+    through the one made last with the same configuration.
 
     Args:
         api_key: The key, or an object with ``get_secret_value``. Default: ``api_key_env_var``,
@@ -145,6 +155,9 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
                 "api_base": api_base,
                 "api_key_env_var": api_key_env_var,
                 "query_instruction": query_instruction,
+                "service": None
+                if api_base is not None
+                else _service_at(resolve_base_url(allow_http=allow_http)),
             },
             api_key=None if api_key is None else resolve_api_key(api_key),
             encoding_format=encoding_format,
@@ -266,6 +279,20 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         return self._config.get("dimensions")
 
     @property
+    def query_instruction(self) -> str | None:
+        """The text before each query, or ``None``."""
+        return self._config.get("query_instruction")
+
+    @property
+    def service(self) -> str | None:
+        """Whose vectors these are: the endpoint's origin, or ``localhost`` for this machine.
+
+        ``None`` for a stored configuration that names neither ``service`` nor ``api_base``.
+        """
+        base = self._config.get("api_base")
+        return self._config.get("service") if base is None else _service_at(base)
+
+    @property
     def usage(self) -> Usage:
         """What all calls of this function sent and cost so far."""
         source = self._source()
@@ -277,11 +304,12 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
 
         Raises:
             ConfigurationError: There is no key, or the stored configuration points at a host that
-                this process has not named.
+                this process has not named, or is of another service than this process asks.
         """
         source = self._source()
         if source._rebuilt:
             source._check_host()
+            source._check_service()
         return source._connect(source._find_key())
 
     def __repr__(self) -> str:
@@ -302,7 +330,9 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         # Another process finds the key in its environment, as it does for a collection.
         if self._rebuilt:
             return NexusFlowEmbeddingFunction.build_from_config, (self.get_config(),)
-        return _made_again, ({**self._config, **self._options, **dict.fromkeys(_NOT_PICKLED)},)
+        settings = {**self._config, **self._options, **dict.fromkeys(_NOT_PICKLED)}
+        settings.pop("service", None)
+        return _made_again, (settings,)
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -337,6 +367,19 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
                 " embedding_function=NexusFlowEmbeddingFunction(api_base=...)"
             )
         self._options["allow_http"] = _named_here.get(origin, False)
+
+    def _check_service(self) -> None:
+        stored = self._config.get("service")
+        if stored is None:
+            return
+        here = _service_at(resolve_base_url(allow_http=True))
+        if stored != here:
+            raise ConfigurationError(
+                f"the vectors of this collection are of {stored}, and this process asks {here}, so"
+                " nothing was sent: their vectors are not comparable; set NEXUSFLOW_BASE_URL to the"
+                " address of the first, or, if it is the same service at a new address, call"
+                " open_collection(..., address_changed=True) once"
+            )
 
     def _connect(self, key: ApiKey | None) -> NexusFlow:
         with _lock:
@@ -377,6 +420,18 @@ def _identity(config: Mapping[str, Any]) -> str:
     return json.dumps(config, sort_keys=True)
 
 
+def _service_at(base_url: str) -> str:
+    """Return the origin of a checked base URL; ``localhost`` for any port of this machine.
+
+    Local servers get another port at every start.
+    """
+    scheme, host, port = _origin(base_url)
+    if is_loopback(host):
+        return "localhost"
+    place = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{place}" + ("" if port == _PORTS[scheme] else f":{port}")
+
+
 def _origin(url: str) -> tuple[str, str, int | None]:
     """Return scheme, host and port; of what is no base URL, nothing."""
     try:
@@ -404,6 +459,9 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
             "api_key_env_var must be the name of an environment variable NEXUSFLOW_..., in capital"
             " letters (and not the key itself)"
         )
+    service = given.get("service", "")
+    if not isinstance(service, str) or len(service) > _LONGEST_SERVICE:
+        raise ConfigurationError("service must be the origin of an endpoint")
     base = given.get("api_base")
     with named(_NAMES):
         settings = Settings(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 # First: where Chroma is missing, this says what to install.
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction  # isort: split
 
 from chromadb.errors import NotFoundError
 
-from nexusflow_integrations.errors import (
-    ConfigurationError,
-)
+from nexusflow_integrations.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from chromadb.api import AsyncClientAPI, ClientAPI
     from chromadb.api.collection_configuration import CreateCollectionConfiguration
     from chromadb.api.models.AsyncCollection import AsyncCollection
@@ -29,25 +30,32 @@ def open_collection(
     create: bool = True,
     metadata: CollectionMetadata | None = None,
     configuration: CreateCollectionConfiguration | None = None,
+    address_changed: bool = False,
 ) -> Collection:
     """Open a collection, or make it, and see to it that its vectors stay comparable.
 
     Chroma itself compares only the names of embedding functions, so that another model of the same
-    size mixes with what is there.
+    size mixes with what is there. This compares model, size, query instruction and service (the
+    endpoint's origin; any port of this machine is the same). Nothing is sent, and a refusal changes
+    nothing.
 
     Args:
         client: Any of Chroma's synchronous clients.
         name: Name of the collection.
         embedding_function: Default: the one that is stored, else one with default settings.
         create: Whether to make a collection that does not exist.
-        metadata: For a collection that is made here.
-        configuration: The same.
+        metadata: For a collection that is made here. If it exists with other metadata, a warning
+            says so.
+        configuration: The same. Another ``space`` than that of an existing collection is an error.
+        address_changed: Whether the service is the same at a new address. The new address is
+            stored.
 
     Raises:
-        ConfigurationError: The collection is of another model or size, or its embedding function
-            is not NexusFlow's.
+        ConfigurationError: The collection is of another model, size, query instruction, service or
+            space, or its embedding function is not NexusFlow's.
         chromadb.errors.NotFoundError: There is none, and ``create`` is false.
     """
+    _check_arguments(embedding_function, configuration)
     try:
         stored = client.get_collection(name, embedding_function=None)
     except NotFoundError:
@@ -62,7 +70,10 @@ def open_collection(
         )
         fitting(made, function)  # another process may have been faster
         return made
-    function = fitting(stored, embedding_function)
+    function = fitting(stored, embedding_function, address_changed=address_changed)
+    _check_ignored(stored, metadata, configuration)
+    if moved := _moved(stored, function):
+        stored.modify(configuration={"embedding_function": moved})
     return client.get_collection(name, embedding_function=function)  # type: ignore[arg-type]
 
 
@@ -74,8 +85,10 @@ async def aopen_collection(
     create: bool = True,
     metadata: CollectionMetadata | None = None,
     configuration: CreateCollectionConfiguration | None = None,
+    address_changed: bool = False,
 ) -> AsyncCollection:
     """Open or make a collection like ``open_collection``, with an ``AsyncHttpClient``."""
+    _check_arguments(embedding_function, configuration)
     try:
         stored = await client.get_collection(name, embedding_function=None)
     except NotFoundError:
@@ -90,23 +103,27 @@ async def aopen_collection(
         )
         fitting(made, function)
         return made
-    function = fitting(stored, embedding_function)
+    function = fitting(stored, embedding_function, address_changed=address_changed)
+    _check_ignored(stored, metadata, configuration)
+    if moved := _moved(stored, function):
+        await stored.modify(configuration={"embedding_function": moved})
     return await client.get_collection(name, embedding_function=function)  # type: ignore[arg-type]
 
 
 def fitting(
-    collection: Collection | AsyncCollection, given: NexusFlowEmbeddingFunction | None
+    collection: Collection | AsyncCollection,
+    given: NexusFlowEmbeddingFunction | None,
+    *,
+    address_changed: bool = False,
 ) -> NexusFlowEmbeddingFunction:
     """Return ``given`` if its vectors belong into the collection; if there is none, the stored."""
-    persisted = collection.configuration_json.get("embedding_function") or {}
-    if persisted.get("name") != NexusFlowEmbeddingFunction.name():
-        raise ConfigurationError(
-            f"collection {collection.name!r} stores"
-            f" {persisted.get('name', 'no')!r} as its embedding function, not 'nexusflow', so"
-            " nobody can say whether the vectors are comparable; make another collection"
-        )
-    stored = NexusFlowEmbeddingFunction.build_from_config(persisted["config"])
+    stored = _stored_in(collection)
     if given is None:
+        if address_changed and "service" in stored.get_config():
+            config = stored.get_config()
+            del config["service"]  # it is looked up anew
+            return NexusFlowEmbeddingFunction(**config)
+        stored._check_service()
         return stored
     size = stored.dimensions
     if size is None and given.dimensions is not None:
@@ -121,4 +138,93 @@ def fitting(
                 f" embedding function has {new!r}: their vectors are not comparable; give none to"
                 " take the one that is stored, or make another collection"
             )
+    if stored.query_instruction != given.query_instruction:
+        raise ConfigurationError(
+            f"collection {collection.name!r} was made with"
+            f" query_instruction={stored.query_instruction!r}, and this embedding function has"
+            f" {given.query_instruction!r}, so the same question would find other documents; give"
+            " none to take the one that is stored, or change it for all with"
+            ' collection.modify(configuration={"embedding_function": ...})'
+        )
+    if stored.service not in (None, given.service) and not address_changed:
+        raise ConfigurationError(
+            f"the vectors of collection {collection.name!r} are of {stored.service}, and this"
+            f" embedding function asks {given.service}: their vectors are not comparable; make"
+            " another collection, or, if it is the same service at a new address, call"
+            " open_collection(..., address_changed=True) once"
+        )
     return given
+
+
+def _stored_in(collection: Collection | AsyncCollection) -> NexusFlowEmbeddingFunction:
+    persisted = collection.configuration_json.get("embedding_function") or {}
+    if persisted.get("name") != NexusFlowEmbeddingFunction.name():
+        raise ConfigurationError(
+            f"collection {collection.name!r} stores"
+            f" {persisted.get('name', 'no')!r} as its embedding function, not 'nexusflow', so"
+            " nobody can say whether the vectors are comparable; make another collection"
+        )
+    return NexusFlowEmbeddingFunction.build_from_config(persisted["config"])
+
+
+def _moved(
+    collection: Collection | AsyncCollection, function: NexusFlowEmbeddingFunction
+) -> NexusFlowEmbeddingFunction | None:
+    """Return what to store instead if ``function`` is of another address; else ``None``."""
+    stored = _stored_in(collection)
+    if stored.service in (None, function.service):
+        return None
+    # Whether the size was given stays as it was: Chroma refuses to change that.
+    config = {**function.get_config(), "dimensions": stored.dimensions}
+    return NexusFlowEmbeddingFunction.build_from_config(config)
+
+
+def _check_arguments(function: object, configuration: CreateCollectionConfiguration | None) -> None:
+    """Refuse what would make a collection that cannot be opened again."""
+    if function is not None and not isinstance(function, NexusFlowEmbeddingFunction):
+        raise ConfigurationError(
+            "embedding_function must be a NexusFlowEmbeddingFunction, not"
+            f" {type(function).__name__}"
+        )
+    if function is not None and function.name() != NexusFlowEmbeddingFunction.name():
+        raise ConfigurationError(
+            f"the name() of {type(function).__name__} must stay"
+            f" {NexusFlowEmbeddingFunction.name()!r}, not {function.name()!r}, under which the"
+            " collection finds it again"
+        )
+    if configuration and configuration.get("embedding_function") is not None:
+        raise ConfigurationError(
+            "give the embedding function as embedding_function, not in configuration"
+        )
+
+
+def _check_ignored(
+    collection: Collection | AsyncCollection,
+    metadata: Mapping[str, Any] | None,
+    configuration: CreateCollectionConfiguration | None,
+) -> None:
+    """Say which options an existing collection does not follow."""
+    kept = collection.metadata or {}
+    other = [
+        f"metadata[{key!r}]" for key, value in (metadata or {}).items() if kept.get(key) != value
+    ]
+    has = collection.configuration_json
+    for part, settings in (configuration or {}).items():
+        values: Any = settings if isinstance(settings, dict) else {}
+        for key, value in values.items():
+            old = (has.get(part) or {}).get(key)
+            if old == value:
+                continue
+            if key == "space":
+                raise ConfigurationError(
+                    f"collection {collection.name!r} was made with space={old!r}, which cannot"
+                    f" change to {value!r}; make another collection"
+                )
+            other.append(f"configuration[{part!r}][{key!r}]")
+    if other:
+        warnings.warn(
+            f"collection {collection.name!r} exists and keeps its own {', '.join(other)}; change"
+            " them with collection.modify(...)",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -243,11 +243,20 @@ def test_the_configuration_holds_what_changes_the_vector_and_no_key() -> None:
     }
 
 
-def test_the_default_configuration_names_no_host(in_environment: None) -> None:
-    assert NexusFlowEmbeddingFunction().get_config() == {
-        "model_name": "text-embedding-v4",
-        "api_key_env_var": "NEXUSFLOW_API_KEY",
-    }
+def test_the_default_configuration_names_the_service_but_no_address_to_follow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    default = {"model_name": "text-embedding-v4", "api_key_env_var": "NEXUSFLOW_API_KEY"}
+    for address, service in {
+        "": "https://nexusflow.vip",
+        "https://nexusflow.vip:443/v1": "https://nexusflow.vip",
+        "https://Proxy.example:8443/a/v1": "https://proxy.example:8443",
+        "http://127.0.0.1:4711/v1": "localhost",
+        "http://[::1]:4711/v1": "localhost",
+        "https://[2001:db8::1]/v1": "https://[2001:db8::1]",
+    }.items():
+        monkeypatch.setenv("NEXUSFLOW_BASE_URL", address)
+        assert NexusFlowEmbeddingFunction().get_config() == {**default, "service": service}
 
 
 @pytest.mark.parametrize(
@@ -263,7 +272,9 @@ def test_a_rebuilt_function_has_the_same_configuration(settings: dict[str, Any])
 
 def test_what_a_configuration_leaves_out_has_its_default() -> None:
     rebuilt = NexusFlowEmbeddingFunction.build_from_config({})
-    assert rebuilt.get_config() == NexusFlowEmbeddingFunction().get_config()
+    assert {**rebuilt.get_config(), "service": "https://nexusflow.vip"} == (
+        NexusFlowEmbeddingFunction().get_config()
+    )
 
 
 def test_changing_the_returned_configuration_changes_nothing() -> None:

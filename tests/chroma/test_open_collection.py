@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 from chromadb.api import types
 from chromadb.errors import NotFoundError
 
-from nexusflow_integrations import errors
+from nexusflow_integrations import chroma, errors
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import add_documents, open_collection
 from nexusflow_integrations.local import LocalServer
 
+from .conftest import KEY
 from .test_embedding_function import Make
 
 
@@ -108,13 +110,137 @@ def test_a_size_that_the_server_chose_is_known_once_there_are_vectors(
         open_collection(client, "docs", make(dimensions=256))
 
 
-def test_what_only_changes_queries_or_the_way_may_differ(
+def test_another_query_instruction_is_refused_until_it_is_stored(
     client: Any, make: Make, server: LocalServer
 ) -> None:
-    open_collection(client, "docs", make()).add(ids=["1"], documents=["red pandas"])
-    collection = open_collection(client, "docs", make(query_instruction="Find: "))
-    collection.query(query_texts=["pandas"])
+    collection = open_collection(client, "docs", make())
+    other = make(query_instruction="Find: ")
+    with pytest.raises(errors.ConfigurationError, match=r"query_instruction=None.*'Find: '"):
+        open_collection(client, "docs", other)
+    collection.modify(configuration={"embedding_function": other})
+    open_collection(client, "docs").query(query_texts=["pandas"])
     assert server.stats.received[-1] == "Find: pandas"
+
+
+def test_what_only_changes_the_way_may_differ(client: Any, make: Make, strict: None) -> None:
+    open_collection(client, "docs", make()).add(ids=["1"], documents=["red pandas"])
+    other = make(batch_size=2, encoding_format="float", timeout=5.0, api_key="sk-air-another")
+    assert open_collection(client, "docs", other).count() == 1
+
+
+def offline(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", KEY)
+    monkeypatch.setenv("NEXUSFLOW_BASE_URL", address)
+
+
+PRODUCTION = "https://nexusflow.vip/v1"
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["by the environment", "by an argument"])
+@pytest.mark.parametrize("given", [False, True], ids=["opened without", "opened with a function"])
+def test_what_was_filled_offline_is_refused_with_the_production_address(
+    client: Any, server: LocalServer, monkeypatch: pytest.MonkeyPatch, named: bool, given: bool
+) -> None:
+    offline(monkeypatch, server.base_url)
+    base = server.base_url if named else None
+    first = open_collection(client, "docs", NexusFlowEmbeddingFunction(api_base=base))
+    add_documents(first, ids=["1"], documents=["red pandas"])
+    before = stored(first)
+    offline(monkeypatch, PRODUCTION)
+    chroma._made_here.clear()
+    if given:
+        with pytest.raises(errors.ConfigurationError, match=r"localhost.*https://nexusflow\.vip"):
+            open_collection(client, "docs", NexusFlowEmbeddingFunction())
+    elif not named:  # an address that is stored goes on being asked
+        with pytest.raises(errors.ConfigurationError, match=r"localhost.*https://nexusflow\.vip"):
+            open_collection(client, "docs")
+        with pytest.raises(errors.ConfigurationError, match=r"localhost.*https://nexusflow\.vip"):
+            client.get_collection("docs").add(ids=["2"], documents=["sea otters"])
+    mixed = client.get_collection("docs", embedding_function=NexusFlowEmbeddingFunction())
+    with pytest.raises(errors.ConfigurationError, match="address_changed"):
+        add_documents(mixed, ids=["2"], documents=["sea otters"])
+    assert stored(client.get_collection("docs", embedding_function=None)) == before
+    assert first.count() == 1
+
+
+def test_a_local_server_at_another_port_is_the_same_service(
+    client: Any, monkeypatch: pytest.MonkeyPatch, strict: None
+) -> None:
+    offline(monkeypatch, "http://127.0.0.1:4711/v1")
+    open_collection(client, "docs", NexusFlowEmbeddingFunction())
+    for address in ("http://127.0.0.1:4712/v1", "http://localhost:4713/v1"):
+        offline(monkeypatch, address)
+        open_collection(client, "docs", NexusFlowEmbeddingFunction())
+        open_collection(client, "docs", NexusFlowEmbeddingFunction(api_base=address))
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["opened without", "opened with a function"])
+def test_a_new_address_of_the_same_service_is_stored_when_the_caller_says_so(
+    client: Any, monkeypatch: pytest.MonkeyPatch, given: bool, strict: None
+) -> None:
+    offline(monkeypatch, "https://old.example/v1")
+    made = open_collection(client, "docs", NexusFlowEmbeddingFunction(dimensions=64))
+    made.add(ids=["1"], embeddings=[[1.0] * 64])
+    offline(monkeypatch, "https://new.example/v1")
+    function = NexusFlowEmbeddingFunction(dimensions=64) if given else None
+    with pytest.raises(errors.ConfigurationError, match=r"old\.example.*address_changed=True"):
+        open_collection(client, "docs", function)
+    moved = open_collection(client, "docs", function, address_changed=True)
+    assert moved.count() == 1
+    assert stored(moved)["config"]["service"] == "https://new.example"
+    assert open_collection(client, "docs", function).id == made.id
+    offline(monkeypatch, "https://old.example/v1")
+    with pytest.raises(errors.ConfigurationError, match=r"new\.example"):
+        open_collection(client, "docs", NexusFlowEmbeddingFunction(dimensions=64))
+
+
+def test_a_new_address_allows_no_other_model(client: Any, make: Make) -> None:
+    open_collection(client, "docs", make())
+    for other in ({"model_name": "other"}, {"dimensions": 128}, {"query_instruction": "Find: "}):
+        with pytest.raises(errors.ConfigurationError, match=next(iter(other))):
+            open_collection(client, "docs", make(**other), address_changed=True)
+
+
+class OwnName(NexusFlowEmbeddingFunction):
+    @staticmethod
+    def name() -> str:
+        return "own-name"
+
+
+class NotOurs(types.EmbeddingFunction[types.Documents]):
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, input: types.Documents) -> types.Embeddings:  # noqa: A002
+        raise AssertionError
+
+
+@pytest.mark.parametrize("function", [OwnName, NotOurs])
+def test_a_refused_function_leaves_no_collection_behind(client: Any, function: Any) -> None:
+    with pytest.raises(errors.ConfigurationError, match=function.__name__):
+        open_collection(client, "docs", function())
+    with pytest.raises(errors.ConfigurationError, match="not in configuration"):
+        open_collection(client, "docs", configuration={"embedding_function": function()})
+    assert client.list_collections() == []
+
+
+def test_options_that_an_existing_collection_does_not_follow_are_named(
+    client: Any, make: Make
+) -> None:
+    settings: Any = {
+        "metadata": {"about": "animals"},
+        "configuration": {"hnsw": {"space": "ip", "ef_search": 50}},
+    }
+    open_collection(client, "docs", make(), **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_collection(client, "docs", make(), **settings)
+    other: Any = {"hnsw": {"space": "ip", "ef_search": 60}}
+    with pytest.warns(UserWarning, match=r"'about'.*'ef_search'.*modify") as caught:
+        open_collection(client, "docs", make(), metadata={"about": "x"}, configuration=other)
+    assert caught[0].filename == __file__
+    with pytest.raises(errors.ConfigurationError, match="space='ip'"):
+        open_collection(client, "docs", make(), configuration={"hnsw": {"space": "l2"}})
 
 
 @pytest.mark.parametrize("other", ["none", "default"])

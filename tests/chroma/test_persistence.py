@@ -86,6 +86,7 @@ def test_what_is_stored_names_model_size_and_variable_but_no_key(
             "model_name": "text-embedding-v4",
             "dimensions": 64,
             "api_key_env_var": "NEXUSFLOW_API_KEY",
+            "service": "localhost",
         },
     }
     assert outcome["stored"]["hnsw"]["space"] == "cosine"
@@ -104,8 +105,18 @@ def test_the_key_may_also_be_an_argument(folder: Path, running_server: LocalServ
     assert run("reopen_with_arguments", folder, KEY, running_server.base_url) == WORKS
 
 
-def test_without_a_key_all_but_embedding_works_and_warns_of_nothing(folder: Path) -> None:
-    outcome = run("reopen", folder)
+def test_another_process_that_asks_another_service_does_not_mix_vectors(folder: Path) -> None:
+    outcome = run("reopen", folder, NEXUSFLOW_API_KEY=KEY)
+    for what in ("query_texts", "add_documents", "upsert", "update"):
+        assert "are of localhost, and this process asks https://nexusflow.vip" in outcome[what]
+    assert (outcome["count"], outcome["get"]) == (2, ["red pandas"])
+
+
+def test_without_a_key_all_but_embedding_works_and_warns_of_nothing(
+    folder: Path, environment: dict[str, str]
+) -> None:
+    del (environment := dict(environment))["NEXUSFLOW_API_KEY"]
+    outcome = run("reopen", folder, **environment)
     for what in ("query_texts", "add_documents", "upsert", "update"):
         assert outcome[what].startswith("ConfigurationError: no API key: ")
         assert "NEXUSFLOW_API_KEY" in outcome[what]
