@@ -51,7 +51,7 @@ from nexusflow_integrations._core.settings import (
     resolve_base_url,
 )
 from nexusflow_integrations._core.telemetry import observed
-from nexusflow_integrations._core.texts import check_text, check_texts
+from nexusflow_integrations._core.texts import check_text, check_texts, rows_of
 from nexusflow_integrations._core.usage import (
     Budget,
     Ledger,
@@ -309,7 +309,7 @@ class NexusFlow:
                 and not yet yielded.
         """
         ordered = checks.flag("ordered", ordered)
-        _refuse_one_string(texts)
+        texts = rows_of(texts)
         self._import()
         from nexusflow_integrations._core.call.job import DRAIN, Stop
         from nexusflow_integrations._core.call.streaming import Cutter
@@ -356,7 +356,7 @@ class NexusFlow:
     ) -> AsyncGenerator[Embedded, None]:
         """Embed like ``embed_stream``, from an iterable or an async iterable."""
         ordered = checks.flag("ordered", ordered)
-        _refuse_one_string(texts)
+        texts = texts if isinstance(texts, AsyncIterable) else rows_of(texts)
         self._import()
         from nexusflow_integrations._core.call.job import DRAIN, Stop
         from nexusflow_integrations._core.call.streaming import Cutter
@@ -861,11 +861,6 @@ def _cache_path(
     except Exception:  # noqa: BLE001, S110 - an object of the user's own
         pass
     raise checks.refuse("cache", "a path, the URL of a Redis server, True, False or None", cache)
-
-
-def _refuse_one_string(texts: Any) -> None:
-    if isinstance(texts, (str, bytes)):
-        check_texts(cast(Any, texts))  # which says so
 
 
 async def _acut(cutter: Cutter, texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[Slab]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import Any, cast
 
+from nexusflow_integrations._core.checks import attribute, has_methods
 from nexusflow_integrations.errors import InvalidInputError
 
 _INVISIBLE = "\ufeff\u200b\u2060\x00"
@@ -35,6 +38,8 @@ def check_text(text: object, index: int | None = None) -> str:
         problem = "is None"
     else:
         problem = f"is not a string but {type(text).__name__}"
+        if hint := _hint(text):
+            problem += f": pass {hint}"
     where = "the text" if index is None else f"text {index}"
     raise InvalidInputError(f"{where} {problem}", index=index)
 
@@ -55,19 +60,50 @@ def check_texts(texts: Iterable[str]) -> list[str]:
     """Return ``texts`` as a list whose every item can be embedded.
 
     Raises:
-        InvalidInputError: ``texts`` is one string or no iterable, or an item cannot be embedded;
-            ``index`` says which.
+        InvalidInputError: ``texts`` is no list of texts, or an item cannot be embedded; ``index``
+            says which.
     """
-    if isinstance(texts, (str, bytes)):
-        raise InvalidInputError(
-            "a list of texts belongs here, not one string: write [text]"
-            if isinstance(texts, str)
-            else "a list of texts belongs here, not bytes"
-        )
-    try:
-        items = list(texts)
-    except TypeError:
-        raise InvalidInputError(
-            f"a list of texts belongs here, not {type(texts).__name__}"
-        ) from None
-    return [check_text(text, index) for index, text in enumerate(items)]
+    return [check_text(text, index) for index, text in enumerate(rows_of(texts))]
+
+
+def rows_of(texts: Any) -> Iterable[Any]:
+    """Return what holds one text after the other: a list, a generator, a column of a table.
+
+    Raises:
+        InvalidInputError: Of what else can be iterated, something other than the texts would come,
+            such as the names of columns, or they would come in no order.
+    """
+    if type(texts) in (list, tuple):
+        return cast("Iterable[Any]", texts)
+    kind = type(texts).__name__
+    if isinstance(texts, str):
+        advice = "one string: write [text]"
+    elif isinstance(texts, (bytes, bytearray, memoryview)):
+        advice = f"{kind}: decode it"
+    elif isinstance(texts, Mapping):
+        advice = f"{kind}: pass its values()"
+    elif isinstance(texts, (set, frozenset)):
+        advice = f"{kind}, which has no order to match the vectors to: pass a list"
+    elif isinstance(texts, PathLike):
+        advice = f"{kind}: read the file first"
+    elif attribute(texts, "columns") is not None:
+        advice = f"{kind}, of which the names of columns would come: pass one column of it"
+    elif has_methods(texts, "to_pylist"):  # an array of pyarrow, whose items are no str
+        return list(texts.to_pylist())
+    elif hint := _hint(texts):
+        advice = f"{kind}: pass a list of texts; the text of this one is {hint}"
+    else:
+        try:
+            return cast("Iterable[Any]", iter(texts))
+        except TypeError:
+            advice = kind
+    raise InvalidInputError(f"a list of texts belongs here, not {advice}")
+
+
+def _hint(item: object) -> str:
+    """Return where documents of other packages hold their text, or an empty text."""
+    if attribute(item, "page_content") is not None:
+        return "its page_content"
+    if has_methods(item, "get_content"):
+        return "its get_content()"
+    return ""

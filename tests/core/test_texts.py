@@ -99,8 +99,8 @@ def test_f136_what_is_no_list_of_texts_is_refused_as_a_whole(bad: object) -> Non
     assert caught.value.index is None
 
 
-def test_f136_tuples_generators_sets_of_one_and_numpy_arrays_are_lists_of_texts() -> None:
-    for source in (("a", "b"), (t for t in "ab"), {"a": 1, "b": 2}, np.array(["a", "b"])):
+def test_f136_tuples_generators_views_and_numpy_arrays_are_lists_of_texts() -> None:
+    for source in (("a", "b"), (t for t in "ab"), {"a": 1, "b": 2}.keys(), np.array(["a", "b"])):
         assert check_texts(source) == ["a", "b"]
 
 
@@ -132,7 +132,7 @@ def test_f134_a_million_characters_pass() -> None:
     ("bad", "said"),
     [
         ("one", "a list of texts belongs here, not one string: write [text]"),
-        (b"one", "a list of texts belongs here, not bytes"),
+        (b"one", "a list of texts belongs here, not bytes: decode it"),
         (3, "a list of texts belongs here, not int"),
     ],
 )

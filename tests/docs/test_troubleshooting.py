@@ -8,7 +8,7 @@ import re
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,15 @@ def _over_a_proxy(url: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HTTPS_PROXY", url)
         NexusFlow("key", base_url="https://service.invalid/v1").embed("a text")
+
+
+class DataFrame:
+    """Iterates as one of pandas does: over the names of its columns."""
+
+    columns = ("id", "text")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
 
 
 def _closed() -> None:
@@ -164,7 +173,12 @@ PRODUCED: Mapping[str, Mapping[str, Case]] = {
         "text 1 is blank": Case(lambda: NexusFlow("key").embed(["a text", "  "])),
         "text 0 is not a string": Case(lambda: NexusFlow("key").embed([3])),  # type: ignore[list-item]
         "text 0 holds": Case(lambda: NexusFlow("key").embed(["\ud800"])),
-        "a list of texts": Case(lambda: list(NexusFlow("key").embed_stream("a text"))),
+        "a list of texts belongs here, not one": Case(
+            lambda: list(NexusFlow("key").embed_stream("a text"))
+        ),
+        "a list of texts belongs here, not DataFrame": Case(
+            lambda: NexusFlow("key").embed(DataFrame())
+        ),
     },
     "APIConnectionError": {
         "cannot connect": Case(

@@ -1,0 +1,113 @@
+"""What is no list of texts is refused before anything is sent, with what to pass instead."""
+
+from __future__ import annotations
+
+import array
+from collections import OrderedDict, UserDict, deque
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nexusflow_integrations import NexusFlow
+from nexusflow_integrations._core.texts import check_texts
+from nexusflow_integrations.errors import InvalidInputError
+
+
+class Frame:
+    """Iterates as a DataFrame of pandas does: over the names of its columns."""
+
+    columns = ("id", "text")
+
+    def __iter__(self) -> Any:
+        return iter(self.columns)
+
+
+class Column:
+    """An array of pyarrow: its items are no ``str``."""
+
+    def __iter__(self) -> Any:
+        return iter([object()])
+
+    def to_pylist(self) -> list[str]:
+        return ["a", "b"]
+
+
+REFUSED: list[tuple[Callable[[], Any], str]] = [
+    (lambda: Frame(), "not Frame, of which the names of columns would come: pass one column of it"),
+    (lambda: {"a": "b"}, "not dict: pass its values()"),
+    (lambda: OrderedDict(a="b"), "not OrderedDict: pass its values()"),
+    (lambda: UserDict(a="b"), "not UserDict: pass its values()"),
+    (lambda: {"a", "b"}, "not set, which has no order"),
+    (lambda: frozenset({"a"}), "not frozenset, which has no order"),
+    (lambda: b"a text", "not bytes: decode it"),
+    (lambda: bytearray(b"a"), "not bytearray: decode it"),
+    (lambda: memoryview(b"a"), "not memoryview: decode it"),
+    (lambda: Path("texts.txt"), "Path: read the file first"),
+    (lambda: SimpleNamespace(page_content="a"), "the text of this one is its page_content"),
+    (lambda: SimpleNamespace(get_content=str), "the text of this one is its get_content()"),
+    (lambda: 5, "not int"),
+    (lambda: None, "not NoneType"),
+    (lambda: object(), "not object"),
+    (lambda: [["a", "b"]], "text 0 is not a string but list"),
+    (lambda: ["a", None], "text 1 is None"),
+    (lambda: [b"a"], "text 0 is not a string but bytes"),
+    (lambda: np.array([["a", "b"]]), "text 0 is not a string but ndarray"),
+    (lambda: array.array("i", [1]), "text 0 is not a string but int"),
+    (lambda: [SimpleNamespace(page_content="a")], "but SimpleNamespace: pass its page_content"),
+    (lambda: [SimpleNamespace(get_content=str)], "but SimpleNamespace: pass its get_content()"),
+]
+
+
+@pytest.mark.parametrize(("make", "said"), REFUSED, ids=[said for _, said in REFUSED])
+async def test_no_door_of_the_client_takes_what_is_no_list_of_texts(
+    make: Callable[[], Any], said: str
+) -> None:
+    client = NexusFlow("key", base_url="http://127.0.0.1:1")
+    doors: list[Callable[[Any], object]] = [client.embed, client.estimate]
+    if not said.startswith(("text", "but")):  # a stream yields the error of an item
+        doors.append(lambda texts: list(client.embed_stream(texts)))
+        with pytest.raises(InvalidInputError) as caught:
+            _ = [item async for item in client.aembed_stream(make())]
+        assert said in str(caught.value)
+    for door in doors:
+        with pytest.raises(InvalidInputError) as caught:
+            door(make())
+        assert said in str(caught.value)
+    with pytest.raises(InvalidInputError) as caught:
+        await client.aembed(make())
+    assert said in str(caught.value)
+    assert client.usage.requests == 0
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["a", "b"],
+        ("a", "b"),
+        deque(["a", "b"]),
+        iter(["a", "b"]),
+        map(str, ["a", "b"]),
+        {"a": 0, "b": 0}.keys(),
+        {0: "a", 1: "b"}.values(),
+        np.array(["a", "b"]),
+        np.array(["a", "b"], dtype=object),
+        Column(),
+    ],
+    ids=lambda texts: type(texts).__name__,
+)
+def test_whatever_holds_one_text_after_the_other_is_taken(texts: Any) -> None:
+    assert check_texts(texts) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("package", "table"), [("pandas", "DataFrame"), ("polars", "DataFrame"), ("pyarrow", "table")]
+)
+def test_a_table_is_refused_and_its_column_taken(package: str, table: str) -> None:
+    made = getattr(pytest.importorskip(package), table)({"text": ["a", "b"]})
+    with pytest.raises(InvalidInputError, match="pass one column of it"):
+        check_texts(made)
+    assert check_texts(made["text"]) == ["a", "b"]
