@@ -20,10 +20,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
+from weakref import ref
 
 from nexusflow_integrations._core import checks
-from nexusflow_integrations._core.call.background import BackgroundLoop
+from nexusflow_integrations._core.call.background import BackgroundLoop, Errand, Outcome
 from nexusflow_integrations._core.call.caller import (
     NO_HOOKS,
     Caller,
@@ -33,6 +35,7 @@ from nexusflow_integrations._core.call.caller import (
     Progress,
 )
 from nexusflow_integrations._core.call.imports import import_all
+from nexusflow_integrations._core.pace.terms import Presence, Terms
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
@@ -65,15 +68,21 @@ from nexusflow_integrations._core.usage import (
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 if TYPE_CHECKING:
+    from nexusflow_integrations._core.call.engine import Engine
     from nexusflow_integrations._core.call.estimate import Estimate
     from nexusflow_integrations._core.call.job import Stop
     from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList, Gathered
     from nexusflow_integrations._core.call.streaming import Cutter, Embedded, Slab
     from nexusflow_integrations._core.pace.shared import SharedLimits
+    from nexusflow_integrations._core.request.exchange import Call
     from nexusflow_integrations._core.shared_budget import SharedBudget
 
 __all__ = ["NexusFlow"]
 
+_NOT_PICKLED = (
+    *("_key", "_http_client", "_async_http_client", "_on_usage"),
+    *("_purse", "_presence", "_terms"),
+)
 GIVE_BACK = 5.0
 """Seconds that giving back a part of a shared budget may take."""
 
@@ -94,11 +103,13 @@ class NexusFlow:
         encoding_format: What to ask for; either is understood when it arrives. ``base64`` is a
             quarter of the bytes.
         batch_size: Texts a request; the model takes at most 10.
-        max_concurrency: Requests in flight at most. All clients of an account share the widest.
+        max_concurrency: Requests in flight at most. All clients of an account share the widest of
+            those in use.
         timeout: Seconds for one attempt, from connection to last byte.
         deadline: Seconds for a whole call with all its retries; ``None`` leaves it to the retries.
         max_retries: Further attempts for a batch after faults and throttling.
-        requests_per_minute: Limit of the account, if known; otherwise it is found out.
+        requests_per_minute: Limit of the account, if known; otherwise it is found out. It holds
+            for all clients of the account, until this one is closed or collected; the newest wins.
         tokens_per_minute: The same for tokens.
         pacer: Limits that are kept together with other processes or hosts, in place of the two
             before: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, a ``RedisLimits`` of
@@ -125,6 +136,8 @@ class NexusFlow:
     Raises:
         ConfigurationError: A setting is impossible.
     """
+
+    _presence: Presence | None
 
     @secret_arguments
     def __init__(
@@ -161,7 +174,6 @@ class NexusFlow:
                     " tokens_per_minute"
                 )
             requests_per_minute, tokens_per_minute = check_pacer(pacer)
-        self._pacer = pacer
         self._settings = Settings(
             base_url=resolve_base_url(base_url, allow_http=allow_http),
             model=model,
@@ -188,6 +200,8 @@ class NexusFlow:
         self._async_http_client = checks.http_client(
             "async_http_client", async_http_client, asynchronous=True
         )
+        self._pacer = pacer
+        self._take_part()
         self._spent = Total()
         self._size: Any = None
         self._has_imports = False
@@ -311,7 +325,7 @@ class NexusFlow:
         ordered = checks.flag("ordered", ordered)
         texts = rows_of(texts)
         self._import()
-        from nexusflow_integrations._core.call.job import DRAIN, Stop
+        from nexusflow_integrations._core.call.job import STOPPED, Stop
         from nexusflow_integrations._core.call.streaming import Cutter
 
         cutter = Cutter(self._settings, self._instruction(role))
@@ -336,12 +350,12 @@ class NexusFlow:
                     with self._recorded(flight.ledger):
                         gathered = flight.future.result()
                 except NexusFlowError as error:
-                    wait([other.future for other in flying], timeout=DRAIN)
+                    wait([other.future for other in flying], timeout=STOPPED)
                     raise _rescued(error, flight, flying) from None
                 except BaseException:  # Ctrl-C
                     self._abandon(flying)
                     flying.clear()
-                    flight.future.cancel()
+                    flight.cancel()
                     raise
                 yield from flight.slab.results(gathered)
         finally:
@@ -358,7 +372,7 @@ class NexusFlow:
         ordered = checks.flag("ordered", ordered)
         texts = texts if isinstance(texts, AsyncIterable) else rows_of(texts)
         self._import()
-        from nexusflow_integrations._core.call.job import DRAIN, Stop
+        from nexusflow_integrations._core.call.job import STOPPED, Stop
         from nexusflow_integrations._core.call.streaming import Cutter
 
         cutter = Cutter(self._settings, self._instruction(role))
@@ -392,10 +406,11 @@ class NexusFlow:
                     with self._recorded(flight.ledger):
                         gathered = await asyncio.wrap_future(flight.future)
                 except NexusFlowError as error:
-                    until = loop.time() + DRAIN
-                    while not all(other.future.done() for other in flying):
-                        if not await landed.wait(until - loop.time()):
-                            break
+                    until = loop.time() + STOPPED
+                    timer = loop.call_at(until, landed.tell, None)
+                    while loop.time() < until and not all(f.future.done() for f in flying):
+                        await landed.wait()
+                    timer.cancel()
                     raise _rescued(error, flight, flying) from None
                 for result in flight.slab.results(gathered):
                     yield result
@@ -408,23 +423,23 @@ class NexusFlow:
         self, slab: Slab, role: Role, loop: asyncio.AbstractEventLoop | None, stop: Stop
     ) -> _Flight:
         ledger = Ledger()
+        future: Future[Gathered] = Future()
         if slab.texts:
             background, work = self._start(
                 slab.texts, ledger, urgent=role == "query", loop=loop, stop=stop
             )
-            future = background.submit(work)
-        else:
-            from nexusflow_integrations._core.call.results import Gathered
+            errand = Errand(background, work, partial(_settle, future))
+            return _Flight(slab, future, ledger, errand.cancel)
+        from nexusflow_integrations._core.call.results import Gathered
 
-            future = Future()
-            future.set_result(Gathered(0))
-        return _Flight(slab, future, ledger)
+        future.set_result(Gathered(0))
+        return _Flight(slab, future, ledger, future.cancel)
 
     def _abandon(self, flying: deque[_Flight]) -> None:
         # The last first: those that wait would send in the place of those that are out.
         for flight in reversed(flying):
-            flight.future.cancel()
-            self._account(flight.ledger)
+            flight.cancel()
+            self._report(flight.ledger)
 
     # -- what it cost --------------------------------------------------------------------------
 
@@ -462,10 +477,9 @@ class NexusFlow:
         return background.submit(running.held(texts, self._settings, self._cache)).result()
 
     def _recorded(self, ledger: Ledger) -> AbstractContextManager[None]:
-        return _Recorded(observed(self._settings, ledger), lambda: self._account(ledger))
+        return _Recorded(observed(self._settings, ledger), lambda: self._report(ledger))
 
-    def _account(self, ledger: Ledger) -> None:
-        self._spent.add(ledger)
+    def _report(self, ledger: Ledger) -> None:
         if self._on_usage is not None:
             self._on_usage(ledger.snapshot(self._price))
 
@@ -517,14 +531,14 @@ class NexusFlow:
 
         What was drawn from a budget that others share is given back.
         """
-        self._closed = True
+        self._closed, self._presence = True, None
         if (given_back := self._give_back()) is not None:
             with suppress(FutureTimeoutError):  # what stays out counts as spent
                 given_back.result(GIVE_BACK)
 
     async def aclose(self) -> None:
         """The same as ``close``, without blocking the event loop."""
-        self._closed = True
+        self._closed, self._presence = True, None
         await self._agive_back()
 
     async def _agive_back(self) -> None:
@@ -555,7 +569,7 @@ class NexusFlow:
         # Neither the key nor anything that only lives in this process. A worker process finds the
         # key in its environment.
         state = dict(self.__dict__)
-        for name in ("_key", "_http_client", "_async_http_client", "_on_usage", "_purse"):
+        for name in _NOT_PICKLED:
             state.pop(name)
         state["_size"] = None
         state["_has_imports"] = False
@@ -565,6 +579,7 @@ class NexusFlow:
         self.__dict__.update(state)
         self._key = self._http_client = self._async_http_client = self._on_usage = None
         self._purse = self._new_purse()
+        self._take_part()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NexusFlow:
         return copy.copy(self)
@@ -609,7 +624,7 @@ class NexusFlow:
             return self._nothing(collect=collect)
         ledger = Ledger()
         with self._recorded(ledger):
-            caller = CallingThread(hooks, progress, bounded=self._settings.deadline is not None)
+            caller = CallingThread(hooks, progress, deadline=self._settings.deadline)
             gathered = caller.wait(
                 *self._start(
                     texts,
@@ -642,7 +657,7 @@ class NexusFlow:
             return self._nothing(collect=collect)
         ledger = Ledger()
         with self._recorded(ledger):
-            caller = CallingTask(hooks, progress)
+            caller = CallingTask(hooks, progress, deadline=self._settings.deadline)
             gathered = await caller.wait(
                 *self._start(
                     texts,
@@ -675,6 +690,11 @@ class NexusFlow:
         return twin
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _take_part(self) -> None:
+        """Have the limits count for the account, for as long as this client or a copy is in use."""
+        presence = self._presence = Presence()
+        self._terms = Terms(self._settings, self._pacer, ref(presence))
 
     def _new_purse(self) -> Purse | None:
         if self._budget is None:
@@ -759,19 +779,29 @@ class NexusFlow:
             async_http_client=self._async_http_client,
             client_loop=loop,
             cache=self._cache,
-            pacer=self._pacer,
+            terms=self._terms,
             lists=lists,
         )
         background, running = engine()
-        return background, running.embed(call, caller, stop)
+        return background, _counted(running, call, self._spent, caller, stop)
+
+
+async def _counted(
+    running: Engine, call: Call, spent: Total, caller: Caller | None, stop: Stop | None
+) -> Gathered:
+    """Run ``call`` and add to ``spent`` what it sent, also after its caller has gone."""
+    try:
+        return await running.embed(call, caller, stop)
+    finally:
+        spent.add(call.ledger)
 
 
 class _Recorded(AbstractContextManager[None]):
-    """``span`` around a call, then ``account`` of it, however it ended."""
+    """``span`` around a call, then ``report`` of it, however it ended."""
 
-    def __init__(self, span: AbstractContextManager[None], account: Callable[[], None]) -> None:
+    def __init__(self, span: AbstractContextManager[None], report: Callable[[], None]) -> None:
         self._span = span
-        self._account = account
+        self._report = report
 
     def __enter__(self) -> None:
         self._span.__enter__()
@@ -780,13 +810,21 @@ class _Recorded(AbstractContextManager[None]):
         try:
             return self._span.__exit__(*raised)
         finally:
-            self._account()
+            self._report()
 
 
 class _Flight(NamedTuple):
     slab: Slab
     future: Future[Gathered]
     ledger: Ledger
+    cancel: Callable[[], object]
+
+
+def _settle(future: Future[Gathered], outcome: Outcome[Gathered]) -> None:
+    if outcome.error is not None:
+        future.set_exception(outcome.error)
+    else:
+        future.set_result(cast("Gathered", outcome.value))
 
 
 def _rotate_to_landed(flying: deque[_Flight]) -> None:
@@ -814,14 +852,10 @@ class _Signal:
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._event.set)
 
-    async def wait(self, seconds: float | None = None) -> bool:
-        """Wait for the next end; ``False`` if none came within ``seconds``."""
-        try:
-            await asyncio.wait_for(self._event.wait(), seconds)
-        except asyncio.TimeoutError:
-            return False
+    async def wait(self) -> None:
+        """Wait for the next end."""
+        await self._event.wait()
         self._event.clear()
-        return True
 
 
 def _rescued(error: NexusFlowError, failed: _Flight, flying: Iterable[_Flight]) -> NexusFlowError:

@@ -125,6 +125,7 @@ class LeasedPurse(Purse):
 
     def _hold_nothing(self) -> None:
         self._available = 0
+        self._held = 0  # what the shared budget waits to hear of
         self._largest = 0
         self._drawing = False
         self._pausing = False
@@ -163,19 +164,24 @@ class LeasedPurse(Purse):
 
     async def give_back(self) -> None:
         """Give back what no request holds, and wait until that is done."""
-        while self._drawing or (self._available > 0 and not self.pending):
+        while self._drawing or (self._has_news and not self.pending):
             self._give_back()
             told = asyncio.Event()
             self.listen(told.set)
             await told.wait()
 
+    @property
+    def _has_news(self) -> bool:
+        """Whether there is something to give back, or all is spent and others wait in vain."""
+        return self.reserved == 0 and (self._available > 0 or self._held > 0)
+
     def _rest_later(self) -> None:
-        if self.reserved == 0 and self._available > 0:
+        if self._has_news:
             with suppress(RuntimeError):  # no loop any more: the interpreter is going down
                 asyncio.get_running_loop().call_later(LULL, self._give_back)
 
     def _give_back(self) -> None:
-        if self.reserved == 0 and self._available > 0:
+        if self._has_news:
             self._draw(0, rest=True)
 
     def _draw(self, least: int, *, rest: bool = False) -> None:
@@ -188,7 +194,7 @@ class LeasedPurse(Purse):
         self._available -= unused
         owed = -min(0, self._available) if least else 0
         wanted = 0 if rest else owed + max(least, REQUESTS_AHEAD * self._largest)
-        kept = self.reserved + max(0, self._available)
+        self._held = kept = self.reserved + max(0, self._available)
         loop = asyncio.get_running_loop()
 
         def arrived(future: Future[Grant]) -> None:
@@ -214,6 +220,7 @@ class LeasedPurse(Purse):
     def _drawn(self, grant: Grant, least: int) -> None:
         self._drawing = False
         self._available += grant.tokens
+        self._held += grant.tokens
         self.spent = self.limit - grant.left
         if least and self._available < least:
             if grant.pending:
@@ -226,6 +233,7 @@ class LeasedPurse(Purse):
 
     def _failed(self, error: BaseException) -> None:
         self._drawing = False
+        self._held = 0
         # By its name only: what it says may hold an address with a password.
         self._denied = (0, self._clock() + PAUSE, type(error).__name__)
         self._tell()

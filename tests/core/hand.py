@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nexusflow_integrations._core.pace.terms import Terms
 from nexusflow_integrations._core.request.batching import Item, item_of
 from nexusflow_integrations._core.request.endpoint import Lane
 from nexusflow_integrations._core.request.exchange import (
@@ -110,13 +111,20 @@ def script(*outcomes: Answer | TransportFault | None) -> Server:
     return serve
 
 
+def lane_of(settings: Settings, clock: Callable[[], float]) -> Lane:
+    """The lane of one client with these settings, which is in use for good."""
+    lane = Lane(clock)
+    lane.begin(Terms(settings))
+    return lane
+
+
 def call(clock: Clock | None = None, lane: Lane | None = None, **options: Any) -> Call:
     """A call with sink, ledger and lane of its own; ``options`` go to `Call` or its settings."""
     ours = {name: options.pop(name) for name in ("purse", "size", "urgent") if name in options}
     until = options.pop("until", float("inf"))
     settings = Settings(base_url="https://hand.invalid/v1", **options)
     made = Call(texts=(), settings=settings, key=ApiKey(KEY), ledger=Ledger(), **ours)
-    made.lane = lane or Lane(settings, clock or Clock())
+    made.lane = lane or lane_of(settings, clock or Clock())
     made.sink, made.until = Sink(), until
     return made
 

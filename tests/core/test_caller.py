@@ -7,20 +7,27 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from nexusflow_integrations._core.call.background import background_loop
-from nexusflow_integrations._core.call.caller import BatchEnd, CallingTask, CallingThread, Hooks
+from nexusflow_integrations._core.call import caller as caller_module
+from nexusflow_integrations._core.call.background import BackgroundLoop, background_loop
+from nexusflow_integrations._core.call.caller import (
+    NO_HOOKS,
+    BatchEnd,
+    CallingTask,
+    CallingThread,
+    Hooks,
+)
 from nexusflow_integrations._core.call.engine import Engine
 from nexusflow_integrations._core.call.results import Gathered
 from nexusflow_integrations._core.request.exchange import Call
 from nexusflow_integrations._core.request.wire import Answer
 from nexusflow_integrations._core.settings import ApiKey, Settings
 from nexusflow_integrations._core.usage import Ledger
-from nexusflow_integrations.errors import AuthenticationError, NexusFlowError
+from nexusflow_integrations.errors import APITimeoutError, AuthenticationError, NexusFlowError
 
 from .hand import KEY, no, right, vector_of
 
@@ -60,8 +67,7 @@ def run(request: pytest.FixtureRequest) -> Run:
         engine = Engine(background_loop())
         engine._sender = lambda _: server  # type: ignore[method-assign,assignment,return-value]
         if request.param == "thread":
-            bounded = settings.deadline is not None
-            caller = CallingThread(hooks, progress, bounded=bounded)
+            caller = CallingThread(hooks, progress, deadline=settings.deadline)
             return caller.wait(background_loop(), engine.embed(call, caller))
 
         async def main() -> Gathered:
@@ -272,6 +278,43 @@ def test_only_under_a_deadline_is_a_permission_waited_for_in_another_thread(boun
     engine = Engine(background_loop())
     engine._sender = lambda _: Server()  # type: ignore[method-assign,assignment,return-value]
     hooks = Hooks(permit=lambda _: where.add(threading.current_thread()))
-    caller = CallingThread(hooks, None, bounded=bounded)
+    caller = CallingThread(hooks, None, deadline=settings.deadline)
     caller.wait(background_loop(), engine.embed(call, caller))
     assert (threading.current_thread() in where) is not bounded
+
+
+@pytest.fixture
+def blocked_loop() -> Iterator[BackgroundLoop]:
+    """A loop whose thread something blocks, until the test is over."""
+    background, leave = BackgroundLoop(), threading.Event()
+
+    async def block() -> None:
+        leave.wait(60)
+
+    background.submit(block())
+    yield background
+    leave.set()
+    background.close()
+
+
+def bounded_call() -> Call:
+    settings = Settings(base_url="https://hand.invalid/v1", dimensions=SIZE, deadline=0.1)
+    return Call(texts=TEXTS, settings=settings, key=ApiKey(KEY), ledger=Ledger())
+
+
+def test_a_deadline_holds_although_the_loop_is_blocked(
+    blocked_loop: BackgroundLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller_module, "GRACE", 0.1)
+    call, caller = bounded_call(), CallingThread(NO_HOOKS, None, deadline=0.1)
+    with pytest.raises(APITimeoutError, match=r"deadline of 0.1 s .* does not answer"):
+        caller.wait(blocked_loop, Engine(blocked_loop).embed(call, caller))
+
+
+async def test_a_deadline_holds_for_an_async_caller_although_the_loop_is_blocked(
+    blocked_loop: BackgroundLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller_module, "GRACE", 0.1)
+    call, caller = bounded_call(), CallingTask(NO_HOOKS, None, deadline=0.1)
+    with pytest.raises(APITimeoutError, match=r"deadline of 0.1 s .* does not answer"):
+        await caller.wait(blocked_loop, Engine(blocked_loop).embed(call, caller))

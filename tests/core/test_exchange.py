@@ -39,6 +39,7 @@ from .hand import (
     answer_to,
     call,
     items,
+    lane_of,
     no,
     ok,
     right,
@@ -61,8 +62,8 @@ def all_right(sink: Any, texts: list[str], *, but: set[int] = frozenset()) -> No
         assert np.array_equal(vector, vector_of(texts[index]))
 
 
-def lane_of(clock: Clock, **options: Any) -> Lane:
-    return Lane(Settings(base_url="https://hand.invalid/v1", **options), clock)
+def lane_with(clock: Clock, **options: Any) -> Lane:
+    return lane_of(Settings(base_url="https://hand.invalid/v1", **options), clock)
 
 
 # ---- success
@@ -233,7 +234,7 @@ def test_the_request_id_of_a_broken_answer_is_on_the_error_without_the_key() -> 
 
 def test_base64_refused_is_asked_again_as_floats_at_once_and_remembered_by_the_lane() -> None:
     clock = Clock()
-    lane = lane_of(clock)
+    lane = lane_with(clock)
 
     def serve(request: dict[str, Any], _: int) -> Answer:
         if request["encoding_format"] == "base64":
@@ -266,7 +267,7 @@ def at_most(limit: int, refusal: Answer) -> Server:
 @pytest.mark.parametrize("limit", range(1, 11))
 def test_a_batch_limit_is_learnt_from_one_refusal_and_kept_by_the_lane(limit: int) -> None:
     clock = Clock()
-    lane = lane_of(clock)
+    lane = lane_with(clock)
     refusal = no(400, "InvalidParameter", f"batch size should not be larger than {limit}.")
     of = call(clock, lane)
     done = run(TEXTS, of, at_most(limit, refusal))
@@ -358,7 +359,7 @@ def test_what_finished_before_a_terminal_error_stays_in_the_sink() -> None:
 
 def test_a_dead_server_sees_at_most_a_fifth_more_than_it_was_sent() -> None:
     clock = Clock()
-    lane = lane_of(clock)
+    lane = lane_with(clock)
     seen = 0
 
     def dead(*_: Any) -> Answer:
@@ -374,7 +375,7 @@ def test_a_dead_server_sees_at_most_a_fifth_more_than_it_was_sent() -> None:
 
 def test_while_others_get_through_an_empty_budget_is_waited_for() -> None:
     clock = Clock()
-    lane = lane_of(clock)
+    lane = lane_with(clock)
     lane.retry_budget.balance = 0.0
     lane.good(clock(), sent_at=clock(), retries=0, estimated=1, billed=1)
     waits = []
@@ -392,7 +393,7 @@ def test_while_others_get_through_an_empty_budget_is_waited_for() -> None:
 
 def test_a_success_after_retries_gives_them_back() -> None:
     clock = Clock()
-    lane = lane_of(clock)
+    lane = lane_with(clock)
     run(["a"], call(clock, lane), script(no(503), no(503)))
     assert lane.retry_budget.balance == lane.retry_budget.reserve
 
@@ -456,7 +457,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def lane(clock: Clock) -> Lane:
-    return lane_of(clock)
+    return lane_with(clock)
 
 
 def finished(steps: Any, reply: Any) -> None:

@@ -7,11 +7,12 @@ import asyncio
 import pytest
 
 from nexusflow_integrations._core.pace.pacing import FoundLimit, GivenLimits
+from nexusflow_integrations._core.pace.terms import Terms
 from nexusflow_integrations._core.request.endpoint import ALIVE, Lane, Outage
 from nexusflow_integrations._core.request.failures import judge
 from nexusflow_integrations._core.settings import Settings
 
-from .hand import Clock, no
+from .hand import Clock, lane_of, no
 
 URL = "https://hand.invalid/v1"
 
@@ -23,7 +24,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def lane(clock: Clock) -> Lane:
-    return Lane(Settings(base_url=URL), clock)
+    return lane_of(Settings(base_url=URL), clock)
 
 
 def test_without_limits_the_limit_is_found_out(lane: Lane) -> None:
@@ -34,14 +35,14 @@ def test_without_limits_the_limit_is_found_out(lane: Lane) -> None:
 def test_limits_of_a_later_client_count_for_all_and_one_without_does_not_undo_them(
     lane: Lane,
 ) -> None:
-    lane.configure(Settings(base_url=URL, requests_per_minute=600))
+    lane.begin(Terms(Settings(base_url=URL, requests_per_minute=600)))
     given = lane.pacer
     assert isinstance(given, GivenLimits)
     assert lane.gate.pacer is given
-    lane.configure(Settings(base_url=URL))
-    lane.configure(Settings(base_url=URL, requests_per_minute=600))
+    lane.begin(Terms(Settings(base_url=URL)))
+    lane.begin(Terms(Settings(base_url=URL, requests_per_minute=600)))
     assert lane.pacer is given, "the same limits must not forget what was sent"
-    lane.configure(Settings(base_url=URL, requests_per_minute=900))
+    lane.begin(Terms(Settings(base_url=URL, requests_per_minute=900)))
     assert lane.pacer is not given
 
 
@@ -143,7 +144,7 @@ def test_a_batch_limit_that_was_learnt_is_logged_once(
 
 
 def test_the_gate_admits_by_the_lanes_window_and_clock(lane: Lane, clock: Clock) -> None:
-    lane.configure(Settings(base_url=URL, requests_per_minute=60))
+    lane.begin(Terms(Settings(base_url=URL, requests_per_minute=60)))
     assert lane.gate.window is lane.window
     asyncio.run(lane.gate.enter(10))
     assert lane.gate.in_flight == 1
@@ -154,7 +155,7 @@ def test_the_gate_admits_by_the_lanes_window_and_clock(lane: Lane, clock: Clock)
 def test_what_the_server_billed_corrects_the_pace_and_silence_does_not(
     lane: Lane, clock: Clock, billed: int | None, wait: float
 ) -> None:
-    lane.configure(Settings(base_url=URL, tokens_per_minute=6000))
+    lane.begin(Terms(Settings(base_url=URL, tokens_per_minute=6000)))
     lane.pacer.take(99, clock())
     lane.good(clock(), sent_at=clock(), retries=0, estimated=99, billed=billed)
     assert lane.pacer.wait(clock()) == pytest.approx(wait, abs=0.01)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from nexusflow_integrations._core.pace.pacing import (
     BETA,
     MIN_RATE,
+    SAFETY,
     FoundLimit,
     Gcra,
     GivenLimits,
     Pacer,
-    pacer_for,
 )
 
 from .simulation import Bucket, simulate
@@ -72,12 +72,6 @@ def test_larger_requests_wait_proportionally_longer(sizes: list[int]) -> None:
 
 
 # ---- limits that were given
-
-
-def test_pacing_is_chosen_by_what_is_known() -> None:
-    assert isinstance(pacer_for(None, None), FoundLimit)
-    assert isinstance(pacer_for(60, None), GivenLimits)
-    assert isinstance(pacer_for(None, 60), GivenLimits)
 
 
 @pytest.mark.parametrize("per_second", [2, 10, 60, 120])
@@ -281,10 +275,10 @@ def test_no_history_makes_a_pacer_wait_for_ever_or_backwards(
     history: list[tuple[str, float]], kind: str
 ) -> None:
     pacer: Pacer = {
-        "found": pacer_for(None, None),
-        "requests": pacer_for(600, None),
-        "tokens": pacer_for(None, 6000),
-        "both": pacer_for(600, 6000),
+        "found": FoundLimit(),
+        "requests": GivenLimits(600, None),
+        "tokens": GivenLimits(None, 6000),
+        "both": GivenLimits(600, 6000),
     }[kind]
     now = 0.0
     for what, pause in history:
@@ -313,12 +307,6 @@ def test_where_one_request_a_second_is_all_there_is_a_late_one_brings_no_early_o
     assert sent[-1] <= 5 / 0.99 + 0.2  # and nothing of the limit is lost
 
 
-def test_both_limits_that_were_given_are_kept() -> None:
-    pacer = pacer_for(60, 6000)
-    assert isinstance(pacer, GivenLimits)
-    assert (pacer.requests_per_minute, pacer.tokens_per_minute) == (60, 6000)
-
-
 def test_a_refusal_of_a_given_limit_slows_by_a_tenth_and_never_to_less_than_a_tenth() -> None:
     def gap(refusals: int) -> float:
         pacer = GivenLimits(600, None)
@@ -344,28 +332,46 @@ def test_a_refusal_of_a_request_sent_in_the_moment_of_the_cut_belongs_to_it() ->
     assert pacer.wait(10.0) == once.wait(10.0)
 
 
+def following(former: GivenLimits, later: GivenLimits) -> GivenLimits:
+    later.follow(former)
+    return later
+
+
 @pytest.mark.parametrize(
-    ("former", "later"),
-    [((60, None), (120, None)), ((None, 60), (None, 120)), ((60, 60), (120, None))],
+    ("former", "later", "wait"),
+    [
+        (GivenLimits(60, None), GivenLimits(120, None), 0.5),
+        (GivenLimits(120, None), GivenLimits(60, None), 1.0),
+        (GivenLimits(None, 60), GivenLimits(None, 180), 1.0),
+        (GivenLimits(60, 60), GivenLimits(120, None), 0.5),
+        (GivenLimits(1e-9, None), GivenLimits(60, None), 1.0),
+        (GivenLimits(5e-324, 5e-324), GivenLimits(600, None), 0.1),
+    ],
 )
-def test_new_limits_owe_what_the_former_owed(
-    former: tuple[float | None, float | None], later: tuple[float | None, float | None]
+def test_new_limits_owe_what_was_sent_at_their_own_rate(
+    former: GivenLimits, later: GivenLimits, wait: float
 ) -> None:
-    before = GivenLimits(*former)
-    before.take(3, 100.0)
-    owed = pacer_for(*later, after=before).wait(100.0)
-    kept = [
-        bucket.wait(100.0)
-        for bucket, limit in ((before._requests, later[0]), (before._tokens, later[1]))
-        if bucket is not None and limit is not None
-    ]
-    assert owed == max(kept) > 0
+    former.take(3, 100.0)
+    assert following(former, later).wait(100.0) == pytest.approx(wait / SAFETY)
+
+
+def test_what_was_owed_under_a_lower_limit_is_paid_off_at_the_rate_of_the_new_one() -> None:
+    former = GivenLimits(None, 1.0)
+    former.take(1000, 100.0)
+    assert former.wait(160.0) > 60_000
+    later = following(former, GivenLimits(None, 60_000))
+    assert later.wait(100.0) == pytest.approx(1.0 / SAFETY)
+    assert later.wait(160.0) == 0
 
 
 def test_a_new_kind_of_limit_owes_nothing_of_the_former_kind() -> None:
     before = GivenLimits(60, None)
     before.take(3, 100.0)
-    assert pacer_for(None, 60, after=before).wait(100.0) == 0
+    assert following(before, GivenLimits(None, 60)).wait(100.0) == 0
+
+
+def test_limits_that_follow_some_that_were_never_used_owe_nothing() -> None:
+    assert following(GivenLimits(1e-9, 1e-9), GivenLimits(60, 60)).wait(100.0) == 0
 
 
 # ---- token limits, to the last factor
@@ -448,3 +454,13 @@ def test_a_burst_above_the_known_rate_does_not_raise_it() -> None:
         pacer.succeeded(9.5 + number / 100)
     pacer.throttled(sent_at=9.0, now=10.0, hint=None)
     assert pacer.rate == pytest.approx(BETA * 2.0)
+
+
+def test_a_search_for_the_limit_may_be_taken_up_again_after_hours() -> None:
+    pacer = FoundLimit()
+    pacer.succeeded(1000.0)
+    pacer.throttled(sent_at=1000.0, now=1000.1, hint=None)
+    now = 1000.1 + 3 * 3600
+    assert pacer.wait(now) == 0
+    pacer.take(1, now)
+    assert pacer.wait(now + 0.001) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -212,6 +213,18 @@ async def test_who_needs_more_than_is_left_waits_for_what_another_may_give_back(
     assert not waiting.done()
     one.settle(900, 100)
     assert await asyncio.wait_for(waiting, 30)
+
+
+async def test_who_has_spent_all_that_he_drew_is_not_waited_for() -> None:
+    bank = Bank(1_000)
+    one, other = (LeasedPurse(bank.teller(name)) for name in "ab")
+    assert await reserved(one, 1_000)
+    one.settle(1_000, 1_000)
+    until = time.monotonic() + 30
+    while other.reserve(500) or other.pending:
+        assert time.monotonic() < until
+        await asyncio.sleep(0.001)
+    assert bank.grants.at_rest
 
 
 async def test_a_budget_that_cannot_be_asked_lets_nothing_out_and_says_no_secret() -> None:

@@ -48,11 +48,12 @@ def test_a_window_that_is_not_used_does_not_grow() -> None:
     assert window.size == START
 
 
-def test_a_client_that_allows_more_raises_the_limit_and_one_that_allows_less_does_not() -> None:
+def test_another_limit_lets_a_window_grow_later_and_cuts_it_at_once() -> None:
     window = Window(limit=8)
-    window.raise_limit(32)
-    window.raise_limit(4)
-    assert window.limit == 32
+    window.set_limit(32)
+    assert (window.limit, window.size) == (32, 8)
+    window.set_limit(4)
+    assert (window.limit, window.size) == (4, 4)
 
 
 class Windows(RuleBasedStateMachine):

@@ -97,8 +97,17 @@ def hold(wire: Wire) -> None:
     wire.hold(120.0)
 
 
-def popen(code: str, *arguments: str, warnings: bool = True, **options: Any) -> Any:
-    """Start Python on ``code``, every warning an error; ``argv`` is what follows."""
+def popen(
+    code: str,
+    *arguments: str,
+    warnings: bool = True,
+    before: Sequence[str] = (),
+    **options: Any,
+) -> Any:
+    """Start Python on ``code``, every warning an error; ``argv`` is what follows.
+
+    ``before`` is a command that is given the one to run.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     environment.pop("NEXUSFLOW_API_KEY", None)
     environment.update(options.pop("env", {}))
@@ -106,7 +115,7 @@ def popen(code: str, *arguments: str, warnings: bool = True, **options: Any) -> 
     # Python's own remark about forking with threads is what the tests of forking are about.
     flags += ["-W", "ignore:This process:DeprecationWarning"] if warnings else []
     return subprocess.Popen(
-        [sys.executable, *flags, "-c", textwrap.dedent(code), *arguments],
+        [*before, sys.executable, *flags, "-c", textwrap.dedent(code), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

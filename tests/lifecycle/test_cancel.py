@@ -55,6 +55,22 @@ async def test_f121_cancelled_in_a_request_nothing_more_is_sent(server: Any) -> 
     assert_right(await client.aembed(texts(30)), texts(30))
 
 
+async def test_f121_what_was_in_flight_as_a_call_was_cancelled_is_in_the_clients_usage(
+    server: Any,
+) -> None:
+    server.script = script(hold)
+    client = client_of(server, max_concurrency=4)
+    task = asyncio.ensure_future(client.aembed(texts(200)))
+    await auntil(lambda: len(server.requests) == 4)
+    await cancelled(task)
+    await auntil(lambda: client.usage.requests == 4)
+    stream = client.aembed_stream(texts(40))
+    reading = asyncio.ensure_future(anext(stream))
+    await auntil(lambda: len(server.requests) == 8)
+    await cancelled(reading)
+    await auntil(lambda: client.usage.requests == 8)
+
+
 async def test_f121_cancelled_while_reading_a_dripping_body(server: Any) -> None:
     from faults.behaviours import drips_body
 

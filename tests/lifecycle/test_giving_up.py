@@ -13,8 +13,6 @@ import pytest
 
 from nexusflow_integrations import Budget, NexusFlow
 from nexusflow_integrations._core.cache.in_file import VectorStore
-from nexusflow_integrations._core.request.endpoint import Lane
-from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations.errors import (
     APITimeoutError,
     AuthenticationError,
@@ -90,21 +88,6 @@ def test_nothing_embedded_with_collect_is_an_empty_list_that_knows_its_refusals(
     found = NexusFlow("key", dimensions=64).embed([], on_refused="collect")
     assert found == []
     assert found.refused == {}
-
-
-def test_another_limit_for_the_same_account_is_no_fresh_start() -> None:
-    lane = Lane(Settings(base_url="http://localhost", requests_per_minute=60), lambda: 0.0)
-    lane.pacer.take(100, 0.0)
-    waits = lane.pacer.wait(0.0)
-    assert waits > 0.9
-    lane.configure(Settings(base_url="http://localhost", requests_per_minute=61))
-    assert lane.pacer.wait(0.0) == pytest.approx(waits, rel=0.1)
-
-
-def test_clients_that_name_one_limit_each_are_held_to_both() -> None:
-    lane = Lane(Settings(base_url="http://localhost", requests_per_minute=60), lambda: 0.0)
-    lane.configure(Settings(base_url="http://localhost", tokens_per_minute=6000))
-    assert lane.given == (60, 6000)
 
 
 def test_an_estimate_counts_the_requests_that_a_token_limit_asks_for() -> None:

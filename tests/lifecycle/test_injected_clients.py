@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 from nexusflow_integrations import NexusFlow
 from nexusflow_integrations.errors import APIConnectionError, APITimeoutError, NexusFlowError
 
-from .scene import KEY, SIZE, assert_quiet, assert_right, auntil, client_of, hold, texts
+from .scene import KEY, SIZE, assert_quiet, assert_right, auntil, client_of, hold, run, texts
 
 LIBRARIES = ["httpx", "httpx2"]
 
@@ -242,3 +243,51 @@ gc.collect()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "never awaited" not in done.stderr
+
+
+USED_BEFORE_A_FORK = """
+    import asyncio, importlib, os, signal, sys
+    import numpy as np
+    from faults.server import expected_vector
+    from nexusflow_integrations import NexusFlow
+    from nexusflow_integrations.errors import ConfigurationError
+
+    url, key, name, how = sys.argv[1:]
+    signal.alarm(100)
+    lib = importlib.import_module(name)
+    given = dict(base_url=url, dimensions=64)
+
+    def check(http):
+        if how == "sync":
+            row = NexusFlow(key, http_client=http, **given).embed("a text")
+        else:
+            client = NexusFlow(key, async_http_client=http, **given)
+            row = asyncio.run(client.aembed("a text"))
+        assert np.array_equal(row, expected_vector("a text", 64))
+
+    make = lib.Client if how == "sync" else lib.AsyncClient
+    used, unused = make(), make()
+    check(used)
+    if (child := os.fork()) == 0:
+        signal.alarm(60)
+        check(unused)
+        try:
+            check(used)
+        except ConfigurationError as error:
+            os._exit(0 if "forked" in str(error) else 2)
+        os._exit(3)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    if how == "sync":
+        check(used)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_f119_the_child_of_a_fork_does_not_send_through_a_client_that_its_parent_has_used(
+    lib: Any, server: Any, how: str
+) -> None:
+    code, out, err = run(
+        USED_BEFORE_A_FORK, server.base_url, KEY, lib.__name__, how, warnings=False
+    )
+    assert (code, out) == (0, "0\n"), err

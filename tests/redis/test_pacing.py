@@ -41,8 +41,8 @@ def pair(redis_server: Any, tmp_path: Path, clock: Any) -> Any:
 
 accounts = count()
 limits = st.tuples(
-    st.sampled_from([None, 1, 30, 59.5, 60, 61, 75, 120, 600, 6_000, 1e6]),
-    st.sampled_from([None, 60, 6_000, 33_333.3, 600_000]),
+    st.sampled_from([None, 5e-324, 1e-9, 1, 30, 59.5, 60, 61, 75, 120, 600, 6_000, 1e6]),
+    st.sampled_from([None, 1e-9, 60, 6_000, 33_333.3, 600_000]),
 )
 passing = st.one_of(
     st.sampled_from([0.0, 0.09, 0.1, 0.28, 1.0, 4_000.0, -1.0, -3_600.0, 90_000.0]), st.floats(0, 3)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from nexusflow_integrations import Budget, NexusFlow
+from nexusflow_integrations import NexusFlow
 from nexusflow_integrations._core.request.exchange import Call
+from nexusflow_integrations._core.shared_budget import LeasedPurse
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations._core.vectors import Vectors
 
@@ -44,13 +45,11 @@ class Client:
         return Client(self.number, child, twin, self.real.usage, spent)
 
 
-def client(number: int, process: Process, path: str, options: dict[str, Any]) -> Client:
-    """Return client ``number`` of a process; a cache is at ``path``."""
-    told = dict(options)
-    told["cache"] = path if options["cache"] else None
-    if "budget" in options:
-        told["budget"] = Budget(tokens=options["budget"])
-    real = NexusFlow(KEY, base_url="https://simulated.invalid/v1", **told)
+def client(number: int, process: Process, options: dict[str, Any]) -> Client:
+    """Return client ``number`` of a process."""
+    real = NexusFlow(KEY, base_url="https://simulated.invalid/v1", **options)
+    if isinstance(real._purse, LeasedPurse):
+        real._purse._clock = lambda: process.world.now
     return Client(number, process, real)
 
 

@@ -43,6 +43,15 @@ def check(run: Run) -> None:
     payments.check(run)
 
 
+def check_closed(run: Run) -> None:
+    """Check what must hold once all clients are closed.
+
+    Raises:
+        Broken: It does not.
+    """
+    payments.check_given_back(run)
+
+
 def _right_vectors(run: Run, outcome: Outcome) -> None:
     texts = outcome.visit.texts
     size = outcome.client.real.dimensions or run.server.script.size
@@ -66,7 +75,7 @@ def _complete(outcome: Outcome) -> None:
 
 def _kept(run: Run, outcome: Outcome) -> None:
     """What came before a failure is in the error."""
-    if not isinstance(outcome.error, NexusFlowError) or "stream" in outcome.visit.kind:
+    if not isinstance(outcome.error, NexusFlowError):
         return
     have = {outcome.visit.texts[index] for index in outcome.rows}
     for sent in run.server.sent:
@@ -98,7 +107,7 @@ def _typed_error(run: Run, outcome: Outcome) -> None:
             sent.closed_at - sent.sent_at >= settings.timeout for sent in run.server.sent
         )
     elif isinstance(error, errors.BudgetExceededError):
-        fits = "budget" in run.scenario.clients[outcome.client.number]
+        fits = run.options[outcome.client.number].get("budget") is not None
     else:
         fates = CAUSES.get(type(error), ())
         fits = any(sent.fate in fates for sent in run.server.sent)
@@ -120,14 +129,14 @@ def _deadline(run: Run, outcome: Outcome) -> None:
 def _nothing_left(run: Run) -> None:
     for process in run.living:
         for name, loop in (("caller", process.loop), ("background", process.background.loop)):
-            if tasks := asyncio.all_tasks(loop):
+            if tasks := loop.tasks:
                 raise Broken(f"nothing is left: {len(tasks)} tasks on the {name}'s loop: {tasks}")
         if not all(thread.is_idle for thread in process.threads):
             raise Broken("nothing is left: work in a thread")
         for what in process.engine.leftovers():
             raise Broken(f"nothing is left: {what}")
     for process, complaint in run.world.complaints:
-        if process.is_alive and run.scenario.store is None:
+        if process.is_alive:
             raise Broken(f"nothing is left: an error that nobody looks at: {complaint}")
     for one in run.clients:
         purse = one.real._purse

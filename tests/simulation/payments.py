@@ -9,6 +9,7 @@ from nexusflow_integrations._core.request.tokens import estimate_tokens
 
 from .callers import Client
 from .server import Sent
+from .shared import ScriptedBudget
 from .world import Broken
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ def check(run: Run) -> None:
     for client in run.clients:
         sent = [one for one in run.server.sent if _is_of(one, client)]
         _budget(run, client, sent)
-        if client.process.is_alive and not _was_left(run, client):
+        if client.process.is_alive:
             _usage(client, sent)
+    for number, budget in run.budgets.items():
+        _shared_budget(run, number, budget)
     _quota(run)
     _in_flight_once(run)
     _paid_once(run)
@@ -33,17 +36,6 @@ def check(run: Run) -> None:
 
 def _is_of(sent: Sent, client: Client) -> bool:
     return sent.process is client.process and sent.call.settings is client.real.settings
-
-
-def _was_left(run: Run, client: Client) -> bool:
-    """Whether a caller went before its call had ended."""
-    return any(
-        outcome.visit.cancel_after is not None
-        or outcome.visit.reads is not None
-        or ("stream" in outcome.visit.kind and outcome.error is not None)
-        for outcome in run.callers.outcomes
-        if outcome.client is client
-    )
 
 
 def _budget(run: Run, client: Client, sent: list[Sent]) -> None:
@@ -54,6 +46,35 @@ def _budget(run: Run, client: Client, sent: list[Sent]) -> None:
     if client.spent_before + billed > limit:
         spent = client.spent_before + billed
         raise Broken(f"the budget: {spent} of {limit} tokens were billed")
+    purse = client.real._purse
+    if client.process.is_alive and purse is not None and purse.spent < client.spent_before + billed:
+        raise Broken(f"the budget: {purse.spent - client.spent_before} of {billed} tokens count")
+
+
+def _shared_budget(run: Run, number: int, budget: ScriptedBudget) -> None:
+    billed = sum(
+        one.billed
+        for client in run.clients
+        if client.number == number
+        for one in run.server.sent
+        if _is_of(one, client)
+    )
+    if not billed <= budget.grants.granted <= budget.tokens:
+        granted = budget.grants.granted
+        raise Broken(f"the budget: {billed} billed, {granted} granted of {budget.tokens} tokens")
+
+
+def check_given_back(run: Run) -> None:
+    """Nobody who closed in good order keeps a part of a shared budget.
+
+    Raises:
+        Broken: Somebody does.
+    """
+    if len(run.living) < len(run.processes):
+        return
+    for budget in run.budgets.values():
+        if not budget.failures and not budget.grants.at_rest:
+            raise Broken("the budget: a part of it is not given back")
 
 
 def _usage(client: Client, sent: list[Sent]) -> None:
@@ -78,19 +99,24 @@ LATE = 0.3
 
 def _quota(run: Run) -> None:
     """Given limits are kept by each process, or by all together where they share a store."""
-    minute = run.scenario.clients[0].get("requests_per_minute")
+    minute = run.clients[0].real.settings.requests_per_minute
     if minute is None:
         return
-    is_shared = all(options["cache"] for options in run.scenario.clients) and not any(
-        process.lost_store_at < float("inf") for process in run.processes
-    )
+    switches = 0  # between a shared pace and one's own, each of which may cost a request
+    if run.limits is not None:
+        switches = 2 * run.limits.failures
+        is_shared = not run.limits.failures
+    else:
+        is_shared = all(options["cache"] for options in run.options) and not any(
+            process.lost_store_at < float("inf") for process in run.processes
+        )
     for process in run.processes[:1] if is_shared else run.processes:
         interval = 60 / minute
         due = 0.0
         for sent in run.server.sent:
             if is_shared or sent.process is process:
                 due = max(due, sent.sent_at) + interval
-                if due - sent.sent_at > LATE + 3 * interval:
+                if due - sent.sent_at > LATE + (3 + switches) * interval:
                     raise Broken(
                         f"the quota: request {sent.number} came {due - sent.sent_at:.2f} s early"
                     )

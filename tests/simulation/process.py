@@ -47,7 +47,7 @@ class Process:
         self.store_script = store_script
         self.delay = delay
         self.lost_store_at = float("inf")
-        self.pid = 1 + len({loop._process.pid for loop in world.loops})
+        self.pid = 1 + len({loop.process.pid for loop in world.loops})
         self.name = f"process {self.pid}"
         self.runs = self.is_alive = True
         self.stops: list[tuple[float, float]] = []

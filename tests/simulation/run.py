@@ -7,30 +7,36 @@ import gc
 import hashlib
 import logging
 import random
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from nexusflow_integrations import Budget
 from nexusflow_integrations._core.cache.in_file import VectorStore
 
 from .callers import Callers, Client, client
-from .invariants import check
+from .invariants import check, check_closed
 from .process import Process
 from .scenario import Incident, Scenario, Visit, scenario
 from .seams import simulated
 from .server import Server
+from .shared import ScriptedBudget, ScriptedLimits
 from .store import StoreScript
 from .world import Broken, World
 
 LONGEST = 7200.0
 """Simulated seconds after which whoever still waits counts as waiting for ever."""
 LAST_EVENTS = 25
+EMPTY = "empty.sqlite3"
+"""A cache file with nothing in it: copied, since to make one takes longer than most runs."""
 
 
 class Run:
-    """One run of one scenario; ``folder`` is where its cache file lies."""
+    """One run of one scenario in a ``folder`` of ``undisturbed``."""
 
     def __init__(self, seed: int, folder: Path) -> None:
         self.seed = seed
@@ -42,7 +48,26 @@ class Run:
         self.clients: list[Client] = []
         self.store_script = self.scenario.store or StoreScript()
         self.path = folder / "cache.sqlite3"
+        self.limits: ScriptedLimits | None = None
+        self.budgets: dict[int, ScriptedBudget] = {}
+        self.options = [
+            self._options(number, told) for number, told in enumerate(self.scenario.clients)
+        ]
         self._delays = random.Random(f"delays {seed}")
+
+    def _options(self, number: int, told: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a client, which the scenario names by numbers."""
+        options = {**told, "cache": str(self.path) if told["cache"] else None}
+        fails = self.scenario.service_fails
+        if "budget" in options:
+            options["budget"] = Budget(tokens=options["budget"])
+        elif "shared_budget" in options:
+            budget = ScriptedBudget(self.world, options.pop("shared_budget"), fails)
+            options["budget"] = self.budgets[number] = budget
+        if "pacer" in options:
+            self.limits = self.limits or ScriptedLimits(self.world, options["pacer"], fails)
+            options["pacer"] = self.limits
+        return options
 
     def play(self) -> None:
         """Let everything happen, and check that all is well.
@@ -63,11 +88,12 @@ class Run:
 
     def _begin(self) -> None:
         plan = self.scenario
+        if plan.store is not None:
+            shutil.copyfile(self.path.with_name(EMPTY), self.path)
         for _ in range(plan.processes):
             process = self._process()
             self.clients += [
-                client(number, process, str(self.path), options)
-                for number, options in enumerate(plan.clients)
+                client(number, process, options) for number, options in enumerate(self.options)
             ]
         self._to_come = len(plan.visits) + len(plan.incidents)
         for visit in plan.visits:
@@ -132,18 +158,27 @@ class Run:
 
     def _close(self) -> None:
         """End all living processes in good order."""
-        closing = [
+        self._finish(
+            one.process.loop.create_task(one.real.aclose())
+            for one in self.clients
+            if one.process.is_alive
+        )
+        check_closed(self)
+        self._finish(
             process.background.loop.create_task(process.background._wind_up())
             for process in self.living
-        ]
-        if not self.world.run(lambda: all(task.done() for task in closing), at_most=10):
+        )
+
+    def _finish(self, closing: Iterable[asyncio.Task[None]]) -> None:
+        tasks = list(closing)
+        if not self.world.run(lambda: all(task.done() for task in tasks), at_most=10):
             raise Broken("it ends: a process does not come to its end")
 
     def live_claims(self) -> int:
         """Return how many claims in the store a living process holds."""
         troubled = any(not p.is_alive or p.lost_store_at < float("inf") for p in self.processes)
         later = 10.5 if troubled else 0.0
-        now = self.world.now + self.world.wall_clock_ahead + later
+        now = self.world.now + later
         store = VectorStore(self.path, clock=lambda: now)
         try:
             return store.info().in_flight
@@ -155,7 +190,7 @@ class Run:
         for process in self.processes:
             process.runs = process.is_alive = True
         for _ in range(50):
-            tasks = [t for loop in self.world.loops for t in asyncio.all_tasks(loop)]
+            tasks = [task for loop in self.world.loops for task in loop.tasks]
             if not tasks:
                 break
             for task in tasks:
@@ -183,8 +218,8 @@ class Run:
 
 
 def _rests(process: Process) -> bool:
-    loops = (process.loop, process.background.loop)
-    return not any(map(asyncio.all_tasks, loops)) and all(t.is_idle for t in process.threads)
+    threads_are_idle = all(thread.is_idle for thread in process.threads)
+    return threads_are_idle and not process.loop.tasks and not process.background.loop.tasks
 
 
 def failure_of(run: Run) -> str | None:
@@ -200,20 +235,23 @@ def failures(seeds: Iterable[int]) -> Iterator[tuple[int, str | None]]:
     """Run ``seeds`` one by one; yield each with its report, if it breaks an invariant."""
     with undisturbed() as folder:
         for number, seed in enumerate(seeds):
-            if number % 50 == 0:
+            if number % 100 == 99:
                 gc.collect()
             yield seed, failure_of(Run(seed, folder))
 
 
 @contextmanager
 def undisturbed() -> Iterator[Path]:
-    """A folder for runs; nothing is logged meanwhile, nor collected at some moment or other."""
+    """Yield a folder for runs; nothing is logged, and no garbage collected by itself."""
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     collects, disabled = gc.isenabled(), logging.root.manager.disable
     gc.disable()
     logging.disable()
     try:
         with tempfile.TemporaryDirectory(dir=memory) as folder:
+            store = VectorStore(Path(folder, EMPTY))
+            store.open()
+            store.close()
             yield Path(folder)
     finally:
         logging.disable(disabled)

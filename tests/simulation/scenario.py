@@ -58,7 +58,10 @@ class Incident:
 class Scenario:
     """Everything that a run does not leave to the order of things.
 
-    ``delay`` is the mean of the seconds that a thread's work takes.
+    Attributes:
+        clients: The arguments of each; ``pacer`` and ``shared_budget`` are made of numbers.
+        service_fails: How likely one call to a service that processes share fails.
+        delay: Mean of the seconds that a thread's work takes.
     """
 
     processes: int
@@ -67,6 +70,7 @@ class Scenario:
     server: ServerScript
     store: StoreScript | None = None
     incidents: list[Incident] = field(default_factory=list)
+    service_fails: float = 0.0
     delay: float = 0.0005
     is_calm: bool = False
 
@@ -78,7 +82,7 @@ def scenario(seed: int) -> Scenario:
     processes = chance.choices([1, 2, 3], [6, 3, 1])[0]
     server = _server(chance, is_calm=is_calm)
     store = _store(chance, is_calm=is_calm) if chance.random() < 0.5 else None
-    limits = _limits(chance, server)
+    limits = _limits(chance, server, is_cached=store is not None)
     clients = [
         _client(chance, limits, is_cached=store is not None and chance.random() < 0.9)
         for _ in range(chance.choice([1, 1, 2, 3]))
@@ -102,6 +106,7 @@ def scenario(seed: int) -> Scenario:
         server,
         store,
         incidents,
+        service_fails=0.0 if is_calm else chance.choice([0.0, 0.0, 0.0, 0.1]),
         delay=0.0005 if is_calm else chance.choice([0.0005, 0.0005, 0.02, 0.3]),
         is_calm=is_calm,
     )
@@ -109,7 +114,7 @@ def scenario(seed: int) -> Scenario:
 
 def _server(chance: random.Random, *, is_calm: bool) -> ServerScript:
     script = ServerScript(
-        latency=chance.choice([0.01, 0.1, 0.5]),
+        latency=chance.choice([0.01, 0.1, 0.1, 0.5, 4.0]),
         size=chance.choice([4, 8]),
         batch_limit=chance.choice([None, None, None, 1, 4]),
         quota=chance.choice([None, None, 2.0, 20.0]),
@@ -144,10 +149,11 @@ def _store(chance: random.Random, *, is_calm: bool) -> StoreScript:
     return script
 
 
-def _limits(chance: random.Random, server: ServerScript) -> dict[str, float]:
-    if server.quota is None or chance.random() < 0.5:
+def _limits(chance: random.Random, server: ServerScript, *, is_cached: bool) -> dict[str, float]:
+    if server.quota is None or chance.random() < 0.4:
         return {}
-    return {"requests_per_minute": server.quota * 60}
+    shared = chance.random() < (0.1 if is_cached else 0.5)
+    return {"pacer" if shared else "requests_per_minute": server.quota * 60}
 
 
 def _client(chance: random.Random, limits: dict[str, float], *, is_cached: bool) -> dict[str, Any]:
@@ -164,6 +170,8 @@ def _client(chance: random.Random, limits: dict[str, float], *, is_cached: bool)
     }
     if chance.random() < 0.3:
         options["budget"] = chance.choice([30, 200, 1000])
+    elif chance.random() < 0.15:
+        options["shared_budget"] = chance.choice([100, 1000, 5000])
     return options
 
 
@@ -171,7 +179,7 @@ def _visit(
     chance: random.Random, processes: int, clients: list[dict[str, Any]], vocabulary: list[str]
 ) -> Visit:
     kind = chance.choices(["embed", "query", "stream", "unordered stream"], [5, 2, 2, 1])[0]
-    count = 1 if kind == "query" else chance.choice([1, 5, 20, 40])
+    count = 1 if kind == "query" else chance.choice([1, 4, 12, 30])
     visit = Visit(
         begin=chance.choice([0.0, ARRIVALS * chance.random()]),
         process=chance.randrange(processes),
@@ -194,10 +202,12 @@ def _incidents(
 ) -> list[Incident]:
     incidents = []
     while chance.random() < 0.3:
-        what = chance.choices(["stop", "die", "fork"], [5, 2, 2])[0]
+        what = chance.choices(["stop", "die", "fork", "set the clock"], [5, 2, 2, 2])[0]
         seconds = chance.choice([0.05, 1.0, 4.0])
         visits = []
-        if what == "fork":
+        if what == "set the clock":
+            seconds = chance.choice([-60.0, 60.0, -3600.0, 5.0])
+        elif what == "fork":
             visits = [_visit(chance, 1, clients, vocabulary) for _ in range(chance.choice([1, 3]))]
         at = ARRIVALS * chance.random()
         incidents.append(Incident(at, chance.randrange(processes), what, seconds, visits))

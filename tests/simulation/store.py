@@ -38,7 +38,7 @@ class ScriptedStore(VectorStore):
     """The cache file, as one process sees it."""
 
     def __init__(self, path: str, world: World) -> None:
-        super().__init__(path, clock=lambda: world.now + world.wall_clock_ahead)
+        super().__init__(path)
         assert world.running is not None
         self._process = world.running
         self._world = world

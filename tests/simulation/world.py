@@ -12,9 +12,9 @@ import heapq
 import random
 import sys
 from asyncio import base_events
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from .process import Process
@@ -24,6 +24,8 @@ START = 1000.0
 """Monotonic seconds at which every run begins."""
 TURN = 5e-6
 """Seconds that a turn of a loop takes."""
+CHECKED_EVERY = 16
+"""Turns after which it is looked whether all is over."""
 MOST_TURNS = 400_000
 """A run that takes more goes round in circles."""
 
@@ -44,6 +46,7 @@ class World:
         self.stores: list[ScriptedStore] = []
         self.running: Process | None = None
         self.trace: list[tuple[Any, ...]] = []
+        self._generators: dict[int, Loop] = {}
         self._events: list[tuple[float, float, int, Callable[[], object]]] = []
         self._number = count()
         self._order = random.Random(f"order {seed}")
@@ -60,24 +63,35 @@ class World:
     def run(self, is_over: Callable[[], bool], *, at_most: float) -> bool:
         """Let things happen until ``is_over``; ``False`` if ``at_most`` seconds were too few."""
         end = self.now + at_most
-        turns = 0
-        while not is_over():
-            turns += 1
-            if turns > MOST_TURNS:
-                raise Broken("it ends: the loops turn without end")
-            if not self._go_on(end):
-                self.now = max(self.now, end)
-                return False
-        return True
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(self._adopt, self._finalize)
+        try:
+            for turn in range(MOST_TURNS):
+                if turn % CHECKED_EVERY == 0 and is_over():
+                    return True
+                if not self._go_on(end):
+                    self.now = max(self.now, end)
+                    return is_over()
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+        raise Broken("it ends: the loops turn without end")
+
+    def _adopt(self, generator: AsyncGenerator[Any, Any]) -> None:
+        loop = self._generators[id(generator)] = cast(Loop, asyncio.get_running_loop())
+        loop._asyncgen_firstiter_hook(generator)
+
+    def _finalize(self, generator: AsyncGenerator[Any, Any]) -> None:
+        self._generators.pop(id(generator))._asyncgen_finalizer_hook(generator)
 
     def _go_on(self, end: float) -> bool:
         """Turn a loop or let an event happen; ``False`` if there is nothing by ``end``."""
-        loops = [loop for loop in self.loops if loop.next_at <= self.now and loop.runs]
-        due = bool(self._events) and self._events[0][0] <= self.now
+        now, events = self.now, self._events
+        loops = [loop for loop in self.loops if loop.process.runs and loop.next_at <= now]
+        due = bool(events) and events[0][0] <= now
         if not loops and not due:
-            times = [loop.next_at for loop in self.loops if loop.runs]
-            if self._events:
-                times.append(self._events[0][0])
+            times = [loop.next_at for loop in self.loops if loop.process.runs]
+            if events:
+                times.append(events[0][0])
             soonest = min(times, default=float("inf"))
             if soonest > end:
                 return False
@@ -88,7 +102,7 @@ class World:
             self.now += TURN
             loops[choice].turn()
         else:
-            heapq.heappop(self._events)[-1]()
+            heapq.heappop(events)[-1]()
         return True
 
 
@@ -98,13 +112,10 @@ class Loop(base_events.BaseEventLoop):
     def __init__(self, world: World, process: Process) -> None:
         super().__init__()
         self._world = world
-        self._process = process
+        self.process = process
+        self._tasks: list[asyncio.Task[Any]] = []
         self._selector = self  # what the base class asks for what is ready
         world.loops.append(self)
-
-    @property
-    def runs(self) -> bool:
-        return self._process.runs
 
     @property
     def next_at(self) -> float:
@@ -120,7 +131,7 @@ class Loop(base_events.BaseEventLoop):
         return ()
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        self._world.complaints.append((self._process, f"{context.get('message')}: {context!r}"))
+        self._world.complaints.append((self.process, f"{context.get('message')}: {context!r}"))
 
     def _process_events(self, events: object) -> None:
         pass
@@ -128,16 +139,23 @@ class Loop(base_events.BaseEventLoop):
     def _write_to_self(self) -> None:
         pass
 
+    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        task = super().create_task(coro, **options)
+        self._tasks.append(task)
+        return task
+
+    @property
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """Those that have not ended."""
+        self._tasks = [task for task in self._tasks if not task.done()]
+        return self._tasks
+
     def turn(self) -> None:
         """Run what is ready, as ``run_forever`` does."""
-        world = self._world
-        hooks = sys.get_asyncgen_hooks()
-        world.running = self._process
+        self._world.running = self.process
         asyncio._set_running_loop(self)
-        sys.set_asyncgen_hooks(self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook)
         try:
             self._run_once()
         finally:
-            sys.set_asyncgen_hooks(*hooks)
             asyncio._set_running_loop(None)
-            world.running = None
+            self._world.running = None

@@ -73,6 +73,16 @@ def test_reservations_of_two_are_spaced_as_those_of_one(pacer_on: MakePacer) -> 
     assert waits == pytest.approx([0, 1 / 9.9, 2 / 9.9, 3 / 9.9, 4 / 9.9], abs=1e-6)
 
 
+@pytest.mark.parametrize("absurd", [1e-9, 5e-324])
+def test_a_process_with_an_absurd_limit_owes_the_others_only_what_it_sent(
+    pacer_on: MakePacer, absurd: float
+) -> None:
+    slow, other = pacer_on(requests=absurd, tokens=absurd), pacer_on(tokens=60_000)
+    assert reserve(slow, 100) == 0
+    assert reserve(slow, 100) > 3000
+    assert reserve(other, 100) < 1
+
+
 def test_a_lease_is_a_row_of_reservations(pacer_on: MakePacer) -> None:
     one, other = pacer_on(), pacer_on()
     assert one.lease(3, 1) == pytest.approx([0, 1 / 9.9, 2 / 9.9], abs=1e-6)

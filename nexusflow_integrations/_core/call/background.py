@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 LONGEST_PAUSE = 5.0
 """Seconds after which the loop goes on although a fork has not told that it is over."""
+CLOSING = 1.5
+"""Seconds for which the end of the process waits until all is cancelled and closed."""
 
 
 class BackgroundLoop:
@@ -77,6 +79,12 @@ class BackgroundLoop:
         """Start ``work`` on the loop; cancelling the future cancels the work."""
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
+    def call_soon(self, work: Callable[[], object]) -> None:
+        """Have ``work`` called on the loop, from whatever thread; not if the loop has ended."""
+        if self not in _inherited:
+            with suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(work)
+
     def on_close(self, closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have ``closer`` awaited on the loop before it ends."""
         self._closers.append(closer)
@@ -85,12 +93,13 @@ class BackgroundLoop:
         """Cancel what runs, close what was opened, end the thread."""
         if self.loop.is_closed():
             return
+        until = time.monotonic() + CLOSING
         try:
-            self.submit(self._wind_up()).result(timeout=5)
+            self.submit(self._wind_up()).result(CLOSING)
         except (FutureTimeoutError, RuntimeError):  # on Python 3.10 not the builtin TimeoutError
             return  # at interpreter exit a stuck loop is left to the operating system
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(timeout=5)
+        self._thread.join(max(0.1, until - time.monotonic()))
         if not self._thread.is_alive():
             self.loop.close()
 

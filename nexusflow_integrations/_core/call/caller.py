@@ -12,16 +12,17 @@ import logging
 import queue
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, Errand, Outcome
-from nexusflow_integrations.errors import NexusFlowError
+from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.call.results import Gathered
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Progress = Callable[[int], object]
 
+GRACE = 2.0
+"""Seconds after its deadline that a call is waited for: it knows what was finished by then."""
 LAST_NOTES = 5.0
 """Seconds that an async caller's own work on batches that ended gets after the call has failed."""
 
@@ -213,21 +216,24 @@ class CallingThread(Caller):
     Args:
         hooks: What is done in this thread.
         progress: Called in this thread.
-        bounded: Whether the call has a deadline. A thread that is blocked in a rate limiter would
-            not notice it, so then the limiter is waited for in a thread of its own.
+        deadline: Seconds that the call has. A thread that is blocked in a rate limiter would not
+            notice that they are over, so then the limiter is waited for in a thread of its own.
     """
 
-    def __init__(self, hooks: Hooks, progress: Progress | None, *, bounded: bool) -> None:
+    def __init__(
+        self, hooks: Hooks, progress: Progress | None, *, deadline: float | None = None
+    ) -> None:
         self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
         super().__init__(self._news.put, hooks, progress=progress is not None)
         self._progress = progress
-        self._bounded = bounded
+        self._deadline = deadline
 
     def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> T:
         """Have ``work`` done on ``background``; return or raise what comes of it."""
         errand = Errand(background, work, self._tell)
+        until = None if self._deadline is None else time.monotonic() + self._deadline + GRACE
         try:
-            while not isinstance(news := self._news.get(), Outcome):
+            while not isinstance(news := self._next(until), Outcome):
                 if isinstance(news, Ask):
                     self._do(news)
                 elif self._progress is not None:
@@ -238,8 +244,16 @@ class CallingThread(Caller):
             raise
         return result
 
+    def _next(self, until: float | None) -> Any:
+        if until is None:
+            return self._news.get()
+        try:
+            return self._news.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            return Outcome(error=_unanswered(cast("float", self._deadline)))
+
     def _do(self, ask: Ask) -> None:
-        if ask.awaited and self._bounded:
+        if ask.awaited and self._deadline is not None:
             # A daemon, so that what it waits for does not delay the end of the process.
             run = partial(copy_context().run, ask.do)
             threading.Thread(target=run, name="nexusflow-limiter", daemon=True).start()
@@ -253,13 +267,17 @@ class CallingTask(Caller):
     Args:
         hooks: What is awaited there.
         progress: Called there.
+        deadline: Seconds that the call has.
     """
 
-    def __init__(self, hooks: Hooks, progress: Progress | None) -> None:
+    def __init__(
+        self, hooks: Hooks, progress: Progress | None, *, deadline: float | None = None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[Any] = asyncio.Queue()
         super().__init__(self._pass_on, hooks, progress=progress is not None)
         self._progress = progress
+        self._deadline = deadline
 
     def _pass_on(self, news: Any) -> None:
         with suppress(RuntimeError):  # the loop has ended
@@ -275,6 +293,10 @@ class CallingTask(Caller):
             if not task.cancelled() and (error := task.exception()) is not None:
                 self._news.put_nowait(Outcome(error=error))  # a signal handler's
 
+        timer = None
+        if self._deadline is not None:
+            late = Outcome[Any](error=_unanswered(self._deadline))
+            timer = self._loop.call_later(self._deadline + GRACE, self._news.put_nowait, late)
         try:
             while not isinstance(news := await self._news.get(), Outcome):
                 if isinstance(news, Ask):
@@ -292,8 +314,17 @@ class CallingTask(Caller):
             errand.cancel()
             raise
         finally:
+            if timer is not None:
+                timer.cancel()
             _cancel(asked)
         return result
+
+
+def _unanswered(deadline: float) -> APITimeoutError:
+    return APITimeoutError(
+        f"the deadline of {deadline:g} s has passed, and the event loop of this package does not"
+        " answer: something blocks it"
+    )
 
 
 def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -25,6 +25,7 @@ from nexusflow_integrations._core.call.sources import (
     Source,
     Texts,
 )
+from nexusflow_integrations._core.pace.terms import Terms
 from nexusflow_integrations._core.request.batching import max_tokens, plan_batches
 from nexusflow_integrations._core.request.endpoint import Lane
 from nexusflow_integrations._core.request.exchange import (
@@ -61,6 +62,7 @@ class Engine:
         self._flights: dict[tuple[object, ...], Flights] = {}
         self._caches: dict[str | RedisAddress, Cache] = {}
         self._pacing: dict[Lane, ThreadPoolExecutor] = {}
+        self._background = background
         self._pool = Pool()
         self._own_sender = lru_cache(maxsize=MOST_SENDERS)(self._make_sender)
         background.on_close(self._close)
@@ -76,17 +78,16 @@ class Engine:
         name = (settings.base_url, key, settings.model)
         lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[name] = Lane(settings, time.monotonic)
-        else:
-            lane.configure(settings)
+            lane = Lane(time.monotonic, self._pace_with, self._background.call_soon)
+            self._lanes[name] = lane
         return lane
 
     def _pace_with(self, lane: Lane, shared: SharedLimits) -> None:
         """Send at the pace that ``shared`` keeps for all who ask it."""
-        if lane.paced_by == shared:
-            return
         from nexusflow_integrations._core.pace.shared import LeasedPacer
 
+        if lane.paced_by == shared:
+            return
         if lane not in self._pacing:
             self._pacing[lane] = ThreadPoolExecutor(1, thread_name_prefix="nexusflow-pacer")
         pacer = LeasedPacer(shared, self._pacing[lane].submit, lane.gate.pump, lane.clock)
@@ -155,13 +156,14 @@ class Engine:
         gathered = call.sink = Gathered(len(call.texts), on_progress, lists=lists)
         stop = stop or Stop()
         failure: NexusFlowError
+        terms = call.terms or Terms(call.settings)
         try:
-            job = await self._job(call, gathered, caller)
-            stop.join(job)
+            lane = call.lane = self._lane(call.settings, call.key)
             try:
-                await job.run(call.texts)
+                lane.begin(terms)
+                await self._run(call, gathered, caller, stop)
             finally:
-                stop.leave(job)
+                lane.end(terms)
             await gathered.make_lists()
             return gathered
         except Stopped:
@@ -185,16 +187,13 @@ class Engine:
         finally:
             del failure
 
-    async def _job(self, call: Call, gathered: Gathered, caller: Caller | None) -> Job:
-        settings = call.settings
-        lane = call.lane = self._lane(settings, call.key)
+    async def _run(self, call: Call, gathered: Gathered, caller: Caller | None, stop: Stop) -> None:
+        settings, lane = call.settings, call.lane
         # The first sender reads certificates: before the deadline runs.
         send = partial(admit_and_send, call, self._sender(call))
         if settings.deadline:
             call.until = lane.clock() + settings.deadline
         call.ledger.texts += len(call.texts)
-        if call.pacer is not None:
-            self._pace_with(lane, call.pacer)
         source: Callable[[Texts], Source] = partial(DirectSource, plan=_plan(settings))
         if call.cache is not None:
             cache = self._cache(call.cache)
@@ -202,7 +201,12 @@ class Engine:
                 source = _cached(cache, call, gathered)
                 _share_pace(lane, cache, settings, call.key)
         flights = self._flights_of(call)
-        return Job(call, gathered, send, flights=flights, source=source, caller=caller)
+        job = Job(call, gathered, send, flights=flights, source=source, caller=caller)
+        stop.join(job)
+        try:
+            await job.run(call.texts)
+        finally:
+            stop.leave(job)
 
 
 def _plan(settings: Settings) -> Plan:

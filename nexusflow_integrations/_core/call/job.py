@@ -30,6 +30,9 @@ from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 DRAIN = 5.0
 """Seconds that requests in flight get to finish, and be kept, when their call fails elsewhere."""
 
+STOPPED = DRAIN + 5.0
+"""Seconds within which a call that was stopped has ended: then what came is in the store, too."""
+
 
 class StoppedElsewhere(NexusFlowError):  # noqa: N818 - it is never raised to a user
     """A call that was ended together with one that failed; that one's error is what to raise."""

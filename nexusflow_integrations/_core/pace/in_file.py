@@ -91,13 +91,13 @@ class SharedPacer:
             now = self._store.clock()
             state = None if row is None else _unpacked(row[0], self._account)
             if state is not None:
-                boot, seen, *times = state
+                boot, seen, *owed = state
                 # A time of another boot says nothing about this one: as if nothing had been sent.
                 # Where boots cannot be told apart, one that lies ahead goes back with the clock.
                 if boot == self._store.boot:
-                    limits.load(tuple(times), shift=min(0.0, now - seen), now=now)
+                    limits.load(tuple(owed), then=seen, now=now)
             yield limits, now
-            packed = _packed((self._store.boot, now, *limits.dump()), self._account)
+            packed = _packed((self._store.boot, now, *limits.dump(now)), self._account)
             db.execute("INSERT OR REPLACE INTO pacer VALUES(?, ?)", (self._account, packed))
 
 

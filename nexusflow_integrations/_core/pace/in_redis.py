@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from nexusflow_integrations._core.pace.pacing import REGAIN, SAFETY, SLACK
+from nexusflow_integrations._core.pace.pacing import LEAST, REGAIN, SAFETY, SLACK
 from nexusflow_integrations._core.pace.shared import MAX_AHEAD
 from nexusflow_integrations._core.redis.server import CLOCK, RedisServer
 
@@ -26,7 +26,7 @@ _KEPT = 86_400
 
 _SCRIPT = (
     f"local SAFETY, SLACK, REGAIN, MAX_AHEAD = {SAFETY!r}, {SLACK!r}, {REGAIN!r}, {MAX_AHEAD!r}\n"
-    f"local KEPT, OF_LATE = {_KEPT}, {_OF_LATE!r}\n"
+    f"local LEAST, KEPT, OF_LATE = {LEAST!r}, {_KEPT}, {_OF_LATE!r}\n"
     + CLOCK
     + """
 -- KEYS: the account, and who asked for it of late. ARGV: who asks, now, requests and tokens a
@@ -38,7 +38,7 @@ local now = clock(ARGV[2])
 
 local function bucket(per_minute)
   if per_minute == '' then return nil end
-  local per_second = tonumber(per_minute) / 60 * SAFETY
+  local per_second = math.max(tonumber(per_minute), LEAST) / 60 * SAFETY
   return { per_second = per_second, slack = SLACK, next_at = never }
 end
 local requests, tokens = bucket(ARGV[3]), bucket(ARGV[4])
@@ -49,13 +49,17 @@ local share, share_at, cut_at = 1, never, never
 
 local state = redis.call('GET', KEYS[1])
 if state and #state == 48 then
-  local seen, requests_at, tokens_at, kept_share, kept_share_at, kept_cut_at =
+  local seen, requests_owed, tokens_owed, kept_share, kept_share_at, kept_cut_at =
     struct.unpack('<dddddd', state)
   -- A clock that was set back stands before the last answer: all times go back with it.
   local shift = math.min(0, now - seen)
-  if requests then requests.next_at = math.min(requests_at + shift, now + MAX_AHEAD) end
-  if tokens then tokens.next_at = math.min(tokens_at + shift, now + MAX_AHEAD) end
-  share, share_at, cut_at = kept_share, kept_share_at + shift, kept_cut_at + shift
+  local function paid_off(bucket, owed)
+    bucket.next_at = math.min(seen + shift + owed / bucket.per_second, now + MAX_AHEAD)
+  end
+  if requests then paid_off(requests, requests_owed) end
+  if tokens then paid_off(tokens, tokens_owed) end
+  share, share_at, cut_at =
+    kept_share, math.min(kept_share_at + shift, now), kept_cut_at + shift
 end
 
 local owed, late = tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -95,8 +99,11 @@ for i = 1, tonumber(ARGV[8]) do
   answer[i + 1] = struct.pack('<d', slot - now)
 end
 
-state = struct.pack('<dddddd', now, requests and requests.next_at or 0,
-  tokens and tokens.next_at or 0, share, share_at, cut_at)
+-- What is owed, and not when it will be paid off, which is another time for each limit.
+local function owing(bucket)
+  return bucket and (bucket.next_at - now) * bucket.per_second or 0
+end
+state = struct.pack('<dddddd', now, owing(requests), owing(tokens), share, share_at, cut_at)
 redis.call('SET', KEYS[1], state, 'EX', KEPT)
 return table.concat(answer)
 """

@@ -47,6 +47,7 @@ class Gcra:
     per_second: float
     slack: float = SLACK
     next_at: float = float("-inf")
+    taken_at: float = float("-inf")
 
     def wait(self, now: float) -> float:
         return max(0.0, self.next_at - now)
@@ -55,12 +56,27 @@ class Gcra:
         if now - self.next_at > self.slack:
             self.next_at = now
         self.next_at += units / self.per_second
+        self.taken_at = now
+
+    def follow(self, former: Gcra) -> None:
+        """Owe what ``former`` owed when it last took: as many units, at this rate."""
+        owed = max(0.0, former.next_at - former.taken_at) * former.per_second
+        self.taken_at = former.taken_at
+        self.next_at = former.taken_at + owed / self.per_second
 
 
 REGAIN = 0.05
 """How much of a given limit is won back each second after a refusal."""
 SAFETY = 0.99
 """Share of a given limit that is used: our clock and the server's never quite agree."""
+
+
+LEAST = 1e-9
+"""Per minute; a lower limit counts as this one, which is a request in two thousand years."""
+
+
+def _per_second(per_minute: float) -> float:
+    return max(per_minute, LEAST) / 60 * SAFETY
 
 
 @dataclass
@@ -78,19 +94,19 @@ class GivenLimits:
 
     def __post_init__(self) -> None:
         if self.requests_per_minute:
-            per_second = self.requests_per_minute / 60 * SAFETY
+            per_second = _per_second(self.requests_per_minute)
             # A server lets through a second's worth at once: what one request needs of that is no
             # room for catching up.
             room = max(0.0, 1.0 - 1 / per_second)
             self._requests = Gcra(per_second, slack=min(SLACK, room))
         if self.tokens_per_minute:
-            self._tokens = Gcra(self.tokens_per_minute / 60 * SAFETY)
+            self._tokens = Gcra(_per_second(self.tokens_per_minute))
 
     def follow(self, former: GivenLimits) -> None:
         """Owe what ``former`` owed."""
         for mine, other in ((self._requests, former._requests), (self._tokens, former._tokens)):
             if mine is not None and other is not None:
-                mine.next_at = other.next_at
+                mine.follow(other)
         self._ratio, self._cut_at = former._ratio, former._cut_at
         self._share, self._share_at = former._share, former._share_at
 
@@ -135,6 +151,8 @@ MIN_RATE = 0.2
 """Requests a second below which no number of refusals pushes the rate."""
 SEARCH = 2.0
 """Factor by which the rate grows each second while the limit is still unknown."""
+LONGEST_SEARCH = 30.0
+"""Seconds of growth after which a rate is as good as none; more would be no float any more."""
 MEASURE = 1.0
 """Seconds over which the rate of good answers is measured."""
 
@@ -172,7 +190,7 @@ class FoundLimit:
 
     def _rate_at(self, now: float) -> float:
         if self._searching:
-            growth: float = SEARCH ** (now - self._cut_at)
+            growth: float = SEARCH ** min(now - self._cut_at, LONGEST_SEARCH)
             return max(MIN_RATE, self._refused_rate * BETA * growth)
         grown: float = ((now - self._cut_at) / PLATEAU - 1.0) ** 3
         return max(MIN_RATE, self._refused_rate * (1.0 + (1.0 - BETA) * grown))
@@ -215,21 +233,3 @@ class FoundLimit:
             return 0.0
         span = now - self._good[0]
         return len(self._good) / max(span, MEASURE / 2)
-
-
-def pacer_for(
-    requests_per_minute: float | None,
-    tokens_per_minute: float | None,
-    *,
-    after: Pacer | None = None,
-) -> Pacer:
-    """Return the pacer for what the user said: limits, or nothing.
-
-    It goes on where ``after`` was: a change of limits is no fresh start.
-    """
-    if requests_per_minute is None and tokens_per_minute is None:
-        return FoundLimit()
-    limits = GivenLimits(requests_per_minute, tokens_per_minute)
-    if isinstance(after, GivenLimits):
-        limits.follow(after)
-    return limits

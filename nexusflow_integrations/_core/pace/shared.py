@@ -18,7 +18,7 @@ from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import Any, Protocol
 
-from nexusflow_integrations._core.pace.pacing import Gcra, GivenLimits
+from nexusflow_integrations._core.pace.pacing import LEAST, Gcra, GivenLimits
 from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
@@ -105,20 +105,27 @@ class SharedLimits(Protocol):
 class SlotLimits(GivenLimits):
     """``GivenLimits`` for many who send: it hands out send times, and owes what they owe.
 
-    Its state, for those who keep it in a row: (requests_at, tokens_at, share, share_at, cut_at).
+    Its state, for those who keep it in a row: the requests and tokens that were owed then, share,
+    share_at and cut_at. Not when they will be paid off, which is another time for each limit.
     """
 
-    def load(self, row: tuple[float, ...], *, shift: float, now: float) -> None:
-        requests_at, tokens_at, self._share, share_at, cut_at = row
-        for bucket, at in ((self._requests, requests_at), (self._tokens, tokens_at)):
+    def load(self, row: tuple[float, ...], *, then: float, now: float) -> None:
+        """Go on from what ``dump`` returned at ``then``."""
+        requests, tokens, self._share, share_at, cut_at = row
+        # A clock that was set back stands before ``then``: all times go back with it.
+        shift = min(0.0, now - then)
+        for bucket, owed in ((self._requests, requests), (self._tokens, tokens)):
             if bucket is not None:
-                bucket.next_at = min(at + shift, now + MAX_AHEAD)
-        self._share_at, self._cut_at = share_at + shift, cut_at + shift
+                bucket.next_at = min(then + shift + owed / bucket.per_second, now + MAX_AHEAD)
+        self._share_at, self._cut_at = min(share_at + shift, now), cut_at + shift
 
-    def dump(self) -> tuple[float, ...]:
-        requests_at = self._requests.next_at if self._requests is not None else 0.0
-        tokens_at = self._tokens.next_at if self._tokens is not None else 0.0
-        return requests_at, tokens_at, self._share, self._share_at, self._cut_at
+    def dump(self, now: float) -> tuple[float, ...]:
+        """Return the state at ``now``."""
+        requests, tokens = (
+            0.0 if bucket is None else (bucket.next_at - now) * bucket.per_second
+            for bucket in (self._requests, self._tokens)
+        )
+        return requests, tokens, self._share, self._share_at, self._cut_at
 
     def slot(self, tokens: int, now: float) -> float:
         """Return the first time from ``now`` on at which a request may be sent, and use it."""
@@ -171,8 +178,8 @@ class LeasedPacer:
         self._submit = submit
         self._ready = ready
         self._clock = clock
-        self._requests_per_second = (shared.requests_per_minute or NO_LIMIT) / 60
-        self._tokens_per_second = (shared.tokens_per_minute or NO_LIMIT) / 60
+        self._requests_per_second = max(shared.requests_per_minute or NO_LIMIT, LEAST) / 60
+        self._tokens_per_second = max(shared.tokens_per_minute or NO_LIMIT, LEAST) / 60
         self._size = 1
         self._slots: deque[tuple[float, int]] = deque()  # when, and what it was charged
         # What a request is charged in advance: the highest of late, since the correction of a

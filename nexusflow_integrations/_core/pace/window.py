@@ -26,9 +26,10 @@ class Window:
     def __post_init__(self) -> None:
         self.size = float(min(self.size, self.limit))
 
-    def raise_limit(self, limit: int) -> None:
-        """Let the window grow to ``limit`` if that is more than so far."""
-        self.limit = max(self.limit, limit)
+    def set_limit(self, limit: int) -> None:
+        """Let the window grow to ``limit`` and no further."""
+        self.limit = limit
+        self.size = min(self.size, float(limit))
 
     def allows(self, in_flight: int) -> bool:
         return in_flight < int(self.size)

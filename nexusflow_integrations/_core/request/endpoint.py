@@ -9,13 +9,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from nexusflow_integrations._core.pace.gate import Gate
-from nexusflow_integrations._core.pace.pacing import FoundLimit, Pacer, pacer_for
+from nexusflow_integrations._core.pace.pacing import FoundLimit, GivenLimits, Pacer
+from nexusflow_integrations._core.pace.terms import Terms, TermsInForce
 from nexusflow_integrations._core.pace.window import Window
 from nexusflow_integrations._core.request.failures import Failure, Kind
 from nexusflow_integrations._core.request.retry import RetryBudget
-from nexusflow_integrations._core.settings import Settings
+from nexusflow_integrations._core.settings import DEFAULT_MAX_CONCURRENCY
+
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.pace.shared import SharedLimits
 
 logger = logging.getLogger("nexusflow_integrations")
 
@@ -50,12 +55,30 @@ class Outage:
 
 
 class Lane:
-    """Pace, window, retry budget and learnt habits of one endpoint."""
+    """Pace, window, retry budget and learnt habits of one endpoint.
 
-    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+    The limits are those of the clients in use; what the server taught stays.
+
+    Args:
+        clock: In seconds.
+        pace_with: Lets the lane send at the pace of limits that are kept elsewhere.
+        later: Has a function called on the event loop of the lane, from whatever thread.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        pace_with: Callable[[Lane, SharedLimits], None] | None = None,
+        later: Callable[[Callable[[], None]], None] | None = None,
+    ) -> None:
         self.clock = clock
-        self.pacer: Pacer = FoundLimit()
-        self.window = Window(limit=settings.max_concurrency)
+        self._pace_with = pace_with
+        self._later = later
+        self._in_force = TermsInForce()
+        self._found = FoundLimit()
+        self._last_given: GivenLimits | None = None
+        self.pacer: Pacer = self._found
+        self.window = Window(limit=DEFAULT_MAX_CONCURRENCY)
         self.gate = Gate(self.pacer, self.window, clock)
         self.retry_budget = RetryBudget()
         self.batch_limit: int | None = None
@@ -64,16 +87,45 @@ class Lane:
         self._last_good = float("-inf")
         self.given: tuple[float | None, float | None] = (None, None)
         self.paced_by: object = None
-        self.configure(settings)
+        self._shared: SharedLimits | None = None
 
-    def configure(self, settings: Settings) -> None:
-        """Take over what a client gave: the latest limits and the widest window count for all."""
-        self.window.raise_limit(settings.max_concurrency)
-        requests, tokens = self.given
-        given = (settings.requests_per_minute or requests, settings.tokens_per_minute or tokens)
-        if given != self.given:
-            self.given = given
-            self.use_pacer(pacer_for(*given, after=self.pacer))
+    def begin(self, terms: Terms) -> None:
+        """Note that a call of a client with ``terms`` begins."""
+        self._in_force.begin(terms, self._client_ended)
+        self._apply()
+
+    def end(self, terms: Terms) -> None:
+        """Note that a call that began has ended."""
+        if self._in_force.end(terms):
+            self.review()
+
+    def review(self) -> None:
+        """Send at the limits that hold now."""
+        self._in_force.review()
+        self._apply()
+
+    def _client_ended(self) -> None:
+        if self._later is not None:
+            self._later(self.review)
+
+    def _apply(self) -> None:
+        force = self._in_force
+        self.window.set_limit(force.max_concurrency)
+        given = (force.requests_per_minute, force.tokens_per_minute)
+        if given == self.given and force.pacer is self._shared:
+            return
+        if force.pacer is not None and self._pace_with is not None:
+            self._pace_with(self, force.pacer)
+        elif given == (None, None):
+            self.use_pacer(self._found)
+        else:
+            limits = GivenLimits(*given)
+            if self._last_given is not None:
+                limits.follow(self._last_given)  # a change of limits is no fresh start
+            self._last_given = limits
+            self.use_pacer(limits)
+        self.given, self._shared = given, force.pacer
+        self.gate.pump()  # those that wait may go earlier, or must wait longer
 
     def use_pacer(self, pacer: Pacer, paced_by: object = None) -> None:
         """Send at the pace of ``pacer``, which is shared through ``paced_by`` if that is set."""

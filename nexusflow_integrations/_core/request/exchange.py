@@ -58,7 +58,7 @@ from nexusflow_integrations.errors import (
 )
 
 if TYPE_CHECKING:
-    from nexusflow_integrations._core.pace.shared import SharedLimits
+    from nexusflow_integrations._core.pace.terms import Terms
     from nexusflow_integrations._core.redis.address import RedisAddress
 
 logger = logging.getLogger("nexusflow_integrations")
@@ -148,7 +148,7 @@ class Call:
     async_http_client: Any = None
     client_loop: AbstractEventLoop | None = None
     cache: str | RedisAddress | None = None
-    pacer: SharedLimits | None = None
+    terms: Terms | None = None
     lists: bool = False
 
     lane: Lane = field(init=False)

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from inspect import CORO_CREATED, getcoroutinestate
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 from weakref import WeakSet
@@ -30,6 +32,7 @@ import aiohttp
 import certifi
 from multidict import CIMultiDict
 
+from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.hosts import host_of, is_loopback
 from nexusflow_integrations._core.request.wire import MAX_RESPONSE_BYTES, Answer, TransportFault
 from nexusflow_integrations._core.secret import Secret
@@ -109,7 +112,12 @@ def _open_session(used: WeakSet[Any]) -> Any:
 
     # The gate bounds what is in flight, so the pool needs no limit of its own; an idle connection
     # is dropped before gateways usually drop it.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15, ssl=_trust())
+    connector = aiohttp.TCPConnector(
+        limit=0,
+        keepalive_timeout=15,
+        ssl=_trust(),
+        resolver=aiohttp.ThreadedResolver(cast("asyncio.AbstractEventLoop", _NameService())),
+    )
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -119,6 +127,36 @@ def _open_session(used: WeakSet[Any]) -> Any:
         # ~/.netrc; we read the proxy variables once a call.
         trust_env=False,
     )
+
+
+class _NameService:
+    """The name look-ups of an event loop, each in a daemon thread.
+
+    The threads of the loop's own executor are joined at interpreter exit, and where a name server
+    is silent a look-up lasts for tens of seconds.
+    """
+
+    async def getaddrinfo(self, host: str, port: int, **options: int) -> Any:
+        return await self._look_up(partial(socket.getaddrinfo, host, port, **options))
+
+    async def getnameinfo(self, address: Any, flags: int = 0) -> Any:
+        return await self._look_up(partial(socket.getnameinfo, address, flags))
+
+    async def _look_up(self, work: Callable[[], Any]) -> Any:
+        found: Future[Any] = Future()
+
+        def run() -> None:
+            found.set_running_or_notify_cancel()  # from here on nobody can cancel it
+            try:
+                found.set_result(work())
+            except Exception as error:  # noqa: BLE001 - handed on
+                found.set_exception(error)
+
+        try:
+            threading.Thread(target=run, name="nexusflow-names", daemon=True).start()
+        except RuntimeError as error:
+            raise OSError(f"the name cannot be looked up: {error}") from None
+        return await asyncio.wrap_future(found)
 
 
 def _trust() -> ssl.SSLContext:
@@ -283,10 +321,36 @@ def _broken_off(error: BaseException) -> str:
     return f"the connection broke before the answer was complete ({type(error).__name__})"
 
 
+_used: WeakSet[Any] = WeakSet()
+"""Clients of users through which this process or one that it was forked from has sent."""
+_inherited: WeakSet[Any] = WeakSet()
+"""Those of them whose connections belong to another process."""
+forks.in_child(lambda: _inherited.update(_used))
+
+
+def _note_use(client: Any) -> None:
+    """Refuse a client that was used before a fork: both processes would read from its connections.
+
+    Raises:
+        ConfigurationError: It was.
+    """
+    try:
+        is_inherited = client in _inherited
+        _used.add(client)
+    except TypeError:  # it is of a kind that cannot be noted
+        return
+    if is_inherited:
+        raise ConfigurationError(
+            "the http client that was passed in was used before this process was forked, and its"
+            " connections are the parent's: make another one here"
+        )
+
+
 class HttpxSender:
     """A user's ``httpx.Client`` (or the like), used in worker threads."""
 
     def __init__(self, client: Any, target: Target) -> None:
+        _note_use(client)
         self._client = client
         self._target = target
 
@@ -344,6 +408,7 @@ class AsyncHttpxSender:
     """A user's ``httpx.AsyncClient`` (or the like), used on the user's own event loop."""
 
     def __init__(self, client: Any, loop: asyncio.AbstractEventLoop, target: Target) -> None:
+        _note_use(client)
         self._client = client
         self._loop = loop
         self._target = target

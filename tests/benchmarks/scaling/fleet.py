@@ -25,6 +25,7 @@ import numpy as np
 from nexusflow_integrations._core.call.job import drive
 from nexusflow_integrations._core.pace.pacing import GivenLimits, Pacer
 from nexusflow_integrations._core.pace.shared import LeasedPacer, SlotLimits
+from nexusflow_integrations._core.pace.terms import Terms
 from nexusflow_integrations._core.request.batching import Batch, Item
 from nexusflow_integrations._core.request.endpoint import Lane
 from nexusflow_integrations._core.request.exchange import Call, Reply, Send, exchange
@@ -234,7 +235,8 @@ class Worker:
         self.settings = Settings(
             base_url="http://127.0.0.1", max_concurrency=scene.in_flight, dimensions=64
         )
-        self.lane = Lane(self.settings, fleet.loop.time)
+        self.lane = Lane(fleet.loop.time)
+        self.lane.begin(Terms(self.settings))
         self.lane.use_pacer(self.pacer(number))
         self.chance = random.Random(f"{scene.seed} {number}")
         self.cpu_free_at = 0.0

@@ -1,0 +1,91 @@
+"""Whose limits hold for an account: those of the clients in use, of several the newest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from nexusflow_integrations._core.settings import Settings
+
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.pace.shared import SharedLimits
+
+
+class Presence:
+    """What a client and its copies hold for as long as they are in use."""
+
+    __slots__ = ("__weakref__",)
+
+
+@dataclass(eq=False, slots=True)
+class Terms:
+    """What one client says of how it may send.
+
+    It holds for all clients of the account, as long as the ``presence`` of the client lives (for
+    good where there is none) or a call of it is in flight.
+    """
+
+    settings: Settings
+    pacer: SharedLimits | None = None
+    presence: ref[Presence] | None = None
+    number: int = field(default_factory=count().__next__)
+
+    @property
+    def present(self) -> bool:
+        """Whether the client is in use."""
+        return self.presence is None or self.presence() is not None
+
+    @property
+    def limit(self) -> bool:
+        """Whether they say anything about the pace."""
+        told = self.settings
+        given = (self.pacer, told.requests_per_minute, told.tokens_per_minute)
+        return given != (None, None, None)
+
+
+class TermsInForce:
+    """The terms that hold for one account.
+
+    Attributes:
+        requests_per_minute: The newest limit of those given; ``None`` is none.
+        tokens_per_minute: The same for tokens.
+        pacer: What keeps the limits instead, if the newest client to say anything gave one.
+        max_concurrency: The widest.
+    """
+
+    def __init__(self) -> None:
+        self._calls: dict[Terms, int] = {}
+        self._ends: dict[Terms, Any] = {}
+        self.requests_per_minute: float | None = None
+        self.tokens_per_minute: float | None = None
+        self.pacer: SharedLimits | None = None
+        self.max_concurrency = 0
+
+    def begin(self, terms: Terms, ended: Callable[[], None]) -> None:
+        """Count a call. ``ended`` is called, in some thread, when the client goes out of use."""
+        calls = self._calls.get(terms)
+        self._calls[terms] = (calls or 0) + 1
+        if calls is None:
+            presence = None if terms.presence is None else terms.presence()
+            self._ends[terms] = presence and ref(presence, lambda _: ended())
+            self.review()
+
+    def end(self, terms: Terms) -> bool:
+        """Count the end of a call; ``True`` if it was the last of a client that is gone."""
+        self._calls[terms] -= 1
+        return not (self._calls[terms] or terms.present)
+
+    def review(self) -> None:
+        """Drop what holds no more, and say what does."""
+        for terms in [t for t, calls in self._calls.items() if not (calls or t.present)]:
+            del self._calls[terms], self._ends[terms]
+        newest = sorted(self._calls, key=lambda terms: -terms.number)
+        if newest:
+            self.max_concurrency = max(terms.settings.max_concurrency for terms in newest)
+        self.pacer = next((terms.pacer for terms in newest if terms.limit), None)
+        told = [terms.settings for terms in newest if terms.pacer is None]
+        self.requests_per_minute = next(filter(None, (s.requests_per_minute for s in told)), None)
+        self.tokens_per_minute = next(filter(None, (s.tokens_per_minute for s in told)), None)

@@ -1,0 +1,59 @@
+"""F141: the process ends within two seconds of its last call, whatever hangs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from .scene import KEY, run
+
+LONG = 60.0
+"""Seconds that what hangs would hang."""
+SOON = 10.0
+"""Seconds in which a process on a busy machine ends that is to end within two."""
+
+SILENT = """
+    import socket, sys, time, warnings
+    from nexusflow_integrations import NexusFlow
+    from nexusflow_integrations.errors import APITimeoutError
+
+    sys.modules["aiodns"] = None  # where it is installed, aiohttp may look names up with it
+    how, key = sys.argv[1:]
+    if how == "a look-up that hangs":
+        socket.getaddrinfo = lambda *_, **__: time.sleep(60)
+    else:
+        silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        silent.bind(("127.0.0.1", 53))  # it takes questions, and says nothing
+        warnings.simplefilter("ignore", ResourceWarning)
+    client = NexusFlow(key, base_url="https://api.example.com/v1", deadline=1, max_retries=1)
+    try:
+        client.embed("a text")
+    except APITimeoutError:
+        print(time.time())
+"""
+
+
+def test_f141_a_look_up_that_hangs_does_not_hold_the_process() -> None:
+    code, out, err = run(SILENT, "a look-up that hangs", KEY, seconds=LONG + 60)
+    assert (code, err) == (0, "")
+    assert time.time() - float(out) < SOON
+
+
+def test_f141_a_silent_name_server_does_not_hold_the_process(tmp_path: Path) -> None:
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        pytest.skip("there is no unshare or no ip here")
+    names = tmp_path / "resolv.conf"
+    names.write_text("nameserver 127.0.0.1\noptions timeout:20 attempts:3\n")
+    inside = 'ip link set lo up && mount --bind "$0" /etc/resolv.conf && exec "$@"'
+    alone = ["unshare", "-rmn", "sh", "-c", inside, str(names)]
+    try:
+        subprocess.run([*alone, "true"], check=True, capture_output=True, timeout=60)
+    except subprocess.CalledProcessError:
+        pytest.skip("no network namespace may be made here")
+    code, out, err = run(SILENT, "", KEY, seconds=LONG + 60, before=alone)
+    assert (code, err) == (0, "")
+    assert time.time() - float(out) < SOON
