@@ -92,6 +92,9 @@ class CacheFile:
         """Return its bytes on disk, with the write-ahead log."""
         return self._size() + self._size("-wal")
 
+    def _exists(self, suffix: str) -> bool:
+        return os.path.exists(f"{self.path}{suffix}")
+
     def _size(self, suffix: str = "") -> int:
         try:
             return os.stat(f"{self.path}{suffix}").st_size
@@ -117,13 +120,14 @@ class CacheFile:
 
     def _check_header(self) -> None:
         """Refuse a file that is not ours without changing a byte in it or beside it."""
-        for chance in range(5, -1, -1):
-            problem = self._header_problem()
-            if problem is None:
-                return
-            if not chance:
+        until = time.monotonic() + BUSY_SECONDS
+        chances = 5
+        while (problem := self._header_problem()) is not None:
+            # Perhaps another process is making it: its journal is there until it has.
+            chances -= not (self._exists("-journal") and time.monotonic() < until)
+            if not chances:
                 raise problem
-            time.sleep(0.02)  # perhaps it was seen while another process was making it
+            time.sleep(0.02)
 
     def _header_problem(self) -> CacheError | None:
         # Takes no lock, so that it leaves no trace.
