@@ -83,8 +83,8 @@ _NOT_PICKLED = (
     *("_key", "_http_client", "_async_http_client", "_on_usage"),
     *("_purse", "_presence", "_terms"),
 )
-GIVE_BACK = 5.0
-"""Seconds that giving back a part of a shared budget may take."""
+GIVE_BACK = 2.0
+"""Seconds that ``close`` waits until the rest of a shared budget is given back."""
 
 
 class NexusFlow:
@@ -534,7 +534,7 @@ class NexusFlow:
         self._closed, self._presence = True, None
         if (given_back := self._give_back()) is not None:
             with suppress(FutureTimeoutError):  # what stays out counts as spent
-                given_back.result(GIVE_BACK)
+                given_back.result(self._closing_time)
 
     async def aclose(self) -> None:
         """The same as ``close``, without blocking the event loop."""
@@ -543,7 +543,11 @@ class NexusFlow:
 
     async def _agive_back(self) -> None:
         if (given_back := self._give_back()) is not None:
-            await asyncio.wait([asyncio.wrap_future(given_back)], timeout=GIVE_BACK)
+            await asyncio.wait([asyncio.wrap_future(given_back)], timeout=self._closing_time)
+
+    @property
+    def _closing_time(self) -> float:
+        return min(GIVE_BACK, self._settings.deadline or GIVE_BACK)
 
     def _give_back(self) -> Future[None] | None:
         if self._budget is None or isinstance(self._budget, Budget):

@@ -278,6 +278,9 @@ class ClusterLimits:
         ConfigurationError: A limit is impossible.
     """
 
+    patience = ASK_TIMEOUT
+    """Seconds that a worker waits for send times before it paces alone."""
+
     def __init__(
         self,
         *,

@@ -14,8 +14,6 @@ from nexusflow_integrations._core.pace.in_redis import AccountLimits
 from nexusflow_integrations._core.redis.address import RedisAddress
 from nexusflow_integrations._core.redis.server import RedisServer
 from nexusflow_integrations._core.secret import secret_arguments
-from nexusflow_integrations._core.unavailable import StoreUnavailable
-from nexusflow_integrations.errors import CacheError
 
 __all__ = ["RedisLimits"]
 
@@ -63,14 +61,6 @@ class RedisLimits(AccountLimits):
             "requests_per_minute": requests_per_minute,
             "tokens_per_minute": tokens_per_minute,
         }
-
-    def _run(self, **asked: Any) -> list[float]:
-        try:
-            return super()._run(**asked)
-        except (StoreUnavailable, CacheError) as error:
-            problem = str(error)
-        # Not one of a cache, which has said so itself: this one is to be warned of.
-        raise ConnectionError(problem)
 
     def __repr__(self) -> str:
         if "_told" not in vars(self):

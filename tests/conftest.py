@@ -126,6 +126,11 @@ class RedisProcess:
             self._process.wait(30)
             self._process = None
 
+    def signal(self, number: int) -> None:
+        """Send it a signal: SIGSTOP has it hang until SIGCONT."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def client(self, **options: Any) -> Any:
         """A plain client of the ``redis`` package, to look behind the scenes."""
         import redis

@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from nexusflow_integrations._core.offload import Worker, offload
 from nexusflow_integrations._core.usage import Purse
 from nexusflow_integrations.errors import BudgetExceededError
 
@@ -24,6 +24,8 @@ LOST = 120.0
 """Seconds without word after which nobody waits any longer for what a process may give back."""
 REQUESTS_AHEAD = 32
 """How many of its largest requests a process draws for at once."""
+PATIENCE = 60.0
+"""Seconds that requests wait for a draw, without which they are not sent."""
 PAUSE = 0.25
 """Seconds until a process that was granted too little asks again."""
 LULL = 0.2
@@ -56,6 +58,8 @@ class SharedBudget(Protocol):
             wanted: The most to be granted.
             unused: Of those granted before, how many are given back.
             kept: How many of them are still held, some of which may be given back later.
+
+        A request waits for it for a minute, and is not sent if there is no answer by then.
 
         Raises:
             Exception: The budget cannot be asked. What was given back may be lost, and what was
@@ -128,9 +132,11 @@ class LeasedPurse(Purse):
         self._held = 0  # what the shared budget waits to hear of
         self._largest = 0
         self._drawing = False
+        self._is_overdue = False
+        self._timer: asyncio.TimerHandle | None = None
         self._pausing = False
         self._denied: tuple[int, float, str | None] | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._worker: Worker | None = None
 
     @property
     def pending(self) -> bool:
@@ -148,11 +154,10 @@ class LeasedPurse(Purse):
             least, until, failure = self._denied
             if self._clock() < until and most >= least:
                 if failure is not None:
-                    raise BudgetExceededError(
-                        f"the shared budget could not be asked ({failure}), and nothing is sent"
-                        " without it"
-                    )
+                    raise _not_asked(failure)
                 return False
+        if self._is_overdue:
+            raise _not_asked("no answer")
         self._draw(most)
         return False
 
@@ -195,30 +200,27 @@ class LeasedPurse(Purse):
         owed = -min(0, self._available) if least else 0
         wanted = 0 if rest else owed + max(least, REQUESTS_AHEAD * self._largest)
         self._held = kept = self.reserved + max(0, self._available)
-        loop = asyncio.get_running_loop()
+        if self._worker is None:
+            self._worker = Worker("nexusflow-budget")
+        self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._overdue)
+        offload(
+            self._worker.submit,
+            lambda: self._shared.draw(least + owed, wanted, unused, kept),
+            lambda grant: self._drawn(grant, least),
+            self._failed,
+        )
 
-        def arrived(future: Future[Grant]) -> None:
-            error = CancelledError() if future.cancelled() else future.exception()
-            if error is None:
-                self._drawn(future.result(), least)
-            else:
-                self._failed(error)
+    def _overdue(self) -> None:
+        self._is_overdue = True
+        self._tell()
 
-        def done(future: Future[Grant]) -> None:
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(arrived, future)
-
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="nexusflow-budget")
-        try:
-            future = self._thread.submit(self._shared.draw, least + owed, wanted, unused, kept)
-        except RuntimeError as error:  # the interpreter is going down
-            self._failed(error)
-            return
-        future.add_done_callback(done)
+    def _end_drawing(self) -> None:
+        self._drawing = self._is_overdue = False
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _drawn(self, grant: Grant, least: int) -> None:
-        self._drawing = False
+        self._end_drawing()
         self._available += grant.tokens
         self._held += grant.tokens
         self.spent = self.limit - grant.left
@@ -232,7 +234,7 @@ class LeasedPurse(Purse):
         self._rest_later()
 
     def _failed(self, error: BaseException) -> None:
-        self._drawing = False
+        self._end_drawing()
         self._held = 0
         # By its name only: what it says may hold an address with a password.
         self._denied = (0, self._clock() + PAUSE, type(error).__name__)
@@ -241,3 +243,9 @@ class LeasedPurse(Purse):
     def _resume(self) -> None:
         self._pausing = False
         self._tell()
+
+
+def _not_asked(why: str) -> BudgetExceededError:
+    return BudgetExceededError(
+        f"the shared budget could not be asked ({why}), and nothing is sent without it"
+    )

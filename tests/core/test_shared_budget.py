@@ -253,3 +253,26 @@ async def test_a_forked_child_spends_nothing_that_its_parent_drew() -> None:
     forks._in_child()
     assert not purse.reserve(10)
     assert purse.reserved == 0
+
+
+async def test_a_budget_that_hangs_is_waited_for_as_long_as_it_may_and_asked_only_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shared_budget, "PATIENCE", 0.05)
+    bank = Bank(1_000)
+    free = threading.Event()
+
+    class Hung(Teller):
+        def draw(self, *args: int) -> Grant:
+            free.wait(60)
+            return super().draw(*args)
+
+    purse = LeasedPurse(Hung(bank, "a"))
+    for _ in range(3):
+        with pytest.raises(BudgetExceededError, match="could not be asked"):
+            await reserved(purse, 10)
+    free.set()
+    while purse.pending:
+        await asyncio.sleep(0.001)
+    assert await reserved(purse, 10)
+    assert bank.draws <= 2

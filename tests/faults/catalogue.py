@@ -1535,7 +1535,8 @@ ELSEWHERE: Mapping[str, str] = {
     "F139": "tests/lifecycle/test_fork_first_call.py",
     "F140": "tests/lifecycle/test_signals.py",
     "F141": "tests/lifecycle/test_exit.py",
+    "F142": "tests/store/test_waits.py",
 }
 """Faults that are no behaviour of one plain server, by the file that throws them."""
 
-FAULTS = tuple(f"F{n}" for n in range(1, 142))
+FAULTS = tuple(f"F{n}" for n in range(1, 143))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import threading
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 from nexusflow_integrations import Budget, NexusFlow
 from nexusflow_integrations._core.cache.in_file import VectorStore
 from nexusflow_integrations.errors import (
-    APITimeoutError,
     AuthenticationError,
     BudgetExceededError,
     ConfigurationError,
@@ -36,23 +34,6 @@ def test_a_failed_call_leaves_no_claim_that_its_next_run_must_wait_for(tmp_path:
             # Given back by the store's thread, long before it would run out by itself.
             until(lambda: VectorStore(path).info().in_flight == 0, 0.8 * claim_seconds)
         assert NexusFlow("right", **settings).embed(texts).shape == (120, 64)
-
-
-def test_the_deadline_holds_while_another_process_locks_the_cache_file(tmp_path: Path) -> None:
-    path = tmp_path / "vectors.sqlite3"
-    with LocalServer(model="hash") as server:
-        settings = {"base_url": server.base_url, "dimensions": 64}
-        NexusFlow("key", cache=path, **settings).embed("made")
-        copy = tmp_path / "copy.sqlite3"
-        copy.write_bytes(path.read_bytes())
-        other = sqlite3.connect(copy, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        try:
-            with pytest.raises(APITimeoutError, match="deadline"):
-                NexusFlow("key", cache=copy, deadline=0.5, **settings).embed("waits")
-        finally:
-            other.execute("ROLLBACK")
-            other.close()
 
 
 def test_finished_holds_the_copies_of_a_repeated_text_too() -> None:

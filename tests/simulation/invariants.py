@@ -119,8 +119,6 @@ def _deadline(run: Run, outcome: Outcome) -> None:
     deadline, process = outcome.client.real.settings.deadline, outcome.client.process
     if deadline is None or outcome.ended is None or "stream" in outcome.visit.kind:
         return
-    if run.scenario.store is not None:
-        return
     took = outcome.ended - outcome.began
     if took - process.stopped_for(outcome.began, outcome.ended) > deadline + SLACK:
         raise Broken(f"the deadline: {took:.2f} s where {deadline} s were given")

@@ -12,6 +12,7 @@ from types import FunctionType
 from typing import Any
 
 from nexusflow_integrations._core import usage
+from nexusflow_integrations._core.cache import cache
 from nexusflow_integrations._core.call import coalescing, engine, job, sources
 from nexusflow_integrations._core.pace import gate, pacing, window
 from nexusflow_integrations._core.request import exchange, wire
@@ -178,14 +179,38 @@ MUTANTS = (
         "claims on what was not sent are not given back",
         sources.CachedSource,
         "close",
-        "await self._cache.release(keys)",
+        "self._cache.release(keys)",
     ),
     Mutant(
-        "cancelled while rows are put, nothing else is given back",
+        "claims on what came without a vector are not given back",
         sources.CachedSource,
         "keep",
-        "finally:  # also if the call is cancelled while the rows are committed",
-        "except ZeroDivisionError:",
+        "self._cache.release(unpaid)",
+    ),
+    Mutant(
+        "the cache is waited for however little time a call has",
+        sources.CachedSource,
+        "_patience",
+        "self._time_left() / 4",
+        'float("inf")',
+    ),
+    Mutant(
+        "a cache that hangs is waited for until it answers",
+        cache.Cache,
+        "_turn_off",
+        "question.give_up()",
+    ),
+    Mutant(
+        "a cache that is off is never tried again",
+        cache.Cache,
+        "_try_again",
+        "self._write()",
+    ),
+    Mutant(
+        "rows that could not be stored are forgotten",
+        cache.Cache,
+        "_unwritten",
+        "self._parcels.extendleft(reversed(writing))",
     ),
     Mutant(
         "texts that others pay for are sent",

@@ -174,5 +174,5 @@ def _is_kept(run: Run, sent: Sent) -> bool:
 
 
 def _knows(run: Run, sent: Sent) -> bool:
-    """Whether the sender could ask the store."""
-    return sent.process.lost_store_at == float("inf")
+    """Whether the store told the sender, before the sender had to go on without it."""
+    return sent.process.lost_store_at == float("inf") and not sent.process.has_hurried

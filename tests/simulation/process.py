@@ -47,6 +47,7 @@ class Process:
         self.store_script = store_script
         self.delay = delay
         self.lost_store_at = float("inf")
+        self.has_hurried = False
         self.pid = 1 + len({loop.process.pid for loop in world.loops})
         self.name = f"process {self.pid}"
         self.runs = self.is_alive = True
@@ -141,7 +142,7 @@ class _Engine(Engine):
 
 
 class SimulatedThread:
-    """An executor of one thread: its work is done in one moment of simulated time."""
+    """A ``Worker`` whose work is done in one moment of simulated time."""
 
     def __init__(self, world: World) -> None:
         assert world.running is not None
@@ -149,17 +150,14 @@ class SimulatedThread:
         self._process.threads.append(self)
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._is_busy = False
-        self._has_ended = False
 
     @property
     def is_idle(self) -> bool:
         return not self._jobs and not self._is_busy
 
-    def submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
-        if self._has_ended:
-            raise RuntimeError("cannot schedule new futures after shutdown")
+    def submit(self, work: Callable[[], Any]) -> Future[Any]:
         future: Future[Any] = Future()
-        self._jobs.append((future, partial(work, *args)))
+        self._jobs.append((future, work))
         if not self._is_busy:
             self._is_busy = True
             self._process.later(self._process.delay(), self._begin)
@@ -187,8 +185,5 @@ class SimulatedThread:
         report()
         self._begin()
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self._has_ended = True
-        if cancel_futures:
-            for future, _ in self._jobs:
-                future.cancel()
+    def end(self) -> None:
+        pass

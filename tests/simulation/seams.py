@@ -13,7 +13,6 @@ import pkgutil
 import random
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -22,9 +21,10 @@ import nexusflow_integrations._core
 import nexusflow_integrations.client
 from nexusflow_integrations._core.cache import cache as cache_module
 from nexusflow_integrations._core.call import engine as engine_module
+from nexusflow_integrations._core.offload import Worker
 
 from .process import Process, SimulatedThread
-from .store import ScriptedStore
+from .store import NotingCache, ScriptedStore
 from .world import World
 
 
@@ -75,7 +75,7 @@ def simulated(world: World) -> Iterator[None]:
         "time": (time, SimulatedTime(world)),
         "random": (random, chance),
         "os": (os, SimulatedOs(world, chance)),
-        "ThreadPoolExecutor": (ThreadPoolExecutor, lambda *_, **__: SimulatedThread(world)),
+        "Worker": (Worker, lambda _: SimulatedThread(world)),
     }
     replaced: list[tuple[ModuleType, str, object]] = []
 
@@ -91,6 +91,7 @@ def simulated(world: World) -> Iterator[None]:
             if module.__dict__.get(name) is real:
                 replace(module, name, stand_in)
     replace(cache_module, "store_at", store_at)
+    replace(cache_module, "Cache", NotingCache)
     replace(engine_module, "background_loop", lambda: _running(world).background)
     engines = dict(engine_module._engines)
     try:

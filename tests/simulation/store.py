@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from nexusflow_integrations._core.cache.cache import Cache
 from nexusflow_integrations._core.cache.file import BUSY_SECONDS
 from nexusflow_integrations._core.cache.in_file import Claimed, VectorStore
 from nexusflow_integrations._core.unavailable import StoreUnavailable
@@ -45,7 +46,7 @@ class ScriptedStore(VectorStore):
         self._script: StoreScript = self._process.store_script
         self._chance = random.Random(f"store {self._process.pid} {world.seed}")
         self._is_inside = False
-        self._asked_at: float | None = None
+        self._asked_at: dict[str, float] = {}
         world.stores.append(self)
 
     def open(self) -> None:
@@ -65,6 +66,9 @@ class ScriptedStore(VectorStore):
 
     def renew(self, keys: Iterable[bytes]) -> None:
         self._call("renew", super().renew, keys)
+
+    def probe(self) -> None:
+        self._call("probe", super().probe)
 
     def transaction(self) -> AbstractContextManager[Any]:
         return super().transaction() if self._is_inside else self._paced()
@@ -89,20 +93,20 @@ class ScriptedStore(VectorStore):
 
     def _await_turn(self, what: str) -> None:
         world, script = self._world, self._script
-        asked_at = self._asked_at = self._asked_at or world.now
+        asked_at = self._asked_at.setdefault(what, world.now)
         self._process.world.note(f"{self._process.name} asks the store", what)
         if world.now >= script.gone or self._chance.random() < script.raises:
-            self._give_up("disk I/O error")
+            self._give_up(what, "disk I/O error")
         for begin, end in script.locks:
             if begin <= world.now < end:
                 left = asked_at + BUSY_SECONDS - world.now
                 if left <= 0:
-                    self._give_up("database is locked")
+                    self._give_up(what, "database is locked")
                 raise Wait(min(left, end - world.now))
-        self._asked_at = None
+        del self._asked_at[what]
 
-    def _give_up(self, why: str) -> None:
-        self._asked_at = None
+    def _give_up(self, what: str, why: str) -> None:
+        del self._asked_at[what]
         self._process.lost_store_at = min(self._process.lost_store_at, self._world.now)
         self._world.note(f"{self._process.name} loses the store", why)
         raise StoreUnavailable(why)
@@ -112,6 +116,16 @@ class ScriptedStore(VectorStore):
         if self._db is not None:
             self._db.close()
             self._db = None
+
+
+class NotingCache(Cache):
+    """A cache that tells its process when a call goes on without an answer."""
+
+    store: ScriptedStore
+
+    def _go_on_without(self, question: Any) -> None:
+        self.store._process.has_hurried = True
+        super()._go_on_without(question)
 
 
 def _counted(what: object) -> object:

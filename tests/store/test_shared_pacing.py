@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -602,7 +603,7 @@ async def test_limits_that_cannot_be_asked_are_reported_once_and_stop_nobody(
     made.wait()
     assert await made.thread.work() == 1
     assert [record.message for record in caplog.records] == [
-        "pacing alone, the shared limits failed: OSError"
+        "pacing alone until the shared limits can be asked again: OSError"
     ]
 
 
@@ -613,6 +614,7 @@ async def test_alone_a_process_takes_its_share_of_the_limits_and_asks_again(
     monkeypatch.setattr(type(made.pacer._shared), "sharers", 4)
     made.thread.ended = True
     made.wait()
+    await made.thread.work()
     assert made.wait() == 0
     made.take()
     assert made.wait() == pytest.approx(4 / 9.9)
@@ -624,6 +626,78 @@ async def test_alone_a_process_takes_its_share_of_the_limits_and_asks_again(
     assert made.wait() > 0
     await made.thread.work()
     assert made.wait() == pytest.approx(1 / 9.9, abs=1e-5)
+
+
+async def test_limits_that_do_not_answer_are_waited_for_a_second_and_asked_only_once(
+    leased: Callable[..., Leased], clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = leased()
+    waited = 0.0
+    while (wait := made.wait()) > 0:
+        waited += wait
+        clock.now += wait
+    assert waited == pytest.approx(1.0, abs=0.3)
+    made.take()
+    for _ in range(10):
+        clock.now += ASK_AGAIN
+        made.wait()
+    assert len(made.thread.jobs) == 1
+    await made.thread.work()  # what it answers at last has lapsed, and the next is asked for
+    made.wait()
+    await made.thread.work()
+    made.take()
+    assert [record.getMessage() for record in caplog.records] == [
+        "pacing alone until the shared limits can be asked again: no answer within 1 s",
+        "the shared limits are kept together again",
+    ]
+
+
+async def test_limits_may_say_how_long_they_are_to_be_waited_for(
+    leased: Callable[..., Leased], monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    monkeypatch.setattr(SharedPacer, "patience", 20.0, raising=False)
+    made = leased()
+    began = clock.now
+    while (wait := made.wait()) > 0:
+        clock.now += wait
+    assert clock.now - began == pytest.approx(20.0, abs=0.5)
+
+
+async def test_a_process_that_was_stopped_has_not_waited_meanwhile(
+    leased: Callable[..., Leased], clock: Clock
+) -> None:
+    made = leased()
+    made.wait()
+    clock.now += 60
+    assert made.wait() > 0
+    await made.thread.work()
+    assert made.wait() == 0
+
+
+async def test_between_alone_and_together_nothing_is_sent_too_early(
+    leased: Callable[..., Leased], monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    made = leased(requests=60)
+    fails = False
+
+    def lease(*args: Any, **more: Any) -> list[float]:
+        if fails:
+            raise StoreUnavailable("the disk is full")
+        return ask(*args, **more)
+
+    ask = made.pacer._shared.lease
+    monkeypatch.setattr(made.pacer._shared, "lease", lease)
+    sent: list[float] = []
+    while len(sent) < 20:
+        await made.thread.work()
+        if (wait := made.wait()) > 0:
+            clock.now += min(wait, 0.1)
+        else:
+            made.take()
+            sent.append(clock.now)
+            fails = len(sent) // 2 % 2 == 1
+            monkeypatch.setattr(made.pacer, "_ask_at", 0.0)
+    assert min(after - before for before, after in pairwise(sent)) >= 0.9
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
-"""The store, seen from the event loop: one thread does its I/O, and rows are committed in groups.
+"""The store, seen from the event loop: asked in one thread, written to in groups, never waited for
+longer than it is worth.
 
 Rows that arrive while a commit runs go into the next one, so the store keeps up with any rate, and
-a batch counts as in flight until its rows are committed. That is what makes the promise exact: a
-process that dies pays again at most for what was in flight.
+a batch counts as in flight until its rows are committed. So a process that dies pays again at most
+for what was in flight.
 
-A store that cannot be used (full disk, read-only file, unreachable server) is given up with one
-warning; the vectors still come.
+A store that does not answer within ``PATIENCE``, or says that it cannot be used (a lock that stays,
+a full disk, an unreachable server), turns the cache off: all calls go on without it at once. It is
+tried again in the background until it works; what was paid for meanwhile is stored then.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from nexusflow_integrations._core.cache.in_file import Claimed, VectorStore
+from nexusflow_integrations._core.offload import Submit, Worker, offload
 from nexusflow_integrations._core.redis.address import RedisAddress
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations._core.vectors import Vectors
@@ -30,6 +35,20 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.cache.upkeep import CacheInfo, Pruned
 
 logger = logging.getLogger("nexusflow_integrations")
+
+PATIENCE = 3.0
+"""Seconds that a call waits for one answer of the store, which then counts as not working."""
+GRACE = 0.2
+"""Seconds more: a process that was stopped finds its timers run out and its answers there."""
+FIRST_PAUSE = 1.0
+"""Seconds until a cache that is off is tried again; doubled with each try that fails."""
+LONGEST_PAUSE = 60.0
+CLOSING = 1.0
+"""Seconds that the end of the process waits for rows to be stored and the store to be closed."""
+MOST_HELD = 64 << 20
+"""Bytes of vectors that are held until they are stored: 16,000 of 1024 numbers."""
+ROWS_AT_ONCE = 1_000
+"""Most rows of one commit, which takes milliseconds."""
 
 T = TypeVar("T")
 Row = tuple[bytes, Vectors]
@@ -70,6 +89,9 @@ class Store(Protocol):
     def renew(self, keys: Iterable[bytes]) -> None:
         """Hold claims of this object for another ``claim_seconds``."""
 
+    def probe(self) -> None:
+        """Write something that changes nothing, to see whether it works."""
+
     def info(self) -> CacheInfo:
         """Tell what is there."""
 
@@ -92,95 +114,332 @@ def store_at(place: bool | str | os.PathLike[str] | RedisAddress) -> Store:
     return VectorStore(place)
 
 
+class _Watch:
+    """Calls ``overdue`` if it is not cancelled within ``PATIENCE``."""
+
+    __slots__ = ("_timer",)
+
+    def __init__(self, overdue: Callable[[], object]) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(PATIENCE, self._wait_on, overdue)
+
+    def _wait_on(self, overdue: Callable[[], object]) -> None:
+        self._timer = asyncio.get_running_loop().call_later(GRACE, overdue)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+
+class _Question(Generic[T]):
+    """What was asked of the store, and ``otherwise``, with which the call goes on without it."""
+
+    __slots__ = ("answer", "job", "otherwise", "watch")
+
+    def __init__(self, otherwise: T, watch: _Watch) -> None:
+        self.answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.otherwise = otherwise
+        self.watch = watch
+        self.job: Future[T] | None = None
+
+    def give_up(self) -> None:
+        if not self.answer.done():
+            self.answer.set_result(self.otherwise)
+
+    def cancel(self) -> None:
+        """Take it back, if the store has not begun with it."""
+        if self.job is not None:
+            self.job.cancel()
+
+
+class _Parcel:
+    """Rows to put and keys to release; ``stored`` is done when nobody need wait any longer."""
+
+    __slots__ = ("keys", "rows", "stored")
+
+    def __init__(self, rows: Sequence[Row], keys: Sequence[bytes]) -> None:
+        self.rows = rows
+        self.keys = keys
+        self.stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settle(self) -> None:
+        if not self.stored.done():
+            self.stored.set_result(None)
+
+
 class Cache:
-    """One store, used by the event loop that made it."""
+    """One store, used by one event loop, which never waits for it itself.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: Opened when it is first asked.
+        submit: Runs a function in the store's thread; by default one of its own.
+    """
+
+    def __init__(self, store: Store, submit: Submit | None = None) -> None:
         self.store = store
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="nexusflow-cache")
-        self._usable: bool | None = None
-        self._group: list[Row] = []
-        self._committed: asyncio.Future[None] | None = None
-        self._giving_back: set[asyncio.Future[None]] = set()
+        self._worker = Worker("nexusflow-cache")
+        self._submit = submit or self._worker.submit
+        self._is_off = False
+        self._has_worked = False
+        self._pause = FIRST_PAUSE
+        self._timer: asyncio.TimerHandle | None = None
+        self._asked: dict[_Question[Any], None] = {}  # in the order in which they were asked
+        self._parcels: deque[_Parcel] = deque()
+        self._writing: list[_Parcel] | None = None
+        self._is_due = False
+        self._watch: _Watch | None = None
+        self._held = 0
+        self._lost = 0
 
-    async def open(self) -> bool:
-        """Tell whether the store can be used; opens it the first time.
+    # -- what calls ask ------------------------------------------------------------------------
+
+    async def claim(
+        self, keys: Sequence[bytes], dimensions: int | None, within: float = PATIENCE
+    ) -> Claimed:
+        """Return what is known and claim the rest.
+
+        Everything is the caller's to pay for if the cache is off, or does not answer ``within``
+        seconds.
 
         Raises:
-            CacheError: It is corrupt, foreign or newer, and was left alone.
+            CacheError: The store is corrupt, foreign or newer, and was left alone.
             ImportError: What it needs is not installed.
         """
-        if self._usable is None:
-            self._usable = True
-            try:
-                await self._run(self.store.open, None)
-            except (CacheError, ImportError):
-                self._usable = None
-                raise
-        return bool(self._usable)
-
-    async def claim(self, keys: Sequence[bytes], dimensions: int | None) -> Claimed:
-        """Return what is known and claim the rest; everything is ours if the store is given up."""
         alone = Claimed(hits={}, mine=list(keys), busy=[], repaid=0)
-        claiming = asyncio.ensure_future(
-            self._run(lambda: self.store.claim(keys, dimensions), alone)
+        return await self._ask(
+            lambda: self.store.claim(keys, dimensions), alone, within, self._give_back
         )
-        try:
-            return await asyncio.shield(claiming)
-        except asyncio.CancelledError:
-            claiming.add_done_callback(self._give_back)
-            raise
 
-    def _give_back(self, claiming: asyncio.Future[Claimed]) -> None:
-        # Nobody is left to pay for what was claimed meanwhile, or to renew it.
-        if not claiming.cancelled() and claiming.exception() is None:
-            self._giving_back.add(
-                task := asyncio.ensure_future(self.release(claiming.result().mine))
-            )
-            task.add_done_callback(self._giving_back.discard)
+    def _give_back(self, claimed: Claimed) -> None:
+        # The call was cancelled: nobody will pay for what was claimed.
+        if claimed.mine:
+            self._send(_Parcel((), claimed.mine))
 
-    async def present(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Return those of ``keys`` that the store holds, without claiming any."""
-        return await self._run(lambda: self.store.present(keys), set())
+    async def present(self, keys: Sequence[bytes], within: float = PATIENCE) -> set[bytes]:
+        """Return those of ``keys`` that the store holds, without claiming any.
 
-    async def put(self, rows: Sequence[Row]) -> None:
-        """Commit ``rows``, together with whatever else arrives before the commit begins."""
-        self._group.extend(rows)
-        if self._committed is None:
-            self._committed = asyncio.ensure_future(self._commit())
-        await asyncio.shield(self._committed)
-
-    async def _commit(self) -> None:
-        await asyncio.sleep(0)  # let others that are ready join this group
-        rows, self._group, self._committed = self._group, [], None
-        await self._run(lambda: self.store.put(rows), None)
-
-    async def release(self, keys: Sequence[bytes]) -> None:
-        """Let others have ``keys``, which will not be paid for here."""
-        # Finished even if the caller is cancelled: else nobody gets them before they run out.
-        release = asyncio.ensure_future(self._run(lambda: self.store.release(keys), None))
-        self._giving_back.add(release)
-        release.add_done_callback(self._giving_back.discard)
-        await asyncio.shield(release)
+        Raises:
+            CacheError, ImportError: As ``claim`` does.
+        """
+        return await self._ask(lambda: self.store.present(keys), set(), within)
 
     async def renew(self, keys: Sequence[bytes]) -> None:
         """Keep ``keys`` claimed for another while."""
-        await self._run(lambda: self.store.renew(keys), None)
+        await self._ask(lambda: self.store.renew(keys), None, PATIENCE)
 
-    async def _run(self, work: Callable[[], T], otherwise: T) -> T:
-        if not self._usable:
+    async def _ask(
+        self,
+        work: Callable[[], T],
+        otherwise: T,
+        within: float,
+        unheard: Callable[[T], object] | None = None,
+    ) -> T:
+        if self._is_off:
             return otherwise
+        question = _Question(otherwise, _Watch(self._overdue))
+
+        def then(result: T) -> None:
+            self._answered(question)
+            self._has_worked = True
+            if not question.answer.done():
+                question.answer.set_result(result)
+            elif unheard is not None and question.answer.cancelled():
+                unheard(result)
+
+        def failed(error: BaseException) -> None:
+            self._answered(question)
+            if isinstance(error, (CacheError, ImportError)):
+                if not question.answer.done():
+                    question.answer.set_exception(error)
+            elif not isinstance(error, CancelledError):
+                self._turn_off(error)
+            question.give_up()
+
+        self._asked[question] = None
+        question.job = offload(self._submit, work, then, failed)
+        hurry = None
+        if within < PATIENCE:
+            loop = asyncio.get_running_loop()
+            hurry = loop.call_later(within, self._go_on_without, question)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.thread, work)
-        except RuntimeError:
-            return otherwise  # the interpreter is going down, and its threads have ended
-        except StoreUnavailable as error:
-            if self._usable:
-                self._usable = False
-                logger.warning("the cache is off for this process: %s", error)
-            return otherwise
+            return await question.answer
+        except asyncio.CancelledError:
+            question.cancel()
+            raise
+        finally:
+            if hurry is not None:
+                hurry.cancel()
+
+    def _go_on_without(self, question: _Question[Any]) -> None:
+        # What is claimed later is claimed for the call all the same: it pays now.
+        question.give_up()
+
+    def _answered(self, question: _Question[Any]) -> None:
+        question.watch.cancel()
+        self._asked.pop(question, None)
+
+    # -- what is written -----------------------------------------------------------------------
+
+    def put(self, rows: Sequence[Row], within: float = PATIENCE) -> asyncio.Future[None] | None:
+        """Take rows to commit with whatever else arrives before the commit begins.
+
+        They are kept by reference and must not change any more.
+
+        Returns:
+            Done when they are committed, the cache is off, or ``within`` seconds have passed;
+            ``None`` if there is nothing to wait for.
+        """
+        size = sum(vector.nbytes for _, vector in rows)
+        if self._held + size > MOST_HELD:
+            self._lost += len(rows)
+            return None
+        self._held += size
+        parcel = _Parcel(rows, ())
+        self._send(parcel)
+        if self._is_off:
+            return None
+        if within < PATIENCE:
+            asyncio.get_running_loop().call_later(within, parcel.settle)
+        return parcel.stored
+
+    def release(self, keys: Sequence[bytes]) -> None:
+        """Let others have ``keys``, which will not be paid for here."""
+        if not self._is_off:  # they run out by themselves
+            self._send(_Parcel((), keys))
+
+    def _send(self, parcel: _Parcel) -> None:
+        self._parcels.append(parcel)
+        if not (self._is_off or self._is_due or self._writing is not None):
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._write)  # with others that are ready
+
+    def _write(self) -> None:
+        self._is_due = False
+        if self._writing is not None:
+            return
+        writing: list[_Parcel] = []
+        count = 0
+        while self._parcels and count < ROWS_AT_ONCE:
+            writing.append(self._parcels.popleft())
+            count += len(writing[-1].rows)
+        self._writing = writing
+        if not self._is_off:
+            self._watch = _Watch(self._overdue)
+        work = partial(_write, self.store, writing, is_probe=self._is_off)
+        offload(self._submit, work, self._written, self._unwritten)
+
+    def _written(self, _: None) -> None:
+        for parcel in self._end_writing():
+            self._held -= sum(vector.nbytes for _, vector in parcel.rows)
+            if parcel.rows:
+                self._pause = FIRST_PAUSE
+            parcel.settle()
+        self._turn_on()
+        if self._parcels:
+            self._write()
+
+    def _unwritten(self, error: BaseException) -> None:
+        writing = self._end_writing()
+        self._parcels.extendleft(reversed(writing))
+        for parcel in writing:
+            parcel.settle()
+        if not self._is_off:
+            self._turn_off(error)
+        elif isinstance(error, CacheError) and not self._has_worked:
+            self._is_off = False  # the next call is to have that error before it pays
+        else:
+            self._try_later()
+
+    def _end_writing(self) -> list[_Parcel]:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        writing, self._writing = self._writing or [], None
+        return writing
+
+    # -- off, and on again ---------------------------------------------------------------------
+
+    def _overdue(self) -> None:
+        self._turn_off(StoreUnavailable(f"{self.store.path} has not answered for {PATIENCE:g} s"))
+
+    def _turn_off(self, why: BaseException) -> None:
+        if self._is_off:
+            return
+        self._is_off = True
+        if isinstance(why, (StoreUnavailable, CacheError)):
+            logger.warning("the cache is off until it works again: %s", why)
+        else:  # by its name only: what it says may hold an address with a password
+            logger.warning("the cache is off until it works again: %s", type(why).__name__)
+        for question in list(self._asked):
+            question.give_up()
+            question.cancel()
+        for parcel in (*(self._writing or ()), *self._parcels):
+            parcel.settle()
+        self._try_later()
+
+    def _try_later(self) -> None:
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._pause, self._try_again)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    def _try_again(self) -> None:
+        self._timer = None
+        self._write()  # or it is writing still, and that will tell
+
+    def _turn_on(self) -> None:
+        self._has_worked = True
+        if not self._is_off:
+            return
+        self._is_off = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        logger.warning("the cache works again: %s", self.store.path)
+        self._tell_lost()
+
+    def _tell_lost(self) -> None:
+        lost, self._lost = self._lost, 0
+        if lost:
+            logger.warning("%d vectors were paid for and could not be stored in the cache", lost)
 
     async def close(self) -> None:
-        # Not in the thread: at interpreter exit it has ended, and takes no more work.
-        self.thread.shutdown(wait=True)
-        self.store.close()
+        """Store what is left, and close the store; after ``CLOSING`` seconds both are given up."""
+        for timer in (self._timer, self._watch, *(one.watch for one in self._asked)):
+            if timer is not None:
+                timer.cancel()
+        left = [*self._parcels]
+        self._parcels.clear()
+        ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def end(result: bool | BaseException) -> None:
+            if not ended.done():
+                ended.set_result(result is True)
+
+        offload(self._submit, partial(_write_and_close, self.store, left), end, end)
+        await asyncio.wait([ended], timeout=CLOSING)
+        if not (ended.done() and ended.result()):
+            self._parcels.extend(left)
+        self._lost += sum(len(one.rows) for one in (*(self._writing or ()), *self._parcels))
+        self._tell_lost()
+        self._worker.end()
+
+
+def _write(store: Store, parcels: Sequence[_Parcel], *, is_probe: bool) -> None:
+    rows = [row for parcel in parcels for row in parcel.rows]
+    keys = [key for parcel in parcels for key in parcel.keys]
+    if rows:
+        store.put(rows)
+    if keys:
+        store.release(keys)
+    if is_probe and not rows:
+        store.probe()
+
+
+def _write_and_close(store: Store, parcels: Sequence[_Parcel]) -> bool:
+    try:
+        _write(store, parcels, is_probe=False)
+    except (StoreUnavailable, CacheError):
+        return False
+    finally:
+        store.close()
+    return True

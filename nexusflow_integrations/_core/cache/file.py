@@ -21,7 +21,7 @@ from nexusflow_integrations.errors import CacheError
 APPLICATION_ID = 0x4E465643
 """``NFVC`` in the header of the file."""
 SCHEMA_VERSION = 1
-BUSY_SECONDS = 10.0
+BUSY_SECONDS = 2.0
 """How long to wait for the file while another process writes; a write takes milliseconds."""
 DAY = 86_400
 FORGOTTEN = 7 * DAY

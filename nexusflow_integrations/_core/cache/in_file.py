@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.cache.boot import boot_number
-from nexusflow_integrations._core.cache.file import DAY, CacheFile, default_path
+from nexusflow_integrations._core.cache.file import BUSY_SECONDS, DAY, CacheFile, default_path
 from nexusflow_integrations._core.cache.keys import KIND_BYTES, Keyer
 from nexusflow_integrations._core.cache.rows import (
     DamageLog,
@@ -238,6 +238,13 @@ class VectorStore:
             [(now, now + self.claim_seconds, key) for key in keys],
         )
 
+    def probe(self) -> None:
+        """Write a number that nobody reads, to see whether the file can be written."""
+        with self.transaction() as db:
+            db.execute(
+                "INSERT INTO counter VALUES('probes', 1) ON CONFLICT(name) DO UPDATE SET n = n + 1"
+            )
+
     def _on_own_claims(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
         if rows:
             with self.transaction() as db:
@@ -353,7 +360,7 @@ class VectorStore:
 
     def open(self) -> None:
         """Open the file, or make it; all other methods do so by themselves."""
-        with self._lock:
+        with self._held():
             self._connection()
 
     def close(self) -> None:
@@ -401,14 +408,24 @@ class VectorStore:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @contextmanager
+    def _held(self) -> Iterator[None]:
+        # Not for ever: the thread that has it may wait for a disk that no longer answers.
+        if not self._lock.acquire(BUSY_SECONDS):
+            raise StoreUnavailable(f"the cache {self.path} cannot be used: a read or write hangs")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._explained():
+        with self._held(), self._explained():
             yield self._connection()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Hold the file for one short write, rolled back if anything in it fails."""
-        with self._lock, self._explained():
+        with self._held(), self._explained():
             db = self._connection()
             db.execute("BEGIN IMMEDIATE")
             try:

@@ -335,6 +335,10 @@ class RedisStore:
         if held:
             self._using(work)
 
+    def probe(self) -> None:
+        """Write a number that nobody reads, to see whether the server can be written to."""
+        self._using(lambda client: client.hincrby(_COUNTS, "probes", 1))
+
     # -- care ----------------------------------------------------------------------------------
 
     def info(self) -> CacheInfo:

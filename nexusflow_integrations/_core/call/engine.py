@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from nexusflow_integrations._core.call.sources import (
     Source,
     Texts,
 )
+from nexusflow_integrations._core.offload import Worker
 from nexusflow_integrations._core.pace.terms import Terms
 from nexusflow_integrations._core.request.batching import max_tokens, plan_batches
 from nexusflow_integrations._core.request.endpoint import Lane
@@ -43,11 +43,11 @@ from nexusflow_integrations._core.request.transport import (
 )
 from nexusflow_integrations._core.secret import ApiKey, Headers, Secret, without_frames
 from nexusflow_integrations._core.settings import Settings
-from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
+from nexusflow_integrations.errors import NexusFlowError
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.cache.cache import Cache, Store
-    from nexusflow_integrations._core.pace.shared import SharedLimits
+    from nexusflow_integrations._core.pace.shared import LeasedPacer, SharedLimits
     from nexusflow_integrations._core.redis.address import RedisAddress
 
 MOST_SENDERS = 64
@@ -61,7 +61,7 @@ class Engine:
         self._lanes: dict[tuple[str, ApiKey, str], Lane] = {}
         self._flights: dict[tuple[object, ...], Flights] = {}
         self._caches: dict[str | RedisAddress, Cache] = {}
-        self._pacing: dict[Lane, ThreadPoolExecutor] = {}
+        self._pacing: dict[Lane, Worker] = {}
         self._background = background
         self._pool = Pool()
         self._own_sender = lru_cache(maxsize=MOST_SENDERS)(self._make_sender)
@@ -69,10 +69,9 @@ class Engine:
 
     async def _close(self) -> None:
         await self._pool.close()
-        for cache in self._caches.values():
-            await cache.close()
-        for thread in self._pacing.values():
-            thread.shutdown(wait=False, cancel_futures=True)
+        await asyncio.gather(*(cache.close() for cache in self._caches.values()))
+        for worker in self._pacing.values():
+            worker.end()
 
     def _lane(self, settings: Settings, key: ApiKey) -> Lane:
         name = (settings.base_url, key, settings.model)
@@ -84,14 +83,26 @@ class Engine:
 
     def _pace_with(self, lane: Lane, shared: SharedLimits) -> None:
         """Send at the pace that ``shared`` keeps for all who ask it."""
+        if lane.paced_by != shared:
+            lane.use_pacer(self._leased(lane, shared), paced_by=shared)
+
+    def _share_pace(self, lane: Lane, cache: Cache, settings: Settings, key: ApiKey) -> None:
+        """Keep given limits together with all processes that use the same store."""
+        if lane.given == (None, None) or lane.paced_by is not None:
+            return
+        from nexusflow_integrations._core.pace.shared import account_id
+
+        requests, tokens = lane.given
+        account = account_id(base_url=settings.base_url, key=key, model=settings.model)
+        shared = limits_kept_in(cache.store, account, requests, tokens)
+        lane.use_pacer(self._leased(lane, shared), paced_by=cache)
+
+    def _leased(self, lane: Lane, shared: SharedLimits) -> LeasedPacer:
         from nexusflow_integrations._core.pace.shared import LeasedPacer
 
-        if lane.paced_by == shared:
-            return
         if lane not in self._pacing:
-            self._pacing[lane] = ThreadPoolExecutor(1, thread_name_prefix="nexusflow-pacer")
-        pacer = LeasedPacer(shared, self._pacing[lane].submit, lane.gate.pump, lane.clock)
-        lane.use_pacer(pacer, paced_by=shared)
+            self._pacing[lane] = Worker("nexusflow-pacer")
+        return LeasedPacer(shared, self._pacing[lane].submit, lane.gate.pump, lane.clock)
 
     def _flights_of(self, call: Call) -> Flights:
         """Return the flights that ``call`` may join: same vectors, same payer, same store."""
@@ -109,24 +120,15 @@ class Engine:
             self._caches[place] = Cache(store_at(place))
         return self._caches[place]
 
-    async def _opened(self, cache: Cache, settings: Settings) -> bool:
-        try:
-            return await asyncio.wait_for(asyncio.shield(cache.open()), settings.deadline)
-        except asyncio.TimeoutError:
-            raise APITimeoutError(
-                f"the deadline of {settings.deadline:g} s passed while the cache was being opened"
-            ) from None
-
     async def held(
         self, texts: Sequence[str], settings: Settings, place: str | RedisAddress
     ) -> set[str]:
         """Return those of ``texts`` whose vector the store at ``place`` holds."""
         cache = self._cache(place)
-        if not await cache.open():
-            return set()
         key = _keyer(cache, settings)
         keys = {key(text): text for text in texts}
-        return {keys[found] for found in await cache.present(list(keys))}
+        within = settings.deadline / 2 if settings.deadline else float("inf")
+        return {keys[found] for found in await cache.present(list(keys), within)}
 
     def _sender(self, call: Call) -> Sender:
         url, key = call.settings.base_url, call.key
@@ -197,9 +199,8 @@ class Engine:
         source: Callable[[Texts], Source] = partial(DirectSource, plan=_plan(settings))
         if call.cache is not None:
             cache = self._cache(call.cache)
-            if await self._opened(cache, settings):
-                source = _cached(cache, call, gathered)
-                _share_pace(lane, cache, settings, call.key)
+            source = _cached(cache, call, gathered)
+            self._share_pace(lane, cache, settings, call.key)
         flights = self._flights_of(call)
         job = Job(call, gathered, send, flights=flights, source=source, caller=caller)
         stop.join(job)
@@ -228,20 +229,8 @@ def _cached(cache: Cache, call: Call, gathered: Gathered) -> Callable[[Texts], S
         gathered=gathered,
         ledger=call.ledger,
         slab=settings.max_concurrency * settings.batch_size,
+        time_left=lambda: call.until - call.lane.clock(),
     )
-
-
-def _share_pace(lane: Lane, cache: Cache, settings: Settings, key: ApiKey) -> None:
-    """Keep given limits together with all processes that use the same store."""
-    if lane.given == (None, None) or lane.paced_by is not None:
-        return
-    from nexusflow_integrations._core.pace.shared import LeasedPacer, account_id
-
-    requests, tokens = lane.given
-    account = account_id(base_url=settings.base_url, key=key, model=settings.model)
-    shared = limits_kept_in(cache.store, account, requests, tokens)
-    pacer = LeasedPacer(shared, cache.thread.submit, lane.gate.pump, lane.clock)
-    lane.use_pacer(pacer, paced_by=cache)
 
 
 def limits_kept_in(

@@ -207,7 +207,7 @@ class Job:
             else:
                 await self._work_together(source, workers)
         finally:
-            await source.close()
+            source.close()
 
     async def _work_together(self, source: Source, most: int) -> None:
         """Work with up to ``most`` tasks, one more at each turn of the loop that brings no answer.
@@ -269,9 +269,11 @@ class Job:
             finally:
                 if caller is not None:
                     call.ledger.add(ledger)
-                await source.keep(batch)
+                kept = source.keep(batch)
                 if caller is not None:
                     caller.ended(batch, gathered, ledger, failed=failed)
+            if kept is not None:
+                await kept
             gathered.report()
         gathered.report()
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 from nexusflow_integrations._core.call.results import Gathered
 from nexusflow_integrations._core.request.batching import Batch, Item, item_of
 from nexusflow_integrations._core.usage import Ledger
-from nexusflow_integrations._core.vectors import Vectors
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.cache.cache import Cache
@@ -32,10 +31,13 @@ class Source(Protocol):
     async def next(self) -> Batch | None:
         """Return the next batch to send, or ``None`` if there is no more."""
 
-    async def keep(self, batch: Batch) -> None:
-        """Keep what became known about ``batch``, however its exchange ended."""
+    def keep(self, batch: Batch) -> asyncio.Future[None] | None:
+        """Keep what became known about ``batch``, however its exchange ended.
 
-    async def close(self) -> None:
+        Returns what to wait for before more is sent, if there is anything to wait for.
+        """
+
+    def close(self) -> None:
         """Give up what was not sent."""
 
 
@@ -48,10 +50,10 @@ class DirectSource:
     async def next(self) -> Batch | None:
         return next(self._batches, None)
 
-    async def keep(self, batch: Batch) -> None:
+    def keep(self, batch: Batch) -> None:
         pass
 
-    async def close(self) -> None:
+    def close(self) -> None:
         pass
 
 
@@ -60,6 +62,8 @@ class CachedSource:
 
     Texts are claimed slab by slab, shortly before they are sent, so that two processes on one
     corpus share the work instead of waiting for each other.
+
+    ``time_left`` is the call's, in seconds. It waits for the cache for a part of it at most.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class CachedSource:
         gathered: Gathered,
         ledger: Ledger,
         slab: int,
+        time_left: Callable[[], float],
     ) -> None:
         self._plan = plan
         self._cache = cache
@@ -80,6 +85,7 @@ class CachedSource:
         self._gathered = gathered
         self._ledger = ledger
         self._slab = slab
+        self._time_left = time_left
         self._pending = [(index, text, key(text)) for index, text in reversed(texts)]
         self._busy: list[tuple[int, str, bytes]] = []
         self._ready: list[Item] = []
@@ -99,7 +105,8 @@ class CachedSource:
             await asyncio.sleep(random.uniform(0.5, 1.5) * POLL)
             self._pending, self._busy = self._busy[::-1], []
         slab = [self._pending.pop() for _ in range(min(self._slab, len(self._pending)))]
-        claimed = await self._cache.claim([key for _, _, key in slab], self._dimensions)
+        keys = [key for _, _, key in slab]
+        claimed = await self._cache.claim(keys, self._dimensions, self._patience())
         mine = set(claimed.mine)
         for index, text, key in slab:
             vector = claimed.hits.get(key)
@@ -130,28 +137,33 @@ class CachedSource:
             await asyncio.sleep(self._cache.store.claim_seconds / 3)
             await self._cache.renew(list(self._claimed.values()))
 
-    async def keep(self, batch: Batch) -> None:
+    def _patience(self) -> float:
+        return self._time_left() / 4  # the rest is for the request
+
+    def keep(self, batch: Batch) -> asyncio.Future[None] | None:
         gathered = self._gathered
-        rows: list[tuple[bytes, Vectors]] = []
+        paid: list[tuple[int, bytes]] = []
         unpaid: list[bytes] = []
         for item in batch:
             key = self._claimed.pop(item.index, None)
             if key is None:
                 continue
-            if gathered.done[item.index] and gathered.vectors is not None:
-                rows.append((key, gathered.vectors[item.index]))
+            if gathered.done[item.index]:
+                paid.append((item.index, key))
             else:
                 unpaid.append(key)
-        try:
-            if rows:
-                await self._cache.put(rows)
-        finally:  # also if the call is cancelled while the rows are committed
-            if unpaid:
-                await self._cache.release(unpaid)
+        if unpaid:
+            self._cache.release(unpaid)
+        if not paid or gathered.vectors is None:
+            return None
+        # A copy: it may be stored later than the caller gets the vectors, and changes them.
+        copies = gathered.vectors[[index for index, _ in paid]]
+        rows = [(key, row) for (_, key), row in zip(paid, copies, strict=True)]
+        return self._cache.put(rows, self._patience())
 
-    async def close(self) -> None:
+    def close(self) -> None:
         if self._renewing is not None:
             self._renewing.cancel()
         if self._claimed:
             keys, self._claimed = list(self._claimed.values()), {}
-            await self._cache.release(keys)
+            self._cache.release(keys)

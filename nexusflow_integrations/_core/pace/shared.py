@@ -14,10 +14,9 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
-from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 
+from nexusflow_integrations._core.offload import Submit, offload
 from nexusflow_integrations._core.pace.pacing import LEAST, Gcra, GivenLimits
 from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.unavailable import StoreUnavailable
@@ -33,6 +32,8 @@ MOST_AT_ONCE = 128
 """The same as a number of requests."""
 LAPSE = 0.25
 """Seconds after its time at which a reserved send time is given up."""
+PATIENCE = 1.0
+"""Seconds that requests wait for send times before the process paces alone."""
 ASK_AGAIN = 5.0
 """Seconds for which a process paces alone after the limits could not be asked."""
 RECHECK = 0.25
@@ -62,8 +63,9 @@ class SharedLimits(Protocol):
     """The limits of one account, and who may send when: the same for all processes that ask.
 
     All methods block, are called from one thread at a time, and may raise any ``Exception`` where
-    the limits cannot be asked: the process then paces alone to its share of them, and asks again
-    a little later.
+    the limits cannot be asked. The process then paces alone to its share of them, and asks again
+    after five seconds. So it does when an answer takes longer than one second, or longer than the
+    seconds in an attribute ``patience`` of the object, if it has one.
     """
 
     @property
@@ -157,12 +159,12 @@ class LeasedPacer:
 
     A send time is asked for when somebody waits for one, the next while the last is still to come.
     Those that go unused lapse: for all others they are as good as used. If the limits cannot be
-    asked, the process paces alone, to its share of them: one of ``sharers``. It asks again every
-    ``ASK_AGAIN`` seconds.
+    asked, or do not answer, the process paces alone, to its share of them: one of ``sharers``. It
+    asks again every ``ASK_AGAIN`` seconds, and never while the last question is still out.
 
     Args:
         shared: Where send times come from.
-        submit: Runs a function in another thread, as ``Executor.submit`` does.
+        submit: Runs a function in another thread.
         ready: Called on the loop when send times have come in: the gate's ``pump``.
         clock: The gate's, in seconds.
     """
@@ -170,11 +172,12 @@ class LeasedPacer:
     def __init__(
         self,
         shared: SharedLimits,
-        submit: Callable[[Callable[[], Any]], Future[Any]],
+        submit: Submit,
         ready: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shared = shared
+        self._patience: float = getattr(shared, "patience", PATIENCE)
         self._submit = submit
         self._ready = ready
         self._clock = clock
@@ -188,26 +191,38 @@ class LeasedPacer:
         self._ratio = 1.0
         self._owed = 0.0
         self._late = 0.0
-        self._leasing = False
+        self._asking = False
+        self._waited = 0.0
+        self._looked_at = 0.0
         self._owing = False
         self._alone: GivenLimits | None = None
         self._ask_at = 0.0
+        self._last: tuple[int, float] | None = None  # tokens of the last request, and when
 
     def wait(self, now: float) -> float:
         """Return the seconds until a request may be sent, if it is known; else ask for it."""
         if self._alone is not None:
             if now >= self._ask_at:
-                self._lease()
+                self._lease(now)
             return self._alone.wait(now)
         while self._slots and now - self._slots[0][0] > LAPSE:
             self._owe(-self._slots.popleft()[1])
             self._size = 1
         if 2 * len(self._slots) <= self._size:
-            self._lease()
-        return max(0.0, self._slots[0][0] - now) if self._slots else RECHECK
+            self._lease(now)
+        if self._slots:
+            return max(0.0, self._slots[0][0] - now)
+        # Not simply since it was asked: a process that was stopped has not waited meanwhile.
+        self._waited += min(now - self._looked_at, 2 * RECHECK)
+        self._looked_at = now
+        if self._waited < self._patience:
+            return RECHECK
+        self._pace_alone(f"no answer within {self._patience:g} s")
+        return self.wait(now)
 
     def take(self, tokens: int, now: float) -> None:
         """Use the next send time for a request of about ``tokens``."""
+        self._last = tokens, now
         if self._alone is not None:
             self._alone.take(tokens, now)
             return
@@ -234,7 +249,12 @@ class LeasedPacer:
         if self._alone is not None:
             self._alone.throttled(sent_at=sent_at, now=now, hint=hint)
         else:
-            self._run(lambda: self._shared.throttled(self._clock() - sent_at), self._noted)
+            offload(
+                self._submit,
+                lambda: self._shared.throttled(self._clock() - sent_at),
+                lambda _: None,
+                self._fail,
+            )
 
     def succeeded(self, now: float) -> None:
         """Note a good answer, which teaches nothing where the limits are given."""
@@ -255,15 +275,16 @@ class LeasedPacer:
             self._owing = False
             return
         owed, self._owed = self._owed, 0.0
-        self._run(lambda: self._shared.owe(owed), self._paid)
+        offload(self._submit, lambda: self._shared.owe(owed), self._paid, self._fail)
 
-    def _paid(self, _: Any) -> None:
+    def _paid(self, _: None) -> None:
         self._pay()
 
-    def _lease(self) -> None:
-        if self._leasing:
+    def _lease(self, now: float) -> None:
+        if self._asking:
             return
-        self._leasing = True
+        self._asking = True
+        self._waited, self._looked_at = 0.0, now
         charge = math.ceil(self._charge or min(FIRST_GUESS, self._tokens_per_second))
         pace = min(self._requests_per_second, self._tokens_per_second / max(1, charge))
         count = max(
@@ -276,48 +297,41 @@ class LeasedPacer:
             now = self._clock()
             return [(now + wait, charge) for wait in waits]
 
-        self._run(lease, self._leased)
+        offload(self._submit, lease, self._leased, self._not_leased)
 
     def _leased(self, slots: list[tuple[float, int]]) -> None:
-        self._leasing = False
-        self._alone = None
+        self._asking = False
+        if self._alone is not None:
+            # Where send times are kept, nobody knows what was sent alone.
+            now = self._clock()
+            shift = max(0.0, now + self._alone.wait(now) - slots[0][0])
+            slots = [(at + shift, charge) for at, charge in slots]
+            self._late += shift
+            self._alone = None
+            logger.warning("the shared limits are kept together again")
         self._slots.extend(slots)
         self._ready()
 
-    def _noted(self, _: Any) -> None:
-        pass
-
-    def _run(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
-        loop = asyncio.get_running_loop()
-
-        def arrived(future: Future[Any]) -> None:
-            error = CancelledError() if future.cancelled() else future.exception()
-            if error is None:
-                then(future.result())
-            else:
-                self._fail(error)
-
-        def done(future: Future[Any]) -> None:
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(arrived, future)
-
-        try:
-            future = self._submit(work)
-        except RuntimeError as error:  # the thread has ended
-            self._fail(error)
-            return
-        future.add_done_callback(done)
+    def _not_leased(self, error: BaseException) -> None:
+        self._asking = False
+        self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        self._leasing = self._owing = False
+        self._owing = False
+        if isinstance(error, (StoreUnavailable, CacheError)):
+            self._pace_alone(str(error))
+        else:  # by its name only: what it says may hold an address with a password
+            self._pace_alone(type(error).__name__)
+        self._ready()
+
+    def _pace_alone(self, why: str) -> None:
         self._ask_at = self._clock() + ASK_AGAIN
         if self._alone is not None:
             return
-        if not isinstance(error, (CancelledError, RuntimeError, StoreUnavailable, CacheError)):
-            # By its name only: what it says may hold an address with a password.
-            logger.warning("pacing alone, the shared limits failed: %s", type(error).__name__)
+        logger.warning("pacing alone until the shared limits can be asked again: %s", why)
         requests, tokens = self._shared.requests_per_minute, self._shared.tokens_per_minute
         sharers = self._shared.sharers
         self._alone = GivenLimits(requests and requests / sharers, tokens and tokens / sharers)
+        if self._last is not None:
+            self._alone.take(*self._last)
         self._slots.clear()
-        self._ready()

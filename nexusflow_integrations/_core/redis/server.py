@@ -14,11 +14,11 @@ from nexusflow_integrations._core.secret import without_frames
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
 
-PATIENCE = 10.0
+PATIENCE = 2.0
 """Seconds for which a server that has answered before may be away, as while it restarts."""
-CONNECT_SECONDS = 3.0
-ANSWER_SECONDS = 10.0
-"""How long one answer may take; it takes milliseconds."""
+CONNECT_SECONDS = 2.0
+ANSWER_SECONDS = 2.0
+"""How long an answer may take to begin, or to go on; it takes milliseconds."""
 OLDEST = (5, 0)
 """Since this version a script may ask for the time and write."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
@@ -85,7 +85,9 @@ class RedisServer:
 
     def _ask(self, work: Callable[[Any], T], patience: float) -> T:
         exceptions = redis_package(self.address).exceptions
-        with self._lock:
+        if not self._lock.acquire(ANSWER_SECONDS):
+            raise self.unavailable("an earlier command has not been answered yet")
+        try:
             began, pause = time.monotonic(), _FIRST_PAUSE
             while True:
                 try:
@@ -107,6 +109,8 @@ class RedisServer:
                     return result
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+        finally:
+            self._lock.release()
 
     def run(self, script: str, keys: list[bytes], args: list[Any], *, client: Any) -> Any:
         """Run a Lua script, which the server keeps, as one step that nothing interrupts."""

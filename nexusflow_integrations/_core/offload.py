@@ -1,0 +1,99 @@
+"""Blocking work off the event loop, in daemon threads that neither a caller nor an exit waits for.
+
+The standard executors join their threads at interpreter exit, however long those block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+Submit = Callable[[Callable[[], Any]], "Future[Any]"]
+"""Runs a function in another thread, as ``Worker.submit`` and ``Executor.submit`` do."""
+
+_Jobs = SimpleQueue["tuple[Future[Any], Callable[[], Any]] | None"]
+
+
+class Worker:
+    """Runs functions one after another in a daemon thread, started with the first.
+
+    The thread ends when the object is collected, or after ``end``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: _Jobs = SimpleQueue()
+        self._is_started = False
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Have ``work`` called in its turn. A future that is cancelled before is skipped.
+
+        Raises:
+            RuntimeError: The interpreter is going down, and starts no thread any more.
+        """
+        if not self._is_started:
+            threading.Thread(target=_run, args=(self._jobs,), name=self._name, daemon=True).start()
+            self._is_started = True
+        future: Future[T] = Future()
+        self._jobs.put((future, work))
+        return future
+
+    def end(self) -> None:
+        """Let the thread end once it has done what was submitted; does not wait for it."""
+        self._jobs.put(None)
+
+    def __del__(self) -> None:
+        self.end()
+
+
+def _run(jobs: _Jobs) -> None:
+    while (job := jobs.get()) is not None:
+        future, work = job
+        if future.set_running_or_notify_cancel():
+            try:
+                result = work()
+            except BaseException as error:  # noqa: BLE001 - whoever submitted it is told
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+                del result
+        del job, future, work  # nothing is kept alive while the thread waits for the next one
+
+
+def offload(
+    submit: Submit,
+    work: Callable[[], T],
+    then: Callable[[T], object],
+    failed: Callable[[BaseException], object],
+) -> Future[T] | None:
+    """Do ``work`` in another thread; then call ``then`` or ``failed`` on the loop that runs now.
+
+    Never before this returns. ``None`` is returned if no thread takes the work any more.
+    """
+    loop = asyncio.get_running_loop()
+
+    def arrived(future: Future[T]) -> None:
+        error = CancelledError() if future.cancelled() else future.exception()
+        if error is None:
+            then(future.result())
+        else:
+            failed(error)
+
+    def done(future: Future[T]) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(arrived, future)
+
+    try:
+        future = submit(work)
+    except RuntimeError as error:  # the interpreter is going down
+        loop.call_soon(failed, error)
+        return None
+    future.add_done_callback(done)
+    return future

@@ -1,0 +1,339 @@
+"""The cache as calls see it: a store that fails or hangs costs no more than a moment, once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nexusflow_integrations._core.cache import cache as cache_module
+from nexusflow_integrations._core.cache.cache import Cache
+from nexusflow_integrations._core.cache.in_file import Claimed
+from nexusflow_integrations._core.unavailable import StoreUnavailable
+from nexusflow_integrations.errors import CacheError
+
+LOCKED = StoreUnavailable("the cache cannot be used: database is locked")
+FOREIGN = CacheError("notes.txt is not a cache file of nexusflow-integrations")
+
+
+class Store:
+    """Rows and claims in memory; ``fails`` is raised instead of an answer while it is set."""
+
+    path = "the store"
+    claim_seconds = 10.0
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, np.ndarray] = {}
+        self.claims: set[bytes] = set()
+        self.fails: Exception | None = None
+        self.asked: list[str] = []
+        self.is_closed = False
+
+    def _ask(self, what: str) -> None:
+        self.asked.append(what)
+        if self.fails is not None:
+            raise self.fails
+
+    def claim(self, keys: Sequence[bytes], dimensions: int | None) -> Claimed:
+        self._ask("claim")
+        hits = {key: self.rows[key] for key in keys if key in self.rows}
+        mine = [key for key in keys if key not in hits]
+        self.claims.update(mine)
+        return Claimed(hits, mine, [], 0)
+
+    def present(self, keys: Sequence[bytes]) -> set[bytes]:
+        self._ask("present")
+        return self.rows.keys() & set(keys)
+
+    def put(self, rows: Sequence[tuple[bytes, Any]]) -> None:
+        self._ask("put")
+        self.rows.update(rows)
+        self.claims.difference_update(key for key, _ in rows)
+
+    def release(self, keys: Iterable[bytes]) -> None:
+        self._ask("release")
+        self.claims.difference_update(keys)
+
+    def renew(self, keys: Iterable[bytes]) -> None:
+        self._ask("renew")
+
+    def probe(self) -> None:
+        self._ask("probe")
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Thread:
+    """The store's thread, which works when the test says so."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self.works = True
+
+    def submit(self, work: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.jobs.append((future, work))
+        if self.works:
+            self.work()
+        return future
+
+    def work(self) -> None:
+        jobs, self.jobs = self.jobs, []
+        for future, work in jobs:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except Exception as error:
+                    future.set_exception(error)
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(cache_module, "GRACE", 0.01)
+    monkeypatch.setattr(cache_module, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(cache_module, "LONGEST_PAUSE", 0.04)
+    monkeypatch.setattr(cache_module, "CLOSING", 0.2)
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def thread() -> Thread:
+    return Thread()
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    caplog.set_level(logging.WARNING, "nexusflow_integrations")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def cache_on(store: Store, thread: Thread) -> Cache:
+    return Cache(store, thread.submit)  # type: ignore[arg-type]
+
+
+def rows(*keys: bytes) -> list[tuple[bytes, np.ndarray]]:
+    return [(key, np.ones(2, np.float32)) for key in keys]
+
+
+async def until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end, "it never became true"
+        await asyncio.sleep(0.002)
+
+
+OFF = "the cache is off until it works again: "
+
+
+async def test_a_store_that_hangs_is_waited_for_once_and_then_gone_without(
+    store: Store, thread: Thread, said: Callable[[], list[str]]
+) -> None:
+    cache = cache_on(store, thread)
+    thread.works = False
+    first, second = await asyncio.gather(cache.claim([b"a"], 2), cache.claim([b"b"], 2))
+    assert (first.mine, second.mine) == ([b"a"], [b"b"])
+    asked = len(thread.jobs)
+    assert (await cache.claim([b"c"], 2)).mine == [b"c"]
+    assert await cache.present([b"c"]) == set()
+    await cache.renew([b"c"])
+    assert cache.put(rows(b"c")) is None
+    assert len(thread.jobs) == asked
+    assert said() == [f"{OFF}the store has not answered for 0.1 s"]
+
+
+async def test_what_was_asked_in_vain_and_not_begun_is_not_done_later(
+    store: Store, thread: Thread
+) -> None:
+    cache = cache_on(store, thread)
+    thread.works = False
+    await cache.claim([b"a"], 2)
+    thread.works = True
+    thread.work()
+    await until(lambda: not cache._is_off)
+    assert "claim" not in store.asked
+
+
+async def test_a_store_that_says_it_cannot_be_used_is_tried_again_until_it_works(
+    store: Store, thread: Thread, said: Callable[[], list[str]]
+) -> None:
+    cache = cache_on(store, thread)
+    store.fails = LOCKED
+    assert (await cache.claim([b"a"], 2)).mine == [b"a"]
+    assert (await cache.claim([b"b"], 2)).mine == [b"b"]
+    await until(lambda: store.asked.count("probe") >= 3)
+    assert said() == [f"{OFF}{LOCKED}"]
+    store.fails = None
+    await until(lambda: not cache._is_off)
+    assert (await cache.claim([b"a"], 2)).mine == [b"a"]
+    assert store.claims == {b"a"}
+    assert said()[1:] == ["the cache works again: the store"]
+
+
+async def test_what_was_paid_for_meanwhile_is_stored_when_it_works_again(
+    store: Store, thread: Thread
+) -> None:
+    cache = cache_on(store, thread)
+    store.fails = LOCKED
+    failing = cache.put(rows(b"a", b"b"))
+    assert failing is not None
+    await failing  # the call goes on
+    assert cache.put(rows(b"c")) is None
+    await until(lambda: store.asked.count("put") >= 3)
+    store.fails = None
+    await until(lambda: not cache._is_off)
+    await until(lambda: store.rows.keys() == {b"a", b"b", b"c"})
+    assert cache._held == 0
+
+
+async def test_rows_are_committed_together_and_waited_for(store: Store, thread: Thread) -> None:
+    cache = cache_on(store, thread)
+    first, second = cache.put(rows(b"a")), cache.put(rows(b"b"))
+    assert first is not None
+    assert second is not None
+    await asyncio.gather(first, second)
+    assert store.asked == ["put"]
+    assert store.rows.keys() == {b"a", b"b"}
+
+
+async def test_a_call_with_little_time_goes_on_alone_and_keeps_the_claims_that_come_late(
+    store: Store, thread: Thread, said: Callable[[], list[str]]
+) -> None:
+    cache = cache_on(store, thread)
+    thread.works = False
+    assert (await cache.claim([b"a"], 2, 0.005)).mine == [b"a"]
+    kept = cache.put(rows(b"b"), 0.005)
+    assert kept is not None
+    await kept
+    thread.works = True
+    thread.work()
+    await asyncio.sleep(0.01)
+    assert store.claims == {b"a"}
+    assert store.rows.keys() == {b"b"}
+    assert said() == []
+    assert not cache._is_off
+
+
+async def test_what_was_claimed_for_a_call_that_was_cancelled_is_given_back(
+    store: Store, thread: Thread
+) -> None:
+    cache = cache_on(store, thread)
+    thread.works = False
+    claiming = asyncio.ensure_future(cache.claim([b"a"], 2))
+    await asyncio.sleep(0)
+    (future, work) = thread.jobs.pop()
+    assert future.set_running_or_notify_cancel()
+    claiming.cancel()
+    await asyncio.wait([claiming])
+    thread.works = True
+    future.set_result(work())
+    assert store.claims == {b"a"}
+    await until(lambda: not store.claims)
+
+
+async def test_no_more_is_held_than_fits_and_what_did_not_is_told(
+    store: Store,
+    thread: Thread,
+    said: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cache_module, "MOST_HELD", 20)
+    cache = cache_on(store, thread)
+    store.fails = LOCKED
+    await cache.claim([b"a"], 2)
+    for key in (b"a", b"b", b"c", b"d"):
+        cache.put(rows(key))
+    store.fails = None
+    await until(lambda: not cache._is_off)
+    assert store.rows.keys() == {b"a", b"b"}
+    assert said()[-1] == "2 vectors were paid for and could not be stored in the cache"
+
+
+async def test_a_store_that_is_not_ours_is_an_error_of_the_call_and_not_off(
+    store: Store, thread: Thread, said: Callable[[], list[str]]
+) -> None:
+    cache = cache_on(store, thread)
+    store.fails = FOREIGN
+    for _ in range(2):
+        with pytest.raises(CacheError, match=r"notes\.txt"):
+            await cache.claim([b"a"], 2)
+    assert said() == []
+
+
+async def test_one_that_turns_out_not_to_be_ours_after_a_hang_is_an_error_of_the_next_call(
+    store: Store, thread: Thread
+) -> None:
+    cache = cache_on(store, thread)
+    thread.works = False
+    await cache.claim([b"a"], 2)
+    store.fails = FOREIGN
+    thread.works = True
+    thread.work()
+    await until(lambda: not cache._is_off)
+    with pytest.raises(CacheError, match=r"notes\.txt"):
+        await cache.claim([b"a"], 2)
+
+
+async def test_rows_that_a_damaged_store_refuses_cost_no_vector(
+    store: Store, thread: Thread, said: Callable[[], list[str]]
+) -> None:
+    cache = cache_on(store, thread)
+    await cache.claim([b"a"], 2)
+    store.fails = CacheError("the cache is damaged")
+    kept = cache.put(rows(b"a"))
+    assert kept is not None
+    await kept
+    await until(lambda: store.asked.count("put") >= 3)
+    assert said() == [f"{OFF}the cache is damaged"]
+
+
+async def test_an_error_that_nobody_expects_turns_the_cache_off_without_what_it_says(
+    store: Store, thread: Thread, said: Callable[[], list[str]]
+) -> None:
+    cache = cache_on(store, thread)
+    store.fails = OSError("no route to redis://user:password@host")
+    assert (await cache.claim([b"a"], 2)).mine == [b"a"]
+    assert said() == [f"{OFF}OSError"]
+
+
+async def test_closing_stores_what_is_left_and_closes_the_store(
+    store: Store, thread: Thread, said: Callable[[], list[str]]
+) -> None:
+    cache = cache_on(store, thread)
+    store.fails = LOCKED
+    await cache.claim([b"a"], 2)
+    cache.put(rows(b"a"))
+    store.fails = None
+    await cache.close()
+    assert store.rows.keys() == {b"a"}
+    assert store.is_closed
+    assert len(said()) == 1
+
+
+async def test_closing_waits_for_a_store_that_hangs_no_longer_than_it_may(
+    store: Store, said: Callable[[], list[str]]
+) -> None:
+    cache = Cache(store)  # type: ignore[arg-type]
+    await cache.claim([b"a"], 2)
+    free = threading.Event()
+    store.put = lambda _: free.wait(60)  # type: ignore[assignment, method-assign, return-value]
+    kept = cache.put(rows(b"a", b"b"))
+    assert kept is not None
+    await kept
+    began = time.monotonic()
+    await cache.close()
+    assert time.monotonic() - began < 30
+    free.set()
+    assert said()[-1] == "2 vectors were paid for and could not be stored in the cache"
