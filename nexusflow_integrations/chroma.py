@@ -341,6 +341,15 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             return self
         return _made_here.get(_identity(self._config)) or self
 
+    def _uncached(self) -> NexusFlowEmbeddingFunction:
+        """Return this function past its cache, on the same budget and usage."""
+        client, source = self.client, self._source()
+        other = type(self).__new__(type(self))
+        vars(other).update(vars(self), _rebuilt=False)
+        other._api_key, other._client_key = source._api_key, source._client_key
+        other._client = client._uncached()
+        return other
+
     def _find_key(self) -> ApiKey:
         variable = self._config["api_key_env_var"]
         if self._api_key is not None or os.environ.get(variable) or not self._rebuilt:

@@ -693,6 +693,13 @@ class NexusFlow:
         twin._on_usage = both
         return twin
 
+    def _uncached(self) -> NexusFlow:
+        """Return this client past its cache, on the same budget and usage."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._cache = None
+        return twin
+
     # -- inside --------------------------------------------------------------------------------
 
     def _take_part(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction  # isort: s
 
 from chromadb.errors import NotFoundError
 
+from nexusflow_integrations.chroma_collections.verifying import SAMPLE, check_same, sampled
 from nexusflow_integrations.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from chromadb.api.models.Collection import Collection
     from chromadb.api.types import CollectionMetadata
 
+_SAMPLED: Any = ["documents", "embeddings"]
+
 
 def open_collection(
     client: ClientAPI,
@@ -31,13 +35,14 @@ def open_collection(
     metadata: CollectionMetadata | None = None,
     configuration: CreateCollectionConfiguration | None = None,
     address_changed: bool = False,
+    verify: bool = False,
 ) -> Collection:
     """Open a collection, or make it, and see to it that its vectors stay comparable.
 
     Chroma itself compares only the names of embedding functions, so that another model of the same
     size mixes with what is there. This compares model, size, query instruction and service (the
-    endpoint's origin; any port of this machine is the same). Nothing is sent, and a refusal changes
-    nothing.
+    endpoint's origin; any port of this machine is the same). Nothing is sent, unless by ``verify``,
+    and a refusal changes nothing.
 
     Args:
         client: Any of Chroma's synchronous clients.
@@ -49,10 +54,15 @@ def open_collection(
         configuration: The same. Another ``space`` than that of an existing collection is an error.
         address_changed: Whether the service is the same at a new address. The new address is
             stored.
+        verify: Whether to embed up to three documents of the collection again, past the cache, and
+            compare: a service that changed its model shows in nothing else. One request, billed
+            like any other.
 
     Raises:
+        NexusFlowError: With ``verify``: the documents cannot be embedded.
         ConfigurationError: The collection is of another model, size, query instruction, service or
-            space, or its embedding function is not NexusFlow's.
+            space, or its embedding function is not NexusFlow's, or (``verify``) the service
+            answers with other vectors than those that are stored.
         chromadb.errors.NotFoundError: There is none, and ``create`` is false.
     """
     _check_arguments(embedding_function, configuration)
@@ -72,6 +82,10 @@ def open_collection(
         return made
     function = fitting(stored, embedding_function, address_changed=address_changed)
     _check_ignored(stored, metadata, configuration)
+    if verify:
+        ids, texts, rows = sampled(stored.get(limit=SAMPLE, include=_SAMPLED))
+        if texts:
+            check_same(name, ids, rows, function._uncached()(texts))
     if moved := _moved(stored, function):
         stored.modify(configuration={"embedding_function": moved})
     return client.get_collection(name, embedding_function=function)  # type: ignore[arg-type]
@@ -86,6 +100,7 @@ async def aopen_collection(
     metadata: CollectionMetadata | None = None,
     configuration: CreateCollectionConfiguration | None = None,
     address_changed: bool = False,
+    verify: bool = False,
 ) -> AsyncCollection:
     """Open or make a collection like ``open_collection``, with an ``AsyncHttpClient``."""
     _check_arguments(embedding_function, configuration)
@@ -105,6 +120,11 @@ async def aopen_collection(
         return made
     function = fitting(stored, embedding_function, address_changed=address_changed)
     _check_ignored(stored, metadata, configuration)
+    if verify:
+        ids, texts, rows = sampled(await stored.get(limit=SAMPLE, include=_SAMPLED))
+        if texts:
+            fresh = await asyncio.to_thread(function._uncached(), texts)
+            check_same(name, ids, rows, fresh)
     if moved := _moved(stored, function):
         await stored.modify(configuration={"embedding_function": moved})
     return await client.get_collection(name, embedding_function=function)  # type: ignore[arg-type]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from chromadb.api import types
 from chromadb.errors import NotFoundError
 
-from nexusflow_integrations import chroma, errors
+from nexusflow_integrations import Budget, chroma, errors
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import add_documents, open_collection
+from nexusflow_integrations.chroma_collections.verifying import TOLERANCE, deviation
 from nexusflow_integrations.local import LocalServer
 
 from .conftest import KEY
@@ -199,6 +202,93 @@ def test_a_new_address_allows_no_other_model(client: Any, make: Make) -> None:
     for other in ({"model_name": "other"}, {"dimensions": 128}, {"query_instruction": "Find: "}):
         with pytest.raises(errors.ConfigurationError, match=next(iter(other))):
             open_collection(client, "docs", make(**other), address_changed=True)
+
+
+def filled(client: Any, make: Make) -> Any:
+    collection = open_collection(client, "docs", make())
+    texts = ["red pandas climb", "sea otters swim", "owls fly"]
+    add_documents(collection, ids=["1", "2", "3"], documents=texts)
+    return collection
+
+
+def noisy(row: Any) -> Any:
+    return row * (1 + np.finfo(np.float32).eps * np.where(np.arange(row.size) % 2, 1, -1))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_verifying_accepts_the_same_vectors_up_to_rounding_and_asks_past_the_cache(
+    client: Any, make: Make, server: LocalServer, tmp_path: Path, cached: bool
+) -> None:
+    def function() -> NexusFlowEmbeddingFunction:
+        return make(cache=tmp_path / "cache.sqlite" if cached else None)
+
+    collection = filled(client, lambda **_: function())
+    rows = collection.get(include=["embeddings"])["embeddings"]
+    collection.update(ids=["1", "2", "3"], embeddings=[noisy(row) for row in rows])
+    before = server.stats.requests
+    assert open_collection(client, "docs", function(), verify=True).count() == 3
+    assert open_collection(client, "docs", verify=True).count() == 3
+    assert server.stats.requests == before + 2
+
+
+def test_verifying_counts_in_budget_and_usage(client: Any, make: Make, server: LocalServer) -> None:
+    filled(client, make)
+    function = make(budget=Budget(tokens=1), on_usage=(told := []).append)
+    before = server.stats.requests
+    with pytest.raises(errors.BudgetExceededError):
+        open_collection(client, "docs", function, verify=True)
+    assert server.stats.requests == before
+    function = make(on_usage=told.append)
+    open_collection(client, "docs", function, verify=True)
+    assert function.usage.texts == told[-1].texts == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda row: row[::-1], id="reordered numbers"),
+        pytest.param(lambda row: np.roll(row, 1), id="shifted numbers"),
+        pytest.param(lambda row: row * 0.9, id="another length"),
+        pytest.param(lambda row: -row, id="turned round"),
+        pytest.param(lambda row: np.where(np.arange(row.size) < 60, row, 0), id="cut"),
+        pytest.param(lambda row: np.ones_like(row) / 8, id="another model"),
+    ],
+)
+def test_verifying_refuses_a_service_that_answers_with_other_vectors(
+    client: Any, make: Make, change: Any
+) -> None:
+    collection = filled(client, make)
+    rows = collection.get(include=["embeddings"])["embeddings"]
+    collection.update(ids=["1", "2", "3"], embeddings=[change(row) for row in rows])
+    open_collection(client, "docs", make())
+    with pytest.raises(errors.ConfigurationError, match="differently"):
+        open_collection(client, "docs", make(), verify=True)
+
+
+def test_verifying_finds_vectors_of_other_rows(client: Any, make: Make) -> None:
+    collection = filled(client, make)
+    rows = collection.get(include=["embeddings"])["embeddings"]
+    collection.update(ids=["1", "2", "3"], embeddings=list(rows[[1, 0, 2]]))
+    with pytest.raises(errors.ConfigurationError, match="document '1'"):
+        open_collection(client, "docs", make(), verify=True)
+
+
+def test_verifying_an_empty_collection_sends_nothing(
+    client: Any, make: Make, server: LocalServer
+) -> None:
+    for _ in range(2):
+        open_collection(client, "docs", make(), verify=True)
+    assert server.stats.requests == 0
+
+
+def test_rounding_raises_no_false_alarm_and_another_vector_is_never_missed() -> None:
+    random = np.random.default_rng(7)
+    for _ in range(1000):
+        row = random.standard_normal(256).astype(np.float32)
+        same = row.astype(np.float16).astype(np.float32)
+        assert deviation(row, same) < TOLERANCE / 10
+        assert deviation(row, random.permutation(row)) > TOLERANCE * 10
+    assert deviation(row, row[:128]) == float("inf")
 
 
 class OwnName(NexusFlowEmbeddingFunction):

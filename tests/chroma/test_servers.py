@@ -92,6 +92,11 @@ async def test_the_async_twins_do_the_same(
     assert (found["ids"], found["metadatas"]) == ([["id7"]], [[{"n": 7}]])
     with pytest.raises(errors.ConfigurationError, match="model_name"):
         await aopen_collection(async_http, name, make(model_name="another-model"))
+    again = await aopen_collection(async_http, name, make(), verify=True)
+    first = (await again.get(limit=1))["ids"]
+    await again.update(ids=first, embeddings=[[0.125] * 64])
+    with pytest.raises(errors.ConfigurationError, match="differently"):
+        await aopen_collection(async_http, name, make(), verify=True)
 
 
 async def test_async_adding_keeps_what_was_paid_for(async_http: Any, name: str) -> None:
