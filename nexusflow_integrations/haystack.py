@@ -15,8 +15,9 @@ from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.secret import Headers, secret_arguments
 from nexusflow_integrations._core.settings import DEFAULT_MODEL
-from nexusflow_integrations._core.texts import check_text
+from nexusflow_integrations._core.texts import check_text, rows_of
 from nexusflow_integrations.client import NexusFlow
+from nexusflow_integrations.errors import InvalidInputError
 
 with needed(__name__, "haystack", install="nexusflow-integrations[haystack]"):
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -169,16 +170,20 @@ class NexusFlowDocumentEmbedder(_Embedder):
             InvalidInputError: A document has nothing to embed; ``index`` says which.
             NexusFlowError: Any other failure; its ``finished`` holds the vectors so far.
         """
-        vectors = self.client.embed(map(self._text, documents))
+        vectors = self.client.embed(map(self._text, rows_of(documents)))
         return self._answer(documents, vectors)
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])
     async def run_async(self, documents: list[Document]) -> dict[str, Any]:
         """Embed like ``run``, without blocking the event loop."""
-        vectors = await self.client.aembed(map(self._text, documents))
+        vectors = await self.client.aembed(map(self._text, rows_of(documents)))
         return self._answer(documents, vectors)
 
     def _text(self, document: Document) -> str:
+        if not isinstance(document, Document):
+            raise InvalidInputError(
+                f"a list of Documents belongs here, not of {type(document).__name__}"
+            )
         values = [document.meta.get(name) for name in self.meta_fields_to_embed]
         parts = [*(str(value) for value in values if value is not None), document.content or ""]
         return self.prefix + self.embedding_separator.join(parts) + self.suffix

@@ -10,6 +10,7 @@ from typing import Any
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.secret import secret_arguments
 from nexusflow_integrations._core.settings import DEFAULT_MODEL
+from nexusflow_integrations._core.texts import rows_of
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import ConfigurationError
 
@@ -52,6 +53,7 @@ class NexusFlowEmbeddings(TextEmbeddingFunction):
         return self.dimensions
 
     def generate_embeddings(self, texts: Any) -> list[Any]:
+        texts = list(rows_of(texts))
         rows = iter(self._client.embed([text for text in texts if text]))
         return [next(rows) if text else None for text in texts]
 

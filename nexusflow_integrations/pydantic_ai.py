@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from nexusflow_integrations._core.checks import refuse
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.settings import Role
+from nexusflow_integrations._core.texts import rows_of
 from nexusflow_integrations.client import NexusFlow
 
 with needed(__name__, "pydantic_ai", install="nexusflow-integrations[pydantic-ai]"):
@@ -49,6 +50,8 @@ class NexusFlowEmbeddingModel(EmbeddingModel):
     ) -> EmbeddingResult:
         """Embed in parallel; ``embeddings`` are lists of floats, ``usage`` the tokens billed."""
         check_allow_model_requests()
+        if not isinstance(inputs, str):
+            inputs = list(rows_of(inputs))
         texts, told = self.prepare_embed(inputs, settings)
         client = self.client.resized(told.get("dimensions", self.client.dimensions))
         vectors = await client.aembed(texts, role=input_type)

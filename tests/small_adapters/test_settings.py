@@ -8,7 +8,7 @@ from typing import Any
 import pydantic
 import pytest
 
-from nexusflow_integrations.errors import ConfigurationError
+from nexusflow_integrations.errors import ConfigurationError, InvalidInputError
 
 Refused = Callable[..., list[Any]]
 EMBEDDER = ("api_key", "model", "dimensions", "api_base_url", "prefix", "suffix", "options")
@@ -50,3 +50,17 @@ def test_pydantic_ai(name: str, refused: Refused) -> None:
     from nexusflow_integrations.pydantic_ai import NexusFlowEmbeddingModel
 
     refused(lambda value: NexusFlowEmbeddingModel(**{name: value}), name)
+
+
+@pytest.mark.parametrize("wrong", [{"a": "b"}, {"a"}, b"a", 5, None, ["a", 5]], ids=repr)
+async def test_what_is_no_list_of_texts_is_refused(wrong: Any) -> None:
+    from nexusflow_integrations.haystack import NexusFlowDocumentEmbedder
+    from nexusflow_integrations.lancedb import NexusFlowEmbeddings
+    from nexusflow_integrations.pydantic_ai import NexusFlowEmbeddingModel
+
+    with pytest.raises(InvalidInputError, match=r"belongs here|is not a string"):
+        NexusFlowDocumentEmbedder().run(documents=wrong)
+    with pytest.raises(InvalidInputError, match=r"belongs here|is not a string"):
+        NexusFlowEmbeddings().generate_embeddings(wrong)
+    with pytest.raises(InvalidInputError, match=r"belongs here|is not a string"):
+        await NexusFlowEmbeddingModel().embed(wrong, input_type="document")
