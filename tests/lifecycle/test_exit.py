@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,4 +57,46 @@ def test_f141_a_silent_name_server_does_not_hold_the_process(tmp_path: Path) -> 
         pytest.skip("no network namespace may be made here")
     code, out, err = run(SILENT, "", KEY, seconds=LONG + 60, before=alone)
     assert (code, err) == (0, "")
+    assert time.time() - float(out) < SOON
+
+
+HANGING = """
+    import sys, time
+    from nexusflow_integrations import NexusFlow
+    from nexusflow_integrations._core.cache.in_file import VectorStore
+
+    how, key, url, place = sys.argv[1:]
+
+    class Limits:
+        requests_per_minute, tokens_per_minute, sharers = 600.0, None, 1
+        def lease(self, *_, **__):
+            time.sleep(60)
+
+    class Budget:
+        tokens = 1_000_000
+        def draw(self, *_):
+            time.sleep(60)
+
+    VectorStore.claim = VectorStore.open = lambda *_: time.sleep(60)
+    options = {
+        "limits": {"pacer": Limits()},
+        "budget": {"budget": Budget()},
+        "store": {"cache": place + "/cache.db"},
+    }
+    client = NexusFlow(key, base_url=url, dimensions=64, deadline=1, **options[how])
+    try:
+        client.embed("a text")
+    except Exception:
+        pass
+    print(time.time())
+"""
+
+
+@pytest.mark.parametrize("how", ["limits", "budget", "store"])
+def test_f141_what_hangs_in_a_thread_of_ours_does_not_hold_the_process(
+    server: Any, tmp_path: Path, how: str
+) -> None:
+    told = (how, KEY, server.base_url, str(tmp_path))
+    code, out, err = run(HANGING, *told, seconds=LONG + 60, warnings=False)
+    assert code == 0, err
     assert time.time() - float(out) < SOON
