@@ -231,7 +231,7 @@ class CallingThread(Caller):
     def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> T:
         """Have ``work`` done on ``background``; return or raise what comes of it."""
         errand = Errand(background, work, self._tell)
-        until = None if self._deadline is None else time.monotonic() + self._deadline + GRACE
+        until = None if self._deadline is None else time.monotonic() + self._deadline + GRACE / 2
         try:
             while not isinstance(news := self._next(until), Outcome):
                 if isinstance(news, Ask):
@@ -247,10 +247,12 @@ class CallingThread(Caller):
     def _next(self, until: float | None) -> Any:
         if until is None:
             return self._news.get()
-        try:
-            return self._news.get(timeout=max(0.0, until - time.monotonic()))
-        except queue.Empty:
-            return Outcome(error=_unanswered(cast("float", self._deadline)))
+        # In two steps: after a time in which the whole process stood still (SIGSTOP, a laptop
+        # asleep) the loop, too, has yet to hear of it.
+        for timeout in (max(0.0, until - time.monotonic()), GRACE / 2):
+            with suppress(queue.Empty):
+                return self._news.get(timeout=timeout)
+        return Outcome(error=_unanswered(cast("float", self._deadline)))
 
     def _do(self, ask: Ask) -> None:
         if ask.awaited and self._deadline is not None:
@@ -296,7 +298,12 @@ class CallingTask(Caller):
         timer = None
         if self._deadline is not None:
             late = Outcome[Any](error=_unanswered(self._deadline))
-            timer = self._loop.call_later(self._deadline + GRACE, self._news.put_nowait, late)
+
+            def wait_on() -> None:  # in two steps, as a thread does
+                nonlocal timer
+                timer = self._loop.call_later(GRACE / 2, self._news.put_nowait, late)
+
+            timer = self._loop.call_later(self._deadline + GRACE / 2, wait_on)
         try:
             while not isinstance(news := await self._news.get(), Outcome):
                 if isinstance(news, Ask):
