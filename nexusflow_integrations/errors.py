@@ -15,6 +15,7 @@
     ├── InvalidResponseError        an answer not to be trusted: count, order, numbers
     ├── RefusedTextsError           some texts were refused; the others are finished
     ├── BudgetExceededError         the next request could pass the budget
+    ├── LimiterError                a framework's rate limiter failed (also RuntimeError)
     ├── CacheError                  the cache is corrupt, foreign or newer
     └── CollectionError             a vector store cannot be read or written (also RuntimeError)
 
@@ -46,6 +47,7 @@ __all__ = [
     "InternalServerError",
     "InvalidInputError",
     "InvalidResponseError",
+    "LimiterError",
     "NexusFlowError",
     "NotFoundError",
     "PermissionDeniedError",
@@ -177,6 +179,10 @@ class RefusedTextsError(NexusFlowError):
 
 class BudgetExceededError(NexusFlowError):
     """The next request could pass the budget, so it was not sent."""
+
+
+class LimiterError(NexusFlowError, RuntimeError):
+    """The ``rate_limiter`` that an adapter was given raised an error: this one's ``__cause__``."""
 
 
 class CacheError(NexusFlowError):

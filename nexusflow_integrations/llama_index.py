@@ -13,30 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
+import logging
+import multiprocessing
 import os
-import time
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from inspect import signature
-from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from nexusflow_integrations._core import forks
-from nexusflow_integrations._core.call.results import (
-    EmbeddingArray,
-    EmbeddingList,
-    Gathered,
-)
+from nexusflow_integrations._core.call.caller import BatchEnd, Hooks
+from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
 from nexusflow_integrations._core.checks import has_methods, named, refuse, whole
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.request.tokens import estimate_tokens
@@ -51,14 +45,10 @@ from nexusflow_integrations._core.settings import (
     resolve_base_url,
 )
 from nexusflow_integrations._core.texts import check_text, check_texts
-from nexusflow_integrations._core.usage import Budget, Ledger, Price, Usage
+from nexusflow_integrations._core.usage import Budget, Price, Usage
+from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.client import NexusFlow
-from nexusflow_integrations.errors import (
-    APIStatusError,
-    APITimeoutError,
-    ConfigurationError,
-    NexusFlowError,
-)
+from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -78,24 +68,25 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-if TYPE_CHECKING:
-    from nexusflow_integrations._core.call.job import Stop
-
 __all__ = ["NexusFlowEmbedding", "NexusFlowEmbeddingEndEvent"]
 
 Vector = list[float]
-Loop = asyncio.AbstractEventLoop
 T = TypeVar("T")
 
 _COLLECTION = "embeddings"  # of an embeddings_cache, as LlamaIndex names it
-_BATCHES_A_FLIGHT = 4
-"""With ``cache=``: batches handed over together, so that what is not cached fills its requests."""
+_AT_ONCE = 64
+"""Operations of an ``embeddings_cache`` that an async call awaits at once."""
+_PATIENCE = 3
+"""Failures of an ``embeddings_cache``, one after the other, after which a call gives it up."""
+_PAYER = ("budget", "price", "api_key", "base_url")
+"""A change of one of these starts a new count of what was spent."""
 
 _DUCKS = (
     ("rate_limiter", ("acquire", "async_acquire"), "rate limiter"),
     ("callback_manager", ("on_event_start", "on_event_end"), "CallbackManager"),
 )
 """Fields that LlamaIndex itself does not check, and what is called of them."""
+logger = logging.getLogger("nexusflow_integrations")
 _ALIASES = {"model": "model_name", "base_url": "api_base"}
 _dispatcher = get_dispatcher(__name__)
 _spent: ContextVar[Usage | None] = ContextVar("nexusflow_spent", default=None)
@@ -118,13 +109,18 @@ class NexusFlowEmbedding(BaseEmbedding):
     """NexusFlow embeddings for LlamaIndex.
 
     Building one costs nothing: no connection is opened, and the key is looked for when it is first
-    needed. One object serves any number of threads and event loops. Fields may be changed later;
-    a changed field starts a new ``client``, with its own ``usage`` and budget.
+    needed. One object serves any number of threads and event loops. Fields may be changed later:
+    the next call has a new ``client``, with the budget and the ``usage`` of the former, unless
+    ``budget``, ``price``, ``api_key`` or ``api_base`` changed, which start anew.
 
     ``to_dict`` holds what changes a vector (``model_name``, ``api_base``, ``dimensions``,
     ``query_instruction``) and nothing else, so the cache of an ``IngestionPipeline`` outlives a
     new key, timeout or batch size, and not a new size or model. The key is never in a dict, a
     repr or a pickle: a worker process reads ``NEXUSFLOW_API_KEY`` in its own environment.
+
+    In a worker process (``IngestionPipeline.run(num_workers=...)``) an object with a ``budget``, or
+    with limits and no ``cache``, raises ``ConfigurationError``: each worker would count them by
+    itself. What workers send is not in the ``usage`` of the object that was sent to them.
 
     Args:
         model_name: Name of the model; ``model`` is accepted too.
@@ -137,11 +133,14 @@ class NexusFlowEmbedding(BaseEmbedding):
         num_workers: Requests in flight at most, of a sync or async call; ``None`` leaves it to
             ``max_concurrency``.
         max_concurrency: Requests in flight at most, over all calls to the same account.
-        callback_manager: Told of the start and the end of every request.
+        callback_manager: Hears of the start and the end of every request.
         embeddings_cache: A LlamaIndex key-value store of vectors. Its keys are hashes over all
             that changes the vector, so one store serves several models, sizes and instructions.
-        rate_limiter: A LlamaIndex rate limiter, asked once a request, never for a cached text,
-            and told the estimated tokens where it limits them.
+            It is read and written while requests are in flight. If it fails, that is logged once,
+            and the call goes on without it.
+        rate_limiter: A LlamaIndex rate limiter, acquired once for each batch that is sent, not for
+            cached texts, with the estimated tokens where it limits them. ``deadline`` includes the
+            wait. If it raises, the error's ``finished`` holds what was paid for.
         timeout: Seconds for one attempt, from connection to last byte.
         deadline: Seconds for a whole call with all its retries; ``None`` leaves it to the retries.
         max_retries: Further attempts for a request after faults and throttling.
@@ -152,7 +151,7 @@ class NexusFlowEmbedding(BaseEmbedding):
             URL of a Redis server; see ``NexusFlow``.
         budget: The most that may be spent; see ``Budget``.
         price: Price list for ``usage``; the default is the API page's.
-        on_usage: Called with a ``Usage`` whenever something was sent.
+        on_usage: Called with the ``Usage`` of each call.
         default_headers: Sent with every request.
         http_client: An ``httpx.Client`` to use for sync calls; never closed by us.
         async_http_client: An ``httpx.AsyncClient`` to use for async calls; never closed by us.
@@ -197,8 +196,9 @@ class NexusFlowEmbedding(BaseEmbedding):
     http_client: Any = Field(default=None, exclude=True, repr=False)
     async_http_client: Any = Field(default=None, exclude=True, repr=False)
 
-    _built: tuple[dict[str, Any], _Client] | None = PrivateAttr(default=None)
-    _unpickled: bool = PrivateAttr(default=False)
+    _built: tuple[dict[str, Any], NexusFlow] | None = PrivateAttr(default=None)
+    _pickled_in: int | None = PrivateAttr(default=None)
+    _store_fails: bool = PrivateAttr(default=False)
 
     if not TYPE_CHECKING:  # type checkers read the fields
 
@@ -238,25 +238,53 @@ class NexusFlowEmbedding(BaseEmbedding):
 
     @property
     def usage(self) -> Usage:
-        """What this object, and copies of it, sent and cost so far, as the API counted."""
+        """What this object, and copies of it in this process, sent and cost so far.
+
+        As the API counted it. A pickled object counts from zero where it is unpickled.
+        """
         return self._core().usage
 
-    def _core(self) -> _Client:
-        if self._unpickled and self.api_key is None and not os.environ.get("NEXUSFLOW_API_KEY"):
-            raise ConfigurationError(
-                "no API key in this process: a NexusFlowEmbedding is pickled without its key,"
-                " so set the environment variable NEXUSFLOW_API_KEY for worker processes"
-            )
+    def _core(self) -> NexusFlow:
+        if self._pickled_in is not None:
+            self._check_worker(self._pickled_in)
         settings = {name: getattr(self, name) for name in _SHARED}
         settings["model"] = self.model_name
         settings["base_url"] = self.api_base
         settings["batch_size"] = min(self.embed_batch_size, MAX_BATCH_SIZE)
         if self.num_workers:
             settings["max_concurrency"] = min(self.num_workers, self.max_concurrency)
-        if self._built is None or self._built[0] != settings:
+        built = self._built
+        if built is None or built[0] != settings:
             with named(_ALIASES):
-                self._built = settings, _Client(**settings)
-        return self._built[1]
+                client = NexusFlow(**settings)
+            if built is not None and all(built[0][name] == settings[name] for name in _PAYER):
+                client._succeed(built[1])
+            self._built = built = settings, client
+        return built[1]
+
+    def _check_worker(self, pickled_in: int) -> None:
+        """Refuse what a worker process cannot do as the process that pickled this object means it.
+
+        Raises:
+            ConfigurationError: There is no key, or a budget or limit would hold for each worker.
+        """
+        if self.api_key is None and not os.environ.get("NEXUSFLOW_API_KEY"):
+            raise ConfigurationError(
+                "no API key in this process: a NexusFlowEmbedding is pickled without its key,"
+                " so set the environment variable NEXUSFLOW_API_KEY for worker processes"
+            )
+        if multiprocessing.parent_process() is None and os.getppid() != pickled_in:
+            return  # read from a file, perhaps
+        if self.budget is not None:
+            raise ConfigurationError(
+                "this is a worker process, and each worker would spend the whole budget: embed in"
+                " one process, which keeps many requests in flight, or leave out the budget"
+            )
+        if (self.requests_per_minute or self.tokens_per_minute) and not self.cache:
+            raise ConfigurationError(
+                "this is a worker process, and each worker would send as fast as the limits allow:"
+                " embed in one process, or give cache=, where workers keep the limits together"
+            )
 
     # -- the six hooks: one call of the client each, which splits at 10 and runs in parallel -------
 
@@ -287,11 +315,15 @@ class NexusFlowEmbedding(BaseEmbedding):
             InvalidInputError: The text cannot be sent.
             NexusFlowError: Any other failure.
         """
-        return _drive(self._one(query, "query"))
+        if self._overrides("_get_query_embedding"):
+            return _drive(self._by_hook(query, "query", "_get_query_embedding"))
+        return self._embed(query, "query")[0]
 
     async def aget_query_embedding(self, query: str) -> Vector:
         """Embed a query like ``get_query_embedding``, without blocking the event loop."""
-        return await _adrive(self._one(query, "query"))
+        if self._overrides("_aget_query_embedding"):
+            return await _adrive(self._by_hook(query, "query", "_aget_query_embedding"))
+        return (await self._aembed(query, "query"))[0]
 
     def get_text_embedding(self, text: str) -> Vector:
         """Embed a document: d floats.
@@ -300,11 +332,15 @@ class NexusFlowEmbedding(BaseEmbedding):
             InvalidInputError: The text cannot be sent.
             NexusFlowError: Any other failure.
         """
-        return _drive(self._one(text, "document"))
+        if self._overrides("_get_text_embedding"):
+            return _drive(self._by_hook(text, "document", "_get_text_embedding"))
+        return self._embed(check_text(text), "document")[0]
 
     async def aget_text_embedding(self, text: str) -> Vector:
         """Embed a document like ``get_text_embedding``, without blocking the event loop."""
-        return await _adrive(self._one(text, "document"))
+        if self._overrides("_aget_text_embedding"):
+            return await _adrive(self._by_hook(text, "document", "_aget_text_embedding"))
+        return (await self._aembed(check_text(text), "document"))[0]
 
     def get_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
@@ -322,7 +358,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         """
         if self._overrides("_get_text_embeddings"):
             return super().get_text_embedding_batch(texts, show_progress, **kwargs)
-        return _drive(self._many(texts, show_progress, None))
+        return self._embed(check_texts(texts), "document", show_progress)
 
     async def aget_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
@@ -330,110 +366,106 @@ class NexusFlowEmbedding(BaseEmbedding):
         """Embed documents like ``get_text_embedding_batch``, without blocking the event loop."""
         if self._overrides("_aget_text_embeddings"):
             return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
-        return await _adrive(self._many(texts, show_progress, asyncio.get_running_loop()))
+        return await self._aembed(check_texts(texts), "document", show_progress)
+
+    def _embed(
+        self, texts: str | list[str], role: Role, show_progress: bool = False
+    ) -> list[Vector]:
+        client = self._core()
+        if not texts and not isinstance(texts, str):
+            return []
+        work = _Work(self, client, texts, role)
+        with work.observed(show_progress) as progress:
+            hooks = work.hooks(_drive)
+            try:
+                found = client._embed(texts, role=role, progress=progress, hooks=hooks)
+            except NexusFlowError as error:
+                _drive(work.save(error.finished))
+                raise
+            return _drive(work.result(found))
+
+    async def _aembed(
+        self, texts: str | list[str], role: Role, show_progress: bool = False
+    ) -> list[Vector]:
+        client = self._core()
+        if not texts and not isinstance(texts, str):
+            return []
+        work = _Work(self, client, texts, role)
+        with work.observed(show_progress) as progress:
+            hooks = work.hooks(_adrive)
+            try:
+                found = await client._aembed(texts, role=role, progress=progress, hooks=hooks)
+            except NexusFlowError as error:
+                await _adrive(work.save(error.finished))
+                raise
+            return await _adrive(work.result(found))
+
+    # -- subclasses with hooks of their own --------------------------------------------------------
 
     def _overrides(self, hook: str) -> bool:
-        """Tell whether a subclass has a hook of its own, through which batches must then go."""
+        """Tell whether a subclass has a hook of its own, through which texts must then go."""
         classes = type(self).__mro__
         return any(hook in vars(cls) for cls in classes[: classes.index(NexusFlowEmbedding)])
 
-    def _one(self, text: str, role: Role) -> _Steps[Vector]:
+    def _by_hook(self, text: str, role: Role, name: str) -> _Steps[Vector]:
         check_text(text)
-        hook, ahook = (
-            (self._get_query_embedding, self._aget_query_embedding)
-            if role == "query"
-            else (self._get_text_embedding, self._aget_text_embedding)
-        )
-        known = yield from self._recall(text, role)
-        if known is not None:
-            return known
+        hook = getattr(self, name)
+        store = _Store(self, role, own=True)
+        known: _Held = yield store.read([text])
+        if known:
+            return known[0][0]
         _spent.set(None)
         yield from self._permit([text])
         with _Events(self) as events:
             event = events.start()
-            vector: Vector = yield _Step(partial(hook, text), partial(ahook, text))
-            yield from self._remember(text, role, vector)
+            vector: Vector = yield _Step(partial(hook, text), partial(hook, text))
             events.end(event, [text], [vector], _spent.get())
+        yield store.write({text: vector})
         return vector
 
-    def _many(
-        self, texts: Sequence[str], show_progress: bool, loop: Loop | None
-    ) -> _Steps[list[Vector]]:
-        client = self._core()
-        batch = _Batch(client, check_texts(texts), loop)
-        if not texts:
-            return []
-        with _Events(self) as events, client.recorded(batch.ledger), batch.begun(show_progress):
-            for text in batch.distinct:
-                known = yield from self._recall(text, "document")
-                if known is not None:
-                    batch.put(text, known)
-            try:
-                for flight in batch.flights():
-                    while batch.full:
-                        yield from self._land(batch, events)
-                    for request in flight.requests:
-                        yield from self._permit(request)
-                    while not batch.landed.empty():  # perhaps with a failure: then send no more
-                        yield from self._land(batch, events)
-                    flight.event = events.start()
-                    batch.launch(flight)
-                while batch.flying:
-                    yield from self._land(batch, events)
-            except NexusFlowError as error:
-                yield from self._drain(batch, events)
-                batch.blame(error)
-                raise
-            return batch.result()
+    def _get_text_embeddings_cached(self, texts: list[str]) -> list[Vector]:
+        return _drive(self._cached_by_hook(texts, "_get_text_embeddings"))
 
-    def _land(self, batch: _Batch, events: _Events) -> _Steps[None]:
-        """Wait for one flight, and keep what it brings."""
-        future = yield batch.wait()
-        if future is None:
-            raise batch.too_late()
-        yield from self._keep(batch, events, future)
+    async def _aget_text_embeddings_cached(self, texts: list[str]) -> list[Vector]:
+        return await _adrive(self._cached_by_hook(texts, "_aget_text_embeddings"))
 
-    def _keep(self, batch: _Batch, events: _Events, future: Future[Gathered]) -> _Steps[None]:
-        flight, landed = batch.land(future)
-        for text, vector in landed.items():
-            yield from self._remember(text, "document", vector)
-        usage = self._core().usage_of(flight.ledger)
-        events.end(flight.event, list(landed), list(landed.values()), usage)
+    def _cached_by_hook(self, texts: list[str], name: str) -> _Steps[list[Vector]]:
+        hook = getattr(self, name)
+        store = _Store(self, "document", own=self._overrides(name))
+        distinct = list(dict.fromkeys(texts))
+        known: _Held = yield store.read(distinct)
+        rows = {distinct[place]: row for place, (row, _) in known.items()}
+        missing = [text for text in distinct if text not in rows]
+        if missing:
+            vectors = yield _Step(partial(hook, missing), partial(hook, missing))
+            new = dict(zip(missing, vectors, strict=True))
+            yield store.write(new)
+            rows |= new
+        return [list(rows[text]) for text in texts]
 
-    def _drain(self, batch: _Batch, events: _Events) -> _Steps[None]:
-        """Keep what is paid for already, as far as it lands soon; nothing more is sent."""
-        by = time.monotonic() + batch.patience
-        while batch.flying and (future := (yield batch.wait(by))) is not None:
-            try:
-                yield from self._keep(batch, events, future)
-            except NexusFlowError:  # noqa: PERF203
-                continue  # the first error is the one to raise
+    def _keys(self, role: Role, *, own: bool) -> Callable[[str], str]:
+        """Return what makes the key of a text in an ``embeddings_cache``.
 
-    def _recall(self, text: str, role: Role) -> _Steps[Vector | None]:
-        store = self.embeddings_cache
-        if store is None:
-            return None
-        key = self._cache_key(text, role)
-        held = yield _Step(
-            partial(store.get, key, collection=_COLLECTION),
-            partial(store.aget, key, collection=_COLLECTION),
-        )
-        return cast(Vector, next(iter(held.values()))) if held else None
+        LlamaIndex's own key is the text alone, which gives one model's vector to another.
 
-    def _remember(self, text: str, role: Role, vector: Vector) -> _Steps[None]:
-        store = self.embeddings_cache
-        if store is not None:
-            key, value = self._cache_key(text, role), {"embedding": vector}
-            yield _Step(
-                partial(store.put, key, value, collection=_COLLECTION),
-                partial(store.aput, key, value, collection=_COLLECTION),
-            )
+        Args:
+            role: What the text is.
+            own: Whether the vector comes from a hook of a subclass. Then nobody else can say what
+                changes it, so the key holds all that ``to_dict`` does, the class and the role. Else
+                the text stands with its instruction before it.
+        """
+        parts: tuple[Any, ...] = (self._core().base_url, self.model_name, self.dimensions)
+        if own:
+            cls = type(self)
+            parts = (*parts, cls.__module__, cls.__qualname__, role, sorted(self.to_dict().items()))
+        prefix = hashlib.sha256(f"{parts!r}\0".encode())
 
-    def _cache_key(self, text: str, role: Role) -> str:
-        # LlamaIndex's own key is the text alone, which gives one model's vector to another.
-        instruction = self.query_instruction if role == "query" else None
-        parts = (self.api_base, self.model_name, self.dimensions, (instruction or "") + text)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        def key(text: str) -> str:
+            digest = prefix.copy()
+            digest.update(text.encode())
+            return digest.hexdigest()
+
+        return key
 
     def _permit(self, texts: Sequence[str]) -> _Steps[None]:
         limiter = self.rate_limiter
@@ -456,182 +488,229 @@ class NexusFlowEmbedding(BaseEmbedding):
         # Of a copy: LlamaIndex takes what cannot be pickled out of the living object.
         twin = self.__copy__()
         twin.api_key = twin._built = None
+        twin._pickled_in = os.getpid()
         return super(NexusFlowEmbedding, twin).__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._unpickled = True
+        self._pickled_in = state["__pydantic_private__"]["_pickled_in"]
 
 
 _SHARED = NexusFlowEmbedding.model_fields.keys() & signature(NexusFlow).parameters.keys()
 """Settings of the client that are fields here under the same name."""
 
 
-class _Client(NexusFlow):
-    """A client whose calls of one batch can be waited for together, from a thread or a loop."""
+class _Work:
+    """One call: what the client is asked to do for it here, and what is known of its texts."""
 
-    def launch(self, flight: _Flight, loop: Loop | None, stop: Stop) -> Future[Gathered]:
-        background, work = self._start(
-            flight.texts, flight.ledger, urgent=False, loop=loop, stop=stop
-        )
-        return background.submit(work)
-
-    def recorded(self, ledger: Ledger) -> AbstractContextManager[None]:
-        """Count what ``ledger`` holds at the end, and trace what happens until then."""
-        return self._recorded(ledger)
-
-    def usage_of(self, ledger: Ledger) -> Usage:
-        return ledger.snapshot(self._price)
-
-    @property
-    def caches(self) -> bool:
-        return self._cache is not None
-
-
-@dataclass(eq=False)
-class _Flight:
-    """Texts handed to the client in one call: one request, or a few that share a cache's answer."""
-
-    texts: list[str]
-    requests: list[list[str]]
-    event: str = ""
-    ledger: Ledger = field(default_factory=Ledger)
-
-
-class _Batch:
-    """One call of a batch method: which texts are in flight, and which have a vector."""
-
-    def __init__(self, client: _Client, texts: Sequence[str], loop: Loop | None) -> None:
-        self.distinct: dict[str, list[int]] = {}
-        for index, text in enumerate(texts):
-            self.distinct.setdefault(text, []).append(index)
-        repeated = len(texts) - len(self.distinct)
-        self.ledger = Ledger(texts=repeated, repeated=repeated)
-        self.flying: dict[Future[Gathered], _Flight] = {}
-        self.landed: SimpleQueue[Future[Gathered]] | asyncio.Queue[Future[Gathered]] = (
-            SimpleQueue() if loop is None else asyncio.Queue()
-        )
-        self._client = client
-        self._loop = loop
-        self._rows: list[Vector | None] = [None] * len(texts)
-        self._refusals: dict[int, APIStatusError] = {}
-        self._size = client.settings.batch_size
-        self._batches = _BATCHES_A_FLIGHT if client.caches else 1
-        self._bar: Any = None
+    def __init__(
+        self, embedding: NexusFlowEmbedding, client: NexusFlow, texts: str | list[str], role: Role
+    ) -> None:
+        texts = [texts] if isinstance(texts, str) else texts
+        instruction = (client.settings.query_instruction or "") if role == "query" else ""
+        self._skip = len(instruction)
+        self._texts = [instruction + text for text in texts] if instruction else texts
+        self._embedding = embedding
+        self._price = embedding.price or Price()
+        self._store = _Store(embedding, role)
+        self._events = _Events(embedding)
+        self._open: dict[int, str] = {}
+        self._rows: dict[str, Vector] = {}
+        self._stored: set[str] = set()
 
     @contextmanager
-    def begun(self, show_progress: bool) -> Iterator[None]:
-        # Imported here: importing an adapter should cost next to nothing.
-        self._client._import()
-        from nexusflow_integrations._core.call.job import DRAIN, Stop
-
-        self.patience = DRAIN
-        self._stop = Stop()
-        self._until = time.monotonic() + (self._client.settings.deadline or math.inf)
-        if show_progress:
+    def observed(self, show_progress: bool) -> Iterator[Callable[[int], object] | None]:
+        """End the events that are still open in the end; show a bar if that is wanted."""
+        with self._events:
+            if not show_progress:
+                yield None
+                return
             with forks.importing:  # a first bar imports as well
                 tqdm = import_module("tqdm.auto").tqdm
-                self._bar = tqdm(total=len(self._rows), desc="Generating embeddings")
-        try:
-            yield
-        finally:
-            for future, flight in self.flying.items():
-                future.cancel()
-                self._count(flight)
-            if self._bar is not None:
-                self._bar.close()
+                made = tqdm(total=len(self._texts), desc="Generating embeddings")
+            with closing(made) as bar:
+                yield bar.update
 
-    def flights(self) -> Iterator[_Flight]:
-        """Yield what has to be sent, in order."""
-        missing = [text for text, (index, *_) in self.distinct.items() if self._rows[index] is None]
-        for texts in _slices(missing, self._size * self._batches):
-            yield _Flight(texts, list(_slices(texts, self._size)))
+    def hooks(self, drive: Callable[[_Steps[Any]], Any]) -> Hooks:
+        """Return what the client does here, in this thread or on this event loop."""
+        return Hooks(
+            recall=(lambda texts: drive(self._recall(texts))) if self._store.exists else None,
+            permit=(
+                (lambda texts: drive(self._embedding._permit(texts)))
+                if self._embedding.rate_limiter is not None
+                else None
+            ),
+            begun=lambda number, _: drive(self._begun(number)),
+            ended=lambda end: drive(self._ended(end)),
+        )
+
+    def _recall(self, texts: list[str]) -> _Steps[Mapping[int, Vectors]]:
+        known: _Held = yield self._store.read(texts)
+        self._rows |= {texts[place]: row for place, (row, _) in known.items()}
+        self._stored.update(texts[place] for place in known)
+        return {place: vector for place, (_, vector) in known.items()}
+
+    def _begun(self, number: int) -> _Steps[None]:
+        self._open[number] = self._events.start()
+        yield from ()
+
+    def _ended(self, end: BatchEnd) -> _Steps[None]:
+        vectors = end.vectors.tolist()
+        new = dict(zip(end.texts, vectors, strict=True))
+        self._rows |= new
+        yield from self._save(new)
+        if event := self._open.pop(end.number, None):  # unless a callback failed at its start
+            chunks = [text[self._skip :] for text in end.texts] if self._skip else end.texts
+            self._events.end(event, chunks, vectors, end.ledger.snapshot(self._price))
+
+    def result(self, found: EmbeddingArray | EmbeddingList) -> _Steps[list[Vector]]:
+        """Return the vectors as lists, and save those that did not come as part of a batch."""
+        vectors = np.asarray(found).reshape(len(self._texts), -1)
+        rows: list[Vector] = []
+        new: dict[str, Vector] = {}
+        for text, vector in zip(self._texts, vectors, strict=True):
+            row = self._rows.pop(text, None)
+            if row is None or len(row) != len(vector):  # a duplicate needs a list of its own
+                row = vector.tolist()
+                if text not in self._stored:
+                    new[text] = row
+            rows.append(row)
+        yield from self._save(new)
+        return rows
+
+    def save(self, finished: Mapping[int, Vectors]) -> _Steps[None]:
+        """Save what was finished before the call failed."""
+        other = {self._texts[index]: row for index, row in finished.items()}
+        yield from self._save(
+            {text: row.tolist() for text, row in other.items() if text not in self._stored}
+        )
+
+    def _save(self, rows: Mapping[str, Vector]) -> _Steps[None]:
+        self._stored.update(rows)
+        if rows and self._store.exists:
+            yield self._store.write(rows)
+
+
+_Held = dict[int, tuple[Vector, Vectors]]
+"""Index of a text to its vector, as a list and as float32 of shape (d,)."""
+
+
+class _Store:
+    """The ``embeddings_cache`` during one call.
+
+    It may fail: that is logged once, and after a few failures in a row the call does without it.
+    """
+
+    def __init__(self, embedding: NexusFlowEmbedding, role: Role, *, own: bool = False) -> None:
+        self._embedding = embedding
+        self._store: Any = embedding.embeddings_cache
+        self._size = embedding.dimensions
+        if self.exists:
+            self._key = embedding._keys(role, own=own)
+        self._failures = {"read": 0, "write": 0}
+        self._warned = embedding._store_fails
 
     @property
-    def full(self) -> bool:
-        """Whether as many requests are in flight as may be."""
-        return len(self.flying) >= max(1, self._client.settings.max_concurrency // self._batches)
+    def exists(self) -> bool:
+        return self._store is not None
 
-    def launch(self, flight: _Flight) -> None:
-        future = self._client.launch(flight, self._loop, self._stop)
-        self.flying[future] = flight
-        if isinstance(self.landed, SimpleQueue):
-            future.add_done_callback(self.landed.put)
-        else:
-            tell = partial(cast(Any, self._loop).call_soon_threadsafe, self.landed.put_nowait)
-            future.add_done_callback(tell)
+    def read(self, texts: list[str]) -> _Step:
+        """Return the step that gives the vectors of ``texts`` that are there, by index."""
+        return _Step(partial(self._read, texts), partial(self._aread, texts))
 
-    def wait(self, by: float = math.inf) -> _Step:
-        """Return the step that waits for a flight to land; it gives None when time is up."""
-        left = min(by, self._until) - time.monotonic()
-        timeout = None if left == math.inf else max(0.0, left)
-        return _Step(partial(self._wait, timeout), partial(self._await, timeout))
+    def write(self, rows: Mapping[str, Vector]) -> _Step:
+        """Return the step that keeps the vectors of ``rows``, by text."""
+        return _Step(partial(self._write, rows), partial(self._awrite, rows))
 
-    def _wait(self, timeout: float | None) -> Future[Gathered] | None:
-        try:
-            return cast("SimpleQueue[Future[Gathered]]", self.landed).get(timeout=timeout)
-        except Empty:
-            return None
-
-    async def _await(self, timeout: float | None) -> Future[Gathered] | None:
-        try:
-            landed = cast("asyncio.Queue[Future[Gathered]]", self.landed)
-            return await asyncio.wait_for(landed.get(), timeout)
-        except asyncio.TimeoutError:
-            return None
-
-    def land(self, future: Future[Gathered]) -> tuple[_Flight, dict[str, Vector]]:
-        """Take the vectors of a flight, or raise what ended it."""
-        flight = self.flying.pop(future)
-        self._count(flight)
-        try:
-            gathered = future.result()
-        except NexusFlowError as error:
-            for place, row in error.finished.items():
-                self.put(flight.texts[place], row.tolist())
-            raise
-        rows = [] if gathered.vectors is None else gathered.vectors.tolist()
-        landed = {}
-        for place, text in enumerate(flight.texts):
-            if place in gathered.refusals:
-                for index in self.distinct[text]:
-                    self._refusals[index] = gathered.refusals[place]
+    def _read(self, texts: list[str]) -> _Held:
+        found: _Held = {}
+        for place, text in enumerate(texts):
+            if self._gave_up("read"):
+                break
+            try:
+                held = self._store.get(self._key(text), collection=_COLLECTION)
+            except Exception as error:  # noqa: BLE001 - whatever the store raises
+                self._failed("read", error)
             else:
-                landed[text] = rows[place]
-                self.put(text, rows[place])
-        return flight, landed
+                self._take(held, place, found)
+        return found
 
-    def _count(self, flight: _Flight) -> None:
-        self.ledger.add(flight.ledger)
+    async def _aread(self, texts: list[str]) -> _Held:
+        found: _Held = {}
 
-    def put(self, text: str, vector: Vector) -> None:
-        first, *others = self.distinct[text]
-        self._rows[first] = vector
-        for index in others:
-            self._rows[index] = vector.copy()
-        if self._bar is not None:
-            self._bar.update(1 + len(others))
+        async def read(place: int, text: str) -> None:
+            held = await self._store.aget(self._key(text), collection=_COLLECTION)
+            self._take(held, place, found)
 
-    def result(self) -> list[Vector]:
-        if self._refusals:
-            raise self._gathered().refused_error()
-        return cast("list[Vector]", self._rows)
+        await self._at_once("read", [partial(read, *item) for item in enumerate(texts)])
+        return found
 
-    def blame(self, error: NexusFlowError) -> None:
-        """Give ``error`` the vectors that are there, by index of the caller's list."""
-        error.finished = self._gathered().finished()
+    def _take(self, held: Any, place: int, found: _Held) -> None:
+        self._worked("read")
+        try:
+            row = list(next(iter(held.values())))
+            vector = np.asarray(row, dtype=np.float32)
+        except (AttributeError, StopIteration, TypeError, ValueError):
+            return  # it holds no vector
+        right = vector.ndim == 1 and row and len(row) == (self._size or len(row))
+        if right and np.isfinite(vector).all():
+            found[place] = row, vector
 
-    def too_late(self) -> APITimeoutError:
-        deadline = self._client.settings.deadline
-        return APITimeoutError(f"the deadline of {deadline:g} s has passed")
+    def _write(self, rows: Mapping[str, Vector]) -> None:
+        for text, row in rows.items():
+            if self._gave_up("write"):
+                break
+            try:
+                self._store.put(self._key(text), _value(row), collection=_COLLECTION)
+            except Exception as error:  # noqa: BLE001 - whatever the store raises
+                self._failed("write", error)
+            else:
+                self._worked("write")
 
-    def _gathered(self) -> Gathered:
-        gathered = Gathered(len(self._rows))
-        gathered.refusals = self._refusals
-        for index, row in enumerate(self._rows):
-            if row is not None:
-                gathered.row(index, np.asarray(row, dtype=np.float32))
-        return gathered
+    async def _awrite(self, rows: Mapping[str, Vector]) -> None:
+        async def write(text: str, row: Vector) -> None:
+            await self._store.aput(self._key(text), _value(row), collection=_COLLECTION)
+            self._worked("write")
+
+        await self._at_once("write", [partial(write, *item) for item in rows.items()])
+
+    async def _at_once(self, kind: str, works: Sequence[Callable[[], Awaitable[None]]]) -> None:
+        """Await all ``works``, up to ``_AT_ONCE`` at a time."""
+        left = iter(works)
+
+        async def some() -> None:
+            for work in left:
+                if self._gave_up(kind):
+                    return
+                try:
+                    await work()
+                except Exception as error:  # noqa: BLE001 - whatever the store raises
+                    self._failed(kind, error)
+
+        await asyncio.gather(*(some() for _ in range(min(_AT_ONCE, len(works)))))
+
+    def _gave_up(self, kind: str) -> bool:
+        return self._store is None or self._failures[kind] >= _PATIENCE
+
+    def _worked(self, kind: str) -> None:
+        self._failures[kind] = 0
+        if self._warned:
+            self._warned = self._embedding._store_fails = False
+
+    def _failed(self, kind: str, error: Exception) -> None:
+        self._failures[kind] += 1
+        if not self._embedding._store_fails:
+            self._warned = self._embedding._store_fails = True
+            # By its name only: what it says may hold an address with a password.
+            logger.warning(
+                "the embeddings_cache failed to %s (%s); its vectors may be paid for again",
+                kind,
+                type(error).__name__,
+            )
+
+
+def _value(row: Vector) -> dict[str, Vector]:
+    return {"embedding": row.copy()}  # the other list is the caller's, who may change it
 
 
 class _Events:
@@ -671,9 +750,12 @@ class _Events:
         traceback: TracebackType | None,
     ) -> None:
         for event in self._open:
-            self._callbacks.on_event_end(
-                CBEventType.EMBEDDING, payload={EventPayload.EXCEPTION: error}, event_id=event
-            )
+            try:
+                self._callbacks.on_event_end(
+                    CBEventType.EMBEDDING, payload={EventPayload.EXCEPTION: error}, event_id=event
+                )
+            except Exception as failure:  # noqa: BLE001, PERF203 - the call's own error matters
+                logger.warning("ignoring an error of a callback: %r", failure)
 
 
 class _Step(NamedTuple):
@@ -739,10 +821,6 @@ def _hidden(name: str, value: Any) -> Any:
     if name == "default_headers":
         return Headers(value)
     return address_or_path(value) if name == "cache" else value
-
-
-def _slices(texts: list[str], size: int) -> Iterator[list[str]]:
-    return (texts[start : start + size] for start in range(0, len(texts), size))
 
 
 def _named(cls: type[NexusFlowEmbedding], given: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from chromadb.api.shared_system_client import SharedSystemClient
 from faults import behaviours as b
 from faults.server import Behaviour, FaultServer, marked
 from filelock import FileLock
+from langchain_core.rate_limiters import BaseRateLimiter
 
 from nexusflow_integrations import Budget, NexusFlow, errors
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
@@ -86,6 +87,18 @@ def _over_budget() -> None:
     with LocalServer("hash") as server:
         client = NexusFlow("key", base_url=server.base_url, budget=Budget(tokens=5))
         client.embed("more words than the budget has tokens")
+
+
+def _failing_limiter() -> None:
+    class Failing(BaseRateLimiter):
+        def acquire(self, *, blocking: bool = True) -> bool:
+            raise ValueError("no tokens")
+
+        async def aacquire(self, *, blocking: bool = True) -> bool:
+            return self.acquire()
+
+    embeddings = NexusFlowEmbeddings(api_key="k", base_url=NOWHERE, rate_limiter=Failing())
+    embeddings.embed_documents(["a text"])
 
 
 def _foreign_cache() -> None:
@@ -226,6 +239,7 @@ PRODUCED: Mapping[str, Mapping[str, Case]] = {
         ),
     },
     "BudgetExceededError": {"the budget": Case(_over_budget)},
+    "LimiterError": {"the rate limiter failed": Case(_failing_limiter)},
     "CacheError": {"/home/me/notes.txt": Case(_foreign_cache)},
     "CollectionError": {"another process is writing": Case(_collection_being_written)},
     "ImportError": {

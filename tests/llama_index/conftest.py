@@ -129,11 +129,14 @@ class Upstream:
         self.finished: list[list[str]] = []
         self.in_flight = 0
         self.max_in_flight = 0
+        self.size = 64
         self._lock = threading.Lock()
         self.http_client = httpx.Client(transport=httpx.MockTransport(self._handle))
 
-    def embedding(self, **options: Any) -> NexusFlowEmbedding:
-        return NexusFlowEmbedding(
+    def embedding(
+        self, cls: type[NexusFlowEmbedding] = NexusFlowEmbedding, **options: Any
+    ) -> NexusFlowEmbedding:
+        return cls(
             api_key=f"sk-air-{next(_numbers)}",
             api_base="https://upstream.invalid/v1",
             http_client=self.http_client,
@@ -163,7 +166,8 @@ class Upstream:
             self.finished.append(body["input"])
         if isinstance(said, tuple):
             return _response(*said[:2])
-        rows = [np.float32(self.vector_of(text, body["dimensions"])) for text in body["input"]]
+        size = body.get("dimensions", self.size)
+        rows = [np.float32(self.vector_of(text, size)) for text in body["input"]]
         tokens = sum(map(len, body["input"]))
         data = [
             {"index": i, "embedding": base64.b64encode(row.tobytes()).decode()}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -168,3 +171,290 @@ def test_the_packages_own_cache_file_serves_the_next_object(
     assert found == make().client.embed(texts(100)).tolist()
     assert sorted(server.stats.received) == sorted(texts(100))
     assert server.stats.requests == 10
+
+
+# -- a store that takes its time, or fails ---------------------------------------------------------
+
+
+class Slow(SimpleKVStore):
+    """Takes 10 ms for everything; knows how much of it was done while requests were in flight."""
+
+    def __init__(self, upstream: Any) -> None:
+        super().__init__()
+        self.upstream = upstream
+        self.at_once = self.most_at_once = 0
+        self.meanwhile: list[str] = []
+
+    def _note(self, what: str) -> None:
+        if self.upstream.in_flight:
+            self.meanwhile.append(what)
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        self._note("get")
+        time.sleep(0.01)
+        return super().get(*args, **kwargs)
+
+    def put(self, *args: Any, **kwargs: Any) -> None:
+        self._note("put")
+        time.sleep(0.01)
+        super().put(*args, **kwargs)
+
+    async def _take_time(self, what: str) -> None:
+        self._note(what)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0.01)
+        self.at_once -= 1
+
+    async def aget(self, *args: Any, **kwargs: Any) -> Any:
+        await self._take_time("get")
+        return SimpleKVStore.get(self, *args, **kwargs)
+
+    async def aput(self, *args: Any, **kwargs: Any) -> None:
+        await self._take_time("put")
+        SimpleKVStore.put(self, *args, **kwargs)
+
+
+def test_it_is_read_and_written_while_requests_are_in_flight(
+    batch: Batch, upstream: Any, texts: Texts
+) -> None:
+    upstream.answer = lambda asked: 0.2
+    store = Slow(upstream)
+    found = batch(upstream.embedding(embeddings_cache=store, num_workers=2), texts(100))
+    assert found == [upstream.vector_of(text) for text in texts(100)]
+    assert store.meanwhile.count("get") >= 5
+    assert store.meanwhile.count("put") >= 5
+    assert upstream.max_in_flight == 2
+
+
+def test_an_async_call_reads_and_writes_many_texts_at_once(upstream: Any, texts: Texts) -> None:
+    store = Slow(upstream)
+    embedding = upstream.embedding(embeddings_cache=store)
+    first = asyncio.run(embedding.aget_text_embedding_batch(texts(300)))
+    assert store.most_at_once > 10
+    store.most_at_once = 0
+    assert asyncio.run(embedding.aget_text_embedding_batch(texts(300))) == first
+    assert 10 < store.most_at_once <= 64
+    assert len(upstream.requests) == 30
+
+
+class Failing(SimpleKVStore):
+    """Raises in some of its methods, with an address that nobody is to see."""
+
+    def __init__(self, *methods: str) -> None:
+        super().__init__()
+        self.methods = methods
+        self.asked = 0
+
+    def _fail(self, method: str) -> None:
+        if method in self.methods:
+            self.asked += 1
+            raise ConnectionError("redis://user:secret@host")
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        self._fail("get")
+        return super().get(*args, **kwargs)
+
+    def put(self, *args: Any, **kwargs: Any) -> None:
+        self._fail("put")
+        super().put(*args, **kwargs)
+
+    async def aget(self, *args: Any, **kwargs: Any) -> Any:
+        return self.get(*args, **kwargs)
+
+    async def aput(self, *args: Any, **kwargs: Any) -> None:
+        self.put(*args, **kwargs)
+
+
+@pytest.mark.parametrize("methods", [("get",), ("put",), ("get", "put")], ids="-".join)
+def test_a_store_that_fails_is_logged_once_and_loses_no_vector(
+    batch: Batch,
+    single: Any,
+    upstream: Any,
+    texts: Texts,
+    methods: tuple[str, ...],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = Failing(*methods)
+    embedding = upstream.embedding(embeddings_cache=store)
+    with caplog.at_level(logging.WARNING):
+        found = batch(embedding, texts(300))
+    assert found == [upstream.vector_of(text) for text in texts(300)]
+    (record,) = caplog.records
+    assert "embeddings_cache" in record.getMessage()
+    assert "secret" not in caplog.text
+    assert store.asked < 150  # a store that is down is not waited for again and again
+    assert single(embedding, "query", "q") == upstream.vector_of("q")
+
+
+def test_a_store_that_fails_for_one_text_serves_the_others(
+    batch: Batch, upstream: Any, texts: Texts
+) -> None:
+    store = Failing()
+    embedding = upstream.embedding(embeddings_cache=store)
+    batch(embedding, texts(30))
+    broken = embedding._keys("document", own=False)("text number 7")
+    get = store.get
+
+    def fails_for_one(key: str, *args: Any, **kwargs: Any) -> Any:
+        if key == broken:
+            raise ValueError(key)
+        return get(key, *args, **kwargs)
+
+    store.get = fails_for_one  # type: ignore[method-assign]
+    assert batch(embedding, texts(30)) == [upstream.vector_of(text) for text in texts(30)]
+    assert upstream.requests[3:] == [["text number 7"]]
+
+
+def test_a_store_that_fails_loses_nothing_that_was_finished_before_a_failure(
+    batch: Batch, upstream: Any, texts: Texts
+) -> None:
+    upstream.answer = lambda asked: (
+        (*upstream.UNAUTHORIZED, 0.3) if "text number 15" in asked else None
+    )
+    embedding = upstream.embedding(embeddings_cache=Failing("get", "put"), num_workers=2)
+    with pytest.raises(AuthenticationError) as caught:
+        batch(embedding, texts(20))
+    assert sorted(caught.value.finished) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"embedding": [0.5] * 63},
+        {"embedding": [*[0.5] * 63, float("nan")]},
+        {"embedding": [[0.5] * 64]},
+        {"embedding": ["0.5x"] * 64},
+        {"embedding": []},
+        {"embedding": None},
+        {},
+        [0.5] * 64,
+    ],
+    ids=["short", "nan", "nested", "words", "empty", "none", "nothing", "no dict"],
+)
+def test_a_value_that_is_no_vector_of_the_right_length_counts_as_absent(
+    batch: Batch, single: Any, upstream: Any, value: Any
+) -> None:
+    class Holding(SimpleKVStore):
+        def get(self, key: str, **kwargs: Any) -> Any:
+            return super().get(key, **kwargs) or value
+
+        async def aget(self, key: str, **kwargs: Any) -> Any:
+            return self.get(key, **kwargs)
+
+    embedding = upstream.embedding(embeddings_cache=Holding())
+    assert batch(embedding, ["a"]) == [upstream.vector_of("a")]
+    assert single(embedding, "text", "b") == upstream.vector_of("b")
+    assert batch(embedding, ["a", "b"]) == [upstream.vector_of("a"), upstream.vector_of("b")]
+    assert len(upstream.requests) == 2
+
+
+def test_without_dimensions_a_vector_of_another_length_than_the_others_counts_as_absent(
+    batch: Batch, upstream: Any, texts: Texts, store: SimpleKVStore
+) -> None:
+    upstream.size = 64
+    embedding = upstream.embedding(embeddings_cache=store, dimensions=None)
+    batch(embedding, texts(10))
+    key = embedding._keys("document", own=False)
+    store.put(key("text number 5"), {"embedding": [0.5] * 63}, collection="embeddings")
+    assert batch(embedding, texts(10)) == [upstream.vector_of(text) for text in texts(10)]
+    assert upstream.requests[1:] == [["text number 5"]]
+
+
+def test_a_vector_that_the_caller_changes_is_not_changed_in_the_store(
+    batch: Batch, upstream: Any, store: SimpleKVStore
+) -> None:
+    embedding = upstream.embedding(embeddings_cache=store)
+    for _ in range(3):
+        (found,) = batch(embedding, ["a text"])
+        assert found == upstream.vector_of("a text")
+        found[0] = 99.0
+
+
+# -- subclasses with hooks of their own ------------------------------------------------------------
+
+
+class Multiplied(NexusFlowEmbedding):
+    """Every vector is the client's times a factor."""
+
+    factor: float = 2.0
+
+    def _times(self, row: list[float]) -> list[float]:
+        return [self.factor * number for number in row]
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._times(super()._get_query_embedding(query))
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._times(await super()._aget_query_embedding(query))
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._times(super()._get_text_embedding(text))
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return self._times(await super()._aget_text_embedding(text))
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return list(map(self._times, super()._get_text_embeddings(texts)))
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return list(map(self._times, await super()._aget_text_embeddings(texts)))
+
+
+class OnlyBatches(NexusFlowEmbedding):
+    """Only its batches are changed, and only in sync calls."""
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return [[-number for number in row] for row in super()._get_text_embeddings(texts)]
+
+
+def test_a_subclass_with_hooks_shares_its_vectors_over_all_its_paths_and_with_nobody_else(
+    upstream: Any, texts: Texts, store: SimpleKVStore
+) -> None:
+    plain = upstream.embedding(embeddings_cache=store)
+    doubled = upstream.embedding(cls=Multiplied, embeddings_cache=store)
+    tripled = upstream.embedding(cls=Multiplied, embeddings_cache=store, factor=3.0)
+    for _ in range(2):
+        for embedding, factor in ((plain, 1.0), (doubled, 2.0), (tripled, 3.0)):
+            right = [[factor * n for n in upstream.vector_of(text)] for text in texts(10)]
+            assert embedding.get_text_embedding_batch(texts(10)) == right
+            assert asyncio.run(embedding.aget_text_embedding_batch(texts(10))) == right
+            assert embedding.get_text_embedding("text number 3") == right[3]
+            assert asyncio.run(embedding.aget_text_embedding("text number 4")) == right[4]
+    assert len(upstream.requests) == 3
+
+
+def test_a_query_of_a_subclass_with_hooks_is_not_taken_for_a_document(
+    upstream: Any, store: SimpleKVStore
+) -> None:
+    embedding = upstream.embedding(cls=Multiplied, embeddings_cache=store)
+    document = embedding.get_text_embedding("x")
+    assert embedding.get_query_embedding("x") == document
+    assert len(upstream.requests) == 2
+    assert asyncio.run(embedding.aget_query_embedding("x")) == document
+    assert len(upstream.requests) == 2
+
+
+def test_objects_of_two_sizes_with_a_hook_share_a_store_and_no_vector(
+    upstream: Any, texts: Texts, store: SimpleKVStore
+) -> None:
+    small, large = (
+        upstream.embedding(cls=OnlyBatches, embeddings_cache=store, dimensions=size)
+        for size in (64, 128)
+    )
+    for _ in range(2):
+        for embedding, size in ((small, 64), (large, 128)):
+            found = embedding.get_text_embedding_batch(texts(10))
+            expected = [upstream.vector_of(text, size) for text in texts(10)]
+            assert found == [[-number for number in row] for row in expected]
+            assert embedding.get_text_embedding("text number 1") == expected[1]
+            assert asyncio.run(embedding.aget_text_embedding_batch(texts(10))) == expected
+
+
+def test_a_subclass_with_hooks_does_without_a_store_that_fails(
+    batch: Batch, single: Any, upstream: Any, texts: Texts
+) -> None:
+    doubled = upstream.embedding(cls=Multiplied, embeddings_cache=Failing("get", "put"))
+    right = [[2 * number for number in upstream.vector_of(text)] for text in texts(10)]
+    assert batch(doubled, texts(10)) == right
+    assert single(doubled, "text", "text number 3") == right[3]

@@ -6,8 +6,10 @@ import asyncio
 import copy
 import json
 import logging
+import os
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import httpx
@@ -276,3 +278,63 @@ def test_spawned_workers_without_a_key_say_how_to_give_them_one(
     with pytest.raises(ConfigurationError, match="NEXUSFLOW_API_KEY for worker processes"):
         pipeline.run(nodes=_nodes(texts(4)), num_workers=2)
     assert embedding.get_text_embedding("a text")
+
+
+def test_workers_refuse_a_budget_that_each_would_spend(
+    server: LocalServer, key: str, texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", key)
+    embedding = NexusFlowEmbedding(
+        api_base=server.base_url, dimensions=64, budget=Budget(tokens=1000)
+    )
+    pipeline = IngestionPipeline(transformations=[embedding])
+    with pytest.raises(ConfigurationError, match="each worker would spend the whole budget"):
+        pipeline.run(nodes=_nodes(texts(4)), num_workers=2)
+    assert server.stats.requests == 0
+    pipeline.run(nodes=_nodes(texts(4)))
+    assert embedding.usage.tokens == server.stats.tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"requests_per_minute": 600}, True),
+        ({"tokens_per_minute": 1e6}, True),
+        ({"requests_per_minute": 600, "cache": True}, False),
+        ({}, False),
+        ({"budget": Budget(tokens=9)}, True),
+        ({"budget": Budget(tokens=9), "cache": True}, True),
+    ],
+    ids=lambda given: "-".join(given) if isinstance(given, dict) else "",
+)
+@pytest.mark.parametrize("worker", ["of multiprocessing", "a child"])
+def test_a_worker_refuses_limits_that_each_worker_would_keep_for_itself(
+    key: str, options: dict[str, Any], refused: bool, worker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedding = NexusFlowEmbedding(api_base="http://127.0.0.1:9/v1", **options)
+    again = pickle.loads(pickle.dumps(embedding))
+    again.api_key = key
+    assert again.usage.requests == 0  # this process is no worker
+    if worker == "a child":
+        monkeypatch.setattr("os.getppid", os.getpid)
+    else:
+        monkeypatch.setattr("multiprocessing.parent_process", object)
+    with pytest.raises(ConfigurationError, match="worker") if refused else nullcontext():
+        assert again.client
+    assert embedding.client  # it was never pickled
+
+
+def test_what_workers_spend_is_counted_in_the_workers(
+    server: LocalServer,
+    key: str,
+    embedding: NexusFlowEmbedding,
+    texts: Texts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", key)
+    embedding.get_text_embedding("a text")
+    before = embedding.usage
+    pipeline = IngestionPipeline(transformations=[embedding], disable_cache=True)
+    asyncio.run(pipeline.arun(nodes=_nodes(texts(20)), num_workers=2))
+    assert server.stats.requests > before.requests
+    assert embedding.usage == before

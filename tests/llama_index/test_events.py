@@ -281,3 +281,24 @@ def test_on_usage_is_told_once_a_call(
         (1, 1, 0),
     ]
     assert embedding.usage == told[0] + told[1]
+
+
+@pytest.mark.parametrize("at", ["on_event_start", "on_event_end"])
+def test_a_callback_that_raises_loses_no_vector(
+    batch: Batch,
+    upstream: Any,
+    texts: Texts,
+    heard: CallbackManager,
+    callbacks: Any,
+    at: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("of the callback")
+
+    setattr(callbacks, at, fail)
+    with caplog.at_level(logging.WARNING):
+        found = batch(upstream.embedding(callback_manager=heard), texts(40))
+    assert found == [upstream.vector_of(text) for text in texts(40)]
+    (record,) = caplog.records
+    assert "ZeroDivisionError" in record.getMessage()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import subprocess
@@ -13,7 +14,12 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import SecretStr
 
 import nexusflow_integrations
-from nexusflow_integrations.errors import AuthenticationError, ConfigurationError
+from nexusflow_integrations import Budget, Price
+from nexusflow_integrations.errors import (
+    AuthenticationError,
+    BudgetExceededError,
+    ConfigurationError,
+)
 from nexusflow_integrations.llama_index import NexusFlowEmbedding
 from nexusflow_integrations.local import LocalServer
 
@@ -169,3 +175,67 @@ def test_another_missing_module_is_reported_as_itself() -> None:
     said = _import_without("llama_index_instrumentation")
     assert "llama_index_instrumentation" in said
     assert "pip install" not in said
+
+
+# -- what a changed field does to budget and usage -------------------------------------------------
+
+
+def _spend(embedding: NexusFlowEmbedding, number: int) -> None:
+    with contextlib.suppress(BudgetExceededError):
+        embedding.get_text_embedding_batch([f"{number} text number {n} " * 8 for n in range(40)])
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("timeout", [10.0, 20.0, 30.0, 40.0, 50.0]),
+        ("deadline", [100.0, 200.0, None, 300.0, 400.0]),
+        ("dimensions", [128, 256, 64, 128, 256]),
+        ("max_retries", [1, 2, 3, 4, 5]),
+        ("query_instruction", ["a", "b", None, "c", "d"]),
+        ("embed_batch_size", [1, 2, 3, 4, 5]),
+        ("num_workers", [1, 2, 3, 4, 5]),
+        ("default_headers", [{"X-A": "1"}, None, {"X-A": "2"}, None, {"X-A": "3"}]),
+    ],
+)
+def test_a_budget_and_the_usage_outlive_a_change_of_any_other_field(
+    server: LocalServer, key: str, name: str, values: list[Any]
+) -> None:
+    embedding = NexusFlowEmbedding(
+        api_key=key, api_base=server.base_url, dimensions=64, budget=Budget(tokens=1000)
+    )
+    for number, value in enumerate(values):
+        setattr(embedding, name, value)
+        _spend(embedding, number)
+    assert 0 < server.stats.tokens <= 1000
+    assert embedding.usage.tokens == server.stats.tokens
+    assert embedding.client.usage == embedding.usage
+
+
+def test_a_copy_with_another_field_spends_from_the_same_budget(
+    server: LocalServer, key: str
+) -> None:
+    embedding = NexusFlowEmbedding(
+        api_key=key, api_base=server.base_url, dimensions=64, budget=Budget(tokens=1000)
+    )
+    for number in range(4):
+        _spend(embedding.model_copy(update={"timeout": 10.0 + number}), number)
+    assert 0 < server.stats.tokens <= 1000
+    assert embedding.usage.tokens == server.stats.tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("budget", Budget(tokens=500)),
+        ("price", Price(per_million_tokens=2.0)),
+        ("api_key", "sk-air-another"),
+        ("api_base", "http://127.0.0.1:9/v1"),
+    ],
+)
+def test_a_change_of_budget_price_or_account_starts_anew(
+    embedding: NexusFlowEmbedding, name: str, value: Any
+) -> None:
+    embedding.get_text_embedding("a text")
+    setattr(embedding, name, value)
+    assert embedding.usage.requests == 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,8 @@ from llama_index.core.rate_limiter import (
 )
 from llama_index.core.storage.kvstore import SimpleKVStore
 
-from nexusflow_integrations.errors import AuthenticationError
+from nexusflow_integrations.errors import APITimeoutError, AuthenticationError, LimiterError
+from nexusflow_integrations.local import LocalServer
 
 Batch = Callable[..., list[list[float]]]
 Texts = Callable[..., list[str]]
@@ -130,3 +133,86 @@ def test_one_that_knows_no_tokens_works_too(batch: Batch, upstream: Any, texts: 
     limiter = Plain()
     batch(upstream.embedding(rate_limiter=limiter), texts(20))
     assert limiter.asked == 2
+
+
+class Blocking(Counting):
+    """Lets the first two requests pass, and none after them for a long time."""
+
+    def _seconds(self) -> float:
+        return 60.0 if len(self.asked) > 2 else 0.0
+
+    def acquire(self, num_tokens: int = 0) -> None:
+        super().acquire(num_tokens)
+        time.sleep(self._seconds())
+
+    async def async_acquire(self, num_tokens: int = 0) -> None:
+        await super().async_acquire(num_tokens)
+        await asyncio.sleep(self._seconds())
+
+
+def test_a_deadline_holds_while_it_is_waited_for(batch: Batch, upstream: Any, texts: Texts) -> None:
+    embedding = upstream.embedding(rate_limiter=Blocking(), deadline=1.0)
+    began = time.monotonic()
+    with pytest.raises(APITimeoutError, match="deadline") as raised:
+        batch(embedding, texts(50))
+    assert time.monotonic() - began < 30
+    assert sorted(raised.value.finished) == list(range(20))
+
+
+def test_a_deadline_holds_while_it_is_waited_for_by_a_query(single: Any, upstream: Any) -> None:
+    limiter = Blocking()
+    limiter.asked = [("", 0)] * 2
+    embedding = upstream.embedding(rate_limiter=limiter, deadline=0.5)
+    began = time.monotonic()
+    with pytest.raises(APITimeoutError, match="deadline"):
+        single(embedding, "query", "q")
+    assert time.monotonic() - began < 30
+
+
+def test_it_is_not_asked_for_texts_of_the_packages_own_cache(
+    batch: Batch, single: Any, upstream: Any, texts: Texts, tmp_path: Path
+) -> None:
+    limiter = Counting()
+    embedding = upstream.embedding(rate_limiter=limiter, cache=tmp_path / "vectors.sqlite")
+    batch(embedding, texts(20))
+    batch(embedding, texts(40))
+    batch(embedding, texts(40))
+    single(embedding, "text", "text number 0")
+    assert len(limiter.asked) == len(upstream.requests) == 4
+
+
+def test_it_is_not_asked_for_texts_that_another_call_has_in_flight(
+    batch: Batch, slowly: Any, slow_server: LocalServer, texts: Texts
+) -> None:
+    limiter = Counting()
+    embedding = slowly()
+    other = embedding.model_copy()
+    other.rate_limiter = limiter
+    thread = threading.Thread(target=embedding.get_text_embedding_batch, args=(texts(100),))
+    thread.start()
+    while slow_server.stats.max_in_flight < 10:
+        time.sleep(0.01)
+    batch(other, texts(100))
+    thread.join()
+    assert limiter.asked == []
+    assert slow_server.stats.requests == 10
+
+
+def test_one_that_raises_loses_nothing_that_was_paid(
+    batch: Batch, upstream: Any, texts: Texts
+) -> None:
+    class Failing(Counting):
+        def acquire(self, num_tokens: int = 0) -> None:
+            super().acquire(num_tokens)
+            if len(self.asked) > 3:
+                raise ConnectionError("no limiter")
+
+        async def async_acquire(self, num_tokens: int = 0) -> None:
+            self.acquire(num_tokens)
+
+    upstream.answer = lambda asked: 0.2
+    with pytest.raises(LimiterError, match="ConnectionError: no limiter") as raised:
+        batch(upstream.embedding(rate_limiter=Failing()), texts(100))
+    assert isinstance(raised.value.__cause__, ConnectionError)
+    assert sorted(raised.value.finished) == list(range(30))
+    assert len(upstream.requests) == 3

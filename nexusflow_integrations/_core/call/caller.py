@@ -8,13 +8,14 @@ own. One queue brings the caller everything: texts that became ready, requests t
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import queue
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, Errand, Outcome
-from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
+from nexusflow_integrations.errors import APITimeoutError, LimiterError
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.call.results import Gathered
@@ -45,10 +46,11 @@ logger = logging.getLogger("nexusflow_integrations")
 class BatchEnd:
     """What a batch brought when its last request ended, well or not.
 
-    ``vectors`` is float32 of shape (m, d): the rows of ``texts``, those m of the batch that have
-    one. ``ledger`` counts what the batch alone sent.
+    ``number`` is the batch's. ``vectors`` is float32 of shape (m, d): the rows of ``texts``, those
+    m of the batch that have one. ``ledger`` counts what the batch alone sent.
     """
 
+    number: int
     texts: list[str]
     vectors: Vectors
     ledger: Ledger
@@ -56,17 +58,23 @@ class BatchEnd:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What an adapter does about each batch, in the caller's thread or on its event loop.
+    """What an adapter does for a call, in the caller's thread or on its event loop.
 
-    For a sync call these are functions, for an async call they return awaitables.
+    For a sync call these are functions, for an async call they return awaitables. If ``recall`` or
+    ``permit`` raises, the call fails; an error of the other two is logged.
 
     Attributes:
+        recall: Returns those vectors of a list of texts that are there already, by index in that
+            list: float32 of shape (d,).
         permit: Returns when a batch of these texts may be sent; asked for one batch at a time, and
-            not again for its retries. If it raises, the call fails.
-        ended: Called when a batch that was permitted has ended, unless it failed with no vector.
+            not again for its retries.
+        begun: Called with the number and the texts of each batch that was permitted.
+        ended: Called when a batch has ended, unless it failed without a vector.
     """
 
+    recall: Callable[[list[str]], Any] | None = None
     permit: Callable[[list[str]], Any] | None = None
+    begun: Callable[[int, list[str]], Any] | None = None
     ended: Callable[[BatchEnd], Any] | None = None
 
 
@@ -159,34 +167,48 @@ class Caller:
         self._turn: asyncio.Lock | None = None
         self._warned = False
         self.on_progress: Progress | None = tell if progress else None
+        self._numbers = itertools.count()
+        self.recalls = hooks.recall is not None
         self.hears_of_batches = hooks is not NO_HOOKS
 
-    async def permit(self, batch: Batch) -> None:
-        """Wait until ``batch`` may be sent.
+    async def recall(self, texts: list[str]) -> Mapping[int, Vectors]:
+        """Return the vectors that the caller has already, by index in ``texts``."""
+        if self._hooks.recall is None:
+            return {}
+        outcome = await self._ask(partial(self._hooks.recall, texts))
+        found: Mapping[int, Vectors] = outcome.result()
+        return found
+
+    async def begin(self, batch: Batch) -> int:
+        """Wait until ``batch`` may be sent; return its number.
 
         Raises:
-            NexusFlowError: The caller's rate limiter failed.
+            LimiterError: The caller's rate limiter failed.
         """
-        if self._hooks.permit is None:
-            return
-        if self._turn is None:
-            self._turn = asyncio.Lock()
-        async with self._turn:
-            outcome = await self._ask(partial(self._hooks.permit, [item.text for item in batch]))
-        if outcome.error is not None:
-            if isinstance(outcome.error, NexusFlowError):
-                raise outcome.error
-            name = type(outcome.error).__name__
-            raise NexusFlowError(f"the rate limiter failed: {name}") from outcome.error
+        texts = [item.text for item in batch]
+        if self._hooks.permit is not None:
+            if self._turn is None:
+                self._turn = asyncio.Lock()
+            async with self._turn:
+                outcome = await self._ask(partial(self._hooks.permit, texts))
+            if (error := outcome.error) is not None:
+                name = type(error).__name__
+                raise LimiterError(f"the rate limiter failed: {name}: {error}") from error
+        number = next(self._numbers)
+        if self._hooks.begun is not None:
+            self._tell(Ask(partial(self._hooks.begun, number, texts), self._note))
+        return number
 
-    def ended(self, batch: Batch, gathered: Gathered, ledger: Ledger, *, failed: bool) -> None:
+    def end(
+        self, number: int, batch: Batch, gathered: Gathered, ledger: Ledger, *, failed: bool
+    ) -> None:
         """Tell what ``batch`` brought."""
         if self._hooks.ended is None:
             return
         done = [item for item in batch if gathered.done[item.index]]
         if done or not failed:
             vectors = gathered.rows_at([item.index for item in done])
-            end = BatchEnd([item.text for item in done], vectors, ledger)
+            end = BatchEnd(number, [item.text for item in done], vectors, ledger)
             self._tell(Ask(partial(self._hooks.ended, end), self._note))
 
     async def _ask(self, do: Callable[[], Any]) -> Outcome[Any]:
@@ -207,7 +229,7 @@ class Caller:
     def _note(self, outcome: Outcome[Any]) -> None:
         if isinstance(outcome.error, Exception) and not self._warned:
             self._warned = True
-            logger.warning("an error at the end of a batch is ignored: %r", outcome.error)
+            logger.warning("ignoring an error of a callback about a batch: %r", outcome.error)
 
 
 class CallingThread(Caller):
@@ -216,8 +238,8 @@ class CallingThread(Caller):
     Args:
         hooks: What is done in this thread.
         progress: Called in this thread.
-        deadline: Seconds that the call has. A thread that is blocked in a rate limiter would not
-            notice that they are over, so then the limiter is waited for in a thread of its own.
+        deadline: Seconds that the call has. A thread that is blocked in a rate limiter or a
+            store would not notice that they are over, so then those have a thread of their own.
     """
 
     def __init__(

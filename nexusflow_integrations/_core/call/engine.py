@@ -21,6 +21,7 @@ from nexusflow_integrations._core.call.sources import (
     CachedSource,
     DirectSource,
     Plan,
+    RecalledSource,
     Source,
     Texts,
 )
@@ -201,6 +202,16 @@ class Engine:
             cache = self._cache(call.cache)
             source = _cached(cache, call, gathered)
             self._share_pace(lane, cache, settings, call.key)
+        if caller is not None and caller.recalls:
+            source = partial(
+                RecalledSource,
+                source=source,
+                recall=caller.recall,
+                gathered=gathered,
+                ledger=call.ledger,
+                least=settings.batch_size,
+                most=settings.max_concurrency * settings.batch_size,
+            )
         flights = self._flights_of(call)
         job = Job(call, gathered, send, flights=flights, source=source, caller=caller)
         stop.join(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -163,10 +164,13 @@ class Job:
                     copies[index] = original
             wanted = [(index, text) for text, index in first.items()]
             self._call.ledger.repeated += len(copies)
+            self._gathered.duplicates = Counter(copies.values())
         try:
             await self._run_distinct(wanted)
         finally:
-            self._copy(copies)
+            for index, original in copies.items():
+                self._gathered.repeat(index, original)
+            self._gathered.report()
 
     async def _run_distinct(self, wanted: Texts) -> None:
         while wanted:
@@ -256,10 +260,11 @@ class Job:
             if call.stopping:
                 raise Stopped
             ledger = call.ledger if caller is None else Ledger()
+            number = None
             failed = True
             try:
                 if caller is not None:
-                    await caller.permit(batch)
+                    number = await caller.begin(batch)
                 await drive(exchange(batch, call, ledger), self._send)
                 failed = False
             except NexusFlowError as error:
@@ -267,21 +272,12 @@ class Job:
                 self._failure = self._failure or error
                 raise
             finally:
-                if caller is not None:
+                if number is not None:
                     call.ledger.add(ledger)
                 kept = source.keep(batch)
-                if caller is not None:
-                    caller.ended(batch, gathered, ledger, failed=failed)
+                if caller is not None and number is not None:
+                    caller.end(number, batch, gathered, ledger, failed=failed)
             if kept is not None:
                 await kept
             gathered.report()
         gathered.report()
-
-    def _copy(self, copies: dict[int, int]) -> None:
-        gathered = self._gathered
-        for index, original in copies.items():
-            if original in gathered.refusals:
-                gathered.refuse(index, gathered.refusals[original])
-            elif gathered.done[original] and gathered.vectors is not None:
-                gathered.row(index, gathered.vectors[original])
-        self._gathered.report()

@@ -119,6 +119,7 @@ class Gathered:
         self.vectors: Vectors | None = None
         self.refusals: dict[int, APIStatusError] = {}
         self.done = bytearray(count)
+        self.duplicates: Mapping[int, int] = {}  # index to how many further texts are equal to it
         self.waiting: dict[int, list[asyncio.Future[None]]] = {}
         self.lists = lists
         self.listed: list[list[float]] | None = None
@@ -138,6 +139,8 @@ class Gathered:
         if self.lists is not None:
             self.lists.add(places, vectors)
         self._fresh += len(batch)
+        if self.duplicates:
+            self._fresh += sum(self.duplicates.get(place, 0) for place in places)
         if self.waiting:
             for item in batch:
                 self._wake(item.index)
@@ -146,7 +149,7 @@ class Gathered:
         """Take one row that was found rather than sent for."""
         self._array(vector.shape[0])[index] = vector
         self.done[index] = 1
-        self._fresh += 1
+        self._fresh += 1 + self.duplicates.get(index, 0)
         if self.waiting:
             self._wake(index)
 
@@ -155,15 +158,27 @@ class Gathered:
 
     def refuse(self, index: int, error: APIStatusError) -> None:
         self.refusals[index] = error
-        self._fresh += 1
+        self._fresh += 1 + self.duplicates.get(index, 0)
         if self.waiting:
             self._wake(index)
+
+    def repeat(self, index: int, original: int) -> None:
+        """Give ``index``, one of the duplicates of ``original``, what that has by now."""
+        if original in self.refusals:
+            self.refusals[index] = self.refusals[original]
+        elif self.done[original] and self.vectors is not None:
+            self.vectors[index] = self.vectors[original]
+            self.done[index] = 1
 
     def report(self) -> None:
         """Tell the caller's progress how many texts were settled since the last time."""
         if self._on_progress is not None and self._fresh:
             fresh, self._fresh = self._fresh, 0
             self._on_progress(fresh)
+
+    def takes(self, size: int) -> bool:
+        """Tell whether a row of ``size`` numbers fits those that are there."""
+        return self.vectors is None or self.vectors.shape[1] == size
 
     def _array(self, size: int) -> Vectors:
         if self.vectors is None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import starmap
 from typing import TYPE_CHECKING, Protocol
 
 from nexusflow_integrations._core.call.results import Gathered
 from nexusflow_integrations._core.request.batching import Batch, Item, item_of
 from nexusflow_integrations._core.usage import Ledger
+from nexusflow_integrations._core.vectors import Vectors
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.cache.cache import Cache
@@ -167,3 +168,83 @@ class CachedSource:
         if self._claimed:
             keys, self._claimed = list(self._claimed.values()), {}
             self._cache.release(keys)
+
+
+class RecalledSource:
+    """Only texts whose vector the caller does not have are sent, as ``source`` hands them out.
+
+    The caller is asked for a few texts first, then for more and more at once, while requests for
+    those before are in flight.
+
+    Args:
+        texts: All texts.
+        source: Makes the source of those that are to be sent.
+        recall: Returns the vectors that the caller has, by index in the list of texts.
+        gathered: Takes them.
+        ledger: Counts them.
+        least: Texts to ask for at first; what is sent comes in multiples of it.
+        most: Texts to ask for at once in the end.
+    """
+
+    def __init__(
+        self,
+        texts: Texts,
+        *,
+        source: Callable[[Texts], Source],
+        recall: Callable[[list[str]], Awaitable[Mapping[int, Vectors]]],
+        gathered: Gathered,
+        ledger: Ledger,
+        least: int,
+        most: int,
+    ) -> None:
+        self._make = source
+        self._recall = recall
+        self._gathered = gathered
+        self._ledger = ledger
+        self._least, self._most = least, most
+        self._chunk = least
+        self._texts = texts
+        self._asked = 0
+        self._missing: list[tuple[int, str]] = []
+        self._sources: list[Source] = []
+        self._source_of: dict[int, Source] = {}
+        self._refill = asyncio.Lock()
+
+    async def next(self) -> Batch | None:
+        async with self._refill:
+            while True:
+                if self._sources:
+                    source = self._sources[-1]
+                    if (batch := await source.next()) is not None:
+                        self._source_of[batch[0].index] = source
+                        return batch
+                if self._asked == len(self._texts):
+                    return None
+                await self._ask()
+
+    async def _ask(self) -> None:
+        chunk = self._texts[self._asked : self._asked + self._chunk]
+        self._chunk = min(2 * self._chunk, self._most)
+        found = await self._recall([text for _, text in chunk])
+        self._asked += len(chunk)
+        for place, (index, text) in enumerate(chunk):
+            vector = found.get(place)
+            if vector is None or not self._gathered.takes(vector.shape[0]):
+                self._missing.append((index, text))
+            else:
+                self._gathered.row(index, vector)
+                self._ledger.cached += 1
+        self._gathered.report()
+        count = len(self._missing)
+        if self._asked < len(self._texts):
+            count -= count % self._least  # what fills no request waits for more
+        if count:
+            self._sources.append(self._make(self._missing[:count]))
+            self._missing = self._missing[count:]
+
+    def keep(self, batch: Batch) -> asyncio.Future[None] | None:
+        return self._source_of.pop(batch[0].index).keep(batch)
+
+    def close(self) -> None:
+        for source in self._sources:
+            source.close()
