@@ -11,6 +11,7 @@ from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction  # isort: s
 
 from chromadb.errors import NotFoundError
 
+from nexusflow_integrations._core.settings import DIMENSIONS
 from nexusflow_integrations.chroma_collections.verifying import SAMPLE, check_same, sampled
 from nexusflow_integrations.errors import ConfigurationError
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from chromadb.api.models.AsyncCollection import AsyncCollection
     from chromadb.api.models.Collection import Collection
     from chromadb.api.types import CollectionMetadata
+
+    from nexusflow_integrations._core.vectors import Vectors
 
 _SAMPLED: Any = ["documents", "embeddings"]
 
@@ -36,13 +39,14 @@ def open_collection(
     configuration: CreateCollectionConfiguration | None = None,
     address_changed: bool = False,
     verify: bool = False,
+    adopt: bool = False,
 ) -> Collection:
     """Open a collection, or make it, and see to it that its vectors stay comparable.
 
     Chroma itself compares only the names of embedding functions, so that another model of the same
     size mixes with what is there. This compares model, size, query instruction and service (the
-    endpoint's origin; any port of this machine is the same). Nothing is sent, unless by ``verify``,
-    and a refusal changes nothing.
+    endpoint's origin; any port of this machine is the same). Nothing is sent, unless by ``verify``
+    or ``adopt``, and a refusal changes nothing.
 
     Args:
         client: Any of Chroma's synchronous clients.
@@ -57,12 +61,16 @@ def open_collection(
         verify: Whether to embed up to three documents of the collection again, past the cache, and
             compare: a service that changed its model shows in nothing else. One request, billed
             like any other.
+        adopt: Whether to take over a collection that another embedding function filled, if its
+            documents get the same vectors, verified in the same way. The collection then stores
+            this function, and no other opens it.
 
     Raises:
-        NexusFlowError: With ``verify``: the documents cannot be embedded.
+        NexusFlowError: With ``verify`` or ``adopt``: the documents cannot be embedded.
         ConfigurationError: The collection is of another model, size, query instruction, service or
-            space, or its embedding function is not NexusFlow's, or (``verify``) the service
-            answers with other vectors than those that are stored.
+            space, or its embedding function is not NexusFlow's, or (``verify``, ``adopt``) the
+            service answers with other vectors than those that are stored, or (``adopt``) there are
+            none to compare with.
         chromadb.errors.NotFoundError: There is none, and ``create`` is false.
     """
     _check_arguments(embedding_function, configuration)
@@ -80,14 +88,21 @@ def open_collection(
         )
         fitting(made, function)  # another process may have been faster
         return made
-    function = fitting(stored, embedding_function, address_changed=address_changed)
+    foreign = adopt and not _is_ours(stored)
+    if foreign:
+        function = embedding_function or _sized_for(stored)
+    else:
+        function = fitting(stored, embedding_function, address_changed=address_changed)
     _check_ignored(stored, metadata, configuration)
-    if verify:
-        ids, texts, rows = sampled(stored.get(limit=SAMPLE, include=_SAMPLED))
+    if verify or foreign:
+        found = stored.get(limit=SAMPLE, include=_SAMPLED)
+        ids, texts, rows = sampled(found)
+        if foreign:
+            _check_comparable(name, found["ids"], ids, rows, function)
         if texts:
             check_same(name, ids, rows, function._uncached()(texts))
-    if moved := _moved(stored, function):
-        stored.modify(configuration={"embedding_function": moved})
+    if taking := function if foreign else _moved(stored, function):
+        stored._client._modify(**_storing(stored, taking))
     return client.get_collection(name, embedding_function=function)  # type: ignore[arg-type]
 
 
@@ -101,6 +116,7 @@ async def aopen_collection(
     configuration: CreateCollectionConfiguration | None = None,
     address_changed: bool = False,
     verify: bool = False,
+    adopt: bool = False,
 ) -> AsyncCollection:
     """Open or make a collection like ``open_collection``, with an ``AsyncHttpClient``."""
     _check_arguments(embedding_function, configuration)
@@ -118,15 +134,22 @@ async def aopen_collection(
         )
         fitting(made, function)
         return made
-    function = fitting(stored, embedding_function, address_changed=address_changed)
+    foreign = adopt and not _is_ours(stored)
+    if foreign:
+        function = embedding_function or _sized_for(stored)
+    else:
+        function = fitting(stored, embedding_function, address_changed=address_changed)
     _check_ignored(stored, metadata, configuration)
-    if verify:
-        ids, texts, rows = sampled(await stored.get(limit=SAMPLE, include=_SAMPLED))
+    if verify or foreign:
+        found = await stored.get(limit=SAMPLE, include=_SAMPLED)
+        ids, texts, rows = sampled(found)
+        if foreign:
+            _check_comparable(name, found["ids"], ids, rows, function)
         if texts:
             fresh = await asyncio.to_thread(function._uncached(), texts)
             check_same(name, ids, rows, fresh)
-    if moved := _moved(stored, function):
-        await stored.modify(configuration={"embedding_function": moved})
+    if taking := function if foreign else _moved(stored, function):
+        await stored._client._modify(**_storing(stored, taking))
     return await client.get_collection(name, embedding_function=function)  # type: ignore[arg-type]
 
 
@@ -178,13 +201,58 @@ def fitting(
 
 def _stored_in(collection: Collection | AsyncCollection) -> NexusFlowEmbeddingFunction:
     persisted = collection.configuration_json.get("embedding_function") or {}
-    if persisted.get("name") != NexusFlowEmbeddingFunction.name():
+    if not _is_ours(collection):
         raise ConfigurationError(
             f"collection {collection.name!r} stores"
             f" {persisted.get('name', 'no')!r} as its embedding function, not 'nexusflow', so"
-            " nobody can say whether the vectors are comparable; make another collection"
+            " nobody can say whether the vectors are comparable; make another collection, or, if it"
+            " was filled from the same model, call open_collection(..., adopt=True) once"
         )
     return NexusFlowEmbeddingFunction.build_from_config(persisted["config"])
+
+
+def _is_ours(collection: Collection | AsyncCollection) -> bool:
+    persisted = collection.configuration_json.get("embedding_function") or {}
+    return bool(persisted.get("name") == NexusFlowEmbeddingFunction.name())
+
+
+def _sized_for(collection: Collection | AsyncCollection) -> NexusFlowEmbeddingFunction:
+    """Return a function with default settings and the size of the vectors that are there."""
+    size = collection.get_model().dimension
+    return NexusFlowEmbeddingFunction(dimensions=size if size in DIMENSIONS else None)
+
+
+def _check_comparable(
+    name: str,
+    all_ids: list[str],
+    ids: list[str],
+    rows: list[Vectors],
+    function: NexusFlowEmbeddingFunction,
+) -> None:
+    """Refuse a collection whose vectors cannot be compared, before anything is paid for."""
+    if all_ids and not ids:
+        raise ConfigurationError(
+            f"collection {name!r} stores vectors without documents, so nobody can say whether they"
+            " are comparable; make another collection"
+        )
+    size = rows[0].size if rows else None
+    if None not in (size, function.dimensions) and size != function.dimensions:
+        raise ConfigurationError(
+            f"collection {name!r} has vectors of {size} numbers, and this embedding function has"
+            f" dimensions={function.dimensions}"
+        )
+
+
+def _storing(
+    collection: Collection | AsyncCollection, function: NexusFlowEmbeddingFunction
+) -> dict[str, Any]:
+    # ``collection.modify`` raises after it has stored a function of another name.
+    return {
+        "id": collection.id,
+        "new_configuration": {"embedding_function": function},
+        "tenant": collection.tenant,
+        "database": collection.database,
+    }
 
 
 def _moved(

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from chromadb.api import types
 from chromadb.errors import NotFoundError
+from chromadb.utils.embedding_functions import OpenAIEmbeddingFunction
 
 from nexusflow_integrations import Budget, chroma, errors
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import add_documents, open_collection
 from nexusflow_integrations.chroma_collections.verifying import TOLERANCE, deviation
+from nexusflow_integrations.langchain import NexusFlowEmbeddings
 from nexusflow_integrations.local import LocalServer
 
 from .conftest import KEY
@@ -289,6 +291,94 @@ def test_rounding_raises_no_false_alarm_and_another_vector_is_never_missed() -> 
         assert deviation(row, same) < TOLERANCE / 10
         assert deviation(row, random.permutation(row)) > TOLERANCE * 10
     assert deviation(row, row[:128]) == float("inf")
+
+
+def of_another_function(client: Any, server: LocalServer, kind: str) -> Any:
+    """Fill a collection from the same service, as others do."""
+    texts, ids = ["red pandas climb", "sea otters swim"], ["1", "2"]
+    source = NexusFlowEmbeddingFunction(api_key=KEY, api_base=server.base_url, dimensions=64)
+    if kind == "openai":
+        function: Any = OpenAIEmbeddingFunction(api_base=server.base_url)
+        collection = client.create_collection("docs", embedding_function=function)
+        collection.add(ids=ids, documents=texts, embeddings=source(texts))
+        return collection
+    if kind == "langchain":
+        store = pytest.importorskip("langchain_chroma").Chroma(
+            client=client,
+            collection_name="docs",
+            embedding_function=NexusFlowEmbeddings(
+                api_key=KEY, base_url=server.base_url, dimensions=64
+            ),
+        )
+        store.add_texts(texts, ids=ids)
+        return client.get_collection("docs", embedding_function=None)
+    collection = client.create_collection("docs")  # stores Chroma's default
+    collection.add(ids=ids, documents=texts, embeddings=source(texts))
+    return collection
+
+
+@pytest.fixture
+def openai_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+@pytest.mark.usefixtures("openai_key")
+@pytest.mark.parametrize("given", [False, True], ids=["opened without", "opened with a function"])
+@pytest.mark.parametrize("kind", ["openai", "langchain", "default"])
+def test_a_collection_of_the_same_vectors_is_adopted_without_paying_for_the_rest(
+    client: Any,
+    make: Make,
+    server: LocalServer,
+    in_environment: None,
+    kind: str,
+    given: bool,
+) -> None:
+    before = of_another_function(client, server, kind)
+    function = make() if given else None
+    with pytest.raises(errors.ConfigurationError, match="adopt=True"):
+        open_collection(client, "docs", function)
+    requests = server.stats.requests
+    collection = open_collection(client, "docs", function, adopt=True)
+    assert server.stats.requests == requests + 1
+    assert (collection.id, collection.count()) == (before.id, 2)
+    assert stored(collection)["name"] == "nexusflow"
+    again = open_collection(client, "docs", function, adopt=True)  # changes nothing, sends nothing
+    assert server.stats.requests == requests + 1
+    added = add_documents(again, ids=["2", "3"], documents=["sea otters swim", "owls fly"])
+    assert (added.added, added.present) == (1, 1)
+    found = client.get_collection("docs").query(query_texts=["owls fly"], n_results=1)
+    assert found["ids"] == [["3"]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        pytest.param([[0.125] * 64] * 2, "differently", id="other vectors"),
+        pytest.param([[0.125] * 128] * 2, "vectors of 128 numbers", id="another size"),
+        pytest.param(None, "without documents", id="no documents"),
+    ],
+)
+def test_what_cannot_be_verified_is_not_adopted(
+    client: Any, make: Make, rows: Any, reason: str
+) -> None:
+    collection = client.create_collection("docs")
+    if rows is None:
+        collection.add(ids=["1", "2"], embeddings=[[0.125] * 64] * 2)
+    else:
+        collection.add(ids=["1", "2"], embeddings=rows, documents=["red pandas", "owls"])
+    before = stored(collection)
+    with pytest.raises(errors.ConfigurationError, match=reason):
+        open_collection(client, "docs", make(), adopt=True)
+    assert stored(client.get_collection("docs", embedding_function=None)) == before
+
+
+def test_an_empty_collection_is_adopted_without_a_request(
+    client: Any, make: Make, server: LocalServer
+) -> None:
+    client.create_collection("docs")
+    open_collection(client, "docs", make(), adopt=True)
+    assert open_collection(client, "docs", make()).count() == 0
+    assert server.stats.requests == 0
 
 
 class OwnName(NexusFlowEmbeddingFunction):

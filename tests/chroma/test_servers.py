@@ -93,6 +93,13 @@ async def test_the_async_twins_do_the_same(
     with pytest.raises(errors.ConfigurationError, match="model_name"):
         await aopen_collection(async_http, name, make(model_name="another-model"))
     again = await aopen_collection(async_http, name, make(), verify=True)
+    other = await async_http.create_collection(f"{name}-other", embedding_function=None)
+    vectors = await make().aembed(["document 7"])
+    await other.add(ids=["id7"], documents=["document 7"], embeddings=vectors)
+    with pytest.raises(errors.ConfigurationError, match="adopt=True"):
+        await aopen_collection(async_http, other.name, make())
+    await aopen_collection(async_http, other.name, make(), adopt=True)
+    assert await (await aopen_collection(async_http, other.name)).count() == 1
     first = (await again.get(limit=1))["ids"]
     await again.update(ids=first, embeddings=[[0.125] * 64])
     with pytest.raises(errors.ConfigurationError, match="differently"):
