@@ -10,14 +10,14 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from nexusflow_integrations._core import forks
+from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.errors import CollectionError
 
 if TYPE_CHECKING:
     from chromadb.api.models.AsyncCollection import AsyncCollection
     from chromadb.api.models.Collection import Collection
+    from filelock import FileLock
 
 LOCK_FILE = ".nexusflow-writer.lock"
 _POLL = 0.1
@@ -115,10 +115,14 @@ def _hold(path: str) -> bool:
     with _lock:
         held, count = _held.get(path, (None, 0))
         if held is None:
-            held = FileLock(path, thread_local=False)
+            # Here: Chroma's thin client has no folders, and comes without this package.
+            with needed("A collection in a folder", "filelock", install="filelock"):
+                import filelock
+
+            held = filelock.FileLock(path, thread_local=False)
             try:
                 held.acquire(timeout=0)
-            except Timeout:
+            except filelock.Timeout:
                 return False
         _held[path] = held, count + 1
         return True
