@@ -33,6 +33,7 @@ from nexusflow_integrations._core.call.caller import (
     CallingThread,
     Hooks,
     Progress,
+    Told,
 )
 from nexusflow_integrations._core.call.imports import import_all
 from nexusflow_integrations._core.pace.terms import Presence, Terms
@@ -127,7 +128,8 @@ class NexusFlow:
             others: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, or any object with the
             methods of ``SharedBudget``.
         price: Price list for ``usage``; the default is the API page's.
-        on_usage: Called with the ``Usage`` of each call when it ends, well or not.
+        on_usage: Called with the ``Usage`` of each call when it ends, well or not. What it raises
+            is logged, once, and changes nothing.
         default_headers: Sent with every request.
         http_client: An ``httpx.Client`` (or httpx2's) to use for sync calls; never closed by us.
         async_http_client: The same for async calls.
@@ -195,7 +197,8 @@ class NexusFlow:
         self._cache = _cache_path(cache)
         self._budget = check_budget(budget)
         self._purse = self._new_purse()
-        self._on_usage = checks.function("on_usage", on_usage)
+        on_usage = checks.function("on_usage", on_usage)
+        self._on_usage = None if on_usage is None else Told("on_usage", on_usage)
         self._http_client = checks.http_client("http_client", http_client, asynchronous=False)
         self._async_http_client = checks.http_client(
             "async_http_client", async_http_client, asynchronous=True
@@ -439,6 +442,7 @@ class NexusFlow:
         # The last first: those that wait would send in the place of those that are out.
         for flight in reversed(flying):
             flight.cancel()
+        for flight in reversed(flying):
             self._report(flight.ledger)
 
     # -- what it cost --------------------------------------------------------------------------
@@ -690,7 +694,7 @@ class NexusFlow:
             if given is not None:
                 given(usage)
 
-        twin._on_usage = both
+        twin._on_usage = Told("on_usage", both)
         return twin
 
     def _uncached(self) -> NexusFlow:

@@ -10,12 +10,10 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pytest
-
 from nexusflow_integrations import NexusFlow
 from nexusflow_integrations._core.usage import Ledger
 
-from .scene import assert_right, client_of, tasks, texts, until
+from .scene import assert_right, client_of, texts, until
 
 
 def test_f123_thirty_two_threads_on_one_object_get_the_right_vectors(server: Any) -> None:
@@ -100,18 +98,6 @@ async def test_progress_of_an_async_call_comes_on_its_own_loop_and_adds_up(serve
     await asyncio.sleep(0.05)
     assert sum(n for n, _ in heard) == 55
     assert {thread for _, thread in heard} == {threading.get_ident()}
-
-
-def test_an_error_in_the_callers_progress_ends_the_call_and_leaves_nothing(server: Any) -> None:
-    client = client_of(server, max_concurrency=1)
-
-    def fail(_: int) -> None:
-        raise RuntimeError("mine")
-
-    with pytest.raises(RuntimeError, match="mine"):
-        client.embed(texts(300), progress=fail)
-    until(lambda: not tasks())
-    assert len(server.requests) < 30
 
 
 def test_a_stream_in_one_thread_and_calls_in_others_do_not_mix(server: Any) -> None:

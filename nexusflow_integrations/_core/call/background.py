@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -27,6 +28,8 @@ from nexusflow_integrations._core import forks
 from nexusflow_integrations.errors import APIConnectionError
 
 T = TypeVar("T")
+
+logger = logging.getLogger("nexusflow_integrations")
 
 LONGEST_PAUSE = 5.0
 """Seconds after which the loop goes on although a fork has not told that it is over."""
@@ -73,7 +76,14 @@ class BackgroundLoop:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+        while True:
+            try:
+                self.loop.run_forever()
+            except BaseException as error:  # noqa: BLE001, PERF203 - SystemExit, of the user's
+                # The call that it came from ends with it; the loop is that of all others, too.
+                logger.debug("%s went through the event loop", type(error).__name__)
+            else:
+                return
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Start ``work`` on the loop; cancelling the future cancels the work."""

@@ -152,6 +152,44 @@ def raised_by_signal_handler(error: BaseException) -> bool:
     return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
+class Told:
+    """A function of the user's that is told something: its errors are logged, and end no call.
+
+    Only the first of them is logged. Ctrl-C, ``SystemExit`` and what a signal handler raises pass.
+
+    Args:
+        name: What the user knows it by.
+        function: Takes one argument; what it returns is of no interest.
+    """
+
+    def __init__(self, name: str, function: Callable[[Any], object]) -> None:
+        self._name = name
+        self._function = function
+        self._logged = False
+
+    def __call__(self, news: object) -> None:
+        try:
+            returned = self._function(news)
+        except Exception as error:
+            if raised_by_signal_handler(error):
+                raise
+            self._log(f"raised {type(error).__name__}", error)
+        else:
+            if isinstance(returned, Coroutine):
+                returned.close()
+                self._log("returned a coroutine, which nobody awaits: it must be a plain function")
+
+    def _log(self, problem: str, error: Exception | None = None) -> None:
+        if not self._logged:
+            self._logged = True
+            logger.error(
+                "%s %s; the call goes on, and further problems of it are not logged",
+                self._name,
+                problem,
+                exc_info=error,
+            )
+
+
 class Caller:
     """What a call says to its caller; used on the engine's event loop.
 
@@ -247,7 +285,7 @@ class CallingThread(Caller):
     ) -> None:
         self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
         super().__init__(self._news.put, hooks, progress=progress is not None)
-        self._progress = progress
+        self._progress = None if progress is None else Told("progress", progress)
         self._deadline = deadline
 
     def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> T:
@@ -300,7 +338,7 @@ class CallingTask(Caller):
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[Any] = asyncio.Queue()
         super().__init__(self._pass_on, hooks, progress=progress is not None)
-        self._progress = progress
+        self._progress = None if progress is None else Told("progress", progress)
         self._deadline = deadline
 
     def _pass_on(self, news: Any) -> None:

@@ -13,6 +13,7 @@ slowly they drip. Bodies are read up to ``MAX_RESPONSE_BYTES``. Redirects are no
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 import socket
 import ssl
@@ -370,7 +371,11 @@ class HttpxSender:
             timer.cancel()
 
     def _answer(self, body: bytes, timeout: float, answered: asyncio.Future[Any]) -> None:
-        outcome = self._send(body, timeout)
+        outcome: Answer | TransportFault | BaseException
+        try:
+            outcome = self._send(body, timeout)
+        except BaseException as error:  # noqa: BLE001 - it ends the call, where it is waited for
+            outcome = error
         with suppress(RuntimeError):  # the loop has ended meanwhile
             answered.get_loop().call_soon_threadsafe(_settle, answered, outcome)
 
@@ -394,13 +399,19 @@ class HttpxSender:
                         return _TOO_LARGE
             finally:
                 response.close()
+            return _httpx_answer(response, parts)
         except Exception as error:  # noqa: BLE001 - two families of exceptions, told by name
             return _httpx_fault(error, timeout)
-        return _httpx_answer(response, parts)
 
 
-def _settle(answered: asyncio.Future[Any], outcome: Answer | TransportFault) -> None:
-    if not answered.done():
+def _settle(
+    answered: asyncio.Future[Any], outcome: Answer | TransportFault | BaseException
+) -> None:
+    if answered.done():
+        return
+    if isinstance(outcome, BaseException):
+        answered.set_exception(outcome)
+    else:
         answered.set_result(outcome)
 
 
@@ -448,21 +459,21 @@ class AsyncHttpxSender:
                         return _TOO_LARGE
             finally:
                 await response.aclose()
+            return _httpx_answer(response, parts)
         except Exception as error:  # noqa: BLE001 - two families of exceptions, told by name
             return _httpx_fault(error, timeout)
-        return _httpx_answer(response, parts)
 
 
 def _httpx_read(response: Any) -> Answer:
     """Return an answer that was whole from the start, as those of mock transports are."""
     names = {name.lower(): value for name, value in response.headers.items()}
     names.pop("content-encoding", None)  # undone already
-    return Answer(response.status_code, names, response.content)
+    return Answer(operator.index(response.status_code), names, bytes(response.content))
 
 
 def _httpx_answer(response: Any, body: bytes | bytearray) -> Answer:
     names = {name.lower(): value for name, value in response.headers.items()}
-    return Answer(response.status_code, names, bytes(body))
+    return Answer(operator.index(response.status_code), names, bytes(body))
 
 
 def _httpx_fault(error: Exception, timeout: float) -> TransportFault:
