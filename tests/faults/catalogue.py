@@ -1536,7 +1536,8 @@ ELSEWHERE: Mapping[str, str] = {
     "F140": "tests/lifecycle/test_signals.py",
     "F141": "tests/lifecycle/test_exit.py",
     "F142": "tests/store/test_waits.py",
+    "F143": "tests/store/test_moved.py",
 }
 """Faults that are no behaviour of one plain server, by the file that throws them."""
 
-FAULTS = tuple(f"F{n}" for n in range(1, 143))
+FAULTS = tuple(f"F{n}" for n in range(1, 144))

@@ -10,7 +10,8 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +24,16 @@ APPLICATION_ID = 0x4E465643
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 2.0
 """How long to wait for the file while another process writes; a write takes milliseconds."""
+_BESIDE = ("-wal", "-shm")
+"""What SQLite keeps beside a file while it is open."""
 DAY = 86_400
 FORGOTTEN = 7 * DAY
 """Seconds after which a claim that nobody came back to is dropped."""
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _SCHEMA = (
     # k: 4 bytes that stand for everything but the text, so that one kind of row is one range of
@@ -64,6 +72,8 @@ class CacheFile:
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self.path = path
         self._clock = clock
+        self._target = path  # where a symbolic link leads
+        self._opened: tuple[object, ...] = ()
 
     def connect(self) -> sqlite3.Connection:
         """Open the file, or make it; the connection commits by itself and may change threads.
@@ -73,43 +83,75 @@ class CacheFile:
             StoreUnavailable: It cannot be made, or has no write-ahead log.
             sqlite3.Error: It cannot be read or written.
         """
+        self._target = Path(os.path.realpath(self.path))
         with _opening:
             self._make_file()
             self._check_header()
+            file = self._identity("")
             db = sqlite3.connect(
-                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                self._target, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
         # A letter that damage has made of another must not be an error.
         db.text_factory = lambda text: text.decode(errors="replace")
         try:
             self._prepare(db)
+            self._opened = self._identities()
+            if self._opened[0] != file:
+                raise StoreUnavailable(f"the cache {self.path} was replaced while it was opened")
         except BaseException:
             db.close()
             raise
         return db
+
+    def has_moved(self) -> bool:
+        """Whether the path no longer names the file that was opened, or its log is not there."""
+        return self._identities() != self._opened
+
+    def _identities(self) -> tuple[object, ...]:
+        return tuple(map(self._identity, ("", *_BESIDE)))
+
+    def _identity(self, suffix: str) -> tuple[int, int] | None:
+        # The path itself, so that a symbolic link that leads elsewhere now is noticed.
+        try:
+            found = os.stat(f"{self._target}{suffix}" if suffix else self.path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def remove_orphans(self) -> None:
+        """Remove log and index of the file that was opened, once another one is in its place.
+
+        SQLite would apply the log to whatever file it finds beside it.
+        """
+        if self._identity("") == self._opened[0]:
+            return
+        with suppress(OSError), _alone_in(self._target.parent):
+            for place, suffix in enumerate(_BESIDE, start=1):
+                if self._opened[place] and self._identity(suffix) == self._opened[place]:
+                    os.unlink(f"{self._target}{suffix}")
 
     def size(self) -> int:
         """Return its bytes on disk, with the write-ahead log."""
         return self._size() + self._size("-wal")
 
     def _exists(self, suffix: str) -> bool:
-        return os.path.exists(f"{self.path}{suffix}")
+        return os.path.exists(f"{self._target}{suffix}")
 
     def _size(self, suffix: str = "") -> int:
         try:
-            return os.stat(f"{self.path}{suffix}").st_size
+            return os.stat(f"{self._target}{suffix}").st_size
         except OSError:
             return 0
 
     def _make_file(self) -> None:
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Only its owner may read it: from a vector one can guess at the text. Opened by
-            # ourselves only where it is new: to close a descriptor of a file that SQLite has open
-            # in this process would drop SQLite's locks.
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            self._target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._target.exists():
+                self._make_new()
+            elif self._target.is_dir():
+                raise FileExistsError
         except FileExistsError:
-            if self.path.is_dir():
+            if self._target.is_dir():
                 raise CacheError(
                     f"the cache {self.path} is a directory; name a file in it"
                 ) from None
@@ -117,6 +159,18 @@ class CacheFile:
             raise StoreUnavailable(
                 f"the cache {self.path} cannot be made: {error.strerror or error}"
             ) from error
+
+    def _make_new(self) -> None:
+        with _alone_in(self._target.parent):
+            # Only its owner may read it: from a vector one can guess at the text. Opened by
+            # ourselves only where it is new: to close a descriptor of a file that SQLite has open
+            # in this process would drop SQLite's locks.
+            if self._target.exists():
+                return
+            for suffix in _BESIDE:  # left by a file that was removed, or that others have open yet
+                with suppress(OSError):
+                    os.unlink(f"{self._target}{suffix}")
+            os.close(os.open(self._target, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     def _check_header(self) -> None:
         """Refuse a file that is not ours without changing a byte in it or beside it."""
@@ -131,7 +185,7 @@ class CacheFile:
 
     def _header_problem(self) -> CacheError | None:
         # Takes no lock, so that it leaves no trace.
-        db = sqlite3.connect(f"{self.path.as_uri()}?mode=ro&immutable=1", uri=True)
+        db = sqlite3.connect(f"{self._target.as_uri()}?mode=ro&immutable=1", uri=True)
         try:
             header = _header(db)
         except sqlite3.OperationalError:
@@ -243,3 +297,18 @@ def _header(db: sqlite3.Connection) -> _Header:
 
 
 _opening = forks.Lock()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Be the only process of this package that makes or removes files in ``folder``."""
+    if fcntl is None:  # Windows, where nobody can remove a file that is open
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without such locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

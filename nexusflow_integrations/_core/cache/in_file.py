@@ -14,6 +14,7 @@ any point; a power cut may take the last ones with it, but leaves the file whole
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -45,6 +46,9 @@ from nexusflow_integrations._core.cache.upkeep import (
 )
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations._core.vectors import Vectors
+from nexusflow_integrations.errors import CacheError
+
+logger = logging.getLogger("nexusflow_integrations")
 
 _CHUNKS = (8, 16, 64, 512)  # few different statements, so that SQLite prepares each only once
 _MIN_CLAIM = 0.1
@@ -121,6 +125,7 @@ class VectorStore:
         self._db: sqlite3.Connection | None = None
         self._is_in_sqlite = False
         self._is_damaged = False
+        self._was_open = False
         self.boot = 0
         self._owner = int.from_bytes(os.urandom(8), "big") >> 1
         self._known: set[bytes] = set()
@@ -210,6 +215,11 @@ class VectorStore:
         """
         if not rows:
             return
+        self._put(rows)
+        if self._file.has_moved():  # removed or replaced while they were written
+            self._put(rows)
+
+    def _put(self, rows: Sequence[tuple[bytes, Vectors]]) -> None:
         day = self._today()
         with self.transaction() as db:
             before = _last_rowid(db)
@@ -426,6 +436,8 @@ class VectorStore:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Hold the file for one short write, rolled back if anything in it fails."""
         with self._held(), self._explained():
+            if self._db is not None and self._file.has_moved():
+                self._leave()
             db = self._connection()
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -439,6 +451,20 @@ class VectorStore:
                 raise
             if notes is not None:
                 self._notes = _Notes()
+
+    def _leave(self) -> None:
+        """Close a file that is no longer where it was, or whose log is gone."""
+        logger.warning(
+            "the cache %s was removed or replaced while it was open; going on with what is there",
+            self.path,
+        )
+        db, self._db = self._db, None
+        self._known.clear()
+        self._is_damaged = False
+        if db is not None:
+            with suppress(sqlite3.Error):
+                db.close()
+        self._file.remove_orphans()
 
     def _today(self) -> int:
         return int(self._wall_clock()) // DAY * DAY
@@ -477,7 +503,14 @@ class VectorStore:
                 )
             self._is_in_sqlite = True
             with self._explained():
-                self._db = self._file.connect()
+                try:
+                    self._db = self._file.connect()
+                except CacheError as error:
+                    if not self._was_open:
+                        raise
+                    # A running process goes on without it.
+                    raise StoreUnavailable(str(error)) from None
+            self._was_open = True
             self.boot = boot_number()
         return self._db
 
