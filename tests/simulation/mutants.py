@@ -172,7 +172,7 @@ MUTANTS = (
         "an error does not hold what came before it",
         engine.Engine,
         "embed",
-        "error.finished = gathered.finished()",
+        "failure.finished = gathered.finished()",
     ),
     Mutant("claims are not renewed", sources.CachedSource, "_renew", "while True:", "while False:"),
     Mutant(

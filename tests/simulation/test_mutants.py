@@ -7,7 +7,7 @@ import pytest
 from .mutants import MUTANTS, Mutant
 from .run import failures
 
-ENOUGH = 400
+ENOUGH = 1000
 """Runs within which it must be noticed."""
 
 
