@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from nexusflow_integrations._core.offload import Worker, offload
 from nexusflow_integrations._core.usage import Purse
@@ -205,7 +205,7 @@ class LeasedPurse(Purse):
         self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._overdue)
         offload(
             self._worker.submit,
-            lambda: self._shared.draw(least + owed, wanted, unused, kept),
+            lambda: _checked(self._shared.draw(least + owed, wanted, unused, kept)),
             lambda grant: self._drawn(grant, least),
             self._failed,
         )
@@ -243,6 +243,14 @@ class LeasedPurse(Purse):
     def _resume(self) -> None:
         self._pausing = False
         self._tell()
+
+
+def _checked(grant: Any) -> Grant:
+    """Return ``grant``, which came of code of the user's, if it is one."""
+    whole = isinstance(grant, Grant) and all(type(part) is int for part in grant[:2])
+    if not whole or grant.tokens < 0:
+        raise TypeError
+    return cast(Grant, grant)
 
 
 def _not_asked(why: str) -> BudgetExceededError:

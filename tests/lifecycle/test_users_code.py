@@ -12,7 +12,8 @@ import pytest
 from faults.server import FaultServer
 
 from nexusflow_integrations import NexusFlow
-from nexusflow_integrations.errors import APIConnectionError
+from nexusflow_integrations._core.shared_budget import Grant
+from nexusflow_integrations.errors import APIConnectionError, BudgetExceededError
 
 from .scene import assert_right, client_of, tasks, texts, until
 
@@ -156,3 +157,58 @@ def test_an_odd_answer_of_an_http_client_is_one_typed_error(
     client = NexusFlow("key", base_url="http://127.0.0.1:1/v1", http_client=http, max_retries=0)
     with pytest.raises(APIConnectionError, match="the http client that was passed in failed"):
         client.embed("a text")
+
+
+class OddLimits:
+    """Limits that are no use: ``answer`` is what a lease returns, or raises."""
+
+    requests_per_minute = 600_000.0
+    tokens_per_minute = None
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    @property
+    def sharers(self) -> int:
+        raise ZeroDivisionError
+
+    def lease(self, count: int, tokens: int, **_: Any) -> Any:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+    def owe(self, tokens: float, late: float = 0.0) -> None:
+        raise ZeroDivisionError
+
+    def throttled(self, ago: float) -> None:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "answer", [ZeroDivisionError(), None, [], ["soon"], [float("nan")], [float("inf")], 3]
+)
+def test_vectors_arrive_though_a_pacer_is_no_use(answer: Any, server: FaultServer) -> None:
+    client = client_of(server, pacer=OddLimits(answer), deadline=60.0)
+    assert_right(client.embed(TEXTS), TEXTS)
+
+
+class OddBudget:
+    tokens = 1_000_000
+
+    def __init__(self, grant: Any) -> None:
+        self._grant = grant
+
+    def draw(self, least: int, wanted: int, unused: int, kept: int) -> Any:
+        if isinstance(self._grant, Exception):
+            raise self._grant
+        return self._grant
+
+
+@pytest.mark.parametrize(
+    "grant", [ZeroDivisionError(), None, 5, (1, 2, False), Grant("9", 9, False), Grant(-1, 9, True)]
+)
+def test_a_shared_budget_that_is_no_use_is_one_typed_error(grant: Any, server: FaultServer) -> None:
+    client = client_of(server, budget=OddBudget(grant), deadline=60.0)
+    with pytest.raises(BudgetExceededError, match="could not be asked"):
+        client.embed(TEXTS)
+    assert not server.requests

@@ -181,6 +181,7 @@ class LeasedPacer:
         self._submit = submit
         self._ready = ready
         self._clock = clock
+        self._limits = shared.requests_per_minute, shared.tokens_per_minute
         self._requests_per_second = max(shared.requests_per_minute or NO_LIMIT, LEAST) / 60
         self._tokens_per_second = max(shared.tokens_per_minute or NO_LIMIT, LEAST) / 60
         self._size = 1
@@ -295,7 +296,10 @@ class LeasedPacer:
         def lease() -> list[tuple[float, int]]:
             waits = self._shared.lease(count, charge, owed_tokens=owed, late=late)
             now = self._clock()
-            return [(now + wait, charge) for wait in waits]
+            slots = [(now + wait, charge) for wait in waits]
+            if not slots or not all(math.isfinite(at) for at, _ in slots):
+                raise ValueError  # or it would be asked for ever, or never send
+            return slots
 
         offload(self._submit, lease, self._leased, self._not_leased)
 
@@ -329,8 +333,11 @@ class LeasedPacer:
         if self._alone is not None:
             return
         logger.warning("pacing alone until the shared limits can be asked again: %s", why)
-        requests, tokens = self._shared.requests_per_minute, self._shared.tokens_per_minute
-        sharers = self._shared.sharers
+        requests, tokens = self._limits
+        try:
+            sharers = max(1, self._shared.sharers)
+        except Exception:  # noqa: BLE001 - whatever the user's own limits raise
+            sharers = 1
         self._alone = GivenLimits(requests and requests / sharers, tokens and tokens / sharers)
         if self._last is not None:
             self._alone.take(*self._last)
