@@ -126,7 +126,7 @@ LOCKED = """
     def spin():
         while not spins.is_set():
             client.usage
-            client._account(Ledger())
+            client._spent.add(Ledger())
     threads = [threading.Thread(target=spin) for _ in range(3)]
     for thread in threads:
         thread.start()
