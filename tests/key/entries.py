@@ -149,5 +149,5 @@ ENTRIES = [
     Entry("chroma", _chroma, lambda made, texts: made(texts), CHROMA, packages=("chromadb",)),
     Entry("chroma-async", _chroma, _later("aembed"), CHROMA, packages=("chromadb",)),
     Entry("haystack", _haystack, _in_haystack, packages=("haystack",)),
-    Entry("ray", _ray, _in_ray, packages=("ray", "pyarrow")),
+    Entry("ray", _ray, _in_ray, packages=("ray.data", "pyarrow")),
 ]

@@ -88,7 +88,9 @@ def test_a_key_in_the_environment_that_can_be_none_shows_itself_in_no_error(
 
 
 def test_plain_text_that_ray_might_print_is_refused_without_showing_it() -> None:
-    ray = pytest.importorskip("nexusflow_integrations.ray")
+    pytest.importorskip("ray.data")
+    from nexusflow_integrations import ray
+
     for make in (ray.EmbedBatch, lambda key: ray.DriverKey(f"{key}\n")):
         with pytest.raises(errors.ConfigurationError) as caught:
             make(KEY)
@@ -125,7 +127,7 @@ def test_a_changed_field_of_llama_index_shows_no_secret() -> None:
 
 
 def test_a_lancedb_function_shows_no_key() -> None:
-    lancedb = pytest.importorskip("nexusflow_integrations.lancedb")
+    lancedb = pytest.importorskip("nexusflow_integrations.lancedb", exc_type=ImportError)
     for settings in ({"dimensions": 3}, {"nonsense": 1}, {"dimensions": "three"}):
         with pytest.raises(ValueError) as caught:
             lancedb.NexusFlowEmbeddings(api_key=KEY, **settings)
@@ -136,7 +138,7 @@ def test_a_lancedb_function_shows_no_key() -> None:
 
 
 def test_a_model_of_llm_shows_no_key() -> None:
-    llm = pytest.importorskip("nexusflow_integrations.llm")
+    llm = pytest.importorskip("nexusflow_integrations.llm", exc_type=ImportError)
     with pytest.raises(errors.ConfigurationError) as caught:
         list(llm.NexusFlowEmbeddingModel(64).embed_batch(["a"], key=f"{KEY}\n"))
     assert leaks(caught.value, KEY) == []
