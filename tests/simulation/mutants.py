@@ -12,7 +12,6 @@ from types import FunctionType
 from typing import Any
 
 from nexusflow_integrations._core import usage
-from nexusflow_integrations._core.cache import cache
 from nexusflow_integrations._core.call import coalescing, engine, job, sources
 from nexusflow_integrations._core.pace import gate, pacing, window
 from nexusflow_integrations._core.request import exchange, wire
@@ -188,31 +187,6 @@ MUTANTS = (
         "self._cache.release(unpaid)",
     ),
     Mutant(
-        "the cache is waited for however little time a call has",
-        sources.CachedSource,
-        "_patience",
-        "self._time_left() / 4",
-        'float("inf")',
-    ),
-    Mutant(
-        "a cache that hangs is waited for until it answers",
-        cache.Cache,
-        "_turn_off",
-        "question.give_up()",
-    ),
-    Mutant(
-        "a cache that is off is never tried again",
-        cache.Cache,
-        "_try_again",
-        "self._write()",
-    ),
-    Mutant(
-        "rows that could not be stored are forgotten",
-        cache.Cache,
-        "_unwritten",
-        "self._parcels.extendleft(reversed(writing))",
-    ),
-    Mutant(
         "texts that others pay for are sent",
         sources.CachedSource,
         "_claim",
@@ -223,6 +197,6 @@ MUTANTS = (
         "a request that was cancelled is not counted",
         exchange,
         "_send_until_judged",
-        "call.ledger.sent(retry=attempts > 0)",
+        "ledger.sent(retry=attempts > 0)",
     ),
 )
