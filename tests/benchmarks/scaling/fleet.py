@@ -145,6 +145,8 @@ class Keeper:
 class Asked:
     """A worker's ``SharedLimits``, and the thread that asks them: one call at a time."""
 
+    patience = 20.0  # as `ClusterLimits` has
+
     def __init__(self, fleet: Fleet, number: int) -> None:
         self.requests_per_minute = fleet.scene.requests_per_minute
         self.tokens_per_minute = fleet.scene.tokens_per_minute
