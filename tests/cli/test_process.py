@@ -80,7 +80,7 @@ def test_the_first_run_in_an_empty_folder_needs_no_key_and_no_network(
     done = run(environment, folder, "demo")
     assert done.returncode == 0, done.stderr
     shown = done.stdout
-    assert "a small stand-in: not text-embedding-v4" in shown
+    assert "a small local model, not text-embedding-v4" in shown
     assert "500 docstrings of Python" in shown
     assert re.search(r"\[1\] 0\.\d{3} \S+  random\.choice", shown)
     assert "“Choose a random element from a non-empty sequence.” [1]" in shown
