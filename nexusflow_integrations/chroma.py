@@ -248,19 +248,27 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     def validate_config_update(
         self, old_config: dict[str, Any], new_config: dict[str, Any]
     ) -> None:
-        """Refuse another model or size: the vectors already stored would not be comparable.
+        """Refuse another model, size or service: the vectors already stored are not comparable.
 
         Chroma asks only after it has stored the change (``collection.modify``): after this error,
         modify the collection back.
         """
-        for setting in ("model_name", "dimensions"):
-            old, new = _checked(old_config).get(setting), _checked(new_config).get(setting)
-            if old != new:
-                raise ConfigurationError(
-                    f"{setting} of a collection cannot change from {old!r} to {new!r}: its vectors"
-                    " would not be comparable; Chroma has stored the change already, so modify it"
-                    " back, and make another collection for the other setting"
-                )
+        before, after = _identified(old_config), _identified(new_config)
+        for setting, old in before.items():
+            new = after[setting]
+            if old == new or (setting == "service" and old is None):  # older versions stored none
+                continue
+            moved = (
+                "; or, if it is the same service at a new address, call"
+                " open_collection(..., address_changed=True)"
+                if setting == "service"
+                else ""
+            )
+            raise ConfigurationError(
+                f"{setting} of a collection cannot change from {old!r} to {new!r}: its vectors"
+                " would not be comparable; Chroma has stored the change already, so modify it"
+                f" back, and make another collection for the other setting{moved}"
+            )
 
     def default_space(self) -> Space:
         """Cosine, unless a collection says otherwise."""
@@ -427,6 +435,17 @@ def _made_again(settings: dict[str, Any]) -> NexusFlowEmbeddingFunction:
 
 def _identity(config: Mapping[str, Any]) -> str:
     return json.dumps(config, sort_keys=True)
+
+
+def _identified(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides whether vectors are comparable: model, size and service."""
+    known, base = _checked(config), config.get("api_base")
+    service = None if base is None else _service_at(resolve_base_url(base, allow_http=True))
+    return {
+        "model_name": known["model_name"],
+        "dimensions": known.get("dimensions"),
+        "service": known.get("service", service),
+    }
 
 
 def _service_at(base_url: str) -> str:

@@ -333,6 +333,32 @@ def test_another_model_or_size_is_no_update(change: dict[str, Any]) -> None:
         function.validate_config_update({}, {"dimensions": 64})
 
 
+@pytest.mark.parametrize("named", [False, True], ids=["by the environment", "by an argument"])
+def test_another_service_is_no_update(named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    function = NexusFlowEmbeddingFunction(dimensions=64)
+    old = function.get_config()
+    if not named:
+        monkeypatch.setenv("NEXUSFLOW_BASE_URL", "https://other.example/v1")
+    base = "https://other.example/v1" if named else None
+    new = NexusFlowEmbeddingFunction(dimensions=64, api_base=base).get_config()
+    with pytest.raises(errors.ConfigurationError, match=r"service.*address_changed=True"):
+        function.validate_config_update(old, new)
+    function.validate_config_update(
+        old, {"dimensions": 64, "api_base": "https://nexusflow.vip/another/path"}
+    )
+    function.validate_config_update({"dimensions": 64}, new)
+
+
+def test_a_collection_reports_that_its_service_was_changed(
+    client: Any, make: Make, server: LocalServer
+) -> None:
+    collection = client.create_collection("docs", embedding_function=make())
+    other = NexusFlowEmbeddingFunction(dimensions=64, api_base="https://other.example/v1")
+    with pytest.raises(errors.ConfigurationError, match=r"localhost.*modify it back"):
+        collection.modify(configuration={"embedding_function": other})
+    collection.modify(configuration={"embedding_function": make(query_instruction="Find: ")})
+
+
 def test_all_else_may_be_updated() -> None:
     function = NexusFlowEmbeddingFunction(dimensions=64)
     old = function.get_config()
