@@ -45,8 +45,8 @@ class Usage:
         refused: Texts that the server refused.
         tokens: Tokens billed, as the server says; estimated for answers that do not say.
         estimated_tokens: The part of ``tokens`` that is an estimate.
-        repaid: Texts that an earlier run had claimed when it died: at most so many of them are paid
-            for a second time.
+        repaid: Texts that another process had sent, and not kept, when it ended or stood still for
+            longer than its claims hold: at most so many of them are paid for a second time.
         price: The price list that ``cost`` uses.
     """
 

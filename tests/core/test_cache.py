@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,18 @@ class Store:
         if self.fails is not None:
             raise self.fails
 
-    def claim(self, keys: Sequence[bytes], dimensions: int | None) -> Claimed:
+    def claim(
+        self,
+        keys: Sequence[bytes],
+        dimensions: int | None,
+        *,
+        call: int,
+        most: int | None,
+        sent: bool,
+    ) -> Claimed:
         self._ask("claim")
         hits = {key: self.rows[key] for key in keys if key in self.rows}
-        mine = [key for key in keys if key not in hits]
+        mine = [key for key in keys if key not in hits][:most]
         self.claims.update(mine)
         return Claimed(hits, mine, [], 0)
 
@@ -57,12 +66,19 @@ class Store:
         self.rows.update(rows)
         self.claims.difference_update(key for key, _ in rows)
 
-    def release(self, keys: Iterable[bytes]) -> None:
+    def release(self, keys: Iterable[bytes], call: int) -> None:
         self._ask("release")
         self.claims.difference_update(keys)
 
-    def renew(self, keys: Iterable[bytes]) -> None:
+    def renew(self, keys: Iterable[bytes], call: int) -> None:
         self._ask("renew")
+
+    def confirm(self, keys: Sequence[bytes], call: int) -> set[bytes]:
+        self._ask("confirm")
+        return set(keys) - self.claims
+
+    def together(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def probe(self) -> None:
         self._ask("probe")
@@ -148,7 +164,8 @@ async def test_a_store_that_hangs_is_waited_for_once_and_then_gone_without(
     asked = len(thread.jobs)
     assert (await cache.claim([b"c"], 2)).mine == [b"c"]
     assert await cache.present([b"c"]) == set()
-    await cache.renew([b"c"])
+    await cache.renew([b"c"], 1)
+    assert await cache.confirm([b"c"], 1) == set()
     assert cache.put(rows(b"c")) is None
     assert len(thread.jobs) == asked
     assert said() == [f"{OFF}the store has not answered for 0.1 s"]
@@ -241,6 +258,54 @@ async def test_what_was_claimed_for_a_call_that_was_cancelled_is_given_back(
     future.set_result(work())
     assert store.claims == {b"a"}
     await until(lambda: not store.claims)
+
+
+async def test_claims_are_confirmed_together_with_what_else_is_written(
+    store: Store, thread: Thread
+) -> None:
+    cache = cache_on(store, thread)
+    await cache.claim([b"a", b"b", b"c", b"e"], 2)
+    store.claims.discard(b"c")  # taken over
+    asked = len(store.asked)
+    thread.works = False
+    confirming = [
+        asyncio.ensure_future(cache.confirm([b"a", b"c"], 1)),
+        asyncio.ensure_future(cache.confirm([b"b"], 2)),
+    ]
+    await asyncio.sleep(0)
+    cache.put(rows(b"d"))
+    cache.release([b"e"], 1)
+    await until(lambda: thread.jobs)
+    assert len(thread.jobs) == 1
+    thread.works = True
+    thread.work()
+    assert await asyncio.gather(*confirming) == [{b"c"}, set()]
+    assert store.asked[asked:] == ["put", "release", "confirm", "confirm"]
+    assert store.claims == {b"a", b"b"}
+
+
+async def test_claims_that_cannot_be_confirmed_are_taken_for_held_and_not_confirmed_later(
+    store: Store, thread: Thread
+) -> None:
+    cache = cache_on(store, thread)
+    await cache.claim([b"a"], 2)
+    store.fails = LOCKED
+    assert await cache.confirm([b"b"], 1) == set()
+    store.fails = None
+    await until(lambda: not cache._is_off)
+    assert store.asked.count("confirm") == 1
+    assert await cache.confirm([b"b"], 1) == {b"b"}
+
+
+async def test_a_call_with_little_time_does_not_wait_for_a_confirmation(
+    store: Store, thread: Thread
+) -> None:
+    cache = cache_on(store, thread)
+    await cache.claim([b"a"], 2)
+    thread.works = False
+    assert await cache.confirm([b"b"], 1, 0.005) == set()
+    thread.works = True
+    thread.work()
 
 
 async def test_no_more_is_held_than_fits_and_what_did_not_is_told(

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from nexusflow_integrations._core.pace.gate import Gate
+from nexusflow_integrations._core.pace.gate import TO_COME, Gate
 from nexusflow_integrations._core.pace.pacing import FoundLimit, GivenLimits
 from nexusflow_integrations._core.pace.window import Window
 
@@ -108,6 +108,41 @@ async def test_an_urgent_newcomer_takes_the_next_paced_turn() -> None:
     await queue(door, order, "query", urgent=True)
     await document
     assert order == ["query", "document"]
+
+
+@timed
+async def test_an_open_gate_wants_as_many_as_could_leave_at_once() -> None:
+    door = gate(20)
+    assert door.is_open
+    assert door.wanted(0) == 16  # what the window lets out at first
+    assert door.wanted(3) == 13
+    for _ in range(16):
+        await door.enter(10)
+    assert not door.is_open
+    assert door.wanted(0) == TO_COME
+    assert door.wanted(TO_COME) == 0
+
+
+@timed
+async def test_a_paced_gate_wants_a_few_to_come_and_one_of_whoever_has_none() -> None:
+    door, order = gate(20, per_minute=60), []
+    assert not door.is_open
+    assert door.wanted(0) == TO_COME
+    await door.enter(10)
+    tasks = [asyncio.ensure_future(queue(door, order, str(n))) for n in range(TO_COME - 1)]
+    await settle()
+    assert [door.wanted(unsent) for unsent in (0, 1, TO_COME)] == [1, 1, 0]
+    tasks.append(asyncio.ensure_future(queue(door, order, "one more")))
+    await settle()
+    assert [door.wanted(unsent) for unsent in (0, 1, TO_COME)] == [1, 0, 0]
+    await asyncio.gather(*tasks)
+
+
+@timed
+async def test_a_gate_that_found_a_limit_wants_a_few_to_come() -> None:
+    door = gate(20)
+    door.pacer.throttled(sent_at=asyncio.get_running_loop().time(), now=1000.0, hint=None)
+    assert door.wanted(0) == TO_COME
 
 
 @timed

@@ -47,6 +47,7 @@ def test_every_setting_takes_what_it_can_use_and_refuses_all_else(
     name: str, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where cache=True keeps its file
     monkeypatch.setenv("NEXUSFLOW_API_KEY", KEY)
     for value in refused(lambda value: client(**{name: value}), name):
         made = client(**{name: value})

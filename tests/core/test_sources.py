@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import operator
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial, reduce
+from contextlib import suppress
+from functools import partial, reduce, wraps
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -14,18 +16,18 @@ import pytest
 from nexusflow_integrations._core.cache.in_file import Claimed
 from nexusflow_integrations._core.call import sources
 from nexusflow_integrations._core.call.results import Gathered
-from nexusflow_integrations._core.call.sources import CachedSource, DirectSource
+from nexusflow_integrations._core.call.sources import CachedSource, ClaimsLost, DirectSource
 from nexusflow_integrations._core.request.batching import plan_batches
 from nexusflow_integrations._core.usage import Ledger
 
 PLAN = partial(plan_batches, max_texts=3)
 
 
-def scene(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    def run() -> None:
-        asyncio.run(asyncio.wait_for(test(), 60))
+def scene(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    @wraps(test)
+    def run(**fixtures: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(**fixtures), 60))
 
-    run.__name__ = test.__name__
     return run
 
 
@@ -34,7 +36,10 @@ class FakeStore:
 
 
 class FakeCache:
-    """A store in a dict; ``busy`` keys are somebody else's until taken out of it."""
+    """A store in a dict; ``busy`` keys are somebody else's until taken out of it.
+
+    ``confirming`` is called before claims are confirmed, as if it happened just before.
+    """
 
     def __init__(self) -> None:
         self.store = FakeStore()
@@ -42,14 +47,32 @@ class FakeCache:
         self.busy: set[bytes] = set()
         self.claimed: set[bytes] = set()
         self.claims: list[int] = []
+        self.sent: list[bool] = []
         self.renewals = 0
         self.repaid = 0
+        self.confirming: Callable[[], object] = lambda: None
+        self.calls: set[int] = set()
+        self.numbers = count(1)
 
-    async def claim(self, keys: Sequence[bytes], dimensions: int | None, within: float) -> Claimed:
+    def new_call(self) -> int:
+        return next(self.numbers)
+
+    async def claim(
+        self,
+        keys: Sequence[bytes],
+        dimensions: int | None,
+        within: float,
+        *,
+        call: int,
+        most: int,
+        sent: bool,
+    ) -> Claimed:
         self.claims.append(len(keys))
+        self.sent.append(sent)
+        self.calls.add(call)
         hits = {key: self.rows[key] for key in keys if key in self.rows}
         busy = [key for key in keys if key in self.busy and key not in hits]
-        mine = [key for key in keys if key not in hits and key not in self.busy]
+        mine = [key for key in keys if key not in hits and key not in self.busy][:most]
         self.claimed |= set(mine)
         repaid, self.repaid = self.repaid, 0
         return Claimed(hits=hits, mine=mine, busy=busy, repaid=repaid)
@@ -58,11 +81,33 @@ class FakeCache:
         self.rows |= {key: vector.copy() for key, vector in rows}
         self.claimed -= {key for key, _ in rows}
 
-    def release(self, keys: Sequence[bytes]) -> None:
+    async def confirm(self, keys: Sequence[bytes], call: int, within: float) -> set[bytes]:
+        self.calls.add(call)
+        self.confirming()
+        return set(keys) - self.claimed
+
+    def release(self, keys: Sequence[bytes], call: int) -> None:
+        self.calls.add(call)
         self.claimed -= set(keys)
 
-    async def renew(self, keys: Sequence[bytes]) -> None:
+    async def renew(self, keys: Sequence[bytes], call: int) -> None:
+        self.calls.add(call)
         self.renewals += 1
+
+    def lose(self, *keys: bytes) -> None:
+        """End claims, as if they had run out and others had taken and released them."""
+        self.claimed -= set(keys)
+
+
+class FakeGate:
+    """Lets out ``most`` at once, if it is open."""
+
+    def __init__(self, most: int = 100, *, is_open: bool = False) -> None:
+        self._most = most
+        self.is_open = is_open
+
+    def wanted(self, unsent: int) -> int:
+        return self._most - unsent
 
 
 def texts(n: int) -> list[tuple[int, str]]:
@@ -73,7 +118,12 @@ def vector(n: int) -> np.ndarray:
     return np.full(2, n + 1, np.float32)
 
 
-def cached(cache: FakeCache, n: int, slab: int = 6) -> tuple[CachedSource, Gathered, Ledger]:
+def cached(
+    cache: FakeCache,
+    n: int,
+    slab: int = 6,
+    gate: FakeGate | None = None,
+) -> tuple[CachedSource, Gathered, Ledger]:
     gathered, ledger = Gathered(n), Ledger()
     source = CachedSource(
         texts(n),
@@ -83,7 +133,9 @@ def cached(cache: FakeCache, n: int, slab: int = 6) -> tuple[CachedSource, Gathe
         dimensions=None,
         gathered=gathered,
         ledger=ledger,
+        batch_size=3,
         slab=slab,
+        gate=gate or FakeGate(),  # type: ignore[arg-type]
         time_left=lambda: 8.0,
     )
     return source, gathered, ledger
@@ -92,10 +144,12 @@ def cached(cache: FakeCache, n: int, slab: int = 6) -> tuple[CachedSource, Gathe
 async def embed_all(source: Any, gathered: Gathered, *, fail: Iterable[int] = ()) -> list[int]:
     sent: list[int] = []
     while (batch := await source.next()) is not None:
-        good = [item for item in batch if item.index not in fail]
-        sent += [item.index for item in batch]
-        if good:
-            gathered.rows(good, np.stack([vector(item.index) for item in good]))
+        with suppress(ClaimsLost):
+            await source.confirm(batch)
+            good = [item for item in batch if item.index not in fail]
+            sent += [item.index for item in batch]
+            if good:
+                gathered.rows(good, np.stack([vector(item.index) for item in good]))
         source.keep(batch)
     source.close()
     return sent
@@ -128,14 +182,42 @@ async def test_what_the_store_holds_is_taken_from_it_and_not_sent() -> None:
 
 
 @scene
-async def test_texts_are_claimed_slab_by_slab_shortly_before_they_are_sent() -> None:
+async def test_texts_are_looked_for_in_slabs_and_claimed_shortly_before_they_are_sent() -> None:
     cache = FakeCache()
     source, _, _ = cached(cache, 60)
     batch = await source.next()
     assert batch is not None
     assert cache.claims == [6]
+    assert len(cache.claimed) == 3
     source.close()
     assert cache.claimed == set()
+    assert len(cache.calls) == 1
+
+
+async def turns() -> None:
+    """Let the loop do all that it can do."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+@scene
+async def test_no_more_batches_are_made_ready_than_can_leave_soon() -> None:
+    cache = FakeCache()
+    source, _, _ = cached(cache, 60, gate=FakeGate(2))
+    asked = [asyncio.ensure_future(source.next()) for _ in range(5)]
+    await turns()
+    ready = [task.result() for task in asked if task.done()]
+    assert len(ready) == 2
+    assert len(cache.claimed) == 6
+    for batch, leave in zip(ready, (source.confirm, source.keep), strict=True):
+        assert batch is not None
+        before = sum(task.done() for task in asked)
+        if (leaving := leave(batch)) is not None:
+            await leaving
+        await turns()
+        assert sum(task.done() for task in asked) == before + 1
+    asked[-1].cancel()
+    source.close()
 
 
 @scene
@@ -226,3 +308,104 @@ async def test_many_workers_share_a_source_without_sending_a_text_twice() -> Non
     source.close()
     assert sorted(sent) == [n for n in range(50) if n % 5]
     assert all(gathered.done)
+
+
+@scene
+async def test_two_calls_of_a_process_have_claims_of_their_own() -> None:
+    cache = FakeCache()
+    for _ in range(2):
+        source, gathered, _ = cached(cache, 3)
+        await embed_all(source, gathered)
+        cache.rows.clear()
+    assert len(cache.calls) == 2
+
+
+@scene
+async def test_what_somebody_took_over_is_not_sent_but_taken_when_it_is_there() -> None:
+    cache = FakeCache()
+    source, gathered, ledger = cached(cache, 9)
+
+    def stand_still() -> None:
+        cache.confirming = lambda: None
+        cache.lose(b"t1", b"t2")
+        cache.rows[b"t1"] = vector(1)  # paid for by somebody else; t2 was given up again
+
+    cache.confirming = stand_still
+    sent = await embed_all(source, gathered)
+    assert sorted(sent) == [0, 2, 3, 4, 5, 6, 7, 8]
+    assert len(sent) == len(set(sent))
+    assert ledger.cached == 1
+    assert all(gathered.done)
+    assert cache.claimed == set()
+
+
+@scene
+async def test_a_part_of_a_batch_that_came_before_the_rest_was_lost_is_kept() -> None:
+    cache = FakeCache()
+    source, gathered, _ = cached(cache, 3)
+    batch = await source.next()
+    assert batch is not None
+    await source.confirm(batch[:1])
+    gathered.rows(batch[:1], vector(0)[None])
+    cache.lose(b"t1")
+    with pytest.raises(ClaimsLost):
+        await source.confirm(batch[1:])
+    source.keep(batch)
+    assert set(cache.rows) == {b"t0"}
+    assert cache.claimed == {b"t2"}  # still to be paid for here
+    assert sorted(await embed_all(source, gathered)) == [1, 2]
+
+
+@scene
+async def test_a_store_that_forgets_all_claims_keeps_no_text_from_being_sent() -> None:
+    cache = FakeCache()
+    source, gathered, _ = cached(cache, 7)
+    cache.confirming = lambda: cache.claimed.clear()
+    assert sorted(await embed_all(source, gathered)) == list(range(7))
+
+
+@scene
+async def test_lost_claims_are_told_once_and_no_money_is_said_to_be_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "nexusflow_integrations")
+    cache = FakeCache()
+    source, gathered, ledger = cached(cache, 9)
+    losses = iter([True, True, False, True])
+    cache.confirming = lambda: cache.claimed.clear() if next(losses, False) else None
+    await embed_all(source, gathered)
+    (record,) = caplog.records
+    assert record.levelname == "INFO"
+    assert "claims on texts ran out before they were sent" in record.message
+    assert ledger.repaid == 0
+
+
+@scene
+async def test_a_call_of_one_batch_at_an_open_gate_is_claimed_as_sent_and_not_looked_at_again() -> (
+    None
+):
+    cache = FakeCache()
+    source, gathered, _ = cached(cache, 3, gate=FakeGate(is_open=True))
+    cache.confirming = lambda: pytest.fail("asked again")
+    assert sorted(await embed_all(source, gathered)) == [0, 1, 2]
+    assert cache.sent == [True]
+
+
+@pytest.mark.parametrize(
+    ("count", "is_open", "late"), [(3, True, True), (3, False, False), (4, True, False)]
+)
+def test_a_call_of_more_batches_or_one_that_waits_is_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch, count: int, is_open: bool, late: bool
+) -> None:
+    monkeypatch.setattr(sources, "FRESH", 0.0 if late else 60.0)
+
+    async def test() -> None:
+        cache = FakeCache()
+        asked: list[bool] = []
+        source, gathered, _ = cached(cache, count, gate=FakeGate(is_open=is_open))
+        cache.confirming = lambda: asked.append(True)
+        await embed_all(source, gathered)
+        assert cache.sent[0] is late
+        assert asked
+
+    asyncio.run(asyncio.wait_for(test(), 60))

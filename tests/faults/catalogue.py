@@ -1537,7 +1537,8 @@ ELSEWHERE: Mapping[str, str] = {
     "F141": "tests/lifecycle/test_exit.py",
     "F142": "tests/store/test_waits.py",
     "F143": "tests/store/test_moved.py",
+    "F144": "tests/store/test_stopped.py",
 }
 """Faults that are no behaviour of one plain server, by the file that throws them."""
 
-FAULTS = tuple(f"F{n}" for n in range(1, 144))
+FAULTS = tuple(f"F{n}" for n in range(1, 145))

@@ -93,7 +93,7 @@ def test_all_hosts_share_the_clock_of_the_server(
     store = store_on(redis_server.url, claim_seconds=600)
     store.claim(keys, 8)
     with redis_server.client() as client:
-        _, _, since, until = client.hget("nexusflow:claims", keys[0]).split()
+        _, _, since, until, _ = client.hget("nexusflow:claims", keys[0]).split()
         assert abs(float(since) - client.time()[0]) < 120
         assert float(until) - float(since) == pytest.approx(600)
 

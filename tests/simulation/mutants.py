@@ -68,9 +68,9 @@ MUTANTS = (
     Mutant(
         "the gate is not told that a call was stopped as its turn came",
         job,
-        "admit_and_send",
-        "lane.gate.leave()\n        raise Stopped",
-        "raise Stopped",
+        "_enter",
+        "lane.gate.leave()\n        raise",
+        "raise",
     ),
     Mutant(
         "the gate is not told that a call was cancelled as its turn came",
@@ -173,18 +173,17 @@ MUTANTS = (
         "embed",
         "failure.finished = gathered.finished()",
     ),
-    Mutant("claims are not renewed", sources.CachedSource, "_renew", "while True:", "while False:"),
     Mutant(
         "claims on what was not sent are not given back",
         sources.CachedSource,
         "close",
-        "self._cache.release(keys)",
+        "self._cache.release(keys, self._call)",
     ),
     Mutant(
         "claims on what came without a vector are not given back",
         sources.CachedSource,
         "keep",
-        "self._cache.release(unpaid)",
+        "self._cache.release(unpaid, self._call)",
     ),
     Mutant(
         "texts that others pay for are sent",

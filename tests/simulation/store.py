@@ -52,8 +52,8 @@ class ScriptedStore(VectorStore):
     def open(self) -> None:
         self._call("open", super().open)
 
-    def claim(self, keys: Sequence[bytes], dimensions: int | None) -> Claimed:
-        return self._call("claim", super().claim, keys, dimensions)
+    def claim(self, keys: Sequence[bytes], dimensions: int | None, **options: Any) -> Claimed:
+        return self._call("claim", super().claim, keys, dimensions, **options)
 
     def present(self, keys: Sequence[bytes]) -> set[bytes]:
         return self._call("present", super().present, keys)
@@ -61,11 +61,14 @@ class ScriptedStore(VectorStore):
     def put(self, rows: Sequence[tuple[bytes, Vectors]]) -> None:
         self._call("put", super().put, rows)
 
-    def release(self, keys: Iterable[bytes]) -> None:
-        self._call("release", super().release, keys)
+    def release(self, keys: Iterable[bytes], call: int = 0) -> None:
+        self._call("release", super().release, keys, call)
 
-    def renew(self, keys: Iterable[bytes]) -> None:
-        self._call("renew", super().renew, keys)
+    def renew(self, keys: Iterable[bytes], call: int = 0) -> None:
+        self._call("renew", super().renew, keys, call)
+
+    def confirm(self, keys: Sequence[bytes], call: int = 0) -> set[bytes]:
+        return self._call("confirm", super().confirm, keys, call)
 
     def probe(self) -> None:
         self._call("probe", super().probe)
@@ -79,13 +82,13 @@ class ScriptedStore(VectorStore):
         with super().transaction() as db:
             yield db
 
-    def _call(self, what: str, method: Callable[..., T], *args: Any) -> T:
+    def _call(self, what: str, method: Callable[..., T], *args: Any, **options: Any) -> T:
         if self._is_inside:
-            return method(*args)
+            return method(*args, **options)
         self._await_turn(what)
         self._is_inside = True
         try:
-            found = method(*args)
+            found = method(*args, **options)
         finally:
             self._is_inside = False
         self._world.note(f"{self._process.name} has done {what}", *map(_counted, (*args, found)))

@@ -119,7 +119,7 @@ def test_after_a_kill_the_next_run_pays_again_for_no_more_than_was_in_flight(
     assert set(twice.values()) <= {2}
     assert len(twice) <= 4 * 10
     assert server.stats.texts == 400 + len(twice)
-    assert done["repaid"] >= len(twice)
+    assert len(twice) <= done["repaid"] <= 4 * 10
     assert done["cached"] >= 400 - done["requests"] * 10
     assert any("paid for again" in line for line in done["logged"])
 

@@ -28,14 +28,17 @@ KEYER = Keyer(base_url="https://a.example/v1", model="m", dimensions=4)
 KEYS = [KEYER(str(number)) for number in range(12)]
 
 who = st.integers(0, 2)
+calls = st.integers(0, 1)
 some_keys = st.lists(st.sampled_from(KEYS), max_size=6)
 numbers = st.floats(width=32)
 
 
 @dataclass
 class Claim:
-    owner: int
+    owner: tuple[int, int]
+    """Of which store and which call."""
     until: float
+    sent: bool = False
 
 
 class Stores(RuleBasedStateMachine):
@@ -65,22 +68,36 @@ class Stores(RuleBasedStateMachine):
     def live(self, key: bytes) -> bool:
         return key in self.claims and self.now < self.claims[key].until
 
-    @rule(who=who, keys=some_keys, dimensions=st.sampled_from([4, None]))
-    def claim(self, who: int, keys: list[bytes], dimensions: int | None) -> None:
-        owner = self.owners[who]
-        claimed = self.stores[who].claim(keys, dimensions)
+    def owns(self, key: bytes, who: int, call: int) -> bool:
+        return key in self.claims and self.claims[key].owner == (self.owners[who], call)
+
+    @rule(
+        who=who,
+        call=calls,
+        keys=some_keys,
+        dimensions=st.sampled_from([4, None]),
+        most=st.sampled_from([None, None, 0, 1, 3]),
+    )
+    def claim(
+        self, who: int, call: int, keys: list[bytes], dimensions: int | None, most: int | None
+    ) -> None:
+        claimed = self.stores[who].claim(keys, dimensions, call=call, most=most)
         hits = {key for key in keys if self.good(key)}
         busy = {key for key in keys if key not in hits and self.live(key)}
-        mine = set(keys) - hits - busy
-        repaid = {key for key in mine if key in self.claims and self.claims[key].owner != owner}
+        mine = [key for key in dict.fromkeys(keys) if key not in hits and key not in busy][:most]
+        repaid = [
+            key
+            for key in mine
+            if key in self.claims and self.claims[key].sent and not self.owns(key, who, call)
+        ]
         assert set(claimed.hits) == hits
         assert sorted(claimed.busy) == sorted(busy)
-        assert sorted(claimed.mine) == sorted(mine)
+        assert claimed.mine == mine
         assert claimed.repaid == len(repaid)
         for key in hits:
             assert claimed.hits[key].tobytes() == self.rows[key].tobytes()
         for key in mine:
-            self.claims[key] = Claim(owner, self.now + HOLD)
+            self.claims[key] = Claim((self.owners[who], call), self.now + HOLD)
 
     @rule(
         who=who,
@@ -93,19 +110,47 @@ class Stores(RuleBasedStateMachine):
             self.rows[key] = row
             self.claims.pop(key, None)
 
-    @rule(who=who, keys=some_keys)
-    def release(self, who: int, keys: list[bytes]) -> None:
-        self.stores[who].release(keys)
+    @rule(who=who, call=calls, keys=some_keys)
+    def release(self, who: int, call: int, keys: list[bytes]) -> None:
+        self.stores[who].release(keys, call)
         for key in keys:
-            if key in self.claims and self.claims[key].owner == self.owners[who]:
+            if self.owns(key, who, call):
                 del self.claims[key]
 
-    @rule(who=who, keys=some_keys)
-    def renew(self, who: int, keys: list[bytes]) -> None:
-        self.stores[who].renew(keys)
+    @rule(who=who, call=calls, keys=some_keys)
+    def renew(self, who: int, call: int, keys: list[bytes]) -> None:
+        self.stores[who].renew(keys, call)
         for key in keys:
-            if key in self.claims and self.claims[key].owner == self.owners[who]:
+            if self.owns(key, who, call):
                 self.claims[key].until = self.now + HOLD
+
+    @rule(who=who, call=calls, keys=some_keys)
+    def confirm(self, who: int, call: int, keys: list[bytes]) -> None:
+        lost = self.stores[who].confirm(keys, call)
+        assert lost == {key for key in keys if not self.owns(key, who, call)}
+        for key in set(keys) - lost:
+            self.claims[key].until = self.now + HOLD
+            self.claims[key].sent = True
+
+    @rule(
+        who=who,
+        call=calls,
+        row=st.tuples(st.sampled_from(KEYS), st.lists(numbers, min_size=4, max_size=4)),
+        given_up=some_keys,
+        sent=some_keys,
+    )
+    def write_together(
+        self,
+        who: int,
+        call: int,
+        row: tuple[bytes, list[float]],
+        given_up: list[bytes],
+        sent: list[bytes],
+    ) -> None:
+        with self.stores[who].together():
+            self.put(who, [row])
+            self.release(who, call, given_up)
+            self.confirm(who, call, sent)
 
     @rule(seconds=st.sampled_from([0.5, 4.0, HOLD, 90_000.0]))
     def time_passes(self, seconds: float) -> None:
@@ -118,7 +163,7 @@ class Stores(RuleBasedStateMachine):
         self.owners[who] = max(self.owners) + 1
 
     def forget_claims(self, owner: int) -> None:
-        for key in [key for key, claim in self.claims.items() if claim.owner == owner]:
+        for key in [key for key, claim in self.claims.items() if claim.owner[0] == owner]:
             del self.claims[key]
 
     @rule(who=who)

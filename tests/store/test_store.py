@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,17 +193,18 @@ def test_nobody_releases_or_renews_the_claim_of_another(
 
 
 @both
-def test_a_claim_that_runs_out_is_taken_over_and_counted_as_repaid(
+def test_a_claim_that_runs_out_is_taken_over_and_counted_as_repaid_if_it_was_sent(
     store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock
 ) -> None:
-    store.claim(keys[:2], 8)
+    store.claim(keys[:3], 8)
+    assert store.confirm(keys[:2]) == set()
     clock.now += 9.9
     other = store_on()
     assert other.claim(keys[:2], 8).busy == keys[:2]
     clock.now += 0.1
-    claimed = other.claim(keys[:3], 8)
-    assert claimed.mine == keys[:3]
-    assert claimed.repaid == 2
+    claimed = other.claim(keys[:4], 8)
+    assert claimed.mine == keys[:4]
+    assert claimed.repaid == 2  # the others had been claimed, not sent
     store.renew(keys[:2])
     store.release(keys[:2])
     assert store.claim(keys[:2], 8).busy == keys[:2]
@@ -213,6 +215,7 @@ def test_ones_own_claim_that_ran_out_is_not_repaid(
     store: VectorStore, keys: list[bytes], clock: Clock
 ) -> None:
     store.claim(keys[:1], 8)
+    store.confirm(keys[:1])
     clock.now += 11
     claimed = store.claim(keys[:1], 8)
     assert claimed.mine == keys[:1]
@@ -220,10 +223,74 @@ def test_ones_own_claim_that_ran_out_is_not_repaid(
 
 
 @both
+def test_a_claim_is_confirmed_as_long_as_nobody_has_taken_it(
+    store: VectorStore, store_on: Make, keys: list[bytes], vector: Vector, clock: Clock
+) -> None:
+    store.claim(keys[:4], 8)
+    clock.now += 60
+    other = store_on()
+    other.claim(keys[:1], 8)
+    other.put([(keys[1], vector())])
+    other.release(keys[2:3])
+    assert store.confirm(keys[:6]) == {*keys[:2], *keys[4:6]}
+    assert other.claim(keys[2:4], 8).busy == keys[2:4]
+    assert other.confirm(keys[:1]) == set()
+
+
+@both
+def test_a_claim_of_one_call_is_none_of_another_of_the_same_process(
+    store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock
+) -> None:
+    assert store.claim(keys[:2], 8, call=1).mine == keys[:2]
+    assert store.confirm(keys[:1], 1) == set()
+    assert store.confirm(keys[:2], 2) == set(keys[:2])
+    store.release(keys[:2], 2)
+    clock.now += 10
+    store.renew(keys[:2], 2)
+    claimed = store.claim(keys[:2], 8, call=2)
+    assert (claimed.mine, claimed.repaid) == (keys[:2], 1)
+    assert store.confirm(keys[:2], 1) == set(keys[:2])
+    store.release(keys[:2], 1)
+    assert store.confirm(keys[:2], 2) == set()
+    store.close()
+    assert store_on().claim(keys[:2], 8).mine == keys[:2]
+
+
+@both
+def test_no_more_are_claimed_than_asked_for(
+    store: VectorStore, store_on: Make, keys: list[bytes], vector: Vector
+) -> None:
+    store.put([(keys[0], vector())])
+    store.claim(keys[1:3], 8)
+    claimed = store_on().claim(keys, 8, most=4)
+    assert (list(claimed.hits), claimed.busy) == (keys[:1], keys[1:3])
+    assert claimed.mine == keys[3:7]
+    assert store.info().in_flight == 6
+    assert store.claim(keys[7:], 8, most=0).mine == []
+
+
+def test_writes_together_are_all_done_or_none(
+    store: VectorStore, keys: list[bytes], vector: Vector
+) -> None:
+    store.claim(keys[:2], 8)
+    with suppress(ZeroDivisionError), store.together():
+        store.put([(keys[0], vector())])
+        store.release(keys[1:2])
+        1 / 0  # noqa: B018
+    assert store.present(keys) == set()
+    assert store.claim(keys[:2], 8).busy == keys[:2]
+    with store.together():
+        store.put([(keys[0], vector())])
+        assert store.confirm(keys[1:3]) == {keys[2]}
+    assert store.present(keys) == {keys[0]}
+
+
+@both
 def test_a_renewed_claim_holds_on(
     store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock
 ) -> None:
     store.claim(keys[:2], 8)
+    store.confirm(keys[:2])
     for _ in range(5):
         clock.now += 6
         store.renew(keys[:1])
@@ -259,7 +326,7 @@ def rewrite_claim(store: Any, key: bytes, since: object, until: object, owner: o
     else:
         with store.server._connected().client() as client:
             words = client.hget("nexusflow:claims", key).split()
-            words[0], words[-2:] = str(owner).encode(), [str(since).encode(), str(until).encode()]
+            words[0], words[2:4] = str(owner).encode(), [str(since).encode(), str(until).encode()]
             client.hset("nexusflow:claims", key, b" ".join(words))
 
 

@@ -18,7 +18,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import AbstractContextManager
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from nexusflow_integrations._core.cache.in_file import Claimed, VectorStore
@@ -74,8 +76,20 @@ class Store(Protocol):
     def open(self) -> None:
         """Open it, or make it."""
 
-    def claim(self, keys: Sequence[bytes], dimensions: int | None) -> Claimed:
-        """Find what is there, and claim what nobody is paying for."""
+    def claim(
+        self,
+        keys: Sequence[bytes],
+        dimensions: int | None,
+        *,
+        call: int = 0,
+        most: int | None = None,
+        sent: bool = False,
+    ) -> Claimed:
+        """Find what is there, and claim what nobody is paying for, ``most`` keys at most.
+
+        ``call`` tells apart the calls of this process, which own the claims; ``sent`` marks them as
+        sent.
+        """
 
     def present(self, keys: Sequence[bytes]) -> set[bytes]:
         """Return those of ``keys`` that are there."""
@@ -83,11 +97,17 @@ class Store(Protocol):
     def put(self, rows: Sequence[tuple[bytes, Vectors]]) -> None:
         """Keep vectors, all or none, and end the claims on them."""
 
-    def release(self, keys: Iterable[bytes]) -> None:
-        """Give up claims of this object."""
+    def release(self, keys: Iterable[bytes], call: int = 0) -> None:
+        """Give up claims of ``call``."""
 
-    def renew(self, keys: Iterable[bytes]) -> None:
-        """Hold claims of this object for another ``claim_seconds``."""
+    def renew(self, keys: Iterable[bytes], call: int = 0) -> None:
+        """Hold claims of ``call`` for another ``claim_seconds``."""
+
+    def confirm(self, keys: Sequence[bytes], call: int = 0) -> set[bytes]:
+        """Renew claims and mark them as sent; return those that ``call`` no longer holds."""
+
+    def together(self) -> AbstractContextManager[object]:
+        """Do all writes of a block in one transaction, where there are any."""
 
     def probe(self) -> None:
         """Write something that changes nothing, to see whether it works."""
@@ -152,18 +172,35 @@ class _Question(Generic[T]):
 
 
 class _Parcel:
-    """Rows to put and keys to release; ``stored`` is done when nobody need wait any longer."""
+    """Rows to put, or claims of a call to confirm or release.
 
-    __slots__ = ("keys", "rows", "stored")
+    ``stored`` is done when nobody need wait any longer; its result is the claims that were lost.
+    """
 
-    def __init__(self, rows: Sequence[Row], keys: Sequence[bytes]) -> None:
+    __slots__ = ("call", "keys", "lost", "rows", "stored", "to_confirm")
+
+    def __init__(
+        self,
+        rows: Sequence[Row] = (),
+        keys: Sequence[bytes] = (),
+        call: int = 0,
+        *,
+        to_confirm: bool = False,
+    ) -> None:
         self.rows = rows
         self.keys = keys
-        self.stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.call = call
+        self.to_confirm = to_confirm
+        self.lost: set[bytes] = set()
+        self.stored: asyncio.Future[set[bytes]] = asyncio.get_running_loop().create_future()
 
     def settle(self) -> None:
         if not self.stored.done():
-            self.stored.set_result(None)
+            self.stored.set_result(self.lost)
+
+    def give_up(self) -> None:
+        self.lost = set()
+        self.settle()
 
 
 class Cache:
@@ -178,6 +215,7 @@ class Cache:
         self.store = store
         self._worker = Worker("nexusflow-cache")
         self._submit = submit or self._worker.submit
+        self._calls = count(1)
         self._is_off = False
         self._has_worked = False
         self._pause = FIRST_PAUSE
@@ -192,10 +230,21 @@ class Cache:
 
     # -- what calls ask ------------------------------------------------------------------------
 
+    def new_call(self) -> int:
+        """Return a number for a call, which its claims will have."""
+        return next(self._calls)
+
     async def claim(
-        self, keys: Sequence[bytes], dimensions: int | None, within: float = PATIENCE
+        self,
+        keys: Sequence[bytes],
+        dimensions: int | None,
+        within: float = PATIENCE,
+        *,
+        call: int = 0,
+        most: int | None = None,
+        sent: bool = False,
     ) -> Claimed:
-        """Return what is known and claim the rest.
+        """Return what is known and claim the rest for ``call``, ``most`` keys at most.
 
         Everything is the caller's to pay for if the cache is off, or does not answer ``within``
         seconds.
@@ -204,15 +253,14 @@ class Cache:
             CacheError: The store is corrupt, foreign or newer, and was left alone.
             ImportError: What it needs is not installed.
         """
-        alone = Claimed(hits={}, mine=list(keys), busy=[], repaid=0)
+        alone = Claimed(hits={}, mine=list(keys[:most]), busy=[], repaid=0)
         return await self._ask(
-            lambda: self.store.claim(keys, dimensions), alone, within, self._give_back
+            lambda: self.store.claim(keys, dimensions, call=call, most=most, sent=sent),
+            alone,
+            within,
+            # Who was cancelled will not pay for what was claimed.
+            unheard=lambda claimed: self.release(claimed.mine, call),
         )
-
-    def _give_back(self, claimed: Claimed) -> None:
-        # The call was cancelled: nobody will pay for what was claimed.
-        if claimed.mine:
-            self._send(_Parcel((), claimed.mine))
 
     async def present(self, keys: Sequence[bytes], within: float = PATIENCE) -> set[bytes]:
         """Return those of ``keys`` that the store holds, without claiming any.
@@ -222,9 +270,9 @@ class Cache:
         """
         return await self._ask(lambda: self.store.present(keys), set(), within)
 
-    async def renew(self, keys: Sequence[bytes]) -> None:
+    async def renew(self, keys: Sequence[bytes], call: int) -> None:
         """Keep ``keys`` claimed for another while."""
-        await self._ask(lambda: self.store.renew(keys), None, PATIENCE)
+        await self._ask(lambda: self.store.renew(keys, call), None, PATIENCE)
 
     async def _ask(
         self,
@@ -279,7 +327,7 @@ class Cache:
 
     # -- what is written -----------------------------------------------------------------------
 
-    def put(self, rows: Sequence[Row], within: float = PATIENCE) -> asyncio.Future[None] | None:
+    def put(self, rows: Sequence[Row], within: float = PATIENCE) -> asyncio.Future[Any] | None:
         """Take rows to commit with whatever else arrives before the commit begins.
 
         They are kept by reference and must not change any more.
@@ -293,7 +341,7 @@ class Cache:
             self._lost += len(rows)
             return None
         self._held += size
-        parcel = _Parcel(rows, ())
+        parcel = _Parcel(rows)
         self._send(parcel)
         if self._is_off:
             return None
@@ -301,10 +349,26 @@ class Cache:
             asyncio.get_running_loop().call_later(within, parcel.settle)
         return parcel.stored
 
-    def release(self, keys: Sequence[bytes]) -> None:
-        """Let others have ``keys``, which will not be paid for here."""
-        if not self._is_off:  # they run out by themselves
-            self._send(_Parcel((), keys))
+    async def confirm(
+        self, keys: Sequence[bytes], call: int, within: float = PATIENCE
+    ) -> set[bytes]:
+        """Renew the claims of ``call`` on ``keys``, and mark them as sent, together with others.
+
+        Returns those that it no longer holds and must not send; none if the cache is off, or does
+        not answer ``within`` seconds.
+        """
+        if self._is_off:
+            return set()
+        parcel = _Parcel((), keys, call, to_confirm=True)
+        self._send(parcel)
+        if within < PATIENCE:
+            asyncio.get_running_loop().call_later(within, parcel.settle)
+        return await parcel.stored
+
+    def release(self, keys: Sequence[bytes], call: int) -> None:
+        """Let others have ``keys``, which ``call`` will not pay for."""
+        if keys and not self._is_off:  # they run out by themselves
+            self._send(_Parcel((), keys, call))
 
     def _send(self, parcel: _Parcel) -> None:
         self._parcels.append(parcel)
@@ -339,9 +403,9 @@ class Cache:
 
     def _unwritten(self, error: BaseException) -> None:
         writing = self._end_writing()
-        self._parcels.extendleft(reversed(writing))
         for parcel in writing:
-            parcel.settle()
+            parcel.give_up()
+        self._parcels.extendleft(p for p in reversed(writing) if not p.to_confirm)
         if not self._is_off:
             self._turn_off(error)
         elif isinstance(error, CacheError) and not self._has_worked:
@@ -373,7 +437,8 @@ class Cache:
             question.give_up()
             question.cancel()
         for parcel in (*(self._writing or ()), *self._parcels):
-            parcel.settle()
+            parcel.give_up()
+        self._parcels = deque(parcel for parcel in self._parcels if not parcel.to_confirm)
         self._try_later()
 
     def _try_later(self) -> None:
@@ -426,11 +491,19 @@ class Cache:
 
 def _write(store: Store, parcels: Sequence[_Parcel], *, is_probe: bool) -> None:
     rows = [row for parcel in parcels for row in parcel.rows]
-    keys = [key for parcel in parcels for key in parcel.keys]
-    if rows:
-        store.put(rows)
-    if keys:
-        store.release(keys)
+    confirmed: dict[int, list[_Parcel]] = {}
+    with store.together():
+        if rows:
+            store.put(rows)
+        for parcel in parcels:
+            if parcel.to_confirm:
+                confirmed.setdefault(parcel.call, []).append(parcel)
+            elif parcel.keys:
+                store.release(parcel.keys, parcel.call)
+        for call, some in confirmed.items():
+            lost = store.confirm([key for parcel in some for key in parcel.keys], call)
+            for parcel in some:
+                parcel.lost = lost.intersection(parcel.keys)
     if is_probe and not rows:
         store.probe()
 

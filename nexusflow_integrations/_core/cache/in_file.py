@@ -20,7 +20,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -52,6 +52,8 @@ logger = logging.getLogger("nexusflow_integrations")
 
 _CHUNKS = (8, 16, 64, 512)  # few different statements, so that SQLite prepares each only once
 _MIN_CLAIM = 0.1
+_CALLS = 1 << 20
+"""Calls of one process that are told apart."""
 
 
 class Claimed(NamedTuple):
@@ -61,7 +63,7 @@ class Claimed(NamedTuple):
         hits: Key to its vector, float32 of shape (d,), read-only, all of one size.
         mine: Keys that this caller has to pay for now, and then to ``put`` or ``release``.
         busy: Keys that somebody else is paying for: ask again.
-        repaid: How many of ``mine`` were in flight in a process that died.
+        repaid: How many of ``mine`` somebody had sent whose claim then ran out.
     """
 
     hits: dict[bytes, Vectors]
@@ -127,7 +129,7 @@ class VectorStore:
         self._is_damaged = False
         self._was_open = False
         self.boot = 0
-        self._owner = int.from_bytes(os.urandom(8), "big") >> 1
+        self._owner = (int.from_bytes(os.urandom(8), "big") >> 1) // _CALLS * _CALLS
         self._known: set[bytes] = set()
         self._notes = _Notes()
 
@@ -151,7 +153,15 @@ class VectorStore:
 
     # -- vectors and claims --------------------------------------------------------------------
 
-    def claim(self, keys: Sequence[bytes], dimensions: int | None) -> Claimed:
+    def claim(
+        self,
+        keys: Sequence[bytes],
+        dimensions: int | None,
+        *,
+        call: int = 0,
+        most: int | None = None,
+        sent: bool = False,
+    ) -> Claimed:
         """Find what is there, and claim what nobody is paying for.
 
         A row that is not what was put, or no vector (of another size, not finite, all zeros),
@@ -162,6 +172,9 @@ class VectorStore:
         Args:
             keys: From a ``Keyer``; the same one twice is asked for once.
             dimensions: Size that the vectors must have; ``None`` takes that of the newest.
+            call: Whose the claims are: a number for each call of this process.
+            most: How many keys to claim at most, the first ones; ``None``, all.
+            sent: Whether they are sent at once, so that the claims need not be confirmed.
         """
         wanted = list(dict.fromkeys(keys))
         mine: list[bytes] = []
@@ -170,31 +183,31 @@ class VectorStore:
         with self._reading() as db:
             hits = self._find(db, wanted, dimensions)
             missing = [key for key in wanted if key not in hits]
-            if missing:
-                claims = self._claims(db, missing)
-                if all(key in claims and claims[key].is_live for key in missing):
-                    busy = missing
-                else:
-                    size = next((len(row) for row in hits.values()), dimensions)
-                    with self.transaction() as db:
-                        late = self._find(db, missing, size)
-                        hits.update(late)
-                        claims = self._claims(db, missing)
-                        for key in missing:
-                            if key in late:
-                                continue
-                            claim = claims.get(key)
-                            if claim is not None and claim.is_live:
-                                busy.append(key)
-                            else:
-                                mine.append(key)
-                                repaid += claim is not None and claim.owner != self._owner
-                        now = self.clock()
-                        new = (self._owner, now, now + self.claim_seconds, self.boot)
-                        db.executemany(
-                            "INSERT OR REPLACE INTO claim VALUES(?, ?, ?, ?, ?)",
-                            [(key, *new) for key in mine],
-                        )
+            claims = self._claims(db, missing)
+            busy = [key for key in missing if key in claims and claims[key].is_live]
+            free = [key for key in missing if key not in claims or not claims[key].is_live][:most]
+            if free:
+                size = next((len(row) for row in hits.values()), dimensions)
+                with self.transaction() as db:
+                    late = self._find(db, free, size)
+                    hits.update(late)
+                    claims = self._claims(db, free)
+                    owner = self._owner_of(call)
+                    for key in free:
+                        claim = claims.get(key)
+                        if key in late:
+                            continue
+                        if claim is not None and claim.is_live:
+                            busy.append(key)
+                        else:
+                            mine.append(key)
+                            repaid += claim is not None and claim.is_sent and claim.owner != owner
+                    now = self.clock()
+                    new = (owner, now, now + self.claim_seconds, self.boot, sent)
+                    db.executemany(
+                        "INSERT OR REPLACE INTO claim VALUES(?, ?, ?, ?, ?, ?)",
+                        [(key, *new) for key in mine],
+                    )
             self._notes.hits += len(hits)
             self._notes.misses += len(mine)
         return Claimed(hits, mine, busy, repaid)
@@ -236,17 +249,15 @@ class VectorStore:
             )
             self._name_kinds(db, {key[:KIND_BYTES] for key, _ in rows})
 
-    def release(self, keys: Iterable[bytes]) -> None:
-        """Give up claims of this object on ``keys``; somebody else may pay for them at once."""
-        self._on_own_claims("DELETE FROM claim WHERE k = ? AND owner = ?", [(k,) for k in keys])
+    def release(self, keys: Iterable[bytes], call: int = 0) -> None:
+        """Give up claims of ``call`` on ``keys``; somebody else may pay for them at once."""
+        self._on_claims("DELETE FROM claim", [], keys, call)
 
-    def renew(self, keys: Iterable[bytes]) -> None:
+    def renew(self, keys: Iterable[bytes], call: int = 0) -> None:
         """Hold claims for another ``claim_seconds``; those that ran out and were taken are lost."""
         now = self.clock()
-        self._on_own_claims(
-            "UPDATE claim SET since = ?, until = ? WHERE k = ? AND owner = ?",
-            [(now, now + self.claim_seconds, key) for key in keys],
-        )
+        times = [now, now + self.claim_seconds]
+        self._on_claims("UPDATE claim SET since = ?, until = ?", times, keys, call)
 
     def probe(self) -> None:
         """Write a number that nobody reads, to see whether the file can be written."""
@@ -255,10 +266,36 @@ class VectorStore:
                 "INSERT INTO counter VALUES('probes', 1) ON CONFLICT(name) DO UPDATE SET n = n + 1"
             )
 
-    def _on_own_claims(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
-        if rows:
-            with self.transaction() as db:
-                db.executemany(statement, [(*row, self._owner) for row in rows])
+    def confirm(self, keys: Sequence[bytes], call: int = 0) -> set[bytes]:
+        """Renew the claims of ``call`` on ``keys``, which are sent next, and mark them as sent.
+
+        Returns those that it no longer holds: they ran out, and somebody else pays for them or has
+        paid. They must not be sent.
+        """
+        now = self.clock()
+        times = [now, now + self.claim_seconds]
+        with self.together():
+            held = self._on_claims(
+                "UPDATE claim SET since = ?, until = ?, sent = 1", times, keys, call
+            )
+            if held == len(keys):
+                return set()
+            owner, claims = self._owner_of(call), self._claims(self._connection(), keys)
+        return {key for key in keys if key not in claims or claims[key].owner != owner}
+
+    def _on_claims(
+        self, statement: str, values: Sequence[Any], keys: Iterable[bytes], call: int
+    ) -> int:
+        """Do ``statement`` for those of ``keys`` that ``call`` has claimed; return how many."""
+        owner = self._owner_of(call)
+        rows = [(*values, key, owner) for key in keys]
+        if not rows:
+            return 0
+        with self.transaction() as db:
+            return db.executemany(f"{statement} WHERE k = ? AND owner = ?", rows).rowcount
+
+    def _owner_of(self, call: int) -> int:
+        return self._owner + call % _CALLS
 
     def _claims(self, db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, _Claim]:
         return self._judged(
@@ -276,14 +313,14 @@ class VectorStore:
         rows = list(rows)  # before the clock is read, so that none was made later
         now = self.clock()
         claims = {}
-        for key, owner, since, until, boot in rows:
+        for key, owner, since, until, boot, sent in rows:
             is_live = (
                 boot == self.boot
                 and isinstance(since, float)
                 and isinstance(until, float)
                 and since <= now < min(until, since + self.claim_seconds)
             )
-            claims[key] = _Claim(owner, is_live)
+            claims[key] = _Claim(owner, is_live, sent == 1)
         return claims
 
     def _find(
@@ -385,7 +422,10 @@ class VectorStore:
             with suppress(sqlite3.Error):
                 db.execute("PRAGMA busy_timeout = 500")
                 db.execute("BEGIN IMMEDIATE")
-                db.execute("DELETE FROM claim WHERE owner = ?", (self._owner,))
+                db.execute(
+                    "DELETE FROM claim WHERE owner BETWEEN ? AND ?",
+                    (self._owner, self._owner_of(-1)),
+                )
                 self._write_notes(db)
                 db.execute("COMMIT")
             with suppress(sqlite3.Error):
@@ -432,13 +472,23 @@ class VectorStore:
         with self._held(), self._explained():
             yield self._connection()
 
+    def together(self) -> AbstractContextManager[object]:
+        """Do all writes of a block in one transaction: all of them are done, or none."""
+        return self.transaction()
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Hold the file for one short write, rolled back if anything in it fails."""
+        """Hold the file for one short write, rolled back if anything in it fails.
+
+        Within another one it is a part of that.
+        """
         with self._held(), self._explained():
             if self._db is not None and self._file.has_moved():
                 self._leave()
             db = self._connection()
+            if db.in_transaction:
+                yield db
+                return
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -518,6 +568,7 @@ class VectorStore:
 class _Claim(NamedTuple):
     owner: int
     is_live: bool
+    is_sent: bool
 
 
 def _chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes | None]]:

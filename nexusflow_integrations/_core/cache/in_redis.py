@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeVar
@@ -41,6 +41,8 @@ _KINDS = b"nexusflow:kinds"
 _SIZES = b"nexusflow:sizes"
 _COUNTS = b"nexusflow:counts"
 _HASHES = (_CLAIMS, _KINDS, _SIZES, _COUNTS)
+_CALLS = 1 << 20
+"""Calls of one process that are told apart."""
 _AT_ONCE = 512
 """Keys in one command: the server does nothing else meanwhile."""
 _MIN_CLAIM = 0.1
@@ -51,23 +53,25 @@ _NEVER = 1e18
 
 T = TypeVar("T")
 
-# A claim is "owner ticket since until", owner and ticket in hexadecimal. The ticket is that of one
-# call, so that one whose answer was lost may be made again.
+# A claim is "owner ticket since until sent". The owner, in hexadecimal, ends in the number of the
+# call; the ticket is another for each question, so that one whose answer was lost may be asked
+# again; sent is 1 if a request with the text has been sent.
 _READ = (
     CLOCK
     + """
 local function read(claim)
   if not claim then return end
-  local owner, ticket, since, till = string.match(claim, '^(%x+) (%x+) (%S+) (%S+)$')
+  local owner, ticket, since, till, sent =
+    string.match(claim, '^(%x+) (%x+) (%S+) (%S+) ([01])$')
   since, till = tonumber(since), tonumber(till)
-  if since and till then return owner, ticket, since, till end
+  if since and till then return owner, ticket, since, till, sent end
 end
 -- It holds for as long as a claim can last, whatever it says.
 local function is_live(since, till, now, hold, slack)
   return since - slack <= now and now < math.min(till, since + hold)
 end
-local function write(owner, ticket, now, hold)
-  return string.format('%s %s %.6f %.6f', owner, ticket, now, now + hold)
+local function write(owner, ticket, now, hold, sent)
+  return string.format('%s %s %.6f %.6f %s', owner, ticket, now, now + hold, sent)
 end
 """
 )
@@ -75,24 +79,29 @@ _CLAIM = (
     _READ
     + """
 -- KEYS: the claims, then the vectors. ARGV: now, owner, ticket, how long it holds, slack of the
--- clock, and for each vector what was found there and is none.
--- Answers for each: the vector that somebody put meanwhile, 0 busy, 1 ours, 2 ours and repaid.
+-- clock, how many to claim, 1 if they are sent at once, and for each vector what was found there
+-- and is none.
+-- Answers for each: the vector that somebody put meanwhile, 0 busy, 1 ours, 2 ours though somebody
+-- has sent it, 3 left alone.
 local now, owner, ticket = clock(ARGV[1]), ARGV[2], ARGV[3]
-local hold, slack = tonumber(ARGV[4]), tonumber(ARGV[5])
+local hold, slack, most = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local answers = {}
 for i = 2, #KEYS do
   local row = redis.call('MGET', KEYS[i])[1]
-  if row and row ~= ARGV[4 + i] then
+  if row and row ~= ARGV[6 + i] then
     answers[i - 1] = row
   else
     local field = string.sub(KEYS[i], -24)
-    local holder, call, since, till = read(redis.call('HGET', KEYS[1], field))
+    local holder, call, since, till, sent = read(redis.call('HGET', KEYS[1], field))
     local live = holder and is_live(since, till, now, hold, slack)
     if live and not (holder == owner and call == ticket) then
       answers[i - 1] = 0
+    elseif most < 1 then
+      answers[i - 1] = 3
     else
-      redis.call('HSET', KEYS[1], field, write(owner, ticket, now, hold))
-      answers[i - 1] = (holder and holder ~= owner) and 2 or 1
+      redis.call('HSET', KEYS[1], field, write(owner, ticket, now, hold, ARGV[7]))
+      most = most - 1
+      answers[i - 1] = (sent == '1' and holder ~= owner) and 2 or 1
     end
   end
 end
@@ -102,9 +111,10 @@ return answers
 _RELEASE = (
     _READ
     + """
--- KEYS: the claims. ARGV: owner, then keys of vectors.
+-- KEYS: the claims. ARGV: owner, or only its beginning for all its calls, then keys of vectors.
 for i = 2, #ARGV do
-  if read(redis.call('HGET', KEYS[1], ARGV[i])) == ARGV[1] then
+  local holder = read(redis.call('HGET', KEYS[1], ARGV[i]))
+  if holder and string.sub(holder, 1, #ARGV[1]) == ARGV[1] then
     redis.call('HDEL', KEYS[1], ARGV[i])
   end
 end
@@ -113,14 +123,19 @@ end
 _RENEW = (
     _READ
     + """
--- KEYS: the claims. ARGV: now, owner, how long they hold, then keys of vectors.
-local now = clock(ARGV[1])
-for i = 4, #ARGV do
-  local holder, call = read(redis.call('HGET', KEYS[1], ARGV[i]))
+-- KEYS: the claims. ARGV: now, owner, how long they hold, 1 if they are sent now, then keys of
+-- vectors. Answers those that the owner no longer holds.
+local now, lost = clock(ARGV[1]), {}
+for i = 5, #ARGV do
+  local holder, call, _, _, sent = read(redis.call('HGET', KEYS[1], ARGV[i]))
   if holder == ARGV[2] then
-    redis.call('HSET', KEYS[1], ARGV[i], write(holder, call, now, ARGV[3]))
+    if ARGV[4] == '1' then sent = 1 end
+    redis.call('HSET', KEYS[1], ARGV[i], write(holder, call, now, ARGV[3], sent))
+  else
+    lost[#lost + 1] = ARGV[i]
   end
 end
+return lost
 """
 )
 _SURVEY = (
@@ -148,7 +163,7 @@ class _Session:
     """What one owner has claimed, and what it found out that the next write takes along."""
 
     owner: str = ""
-    claimed: set[bytes] = field(default_factory=set)
+    claimed: dict[bytes, int] = field(default_factory=dict)  # by which call
     hits: int = 0
     misses: int = 0
     read: bool = False
@@ -211,7 +226,15 @@ class RedisStore:
 
     # -- vectors and claims --------------------------------------------------------------------
 
-    def claim(self, keys: Sequence[bytes], dimensions: int | None) -> Claimed:
+    def claim(
+        self,
+        keys: Sequence[bytes],
+        dimensions: int | None,
+        *,
+        call: int = 0,
+        most: int | None = None,
+        sent: bool = False,
+    ) -> Claimed:
         """Find what is there, and claim what nobody is paying for, as ``VectorStore.claim`` does.
 
         Where ``dimensions`` is ``None``, of several sizes that which was put last counts.
@@ -227,11 +250,13 @@ class RedisStore:
             hits = unpacked(whole, size)
             answers: dict[bytes, int] = {}
             missing = [key for key in wanted if key not in hits]
+            left = len(missing) if most is None else most
+            owner = _owner_of(session, call)
             while missing:
                 late: dict[bytes, bytes] = {}
                 for some in _pieces(missing):
-                    now = self._now()
-                    args = [now, session.owner, ticket, self.claim_seconds, CLOCK_SLACK]
+                    terms = [self.claim_seconds, CLOCK_SLACK, left, int(sent)]
+                    args = [self._now(), owner, ticket, *terms]
                     told = self.server.run(
                         _CLAIM,
                         [_CLAIMS, *(_VECTOR + key for key in some)],
@@ -240,6 +265,7 @@ class RedisStore:
                     )
                     for key, answer in zip(some, told, strict=True):
                         (late if isinstance(answer, bytes) else answers)[key] = answer
+                        left -= answer in (1, 2)
                 whole = self._whole(late)
                 if hits:
                     size = len(next(iter(hits.values())))
@@ -248,8 +274,8 @@ class RedisStore:
                 hits |= unpacked(whole, size)
                 found |= late
                 missing = [key for key in late if key not in hits]
-            mine = [key for key in wanted if answers.get(key, 0)]
-            session.claimed.update(mine)
+            mine = [key for key in wanted if answers.get(key) in (1, 2)]
+            session.claimed.update(dict.fromkeys(mine, call))
             session.hits += len(hits)
             session.misses += len(mine)
             session.read = session.read or bool(hits)
@@ -300,7 +326,8 @@ class RedisStore:
             pipe.hsetnx(_COUNTS, "created", day)
             self._note(pipe, session, day)
             pipe.execute()
-            session.claimed.difference_update(data)
+            for key in data:
+                session.claimed.pop(key, None)
             session.hits = session.misses = 0
 
         self._using(work)
@@ -311,29 +338,44 @@ class RedisStore:
             if more:
                 pipe.hincrby(_COUNTS, name, more)
 
-    def release(self, keys: Iterable[bytes]) -> None:
-        """Give up claims of this object on ``keys``; somebody else may pay for them at once."""
+    def release(self, keys: Iterable[bytes], call: int = 0) -> None:
+        """Give up claims of ``call`` on ``keys``; somebody else may pay for them at once."""
         given = list(keys)
 
         def work(client: Any) -> None:
+            session = self._session
             for some in _pieces(given):
-                self.server.run(_RELEASE, [_CLAIMS], [self.server.owner, *some], client=client)
-            self._session.claimed.difference_update(given)
+                owner = _owner_of(session, call)
+                self.server.run(_RELEASE, [_CLAIMS], [owner, *some], client=client)
+            for key in given:
+                if session.claimed.get(key) == call:
+                    del session.claimed[key]
 
         if given:
             self._using(work)
 
-    def renew(self, keys: Iterable[bytes]) -> None:
+    def renew(self, keys: Iterable[bytes], call: int = 0) -> None:
         """Hold claims for another ``claim_seconds``; those that ran out and were taken are lost."""
-        held = list(keys)
+        self._renew(list(keys), call, sent=0)
 
-        def work(client: Any) -> None:
-            for some in _pieces(held):
-                args = [self._now(), self.server.owner, self.claim_seconds, *some]
-                self.server.run(_RENEW, [_CLAIMS], args, client=client)
+    def confirm(self, keys: Sequence[bytes], call: int = 0) -> set[bytes]:
+        """Renew claims and mark them as sent, as ``VectorStore.confirm`` does."""
+        return self._renew(keys, call, sent=1)
 
-        if held:
-            self._using(work)
+    def _renew(self, keys: Sequence[bytes], call: int, *, sent: int) -> set[bytes]:
+        def work(client: Any) -> set[bytes]:
+            owner = _owner_of(self._session, call)
+            lost: set[bytes] = set()
+            for some in _pieces(keys):
+                args = [self._now(), owner, self.claim_seconds, sent, *some]
+                lost.update(self.server.run(_RENEW, [_CLAIMS], args, client=client))
+            return lost
+
+        return self._using(work) if keys else set()
+
+    def together(self) -> AbstractContextManager[object]:
+        """Each write is a step of its own here."""
+        return nullcontext()
 
     def probe(self) -> None:
         """Write a number that nobody reads, to see whether the server can be written to."""
@@ -491,6 +533,10 @@ class RedisStore:
 
     def _today(self) -> int:
         return int((self.clock or time.time)()) // DAY * DAY
+
+
+def _owner_of(session: _Session, call: int) -> str:
+    return f"{session.owner}{call % _CALLS:05x}"
 
 
 def _pieces(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

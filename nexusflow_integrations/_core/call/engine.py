@@ -239,7 +239,9 @@ def _cached(cache: Cache, call: Call, gathered: Gathered) -> Callable[[Texts], S
         dimensions=settings.dimensions,
         gathered=gathered,
         ledger=call.ledger,
+        batch_size=settings.batch_size,
         slab=settings.max_concurrency * settings.batch_size,
+        gate=call.lane.gate,
         time_left=lambda: call.until - call.lane.clock(),
     )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from nexusflow_integrations._core.call.caller import Caller
 from nexusflow_integrations._core.call.coalescing import Flights
 from nexusflow_integrations._core.call.results import Gathered
-from nexusflow_integrations._core.call.sources import Source, Texts
+from nexusflow_integrations._core.call.sources import ClaimsLost, Source, Texts
 from nexusflow_integrations._core.request.exchange import (
     AwaitSettled,
     Call,
@@ -28,6 +29,8 @@ from nexusflow_integrations._core.request.wire import Answer, TransportFault
 from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 
+TURN = 0.25
+"""Seconds for which a turn at the gate is good; the next have had theirs since."""
 DRAIN = 5.0
 """Seconds that requests in flight get to finish, and be kept, when their call fails elsewhere."""
 
@@ -64,15 +67,13 @@ class Stop:
         self._calls.pop(call, None)
 
 
-SendStep = Callable[[Send], Coroutine[Any, Any, Reply]]
+SendStep = Callable[[Source, Send], Coroutine[Any, Any, Reply]]
 
 
-async def admit_and_send(call: Call, sender: Sender, step: Send) -> Reply:
+async def admit_and_send(call: Call, sender: Sender, source: Source, step: Send) -> Reply:
     lane = call.lane
-    await lane.gate.enter(step.tokens, urgent=step.urgent)
-    if call.stopping:
-        lane.gate.leave()
-        raise Stopped
+    if not await _enter(call, source, step):
+        await _enter(call, source, step, again=True)
     step.admitted = True
     sent_at = lane.clock()
     task = asyncio.current_task()
@@ -85,7 +86,29 @@ async def admit_and_send(call: Call, sender: Sender, step: Send) -> Reply:
     return Reply(outcome, sent_at, lane.clock())
 
 
-async def drive(steps: Steps, send: SendStep) -> None:
+async def _enter(call: Call, source: Source, step: Send, *, again: bool = False) -> bool:
+    """Pass the gate, then make sure that the batch is still to be sent.
+
+    Returns ``False``, outside of the gate, if that took so long that the turn has passed.
+    """
+    lane = call.lane
+    await lane.gate.enter(step.tokens, urgent=step.urgent)
+    turn = lane.clock()
+    try:
+        if not call.stopping:
+            await source.confirm(step.batch)
+        if call.stopping:
+            raise Stopped
+    except BaseException:
+        lane.gate.leave()
+        raise
+    if again or lane.clock() - turn <= TURN:
+        return True
+    lane.gate.leave()
+    return False
+
+
+async def drive(steps: Steps, send: Callable[[Send], Coroutine[Any, Any, Reply]]) -> None:
     """Do what ``steps`` ask for, until they end."""
     reply: Reply | None = None
     try:
@@ -256,6 +279,7 @@ class Job:
 
     async def _work(self, source: Source) -> None:
         call, caller, gathered = self._call, self._caller, self._gathered
+        kept: asyncio.Future[Any] | None = None
         while (batch := await source.next()) is not None:
             if call.stopping:
                 raise Stopped
@@ -265,8 +289,10 @@ class Job:
             try:
                 if caller is not None:
                     number = await caller.begin(batch)
-                await drive(exchange(batch, call, ledger), self._send)
+                await drive(exchange(batch, call, ledger), partial(self._send, source))
                 failed = False
+            except ClaimsLost:
+                pass  # its texts are handed out again, or found
             except NexusFlowError as error:
                 call.stopping = True  # at once, before the gate lets in the next
                 self._failure = self._failure or error
@@ -274,10 +300,10 @@ class Job:
             finally:
                 if number is not None:
                     call.ledger.add(ledger)
-                kept = source.keep(batch)
+                kept = source.keep(batch) or kept
                 if caller is not None and number is not None:
                     caller.end(number, batch, gathered, ledger, failed=failed)
-            if kept is not None:
-                await kept
             gathered.report()
+        if kept is not None:
+            await kept
         gathered.report()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import starmap
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nexusflow_integrations._core.call.results import Gathered
 from nexusflow_integrations._core.request.batching import Batch, Item, item_of
@@ -16,6 +17,7 @@ from nexusflow_integrations._core.vectors import Vectors
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.cache.cache import Cache
+    from nexusflow_integrations._core.pace.gate import Gate
 
 logger = logging.getLogger("nexusflow_integrations")
 
@@ -24,6 +26,18 @@ Plan = Callable[[Iterable[Item]], Iterator[Batch]]
 
 POLL = 0.075
 """Seconds, on average, between two looks at texts that another process is paying for."""
+AHEAD = 0.1
+"""Seconds of sending for which texts are claimed at once: one by one they cost more."""
+FRESH = 0.25
+"""Seconds after which the claims of a call of one batch, which is sent at once, are looked at."""
+MOST_LOSSES = 3
+"""How often one text is looked for again because its claim was lost; then it is sent."""
+
+_Text = tuple[int, str, bytes]
+
+
+class ClaimsLost(Exception):  # noqa: N818 - it never leaves the core
+    """Somebody else may be paying for texts of this batch by now: it must not be sent."""
 
 
 class Source(Protocol):
@@ -32,10 +46,21 @@ class Source(Protocol):
     async def next(self) -> Batch | None:
         """Return the next batch to send, or ``None`` if there is no more."""
 
-    def keep(self, batch: Batch) -> asyncio.Future[None] | None:
+    async def confirm(self, batch: Batch) -> None:
+        """Make sure, at the moment of sending ``batch``, that it is to be sent.
+
+        ``batch`` is one that was handed out, or a part of it.
+
+        Raises:
+            ClaimsLost: It is not. Its texts are handed out again, as far as need be, once ``keep``
+                was told of the whole.
+        """
+
+    def keep(self, batch: Batch) -> asyncio.Future[Any] | None:
         """Keep what became known about ``batch``, however its exchange ended.
 
-        Returns what to wait for before more is sent, if there is anything to wait for.
+        Returns what to wait for before the call ends, if there is anything to wait for. What is
+        confirmed later is confirmed after it.
         """
 
     def close(self) -> None:
@@ -51,6 +76,9 @@ class DirectSource:
     async def next(self) -> Batch | None:
         return next(self._batches, None)
 
+    async def confirm(self, batch: Batch) -> None:
+        pass
+
     def keep(self, batch: Batch) -> None:
         pass
 
@@ -61,10 +89,23 @@ class DirectSource:
 class CachedSource:
     """Only texts that the store does not hold, and that nobody else is paying for, are sent.
 
-    Texts are claimed slab by slab, shortly before they are sent, so that two processes on one
-    corpus share the work instead of waiting for each other.
+    Texts are claimed a few batches at a time, as many as will be sent next, so that two processes
+    on one corpus share the work. A claim is a lease: it runs out if this process stands still. So
+    ``confirm`` asks the store once more at the moment of sending, and nothing is sent that somebody
+    else may have taken over meanwhile.
 
-    ``time_left`` is the call's, in seconds. It waits for the cache for a part of it at most.
+    Args:
+        texts: Index and text; no text stands twice.
+        plan: Cuts items into batches.
+        cache: Where vectors are looked for, and kept.
+        key: Makes the key of a text.
+        dimensions: Size that the vectors must have; ``None`` takes what is there.
+        gathered: Where vectors go.
+        ledger: Where texts that need not be paid for are counted.
+        batch_size: Most texts of a batch.
+        slab: How many texts to look for at once.
+        gate: What batches will have to pass.
+        time_left: The call's, in seconds. It waits for the cache for a part of it at most.
     """
 
     def __init__(
@@ -77,39 +118,97 @@ class CachedSource:
         dimensions: int | None,
         gathered: Gathered,
         ledger: Ledger,
+        batch_size: int,
         slab: int,
+        gate: Gate,
         time_left: Callable[[], float],
     ) -> None:
         self._plan = plan
         self._cache = cache
+        self._call = cache.new_call()
         self._dimensions = dimensions
         self._gathered = gathered
         self._ledger = ledger
+        self._batch_size = batch_size
         self._slab = slab
+        self._gate = gate
         self._time_left = time_left
         self._pending = [(index, text, key(text)) for index, text in reversed(texts)]
-        self._busy: list[tuple[int, str, bytes]] = []
+        self._missing: list[_Text] = []  # looked for, and not claimed by anybody then
+        self._busy: list[_Text] = []
         self._ready: list[Item] = []
         self._batches: list[Batch] = []
         self._claimed: dict[int, bytes] = {}
+        self._unsent: set[int] = set()  # the first texts of batches that are yet to be sent
+        self._lost: set[int] = set()
+        self._losses: Counter[int] = Counter()
+        self._asking = 0
+        self._sent = 0
+        self._is_one_batch = len(texts) <= batch_size
+        self._fresh_until = float("-inf")
+        self._clock = asyncio.get_running_loop().time
+        self._began = self._clock()
         self._refill = asyncio.Lock()
+        self._has_left = asyncio.Event()
         self._renewing: asyncio.Task[None] | None = None
 
     async def next(self) -> Batch | None:
-        async with self._refill:
-            while not self._batches and (self._pending or self._busy):
-                await self._claim()
-            return self._batches.pop() if self._batches else None
+        self._asking += 1
+        try:
+            async with self._refill:
+                while not self._batches and (
+                    self._ready or self._missing or self._pending or self._busy
+                ):
+                    await self._make_ready()
+                return self._batches.pop() if self._batches else None
+        finally:
+            self._asking -= 1
 
-    async def _claim(self) -> None:
-        if not self._pending:
-            await asyncio.sleep(random.uniform(0.5, 1.5) * POLL)
-            self._pending, self._busy = self._busy[::-1], []
-        slab = [self._pending.pop() for _ in range(min(self._slab, len(self._pending)))]
-        keys = [key for _, _, key in slab]
-        claimed = await self._cache.claim(keys, self._dimensions, self._patience())
-        mine = set(claimed.mine)
-        for index, text, key in slab:
+    async def _make_ready(self) -> None:
+        batches = min(max(self._asking, self._ahead()), self._gate.wanted(len(self._unsent)))
+        if batches < 1:
+            self._has_left.clear()
+            await self._has_left.wait()
+            return
+        most = batches * self._batch_size - len(self._ready)
+        texts, self._missing = self._missing[:most], self._missing[most:]
+        if len(texts) < most:
+            if not (texts or self._pending or self._ready):
+                await asyncio.sleep(random.uniform(0.5, 1.5) * POLL)
+                self._pending, self._busy = self._busy[::-1], []
+            texts += [self._pending.pop() for _ in range(min(self._slab, len(self._pending)))]
+        if texts:
+            await self._claim(texts, most)
+        planned = list(self._plan(self._ready))
+        # A short last batch waits for more texts, as long as more may come.
+        more = (self._missing or self._pending) and planned
+        self._ready = list(planned.pop()) if more and len(planned[-1]) < self._batch_size else []
+        self._batches = planned[::-1]
+        self._unsent.update(batch[0].index for batch in planned)
+
+    def _ahead(self) -> int:
+        """Return how many batches are sent within ``AHEAD`` seconds."""
+        if not self._sent:
+            return 0
+        passed = self._clock() - self._began
+        return int(AHEAD * self._sent / passed) if passed > 0 else 0
+
+    async def _claim(self, texts: Sequence[_Text], most: int) -> None:
+        vectors = self._gathered.vectors
+        at_once = self._is_one_batch and self._gate.is_open
+        if at_once:
+            self._fresh_until = self._clock() + FRESH
+        claimed = await self._cache.claim(
+            [key for _, _, key in texts],
+            self._dimensions if vectors is None else vectors.shape[1],
+            self._patience(),
+            call=self._call,
+            most=most,
+            sent=at_once,
+        )
+        mine, busy = set(claimed.mine), set(claimed.busy)
+        left: list[_Text] = []
+        for index, text, key in texts:
             vector = claimed.hits.get(key)
             if vector is not None:
                 self._gathered.row(index, vector)
@@ -118,43 +217,72 @@ class CachedSource:
                 self._claimed[index] = key
                 self._ready.append(item_of(index, text))
             else:
-                self._busy.append((index, text, key))
+                (self._busy if key in busy else left).append((index, text, key))
+        self._missing = left + self._missing
         self._gathered.report()
         if claimed.repaid:
             self._ledger.repaid += claimed.repaid
             logger.warning(
-                "up to %d texts were in flight when an earlier run ended; they are paid for again",
+                "up to %d texts had been sent, and their vectors not kept, by a process that ended"
+                " or stood still; they are paid for again",
                 claimed.repaid,
             )
         if self._renewing is None and self._claimed:
             self._renewing = asyncio.ensure_future(self._renew())
-        batches = list(self._plan(self._ready))
-        # A short last batch waits for more texts, as long as more may come.
-        self._ready = list(batches.pop()) if batches and self._pending else []
-        self._batches = batches[::-1]
 
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(self._cache.store.claim_seconds / 3)
-            await self._cache.renew(list(self._claimed.values()))
+            await self._cache.renew(list(self._claimed.values()), self._call)
 
     def _patience(self) -> float:
         return self._time_left() / 4  # the rest is for the request
 
-    def keep(self, batch: Batch) -> asyncio.Future[None] | None:
+    async def confirm(self, batch: Batch) -> None:
+        self._leaves(batch)
+        if self._clock() < self._fresh_until:
+            return
+        places = {self._claimed[item.index]: item.index for item in batch}
+        lost = await self._cache.confirm(list(places), self._call, self._patience())
+        if not lost:
+            return
+        gone = {places[key] for key in lost}
+        self._losses.update(gone)
+        if all(self._losses[index] > MOST_LOSSES for index in gone):
+            return  # a store that forgets claims must not keep a text from being sent for ever
+        self._lost |= gone
+        if self._losses.total() == len(gone):
+            logger.info(
+                "claims on texts ran out before they were sent, as this process stood still or its"
+                " cache could not be used; what nobody else has paid for is claimed again"
+            )
+        raise ClaimsLost
+
+    def _leaves(self, batch: Batch) -> None:
+        if batch[0].index in self._unsent:
+            self._unsent.discard(batch[0].index)
+            self._sent += 1
+            self._has_left.set()
+
+    def keep(self, batch: Batch) -> asyncio.Future[Any] | None:
+        self._leaves(batch)
         gathered = self._gathered
+        is_lost = any(item.index in self._lost for item in batch)
         paid: list[tuple[int, bytes]] = []
         unpaid: list[bytes] = []
         for item in batch:
-            key = self._claimed.pop(item.index, None)
-            if key is None:
-                continue
-            if gathered.done[item.index]:
-                paid.append((item.index, key))
+            if gathered.settled(item.index) or not is_lost:
+                key = self._claimed.pop(item.index)
+                if gathered.done[item.index]:
+                    paid.append((item.index, key))
+                else:
+                    unpaid.append(key)
+            elif item.index in self._lost:
+                self._lost.discard(item.index)
+                self._missing.append((item.index, item.text, self._claimed.pop(item.index)))
             else:
-                unpaid.append(key)
-        if unpaid:
-            self._cache.release(unpaid)
+                self._ready.append(item)
+        self._cache.release(unpaid, self._call)
         if not paid or gathered.vectors is None:
             return None
         # A copy: it may be stored later than the caller gets the vectors, and changes them.
@@ -165,9 +293,8 @@ class CachedSource:
     def close(self) -> None:
         if self._renewing is not None:
             self._renewing.cancel()
-        if self._claimed:
-            keys, self._claimed = list(self._claimed.values()), {}
-            self._cache.release(keys)
+        keys, self._claimed = list(self._claimed.values()), {}
+        self._cache.release(keys, self._call)
 
 
 class RecalledSource:
@@ -208,16 +335,17 @@ class RecalledSource:
         self._missing: list[tuple[int, str]] = []
         self._sources: list[Source] = []
         self._source_of: dict[int, Source] = {}
+        self._returned: dict[Source, None] = {}  # which have texts again
         self._refill = asyncio.Lock()
 
     async def next(self) -> Batch | None:
         async with self._refill:
             while True:
-                if self._sources:
-                    source = self._sources[-1]
+                for source in (*self._returned, *self._sources[-1:]):
                     if (batch := await source.next()) is not None:
-                        self._source_of[batch[0].index] = source
+                        self._source_of.update((item.index, source) for item in batch)
                         return batch
+                    self._returned.pop(source, None)
                 if self._asked == len(self._texts):
                     return None
                 await self._ask()
@@ -242,8 +370,17 @@ class RecalledSource:
             self._sources.append(self._make(self._missing[:count]))
             self._missing = self._missing[count:]
 
-    def keep(self, batch: Batch) -> asyncio.Future[None] | None:
-        return self._source_of.pop(batch[0].index).keep(batch)
+    async def confirm(self, batch: Batch) -> None:
+        source = self._source_of[batch[0].index]
+        try:
+            await source.confirm(batch)
+        except ClaimsLost:
+            self._returned[source] = None
+            raise
+
+    def keep(self, batch: Batch) -> asyncio.Future[Any] | None:
+        sources = [self._source_of.pop(item.index) for item in batch]
+        return sources[0].keep(batch)
 
     def close(self) -> None:
         for source in self._sources:

@@ -11,8 +11,11 @@ import heapq
 from collections.abc import Callable
 from itertools import count
 
-from nexusflow_integrations._core.pace.pacing import Pacer
+from nexusflow_integrations._core.pace.pacing import FoundLimit, Pacer
 from nexusflow_integrations._core.pace.window import Window
+
+TO_COME = 4
+"""Requests that wait, so that the next is there when it may leave."""
 
 
 class Gate:
@@ -41,6 +44,26 @@ class Gate:
             if turn.done() and not turn.cancelled():
                 self.leave()  # admitted and cancelled in the same moment
             raise
+
+    def wanted(self, unsent: int) -> int:
+        """Return how many requests to make ready for somebody who has ``unsent`` that wait.
+
+        As many as could leave at once; where requests are paced, a few to come. At least one for
+        whoever has none.
+        """
+        least = 0 if unsent else 1
+        return max(least, max(self._room(), TO_COME) - max(len(self._waiting), unsent))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request would leave at once."""
+        return not self._waiting and self._room() > 0
+
+    def _room(self) -> int:
+        """Return how many requests could leave at once; 0 where they are paced."""
+        if isinstance(self.pacer, FoundLimit) and self.pacer.rate is None:
+            return int(self.window.size) - self.in_flight
+        return 0
 
     def leave(self) -> None:
         """Note that a request is no longer in flight."""

@@ -68,10 +68,13 @@ logger = logging.getLogger("nexusflow_integrations")
 class Send:
     """Pass the gate with about ``tokens``, then send ``body`` within ``timeout`` seconds.
 
+    ``batch`` is what the body holds.
+
     Whoever does it sets ``admitted`` after the gate: from then on it may be billed.
     """
 
     body: bytes
+    batch: Batch
     tokens: int
     timeout: float
     urgent: bool
@@ -244,7 +247,7 @@ def _send_until_judged(
             step: Send | None = None
             try:
                 timeout = min(settings.timeout, _remaining(call))
-                step = Send(body, tokens, timeout, call.urgent)
+                step = Send(body, batch, tokens, timeout, call.urgent)
                 reply: Reply = yield step
             except BaseException:
                 admitted = step is not None and step.admitted
