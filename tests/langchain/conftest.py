@@ -17,8 +17,8 @@ pytest.importorskip("langchain_core")
 
 from langchain_core.rate_limiters import BaseRateLimiter
 
-from nexusflow_integrations import langchain as adapter
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
+from nexusflow_integrations.langchain import embeddings as adapter
 from nexusflow_integrations.local import LocalServer
 
 _numbers = itertools.count()

@@ -106,7 +106,7 @@ def test_a_text_that_cannot_be_sent_is_a_value_error_and_an_invalid_request(make
 
 @pytest.mark.parametrize("name", errors.__all__)
 def test_every_error_of_the_package_is_a_model_error_here(name: str) -> None:
-    from nexusflow_integrations.langchain import _native
+    from nexusflow_integrations.langchain.embeddings import _native
 
     ours = getattr(errors, name)
     native = _native(ours("in words"))

@@ -176,7 +176,7 @@ def test_no_run_is_made_when_nobody_traces(make: Make, monkeypatch: pytest.Monke
 def test_the_environment_alone_turns_tracing_on(name: str, tmp_path: Path) -> None:
     code = """
 import sys
-from nexusflow_integrations.langchain import _is_traced
+from nexusflow_integrations.langchain.embeddings import _is_traced
 print("langsmith.run_helpers" in sys.modules, _is_traced())
 """
     root = str(Path(nexusflow_integrations.__file__).parents[1])

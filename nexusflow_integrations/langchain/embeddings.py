@@ -580,7 +580,7 @@ def _revive(
 
 
 def _both(ours: type[NexusFlowError], theirs: type[ModelError], prefix: str = "") -> Any:
-    contents = {"__module__": __name__, "__doc__": ours.__doc__, "__reduce__": _reduce}
+    contents = {"__module__": __package__, "__doc__": ours.__doc__, "__reduce__": _reduce}
     return type(prefix + ours.__name__, (ours, theirs), contents)
 
 
