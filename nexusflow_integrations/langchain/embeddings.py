@@ -19,7 +19,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from nexusflow_integrations import errors
 from nexusflow_integrations._core import checks, forks
 from nexusflow_integrations._core.call.caller import NO_HOOKS, Hooks
 from nexusflow_integrations._core.forks import Lock
@@ -35,22 +34,9 @@ from nexusflow_integrations._core.settings import (
 from nexusflow_integrations._core.texts import check_text, check_texts
 from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations.client import NexusFlow
-from nexusflow_integrations.errors import NexusFlowError, _rebuild
 
 try:
     from langchain_core.embeddings import Embeddings
-    from langchain_core.exceptions import (
-        ContextOverflowError,
-        ModelAPIError,
-        ModelAuthenticationError,
-        ModelConnectionError,
-        ModelError,
-        ModelInvalidRequestError,
-        ModelNotFoundError,
-        ModelPermissionDeniedError,
-        ModelRateLimitError,
-        ModelTimeoutError,
-    )
     from langchain_core.load.serializable import Serializable
     from langchain_core.rate_limiters import BaseRateLimiter
     from pydantic import (
@@ -62,6 +48,8 @@ try:
         ValidationError,
     )
     from pydantic_core import InitErrorDetails, PydanticCustomError
+
+    from nexusflow_integrations.langchain.model_errors import ALSO_LANGCHAINS
 except ImportError as error:
     if (error.name or "").partition(".")[0] != "langchain_core":
         raise
@@ -304,7 +292,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             InvalidInputError: Not a list of texts; the error says which one. Nothing was sent.
             NexusFlowError: Any other failure. All are LangChain ``ModelError`` as well.
         """
-        with _ALSO_LANGCHAINS:
+        with ALSO_LANGCHAINS:
             texts = check_texts(texts)
             with self._run("document", texts) as done, self._bar(len(texts)) as progress:
                 vectors: Any = self.client._embed(
@@ -321,7 +309,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         self, texts: list[str], chunk_size: int | None = None
     ) -> list[list[float]]:
         """Embed like ``embed_documents``, without blocking the event loop."""
-        with _ALSO_LANGCHAINS:
+        with ALSO_LANGCHAINS:
             texts = check_texts(texts)
             with self._run("document", texts) as done, self._bar(len(texts)) as progress:
                 vectors: Any = await self.client._aembed(
@@ -341,7 +329,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             InvalidInputError: Not a text that can be sent.
             NexusFlowError: Any other failure. All are LangChain ``ModelError`` as well.
         """
-        with _ALSO_LANGCHAINS:
+        with ALSO_LANGCHAINS:
             check_text(text)
             with self._run("query", [text]) as done:
                 vector: Any = self.client._embed(text, role="query", hooks=self._hooks())
@@ -350,7 +338,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed like ``embed_query``, without blocking the event loop."""
-        with _ALSO_LANGCHAINS:
+        with ALSO_LANGCHAINS:
             check_text(text)
             with self._run("query", [text]) as done:
                 vector: Any = await self.client._aembed(text, role="query", hooks=self._ahooks())
@@ -550,81 +538,4 @@ def _without_inputs(error: ValidationError) -> ValidationError:
     return ValidationError.from_exception_data(error.title, lines, hide_input=True)
 
 
-# -- errors ------------------------------------------------------------------------------------
-
-_THEIRS: Mapping[type, type[ModelError]] = {
-    NexusFlowError: ModelError,
-    errors.InvalidInputError: ModelInvalidRequestError,
-    errors.APIConnectionError: ModelConnectionError,
-    errors.APITimeoutError: ModelTimeoutError,
-    errors.BadRequestError: ModelInvalidRequestError,
-    errors.AuthenticationError: ModelAuthenticationError,
-    errors.PermissionDeniedError: ModelPermissionDeniedError,
-    errors.NotFoundError: ModelNotFoundError,
-    errors.RateLimitError: ModelRateLimitError,
-    errors.InternalServerError: ModelAPIError,
-    errors.InvalidResponseError: ModelAPIError,
-    errors.RefusedTextsError: ModelInvalidRequestError,
-}
-
-
-def _reduce(error: NexusFlowError) -> tuple[Any, ...]:
-    # Pickle cannot find a class that was made here by its name, but it can find ours.
-    return _revive, (type(error).__bases__[0], error.args, dict(error.__dict__))
-
-
-def _revive(
-    ours: type[NexusFlowError], args: tuple[Any, ...], state: dict[str, Any]
-) -> NexusFlowError:
-    return _native(_rebuild(ours, args, state))
-
-
-def _both(ours: type[NexusFlowError], theirs: type[ModelError], prefix: str = "") -> Any:
-    contents = {"__module__": __package__, "__doc__": ours.__doc__, "__reduce__": _reduce}
-    return type(prefix + ours.__name__, (ours, theirs), contents)
-
-
-def _nearest(ours: type[NexusFlowError]) -> type[ModelError]:
-    return next(_THEIRS[base] for base in ours.__mro__ if base in _THEIRS)
-
-
-_BOTH = {ours: _both(ours, _nearest(ours)) for ours in (getattr(errors, n) for n in errors.__all__)}
-_TOO_LONG: dict[type[NexusFlowError], Any] = {
-    ours: _both(ours, ContextOverflowError, "TooLong")
-    for ours in (errors.BadRequestError, errors.RefusedTextsError)
-}
-
-
-def _is_too_long(error: NexusFlowError) -> bool:
-    with forks.importing:  # with numpy, which takes a while
-        from nexusflow_integrations._core.request.failures import TOO_LONG
-
-    if isinstance(error, errors.RefusedTextsError):
-        return any(_is_too_long(reason) for reason in error.refused.values())
-    return isinstance(error, errors.BadRequestError) and (
-        error.status_code == 413 or TOO_LONG.search(str(error)) is not None
-    )
-
-
-def _native(error: NexusFlowError) -> NexusFlowError:
-    """Return ``error`` with all it holds, as ours and LangChain's at once."""
-    kinds = _TOO_LONG if _is_too_long(error) else _BOTH
-    cls: type[NexusFlowError] | None = kinds.get(type(error))
-    if cls is None:
-        return error
-    state = dict(error.__dict__)
-    if isinstance(error, errors.RefusedTextsError):
-        state["refused"] = {place: _native(why) for place, why in error.refused.items()}
-    return _rebuild(cls, error.args, state)
-
-
-class _AlsoLangchains(AbstractContextManager[None]):
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: Any
-    ) -> None:
-        if isinstance(error, NexusFlowError) and (native := _native(error)) is not error:
-            raise native.with_traceback(at) from error.__cause__
-
-
-_ALSO_LANGCHAINS = _AlsoLangchains()
 _UNTRACED: AbstractContextManager[Callable[[EmbeddingArray], None]] = nullcontext(lambda _: None)

@@ -106,14 +106,14 @@ def test_a_text_that_cannot_be_sent_is_a_value_error_and_an_invalid_request(make
 
 @pytest.mark.parametrize("name", errors.__all__)
 def test_every_error_of_the_package_is_a_model_error_here(name: str) -> None:
-    from nexusflow_integrations.langchain.embeddings import _native
+    from nexusflow_integrations.langchain.model_errors import native
 
     ours = getattr(errors, name)
-    native = _native(ours("in words"))
-    assert type(native) is not ours
-    assert isinstance(native, (ours, theirs.ModelError))
-    assert isinstance(native, theirs.ModelError)
-    assert str(native) == "in words"
+    both = native(ours("in words"))
+    assert type(both) is not ours
+    assert isinstance(both, (ours, theirs.ModelError))
+    assert isinstance(both, theirs.ModelError)
+    assert str(both) == "in words"
 
 
 def refusing(word: str, code: str, message: str = "no") -> Any:
