@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 from weakref import ref
 
 from nexusflow_integrations._core import checks
-from nexusflow_integrations._core.call.background import BackgroundLoop, Errand, Outcome
+from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Outcome
 from nexusflow_integrations._core.call.caller import (
     NO_HOOKS,
     Caller,
@@ -58,9 +58,9 @@ from nexusflow_integrations._core.telemetry import observed
 from nexusflow_integrations._core.texts import check_text, check_texts, rows_of
 from nexusflow_integrations._core.usage import (
     Budget,
+    BudgetGuard,
     Ledger,
     Price,
-    Purse,
     Total,
     Usage,
     check_budget,
@@ -72,8 +72,8 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.call.engine import Engine
     from nexusflow_integrations._core.call.estimate import Estimate
     from nexusflow_integrations._core.call.job import Stop
-    from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList, Gathered
-    from nexusflow_integrations._core.call.streaming import Cutter, Embedded, Slab
+    from nexusflow_integrations._core.call.results import CallResults, EmbeddingArray, EmbeddingList
+    from nexusflow_integrations._core.call.streaming import Chunk, Cutter, Embedded
     from nexusflow_integrations._core.pace.shared import SharedLimits
     from nexusflow_integrations._core.request.exchange import Call
     from nexusflow_integrations._core.shared_budget import SharedBudget
@@ -82,7 +82,7 @@ __all__ = ["NexusFlow"]
 
 _NOT_PICKLED = (
     *("_key", "_http_client", "_async_http_client", "_on_usage"),
-    *("_purse", "_presence", "_terms"),
+    *("_guard", "_presence", "_terms"),
 )
 GIVE_BACK = 2.0
 """Seconds that ``close`` waits until the rest of a shared budget is given back."""
@@ -196,7 +196,7 @@ class NexusFlow:
         self._price = check_price(price)
         self._cache = _cache_path(cache)
         self._budget = check_budget(budget)
-        self._purse = self._new_purse()
+        self._guard = self._new_guard()
         on_usage = checks.function("on_usage", on_usage)
         self._on_usage = None if on_usage is None else Told("on_usage", on_usage)
         self._http_client = checks.http_client("http_client", http_client, asynchronous=False)
@@ -332,17 +332,17 @@ class NexusFlow:
         from nexusflow_integrations._core.call.streaming import Cutter
 
         cutter = Cutter(self._settings, self._instruction(role))
-        slabs = cutter.cut(texts)
-        flying: deque[_Flight] = deque()
+        chunks = cutter.cut(texts)
+        flying: deque[_InFlight] = deque()
         stop = Stop()
         more = True
         try:
             while more or flying:
                 if more and len(flying) < cutter.in_flight:
-                    slab = next(slabs, None)
-                    more = slab is not None
-                    if slab is not None:
-                        flying.append(self._launch(slab, role, None, stop))
+                    chunk = next(chunks, None)
+                    more = chunk is not None
+                    if chunk is not None:
+                        flying.append(self._launch(chunk, role, None, stop))
                     if not _is_ready(flying, ordered=ordered):
                         continue  # what is ready goes out before more is read, which may take long
                 if not ordered:
@@ -360,7 +360,7 @@ class NexusFlow:
                     flying.clear()
                     flight.cancel()
                     raise
-                yield from flight.slab.results(gathered)
+                yield from flight.chunk.results(gathered)
         finally:
             self._abandon(flying)
 
@@ -379,26 +379,26 @@ class NexusFlow:
         from nexusflow_integrations._core.call.streaming import Cutter
 
         cutter = Cutter(self._settings, self._instruction(role))
-        slabs = _acut(cutter, texts)
+        chunks = _acut(cutter, texts)
         loop = asyncio.get_running_loop()
-        flying: deque[_Flight] = deque()
+        flying: deque[_InFlight] = deque()
         stop = Stop()
         landed = _Signal(loop)
         more = True
-        reading: asyncio.Future[Slab | None] | None = None
+        reading: asyncio.Future[Chunk | None] | None = None
         try:
             while more or flying:
                 if more and reading is None and len(flying) < cutter.in_flight:
-                    reading = asyncio.ensure_future(_next(slabs))
+                    reading = asyncio.ensure_future(_next(chunks))
                     reading.add_done_callback(landed.tell)
                 # The source may be slow, or wait for a result of ours: watch both.
                 if not _is_ready(flying, ordered=ordered):
                     await landed.wait()
                 if reading is not None and reading.done():
-                    slab, reading = reading.result(), None
-                    more = slab is not None
-                    if slab is not None:
-                        flying.append(self._launch(slab, role, loop, stop))
+                    chunk, reading = reading.result(), None
+                    more = chunk is not None
+                    if chunk is not None:
+                        flying.append(self._launch(chunk, role, loop, stop))
                         flying[-1].future.add_done_callback(landed.tell)
                 if not _is_ready(flying, ordered=ordered):
                     continue
@@ -415,7 +415,7 @@ class NexusFlow:
                         await landed.wait()
                     timer.cancel()
                     raise _rescued(error, flight, flying) from None
-                for result in flight.slab.results(gathered):
+                for result in flight.chunk.results(gathered):
                     yield result
         finally:
             if reading is not None:
@@ -423,22 +423,22 @@ class NexusFlow:
             self._abandon(flying)
 
     def _launch(
-        self, slab: Slab, role: Role, loop: asyncio.AbstractEventLoop | None, stop: Stop
-    ) -> _Flight:
+        self, chunk: Chunk, role: Role, loop: asyncio.AbstractEventLoop | None, stop: Stop
+    ) -> _InFlight:
         ledger = Ledger()
-        future: Future[Gathered] = Future()
-        if slab.texts:
+        future: Future[CallResults] = Future()
+        if chunk.texts:
             background, work = self._start(
-                slab.texts, ledger, urgent=role == "query", loop=loop, stop=stop
+                chunk.texts, ledger, urgent=role == "query", loop=loop, stop=stop
             )
-            errand = Errand(background, work, partial(_settle, future))
-            return _Flight(slab, future, ledger, errand.cancel)
-        from nexusflow_integrations._core.call.results import Gathered
+            loop_call = LoopCall(background, work, partial(_settle, future))
+            return _InFlight(chunk, future, ledger, loop_call.cancel)
+        from nexusflow_integrations._core.call.results import CallResults
 
-        future.set_result(Gathered(0))
-        return _Flight(slab, future, ledger, future.cancel)
+        future.set_result(CallResults(0))
+        return _InFlight(chunk, future, ledger, future.cancel)
 
-    def _abandon(self, flying: deque[_Flight]) -> None:
+    def _abandon(self, flying: deque[_InFlight]) -> None:
         # The last first: those that wait would send in the place of those that are out.
         for flight in reversed(flying):
             flight.cancel()
@@ -559,7 +559,7 @@ class NexusFlow:
         self._import()
         from nexusflow_integrations._core.call.engine import engine
 
-        return engine()[0].submit(cast(Any, self._purse).give_back())
+        return engine()[0].submit(cast(Any, self._guard).give_back())
 
     def __enter__(self) -> NexusFlow:
         return self
@@ -586,14 +586,14 @@ class NexusFlow:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._key = self._http_client = self._async_http_client = self._on_usage = None
-        self._purse = self._new_purse()
+        self._guard = self._new_guard()
         self._take_part()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NexusFlow:
         return copy.copy(self)
 
     def __copy__(self) -> NexusFlow:
-        # In one process a copy keeps what a pickle must not: key, http clients, purse.
+        # In one process a copy keeps what a pickle must not: key, http clients, guard.
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin._spent = self._spent.copy()
@@ -681,7 +681,7 @@ class NexusFlow:
 
     def _succeed(self, former: NexusFlow) -> None:
         """Go on with the budget and the usage of ``former``, which is used no more."""
-        self._purse = former._purse
+        self._guard = former._guard
         self._spent = former._spent
 
     def _counted(self, count: Callable[[Usage], object]) -> NexusFlow:
@@ -711,14 +711,14 @@ class NexusFlow:
         presence = self._presence = Presence()
         self._terms = Terms(self._settings, self._pacer, ref(presence))
 
-    def _new_purse(self) -> Purse | None:
+    def _new_guard(self) -> BudgetGuard | None:
         if self._budget is None:
             return None
         if isinstance(self._budget, Budget):
-            return Purse(self._budget.in_tokens(self._price))
-        from nexusflow_integrations._core.shared_budget import LeasedPurse
+            return BudgetGuard(self._budget.in_tokens(self._price))
+        from nexusflow_integrations._core.shared_budget import SharedBudgetGuard
 
-        return LeasedPurse(self._budget)
+        return SharedBudgetGuard(self._budget)
 
     def _import(self) -> None:
         # Not at the top: building a client, and importing an adapter, should cost next to nothing.
@@ -769,7 +769,7 @@ class NexusFlow:
         batch_size: int | None = None,
         lists: bool = False,
         stop: Stop | None = None,
-    ) -> tuple[BackgroundLoop, Coroutine[Any, Any, Gathered]]:
+    ) -> tuple[BackgroundLoop, Coroutine[Any, Any, CallResults]]:
         """Return the work of a call that comes from ``loop``, or from a thread without one."""
         self._import()
         from nexusflow_integrations._core.call.engine import engine
@@ -788,7 +788,7 @@ class NexusFlow:
             key=self._key,
             ledger=ledger,
             urgent=urgent,
-            purse=self._purse,
+            guard=self._guard,
             size=self._size,
             http_client=self._http_client if loop is None else None,
             async_http_client=self._async_http_client,
@@ -803,7 +803,7 @@ class NexusFlow:
 
 async def _counted(
     running: Engine, call: Call, spent: Total, caller: Caller | None, stop: Stop | None
-) -> Gathered:
+) -> CallResults:
     """Run ``call`` and add to ``spent`` what it sent, also after its caller has gone."""
     try:
         return await running.embed(call, caller, stop)
@@ -828,32 +828,32 @@ class _Recorded(AbstractContextManager[None]):
             self._report()
 
 
-class _Flight(NamedTuple):
-    slab: Slab
-    future: Future[Gathered]
+class _InFlight(NamedTuple):
+    chunk: Chunk
+    future: Future[CallResults]
     ledger: Ledger
     cancel: Callable[[], object]
 
 
-def _settle(future: Future[Gathered], outcome: Outcome[Gathered]) -> None:
+def _settle(future: Future[CallResults], outcome: Outcome[CallResults]) -> None:
     if outcome.error is not None:
         future.set_exception(outcome.error)
     else:
-        future.set_result(cast("Gathered", outcome.value))
+        future.set_result(cast("CallResults", outcome.value))
 
 
-def _rotate_to_landed(flying: deque[_Flight]) -> None:
+def _rotate_to_landed(flying: deque[_InFlight]) -> None:
     flying.rotate(-next(place for place, flight in enumerate(flying) if flight.future.done()))
 
 
-def _is_ready(flying: deque[_Flight], *, ordered: bool) -> bool:
+def _is_ready(flying: deque[_InFlight], *, ordered: bool) -> bool:
     if ordered:
         return bool(flying) and flying[0].future.done()
     return any(flight.future.done() for flight in flying)
 
 
-async def _next(slabs: AsyncIterator[Slab]) -> Slab | None:
-    return await anext(slabs, None)
+async def _next(chunks: AsyncIterator[Chunk]) -> Chunk | None:
+    return await anext(chunks, None)
 
 
 class _Signal:
@@ -873,18 +873,20 @@ class _Signal:
         self._event.clear()
 
 
-def _rescued(error: NexusFlowError, failed: _Flight, flying: Iterable[_Flight]) -> NexusFlowError:
-    """Return the error that ended the stream, with what all slabs had ready in its ``finished``."""
+def _rescued(
+    error: NexusFlowError, failed: _InFlight, flying: Iterable[_InFlight]
+) -> NexusFlowError:
+    """Return the error that ended the stream; its ``finished`` has what all chunks had ready."""
     from nexusflow_integrations._core.call.job import StoppedElsewhere
 
-    finished = failed.slab.named(error.finished)
+    finished = failed.chunk.named(error.finished)
     for flight in flying:
         if flight.future.done() and not flight.future.cancelled():
             other = flight.future.exception()
             if other is None:
-                finished |= flight.slab.named(flight.future.result().finished())
+                finished |= flight.chunk.named(flight.future.result().finished())
             elif isinstance(other, NexusFlowError):
-                finished |= flight.slab.named(other.finished)
+                finished |= flight.chunk.named(other.finished)
                 if isinstance(error, StoppedElsewhere):
                     error = other
     error.finished = finished
@@ -912,13 +914,13 @@ def _cache_path(
     raise checks.refuse("cache", "a path, the URL of a Redis server, True, False or None", cache)
 
 
-async def _acut(cutter: Cutter, texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[Slab]:
+async def _acut(cutter: Cutter, texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[Chunk]:
     if isinstance(texts, AsyncIterable):
         async for text in texts:
-            if slab := cutter.add(text):
-                yield slab
-        if slab := cutter.rest():
-            yield slab
+            if chunk := cutter.add(text):
+                yield chunk
+        if chunk := cutter.rest():
+            yield chunk
     else:
-        for slab in cutter.cut(texts):
-            yield slab
+        for chunk in cutter.cut(texts):
+            yield chunk

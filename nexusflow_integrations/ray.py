@@ -318,7 +318,7 @@ class ClusterLimits:
     def _reset(self) -> None:
         self._worker = uuid.uuid4().hex
         self._actor: Any = None
-        self._sharers = 1
+        self._processes = 1
         # One holder for each thread that draws, which is one for each client: the actor tells its
         # calls apart by their numbers, so they must arrive in order.
         self._drawer = threading.local()
@@ -340,9 +340,9 @@ class ClusterLimits:
         return cast(int, self._told.tokens)
 
     @property
-    def sharers(self) -> int:
+    def processes(self) -> int:
         """How many workers asked of late."""
-        return self._sharers
+        return self._processes
 
     # -- the actor's life ----------------------------------------------------------------------
 
@@ -380,7 +380,7 @@ class ClusterLimits:
         """Reserve send times, as ``SharedLimits`` says."""
         held = max(0.0, self._held_until - time.monotonic())
         call = (self._worker, count, tokens, owed_tokens, late, held)
-        waits, self._sharers = self._call("lease", *call, timeout=ASK_TIMEOUT)
+        waits, self._processes = self._call("lease", *call, timeout=ASK_TIMEOUT)
         self._held_until = time.monotonic() + waits[-1]
         return cast("list[float]", waits)
 

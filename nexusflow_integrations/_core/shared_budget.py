@@ -1,7 +1,7 @@
 """One budget for many processes, on one host or on many: tokens are drawn from it ahead of use.
 
 ``SharedBudget`` is where a process draws: asked in a thread, since it blocks. ``Grants`` is the
-arithmetic behind one. ``LeasedPurse`` is the ``Purse`` of a client over one: it never blocks.
+arithmetic behind one. ``SharedBudgetGuard`` is a client's guard over one: it never blocks.
 
 What was granted counts as spent until it is given back. So a process that dies, or an answer that
 is lost, may waste a part of the budget, and nothing can overdraw it.
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, cast
 
 from nexusflow_integrations._core.offload import Worker, offload
-from nexusflow_integrations._core.usage import Purse
+from nexusflow_integrations._core.usage import BudgetGuard
 from nexusflow_integrations.errors import BudgetExceededError
 
 LOST = 120.0
@@ -108,8 +108,8 @@ class Grants:
         return not any(tokens for tokens, _ in self._held.values())
 
 
-class LeasedPurse(Purse):
-    """A ``Purse`` over a ``SharedBudget``, which is asked in a thread; touched by one event loop.
+class SharedBudgetGuard(BudgetGuard):
+    """A ``BudgetGuard`` over a ``SharedBudget``, asked in a thread; used by one event loop.
 
     Args:
         shared: Where tokens are drawn.

@@ -213,7 +213,7 @@ def check_budget(value: object) -> Any:
 
 
 @dataclass
-class Purse:
+class BudgetGuard:
     """A budget in use: what is spent, and what requests in flight may still cost.
 
     A request reserves the most it can cost before it is sent, so ``spent`` never passes ``limit``.

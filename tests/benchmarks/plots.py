@@ -103,18 +103,18 @@ def _scaling(data: Data, path: Path) -> Path:
     left.legend(frameon=False)
     colours = (OURS, "#8c6d46")
     for (name, found), colour in zip(data["by_flight"].items(), colours, strict=True):
-        flights = [point["in_flight"] for point in found]
-        middle.plot(flights, [p["cpu_us_request"] for p in found], "o-", color=colour, label=name)
-        right.plot(flights, [p["wall"] for p in found], "o-", color=colour, label=name)
+        coalescer = [point["in_flight"] for point in found]
+        middle.plot(coalescer, [p["cpu_us_request"] for p in found], "o-", color=colour, label=name)
+        right.plot(coalescer, [p["wall"] for p in found], "o-", color=colour, label=name)
     bounds = data["by_flight"]["nexusflow"]
-    right.plot(flights, [p["bound"] for p in bounds], "--", color=LIMIT, label="bound")
+    right.plot(coalescer, [p["bound"] for p in bounds], "--", color=LIMIT, label="bound")
     middle.set(xscale="log", xlabel="requests in flight", ylabel="microseconds")
     middle.set_ylim(bottom=0)
     middle.set_title("More in flight: CPU a request")
     right.set(xscale="log", yscale="log", xlabel="requests in flight", ylabel="seconds")
     right.set_title(f"{data['flight_texts']:,} texts, server {data['flight_latency_ms']:.0f} ms")
     for axes in (middle, right):
-        axes.set_xticks(flights, [str(flight) for flight in flights])
+        axes.set_xticks(coalescer, [str(flight) for flight in coalescer])
         axes.minorticks_off()
         axes.legend(frameon=False, fontsize=8.5)
     return _save(figure, path)

@@ -125,7 +125,7 @@ def of_scaling(data: Data) -> str:
             for point in points
         ],
     )
-    flights = _table(
+    coalescer = _table(
         ["", "in flight", "reached", "seconds", "share of the bound", "CPU us a request"],
         [
             (
@@ -145,7 +145,7 @@ def of_scaling(data: Data) -> str:
         f" {data['exponent_wall']:.2f} of wall time.\n"
     )
     below = f"{data['flight_texts']} texts at {data['flight_latency_ms']:g} ms:\n"
-    return "\n".join([sizes, fitted, below, flights])
+    return "\n".join([sizes, fitted, below, coalescer])
 
 
 def of_imports(data: Data) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from nexusflow_integrations._core.pace.terms import Terms
 from nexusflow_integrations._core.request.batching import Item, item_of
-from nexusflow_integrations._core.request.endpoint import Lane
+from nexusflow_integrations._core.request.endpoint import EndpointState
 from nexusflow_integrations._core.request.exchange import (
     AwaitSettled,
     Call,
@@ -111,20 +111,20 @@ def script(*outcomes: Answer | TransportFault | None) -> Server:
     return serve
 
 
-def lane_of(settings: Settings, clock: Callable[[], float]) -> Lane:
-    """The lane of one client with these settings, which is in use for good."""
-    lane = Lane(clock)
-    lane.begin(Terms(settings))
-    return lane
+def lane_of(settings: Settings, clock: Callable[[], float]) -> EndpointState:
+    """The endpoint of one client with these settings, which is in use for good."""
+    endpoint = EndpointState(clock)
+    endpoint.begin(Terms(settings))
+    return endpoint
 
 
-def call(clock: Clock | None = None, lane: Lane | None = None, **options: Any) -> Call:
-    """A call with sink, ledger and lane of its own; ``options`` go to `Call` or its settings."""
-    ours = {name: options.pop(name) for name in ("purse", "size", "urgent") if name in options}
+def call(clock: Clock | None = None, endpoint: EndpointState | None = None, **options: Any) -> Call:
+    """A call with sink, ledger and endpoint of its own; ``options`` go to it or its settings."""
+    ours = {name: options.pop(name) for name in ("guard", "size", "urgent") if name in options}
     until = options.pop("until", float("inf"))
     settings = Settings(base_url="https://hand.invalid/v1", **options)
     made = Call(texts=(), settings=settings, key=ApiKey(KEY), ledger=Ledger(), **ours)
-    made.lane = lane or lane_of(settings, clock or Clock())
+    made.endpoint = endpoint or lane_of(settings, clock or Clock())
     made.sink, made.until = Sink(), until
     return made
 
@@ -153,7 +153,7 @@ def run(texts: Sequence[str], of: Call, server: Server, *, latency: float = 0.1)
     """Run one exchange to its end; its errors come out."""
     done = Run()
     of.ledger.texts += len(texts)
-    clock = of.lane.clock
+    clock = of.endpoint.clock
     assert isinstance(clock, Clock)
     steps = exchange(items(texts), of)
     reply: Reply | None = None

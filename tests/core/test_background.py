@@ -16,7 +16,7 @@ import pytest
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.call.background import (
     BackgroundLoop,
-    Errand,
+    LoopCall,
     Outcome,
     background_loop,
 )
@@ -80,7 +80,7 @@ def test_an_errands_outcome_is_told_in_the_turn_of_the_loop_in_which_the_work_en
         loop.loop.call_soon(lambda: there.put(told.qsize()))
         return 5
 
-    Errand(loop, work(), told.put)
+    LoopCall(loop, work(), told.put)
     assert there.get(timeout=60) == 1
     assert told.get(timeout=60).result() == 5
 
@@ -89,7 +89,7 @@ def test_an_error_of_the_work_is_the_errands_and_no_complaint_of_asyncio(
     loop: BackgroundLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
     told: Told = SimpleQueue()
-    Errand(loop, failing(), told.put)
+    LoopCall(loop, failing(), told.put)
     with pytest.raises(LookupError, match="no such text"):
         told.get(timeout=60).result()
     gc.collect()
@@ -120,12 +120,12 @@ def test_cancelling_an_errand_cancels_its_work_and_whoever_waits_is_told(
         began.set()
         await asyncio.sleep(60)
 
-    errand = Errand(loop, work(), told.put)
+    loop_call = LoopCall(loop, work(), told.put)
     assert began.wait(60)
-    errand.cancel()
+    loop_call.cancel()
     with pytest.raises(CancelledError):
         told.get(timeout=60).result()
-    errand.cancel()  # too late, and no harm
+    loop_call.cancel()  # too late, and no harm
 
 
 @pytest.mark.filterwarnings("error")
@@ -139,7 +139,7 @@ def test_an_errand_cancelled_before_its_turn_leaves_no_coroutine_behind(
     async def work() -> None:
         await asyncio.sleep(60)
 
-    Errand(loop, work(), told.put).cancel()
+    LoopCall(loop, work(), told.put).cancel()
     busy.set()
     with pytest.raises(CancelledError):
         told.get(timeout=60).result()
@@ -152,7 +152,7 @@ def test_closing_tells_also_of_an_errand_that_has_not_begun(loop: BackgroundLoop
     busy = threading.Event()
     loop.loop.call_soon_threadsafe(busy.wait, 60)
     closing = loop.submit(loop._wind_up())
-    Errand(loop, asyncio.sleep(60), told.put)
+    LoopCall(loop, asyncio.sleep(60), told.put)
     busy.set()
     with pytest.raises(CancelledError):
         told.get(timeout=60).result()
@@ -161,14 +161,14 @@ def test_closing_tells_also_of_an_errand_that_has_not_begun(loop: BackgroundLoop
 
 def test_an_errand_thrown_away_with_its_loop_was_cancelled(loop: BackgroundLoop) -> None:
     told: Told = SimpleQueue()
-    errand = Errand(loop, asyncio.sleep(0, 5), told.put)
+    loop_call = LoopCall(loop, asyncio.sleep(0, 5), told.put)
     assert told.get(timeout=60).result() == 5
 
     async def never() -> None:
         await asyncio.Future()
 
-    errand._tell = told.put
-    thrown_away = errand._do(never())
+    loop_call._tell = told.put
+    thrown_away = loop_call._do(never())
 
     async def begin_and_throw_away() -> None:
         thrown_away.send(None)
@@ -193,9 +193,9 @@ def test_what_a_cancelled_errand_held_is_freed_with_it(loop: BackgroundLoop) -> 
     began = threading.Event()
     gc.disable()
     try:
-        errand = Errand(loop, work(), told.put)
+        loop_call = LoopCall(loop, work(), told.put)
         assert began.wait(60)
-        errand.cancel()
+        loop_call.cancel()
         told.get(timeout=60)
         loop.submit(asyncio.sleep(0)).result(60)
         assert not any(isinstance(thing, Texts) for thing in gc.get_objects())
@@ -206,11 +206,11 @@ def test_what_a_cancelled_errand_held_is_freed_with_it(loop: BackgroundLoop) -> 
 def test_closing_the_loop_tells_a_thread_that_waits_for_an_errand() -> None:
     loop = BackgroundLoop()
     told: Told = SimpleQueue()
-    errand = Errand(loop, asyncio.sleep(60), told.put)
+    loop_call = LoopCall(loop, asyncio.sleep(60), told.put)
     loop.close()
     with pytest.raises(CancelledError):
         told.get(timeout=60).result()
-    errand.cancel()
+    loop_call.cancel()
 
 
 def test_closing_cancels_what_runs_then_closes_what_was_opened_then_ends_the_thread() -> None:

@@ -23,7 +23,7 @@ from nexusflow_integrations._core.call.caller import (
     Hooks,
 )
 from nexusflow_integrations._core.call.engine import Engine
-from nexusflow_integrations._core.call.results import Gathered
+from nexusflow_integrations._core.call.results import CallResults
 from nexusflow_integrations._core.request.exchange import Call
 from nexusflow_integrations._core.request.wire import Answer
 from nexusflow_integrations._core.settings import ApiKey, Settings
@@ -53,7 +53,7 @@ class Server:
         return self._answer(texts) or right(request)
 
 
-Run = Callable[..., Gathered]
+Run = Callable[..., CallResults]
 
 
 @pytest.fixture(params=["thread", "task"])
@@ -62,7 +62,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
     def embed(
         server: Server, hooks: Hooks, texts: list[str] = TEXTS, progress: Any = None, **options: Any
-    ) -> Gathered:
+    ) -> CallResults:
         settings = Settings(base_url="https://hand.invalid/v1", dimensions=SIZE, **options)
         call = Call(texts=texts, settings=settings, key=ApiKey(KEY), ledger=Ledger())
         engine = Engine(background_loop())
@@ -71,7 +71,7 @@ def run(request: pytest.FixtureRequest) -> Run:
             caller = CallingThread(hooks, progress, deadline=settings.deadline)
             return caller.wait(background_loop(), engine.embed(call, caller))
 
-        async def main() -> Gathered:
+        async def main() -> CallResults:
             awaited = {item.name: _awaited(getattr(hooks, item.name)) for item in fields(Hooks)}
             mine = CallingTask(Hooks(**awaited), progress)
             return await mine.wait(background_loop(), engine.embed(call, mine))

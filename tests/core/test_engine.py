@@ -17,7 +17,7 @@ from nexusflow_integrations._core.call.engine import (
     Engine,
 )
 from nexusflow_integrations._core.call.job import DRAIN, Stop, StoppedElsewhere
-from nexusflow_integrations._core.call.results import Gathered
+from nexusflow_integrations._core.call.results import CallResults
 from nexusflow_integrations._core.call.sources import DirectSource
 from nexusflow_integrations._core.request.batching import Batch
 from nexusflow_integrations._core.request.exchange import Call
@@ -77,12 +77,12 @@ def call_of(texts: list[str], **options: Any) -> Call:
     return Call(texts=texts, settings=settings, key=ApiKey(KEY), ledger=Ledger())
 
 
-def embed(server: Server, texts: list[str], **settings: Any) -> Gathered:
+def embed(server: Server, texts: list[str], **settings: Any) -> CallResults:
     work = engine_over(server).embed(call_of(texts, **settings))
     return asyncio.run(asyncio.wait_for(work, 60))
 
 
-def check(gathered: Gathered, texts: list[str]) -> None:
+def check(gathered: CallResults, texts: list[str]) -> None:
     assert gathered.vectors is not None
     assert gathered.vectors.tolist() == [vector_of(text, SIZE).tolist() for text in texts]
 
@@ -130,11 +130,11 @@ def test_texts_left_over_by_a_call_that_failed_are_sent_together_too() -> None:
 
     server = Server(a_while)
 
-    async def run() -> Gathered:
+    async def run() -> CallResults:
         refusing = Server(until_broken, dict.fromkeys(range(1, 5), WRONG_KEY))
         engine = engine_over(server, refusing, server)
 
-        def call(texts: list[str], **settings: Any) -> asyncio.Task[Gathered]:
+        def call(texts: list[str], **settings: Any) -> asyncio.Task[CallResults]:
             return asyncio.create_task(engine.embed(call_of(texts, **settings)))
 
         await call(["text 0"])  # opens the window of 16, of which the first call takes 4

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nexusflow_integrations import errors
 from nexusflow_integrations._core.request import retry
-from nexusflow_integrations._core.request.endpoint import Lane
+from nexusflow_integrations._core.request.endpoint import EndpointState
 from nexusflow_integrations._core.request.exchange import (
     AwaitSettled,
     Follow,
@@ -28,7 +28,7 @@ from nexusflow_integrations._core.request.exchange import (
 from nexusflow_integrations._core.request.tokens import token_bound
 from nexusflow_integrations._core.request.wire import Answer, TransportFault
 from nexusflow_integrations._core.settings import Settings
-from nexusflow_integrations._core.usage import Purse
+from nexusflow_integrations._core.usage import BudgetGuard
 
 from .hand import (
     KEY,
@@ -62,7 +62,7 @@ def all_right(sink: Any, texts: list[str], *, but: set[int] = frozenset()) -> No
         assert np.array_equal(vector, vector_of(texts[index]))
 
 
-def lane_with(clock: Clock, **options: Any) -> Lane:
+def lane_with(clock: Clock, **options: Any) -> EndpointState:
     return lane_of(Settings(base_url="https://hand.invalid/v1", **options), clock)
 
 
@@ -234,19 +234,19 @@ def test_the_request_id_of_a_broken_answer_is_on_the_error_without_the_key() -> 
 
 def test_base64_refused_is_asked_again_as_floats_at_once_and_remembered_by_the_lane() -> None:
     clock = Clock()
-    lane = lane_with(clock)
+    endpoint = lane_with(clock)
 
     def serve(request: dict[str, Any], _: int) -> Answer:
         if request["encoding_format"] == "base64":
             return no(400, "InvalidParameter", "encoding_format only supports float")
         return right(request)
 
-    of = call(clock, lane)
+    of = call(clock, endpoint)
     done = run(TEXTS, of, serve)
     assert [body["encoding_format"] for body in done.bodies] == ["base64", "float"]
     assert done.slept == []
     all_right(of.sink, TEXTS)
-    again = run(TEXTS, call(clock, lane), serve)
+    again = run(TEXTS, call(clock, endpoint), serve)
     assert [body["encoding_format"] for body in again.bodies] == ["float"]
 
 
@@ -267,13 +267,13 @@ def at_most(limit: int, refusal: Answer) -> Server:
 @pytest.mark.parametrize("limit", range(1, 11))
 def test_a_batch_limit_is_learnt_from_one_refusal_and_kept_by_the_lane(limit: int) -> None:
     clock = Clock()
-    lane = lane_with(clock)
+    endpoint = lane_with(clock)
     refusal = no(400, "InvalidParameter", f"batch size should not be larger than {limit}.")
-    of = call(clock, lane)
+    of = call(clock, endpoint)
     done = run(TEXTS, of, at_most(limit, refusal))
     all_right(of.sink, TEXTS)
     assert done.requests == math.ceil(10 / limit) + (limit < 10)
-    again = run(TEXTS, call(clock, lane), at_most(limit, refusal))
+    again = run(TEXTS, call(clock, endpoint), at_most(limit, refusal))
     assert again.requests == math.ceil(10 / limit)
 
 
@@ -359,7 +359,7 @@ def test_what_finished_before_a_terminal_error_stays_in_the_sink() -> None:
 
 def test_a_dead_server_sees_at_most_a_fifth_more_than_it_was_sent() -> None:
     clock = Clock()
-    lane = lane_with(clock)
+    endpoint = lane_with(clock)
     seen = 0
 
     def dead(*_: Any) -> Answer:
@@ -369,33 +369,33 @@ def test_a_dead_server_sees_at_most_a_fifth_more_than_it_was_sent() -> None:
 
     for _ in range(100):
         with pytest.raises(errors.InternalServerError):
-            run(["a"], call(clock, lane), dead)
+            run(["a"], call(clock, endpoint), dead)
     assert 100 <= seen <= 120
 
 
 def test_while_others_get_through_an_empty_budget_is_waited_for() -> None:
     clock = Clock()
-    lane = lane_with(clock)
-    lane.retry_budget.balance = 0.0
-    lane.good(clock(), sent_at=clock(), retries=0, estimated=1, billed=1)
+    endpoint = lane_with(clock)
+    endpoint.retry_budget.balance = 0.0
+    endpoint.good(clock(), sent_at=clock(), retries=0, estimated=1, billed=1)
     waits = []
-    steps = exchange(items(["a"]), call(clock, lane))
+    steps = exchange(items(["a"]), call(clock, endpoint))
     reply = answer_to(next(steps), no(503), clock)  # type: ignore[arg-type]
     for _ in range(3):
         step = steps.send(reply)
         assert isinstance(step, Sleep)
         waits.append(step.seconds)
         reply = None  # type: ignore[assignment]
-    lane.retry_budget.refund(2)
+    endpoint.retry_budget.refund(2)
     assert isinstance(steps.send(None), Sleep)
     assert isinstance(steps.send(None), Send)
 
 
 def test_a_success_after_retries_gives_them_back() -> None:
     clock = Clock()
-    lane = lane_with(clock)
-    run(["a"], call(clock, lane), script(no(503), no(503)))
-    assert lane.retry_budget.balance == lane.retry_budget.reserve
+    endpoint = lane_with(clock)
+    run(["a"], call(clock, endpoint), script(no(503), no(503)))
+    assert endpoint.retry_budget.balance == endpoint.retry_budget.reserve
 
 
 # ---- the deadline
@@ -441,9 +441,9 @@ def test_a_timeout_at_the_deadline_is_the_deadlines_error() -> None:
 # ---- one probes an outage, the others wait for what it finds
 
 
-def failing(lane: Lane, clock: Clock, **options: Any) -> tuple[Any, Any]:
+def failing(endpoint: EndpointState, clock: Clock, **options: Any) -> tuple[Any, Any]:
     """An exchange whose first request has failed, and the step it asks for then."""
-    of = call(clock, lane, **options)
+    of = call(clock, endpoint, **options)
     steps = exchange(items(["a"]), of)
     send = next(steps)
     assert isinstance(send, Send)
@@ -456,7 +456,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def lane(clock: Clock) -> Lane:
+def endpoint(clock: Clock) -> EndpointState:
     return lane_with(clock)
 
 
@@ -465,10 +465,12 @@ def finished(steps: Any, reply: Any) -> None:
         steps.send(reply)
 
 
-def test_in_an_outage_one_sleeps_and_probes_the_others_follow(lane: Lane, clock: Clock) -> None:
-    leader, step = failing(lane, clock)
+def test_in_an_outage_one_sleeps_and_probes_the_others_follow(
+    endpoint: EndpointState, clock: Clock
+) -> None:
+    leader, step = failing(endpoint, clock)
     assert isinstance(step, Sleep)
-    followers = [failing(lane, clock) for _ in range(5)]
+    followers = [failing(endpoint, clock) for _ in range(5)]
     assert all(isinstance(step, Follow) for _, step in followers)
     probe = leader.send(None)
     assert isinstance(probe, Send)
@@ -478,15 +480,15 @@ def test_in_an_outage_one_sleeps_and_probes_the_others_follow(lane: Lane, clock:
         send = steps.send(None)
         assert isinstance(send, Send), "the server is back: nobody need wait longer"
         finished(steps, answer_to(send, None, clock))
-    assert lane.outage is None
+    assert endpoint.outage is None
 
 
 def test_a_probe_that_fails_costs_its_followers_a_retry_but_no_request(
-    lane: Lane, clock: Clock
+    endpoint: EndpointState, clock: Clock
 ) -> None:
-    leader, _ = failing(lane, clock, max_retries=3)
-    follower, _ = failing(lane, clock, max_retries=1)
-    last, step = failing(lane, clock, max_retries=3)
+    leader, _ = failing(endpoint, clock, max_retries=3)
+    follower, _ = failing(endpoint, clock, max_retries=1)
+    last, step = failing(endpoint, clock, max_retries=3)
     assert isinstance(step, Follow)
     probe = leader.send(None)
     after = leader.send(answer_to(probe, no(503), clock))
@@ -497,10 +499,10 @@ def test_a_probe_that_fails_costs_its_followers_a_retry_but_no_request(
 
 
 def test_when_the_prober_leaves_a_follower_takes_its_place_and_loses_no_retry(
-    lane: Lane, clock: Clock
+    endpoint: EndpointState, clock: Clock
 ) -> None:
-    leader, _ = failing(lane, clock)
-    follower, step = failing(lane, clock, max_retries=1)
+    leader, _ = failing(endpoint, clock)
+    follower, step = failing(endpoint, clock, max_retries=1)
     assert isinstance(step, Follow)
     leader.close()  # cancelled while it slept
     assert step.outage.recovered is None
@@ -510,10 +512,10 @@ def test_when_the_prober_leaves_a_follower_takes_its_place_and_loses_no_retry(
 
 
 def test_a_place_taken_from_a_prober_that_left_still_has_only_its_own_retries(
-    lane: Lane, clock: Clock
+    endpoint: EndpointState, clock: Clock
 ) -> None:
-    leader, _ = failing(lane, clock)
-    follower, _ = failing(lane, clock, max_retries=1)
+    leader, _ = failing(endpoint, clock)
+    follower, _ = failing(endpoint, clock, max_retries=1)
     leader.close()
     assert isinstance(follower.send(None), Sleep)
     probe = follower.send(None)
@@ -523,11 +525,15 @@ def test_a_place_taken_from_a_prober_that_left_still_has_only_its_own_retries(
 
 @pytest.mark.parametrize(("passed", "rest"), [(4.0, 6.0), (9.5, 0.5), (30.0, None)])
 def test_what_is_left_of_the_wait_the_server_asked_for_is_kept_after_an_outage(
-    lane: Lane, clock: Clock, monkeypatch: pytest.MonkeyPatch, passed: float, rest: float | None
+    endpoint: EndpointState,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    passed: float,
+    rest: float | None,
 ) -> None:
     monkeypatch.setattr(retry.random, "random", lambda: 0.0)
-    leader, _ = failing(lane, clock)
-    steps = exchange(items(["a"]), call(clock, lane))
+    leader, _ = failing(endpoint, clock)
+    steps = exchange(items(["a"]), call(clock, endpoint))
     follow = steps.send(answer_to(next(steps), no(429, retry_after="10"), clock))
     assert isinstance(follow, Follow)
     clock.now += passed
@@ -541,27 +547,31 @@ def test_what_is_left_of_the_wait_the_server_asked_for_is_kept_after_an_outage(
     leader.close()
 
 
-def test_a_prober_cancelled_in_its_request_lets_another_probe(lane: Lane, clock: Clock) -> None:
-    leader, _ = failing(lane, clock)
-    follower, step = failing(lane, clock)
+def test_a_prober_cancelled_in_its_request_lets_another_probe(
+    endpoint: EndpointState, clock: Clock
+) -> None:
+    leader, _ = failing(endpoint, clock)
+    follower, step = failing(endpoint, clock)
     assert isinstance(leader.send(None), Send)
     leader.close()
     assert step.outage.over
     assert isinstance(follower.send(None), Sleep)
 
 
-def test_a_good_answer_of_somebody_else_ends_the_outage_for_all(lane: Lane, clock: Clock) -> None:
-    leader, _ = failing(lane, clock)
-    follower, step = failing(lane, clock)
-    run(["b"], call(clock, lane), script())
+def test_a_good_answer_of_somebody_else_ends_the_outage_for_all(
+    endpoint: EndpointState, clock: Clock
+) -> None:
+    leader, _ = failing(endpoint, clock)
+    follower, step = failing(endpoint, clock)
+    run(["b"], call(clock, endpoint), script())
     assert step.outage.recovered is True
     assert isinstance(follower.send(None), Send)
     assert isinstance(leader.send(None), Send)
 
 
-def test_an_outage_of_many_calls_sees_few_probes(lane: Lane, clock: Clock) -> None:
+def test_an_outage_of_many_calls_sees_few_probes(endpoint: EndpointState, clock: Clock) -> None:
     requests = 0
-    running = [failing(lane, clock, max_retries=4) for _ in range(100)]
+    running = [failing(endpoint, clock, max_retries=4) for _ in range(100)]
     requests += 100
     over = 0
     for _ in range(1000):
@@ -618,25 +628,25 @@ def bound(text: str) -> int:
 
 
 def test_a_budget_counts_what_was_billed_and_gives_back_the_rest() -> None:
-    purse = Purse(limit=1000)
-    run(TEXTS, call(purse=purse), script())
-    assert (purse.spent, purse.reserved) == (sum(map(len, TEXTS)), 0)
+    guard = BudgetGuard(limit=1000)
+    run(TEXTS, call(guard=guard), script())
+    assert (guard.spent, guard.reserved) == (sum(map(len, TEXTS)), 0)
 
 
 def test_a_batch_beyond_the_budget_is_cut_down_and_what_fits_is_still_embedded() -> None:
-    purse = Purse(limit=3 * bound("text 0"))
-    of = call(purse=purse)
+    guard = BudgetGuard(limit=3 * bound("text 0"))
+    of = call(guard=guard)
     with pytest.raises(errors.BudgetExceededError, match="was not sent") as caught:
         run(TEXTS, of, script())
-    assert purse.spent <= purse.limit
-    assert purse.reserved == 0
+    assert guard.spent <= guard.limit
+    assert guard.reserved == 0
     assert len(of.sink.vectors) >= 3  # type: ignore[attr-defined]
     assert isinstance(caught.value, errors.NexusFlowError)
 
 
 def test_a_budget_of_nothing_sends_nothing() -> None:
     with pytest.raises(errors.BudgetExceededError) as caught:
-        run(TEXTS, call(purse=Purse(limit=0)), script())
+        run(TEXTS, call(guard=BudgetGuard(limit=0)), script())
     assert caught.value.run.requests == 0  # type: ignore[attr-defined]
 
 
@@ -654,20 +664,22 @@ def test_a_budget_of_nothing_sends_nothing() -> None:
 def test_what_may_have_been_billed_counts_in_full_what_cannot_have_been_counts_nothing(
     outcome: Any, billed: bool
 ) -> None:
-    purse = Purse(limit=10_000)
-    run(["text"], call(purse=purse), script(outcome))
-    assert purse.spent == len("text") + (bound("text") if billed else 0)
-    assert purse.reserved == 0
+    guard = BudgetGuard(limit=10_000)
+    run(["text"], call(guard=guard), script(outcome))
+    assert guard.spent == len("text") + (bound("text") if billed else 0)
+    assert guard.reserved == 0
 
 
-def test_a_request_waits_for_a_reservation_that_may_come_back(clock: Clock, lane: Lane) -> None:
-    purse = Purse(limit=bound("a") + 1)
-    first = exchange(items(["a"]), call(clock, lane, purse=purse))
+def test_a_request_waits_for_a_reservation_that_may_come_back(
+    clock: Clock, endpoint: EndpointState
+) -> None:
+    guard = BudgetGuard(limit=bound("a") + 1)
+    first = exchange(items(["a"]), call(clock, endpoint, guard=guard))
     send = next(first)
-    second = exchange(items(["a"]), call(clock, lane, purse=purse))
+    second = exchange(items(["a"]), call(clock, endpoint, guard=guard))
     assert isinstance(next(second), AwaitSettled)
     told = []
-    purse.listen(lambda: told.append(1))
+    guard.listen(lambda: told.append(1))
     finished(first, answer_to(send, None, clock))  # type: ignore[arg-type]
     assert told == [1]
     send = second.send(None)
@@ -678,25 +690,25 @@ def test_a_request_waits_for_a_reservation_that_may_come_back(clock: Clock, lane
 def test_a_request_given_up_counts_in_full_if_it_was_in_flight_and_nothing_if_it_was_not(
     clock: Clock, admitted: bool
 ) -> None:
-    purse = Purse(limit=100)
-    steps = exchange(items(["a"]), call(clock, purse=purse))
+    guard = BudgetGuard(limit=100)
+    steps = exchange(items(["a"]), call(clock, guard=guard))
     send = next(steps)
     assert isinstance(send, Send)
     send.admitted = admitted
     steps.close()
-    assert (purse.spent, purse.reserved) == (bound("a") if admitted else 0, 0)
+    assert (guard.spent, guard.reserved) == (bound("a") if admitted else 0, 0)
 
 
 def test_a_call_that_stops_before_it_sends_leaves_no_reservation(clock: Clock) -> None:
-    purse = Purse(limit=100)
+    guard = BudgetGuard(limit=100)
     for of in (
-        call(clock, purse=purse, deadline=1.0, until=clock() - 1),
-        call(clock, purse=purse),
+        call(clock, guard=guard, deadline=1.0, until=clock() - 1),
+        call(clock, guard=guard),
     ):
         of.stopping = of.until == float("inf")
         with pytest.raises((errors.APITimeoutError, Stopped)):
             next(exchange(items(["a"]), of))
-        assert (purse.spent, purse.reserved) == (0, 0)
+        assert (guard.spent, guard.reserved) == (0, 0)
 
 
 OUTCOMES = st.sampled_from(
@@ -708,12 +720,12 @@ OUTCOMES = st.sampled_from(
 def test_no_sequence_of_answers_passes_the_budget_or_leaves_a_reservation(
     outcomes: list[Any], limit: int
 ) -> None:
-    purse = Purse(limit=limit)
-    of = call(purse=purse, max_retries=3)
+    guard = BudgetGuard(limit=limit)
+    of = call(guard=guard, max_retries=3)
     with contextlib.suppress(errors.NexusFlowError):
         run(TEXTS, of, script(*outcomes))
-    assert purse.reserved == 0
-    assert purse.spent <= limit
+    assert guard.reserved == 0
+    assert guard.spent <= limit
 
 
 ANY = st.sampled_from([*TROUBLE.values(), MODERATED, no(413), None, None, None])
@@ -800,7 +812,7 @@ def test_a_retry_is_logged_with_its_reason_its_number_and_its_wait(
 
 def test_a_budget_that_is_used_up_says_what_is_left_and_what_was_asked() -> None:
     most = token_bound(len(items(["abc"])[0].encoded))
-    of = call(purse=Purse(limit=most + 1, spent=2))
+    of = call(guard=BudgetGuard(limit=most + 1, spent=2))
     with pytest.raises(
         errors.BudgetExceededError,
         match=rf"budget of {most + 1} tokens has {most - 1} left.* up to {most};",
@@ -811,14 +823,14 @@ def test_a_budget_that_is_used_up_says_what_is_left_and_what_was_asked() -> None
 
 def test_of_two_texts_of_which_the_budget_holds_one_that_one_is_embedded() -> None:
     most = token_bound(len(items(["a"])[0].encoded))
-    of = call(purse=Purse(limit=most))
+    of = call(guard=BudgetGuard(limit=most))
     with pytest.raises(errors.BudgetExceededError):
         run(["a", "b"], of, lambda request, _: right(request, usage=False))
     assert list(of.sink.vectors) == [0]  # type: ignore[attr-defined]
 
 
 def test_what_waits_for_others_to_settle_names_the_purse_it_waits_for() -> None:
-    purse = Purse(limit=20, reserved=20)
-    step = next(exchange(items(["a"]), call(purse=purse)))
+    guard = BudgetGuard(limit=20, reserved=20)
+    step = next(exchange(items(["a"]), call(guard=guard)))
     assert isinstance(step, AwaitSettled)
-    assert step.purse is purse
+    assert step.guard is guard

@@ -142,7 +142,7 @@ class Shares:
 
     requests_per_minute: Any = 600.0
     tokens_per_minute: Any = None
-    sharers = 1
+    processes = 1
     tokens: Any = 1000
 
     def lease(self, count: int, tokens: int, **late: float) -> list[float]:

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexusflow_integrations._core.call.results import (
+    CallResults,
     EmbeddingArray,
     EmbeddingList,
-    Gathered,
     RowLists,
 )
 from nexusflow_integrations._core.request.batching import item_of, plan_batches
@@ -37,7 +37,7 @@ def rows_of(places: list[int], size: int = 3) -> np.ndarray:
 def test_rows_of_any_batches_in_any_order_end_at_their_index(
     places: set[int], size: int, chance: random.Random
 ) -> None:
-    gathered = Gathered(40)
+    gathered = CallResults(40)
     items = [item_of(place, "t") for place in sorted(places)]
     batches = list(plan_batches(items, max_texts=size))
     chance.shuffle(batches)
@@ -51,7 +51,7 @@ def test_rows_of_any_batches_in_any_order_end_at_their_index(
 
 
 def test_a_row_of_another_size_than_the_others_is_an_error_naming_both() -> None:
-    gathered = Gathered(2)
+    gathered = CallResults(2)
     gathered.row(0, np.ones(3, np.float32))
     with pytest.raises(InvalidResponseError, match=r"4 numbers .* 3"):
         gathered.row(1, np.ones(4, np.float32))
@@ -59,12 +59,12 @@ def test_a_row_of_another_size_than_the_others_is_an_error_naming_both() -> None
 
 
 def test_nothing_finished_is_nothing() -> None:
-    assert Gathered(3).finished() == {}
+    assert CallResults(3).finished() == {}
 
 
 def test_progress_adds_up_to_all_texts_refused_ones_too() -> None:
     heard: list[int] = []
-    gathered = Gathered(4, heard.append)
+    gathered = CallResults(4, heard.append)
     gathered.report()
     gathered.rows([item_of(0, "a"), item_of(1, "b")], rows_of([0, 1]))
     gathered.report()
@@ -77,7 +77,7 @@ def test_progress_adds_up_to_all_texts_refused_ones_too() -> None:
 
 def test_whoever_waits_for_a_text_is_woken_by_its_row_its_refusal_or_the_end() -> None:
     async def scene() -> None:
-        gathered = Gathered(4)
+        gathered = CallResults(4)
         waits = [asyncio.ensure_future(gathered.wait(place)) for place in range(4)]
         gone = asyncio.ensure_future(gathered.wait(0))
         await asyncio.sleep(0)
@@ -124,8 +124,8 @@ def test_a_list_with_gaps_knows_reasons_and_usage() -> None:
 # ---- what the caller gets
 
 
-def gathered_of(count: int, *, refused: tuple[int, ...] = ()) -> Gathered:
-    gathered = Gathered(count)
+def gathered_of(count: int, *, refused: tuple[int, ...] = ()) -> CallResults:
+    gathered = CallResults(count)
     for place in range(count):
         if place in refused:
             gathered.refuse(place, BadRequestError(f"no {place}"))
@@ -183,7 +183,7 @@ def test_the_only_texts_refusal_is_raised_as_it_is_also_where_refusals_are_colle
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_call_that_ended_without_all_vectors_never_returns_what_is_there(rows: int) -> None:
-    gathered = Gathered(2)
+    gathered = CallResults(2)
     for place in range(rows):
         gathered.row(place, rows_of([place])[0])
     with pytest.raises(NexusFlowError, match="a bug in this package"):
@@ -192,7 +192,7 @@ def test_a_call_that_ended_without_all_vectors_never_returns_what_is_there(rows:
 
 def test_rows_found_one_by_one_are_all_reported() -> None:
     heard: list[int] = []
-    gathered = Gathered(3, heard.append)
+    gathered = CallResults(3, heard.append)
     for place in range(3):
         gathered.row(place, rows_of([place])[0])
     gathered.report()
@@ -201,7 +201,7 @@ def test_rows_found_one_by_one_are_all_reported() -> None:
 
 def test_a_row_nobody_waits_for_wakes_nobody_else() -> None:
     async def scene() -> None:
-        gathered = Gathered(2)
+        gathered = CallResults(2)
         waiting = asyncio.ensure_future(gathered.wait(0))
         await asyncio.sleep(0)
         gathered.row(1, rows_of([1])[0])

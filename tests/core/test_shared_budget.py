@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from nexusflow_integrations._core import forks, shared_budget
-from nexusflow_integrations._core.shared_budget import LOST, Grant, Grants, LeasedPurse
+from nexusflow_integrations._core.shared_budget import LOST, Grant, Grants, SharedBudgetGuard
 from nexusflow_integrations.errors import BudgetExceededError
 
 LIMIT = 10_000
@@ -115,11 +115,11 @@ class Fleet(RuleBasedStateMachine):
 TestFleet = Fleet.TestCase
 
 
-# -- the purse -------------------------------------------------------------------------------------
+# -- the guard -------------------------------------------------------------------------------------
 
 
 class Bank:
-    """A shared budget in this process; each purse has a teller of its own."""
+    """A shared budget in this process; each guard has a teller of its own."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
@@ -153,47 +153,47 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_budget, "LULL", 0.05)
 
 
-async def reserved(purse: LeasedPurse, most: int) -> bool:
+async def reserved(guard: SharedBudgetGuard, most: int) -> bool:
     """Reserve as a request does: wait while it may still fit."""
-    while not purse.reserve(most):
-        if not purse.pending:
+    while not guard.reserve(most):
+        if not guard.pending:
             return False
         told = asyncio.Event()
-        purse.listen(told.set)
+        guard.listen(told.set)
         await asyncio.wait_for(told.wait(), 30)
     return True
 
 
-async def spend(purse: LeasedPurse, most: int, billed: int) -> int:
+async def spend(guard: SharedBudgetGuard, most: int, billed: int) -> int:
     """Send requests until the budget has no room for another; return what was billed."""
     total = 0
-    while await reserved(purse, most):
+    while await reserved(guard, most):
         await asyncio.sleep(0)
-        purse.settle(most, billed)
+        guard.settle(most, billed)
         total += billed
     return total
 
 
 async def test_several_purses_use_the_budget_up_and_no_more() -> None:
     bank = Bank(100_000)
-    purses = [LeasedPurse(bank.teller(name)) for name in "abc"]
-    spent = sum(await asyncio.gather(*(spend(purse, 100, 60) for purse in purses)))
+    purses = [SharedBudgetGuard(bank.teller(name)) for name in "abc"]
+    spent = sum(await asyncio.gather(*(spend(guard, 100, 60) for guard in purses)))
     assert 100_000 - 100 < spent <= 100_000
 
 
 async def test_many_requests_are_paid_from_one_draw() -> None:
     bank = Bank(10_000_000)
-    purse = LeasedPurse(bank.teller("a"))
+    guard = SharedBudgetGuard(bank.teller("a"))
     for _ in range(1_000):
-        assert await reserved(purse, 100)
+        assert await reserved(guard, 100)
     assert bank.draws < 200
 
 
 async def test_a_purse_at_rest_gives_back_all_that_it_did_not_spend() -> None:
     bank = Bank(100_000)
-    purse = LeasedPurse(bank.teller("a"))
-    assert await reserved(purse, 100)
-    purse.settle(100, 70)
+    guard = SharedBudgetGuard(bank.teller("a"))
+    assert await reserved(guard, 100)
+    guard.settle(100, 70)
 
     async def settled() -> None:
         while bank.grants.granted != 70:
@@ -205,7 +205,7 @@ async def test_a_purse_at_rest_gives_back_all_that_it_did_not_spend() -> None:
 
 async def test_who_needs_more_than_is_left_waits_for_what_another_may_give_back() -> None:
     bank = Bank(1_000)
-    one, other = (LeasedPurse(bank.teller(name)) for name in "ab")
+    one, other = (SharedBudgetGuard(bank.teller(name)) for name in "ab")
     assert await reserved(one, 900)
     waiting = asyncio.ensure_future(reserved(other, 500))
     while bank.draws < 4:
@@ -217,7 +217,7 @@ async def test_who_needs_more_than_is_left_waits_for_what_another_may_give_back(
 
 async def test_who_has_spent_all_that_he_drew_is_not_waited_for() -> None:
     bank = Bank(1_000)
-    one, other = (LeasedPurse(bank.teller(name)) for name in "ab")
+    one, other = (SharedBudgetGuard(bank.teller(name)) for name in "ab")
     assert await reserved(one, 1_000)
     one.settle(1_000, 1_000)
     until = time.monotonic() + 30
@@ -230,29 +230,29 @@ async def test_who_has_spent_all_that_he_drew_is_not_waited_for() -> None:
 async def test_a_budget_that_cannot_be_asked_lets_nothing_out_and_says_no_secret() -> None:
     bank = Bank(1_000)
     bank.broken = True
-    purse = LeasedPurse(bank.teller("a"))
+    guard = SharedBudgetGuard(bank.teller("a"))
     with pytest.raises(BudgetExceededError, match="could not be asked") as caught:
-        await reserved(purse, 10)
+        await reserved(guard, 10)
     assert "password" not in str(caught.value)
     bank.broken = False
     await asyncio.sleep(0.01)
-    assert await reserved(purse, 10)
+    assert await reserved(guard, 10)
 
 
 async def test_a_server_that_bills_more_than_a_text_can_cost_is_paid_before_the_next() -> None:
     bank = Bank(1_000)
-    purse = LeasedPurse(bank.teller("a"))
-    total = await spend(purse, 100, 150)
+    guard = SharedBudgetGuard(bank.teller("a"))
+    total = await spend(guard, 100, 150)
     assert total <= 1_000 + 50
 
 
 async def test_a_forked_child_spends_nothing_that_its_parent_drew() -> None:
-    purse = LeasedPurse(Bank(1_000_000).teller("a"))
-    assert await reserved(purse, 10)
-    assert purse._available
+    guard = SharedBudgetGuard(Bank(1_000_000).teller("a"))
+    assert await reserved(guard, 10)
+    assert guard._available
     forks._in_child()
-    assert not purse.reserve(10)
-    assert purse.reserved == 0
+    assert not guard.reserve(10)
+    assert guard.reserved == 0
 
 
 async def test_a_budget_that_hangs_is_waited_for_as_long_as_it_may_and_asked_only_once(
@@ -267,12 +267,12 @@ async def test_a_budget_that_hangs_is_waited_for_as_long_as_it_may_and_asked_onl
             free.wait(60)
             return super().draw(*args)
 
-    purse = LeasedPurse(Hung(bank, "a"))
+    guard = SharedBudgetGuard(Hung(bank, "a"))
     for _ in range(3):
         with pytest.raises(BudgetExceededError, match="could not be asked"):
-            await reserved(purse, 10)
+            await reserved(guard, 10)
     free.set()
-    while purse.pending:
+    while guard.pending:
         await asyncio.sleep(0.001)
-    assert await reserved(purse, 10)
+    assert await reserved(guard, 10)
     assert bank.draws <= 2

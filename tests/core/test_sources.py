@@ -15,7 +15,7 @@ import pytest
 
 from nexusflow_integrations._core.cache.in_file import Claimed
 from nexusflow_integrations._core.call import sources
-from nexusflow_integrations._core.call.results import Gathered
+from nexusflow_integrations._core.call.results import CallResults
 from nexusflow_integrations._core.call.sources import CachedSource, ClaimsLost, DirectSource
 from nexusflow_integrations._core.request.batching import plan_batches
 from nexusflow_integrations._core.usage import Ledger
@@ -121,10 +121,10 @@ def vector(n: int) -> np.ndarray:
 def cached(
     cache: FakeCache,
     n: int,
-    slab: int = 6,
-    gate: FakeGate | None = None,
-) -> tuple[CachedSource, Gathered, Ledger]:
-    gathered, ledger = Gathered(n), Ledger()
+    chunk: int = 6,
+    admission: FakeGate | None = None,
+) -> tuple[CachedSource, CallResults, Ledger]:
+    gathered, ledger = CallResults(n), Ledger()
     source = CachedSource(
         texts(n),
         PLAN,
@@ -134,14 +134,14 @@ def cached(
         gathered=gathered,
         ledger=ledger,
         batch_size=3,
-        slab=slab,
-        gate=gate or FakeGate(),  # type: ignore[arg-type]
+        chunk=chunk,
+        admission=admission or FakeGate(),  # type: ignore[arg-type]
         time_left=lambda: 8.0,
     )
     return source, gathered, ledger
 
 
-async def embed_all(source: Any, gathered: Gathered, *, fail: Iterable[int] = ()) -> list[int]:
+async def embed_all(source: Any, gathered: CallResults, *, fail: Iterable[int] = ()) -> list[int]:
     sent: list[int] = []
     while (batch := await source.next()) is not None:
         with suppress(ClaimsLost):
@@ -157,7 +157,7 @@ async def embed_all(source: Any, gathered: Gathered, *, fail: Iterable[int] = ()
 
 @scene
 async def test_a_direct_source_sends_every_text_in_order() -> None:
-    assert await embed_all(DirectSource(texts(10), PLAN), Gathered(10)) == list(range(10))
+    assert await embed_all(DirectSource(texts(10), PLAN), CallResults(10)) == list(range(10))
 
 
 @scene
@@ -203,7 +203,7 @@ async def turns() -> None:
 @scene
 async def test_no_more_batches_are_made_ready_than_can_leave_soon() -> None:
     cache = FakeCache()
-    source, _, _ = cached(cache, 60, gate=FakeGate(2))
+    source, _, _ = cached(cache, 60, admission=FakeGate(2))
     asked = [asyncio.ensure_future(source.next()) for _ in range(5)]
     await turns()
     ready = [task.result() for task in asked if task.done()]
@@ -385,7 +385,7 @@ async def test_a_call_of_one_batch_at_an_open_gate_is_claimed_as_sent_and_not_lo
     None
 ):
     cache = FakeCache()
-    source, gathered, _ = cached(cache, 3, gate=FakeGate(is_open=True))
+    source, gathered, _ = cached(cache, 3, admission=FakeGate(is_open=True))
     cache.confirming = lambda: pytest.fail("asked again")
     assert sorted(await embed_all(source, gathered)) == [0, 1, 2]
     assert cache.sent == [True]
@@ -402,7 +402,7 @@ def test_a_call_of_more_batches_or_one_that_waits_is_looked_at_again(
     async def test() -> None:
         cache = FakeCache()
         asked: list[bool] = []
-        source, gathered, _ = cached(cache, count, gate=FakeGate(is_open=is_open))
+        source, gathered, _ = cached(cache, count, admission=FakeGate(is_open=is_open))
         cache.confirming = lambda: asked.append(True)
         await embed_all(source, gathered)
         assert cache.sent[0] is late

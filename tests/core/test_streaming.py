@@ -1,4 +1,4 @@
-"""Streams are cut into slabs, and every text of the stream gets one result under its own place."""
+"""Streams are cut into chunks, and every text of the stream gets one result under its own place."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexusflow_integrations._core.call.results import Gathered
-from nexusflow_integrations._core.call.streaming import BATCHES_A_SLAB, Cutter, Slab
+from nexusflow_integrations._core.call.results import CallResults
+from nexusflow_integrations._core.call.streaming import BATCHES_A_CHUNK, Chunk, Cutter
 from nexusflow_integrations._core.request.batching import item_of
 from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations.errors import BadRequestError, InvalidInputError
@@ -20,10 +20,10 @@ def cutter(instruction: str = "", **options: int) -> Cutter:
     return Cutter(Settings(base_url="https://x.invalid", **options), instruction)  # type: ignore[arg-type]
 
 
-def embedded(slab: Slab, *, refuse: set[int] = frozenset()) -> Gathered:  # type: ignore[assignment]
-    """What a call with the slab's texts gathers; place p in the slab gets the vector [p + 1]."""
-    gathered = Gathered(len(slab.texts))
-    for place, text in enumerate(slab.texts):
+def embedded(chunk: Chunk, *, refuse: set[int] = frozenset()) -> CallResults:  # type: ignore[assignment]
+    """What a call with the chunk's texts gathers; place p in the chunk gets the vector [p + 1]."""
+    gathered = CallResults(len(chunk.texts))
+    for place, text in enumerate(chunk.texts):
         item = item_of(place, text)
         if place in refuse:
             gathered.refused(item, BadRequestError("no", status_code=400))
@@ -40,10 +40,10 @@ def test_every_text_of_a_stream_has_exactly_one_result_in_order(
     texts: list[str], batch_size: int, refuse: set[int]
 ) -> None:
     results = []
-    for slab in cutter(batch_size=batch_size).cut(texts):
-        assert 0 < len(slab.texts) + len(slab.invalid) <= batch_size * BATCHES_A_SLAB
-        gathered = embedded(slab, refuse=refuse) if slab.texts else None
-        results += slab.results(gathered)
+    for chunk in cutter(batch_size=batch_size).cut(texts):
+        assert 0 < len(chunk.texts) + len(chunk.invalid) <= batch_size * BATCHES_A_CHUNK
+        gathered = embedded(chunk, refuse=refuse) if chunk.texts else None
+        results += chunk.results(gathered)
     assert [result.index for result in results] == list(range(len(texts)))
     for result, text in zip(results, texts, strict=True):
         sendable = text in ("a", "b", "c")
@@ -55,8 +55,8 @@ def test_every_text_of_a_stream_has_exactly_one_result_in_order(
 
 @given(MIXED, st.integers(1, 5))
 def test_slabs_hold_the_sendable_texts_in_order(texts: list[str], batch_size: int) -> None:
-    slabs = list(cutter(batch_size=batch_size).cut(texts))
-    sent = [text for slab in slabs for text in slab.texts]
+    chunks = list(cutter(batch_size=batch_size).cut(texts))
+    sent = [text for chunk in chunks for text in chunk.texts]
     assert sent == [text for text in texts if text in ("a", "b", "c")]
 
 
@@ -69,25 +69,25 @@ def test_no_more_is_read_than_the_slab_needs() -> None:
             read += 1
             yield "x"
 
-    slab = next(cutter(batch_size=3).cut(texts()))
-    assert len(slab.texts) == read == 3 * BATCHES_A_SLAB
+    chunk = next(cutter(batch_size=3).cut(texts()))
+    assert len(chunk.texts) == read == 3 * BATCHES_A_CHUNK
 
 
 def test_so_many_slabs_fly_that_all_requests_in_flight_are_busy() -> None:
     for concurrency in (1, 3, 4, 32):
         flying = cutter(max_concurrency=concurrency).in_flight
         assert flying >= 2
-        assert flying * BATCHES_A_SLAB >= 2 * concurrency
+        assert flying * BATCHES_A_CHUNK >= 2 * concurrency
 
 
 def test_the_instruction_stands_before_every_text() -> None:
-    (slab,) = cutter("query: ").cut(["a", "b"])
-    assert slab.texts == ["query: a", "query: b"]
+    (chunk,) = cutter("query: ").cut(["a", "b"])
+    assert chunk.texts == ["query: a", "query: b"]
 
 
 def test_refusals_are_results_too() -> None:
-    (slab,) = cutter().cut(["a", "", "b"])
-    results = list(slab.results(embedded(slab, refuse={1})))
+    (chunk,) = cutter().cut(["a", "", "b"])
+    results = list(chunk.results(embedded(chunk, refuse={1})))
     assert results[0].vector is not None
     assert isinstance(results[1].error, InvalidInputError)
     assert isinstance(results[2].error, BadRequestError)

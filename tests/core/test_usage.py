@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from nexusflow_integrations._core import usage
-from nexusflow_integrations._core.usage import Budget, Ledger, Price, Purse, Total, Usage
+from nexusflow_integrations._core.usage import Budget, BudgetGuard, Ledger, Price, Total, Usage
 from nexusflow_integrations.errors import ConfigurationError
 
 from .forked import in_child, needs_fork
@@ -164,47 +164,47 @@ def test_an_impossible_budget_is_refused(values: dict[str, Any]) -> None:
 
 @needs_fork
 def test_f119_after_a_fork_a_child_does_not_wait_for_what_its_parent_has_in_flight() -> None:
-    purse = Purse(limit=100, spent=10)
-    assert purse.reserve(90)
-    assert not purse.reserve(50)
+    guard = BudgetGuard(limit=100, spent=10)
+    assert guard.reserve(90)
+    assert not guard.reserve(50)
 
     def child() -> object:
-        reserved = purse.reserve(50)
-        purse.settle(50, 20)
-        return reserved, purse.spent, purse.reserved
+        reserved = guard.reserve(50)
+        guard.settle(50, 20)
+        return reserved, guard.spent, guard.reserved
 
     assert in_child(child) == repr((True, 30, 0))
-    assert purse.reserved == 90
+    assert guard.reserved == 90
 
 
 class Purses(RuleBasedStateMachine):
     """Requests reserve the most they can cost and settle for what they were billed."""
 
-    flights = Bundle("flights")
+    coalescer = Bundle("coalescer")
 
     def __init__(self) -> None:
         super().__init__()
-        self.purse = Purse(limit=1000)
+        self.guard = BudgetGuard(limit=1000)
         self.billed = 0
         self.out: list[int] = []
         self.told = self.listening = 0
 
-    @rule(target=flights, most=st.integers(1, 400))
+    @rule(target=coalescer, most=st.integers(1, 400))
     def send(self, most: int) -> int:
-        room = self.purse.limit - self.billed - sum(self.out)
-        granted = self.purse.reserve(most)
+        room = self.guard.limit - self.billed - sum(self.out)
+        granted = self.guard.reserve(most)
         assert granted == (most <= room)
         if not granted:
             return 0
         self.out.append(most)
         return most
 
-    @rule(most=consumes(flights), share=st.floats(0, 1))
+    @rule(most=consumes(coalescer), share=st.floats(0, 1))
     def answer(self, most: int, share: float) -> None:
         if not most:
             return
         billed = int(most * share)
-        self.purse.settle(most, billed)
+        self.guard.settle(most, billed)
         self.out.remove(most)
         self.billed += billed
         assert self.told == self.listening
@@ -214,14 +214,14 @@ class Purses(RuleBasedStateMachine):
         def heard() -> None:
             self.told += 1
 
-        self.purse.listen(heard)
+        self.guard.listen(heard)
         self.listening += 1
 
     @invariant()
     def never_exceeded(self) -> None:
-        assert self.purse.spent == self.billed
-        assert self.purse.reserved == sum(self.out)
-        assert self.purse.spent + self.purse.reserved <= self.purse.limit
+        assert self.guard.spent == self.billed
+        assert self.guard.reserved == sum(self.out)
+        assert self.guard.spent + self.guard.reserved <= self.guard.limit
 
 
 TestPurses = Purses.TestCase

@@ -56,8 +56,8 @@ async def auntil(true: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 def lane_of(client: NexusFlow) -> Any:
-    lanes = engine()[1]._lanes
-    return lanes[(client.base_url, ApiKey(KEY), client.model)]
+    endpoints = engine()[1]._endpoints
+    return endpoints[(client.base_url, ApiKey(KEY), client.model)]
 
 
 def tasks() -> set[Any]:
@@ -71,8 +71,8 @@ def passengers() -> int:
     async def count() -> int:
         carriers = {
             id(carrier): carrier
-            for each in engine()[1]._flights.values()
-            for carrier, _ in each._flights.values()
+            for each in engine()[1]._coalescer.values()
+            for carrier, _ in each._coalescer.values()
         }
         return sum(len(waits) for c in carriers.values() for waits in c.waiting.values())
 
@@ -82,13 +82,13 @@ def passengers() -> int:
 
 def assert_quiet(client: NexusFlow, server: FaultServer, *, requests: int | None = None) -> None:
     """Nothing is in flight, no task is left, and nothing more is sent."""
-    until(lambda: lane_of(client).gate.in_flight == 0)
+    until(lambda: lane_of(client).admission.in_flight == 0)
     until(lambda: not tasks())
     sent = len(server.requests) if requests is None else requests
     time.sleep(0.15)
     assert len(server.requests) == sent
-    assert not lane_of(client).gate._waiting or all(
-        entry[-1].done() for entry in lane_of(client).gate._waiting
+    assert not lane_of(client).admission._waiting or all(
+        entry[-1].done() for entry in lane_of(client).admission._waiting
     )
 
 

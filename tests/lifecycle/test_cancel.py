@@ -128,9 +128,9 @@ async def test_f121_cancelled_in_the_wait_at_the_gate(server: Any) -> None:
     first = asyncio.ensure_future(client.aembed(["a"]))
     await auntil(lambda: len(server.requests) == 1)
     second = asyncio.ensure_future(client.aembed(["b"]))
-    await auntil(lambda: lane_of(client).gate._waiting)
+    await auntil(lambda: lane_of(client).admission._waiting)
     await cancelled(second)
-    assert lane_of(client).gate.in_flight == 1
+    assert lane_of(client).admission.in_flight == 1
     await cancelled(first)
     await asyncio.to_thread(assert_quiet, client, server, requests=1)
 
@@ -139,7 +139,7 @@ async def test_f121_cancelled_in_the_wait_for_the_pace(server: Any) -> None:
     client = client_of(server, requests_per_minute=6)
     await client.aembed(["a"])
     task = asyncio.ensure_future(client.aembed(["b"]))
-    await auntil(lambda: lane_of(client).gate._waiting)
+    await auntil(lambda: lane_of(client).admission._waiting)
     await cancelled(task)
     await asyncio.to_thread(assert_quiet, client, server, requests=1)
 
@@ -173,7 +173,7 @@ async def test_f121_cancelled_while_connecting() -> None:
         task = asyncio.ensure_future(client.aembed(["a"]))
         await asyncio.sleep(0.3)
         await cancelled(task)
-        await auntil(lambda: lane_of(client).gate.in_flight == 0)
+        await auntil(lambda: lane_of(client).admission.in_flight == 0)
         await auntil(lambda: not tasks())
 
 
@@ -250,12 +250,12 @@ async def test_a_budget_is_not_charged_for_what_never_left_the_gate(server: Any)
     first = asyncio.ensure_future(client.aembed(["a"]))
     await auntil(lambda: len(server.requests) == 1)
     waiting = asyncio.ensure_future(client.aembed(["long text " * 100]))
-    await auntil(lambda: lane_of(client).gate._waiting)
+    await auntil(lambda: lane_of(client).admission._waiting)
     await cancelled(waiting)
     await cancelled(first)
-    await auntil(lambda: client._purse is not None and client._purse.reserved == 0)
-    assert client._purse is not None
-    assert client._purse.spent < 10
+    await auntil(lambda: client._guard is not None and client._guard.reserved == 0)
+    assert client._guard is not None
+    assert client._guard.spent < 10
 
 
 # ---- Ctrl-C

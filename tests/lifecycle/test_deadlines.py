@@ -109,7 +109,7 @@ def test_f127_a_jump_of_the_wall_clock_neither_hangs_nor_hurries_a_call(
     assert_right(client.embed(["a"]), ["a"])
     monkeypatch.setattr(time, "time", real)
     assert all(gap >= 0.15 for gap in server.gaps())
-    assert lane_of(client).gate.in_flight == 0
+    assert lane_of(client).admission.in_flight == 0
 
 
 SLOW_IMPORTS = """

@@ -68,7 +68,7 @@ HANGING = """
     how, key, url, place = sys.argv[1:]
 
     class Limits:
-        requests_per_minute, tokens_per_minute, sharers = 600.0, None, 1
+        requests_per_minute, tokens_per_minute, processes = 600.0, None, 1
         def lease(self, *_, **__):
             time.sleep(60)
         owe = throttled = lease

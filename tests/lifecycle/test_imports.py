@@ -80,7 +80,7 @@ PATHS = {
     "estimate of a cache file": "client(cache=place + '/c.db').estimate(texts)",
     "limits of several processes": """
     class Limits:
-        requests_per_minute, tokens_per_minute, sharers = 60_000.0, None, 1
+        requests_per_minute, tokens_per_minute, processes = 60_000.0, None, 1
         def lease(self, count, tokens, *, owed_tokens=0.0, late=0.0):
             return [0.0] * count
         def owe(self, tokens, late=0.0): ...

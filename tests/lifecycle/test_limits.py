@@ -60,7 +60,7 @@ def test_a_call_that_waits_for_a_limit_goes_on_when_the_limit_is_gone(server: Fa
     other = client_of(server)
     waiting = threading.Thread(target=other.embed, args=("a text",))
     waiting.start()
-    until(lambda: lane_of(slow).gate._waiting)
+    until(lambda: lane_of(slow).admission._waiting)
     slow.close()
     waiting.join(SOON)
     assert not waiting.is_alive()
@@ -73,7 +73,7 @@ def test_an_async_call_that_waits_for_a_limit_goes_on_when_the_limit_is_gone(
         slow = client_of(server, requests_per_minute=ABSURD)
         await slow.aembed("the only one")
         waiting = asyncio.ensure_future(client_of(server).aembed("a text"))
-        while not lane_of(slow).gate._waiting:
+        while not lane_of(slow).admission._waiting:
             await asyncio.sleep(0.01)
         await slow.aclose()
         await asyncio.wait_for(waiting, SOON)

@@ -117,7 +117,7 @@ def test_queries_pass_before_a_backfill_that_came_first(server: Any) -> None:
             target=client.embed, args=(f"query {n}",), kwargs={"role": "query"}
         )
         query.start()
-        until(lambda: lane_of(client).gate._waiting)
+        until(lambda: lane_of(client).admission._waiting)
         answers.release(2)  # to what was in flight, and to what passes next
         query.join(60)
         assert server.requests[before].texts == (f"query {n}",)

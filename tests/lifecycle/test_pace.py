@@ -54,7 +54,7 @@ class CountedLimits:
 
     requests_per_minute = 60_000.0
     tokens_per_minute = None
-    sharers = 1
+    processes = 1
 
     def __init__(self) -> None:
         self.leased = 0

@@ -169,7 +169,7 @@ class OddLimits:
         self._answer = answer
 
     @property
-    def sharers(self) -> int:
+    def processes(self) -> int:
         raise ZeroDivisionError
 
     def lease(self, count: int, tokens: int, **_: Any) -> Any:

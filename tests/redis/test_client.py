@@ -343,14 +343,14 @@ def test_limits_count_who_shares_them(redis_server: Any) -> None:
         RedisLimits(redis_server.url, account="shared", requests_per_minute=600) for _ in range(2)
     )
     stranger = RedisLimits(redis_server.url, account="other", requests_per_minute=600)
-    assert one.sharers == 1
+    assert one.processes == 1
     first, second = one.lease(2, 10)
     assert second - first == pytest.approx(1 / 9.9)
-    assert one.sharers == 1
+    assert one.processes == 1
     other.lease(1, 10)
     one.lease(1, 10)
     stranger.lease(1, 10)
-    assert (one.sharers, other.sharers, stranger.sharers) == (2, 2, 1)
+    assert (one.processes, other.processes, stranger.processes) == (2, 2, 1)
 
 
 def test_limits_travel_by_pickle_without_the_password() -> None:

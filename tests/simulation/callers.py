@@ -11,7 +11,7 @@ from typing import Any
 
 from nexusflow_integrations import NexusFlow
 from nexusflow_integrations._core.request.exchange import Call
-from nexusflow_integrations._core.shared_budget import LeasedPurse
+from nexusflow_integrations._core.shared_budget import SharedBudgetGuard
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations._core.vectors import Vectors
 
@@ -38,18 +38,18 @@ class Client:
         twin = copy.copy(self.real)
         twin._size = copy.copy(self.real._size)
         spent = 0
-        if self.real._purse is not None:
-            twin._purse = copy.copy(self.real._purse)
-            twin._purse._forget()  # as `forks` has it done in a child
-            spent = twin._purse.spent
+        if self.real._guard is not None:
+            twin._guard = copy.copy(self.real._guard)
+            twin._guard._forget()  # as `forks` has it done in a child
+            spent = twin._guard.spent
         return Client(self.number, child, twin, self.real.usage, spent)
 
 
 def client(number: int, process: Process, options: dict[str, Any]) -> Client:
     """Return client ``number`` of a process."""
     real = NexusFlow(KEY, base_url="https://simulated.invalid/v1", **options)
-    if isinstance(real._purse, LeasedPurse):
-        real._purse._clock = lambda: process.world.now
+    if isinstance(real._guard, SharedBudgetGuard):
+        real._guard._clock = lambda: process.world.now
     return Client(number, process, real)
 
 

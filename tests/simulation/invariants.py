@@ -140,9 +140,9 @@ def _nothing_left(run: Run) -> None:
         if process.is_alive:
             raise Broken(f"nothing is left: an error that nobody looks at: {complaint}")
     for one in run.clients:
-        purse = one.real._purse
-        if one.process.is_alive and purse is not None and purse.reserved:
-            raise Broken(f"nothing is left: {purse.reserved} tokens of a budget are reserved")
+        guard = one.real._guard
+        if one.process.is_alive and guard is not None and guard.reserved:
+            raise Broken(f"nothing is left: {guard.reserved} tokens of a budget are reserved")
     if claims := run.live_claims():
         raise Broken(f"nothing is left: {claims} claims in the store")
 

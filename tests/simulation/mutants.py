@@ -13,7 +13,7 @@ from typing import Any
 
 from nexusflow_integrations._core import usage
 from nexusflow_integrations._core.call import coalescing, engine, job, sources
-from nexusflow_integrations._core.pace import gate, pacing, window
+from nexusflow_integrations._core.pace import admission, pacing, window
 from nexusflow_integrations._core.request import exchange, wire
 
 from .seams import MODULES
@@ -59,22 +59,22 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
-        "the gate is not told that a request has ended",
+        "the admission queue is not told that a request has ended",
         job,
         "admit_and_send",
-        "call.in_flight.discard(task)\n        lane.gate.leave()",
+        "call.in_flight.discard(task)\n        endpoint.admission.leave()",
         "call.in_flight.discard(task)",
     ),
     Mutant(
-        "the gate is not told that a call was stopped as its turn came",
+        "the admission queue is not told that a call was stopped as its turn came",
         job,
         "_enter",
-        "lane.gate.leave()\n        raise",
+        "endpoint.admission.leave()\n        raise",
         "raise",
     ),
     Mutant(
-        "the gate is not told that a call was cancelled as its turn came",
-        gate.Gate,
+        "the admission queue is not told that a call was cancelled as its turn came",
+        admission.AdmissionQueue,
         "enter",
         "self.leave()",
     ),
@@ -88,7 +88,7 @@ MUTANTS = (
         "what a cancelled request may have cost is not settled with the budget",
         exchange,
         "_send_until_judged",
-        "call.purse.settle(most, most if admitted else 0)",
+        "call.guard.settle(most, most if admitted else 0)",
     ),
     Mutant(
         "a cancelled request counts as free",
@@ -108,19 +108,19 @@ MUTANTS = (
         "a call does not say that its texts are no longer under way",
         job.Job,
         "_run_distinct",
-        "self._flights.land(mine, self._gathered)",
+        "self._coalescer.leave(mine, self._gathered)",
     ),
     Mutant(
         "whoever waits for a call's text is not woken at its end",
-        coalescing.Flights,
-        "land",
+        coalescing.Coalescer,
+        "leave",
         "gathered.wake_all()",
     ),
     Mutant(
         "nobody looks whether another call embeds a text",
-        coalescing.Flights,
-        "board",
-        "if not self._flights:",
+        coalescing.Coalescer,
+        "join",
+        "if not self._coalescer:",
         "if True:",
     ),
     Mutant(
@@ -166,7 +166,7 @@ MUTANTS = (
     Mutant(
         "given limits are not waited for", pacing.GivenLimits, "wait", "bucket.wait(now)", "0.0"
     ),
-    Mutant("the budget reserves nothing", usage.Purse, "reserve", "self.reserved += most"),
+    Mutant("the budget reserves nothing", usage.BudgetGuard, "reserve", "self.reserved += most"),
     Mutant(
         "an error does not hold what came before it",
         engine.Engine,

@@ -46,9 +46,9 @@ def _budget(run: Run, client: Client, sent: list[Sent]) -> None:
     if client.spent_before + billed > limit:
         spent = client.spent_before + billed
         raise Broken(f"the budget: {spent} of {limit} tokens were billed")
-    purse = client.real._purse
-    if client.process.is_alive and purse is not None and purse.spent < client.spent_before + billed:
-        raise Broken(f"the budget: {purse.spent - client.spent_before} of {billed} tokens count")
+    guard = client.real._guard
+    if client.process.is_alive and guard is not None and guard.spent < client.spent_before + billed:
+        raise Broken(f"the budget: {guard.spent - client.spent_before} of {billed} tokens count")
 
 
 def _shared_budget(run: Run, number: int, budget: ScriptedBudget) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nexusflow_integrations._core.call import engine as engine_module
 from nexusflow_integrations._core.call.background import BackgroundLoop
 from nexusflow_integrations._core.call.engine import Engine
-from nexusflow_integrations._core.call.results import Gathered
+from nexusflow_integrations._core.call.results import CallResults
 from nexusflow_integrations._core.request.exchange import Call
 from nexusflow_integrations._core.request.transport import Sender
 
@@ -122,7 +122,7 @@ class _Engine(Engine):
     def _sender(self, call: Call) -> Sender:
         return self._process.server.sender(self._process, call)
 
-    async def embed(self, call: Call, *args: Any, **options: Any) -> Gathered:
+    async def embed(self, call: Call, *args: Any, **options: Any) -> CallResults:
         self._process.on_call(call)
         try:
             return await super().embed(call, *args, **options)
@@ -131,14 +131,14 @@ class _Engine(Engine):
 
     def leftovers(self) -> Iterator[str]:
         """Name what no call should leave behind."""
-        for lane in self._lanes.values():
-            if lane.gate.in_flight:
-                yield f"{lane.gate.in_flight} requests in flight"
-            if any(not turn.done() for *_, turn in lane.gate._waiting):
-                yield "somebody who waits at the gate"
-        for flights in self._flights.values():
-            if flights._flights:
-                yield f"texts that somebody embeds: {sorted(flights._flights)}"
+        for endpoint in self._endpoints.values():
+            if endpoint.admission.in_flight:
+                yield f"{endpoint.admission.in_flight} requests in flight"
+            if any(not turn.done() for *_, turn in endpoint.admission._waiting):
+                yield "somebody who waits at the admission queue"
+        for coalescer in self._coalescer.values():
+            if coalescer._coalescer:
+                yield f"texts that somebody embeds: {sorted(coalescer._coalescer)}"
 
 
 class SimulatedThread:

@@ -73,7 +73,7 @@ class ScriptedLimits(_Service):
         self._asked: set[int] = set()
 
     @property
-    def sharers(self) -> int:
+    def processes(self) -> int:
         return max(1, len(self._asked))
 
     def lease(

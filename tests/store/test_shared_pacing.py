@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from nexusflow_integrations._core.cache import in_file
 from nexusflow_integrations._core.cache.in_file import VectorStore
-from nexusflow_integrations._core.pace.gate import Gate
+from nexusflow_integrations._core.pace.admission import AdmissionQueue
 from nexusflow_integrations._core.pace.in_file import SharedPacer
 from nexusflow_integrations._core.pace.pacing import GivenLimits, Pacer
 from nexusflow_integrations._core.pace.shared import (
@@ -344,7 +344,7 @@ def test_two_processes_at_one_server_are_hardly_refused(
             "count": 50,
             "ready": str(ready),
         }
-        started = [work("gate", **options) for _ in range(2)]
+        started = [work("admission", **options) for _ in range(2)]
         start_together(ready, 2)
         done = [outcome(one) for one in started]
         assert server.stats.requests == sum(one["sent"] for one in done) == 100
@@ -611,7 +611,7 @@ async def test_alone_a_process_takes_its_share_of_the_limits_and_asks_again(
     leased: Callable[..., Leased], monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     made = leased()
-    monkeypatch.setattr(type(made.pacer._shared), "sharers", 4)
+    monkeypatch.setattr(type(made.pacer._shared), "processes", 4)
     made.thread.ended = True
     made.wait()
     await made.thread.work()
@@ -710,33 +710,35 @@ async def test_a_gate_lets_all_through_in_order_and_never_blocks_its_loop(
     pacer_on: MakePacer, thread: ThreadPoolExecutor
 ) -> None:
     shared = pacer_on(requests=6_000, clock=time.time)
-    pacer: Pacer = LeasedPacer(shared, thread.submit, lambda: gate.pump())
-    gate = Gate(pacer, Window(limit=32), time.monotonic)
+    pacer: Pacer = LeasedPacer(shared, thread.submit, lambda: admission.pump())
+    admission = AdmissionQueue(pacer, Window(limit=32), time.monotonic)
     order: list[int] = []
 
     async def request(number: int) -> None:
-        await gate.enter(10)
+        await admission.enter(10)
         order.append(number)
         await asyncio.sleep(0)
-        gate.leave()
+        admission.leave()
 
     began = time.monotonic()
     await asyncio.wait_for(asyncio.gather(*(request(number) for number in range(60))), 60)
     assert order == list(range(60))
     assert time.monotonic() - began >= 59 / 100
-    assert gate.in_flight == 0
+    assert admission.in_flight == 0
 
 
 async def test_a_gate_whose_thread_is_held_up_goes_on_when_it_is_free(
     pacer_on: MakePacer, thread: ThreadPoolExecutor
 ) -> None:
     shared = pacer_on(clock=time.time)
-    gate = Gate(
-        LeasedPacer(shared, thread.submit, lambda: gate.pump()), Window(limit=4), time.monotonic
+    admission = AdmissionQueue(
+        LeasedPacer(shared, thread.submit, lambda: admission.pump()),
+        Window(limit=4),
+        time.monotonic,
     )
     free = threading.Event()
     held = thread.submit(free.wait, 60)
-    entering = asyncio.ensure_future(gate.enter(10))
+    entering = asyncio.ensure_future(admission.enter(10))
     for _ in range(10):
         await asyncio.sleep(0.01)
     assert not held.done()

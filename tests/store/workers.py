@@ -166,14 +166,14 @@ def embed_through_gate(
     count: int,
     ready: str,
 ) -> dict[str, int]:
-    """Send requests as fast as a gate with a leased pacer lets them; count the refused."""
+    """Send requests as fast as a leased pacer lets them; count the refused."""
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
     import aiohttp
 
     from nexusflow_integrations._core.call.engine import limits_kept_in
-    from nexusflow_integrations._core.pace.gate import Gate
+    from nexusflow_integrations._core.pace.admission import AdmissionQueue
     from nexusflow_integrations._core.pace.shared import LeasedPacer, account_id
     from nexusflow_integrations._core.pace.window import Window
     from nexusflow_integrations._core.secret import ApiKey
@@ -188,8 +188,8 @@ def embed_through_gate(
             store, account, limits.get("requests_per_minute"), limits.get("tokens_per_minute")
         )
         window = Window(limit=32)
-        gate: Gate = Gate(
-            LeasedPacer(shared, thread.submit, lambda: gate.pump()), window, time.monotonic
+        admission: AdmissionQueue = AdmissionQueue(
+            LeasedPacer(shared, thread.submit, lambda: admission.pump()), window, time.monotonic
         )
         left = count
         body = {"model": "text-embedding-v4", "input": ["a few words"] * texts}
@@ -200,17 +200,17 @@ def embed_through_gate(
                 nonlocal left
                 while left > 0:
                     left -= 1
-                    await gate.enter(texts * 5)
+                    await admission.enter(texts * 5)
                     sent_at = time.monotonic()
                     async with session.post(f"{base_url}/embeddings", json=body) as answer:
                         data = await answer.json()
-                    gate.leave()
+                    admission.leave()
                     counts["sent"] += 1
                     if answer.status == 200:
-                        gate.pacer.settle(texts * 5, data["usage"]["total_tokens"])
+                        admission.pacer.settle(texts * 5, data["usage"]["total_tokens"])
                     else:
                         counts["refused"] += 1
-                        gate.pacer.throttled(sent_at=sent_at, now=time.monotonic(), hint=None)
+                        admission.pacer.throttled(sent_at=sent_at, now=time.monotonic(), hint=None)
 
             await asyncio.wait_for(asyncio.gather(*(work() for _ in range(8))), 120)
         thread.submit(store.close).result()
@@ -278,7 +278,7 @@ if __name__ == "__main__":
         "embed": embed,
         "fill": fill,
         "reserve": reserve,
-        "gate": embed_through_gate,
+        "admission": embed_through_gate,
         "call": call,
     }
     print(json.dumps(job[sys.argv[1]](**json.loads(sys.argv[2]))))

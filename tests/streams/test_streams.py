@@ -101,7 +101,7 @@ def test_no_more_is_read_than_two_windows_ahead(server: LocalServer) -> None:
         if item.index == 2000:
             break
     stream.close()
-    assert ahead <= 2 * 4 * 10 + 40  # two windows of requests, and the slab that is yielded
+    assert ahead <= 2 * 4 * 10 + 40  # two windows of requests, and the chunk that is yielded
     assert read < 2500
 
 
@@ -169,7 +169,7 @@ def test_what_other_slabs_had_ready_survives_a_failure(stream: Stream) -> None:
     )
     with pytest.raises(AuthenticationError) as raised:
         stream(client, (f"text {number}" for number in range(200)))
-    assert paid == 190  # more than the slab that failed
+    assert paid == 190  # more than the chunk that failed
     assert len(raised.value.finished) == paid
     assert 0 not in raised.value.finished
 

@@ -142,7 +142,7 @@ class Outcome(Generic[T]):
         return cast("T", self.value)
 
 
-class Errand(Generic[T]):
+class LoopCall(Generic[T]):
     """Work on ``background`` whose outcome is told, there, in the moment it ends.
 
     A thread that waits gets it sooner through a queue than through the future of ``submit``: its

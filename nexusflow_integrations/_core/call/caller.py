@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from nexusflow_integrations._core.call.background import BackgroundLoop, Errand, Outcome
+from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Outcome
 from nexusflow_integrations.errors import APITimeoutError, LimiterError
 
 if TYPE_CHECKING:
-    from nexusflow_integrations._core.call.results import Gathered
+    from nexusflow_integrations._core.call.results import CallResults
     from nexusflow_integrations._core.request.batching import Batch
     from nexusflow_integrations._core.usage import Ledger
     from nexusflow_integrations._core.vectors import Vectors
@@ -238,7 +238,7 @@ class Caller:
         return number
 
     def end(
-        self, number: int, batch: Batch, gathered: Gathered, ledger: Ledger, *, failed: bool
+        self, number: int, batch: Batch, gathered: CallResults, ledger: Ledger, *, failed: bool
     ) -> None:
         """Tell what ``batch`` brought."""
         if self._hooks.ended is None:
@@ -290,7 +290,7 @@ class CallingThread(Caller):
 
     def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> T:
         """Have ``work`` done on ``background``; return or raise what comes of it."""
-        errand = Errand(background, work, self._tell)
+        loop_call = LoopCall(background, work, self._tell)
         until = None if self._deadline is None else time.monotonic() + self._deadline + GRACE / 2
         try:
             while not isinstance(news := self._next(until), Outcome):
@@ -300,7 +300,7 @@ class CallingThread(Caller):
                     self._progress(news)
             result: T = news.result()
         except BaseException:
-            errand.cancel()  # Ctrl-C, or an error of the caller's own progress
+            loop_call.cancel()  # Ctrl-C, or an error of the caller's own progress
             raise
         return result
 
@@ -347,7 +347,7 @@ class CallingTask(Caller):
 
     async def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> T:
         """Have ``work`` done on ``background``; return or raise what comes of it."""
-        errand = Errand(background, work, self._tell)
+        loop_call = LoopCall(background, work, self._tell)
         asked: dict[asyncio.Task[None], bool] = {}  # to whether the call waits for it
 
         def done(task: asyncio.Task[None]) -> None:
@@ -378,7 +378,7 @@ class CallingTask(Caller):
                 await asyncio.wait(list(asked), timeout=LAST_NOTES if failed else None)
             result: T = news.result()
         except BaseException:
-            errand.cancel()
+            loop_call.cancel()
             raise
         finally:
             if timer is not None:

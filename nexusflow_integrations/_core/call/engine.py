@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, background_loop
 from nexusflow_integrations._core.call.caller import Caller
-from nexusflow_integrations._core.call.coalescing import Flights
+from nexusflow_integrations._core.call.coalescing import Coalescer
 from nexusflow_integrations._core.call.job import Job, Stop, StoppedElsewhere, admit_and_send
-from nexusflow_integrations._core.call.results import Gathered, RowLists
+from nexusflow_integrations._core.call.results import CallResults, RowLists
 from nexusflow_integrations._core.call.sources import (
     CachedSource,
     DirectSource,
@@ -28,7 +28,7 @@ from nexusflow_integrations._core.call.sources import (
 from nexusflow_integrations._core.offload import Worker
 from nexusflow_integrations._core.pace.terms import Terms
 from nexusflow_integrations._core.request.batching import max_tokens, plan_batches
-from nexusflow_integrations._core.request.endpoint import Lane
+from nexusflow_integrations._core.request.endpoint import EndpointState
 from nexusflow_integrations._core.request.exchange import (
     Call,
     Stopped,
@@ -56,13 +56,13 @@ MOST_SENDERS = 64
 
 
 class Engine:
-    """All lanes and the connection pool, on one event loop."""
+    """All endpoints and the connection pool, on one event loop."""
 
     def __init__(self, background: BackgroundLoop) -> None:
-        self._lanes: dict[tuple[str, ApiKey, str], Lane] = {}
-        self._flights: dict[tuple[object, ...], Flights] = {}
+        self._endpoints: dict[tuple[str, ApiKey, str], EndpointState] = {}
+        self._coalescer: dict[tuple[object, ...], Coalescer] = {}
         self._caches: dict[str | RedisAddress, Cache] = {}
-        self._pacing: dict[Lane, Worker] = {}
+        self._pacing: dict[EndpointState, Worker] = {}
         self._background = background
         self._pool = Pool()
         self._own_sender = lru_cache(maxsize=MOST_SENDERS)(self._make_sender)
@@ -74,45 +74,49 @@ class Engine:
         for worker in self._pacing.values():
             worker.end()
 
-    def _lane(self, settings: Settings, key: ApiKey) -> Lane:
+    def _endpoint(self, settings: Settings, key: ApiKey) -> EndpointState:
         name = (settings.base_url, key, settings.model)
-        lane = self._lanes.get(name)
-        if lane is None:
-            lane = Lane(time.monotonic, self._pace_with, self._background.call_soon)
-            self._lanes[name] = lane
-        return lane
+        endpoint = self._endpoints.get(name)
+        if endpoint is None:
+            endpoint = EndpointState(time.monotonic, self._pace_with, self._background.call_soon)
+            self._endpoints[name] = endpoint
+        return endpoint
 
-    def _pace_with(self, lane: Lane, shared: SharedLimits) -> None:
+    def _pace_with(self, endpoint: EndpointState, shared: SharedLimits) -> None:
         """Send at the pace that ``shared`` keeps for all who ask it."""
-        if lane.paced_by != shared:
-            lane.use_pacer(self._leased(lane, shared), paced_by=shared)
+        if endpoint.paced_by != shared:
+            endpoint.use_pacer(self._leased(endpoint, shared), paced_by=shared)
 
-    def _share_pace(self, lane: Lane, cache: Cache, settings: Settings, key: ApiKey) -> None:
+    def _share_pace(
+        self, endpoint: EndpointState, cache: Cache, settings: Settings, key: ApiKey
+    ) -> None:
         """Keep given limits together with all processes that use the same store."""
-        if lane.given == (None, None) or lane.paced_by is not None:
+        if endpoint.given == (None, None) or endpoint.paced_by is not None:
             return
         from nexusflow_integrations._core.pace.shared import account_id
 
-        requests, tokens = lane.given
+        requests, tokens = endpoint.given
         account = account_id(base_url=settings.base_url, key=key, model=settings.model)
         shared = limits_kept_in(cache.store, account, requests, tokens)
-        lane.use_pacer(self._leased(lane, shared), paced_by=cache)
+        endpoint.use_pacer(self._leased(endpoint, shared), paced_by=cache)
 
-    def _leased(self, lane: Lane, shared: SharedLimits) -> LeasedPacer:
+    def _leased(self, endpoint: EndpointState, shared: SharedLimits) -> LeasedPacer:
         from nexusflow_integrations._core.pace.shared import LeasedPacer
 
-        if lane not in self._pacing:
-            self._pacing[lane] = Worker("nexusflow-pacer")
-        return LeasedPacer(shared, self._pacing[lane].submit, lane.gate.pump, lane.clock)
+        if endpoint not in self._pacing:
+            self._pacing[endpoint] = Worker("nexusflow-pacer")
+        return LeasedPacer(
+            shared, self._pacing[endpoint].submit, endpoint.admission.pump, endpoint.clock
+        )
 
-    def _flights_of(self, call: Call) -> Flights:
-        """Return the flights that ``call`` may join: same vectors, same payer, same store."""
+    def _coalescer_of(self, call: Call) -> Coalescer:
+        """Return the coalescer that ``call`` may join: same vectors, same payer, same store."""
         told = call.settings
         name = (told.base_url, told.model, told.dimensions, call.key, call.cache)
-        flights = self._flights.get(name)
-        if flights is None:
-            flights = self._flights[name] = Flights()
-        return flights
+        coalescer = self._coalescer.get(name)
+        if coalescer is None:
+            coalescer = self._coalescer[name] = Coalescer()
+        return coalescer
 
     def _cache(self, place: str | RedisAddress) -> Cache:
         if place not in self._caches:
@@ -148,7 +152,7 @@ class Engine:
 
     async def embed(
         self, call: Call, caller: Caller | None = None, stop: Stop | None = None
-    ) -> Gathered:
+    ) -> CallResults:
         """Embed the texts of ``call``, all of them checked before; ``stop`` may end it early.
 
         Raises:
@@ -156,17 +160,17 @@ class Engine:
         """
         lists = RowLists(len(call.texts)) if call.lists else None
         on_progress = None if caller is None else caller.on_progress
-        gathered = call.sink = Gathered(len(call.texts), on_progress, lists=lists)
+        gathered = call.sink = CallResults(len(call.texts), on_progress, lists=lists)
         stop = stop or Stop()
         failure: NexusFlowError
         terms = call.terms or Terms(call.settings)
         try:
-            lane = call.lane = self._lane(call.settings, call.key)
+            endpoint = call.endpoint = self._endpoint(call.settings, call.key)
             try:
-                lane.begin(terms)
+                endpoint.begin(terms)
                 await self._run(call, gathered, caller, stop)
             finally:
-                lane.end(terms)
+                endpoint.end(terms)
             await gathered.make_lists()
             return gathered
         except Stopped:
@@ -190,18 +194,20 @@ class Engine:
         finally:
             del failure
 
-    async def _run(self, call: Call, gathered: Gathered, caller: Caller | None, stop: Stop) -> None:
-        settings, lane = call.settings, call.lane
+    async def _run(
+        self, call: Call, gathered: CallResults, caller: Caller | None, stop: Stop
+    ) -> None:
+        settings, endpoint = call.settings, call.endpoint
         # The first sender reads certificates: before the deadline runs.
         send = partial(admit_and_send, call, self._sender(call))
         if settings.deadline:
-            call.until = lane.clock() + settings.deadline
+            call.until = endpoint.clock() + settings.deadline
         call.ledger.texts += len(call.texts)
         source: Callable[[Texts], Source] = partial(DirectSource, plan=_plan(settings))
         if call.cache is not None:
             cache = self._cache(call.cache)
             source = _cached(cache, call, gathered)
-            self._share_pace(lane, cache, settings, call.key)
+            self._share_pace(endpoint, cache, settings, call.key)
         if caller is not None and caller.recalls:
             source = partial(
                 RecalledSource,
@@ -212,8 +218,8 @@ class Engine:
                 least=settings.batch_size,
                 most=settings.max_concurrency * settings.batch_size,
             )
-        flights = self._flights_of(call)
-        job = Job(call, gathered, send, flights=flights, source=source, caller=caller)
+        coalescer = self._coalescer_of(call)
+        job = Job(call, gathered, send, coalescer=coalescer, source=source, caller=caller)
         stop.join(job)
         try:
             await job.run(call.texts)
@@ -229,7 +235,7 @@ def _plan(settings: Settings) -> Plan:
     )
 
 
-def _cached(cache: Cache, call: Call, gathered: Gathered) -> Callable[[Texts], Source]:
+def _cached(cache: Cache, call: Call, gathered: CallResults) -> Callable[[Texts], Source]:
     settings = call.settings
     return partial(
         CachedSource,
@@ -240,9 +246,9 @@ def _cached(cache: Cache, call: Call, gathered: Gathered) -> Callable[[Texts], S
         gathered=gathered,
         ledger=call.ledger,
         batch_size=settings.batch_size,
-        slab=settings.max_concurrency * settings.batch_size,
-        gate=call.lane.gate,
-        time_left=lambda: call.until - call.lane.clock(),
+        chunk=settings.max_concurrency * settings.batch_size,
+        admission=call.endpoint.admission,
+        time_left=lambda: call.until - call.endpoint.clock(),
     )
 
 

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from nexusflow_integrations._core.call.caller import Caller
-from nexusflow_integrations._core.call.coalescing import Flights
-from nexusflow_integrations._core.call.results import Gathered
+from nexusflow_integrations._core.call.coalescing import Coalescer
+from nexusflow_integrations._core.call.results import CallResults
 from nexusflow_integrations._core.call.sources import ClaimsLost, Source, Texts
 from nexusflow_integrations._core.request.exchange import (
     AwaitSettled,
@@ -30,7 +30,7 @@ from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 
 TURN = 0.25
-"""Seconds for which a turn at the gate is good; the next have had theirs since."""
+"""Seconds for which a turn at the admission queue is good; the next have had theirs since."""
 DRAIN = 5.0
 """Seconds that requests in flight get to finish, and be kept, when their call fails elsewhere."""
 
@@ -71,40 +71,40 @@ SendStep = Callable[[Source, Send], Coroutine[Any, Any, Reply]]
 
 
 async def admit_and_send(call: Call, sender: Sender, source: Source, step: Send) -> Reply:
-    lane = call.lane
+    endpoint = call.endpoint
     if not await _enter(call, source, step):
         await _enter(call, source, step, again=True)
     step.admitted = True
-    sent_at = lane.clock()
+    sent_at = endpoint.clock()
     task = asyncio.current_task()
     call.in_flight.add(task)
     try:
         outcome: Answer | TransportFault = await sender.send(step.body, step.timeout)
     finally:
         call.in_flight.discard(task)
-        lane.gate.leave()
-    return Reply(outcome, sent_at, lane.clock())
+        endpoint.admission.leave()
+    return Reply(outcome, sent_at, endpoint.clock())
 
 
 async def _enter(call: Call, source: Source, step: Send, *, again: bool = False) -> bool:
-    """Pass the gate, then make sure that the batch is still to be sent.
+    """Pass the admission queue, then make sure that the batch is still to be sent.
 
-    Returns ``False``, outside of the gate, if that took so long that the turn has passed.
+    Returns ``False``, having left the queue, if that took so long that the turn has passed.
     """
-    lane = call.lane
-    await lane.gate.enter(step.tokens, urgent=step.urgent)
-    turn = lane.clock()
+    endpoint = call.endpoint
+    await endpoint.admission.enter(step.tokens, urgent=step.urgent)
+    turn = endpoint.clock()
     try:
         if not call.stopping:
             await source.confirm(step.batch)
         if call.stopping:
             raise Stopped
     except BaseException:
-        lane.gate.leave()
+        endpoint.admission.leave()
         raise
-    if again or lane.clock() - turn <= TURN:
+    if again or endpoint.clock() - turn <= TURN:
         return True
-    lane.gate.leave()
+    endpoint.admission.leave()
     return False
 
 
@@ -122,7 +122,7 @@ async def drive(steps: Steps, send: Callable[[Send], Coroutine[Any, Any, Reply]]
             elif isinstance(step, Follow):
                 await _signalled(step.outage.listen, already=step.outage.over)
             elif isinstance(step, AwaitSettled):
-                await _signalled(step.purse.listen)
+                await _signalled(step.guard.listen)
     except StopIteration:
         return
     finally:
@@ -145,24 +145,24 @@ class Job:
     def __init__(
         self,
         call: Call,
-        gathered: Gathered,
+        gathered: CallResults,
         send: SendStep,
         *,
-        flights: Flights,
+        coalescer: Coalescer,
         source: Callable[[Texts], Source],
         caller: Caller | None = None,
     ) -> None:
         self._call = call
         self._gathered = gathered
         self._send = send
-        self._flights = flights
+        self._coalescer = coalescer
         self._source = source
         self._caller = caller if caller is not None and caller.hears_of_batches else None
         self._tasks: Sequence[asyncio.Task[None]] = ()
         self._failure: NexusFlowError | None = None
 
     async def run(self, texts: Sequence[str]) -> None:
-        deadline = self._call.until - self._call.lane.clock()
+        deadline = self._call.until - self._call.endpoint.clock()
         work = self._run(texts)
         if deadline == float("inf"):
             await work
@@ -197,22 +197,22 @@ class Job:
 
     async def _run_distinct(self, wanted: Texts) -> None:
         while wanted:
-            mine, others = self._flights.board(wanted, self._gathered)
+            mine, others = self._coalescer.join(wanted, self._gathered)
             try:
                 if mine:
                     await self._obtain(mine)
             finally:
-                self._flights.land(mine, self._gathered)
+                self._coalescer.leave(mine, self._gathered)
             wanted = [
                 (index, text)
                 for index, text, carrier, place in others
                 if not await self._join(index, text, carrier, place)
             ]
 
-    async def _join(self, index: int, text: str, carrier: Gathered, place: int) -> bool:
+    async def _join(self, index: int, text: str, carrier: CallResults, place: int) -> bool:
         """Take the row of a text that another call embeds; ``False`` if that call ends without."""
         # It may have ended while this call waited for another of its texts.
-        if not carrier.settled(place) and self._flights.carries(text, carrier, place):
+        if not carrier.settled(place) and self._coalescer.is_embedding(text, carrier, place):
             await carrier.wait(place)
         if carrier.done[place] and carrier.vectors is not None:
             self._gathered.row(index, carrier.vectors[place])
@@ -294,7 +294,7 @@ class Job:
             except ClaimsLost:
                 pass  # its texts are handed out again, or found
             except NexusFlowError as error:
-                call.stopping = True  # at once, before the gate lets in the next
+                call.stopping = True  # at once, before the admission queue lets in the next
                 self._failure = self._failure or error
                 raise
             finally:

@@ -100,7 +100,7 @@ class RowLists:
         return rows
 
 
-class Gathered:
+class CallResults:
     """The sink of one call: rows by index in one array, refusals, and who else waits for a text.
 
     ``lists`` is there if the caller wants lists of floats in the end.

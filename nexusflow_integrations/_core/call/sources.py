@@ -10,14 +10,14 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nexusflow_integrations._core.call.results import Gathered
+from nexusflow_integrations._core.call.results import CallResults
 from nexusflow_integrations._core.request.batching import Batch, Item, item_of
 from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations._core.vectors import Vectors
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.cache.cache import Cache
-    from nexusflow_integrations._core.pace.gate import Gate
+    from nexusflow_integrations._core.pace.admission import AdmissionQueue
 
 logger = logging.getLogger("nexusflow_integrations")
 
@@ -103,8 +103,8 @@ class CachedSource:
         gathered: Where vectors go.
         ledger: Where texts that need not be paid for are counted.
         batch_size: Most texts of a batch.
-        slab: How many texts to look for at once.
-        gate: What batches will have to pass.
+        chunk: How many texts to look for at once.
+        admission: What batches will have to pass.
         time_left: The call's, in seconds. It waits for the cache for a part of it at most.
     """
 
@@ -116,11 +116,11 @@ class CachedSource:
         cache: Cache,
         key: Callable[[str], bytes],
         dimensions: int | None,
-        gathered: Gathered,
+        gathered: CallResults,
         ledger: Ledger,
         batch_size: int,
-        slab: int,
-        gate: Gate,
+        chunk: int,
+        admission: AdmissionQueue,
         time_left: Callable[[], float],
     ) -> None:
         self._plan = plan
@@ -130,8 +130,8 @@ class CachedSource:
         self._gathered = gathered
         self._ledger = ledger
         self._batch_size = batch_size
-        self._slab = slab
-        self._gate = gate
+        self._chunk = chunk
+        self._gate = admission
         self._time_left = time_left
         self._pending = [(index, text, key(text)) for index, text in reversed(texts)]
         self._missing: list[_Text] = []  # looked for, and not claimed by anybody then
@@ -176,7 +176,7 @@ class CachedSource:
             if not (texts or self._pending or self._ready):
                 await asyncio.sleep(random.uniform(0.5, 1.5) * POLL)
                 self._pending, self._busy = self._busy[::-1], []
-            texts += [self._pending.pop() for _ in range(min(self._slab, len(self._pending)))]
+            texts += [self._pending.pop() for _ in range(min(self._chunk, len(self._pending)))]
         if texts:
             await self._claim(texts, most)
         planned = list(self._plan(self._ready))
@@ -319,7 +319,7 @@ class RecalledSource:
         *,
         source: Callable[[Texts], Source],
         recall: Callable[[list[str]], Awaitable[Mapping[int, Vectors]]],
-        gathered: Gathered,
+        gathered: CallResults,
         ledger: Ledger,
         least: int,
         most: int,

@@ -57,7 +57,7 @@ class SharedPacer:
         self._account = account
 
     @property
-    def sharers(self) -> int:
+    def processes(self) -> int:
         """1: a file that cannot be used is most likely of no use to this process alone."""
         return 1
 

@@ -16,7 +16,7 @@ from nexusflow_integrations._core.pace.shared import MAX_AHEAD
 from nexusflow_integrations._core.redis.server import CLOCK, RedisServer
 
 _ACCOUNT = b"nexusflow:pacer:"
-_SHARERS = b"nexusflow:sharers:"
+_PROCESSES = b"nexusflow:processes:"
 _OF_LATE = 60.0
 """Seconds for which whoever asked counts as one of those who share."""
 _PATIENCE = 0.5
@@ -136,13 +136,13 @@ class AccountLimits:
         self.tokens_per_minute = tokens_per_minute
         self.server = server
         self.account = account
-        self._sharers = 1
+        self._processes = 1
         self._clock = clock
 
     @property
-    def sharers(self) -> int:
+    def processes(self) -> int:
         """How many asked in the last minute, as far as this process knows; at least 1."""
-        return self._sharers
+        return self._processes
 
     def lease(
         self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
@@ -180,13 +180,13 @@ class AccountLimits:
             tokens,
         ]
 
-        keys = [_ACCOUNT + self.account, _SHARERS + self.account]
+        keys = [_ACCOUNT + self.account, _PROCESSES + self.account]
 
         def work(client: Any) -> bytes:
             answer: bytes = self.server.run(_SCRIPT, keys, args, client=client)
             return answer
 
         answer = self.server.ask(work, patience=_PATIENCE)
-        sharers, *waits = struct.unpack(f"<{count + 1}d", answer)
-        self._sharers = max(1, int(sharers))
+        processes, *waits = struct.unpack(f"<{count + 1}d", answer)
+        self._processes = max(1, int(processes))
         return waits

@@ -13,7 +13,7 @@ from typing import Protocol
 
 
 class Pacer(Protocol):
-    """What the gate asks; implemented in memory here and over a file in ``store``."""
+    """What the admission queue asks; implemented in memory here and over a file in ``store``."""
 
     def wait(self, now: float) -> float:
         """Return the seconds until a request may be sent; 0 for now."""

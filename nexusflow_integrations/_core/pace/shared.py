@@ -1,8 +1,8 @@
 """One pace for all processes that use one account, on one host or on many.
 
 ``SharedLimits`` is where processes reserve send times: asked in a thread, since it blocks.
-``LeasedPacer`` is what the gate asks: it never blocks, but has send times fetched ahead by another
-thread, a few at once where the pace is high.
+``LeasedPacer`` is what the admission queue asks: it never blocks, but has send times fetched ahead
+by another thread, a few at once where the pace is high.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PATIENCE = 1.0
 ASK_AGAIN = 5.0
 """Seconds for which a process paces alone after the limits could not be asked."""
 RECHECK = 0.25
-"""Seconds after which the gate asks again if nothing arrived, which should not happen."""
+"""Seconds after which the queue asks again if nothing arrived, which should not happen."""
 NO_LIMIT = 1e12
 """Per minute."""
 FIRST_GUESS = 3_000
@@ -77,7 +77,7 @@ class SharedLimits(Protocol):
         """The same for tokens."""
 
     @property
-    def sharers(self) -> int:
+    def processes(self) -> int:
         """How many processes asked of late, as far as is known; at least 1."""
 
     def lease(
@@ -155,18 +155,18 @@ class SlotLimits(GivenLimits):
 
 
 class LeasedPacer:
-    """The ``Pacer`` that a gate asks, on its event loop, over ``SharedLimits`` in another thread.
+    """The ``Pacer`` of an admission queue on its event loop, over ``SharedLimits`` in a thread.
 
     A send time is asked for when somebody waits for one, the next while the last is still to come.
     Those that go unused lapse: for all others they are as good as used. If the limits cannot be
-    asked, or do not answer, the process paces alone, to its share of them: one of ``sharers``. It
+    asked, or do not answer, the process paces alone, to its share of them: one of ``processes``. It
     asks again every ``ASK_AGAIN`` seconds, and never while the last question is still out.
 
     Args:
         shared: Where send times come from.
         submit: Runs a function in another thread.
-        ready: Called on the loop when send times have come in: the gate's ``pump``.
-        clock: The gate's, in seconds.
+        ready: Called on the loop when send times have come in: the admission queue's ``pump``.
+        clock: The admission queue's, in seconds.
     """
 
     def __init__(
@@ -335,10 +335,10 @@ class LeasedPacer:
         logger.warning("pacing alone until the shared limits can be asked again: %s", why)
         requests, tokens = self._limits
         try:
-            sharers = max(1, self._shared.sharers)
+            processes = max(1, self._shared.processes)
         except Exception:  # noqa: BLE001 - whatever the user's own limits raise
-            sharers = 1
-        self._alone = GivenLimits(requests and requests / sharers, tokens and tokens / sharers)
+            processes = 1
+        self._alone = GivenLimits(requests and requests / processes, tokens and tokens / processes)
         if self._last is not None:
             self._alone.take(*self._last)
         self._slots.clear()

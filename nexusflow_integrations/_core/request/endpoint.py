@@ -1,7 +1,7 @@
 """What is known about one endpoint, shared by all calls of the process to it.
 
-One lane for each (base URL, key, model): a limit that one call runs into, or a habit of the server
-that it learns, is known to all others at once.
+One state for each (base URL, key, model): a limit that one call runs into, or what it learns about
+the server, is known to all others at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nexusflow_integrations._core.pace.gate import Gate
+from nexusflow_integrations._core.pace.admission import AdmissionQueue
 from nexusflow_integrations._core.pace.pacing import FoundLimit, GivenLimits, Pacer
 from nexusflow_integrations._core.pace.terms import Terms, TermsInForce
 from nexusflow_integrations._core.pace.window import Window
@@ -54,21 +54,21 @@ class Outage:
             listener()
 
 
-class Lane:
+class EndpointState:
     """Pace, window, retry budget and learnt habits of one endpoint.
 
     The limits are those of the clients in use; what the server taught stays.
 
     Args:
         clock: In seconds.
-        pace_with: Lets the lane send at the pace of limits that are kept elsewhere.
-        later: Has a function called on the event loop of the lane, from whatever thread.
+        pace_with: Lets the endpoint send at the pace of limits that are kept elsewhere.
+        later: Has a function called on the event loop of the endpoint, from whatever thread.
     """
 
     def __init__(
         self,
         clock: Callable[[], float],
-        pace_with: Callable[[Lane, SharedLimits], None] | None = None,
+        pace_with: Callable[[EndpointState, SharedLimits], None] | None = None,
         later: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         self.clock = clock
@@ -79,7 +79,7 @@ class Lane:
         self._last_given: GivenLimits | None = None
         self.pacer: Pacer = self._found
         self.window = Window(limit=DEFAULT_MAX_CONCURRENCY)
-        self.gate = Gate(self.pacer, self.window, clock)
+        self.admission = AdmissionQueue(self.pacer, self.window, clock)
         self.retry_budget = RetryBudget()
         self.batch_limit: int | None = None
         self.base64_refused = False
@@ -125,11 +125,11 @@ class Lane:
             self._last_given = limits
             self.use_pacer(limits)
         self.given, self._shared = given, force.pacer
-        self.gate.pump()  # those that wait may go earlier, or must wait longer
+        self.admission.pump()  # those that wait may go earlier, or must wait longer
 
     def use_pacer(self, pacer: Pacer, paced_by: object = None) -> None:
         """Send at the pace of ``pacer``, which is shared through ``paced_by`` if that is set."""
-        self.pacer = self.gate.pacer = pacer
+        self.pacer = self.admission.pacer = pacer
         self.paced_by = paced_by
 
     def learn_batch_limit(self, limit: int) -> None:
@@ -150,7 +150,7 @@ class Lane:
         self.pacer.succeeded(now)
         if billed is not None:
             self.pacer.settle(estimated, billed)
-        self.window.succeeded(self.gate.in_flight + 1)
+        self.window.succeeded(self.admission.in_flight + 1)
         if retries:
             self.retry_budget.refund(retries)
         # What was sent before an outage proves nothing about its end.

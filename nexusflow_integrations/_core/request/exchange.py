@@ -2,10 +2,10 @@
 
 ``exchange`` is a generator. It yields what it needs done and is sent what came of it:
 
-* ``Send``: pass the gate and send a request; sent back a ``Reply``;
+* ``Send``: pass the admission queue and send a request; sent back a ``Reply``;
 * ``Sleep``: wait so many seconds; sent back ``None``;
 * ``Follow``: wait until an outage ends; sent back ``None``;
-* ``AwaitSettled``: wait until another request of the same purse has ended; sent back ``None``.
+* ``AwaitSettled``: wait until another request of the same guard has ended; sent back ``None``.
 
 Vectors and refusals are handed to the call's ``sink`` as they become known, so nothing is lost if a
 later step fails. Errors of ``nexusflow_integrations.errors`` are raised out of the generator.
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nexusflow_integrations._core.request import retry
 from nexusflow_integrations._core.request.batching import Batch, Item, halves, plan_batches
-from nexusflow_integrations._core.request.endpoint import Lane, Outage
+from nexusflow_integrations._core.request.endpoint import EndpointState, Outage
 from nexusflow_integrations._core.request.failures import (
     MAX_ERROR_BYTES,
     TOO_LONG,
@@ -46,7 +46,7 @@ from nexusflow_integrations._core.request.wire import (
 )
 from nexusflow_integrations._core.secret import ApiKey, Secret
 from nexusflow_integrations._core.settings import Settings
-from nexusflow_integrations._core.usage import Ledger, Purse
+from nexusflow_integrations._core.usage import BudgetGuard, Ledger
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import (
     APIConnectionError,
@@ -66,11 +66,11 @@ logger = logging.getLogger("nexusflow_integrations")
 
 @dataclass(slots=True)
 class Send:
-    """Pass the gate with about ``tokens``, then send ``body`` within ``timeout`` seconds.
+    """Be admitted with about ``tokens``, then send ``body`` within ``timeout`` seconds.
 
     ``batch`` is what the body holds.
 
-    Whoever does it sets ``admitted`` after the gate: from then on it may be billed.
+    Whoever does it sets ``admitted`` after the admission queue: from then on it may be billed.
     """
 
     body: bytes
@@ -106,9 +106,9 @@ class Follow:
 
 @dataclass(frozen=True, slots=True)
 class AwaitSettled:
-    """Wait until a reservation of ``purse`` is settled."""
+    """Wait until a reservation of ``guard`` is settled."""
 
-    purse: Purse
+    guard: BudgetGuard
 
 
 Step = Send | Sleep | Follow | AwaitSettled
@@ -145,7 +145,7 @@ class Call:
     key: ApiKey
     ledger: Ledger
     urgent: bool = False
-    purse: Purse | None = None
+    guard: BudgetGuard | None = None
     size: LearntSize = field(default_factory=LearntSize)
     http_client: Any = None
     async_http_client: Any = None
@@ -154,7 +154,7 @@ class Call:
     terms: Terms | None = None
     lists: bool = False
 
-    lane: Lane = field(init=False)
+    endpoint: EndpointState = field(init=False)
     sink: Sink = field(init=False)
     until: float = field(init=False, default=float("inf"))
     stopping: bool = field(init=False, default=False)
@@ -180,7 +180,7 @@ def exchange(batch: Batch, call: Call, ledger: Ledger | None = None) -> Steps:
             out. What finished before is in the sink.
     """
     ledger = ledger or call.ledger
-    limit = call.lane.batch_limit
+    limit = call.endpoint.batch_limit
     if limit is not None and len(batch) > limit:
         for piece in plan_batches(batch, max_texts=limit):
             yield from exchange(piece, call, ledger)
@@ -189,7 +189,7 @@ def exchange(batch: Batch, call: Call, ledger: Ledger | None = None) -> Steps:
     if failure is None:
         return
     if failure.kind is Kind.BATCH_LIMIT:
-        call.lane.learn_batch_limit(min(failure.batch_limit or 1, len(batch) - 1))
+        call.endpoint.learn_batch_limit(min(failure.batch_limit or 1, len(batch) - 1))
         yield from exchange(batch, call, ledger)
     elif len(batch) == 1:
         call.sink.refused(batch[0], failure.error)
@@ -221,23 +221,23 @@ def _send_until_judged(
     Returns ``None`` once its vectors are in the sink, else the failure that calls for another
     batch. Raises what ends the call.
     """
-    lane, settings = call.lane, call.settings
+    endpoint, settings = call.endpoint, call.settings
     tokens = sum([item.tokens for item in batch])
     attempts = retries = taken = 0
     probing: Outage | None = None
-    lane.retry_budget.first_attempt()
+    endpoint.retry_budget.first_attempt()
     try:
         while True:
             most = 0
-            if call.purse is not None:
-                most = yield from _reserve(batch, call, call.purse)
+            if call.guard is not None:
+                most = yield from _reserve(batch, call, call.guard)
                 if most == 0:
                     if probing is not None:
                         probing.end(recovered=None)  # or the pieces would wait for their own probe
                     for piece in halves(batch):
                         yield from exchange(piece, call, ledger)
                     return None
-            encoding = "float" if lane.base64_refused else settings.encoding_format
+            encoding = "float" if endpoint.base64_refused else settings.encoding_format
             body = encode_request(
                 batch,
                 model=settings.model,
@@ -253,8 +253,8 @@ def _send_until_judged(
                 admitted = step is not None and step.admitted
                 if admitted:
                     ledger.sent(retry=attempts > 0)
-                if call.purse is not None:
-                    call.purse.settle(most, most if admitted else 0)
+                if call.guard is not None:
+                    call.guard.settle(most, most if admitted else 0)
                 raise
             attempts += 1
             ledger.sent(retry=attempts > 1)
@@ -262,7 +262,7 @@ def _send_until_judged(
             _settle(call, verdict, most)
             if isinstance(verdict, Rows):
                 ledger.billed(verdict.tokens, tokens)
-                lane.good(
+                endpoint.good(
                     reply.ended_at,
                     sent_at=reply.sent_at,
                     retries=taken,
@@ -275,7 +275,7 @@ def _send_until_judged(
             kind = verdict.kind if isinstance(verdict, Failure) else Kind.FAULT
             if kind is Kind.ENCODING and encoding == "base64":
                 logger.info("the server refuses base64; asking for floats from now on")
-                lane.base64_refused = True
+                endpoint.base64_refused = True
                 continue
             if kind in (Kind.REFUSED, Kind.TOO_LARGE) or (
                 kind is Kind.BATCH_LIMIT and len(batch) > 1
@@ -286,7 +286,7 @@ def _send_until_judged(
             error = _error(verdict, reply, call, attempts)
             if kind not in (Kind.THROTTLE, Kind.FAULT) or not _retryable(verdict):
                 raise error
-            lane.bad(
+            endpoint.bad(
                 verdict if isinstance(verdict, Failure) else None, reply.sent_at, reply.ended_at
             )
             if probing is not None:
@@ -306,7 +306,7 @@ def _before_retry(
     retries: int,
 ) -> Generator[Step, Any, tuple[int, Outage | None]]:
     """Wait until another try makes sense; return the retries so far, and the outage it probes."""
-    lane, settings = call.lane, call.settings
+    endpoint, settings = call.endpoint, call.settings
     throttled = isinstance(verdict, Failure) and verdict.kind is Kind.THROTTLE
     hint = verdict.retry_after if isinstance(verdict, Failure) else None
     while True:
@@ -320,30 +320,30 @@ def _before_retry(
         else:
             base = retry.BASE_THROTTLE if throttled else retry.BASE_FAULT
             delay = retry.backoff(retries, base)
-        remaining = call.until - lane.clock()
+        remaining = call.until - endpoint.clock()
         if delay >= remaining:
             if remaining <= 0 and isinstance(error, APITimeoutError):
                 raise error  # which says what was in flight
             raise _too_late(call, f"the next try was due in {delay:.1f} s", cause=error)
-        outage = lane.outage
+        outage = endpoint.outage
         if outage is not None and not outage.over:
-            asked = lane.clock()
+            asked = endpoint.clock()
             yield Follow(outage)
             if call.stopping:
                 raise error
             if outage.recovered:
-                if hint is not None and (rest := delay - (lane.clock() - asked)) > 0:
+                if hint is not None and (rest := delay - (endpoint.clock() - asked)) > 0:
                     yield Sleep(rest)
                 return retries, None
             if outage.recovered is None:
                 retries -= 1  # the prober left without having tried
             continue
-        if not lane.retry_budget.take():
-            if not lane.alive:
+        if not endpoint.retry_budget.take():
+            if not endpoint.alive:
                 raise error
             yield Sleep(delay)  # others get through: wait for their answers to refill the budget
             continue
-        outage = lane.outage = Outage(lane.clock())
+        outage = endpoint.outage = Outage(endpoint.clock())
         logger.info("%s; retry %d of %d in %.2f s", error, retries, settings.max_retries, delay)
         try:
             yield Sleep(delay)
@@ -353,17 +353,17 @@ def _before_retry(
         return retries, outage
 
 
-def _reserve(batch: Batch, call: Call, purse: Purse) -> Generator[Step, Any, int]:
+def _reserve(batch: Batch, call: Call, guard: BudgetGuard) -> Generator[Step, Any, int]:
     """Reserve the most that ``batch`` can cost; 0 if at most a part of it fits."""
     most = sum(token_bound(len(item.encoded)) for item in batch)
-    while not purse.reserve(most):
-        if purse.pending:
-            yield AwaitSettled(purse)
+    while not guard.reserve(most):
+        if guard.pending:
+            yield AwaitSettled(guard)
         elif len(batch) > 1:
             return 0
         else:
             raise BudgetExceededError(
-                f"the budget of {purse.limit:,} tokens has {purse.limit - purse.spent:,} left, and"
+                f"the budget of {guard.limit:,} tokens has {guard.limit - guard.spent:,} left, and"
                 f" the next text may cost up to {most:,}; it was not sent"
             )
         if call.stopping:
@@ -374,7 +374,7 @@ def _reserve(batch: Batch, call: Call, purse: Purse) -> Generator[Step, Any, int
 def _settle(
     call: Call, verdict: Rows | Failure | BrokenResponse | TransportFault, most: int
 ) -> None:
-    if call.purse is None:
+    if call.guard is None:
         return
     if isinstance(verdict, Rows):
         billed = verdict.tokens if verdict.tokens is not None else most
@@ -384,7 +384,7 @@ def _settle(
         billed = 0
     else:
         billed = most  # nobody knows whether it was billed, and a budget must hold
-    call.purse.settle(most, billed)
+    call.guard.settle(most, billed)
 
 
 def _judge(
@@ -443,7 +443,7 @@ def _error(
 def _remaining(call: Call) -> float:
     if call.stopping:
         raise Stopped
-    remaining = call.until - call.lane.clock()
+    remaining = call.until - call.endpoint.clock()
     if remaining <= 0:
         raise _too_late(call, "nothing was in flight")
     return remaining

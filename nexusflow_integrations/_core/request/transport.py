@@ -111,8 +111,8 @@ def _open_session(used: WeakSet[Any]) -> Any:
             finally:
                 headers.update(secrets)
 
-    # The gate bounds what is in flight, so the pool needs no limit of its own; an idle connection
-    # is dropped before gateways usually drop it.
+    # The admission queue bounds what is in flight, so the pool needs no limit of its own; an idle
+    # connection is dropped before gateways usually drop it.
     connector = aiohttp.TCPConnector(
         limit=0,
         keepalive_timeout=15,

@@ -1,10 +1,10 @@
 """Many workers under one quota, as discrete events around the package's own code.
 
-Real, line by line what a worker runs: ``exchange`` with its retries, ``Lane``, ``Gate``, ``Window``
-and ``LeasedPacer``; ``SlotLimits`` where the send times are kept; and ``QuotaGate``, the local
-server's account of what a service lets through. Modelled, with numbers that are measured or said to
-be assumed: how long a request takes, a worker's CPU, and the keeper of the send times (a Ray actor,
-a Redis, a file), which serves one call after the other, some way off.
+Real, line by line what a worker runs: ``exchange`` with its retries, ``EndpointState``,
+``AdmissionQueue``, ``Window`` and ``LeasedPacer``; ``SlotLimits`` where the send times are kept;
+and ``QuotaGate``, the local server's account of what a service lets through. Modelled, with numbers
+that are measured or said to be assumed: how long a request takes, a worker's CPU, and the keeper of
+the send times (a Ray actor, a Redis, a file), which serves one call after the other, some way off.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nexusflow_integrations._core.pace.pacing import GivenLimits, Pacer
 from nexusflow_integrations._core.pace.shared import LeasedPacer, SlotLimits
 from nexusflow_integrations._core.pace.terms import Terms
 from nexusflow_integrations._core.request.batching import Batch, Item
-from nexusflow_integrations._core.request.endpoint import Lane
+from nexusflow_integrations._core.request.endpoint import EndpointState
 from nexusflow_integrations._core.request.exchange import Call, Reply, Send, exchange
 from nexusflow_integrations._core.request.wire import Answer
 from nexusflow_integrations._core.secret import ApiKey
@@ -132,7 +132,7 @@ class Keeper:
             self.back_at = now + seconds
             self.limits.hold(self.back_at + PAUSE)
 
-    def sharers(self, now: float) -> int:
+    def processes(self, now: float) -> int:
         return max(1, sum(now - at < ACTIVE for at in self.asked.values()))
 
     def turn(self, now: float) -> tuple[float, float]:
@@ -150,7 +150,7 @@ class Asked:
     def __init__(self, fleet: Fleet, number: int) -> None:
         self.requests_per_minute = fleet.scene.requests_per_minute
         self.tokens_per_minute = fleet.scene.tokens_per_minute
-        self.sharers = 1
+        self.processes = 1
         self._fleet = fleet
         self._number = number
         self._held_until = 0.0
@@ -166,7 +166,7 @@ class Asked:
         if self._number not in keeper.asked:
             keeper.limits.hold(self._held_until)
         keeper.asked[self._number] = now
-        self.sharers = keeper.sharers(now)
+        self.processes = keeper.processes(now)
         keeper.limits.owe(owed_tokens, late)
         slots = [keeper.limits.slot(tokens, now) for _ in range(count)]
         self._held_until = slots[-1]
@@ -237,9 +237,9 @@ class Worker:
         self.settings = Settings(
             base_url="http://127.0.0.1", max_concurrency=scene.in_flight, dimensions=64
         )
-        self.lane = Lane(fleet.loop.time)
-        self.lane.begin(Terms(self.settings))
-        self.lane.use_pacer(self.pacer(number))
+        self.endpoint = EndpointState(fleet.loop.time)
+        self.endpoint.begin(Terms(self.settings))
+        self.endpoint.use_pacer(self.pacer(number))
         self.chance = random.Random(f"{scene.seed} {number}")
         self.cpu_free_at = 0.0
         self.paying = 0
@@ -250,7 +250,7 @@ class Worker:
         if not scene.shared:
             return GivenLimits(scene.requests_per_minute, scene.tokens_per_minute)
         asked = Asked(self.fleet, number)
-        return LeasedPacer(asked, asked.submit, self.lane.gate.pump, asked.clock)
+        return LeasedPacer(asked, asked.submit, self.endpoint.admission.pump, asked.clock)
 
     async def run(self) -> None:
         found = self.fleet.found
@@ -261,16 +261,16 @@ class Worker:
             # Estimates of real corpora were up to 15 % off, in the same direction for all texts.
             billed = int(sum(sizes) * self.chance.uniform(1.0, 1.15))
             call = Call(texts=(), settings=self.settings, key=ApiKey("sk-air-x"), ledger=Ledger())
-            call.lane, call.sink = self.lane, Nowhere()
+            call.endpoint, call.sink = self.endpoint, Nowhere()
             try:
                 await drive(exchange(batch, call), partial(self.send, billed))
             except NexusFlowError:
                 found.failed += self.fleet.counting
 
     async def send(self, billed: int, step: Send) -> Reply:
-        clock, gate = self.fleet.loop.time, self.lane.gate
+        clock, admission = self.fleet.loop.time, self.endpoint.admission
         ready_at = clock()
-        await gate.enter(step.tokens)
+        await admission.enter(step.tokens)
         step.admitted = True
         sent_at = clock()
         if self.fleet.counting:
@@ -282,7 +282,7 @@ class Worker:
             answer = await self.fleet.service.answer(billed)
         finally:
             self.paying -= 1
-            gate.leave()
+            admission.leave()
         return Reply(answer, sent_at, clock())
 
     def die(self) -> None:
@@ -300,7 +300,7 @@ class Service:
         self.fleet = fleet
         self.chance = chance
         quotas = Quotas(scene.requests_per_minute, scene.tokens_per_minute)
-        self.gate = QuotaGate(quotas, fleet.loop.time())
+        self.admission = QuotaGate(quotas, fleet.loop.time())
         body = write_answer(np.ones((TEXTS, 64), np.float32), tokens=0, encoding_format="base64")
         self.body = body.replace(b'_tokens":0', b'_tokens":%d')
 
@@ -308,7 +308,7 @@ class Service:
         fleet, found = self.fleet, self.fleet.found
         took = fleet.scene.latency * self.chance.lognormvariate(0, fleet.scene.spread)
         await fleet.loop.elapse(took / 4)
-        refusal = self.gate.admit(tokens, fleet.loop.time())
+        refusal = self.admission.admit(tokens, fleet.loop.time())
         counting, second = fleet.counting, int(fleet.loop.time())
         found.sent += counting
         if refusal is not None:
@@ -323,7 +323,7 @@ class Service:
         found.admitted_at[second] += 1
         found.tokens += counting * tokens
         await fleet.loop.elapse(took * 3 / 4)
-        self.gate.release()
+        self.admission.release()
         if self.chance.random() < fleet.scene.faults:
             found.faults += fleet.counting
             return Answer(503, {}, b"")

@@ -1,4 +1,4 @@
-"""The gate: in order, queries first, and a slot that is given is given back."""
+"""The admission queue: in order, queries first, and a slot that is given is given back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from nexusflow_integrations._core.pace.gate import TO_COME, Gate
+from nexusflow_integrations._core.pace.admission import TO_COME, AdmissionQueue
 from nexusflow_integrations._core.pace.pacing import FoundLimit, GivenLimits
 from nexusflow_integrations._core.pace.window import Window
 
@@ -42,12 +42,12 @@ def timed(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
     return run
 
 
-def gate(limit: int = 2, per_minute: float | None = None) -> Gate:
+def admission(limit: int = 2, per_minute: float | None = None) -> AdmissionQueue:
     pacer = FoundLimit() if per_minute is None else GivenLimits(per_minute, None)
-    return Gate(pacer, Window(limit=limit), asyncio.get_running_loop().time)
+    return AdmissionQueue(pacer, Window(limit=limit), asyncio.get_running_loop().time)
 
 
-async def queue(door: Gate, order: list[str], name: str, *, urgent: bool = False) -> None:
+async def queue(door: AdmissionQueue, order: list[str], name: str, *, urgent: bool = False) -> None:
     await door.enter(10, urgent=urgent)
     order.append(name)
 
@@ -59,7 +59,7 @@ async def settle() -> None:
 
 @timed
 async def test_as_many_enter_as_the_window_has_room_for() -> None:
-    door, order = gate(2), []
+    door, order = admission(2), []
     tasks = [asyncio.ensure_future(queue(door, order, str(n))) for n in range(5)]
     await settle()
     assert order == ["0", "1"]
@@ -74,7 +74,7 @@ async def test_as_many_enter_as_the_window_has_room_for() -> None:
 
 @timed
 async def test_queries_pass_before_documents_that_came_earlier_and_in_their_own_order() -> None:
-    door, order = gate(1), []
+    door, order = admission(1), []
     await door.enter(10)
     tasks = [asyncio.ensure_future(queue(door, order, f"d{n}")) for n in range(3)]
     await settle()
@@ -89,7 +89,7 @@ async def test_queries_pass_before_documents_that_came_earlier_and_in_their_own_
 
 @timed
 async def test_the_pacer_spaces_admissions_also_when_there_is_room() -> None:
-    door = gate(10, per_minute=60)
+    door = admission(10, per_minute=60)
     loop = asyncio.get_running_loop()
     times = []
     for _ in range(4):
@@ -101,7 +101,7 @@ async def test_the_pacer_spaces_admissions_also_when_there_is_room() -> None:
 
 @timed
 async def test_an_urgent_newcomer_takes_the_next_paced_turn() -> None:
-    door, order = gate(10, per_minute=60), []
+    door, order = admission(10, per_minute=60), []
     await door.enter(10)
     document = asyncio.ensure_future(queue(door, order, "document"))
     await asyncio.sleep(0.2)
@@ -112,7 +112,7 @@ async def test_an_urgent_newcomer_takes_the_next_paced_turn() -> None:
 
 @timed
 async def test_an_open_gate_wants_as_many_as_could_leave_at_once() -> None:
-    door = gate(20)
+    door = admission(20)
     assert door.is_open
     assert door.wanted(0) == 16  # what the window lets out at first
     assert door.wanted(3) == 13
@@ -125,7 +125,7 @@ async def test_an_open_gate_wants_as_many_as_could_leave_at_once() -> None:
 
 @timed
 async def test_a_paced_gate_wants_a_few_to_come_and_one_of_whoever_has_none() -> None:
-    door, order = gate(20, per_minute=60), []
+    door, order = admission(20, per_minute=60), []
     assert not door.is_open
     assert door.wanted(0) == TO_COME
     await door.enter(10)
@@ -140,14 +140,14 @@ async def test_a_paced_gate_wants_a_few_to_come_and_one_of_whoever_has_none() ->
 
 @timed
 async def test_a_gate_that_found_a_limit_wants_a_few_to_come() -> None:
-    door = gate(20)
+    door = admission(20)
     door.pacer.throttled(sent_at=asyncio.get_running_loop().time(), now=1000.0, hint=None)
     assert door.wanted(0) == TO_COME
 
 
 @timed
 async def test_one_that_waits_and_is_cancelled_leaves_no_slot_taken() -> None:
-    door, order = gate(1), []
+    door, order = admission(1), []
     await door.enter(10)
     gone = asyncio.ensure_future(queue(door, order, "gone"))
     next_one = asyncio.ensure_future(queue(door, order, "next"))
@@ -164,7 +164,7 @@ async def test_one_that_waits_and_is_cancelled_leaves_no_slot_taken() -> None:
 
 @timed
 async def test_one_that_is_admitted_and_cancelled_in_the_same_moment_gives_its_slot_on() -> None:
-    door, order = gate(1), []
+    door, order = admission(1), []
     await door.enter(10)
     gone = asyncio.ensure_future(queue(door, order, "gone"))
     next_one = asyncio.ensure_future(queue(door, order, "next"))
@@ -178,7 +178,7 @@ async def test_one_that_is_admitted_and_cancelled_in_the_same_moment_gives_its_s
 
 @timed
 async def test_one_that_waits_for_its_time_and_is_cancelled_does_not_stop_the_others() -> None:
-    door, order = gate(10, per_minute=60), []
+    door, order = admission(10, per_minute=60), []
     await door.enter(10)
     gone = asyncio.ensure_future(queue(door, order, "gone"))
     next_one = asyncio.ensure_future(queue(door, order, "next"))
@@ -190,7 +190,7 @@ async def test_one_that_waits_for_its_time_and_is_cancelled_does_not_stop_the_ot
 
 @timed
 async def test_all_cancelled_leave_an_open_gate() -> None:
-    door, order = gate(1), []
+    door, order = admission(1), []
     await door.enter(10)
     tasks = [asyncio.ensure_future(queue(door, order, str(n))) for n in range(20)]
     await settle()
@@ -206,7 +206,7 @@ async def test_all_cancelled_leave_an_open_gate() -> None:
 
 @timed
 async def test_a_window_that_shrinks_lets_nobody_in_until_enough_have_left() -> None:
-    door, order = gate(4), []
+    door, order = admission(4), []
     for _ in range(4):
         await door.enter(10)
     door.window.failed(sent_at=1.0, now=2.0)  # 4 -> 2.8
@@ -223,7 +223,7 @@ async def test_a_window_that_shrinks_lets_nobody_in_until_enough_have_left() -> 
 
 @timed
 async def test_a_pacer_that_replaces_another_counts_from_the_next_turn_on() -> None:
-    door = gate(10, per_minute=60)
+    door = admission(10, per_minute=60)
     await door.enter(10)
     door.pacer = FoundLimit()
     began = asyncio.get_running_loop().time()
@@ -256,7 +256,7 @@ class Paced:
 async def test_the_pacer_is_told_the_tokens_of_each_request_when_it_goes_out() -> None:
     loop = asyncio.get_running_loop()
     pacer = Paced(0.5)
-    door = Gate(pacer, Window(limit=8), loop.time)
+    door = AdmissionQueue(pacer, Window(limit=8), loop.time)
     start = loop.time()
     await asyncio.gather(*(door.enter(tokens) for tokens in (11, 22, 33)))
     assert [tokens for tokens, _ in pacer.took] == [11, 22, 33]

@@ -61,7 +61,7 @@ def test_a_call_that_waits_for_another_embeds_itself_what_that_one_leaves(
     first = threading.Thread(target=hurry)
     first.start()
     until(lambda: slow.stats.in_flight or failed)
-    rows = patient.embed(TEXTS)  # joins the flights of the first call, which never end well
+    rows = patient.embed(TEXTS)  # joins the coalescer of the first call, which never end well
     first.join(120)
     assert failed
     assert np.array_equal(rows, patient.embed(TEXTS))

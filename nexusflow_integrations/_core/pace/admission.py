@@ -18,7 +18,7 @@ TO_COME = 4
 """Requests that wait, so that the next is there when it may leave."""
 
 
-class Gate:
+class AdmissionQueue:
     """Admits requests one by one. ``clock`` is the pacer's, in seconds."""
 
     def __init__(self, pacer: Pacer, window: Window, clock: Callable[[], float]) -> None:
