@@ -47,6 +47,7 @@ def add_documents(
     slice_size: int = SLICE,
     store_timeout: float = 60.0,
     writer_wait: float = 0.0,
+    verify: bool = True,
 ) -> Added:
     """Add any number of documents; only those whose ids are not there are embedded and paid for.
 
@@ -64,6 +65,9 @@ def add_documents(
         slice_size: Documents a write, at most; never more than the client's maximum.
         store_timeout: Seconds that one read or write of the collection may take, retries included.
         writer_wait: Seconds to wait for another process that writes to the same folder.
+        verify: Whether to embed up to three short documents of the collection again before the
+            first one is embedded, once an hour for each embedding function, and to refuse to write
+            if most get another vector: the service has changed its model.
 
     Raises:
         InvalidInputError: A document, its id or metadata cannot be stored, or an id is there twice;
@@ -84,7 +88,7 @@ def add_documents(
     most = calls("reading", collection._client.get_max_batch_size)
     run = Run(min(slice_size, most), progress, add_only=True)
     with only_writer(collection, writer_wait):
-        Filling(run, calls).fill(rows(columns), embedder)
+        Filling(run, calls, verify=verify).fill(rows(columns), embedder)
     return _added(run)
 
 
@@ -98,6 +102,7 @@ async def aadd_documents(
     slice_size: int = SLICE,
     store_timeout: float = 60.0,
     writer_wait: float = 0.0,
+    verify: bool = True,
 ) -> Added:
     """Add documents like ``add_documents``, to a collection of an ``AsyncHttpClient``.
 
@@ -112,7 +117,7 @@ async def aadd_documents(
     most = await calls("reading", collection._client.get_max_batch_size)
     run = Run(min(slice_size, most), progress, add_only=True)
     async with aonly_writer(collection, writer_wait):
-        await AsyncFilling(run, calls).fill(arows(columns), embedder)
+        await AsyncFilling(run, calls, verify=verify).fill(arows(columns), embedder)
     return _added(run)
 
 

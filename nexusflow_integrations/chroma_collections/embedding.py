@@ -18,6 +18,7 @@ from nexusflow_integrations.chroma_collections.opening import fitting
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError, RefusedTextsError
 
 if TYPE_CHECKING:
+    from nexusflow_integrations._core.vectors import Vectors
     from nexusflow_integrations.client import NexusFlow
 
 _AT_ONCE = 250
@@ -57,6 +58,21 @@ class Embedder:
         if self._plain:
             return sum(self._parts, Usage(price=self.client.usage.price))
         return _difference(self.client.usage, self._before)
+
+    def again(self, texts: list[str]) -> list[Vectors | None]:
+        """Return what the service answers now, past the cache: float32 of shape (d,) each.
+
+        ``None`` for a text that it refuses.
+        """
+        try:
+            if self._plain:
+                return [*self.client._uncached()._counted(self._parts.append).embed(texts)]
+            return [np.asarray(row, np.float32) for row in self.function._uncached()(texts)]
+        except RefusedTextsError as error:
+            return [error.finished.get(place) for place in range(len(texts))]
+        except NexusFlowError as error:
+            error.finished = {}  # its places are not those of the source
+            raise
 
     def stream(self, texts: Iterable[str]) -> Generator[Embedded, None, None]:
         """Yield the result of every text, in order, as ``NexusFlow.embed_stream`` does."""

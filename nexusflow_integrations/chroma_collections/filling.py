@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import aclosing, closing, suppress
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from nexusflow_integrations._core.usage import Usage
@@ -13,6 +13,13 @@ from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, T
 from nexusflow_integrations.chroma_collections.embedding import Embedder
 from nexusflow_integrations.chroma_collections.records import Record
 from nexusflow_integrations.chroma_collections.run import Run, Stored, Write, stored_by_id
+from nexusflow_integrations.chroma_collections.verifying import (
+    READ,
+    check_same,
+    is_due,
+    note,
+    sampled,
+)
 from nexusflow_integrations.errors import NexusFlowError
 
 if TYPE_CHECKING:
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.call.estimate import Estimate
 
 _LOOKED_UP: Any = ["documents", "metadatas"]
+_SAMPLED: Any = ["documents", "embeddings"]
 PAGE = 1_000
 """Ids a read, when all ids of a collection are compared with the source's."""
 
@@ -32,18 +40,27 @@ class Filling:
         run: What has been read and not written.
         calls: To the collection.
         where: The part of the collection that the source owns; ``None``: all of it.
+        verify: Whether to compare a few vectors of the collection with what the service answers
+            now, before the first vector is written.
     """
 
-    def __init__(self, run: Run, calls: Calls, where: Where | None = None) -> None:
+    def __init__(
+        self, run: Run, calls: Calls, where: Where | None = None, *, verify: bool = True
+    ) -> None:
         self._run = run
         self._calls = calls
         self._where = where
+        self._verify = verify
         self._problem: Exception | None = None
 
     def fill(self, records: Iterable[Record], embedder: Embedder) -> None:
         """Embed and write all of ``records``; what was paid for is written whatever fails."""
         texts = self.missing(records)
         try:
+            first = next(texts, None)
+            if first is not None and self._verify:
+                self._compare(embedder)
+            texts = chain(() if first is None else (first,), texts)
             with closing(embedder.stream(texts)) as stream:
                 for embedded in stream:
                     self._write(self._run.landed(embedded))
@@ -57,6 +74,15 @@ class Filling:
         except BaseException:
             self._keep()
             raise
+
+    def _compare(self, embedder: Embedder) -> None:
+        collection, client = self._calls.collection, embedder.client
+        if is_due(client, collection.id):
+            found = self._calls("reading", collection.get, limit=READ, include=_SAMPLED)
+            ids, texts, rows = sampled(found)
+            if texts:
+                check_same(collection.name, ids, rows, embedder.again(texts), most=True)
+            note(client, collection.id)
 
     def estimate(self, records: Iterable[Record], embedder: Embedder) -> Usage:
         """Go through ``records`` without sending or writing; return what it would cost."""
@@ -152,15 +178,22 @@ class Filling:
 class AsyncFilling:
     """Fills an ``AsyncCollection`` like ``Filling``."""
 
-    def __init__(self, run: Run, calls: AsyncCalls, where: Where | None = None) -> None:
+    def __init__(
+        self, run: Run, calls: AsyncCalls, where: Where | None = None, *, verify: bool = True
+    ) -> None:
         self._run = run
         self._calls = calls
         self._where = where
+        self._verify = verify
         self._problem: Exception | None = None
 
     async def fill(self, records: AsyncIterator[Record], embedder: Embedder) -> None:
         texts = self.missing(records)
         try:
+            first = await anext(texts, None)
+            if first is not None and self._verify:
+                await self._compare(embedder)
+            texts = _achain(first, texts)
             async with aclosing(embedder.astream(texts)) as stream:
                 async for embedded in stream:
                     await self._write(self._run.landed(embedded))
@@ -174,6 +207,16 @@ class AsyncFilling:
         except BaseException:
             await self._keep()
             raise
+
+    async def _compare(self, embedder: Embedder) -> None:
+        collection, client = self._calls.collection, embedder.client
+        if is_due(client, collection.id):
+            found = await self._calls("reading", collection.get, limit=READ, include=_SAMPLED)
+            ids, texts, rows = sampled(found)
+            if texts:
+                fresh = await asyncio.to_thread(embedder.again, texts)
+                check_same(collection.name, ids, rows, fresh, most=True)
+            note(client, collection.id)
 
     async def estimate(self, records: AsyncIterator[Record], embedder: Embedder) -> Usage:
         client = embedder.client
@@ -264,6 +307,13 @@ class AsyncFilling:
                 raise
             else:
                 self._run.written(write)
+
+
+async def _achain(first: str | None, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+    if first is not None:
+        yield first
+        async for text in rest:
+            yield text
 
 
 def _expected(estimate: Estimate) -> Usage:

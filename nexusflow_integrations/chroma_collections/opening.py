@@ -12,7 +12,7 @@ from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction  # isort: s
 from chromadb.errors import NotFoundError
 
 from nexusflow_integrations._core.settings import DIMENSIONS
-from nexusflow_integrations.chroma_collections.verifying import SAMPLE, check_same, sampled
+from nexusflow_integrations.chroma_collections.verifying import READ, check_same, sampled
 from nexusflow_integrations.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def open_collection(
         function = fitting(stored, embedding_function, address_changed=address_changed)
     _check_ignored(stored, metadata, configuration)
     if verify or foreign:
-        found = stored.get(limit=SAMPLE, include=_SAMPLED)
+        found = stored.get(limit=READ, include=_SAMPLED)
         ids, texts, rows = sampled(found)
         if foreign:
             _check_comparable(name, found["ids"], ids, rows, function)
@@ -141,7 +141,7 @@ async def aopen_collection(
         function = fitting(stored, embedding_function, address_changed=address_changed)
     _check_ignored(stored, metadata, configuration)
     if verify or foreign:
-        found = await stored.get(limit=SAMPLE, include=_SAMPLED)
+        found = await stored.get(limit=READ, include=_SAMPLED)
         ids, texts, rows = sampled(found)
         if foreign:
             _check_comparable(name, found["ids"], ids, rows, function)

@@ -66,6 +66,7 @@ def sync_documents(
     slice_size: int = SLICE,
     store_timeout: float = 60.0,
     writer_wait: float = 0.0,
+    verify: bool = True,
 ) -> Synced:
     """Make ``collection`` hold what a source holds; pay only for texts that are new or changed.
 
@@ -93,11 +94,15 @@ def sync_documents(
         slice_size: Documents a write, at most; fewer where vectors are large.
         store_timeout: Seconds that one read or write of the collection may take, retries included.
         writer_wait: Seconds to wait for another process that writes to the same folder.
+        verify: Whether to embed up to three short documents of the collection again before the
+            first one is embedded, once an hour for each embedding function, and to refuse to write
+            if most get another vector: the service has changed its model.
 
     Raises:
         InvalidInputError: An id is there twice; the message has both places.
         ValueError: There are more ids than documents, or the other way round.
-        ConfigurationError: The embedding function is not NexusFlow's, or the other twin is needed.
+        ConfigurationError: The embedding function is not NexusFlow's, or the other twin is needed,
+            or (``verify``) the service answers with other vectors than those that are stored.
         CollectionError: The collection cannot be read or written, or another process writes to it.
             ``finished`` holds the vectors that were paid for and not written, by place.
         NexusFlowError: Embedding cannot go on.
@@ -111,7 +116,7 @@ def sync_documents(
     calls = Calls(collection, check_timeout(store_timeout))
     most = calls("reading", collection._client.get_max_batch_size)
     run = Run(min(slice_size, most) if isinstance(slice_size, int) else slice_size, progress, False)
-    filling = Filling(run, calls, where)
+    filling = Filling(run, calls, where, verify=verify)
     if dry_run:
         usage = filling.estimate(rows(columns), embedder)
         if _may_remove(run, remove):
@@ -139,6 +144,7 @@ async def async_documents(
     slice_size: int = SLICE,
     store_timeout: float = 60.0,
     writer_wait: float = 0.0,
+    verify: bool = True,
 ) -> Synced:
     """Sync like ``sync_documents``, to a collection of an ``AsyncHttpClient``.
 
@@ -153,7 +159,7 @@ async def async_documents(
     calls = AsyncCalls(collection, check_timeout(store_timeout))
     most = await calls("reading", collection._client.get_max_batch_size)
     run = Run(min(slice_size, most) if isinstance(slice_size, int) else slice_size, progress, False)
-    filling = AsyncFilling(run, calls, where)
+    filling = AsyncFilling(run, calls, where, verify=verify)
     if dry_run:
         usage = await filling.estimate(arows(columns), embedder)
         if _may_remove(run, remove):

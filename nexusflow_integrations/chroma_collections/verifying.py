@@ -2,35 +2,64 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from nexusflow_integrations.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from nexusflow_integrations._core.vectors import Vectors
+    from nexusflow_integrations.client import NexusFlow
 
 SAMPLE = 3
 """Documents that are embedded again: one request."""
+READ = 10
+"""Documents that are read, of which the shortest are embedded: they cost least."""
 TOLERANCE = 0.02
 """Length of the difference, as a share of the stored vector's length."""
 
 
+VALID = 3600.0
+"""Seconds for which a client need not compare a collection again."""
+
+_compared: WeakKeyDictionary[NexusFlow, dict[UUID, float]] = WeakKeyDictionary()
+"""When each client has last compared a collection, or begun to fill it."""
+
+
+def is_due(client: NexusFlow, collection: UUID) -> bool:
+    """Tell whether ``client`` has to compare the collection before it writes to it."""
+    return time.monotonic() - _compared.get(client, {}).get(collection, -VALID) >= VALID
+
+
+def note(client: NexusFlow, collection: UUID) -> None:
+    """Remember that the vectors of the collection are those that ``client`` gets."""
+    _compared.setdefault(client, {})[collection] = time.monotonic()
+
+
 def sampled(found: Mapping[str, Any]) -> tuple[list[str], list[str], list[Vectors]]:
-    """Return ids, documents and vectors of what ``collection.get`` found, where all are there."""
+    """Return ids, documents and vectors of what ``collection.get`` found, where all are there.
+
+    At most ``SAMPLE``, the shortest documents.
+    """
     rows = zip(
         found["ids"],
         found["documents"] or (),
         () if found["embeddings"] is None else found["embeddings"],
         strict=False,
     )
-    kept = [
+    whole = [
         (name, text, np.asarray(row, np.float32))
         for name, text, row in rows
         if text is not None and text.strip() and row is not None
     ]
+    shortest = sorted(range(len(whole)), key=lambda place: len(whole[place][1]))[:SAMPLE]
+    kept = [whole[place] for place in sorted(shortest)]
     return (
         [name for name, _, _ in kept],
         [text for _, text, _ in kept],
@@ -53,18 +82,39 @@ def deviation(stored: Vectors, fresh: Vectors) -> float:
     return apart / length if length else (0.0 if apart == 0 else float("inf"))
 
 
-def check_same(name: str, ids: list[str], stored: list[Vectors], fresh: Sequence[Any]) -> None:
+def check_same(
+    name: str,
+    ids: list[str],
+    stored: list[Vectors],
+    fresh: Sequence[Any],
+    *,
+    most: bool = False,
+) -> None:
     """Refuse a service whose vectors are others than those of collection ``name``.
 
+    Args:
+        name: Of the collection.
+        ids: Of the documents that are compared.
+        stored: Their vectors in the collection.
+        fresh: Their vectors now; ``None`` for a document that the service refuses now.
+        most: Whether half of them may differ, as where the caller stored vectors of its own.
+
     Raises:
-        ConfigurationError: A document got a vector that is not the stored one.
+        ConfigurationError: A document got a vector that is not the stored one; with ``most``, more
+            than half of them did.
     """
-    for place, (old, new) in enumerate(zip(stored, fresh, strict=True)):
-        apart = deviation(old, np.asarray(new, np.float32))
-        if apart > TOLERANCE:
-            raise ConfigurationError(
-                f"the service embeds document {ids[place]!r} of collection {name!r} differently"
-                f" now (it differs by {apart:.2g} of the vector's length; {TOLERANCE} is"
-                " allowed): the model or its settings changed, or the stored vector is of another"
-                " source; make another collection"
-            )
+    apart = [
+        (place, deviation(old, np.asarray(new, np.float32)))
+        for place, (old, new) in enumerate(zip(stored, fresh, strict=True))
+        if new is not None
+    ]
+    differing = [(place, far) for place, far in apart if far > TOLERANCE]
+    if len(differing) > (len(apart) // 2 if most else 0):
+        place, far = differing[0]
+        raise ConfigurationError(
+            f"the service embeds document {ids[place]!r} of collection {name!r} differently"
+            f" now (it differs by {far:.2g} of the vector's length; {TOLERANCE} is"
+            " allowed): the model or its settings changed, or the stored vector is of another"
+            " source; make another collection"
+            + (", or write without comparing (verify=False)" if most else "")
+        )

@@ -14,6 +14,7 @@ import pytest
 from nexusflow_integrations import Budget, LeftOut, errors
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import open_collection, run, sync_documents
+from nexusflow_integrations.chroma_collections.verifying import SAMPLE
 from nexusflow_integrations.local import LocalServer
 
 from .test_add_documents import numbered
@@ -147,7 +148,8 @@ def test_a_budget_that_runs_out_removes_nothing_and_the_next_run_pays_for_the_re
     assert set(numbered(50)["ids"]) <= set(kept)
     paid = server.stats.texts
     rest = sync_documents(open_collection(client, "docs", make()), **numbered(400, start=50))
-    assert server.stats.texts - paid == rest.added == 400 - (len(kept) - 50)
+    assert rest.added == 400 - (len(kept) - 50)
+    assert server.stats.texts - paid == rest.usage.texts == rest.added + SAMPLE
     assert rest.removed == 50
 
 
