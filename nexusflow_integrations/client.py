@@ -5,27 +5,25 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
-from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Callable,
     Coroutine,
     Generator,
     Iterable,
     Mapping,
 )
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 from weakref import ref
 
 from nexusflow_integrations._core import checks
-from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Outcome
+from nexusflow_integrations._core.call.background import BackgroundLoop
 from nexusflow_integrations._core.call.caller import (
     NO_HOOKS,
     Caller,
@@ -66,14 +64,14 @@ from nexusflow_integrations._core.usage import (
     check_budget,
     check_price,
 )
-from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
+from nexusflow_integrations.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.call.engine import Engine
     from nexusflow_integrations._core.call.estimate import Estimate
     from nexusflow_integrations._core.call.job import Stop
     from nexusflow_integrations._core.call.results import CallResults, EmbeddingArray, EmbeddingList
-    from nexusflow_integrations._core.call.streaming import Chunk, Cutter, Embedded
+    from nexusflow_integrations._core.call.streaming import Embedded, Stream
     from nexusflow_integrations._core.pace.shared import SharedLimits
     from nexusflow_integrations._core.request.exchange import Call
     from nexusflow_integrations._core.shared_budget import SharedBudget
@@ -327,42 +325,7 @@ class NexusFlow:
         """
         ordered = checks.flag("ordered", ordered)
         texts = rows_of(texts)
-        self._import()
-        from nexusflow_integrations._core.call.job import STOPPED, Stop
-        from nexusflow_integrations._core.call.streaming import Cutter
-
-        cutter = Cutter(self._settings, self._instruction(role))
-        chunks = cutter.cut(texts)
-        flying: deque[_InFlight] = deque()
-        stop = Stop()
-        more = True
-        try:
-            while more or flying:
-                if more and len(flying) < cutter.in_flight:
-                    chunk = next(chunks, None)
-                    more = chunk is not None
-                    if chunk is not None:
-                        flying.append(self._launch(chunk, role, None, stop))
-                    if not _is_ready(flying, ordered=ordered):
-                        continue  # what is ready goes out before more is read, which may take long
-                if not ordered:
-                    wait([flight.future for flight in flying], return_when=FIRST_COMPLETED)
-                    _rotate_to_landed(flying)
-                flight = flying.popleft()
-                try:
-                    with self._recorded(flight.ledger):
-                        gathered = flight.future.result()
-                except NexusFlowError as error:
-                    wait([other.future for other in flying], timeout=STOPPED)
-                    raise _rescued(error, flight, flying) from None
-                except BaseException:  # Ctrl-C
-                    self._abandon(flying)
-                    flying.clear()
-                    flight.cancel()
-                    raise
-                yield from flight.chunk.results(gathered)
-        finally:
-            self._abandon(flying)
+        yield from self._stream(role, ordered=ordered).results(texts)
 
     async def aembed_stream(
         self,
@@ -374,76 +337,25 @@ class NexusFlow:
         """Embed like ``embed_stream``, from an iterable or an async iterable."""
         ordered = checks.flag("ordered", ordered)
         texts = texts if isinstance(texts, AsyncIterable) else rows_of(texts)
-        self._import()
-        from nexusflow_integrations._core.call.job import STOPPED, Stop
-        from nexusflow_integrations._core.call.streaming import Cutter
-
-        cutter = Cutter(self._settings, self._instruction(role))
-        chunks = _acut(cutter, texts)
         loop = asyncio.get_running_loop()
-        flying: deque[_InFlight] = deque()
-        stop = Stop()
-        landed = _Signal(loop)
-        more = True
-        reading: asyncio.Future[Chunk | None] | None = None
-        try:
-            while more or flying:
-                if more and reading is None and len(flying) < cutter.in_flight:
-                    reading = asyncio.ensure_future(_next(chunks))
-                    reading.add_done_callback(landed.tell)
-                # The source may be slow, or wait for a result of ours: watch both.
-                if not _is_ready(flying, ordered=ordered):
-                    await landed.wait()
-                if reading is not None and reading.done():
-                    chunk, reading = reading.result(), None
-                    more = chunk is not None
-                    if chunk is not None:
-                        flying.append(self._launch(chunk, role, loop, stop))
-                        flying[-1].future.add_done_callback(landed.tell)
-                if not _is_ready(flying, ordered=ordered):
-                    continue
-                if not ordered:
-                    _rotate_to_landed(flying)
-                flight = flying.popleft()
-                try:
-                    with self._recorded(flight.ledger):
-                        gathered = await asyncio.wrap_future(flight.future)
-                except NexusFlowError as error:
-                    until = loop.time() + STOPPED
-                    timer = loop.call_at(until, landed.tell, None)
-                    while loop.time() < until and not all(f.future.done() for f in flying):
-                        await landed.wait()
-                    timer.cancel()
-                    raise _rescued(error, flight, flying) from None
-                for result in flight.chunk.results(gathered):
-                    yield result
-        finally:
-            if reading is not None:
-                reading.cancel()
-            self._abandon(flying)
+        async with aclosing(self._stream(role, ordered=ordered, loop=loop).aresults(texts)) as rows:
+            async for result in rows:
+                yield result
 
-    def _launch(
-        self, chunk: Chunk, role: Role, loop: asyncio.AbstractEventLoop | None, stop: Stop
-    ) -> _InFlight:
-        ledger = Ledger()
-        future: Future[CallResults] = Future()
-        if chunk.texts:
-            background, work = self._start(
-                chunk.texts, ledger, urgent=role == "query", loop=loop, stop=stop
-            )
-            loop_call = LoopCall(background, work, partial(_settle, future))
-            return _InFlight(chunk, future, ledger, loop_call.cancel)
-        from nexusflow_integrations._core.call.results import CallResults
+    def _stream(
+        self, role: Role, *, ordered: bool, loop: asyncio.AbstractEventLoop | None = None
+    ) -> Stream:
+        self._import()
+        from nexusflow_integrations._core.call.streaming import Stream
 
-        future.set_result(CallResults(0))
-        return _InFlight(chunk, future, ledger, future.cancel)
-
-    def _abandon(self, flying: deque[_InFlight]) -> None:
-        # The last first: those that wait would send in the place of those that are out.
-        for flight in reversed(flying):
-            flight.cancel()
-        for flight in reversed(flying):
-            self._report(flight.ledger)
+        return Stream(
+            self._settings,
+            self._instruction(role),
+            start=partial(self._start, urgent=role == "query", loop=loop),
+            recorded=self._recorded,
+            report=self._report,
+            ordered=ordered,
+        )
 
     # -- what it cost --------------------------------------------------------------------------
 
@@ -554,12 +466,12 @@ class NexusFlow:
         return min(GIVE_BACK, self._settings.deadline or GIVE_BACK)
 
     def _give_back(self) -> Future[None] | None:
-        if self._budget is None or isinstance(self._budget, Budget):
+        if self._guard is None or isinstance(self._budget, Budget):
             return None
         self._import()
         from nexusflow_integrations._core.call.engine import engine
 
-        return engine()[0].submit(cast(Any, self._guard).give_back())
+        return engine()[0].submit(self._guard.give_back())
 
     def __enter__(self) -> NexusFlow:
         return self
@@ -828,71 +740,6 @@ class _Recorded(AbstractContextManager[None]):
             self._report()
 
 
-class _InFlight(NamedTuple):
-    chunk: Chunk
-    future: Future[CallResults]
-    ledger: Ledger
-    cancel: Callable[[], object]
-
-
-def _settle(future: Future[CallResults], outcome: Outcome[CallResults]) -> None:
-    if outcome.error is not None:
-        future.set_exception(outcome.error)
-    else:
-        future.set_result(cast("CallResults", outcome.value))
-
-
-def _rotate_to_landed(flying: deque[_InFlight]) -> None:
-    flying.rotate(-next(place for place, flight in enumerate(flying) if flight.future.done()))
-
-
-def _is_ready(flying: deque[_InFlight], *, ordered: bool) -> bool:
-    if ordered:
-        return bool(flying) and flying[0].future.done()
-    return any(flight.future.done() for flight in flying)
-
-
-async def _next(chunks: AsyncIterator[Chunk]) -> Chunk | None:
-    return await anext(chunks, None)
-
-
-class _Signal:
-    """Wakes one waiter on ``loop`` when a future ends, of this loop or of another thread."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._event = asyncio.Event()
-
-    def tell(self, _: object) -> None:
-        with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._event.set)
-
-    async def wait(self) -> None:
-        """Wait for the next end."""
-        await self._event.wait()
-        self._event.clear()
-
-
-def _rescued(
-    error: NexusFlowError, failed: _InFlight, flying: Iterable[_InFlight]
-) -> NexusFlowError:
-    """Return the error that ended the stream; its ``finished`` has what all chunks had ready."""
-    from nexusflow_integrations._core.call.job import StoppedElsewhere
-
-    finished = failed.chunk.named(error.finished)
-    for flight in flying:
-        if flight.future.done() and not flight.future.cancelled():
-            other = flight.future.exception()
-            if other is None:
-                finished |= flight.chunk.named(flight.future.result().finished())
-            elif isinstance(other, NexusFlowError):
-                finished |= flight.chunk.named(other.finished)
-                if isinstance(error, StoppedElsewhere):
-                    error = other
-    error.finished = finished
-    return error
-
-
 def _cache_path(
     cache: bool | str | os.PathLike[str] | RedisAddress | None,
 ) -> str | RedisAddress | None:
@@ -912,15 +759,3 @@ def _cache_path(
     except Exception:  # noqa: BLE001, S110 - an object of the user's own
         pass
     raise checks.refuse("cache", "a path, the URL of a Redis server, True, False or None", cache)
-
-
-async def _acut(cutter: Cutter, texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[Chunk]:
-    if isinstance(texts, AsyncIterable):
-        async for text in texts:
-            if chunk := cutter.add(text):
-                yield chunk
-        if chunk := cutter.rest():
-            yield chunk
-    else:
-        for chunk in cutter.cut(texts):
-            yield chunk

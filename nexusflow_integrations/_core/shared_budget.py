@@ -164,7 +164,7 @@ class SharedBudgetGuard(BudgetGuard):
     def settle(self, most: int, billed: int) -> None:
         self._available += most - billed
         self._denied = None
-        super().settle(most, 0)
+        self._free(most)
         self._rest_later()
 
     async def give_back(self) -> None:

@@ -248,8 +248,14 @@ class BudgetGuard:
 
     def settle(self, most: int, billed: int) -> None:
         """Replace a reservation by what was billed (0 if the request cost nothing)."""
-        self.reserved -= most
         self.spent += billed
+        self._free(most)
+
+    async def give_back(self) -> None:
+        """Give back what was drawn from a budget that others share: nothing was."""
+
+    def _free(self, most: int) -> None:
+        self.reserved -= most
         self._tell()
 
     def _tell(self) -> None:

@@ -7,16 +7,38 @@ long the iterable is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import asyncio
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, cast
 
+from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Outcome
+from nexusflow_integrations._core.call.job import STOPPED, Stop, StoppedElsewhere
 from nexusflow_integrations._core.call.results import CallResults
 from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.texts import check_text
+from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import InvalidInputError, NexusFlowError
 
 BATCHES_A_CHUNK = 4
+
+Started = tuple[BackgroundLoop, Coroutine[Any, Any, CallResults]]
+"""The work of a call, and where to do it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +109,203 @@ class Cutter:
                 yield chunk
         if chunk := self.rest():
             yield chunk
+
+    async def acut(self, texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[Chunk]:
+        if isinstance(texts, AsyncIterable):
+            async for text in texts:
+                if chunk := self.add(text):
+                    yield chunk
+            if chunk := self.rest():
+                yield chunk
+        else:
+            for chunk in self.cut(texts):
+                yield chunk
+
+
+class _Running(NamedTuple):
+    """A chunk whose call is under way, or has ended."""
+
+    chunk: Chunk
+    future: Future[CallResults]
+    ledger: Ledger
+    cancel: Callable[[], object]
+
+
+class Stream:
+    """A few calls at a time, one for each chunk of texts.
+
+    Args:
+        settings: The client's.
+        instruction: Put in front of each text.
+        start: Makes a call of texts, given a ledger and what stops all calls of the stream.
+        recorded: What surrounds the end of a call: telemetry, and its report.
+        report: Reports a call whose end nobody waits for.
+        ordered: Yield in the order of the texts, or as finished.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        instruction: str,
+        *,
+        start: Callable[..., Started],
+        recorded: Callable[[Ledger], AbstractContextManager[None]],
+        report: Callable[[Ledger], object],
+        ordered: bool,
+    ) -> None:
+        self._cutter = Cutter(settings, instruction)
+        self._start = start
+        self._recorded = recorded
+        self._report = report
+        self._ordered = ordered
+        self._running: deque[_Running] = deque()
+        self._stop = Stop()
+
+    def results(self, texts: Iterable[str]) -> Generator[Embedded, None, None]:
+        """Yield each text's result; texts are read, and waited for, in this thread."""
+        chunks = self._cutter.cut(texts)
+        running = self._running
+        more = True
+        try:
+            while more or running:
+                if more and len(running) < self._cutter.in_flight:
+                    chunk = next(chunks, None)
+                    more = chunk is not None
+                    if chunk is not None:
+                        self._launch(chunk)
+                    if not self._is_ready():
+                        continue  # what is ready goes out before more is read, which may take long
+                if not self._ordered:
+                    wait([one.future for one in running], return_when=FIRST_COMPLETED)
+                one = self._take()
+                try:
+                    with self._recorded(one.ledger):
+                        found = one.future.result()
+                except NexusFlowError as error:
+                    wait([other.future for other in running], timeout=STOPPED)
+                    raise self._rescued(error, one) from None
+                except BaseException:  # Ctrl-C
+                    self._abandon()
+                    running.clear()
+                    one.cancel()
+                    raise
+                yield from one.chunk.results(found)
+        finally:
+            self._abandon()
+
+    async def aresults(
+        self, texts: Iterable[str] | AsyncIterable[str]
+    ) -> AsyncGenerator[Embedded, None]:
+        """Yield each text's result; texts are read, and waited for, on this event loop."""
+        loop = asyncio.get_running_loop()
+        chunks = self._cutter.acut(texts)
+        running = self._running
+        ended = _Signal(loop)
+        more = True
+        reading: asyncio.Future[Chunk | None] | None = None
+        try:
+            while more or running:
+                if more and reading is None and len(running) < self._cutter.in_flight:
+                    reading = asyncio.ensure_future(_next(chunks))
+                    reading.add_done_callback(ended.set)
+                # The source may be slow, or wait for a result of ours: watch both.
+                if not self._is_ready():
+                    await ended.wait()
+                if reading is not None and reading.done():
+                    chunk, reading = reading.result(), None
+                    more = chunk is not None
+                    if chunk is not None:
+                        self._launch(chunk)
+                        running[-1].future.add_done_callback(ended.set)
+                if not self._is_ready():
+                    continue
+                one = self._take()
+                try:
+                    with self._recorded(one.ledger):
+                        found = await asyncio.wrap_future(one.future)
+                except NexusFlowError as error:
+                    until = loop.time() + STOPPED
+                    timer = loop.call_at(until, ended.set, None)
+                    while loop.time() < until and not all(o.future.done() for o in running):
+                        await ended.wait()
+                    timer.cancel()
+                    raise self._rescued(error, one) from None
+                for result in one.chunk.results(found):
+                    yield result
+        finally:
+            if reading is not None:
+                reading.cancel()
+            self._abandon()
+
+    def _launch(self, chunk: Chunk) -> None:
+        ledger = Ledger()
+        future: Future[CallResults] = Future()
+        if chunk.texts:
+            background, work = self._start(chunk.texts, ledger, stop=self._stop)
+            cancel = LoopCall(background, work, partial(_settle, future)).cancel
+            self._running.append(_Running(chunk, future, ledger, cancel))
+        else:
+            future.set_result(CallResults(0))
+            self._running.append(_Running(chunk, future, ledger, future.cancel))
+
+    def _is_ready(self) -> bool:
+        if self._ordered:
+            return bool(self._running) and self._running[0].future.done()
+        return any(one.future.done() for one in self._running)
+
+    def _take(self) -> _Running:
+        """Return the next chunk in order, or the first that has ended."""
+        if not self._ordered:
+            ended = (place for place, one in enumerate(self._running) if one.future.done())
+            self._running.rotate(-next(ended))
+        return self._running.popleft()
+
+    def _abandon(self) -> None:
+        # The last first: those that wait would send in the place of those that are out.
+        for one in reversed(self._running):
+            one.cancel()
+        for one in reversed(self._running):
+            self._report(one.ledger)
+
+    def _rescued(self, error: NexusFlowError, failed: _Running) -> NexusFlowError:
+        """Return the error that ended the stream; its ``finished`` has what all chunks had."""
+        finished = failed.chunk.named(error.finished)
+        for one in self._running:
+            if one.future.done() and not one.future.cancelled():
+                other = one.future.exception()
+                if other is None:
+                    finished |= one.chunk.named(one.future.result().finished())
+                elif isinstance(other, NexusFlowError):
+                    finished |= one.chunk.named(other.finished)
+                    if isinstance(error, StoppedElsewhere):
+                        error = other
+        error.finished = finished
+        return error
+
+
+class _Signal:
+    """Wakes one waiter on ``loop`` when a future ends, of this loop or of another thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._event = asyncio.Event()
+
+    def set(self, _: object) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self) -> None:
+        """Wait for the next end."""
+        await self._event.wait()
+        self._event.clear()
+
+
+def _settle(future: Future[CallResults], outcome: Outcome[CallResults]) -> None:
+    if outcome.error is not None:
+        future.set_exception(outcome.error)
+    else:
+        future.set_result(cast("CallResults", outcome.value))
+
+
+async def _next(chunks: AsyncIterator[Chunk]) -> Chunk | None:
+    return await anext(chunks, None)
