@@ -18,7 +18,8 @@ from nexusflow_integrations.errors import InvalidInputError
 if TYPE_CHECKING:
     from chromadb.api.types import Metadata
 
-_INT64 = range(-(1 << 63), 1 << 63)
+_INT64 = 1 << 63
+_RESERVED = ("#", "$", "chroma:")
 _MISSING: Any = object()
 _NAMES = ("ids", "documents", "metadatas")
 
@@ -83,6 +84,11 @@ def _record(place: int, row: Sequence[Any]) -> Record:
     if short := [_NAMES[n] for n, value in enumerate(row) if value is _MISSING]:
         raise ValueError(f"there are only {place} {' and '.join(short)}, and more of the rest")
     metadata = row[2] if len(row) > 2 else None
+    if isinstance(metadata, dict):  # of plain strings: Chroma's HTTP client takes no others as keys
+        metadata = {
+            str.__str__(key) if isinstance(key, str) else key: value
+            for key, value in metadata.items()
+        }
     return Record(place, row[0], row[1], metadata)
 
 
@@ -121,8 +127,8 @@ def problem(record: Record) -> LeftOut | None:
 
 def _check_entry(key: str, value: Any) -> None:
     """Raise for what Chroma's own check lets pass, and a server refuses or changes silently."""
-    if not key or key.startswith(("#", "$")):
-        raise ValueError(f"metadata key {key!r} is empty or begins with '#' or '$'")
+    if not key or key.startswith(_RESERVED):
+        raise ValueError(f"metadata key {key!r} is empty or begins with '#', '$' or 'chroma:'")
     key.encode()
     if value is None:
         raise ValueError(f"metadata {key!r} is None: leave the key out")
@@ -131,7 +137,7 @@ def _check_entry(key: str, value: Any) -> None:
             item.encode()
         elif isinstance(item, float) and not math.isfinite(item):
             raise ValueError(f"metadata {key!r} is {item}, which Chroma does not keep")
-        elif isinstance(item, int) and item not in _INT64:
+        elif isinstance(item, int) and not -_INT64 <= item < _INT64:
             raise ValueError(f"metadata {key!r} is {item}, which does not fit into 64 bits")
 
 

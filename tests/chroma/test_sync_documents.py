@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import itertools
 import time
 from collections.abc import Iterator
@@ -165,6 +166,7 @@ BAD: list[tuple[Any, Any, Any, str]] = [
     ("empty key", "text", {"": 1}, "invalid metadata"),
     ("reserved", "text", {"chroma:document": "x"}, "invalid metadata"),
     ("hash", "text", {"#embedding": "x"}, "invalid metadata"),
+    ("dropped by Chroma", "text", {"chroma:source": "x"}, "invalid metadata"),
     ("empty", "text", {}, "invalid metadata"),
     ("nested", "text", {"a": {"b": 1}}, "invalid metadata"),
     ("nan", "text", {"a": float("nan")}, "invalid metadata"),
@@ -189,6 +191,22 @@ def test_one_bad_document_is_left_out_and_named_and_all_others_are_written(
     assert set(held(collection)) == {"first", "last"}
     assert server.stats.texts == 2
     assert isinstance(left, LeftOut)
+
+
+class Number(enum.IntEnum):
+    SEVEN = 7
+
+
+class Key(str, enum.Enum):
+    A = "a"
+
+
+def test_values_of_the_users_own_types_are_taken_as_what_they_are(collection: Any) -> None:
+    wanted: dict[str, Any] = {"ids": ["one"], "documents": ["text"]}
+    metadata: dict[Any, Any] = {Key.A: Number.SEVEN, "b": Key.A}
+    assert sync_documents(collection, **wanted, metadatas=[metadata]).added == 1
+    assert held(collection) == {"one": ("text", {"a": 7, "b": "a"})}
+    assert sync_documents(collection, **wanted, metadatas=[metadata]).unchanged == 1
 
 
 def test_refused_documents_are_left_out_and_keep_their_old_text(client: Any) -> None:
