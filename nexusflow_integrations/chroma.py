@@ -24,29 +24,26 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from nexusflow_integrations._core import forks
-from nexusflow_integrations._core.checks import named
+from nexusflow_integrations._core.checks import known_arguments, named
 from nexusflow_integrations._core.hosts import is_loopback
 from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
     DEFAULT_BASE_URL,
-    DEFAULT_MAX_CONCURRENCY,
     DEFAULT_MODEL,
-    MAX_BATCH_SIZE,
-    EncodingFormat,
     Settings,
     resolve_api_key,
     resolve_base_url,
 )
-from nexusflow_integrations._core.usage import Budget, Price, Usage
-from nexusflow_integrations.client import NexusFlow
+from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations.client import ClientOptions, NexusFlow
 from nexusflow_integrations.errors import ConfigurationError, InvalidInputError
 
 try:
@@ -61,6 +58,8 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
 
 __all__ = ["NexusFlowEmbeddingFunction"]
@@ -78,6 +77,8 @@ _STORED = (
 
 _NAMES = {"model": "model_name", "base_url": "api_base"}
 """Settings of the client to what they are called here."""
+
+_KNOWN = (*_STORED[:-1], "api_key", *ClientOptions.__optional_keys__)
 
 _NOT_PICKLED = ("on_usage", "http_client", "async_http_client")
 
@@ -112,10 +113,11 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         api_key_env_var: Name of the environment variable with the key, ``NEXUSFLOW_...``.
         query_instruction: Text put before each query, not before documents.
 
-    All further arguments mean what they mean in ``nexusflow_integrations.NexusFlow``.
+        options: All other settings of ``nexusflow_integrations.NexusFlow`` but ``on_refused``.
 
     Raises:
         ConfigurationError: A setting is impossible. A missing key is no error until it is needed.
+        TypeError: An argument has another name than these.
     """
 
     @secret_arguments
@@ -128,23 +130,12 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         api_base: str | None = None,
         api_key_env_var: str = KEY_VARIABLE,
         query_instruction: str | None = None,
-        encoding_format: EncodingFormat = "base64",
-        batch_size: int = MAX_BATCH_SIZE,
-        max_concurrency: int = DEFAULT_MAX_CONCURRENCY,
-        timeout: float = 60.0,
-        deadline: float | None = None,
-        max_retries: int = 6,
-        requests_per_minute: float | None = None,
-        tokens_per_minute: float | None = None,
-        cache: bool | str | os.PathLike[str] | None = None,
-        budget: Budget | None = None,
-        price: Price | None = None,
-        on_usage: Callable[[Usage], object] | None = None,
-        default_headers: Mapping[str, str] | None = None,
-        http_client: Any = None,
-        async_http_client: Any = None,
-        allow_http: bool = False,
+        **options: Unpack[ClientOptions],
     ) -> None:
+        known_arguments(type(self), options, _KNOWN)
+        allow_http = options.setdefault("allow_http", False)
+        options["cache"] = address_or_path(options.get("cache"))  # whose password is in no pickle
+        options["default_headers"] = Headers(options.get("default_headers"))
         if api_base is not None:
             with named(_NAMES):
                 api_base = resolve_base_url(api_base, allow_http=allow_http)
@@ -160,29 +151,19 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
                 else _service_at(resolve_base_url(allow_http=allow_http)),
             },
             api_key=None if api_key is None else resolve_api_key(api_key),
-            encoding_format=encoding_format,
-            batch_size=batch_size,
-            max_concurrency=max_concurrency,
-            timeout=timeout,
-            deadline=deadline,
-            max_retries=max_retries,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-            cache=address_or_path(cache),  # whose password is in no pickle
-            budget=budget,
-            price=price,
-            on_usage=on_usage,
-            default_headers=Headers(default_headers),
-            http_client=http_client,
-            async_http_client=async_http_client,
-            allow_http=allow_http,
+            options=options,
         )
         self._connect(None)  # says now what is wrong with any setting
         self._remember()
 
-    def _set(self, config: Mapping[str, Any], api_key: ApiKey | None, **options: Any) -> None:
+    def _set(
+        self,
+        config: Mapping[str, Any],
+        api_key: ApiKey | None,
+        options: ClientOptions | None = None,
+    ) -> None:
         self._config = _checked(config)
-        self._options = options
+        self._options: ClientOptions = {} if options is None else options
         self._api_key = api_key
         self._client: NexusFlow | None = None
         self._client_key: ApiKey | None = None
@@ -338,7 +319,8 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         # Another process finds the key in its environment, as it does for a collection.
         if self._rebuilt:
             return NexusFlowEmbeddingFunction.build_from_config, (self.get_config(),)
-        settings = {**self._config, **self._options, **dict.fromkeys(_NOT_PICKLED)}
+        settings: dict[str, Any] = {**self._config, **self._options}
+        settings |= dict.fromkeys(_NOT_PICKLED)
         settings.pop("service", None)
         return _made_again, (settings,)
 

@@ -19,7 +19,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 from weakref import ref
 
 from nexusflow_integrations._core import checks
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.request.exchange import Call
     from nexusflow_integrations._core.shared_budget import SharedBudget
 
-__all__ = ["NexusFlow"]
+__all__ = ["ClientOptions", "ClientSettings", "NexusFlow"]
 
 _NOT_PICKLED = (
     *("_key", "_http_client", "_async_http_client", "_on_usage"),
@@ -84,6 +84,37 @@ _NOT_PICKLED = (
 )
 GIVE_BACK = 2.0
 """Seconds that ``close`` waits until the rest of a shared budget is given back."""
+
+
+class ClientOptions(TypedDict, total=False):
+    """Settings of ``NexusFlow`` that change no vector, as adapters hand them on."""
+
+    encoding_format: EncodingFormat
+    batch_size: int
+    max_concurrency: int
+    timeout: float
+    deadline: float | None
+    max_retries: int
+    requests_per_minute: float | None
+    tokens_per_minute: float | None
+    pacer: SharedLimits | None
+    cache: bool | str | os.PathLike[str] | RedisAddress | None
+    budget: Budget | SharedBudget | None
+    price: Price | None
+    on_usage: Callable[[Usage], object] | None
+    default_headers: Mapping[str, str] | Headers | None
+    http_client: Any
+    async_http_client: Any
+    allow_http: bool
+
+
+class ClientSettings(ClientOptions, total=False):
+    """All settings of ``NexusFlow`` but the key and the size, which adapters name themselves."""
+
+    base_url: str | None
+    model: str
+    query_instruction: str | None
+    on_refused: OnRefused
 
 
 class NexusFlow:
@@ -158,11 +189,11 @@ class NexusFlow:
         pacer: SharedLimits | None = None,
         on_refused: OnRefused = "raise",
         query_instruction: str | None = None,
-        cache: bool | str | os.PathLike[str] | None = None,
+        cache: bool | str | os.PathLike[str] | RedisAddress | None = None,
         budget: Budget | SharedBudget | None = None,
         price: Price | None = None,
         on_usage: Callable[[Usage], object] | None = None,
-        default_headers: Mapping[str, str] | None = None,
+        default_headers: Mapping[str, str] | Headers | None = None,
         http_client: Any = None,
         async_http_client: Any = None,
         allow_http: bool = False,

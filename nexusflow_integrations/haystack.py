@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nexusflow_integrations._core.checks import named, refuse, text
@@ -16,7 +15,7 @@ from nexusflow_integrations._core.redis.address import RedisAddress, address_or_
 from nexusflow_integrations._core.secret import Headers, secret_arguments
 from nexusflow_integrations._core.settings import DEFAULT_MODEL
 from nexusflow_integrations._core.texts import check_text, rows_of
-from nexusflow_integrations.client import NexusFlow
+from nexusflow_integrations.client import ClientSettings, NexusFlow
 from nexusflow_integrations.errors import InvalidInputError
 
 with needed(__name__, "haystack", install="nexusflow-integrations[haystack]"):
@@ -36,7 +35,7 @@ def _hiding_arguments(cls: C) -> C:
     return cls
 
 
-_OPTIONS = signature(NexusFlow).parameters.keys() - {"api_key"}
+_OPTIONS = ClientSettings.__optional_keys__ | {"dimensions"}
 _KEY = Secret.from_env_var("NEXUSFLOW_API_KEY", strict=False)
 
 

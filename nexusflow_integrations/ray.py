@@ -22,7 +22,7 @@ from nexusflow_integrations._core.secret import ApiKey, Headers, secret_argument
 from nexusflow_integrations._core.settings import check_dimensions, resolve_api_key
 from nexusflow_integrations._core.shared_budget import Grant, Grants
 from nexusflow_integrations._core.usage import Budget, Price, check_price
-from nexusflow_integrations.client import NexusFlow
+from nexusflow_integrations.client import ClientOptions, ClientSettings, NexusFlow
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 with needed("nexusflow_integrations.ray", "ray", "pyarrow", install="nexusflow-integrations[ray]"):
@@ -32,7 +32,7 @@ with needed("nexusflow_integrations.ray", "ray", "pyarrow", install="nexusflow-i
     from ray.experimental import internal_kv
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from nexusflow_integrations._core.vectors import Vectors
 
@@ -129,7 +129,7 @@ class EmbedBatch:
         dimensions: int = DIMENSIONS,
         limits: ClusterLimits | None = None,
         on_error: Literal["raise", "collect"] = "raise",
-        **client: Any,
+        **client: Unpack[ClientSettings],
     ) -> None:
         if isinstance(api_key, str):
             raise ConfigurationError(
@@ -148,16 +148,17 @@ class EmbedBatch:
         if self._embedding == self._error:
             raise ConfigurationError("error must be another column than embedding")
         self._collect = checks.one_of("on_error", on_error, ("raise", "collect")) == "collect"
-        self._options = {**client, "dimensions": size, **_shared(limits)}
+        self._options: ClientSettings = {**client, **_shared(limits)}
+        self._dimensions = size
         self._client: NexusFlow | None = None
-        NexusFlow(api_key, **self._options)  # so that a mistake is found before the first text
+        self._new_client()  # so that a mistake is found before the first text
 
     async def __call__(self, batch: Any) -> Any:
         """Return ``batch`` with the two columns added."""
         texts = _column(batch, self._text)
         if self._client is None:
-            self._client = NexusFlow(self._api_key, **self._options)
-        vectors = np.full((len(texts), self._options["dimensions"]), np.nan, dtype=np.float32)
+            self._client = self._new_client()
+        vectors = np.full((len(texts), self._dimensions), np.nan, dtype=np.float32)
         errors = np.full(len(texts), "not embedded", dtype=object)
         try:
             async for item in self._client.aembed_stream(texts, ordered=False):
@@ -175,6 +176,9 @@ class EmbedBatch:
             await self._client._agive_back()
         return _with_columns(batch, {self._embedding: vectors, self._error: errors})
 
+    def _new_client(self) -> NexusFlow:
+        return NexusFlow(self._api_key, dimensions=self._dimensions, **self._options)
+
     def __repr__(self) -> str:
         told = vars(self)  # without columns in the traceback of an error in its making
         return f"EmbedBatch(text={told.get('_text')!r}, embedding={told.get('_embedding')!r})"
@@ -183,8 +187,8 @@ class EmbedBatch:
         return {**self.__dict__, "_client": None}
 
 
-def _shared(limits: ClusterLimits | None) -> dict[str, ClusterLimits]:
-    shared = {}
+def _shared(limits: ClusterLimits | None) -> ClientOptions:
+    shared: ClientOptions = {}
     if limits is not None and (limits.requests_per_minute or limits.tokens_per_minute):
         shared["pacer"] = limits
     if limits is not None and limits.tokens is not None:

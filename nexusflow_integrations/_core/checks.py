@@ -8,9 +8,10 @@ printed: its ``repr`` may fail, may be endless, or may be the key in the wrong p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from difflib import get_close_matches
 from inspect import iscoroutinefunction
 from numbers import Integral, Real
 from typing import Any
@@ -165,6 +166,16 @@ def http_client(name: str, value: object, *, asynchronous: bool) -> Any:
             f"{name} must be an {wanted}: one that blocks belongs in http_client"
         )
     return value
+
+
+def known_arguments(cls: type, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a ``TypeError`` for the first name that is none of ``known``, without its value."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            likely = get_close_matches(name, known, n=1, cutoff=0.75)
+            hint = f"; did you mean {likely[0]!r}?" if likely else ""
+            raise TypeError(f"{cls.__name__} has no argument {name[:60]!r}{hint}")
 
 
 def has_methods(value: object, *names: str) -> bool:

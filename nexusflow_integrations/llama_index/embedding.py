@@ -19,7 +19,6 @@ import os
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
-from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from inspect import signature
@@ -31,7 +30,7 @@ import numpy as np
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.call.caller import BatchEnd, Hooks
 from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
-from nexusflow_integrations._core.checks import has_methods, named, refuse, whole
+from nexusflow_integrations._core.checks import has_methods, known_arguments, named, refuse, whole
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.request.tokens import estimate_tokens
 from nexusflow_integrations._core.secret import Headers, secret_arguments
@@ -845,9 +844,6 @@ def _named(cls: type[NexusFlowEmbedding], given: dict[str, Any]) -> dict[str, An
         value = given.get(name)
         if value is not None and not has_methods(value, *methods):
             raise refuse(name, f"a {wanted} of LlamaIndex or None", value)
-    unknown = sorted(given.keys() - cls.model_fields.keys())
-    if unknown:
-        likely = get_close_matches(unknown[0], [*cls.model_fields, *_ALIASES], n=1)
-        hint = f"; did you mean {likely[0]!r}?" if likely else ""
-        raise TypeError(f"{cls.__name__} has no argument {unknown[0]!r}{hint}")
+    if unknown := sorted(given.keys() - cls.model_fields.keys()):
+        known_arguments(cls, unknown, [*cls.model_fields, *_ALIASES])
     return given

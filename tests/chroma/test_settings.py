@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+from nexusflow_integrations.client import ClientOptions
 from nexusflow_integrations.errors import ConfigurationError
 
-SETTINGS = list(inspect.signature(NexusFlowEmbeddingFunction).parameters)
+OWN = inspect.signature(NexusFlowEmbeddingFunction).parameters.keys() - {"options"}
+SETTINGS = sorted(OWN | ClientOptions.__optional_keys__)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -45,3 +47,12 @@ def test_every_stored_setting_is_used_or_refused(
 def test_a_stored_configuration_that_is_none_is_refused(config: Any) -> None:
     with pytest.raises(ConfigurationError, match="no object of names and values"):
         NexusFlowEmbeddingFunction.build_from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("time_out", "; did you mean 'timeout'?"), ("on_refused", ""), ("zzz", "")]
+)
+def test_an_unknown_argument_is_named_without_its_value(name: str, hint: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        NexusFlowEmbeddingFunction(**{name: "sk-air-a-secret"})  # type: ignore[arg-type]
+    assert str(caught.value) == f"NexusFlowEmbeddingFunction has no argument {name!r}{hint}"

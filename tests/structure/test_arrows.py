@@ -6,6 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ import pytest
 
 import nexusflow_integrations
 from nexusflow_integrations import NexusFlow
+from nexusflow_integrations.client import ClientSettings
 
 PACKAGE = Path(nexusflow_integrations.__file__).parent
 FRAMEWORKS = {
@@ -159,3 +161,8 @@ def test_every_folder_of_the_core_is_a_room_that_how_it_works_names() -> None:
     folders = {path.parent.name for path in CORE.glob("*/__init__.py")}
     assert folders == {*ROOMS}
     assert all(f"`{room}/`" in page for room in folders)
+
+
+def test_every_setting_of_the_client_stands_in_the_types_that_adapters_hand_on() -> None:
+    named = {"api_key", "dimensions"}
+    assert ClientSettings.__optional_keys__ == signature(NexusFlow).parameters.keys() - named
