@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nexusflow_integrations.errors import NexusFlowError
+from nexusflow_integrations.errors import InvalidInputError, NexusFlowError
 
-Reason = Literal["refused", "blank", "too long", "invalid text", "invalid id", "invalid metadata"]
+Reason = Literal[
+    "refused",
+    "blank",
+    "too long",
+    "invalid text",
+    "invalid id",
+    "invalid metadata",
+    "refused by the store",
+]
 
 
 @dataclass(frozen=True)
@@ -18,17 +26,29 @@ class LeftOut:
         id: Its id as the source gave it; ``None`` where there is none that could be used.
         place: Where it is in the source, counted from 0.
         reason: ``"refused"`` by the server, ``"blank"``, ``"too long"``, ``"invalid text"``,
-            ``"invalid id"`` or ``"invalid metadata"``.
+            ``"invalid id"``, ``"invalid metadata"`` or ``"refused by the store"``.
         message: The reason in one sentence.
-        error: The server's refusal, where there is one.
+        error: The server's or the store's refusal, where there is one.
+        source: The file or address that it comes from, where its metadata says so.
+        document: Id of the document that it is a part of, where that is known.
     """
 
     id: str | None
     place: int
     reason: Reason
     message: str
-    error: NexusFlowError | None = None
+    error: Exception | None = None
+    source: str | None = None
+    document: str | None = None
 
     def __str__(self) -> str:
         name = f"document {self.place}" if self.id is None else repr(self.id)
-        return f"{name}: {self.message}"
+        origin = f" ({self.source or self.document})" if self.source or self.document else ""
+        return f"{name}{origin}: {self.message}"
+
+
+def reason_of(error: NexusFlowError) -> Reason:
+    """Return why a text was not embedded, by the error that it got."""
+    if not isinstance(error, InvalidInputError):
+        return "refused"
+    return "blank" if "is blank" in str(error) else "invalid text"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sqlite3
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from chromadb.api.types import validate_ids, validate_metadata
 from chromadb.errors import DuplicateIDError
 
+from nexusflow_integrations._core import seen_ids
 from nexusflow_integrations._core.left_out import LeftOut, Reason
 from nexusflow_integrations._core.texts import check_text
 from nexusflow_integrations.errors import InvalidInputError
@@ -151,14 +151,8 @@ class SameIdTwiceError(InvalidInputError, DuplicateIDError):
     """One id stands for two documents of the source."""
 
 
-class SeenIds:
-    """All ids of a source, with their places, in a temporary file: memory does not grow."""
-
-    def __init__(self) -> None:
-        # An empty name is a private database on disk, which SQLite removes when it is closed.
-        self._db = sqlite3.connect("", check_same_thread=False)
-        self._db.execute("CREATE TABLE seen(id TEXT PRIMARY KEY, place INTEGER) WITHOUT ROWID")
-        self._db.execute("CREATE TABLE gone(id TEXT PRIMARY KEY) WITHOUT ROWID")
+class SeenIds(seen_ids.SeenIds):
+    """All ids of a source, none of them twice."""
 
     def add(self, records: Iterable[Record]) -> None:
         """Note the ids of ``records``.
@@ -167,31 +161,6 @@ class SeenIds:
             SameIdTwiceError: One of them was there before; the message has both places.
         """
         for record in records:
-            before = self._db.execute(
-                "SELECT place FROM seen WHERE id = ?", (record.id,)
-            ).fetchone()
-            if before is not None:
-                raise SameIdTwiceError(
-                    f"id {record.id!r} is there twice: at {before[0]} and at {record.place};"
-                    " make ids unique",
-                    index=record.place,
-                )
-            self._db.execute("INSERT INTO seen VALUES(?, ?)", (record.id, record.place))
-
-    def note_gone(self, stored: Iterable[str]) -> None:
-        """Note those of the ``stored`` ids that the source does not have."""
-        self._db.executemany(
-            "INSERT OR IGNORE INTO gone SELECT ?1 WHERE NOT EXISTS"
-            " (SELECT 1 FROM seen WHERE id = ?1)",
-            ((name,) for name in stored),
-        )
-
-    def gone(self, count: int) -> Iterator[list[str]]:
-        """Yield what ``note_gone`` found, up to ``count`` ids at a time."""
-        cursor = self._db.execute("SELECT id FROM gone")
-        while found := cursor.fetchmany(count):
-            yield [name for (name,) in found]
-
-    def close(self) -> None:
-        """Remove the temporary file."""
-        self._db.close()
+            if (before := self.note(record.id, record.place)) is not None:
+                said = seen_ids.twice(record.id, before, record.place)
+                raise SameIdTwiceError(said, index=record.place)
