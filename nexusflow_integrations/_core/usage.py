@@ -72,8 +72,14 @@ class Usage:
         return self.price.currency
 
     def __add__(self, other: Usage) -> Usage:
+        return self._plus(other, 1)
+
+    def __sub__(self, other: Usage) -> Usage:
+        return self._plus(other, -1)
+
+    def _plus(self, other: Usage, sign: int) -> Usage:
         counts = {
-            item.name: getattr(self, item.name) + getattr(other, item.name)
+            item.name: getattr(self, item.name) + sign * getattr(other, item.name)
             for item in fields(self)
             if item.name != "price"
         }

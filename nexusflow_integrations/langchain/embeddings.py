@@ -13,8 +13,10 @@ import os
 import re
 import sys
 import warnings
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -34,6 +36,7 @@ from nexusflow_integrations._core.settings import (
 from nexusflow_integrations._core.texts import check_text, check_texts
 from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations.client import NexusFlow
+from nexusflow_integrations.errors import NexusFlowError
 
 try:
     from langchain_core.embeddings import Embeddings
@@ -63,6 +66,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from nexusflow_integrations._core.call.results import EmbeddingArray
+    from nexusflow_integrations._core.vectors import Vectors
 
 __all__ = ["NexusFlowEmbeddings"]
 
@@ -100,6 +104,9 @@ _NOT_NEEDED = (
 )
 _noted = False
 _building = Lock()
+_holders = Lock()
+_recorded: ContextVar[dict[str, Vectors] | None] = ContextVar("nexusflow_recorded", default=None)
+"""Where the vectors of this thread's or task's calls go as well, by the text that was sent."""
 
 
 class NexusFlowEmbeddings(Serializable, Embeddings):
@@ -256,6 +263,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     """Permit plain http to other hosts than loopback."""
 
     _client: NexusFlow | None = PrivateAttr(default=None)
+    _held: tuple[Mapping[str, Vectors], ...] = PrivateAttr(default=())
 
     if not TYPE_CHECKING:  # for checkers, the fields make the signature
 
@@ -294,14 +302,22 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         """
         with ALSO_LANGCHAINS:
             texts = check_texts(texts)
+            if self._held and (rows := self._rows_held(texts)) is not None:
+                return rows
             with self._run("document", texts) as done, self._bar(len(texts)) as progress:
-                vectors: Any = self.client._embed(
-                    texts,
-                    progress=progress,
-                    hooks=self._hooks(),
-                    batch_size=self._batch_size(chunk_size),
-                    lists=True,
-                )
+                try:
+                    vectors: Any = self.client._embed(
+                        texts,
+                        progress=progress,
+                        hooks=self._hooks(),
+                        batch_size=self._batch_size(chunk_size),
+                        lists=True,
+                    )
+                except NexusFlowError as error:
+                    _record({texts[place]: row for place, row in error.finished.items()})
+                    raise
+                if _recorded.get() is not None:
+                    _record(dict(zip(texts, vectors, strict=True)))
                 done(vectors)
             return cast("list[list[float]]", vectors.tolist())
 
@@ -311,14 +327,22 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         """Embed like ``embed_documents``, without blocking the event loop."""
         with ALSO_LANGCHAINS:
             texts = check_texts(texts)
+            if self._held and (rows := self._rows_held(texts)) is not None:
+                return rows
             with self._run("document", texts) as done, self._bar(len(texts)) as progress:
-                vectors: Any = await self.client._aembed(
-                    texts,
-                    progress=progress,
-                    hooks=self._ahooks(),
-                    batch_size=self._batch_size(chunk_size),
-                    lists=True,
-                )
+                try:
+                    vectors: Any = await self.client._aembed(
+                        texts,
+                        progress=progress,
+                        hooks=self._ahooks(),
+                        batch_size=self._batch_size(chunk_size),
+                        lists=True,
+                    )
+                except NexusFlowError as error:
+                    _record({texts[place]: row for place, row in error.finished.items()})
+                    raise
+                if _recorded.get() is not None:
+                    _record(dict(zip(texts, vectors, strict=True)))
                 done(vectors)
             return cast("list[list[float]]", vectors.tolist())
 
@@ -407,6 +431,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             changed = {names.get(name, name): value for name, value in update.items()}
             return type(self)(**{**dict(self), **changed})
         twin = super().model_copy()
+        twin._held = ()
         if deep:
             twin._client = copy.copy(self.client)
         return twin
@@ -419,10 +444,33 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         state = super().__getstate__()
         gone = dict.fromkeys(("nexusflow_api_key", "on_usage", "http_client", "http_async_client"))
         state["__dict__"] = {**state["__dict__"], **gone}
-        state["__pydantic_private__"] = {"_client": None}
+        state["__pydantic_private__"] = {"_client": None, "_held": ()}
         return state
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _rows_held(self, texts: list[str]) -> list[list[float]] | None:
+        """Return the vectors of ``texts`` if those of all of them are held."""
+        held = ChainMap(*cast("Any", self._held))
+        if any(text not in held for text in texts):
+            return None
+        return [held[text].tolist() for text in texts]
+
+    @contextmanager
+    def _holding(self, *vectors: Mapping[str, Vectors]) -> Iterator[None]:
+        """Answer ``embed_documents`` for the texts of ``vectors`` by them, in every thread.
+
+        A vector store has its documents embedded by whatever thread it likes, so this is not bound
+        to one; the vector of a text is the same for all callers.
+        """
+        with _holders:
+            self._held += vectors
+        try:
+            yield
+        finally:
+            with _holders:
+                kept = [held for held in self._held if all(held is not one for one in vectors)]
+                self._held = tuple(kept)
 
     def _new_client(self) -> NexusFlow:
         settings = {
@@ -512,6 +560,11 @@ def _is_traced() -> bool:
         from langsmith.utils import tracing_is_enabled
 
     return bool(tracing_is_enabled())
+
+
+def _record(vectors: Mapping[str, Vectors]) -> None:
+    if (recorded := _recorded.get()) is not None:
+        recorded.update(vectors)
 
 
 def _note(names: list[str]) -> None:

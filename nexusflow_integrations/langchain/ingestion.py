@@ -1,0 +1,496 @@
+"""``add_documents``: any number of documents into any vector store, without the bad ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from langchain_core.vectorstores import VectorStore
+
+from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.call.streaming import Embedded
+from nexusflow_integrations._core.left_out import LeftOut
+from nexusflow_integrations._core.settings import ON_REFUSED, OnRefused
+from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations.errors import (
+    BadRequestError,
+    ConfigurationError,
+    InvalidInputError,
+    NexusFlowError,
+    RefusedTextsError,
+)
+from nexusflow_integrations.langchain.embeddings import NexusFlowEmbeddings, _is_traced, _recorded
+from nexusflow_integrations.langchain.ingestion_run import (
+    MISSING,
+    Ready,
+    Row,
+    Run,
+    failed,
+    vectors_of,
+)
+from nexusflow_integrations.langchain.model_errors import ALSO_LANGCHAINS
+
+if TYPE_CHECKING:
+    from langchain_core.documents import Document
+
+    from nexusflow_integrations._core.vectors import Vectors
+
+__all__ = ["Added", "aadd_documents", "add_documents"]
+
+SLICE = 250
+"""Documents a write: enough for the store to be fast, few enough to hold in memory."""
+
+
+@dataclass(frozen=True)
+class Added:
+    """What became of the documents, in numbers of documents.
+
+    Attributes:
+        added: Embedded and in the store.
+        present: Left alone, and not paid for: the store had them under their ids.
+        differing: Left alone although the store has another text or metadata under their id.
+        left_out: Those that could not be stored, each with its reason.
+        usage: What the run sent and cost.
+    """
+
+    added: int = 0
+    present: int = 0
+    differing: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+    usage: Usage = Usage()  # noqa: RUF009 - it is frozen
+
+
+def add_documents(
+    store: VectorStore,
+    documents: Iterable[Document],
+    ids: Iterable[str | None] | None = None,
+    *,
+    on_refused: OnRefused = "collect",
+    on_blank: OnRefused = "collect",
+    progress: Callable[[int], object] | None = None,
+    slice_size: int = SLICE,
+) -> Added:
+    """Add documents to a vector store whose embedding is ``NexusFlowEmbeddings``.
+
+    A document that cannot be embedded, or that the store does not take, is left out and reported;
+    all others are in the store afterwards. Documents are embedded before the store hears of them,
+    and while one slice is written, the next ones are being embedded. Memory holds about a thousand
+    documents, however many come.
+
+    Documents with an id may be added again: what the store has under its id, with the same text and
+    metadata, is neither sent nor paid for, if the store can be asked (``get_by_ids``). So after an
+    error, calling again goes on from there. Documents without an id get a random one.
+
+    Args:
+        store: Any vector store of LangChain.
+        documents: Any iterable of LangChain's ``Document``, such as a loader's ``lazy_load()``.
+        ids: One for each document. Default: each document's own ``id``.
+        on_refused: What a document that the server refuses does: ``"collect"`` puts it into
+            ``left_out``, ``"raise"`` raises a ``RefusedTextsError`` once all others are stored.
+        on_blank: What a document without text does: ``"collect"`` puts it into ``left_out``,
+            ``"raise"`` raises an ``InvalidInputError``; of a list, before anything is sent.
+        progress: Called with the number of documents that are done since the last time, however
+            that ended, so ``tqdm.update`` fits.
+        slice_size: Documents a write, at most.
+
+    Raises:
+        ConfigurationError: The store's embedding is not ours. Nothing was sent.
+        InvalidInputError: Something is not a ``Document``, an id is there twice, or there are more
+            documents than ids; ``index`` says where. Of lists, before anything is sent.
+        CollectionError: The store cannot be read or written. ``finished`` holds the vectors that
+            were paid for and not written, by place in ``documents``.
+        NexusFlowError: Embedding cannot go on. What was ready is in the store.
+    """
+    with ALSO_LANGCHAINS:
+        embedder = _Embedder(store)
+        _check_iterables(documents, ids, twin="aadd_documents")
+        run = _run(documents, ids, on_refused, on_blank, progress, slice_size)
+        try:
+            _Filling(store, embedder, run).fill(_rows(documents, ids))
+        finally:
+            run.close()
+        return _added(run, embedder.usage)
+
+
+async def aadd_documents(
+    store: VectorStore,
+    documents: Iterable[Document] | AsyncIterable[Document],
+    ids: Iterable[str | None] | AsyncIterable[str | None] | None = None,
+    *,
+    on_refused: OnRefused = "collect",
+    on_blank: OnRefused = "collect",
+    progress: Callable[[int], object] | None = None,
+    slice_size: int = SLICE,
+) -> Added:
+    """Add documents like ``add_documents``, by the store's async methods.
+
+    Iterables and async iterables may be mixed.
+    """
+    with ALSO_LANGCHAINS:
+        embedder = _Embedder(store)
+        _check_iterables(documents, ids)
+        run = _run(documents, ids, on_refused, on_blank, progress, slice_size)
+        try:
+            await _AsyncFilling(store, embedder, run).fill(_arows(documents, ids))
+        finally:
+            run.close()
+        return _added(run, embedder.usage)
+
+
+# -- what was passed in ----------------------------------------------------------------------------
+
+
+def _check_iterables(documents: object, ids: object, *, twin: str | None = None) -> None:
+    for name, given in (("documents", documents), ("ids", ids)):
+        if given is None and name == "ids":
+            continue
+        if isinstance(given, AsyncIterable):
+            if twin is None:
+                continue
+            raise InvalidInputError(f"{name} is an async iterable: use {twin}")
+        if callable(getattr(given, "lazy_load", None)):
+            raise InvalidInputError(f"{name} is a loader: pass its lazy_load()")
+        if hasattr(given, "page_content"):
+            raise InvalidInputError(f"{name} is one document: pass a list of them")
+        if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+            raise InvalidInputError(f"{name} must be an iterable, not {type(given).__name__}")
+
+
+def _run(
+    documents: Any,
+    ids: Any,
+    on_refused: OnRefused,
+    on_blank: OnRefused,
+    progress: Callable[[int], object] | None,
+    slice_size: int,
+) -> Run:
+    """Return a new run; lists are gone through before, so that what ends a run ends it now."""
+    blank = checks.one_of("on_blank", on_blank, ON_REFUSED) == "collect"
+    refused = checks.one_of("on_refused", on_refused, ON_REFUSED) == "collect"
+    size = checks.whole("slice_size", slice_size, 1)
+    progress = checks.function("progress", progress)
+    if isinstance(documents, Sequence) and (ids is None or isinstance(ids, Sequence)):
+        trial = Run(size, collect_blank=blank, collect_refused=refused)
+        try:
+            trial.take(list(_rows(documents, ids)))
+            trial.check()
+        finally:
+            trial.close()
+    return Run(size, collect_blank=blank, collect_refused=refused, progress=progress)
+
+
+def _rows(documents: Iterable[Any], ids: Iterable[Any] | None) -> Iterator[Row]:
+    names = None if ids is None else iter(ids)
+    place = 0
+    for place, document in enumerate(documents, 1):
+        yield Row(place - 1, document, None if names is None else next(names, MISSING))
+    if names is not None and next(names, MISSING) is not MISSING:
+        yield Row(place, MISSING, None)
+
+
+async def _arows(documents: Any, ids: Any) -> AsyncIterator[Row]:
+    names = None if ids is None else _aiter(ids)
+    place = 0
+    async for document in _aiter(documents):
+        yield Row(place, document, None if names is None else await anext(names, MISSING))
+        place += 1
+    if names is not None and await anext(names, MISSING) is not MISSING:
+        yield Row(place, MISSING, None)
+
+
+async def _aiter(items: Any) -> AsyncIterator[Any]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
+
+
+def _next(steps: Generator[list[Ready], Exception | None, None], outcome: Exception | None) -> Any:
+    try:
+        return steps.send(outcome)
+    except StopIteration:
+        return None
+
+
+def _added(run: Run, usage: Usage) -> Added:
+    left_out = tuple(run.left_out)
+    if run.refused:
+        first = "; ".join(str(left) for left in run.refused[:3])
+        more = f"; and {len(run.refused) - 3} more" if len(run.refused) > 3 else ""
+        raise RefusedTextsError(
+            f"the server refused {len(run.refused)} documents ({first}{more});"
+            " all others are in the store",
+            refused={left.place: left.error for left in run.refused},  # type: ignore[misc]
+        )
+    return Added(run.added, run.present, run.differing, left_out, usage)
+
+
+# -- embedding -------------------------------------------------------------------------------------
+
+
+class _Embedder:
+    """The embedding of ``store``, and what it costs.
+
+    Raises:
+        ConfigurationError: There is none, or it is not ours.
+    """
+
+    def __init__(self, store: VectorStore) -> None:
+        if not isinstance(store, VectorStore):
+            raise ConfigurationError(
+                f"a VectorStore of LangChain belongs here, not {type(store).__name__}"
+            )
+        embeddings = store.embeddings
+        name = type(store).__name__
+        if not isinstance(embeddings, NexusFlowEmbeddings):
+            kind = "none that it shows" if embeddings is None else type(embeddings).__name__
+            raise ConfigurationError(
+                f"the embedding of this {name} is {kind}: make the store with NexusFlowEmbeddings"
+            )
+        self.embeddings: NexusFlowEmbeddings = embeddings
+        own = type(embeddings)
+        self._streams = (
+            own.embed_documents is NexusFlowEmbeddings.embed_documents
+            and own.aembed_documents is NexusFlowEmbeddings.aembed_documents
+            and embeddings.rate_limiter is None
+            and not _is_traced()
+        )
+        self.recorded: dict[str, Vectors] | None = None
+        self._parts: list[Usage] = []
+        self._before = embeddings.client.usage
+
+    @property
+    def usage(self) -> Usage:
+        client = self.embeddings.client
+        if self._streams:
+            return sum(self._parts, Usage(price=client.usage.price))
+        return client.usage - self._before
+
+    def stream(self, texts: Iterable[str]) -> Generator[Result, None, None]:
+        """Yield the result of every text, in order, with what its embedding was asked for."""
+        if self._streams:
+            client = self.embeddings.client._counted(self._parts.append)
+            with closing(client.embed_stream(texts)) as stream:
+                for embedded in stream:
+                    yield embedded, None
+            return
+        # What the class does besides (a rate limiter, traces, a subclass's own changes) is done by
+        # its method only, which takes a list.
+        rest, start = iter(texts), 0
+        while chunk := list(islice(rest, SLICE)):
+            recorded = self.recorded = {}
+            token = _recorded.set(recorded)
+            try:
+                rows: Any = self.embeddings.embed_documents(chunk)
+            except NexusFlowError as error:
+                rows = _outcome(error, chunk, start)
+            finally:
+                _recorded.reset(token)
+            yield from _results(rows, recorded, start)
+            start += len(chunk)
+
+    async def astream(self, texts: AsyncIterable[str]) -> AsyncGenerator[Result, None]:
+        if self._streams:
+            client = self.embeddings.client._counted(self._parts.append)
+            async with aclosing(client.aembed_stream(texts)) as stream:
+                async for embedded in stream:
+                    yield embedded, None
+            return
+        start = 0
+        async for chunk in _chunks(texts):
+            recorded = self.recorded = {}
+            token = _recorded.set(recorded)
+            try:
+                rows: Any = await self.embeddings.aembed_documents(chunk)
+            except NexusFlowError as error:
+                rows = _outcome(error, chunk, start)
+            finally:
+                _recorded.reset(token)
+            for result in _results(rows, recorded, start):
+                yield result
+            start += len(chunk)
+
+
+Result = tuple[Embedded, "Mapping[str, Vectors] | None"]
+"""What a text got; and the vectors by the text that was sent, where that may be another."""
+
+
+def _outcome(error: NexusFlowError, texts: list[str], start: int) -> list[Any]:
+    """Return the vector or the error of each text; raise what is the fault of none."""
+    if isinstance(error, RefusedTextsError):
+        return [
+            error.refused[place] if place in error.refused else error.finished[place]
+            for place in range(len(texts))
+        ]
+    if isinstance(error, BadRequestError) and len(texts) == 1:
+        return [error]
+    error.finished = {start + place: row for place, row in error.finished.items()}
+    raise error
+
+
+def _results(rows: list[Any], recorded: Mapping[str, Vectors], start: int) -> Iterator[Result]:
+    for index, row in enumerate(rows, start):
+        if isinstance(row, NexusFlowError):
+            yield Embedded(index, None, row), None
+        else:
+            yield Embedded(index, np.asarray(row, np.float32)), recorded
+
+
+async def _chunks(texts: AsyncIterable[str]) -> AsyncIterator[list[str]]:
+    chunk: list[str] = []
+    async for text in texts:
+        chunk.append(text)
+        if len(chunk) == SLICE:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+# -- into the store --------------------------------------------------------------------------------
+
+
+class _Filling:
+    """From the source into the store: read, look up, embed, write."""
+
+    def __init__(self, store: VectorStore, embedder: _Embedder, run: Run) -> None:
+        self._store = store
+        self._embedder = embedder
+        self._run = run
+
+    def fill(self, rows: Iterator[Row]) -> None:
+        run = self._run
+        try:
+            with closing(self._embedder.stream(self._missing(rows))) as stream:
+                for embedded, sent in stream:
+                    run.landed(embedded, sent)
+                    self._write(run.full)
+        except NexusFlowError as error:
+            run.broke_off(error, self._embedder.recorded)
+        finally:
+            self._write(run.rest)
+        run.check()
+
+    def _missing(self, rows: Iterator[Row]) -> Iterator[str]:
+        # Ends early at an error, so that what is in flight by then is finished and written first.
+        while self._run.goes_on:
+            chunk: list[Row] = []
+            with self._run.ending():
+                for row in islice(rows, self._run.size):
+                    chunk.append(row)  # noqa: PERF402 - those before an error count
+            if not chunk:
+                return
+            with self._run.ending():
+                found = self._look_up(self._run.take(chunk))
+                yield from self._run.compare(found)
+
+    def _look_up(self, ids: list[str]) -> Sequence[Document]:
+        if not ids:
+            return ()
+        try:
+            return self._store.get_by_ids(ids)
+        except NotImplementedError:
+            return ()
+        except Exception as error:
+            raise failed("reading from", type(self._store).__name__, error) from error
+
+    def _write(self, batches: Callable[[], Iterator[list[Ready]]]) -> None:
+        for batch in batches():
+            steps = self._run.writing(batch, type(self._store).__name__)
+            part = next(steps, None)
+            while part is not None:
+                part = _next(steps, self._attempt(part))
+
+    def _attempt(self, part: list[Ready]) -> Exception | None:
+        with self._embedder.embeddings._holding(*vectors_of(part)):
+            try:
+                self._store.add_documents(
+                    [item.document for item in part], ids=[item.id for item in part]
+                )
+            except Exception as error:  # noqa: BLE001 - stores raise what they like
+                return error
+        return None
+
+
+class _AsyncFilling:
+    """The same by a store's async methods; one call of the store at a time."""
+
+    def __init__(self, store: VectorStore, embedder: _Embedder, run: Run) -> None:
+        self._store = store
+        self._embedder = embedder
+        self._run = run
+        self._turn = asyncio.Lock()
+
+    async def fill(self, rows: AsyncIterator[Row]) -> None:
+        run = self._run
+        try:
+            async with aclosing(self._embedder.astream(self._missing(rows))) as stream:
+                async for embedded, sent in stream:
+                    run.landed(embedded, sent)
+                    await self._write(run.full)
+        except NexusFlowError as error:
+            run.broke_off(error, self._embedder.recorded)
+        finally:
+            await self._write(run.rest)
+        run.check()
+
+    async def _missing(self, rows: AsyncIterator[Row]) -> AsyncIterator[str]:
+        while self._run.goes_on:
+            chunk: list[Row] = []
+            with self._run.ending():
+                async for row in rows:
+                    chunk.append(row)
+                    if len(chunk) == self._run.size:
+                        break
+            if not chunk:
+                return
+            with self._run.ending():
+                found = await self._look_up(self._run.take(chunk))
+                for text in self._run.compare(found):
+                    yield text
+
+    async def _look_up(self, ids: list[str]) -> Sequence[Document]:
+        if not ids:
+            return ()
+        try:
+            async with self._turn:
+                return await self._store.aget_by_ids(ids)
+        except NotImplementedError:
+            return ()
+        except Exception as error:
+            raise failed("reading from", type(self._store).__name__, error) from error
+
+    async def _write(self, batches: Callable[[], Iterator[list[Ready]]]) -> None:
+        for batch in batches():
+            steps = self._run.writing(batch, type(self._store).__name__)
+            part = next(steps, None)
+            while part is not None:
+                part = _next(steps, await self._attempt(part))
+
+    async def _attempt(self, part: list[Ready]) -> Exception | None:
+        with self._embedder.embeddings._holding(*vectors_of(part)):
+            try:
+                async with self._turn:
+                    await self._store.aadd_documents(
+                        [item.document for item in part], ids=[item.id for item in part]
+                    )
+            except Exception as error:  # noqa: BLE001
+                return error
+        return None

@@ -1,0 +1,327 @@
+"""What was read from a source and is not in the store yet. No I/O; sync and async share it."""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from langchain_core.documents import Document
+
+from nexusflow_integrations._core.left_out import LeftOut, Reason, reason_of
+from nexusflow_integrations._core.seen_ids import SeenIds, twice
+from nexusflow_integrations._core.texts import check_text
+from nexusflow_integrations.errors import (
+    BadRequestError,
+    CollectionError,
+    ConfigurationError,
+    InvalidInputError,
+    NexusFlowError,
+    RefusedTextsError,
+)
+
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.call.streaming import Embedded
+    from nexusflow_integrations._core.vectors import Vectors
+
+MISSING: Any = object()
+"""Stands where one of two iterables has ended before the other."""
+
+_OF_A_DOCUMENT = (ValueError, TypeError, OverflowError, BadRequestError, RefusedTextsError)
+"""What stores raise for a document that they do not take, such as one with odd metadata."""
+
+
+class Row(NamedTuple):
+    """A document as it was passed in, unchecked; ``place`` counts from 0."""
+
+    place: int
+    document: Any
+    id: Any
+
+
+class Record(NamedTuple):
+    """A document that can be embedded; ``known`` if its id was given, not made here."""
+
+    place: int
+    document: Document
+    id: Any
+    known: bool
+
+
+class Ready(NamedTuple):
+    """A document with its vector, to be written.
+
+    ``sent`` has the vectors of its part of the source by the text that was sent, where that may be
+    another than the document's.
+    """
+
+    record: Record
+    vector: Vectors
+    sent: Mapping[str, Vectors] | None
+
+    @property
+    def document(self) -> Document:
+        return self.record.document
+
+    @property
+    def id(self) -> Any:
+        return self.record.id
+
+
+def vectors_of(part: Iterable[Ready]) -> list[Mapping[str, Vectors]]:
+    """Return what answers the store when it has the documents of ``part`` embedded."""
+    plain = {item.document.page_content: item.vector for item in part if item.sent is None}
+    others = {id(item.sent): item.sent for item in part if item.sent is not None}
+    return [plain, *others.values()]
+
+
+@dataclass
+class Run:
+    """The state of a run.
+
+    Args:
+        size: Documents a write, at most.
+        collect_blank: Whether a blank document is left out, or ends the run.
+        collect_refused: Whether refused documents are left out, or an error in the end.
+        progress: Called with the number of documents that are done since the last time.
+    """
+
+    size: int
+    collect_blank: bool
+    collect_refused: bool
+    progress: Callable[[int], object] | None = None
+    added: int = 0
+    present: int = 0
+    differing: int = 0
+    left_out: list[LeftOut] = field(default_factory=list)
+    refused: list[LeftOut] = field(default_factory=list)
+    _problem: Exception | None = None
+    _store_failed: bool = False
+    _seen: SeenIds = field(default_factory=SeenIds)
+    _slice: list[Record] = field(default_factory=list)
+    _flying: dict[int, Record] = field(default_factory=dict)
+    _sent: int = 0
+    _ready: deque[Ready] = field(default_factory=deque)
+    _unwritten: dict[int, Ready] = field(default_factory=dict)
+
+    # -- how it ends ---------------------------------------------------------------------------
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether more may be read."""
+        return self._problem is None
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Let an error, also of the caller's own iterables, end the run, once all is written."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001
+            self._problem = self._problem or error
+
+    def broke_off(self, error: NexusFlowError, sent: Mapping[str, Vectors] | None) -> None:
+        """Take what was embedded when embedding ended with ``error``."""
+        for index, vector in error.finished.items():
+            self._ready.append(Ready(self._flying.pop(index), vector, sent))
+        if not isinstance(self._problem, NexusFlowError):
+            self._problem = error
+
+    def check(self) -> None:
+        """Raise what ended the run early; ``finished`` gets what is not in the store, by place."""
+        if isinstance(self._problem, NexusFlowError):
+            left = (*self._unwritten.values(), *self._ready)
+            self._problem.finished = {item.record.place: item.vector for item in left}
+        if self._problem is not None:
+            raise self._problem
+
+    def close(self) -> None:
+        """Remove what is on disk."""
+        self._seen.close()
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def take(self, rows: Sequence[Row]) -> list[str]:
+        """Take the next slice of the source; return the ids to look up."""
+        self._slice = []
+        with self.ending():
+            for row in rows:
+                self._take(row)
+        return [record.id for record in self._slice if record.known]
+
+    def _take(self, row: Row) -> None:
+        place, document, name = row
+        if document is MISSING:
+            raise InvalidInputError(f"there are only {place} documents, and more ids", index=place)
+        if name is MISSING:
+            raise InvalidInputError(f"there are only {place} ids, and more documents", index=place)
+        if not isinstance(document, Document):
+            raise InvalidInputError(
+                f"document {place} is no Document of LangChain but {type(document).__name__}",
+                index=place,
+            )
+        name = document.id if name is None else name
+        record = Record(
+            place, document, str(uuid.uuid4()) if name is None else name, name is not None
+        )
+        if record.known and (words := _id_problem(name)) is not None:
+            self._leave_out(record, "invalid id", words, named=False)
+            return
+        if record.known and (before := self._seen.note(str(name), place)) is not None:
+            raise InvalidInputError(twice(str(name), before, place), index=place)
+        try:
+            check_text(document.page_content)
+        except InvalidInputError as error:
+            reason = reason_of(error)
+            if reason == "blank" and not self.collect_blank:
+                raise InvalidInputError(f"document {place} is blank", index=place) from None
+            self._leave_out(record, reason, str(error))
+        else:
+            self._slice.append(record)
+
+    def compare(self, found: Sequence[Document]) -> Iterator[str]:
+        """Yield the texts of the slice that have to be embedded.
+
+        Args:
+            found: What the store has under the ids of the slice.
+        """
+        # Some stores (Qdrant) give the id in the metadata only.
+        stored = {str(other.id or other.metadata.get("_id")): other for other in found}
+        for record in self._slice:
+            other = stored.get(str(record.id)) if record.known else None
+            if other is None:
+                self._flying[self._sent] = record
+                self._sent += 1
+                yield record.document.page_content
+            else:
+                same = _is_same(record.document, other)
+                self.present += same
+                self.differing += not same
+                self._done(1)
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def landed(self, embedded: Embedded, sent: Mapping[str, Vectors] | None) -> None:
+        """Take the result of one text."""
+        record = self._flying.pop(embedded.index)
+        error = embedded.error
+        if embedded.vector is not None:
+            self._ready.append(Ready(record, embedded.vector, sent))
+        elif error is not None:
+            reason = reason_of(error)
+            words = f"the server refused it: {error}" if reason == "refused" else str(error)
+            self._leave_out(record, reason, words, error)
+
+    def full(self) -> Iterator[list[Ready]]:
+        """Yield what makes a whole slice."""
+        while len(self._ready) >= self.size and not self._store_failed:
+            yield self._cut()
+
+    def rest(self) -> Iterator[list[Ready]]:
+        """Yield all that is ready."""
+        while self._ready and not self._store_failed:
+            yield self._cut()
+
+    def _cut(self) -> list[Ready]:
+        count = min(self.size, len(self._ready))
+        return [self._ready.popleft() for _ in range(count)]
+
+    def writing(
+        self, batch: list[Ready], store: str
+    ) -> Generator[list[Ready], Exception | None, None]:
+        """Yield what to write next, and be sent what came of it: ``None`` or the store's error.
+
+        A store takes all documents of a call or none, and seldom says which of them it does not
+        like. So halves of them are tried, until the bad ones are alone.
+        """
+        self._unwritten = {item.record.place: item for item in batch}
+        faults: list[tuple[Ready, Exception]] = []
+        parts = [batch]
+        while parts:
+            part = parts.pop()
+            error = yield part
+            if error is None:
+                self._written(part)
+            elif not isinstance(error, _OF_A_DOCUMENT) or isinstance(error, ConfigurationError):
+                self._fail(part, store, error)
+                return
+            elif len(part) == 1:
+                faults.append((part[0], error))
+            else:
+                middle = len(part) // 2
+                parts += [part[middle:], part[:middle]]
+        if len(faults) == len(batch) and (len(batch) > 1 or not self.added):
+            self._fail(batch, store, faults[0][1])  # of all of them: not a document's own fault
+            return
+        for item, error in faults:
+            del self._unwritten[item.record.place]
+            words = f"{store} refused it: {type(error).__name__}: {str(error)[:300]}"
+            self._leave_out(item.record, "refused by the store", words, error)
+
+    def _written(self, part: list[Ready]) -> None:
+        for item in part:
+            del self._unwritten[item.record.place]
+        self.added += len(part)
+        self._done(len(part))
+
+    def _fail(self, part: list[Ready], store: str, error: Exception) -> None:
+        self._store_failed = True
+        if not isinstance(self._problem, NexusFlowError):
+            self._problem = failed(f"writing {len(part)} documents to", store, error)
+
+    # -- what could not be stored --------------------------------------------------------------
+
+    def _leave_out(
+        self,
+        record: Record,
+        reason: Reason,
+        words: str,
+        error: Exception | None = None,
+        *,
+        named: bool = True,
+    ) -> None:
+        source = record.document.metadata.get("source")
+        left = LeftOut(
+            str(record.id) if record.known and named else None,
+            record.place,
+            reason,
+            words,
+            error,
+            None if source is None else str(source),
+        )
+        raises = reason == "refused" and not self.collect_refused
+        (self.refused if raises else self.left_out).append(left)
+        self._done(1)
+
+    def _done(self, count: int) -> None:
+        if self.progress is not None:
+            self.progress(count)
+
+
+def failed(what: str, store: str, error: Exception) -> CollectionError:
+    """Return the error of a store that could not be read or written, its cause included."""
+    problem = CollectionError(f"{what} {store} failed: {type(error).__name__}: {str(error)[:500]}")
+    problem.__cause__ = error
+    return problem
+
+
+def _id_problem(name: Any) -> str | None:
+    if isinstance(name, int) and not isinstance(name, bool):
+        return None  # some stores have numbers for ids
+    if not isinstance(name, str):
+        return f"an id must be text, not {type(name).__name__}"
+    try:
+        check_text(name)
+    except InvalidInputError as error:
+        return str(error).replace("the text", "the id")
+    return None
+
+
+def _is_same(document: Document, stored: Document) -> bool:
+    """Tell whether a store has ``document``; stores may add metadata of their own."""
+    missing = object()
+    return document.page_content == stored.page_content and all(
+        stored.metadata.get(key, missing) == value for key, value in document.metadata.items()
+    )

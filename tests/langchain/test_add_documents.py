@@ -1,0 +1,509 @@
+"""``add_documents`` into real stores: bad documents are left out, nothing is paid for twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.exceptions import ModelError
+from langchain_core.vectorstores import InMemoryVectorStore
+
+from nexusflow_integrations import LeftOut, errors
+from nexusflow_integrations.langchain import (
+    Added,
+    NexusFlowEmbeddings,
+    aadd_documents,
+    add_documents,
+)
+from nexusflow_integrations.local import LocalServer
+
+Make = Callable[..., NexusFlowEmbeddings]
+REFUSED = "!?" * 4500
+"""9,000 tokens for the server, which refuses it, and far fewer by the estimate."""
+
+
+class Place:
+    """A store, and how to look into it."""
+
+    def __init__(self, store: Any, size: Callable[[], int]) -> None:
+        self.store = store
+        self.size = size
+
+
+def in_memory(embeddings: NexusFlowEmbeddings) -> Place:
+    store = InMemoryVectorStore(embeddings)
+    return Place(store, lambda: len(store.store))
+
+
+def in_chroma(embeddings: NexusFlowEmbeddings) -> Place:
+    chroma = pytest.importorskip("langchain_chroma")
+    chromadb = pytest.importorskip("chromadb")
+    client = chromadb.EphemeralClient()
+    name = f"c{uuid.uuid4().hex}"
+    store = chroma.Chroma(name, embedding_function=embeddings, client=client)
+    return Place(store, lambda: client.get_collection(name).count())
+
+
+def in_faiss(embeddings: NexusFlowEmbeddings) -> Place:
+    faiss = pytest.importorskip("faiss")
+    vectorstores = pytest.importorskip("langchain_community.vectorstores")
+    docstores = pytest.importorskip("langchain_community.docstore.in_memory")
+    index = faiss.IndexFlatL2(64)
+    store = vectorstores.FAISS(embeddings, index, docstores.InMemoryDocstore(), {})
+    return Place(store, lambda: index.ntotal)
+
+
+def in_qdrant(embeddings: NexusFlowEmbeddings) -> Place:
+    qdrant = pytest.importorskip("langchain_qdrant")
+    client_of = pytest.importorskip("qdrant_client")
+    client = client_of.QdrantClient(":memory:")
+    size = client_of.models.VectorParams(size=64, distance=client_of.models.Distance.COSINE)
+    client.create_collection("docs", vectors_config=size)
+    store = qdrant.QdrantVectorStore(client, "docs", embedding=embeddings)
+    return Place(store, lambda: client.count("docs").count)
+
+
+STORES = [in_memory, in_chroma, in_faiss, in_qdrant]
+Open = Callable[[NexusFlowEmbeddings], Place]
+
+
+def source(count: int, bad: dict[int, str] | None = None) -> list[Document]:
+    """Documents with ids that every store takes."""
+    texts = [f"text number {number}" for number in range(count)]
+    for place, text in (bad or {}).items():
+        texts[place] = text
+    return [
+        Document(text, id=str(uuid.UUID(int=place + 1)), metadata={"source": f"{place % 3}.pdf"})
+        for place, text in enumerate(texts)
+    ]
+
+
+async def add(twin: str, store: Any, documents: Any, **options: Any) -> Added:
+    """Call one of the two."""
+    if twin == "sync":
+        return add_documents(store, documents, **options)
+    return await aadd_documents(store, documents, **options)
+
+
+TWINS = pytest.mark.parametrize("twin", ["sync", "async"])
+
+
+# -- what is left out ------------------------------------------------------------------------------
+
+
+@TWINS
+@pytest.mark.parametrize("opened", STORES)
+async def test_two_refused_of_500_leave_498_in_the_store(
+    twin: str, opened: Open, make: Make, server: LocalServer, tmp_path: Path
+) -> None:
+    documents = source(500, {77: REFUSED, 402: REFUSED + "!"})
+    cache = tmp_path / "vectors.sqlite3"
+    place = opened(make(cache=cache))
+    server.reset_stats()  # Qdrant asks for a vector to learn its size
+    done = await add(twin, place.store, documents)
+    assert place.size() == done.added == 498
+    assert [(left.id, left.source, left.place, left.reason) for left in done.left_out] == [
+        (documents[77].id, "2.pdf", 77, "refused"),
+        (documents[402].id, "0.pdf", 402, "refused"),
+    ]
+    assert isinstance(done.left_out[0], LeftOut)
+    assert isinstance(done.left_out[0].error, errors.BadRequestError)
+    assert done.usage.texts == 500
+    assert done.usage.refused == 2
+    assert done.usage.tokens == server.stats.tokens > 0
+    (found,) = place.store.similarity_search("text number 123", k=1)
+    assert found.page_content == "text number 123"
+
+    server.reset_stats()
+    again = await add(twin, place.store, documents)
+    assert (again.added, again.present, again.differing) == (0, 498, 0)
+    assert [left.place for left in again.left_out] == [77, 402]
+    assert server.stats.received == (), "only the two were sent, and refused again"
+
+    server.reset_stats()
+    elsewhere = opened(make(cache=cache))
+    third = await add(twin, elsewhere.store, documents)
+    assert third.added == elsewhere.size() == 498
+    assert third.usage.cached == 498
+    assert server.stats.received == (), "only the two were sent, and refused again"
+
+
+@TWINS
+async def test_blank_pages_and_halves_of_characters_are_left_out_before_anything_is_sent(
+    twin: str, make: Make, server: LocalServer
+) -> None:
+    documents = [
+        Document("a", metadata={"source": "a.pdf", "page": 0}),
+        Document(" \n", metadata={"source": "a.pdf", "page": 1}),
+        Document("half \ud800", id="x"),
+        Document("b"),
+    ]
+    place = in_memory(make())
+    done = await add(twin, place.store, documents)
+    assert done.added == place.size() == 2
+    assert [(left.id, left.place, left.reason, left.source) for left in done.left_out] == [
+        (None, 1, "blank", "a.pdf"),
+        ("x", 2, "invalid text", None),
+    ]
+    assert str(done.left_out[0]) == "document 1 (a.pdf): the text is blank"
+    assert set(server.stats.received) == {"a", "b"}
+
+
+def test_every_text_is_sent_once_and_its_vector_is_its_own(make: Make, server: LocalServer) -> None:
+    documents = source(130)
+    for opened in STORES:
+        embeddings = make()
+        place = opened(embeddings)
+        server.reset_stats()
+        add_documents(place.store, documents, slice_size=40)
+        assert sorted(server.stats.received) == sorted(one.page_content for one in documents)
+    store = in_memory(make())
+    add_documents(store.store, documents)
+    right = make().embed_documents([one.page_content for one in documents])
+    held = [store.store.store[one.id]["vector"] for one in documents]
+    assert np.abs(np.array(held) - right).max() < 1e-6
+    assert store.store.embeddings._held == ()
+
+
+@TWINS
+async def test_equal_texts_are_sent_once_and_each_has_a_list_of_its_own(
+    twin: str, make: Make, server: LocalServer
+) -> None:
+    place = in_memory(make())
+    done = await add(twin, place.store, [Document("same"), Document("same"), Document("other")])
+    assert done.added == place.size() == 3
+    assert sorted(server.stats.received) == ["other", "same"]
+    vectors = [item["vector"] for item in place.store.store.values()]
+    vectors[0][0] = 99.0
+    assert vectors[1][0] != 99.0
+
+
+@TWINS
+async def test_a_document_that_the_store_does_not_take_is_left_out_alone(
+    twin: str, make: Make
+) -> None:
+    documents = source(30)
+    documents[17].metadata["odd"] = {"nested": "mapping"}
+    documents[29].metadata["odd"] = {"nested": "mapping"}
+    place = in_chroma(make())
+    done = await add(twin, place.store, documents)
+    assert place.size() == done.added == 28
+    assert [(left.place, left.reason) for left in done.left_out] == [
+        (17, "refused by the store"),
+        (29, "refused by the store"),
+    ]
+    assert "Chroma refused it: ValueError" in done.left_out[0].message
+
+
+# -- adding again ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opened", STORES)
+def test_what_is_there_is_not_paid_for_and_what_differs_is_left_alone(
+    opened: Open, make: Make, server: LocalServer
+) -> None:
+    place = opened(make())
+    add_documents(place.store, source(20))
+    server.reset_stats()
+    changed = source(25, {3: "another text"})
+    changed[4].metadata["source"] = "renamed.pdf"
+    done = add_documents(place.store, changed)
+    assert (done.added, done.present, done.differing) == (5, 18, 2)
+    assert place.size() == 25
+    assert sorted(server.stats.received) == sorted(f"text number {n}" for n in range(20, 25))
+    (kept,) = place.store.get_by_ids([changed[3].id])
+    assert kept.page_content == "text number 3"
+
+
+def test_a_store_that_cannot_be_asked_gets_all(make: Make) -> None:
+    class Mute(InMemoryVectorStore):
+        def get_by_ids(self, ids: Any, /) -> list[Document]:
+            raise NotImplementedError
+
+    store = Mute(make())
+    assert add_documents(store, source(5)).added == 5
+    assert add_documents(store, source(5)).added == 5
+    assert len(store.store) == 5
+
+
+def test_ids_that_are_given_go_before_those_of_the_documents(make: Make) -> None:
+    place = in_memory(make())
+    documents = [Document("a", id="own"), Document("b", id="kept"), Document("c")]
+    add_documents(place.store, documents, ids=["given", None, None])
+    assert {"given", "kept"} < set(place.store.store)
+    assert len(place.store.store) == 3
+
+
+# -- what cannot be --------------------------------------------------------------------------------
+
+
+@TWINS
+async def test_a_store_with_another_embedding_is_refused(twin: str) -> None:
+    store = InMemoryVectorStore(DeterministicFakeEmbedding(size=8))
+    with pytest.raises(errors.ConfigurationError, match="DeterministicFakeEmbedding") as raised:
+        await add(twin, store, source(3))
+    assert isinstance(raised.value, ModelError)
+    with pytest.raises(errors.ConfigurationError, match="VectorStore of LangChain belongs here"):
+        await add(twin, object(), source(3))
+
+
+@TWINS
+@pytest.mark.parametrize(
+    ("documents", "ids", "said"),
+    [
+        ("a text", None, "documents must be an iterable, not str"),
+        (Document("a"), None, "documents is one document"),
+        ([Document("a"), "b"], None, "document 1 is no Document of LangChain but str"),
+        ([Document("a")], "a", "ids must be an iterable"),
+        ([Document("a"), Document("b")], ["x"], "only 1 ids, and more documents"),
+        ([Document("a")], ["x", "y"], "only 1 documents, and more ids"),
+        ([Document("a"), Document("b")], ["x", "x"], "id 'x' is there twice: at 0 and at 1"),
+    ],
+)
+async def test_bad_lists_are_refused_before_anything_is_sent(
+    twin: str, documents: Any, ids: Any, said: str, make: Make, server: LocalServer
+) -> None:
+    with pytest.raises(errors.InvalidInputError, match=said):
+        await add(twin, in_memory(make()).store, documents, ids=ids)
+    assert server.stats.requests == 0
+
+
+def test_an_async_iterable_names_the_twin_that_takes_it(make: Make) -> None:
+    async def documents() -> AsyncIterator[Document]:
+        yield Document("a")
+
+    with pytest.raises(errors.InvalidInputError, match="use aadd_documents"):
+        add_documents(in_memory(make()).store, documents())  # type: ignore[arg-type]
+
+
+def test_a_loader_is_told_from_its_documents(make: Make) -> None:
+    class Loader:
+        def lazy_load(self) -> Iterator[Document]:
+            yield Document("a")
+
+    store = in_memory(make()).store
+    with pytest.raises(errors.InvalidInputError, match="pass its lazy_load"):
+        add_documents(store, Loader())  # type: ignore[arg-type]
+    assert add_documents(store, Loader().lazy_load()).added == 1
+
+
+@TWINS
+async def test_an_id_that_is_no_text_is_left_out(twin: str, make: Make) -> None:
+    documents = [Document(text) for text in "abc"]
+    done = await add(twin, in_memory(make()).store, documents, ids=["x", "", b"z"])
+    assert done.added == 1
+    assert [(left.place, left.id, left.reason) for left in done.left_out] == [
+        (1, None, "invalid id"),
+        (2, None, "invalid id"),
+    ]
+
+
+@TWINS
+async def test_on_refused_raise_raises_when_all_others_are_stored(twin: str, make: Make) -> None:
+    place = in_memory(make())
+    with pytest.raises(errors.RefusedTextsError, match="all others are in the store") as raised:
+        await add(twin, place.store, source(20, {7: REFUSED}), on_refused="raise")
+    assert set(raised.value.refused) == {7}
+    assert place.size() == 19
+
+
+@TWINS
+async def test_on_blank_raise_raises_before_a_list_is_sent(
+    twin: str, make: Make, server: LocalServer
+) -> None:
+    place = in_memory(make())
+    with pytest.raises(errors.InvalidInputError, match="document 5 is blank") as raised:
+        await add(twin, place.store, source(20, {5: " "}), on_blank="raise")
+    assert raised.value.index == 5
+    assert server.stats.requests == 0
+
+
+@TWINS
+async def test_an_error_in_a_generator_leaves_what_came_before_in_the_store(
+    twin: str, make: Make
+) -> None:
+    def documents() -> Iterator[Document]:
+        yield from source(300)
+        raise LookupError("the file has ended")
+
+    place = in_memory(make())
+    with pytest.raises(LookupError):
+        await add(twin, place.store, documents())
+    assert place.size() == 300
+    with pytest.raises(errors.InvalidInputError, match="twice"):
+        await add(twin, place.store, iter([*source(310), source(1)[0]]))
+    assert place.size() == 310
+
+
+# -- what fails midway -----------------------------------------------------------------------------
+
+
+@TWINS
+@pytest.mark.parametrize("fault", [ConnectionError, ValueError])
+async def test_a_store_that_fails_midway_loses_no_vector(
+    twin: str, fault: type[Exception], make: Make, server: LocalServer
+) -> None:
+    class Full(InMemoryVectorStore):
+        def add_documents(self, documents: Any, ids: Any = None, **kwargs: Any) -> list[str]:
+            if len(self.store) >= 100:
+                raise fault("the disk is full")
+            return super().add_documents(documents, ids=ids, **kwargs)
+
+        async def aadd_documents(self, documents: Any, ids: Any = None, **kwargs: Any) -> list[str]:
+            return self.add_documents(documents, ids=ids, **kwargs)
+
+    store = Full(make())
+    documents = source(1000)
+    with pytest.raises(errors.CollectionError, match="to Full failed") as raised:
+        await add(twin, store, iter(documents), slice_size=50)
+    error = raised.value
+    assert isinstance(error, ModelError)
+    assert isinstance(error.__cause__, fault)
+    assert len(store.store) == 100
+    paid = set(server.stats.received)
+    assert len(paid) < 1000
+    written = {item["text"] for item in store.store.values()}
+    assert {documents[place].page_content for place in error.finished} == paid - written
+    (right,) = make().embed_documents([documents[100].page_content])
+    assert np.abs(error.finished[100] - np.array(right)).max() < 1e-6
+
+
+@TWINS
+async def test_a_store_that_cannot_be_read_is_an_error_before_anything_is_sent(
+    twin: str, make: Make, server: LocalServer
+) -> None:
+    class Gone(InMemoryVectorStore):
+        def get_by_ids(self, ids: Any, /) -> list[Document]:
+            raise ConnectionError("nobody listens")
+
+    with pytest.raises(errors.CollectionError, match="reading from Gone failed: ConnectionError"):
+        await add(twin, Gone(make()), source(3))
+    assert server.stats.requests == 0
+
+
+@TWINS
+async def test_what_was_embedded_when_the_service_fails_is_in_the_store(
+    twin: str, answering: Callable[..., NexusFlowEmbeddings]
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        import json
+
+        texts = json.loads(request.content)["input"]
+        if any(text.endswith(" 321") for text in texts):
+            return httpx.Response(401, json={"error": {"message": "expired"}})
+        data = [{"index": n, "embedding": [float(len(t))] * 64} for n, t in enumerate(texts)]
+        return httpx.Response(200, json={"data": data, "usage": {"total_tokens": len(texts)}})
+
+    place = in_memory(answering(answer))
+    with pytest.raises(errors.AuthenticationError) as raised:
+        await add(twin, place.store, source(1000))
+    assert place.size() >= 250
+    assert raised.value.finished == {}
+    text = next(iter(place.store.store.values()))["text"]
+    assert next(iter(place.store.store.values()))["vector"] == [float(len(text))] * 64
+
+
+# -- beside the plain case -------------------------------------------------------------------------
+
+
+@TWINS
+async def test_a_rate_limiter_is_asked_for_each_batch(
+    twin: str, make: Make, server: LocalServer, turns: Any
+) -> None:
+    limiter = turns(server)
+    place = in_memory(make(rate_limiter=limiter))
+    done = await add(twin, place.store, source(301, {300: REFUSED}))
+    assert place.size() == done.added == 300
+    assert [left.place for left in done.left_out] == [300]
+    assert len(limiter.gone) == 31
+    assert done.usage.texts == 301
+
+
+class Prefixed(NexusFlowEmbeddings):
+    """A subclass that changes what is sent."""
+
+    def embed_documents(self, texts: list[str], chunk_size: int | None = None) -> Any:
+        return super().embed_documents([f"passage: {text}" for text in texts], chunk_size)
+
+    async def aembed_documents(self, texts: list[str], chunk_size: int | None = None) -> Any:
+        texts = [f"passage: {text}" for text in texts]
+        return await super().aembed_documents(texts, chunk_size)
+
+
+@TWINS
+@pytest.mark.parametrize("opened", STORES)
+async def test_a_subclass_that_changes_texts_pays_once_and_stores_its_own_vectors(
+    twin: str, opened: Open, server: LocalServer, key: str
+) -> None:
+    embeddings = Prefixed(api_key=key, base_url=server.base_url, dimensions=64)
+    place = opened(embeddings)
+    documents = source(300, {299: REFUSED})
+    done = await add(twin, place.store, documents)
+    assert place.size() == done.added == 299
+    assert sorted(server.stats.received).count("passage: text number 7") == 1
+    assert len([text for text in server.stats.received if "number" in text]) == 299
+    found, distance = place.store.similarity_search_with_score("passage: text number 7", k=1)[0]
+    assert found.page_content == "text number 7"
+    assert min(abs(distance), abs(1 - distance)) < 1e-5
+
+
+async def test_two_runs_over_one_object_do_not_take_each_others_vectors(
+    make: Make, server: LocalServer
+) -> None:
+    import asyncio
+
+    embeddings = make()
+    places = [in_memory(embeddings) for _ in range(4)]
+    runs = [aadd_documents(place.store, source(200), slice_size=20) for place in places]
+    await asyncio.gather(*runs)
+    assert [place.size() for place in places] == [200] * 4
+    assert len(set(server.stats.received)) == 200
+    assert embeddings._held == ()
+
+
+def test_progress_counts_every_document_once(make: Make) -> None:
+    steps: list[int] = []
+    place = in_memory(make())
+    add_documents(place.store, source(50, {3: " ", 9: REFUSED}), progress=steps.append)
+    assert sum(steps) == 50
+    add_documents(place.store, source(50, {3: " ", 9: REFUSED}), progress=steps.append)
+    assert sum(steps) == 100
+
+
+def test_memory_stays_flat_however_many_documents_come(server: LocalServer) -> None:
+    code = f"""
+import resource, sys
+from langchain_core.documents import Document
+from langchain_core.vectorstores import InMemoryVectorStore
+from nexusflow_integrations.langchain import NexusFlowEmbeddings, add_documents
+
+class Sink(InMemoryVectorStore):
+    def add_documents(self, documents, ids=None, **kwargs):
+        self.embeddings.embed_documents([one.page_content for one in documents])
+        return ids
+
+def documents(count):
+    for number in range(count):
+        yield Document(f"{{number}} " * 20, id=str(number))
+
+place = dict(api_key={server.api_key!r}, base_url={server.base_url!r})
+store = Sink(NexusFlowEmbeddings(dimensions=1024, **place))
+add_documents(store, documents(1500))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert add_documents(store, documents(6000)).added == 6000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 12_000, "6,000 vectors alone are 24,000 kB"
