@@ -2,7 +2,7 @@
 
 Nothing here imports a framework, a model or a server before a command needs it, so ``--help`` is
 instant. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a package is missing, 4 the key is missing
-or refused, 5 some texts were refused and all others are done, 130 stopped by Ctrl-C. Where a
+or refused, 5 something was left out and all else is done, 130 stopped by Ctrl-C. Where a
 command fails, standard error ends in one sentence; ``NEXUSFLOW_DEBUG=1`` shows the traceback
 instead.
 """

@@ -54,7 +54,7 @@ app = typer.Typer(
     help="Embeddings, search and answers from your own texts: with NexusFlow where"
     " [bold]NEXUSFLOW_API_KEY[/bold] is set, else with a small model on this machine.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a package is missing, 4 the key is"
-    " missing or refused, 5 some texts were refused, 130 stopped by Ctrl-C. NO_COLOR is honoured.",
+    " missing or refused, 5 something was left out, 130 stopped by Ctrl-C. NO_COLOR is honoured.",
 )
 
 

@@ -4,32 +4,45 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations._core.secret import ApiKey
+from nexusflow_integrations._core.settings import resolve_base_url
+from nexusflow_integrations._core.usage import Price
 from nexusflow_integrations.cli.ask_screen import AskScreen
-from nexusflow_integrations.cli.exits import UsageProblem
+from nexusflow_integrations.cli.exits import PARTLY, UsageProblem
 from nexusflow_integrations.cli.options import (
+    BudgetOption,
     DimensionsOption,
+    EstimateOption,
     JsonOption,
     LocalOption,
     StoreOption,
+    cost_json,
+    estimate_json,
     print_json,
 )
+from nexusflow_integrations.cli.options import budget as read_budget
 from nexusflow_integrations.cli.rag import corpus as corpora
-from nexusflow_integrations.cli.rag.endpoint import has_key
-from nexusflow_integrations.cli.rag.indexes import Indexes
+from nexusflow_integrations.cli.rag.collection import (
+    DamagedError,
+    Updated,
+    open_to_read,
+    plan,
+    stored,
+)
+from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key
+from nexusflow_integrations.cli.rag.indexes import Index, Indexes
 from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Chat, Passage
 from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.cli.rag.session import (
     CUTS,
-    Filled,
     Found,
     Session,
     agree,
@@ -37,6 +50,7 @@ from nexusflow_integrations.cli.rag.session import (
     reopened,
     session,
 )
+from nexusflow_integrations.client import NexusFlow
 
 if TYPE_CHECKING:
     from nexusflow_integrations.cli.rag.keywords import Keywords
@@ -78,18 +92,22 @@ ChatOption = Annotated[
     ),
 ]
 Bm25Option = Annotated[bool, typer.Option("--bm25", help="Also show the hits of BM25.")]
-FreshOption = Annotated[bool, typer.Option("--fresh", help="Rebuild the index.")]
+FreshOption = Annotated[
+    bool,
+    typer.Option("--fresh", help="Build it anew; the old one answers until the new is complete."),
+]
 IndexOption = Annotated[
     str | None,
     typer.Option(
         "--index",
         "-i",
-        help="Name of the index, or its beginning. [dim]Default: the one used last.[/dim]",
+        help="Name of the index, or its beginning. [dim]Default: that of the folder you are in,"
+        " else the one used last.[/dim]",
     ),
 ]
 AskedFramework = Annotated[
     Framework | None,
-    typer.Option("--framework", "-f", help="Default: the first that the index was filled through."),
+    typer.Option("--framework", "-f", help="Which one asks. [dim]Default: of the index.[/dim]"),
 ]
 
 
@@ -130,9 +148,11 @@ def demo(
             "the fixed questions are about the standard library: use --corpus stdlib"
         )
     _check_chat(chat_model, embedded=local or not has_key())
+    _check_fresh(fresh, limit)
+    if bm25 or evaluate:
+        _need_keywords()
     screen = AskScreen(quiet=as_json)
     texts = corpora.load(corpus, limit)
-    keywords = _keywords(texts.documents) if bm25 or evaluate else None
     indexes = Indexes(store)
     with session(
         lambda endpoint: indexes.place(corpus, texts.name, endpoint),
@@ -141,11 +161,9 @@ def demo(
         dimensions=dimensions,
     ) as opened:
         chat = _chat(chat_model, opened)
-        if fresh:
-            opened.index.remove()
         screen.setting(opened.endpoint, texts, opened.index)
-        filled = _fill(screen, opened, texts)
-        opened.describe(texts, _source(corpus))
+        done = _update(screen, opened, texts, corpus, fresh=fresh)
+        keywords = _keywords(opened.documents()) if bm25 or evaluate else None
         found = [opened.search(name, question, top_k) for name in opened.frameworks]
         screen.question(question)
         screen.passages(found[0].passages)
@@ -153,7 +171,7 @@ def demo(
         if beside is not None:
             screen.beside(found[0].passages, beside)
         answers = _answer(screen, opened, found, question, chat)
-        screen.comparison(found, filled)
+        screen.comparison(found)
         scores = _evaluate(screen, opened, keywords) if evaluate and keywords else None
         screen.cost(opened.usage(), opened.endpoint)
         screen.next(_next_lines(corpus, evaluate, chat, opened))
@@ -161,38 +179,53 @@ def demo(
             print_json(
                 _found_json(opened, question, found, answers, beside)
                 | {"corpus": {"name": texts.name, "title": texts.title}}
-                | {"indexed": {name: _filled_json(work) for name, work in filled.items()}}
+                | {"indexed": _updated_json(done)}
                 | ({"hit_rates": scores} if scores else {})
             )
+    if done.left_out:
+        raise typer.Exit(PARTLY)
 
 
 def index(
     path: Annotated[
         str, typer.Argument(help="A folder or file of Markdown or text; or stdlib, or topics.")
     ],
-    framework: Annotated[Framework, typer.Option("--framework", "-f")] = Framework.chroma,
+    framework: Annotated[
+        Framework,
+        typer.Option("--framework", "-f", help="Which one `ask` and `search` ask through."),
+    ] = Framework.chroma,
     limit: LimitOption = None,
     dimensions: DimensionsOption = None,
+    budget: BudgetOption = None,
+    estimate: EstimateOption = False,
     local: LocalOption = False,
     fresh: FreshOption = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Index texts, for `ask` and `search`; run again, it pays only for what is new."""
+    """Index texts, for `ask` and `search`; run again, it pays only for what is new.
+
+    What was changed is replaced, and what is gone is removed last, when all else is done. Files and
+    passages that cannot be read or stored are left out and named, and make the exit code 5.
+    """
+    _check_fresh(fresh, limit)
+    most = None if budget is None else read_budget(budget, Price())
     screen = AskScreen(quiet=as_json)
     texts = corpora.load(path, limit)
     indexes = Indexes(store)
+    if estimate:
+        _estimate(screen, indexes, path, texts, dimensions, local, fresh, as_json)
+        return
     with session(
         lambda endpoint: indexes.place(path, texts.name, endpoint),
         framework.names(),
         local=local or None,
         dimensions=dimensions,
+        budget=most,
     ) as opened:
-        if fresh:
-            opened.index.remove()
         screen.setting(opened.endpoint, texts, opened.index)
-        filled = _fill(screen, opened, texts)
-        opened.describe(texts, _source(path))
+        done = _update(screen, opened, texts, path, fresh=fresh)
+        screen.changes(done)
         screen.cost(opened.usage(), opened.endpoint)
         screen.next(
             [('nexusflow ask "…"', "answer from it"), ('nexusflow search "…"', "find in it")]
@@ -202,11 +235,12 @@ def index(
                 {
                     "index": opened.index.name,
                     "corpus": {"name": texts.name, "title": texts.title},
-                    "skipped": list(texts.skipped),
-                    "indexed": {name: _filled_json(work) for name, work in filled.items()},
+                    **_updated_json(done),
                     "cost": _cost_json(opened),
                 }
             )
+    if done.left_out:
+        raise typer.Exit(PARTLY)
 
 
 def ask(
@@ -248,8 +282,10 @@ def _ask(
     *,
     answer: bool,
 ) -> None:
+    if bm25:
+        _need_keywords()
     screen = AskScreen(quiet=as_json)
-    chosen = Indexes(store).find(index)
+    chosen = Indexes(store).find(index, Path.cwd())
     _check_chat(chat_model, embedded=chosen.about().local_model is not None)
     with reopened(chosen, framework.names() if framework else ()) as opened:
         chat = _chat(chat_model, opened) if answer else None
@@ -257,13 +293,14 @@ def _ask(
             found = [opened.search(name, question, top_k) for name in opened.frameworks]
         keywords = _keywords(opened.documents()) if bm25 else None
         screen.question(question)
+        screen.asked(opened.index, opened.endpoint)
         screen.passages(found[0].passages)
         beside = keywords.search(question, top_k) if keywords else None
         if beside is not None:
             screen.beside(found[0].passages, beside)
         answers = _answer(screen, opened, found, question, chat) if answer else None
         if len(found) > 1:
-            screen.comparison(found, {})
+            screen.comparison(found)
         screen.cost(opened.usage(), opened.endpoint, brief=True)
         if as_json:
             print_json(_found_json(opened, question, found, answers, beside))
@@ -276,10 +313,21 @@ def _source(corpus: str) -> str:
     return corpus if corpus in ("stdlib", "topics") else os.path.realpath(corpus)
 
 
-def _keywords(documents: Sequence[corpora.Document]) -> Keywords:
+def _need_keywords() -> None:
+    """Raise the ``ImportError`` that says what to install, before anything is paid for."""
     with needed("BM25", "bm25s", "Stemmer", install="bm25s[stem]"):
-        from nexusflow_integrations.cli.rag.keywords import Keywords
+        import nexusflow_integrations.cli.rag.keywords as _  # noqa: F401
+
+
+def _keywords(documents: Sequence[corpora.Document]) -> Keywords:
+    from nexusflow_integrations.cli.rag.keywords import Keywords
+
     return Keywords(documents)
+
+
+def _check_fresh(fresh: bool, limit: int | None) -> None:
+    if fresh and limit is not None:
+        raise UsageProblem("--limit removes nothing and --fresh does: use one of them")
 
 
 def _check_chat(model: str | None, *, embedded: bool) -> None:
@@ -294,16 +342,47 @@ def _chat(model: str | None, opened: Session) -> Chat | None:
     return Chat(model, opened.endpoint.base_url, opened.endpoint.api_key)
 
 
-def _fill(screen: AskScreen, opened: Session, texts: corpora.Corpus) -> dict[str, Filled]:
-    filled: dict[str, Filled] = {}
-    with screen.indexing(opened.frameworks, len(texts.documents)) as bars:
-        for name in opened.frameworks:
-            bars.importing(name)
-            opened.open(name)
-            bars.began(name)
-            filled[name] = opened.fill(name, texts, partial(bars.advanced, name))
-            bars.ended(name, filled[name])
-    return filled
+def _update(
+    screen: AskScreen, opened: Session, texts: corpora.Corpus, corpus: str, *, fresh: bool
+) -> Updated:
+    with screen.indexing(len(texts.documents)) as bar:
+        done = opened.update(texts, _source(corpus), fresh=fresh, progress=bar.advanced)
+        bar.ended(done, opened.usage())
+    screen.left_out(done.left_out)
+    return done
+
+
+def _estimate(
+    screen: AskScreen,
+    indexes: Indexes,
+    path: str,
+    texts: corpora.Corpus,
+    dimensions: int | None,
+    local: bool,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """Say what `index` would do and cost at the service; nobody is asked, and nothing written."""
+    service = Endpoint(resolve_base_url(), ApiKey(""), dimensions)
+    held = {} if fresh else _held(indexes.place(path, texts.name, service))
+    wanted = plan(texts, held)
+    client = NexusFlow(dimensions=dimensions, cache=True if has_key() and not local else None)
+    found, changes = client.estimate(wanted.new(held)), wanted.counts(held)
+    screen.changes(changes)
+    screen.estimate(found)
+    screen.left_out(texts.skipped)
+    if as_json:
+        print_json(_updated_json(replace(changes, left_out=texts.skipped)) | estimate_json(found))
+
+
+def _held(index: Index) -> dict[str, corpora.Document]:
+    about = index.described()
+    if about is None:
+        return {}
+    try:
+        return stored(open_to_read(index.directory / about.folder))
+    except DamagedError as error:
+        raise index.damaged(str(error)) from None
 
 
 def _answer(
@@ -383,26 +462,19 @@ def _passages_json(passages: Sequence[Passage]) -> list[dict[str, Any]]:
     return [asdict(item) for item in passages]
 
 
-def _filled_json(filled: Filled) -> dict[str, Any]:
+def _updated_json(done: Updated) -> dict[str, Any]:
     return {
-        "added": filled.added,
-        "seconds": round(filled.seconds, 3),
-        "tokens": filled.usage.tokens,
-        "requests": filled.usage.requests,
+        "added": done.added,
+        "changed": done.changed,
+        "unchanged": done.unchanged,
+        "removed": done.removed,
+        "left_out": [asdict(item) for item in done.left_out],
+        "seconds": round(done.seconds, 3),
     }
 
 
 def _cost_json(opened: Session) -> dict[str, Any]:
-    usage = opened.usage()
-    return {
-        "tokens": usage.tokens,
-        "requests": usage.requests,
-        "cached": usage.cached,
-        # With the embedded model nothing is paid: it is what the service lists.
-        "list_price": usage.cost,
-        "currency": usage.currency,
-        "paid": opened.endpoint.local_model is None,
-    }
+    return cost_json(opened.usage(), opened.endpoint)
 
 
 def _found_json(
@@ -418,7 +490,7 @@ def _found_json(
         "index": opened.index.name,
         "endpoint": {
             "base_url": endpoint.base_url,
-            "model": endpoint.local_model or "text-embedding-v4",
+            "model": endpoint.model,
             "embedded": endpoint.local_model is not None,
             "dimensions": endpoint.dimensions,
         },

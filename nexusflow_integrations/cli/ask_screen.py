@@ -15,15 +15,18 @@ from rich.text import Text
 
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.cli.rag.answer import Quote
-from nexusflow_integrations.cli.rag.corpus import Corpus
+from nexusflow_integrations.cli.rag.collection import Updated
+from nexusflow_integrations.cli.rag.corpus import Corpus, Skipped
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
 from nexusflow_integrations.cli.rag.indexes import Index
 from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Passage
-from nexusflow_integrations.cli.rag.session import CUTS, Filled, Found, agree
-from nexusflow_integrations.cli.screen import INDENT, Screen, count, home, money, price_line
+from nexusflow_integrations.cli.rag.session import CUTS, Found, agree
+from nexusflow_integrations.cli.screen import INDENT, Screen, home, money, price_line
+from nexusflow_integrations.cli.words import count, time_left
 
 _BAR = 10
 _SNIPPET = 150
+_NAMED = 20
 
 
 class AskScreen(Screen):
@@ -45,24 +48,49 @@ class AskScreen(Screen):
         rows.add_row("Corpus", corpus.title)
         rows.add_row("Index", home(index.directory))
         self.out.print(rows)
-        for reason in corpus.skipped[:5]:
-            self.err.print(Text(f"skipped {reason}", style="yellow"))
-        if len(corpus.skipped) > 5:
-            self.err.print(Text(f"and skipped {len(corpus.skipped) - 5} more", style="yellow"))
+        if corpus.others:
+            self.err.print(Text(corpus.others, style="dim"))
 
     @contextmanager
-    def indexing(self, frameworks: Sequence[str], total: int) -> Iterator[Indexing]:
-        """Show a bar for each framework while the block runs."""
+    def indexing(self, total: int) -> Iterator[Indexing]:
+        """Show a bar while the block runs."""
         self.out.print()
-        bars = Progress(
-            TextColumn("{task.description:<11}", style="bold"),
-            BarColumn(bar_width=22),
+        bar = Progress(
+            TextColumn("Indexing", style="bold"),
+            BarColumn(bar_width=16),
             TextColumn("{task.fields[note]}", style="dim"),
             console=self.err,
             disable=not self.err.is_terminal,
+            transient=True,
         )
-        with bars:
-            yield Indexing(self, bars, frameworks, total)
+        with bar:
+            yield Indexing(self, bar, total)
+
+    def changes(self, done: Updated) -> None:
+        """Show what became, or would become, of the passages."""
+        numbers = [
+            f"{number:,} {what}"
+            for number, what in (
+                (done.added, "added"),
+                (done.changed, "changed"),
+                (done.unchanged, "unchanged"),
+                (done.removed, "removed"),
+            )
+        ]
+        self.head("Passages")
+        self.out.print(Padding(", ".join(numbers) + ".", INDENT))
+
+    def left_out(self, left_out: Sequence[Skipped]) -> None:
+        """Name what was left out, on standard error."""
+        for item in left_out[:_NAMED]:
+            self.err.print(Text(f"left out {item}", style="yellow"))
+        if (more := len(left_out) - _NAMED) > 0:
+            self.err.print(Text(f"and left out {more:,} more; --json names all", style="yellow"))
+
+    def asked(self, index: Index, endpoint: Endpoint) -> None:
+        """Say which index is asked, and which model."""
+        where = "embedded" if endpoint.local_model else endpoint.base_url
+        self.out.print(Text(f"in {index.name}, by {endpoint.model} ({where})", style="dim"))
 
     def question(self, text: str) -> None:
         """Show what is asked."""
@@ -116,23 +144,19 @@ class AskScreen(Screen):
         self.out.print()
         return text
 
-    def comparison(self, found: Sequence[Found], filled: dict[str, Filled]) -> None:
-        """Show what each framework found first, how fast, and whether they agree."""
+    def comparison(self, found: Sequence[Found]) -> None:
+        """Show what each framework found first, and whether they agree."""
         self.head("Through each framework")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("", style="bold")
         table.add_column("nearest", header_style="dim", overflow="fold")
-        for name in ("cosine", "indexed in", "tokens"):
-            table.add_column(name, justify="right", header_style="dim", no_wrap=True)
+        table.add_column("cosine", justify="right", header_style="dim", no_wrap=True)
         for item in found:
-            work = filled.get(item.framework)
             first = item.passages[0] if item.passages else None
             table.add_row(
                 FRAMEWORKS[item.framework],
                 first.source if first else "nothing",
                 f"{first.score:.4f}" if first else "",
-                f"{work.seconds:.1f} s" if work and work.added else "before",
-                f"{work.usage.tokens:,}" if work else "0",
             )
         self.out.print(Padding(table, INDENT))
         if len(found) > 1:
@@ -167,10 +191,9 @@ class AskScreen(Screen):
         """Show tokens, requests and price, and say whose price it is."""
         sent = f"{count(usage.tokens, 'token')} in {count(usage.requests, 'request')}"
         if brief:
-            price = money(usage.cost, usage.price)
-            paid = f"{price} at the list price"
+            paid = f"{money(usage.cost, usage.price)} at the list price"
             if endpoint.local_model:
-                paid = f"local model, free ({price} at the API's list price)"
+                paid = "local model, free"
             self.out.print()
             self.out.print(Text(f"{sent}: {paid}", style="dim"))
             return
@@ -192,50 +215,36 @@ class AskScreen(Screen):
 
 
 class Indexing:
-    """The bars of `AskScreen.indexing`."""
+    """The bar of `AskScreen.indexing`."""
 
-    def __init__(
-        self, screen: AskScreen, bars: Progress, frameworks: Sequence[str], total: int
-    ) -> None:
-        self._screen, self._bars, self._total = screen, bars, total
-        self._began = 0.0
+    def __init__(self, screen: AskScreen, bar: Progress, total: int) -> None:
+        self._screen, self._bar, self._total = screen, bar, total
+        self._began = time.perf_counter()
         self._done = 0
-        self._tasks: dict[str, TaskID] = {
-            name: bars.add_task(FRAMEWORKS[name], total=total, note="") for name in frameworks
-        }
+        self._task: TaskID = bar.add_task("", total=total, note="opening …")
 
-    def importing(self, framework: str) -> None:
-        """Show that the framework is being imported."""
-        self._bars.update(self._tasks[framework], note="importing …")
-
-    def began(self, framework: str) -> None:
-        """Show that the first texts are on their way."""
-        self._began, self._done = time.perf_counter(), 0
-        self._bars.update(self._tasks[framework], note="waiting for the first vectors …")
-
-    def advanced(self, framework: str, fresh: int, usage: Usage) -> None:
-        """Show ``fresh`` more documents, the speed and the tokens so far."""
-        self._done += fresh
+    def advanced(self, done: int, usage: Usage) -> None:
+        """Show ``done`` more passages, the speed, the tokens so far, and the time left."""
+        self._done += done
         speed = self._done / max(time.perf_counter() - self._began, 1e-6)
-        note = f"{self._done}/{self._total}  {speed:,.0f} texts/s  {_paid(usage)}"
-        self._bars.update(self._tasks[framework], advance=fresh, note=note)
+        left = time_left(max(0, self._total - self._done) / speed)
+        note = f"{self._done:,}/{self._total:,}  {speed:,.0f}/s  {_paid(usage)}  {left}"
+        self._bar.update(self._task, advance=done, note=note)
 
-    def ended(self, framework: str, filled: Filled) -> None:
-        """Show that the collection is complete."""
-        if filled.added:
-            speed = filled.added / max(filled.seconds, 1e-6)
-            note = f"{filled.added} texts  {speed:,.0f} texts/s  {_paid(filled.usage)}"
-        else:
-            note = "up to date"
-        self._bars.update(self._tasks[framework], completed=self._total, note=note)
-        if not self._screen.err.is_terminal:
-            self._screen.err.print(f"{FRAMEWORKS[framework]}: {note}")
+    def ended(self, done: Updated, usage: Usage) -> None:
+        """Say what was embedded."""
+        fresh = done.added + done.changed
+        note = "Up to date."
+        if fresh:
+            speed = fresh / max(done.seconds, 1e-6)
+            note = f"{count(fresh, 'passage')} embedded, {speed:,.0f} a second, {_paid(usage)}."
+        self._screen.err.print(note)
 
 
 def _paid(usage: Usage) -> str:
     if not usage.tokens:
         return "from the cache"
-    return f"{usage.tokens:,} tokens"
+    return count(usage.tokens, "token")
 
 
 def _bar(score: float) -> str:

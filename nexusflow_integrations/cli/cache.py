@@ -19,7 +19,8 @@ from nexusflow_integrations._core.cache.upkeep import CacheInfo, Pruned
 from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.options import CacheOption, JsonOption, print_json, seconds, size
-from nexusflow_integrations.cli.screen import INDENT, Screen, count, home
+from nexusflow_integrations.cli.screen import INDENT, Screen, home
+from nexusflow_integrations.cli.words import count
 
 __all__ = ["cache"]
 

@@ -22,7 +22,8 @@ from nexusflow_integrations._core.settings import (
 )
 from nexusflow_integrations.cli.exits import explain
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
-from nexusflow_integrations.cli.screen import Screen, count
+from nexusflow_integrations.cli.screen import Screen
+from nexusflow_integrations.cli.words import count
 from nexusflow_integrations.errors import ConfigurationError
 
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim")}

@@ -9,12 +9,11 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 from rich.text import Text
 
 from nexusflow_integrations._core.texts import check_text
@@ -22,20 +21,22 @@ from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations.cli import rows
 from nexusflow_integrations.cli.exits import PARTLY, UsageProblem
 from nexusflow_integrations.cli.options import (
+    BudgetOption,
     CacheOption,
     DimensionsOption,
+    EstimateOption,
     JsonOption,
     LocalOption,
+    cost_json,
+    estimate_json,
     print_json,
 )
 from nexusflow_integrations.cli.options import budget as read_budget
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
-from nexusflow_integrations.cli.screen import Screen, count, money, price_line
+from nexusflow_integrations.cli.screen import Screen, money, price_line
+from nexusflow_integrations.cli.words import count, time_left
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import InvalidInputError, NexusFlowError
-
-if TYPE_CHECKING:
-    from nexusflow_integrations._core.call.estimate import Estimate
 
 __all__ = ["embed"]
 
@@ -82,13 +83,8 @@ def embed(
         str, typer.Option("--field", help="Field of a JSONL object that holds the text.")
     ] = "text",
     dimensions: DimensionsOption = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="The most to spend: [bold]'200k tokens'[/bold], [bold]¥2.50[/bold]."),
-    ] = None,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Say what it would cost, and send nothing.")
-    ] = False,
+    budget: BudgetOption = None,
+    estimate: EstimateOption = False,
     local: LocalOption = False,
     cache: CacheOption = None,
     no_cache: Annotated[
@@ -270,37 +266,17 @@ def _estimate(
                     unfit += 1
 
     found = client.estimate(texts())
-    _show_estimate(screen, found, unfit)
+    screen.estimate(found, unfit)
     if as_json:
-        print_json(
-            {
-                "texts": found.texts,
-                "unfit": unfit,
-                "repeated": found.repeated,
-                "cached": found.cached,
-                "requests": found.requests,
-                "tokens": found.tokens,
-                "token_error": found.token_error,
-                "list_price": found.cost,
-                "currency": found.price.currency,
-            }
-        )
+        print_json(estimate_json(found) | {"unfit": unfit})
 
 
 def _summary(bar: Embedding, output: str, client: NexusFlow, endpoint: Endpoint) -> dict[str, Any]:
-    usage = client.usage
     return {
         "output": output,
         "texts": bar.done,
         "seconds": round(bar.seconds, 3),
-        "cost": {
-            "tokens": usage.tokens,
-            "requests": usage.requests,
-            "cached": usage.cached,
-            "list_price": usage.cost,
-            "currency": usage.currency,
-            "paid": endpoint.local_model is None,
-        },
+        "cost": cost_json(client.usage, endpoint),
     }
 
 
@@ -355,11 +331,7 @@ class Embedding:
         if usage.cached:
             parts.append(f"{_short(usage.cached)} cached")
         if self._total and speed:
-            left = round((self._total - self.done) / speed)
-            clock = f"{left // 60}:{left % 60:02}"
-            parts.append(
-                f"{left // 3600}:{left // 60 % 60:02} h left" if left >= 3600 else f"{clock} left"
-            )
+            parts.append(time_left((self._total - self.done) / speed))
         return "  ".join(parts)
 
 
@@ -391,27 +363,6 @@ def _show_embedded(
     screen.err.print(Text(price_line(usage, endpoint), style="dim"))
     if bar.refused:
         screen.err.print(f"{count(bar.refused, 'text')} failed (see above).")
-
-
-def _show_estimate(screen: Screen, found: Estimate, unfit: int) -> None:
-    """Show what embedding would send and cost."""
-    rows = Table.grid(padding=(0, 2))
-    rows.add_column(style="bold", no_wrap=True)
-    rows.add_column(overflow="fold")
-    rows.add_row("Texts", f"{found.texts:,}")
-    for name, number in (
-        ("Repeated", found.repeated),
-        ("In the cache", found.cached),
-        ("Unfit", unfit),
-    ):
-        if number:
-            rows.add_row(name, f"{number:,}")
-    error = f" ±{found.token_error:.0%}" if found.token_error else ""
-    rows.add_row("Tokens", f"{found.tokens:,}{error}")
-    rows.add_row("Requests", f"{found.requests:,}")
-    rows.add_row("Price", f"{money(found.cost, found.price)} at the list price")
-    screen.out.print(rows)
-    screen.out.print(Text("Nothing was sent.", style="dim"))
 
 
 def _short(number: int) -> str:

@@ -29,25 +29,17 @@ class UsageProblem(Exception):  # noqa: N818 - never seen as an error outside th
     """Options that do not go together; the message is one sentence."""
 
 
-_SPEAK_FOR_THEMSELVES = (
-    NexusFlowError,
-    UsageProblem,
-    CorpusError,
-    UnusableIndexError,
-    ChatError,
-    StoreUnavailable,
-    ImportError,
-    OSError,
-)
+_OURS = (UsageProblem, CorpusError, UnusableIndexError, ChatError)
+_SPEAK_FOR_THEMSELVES = (NexusFlowError, *_OURS, StoreUnavailable, ImportError, OSError)
 
 
 def explain(error: Exception) -> tuple[str, int]:
     """Return one sentence and the exit code for ``error``."""
     # The frameworks wrap what their embedding raised, some of them several times.
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, NexusFlowError):
+    while cause is not None and not isinstance(cause, (NexusFlowError, *_OURS)):
         cause = cause.__cause__ or cause.__context__
-    known = cause if isinstance(cause, NexusFlowError) else error
+    known = cause if isinstance(cause, Exception) else error
     return _sentence(known), _code(known)
 
 

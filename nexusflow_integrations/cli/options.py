@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nexusflow_integrations._core.settings import DIMENSIONS
-from nexusflow_integrations._core.usage import Budget, Price
+from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations.cli.exits import UsageProblem
+from nexusflow_integrations.cli.rag.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.call.estimate import Estimate
 
 DimensionsOption = Annotated[
     int | None,
@@ -20,6 +24,13 @@ DimensionsOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 LocalOption = Annotated[
     bool, typer.Option("--local", help="Use the embedded model even where a key is set.")
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(help="The most to spend: [bold]'200k tokens'[/bold], [bold]¥2.50[/bold]."),
+]
+EstimateOption = Annotated[
+    bool, typer.Option("--estimate", help="Say what it would cost, and send nothing.")
 ]
 StoreOption = Annotated[
     Path | None,
@@ -60,6 +71,33 @@ _SIGNS = {"¥": "CNY", "$": "USD", "€": "EUR"}
 def print_json(result: dict[str, Any]) -> None:
     """Print one JSON object on standard output."""
     typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
+
+
+def cost_json(usage: Usage, endpoint: Endpoint) -> dict[str, Any]:
+    """Return what a run cost; the embedded model has no price."""
+    paid = endpoint.local_model is None
+    return {
+        "tokens": usage.tokens,
+        "requests": usage.requests,
+        "cached": usage.cached,
+        "list_price": usage.cost if paid else 0.0,
+        "currency": usage.currency,
+        "paid": paid,
+    }
+
+
+def estimate_json(found: Estimate) -> dict[str, Any]:
+    """Return what a run would send and cost."""
+    return {
+        "texts": found.texts,
+        "repeated": found.repeated,
+        "cached": found.cached,
+        "requests": found.requests,
+        "tokens": found.tokens,
+        "token_error": found.token_error,
+        "list_price": found.cost,
+        "currency": found.price.currency,
+    }
 
 
 def seconds(text: str) -> float:

@@ -17,9 +17,11 @@ from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.options import JsonOption, LocalOption, StoreOption, print_json
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
 from nexusflow_integrations.cli.rag.indexes import Indexes
+from nexusflow_integrations.cli.rag.pipeline import COLLECTION
 from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.cli.rag.session import CUTS, reopened
-from nexusflow_integrations.cli.screen import Screen, count
+from nexusflow_integrations.cli.screen import Screen
+from nexusflow_integrations.cli.words import count
 from nexusflow_integrations.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -152,7 +154,7 @@ def _from_index(
 
     index = Indexes(store).find(name)
     about = index.about()
-    collection = _chroma(index.chroma).get_collection(about.frameworks[0], embedding_function=None)
+    collection = _chroma(index.chroma).get_collection(COLLECTION, embedding_function=None)
     if asked is None and about.corpus == "stdlib":
         held = collection.get(include=["metadatas"])
         sources = [str((note or {}).get("source")) for note in held["metadatas"] or []]

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from nexusflow_integrations._core.usage import Price, Usage
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.call.estimate import Estimate
 
 _SYMBOLS = {"CNY": "¥", "USD": "$", "EUR": "€"}
 INDENT = (0, 0, 0, 2)
@@ -41,18 +46,35 @@ class Screen:
         self.out.print()
         self.out.print(Text.assemble((title, "bold"), f"  {aside}" if aside else "", style=""))
 
+    def estimate(self, found: Estimate, unfit: int = 0) -> None:
+        """Show what embedding would send and cost."""
+        rows = Table.grid(padding=(0, 2))
+        rows.add_column(style="bold", no_wrap=True)
+        rows.add_column(overflow="fold")
+        rows.add_row("Texts", f"{found.texts:,}")
+        for name, number in (
+            ("Repeated", found.repeated),
+            ("In the cache", found.cached),
+            ("Unfit", unfit),
+        ):
+            if number:
+                rows.add_row(name, f"{number:,}")
+        error = f" ±{found.token_error:.0%}" if found.token_error else ""
+        rows.add_row("Tokens", f"{found.tokens:,}{error}")
+        rows.add_row("Requests", f"{found.requests:,}")
+        rows.add_row("Price", f"{money(found.cost, found.price)} at the list price")
+        self.out.print(rows)
+        self.out.print(Text("Nothing was sent.", style="dim"))
+
 
 def price_line(usage: Usage, endpoint: Endpoint) -> str:
-    """Say what ``usage`` costs: at the service, or what it would cost there."""
-    price = money(usage.cost, usage.price)
-    listed = (
-        f"the list price of {money(usage.price.per_million_tokens, usage.price)} per million tokens"
-    )
-    if endpoint.local_model is None:
-        return f"{price} at {listed}."
+    """Say what ``usage`` costs."""
+    if endpoint.local_model is not None:
+        return "The embedded model is free."
+    price = usage.price
     return (
-        f"The embedded model is free. At {listed} the service would charge {price},"
-        " by this model's count of tokens."
+        f"{money(usage.cost, price)} at the list price of"
+        f" {money(price.per_million_tokens, price)} per million tokens."
     )
 
 
@@ -62,11 +84,6 @@ def money(amount: float, price: Price) -> str:
     if amount == 0 or amount >= 100:
         return f"{symbol}{amount:,.0f}"
     return f"{symbol}{float(f'{amount:.3g}'):,.7f}".rstrip("0").rstrip(".")
-
-
-def count(number: int, what: str) -> str:
-    """Return ``1 text``, ``2 texts``."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def home(path: Path | str) -> str:

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from chromadb.api.shared_system_client import SharedSystemClient
 
 from nexusflow_integrations import __version__
 from nexusflow_integrations.cli.app import LocalModel
@@ -62,7 +61,7 @@ def test_demo_shows_question_passages_answer_agreement_and_cost(
     assert "The three agree: the same passages with the same scores." in shown
     assert f"{service.stats.tokens} tokens in {service.stats.requests} requests" in shown
     assert "¥0.5 per million tokens" in shown
-    assert "LangChain: 3 texts" in aside
+    assert "3 passages embedded" in aside
     assert max(map(len, shown.splitlines())) <= 80
 
 
@@ -79,15 +78,14 @@ def test_a_second_run_pays_nothing(nexusflow: Command, service: LocalServer, zoo
     again = nexusflow.json("demo", "-c", str(zoo), *QUESTION)
     assert service.stats.requests == 0
     assert again["cost"]["tokens"] == 0
-    assert {work["added"] for work in again["indexed"].values()} == {0}
+    assert again["indexed"]["added"] == 0
+    assert again["indexed"]["unchanged"] == 3
 
 
 def test_fresh_indexes_anew(nexusflow: Command, service: LocalServer, zoo: Path) -> None:
     nexusflow("demo", "-c", str(zoo), "-f", "chroma")
-    # Chroma keeps what it opened for as long as the process lives; a command is a process.
-    SharedSystemClient.clear_system_cache()
     again = nexusflow.json("demo", "-c", str(zoo), "-f", "chroma", "--fresh")
-    assert again["indexed"]["chroma"]["added"] == 3
+    assert again["indexed"]["added"] == 3
 
 
 def test_demo_json_says_the_same_in_one_object(
@@ -95,7 +93,7 @@ def test_demo_json_says_the_same_in_one_object(
 ) -> None:
     found = nexusflow.json("demo", "-c", str(zoo), *QUESTION, "--bm25", "-k", "2")
     assert found["question"] == "Who eats bamboo?"
-    assert set(found["frameworks"]) == set(found["indexed"]) == ALL
+    assert set(found["frameworks"]) == ALL
     assert found["agree"] is True
     assert found["endpoint"]["embedded"] is False
     assert found["endpoint"]["model"] == "text-embedding-v4"
@@ -135,7 +133,7 @@ def test_the_size_is_asked_for_and_has_an_index_of_its_own(
     assert small["index"].endswith("-64")
     plain = nexusflow.json("demo", "-c", str(zoo), "-f", "chroma")
     assert plain["index"] != small["index"]
-    assert plain["indexed"]["chroma"]["added"] == 3
+    assert plain["indexed"]["added"] == 3
 
 
 def test_evaluate_scores_the_fixed_questions_beside_bm25(
@@ -194,15 +192,16 @@ def test_indexing_again_pays_only_for_what_is_new(
     (zoo / "otter.txt").unlink()
     service.reset_stats()
     nexusflow("index", str(zoo))
-    assert service.stats.received == ("The finch eats seeds.",)
+    assert service.stats.received[-1] == "The finch eats seeds."
+    assert service.stats.texts <= 1 + 3  # up to three are compared with what is stored
     sources = nexusflow.json("search", "Who eats fish?")["frameworks"]["chroma"]["passages"]
     assert {item["source"] for item in sources} == {"finch.txt:1", "panda.md:3", "熊猫.md:1"}
 
 
-def test_an_index_filled_through_all_can_be_asked_through_each(
+def test_an_index_can_be_asked_through_each_framework(
     nexusflow: Command, service: LocalServer, zoo: Path
 ) -> None:
-    nexusflow("index", str(zoo), "-f", "all")
+    nexusflow("index", str(zoo))
     for framework in ALL:
         found = nexusflow.json("search", "Who eats fish?", "-f", framework)
         assert set(found["frameworks"]) == {framework}
@@ -217,14 +216,6 @@ def test_bm25_beside_a_search_reads_the_index_and_not_the_folder(
         file.unlink()
     found = nexusflow.json("search", "fish", "--bm25")
     assert [item["source"] for item in found["bm25"]] == ["otter.txt:1"]
-
-
-def test_files_that_are_skipped_are_named(
-    nexusflow: Command, service: LocalServer, zoo: Path
-) -> None:
-    (zoo / "bad.txt").write_bytes(b"\xff\xfe\xfa")
-    _, aside = nexusflow("index", str(zoo))
-    assert "skipped bad.txt: not UTF-8" in aside
 
 
 # -- failures ------------------------------------------------------------------------------------

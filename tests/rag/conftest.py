@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from nexusflow_integrations.cli.rag.corpus import Corpus, stdlib
+from nexusflow_integrations.cli.rag.collection import (
+    Updated,
+    open_to_write,
+    plan,
+    stored,
+    update,
+)
+from nexusflow_integrations.cli.rag.corpus import Corpus, Document, stdlib
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
 from nexusflow_integrations.cli.rag.indexes import Index
 from nexusflow_integrations.cli.rag.keywords import Keywords
 from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Pipeline, open_pipeline
-from nexusflow_integrations.cli.rag.session import Filled, Session, session
+from nexusflow_integrations.cli.rag.session import Session, session
 from nexusflow_integrations.local import LocalServer
 
 
@@ -31,11 +38,14 @@ def keywords(corpus: Corpus) -> Keywords:
 @pytest.fixture(scope="session")
 def real(
     corpus: Corpus, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Session, dict[str, Filled]]]:
-    """All three collections filled with the real model, and what filling each took."""
+) -> Iterator[tuple[Session, Updated]]:
+    """An index filled with the real model and opened through all three, and what filling took."""
     folder = tmp_path_factory.mktemp("index")
     with session(lambda _: Index(folder), tuple(FRAMEWORKS), local=True) as opened:
-        yield opened, {name: opened.fill(name, corpus) for name in FRAMEWORKS}
+        done = opened.update(corpus, "stdlib")
+        for name in FRAMEWORKS:
+            opened.open(name)
+        yield opened, done
 
 
 @pytest.fixture
@@ -44,11 +54,35 @@ def endpoint(server: LocalServer) -> Endpoint:
     return Endpoint(server.base_url, server.api_key, None, server.model)
 
 
+DOCUMENTS = tuple(
+    Document(f"{animal} number {number} eats {food}.", f"zoo.{animal}{number}", f"file:///{number}")
+    for number in range(8)
+    for animal, food in (("panda", "bamboo"), ("otter", "fish"), ("finch", "seeds"))
+)
+
+
 @pytest.fixture
-def open_one(endpoint: Endpoint, tmp_path: Path) -> Callable[..., Pipeline]:
-    """Open a framework's pipeline in this test's folder."""
+def fill(endpoint: Endpoint, tmp_path: Path) -> Callable[..., Path]:
+    """Write documents to a Chroma folder of this test's."""
+
+    def fill(documents: Sequence[Document] = DOCUMENTS, **settings: object) -> Path:
+        collection = open_to_write(
+            tmp_path / "chroma",
+            api_key=endpoint.api_key,
+            api_base=endpoint.base_url,
+            **settings,
+        )
+        update(collection, plan(Corpus("zoo", "zoo", tuple(documents)), stored(collection)))
+        return tmp_path / "chroma"
+
+    return fill
+
+
+@pytest.fixture
+def open_one(endpoint: Endpoint, fill: Callable[..., Path]) -> Callable[..., Pipeline]:
+    """Open a filled folder of this test's through a framework."""
 
     def open_one(framework: str, **settings: object) -> Pipeline:
-        return open_pipeline(framework, tmp_path / "chroma", endpoint, **settings)
+        return open_pipeline(framework, fill(), endpoint, **settings)
 
     return open_one

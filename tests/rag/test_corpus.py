@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,14 +11,15 @@ from types import ModuleType
 import pytest
 
 from nexusflow_integrations.cli.rag import corpus
-from nexusflow_integrations.cli.rag.corpus import CorpusError, Document
+from nexusflow_integrations.cli.rag.corpus import CorpusError, Document, Skipped
 
 
 def test_the_standard_library_gives_500_distinct_docstrings_in_a_fixed_order() -> None:
     first, second = corpus.stdlib(), corpus.stdlib()
     assert first == second
     assert len(first.documents) == 500
-    assert len({item.id for item in first.documents}) == 500
+    assert len({item.text for item in first.documents}) == 500
+    assert not first.complete
     assert first.title.startswith("500 docstrings of Python 3.")
 
 
@@ -109,7 +112,7 @@ def test_a_file_that_is_not_utf8_is_skipped_and_named(tmp_path: Path) -> None:
     (tmp_path / "good.txt").write_bytes(b"\xef\xbb\xbfcoffee")
     found = corpus.folder(tmp_path)
     assert [item.text for item in found.documents] == ["coffee"]
-    assert found.skipped == ("latin.txt: not UTF-8",)
+    assert found.skipped == (Skipped("latin.txt:1", "not UTF-8"),)
 
 
 def test_a_text_that_stands_twice_is_one_document(tmp_path: Path) -> None:
@@ -124,14 +127,76 @@ def test_a_blank_file_has_no_passage(tmp_path: Path) -> None:
     assert len(corpus.folder(tmp_path).documents) == 1
 
 
-def test_nothing_to_search_is_said_in_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"%PDF-1.7\n", "not text: a PDF"),
+        (gzip.compress(b"text", mtime=0), "not text: compressed with gzip"),
+        (b"PAR1\x15\x04", "not text: Parquet"),
+        (b"PK\x03\x04\x14", "not text: a ZIP archive, as DOCX, XLSX and EPUB are"),
+        ("text".encode("utf-16"), "not text: UTF-16, not UTF-8"),
+        (b"one\x00two", "not text: binary"),
+        (b"line 1\nline 2\ncaf\xe9", "not UTF-8"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_left_out(
+    tmp_path: Path, data: bytes, reason: str
+) -> None:
+    (tmp_path / "a.txt").write_bytes(data)
+    (tmp_path / "b.txt").write_text("Words.")
+    (left_out,) = corpus.folder(tmp_path).skipped
+    assert left_out.reason == reason
+    assert left_out.source == ("a.txt:3" if reason == "not UTF-8" else "a.txt")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() == 0, reason="root may read all")
+def test_a_folder_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed" / "a.txt").write_text("Hidden.")
+    (tmp_path / "b.txt").write_text("Words.")
+    (tmp_path / "closed").chmod(0)
+    try:
+        found = corpus.folder(tmp_path)
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+    assert found.skipped == (Skipped("closed", "Permission denied"),)
+    assert found.could_not_read("closed/a.txt")
+    assert not found.could_not_read("closed2/a.txt")
+
+
+def test_files_of_other_types_are_counted_by_their_suffix(tmp_path: Path) -> None:
+    for name in ("a.txt", "1.png", "2.PNG", "3.zip", "LICENSE", ".hidden.png"):
+        (tmp_path / name).write_text("Words.")
+    found = corpus.folder(tmp_path)
+    assert (
+        found.others == ("4 files of other types left out: 2 .png, 1 .zip, 1 without a suffix")
+        or found.others == "4 files of other types left out: 2 .png, 1 without a suffix, 1 .zip"
+    )
+    assert found.complete
+
+
+def test_a_limit_that_cuts_something_off_is_known(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# A\n\nOne.\n\n# B\n\nTwo.\n")
+    assert not corpus.folder(tmp_path, 1).complete
+    assert corpus.folder(tmp_path, 2).complete
+
+
+def test_the_reason_why_nothing_was_found_is_the_real_one(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="there is no file or folder"):
         corpus.load(str(tmp_path / "gone"))
     with pytest.raises(CorpusError, match=r"holds no text to search \(files read: \.markdown"):
         corpus.load(str(tmp_path))
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(CorpusError, match=r"; 1 file of other types left out: 1 \.png"):
+        corpus.load(str(tmp_path))
+    (tmp_path / "a.txt").write_text("  \n")
+    with pytest.raises(CorpusError, match="holds no text: only blank lines"):
+        corpus.load(str(tmp_path))
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfeA\x00")
+    with pytest.raises(CorpusError, match=r"can be read: b\.txt: not text: UTF-16, not UTF-8$"):
+        corpus.load(str(tmp_path))
 
 
-def test_a_document_id_changes_with_source_and_with_text() -> None:
-    ids = {Document("a", "x").id, Document("a", "y").id, Document("b", "x").id}
-    assert len(ids) == 3
-    assert Document("a", "x", "url").id == Document("a", "x").id
+def test_a_document_belongs_to_its_file() -> None:
+    assert Document("a", "x/y.md:12").origin == "x/y.md"
+    assert Document("a", "random.shuffle").origin == "random.shuffle"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from nexusflow_integrations.cli.rag.collection import Updated
 from nexusflow_integrations.cli.rag.corpus import Corpus
 from nexusflow_integrations.cli.rag.keywords import Keywords
 from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS
 from nexusflow_integrations.cli.rag.questions import QUESTIONS
-from nexusflow_integrations.cli.rag.session import Filled, Session, agree, hit_rates
+from nexusflow_integrations.cli.rag.session import Session, agree, hit_rates
 
-Real = tuple[Session, dict[str, Filled]]
+Real = tuple[Session, Updated]
 ENGLISH = [question for question in QUESTIONS if question.language == "en"]
 CHINESE = [question for question in QUESTIONS if question.language == "zh"]
 
@@ -63,21 +64,11 @@ def test_the_three_frameworks_find_the_same_with_the_same_scores(real: Real) -> 
         assert agree(found), question.text
 
 
-def test_only_the_first_framework_pays_for_the_corpus(real: Real, corpus: Corpus) -> None:
-    _, filled = real
-    first, *others = filled.values()
-    assert first.usage.tokens > len(corpus.documents)
-    assert first.usage.requests == len(corpus.documents) / 10
-    for other in others:
-        assert other.added == len(corpus.documents)
-        assert other.usage.tokens == 0
-        assert other.usage.requests == 0
-
-
-def test_a_second_filling_adds_nothing(real: Real, corpus: Corpus) -> None:
-    opened, _ = real
-    for name in FRAMEWORKS:
-        assert opened.fill(name, corpus).added == 0
+def test_a_second_update_adds_nothing(real: Real, corpus: Corpus) -> None:
+    opened, done = real
+    assert (done.added, done.removed, done.left_out) == (500, 0, ())
+    again = opened.update(corpus, "stdlib")
+    assert (again.added, again.changed, again.unchanged) == (0, 0, 500)
 
 
 def test_an_answer_is_quoted_word_for_word_from_the_passages(real: Real) -> None:

@@ -7,19 +7,21 @@ modules and names that a version lacks are skipped.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
+from nexusflow_integrations.cli.first_bytes import not_text
 from nexusflow_integrations.cli.rag.passages import cut, first_part
+from nexusflow_integrations.cli.words import count
 
 # fmt: off
 EVERYDAY = (
@@ -46,8 +48,10 @@ FURTHER = (
 
 TEXT_SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst"})
 _LARGEST_FILE = 10_000_000
+_LINE = re.compile(r":\d+$")
 _SIGNATURE = re.compile(r"[\w.]+\(.*\)(\s*->.*)?")
 _FEWEST_CHARACTERS = 15
+_KINDS_SHOWN = 5
 
 
 class CorpusError(Exception):
@@ -68,27 +72,57 @@ class Document:
     source: str
     url: str = ""
 
-    @cached_property
-    def id(self) -> str:
-        """24 hexadecimal digits that change with the source and the text."""
-        return hashlib.sha256(f"{self.source}\0{self.text}".encode()).hexdigest()[:24]
+    @property
+    def origin(self) -> str:
+        """What it is a part of: the file, without the line."""
+        return _LINE.sub("", self.source)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What was left out: a file, or one passage.
+
+    Attributes:
+        source: ``a.md:12``, or ``a.md`` for all of it.
+        reason: Why, in a few words.
+    """
+
+    source: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents with distinct ids, and what they are.
+    """Documents with distinct texts, and what they are.
 
     Attributes:
         name: Short name, fit for a file name.
         title: What it is, for a reader.
         documents: The passages, in a fixed order.
-        skipped: Files that could not be read as UTF-8 text, with the reason.
+        skipped: Files and folders that could not be read, with the reason.
+        complete: Whether these are all its documents: no limit cut it off.
+        others: What was not looked at, in one line, or an empty string.
     """
 
     name: str
     title: str
     documents: tuple[Document, ...]
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    complete: bool = True
+    others: str = ""
+
+    def could_not_read(self, origin: str) -> bool:
+        """Tell whether the file ``origin``, or a folder that it is in, could not be read."""
+        return any(
+            origin == name or origin.startswith(f"{name}/") or name == "." for name in self._unread
+        )
+
+    @cached_property
+    def _unread(self) -> frozenset[str]:
+        return frozenset(_LINE.sub("", item.source) for item in self.skipped)
 
 
 def load(name: str, limit: int | None = None) -> Corpus:
@@ -122,10 +156,10 @@ def stdlib(limit: int | None = 500) -> Corpus:
         raise CorpusError(
             "this Python runs with -OO, which drops the docstrings: try --corpus topics"
         )
-    documents = _front(_docstrings([*EVERYDAY, *FURTHER]), limit)
+    documents, complete = _front(_docstrings([*EVERYDAY, *FURTHER]), limit)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     title = f"{len(documents)} docstrings of Python {version}'s standard library"
-    return Corpus("stdlib", title, documents)
+    return Corpus("stdlib", title, documents, complete=complete)
 
 
 def _docstrings(modules: Iterable[str]) -> Iterator[Document]:
@@ -193,9 +227,10 @@ def topics(limit: int | None = None) -> Corpus:
         raise CorpusError(
             "this Python was installed without pydoc_data: try --corpus stdlib"
         ) from None
-    documents = _front(_topic_passages(data.topics), limit)
+    documents, complete = _front(_topic_passages(data.topics), limit)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return Corpus("topics", f"{len(documents)} passages of Python {version}'s reference", documents)
+    title = f"{len(documents)} passages of Python {version}'s reference"
+    return Corpus("topics", title, documents, complete=complete)
 
 
 def _topic_passages(all_topics: dict[str, str]) -> Iterator[Document]:
@@ -210,54 +245,109 @@ def _topic_passages(all_topics: dict[str, str]) -> Iterator[Document]:
 def folder(path: Path, limit: int | None = None) -> Corpus:
     """Return the Markdown and text files under ``path``, cut into passages of 800 characters.
 
-    Hidden files and folders are left out.
+    Hidden files and folders are left out, and so is what cannot be read.
 
     Raises:
-        CorpusError: No such path, or no such file in it.
+        CorpusError: No such path, or no text in it that can be read.
     """
     if not path.exists():
         raise CorpusError(f"there is no file or folder {str(path)!r}")
+    skipped: list[Skipped] = []
+    others: Counter[str] = Counter()
     base = path if path.is_dir() else path.parent
-    files = sorted(_text_files(path)) if path.is_dir() else [path]
-    skipped: list[str] = []
-    documents = _front(_file_passages(files, base, skipped), limit)
+    files = sorted(_text_files(path, skipped, others)) if path.is_dir() else [path]
+    documents, complete = _front(_file_passages(files, base, skipped), limit)
+    left_out = _others(others)
     if not documents:
-        suffixes = ", ".join(sorted(TEXT_SUFFIXES))
-        raise CorpusError(f"{str(path)!r} holds no text to search (files read: {suffixes})")
+        raise CorpusError(_nothing(path, files, skipped, left_out))
     name = re.sub(r"[^\w.-]+", "-", path.resolve().stem if path.is_file() else path.resolve().name)
-    title = f"{len(documents)} passages of {path}"
-    return Corpus(name.strip("-.") or "folder", title, documents, tuple(skipped))
+    return Corpus(
+        name.strip("-.") or "folder",
+        f"{count(len(documents), 'passage')} of {path}",
+        documents,
+        tuple(skipped),
+        complete,
+        left_out,
+    )
 
 
-def _text_files(path: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(path):
+def _text_files(path: Path, skipped: list[Skipped], others: Counter[str]) -> Iterator[Path]:
+    def note(error: OSError) -> None:
+        place = Path(error.filename or path).relative_to(path).as_posix()
+        skipped.append(Skipped(place, error.strerror or type(error).__name__))
+
+    for root, folders, files in os.walk(path, onerror=note):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in TEXT_SUFFIXES:
+            if name.startswith("."):
+                continue
+            suffix = Path(name).suffix.lower()
+            if suffix in TEXT_SUFFIXES:
                 yield Path(root, name)
+            else:
+                others[suffix or "without a suffix"] += 1
 
 
-def _file_passages(files: list[Path], base: Path, skipped: list[str]) -> Iterator[Document]:
+def _file_passages(files: list[Path], base: Path, skipped: list[Skipped]) -> Iterator[Document]:
     for file in files:
         source = file.relative_to(base).as_posix()
-        try:
-            if file.stat().st_size > _LARGEST_FILE:
-                skipped.append(f"{source}: larger than {_LARGEST_FILE // 1_000_000} MB")
-                continue
-            text = file.read_text("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
-            skipped.append(f"{source}: {reason}")
-            continue
-        for line, passage in cut(text):
-            yield Document(passage, f"{source}:{line}", file.resolve().as_uri())
+        text = _read(file, source, skipped)
+        if text is not None:
+            for line, passage in cut(text):
+                yield Document(passage, f"{source}:{line}", file.resolve().as_uri())
 
 
-def _front(documents: Iterator[Document], limit: int | None) -> tuple[Document, ...]:
-    """Return the first ``limit`` documents, each text once."""
+def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
+    """Return the text of a file; note in ``skipped`` why there is none."""
+    try:
+        if file.stat().st_size > _LARGEST_FILE:
+            skipped.append(Skipped(source, f"larger than {_LARGEST_FILE // 1_000_000} MB"))
+            return None
+        data = file.read_bytes()
+    except OSError as error:
+        skipped.append(Skipped(source, error.strerror or type(error).__name__))
+        return None
+    if kind := not_text(data):
+        skipped.append(Skipped(source, f"not text: {kind}"))
+        return None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        skipped.append(Skipped(f"{source}:{line}", "not UTF-8"))
+        return None
+
+
+def _others(others: Counter[str]) -> str:
+    """Return ``7 files of other types left out: 5 .png, 2 .zip``."""
+    if not others:
+        return ""
+    kinds = [f"{number:,} {suffix}" for suffix, number in others.most_common(_KINDS_SHOWN)]
+    if rest := sum(others.values()) - sum(n for _, n in others.most_common(_KINDS_SHOWN)):
+        kinds.append(f"{rest:,} more")
+    return f"{count(sum(others.values()), 'file')} of other types left out: {', '.join(kinds)}"
+
+
+def _nothing(path: Path, files: list[Path], skipped: list[Skipped], left_out: str) -> str:
+    """Say why there is no text in ``path``."""
+    if skipped:
+        more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
+        return f"nothing in {str(path)!r} can be read: {skipped[0]}{more}"
+    if files:
+        return f"{str(path)!r} holds no text: only blank lines"
+    suffixes = ", ".join(sorted(TEXT_SUFFIXES))
+    return f"{str(path)!r} holds no text to search (files read: {suffixes})" + (
+        f"; {left_out}" if left_out else ""
+    )
+
+
+def _front(documents: Iterator[Document], limit: int | None) -> tuple[tuple[Document, ...], bool]:
+    """Return the first ``limit`` documents, each text once, and whether these are all."""
     kept: dict[str, Document] = {}
     for document in documents:
+        if document.text in kept:
+            continue
         if limit is not None and len(kept) >= limit:
-            break
-        kept.setdefault(document.text, document)
-    return tuple(kept.values())
+            return tuple(kept.values()), False
+        kept[document.text] = document
+    return tuple(kept.values()), True

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.settings import (
+    DEFAULT_MODEL,
     check_dimensions,
     resolve_api_key,
     resolve_base_url,
@@ -31,6 +32,11 @@ class Endpoint:
     api_key: ApiKey
     dimensions: int | None = None
     local_model: str | None = None
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self.local_model or DEFAULT_MODEL
 
     @property
     def name(self) -> str:

@@ -1,22 +1,33 @@
-"""Indexes on disk: a folder each, with what is in it, so that a second run pays nothing."""
+"""Indexes on disk: a folder each, with a Chroma folder and a description of what is in it.
+
+``index.json`` names the Chroma folder that answers. A rebuilt one is made beside it, and takes its
+place when ``index.json`` is replaced: at any moment exactly one of the two answers.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import shlex
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nexusflow_integrations._core.cache.file import default_path
+from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations._core.settings import DEFAULT_MODEL
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
 
 _ABOUT = "index.json"
+_LOCK = "index.lock"
+_PREFIX = "chroma-"
 
 
 class UnusableIndexError(Exception):
-    """There is no such index; the message is one sentence."""
+    """There is no such index, or it cannot be used now; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +37,13 @@ class About:
     Attributes:
         corpus: ``stdlib``, ``topics``, or the absolute path of a folder or file.
         title: What the corpus is, for a reader.
-        frameworks: Short names of the frameworks whose collections are filled.
+        frameworks: Short names of those that `ask` and `search` ask through by default.
         endpoint: Name of the endpoint that made the vectors.
         local_model: What the embedded server ran, or ``None`` for the service.
         base_url: Root of the service's API; ``None`` for the embedded server.
         dimensions: The size that was asked for, or ``None``.
         documents: How many there are.
+        folder: Name of the Chroma folder that answers.
     """
 
     corpus: str
@@ -42,6 +54,12 @@ class About:
     base_url: str | None
     dimensions: int | None
     documents: int
+    folder: str
+
+    @property
+    def model(self) -> str:
+        """Name of the model that made the vectors."""
+        return self.local_model or DEFAULT_MODEL
 
 
 @dataclass(frozen=True)
@@ -57,8 +75,18 @@ class Index:
 
     @property
     def chroma(self) -> Path:
-        """The folder of Chroma's ``PersistentClient``."""
-        return self.directory / "chroma"
+        """The folder of Chroma's ``PersistentClient`` that answers.
+
+        Raises:
+            UnusableIndexError: See ``about``.
+        """
+        return self.directory / self.about().folder
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        files = (file for file in self.directory.rglob("*") if file.is_file())
+        return sum(file.stat().st_size for file in files)
 
     def about(self) -> About:
         """Return what it holds.
@@ -68,30 +96,121 @@ class Index:
         """
         try:
             found = json.loads((self.directory / _ABOUT).read_text("utf-8"))
-            return About(**{**found, "frameworks": tuple(found["frameworks"])})
+            about = About(**{**found, "frameworks": tuple(found["frameworks"])})
+            if about.folder not in {path.name for path in self._folders()}:
+                raise FileNotFoundError(about.folder)
+        except FileNotFoundError:
+            state = "was never finished"
         except (OSError, ValueError, TypeError, KeyError):
+            state = "is damaged"
+        else:
+            return about
+        raise UnusableIndexError(
+            f"the index {self.name!r} {state}: run `nexusflow index` on its texts again, or"
+            f" `nexusflow indexes remove {self.name}`"
+        )
+
+    def described(self) -> About | None:
+        """Return what it holds, or ``None`` if it cannot be asked."""
+        try:
+            return self.about()
+        except UnusableIndexError:
+            return None
+
+    def rebuilding(self) -> str:
+        """Return the command that builds it again."""
+        about = self.described()
+        if about is None:
+            return "nexusflow index PATH --fresh"
+        options = " --local" if about.local_model else ""
+        options += f" --dimensions {about.dimensions}" if about.dimensions else ""
+        return f"nexusflow index {shlex.quote(about.corpus)}{options} --fresh"
+
+    def damaged(self, reason: str) -> UnusableIndexError:
+        """Return the error of an index whose Chroma folder cannot be read."""
+        return UnusableIndexError(
+            f"the index {self.name!r} cannot be read ({reason}): build it again with"
+            f" `{self.rebuilding()}`"
+        )
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from writing to it; the lock ends with the process.
+
+        Raises:
+            UnusableIndexError: Another process is writing to it.
+        """
+        with needed("An index", "filelock", install="nexusflow-integrations[chroma]"):
+            from filelock import FileLock, Timeout
+
+        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.directory / _LOCK, timeout=0):
+                yield
+        except Timeout:
             raise UnusableIndexError(
-                f"the index {self.name!r} is unfinished or damaged: index it again"
+                f"another process is updating the index {self.name!r}: run this again when it is"
+                " done"
             ) from None
 
+    def draft(self, *, fresh: bool) -> str:
+        """Return the name of the Chroma folder to write to, for whoever has it ``alone``.
+
+        It is the one that answers; the one of a first run that was stopped; or, with ``fresh`` or
+        where the description is damaged, a new one.
+        """
+        folders = self._folders()
+        last = _number(folders[-1]) if folders else 0
+        about = self.described()
+        if about is not None:
+            self._clean(about.folder)  # a rebuild that was stopped
+            return f"{_PREFIX}{_number(Path(about.folder)) + 1}" if fresh else about.folder
+        stopped = folders and not (self.directory / _ABOUT).exists() and not fresh
+        return folders[-1].name if stopped else f"{_PREFIX}{last + 1}"
+
     def describe(self, about: About) -> None:
-        """Write down what it holds, at once or not at all."""
+        """Write down what it holds, at once or not at all; remove what does not answer any more."""
         self.directory.mkdir(parents=True, exist_ok=True)
         draft = self.directory / f"{_ABOUT}.{os.getpid()}"
         draft.write_text(json.dumps(asdict(about), ensure_ascii=False, indent=2), "utf-8")
         os.replace(draft, self.directory / _ABOUT)
+        self._clean(about.folder)
 
     def touch(self) -> None:
         """Note that it was used, which makes it the one that is asked next."""
-        (self.directory / _ABOUT).touch()
+        with suppress(OSError):  # of somebody else, or read-only: it can be asked all the same
+            (self.directory / _ABOUT).touch()
 
     def remove(self) -> None:
-        """Delete its files."""
-        for part in (self.chroma, self.directory / _ABOUT):
-            if part.is_dir():
-                shutil.rmtree(part)
-            else:
-                part.unlink(missing_ok=True)
+        """Delete its files, and its folder if there is nothing else in it.
+
+        Raises:
+            UnusableIndexError: Another process is writing to it.
+        """
+        if not self.directory.is_dir():
+            return
+        with self.alone():
+            # First: without a description nobody asks it.
+            (self.directory / _ABOUT).unlink(missing_ok=True)
+            for folder in self._folders():
+                shutil.rmtree(folder)
+        with suppress(OSError):
+            (self.directory / _LOCK).unlink(missing_ok=True)
+            self.directory.rmdir()
+
+    def _folders(self) -> list[Path]:
+        found = [path for path in self.directory.glob(f"{_PREFIX}*") if _number(path)]
+        return sorted(found, key=_number)
+
+    def _clean(self, kept: str) -> None:
+        for folder in self._folders():
+            if folder.name != kept:
+                shutil.rmtree(folder, ignore_errors=True)  # where somebody reads it: next time
+
+
+def _number(folder: Path) -> int:
+    digits = folder.name.removeprefix(_PREFIX)
+    return int(digits) if digits.isdecimal() else 0
 
 
 class Indexes:
@@ -116,28 +235,52 @@ class Indexes:
         return Index(self.folder / f"{name}@{endpoint.name}")
 
     def all(self) -> list[Index]:
-        """Return all finished indexes, the one used last first."""
-        described = self.folder.glob(f"*/{_ABOUT}")
-        latest = sorted(described, key=lambda file: file.stat().st_mtime_ns, reverse=True)
-        return [Index(file.parent) for file in latest]
+        """Return all indexes, also those that cannot be asked; the one used last first."""
+        found = {file.parent for part in (_ABOUT, f"{_PREFIX}*") for file in self._glob(part)}
+        return [Index(path) for path in sorted(found, key=_used, reverse=True)]
 
-    def find(self, name: str | None = None) -> Index:
-        """Return the index whose name is, or begins with, ``name``; ``None``: the one used last.
+    def _glob(self, part: str) -> Iterator[Path]:
+        return self.folder.glob(f"*/{part}")
+
+    def find(self, name: str | None = None, near: Path | None = None) -> Index:
+        """Return the index whose name is, or begins with, ``name``.
+
+        Without a name it is the one of the folder ``near``: of the nearest folder that ``near`` is
+        in, else of one inside ``near``, else any. Of several the one used last; those that cannot
+        be asked are passed over.
 
         Raises:
-            UnusableIndexError: There is none, or several.
+            UnusableIndexError: There is none, or several have this name.
         """
         indexes = self.all()
-        if not indexes:
-            raise UnusableIndexError(
-                "there is no index yet: run `nexusflow demo` or `nexusflow index FOLDER` first"
-            )
         if name is None:
-            return indexes[0]
+            usable = [(index, about) for index in indexes if (about := index.described())]
+            if not usable:
+                raise UnusableIndexError(
+                    "there is no index yet: run `nexusflow demo` or `nexusflow index FOLDER` first"
+                )
+            nearest = max(_nearness(about.corpus, near) for _, about in usable)
+            return next(i for i, about in usable if _nearness(about.corpus, near) == nearest)
         exact = [index for index in indexes if index.name == name]
         alike = exact or [index for index in indexes if index.name.startswith(name)]
         if len(alike) == 1:
             return alike[0]
-        names = ", ".join(index.name for index in (alike or indexes))
         problem = "several indexes are called" if alike else "no index is called"
-        raise UnusableIndexError(f"{problem} {name!r}; there are {names}")
+        names = ", ".join(index.name for index in (alike or indexes)) or "none"
+        raise UnusableIndexError(f"{problem} {name!r}; there are: {names}")
+
+
+def _used(directory: Path) -> int:
+    with suppress(OSError):
+        return (directory / _ABOUT).stat().st_mtime_ns
+    return 0
+
+
+def _nearness(corpus: str, near: Path | None) -> int:
+    """Return how near the folder ``corpus`` is to ``near``; 0 for not at all."""
+    if near is None or not os.path.isabs(corpus):
+        return 0
+    here, there = Path(os.path.realpath(near)), Path(corpus)
+    if here == there or there in here.parents:
+        return 1 + len(there.parts)
+    return 1 if here in there.parents else 0

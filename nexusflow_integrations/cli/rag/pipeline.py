@@ -1,9 +1,9 @@
-"""What a pipeline is, whichever framework it is made of."""
+"""What a pipeline is, whichever framework it is made of; `collection` fills what it reads."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,23 +45,14 @@ class Chat:
 
 
 class Pipeline(Protocol):
-    """Index, search and answer, the same in every framework.
+    """Search and answer, the same in every framework.
 
     The three implementations differ in nothing but the framework's words, so that one who knows
-    one of them can read the others.
+    one of them can read the others. All three read the same collection.
     """
 
     framework: str
     """The framework's name, as it writes itself."""
-
-    def ids(self) -> set[str]:
-        """Return the ids of all documents in the collection."""
-
-    def add(self, documents: Sequence[Document]) -> None:
-        """Embed documents and store them."""
-
-    def remove(self, ids: Sequence[str]) -> None:
-        """Take documents out of the collection."""
 
     def search(self, question: str, k: int) -> list[Passage]:
         """Embed the question and return the ``k`` nearest passages, nearest first."""
@@ -69,6 +60,9 @@ class Pipeline(Protocol):
     def write(self, question: str, passages: Sequence[Passage], chat: Chat) -> Iterator[str]:
         """Have a chat model write the answer; yields it piece by piece."""
 
+
+COLLECTION = "passages"
+"""Name of the one Chroma collection of an index."""
 
 FRAMEWORKS = {"langchain": "LangChain", "llama-index": "LlamaIndex", "chroma": "Chroma"}
 """Short name -> the name that the framework writes itself."""
@@ -79,7 +73,7 @@ def open_pipeline(framework: str, directory: Path, endpoint: Endpoint, **setting
 
     Args:
         framework: One of ``FRAMEWORKS``.
-        directory: The Chroma folder, which all three may share; made if it is not there.
+        directory: The Chroma folder of the index.
         endpoint: Where to embed.
         **settings: Further settings that the three adapters name alike, such as ``on_usage``.
 
@@ -104,34 +98,3 @@ _HOMES = {
     "llama-index": ("with_llama_index", "LlamaIndexPipeline", "api_base"),
     "chroma": ("with_chroma", "ChromaPipeline", "api_base"),
 }
-
-
-def fill(
-    pipeline: Pipeline,
-    documents: Sequence[Document],
-    *,
-    at_once: int,
-    progress: Callable[[int], object] = lambda _: None,
-) -> int:
-    """Make the collection hold exactly ``documents``, paying only for those that it lacks.
-
-    Args:
-        pipeline: Whose collection.
-        documents: What it shall hold.
-        at_once: How many documents to hand to the framework in one call; the requests of a call
-            run in parallel.
-        progress: Called with the number of documents that were added since the last time.
-
-    Returns:
-        How many documents were added.
-    """
-    held = pipeline.ids()
-    wanted = {item.id for item in documents}
-    if gone := sorted(held - wanted):
-        pipeline.remove(gone)
-    missing = [item for item in documents if item.id not in held]
-    for start in range(0, len(missing), at_once):
-        part = missing[start : start + at_once]
-        pipeline.add(part)
-        progress(len(part))
-    return len(missing)

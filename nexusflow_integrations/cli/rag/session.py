@@ -1,4 +1,4 @@
-"""Pipelines opened, filled and asked, with what it all cost: what the commands have in common."""
+"""An index brought up to date and asked, with what it cost: what the commands have in common."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 from nexusflow_integrations._core.request.failures import clean
 from nexusflow_integrations._core.settings import resolve_base_url
-from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations._core.usage import Budget, Usage
 from nexusflow_integrations.cli.rag.answer import Quote, quote
+from nexusflow_integrations.cli.rag.collection import (
+    DamagedError,
+    Updated,
+    open_to_read,
+    open_to_write,
+    plan,
+    reading,
+    stored,
+    update,
+)
 from nexusflow_integrations.cli.rag.corpus import Corpus, Document
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
-from nexusflow_integrations.cli.rag.indexes import About, Index
-from nexusflow_integrations.cli.rag.pipeline import (
-    FRAMEWORKS,
-    Chat,
-    Passage,
-    Pipeline,
-    fill,
-    open_pipeline,
-)
+from nexusflow_integrations.cli.rag.indexes import About, Index, UnusableIndexError
+from nexusflow_integrations.cli.rag.pipeline import Chat, Passage, Pipeline, open_pipeline
 from nexusflow_integrations.cli.rag.questions import Question
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
-_AT_ONCE_LOCAL = 40
-_AT_ONCE = 160
-"""Documents handed to a framework at once: 16 requests in flight, and a bar that still moves."""
-
 _SAME_SCORE = 1e-3
+_ANOTHER = "; make another collection"
 
 
 class ChatError(Exception):
@@ -58,15 +58,6 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Filled:
-    """What filling one collection took: documents added, seconds, and what it cost."""
-
-    added: int
-    seconds: float
-    usage: Usage
-
-
-@dataclass(frozen=True)
 class Found:
     """What one framework found.
 
@@ -83,88 +74,127 @@ class Found:
 
 @dataclass
 class Session:
-    """One endpoint and one index folder, in use."""
+    """One endpoint and one index, in use."""
 
     endpoint: Endpoint
     index: Index
     frameworks: tuple[str, ...]
     cache: str | bool
+    budget: Budget | None = None
     pipelines: dict[str, Pipeline] = field(default_factory=dict)
-    meters: dict[str, Meter] = field(default_factory=dict)
-    quoting: Meter = field(default_factory=Meter)
+    meter: Meter = field(default_factory=Meter)
 
-    def open(self, framework: str) -> Pipeline:
-        """Import a framework and open its collection, the first time."""
-        if framework not in self.pipelines:
-            meter = self.meters[framework] = Meter()
-            self.pipelines[framework] = open_pipeline(
-                framework, self.index.chroma, self.endpoint, on_usage=meter, cache=self.cache
-            )
-        return self.pipelines[framework]
-
-    def fill(
+    def update(
         self,
-        framework: str,
         corpus: Corpus,
+        source: str,
+        *,
+        fresh: bool = False,
         progress: Callable[[int, Usage], object] = lambda _, __: None,
-    ) -> Filled:
-        """Make a framework's collection hold the corpus, paying only for what it lacks.
+    ) -> Updated:
+        """Make the index hold ``corpus``, paying only for what it lacks.
+
+        Whatever breaks off, the index answers at least as well as before.
 
         Args:
-            framework: Short name.
-            corpus: What to index.
-            progress: Called with the documents added since the last time, and the cost so far.
-        """
-        pipeline, meter = self.open(framework), self.meters[framework]
-        began = time.perf_counter()
-        added = fill(
-            pipeline,
-            corpus.documents,
-            at_once=_AT_ONCE_LOCAL if self.endpoint.local_model else _AT_ONCE,
-            progress=lambda fresh: progress(fresh, meter.total),
-        )
-        return Filled(added, time.perf_counter() - began, meter.total)
+            corpus: What to index. If a limit cut it off, nothing is removed.
+            source: ``stdlib``, ``topics`` or an absolute path.
+            fresh: Build it anew beside the one that answers until then.
+            progress: Called with the passages done since the last time, and the cost so far.
 
-    def describe(self, corpus: Corpus, source: str) -> None:
-        """Write down in the index folder what it holds now."""
-        filled = set(self.frameworks)
-        if (self.index.directory / "index.json").exists():
-            filled |= set(self.index.about().frameworks)
-        self.index.describe(
-            About(
-                corpus=source,
-                title=corpus.title,
-                frameworks=tuple(name for name in FRAMEWORKS if name in filled),
-                endpoint=self.endpoint.name,
-                local_model=self.endpoint.local_model,
-                base_url=None if self.endpoint.local_model else self.endpoint.base_url,
-                dimensions=self.endpoint.dimensions,
-                documents=len(corpus.documents),
+        Raises:
+            UnusableIndexError: Another process is writing to it, or it is damaged.
+            NexusFlowError: Embedding or writing cannot go on.
+        """
+        began = time.perf_counter()
+        with self.index.alone():
+            folder = self.index.draft(fresh=fresh)
+            with self._sound():
+                collection = open_to_write(
+                    self.index.directory / folder,
+                    api_key=self.endpoint.api_key,
+                    api_base=self.endpoint.base_url,
+                    dimensions=self.endpoint.dimensions,
+                    on_usage=self.meter,
+                    cache=self.cache,
+                    budget=self.budget,
+                )
+                wanted = plan(corpus, stored(collection), self._replaced() if fresh else None)
+                done = update(collection, wanted, lambda more: progress(more, self.meter.total))
+                documents = collection.count()
+            if not documents:
+                raise UnusableIndexError(f"no passage could be stored: {done.left_out[0]}")
+            self.index.describe(
+                About(
+                    corpus=source,
+                    title=corpus.title,
+                    frameworks=self.frameworks,
+                    endpoint=self.endpoint.name,
+                    local_model=self.endpoint.local_model,
+                    base_url=None if self.endpoint.local_model else self.endpoint.base_url,
+                    dimensions=self.endpoint.dimensions,
+                    documents=documents,
+                    folder=folder,
+                )
             )
+        return replace(
+            done,
+            left_out=(*corpus.skipped, *done.left_out),
+            seconds=time.perf_counter() - began,
         )
+
+    def _replaced(self) -> dict[str, Document]:
+        """Return what the index holds that is about to be replaced, as far as it can be read."""
+        about = self.index.described()
+        if about is None:
+            return {}
+        try:
+            return stored(open_to_read(self.index.directory / about.folder))
+        except DamagedError:
+            return {}
+
+    def open(self, framework: str) -> Pipeline:
+        """Import a framework and open the index through it, the first time."""
+        if framework not in self.pipelines:
+            with self._sound():
+                self.pipelines[framework] = open_pipeline(
+                    framework,
+                    self.index.chroma,
+                    self.endpoint,
+                    on_usage=self.meter,
+                    cache=self.cache,
+                )
+        return self.pipelines[framework]
 
     def search(self, framework: str, question: str, k: int) -> Found:
         """Return what a framework finds."""
         pipeline = self.open(framework)
         began = time.perf_counter()
-        passages = pipeline.search(question, k)
+        with self._sound():
+            passages = pipeline.search(question, k)
         return Found(framework, passages, time.perf_counter() - began)
 
     def documents(self) -> list[Document]:
-        """Return what the index holds, as Chroma kept it."""
-        import chromadb
-        from chromadb.config import Settings
+        """Return what the index holds."""
+        with self._sound():
+            return list(stored(open_to_read(self.index.chroma)).values())
 
-        client = chromadb.PersistentClient(
-            str(self.index.chroma),
-            settings=Settings(anonymized_telemetry=False, is_persistent=True),
-        )
-        collection = client.get_collection(self.frameworks[0], embedding_function=None)
-        held = collection.get(include=["documents", "metadatas"])
-        return [
-            Document(text, str(metadata["source"]), str(metadata["url"]))
-            for text, metadata in zip(held["documents"] or [], held["metadatas"] or [], strict=True)
-        ]
+    @contextmanager
+    def _sound(self) -> Iterator[None]:
+        """Name the index where Chroma cannot read it."""
+        try:
+            with reading():
+                yield
+        except DamagedError as error:
+            raise self.index.damaged(str(error)) from None
+        except ConfigurationError as error:
+            # Who asks for it by a command knows no collections.
+            said, found, _ = str(error).partition(_ANOTHER)
+            if not found:
+                raise
+            raise UnusableIndexError(
+                f"{said}; build it again with `{self.index.rebuilding()}`"
+            ) from None
 
     def quote(self, question: str, passages: Sequence[Passage]) -> list[Quote]:
         """Answer from the passages word for word; see ``answer.quote``."""
@@ -172,7 +202,7 @@ class Session:
             self.endpoint.api_key,
             base_url=self.endpoint.base_url,
             dimensions=self.endpoint.dimensions,
-            on_usage=self.quoting,
+            on_usage=self.meter,
             cache=self.cache,
         )
         return quote(question, passages, client)
@@ -197,10 +227,7 @@ class Session:
 
     def usage(self) -> Usage:
         """Return what everything cost so far."""
-        total = self.quoting.total
-        for meter in self.meters.values():
-            total = total + meter.total
-        return total
+        return self.meter.total
 
 
 @contextmanager
@@ -211,17 +238,19 @@ def session(
     local: bool | None = None,
     dimensions: int | None = None,
     model: str | None = None,
+    budget: Budget | None = None,
 ) -> Iterator[Session]:
     """Open the endpoint for as long as the block runs.
 
     With the embedded server, whose port is another one each time, vectors are remembered only for
-    the block: enough for the second and the third framework to pay nothing. With the service they
+    the block: the same question costs nothing through a second framework. With the service they
     are remembered in the user's cache.
 
     Args:
         place: Says where the index of an endpoint is.
         frameworks: Short names.
         local, dimensions, model: As for ``open_endpoint``.
+        budget: The most that updating the index may cost.
     """
     with ExitStack() as stack:
         endpoint = stack.enter_context(
@@ -233,7 +262,7 @@ def session(
                 tempfile.TemporaryDirectory(prefix="nexusflow-", ignore_cleanup_errors=True)
             )
             cache = f"{folder}/vectors.sqlite3"
-        yield Session(endpoint, place(endpoint), tuple(frameworks), cache)
+        yield Session(endpoint, place(endpoint), tuple(frameworks), cache, budget)
 
 
 @contextmanager
@@ -242,19 +271,13 @@ def reopened(index: Index, frameworks: Sequence[str] = ()) -> Iterator[Session]:
 
     Args:
         index: A finished index.
-        frameworks: Which to ask; default: the first that it was filled through.
+        frameworks: Which to ask; default: the first that it was made with.
 
     Raises:
         ConfigurationError: It was made through the service, and there is no key or the endpoint is
-            another one now; or not through one of ``frameworks``.
+            another one now.
     """
     about = index.about()
-    for name in frameworks:
-        if name not in about.frameworks:
-            filled = ", ".join(about.frameworks)
-            raise ConfigurationError(
-                f"the index {index.name!r} was not filled through {name}, only through {filled}"
-            )
     if about.base_url is not None and about.base_url != resolve_base_url():
         # What stands in a file must not decide where the key is sent.
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""Index, search and answer with Chroma alone: its embedding function, and the ``openai`` client."""
+"""Search and answer with Chroma alone: its embedding function, and the ``openai`` client."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any
 
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli.rag.answer import INSTRUCTIONS, numbered
-from nexusflow_integrations.cli.rag.corpus import Document
-from nexusflow_integrations.cli.rag.pipeline import Chat, Passage
+from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, Passage
 
 
 class ChromaPipeline:
-    """A collection ``chroma`` in the Chroma folder ``directory``.
+    """The collection of an index, in the Chroma folder ``directory``.
 
     Args:
-        directory: Folder of a Chroma ``PersistentClient``; made if it is not there.
+        directory: Folder of a Chroma ``PersistentClient``.
         **settings: Of ``NexusFlowEmbeddingFunction``: ``api_key``, ``api_base``, ...
 
     Raises:
@@ -37,26 +36,7 @@ class ChromaPipeline:
         )
         # Chroma's signature wants a function of texts and images alike; ours is of texts.
         embedding_function: Any = NexusFlowEmbeddingFunction(**settings)
-        # The space is cosine: the embedding function's own default.
-        self._collection = client.get_or_create_collection(
-            "chroma", embedding_function=embedding_function
-        )
-
-    def ids(self) -> set[str]:
-        """Return the ids of all documents in the collection."""
-        return set(self._collection.get(include=[])["ids"])
-
-    def add(self, documents: Sequence[Document]) -> None:
-        """Embed documents and store them."""
-        self._collection.add(
-            documents=[item.text for item in documents],
-            metadatas=[{"source": item.source, "url": item.url} for item in documents],
-            ids=[item.id for item in documents],
-        )
-
-    def remove(self, ids: Sequence[str]) -> None:
-        """Take documents out of the collection."""
-        self._collection.delete(ids=list(ids))
+        self._collection = client.get_collection(COLLECTION, embedding_function=embedding_function)
 
     def search(self, question: str, k: int) -> list[Passage]:
         """Embed the question and return the ``k`` nearest passages, nearest first."""

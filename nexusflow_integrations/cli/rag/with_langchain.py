@@ -1,4 +1,4 @@
-"""Index, search and answer with LangChain: its Chroma, its retriever's search, its chat model."""
+"""Search and answer with LangChain: its Chroma, its retriever's search, its chat model."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any
 
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli.rag.answer import INSTRUCTIONS, numbered
-from nexusflow_integrations.cli.rag.corpus import Document
-from nexusflow_integrations.cli.rag.pipeline import Chat, Passage
+from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, Passage
 
 
 class LangChainPipeline:
-    """A collection ``langchain`` in the Chroma folder ``directory``.
+    """The collection of an index, in the Chroma folder ``directory``.
 
     Args:
-        directory: Folder of a Chroma ``PersistentClient``; made if it is not there.
+        directory: Folder of a Chroma ``PersistentClient``.
         **settings: Of ``NexusFlowEmbeddings``: ``api_key``, ``base_url``, ...
 
     Raises:
@@ -39,28 +38,12 @@ class LangChainPipeline:
         from nexusflow_integrations.langchain import NexusFlowEmbeddings
 
         self._store = Chroma(
-            collection_name="langchain",
+            collection_name=COLLECTION,
             embedding_function=NexusFlowEmbeddings(**settings),
             persist_directory=str(directory),
             client_settings=Settings(anonymized_telemetry=False, is_persistent=True),
-            collection_configuration={"hnsw": {"space": "cosine"}},
+            create_collection_if_not_exists=False,
         )
-
-    def ids(self) -> set[str]:
-        """Return the ids of all documents in the collection."""
-        return set(self._store.get(include=[])["ids"])
-
-    def add(self, documents: Sequence[Document]) -> None:
-        """Embed documents and store them."""
-        self._store.add_texts(
-            [item.text for item in documents],
-            metadatas=[{"source": item.source, "url": item.url} for item in documents],
-            ids=[item.id for item in documents],
-        )
-
-    def remove(self, ids: Sequence[str]) -> None:
-        """Take documents out of the collection."""
-        self._store.delete(list(ids))
 
     def search(self, question: str, k: int) -> list[Passage]:
         """Embed the question and return the ``k`` nearest passages, nearest first."""

@@ -1,4 +1,4 @@
-"""Index, search and answer with LlamaIndex: its Chroma store, its retriever, its chat model."""
+"""Search and answer with LlamaIndex: its Chroma store, its retriever, its chat model."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any
 
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli.rag.answer import INSTRUCTIONS, numbered
-from nexusflow_integrations.cli.rag.corpus import Document
-from nexusflow_integrations.cli.rag.pipeline import Chat, Passage
+from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, Passage
 
 
 class LlamaIndexPipeline:
-    """A collection ``llama-index`` in the Chroma folder ``directory``.
+    """The collection of an index, in the Chroma folder ``directory``.
 
     Args:
-        directory: Folder of a Chroma ``PersistentClient``; made if it is not there.
+        directory: Folder of a Chroma ``PersistentClient``.
         **settings: Of ``NexusFlowEmbedding``: ``api_key``, ``api_base``, ...
 
     Raises:
@@ -38,45 +37,16 @@ class LlamaIndexPipeline:
         client = chromadb.PersistentClient(
             str(directory), settings=Settings(anonymized_telemetry=False, is_persistent=True)
         )
-        self._collection = client.get_or_create_collection(
-            "llama-index",
-            embedding_function=None,  # LlamaIndex embeds; Chroma's own would be a download
-            configuration={"hnsw": {"space": "cosine"}},
-        )
-        self._store = ChromaVectorStore(chroma_collection=self._collection)
+        # LlamaIndex embeds the question; Chroma's own function is not needed.
+        collection = client.get_collection(COLLECTION, embedding_function=None)
         embed_model = NexusFlowEmbedding(**settings)
         self._index = VectorStoreIndex.from_vector_store(
-            self._store,
+            ChromaVectorStore(chroma_collection=collection),
             embed_model=embed_model,
-            # The passages are cut already. LlamaIndex's own first step would be a splitter, which
-            # loads a tokenizer, and downloads it where TIKTOKEN_CACHE_DIR names a folder without.
+            # LlamaIndex's own first step would be a splitter, which loads a tokenizer, and
+            # downloads it where TIKTOKEN_CACHE_DIR names a folder without.
             transformations=[embed_model],
         )
-
-    def ids(self) -> set[str]:
-        """Return the ids of all documents in the collection."""
-        return set(self._collection.get(include=[])["ids"])
-
-    def add(self, documents: Sequence[Document]) -> None:
-        """Embed documents and store them."""
-        from llama_index.core.schema import TextNode
-
-        self._index.insert_nodes(
-            [
-                TextNode(
-                    id_=item.id,
-                    text=item.text,
-                    metadata={"source": item.source, "url": item.url},
-                    # Otherwise it would be embedded, and paid for, with every text.
-                    excluded_embed_metadata_keys=["source", "url"],
-                )
-                for item in documents
-            ]
-        )
-
-    def remove(self, ids: Sequence[str]) -> None:
-        """Take documents out of the collection."""
-        self._store.delete_nodes(list(ids))
 
     def search(self, question: str, k: int) -> list[Passage]:
         """Embed the question and return the ``k`` nearest passages, nearest first."""

@@ -1,0 +1,227 @@
+"""The one Chroma collection of an index: opened for writing, read, and brought up to date."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations.cli.rag.corpus import Corpus, Document, Skipped
+from nexusflow_integrations.cli.rag.pipeline import COLLECTION
+from nexusflow_integrations.errors import NexusFlowError
+
+if TYPE_CHECKING:
+    from chromadb.api import ClientAPI
+    from chromadb.api.models.Collection import Collection
+
+_PAGE = 5_000
+"""Documents a read: SQLite takes at most 32,766 variables."""
+
+
+class DamagedError(Exception):
+    """Chroma cannot read what is on the disk; the message is Chroma's."""
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What became of the passages of a corpus.
+
+    Attributes:
+        added, changed, unchanged, removed: Numbers of passages.
+        left_out: Files that could not be read, and passages that could not be stored.
+        seconds: How long it took.
+    """
+
+    added: int
+    changed: int
+    unchanged: int
+    removed: int
+    left_out: tuple[Skipped, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the collection shall hold: documents under ids.
+
+    Attributes:
+        documents: The corpus, and what is stored of files that could not be read.
+        ids: One for each document.
+        remove: Whether all else is to be removed.
+    """
+
+    documents: tuple[Document, ...]
+    ids: tuple[str, ...]
+    remove: bool
+
+    def new(self, stored: Mapping[str, Document]) -> list[str]:
+        """Return the texts that have to be embedded."""
+        return [
+            item.text
+            for name, item in zip(self.ids, self.documents, strict=True)
+            if name not in stored or stored[name].text != item.text
+        ]
+
+    def counts(self, stored: Mapping[str, Document]) -> Updated:
+        """Return what carrying it out would change."""
+        pairs = list(zip(self.ids, self.documents, strict=True))
+        added = sum(name not in stored for name, _ in pairs)
+        same = sum(name in stored and stored[name] == item for name, item in pairs)
+        gone = len(stored.keys() - set(self.ids)) if self.remove else 0
+        return Updated(added, len(pairs) - added - same, same, gone)
+
+
+def plan(
+    corpus: Corpus,
+    stored: Mapping[str, Document],
+    before: Mapping[str, Document] | None = None,
+) -> Plan:
+    """Find an id for each document of ``corpus``.
+
+    It is the id under which the text is stored already, so that a passage that moved inside its
+    file is not embedded again; else that of a passage of the same file that is gone, which it
+    replaces; else a new one. What is stored of files that could not be read stays. Of a corpus
+    that a limit cut off, nothing is replaced beyond the cut.
+
+    Args:
+        corpus: What the collection shall hold.
+        stored: What it holds.
+        before: What the collection holds that this one will replace; default: ``stored``.
+    """
+    before = stored if before is None else before
+    by_text = {(item.origin, item.text): name for name, item in stored.items()}
+    found = [by_text.get((item.origin, item.text)) for item in corpus.documents]
+    unread = [(name, item) for name, item in before.items() if corpus.could_not_read(item.origin)]
+    taken = {name for name in found if name} | {name for name, _ in unread}
+    cut_off = None if corpus.complete or not corpus.documents else corpus.documents[-1].origin
+    free: dict[str, deque[str]] = defaultdict(deque)
+    for name, item in stored.items():
+        if name not in taken and item.origin != cut_off:
+            free[item.origin].append(name)
+    ids: list[str] = []
+    names = set(stored) | taken
+    for item, known in zip(corpus.documents, found, strict=True):
+        gone = free[item.origin]
+        ids.append(known or (gone.popleft() if gone else _new_id(item, names)))
+        names.add(ids[-1])
+    return Plan(
+        (*corpus.documents, *(item for _, item in unread)),
+        (*ids, *(name for name, _ in unread)),
+        corpus.complete,
+    )
+
+
+def _new_id(document: Document, taken: set[str]) -> str:
+    for attempt in range(len(taken) + 1):
+        seed = f"{document.origin}\0{document.text}\0{attempt or ''}"
+        name = hashlib.sha256(seed.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+        if name not in taken:
+            return name
+    raise AssertionError("there are more ids than attempts")
+
+
+# -- Chroma --------------------------------------------------------------------------------------
+
+
+def chroma_client(directory: Path) -> ClientAPI:
+    """Return Chroma's ``PersistentClient`` of a folder, without telemetry.
+
+    Raises:
+        ImportError: Chroma is missing; the message says what to type.
+        DamagedError: The folder is not Chroma's, or damaged.
+    """
+    with needed("An index", "chromadb", install="nexusflow-integrations[chroma]"):
+        import chromadb
+        from chromadb.config import Settings
+    try:
+        return chromadb.PersistentClient(
+            str(directory), settings=Settings(anonymized_telemetry=False, is_persistent=True)
+        )
+    except Exception as error:
+        raise _damaged(error) from error
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Turn what Chroma raises about its files into `DamagedError`; let all else pass."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        from chromadb.errors import ChromaError
+
+        if not isinstance(error, ChromaError):
+            raise
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, NexusFlowError):
+                raise
+            cause = cause.__cause__ or cause.__context__
+        raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> DamagedError:
+    return DamagedError(" ".join(str(error).split())[:200])
+
+
+def open_to_write(directory: Path, **settings: Any) -> Collection:
+    """Open or make the collection of the Chroma folder ``directory``.
+
+    Args:
+        directory: Made if it is not there.
+        **settings: Of ``NexusFlowEmbeddingFunction``.
+    """
+    client = chroma_client(directory)
+    from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+    from nexusflow_integrations.chroma_collections import open_collection
+
+    with reading():
+        return open_collection(client, COLLECTION, NexusFlowEmbeddingFunction(**settings))
+
+
+def open_to_read(directory: Path) -> Collection:
+    """Open the collection of the Chroma folder ``directory`` to read what it holds."""
+    client = chroma_client(directory)
+    with reading():
+        return client.get_collection(COLLECTION, embedding_function=None)
+
+
+def stored(collection: Collection) -> dict[str, Document]:
+    """Return all that a collection holds, by id."""
+    held: dict[str, Document] = {}
+    with reading():
+        while page := collection.get(
+            limit=_PAGE, offset=len(held), include=["documents", "metadatas"]
+        ):
+            texts, notes = page["documents"] or [], page["metadatas"] or []
+            for name, text, note in zip(page["ids"], texts, notes, strict=True):
+                held[name] = Document(text or "", str(note["source"]), str(note["url"]))
+            if len(page["ids"]) < _PAGE:
+                return held
+    return held
+
+
+def update(
+    collection: Collection, plan: Plan, progress: Callable[[int], object] | None = None
+) -> Updated:
+    """Make a collection hold what ``plan`` says; see ``sync_documents`` for what it promises."""
+    from nexusflow_integrations.chroma_collections import sync_documents
+
+    done = sync_documents(
+        collection,
+        ids=plan.ids,
+        documents=[item.text for item in plan.documents],
+        metadatas=[{"source": item.source, "url": item.url} for item in plan.documents],
+        remove=plan.remove,
+        progress=progress,
+    )
+    left_out = tuple(
+        Skipped(plan.documents[item.place].source, item.message) for item in done.left_out
+    )
+    return Updated(done.added, done.changed, done.unchanged, done.removed, left_out)

@@ -1,0 +1,350 @@
+"""An index stays true to its folder: whatever breaks off, nothing is lost and nothing is stale."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from chromadb.api.shared_system_client import SharedSystemClient
+
+from nexusflow_integrations.cli.rag.collection import open_to_read, stored
+from nexusflow_integrations.cli.rag.indexes import Indexes
+from nexusflow_integrations.local import LocalServer
+
+from .conftest import Command
+
+pytestmark = pytest.mark.timeout(600)
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def held(path: Path) -> set[str]:
+    """Return the texts that the only index under ``path`` holds."""
+    # Chroma keeps what it opened for as long as the process lives; a command is a process.
+    SharedSystemClient.clear_system_cache()
+    (index,) = Indexes(path).all()
+    return {item.text for item in stored(open_to_read(index.chroma)).values()}
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: None) -> Path:
+    monkeypatch.setenv("NEXUSFLOW_STORE", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def wrong_key(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    return lambda: monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-wrong-very-secret")
+
+
+PANDA = "Panda\n\nThe red panda eats bamboo and sleeps in trees."
+OTTER = "The otter eats fish. It lives in rivers."
+CHINESE = "小熊猫吃竹子。"
+COMPARED = 3
+"""Texts of the index that are embedded again before a run writes, at most."""
+
+
+def test_a_key_that_is_refused_loses_nothing(
+    nexusflow: Command,
+    service: LocalServer,
+    zoo: Path,
+    store: Path,
+    wrong_key: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = os.environ["NEXUSFLOW_API_KEY"]
+    nexusflow("index", str(zoo))
+    (zoo / "otter.txt").write_text("The otter eats crabs.")
+    (zoo / "熊猫.md").unlink()
+    (zoo / "finch.txt").write_text("The finch eats seeds.")
+    wrong_key()
+    for option in ((), ("--fresh",)):
+        assert nexusflow.sentence("index", str(zoo), *option, code=4).startswith("401")
+        assert held(store) == {PANDA, OTTER, CHINESE}
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", key)
+    service.reset_stats()
+    done = nexusflow.json("index", str(zoo))
+    assert [done[name] for name in ("added", "changed", "unchanged", "removed")] == [1, 1, 1, 1]
+    assert {"The finch eats seeds.", "The otter eats crabs."} < set(service.stats.received)
+    assert service.stats.texts <= 2 + COMPARED
+    assert held(store) == {PANDA, "The otter eats crabs.", "The finch eats seeds."}
+
+
+def test_what_became_of_the_passages_is_shown(
+    nexusflow: Command, service: LocalServer, zoo: Path, store: Path
+) -> None:
+    assert "3 added, 0 changed, 0 unchanged, 0 removed." in nexusflow("index", str(zoo))[0]
+    shown, aside = nexusflow("index", str(zoo))
+    assert "0 added, 0 changed, 3 unchanged, 0 removed." in shown
+    assert "Up to date." in aside
+
+
+def test_a_file_that_cannot_be_read_keeps_its_passages_and_is_named(
+    nexusflow: Command, service: LocalServer, zoo: Path, store: Path
+) -> None:
+    nexusflow("index", str(zoo))
+    (zoo / "otter.txt").write_bytes(b"The otter eats\ncaf\xe9s.")
+    (zoo / "panda.md").write_bytes(b"%PDF-1.7")
+    _, aside = nexusflow("index", str(zoo), code=5)
+    assert "left out otter.txt:2: not UTF-8" in aside
+    assert "left out panda.md: not text: a PDF" in aside
+    assert held(store) == {PANDA, OTTER, CHINESE}
+    found = json.loads(nexusflow("index", str(zoo), "--fresh", "--json", code=5)[0])
+    assert found["left_out"] == [
+        {"source": "otter.txt:2", "reason": "not UTF-8"},
+        {"source": "panda.md", "reason": "not text: a PDF"},
+    ]
+    assert held(store) == {PANDA, OTTER, CHINESE}
+
+
+def test_a_folder_that_turns_out_empty_removes_nothing(
+    nexusflow: Command, service: LocalServer, zoo: Path, store: Path
+) -> None:
+    nexusflow("index", str(zoo))
+    for file in zoo.iterdir():
+        file.unlink()
+    for option in ((), ("--fresh",)):
+        assert "holds no text" in nexusflow.sentence("index", str(zoo), *option, code=1)
+    zoo.rmdir()
+    assert "there is no file or folder" in nexusflow.sentence("index", str(zoo), code=1)
+    assert held(store) == {PANDA, OTTER, CHINESE}
+
+
+@pytest.mark.parametrize("command", [("index",), ("demo", "-c")])
+def test_a_limit_removes_nothing(
+    nexusflow: Command, service: LocalServer, zoo: Path, store: Path, command: tuple[str, ...]
+) -> None:
+    nexusflow("index", str(zoo))
+    found = nexusflow.json(*command, str(zoo), "--limit", "1")
+    assert found.get("indexed", found)["removed"] == 0
+    assert held(store) == {PANDA, OTTER, CHINESE}
+    said = nexusflow.sentence(*command, str(zoo), "--limit", "1", "--fresh", code=2)
+    assert said == "--limit removes nothing and --fresh does: use one of them"
+
+
+def test_an_estimate_sends_and_writes_nothing(
+    nexusflow: Command, service: LocalServer, zoo: Path, store: Path
+) -> None:
+    found = nexusflow.json("index", str(zoo), "--estimate")
+    assert (found["added"], found["requests"]) == (3, 1)
+    assert found["list_price"] > 0
+    assert not store.exists()
+    nexusflow("index", str(zoo))
+    service.reset_stats()
+    (zoo / "otter.txt").write_text("The otter eats crabs.")
+    shown, _ = nexusflow("index", str(zoo), "--estimate")
+    assert "0 added, 1 changed, 2 unchanged, 0 removed." in shown
+    assert "Nothing was sent." in shown
+    assert service.stats.requests == 0
+    assert held(store) == {PANDA, OTTER, CHINESE}
+
+
+def test_an_estimate_needs_no_key(nexusflow: Command, zoo: Path, store: Path) -> None:
+    assert nexusflow.json("index", str(zoo), "--estimate")["added"] == 3
+
+
+def test_a_budget_is_not_passed_and_what_was_paid_for_is_kept(
+    nexusflow: Command, service: LocalServer, tmp_path: Path, store: Path
+) -> None:
+    texts = [f"Sentence {number} is about animal number {number}." for number in range(60)]
+    (tmp_path / "zoo.md").write_text(
+        "".join(f"# {n}\n\n{text}\n\n" for n, text in enumerate(texts))
+    )
+    said = nexusflow.sentence("index", str(tmp_path / "zoo.md"), "--budget", "300 tokens", code=1)
+    assert "budget" in said
+    assert 0 < service.stats.tokens <= 300
+    nexusflow("index", str(tmp_path / "zoo.md"))
+    assert service.stats.texts <= 60 + COMPARED
+    assert len(held(store)) == 60
+
+
+def test_a_source_in_which_every_passage_is_the_same_as_before_sends_nothing(
+    nexusflow: Command, service: LocalServer, zoo: Path, store: Path
+) -> None:
+    nexusflow("index", str(zoo))
+    service.reset_stats()
+    (zoo / "otter.txt").write_text(f"\n\n\n{OTTER}\n")
+    done = nexusflow.json("index", str(zoo))
+    assert (done["changed"], done["unchanged"], service.stats.requests) == (1, 2, 0)
+    found = nexusflow.json("search", OTTER, "-k", "1")["frameworks"]["chroma"]["passages"]
+    assert found[0]["source"] == "otter.txt:4"
+
+
+# -- damage --------------------------------------------------------------------------------------
+
+
+def test_a_damaged_index_says_how_to_build_it_again_and_does_not_block_others(
+    nexusflow: Command, service: LocalServer, zoo: Path, tmp_path: Path, store: Path
+) -> None:
+    nexusflow("index", str(zoo), "--dimensions", "64")
+    (index,) = Indexes(store).all()
+    shutil.rmtree(index.chroma)
+    (index.directory / "chroma-1").mkdir()
+    (index.directory / "chroma-1" / "chroma.sqlite3").write_bytes(b"no database" * 500)
+    SharedSystemClient.clear_system_cache()
+    command = f"nexusflow index {zoo} --dimensions 64 --fresh"
+    for arguments in (("search", "fish"), ("index", str(zoo), "--dimensions", "64")):
+        assert f"build it again with `{command}`" in nexusflow.sentence(*arguments, code=1)
+    nexusflow(*command.split()[1:])
+    assert held(store) == {PANDA, OTTER, CHINESE}
+
+    (index.directory / "index.json").write_text("{")
+    assert "no index yet" in nexusflow.sentence("search", "fish", code=1)
+    assert "is damaged: run" in nexusflow.sentence("search", "fish", "-i", index.name, code=1)
+    (tmp_path / "notes.txt").write_text("Rain on Monday.")
+    nexusflow("index", str(tmp_path / "notes.txt"))
+    assert nexusflow.json("search", "fish")["index"].startswith("notes-")
+
+
+def test_a_service_that_changed_its_model_is_found_and_the_sentence_says_what_to_type(
+    nexusflow: Command, service: LocalServer, zoo: Path, store: Path
+) -> None:
+    nexusflow("index", str(zoo))
+    (index,) = Indexes(store).all()
+    collection = open_to_read(index.chroma)
+    ids = collection.get(include=[])["ids"]
+    collection.update(ids, embeddings=[[1.0, *[0.0] * 1023]] * len(ids))
+    (zoo / "otter.txt").write_text("The otter eats crabs.")
+    said = nexusflow.sentence("index", str(zoo), code=1)
+    assert "the model or its settings changed" in said
+    assert f"build it again with `nexusflow index {zoo} --fresh`" in said
+    nexusflow("index", str(zoo), "--fresh")
+    assert held(store) == {PANDA, "The otter eats crabs.", CHINESE}
+
+
+# -- which index ---------------------------------------------------------------------------------
+
+
+def test_the_index_of_the_folder_one_is_in_is_asked_and_named(
+    nexusflow: Command,
+    service: LocalServer,
+    zoo: Path,
+    tmp_path: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "notes.txt").write_text("Rain on Monday.")
+    nexusflow("index", str(zoo))
+    nexusflow("index", str(tmp_path / "notes.txt"))
+    monkeypatch.chdir(zoo)
+    shown, _ = nexusflow("search", "fish")
+    (name,) = re.findall(r"in (zoo-\S+), by text-embedding-v4", shown)
+    assert service.base_url in " ".join(shown.split())
+    assert nexusflow.json("ask", "fish")["index"] == name
+
+
+# -- processes -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start(slow_server: LocalServer, store: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Start ``nexusflow`` in a process, against a server that takes 200 ms an answer."""
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-one")
+    monkeypatch.setenv("NEXUSFLOW_BASE_URL", slow_server.base_url)
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "nexusflow_integrations.cli", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+
+    return start
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, stderr = process.communicate(timeout=300)
+    return process.returncode, stderr
+
+
+def write(folder: Path, version: str, count: int) -> set[str]:
+    """Write files of which each second passage differs between versions; return the passages."""
+    texts = [
+        f"Passage {n} of {version if n % 2 == 0 else 'all versions'}, about the animal number {n}."
+        for n in range(count)
+    ]
+    folder.mkdir(exist_ok=True)
+    for start in range(0, count, 50):
+        part = texts[start : start + 50]
+        sections = [f"# S{start + n}\n\n{text}\n\n" for n, text in enumerate(part)]
+        (folder / f"f{start}.md").write_text("".join(sections))
+    return {f"S{n}\n\n{text}" for n, text in enumerate(texts)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
+@pytest.mark.parametrize("option", [(), ("--fresh",)])
+def test_a_killed_index_loses_nothing_and_the_next_one_pays_for_the_rest(
+    nexusflow: Command,
+    start: Start,
+    slow_server: LocalServer,
+    tmp_path: Path,
+    store: Path,
+    option: tuple[str, ...],
+) -> None:
+    zoo = tmp_path / "zoo"
+    old = write(zoo, "one", 1600)
+    nexusflow("index", str(zoo))
+    new = write(zoo, "two", 1600)
+    slow_server.reset_stats()
+    for requests in (1, 50):
+        process = start("index", str(zoo), *option)
+        wait_for(slow_server, requests, process)
+        process.kill()
+        process.communicate(timeout=60)
+        there = held(store)
+        assert there >= old & new
+        assert there == old if option else len(there) >= len(old)
+    nexusflow("index", str(zoo), *option)
+    assert held(store) == new
+    assert len(list(store.glob("*/chroma-*"))) == 1
+    stats = slow_server.stats
+    in_flight = 10 * (stats.max_in_flight + 4)
+    assert stats.texts <= len(new - old) + 2 * in_flight + 3 * COMPARED
+
+
+def wait_for(server: LocalServer, requests: int, process: subprocess.Popen[str]) -> None:
+    before, until = server.stats.requests, time.monotonic() + 200
+    while server.stats.requests < before + requests and process.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_of_two_at_once_one_writes_and_the_other_says_so(
+    start: Start, slow_server: LocalServer, tmp_path: Path, store: Path
+) -> None:
+    zoo = tmp_path / "zoo"
+    new = write(zoo, "one", 400)
+    processes = [start("index", str(zoo)) for _ in range(2)]
+    results = [ended(process) for process in processes]
+    assert sorted(code for code, _ in results)[0] == 0
+    for code, stderr in results:
+        assert code == 0 or "another process is updating the index" in stderr, stderr
+    assert held(store) == new
+    assert slow_server.stats.texts == len(new)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_keeps_what_was_paid_for(
+    nexusflow: Command, start: Start, slow_server: LocalServer, tmp_path: Path, store: Path
+) -> None:
+    zoo = tmp_path / "zoo"
+    new = write(zoo, "one", 1200)
+    process = start("index", str(zoo))
+    wait_for(slow_server, 5, process)
+    process.send_signal(signal.SIGINT)
+    assert ended(process)[0] == 130
+    nexusflow("index", str(zoo))
+    assert held(store) == new
+    assert slow_server.stats.texts <= 1200 + 10 * slow_server.stats.max_in_flight + COMPARED

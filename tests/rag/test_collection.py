@@ -1,0 +1,159 @@
+"""Which passage gets which id: what moved costs nothing, what changed replaces, nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexusflow_integrations.cli.rag.collection import (
+    DamagedError,
+    open_to_read,
+    plan,
+    stored,
+)
+from nexusflow_integrations.cli.rag.corpus import Corpus, Document, Skipped
+from nexusflow_integrations.local import LocalServer
+
+from .conftest import DOCUMENTS
+
+Stored = dict[str, Document]
+
+
+def corpus(*documents: tuple[str, str], **more: object) -> Corpus:
+    held = tuple(Document(text, source) for text, source in documents)
+    return Corpus("zoo", "zoo", held, **more)  # type: ignore[arg-type]
+
+
+def carry_out(before: Stored, texts: Corpus) -> Stored:
+    wanted = plan(texts, before)
+    after = {} if wanted.remove else dict(before)
+    return after | dict(zip(wanted.ids, wanted.documents, strict=True))
+
+
+def counts(before: Stored, texts: Corpus) -> tuple[int, int, int, int]:
+    found = plan(texts, before).counts(before)
+    return found.added, found.changed, found.unchanged, found.removed
+
+
+BEFORE = carry_out(
+    {}, corpus(("one", "a.md:1"), ("two", "a.md:3"), ("three", "b.md:1"), ("four", "c.md:1"))
+)
+
+
+def test_the_same_corpus_changes_nothing() -> None:
+    same = corpus(("one", "a.md:1"), ("two", "a.md:3"), ("three", "b.md:1"), ("four", "c.md:1"))
+    assert counts(BEFORE, same) == (0, 0, 4, 0)
+    assert plan(same, BEFORE).new(BEFORE) == []
+
+
+def test_a_passage_that_moved_inside_its_file_is_not_embedded_again() -> None:
+    moved = corpus(
+        ("zero", "a.md:1"),
+        ("one", "a.md:3"),
+        ("two", "a.md:5"),
+        ("three", "b.md:1"),
+        ("four", "c.md:1"),
+    )
+    assert counts(BEFORE, moved) == (1, 2, 2, 0)
+    assert plan(moved, BEFORE).new(BEFORE) == ["zero"]
+
+
+def test_a_changed_passage_takes_the_place_of_one_of_its_file_that_is_gone() -> None:
+    changed = corpus(("one", "a.md:1"), ("TWO", "a.md:3"), ("three", "b.md:1"), ("new", "d.md:1"))
+    assert counts(BEFORE, changed) == (1, 1, 2, 1)
+    after = carry_out(BEFORE, changed)
+    assert sorted(item.text for item in after.values()) == ["TWO", "new", "one", "three"]
+
+
+def test_what_a_limit_cut_off_is_neither_removed_nor_replaced() -> None:
+    cut = corpus(("ONE", "a.md:1"), complete=False)
+    assert counts(BEFORE, cut) == (1, 0, 0, 0)
+    assert set(carry_out(BEFORE, cut)) > set(BEFORE)
+    whole_file = corpus(("ONE", "a.md:1"), ("two", "a.md:3"), ("3", "b.md:1"), complete=False)
+    assert counts(BEFORE, whole_file) == (1, 1, 1, 0)
+
+
+@pytest.mark.parametrize("unread", ["a.md", "a.md:7"])
+def test_a_file_that_cannot_be_read_keeps_its_passages(unread: str) -> None:
+    rest = corpus(("three", "b.md:1"), skipped=(Skipped(unread, "not UTF-8"),))
+    assert counts(BEFORE, rest) == (0, 0, 3, 1)
+    assert {item.text for item in carry_out(BEFORE, rest).values()} == {"one", "two", "three"}
+
+
+def test_a_folder_that_cannot_be_read_keeps_its_passages() -> None:
+    before = carry_out({}, corpus(("one", "x/a.md:1"), ("two", "y/b.md:1"), ("three", "c.md:1")))
+    rest = corpus(("three", "c.md:1"), skipped=(Skipped("x", "Permission denied"),))
+    assert {item.text for item in carry_out(before, rest).values()} == {"one", "three"}
+
+
+def test_a_rebuilt_index_keeps_them_too() -> None:
+    rest = corpus(("three", "b.md:1"), skipped=(Skipped("a.md", "not UTF-8"),))
+    wanted = plan(rest, {}, BEFORE)
+    assert {item.text for item in wanted.documents} == {"one", "two", "three"}
+
+
+def test_a_text_that_comes_back_gets_an_id_of_its_own() -> None:
+    changed = carry_out({}, corpus(("one", "a.md:1")))
+    changed = carry_out(changed, corpus(("two", "a.md:1")))  # under the id that "one" had
+    both = corpus(("two", "a.md:1"), ("one", "a.md:3"))
+    assert len(carry_out(changed, both)) == 2
+
+
+FILES = st.lists(
+    st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["a.md", "b.md", "c.md"])),
+    unique_by=lambda item: item[0],
+    max_size=8,
+)
+
+
+def numbered(rows: list[tuple[str, str]]) -> Corpus:
+    return corpus(*((text, f"{file}:{line}") for line, (text, file) in enumerate(rows, 1)))
+
+
+@given(old=FILES, new=FILES)
+def test_after_any_change_the_collection_holds_the_corpus_and_pays_for_nothing_twice(
+    old: list[tuple[str, str]], new: list[tuple[str, str]]
+) -> None:
+    before = carry_out({}, numbered(old))
+    wanted = plan(numbered(new), before)
+    assert len(set(wanted.ids)) == len(new)
+    after = carry_out(before, numbered(new))
+    assert {(item.text, item.origin) for item in after.values()} == set(new)
+    assert set(wanted.new(before)) == {text for text, _ in set(new) - set(old)}
+
+
+@given(old=FILES, new=FILES, stop=st.integers(0, 8))
+def test_wherever_it_stops_no_text_that_stays_is_missing(
+    old: list[tuple[str, str]], new: list[tuple[str, str]], stop: int
+) -> None:
+    before = carry_out({}, numbered(old))
+    wanted = plan(numbered(new), before)
+    half = before | dict(list(zip(wanted.ids, wanted.documents, strict=True))[:stop])
+    staying = set(old) & set(new)
+    assert staying <= {(item.text, item.origin) for item in half.values()}
+
+
+# -- on the disk ---------------------------------------------------------------------------------
+
+
+def test_exactly_the_text_is_embedded_ten_a_request(
+    fill: Callable[..., Path], server: LocalServer
+) -> None:
+    fill()
+    assert sorted(server.stats.received) == sorted(item.text for item in DOCUMENTS)
+    assert server.stats.requests == 3  # 24 texts
+
+
+def test_what_is_stored_is_read_back(fill: Callable[..., Path], server: LocalServer) -> None:
+    held = stored(open_to_read(fill()))
+    assert sorted(held.values(), key=str) == sorted(DOCUMENTS, key=str)
+
+
+def test_a_file_that_is_no_database_is_said_to_be_damaged(tmp_path: Path) -> None:
+    (tmp_path / "chroma.sqlite3").write_bytes(b"no database at all" * 100)
+    with pytest.raises(DamagedError):
+        open_to_read(tmp_path)
