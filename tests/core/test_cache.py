@@ -260,6 +260,35 @@ async def test_what_was_claimed_for_a_call_that_was_cancelled_is_given_back(
     await until(lambda: not store.claims)
 
 
+async def test_claims_that_came_late_on_other_keys_than_the_call_goes_on_with_are_given_back(
+    store: Store, thread: Thread
+) -> None:
+    """Somebody stored one meanwhile: the store claims the next in its place."""
+    cache = cache_on(store, thread)
+    thread.works = False
+    assert (await cache.claim([b"a", b"b", b"c"], 2, 0.005, most=2)).mine == [b"a", b"b"]
+    store.rows[b"a"] = np.ones(2, np.float32)
+    thread.works = True
+    thread.work()
+    assert store.claims == {b"b", b"c"}
+    await until(lambda: store.claims == {b"b"})
+
+
+async def test_claims_that_come_in_the_moment_of_a_cancellation_are_given_back(
+    store: Store, thread: Thread
+) -> None:
+    cache = cache_on(store, thread)
+    thread.works = False
+    claiming = asyncio.ensure_future(cache.claim([b"a"], 2))
+    await asyncio.sleep(0)
+    thread.works = True
+    thread.work()
+    asyncio.get_running_loop().call_soon(claiming.cancel)  # right behind the answer
+    await asyncio.wait([claiming])
+    assert claiming.cancelled()
+    await until(lambda: not store.claims)
+
+
 async def test_claims_are_confirmed_together_with_what_else_is_written(
     store: Store, thread: Thread
 ) -> None:

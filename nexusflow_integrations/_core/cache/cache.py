@@ -254,12 +254,16 @@ class Cache:
             ImportError: What it needs is not installed.
         """
         alone = Claimed(hits={}, mine=list(keys[:most]), busy=[], repaid=0)
+
+        def give_back(claimed: Claimed, used: Claimed | None) -> None:
+            paid = set() if used is None else set(used.mine)
+            self.release([key for key in claimed.mine if key not in paid], call)
+
         return await self._ask(
             lambda: self.store.claim(keys, dimensions, call=call, most=most, sent=sent),
             alone,
             within,
-            # Who was cancelled will not pay for what was claimed.
-            unheard=lambda claimed: self.release(claimed.mine, call),
+            unused=give_back,
         )
 
     async def present(self, keys: Sequence[bytes], within: float = PATIENCE) -> set[bytes]:
@@ -279,8 +283,13 @@ class Cache:
         work: Callable[[], T],
         otherwise: T,
         within: float,
-        unheard: Callable[[T], object] | None = None,
+        unused: Callable[[T, T | None], object] = lambda result, used: None,
     ) -> T:
+        """Return what comes of ``work``, or ``otherwise`` if that takes too long.
+
+        ``unused`` gets a result that the call does not go on with, and what it goes on with
+        instead: nothing if it was cancelled.
+        """
         if self._is_off:
             return otherwise
         question = _Question(otherwise, _Watch(self._overdue))
@@ -290,8 +299,8 @@ class Cache:
             self._has_worked = True
             if not question.answer.done():
                 question.answer.set_result(result)
-            elif unheard is not None and question.answer.cancelled():
-                unheard(result)
+            else:
+                unused(result, None if question.answer.cancelled() else otherwise)
 
         def failed(error: BaseException) -> None:
             self._answered(question)
@@ -312,13 +321,16 @@ class Cache:
             return await question.answer
         except asyncio.CancelledError:
             question.cancel()
+            answer = question.answer
+            if not answer.cancelled() and answer.exception() is None:
+                unused(answer.result(), None)  # it came in the moment of the cancellation
             raise
         finally:
             if hurry is not None:
                 hurry.cancel()
 
     def _go_on_without(self, question: _Question[Any]) -> None:
-        # What is claimed later is claimed for the call all the same: it pays now.
+        # What it pays for now may be claimed for it later all the same.
         question.give_up()
 
     def _answered(self, question: _Question[Any]) -> None:
