@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -12,34 +11,7 @@ from nexusflow_integrations._core.pace.admission import TO_COME, AdmissionQueue
 from nexusflow_integrations._core.pace.pacing import FoundLimit, GivenLimits
 from nexusflow_integrations._core.pace.window import Window
 
-
-class TimedLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock jumps to the next timer instead of waiting for it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seconds = 1000.0
-
-    def time(self) -> float:
-        return self._seconds
-
-    def _run_once(self) -> None:
-        if not self._ready and self._scheduled:
-            self._seconds = max(self._seconds, self._scheduled[0].when())
-        super()._run_once()  # type: ignore[misc]
-
-
-def timed(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-    def run() -> None:
-        loop = TimedLoop()
-        try:
-            loop.run_until_complete(asyncio.wait_for(test(), 10_000))
-            assert asyncio.all_tasks(loop) == set()
-        finally:
-            loop.close()
-
-    run.__name__ = test.__name__
-    return run
+from .timed import timed
 
 
 def admission(limit: int = 2, per_minute: float | None = None) -> AdmissionQueue:
@@ -47,8 +19,8 @@ def admission(limit: int = 2, per_minute: float | None = None) -> AdmissionQueue
     return AdmissionQueue(pacer, Window(limit=limit), asyncio.get_running_loop().time)
 
 
-async def queue(door: AdmissionQueue, order: list[str], name: str, *, urgent: bool = False) -> None:
-    await door.enter(10, urgent=urgent)
+async def queue(door: AdmissionQueue, order: list[str], name: str, **how: bool) -> None:
+    await door.enter(10, **how)
     order.append(name)
 
 
@@ -108,6 +80,17 @@ async def test_an_urgent_newcomer_takes_the_next_paced_turn() -> None:
     await queue(door, order, "query", urgent=True)
     await document
     assert order == ["query", "document"]
+
+
+@timed
+async def test_one_that_gave_its_turn_up_goes_before_all_of_its_kind_that_had_none() -> None:
+    door, order = admission(10, per_minute=60), []
+    await door.enter(10)
+    first = asyncio.ensure_future(queue(door, order, "first"))
+    query = asyncio.ensure_future(queue(door, order, "query", urgent=True))
+    again = asyncio.ensure_future(queue(door, order, "again", again=True))
+    await asyncio.gather(first, query, again)
+    assert order == ["query", "again", "first"]
 
 
 @timed

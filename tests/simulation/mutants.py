@@ -69,7 +69,7 @@ MUTANTS = (
         "the admission queue is not told that a call was stopped as its turn came",
         job,
         "_enter",
-        "endpoint.admission.leave()\n        raise",
+        "endpoint.admission.leave()\n            raise",
         "raise",
     ),
     Mutant(

@@ -283,7 +283,7 @@ class Cache:
         work: Callable[[], T],
         otherwise: T,
         within: float,
-        unused: Callable[[T, T | None], object] = lambda result, used: None,
+        unused: Callable[[T, T | None], object] = lambda *_: None,
     ) -> T:
         """Return what comes of ``work``, or ``otherwise`` if that takes too long.
 

@@ -31,6 +31,8 @@ from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 
 TURN = 0.25
 """Seconds for which a turn at the admission queue is good; the next have had theirs since."""
+MOST_TURNS = 3
+"""Turns for which one request waits: slow answers of a store must not keep it for ever."""
 DRAIN = 5.0
 """Seconds that requests in flight get to finish, and be kept, when their call fails elsewhere."""
 
@@ -72,8 +74,7 @@ SendStep = Callable[[Source, Send], Coroutine[Any, Any, Reply]]
 
 async def admit_and_send(call: Call, sender: Sender, source: Source, step: Send) -> Reply:
     endpoint = call.endpoint
-    if not await _enter(call, source, step):
-        await _enter(call, source, step, again=True)
+    await _enter(call, source, step)
     step.admitted = True
     sent_at = endpoint.clock()
     task = asyncio.current_task()
@@ -86,26 +87,28 @@ async def admit_and_send(call: Call, sender: Sender, source: Source, step: Send)
     return Reply(outcome, sent_at, endpoint.clock())
 
 
-async def _enter(call: Call, source: Source, step: Send, *, again: bool = False) -> bool:
-    """Pass the admission queue, then make sure that the batch is still to be sent.
+async def _enter(call: Call, source: Source, step: Send) -> None:
+    """Pass the admission queue, and make sure that the batch is still to be sent.
 
-    Returns ``False``, having left the queue, if that took so long that the turn has passed.
+    Where that takes so long that the turn passes, wait for another one: requests that were sent
+    after their turn could all be sent at once.
     """
     endpoint = call.endpoint
-    await endpoint.admission.enter(step.tokens, urgent=step.urgent)
-    turn = endpoint.clock()
-    try:
-        if not call.stopping:
-            await source.confirm(step.batch)
-        if call.stopping:
-            raise Stopped
-    except BaseException:
+    sure_until = float("-inf")
+    for turns in range(1, MOST_TURNS + 1):
+        await endpoint.admission.enter(step.tokens, urgent=step.urgent, again=turns > 1)
+        turn = endpoint.clock()
+        try:
+            if turn >= sure_until and not call.stopping:
+                sure_until = turn + await source.confirm(step.batch)
+            if call.stopping:
+                raise Stopped
+        except BaseException:
+            endpoint.admission.leave()
+            raise
+        if endpoint.clock() - turn <= TURN or turns == MOST_TURNS:
+            return
         endpoint.admission.leave()
-        raise
-    if again or endpoint.clock() - turn <= TURN:
-        return True
-    endpoint.admission.leave()
-    return False
 
 
 async def drive(steps: Steps, send: Callable[[Send], Coroutine[Any, Any, Reply]]) -> None:

@@ -30,6 +30,8 @@ AHEAD = 0.1
 """Seconds of sending for which texts are claimed at once: one by one they cost more."""
 FRESH = 0.25
 """Seconds after which the claims of a call of one batch, which is sent at once, are looked at."""
+SURE = 0.9
+"""The part of a claim's time for which nobody else can have taken it over."""
 MOST_LOSSES = 3
 """How often one text is looked for again because its claim was lost; then it is sent."""
 
@@ -46,10 +48,12 @@ class Source(Protocol):
     async def next(self) -> Batch | None:
         """Return the next batch to send, or ``None`` if there is no more."""
 
-    async def confirm(self, batch: Batch) -> None:
+    async def confirm(self, batch: Batch) -> float:
         """Make sure, at the moment of sending ``batch``, that it is to be sent.
 
         ``batch`` is one that was handed out, or a part of it.
+
+        Returns the seconds, from the moment of asking, for which there is no need to ask again.
 
         Raises:
             ClaimsLost: It is not. Its texts are handed out again, as far as need be, once ``keep``
@@ -76,8 +80,8 @@ class DirectSource:
     async def next(self) -> Batch | None:
         return next(self._batches, None)
 
-    async def confirm(self, batch: Batch) -> None:
-        pass
+    async def confirm(self, batch: Batch) -> float:
+        return float("inf")
 
     def keep(self, batch: Batch) -> None:
         pass
@@ -238,18 +242,19 @@ class CachedSource:
     def _patience(self) -> float:
         return self._time_left() / 4  # the rest is for the request
 
-    async def confirm(self, batch: Batch) -> None:
+    async def confirm(self, batch: Batch) -> float:
         self._leaves(batch)
+        sure = SURE * self._cache.store.claim_seconds
         if self._clock() < self._fresh_until:
-            return
+            return sure
         places = {self._claimed[item.index]: item.index for item in batch}
         lost = await self._cache.confirm(list(places), self._call, self._patience())
         if not lost:
-            return
+            return sure
         gone = {places[key] for key in lost}
         self._losses.update(gone)
         if all(self._losses[index] > MOST_LOSSES for index in gone):
-            return  # a store that forgets claims must not keep a text from being sent for ever
+            return sure  # a store that forgets claims must not keep a text from being sent for ever
         self._lost |= gone
         if self._losses.total() == len(gone):
             logger.info(
@@ -370,10 +375,10 @@ class RecalledSource:
             self._sources.append(self._make(self._missing[:count]))
             self._missing = self._missing[count:]
 
-    async def confirm(self, batch: Batch) -> None:
+    async def confirm(self, batch: Batch) -> float:
         source = self._source_of[batch[0].index]
         try:
-            await source.confirm(batch)
+            return await source.confirm(batch)
         except ClaimsLost:
             self._returned[source] = None
             raise

@@ -30,13 +30,17 @@ class AdmissionQueue:
         self._waiting: list[tuple[int, int, int, asyncio.Future[None]]] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    async def enter(self, tokens: int, *, urgent: bool = False) -> None:
-        """Wait until a request of about ``tokens`` may be sent, and count it as in flight."""
+    async def enter(self, tokens: int, *, urgent: bool = False, again: bool = False) -> None:
+        """Wait until a request of about ``tokens`` may be sent, and count it as in flight.
+
+        ``again`` is for one that gave its turn up: it goes before those that have had none.
+        """
         if not self._waiting and self._admit(tokens) == 0:
             return
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
-        heapq.heappush(self._waiting, (0 if urgent else 1, next(self._order), tokens, turn))
+        level = (0 if urgent else 2) + (not again)
+        heapq.heappush(self._waiting, (level, next(self._order), tokens, turn))
         self.pump()
         try:
             await turn
