@@ -217,6 +217,55 @@ def test_a_stop_while_requests_are_being_added_waits_for_none_that_was_added_sin
     asyncio.run(run())
 
 
+async def no_second_answer(server: Server) -> None:
+    if server.requests > 1:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_concurrency": 2},
+        {"max_concurrency": 1},
+        {"max_concurrency": 1, "requests_per_minute": 1},
+    ],
+    ids=["two at once", "one by one", "one a minute"],
+)
+def test_a_call_that_is_stopped_ends_soon_with_what_it_has(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexusflow_integrations._core.call.job.DRAIN", 0.05)
+
+    async def run() -> None:
+        stop = Stop()
+        call = call_of(["a", "b"], batch_size=1, **settings)
+        embedding = engine_over(Server(no_second_answer)).embed(call, stop=stop)
+        asyncio.get_running_loop().call_later(0.1, stop.request)
+        with pytest.raises(StoppedElsewhere) as failure:
+            await asyncio.wait_for(embedding, 20)
+        assert failure.value.finished.keys() == {0}
+
+    asyncio.run(run())
+
+
+def test_a_call_that_is_stopped_does_not_wait_for_another_s_text() -> None:
+    async def run() -> None:
+        stop = Stop()
+        slow = Server(lambda _: asyncio.Event().wait())
+        engine = engine_over(slow, Server())
+        other = asyncio.create_task(engine.embed(call_of(["theirs"])))
+        while not slow.requests:
+            await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.1, stop.request)
+        with pytest.raises(StoppedElsewhere) as failure:
+            await asyncio.wait_for(engine.embed(call_of(["mine", "theirs"]), stop=stop), 20)
+        assert failure.value.finished.keys() == {0}
+        other.cancel()
+        await asyncio.wait([other])
+
+    asyncio.run(run())
+
+
 def test_calls_with_headers_of_their_own_leave_no_more_than_some_senders() -> None:
     async def run() -> int:
         engine = Engine(background_loop())

@@ -78,16 +78,11 @@ def test_progress_adds_up_to_all_texts_refused_ones_too() -> None:
 def test_whoever_waits_for_a_text_is_woken_by_its_row_its_refusal_or_the_end() -> None:
     async def scene() -> None:
         gathered = CallResults(4)
-        waits = [asyncio.ensure_future(gathered.wait(place)) for place in range(4)]
-        gone = asyncio.ensure_future(gathered.wait(0))
-        await asyncio.sleep(0)
-        gone.cancel()
-        await asyncio.sleep(0)
+        waits = [gathered.settling(place) for place in range(4)]
+        gathered.settling(0).cancel()
         gathered.row(0, rows_of([0])[0])
         gathered.rows([item_of(1, "b")], rows_of([1]))
         gathered.refuse(2, BadRequestError("no"))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
         assert [wait.done() for wait in waits] == [True, True, True, False]
         gathered.wake_all()
         await waits[3]
@@ -202,10 +197,8 @@ def test_rows_found_one_by_one_are_all_reported() -> None:
 def test_a_row_nobody_waits_for_wakes_nobody_else() -> None:
     async def scene() -> None:
         gathered = CallResults(2)
-        waiting = asyncio.ensure_future(gathered.wait(0))
-        await asyncio.sleep(0)
+        waiting = gathered.settling(0)
         gathered.row(1, rows_of([1])[0])
-        await asyncio.sleep(0)
         assert not waiting.done()
         gathered.row(0, rows_of([0])[0])
         await waiting

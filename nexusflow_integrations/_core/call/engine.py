@@ -161,7 +161,6 @@ class Engine:
         lists = RowLists(len(call.texts)) if call.lists else None
         on_progress = None if caller is None else caller.on_progress
         gathered = call.sink = CallResults(len(call.texts), on_progress, lists=lists)
-        stop = stop or Stop()
         failure: NexusFlowError
         terms = call.terms or Terms(call.settings)
         try:
@@ -178,7 +177,6 @@ class Engine:
         except NexusFlowError as error:
             # Its frames hold headers and answers, and an error may be shown with its frames.
             failure = without_frames(error)
-            stop.request()
         except ImportError:  # which says what to install
             raise
         except Exception as error:  # noqa: BLE001 - paid vectors survive it
@@ -187,6 +185,7 @@ class Engine:
                 " something that was handed to it; this error's cause says where"
             )
             failure.__cause__ = error
+        if stop is not None:
             stop.request()
         failure.finished = gathered.finished()
         try:
@@ -195,7 +194,7 @@ class Engine:
             del failure
 
     async def _run(
-        self, call: Call, gathered: CallResults, caller: Caller | None, stop: Stop
+        self, call: Call, gathered: CallResults, caller: Caller | None, stop: Stop | None
     ) -> None:
         settings, endpoint = call.settings, call.endpoint
         # The first sender reads certificates: before the deadline runs.
@@ -219,7 +218,18 @@ class Engine:
                 most=settings.max_concurrency * settings.batch_size,
             )
         coalescer = self._coalescer_of(call)
-        job = Job(call, gathered, send, coalescer=coalescer, source=source, caller=caller)
+        job = Job(
+            call,
+            gathered,
+            send,
+            coalescer=coalescer,
+            source=source,
+            caller=caller,
+            is_stoppable=stop is not None,
+        )
+        if stop is None:
+            await job.run(call.texts)
+            return
         stop.join(job)
         try:
             await job.run(call.texts)

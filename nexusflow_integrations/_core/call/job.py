@@ -143,7 +143,10 @@ async def _signalled(
 
 
 class Job:
-    """One call in progress: a few workers that take batches from one source."""
+    """One call in progress: a few workers that take batches from one source.
+
+    ``is_stoppable`` says that ``stop`` may be called from outside.
+    """
 
     def __init__(
         self,
@@ -154,6 +157,7 @@ class Job:
         coalescer: Coalescer,
         source: Callable[[Texts], Source],
         caller: Caller | None = None,
+        is_stoppable: bool = False,
     ) -> None:
         self._call = call
         self._gathered = gathered
@@ -161,7 +165,10 @@ class Job:
         self._coalescer = coalescer
         self._source = source
         self._caller = caller if caller is not None and caller.hears_of_batches else None
+        self._is_stoppable = is_stoppable
         self._tasks: Sequence[asyncio.Task[None]] = ()
+        self._other: asyncio.Future[None] | None = None  # what another call settles
+        self._drained: asyncio.TimerHandle | None = None
         self._failure: NexusFlowError | None = None
 
     async def run(self, texts: Sequence[str]) -> None:
@@ -200,6 +207,8 @@ class Job:
 
     async def _run_distinct(self, wanted: Texts) -> None:
         while wanted:
+            if self._call.stopping:
+                raise Stopped
             mine, others = self._coalescer.join(wanted, self._gathered)
             try:
                 if mine:
@@ -216,7 +225,10 @@ class Job:
         """Take the row of a text that another call embeds; ``False`` if that call ends without."""
         # It may have ended while this call waited for another of its texts.
         if not carrier.settled(place) and self._coalescer.is_embedding(text, carrier, place):
-            await carrier.wait(place)
+            self._other = carrier.settling(place)
+            await self._other
+            if self._call.stopping:
+                raise Stopped
         if carrier.done[place] and carrier.vectors is not None:
             self._gathered.row(index, carrier.vectors[place])
             self._call.ledger.cached += 1
@@ -232,7 +244,7 @@ class Job:
         source = self._source(texts)
         workers = min(settings.max_concurrency, -(-len(texts) // settings.batch_size))
         try:
-            if workers <= 1:
+            if workers <= 1 and not self._is_stoppable:
                 await self._work(source)
             else:
                 await self._work_together(source, workers)
@@ -258,8 +270,10 @@ class Job:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             if not all(task.done() for task in tasks):
                 self.stop()
-                await asyncio.wait(tasks, timeout=DRAIN)
+                await asyncio.wait(tasks)
         finally:
+            if self._drained is not None:
+                self._drained.cancel()
             for task in tasks:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -274,11 +288,22 @@ class Job:
             raise Stopped
 
     def stop(self) -> None:
-        """Keep what is paid for already, and send nothing more; whatever only waits is ended."""
+        """Keep what is paid for already, and send nothing more; whatever only waits is ended.
+
+        What is in flight is ended, too, after ``DRAIN`` seconds.
+        """
         self._call.stopping = True
+        if self._other is not None and not self._other.done():
+            self._other.set_result(None)
         for task in self._tasks:
             if task not in self._call.in_flight:
                 task.cancel()
+        if self._drained is None and self._tasks:
+            self._drained = asyncio.get_running_loop().call_later(DRAIN, self._end)
+
+    def _end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
 
     async def _work(self, source: Source) -> None:
         call, caller, gathered = self._call, self._caller, self._gathered

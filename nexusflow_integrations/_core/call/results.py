@@ -199,11 +199,11 @@ class CallResults:
         """Tell whether there is a row or a refusal for ``index``."""
         return bool(self.done[index]) or index in self.refusals
 
-    async def wait(self, index: int) -> None:
-        """Wait until ``index`` is settled, or the call has ended without."""
+    def settling(self, index: int) -> asyncio.Future[None]:
+        """Return what is done when ``index`` is settled, or the call has ended without."""
         waiter = asyncio.get_running_loop().create_future()
         self.waiting.setdefault(index, []).append(waiter)
-        await waiter
+        return waiter
 
     def wake_all(self) -> None:
         """Tell all who still wait that this call ends without their text."""
