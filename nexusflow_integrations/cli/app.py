@@ -16,6 +16,7 @@ from nexusflow_integrations.cli.ask import ask, demo, index, search
 from nexusflow_integrations.cli.cache import cache
 from nexusflow_integrations.cli.embed import embed
 from nexusflow_integrations.cli.exits import STOPPED, UsageProblem, explain
+from nexusflow_integrations.cli.indexes import indexes
 from nexusflow_integrations.cli.options import JsonOption, print_json
 from nexusflow_integrations.cli.report import report
 from nexusflow_integrations.cli.screen import Screen
@@ -76,6 +77,7 @@ def _root(
 
 for command in (demo, index, ask, search):
     app.command()(command)
+app.add_typer(indexes, name="indexes")
 
 
 class LocalModel(str, Enum):

@@ -18,9 +18,16 @@ from nexusflow_integrations._core.cache.cache import Store, store_at
 from nexusflow_integrations._core.cache.upkeep import CacheInfo, Pruned
 from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations.cli.exits import UsageProblem
-from nexusflow_integrations.cli.options import CacheOption, JsonOption, print_json, seconds, size
+from nexusflow_integrations.cli.options import (
+    CacheOption,
+    JsonOption,
+    YesOption,
+    print_json,
+    seconds,
+    size,
+)
 from nexusflow_integrations.cli.screen import INDENT, Screen, home
-from nexusflow_integrations.cli.words import count
+from nexusflow_integrations.cli.words import count, in_bytes
 
 __all__ = ["cache"]
 
@@ -67,7 +74,7 @@ def prune(
 
 @cache.command()
 def clear(
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: YesOption = False,
     path: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -113,7 +120,7 @@ def _show_info(screen: Screen, info: CacheInfo) -> None:
         rows.add_row("Size", "nothing was cached yet")
         screen.out.print(rows)
         return
-    rows.add_row("Size", f"{_bytes(info.bytes)}, {count(info.vectors, 'vector')}")
+    rows.add_row("Size", f"{in_bytes(info.bytes)}, {count(info.vectors, 'vector')}")
     asked = info.hits + info.misses
     rate = f"{info.hit_rate:.1%} of {count(asked, 'text')}" if asked else "not asked yet"
     rows.add_row("Hit rate", rate)
@@ -143,14 +150,9 @@ def _show_info(screen: Screen, info: CacheInfo) -> None:
 def _show_removed(screen: Screen, removed: Pruned, left: CacheInfo) -> None:
     """Show what was removed from the cache, and what is left."""
     gone, rest = count(removed.vectors, "vector"), count(left.vectors, "vector")
-    screen.out.print(f"Removed {gone}, {_bytes(removed.bytes)}; {rest}, {_bytes(left.bytes)} left.")
-
-
-def _bytes(number: int) -> str:
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if number >= factor:
-            return f"{number / factor:,.1f} {unit}"
-    return count(number, "byte")
+    screen.out.print(
+        f"Removed {gone}, {in_bytes(removed.bytes)}; {rest}, {in_bytes(left.bytes)} left."
+    )
 
 
 def _day(moment: int) -> str:

@@ -32,6 +32,7 @@ BudgetOption = Annotated[
 EstimateOption = Annotated[
     bool, typer.Option("--estimate", help="Say what it would cost, and send nothing.")
 ]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 StoreOption = Annotated[
     Path | None,
     typer.Option(

@@ -1,4 +1,4 @@
-"""Numbers with their nouns, and times."""
+"""Amounts as a person reads them."""
 
 from __future__ import annotations
 
@@ -14,3 +14,11 @@ def time_left(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600}:{whole // 60 % 60:02} h left"
     return f"{whole // 60}:{whole % 60:02} left"
+
+
+def in_bytes(number: int) -> str:
+    """Return ``1 byte``, ``2.5 MB``."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= factor:
+            return f"{number / factor:,.1f} {unit}"
+    return count(number, "byte")

@@ -13,7 +13,9 @@ from nexusflow_integrations.local import MODELS, LocalServer
 
 from .conftest import Command
 
-COMMANDS = ("demo", "index", "ask", "search", "embed", "report", "cache", "serve", "doctor")
+COMMANDS = (
+    *("demo", "index", "indexes", "ask", "search", "embed", "report", "cache", "serve", "doctor"),
+)
 ALL = {"langchain", "llama-index", "chroma"}
 QUESTION = ("--question", "Who eats bamboo?")
 
@@ -31,7 +33,14 @@ def test_help_names_every_command_and_the_exit_codes(nexusflow: Command) -> None
     assert max(map(len, shown.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "cache info", "cache prune", "cache clear"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *COMMANDS,
+        *("cache info", "cache prune", "cache clear"),
+        *("indexes list", "indexes show", "indexes remove"),
+    ],
+)
 def test_every_command_has_help_that_fits_80_columns(nexusflow: Command, command: str) -> None:
     shown, _ = nexusflow(*command.split(), "--help")
     assert "Usage:" in shown

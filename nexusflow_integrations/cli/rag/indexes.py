@@ -88,6 +88,13 @@ class Index:
         files = (file for file in self.directory.rglob("*") if file.is_file())
         return sum(file.stat().st_size for file in files)
 
+    @property
+    def used(self) -> float:
+        """When it was used last, in seconds since 1970; 0 if it was never finished."""
+        with suppress(OSError):
+            return (self.directory / _ABOUT).stat().st_mtime
+        return 0.0
+
     def about(self) -> About:
         """Return what it holds.
 
@@ -236,11 +243,12 @@ class Indexes:
 
     def all(self) -> list[Index]:
         """Return all indexes, also those that cannot be asked; the one used last first."""
-        found = {file.parent for part in (_ABOUT, f"{_PREFIX}*") for file in self._glob(part)}
-        return [Index(path) for path in sorted(found, key=_used, reverse=True)]
-
-    def _glob(self, part: str) -> Iterator[Path]:
-        return self.folder.glob(f"*/{part}")
+        found = {
+            file.parent
+            for part in (_ABOUT, f"{_PREFIX}*")
+            for file in self.folder.glob(f"*/{part}")
+        }
+        return sorted(map(Index, found), key=lambda index: index.used, reverse=True)
 
     def find(self, name: str | None = None, near: Path | None = None) -> Index:
         """Return the index whose name is, or begins with, ``name``.
@@ -268,12 +276,6 @@ class Indexes:
         problem = "several indexes are called" if alike else "no index is called"
         names = ", ".join(index.name for index in (alike or indexes)) or "none"
         raise UnusableIndexError(f"{problem} {name!r}; there are: {names}")
-
-
-def _used(directory: Path) -> int:
-    with suppress(OSError):
-        return (directory / _ABOUT).stat().st_mtime_ns
-    return 0
 
 
 def _nearness(corpus: str, near: Path | None) -> int:

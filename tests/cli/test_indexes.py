@@ -1,0 +1,72 @@
+"""``nexusflow indexes``: what there is, and how it is removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nexusflow_integrations.cli.rag.indexes import Indexes
+from nexusflow_integrations.local import LocalServer
+
+from .conftest import Command
+
+
+@pytest.fixture
+def filled(nexusflow: Command, service: LocalServer, zoo: Path, tmp_path: Path) -> Indexes:
+    """The indexes of ``zoo`` and of one file, and one that was never finished."""
+    (tmp_path / "notes.txt").write_text("Rain on Monday.")
+    nexusflow("index", str(zoo), "--dimensions", "64")
+    nexusflow("index", str(tmp_path / "notes.txt"))
+    indexes = Indexes()
+    (indexes.folder / "half@x" / "chroma-1").mkdir(parents=True)
+    return indexes
+
+
+def test_all_are_listed_also_one_that_was_never_finished(
+    nexusflow: Command, filled: Indexes, zoo: Path, service: LocalServer
+) -> None:
+    rows = nexusflow.json("indexes")["indexes"]
+    assert [row["name"].partition("-")[0] for row in rows] == ["notes", "zoo", "half@x"]
+    assert rows[1] == {
+        **rows[1],
+        "usable": True,
+        "corpus": str(zoo.resolve()),
+        "passages": 3,
+        "model": "text-embedding-v4",
+        "embedded": False,
+        "base_url": service.base_url,
+        "dimensions": 64,
+    }
+    assert rows[1]["bytes"] > 10_000
+    assert rows[2]["usable"] is False
+    shown, _ = nexusflow("indexes", "list")
+    assert nexusflow("indexes")[0] == shown
+    assert "unfinished or damaged" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_one_is_shown(nexusflow: Command, filled: Indexes, service: LocalServer) -> None:
+    shown, _ = nexusflow("indexes", "show", "zoo")
+    assert "3 passages, " in shown
+    assert "text-embedding-v4, 64 numbers" in shown
+    assert service.base_url in shown
+    assert "index its texts again, or remove it" in nexusflow("indexes", "show", "half")[0]
+
+
+def test_removing_asks_first(nexusflow: Command, filled: Indexes, zoo: Path) -> None:
+    said = nexusflow.sentence("indexes", "remove", "zoo", code=2)
+    assert said.endswith("confirm with --yes")
+    assert len(filled.all()) == 3
+    shown, _ = nexusflow("indexes", "remove", "zoo", "--yes")
+    assert shown.startswith("Removed zoo-")
+    assert "3 passages, " in shown
+    nexusflow("indexes", "remove", "half", "-y")
+    (left,) = filled.all()
+    assert left.name.startswith("notes-")
+    assert (zoo / "otter.txt").exists()
+
+
+def test_where_there_is_none_that_is_said(nexusflow: Command) -> None:
+    assert nexusflow("indexes", "list")[0].startswith("There is no index in ")
+    assert "no index is called 'zoo'" in nexusflow.sentence("indexes", "show", "zoo", code=1)
