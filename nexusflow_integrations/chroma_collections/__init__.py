@@ -5,8 +5,10 @@
     print(done.added, done.changed, done.unchanged, done.removed, done.left_out)
 
 ``sync_documents`` makes a collection hold what a source holds. ``add_documents`` only adds.
-``aopen_collection``, ``async_documents`` and ``aadd_documents`` do the same with an
-``AsyncHttpClient``, without blocking the event loop.
+``copy_collection`` moves a collection to another model or size while the old one answers, and
+``exchange_names`` takes that back. ``aopen_collection``, ``async_documents``, ``aadd_documents``,
+``acopy_collection`` and ``aexchange_names`` do the same with an ``AsyncHttpClient``, without
+blocking the event loop.
 """
 
 from __future__ import annotations
@@ -14,6 +16,12 @@ from __future__ import annotations
 # First: where Chroma is missing, this says what to install.
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction as _  # isort: split # noqa: F401
 from nexusflow_integrations.chroma_collections.adding import Added, aadd_documents, add_documents
+from nexusflow_integrations.chroma_collections.copying import (
+    Copied,
+    acopy_collection,
+    copy_collection,
+)
+from nexusflow_integrations.chroma_collections.exchanging import aexchange_names, exchange_names
 from nexusflow_integrations.chroma_collections.opening import aopen_collection, open_collection
 from nexusflow_integrations.chroma_collections.syncing import (
     Synced,
@@ -23,11 +31,16 @@ from nexusflow_integrations.chroma_collections.syncing import (
 
 __all__ = [
     "Added",
+    "Copied",
     "Synced",
     "aadd_documents",
+    "acopy_collection",
     "add_documents",
+    "aexchange_names",
     "aopen_collection",
     "async_documents",
+    "copy_collection",
+    "exchange_names",
     "open_collection",
     "sync_documents",
 ]

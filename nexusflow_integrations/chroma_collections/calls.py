@@ -32,14 +32,14 @@ class TooLargeError(Exception):
 
 
 class Calls:
-    """Calls of one collection, each within ``timeout`` seconds, all its attempts included.
+    """Calls of a collection or client, each within ``timeout`` seconds, all its attempts included.
 
     Chroma itself sets no timeout: a locked database or a silent server would be waited for without
     end. So each call runs in a thread of its own, which is left behind when its time is over.
     """
 
-    def __init__(self, collection: Collection, timeout: float) -> None:
-        self.collection = collection
+    def __init__(self, collection: Collection | None, timeout: float) -> None:
+        self.collection: Any = collection
         self._timeout = timeout
 
     def __call__(self, what: str, method: Callable[..., T], /, **fields: Any) -> T:
@@ -63,8 +63,8 @@ class Calls:
 class AsyncCalls:
     """The same for an ``AsyncCollection``."""
 
-    def __init__(self, collection: AsyncCollection, timeout: float) -> None:
-        self.collection = collection
+    def __init__(self, collection: AsyncCollection | None, timeout: float) -> None:
+        self.collection: Any = collection
         self._timeout = timeout
 
     async def __call__(self, what: str, method: Callable[..., Awaitable[T]], /, **fields: Any) -> T:
@@ -106,7 +106,8 @@ def _in_thread(method: Callable[..., T], fields: dict[str, Any], limit: float) -
 def _pause(what: str, error: Exception, attempt: int) -> float:
     """Return the seconds before the next attempt; raise where there is none."""
     said = str(error).lower()
-    if _status(error) == 413 or any(words in said for words in _TOO_LARGE):
+    status = _status(error)
+    if status == 413 or (status != 404 and any(words in said for words in _TOO_LARGE)):
         raise TooLargeError from error
     if attempt == ATTEMPTS or not _passing(error, said):
         again = f" {ATTEMPTS} times" if attempt == ATTEMPTS else ""

@@ -39,14 +39,19 @@ def check_kind(collection: object, kind: type, caller: str, twin: str) -> None:
 
 
 class Embedder:
-    """The function that the collection was opened with, or that it stores; counts what it costs.
+    """Embeds, and counts what it costs.
+
+    Args:
+        source: A function, or a collection: the one it was opened with, or that it stores.
 
     Raises:
         ConfigurationError: It is not NexusFlow's, or another one than the collection was made with.
     """
 
-    def __init__(self, collection: Collection | AsyncCollection) -> None:
-        self.function = _function_of(collection)
+    def __init__(self, source: Collection | AsyncCollection | NexusFlowEmbeddingFunction) -> None:
+        self.function = (
+            source if isinstance(source, NexusFlowEmbeddingFunction) else _function_of(source)
+        )
         self.client: NexusFlow = self.function.client
         self._plain = type(self.function) is NexusFlowEmbeddingFunction
         self._parts: list[Usage] = []

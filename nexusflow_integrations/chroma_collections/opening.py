@@ -12,6 +12,15 @@ from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction  # isort: s
 from chromadb.errors import NotFoundError
 
 from nexusflow_integrations._core.settings import DIMENSIONS
+from nexusflow_integrations.chroma_collections.exchanging import complete
+from nexusflow_integrations.chroma_collections.plans import (
+    Plan,
+    acarry_out,
+    adirectly,
+    carry_out,
+    directly,
+    look_up,
+)
 from nexusflow_integrations.chroma_collections.verifying import READ, check_same, sampled
 from nexusflow_integrations.errors import ConfigurationError
 
@@ -73,12 +82,9 @@ def open_collection(
             none to compare with.
         chromadb.errors.NotFoundError: There is none, and ``create`` is false.
     """
-    _check_arguments(embedding_function, configuration)
-    try:
-        stored = client.get_collection(name, embedding_function=None)
-    except NotFoundError:
-        if not create:
-            raise
+    check_arguments(embedding_function, configuration)
+    stored = carry_out(_opened(client, name, create=create), directly)
+    if stored is None:
         function = embedding_function or NexusFlowEmbeddingFunction()
         made = client.get_or_create_collection(
             name,
@@ -119,12 +125,9 @@ async def aopen_collection(
     adopt: bool = False,
 ) -> AsyncCollection:
     """Open or make a collection like ``open_collection``, with an ``AsyncHttpClient``."""
-    _check_arguments(embedding_function, configuration)
-    try:
-        stored = await client.get_collection(name, embedding_function=None)
-    except NotFoundError:
-        if not create:
-            raise
+    check_arguments(embedding_function, configuration)
+    stored = await acarry_out(_opened(client, name, create=create), adirectly)
+    if stored is None:
         function = embedding_function or NexusFlowEmbeddingFunction()
         made = await client.get_or_create_collection(
             name,
@@ -153,6 +156,29 @@ async def aopen_collection(
     return await client.get_collection(name, embedding_function=function)  # type: ignore[arg-type]
 
 
+def _opened(client: Any, name: str, *, create: bool) -> Plan[Any]:
+    stored = yield from look_up(client, name)
+    if stored is None and (yield from complete(client, name)):
+        stored = yield from look_up(client, name)
+    if stored is None and not create:
+        raise NotFoundError(f"there is no collection {name!r}")
+    return stored
+
+
+def same_space(
+    collection: Collection | AsyncCollection, function: NexusFlowEmbeddingFunction
+) -> bool:
+    """Tell whether ``function`` gives documents the vectors that the collection has, by name."""
+    if not _is_ours(collection) or type(function) is not NexusFlowEmbeddingFunction:
+        return False
+    stored = _stored_in(collection)
+    return (stored.model_name, _size(collection, stored, function), stored.service) == (
+        function.model_name,
+        function.dimensions,
+        stored.service and function.service,
+    )
+
+
 def fitting(
     collection: Collection | AsyncCollection,
     given: NexusFlowEmbeddingFunction | None,
@@ -168,12 +194,9 @@ def fitting(
             return NexusFlowEmbeddingFunction(**config)
         stored._check_service()
         return stored
-    size = stored.dimensions
-    if size is None and given.dimensions is not None:
-        size = collection.get_model().dimension  # what the server's own size turned out to be
     for setting, old, new in (
         ("model_name", stored.model_name, given.model_name),
-        ("dimensions", size, given.dimensions),
+        ("dimensions", _size(collection, stored, given), given.dimensions),
     ):
         if old != new:
             raise ConfigurationError(
@@ -197,6 +220,17 @@ def fitting(
             " open_collection(..., address_changed=True) once"
         )
     return given
+
+
+def _size(
+    collection: Collection | AsyncCollection,
+    stored: NexusFlowEmbeddingFunction,
+    given: NexusFlowEmbeddingFunction,
+) -> int | None:
+    """Return the size that ``given`` must have."""
+    if stored.dimensions is None and given.dimensions is not None:
+        return collection.get_model().dimension  # what the server's own size turned out to be
+    return stored.dimensions
 
 
 def _stored_in(collection: Collection | AsyncCollection) -> NexusFlowEmbeddingFunction:
@@ -267,7 +301,7 @@ def _moved(
     return NexusFlowEmbeddingFunction.build_from_config(config)
 
 
-def _check_arguments(function: object, configuration: CreateCollectionConfiguration | None) -> None:
+def check_arguments(function: object, configuration: CreateCollectionConfiguration | None) -> None:
     """Refuse what would make a collection that cannot be opened again."""
     if function is not None and not isinstance(function, NexusFlowEmbeddingFunction):
         raise ConfigurationError(

@@ -31,6 +31,7 @@ class Record(NamedTuple):
     id: str
     document: str
     metadata: Metadata | None
+    uri: str | None = None
 
 
 def check_columns(

@@ -60,6 +60,8 @@ class Write:
         fields: dict[str, Any] = {"ids": [record.id for record in records]}
         if any(metadatas):
             fields["metadatas"] = metadatas
+        if any(record.uri for record in records):
+            fields["uris"] = [record.uri for record in records]
         if self.ready[0].vector is None:
             return "update", fields
         fields["documents"] = [record.document for record in records]

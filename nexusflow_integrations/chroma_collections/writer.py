@@ -15,9 +15,12 @@ from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.errors import CollectionError
 
 if TYPE_CHECKING:
+    from chromadb.api import AsyncClientAPI, ClientAPI
     from chromadb.api.models.AsyncCollection import AsyncCollection
     from chromadb.api.models.Collection import Collection
     from filelock import FileLock
+
+    Store = Collection | AsyncCollection | ClientAPI | AsyncClientAPI
 
 LOCK_FILE = ".nexusflow-writer.lock"
 _POLL = 0.1
@@ -40,9 +43,10 @@ def _forget() -> None:
 forks.in_child(_forget)
 
 
-def folder_of(collection: Collection | AsyncCollection) -> Path | None:
-    """Return the folder of a collection on disk; ``None`` for one in memory or on a server."""
-    settings = getattr(getattr(collection._client, "_system", None), "settings", None)
+def folder_of(store: Store) -> Path | None:
+    """Return the folder of a collection or client on disk; ``None``: in memory or on a server."""
+    client = getattr(store, "_client", store)
+    settings = getattr(getattr(client, "_system", None), "settings", None)
     if settings is None or not settings.is_persistent or settings.chroma_server_host:
         return None
     folder = Path(settings.persist_directory)
@@ -50,20 +54,20 @@ def folder_of(collection: Collection | AsyncCollection) -> Path | None:
 
 
 @contextmanager
-def only_writer(collection: Collection | AsyncCollection, wait: float) -> Iterator[None]:
-    """Hold the folder of ``collection`` for this process.
+def only_writer(store: Store, wait: float) -> Iterator[None]:
+    """Hold the folder of a collection or client for this process.
 
     Threads of one process may write together; Chroma keeps them apart, as a server does with its
     clients. The lock ends with the process, however that ends.
 
     Args:
-        collection: Any; one that is not in a folder needs no lock.
+        store: Any; what is not in a folder needs no lock.
         wait: Seconds to wait for another process.
 
     Raises:
         CollectionError: Another process is writing.
     """
-    folder = folder_of(collection)
+    folder = folder_of(store)
     if folder is None:
         yield
         return
@@ -80,11 +84,9 @@ def only_writer(collection: Collection | AsyncCollection, wait: float) -> Iterat
 
 
 @asynccontextmanager
-async def aonly_writer(
-    collection: Collection | AsyncCollection, wait: float
-) -> AsyncIterator[None]:
+async def aonly_writer(store: Store, wait: float) -> AsyncIterator[None]:
     """Hold like ``only_writer``, without blocking the event loop."""
-    folder = folder_of(collection)
+    folder = folder_of(store)
     if folder is None:
         yield
         return

@@ -1,0 +1,513 @@
+"""``copy_collection``: a collection of another model or size beside the one that answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Container, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+from nexusflow_integrations._core.left_out import LeftOut
+from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+from nexusflow_integrations.chroma_collections.calls import (
+    AsyncCalls,
+    Calls,
+    TooLargeError,
+    check_timeout,
+)
+from nexusflow_integrations.chroma_collections.embedding import Embedder
+from nexusflow_integrations.chroma_collections.exchanging import (
+    check_names,
+    complete,
+    exchange,
+    find,
+)
+from nexusflow_integrations.chroma_collections.filling import PAGE, AsyncFilling, Filling
+from nexusflow_integrations.chroma_collections.opening import check_arguments, fitting, same_space
+from nexusflow_integrations.chroma_collections.plans import (
+    Plan,
+    Step,
+    acarry_out,
+    carry_out,
+    look_up,
+)
+from nexusflow_integrations.chroma_collections.records import Record
+from nexusflow_integrations.chroma_collections.run import (
+    NUMBER_BYTES,
+    SLICE,
+    SLICE_BYTES,
+    Run,
+    same_metadata,
+)
+from nexusflow_integrations.chroma_collections.verifying import deviation
+from nexusflow_integrations.chroma_collections.writer import aonly_writer, only_writer
+from nexusflow_integrations.errors import CollectionError, ConfigurationError
+
+if TYPE_CHECKING:
+    from chromadb.api import AsyncClientAPI, ClientAPI
+    from chromadb.api.collection_configuration import CreateCollectionConfiguration
+
+Exchange = bool | Literal["anyway"]
+
+PASSES = 5
+"""How often the source is read until the copy holds what it holds, while others write to it."""
+_ROUNDING = 1e-5
+"""How far a vector may be from its copy: JSON changes last bits."""
+_WHOLE: Any = ["documents", "metadatas", "uris", "embeddings"]
+_TEXTS: Any = ["documents", "metadatas", "uris"]
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What became of the documents, in numbers of documents.
+
+    Attributes:
+        copied: Written with the vectors that the source has.
+        embedded: Written with new vectors.
+        present: In the target already, and left alone.
+        removed: Taken out of the target, because the source does not have them.
+        left_out: Documents of the source that could not be embedded, each with its reason.
+        exchanged: Whether the names are exchanged: the new collection has the name ``source`` now.
+        usage: What it cost; of a dry run, what it would cost, estimated.
+    """
+
+    copied: int = 0
+    embedded: int = 0
+    present: int = 0
+    removed: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+    exchanged: bool = False
+    usage: Usage = Usage()  # noqa: RUF009 - it is frozen
+
+
+def copy_collection(
+    client: ClientAPI,
+    source: str,
+    target: str,
+    embedding_function: NexusFlowEmbeddingFunction | None = None,
+    *,
+    exchange: Exchange = True,
+    configuration: CreateCollectionConfiguration | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int], object] | None = None,
+    slice_size: int = SLICE,
+    store_timeout: float = 60.0,
+    writer_wait: float = 0.0,
+    verify: bool = True,
+) -> Copied:
+    """Copy a collection beside the one that answers, then exchange their names.
+
+    If the source has vectors of the same model, size and service, they are copied and nothing is
+    paid. Otherwise its stored documents are embedded again. Meanwhile the source answers as before
+    and is not changed. Calling again after an error pays only for the rest. The source is read
+    again until nothing is left to do and the numbers of documents agree; then the names are
+    exchanged as by ``exchange_names``, and the former collection is called ``target``: to exchange
+    the names again is the way back. Once they are exchanged to another model, size or service,
+    calling again does nothing.
+
+    Objects that were opened before, also in other processes, go on with the former collection:
+    open them again. What others write to a server between the last reading and the exchange is in
+    the former collection only.
+
+    Args:
+        client: Any of Chroma's synchronous clients.
+        source: Name of the collection to copy.
+        target: Name of the copy. If the collection exists, it must be of ``embedding_function``;
+            what it has and the source does not have is removed from it.
+        embedding_function: That the copy stores and uses. Default: the one of the source.
+        exchange: Whether to exchange the names; not done if documents were left out, unless this is
+            ``"anyway"``.
+        configuration: Of a copy that is made here, as for Chroma. Default: that of the source.
+        dry_run: Only report what would be done and what it would cost; nothing is sent or written.
+        progress: Called with the number of documents that are done since the last time.
+        slice_size: Documents a write, at most; fewer where vectors are large.
+        store_timeout: Seconds that one call of Chroma may take, retries included.
+        writer_wait: Seconds to wait for another process that writes to the same folder.
+        verify: As for ``sync_documents``, of a target that has documents already.
+
+    Raises:
+        chromadb.errors.NotFoundError: There is no collection ``source``.
+        ConfigurationError: ``target`` is of another model, size or service, or the source's
+            embedding function is not NexusFlow's and none is given.
+        CollectionError: A collection cannot be read or written, another process writes to the
+            folder, or the source changes as fast as it is read.
+        NexusFlowError: Embedding cannot go on.
+    """
+    work = _Work(
+        client, source, target, embedding_function, exchange, configuration, progress, slice_size
+    )
+    timeout = check_timeout(store_timeout)
+    calls = Calls(None, timeout)
+    if dry_run:
+        carry_out(work.open(create=False), calls)
+        if work.is_done or work.same:
+            return carry_out(work.foresee(), calls)
+        run = work.run()
+        filling = Filling(run, Calls(work.target or _NOTHING, timeout))
+        usage = filling.estimate(_records(calls, work.source, run.size, ()), work.embedder())
+        if work.target is not None:
+            carry_out(work.prune(run, dry=True), calls)
+        work.end_pass(run)
+        return work.copied(usage)
+    with only_writer(client, writer_wait):
+        carry_out(work.open(create=True), calls)
+        if work.is_done:
+            return carry_out(work.foresee(), calls)
+        embedder = None if work.same else work.embedder()
+        while not work.is_complete:
+            run = work.run()
+            if embedder is None:
+                carry_out(work.transfer(run), calls)
+            else:
+                records = _records(calls, work.source, run.size, work.left_out)
+                Filling(run, Calls(work.target, timeout), verify=verify).fill(records, embedder)
+            carry_out(work.prune(run), calls)
+            carry_out(work.check(run), calls)
+        if work.may_exchange:
+            carry_out(work.exchange(), calls)
+    return work.copied(None if embedder is None else embedder.usage)
+
+
+async def acopy_collection(
+    client: AsyncClientAPI,
+    source: str,
+    target: str,
+    embedding_function: NexusFlowEmbeddingFunction | None = None,
+    *,
+    exchange: Exchange = True,
+    configuration: CreateCollectionConfiguration | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int], object] | None = None,
+    slice_size: int = SLICE,
+    store_timeout: float = 60.0,
+    writer_wait: float = 0.0,
+    verify: bool = True,
+) -> Copied:
+    """Copy like ``copy_collection``, with an ``AsyncHttpClient``."""
+    work = _Work(
+        client, source, target, embedding_function, exchange, configuration, progress, slice_size
+    )
+    timeout = check_timeout(store_timeout)
+    calls = AsyncCalls(None, timeout)
+    if dry_run:
+        await acarry_out(work.open(create=False), calls)
+        if work.is_done or work.same:
+            return await acarry_out(work.foresee(), calls)
+        run = work.run()
+        filling = AsyncFilling(run, AsyncCalls(work.target or _ASYNC_NOTHING, timeout))
+        records = _arecords(calls, work.source, run.size, ())
+        usage = await filling.estimate(records, work.embedder())
+        if work.target is not None:
+            await acarry_out(work.prune(run, dry=True), calls)
+        work.end_pass(run)
+        return work.copied(usage)
+    async with aonly_writer(client, writer_wait):
+        await acarry_out(work.open(create=True), calls)
+        if work.is_done:
+            return await acarry_out(work.foresee(), calls)
+        embedder = None if work.same else work.embedder()
+        while not work.is_complete:
+            run = work.run()
+            if embedder is None:
+                await acarry_out(work.transfer(run), calls)
+            else:
+                records = _arecords(calls, work.source, run.size, work.left_out)
+                filling = AsyncFilling(run, AsyncCalls(work.target, timeout), verify=verify)
+                await filling.fill(records, embedder)
+            await acarry_out(work.prune(run), calls)
+            await acarry_out(work.check(run), calls)
+        if work.may_exchange:
+            await acarry_out(work.exchange(), calls)
+    return work.copied(None if embedder is None else embedder.usage)
+
+
+@dataclass
+class _Work:
+    """What is to be copied, and how far it has come; both twins share it."""
+
+    client: Any
+    source_name: str
+    target_name: str
+    given: NexusFlowEmbeddingFunction | None
+    wanted: Exchange
+    configuration: CreateCollectionConfiguration | None
+    progress: Callable[[int], object] | None
+    size: int
+    source: Any = None
+    target: Any = None
+    same: bool = False
+    is_done: bool = False
+    is_complete: bool = False
+    exchanged: bool = False
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+    _function: Any = None
+    _passes: int = 0
+    _written: int = 0
+    _present: int = 0
+    _removed: int = 0
+
+    def __post_init__(self) -> None:
+        check_names(self.source_name, self.target_name)
+        check_arguments(self.given, self.configuration)
+        if self.wanted not in (True, False, "anyway"):
+            raise ConfigurationError(
+                f"exchange must be True, False or 'anyway', not {self.wanted!r}"
+            )
+        Run(self.size, None, add_only=False).seen.close()  # says now if the size is impossible
+
+    def open(self, *, create: bool) -> Plan[None]:
+        """Find both collections, and make the target unless it is there."""
+        yield from complete(self.client, self.source_name, self.target_name)
+        self.source = yield from find(self.client, self.source_name)
+        self.target = yield from look_up(self.client, self.target_name)
+        self._function = self.given or fitting(self.source, None)
+        self.same = same_space(self.source, self._function)
+        self.size = min(self.size, (yield Step("reading", self.client.get_max_batch_size, {})))
+        if self.target is not None:
+            if self.wanted and self.same and not same_space(self.target, self._function):
+                self.is_done = True
+                return
+            fitting(self.target, self._function)
+        elif not create:
+            return
+        fields: dict[str, Any] = {"name": self.target_name}
+        method = self.client.get_collection
+        if self.target is None:
+            method = self.client.get_or_create_collection  # tried again, it may be there
+            fields |= {
+                "metadata": self.source.metadata,
+                "configuration": {**(self.configuration or _configuration_of(self.source))},
+            }
+        fields["embedding_function"] = self._function
+        self.target = yield Step("opening the copy", method, fields)
+        fitting(self.target, self._function)
+
+    def embedder(self) -> Embedder:
+        """Return what embeds the documents."""
+        return Embedder(self._function if self.target is None else self.target)
+
+    def run(self) -> Run:
+        """Begin to read the source once more."""
+        self._passes += 1
+        return Run(self.size, self.progress if self._passes == 1 else None, add_only=False)
+
+    def transfer(self, run: Run, *, dry: bool = False) -> Plan[None]:
+        """Copy what the target does not have, vectors included."""
+        offset = 0
+        while ids := (found := (yield _page(self.source, offset, run.size, _WHOLE)))["ids"]:
+            run.seen.add(Record(offset + n, name, "", None) for n, name in enumerate(ids))
+            rows, there = _rows(found), {}
+            if self.target is not None:
+                there = _rows((yield _get(self.target, ids, _WHOLE)))
+            missing = [name for name in ids if not _same(rows[name], there.get(name))]
+            if not dry:
+                if other := [name for name in missing if name in there]:
+                    # An upsert would leave what the source has no longer: metadata, the document.
+                    yield Step("removing documents", self.target.delete, {"ids": other})
+                yield from _write(self.target, [(name, rows[name]) for name in missing])
+            run.added += len(missing)
+            run.unchanged += len(ids) - len(missing)
+            if run.progress is not None:
+                run.progress(len(ids))
+            offset += len(ids)
+
+    def prune(self, run: Run, *, dry: bool = False) -> Plan[None]:
+        """Remove from the target what the source does not have."""
+        offset = 0
+        while found := (yield _page(self.target, offset, PAGE, []))["ids"]:
+            run.seen.note_gone(found)
+            offset += len(found)
+        for ids in run.seen.gone(run.size):
+            # Asked again: pages shift while others remove from the source.
+            still = set((yield _get(self.source, ids, []))["ids"]) - set(self.left_out)
+            gone = [name for name in ids if name not in still]
+            if gone and not dry:
+                yield Step("removing documents", self.target.delete, {"ids": gone})
+            run.removed += len(gone)
+
+    def check(self, run: Run) -> Plan[None]:
+        """Tell whether the target holds what the source holds.
+
+        Raises:
+            CollectionError: It does not, however often it was read.
+        """
+        changed = self.end_pass(run)
+        source = yield Step("reading", self.source.count, {})
+        target = yield Step("reading", self.target.count, {})
+        self.is_complete = not changed and source == target + len(self.left_out)
+        if not self.is_complete and self._passes >= PASSES:
+            raise CollectionError(
+                f"collection {self.source_name!r} has {source} documents and its copy"
+                f" {self.target_name!r} {target}, after {PASSES} readings in which both changed:"
+                " stop what writes to them and call again; the names are as they were"
+            )
+
+    def end_pass(self, run: Run) -> bool:
+        """Count what a reading brought; tell whether it brought anything."""
+        run.seen.close()
+        new = {str(item.id): item for item in run.left_out}
+        self.left_out |= new
+        self._written += run.added + run.changed
+        self._removed += run.removed
+        if self._passes == 1:
+            self._present = run.unchanged
+        return bool(run.added or run.changed or run.removed or new)
+
+    @property
+    def may_exchange(self) -> bool:
+        """Whether the names are to be exchanged."""
+        return self.wanted == "anyway" or bool(self.wanted and not self.left_out)
+
+    def exchange(self) -> Plan[None]:
+        """Exchange the names."""
+        yield from exchange(self.source, self.target)
+        self.exchanged = True
+
+    def foresee(self) -> Plan[Copied]:
+        """Return what there is to do where nothing has to be embedded."""
+        if self.is_done:
+            return Copied(present=(yield Step("reading", self.source.count, {})), exchanged=True)
+        run = self.run()
+        yield from self.transfer(run, dry=True)
+        if self.target is not None:
+            yield from self.prune(run, dry=True)
+        self.end_pass(run)
+        return self.copied(None)
+
+    def copied(self, usage: Usage | None) -> Copied:
+        """Return the result."""
+        return Copied(
+            copied=self._written if self.same else 0,
+            embedded=0 if self.same else self._written,
+            present=self._present,
+            removed=self._removed,
+            left_out=tuple(self.left_out.values()),
+            exchanged=self.exchanged,
+            usage=Usage() if usage is None else usage,
+        )
+
+
+_NOTHING: Any = SimpleNamespace(
+    get=lambda **_: {"ids": [], "documents": [], "metadatas": []},
+)
+"""Stands for a copy that is not made yet."""
+
+
+async def _nothing(**_: Any) -> dict[str, Any]:
+    return cast("dict[str, Any]", _NOTHING.get())
+
+
+_ASYNC_NOTHING: Any = SimpleNamespace(get=_nothing)
+
+
+Row = tuple[Any, Any, Any, Any]
+"""Document, metadata, URI and vector of a record; ``None`` for what it does not have."""
+
+
+def _rows(found: Any) -> dict[str, Row]:
+    ids = found["ids"]
+    none = [None] * len(ids)
+    columns = [none if (column := found.get(name)) is None else column for name in _WHOLE]
+    return dict(zip(ids, zip(*columns, strict=True), strict=True))
+
+
+def _same(one: Row, two: Row | None) -> bool:
+    return (
+        two is not None
+        and one[0] == two[0]
+        and same_metadata(one[1], two[1])
+        and one[2] == two[2]
+        and deviation(np.asarray(one[3], np.float32), np.asarray(two[3], np.float32)) < _ROUNDING
+    )
+
+
+def _write(target: Any, rows: list[tuple[str, Row]]) -> Plan[None]:
+    """Write rows, in as many calls as their bytes need."""
+    for part in _parts(rows):
+        documents, metadatas, uris, embeddings = zip(*(row for _, row in part), strict=True)
+        fields: dict[str, Any] = {
+            "ids": [name for name, _ in part],
+            "embeddings": [*embeddings],
+            "metadatas": [metadata or None for metadata in metadatas],
+            "documents": [*documents],
+            "uris": [*uris],
+        }
+        kept = {
+            name: column for name, column in fields.items() if any(x is not None for x in column)
+        }
+        try:
+            yield Step(f"writing {len(part)} documents", target.upsert, kept)
+        except TooLargeError:
+            if len(part) == 1:
+                raise CollectionError(
+                    f"the server takes no document as large as {part[0][0]!r}"
+                ) from None
+            yield from _write(target, part[: len(part) // 2])
+            yield from _write(target, part[len(part) // 2 :])
+
+
+def _parts(rows: list[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:
+    part: list[tuple[str, Row]] = []
+    room = SLICE_BYTES
+    for name, row in rows:
+        size = NUMBER_BYTES * len(row[3]) + 2 * len(row[0] or "")
+        if part and size > room:
+            yield part
+            part, room = [], SLICE_BYTES
+        part.append((name, row))
+        room -= size
+    if part:
+        yield part
+
+
+def _page(collection: Any, offset: int, count: int, include: list[str]) -> Step:
+    return Step("reading", collection.get, {"limit": count, "offset": offset, "include": include})
+
+
+def _get(collection: Any, ids: list[str], include: list[str]) -> Step:
+    return Step("reading", collection.get, {"ids": ids, "include": include})
+
+
+def _records(calls: Calls, source: Any, size: int, left: Container[str]) -> Iterator[Record]:
+    """Yield what the source has, without what was ``left`` out before."""
+    offset = 0
+    while True:
+        step = _page(source, offset, size, _TEXTS)
+        found = calls(step.what, step.method, **step.fields)
+        if not found["ids"]:
+            return
+        yield from _as_records(found, offset, left)
+        offset += len(found["ids"])
+
+
+async def _arecords(
+    calls: AsyncCalls, source: Any, size: int, left: Container[str]
+) -> AsyncIterator[Record]:
+    offset = 0
+    while True:
+        step = _page(source, offset, size, _TEXTS)
+        found = await calls(step.what, step.method, **step.fields)
+        if not found["ids"]:
+            return
+        for record in _as_records(found, offset, left):
+            yield record
+        offset += len(found["ids"])
+
+
+def _as_records(found: Any, offset: int, left: Container[str]) -> Iterator[Record]:
+    for place, (name, row) in enumerate(_rows(found).items(), start=offset):
+        if name not in left:
+            yield Record(place, name, row[0], row[1] or None, row[2])
+
+
+def _configuration_of(collection: Any) -> CreateCollectionConfiguration:
+    """Return how the vectors of a collection are indexed, to make another one like it."""
+    kept: Any = {}
+    for index in ("hnsw", "spann"):
+        settings = collection.configuration_json.get(index) or {}
+        if given := {name: value for name, value in settings.items() if value is not None}:
+            kept[index] = given
+    return cast("CreateCollectionConfiguration", kept)

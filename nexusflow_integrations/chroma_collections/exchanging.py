@@ -1,0 +1,188 @@
+"""Exchange the names of two collections, and complete an exchange that was interrupted.
+
+Chroma renames one collection a call, and no two may have one name. So the first gets a name in
+between, the second the name of the first, the first the name of the second. The name in between
+holds both names, so that whoever finds it knows what is left to do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from chromadb.errors import NotFoundError
+
+from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, check_timeout
+from nexusflow_integrations.chroma_collections.plans import (
+    Plan,
+    Step,
+    acarry_out,
+    carry_out,
+    look_up,
+)
+from nexusflow_integrations.chroma_collections.writer import aonly_writer, only_writer
+from nexusflow_integrations.errors import CollectionError, ConfigurationError
+
+if TYPE_CHECKING:
+    from chromadb.api import AsyncClientAPI, ClientAPI
+
+BETWEEN = ".exchanged-with."
+LONGEST_NAME = 512
+"""Characters of a name, by Chroma."""
+_PAGE = 1_000
+
+
+def exchange_names(
+    client: ClientAPI,
+    first: str,
+    second: str,
+    *,
+    store_timeout: float = 60.0,
+    writer_wait: float = 0.0,
+) -> None:
+    """Exchange the names of two collections; to call it again is the way back.
+
+    It renames three times, one call of Chroma each. Between the first and the second, some
+    milliseconds, no collection has the name ``first``. If the process ends there,
+    ``open_collection``, ``copy_collection`` and this function complete the exchange when they are
+    called next. If one was interrupted, it is completed and not followed by another.
+
+    Objects that were opened before go on with the collection that they were opened for, under
+    whatever name.
+
+    Args:
+        client: Any of Chroma's synchronous clients.
+        first: Name of the collection that is asked; it is missing for the shorter time.
+        second: Name of the other.
+        store_timeout: Seconds that one call of Chroma may take, retries included.
+        writer_wait: Seconds to wait for another process that writes to the same folder.
+
+    Raises:
+        chromadb.errors.NotFoundError: There is no collection of one of the names.
+        ConfigurationError: The names are the same, or too long together.
+        CollectionError: A collection could not be renamed, or another process writes to the folder.
+    """
+    check_names(first, second)
+    calls = Calls(None, check_timeout(store_timeout))
+    with only_writer(client, writer_wait):
+        carry_out(_exchange(client, first, second), calls)
+
+
+async def aexchange_names(
+    client: AsyncClientAPI,
+    first: str,
+    second: str,
+    *,
+    store_timeout: float = 60.0,
+    writer_wait: float = 0.0,
+) -> None:
+    """Exchange like ``exchange_names``, with an ``AsyncHttpClient``."""
+    check_names(first, second)
+    calls = AsyncCalls(None, check_timeout(store_timeout))
+    async with aonly_writer(client, writer_wait):
+        await acarry_out(_exchange(client, first, second), calls)
+
+
+def check_names(first: str, second: str) -> None:
+    """Refuse names that cannot be exchanged.
+
+    Raises:
+        ConfigurationError: They are the same, or too long together.
+    """
+    for name in (first, second):
+        if not isinstance(name, str):
+            raise ConfigurationError(
+                f"a collection is given by its name, not as {type(name).__name__}"
+            )
+    if first == second:
+        raise ConfigurationError(f"two different collections are needed, not {first!r} twice")
+    if len(first) + len(BETWEEN) + len(second) > LONGEST_NAME:
+        raise ConfigurationError(
+            f"two names that are exchanged may have {LONGEST_NAME - len(BETWEEN)} characters"
+            " together"
+        )
+
+
+def _exchange(client: Any, first: str, second: str) -> Plan[None]:
+    if (yield from complete(client, first, second)):
+        return
+    one = yield from find(client, first)
+    two = yield from find(client, second)
+    yield from exchange(one, two)
+
+
+def find(client: Any, name: str) -> Plan[Any]:
+    """Return the collection of this name.
+
+    Raises:
+        chromadb.errors.NotFoundError: There is none.
+    """
+    found = yield from look_up(client, name)
+    if found is None:
+        raise NotFoundError(f"there is no collection {name!r}")
+    return found
+
+
+def exchange(one: Any, two: Any) -> Plan[None]:
+    """Exchange the names of two collections."""
+    first, second = one.name, two.name
+    yield _rename(one, second + BETWEEN + first)
+    try:
+        yield _rename(two, first)
+    except Exception as error:
+        try:
+            yield _rename(one, first)  # as it was
+        except Exception:  # noqa: BLE001 - the first error says more
+            raise CollectionError(
+                f"no collection has the name {first!r}, because exchanging it with {second!r} was"
+                " interrupted: call exchange_names, copy_collection or open_collection to complete"
+                f" it ({error})"
+            ) from error
+        raise
+    yield _rename(one, second)
+
+
+def complete(client: Any, first: str, second: str | None = None) -> Plan[bool]:
+    """Complete an exchange with ``first`` that was interrupted; tell whether there was one.
+
+    Args:
+        client: Of either kind.
+        first: A name that is missing.
+        second: The other name, where it is known.
+    """
+    offset = 0
+    names: dict[str, Any] = {}
+    while found := (
+        yield Step("reading", client.list_collections, {"limit": _PAGE, "offset": offset})
+    ):
+        names |= {collection.name: collection for collection in found}
+        offset += len(found)
+    for between, old in names.items():
+        if BETWEEN not in between:
+            continue
+        if second is not None and between not in (
+            first + BETWEEN + second,
+            second + BETWEEN + first,
+        ):
+            continue
+        if between.endswith(BETWEEN + first):
+            asked, other = first, between.removesuffix(BETWEEN + first)
+        elif between.startswith(first + BETWEEN):
+            asked, other = between.removeprefix(first + BETWEEN), first
+        else:
+            continue
+        if asked in names and other in names:
+            raise CollectionError(
+                f"an exchange of the names {asked!r} and {other!r} was interrupted, and another"
+                f" collection has been made with one of them since: collection {between!r} had the"
+                f" name {asked!r} before; rename one with collection.modify(name=...)"
+            )
+        if asked not in names and other in names:
+            yield _rename(names[other], asked)
+        # The other may be gone: then there is nothing but the old one to answer.
+        yield _rename(old, other if asked in names or other in names else asked)
+        return True
+    return False
+
+
+def _rename(collection: Any, name: str) -> Step:
+    return Step(f"renaming {collection.name!r} to {name!r}", collection.modify, {"name": name})
