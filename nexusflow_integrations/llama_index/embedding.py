@@ -43,7 +43,7 @@ from nexusflow_integrations._core.settings import (
     resolve_api_key,
     resolve_base_url,
 )
-from nexusflow_integrations._core.texts import check_text, check_texts
+from nexusflow_integrations._core.texts import check_text, check_texts, rows_of
 from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.client import NexusFlow
@@ -57,7 +57,10 @@ try:
         EmbeddingEndEvent,
         EmbeddingStartEvent,
     )
+    from llama_index.core.schema import BaseNode, MetadataMode
     from llama_index_instrumentation import get_dispatcher
+
+    from nexusflow_integrations.llama_index.naming import naming_nodes, naming_texts
 except ModuleNotFoundError as error:
     if error.name not in ("llama_index", "llama_index.core"):
         raise
@@ -357,7 +360,9 @@ class NexusFlowEmbedding(BaseEmbedding):
         """
         if self._overrides("_get_text_embeddings"):
             return super().get_text_embedding_batch(texts, show_progress, **kwargs)
-        return self._embed(check_texts(texts), "document", show_progress)
+        texts = list(rows_of(texts))
+        with naming_texts(texts):
+            return self._embed(check_texts(texts), "document", show_progress)
 
     async def aget_text_embedding_batch(
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
@@ -365,12 +370,37 @@ class NexusFlowEmbedding(BaseEmbedding):
         """Embed documents like ``get_text_embedding_batch``, without blocking the event loop."""
         if self._overrides("_aget_text_embeddings"):
             return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
-        return await self._aembed(check_texts(texts), "document", show_progress)
+        texts = list(rows_of(texts))
+        with naming_texts(texts):
+            return await self._aembed(check_texts(texts), "document", show_progress)
+
+    def __call__(
+        self, nodes: Sequence[BaseNode], show_progress: bool = False, **kwargs: Any
+    ) -> Sequence[BaseNode]:
+        """Embed ``nodes`` as a step of an ``IngestionPipeline``; errors name node and document."""
+        if self._overrides("get_text_embedding_batch", "_get_text_embeddings"):
+            return super().__call__(nodes, show_progress=show_progress, **kwargs)
+        with naming_nodes(nodes):
+            return with_vectors(nodes, self._embed(texts_of(nodes), "document", show_progress))
+
+    async def acall(
+        self, nodes: Sequence[BaseNode], show_progress: bool = False, **kwargs: Any
+    ) -> Sequence[BaseNode]:
+        """Embed like ``__call__``, without blocking the event loop."""
+        if self._overrides("aget_text_embedding_batch", "_aget_text_embeddings"):
+            return await super().acall(nodes, show_progress=show_progress, **kwargs)
+        with naming_nodes(nodes):
+            vectors = await self._aembed(texts_of(nodes), "document", show_progress)
+            return with_vectors(nodes, vectors)
 
     def _embed(
-        self, texts: str | list[str], role: Role, show_progress: bool = False
+        self,
+        texts: str | list[str],
+        role: Role,
+        show_progress: bool = False,
+        count: Callable[[Usage], object] | None = None,
     ) -> list[Vector]:
-        client = self._core()
+        client = self._core() if count is None else self._core()._counted(count)
         if not texts and not isinstance(texts, str):
             return []
         work = _Work(self, client, texts, role)
@@ -384,9 +414,13 @@ class NexusFlowEmbedding(BaseEmbedding):
             return _drive(work.result(found))
 
     async def _aembed(
-        self, texts: str | list[str], role: Role, show_progress: bool = False
+        self,
+        texts: str | list[str],
+        role: Role,
+        show_progress: bool = False,
+        count: Callable[[Usage], object] | None = None,
     ) -> list[Vector]:
-        client = self._core()
+        client = self._core() if count is None else self._core()._counted(count)
         if not texts and not isinstance(texts, str):
             return []
         work = _Work(self, client, texts, role)
@@ -401,10 +435,11 @@ class NexusFlowEmbedding(BaseEmbedding):
 
     # -- subclasses with hooks of their own --------------------------------------------------------
 
-    def _overrides(self, hook: str) -> bool:
+    def _overrides(self, *hooks: str) -> bool:
         """Tell whether a subclass has a hook of its own, through which texts must then go."""
         classes = type(self).__mro__
-        return any(hook in vars(cls) for cls in classes[: classes.index(NexusFlowEmbedding)])
+        own = classes[: classes.index(NexusFlowEmbedding)]
+        return any(hook in vars(cls) for cls in own for hook in hooks)
 
     def _by_hook(self, text: str, role: Role, name: str) -> _Steps[Vector]:
         check_text(text)
@@ -799,6 +834,18 @@ async def _adrive(steps: _Steps[T]) -> T:
         return cast(T, end.value)
     finally:
         steps.close()
+
+
+def texts_of(nodes: Sequence[BaseNode]) -> list[str]:
+    """Return what is embedded of each node: its text, with its metadata before it."""
+    return check_texts([node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes])
+
+
+def with_vectors(nodes: Sequence[BaseNode], vectors: Sequence[Vector]) -> Sequence[BaseNode]:
+    """Return ``nodes``, each with its ``embedding``."""
+    for node, vector in zip(nodes, vectors, strict=True):
+        node.embedding = vector
+    return nodes
 
 
 def _vector(array: EmbeddingArray) -> Vector:

@@ -1,0 +1,103 @@
+"""Errors that say which node or text they are about: LlamaIndex hides the places of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from llama_index.core.schema import BaseNode
+
+from nexusflow_integrations.errors import (
+    BadRequestError,
+    InvalidInputError,
+    NexusFlowError,
+    RefusedTextsError,
+    _rebuild,
+)
+
+_BEGINNING = 60
+"""Characters of a text in a message."""
+_FILE_KEYS = ("file_path", "file_name", "source", "url")
+"""Where readers of LlamaIndex say what a document was read from."""
+
+
+def file_of(node: BaseNode) -> str | None:
+    """Return the file or address that ``node`` comes from, if its metadata says so."""
+    found = next((node.metadata[key] for key in _FILE_KEYS if node.metadata.get(key)), None)
+    return None if found is None else str(found)
+
+
+def document_of(node: BaseNode) -> str | None:
+    """Return the id of the document that ``node`` is a part of."""
+    return None if node.source_node is None else node.source_node.node_id
+
+
+def node_name(node: BaseNode) -> str:
+    """Return what a message calls ``node``."""
+    document, file = document_of(node), file_of(node)
+    whole = "" if document in (None, node.node_id) else f" of document {document!r}"
+    return f"node {node.node_id!r}{whole}" + ("" if file is None else f" ({file})")
+
+
+def beginning(text: object) -> str:
+    """Return the beginning of ``text`` in quotes, on one line; nothing of what is no text."""
+    if not isinstance(text, str) or not text.strip():
+        return ""
+    line = " ".join(text[: 4 * _BEGINNING].split())
+    more = "..." if len(line) > _BEGINNING or len(text) > 4 * _BEGINNING else ""
+    return f'"{line[:_BEGINNING]}{more}"'.encode(errors="backslashreplace").decode()
+
+
+@contextmanager
+def naming_texts(texts: Sequence[str]) -> Iterator[None]:
+    """Have errors quote the beginning of the texts that they are about."""
+    try:
+        yield
+    except NexusFlowError as error:
+        named = _named(error, len(texts), "texts", lambda place: beginning(texts[place]))
+        if named is error:
+            raise
+        raise named from error.__cause__
+
+
+@contextmanager
+def naming_nodes(nodes: Sequence[BaseNode]) -> Iterator[None]:
+    """Have errors name the nodes that they are about, with their documents."""
+    try:
+        yield
+    except NexusFlowError as error:
+        named = _named(error, len(nodes), "nodes", lambda place: node_name(nodes[place]))
+        if named is error:
+            raise
+        raise named from error.__cause__
+
+
+def refused_error(
+    refused: Mapping[int, Any], count: int, kind: str, about: Callable[[int], str]
+) -> RefusedTextsError:
+    """Return the error of ``count`` texts or nodes of which some were refused."""
+    parts = [(f"text {place}: " if kind == "texts" else "", place) for place in sorted(refused)[:3]]
+    reasons = "; ".join(f"{prefix}{about(place)}: {refused[place]}" for prefix, place in parts)
+    more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
+    return RefusedTextsError(
+        f"the server refused {len(refused)} of {count} {kind} ({reasons}{more});"
+        " the others are in this error's `finished`",
+        refused=refused,
+    )
+
+
+def _named(
+    error: NexusFlowError, count: int, kind: str, about: Callable[[int], str]
+) -> NexusFlowError:
+    if isinstance(error, RefusedTextsError):
+        words = str(refused_error(error.refused, count, kind, about))
+    elif isinstance(error, InvalidInputError) and error.index is not None and about(error.index):
+        words = f"{error}: {about(error.index)}"
+    elif isinstance(error, BadRequestError) and count == 1:
+        words = f"{about(0)}: {error}"
+    else:
+        return error
+    # Another object: this one may belong to other calls as well, which have other names for it.
+    other = _rebuild(type(error), (words, *error.args[1:]), dict(error.__dict__))
+    return other.with_traceback(error.__traceback__)
