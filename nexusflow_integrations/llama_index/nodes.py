@@ -1,0 +1,329 @@
+"""``embed_nodes``: nodes with their vectors, without those that cannot be embedded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from llama_index.core import Settings
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import Field, PrivateAttr, SerializeAsAny
+from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
+
+from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.left_out import LeftOut, reason_of
+from nexusflow_integrations._core.settings import ON_REFUSED, OnRefused
+from nexusflow_integrations._core.texts import check_text
+from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations.errors import (
+    BadRequestError,
+    ConfigurationError,
+    InvalidInputError,
+    NexusFlowError,
+    RefusedTextsError,
+)
+from nexusflow_integrations.llama_index.embedding import NexusFlowEmbedding, Vector
+from nexusflow_integrations.llama_index.naming import (
+    document_of,
+    file_of,
+    node_name,
+    refused_error,
+)
+
+__all__ = ["EmbedNodes", "EmbeddedNodes", "aembed_nodes", "embed_nodes"]
+
+logger = logging.getLogger("nexusflow_integrations")
+
+
+@dataclass(frozen=True)
+class EmbeddedNodes:
+    """What became of the nodes.
+
+    Attributes:
+        nodes: Those that were embedded, in order, each with its ``embedding``.
+        left_out: Those that could not be, each with its id, document, file and reason.
+        usage: What the call sent and cost.
+    """
+
+    nodes: list[BaseNode] = field(default_factory=list)
+    left_out: tuple[LeftOut, ...] = ()
+    usage: Usage = Usage()  # noqa: RUF009 - it is frozen
+
+
+def embed_nodes(
+    nodes: Iterable[BaseNode],
+    embed_model: BaseEmbedding | None = None,
+    *,
+    on_refused: OnRefused = "collect",
+    on_blank: OnRefused = "collect",
+    show_progress: bool = False,
+) -> EmbeddedNodes:
+    """Embed nodes; leave out and report those that are blank or that the server refuses.
+
+    ``VectorStoreIndex(done.nodes)`` takes what comes of it without embedding anything again.
+
+    Args:
+        nodes: Any iterable of nodes or documents. They get their ``embedding`` themselves; what is
+            embedded is their text with the metadata before it, as everywhere in LlamaIndex.
+        embed_model: A ``NexusFlowEmbedding``. Default: ``Settings.embed_model``.
+        on_refused: What a node that the server refuses does: ``"collect"`` puts it into
+            ``left_out``, ``"raise"`` raises a ``RefusedTextsError`` once all others are embedded.
+        on_blank: What a node without text does: ``"collect"`` puts it into ``left_out``,
+            ``"raise"`` raises an ``InvalidInputError`` before anything is sent.
+        show_progress: Show a tqdm bar.
+
+    Raises:
+        ConfigurationError: The embedding model is not a ``NexusFlowEmbedding``.
+        InvalidInputError: Something is not a node, or is blank; ``index`` says where. Nothing was
+            sent.
+        NexusFlowError: Any other failure; ``finished`` holds the vectors so far, by the place of
+            their node.
+    """
+    run = _Run(nodes, embed_model, on_refused, on_blank)
+    for part in run.parts("get_text_embedding_batch", "_get_text_embeddings"):
+        with part:
+            if run.by_hooks:
+                part.vectors = run.model.get_text_embedding_batch(part.texts, show_progress)
+            else:
+                part.vectors = run.model._embed(part.texts, "document", show_progress, run.count)
+    return run.result()
+
+
+async def aembed_nodes(
+    nodes: Iterable[BaseNode],
+    embed_model: BaseEmbedding | None = None,
+    *,
+    on_refused: OnRefused = "collect",
+    on_blank: OnRefused = "collect",
+    show_progress: bool = False,
+) -> EmbeddedNodes:
+    """Embed like ``embed_nodes``, without blocking the event loop."""
+    run = _Run(nodes, embed_model, on_refused, on_blank)
+    for part in run.parts("aget_text_embedding_batch", "_aget_text_embeddings"):
+        with part:
+            if run.by_hooks:
+                part.vectors = await run.model.aget_text_embedding_batch(part.texts, show_progress)
+            else:
+                part.vectors = await run.model._aembed(
+                    part.texts, "document", show_progress, run.count
+                )
+    return run.result()
+
+
+class EmbedNodes(TransformComponent):
+    """``embed_nodes`` as the last step of an ``IngestionPipeline``.
+
+        step = EmbedNodes(embed_model=NexusFlowEmbedding())
+        pipeline = IngestionPipeline(transformations=[SentenceSplitter(), step])
+        nodes = pipeline.run(documents=documents)
+        print(step.left_out)
+
+    Nodes that are left out go no further, and are logged as a warning. What is left out is known to
+    the process that embeds: of ``run(num_workers=...)`` only the warnings remain. When the
+    pipeline's cache answers, nothing is embedded, and ``left_out`` stays as it was.
+    """
+
+    embed_model: SerializeAsAny[NexusFlowEmbedding]
+    """What embeds."""
+
+    on_refused: OnRefused = Field(default="collect", exclude=True)
+    """As for ``embed_nodes``."""
+
+    on_blank: OnRefused = Field(default="collect", exclude=True)
+    """As for ``embed_nodes``."""
+
+    _done: EmbeddedNodes = PrivateAttr(default_factory=EmbeddedNodes)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "NexusFlowEmbedNodes"
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Nodes that the last call left out, each with its id, document, file and reason."""
+        return self._done.left_out
+
+    @property
+    def usage(self) -> Usage:
+        """What the last call sent and cost."""
+        return self._done.usage
+
+    def __call__(
+        self, nodes: Sequence[BaseNode], show_progress: bool = False, **kwargs: Any
+    ) -> Sequence[BaseNode]:
+        """Return the nodes that could be embedded."""
+        done = embed_nodes(
+            nodes,
+            self.embed_model,
+            on_refused=self.on_refused,
+            on_blank=self.on_blank,
+            show_progress=show_progress,
+        )
+        return self._noted(done)
+
+    async def acall(
+        self, nodes: Sequence[BaseNode], show_progress: bool = False, **kwargs: Any
+    ) -> Sequence[BaseNode]:
+        """Return the same, without blocking the event loop."""
+        done = await aembed_nodes(
+            nodes,
+            self.embed_model,
+            on_refused=self.on_refused,
+            on_blank=self.on_blank,
+            show_progress=show_progress,
+        )
+        return self._noted(done)
+
+    def _noted(self, done: EmbeddedNodes) -> list[BaseNode]:
+        self._done = EmbeddedNodes([], done.left_out, done.usage)
+        if done.left_out:
+            shown = "; ".join(str(left) for left in done.left_out[:3])
+            more = "; ..." if len(done.left_out) > 3 else ""
+            count, left = len(done.nodes) + len(done.left_out), len(done.left_out)
+            logger.warning("%d of %d nodes left out: %s%s", left, count, shown, more)
+        return done.nodes
+
+
+# -- inside ----------------------------------------------------------------------------------------
+
+
+class _Part:
+    """Nodes that are embedded by one call; as a context manager, takes what comes of them."""
+
+    def __init__(self, run: _Run, places: list[int], texts: list[str]) -> None:
+        self._run = run
+        self._places = places
+        self.texts = texts
+        self.vectors: Sequence[Vector] = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, at: Any) -> bool:
+        if error is None:
+            self._run.vectors.update(zip(self._places, self.vectors, strict=True))
+            return False
+        if not isinstance(error, NexusFlowError):
+            return False
+        finished = {self._places[n]: row.tolist() for n, row in error.finished.items()}
+        self._run.vectors.update(finished)
+        if isinstance(error, RefusedTextsError):
+            self._run.refused.update({self._places[n]: why for n, why in error.refused.items()})
+            return True
+        if isinstance(error, BadRequestError) and len(self.texts) == 1:
+            self._run.refused[self._places[0]] = error
+            return True
+        error.finished = self._run.finished()
+        return False
+
+
+class _Run:
+    """One call: which nodes are embedded, and what became of each."""
+
+    def __init__(
+        self,
+        nodes: Iterable[BaseNode],
+        embed_model: BaseEmbedding | None,
+        on_refused: OnRefused,
+        on_blank: OnRefused,
+    ) -> None:
+        self.model = _model(embed_model)
+        self.by_hooks = False
+        self.vectors: dict[int, Vector] = {}
+        self.refused: dict[int, NexusFlowError] = {}
+        self._raises_refused = checks.one_of("on_refused", on_refused, ON_REFUSED) == "raise"
+        raises_blank = checks.one_of("on_blank", on_blank, ON_REFUSED) == "raise"
+        self._left_out: dict[int, LeftOut] = {}
+        self._parts: list[Usage] = []
+        self._before = self.model.usage
+        self._nodes = _checked(nodes)
+        self._texts: dict[int, str] = {}
+        for place, node in enumerate(self._nodes):
+            text = node.get_content(metadata_mode=MetadataMode.EMBED)
+            try:
+                self._texts[place] = check_text(text)
+            except InvalidInputError as error:
+                if reason_of(error) == "blank" and raises_blank:
+                    said = f"node {place} is blank: {node_name(node)}"
+                    raise InvalidInputError(said, index=place) from None
+                self._leave_out(place, error)
+
+    def count(self, usage: Usage) -> None:
+        self._parts.append(usage)
+
+    def parts(self, *hooks: str) -> Iterable[_Part]:
+        """Return what to embed together: all, or, by a hook of a subclass, a batch of its size."""
+        self.by_hooks = self.model._overrides(*hooks)
+        places = list(self._texts)
+        size = self.model.embed_batch_size if self.by_hooks else max(1, len(places))
+        for start in range(0, len(places), size):
+            some = places[start : start + size]
+            yield _Part(self, some, [self._texts[place] for place in some])
+
+    def finished(self) -> dict[int, Any]:
+        """Return the vectors so far, by place: float32 of shape (d,)."""
+        return {place: np.asarray(row, np.float32) for place, row in self.vectors.items()}
+
+    def result(self) -> EmbeddedNodes:
+        """Return what came of the nodes.
+
+        Raises:
+            RefusedTextsError: Some were refused, and that is not to be collected.
+        """
+        if self.refused and self._raises_refused:
+            error = refused_error(
+                self.refused, len(self._nodes), "nodes", lambda place: node_name(self._nodes[place])
+            )
+            error.finished = self.finished()
+            raise error
+        for place, why in self.refused.items():
+            self._leave_out(place, why)
+        embedded = []
+        for place, node in enumerate(self._nodes):
+            if place in self.vectors:
+                node.embedding = self.vectors[place]
+                embedded.append(node)
+        left_out = tuple(self._left_out[place] for place in sorted(self._left_out))
+        return EmbeddedNodes(embedded, left_out, self._usage())
+
+    def _usage(self) -> Usage:
+        after = self.model.usage
+        return after - self._before if self.by_hooks else sum(self._parts, Usage(price=after.price))
+
+    def _leave_out(self, place: int, error: NexusFlowError) -> None:
+        node, reason = self._nodes[place], reason_of(error)
+        words = f"the server refused it: {error}" if reason == "refused" else str(error)
+        why = error if reason == "refused" else None
+        self._left_out[place] = LeftOut(
+            node.node_id, place, reason, words, why, file_of(node), document_of(node)
+        )
+
+
+def _model(embed_model: BaseEmbedding | None) -> NexusFlowEmbedding:
+    if embed_model is None:
+        try:
+            embed_model = Settings.embed_model
+        except Exception as error:
+            raise ConfigurationError(
+                "no embedding model: give embed_model=, or set Settings.embed_model"
+            ) from error
+    if not isinstance(embed_model, NexusFlowEmbedding):
+        raise ConfigurationError(
+            f"the embedding model must be a NexusFlowEmbedding, not {type(embed_model).__name__}"
+        )
+    return embed_model
+
+
+def _checked(nodes: Iterable[Any]) -> list[BaseNode]:
+    if isinstance(nodes, (BaseNode, str)) or not isinstance(nodes, Iterable):
+        raise InvalidInputError(f"a list of nodes belongs here, not {type(nodes).__name__}")
+    items = list(nodes)
+    for place, node in enumerate(items):
+        if not isinstance(node, BaseNode):
+            raise InvalidInputError(
+                f"item {place} is not a node of LlamaIndex but {type(node).__name__}", index=place
+            )
+    return items

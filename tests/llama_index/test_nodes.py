@@ -1,0 +1,295 @@
+"""``embed_nodes`` and errors that name nodes, over a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_index.core import Document, MockEmbedding, Settings, VectorStoreIndex
+from llama_index.core.ingestion import IngestionPipeline
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
+
+from nexusflow_integrations import LeftOut
+from nexusflow_integrations.errors import (
+    AuthenticationError,
+    BadRequestError,
+    ConfigurationError,
+    InvalidInputError,
+    RefusedTextsError,
+)
+from nexusflow_integrations.llama_index import (
+    EmbeddedNodes,
+    EmbedNodes,
+    NexusFlowEmbedding,
+    aembed_nodes,
+    embed_nodes,
+)
+from nexusflow_integrations.local import LocalServer
+
+REFUSED = "!?" * 4500
+"""9,000 tokens for the server, which refuses it, and far fewer by the estimate."""
+
+
+def nodes_of(count: int, bad: dict[int, str] | None = None) -> list[TextNode]:
+    """Nodes of documents that were read from files."""
+    nodes = []
+    for place in range(count):
+        text = (bad or {}).get(place, f"text number {place}")
+        node = TextNode(
+            text=text,
+            id_=f"node-{place}",
+            metadata={"file_path": f"{place % 3}.pdf"},
+            excluded_embed_metadata_keys=["file_path"],
+        )
+        source = RelatedNodeInfo(node_id=f"document-{place % 3}")
+        node.relationships[NodeRelationship.SOURCE] = source
+        nodes.append(node)
+    return nodes
+
+
+def run(way: str, nodes: Any, model: Any = None, **options: Any) -> EmbeddedNodes:
+    if way == "sync":
+        return embed_nodes(nodes, model, **options)
+    return asyncio.run(aembed_nodes(nodes, model, **options))
+
+
+def test_two_refused_of_500_leave_498_embedded(
+    way: str, embedding: NexusFlowEmbedding, server: LocalServer, tmp_path: Any
+) -> None:
+    embedding.cache = str(tmp_path / "vectors.sqlite3")
+    done = run(way, nodes_of(500, {77: REFUSED, 402: REFUSED + "!"}), embedding)
+    assert len(done.nodes) == 498
+    assert [(left.id, left.document, left.source, left.place) for left in done.left_out] == [
+        ("node-77", "document-2", "2.pdf", 77),
+        ("node-402", "document-0", "0.pdf", 402),
+    ]
+    assert {left.reason for left in done.left_out} == {"refused"}
+    assert isinstance(done.left_out[0], LeftOut)
+    assert isinstance(done.left_out[0].error, BadRequestError)
+    assert (done.usage.texts, done.usage.refused) == (500, 2)
+    assert done.usage.tokens == server.stats.tokens
+    right = embedding.get_text_embedding("text number 123")
+    assert np.allclose(done.nodes[122].embedding, right)
+    index = VectorStoreIndex(done.nodes, embed_model=MockEmbedding(embed_dim=64))
+    assert len(index.index_struct.nodes_dict) == 498
+
+    server.reset_stats()
+    again = run(way, nodes_of(500, {77: REFUSED, 402: REFUSED + "!"}), embedding)
+    assert again.usage.cached == 498
+    assert server.stats.received == (), "only the two were sent, and refused again"
+
+
+def test_blank_nodes_and_halves_of_characters_are_left_out(
+    way: str, embedding: NexusFlowEmbedding, server: LocalServer
+) -> None:
+    done = run(way, iter(nodes_of(5, {1: " ", 3: "half \ud800"})), embedding)
+    assert [node.node_id for node in done.nodes] == ["node-0", "node-2", "node-4"]
+    assert [(left.place, left.reason) for left in done.left_out] == [
+        (1, "blank"),
+        (3, "invalid text"),
+    ]
+    assert str(done.left_out[0]) == "'node-1' (1.pdf): the text is blank"
+    assert len(server.stats.received) == 3
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_few_or_only_bad_nodes_are_no_error(
+    way: str, embedding: NexusFlowEmbedding, count: int
+) -> None:
+    assert run(way, nodes_of(count), embedding).nodes == nodes_of(count)[:count] or count
+    done = run(way, nodes_of(count, dict.fromkeys(range(count), REFUSED)), embedding)
+    assert done.nodes == []
+    assert [left.place for left in done.left_out] == list(range(count))
+
+
+def test_on_refused_and_on_blank_raise(
+    way: str, embedding: NexusFlowEmbedding, server: LocalServer
+) -> None:
+    with pytest.raises(InvalidInputError, match="node 1 is blank: node 'node-1' of") as blank:
+        run(way, nodes_of(3, {1: ""}), embedding, on_blank="raise")
+    assert blank.value.index == 1
+    assert server.stats.requests == 0
+    with pytest.raises(
+        RefusedTextsError, match=r"1 of 20 nodes \(node 'node-7' of document 'document-1' \(1.pdf\)"
+    ) as refused:
+        run(way, nodes_of(20, {2: " ", 7: REFUSED}), embedding, on_refused="raise")
+    assert set(refused.value.refused) == {7}
+    assert set(refused.value.finished) == set(range(20)) - {2, 7}
+    with pytest.raises(ConfigurationError, match="on_blank"):
+        run(way, nodes_of(1), embedding, on_blank="skip")
+
+
+def test_vectors_that_were_ready_when_the_service_failed_are_in_the_error(
+    way: str, upstream: Any
+) -> None:
+    upstream.answer = lambda asked: (
+        (*upstream.UNAUTHORIZED, 0.05) if "text number 25" in asked else 0.1
+    )
+    with pytest.raises(AuthenticationError) as caught:
+        run(way, nodes_of(41, {0: " "}), upstream.embedding(max_concurrency=4))
+    finished = caught.value.finished
+    assert len(finished) >= 10
+    assert 0 not in finished
+    for place, row in finished.items():
+        assert np.array_equal(row, np.float32(upstream.vector_of(f"text number {place}")))
+
+
+def test_what_is_no_node_or_no_model_of_ours_is_refused(
+    way: str, embedding: NexusFlowEmbedding, server: LocalServer
+) -> None:
+    with pytest.raises(ConfigurationError, match="not MockEmbedding"):
+        run(way, nodes_of(2), MockEmbedding(embed_dim=3))
+    with pytest.raises(InvalidInputError, match="item 1 is not a node of LlamaIndex but str"):
+        run(way, [*nodes_of(1), "text"], embedding)
+    with pytest.raises(InvalidInputError, match="a list of nodes belongs here"):
+        run(way, nodes_of(1)[0], embedding)
+    assert server.stats.requests == 0
+
+
+def test_the_model_of_the_settings_is_the_default(way: str, embedding: NexusFlowEmbedding) -> None:
+    Settings.embed_model = embedding
+    assert len(run(way, nodes_of(3)).nodes) == 3
+
+
+class Prefixed(NexusFlowEmbedding):
+    """A subclass with hooks of its own."""
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return super()._get_text_embeddings([f"passage: {text}" for text in texts])
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return await super()._aget_text_embeddings([f"passage: {text}" for text in texts])
+
+
+def test_hooks_of_a_subclass_are_used(way: str, server: LocalServer) -> None:
+    model = Prefixed(api_key=server.api_key, api_base=server.base_url, dimensions=64)
+    done = run(way, nodes_of(31, {30: REFUSED}), model)
+    assert [left.place for left in done.left_out] == [30]
+    assert sorted(server.stats.received) == sorted(f"passage: text number {n}" for n in range(30))
+    assert done.usage.texts == 31
+
+
+# -- in a pipeline ---------------------------------------------------------------------------------
+
+
+def piped(way: str, pipeline: IngestionPipeline, **given: Any) -> Any:
+    return pipeline.run(**given) if way == "sync" else asyncio.run(pipeline.arun(**given))
+
+
+def test_a_pipeline_goes_on_without_what_is_left_out(
+    way: str,
+    embedding: NexusFlowEmbedding,
+    server: LocalServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    step = EmbedNodes(embed_model=embedding)
+    pipeline = IngestionPipeline(transformations=[SentenceSplitter(chunk_size=20_000), step])
+    documents = [Document(text=f"Number {n}.", id_=f"d{n}") for n in range(30)]
+    documents[4] = Document(text=REFUSED, id_="refused", metadata={"file_name": "odd.pdf"})
+    nodes = piped(way, pipeline, documents=documents)
+    assert {node.ref_doc_id for node in nodes} == {f"d{n}" for n in range(30)} - {"d4"}
+    assert all(len(node.embedding) == 64 for node in nodes)
+    (left,) = step.left_out
+    assert (left.document, left.source, left.reason) == ("refused", "odd.pdf", "refused")
+    assert step.usage.texts == 30
+    assert "1 of 30 nodes left out" in caplog.text
+
+    server.reset_stats()
+    assert len(piped(way, pipeline, documents=documents)) == 29
+    assert server.stats.requests == 0, "the pipeline's own cache answers"
+
+
+def test_a_step_is_stored_and_sent_without_the_key(
+    embedding: NexusFlowEmbedding, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = EmbedNodes(embed_model=embedding, on_blank="raise")
+    assert step.to_dict()["embed_model"] == embedding.to_dict()
+    for shown in (repr(step), str(step.to_dict()), str(pickle.dumps(step))):
+        assert server.api_key not in shown
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", server.api_key)
+    twin = pickle.loads(pickle.dumps(step))
+    assert twin.on_blank == "raise"
+    assert len(twin(nodes_of(2))) == 2
+
+
+def test_the_hash_of_a_step_changes_with_what_changes_a_vector(
+    embedding: NexusFlowEmbedding,
+) -> None:
+    told = EmbedNodes(embed_model=embedding).to_dict()
+    assert EmbedNodes(embed_model=embedding, on_refused="raise").to_dict() == told
+    other = NexusFlowEmbedding(api_base=embedding.api_base, dimensions=128)
+    assert EmbedNodes(embed_model=other).to_dict() != told
+
+
+# -- errors that say which -------------------------------------------------------------------------
+
+
+def test_a_pipelines_error_names_node_document_and_file(
+    way: str, embedding: NexusFlowEmbedding
+) -> None:
+    pipeline = IngestionPipeline(transformations=[embedding])
+    with pytest.raises(RefusedTextsError) as refused:
+        piped(way, pipeline, nodes=nodes_of(30, {17: REFUSED}))
+    said = str(refused.value)
+    assert "1 of 30 nodes (node 'node-17' of document 'document-2' (2.pdf): 400 " in said
+    assert set(refused.value.refused) == {17}
+    assert len(refused.value.finished) == 29
+    with pytest.raises(InvalidInputError) as blank:
+        piped(way, pipeline, nodes=nodes_of(30, {17: " "}))
+    assert str(blank.value) == "text 17 is blank: node 'node-17' of document 'document-2' (2.pdf)"
+    with pytest.raises(BadRequestError, match="node 'node-0' of document 'document-0'") as alone:
+        piped(way, pipeline, nodes=nodes_of(1, {0: REFUSED}))
+    assert alone.value.status_code == 400
+
+
+@pytest.mark.parametrize("use_async", [False, True])
+def test_an_indexs_error_quotes_the_text_beyond_the_first_window(
+    embedding: NexusFlowEmbedding, use_async: bool
+) -> None:
+    nodes = nodes_of(2300, {2250: "the  odd\none " + REFUSED})
+    for node in nodes:
+        node.excluded_embed_metadata_keys = []
+    with pytest.raises(RefusedTextsError) as caught:
+        VectorStoreIndex(nodes, embed_model=embedding, use_async=use_async)
+    assert 'text 202: "file_path: 0.pdf the odd one !?!?' in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert caught.value.refused[202].status_code == 400
+
+
+def test_a_half_character_is_quoted_in_a_form_that_prints(
+    batch: Callable[..., Any], embedding: NexusFlowEmbedding
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        batch(embedding, ["fine", "half \ud800 of it"])
+    assert str(caught.value).endswith('where it was read: "half \\ud800 of it"')
+    str(caught.value).encode()
+
+
+def test_the_cause_of_an_error_stays(batch: Callable[..., Any], server: LocalServer) -> None:
+    class Broken:
+        def acquire(self, **_: Any) -> None:
+            raise OSError("gone")
+
+        async def async_acquire(self, **_: Any) -> None:
+            raise OSError("gone")
+
+    model = NexusFlowEmbedding(
+        api_key=server.api_key, api_base=server.base_url, rate_limiter=Broken()
+    )
+    with pytest.raises(Exception, match="the rate limiter failed") as caught:
+        batch(model, ["a", "b"])
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_nothing_is_logged_where_nothing_is_left_out(
+    embedding: NexusFlowEmbedding, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        EmbedNodes(embed_model=embedding)(nodes_of(3))
+    assert caplog.text == ""
