@@ -31,6 +31,9 @@ from nexusflow_integrations.cli.words import count, in_bytes
 
 __all__ = ["cache"]
 
+_EMPTY = 50_000
+"""Bytes of a cache file that holds nothing, about."""
+
 cache = typer.Typer(
     no_args_is_help=True,
     help="Show, shrink or clear the embedding cache: a file, or a Redis server.",
@@ -60,15 +63,23 @@ def prune(
         str | None,
         typer.Option(help="Shrink to this size, least recently used first: 500MB."),
     ] = None,
+    yes: YesOption = False,
     path: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove vectors that were not used for long, or shrink to a size."""
+    """Remove vectors that were not used for long, or shrink to a size.
+
+    A size that leaves next to nothing asks first.
+    """
     if older_than is None and to is None:
         raise UsageProblem("say what to remove: --older-than 30d, or --to 500MB, or both")
     age = None if older_than is None else seconds(older_than)
     most = None if to is None else size(to)
     with _opened(path) as store:
+        if most is not None and not yes:
+            held = store.info()
+            if held.vectors and most < max(_EMPTY, held.bytes / 100):
+                _confirm(f"{in_bytes(most)} leave next to none of", store, as_json)
         _report(store, store.prune(max_age=age, max_bytes=most), as_json)
 
 
@@ -81,9 +92,7 @@ def clear(
     """Remove all vectors and all counts; what is embedded again is paid for again."""
     with _opened(path) as store:
         if not yes:
-            if as_json or not sys.stdin.isatty():
-                raise UsageProblem("this removes everything that was paid for: confirm with --yes")
-            typer.confirm(f"Remove all vectors from {store.path}?", abort=True, err=True)
+            _confirm("this removes all of", store, as_json)
         _report(store, store.clear(), as_json)
 
 
@@ -94,6 +103,14 @@ def _opened(place: str | None) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def _confirm(what: str, store: Store, as_json: bool) -> None:
+    """Ask before vectors go that were paid for."""
+    sentence = f"{what} the {count(store.info().vectors, 'vector')} in {home(store.path)}"
+    if as_json or not sys.stdin.isatty():
+        raise UsageProblem(f"{sentence}: confirm with --yes")
+    typer.confirm(f"{sentence[0].upper()}{sentence[1:]}. Go on?", abort=True, err=True)
 
 
 def _report(store: Store, removed: Pruned, as_json: bool) -> None:

@@ -64,7 +64,7 @@ CacheOption = Annotated[
 
 _AMOUNT = re.compile(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?|\.[0-9]+)\s*(.*?)\s*")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_BYTES = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BYTES = {"B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _MULTIPLES = {"": 1, "K": 10**3, "M": 10**6}
 _SIGNS = {"¥": "CNY", "$": "USD", "€": "EUR"}
 
@@ -123,7 +123,7 @@ def size(text: str) -> int:
     unit = unit.upper()
     unit = unit if unit in _BYTES else unit.removesuffix("B")
     if unit not in _BYTES:
-        raise UsageProblem(f"{text!r} is not a size: write it like 500MB or 2GB")
+        raise UsageProblem(f"{text!r} is not a size: write it with its unit, like 500MB or 2GB")
     return int(number * _BYTES[unit])
 
 

@@ -89,6 +89,18 @@ def test_prune_by_size_comes_down_to_it(nexusflow: Command, file: Path) -> None:
     assert after["bytes"] <= 100_000 < before["bytes"]
 
 
+@pytest.mark.parametrize("most", ["0 B", "5kB", "11kB"])
+def test_a_size_that_leaves_next_to_nothing_asks_first(
+    nexusflow: Command, file: Path, most: str
+) -> None:
+    said = nexusflow.sentence("cache", "prune", "--to", most, "--cache", str(file), code=2)
+    assert "leave next to none of the 604 vectors" in said
+    assert said.endswith("confirm with --yes")
+    assert nexusflow.json("cache", "info", "--cache", str(file))["vectors"] == 604
+    nexusflow("cache", "prune", "--to", most, "--yes", "--cache", str(file))
+    assert nexusflow.json("cache", "info", "--cache", str(file))["vectors"] == 0
+
+
 def test_prune_by_age_removes_what_was_not_used_since(
     nexusflow: Command, tmp_path: Path, service: LocalServer
 ) -> None:
@@ -148,7 +160,8 @@ def test_ages_are_read(text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("512", 512), ("500MB", 5 * 10**8), ("1.5g", 15 * 10**8), ("10 kB", 10**4)]
+    ("text", "value"),
+    [("512 B", 512), ("500MB", 5 * 10**8), ("1.5g", 15 * 10**8), ("10 kB", 10**4)],
 )
 def test_sizes_are_read(text: str, value: int) -> None:
     assert size(text) == value
@@ -160,7 +173,7 @@ def test_what_is_no_age_is_wrong_usage(text: str) -> None:
         seconds(text)
 
 
-@pytest.mark.parametrize("text", ["", "B", "-3MB", "3 XB", "infGB"])
+@pytest.mark.parametrize("text", ["", "B", "5", "-3MB", "3 XB", "infGB"])
 def test_what_is_no_size_is_wrong_usage(text: str) -> None:
     with pytest.raises(UsageProblem, match="is not a size"):
         size(text)
