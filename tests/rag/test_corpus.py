@@ -175,6 +175,42 @@ def test_files_of_other_types_are_counted_by_their_suffix(tmp_path: Path) -> Non
     assert found.complete
 
 
+def sources(folder: Path) -> list[str]:
+    return [item.origin for item in corpus.folder(folder).documents]
+
+
+def test_what_gitignore_names_and_node_modules_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    files = {
+        ".gitignore": "build/\n*.txt\n!kept.txt\n",
+        "docs/.gitignore": "secret.md\n",
+        **dict.fromkeys(
+            (
+                *("a.md", "b.txt", "kept.txt", "build/c.md", "docs/d.md", "docs/secret.md"),
+                *("node_modules/e.md", "docs/node_modules/f.md", "secret.md"),
+            ),
+            "",
+        ),
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text or f"Words of {name}.")
+    assert sources(tmp_path) == ["a.md", "docs/d.md", "kept.txt", "secret.md"]
+    # From above, too; but not for a folder that was named itself.
+    assert sources(tmp_path / "docs") == ["d.md"]
+    assert sources(tmp_path / "build") == ["c.md"]
+    assert sources(tmp_path / "node_modules") == ["e.md"]
+    others = corpus.folder(tmp_path).others
+    assert others == "5 files or folders left out by .gitignore or called node_modules"
+
+
+def test_a_gitignore_above_the_repository_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("*\n")
+    (tmp_path / "repository" / ".git").mkdir(parents=True)
+    (tmp_path / "repository" / "a.md").write_text("Words.")
+    assert sources(tmp_path / "repository") == ["a.md"]
+
+
 def test_a_limit_that_cuts_something_off_is_known(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# A\n\nOne.\n\n# B\n\nTwo.\n")
     assert not corpus.folder(tmp_path, 1).complete

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from nexusflow_integrations.cli.first_bytes import not_text
+from nexusflow_integrations.cli.rag.ignored import Ignored
 from nexusflow_integrations.cli.rag.passages import cut, first_part
 from nexusflow_integrations.cli.words import count
 
@@ -52,6 +53,7 @@ _LINE = re.compile(r":\d+$")
 _SIGNATURE = re.compile(r"[\w.]+\(.*\)(\s*->.*)?")
 _FEWEST_CHARACTERS = 15
 _KINDS_SHOWN = 5
+_IGNORED = ""
 
 
 class CorpusError(Exception):
@@ -245,7 +247,8 @@ def _topic_passages(all_topics: dict[str, str]) -> Iterator[Document]:
 def folder(path: Path, limit: int | None = None) -> Corpus:
     """Return the Markdown and text files under ``path``, cut into passages of 800 characters.
 
-    Hidden files and folders are left out, and so is what cannot be read.
+    Left out are hidden files and folders, ``node_modules``, what ``.gitignore`` names, and what
+    cannot be read.
 
     Raises:
         CorpusError: No such path, or no text in it that can be read.
@@ -276,10 +279,19 @@ def _text_files(path: Path, skipped: list[Skipped], others: Counter[str]) -> Ite
         place = Path(error.filename or path).relative_to(path).as_posix()
         skipped.append(Skipped(place, error.strerror or type(error).__name__))
 
+    ignored = Ignored(path)
+
+    def wanted(name: str, *, is_folder: bool) -> bool:
+        if name.startswith("."):
+            return False
+        left_out = ignored(Path(root, name), is_folder=is_folder)
+        others[_IGNORED] += left_out
+        return not left_out
+
     for root, folders, files in os.walk(path, onerror=note):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if wanted(name, is_folder=True)]
         for name in files:
-            if name.startswith("."):
+            if not wanted(name, is_folder=False):
                 continue
             suffix = Path(name).suffix.lower()
             if suffix in TEXT_SUFFIXES:
@@ -320,12 +332,18 @@ def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
 
 def _others(others: Counter[str]) -> str:
     """Return ``7 files of other types left out: 5 .png, 2 .zip``."""
-    if not others:
-        return ""
-    kinds = [f"{number:,} {suffix}" for suffix, number in others.most_common(_KINDS_SHOWN)]
-    if rest := sum(others.values()) - sum(n for _, n in others.most_common(_KINDS_SHOWN)):
-        kinds.append(f"{rest:,} more")
-    return f"{count(sum(others.values()), 'file')} of other types left out: {', '.join(kinds)}"
+    ignored = others.pop(_IGNORED, 0)
+    lines = []
+    if others:
+        total, shown = sum(others.values()), others.most_common(_KINDS_SHOWN)
+        kinds = [f"{number:,} {suffix}" for suffix, number in shown]
+        if rest := total - sum(number for _, number in shown):
+            kinds.append(f"{rest:,} more")
+        lines.append(f"{count(total, 'file')} of other types left out: {', '.join(kinds)}")
+    if ignored:
+        what = "file or folder" if ignored == 1 else "files or folders"
+        lines.append(f"{ignored:,} {what} left out by .gitignore or called node_modules")
+    return "; ".join(lines)
 
 
 def _nothing(path: Path, files: list[Path], skipped: list[Skipped], left_out: str) -> str:
