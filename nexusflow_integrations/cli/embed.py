@@ -20,6 +20,7 @@ from nexusflow_integrations._core.texts import check_text
 from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations.cli import rows
 from nexusflow_integrations.cli.exits import PARTLY, UsageProblem
+from nexusflow_integrations.cli.first_bytes import LOOKED_AT, not_text
 from nexusflow_integrations.cli.options import (
     BudgetOption,
     CacheOption,
@@ -111,7 +112,8 @@ def embed(
         # The embedded server's port is another one each time, and so would be its keys.
         remembered = None if no_cache or endpoint.local_model else cache or True
         client = _client(endpoint, remembered, limit)
-        with job.lines() as lines, _embedding(screen, job.total(), client) as bar:
+        paid = endpoint.local_model is None
+        with job.lines() as lines, _embedding(screen, job.total(), client, paid=paid) as bar:
             try:
                 refused = _run(lines, job, client, bar, keep=as_json)
             except (NexusFlowError, KeyboardInterrupt):
@@ -147,6 +149,9 @@ class _Job:
         if self.source is not None and not self.source.is_file():
             what = "a folder" if self.source.is_dir() else "not there"
             raise UsageProblem(f"the file {str(self.source)!r} is {what}")
+        if kind := not_text(self._head()):
+            name = "standard input" if self.source is None else repr(str(self.source))
+            raise UsageProblem(f"{name} is not text: it is {kind}")
         if self.output is None and self._format is not OutputFormat.jsonl:
             raise UsageProblem(f"standard output is JSONL: name -o FILE.{self._format.value}")
         if self.output is not None:
@@ -158,6 +163,14 @@ class _Job:
                 raise UsageProblem("the output would replace the input")
         if self._format is OutputFormat.parquet:
             rows.need_parquet()
+
+    def _head(self) -> bytes:
+        """Return the first bytes of the input; as far as they are there, of a pipe."""
+        if self.source is None:
+            stdin: Any = typer.get_binary_stream("stdin")
+            return bytes(stdin.peek()) if hasattr(stdin, "peek") else b""
+        with self.source.open("rb") as file:
+            return file.read(LOOKED_AT)
 
     def lines(self) -> closing[Generator[rows.Line, None, None]]:
         """Return the lines that hold something."""
@@ -287,9 +300,15 @@ class Embedding:
     """The progress bar, and the counts."""
 
     def __init__(
-        self, console: Console, bar: Progress, total: int | None, client: NexusFlow
+        self,
+        console: Console,
+        bar: Progress,
+        total: int | None,
+        client: NexusFlow,
+        *,
+        paid: bool = True,
     ) -> None:
-        self._console, self._bar, self._client = console, bar, client
+        self._console, self._bar, self._client, self._paid = console, bar, client, paid
         self._task = bar.add_task("", total=total, note="waiting for the first vectors …")
         self._began = time.perf_counter()
         self._shown = 0.0
@@ -315,9 +334,11 @@ class Embedding:
 
     def broken(self, remembered: bool) -> None:
         """Say how far it came."""
-        of = "" if self._total is None else f" of {self._total:,}"
+        done = count(self.done, "text")
+        if self._total is not None:
+            done = f"{self.done:,} of {count(self._total, 'text')}"
         rest = "; what was paid for is in the cache: run again for the rest" if remembered else ""
-        self._console.print(f"stopped after {self.done:,}{of} texts{rest}")
+        self._console.print(f"stopped after {done}{rest}")
 
     def _note(self) -> str:
         usage, task = self._client.usage, self._bar.tasks[0]
@@ -326,8 +347,9 @@ class Embedding:
             f"{_short(self.done)}/{_short(self._total)}" if self._total else _short(self.done),
             f"{speed:,.0f} texts/s",
             f"{_short(usage.tokens)} tokens",
-            money(usage.cost, usage.price),
         ]
+        if self._paid:
+            parts.append(money(usage.cost, usage.price))
         if usage.cached:
             parts.append(f"{_short(usage.cached)} cached")
         if self._total and speed:
@@ -336,7 +358,9 @@ class Embedding:
 
 
 @contextmanager
-def _embedding(screen: Screen, total: int | None, client: NexusFlow) -> Iterator[Embedding]:
+def _embedding(
+    screen: Screen, total: int | None, client: NexusFlow, *, paid: bool
+) -> Iterator[Embedding]:
     """Show a bar while the block embeds ``total`` texts; ``None``: nobody knows how many."""
     bar = Progress(
         BarColumn(bar_width=10),
@@ -346,7 +370,7 @@ def _embedding(screen: Screen, total: int | None, client: NexusFlow) -> Iterator
         transient=True,
     )
     with bar:
-        yield Embedding(screen.err, bar, total, client)
+        yield Embedding(screen.err, bar, total, client, paid=paid)
 
 
 def _show_embedded(

@@ -20,10 +20,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 from typer.testing import CliRunner
 
 from nexusflow_integrations import NexusFlow
-from nexusflow_integrations._core.usage import Ledger
+from nexusflow_integrations._core.secret import ApiKey
+from nexusflow_integrations._core.usage import Ledger, Usage
 from nexusflow_integrations.cli.app import app
 from nexusflow_integrations.cli.embed import Embedding
+from nexusflow_integrations.cli.options import cost_json
+from nexusflow_integrations.cli.rag.endpoint import Endpoint
 from nexusflow_integrations.cli.rows import Line, Npy, lines_of_text
+from nexusflow_integrations.cli.screen import price_line
 from nexusflow_integrations.local import LocalServer
 
 from .conftest import KEY, Command
@@ -454,3 +458,54 @@ def test_memory_does_not_grow_with_the_input(
     small, large = peak(3000), peak(9000)
     vectors = 6000 * 1024 * 4
     assert large - small < vectors / 4
+
+
+# -- what is not text ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"%PDF-1.7\nlines\n", "a PDF"),
+        (b"\x1f\x8b\x08\x00lines\n", "compressed with gzip"),
+        (b"PAR1\x15\x04\x15", "Parquet"),
+        (b"one\x00two\n", "binary"),
+        ("one\ntwo\n".encode("utf-16"), "UTF-16, not UTF-8"),
+    ],
+)
+def test_a_file_that_is_not_text_is_refused_before_anything_is_paid_for(
+    nexusflow: Command, service: LocalServer, tmp_path: Path, data: bytes, kind: str
+) -> None:
+    source = tmp_path / "lines.txt"
+    source.write_bytes(data)
+    said = nexusflow.sentence("embed", str(source), "-o", str(tmp_path / "o.jsonl"), code=2)
+    assert said == f"{str(source)!r} is not text: it is {kind}"
+    assert service.stats.requests == 0
+
+
+def test_what_is_piped_in_is_looked_at_too(service: LocalServer, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nexusflow_integrations.cli", "embed", "-o", tmp_path / "o.jsonl"],
+        input=b"\x1f\x8b\x08\x00lines\n",
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.decode().strip() == (
+        "nexusflow: standard input is not text: it is compressed with gzip"
+    )
+    assert service.stats.requests == 0
+
+
+# -- money ---------------------------------------------------------------------------------------
+
+
+def test_the_embedded_model_has_no_price() -> None:
+    usage = Usage(tokens=1_000_000)
+    free = Endpoint("http://127.0.0.1:1/v1", ApiKey("k"), None, "use")
+    assert price_line(usage, free) == "The embedded model is free."
+    assert cost_json(usage, free)["list_price"] == 0
+    paid = Endpoint("https://nexusflow.vip/v1", ApiKey("k"))
+    assert price_line(usage, paid) == "¥0.5 at the list price of ¥0.5 per million tokens."
+    assert cost_json(usage, paid)["list_price"] == 0.5
