@@ -15,7 +15,7 @@ from nexusflow_integrations import __version__
 from nexusflow_integrations.cli.ask import ask, demo, index, search
 from nexusflow_integrations.cli.cache import cache
 from nexusflow_integrations.cli.embed import embed
-from nexusflow_integrations.cli.exits import STOPPED, UsageProblem, explain
+from nexusflow_integrations.cli.exits import STOPPED, CannotListenError, UsageProblem, explain
 from nexusflow_integrations.cli.indexes import indexes
 from nexusflow_integrations.cli.options import JsonOption, print_json
 from nexusflow_integrations.cli.report import report
@@ -139,6 +139,8 @@ def serve(
         )
     except ValueError as error:
         raise UsageProblem(str(error)) from None
+    except OSError as error:
+        raise CannotListenError(host, port, error) from None
 
 
 @app.command()
@@ -151,8 +153,8 @@ def doctor(as_json: JsonOption = False) -> None:
         print_json({"healthy": findings.healthy, "checks": [asdict(item) for item in findings]})
     else:
         show(Screen(), findings)
-    if not findings.healthy:
-        raise typer.Exit(1)
+    if findings.code:
+        raise typer.Exit(findings.code)
 
 
 app.command()(embed)

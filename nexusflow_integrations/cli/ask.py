@@ -332,7 +332,8 @@ def _check_fresh(fresh: bool, limit: int | None) -> None:
 
 def _check_chat(model: str | None, *, embedded: bool) -> None:
     if model and embedded:
-        raise UsageProblem("the embedded server has no chat model: set NEXUSFLOW_API_KEY for one")
+        what = "ask an index of the service" if has_key() else "set NEXUSFLOW_API_KEY for one"
+        raise UsageProblem(f"the embedded server has no chat model: {what}")
 
 
 def _chat(model: str | None, opened: Session) -> Chat | None:
@@ -448,9 +449,9 @@ def _next_lines(
     if corpus == "stdlib" and not evaluate:
         lines.append(("nexusflow demo --evaluate", f"{len(QUESTIONS)} questions, beside BM25"))
     lines.append(("nexusflow index FOLDER", "your own Markdown or text"))
-    if opened.endpoint.local_model:
+    if opened.endpoint.local_model and not has_key():
         lines.append(("export NEXUSFLOW_API_KEY=…", "the same with text-embedding-v4"))
-    elif chat is None:
+    elif chat is None and not opened.endpoint.local_model:
         lines.append(("--chat-model qwen3.5-plus", "an answer that is written"))
     return lines
 

@@ -236,8 +236,7 @@ class Indexing:
         fresh = done.added + done.changed
         note = "Up to date."
         if fresh:
-            speed = fresh / max(done.seconds, 1e-6)
-            note = f"{count(fresh, 'passage')} embedded, {speed:,.0f} a second, {_paid(usage)}."
+            note = f"{count(fresh, 'passage')} embedded in {done.seconds:,.1f} s, {_paid(usage)}."
         self._screen.err.print(note)
 
 

@@ -20,7 +20,7 @@ from nexusflow_integrations._core.settings import (
     resolve_api_key,
     resolve_base_url,
 )
-from nexusflow_integrations.cli.exits import explain
+from nexusflow_integrations.cli.exits import FAILED, REFUSED, explain
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
 from nexusflow_integrations.cli.screen import Screen
 from nexusflow_integrations.cli.words import count
@@ -53,6 +53,8 @@ class Findings:
     """All findings, in the order they are shown."""
 
     checks: list[Check] = field(default_factory=list)
+    code: int = 0
+    """How the command ends."""
 
     def __iter__(self) -> Iterator[Check]:
         return iter(self.checks)
@@ -71,9 +73,15 @@ class Findings:
         try:
             self.note(name, act(), ok=True)
         except Exception as error:  # noqa: BLE001 - whatever is wrong is the finding
-            self.note(name, explain(error)[0], ok=False)
+            self.fail(name, error)
             return False
         return True
+
+    def fail(self, name: str, error: Exception) -> None:
+        """Add a failure."""
+        sentence, code = explain(error)
+        self.note(name, sentence, ok=False)
+        self.code = REFUSED if REFUSED in (code, self.code) else FAILED
 
 
 def examine() -> Findings:
@@ -145,7 +153,7 @@ def _embed(found: Findings) -> None:
             if found.attempt("First call", lambda: _first(endpoint)):
                 found.attempt("Vectors", lambda: _vectors(endpoint))
     except Exception as error:  # noqa: BLE001
-        found.note("First call", explain(error)[0], ok=False)
+        found.fail("First call", error)
 
 
 def _first(endpoint: Endpoint) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 from nexusflow_integrations._core.unavailable import StoreUnavailable
@@ -29,7 +30,20 @@ class UsageProblem(Exception):  # noqa: N818 - never seen as an error outside th
     """Options that do not go together; the message is one sentence."""
 
 
-_OURS = (UsageProblem, CorpusError, UnusableIndexError, ChatError)
+class CannotListenError(Exception):
+    """No server can stand at an address; the message is one sentence."""
+
+    def __init__(self, host: str, port: int, error: OSError) -> None:
+        if error.errno == errno.EADDRINUSE:
+            why = "is in use: choose another --port, or 0 for any that is free"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            why = "needs rights that you do not have: choose a --port above 1023"
+        else:
+            why = f"cannot be listened on: {error.strerror or error}"
+        super().__init__(f"port {port} of {host} {why}")
+
+
+_OURS = (CannotListenError, UsageProblem, CorpusError, UnusableIndexError, ChatError)
 _SPEAK_FOR_THEMSELVES = (NexusFlowError, *_OURS, StoreUnavailable, ImportError, OSError)
 
 
@@ -44,6 +58,8 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = _CHROMAS_TAIL.sub("", " ".join(str(error).split()))
     if isinstance(error, _SPEAK_FOR_THEMSELVES):
         return text or type(error).__name__

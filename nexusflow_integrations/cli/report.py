@@ -7,17 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli import rows
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.options import JsonOption, LocalOption, StoreOption, print_json
+from nexusflow_integrations.cli.rag.collection import DamagedError, chroma_client, open_to_read
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
 from nexusflow_integrations.cli.rag.indexes import Indexes
-from nexusflow_integrations.cli.rag.pipeline import COLLECTION
 from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.cli.rag.session import CUTS, reopened
 from nexusflow_integrations.cli.screen import Screen
@@ -47,7 +46,7 @@ def report(
         str | None,
         typer.Argument(
             help="Name of a Chroma collection; without --path, of an index made by `index` or"
-            " `demo`. [dim]Default: the latest index.[/dim]"
+            " `demo`. [dim]Default: that of the folder you are in, else the one used last.[/dim]"
         ),
     ] = None,
     path: Annotated[
@@ -131,7 +130,10 @@ def _from_path(
 ) -> Iterator[_Opened]:
     if not (path / "chroma.sqlite3").is_file():
         raise UsageProblem(f"the folder {str(path)!r} holds no Chroma collections")
-    client = _chroma(path)
+    try:
+        client = chroma_client(path)
+    except DamagedError as error:
+        raise UsageProblem(f"Chroma cannot read the folder {str(path)!r}: {error}") from None
     names = sorted(item.name for item in client.list_collections())
     if name is None and len(names) == 1:
         name = names[0]
@@ -152,9 +154,12 @@ def _from_index(
 ) -> Iterator[_Opened]:
     from nexusflow_integrations.report import Question
 
-    index = Indexes(store).find(name)
+    index = Indexes(store).find(name, Path.cwd())
     about = index.about()
-    collection = _chroma(index.chroma).get_collection(COLLECTION, embedding_function=None)
+    try:
+        collection = open_to_read(index.chroma)
+    except DamagedError as error:
+        raise index.damaged(str(error)) from None
     if asked is None and about.corpus == "stdlib":
         held = collection.get(include=["metadatas"])
         sources = [str((note or {}).get("source")) for note in held["metadatas"] or []]
@@ -170,15 +175,6 @@ def _from_index(
         return
     with reopened(index) as opened:
         yield collection, _function(opened.endpoint), asked, about.title
-
-
-def _chroma(path: Path) -> Any:
-    with needed("The report", "chromadb", install="nexusflow-integrations[chroma]"):
-        import chromadb
-        from chromadb.config import Settings
-    return chromadb.PersistentClient(
-        str(path), settings=Settings(anonymized_telemetry=False, is_persistent=True)
-    )
 
 
 def _function(endpoint: Endpoint) -> NexusFlowEmbeddingFunction:
@@ -217,8 +213,10 @@ def _questions(path: Path) -> list[Question]:
 
 def _show(screen: Screen, report: Report) -> None:
     """Show what the report holds."""
-    of = f" of {report.total:,}" if report.total > report.points else ""
-    screen.out.print(f"{report.points:,}{of} texts, map by {report.projection}: {report.path}")
+    texts = f"{report.points:,} of {report.total:,} texts"
+    if report.total == report.points:
+        texts = count(report.points, "text")
+    screen.out.print(f"{texts}, map by {report.projection}: {report.path}")
     judged = len(report.ranks)
     if judged:
         ranks = [rank for rank in report.ranks if rank is not None]

@@ -330,7 +330,10 @@ def test_an_error_that_nobody_foresaw_is_one_sentence_too(
 
 def test_a_taken_port_is_one_sentence(nexusflow: Command, service: LocalServer) -> None:
     said = nexusflow.sentence("serve", "--model", "hash", "--port", str(service.port), code=1)
-    assert "in use" in said
+    assert said == (
+        f"port {service.port} of 127.0.0.1 is in use: choose another --port, or 0 for any that is"
+        " free"
+    )
 
 
 # -- how it looks --------------------------------------------------------------------------------
@@ -384,11 +387,11 @@ def test_doctor_finds_a_working_service_well(nexusflow: Command, service: LocalS
     assert "No problems found." in nexusflow("doctor")[0]
 
 
-def test_doctor_ends_in_1_where_the_key_is_refused(
+def test_doctor_ends_in_4_where_the_key_is_refused(
     nexusflow: Command, service: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-wrong-very-secret")
-    shown, _ = nexusflow("doctor", code=1)
+    shown, _ = nexusflow("doctor", code=4)
     assert "✗" in shown
     assert "401 invalid_api_key" in shown
 

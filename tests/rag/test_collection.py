@@ -9,13 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexusflow_integrations.cli.rag import collection
 from nexusflow_integrations.cli.rag.collection import (
     DamagedError,
+    chroma_client,
     open_to_read,
     plan,
     stored,
 )
 from nexusflow_integrations.cli.rag.corpus import Corpus, Document, Skipped
+from nexusflow_integrations.cli.rag.keywords import Keywords
+from nexusflow_integrations.cli.rag.pipeline import COLLECTION
 from nexusflow_integrations.local import LocalServer
 
 from .conftest import DOCUMENTS
@@ -157,3 +161,30 @@ def test_a_file_that_is_no_database_is_said_to_be_damaged(tmp_path: Path) -> Non
     (tmp_path / "chroma.sqlite3").write_bytes(b"no database at all" * 100)
     with pytest.raises(DamagedError):
         open_to_read(tmp_path)
+
+
+def test_an_index_is_read_page_by_page(
+    fill: Callable[..., Path], server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection, "_PAGE", 7)
+    assert len(stored(open_to_read(fill()))) == len(DOCUMENTS)
+
+
+@pytest.mark.slow
+def test_more_passages_than_sqlite_takes_variables_can_be_read_and_searched(
+    tmp_path: Path,
+) -> None:
+    chroma = chroma_client(tmp_path)
+    made = chroma.create_collection(COLLECTION, embedding_function=None)
+    for start in range(0, 33_000, 3_000):
+        numbers = range(start, start + 3_000)
+        made.add(
+            ids=[f"{n}" for n in numbers],
+            documents=[f"Animal number {n}." for n in numbers],
+            metadatas=[{"source": f"a.md:{n}", "url": ""} for n in numbers],
+            embeddings=[[1.0, float(n)] for n in numbers],
+        )
+    held = stored(open_to_read(tmp_path))
+    assert len(held) == 33_000
+    found = Keywords([*held.values()]).search("animal 32999", 1)
+    assert found[0].source == "a.md:32999"
