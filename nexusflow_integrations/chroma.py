@@ -33,11 +33,11 @@ import numpy as np
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.checks import known_arguments, named
 from nexusflow_integrations._core.hosts import is_loopback
+from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
     DEFAULT_BASE_URL,
-    DEFAULT_MODEL,
     Settings,
     resolve_api_key,
     resolve_base_url,

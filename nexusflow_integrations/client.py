@@ -34,13 +34,12 @@ from nexusflow_integrations._core.call.caller import (
     Told,
 )
 from nexusflow_integrations._core.call.imports import import_all
+from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
 from nexusflow_integrations._core.pace.terms import Presence, Terms
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
-    DEFAULT_MODEL,
-    MAX_BATCH_SIZE,
     ON_REFUSED,
     ROLES,
     EncodingFormat,
@@ -90,7 +89,7 @@ class ClientOptions(TypedDict, total=False):
     """Settings of ``NexusFlow`` that change no vector, as adapters hand them on."""
 
     encoding_format: EncodingFormat
-    batch_size: int
+    batch_size: int | None
     max_concurrency: int
     timeout: float
     deadline: float | None
@@ -127,12 +126,15 @@ class NexusFlow:
     Args:
         api_key: The key, or an object with ``get_secret_value``. Default: ``NEXUSFLOW_API_KEY``.
         base_url: Root of the API. Default: ``NEXUSFLOW_BASE_URL``, else https://nexusflow.vip/v1.
-        model: Name of the model.
+        model: Name of the model. Another one than ``text-embedding-v4`` may have any size; its
+            limits and price are taken as unknown.
         dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64 (the API page). ``None`` asks for no
             size and takes the server's.
         encoding_format: What to ask for; either is understood when it arrives. ``base64`` is a
             quarter of the bytes.
-        batch_size: Texts a request; the model takes at most 10.
+        batch_size: Texts a request; ``None`` is what the model is known to take, for
+            ``text-embedding-v4`` and for unknown models 10. A server that takes fewer says so, and
+            is sent fewer.
         max_concurrency: Requests in flight at most. All clients of an account share the widest of
             those in use.
         timeout: Seconds for one attempt, from connection to last byte.
@@ -156,7 +158,8 @@ class NexusFlow:
         budget: The most this client may spend: a ``Budget``. Or what it may spend together with
             others: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, or any object with the
             methods of ``SharedBudget``.
-        price: Price list for ``usage``; the default is the API page's.
+        price: Price list for ``usage``; the default is the API page's. Of a model that is not on
+            it the price is unknown: costs are NaN, and a budget must be in tokens.
         on_usage: Called with the ``Usage`` of each call when it ends, well or not. What it raises
             is logged, once, and changes nothing.
         default_headers: Sent with every request.
@@ -179,7 +182,7 @@ class NexusFlow:
         model: str = DEFAULT_MODEL,
         dimensions: int | None = None,
         encoding_format: EncodingFormat = "base64",
-        batch_size: int = MAX_BATCH_SIZE,
+        batch_size: int | None = None,
         max_concurrency: int = DEFAULT_MAX_CONCURRENCY,
         timeout: float = 60.0,
         deadline: float | None = None,
@@ -210,7 +213,7 @@ class NexusFlow:
             model=model,
             dimensions=dimensions,
             encoding_format=encoding_format,
-            batch_size=batch_size,
+            batch_size=texts_a_request(model, None) if batch_size is None else batch_size,
             max_concurrency=max_concurrency,
             timeout=timeout,
             deadline=deadline,
@@ -222,7 +225,7 @@ class NexusFlow:
             default_headers=Headers(default_headers),
         )
         self._key: ApiKey | None = None if api_key is None else resolve_api_key(api_key)
-        self._price = check_price(price)
+        self._price = check_price(price, self._settings.model)
         self._cache = _cache_path(cache)
         self._budget = check_budget(budget)
         self._guard = self._new_guard()
@@ -443,6 +446,11 @@ class NexusFlow:
         return self._settings.dimensions
 
     @property
+    def price(self) -> Price:
+        """The price list of ``usage``."""
+        return self._price
+
+    @property
     def base_url(self) -> str:
         """Root of the API."""
         return self._settings.base_url
@@ -458,7 +466,7 @@ class NexusFlow:
         Raises:
             ConfigurationError: The model has no such size.
         """
-        if check_dimensions(dimensions) == self.dimensions:
+        if check_dimensions(dimensions, self.model) == self.dimensions:
             return self
         twin = copy.copy(self)
         twin._settings = replace(self._settings, dimensions=dimensions)

@@ -10,10 +10,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nexusflow_integrations._core.checks import named, refuse, text
+from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.secret import Headers, secret_arguments
-from nexusflow_integrations._core.settings import DEFAULT_MODEL
 from nexusflow_integrations._core.texts import check_text, rows_of
 from nexusflow_integrations.client import ClientSettings, NexusFlow
 from nexusflow_integrations.errors import InvalidInputError

@@ -7,9 +7,9 @@ added, LanceDB turns our errors into a RuntimeError with their text.
 
 from typing import Any
 
+from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.secret import secret_arguments
-from nexusflow_integrations._core.settings import DEFAULT_MODEL
 from nexusflow_integrations._core.texts import rows_of
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import ConfigurationError

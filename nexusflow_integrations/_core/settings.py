@@ -22,15 +22,15 @@ from nexusflow_integrations._core.checks import (
     word,
 )
 from nexusflow_integrations._core.hosts import host_of, is_loopback
+from nexusflow_integrations._core.models import DEFAULT_MODEL, MODELS, model_named
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations.errors import ConfigurationError
 
 DEFAULT_BASE_URL = "https://nexusflow.vip/v1"
-DEFAULT_MODEL = "text-embedding-v4"
-DIMENSIONS = (2048, 1536, 1024, 768, 512, 256, 128, 64)
-"""The sizes of text-embedding-v4, from the API page."""
-MAX_BATCH_SIZE = 10
-"""Texts a request, from the documentation of the model behind the API."""
+DIMENSIONS = MODELS[DEFAULT_MODEL].sizes
+BATCH_SIZE = MODELS[DEFAULT_MODEL].batch_size
+LARGEST = 8192
+"""Numbers of a vector at most, of whatever model."""
 DEFAULT_MAX_CONCURRENCY = 32
 
 _URL = re.compile(
@@ -120,13 +120,16 @@ def resolve_base_url(value: str | None = None, *, allow_http: bool = False) -> s
     return f"{scheme}://{place}{parts['path']}"
 
 
-def check_dimensions(value: object) -> int | None:
-    """Return ``value`` if the model has that size (or ``None``: the server's default)."""
+def check_dimensions(value: object, model: object = DEFAULT_MODEL) -> int | None:
+    """Return ``value`` if ``model`` may have that size (or ``None``: the server's default)."""
     if value is None:
         return None
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) in DIMENSIONS:
+    sizes = model_named(model).sizes
+    if not sizes:
+        return whole("dimensions", value, 1, LARGEST)
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) in sizes:
         return int(value)
-    raise refuse("dimensions", f"one of {', '.join(map(str, DIMENSIONS))}", value)
+    raise refuse("dimensions", f"one of {', '.join(map(str, sizes))}", value)
 
 
 def check_pacer(value: object) -> tuple[float | None, float | None]:
@@ -151,7 +154,7 @@ class Settings:
     model: str = DEFAULT_MODEL
     dimensions: int | None = None
     encoding_format: EncodingFormat = "base64"
-    batch_size: int = MAX_BATCH_SIZE
+    batch_size: int = BATCH_SIZE
     max_concurrency: int = DEFAULT_MAX_CONCURRENCY
     timeout: float = 60.0
     deadline: float | None = None
@@ -166,7 +169,7 @@ class Settings:
         requests, tokens = self.requests_per_minute, self.tokens_per_minute
         plain: dict[str, Any] = {
             "model": word("model", self.model, "the name of a model"),
-            "dimensions": check_dimensions(self.dimensions),
+            "dimensions": check_dimensions(self.dimensions, self.model),
             "encoding_format": one_of("encoding_format", self.encoding_format, _FORMATS),
             "batch_size": whole("batch_size", self.batch_size, 1, 2048),
             "max_concurrency": whole("max_concurrency", self.max_concurrency, 1, 1024),

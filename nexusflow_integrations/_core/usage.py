@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from math import nan
 from typing import Any
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.checks import attribute, has_methods, number, refuse, whole, word
+from nexusflow_integrations._core.models import DEFAULT_MODEL, MODELS, model_named
 from nexusflow_integrations.errors import ConfigurationError
 
 _MOST_TOKENS = 1 << 62
@@ -16,19 +18,26 @@ _MOST_TOKENS = 1 << 62
 
 @dataclass(frozen=True)
 class Price:
-    """What a million tokens cost. The default is the list price on the API page (CNY)."""
+    """What a million tokens cost; ``None`` where that is not known, and then ``of`` is NaN.
 
-    per_million_tokens: float = 0.5
-    currency: str = "CNY"
+    The default is the list price of ``text-embedding-v4`` on the API page.
+    """
+
+    per_million_tokens: float | None = MODELS[DEFAULT_MODEL].per_million_tokens
+    currency: str = MODELS[DEFAULT_MODEL].currency
 
     def __post_init__(self) -> None:
-        price = number("price: per_million_tokens", self.per_million_tokens, least=0)
+        price = self.per_million_tokens
+        if price is not None:
+            price = number("price: per_million_tokens", price, least=0, optional=True)
         object.__setattr__(self, "per_million_tokens", price)
         currency = word("price: currency", self.currency, "a name like 'CNY'")
         object.__setattr__(self, "currency", currency)
 
     def of(self, tokens: int) -> float:
         """Return the price of ``tokens``, in ``currency``."""
+        if self.per_million_tokens is None:
+            return nan
         return tokens * self.per_million_tokens / 1_000_000
 
 
@@ -63,7 +72,7 @@ class Usage:
 
     @property
     def cost(self) -> float:
-        """Price of ``tokens``, in ``currency``."""
+        """Price of ``tokens``, in ``currency``; NaN where the model's price is not known."""
         return self.price.of(self.tokens)
 
     @property
@@ -191,18 +200,28 @@ class Budget:
             object.__setattr__(self, "money", number("budget: money", self.money, least=0))
 
     def in_tokens(self, price: Price) -> int:
-        """Return the budget as whole tokens at ``price``."""
+        """Return the budget as whole tokens at ``price``.
+
+        Raises:
+            ConfigurationError: It is in money, and the price is not known.
+        """
         limits = [_MOST_TOKENS if self.tokens is None else self.tokens]
-        if self.money is not None and price.per_million_tokens > 0:
+        if self.money is not None and price.per_million_tokens is None:
+            raise ConfigurationError(
+                "budget: money=... needs the price of the model, which is not known: pass"
+                " price=Price(...), or give the budget in tokens"
+            )
+        if self.money is not None and price.per_million_tokens:
             tokens = self.money * 1_000_000 / price.per_million_tokens
             limits.append(int(min(tokens, _MOST_TOKENS)))
         return min(limits)
 
 
-def check_price(value: object) -> Price:
-    """Return ``value``, or the default for ``None``."""
+def check_price(value: object, model: object = DEFAULT_MODEL) -> Price:
+    """Return ``value``; for ``None`` the list price of ``model``, which may be unknown."""
     if value is None:
-        return Price()
+        known = model_named(model)
+        return Price(known.per_million_tokens, known.currency)
     if isinstance(value, Price):
         return value
     raise refuse("price", "Price(per_million_tokens=...) or None", value)

@@ -74,7 +74,7 @@ def price_line(usage: Usage, endpoint: Endpoint) -> str:
     price = usage.price
     return (
         f"{money(usage.cost, price)} at the list price of"
-        f" {money(price.per_million_tokens, price)} per million tokens."
+        f" {money(price.of(1_000_000), price)} per million tokens."
     )
 
 

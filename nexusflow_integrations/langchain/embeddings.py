@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, cast
 from nexusflow_integrations._core import checks, forks
 from nexusflow_integrations._core.call.caller import NO_HOOKS, Hooks
 from nexusflow_integrations._core.forks import Lock
+from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
+    BATCH_SIZE,
     DEFAULT_MAX_CONCURRENCY,
-    DEFAULT_MODEL,
-    MAX_BATCH_SIZE,
     EncodingFormat,
     Role,
 )
@@ -187,9 +187,9 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     """Root of the API. Default: ``NEXUSFLOW_BASE_URL``, else the service's."""
 
     chunk_size: int = Field(
-        default=MAX_BATCH_SIZE, ge=1, validation_alias=AliasChoices("chunk_size", "batch_size")
+        default=BATCH_SIZE, ge=1, validation_alias=AliasChoices("chunk_size", "batch_size")
     )
-    """Texts a request. The model takes at most 10, which larger values therefore mean."""
+    """Texts a request. ``text-embedding-v4`` takes at most 10: larger values mean 10."""
 
     max_concurrency: int = DEFAULT_MAX_CONCURRENCY
     """Requests in flight at most."""
@@ -275,6 +275,9 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             for name in settings.keys() & _HIDDEN.keys():
                 if settings[name] is not None:
                     settings[name] = _HIDDEN[name](settings[name])
+            most = texts_a_request(settings.get("model", DEFAULT_MODEL), None)
+            if most != BATCH_SIZE and "batch_size" not in settings:
+                settings.setdefault("chunk_size", most)
             not_needed = [name for name in _NOT_NEEDED if settings.pop(name, None) is not None]
             problem = None
             try:
@@ -484,7 +487,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     def _batch_size(self, chunk_size: int | None) -> int:
         if chunk_size is not None:
             chunk_size = checks.whole("chunk_size", chunk_size, 1)
-        return min(chunk_size or self.chunk_size, MAX_BATCH_SIZE)
+        return texts_a_request(self.model, chunk_size or self.chunk_size)
 
     def _hooks(self) -> Hooks:
         limiter = self.rate_limiter

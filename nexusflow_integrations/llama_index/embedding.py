@@ -31,13 +31,13 @@ from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.call.caller import BatchEnd, Hooks
 from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
 from nexusflow_integrations._core.checks import has_methods, known_arguments, named, refuse, whole
+from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.request.tokens import estimate_tokens
 from nexusflow_integrations._core.secret import Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
+    BATCH_SIZE,
     DEFAULT_MAX_CONCURRENCY,
-    DEFAULT_MODEL,
-    MAX_BATCH_SIZE,
     EncodingFormat,
     Role,
     resolve_api_key,
@@ -131,7 +131,8 @@ class NexusFlowEmbedding(BaseEmbedding):
             else https://nexusflow.vip/v1.
         dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` takes the server's.
         query_instruction: Text put before each query, not before documents. Off by default.
-        embed_batch_size: Texts a request, from 1 to 2048; more than 10 are sent as several.
+        embed_batch_size: Texts a request, from 1 to 2048; more than the model takes, which is 10,
+            are sent as several requests.
         num_workers: Requests in flight at most, of a sync or async call; ``None`` leaves it to
             ``max_concurrency``.
         max_concurrency: Requests in flight at most, over all calls to the same account.
@@ -176,7 +177,7 @@ class NexusFlowEmbedding(BaseEmbedding):
     query_instruction: str | None = None
 
     # Nothing below changes a vector, so nothing below is in to_dict.
-    embed_batch_size: int = Field(default=MAX_BATCH_SIZE, gt=0, le=2048, exclude=True)
+    embed_batch_size: int = Field(default=BATCH_SIZE, gt=0, le=2048, exclude=True)
     num_workers: int | None = Field(default=None, exclude=True)
     embeddings_cache: Any | None = Field(default=None, exclude=True, repr=False)
     max_concurrency: int = Field(default=DEFAULT_MAX_CONCURRENCY, exclude=True)
@@ -208,6 +209,9 @@ class NexusFlowEmbedding(BaseEmbedding):
         def __init__(self, **given: Any) -> None:
             written = {field: alias for alias, field in _ALIASES.items() if alias in given}
             given = _named(type(self), given)
+            most = texts_a_request(given.get("model_name", DEFAULT_MODEL), None)
+            if most != BATCH_SIZE:
+                given.setdefault("embed_batch_size", most)
             with named(written), named({"base_url": "api_base"}):
                 super().__init__(**{name: _hidden(name, value) for name, value in given.items()})
                 if self.num_workers is not None:
@@ -252,7 +256,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         settings = {name: getattr(self, name) for name in _SHARED}
         settings["model"] = self.model_name
         settings["base_url"] = self.api_base
-        settings["batch_size"] = min(self.embed_batch_size, MAX_BATCH_SIZE)
+        settings["batch_size"] = texts_a_request(self.model_name, self.embed_batch_size)
         if self.num_workers:
             settings["max_concurrency"] = min(self.num_workers, self.max_concurrency)
         built = self._built
@@ -545,7 +549,7 @@ class _Work:
         self._skip = len(instruction)
         self._texts = [instruction + text for text in texts] if instruction else texts
         self._embedding = embedding
-        self._price = embedding.price or Price()
+        self._price = client.price
         self._store = _Store(embedding, role)
         self._events = _Events(embedding)
         self._open: dict[int, str] = {}

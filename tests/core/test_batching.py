@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from nexusflow_integrations._core.request.batching import (
     plan_batches,
 )
 from nexusflow_integrations._core.request.wire import encode_request
+from nexusflow_integrations._core.settings import Settings
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40))
 
@@ -114,9 +116,13 @@ def test_the_number_of_batches_is_the_least_for_short_texts(limit: int) -> None:
 
 
 def test_under_a_token_limit_a_request_holds_at_most_what_a_second_brings() -> None:
-    assert max_tokens(None) == MAX_BATCH_TOKENS
-    assert max_tokens(60_000) == 1000
-    assert max_tokens(1e9) == MAX_BATCH_TOKENS
+    def most(**given: Any) -> float:
+        return max_tokens(Settings(base_url="https://a.example/v1", **given))
+
+    assert most() == MAX_BATCH_TOKENS
+    assert most(model="another") == MAX_BATCH_TOKENS
+    assert most(tokens_per_minute=60_000) == 1000
+    assert most(tokens_per_minute=1e9) == MAX_BATCH_TOKENS
 
 
 ENVELOPE, ONE = 256, 103

@@ -255,7 +255,7 @@ def test_a_budget_and_a_price_may_be_nothing() -> None:
     assert Budget(tokens=0, money=0).in_tokens(Price(0)) == 0
     with pytest.raises(
         ConfigurationError,
-        match=r"^price: per_million_tokens must be a number from 0 up, not -0.1$",
+        match=r"^price: per_million_tokens must be a number from 0 up or None, not -0.1$",
     ):
         Price(-0.1)
 

@@ -241,7 +241,7 @@ def _plan(settings: Settings) -> Plan:
     return partial(
         plan_batches,
         max_texts=settings.batch_size,
-        max_tokens=max_tokens(settings.tokens_per_minute),
+        max_tokens=max_tokens(settings),
     )
 
 

@@ -61,7 +61,7 @@ def estimate(
     batches = plan_batches(
         (item_of(index, text) for index, text in enumerate(missing)),
         max_texts=settings.batch_size,
-        max_tokens=max_tokens(settings.tokens_per_minute),
+        max_tokens=max_tokens(settings),
     )
     requests = sum(1 for _ in batches)
     return Estimate(

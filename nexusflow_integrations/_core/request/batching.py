@@ -8,12 +8,14 @@ from itertools import islice
 
 import orjson
 
+from nexusflow_integrations._core.models import model_named
 from nexusflow_integrations._core.request.tokens import estimate_tokens
+from nexusflow_integrations._core.settings import Settings
 
 MAX_BODY_BYTES = 900_000
 """Stay clear of request body limits near 1 MiB."""
 MAX_BATCH_TOKENS = 81_920
-"""Ten texts of the model's 8,192 tokens."""
+"""Tokens of a request to a model of which nothing else is known: ten texts of 8,192."""
 _PER_TEXT_BYTES = 1  # the comma
 _ENVELOPE_BYTES = 256
 _MOST_BYTES_A_CHARACTER = 6  # an escaped control character; UTF-8 alone takes 4
@@ -39,12 +41,14 @@ class Item:
 Batch = Sequence[Item]
 
 
-def max_tokens(tokens_per_minute: float | None) -> float:
-    """Return the most tokens of a request under a limit, if there is one.
+def max_tokens(settings: Settings) -> float:
+    """Return the most tokens of a request: what the model takes, and what the limit allows.
 
     Limits that hold per second refuse a request of more tokens than a second may bring.
     """
-    return min(MAX_BATCH_TOKENS, (tokens_per_minute or float("inf")) / 60)
+    model = model_named(settings.model)
+    most = model.batch_size * model.max_tokens if model.max_tokens else MAX_BATCH_TOKENS
+    return min(most, (settings.tokens_per_minute or float("inf")) / 60)
 
 
 def item_of(index: int, text: str) -> Item:

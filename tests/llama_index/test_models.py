@@ -1,0 +1,57 @@
+"""Other models than the one that the service lists."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from nexusflow_integrations._core.models import MODELS, Model
+from nexusflow_integrations.llama_index import NexusFlowEmbedding
+
+_accounts = itertools.count()
+TEXTS = [f"text {number}" for number in range(40)]
+
+
+def embedding(asked: list[int], **given: Any) -> NexusFlowEmbedding:
+    def answer(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        asked.append(len(body["input"]))
+        row = [1.0] * body["dimensions"]
+        rows = [{"index": place, "embedding": row} for place in range(len(body["input"]))]
+        return httpx.Response(200, json={"data": rows, "usage": {"total_tokens": 9}})
+
+    http = httpx.Client(transport=httpx.MockTransport(answer))
+    return NexusFlowEmbedding(api_key=f"sk-air-models-{next(_accounts)}", http_client=http, **given)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "sent"),
+    [
+        ("another", {}, [10, 10, 10, 10]),
+        ("another", {"embed_batch_size": 40}, [40]),
+        ("successor", {}, [20, 20]),
+        ("successor", {"embed_batch_size": 1000}, [20, 20]),
+        ("successor", {"embed_batch_size": 10}, [10, 10, 10, 10]),
+        ("text-embedding-v4", {"embed_batch_size": 1000}, [10, 10, 10, 10]),
+    ],
+)
+def test_as_many_texts_are_sent_as_the_model_is_known_to_take(
+    model: str, given: dict[str, Any], sent: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "successor", Model(sizes=(256,), batch_size=20))
+    asked: list[int] = []
+    made: Callable[..., NexusFlowEmbedding] = embedding
+    model_given: dict[str, Any] = {"model_name": model, "dimensions": 256, **given}
+    assert len(made(asked, **model_given).get_text_embedding_batch(TEXTS)) == 40
+    assert sorted(asked) == sorted(sent)
+
+
+def test_a_model_that_is_not_in_the_table_may_have_any_size() -> None:
+    made = embedding([], model="another", dimensions=2560)
+    assert len(made.get_query_embedding("a text")) == 2560
+    assert made.usage.cost != made.usage.cost  # NaN: nobody knows the price
