@@ -32,6 +32,7 @@ import numpy as np
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.checks import known_arguments, named
+from nexusflow_integrations._core.fields import OURS, Fields
 from nexusflow_integrations._core.hosts import is_loopback
 from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.redis.address import address_or_path
@@ -72,8 +73,13 @@ _STORED = (
     "api_base",
     "api_key_env_var",
     "query_instruction",
+    "extra_body",
+    "default_query",
     "service",
 )
+
+ADDED = ("extra_body", "default_query")
+"""What is added to each request, and makes other vectors."""
 
 _NAMES = {"model": "model_name", "base_url": "api_base"}
 """Settings of the client to what they are called here."""
@@ -96,12 +102,13 @@ _named_here: dict[tuple[str, str, int | None], bool] = {}
 class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     """Embeds documents and queries for Chroma; of any number, many requests in flight.
 
-    A collection stores ``model_name``, ``dimensions``, ``api_base``, ``api_key_env_var`` and
-    ``query_instruction``, as far as they were given, and without ``api_base`` the origin of the
-    endpoint (``service``), so that a process with another ``NEXUSFLOW_BASE_URL`` does not mix in
-    vectors of another service. All else (key, timeouts, budget, ...) belongs to this process: where
-    Chroma rebuilds the function of a collection in the process that made it, the rebuilt one embeds
-    through the one made last with the same configuration.
+    A collection stores ``model_name``, ``dimensions``, ``api_base``, ``api_key_env_var``,
+    ``query_instruction``, ``extra_body`` and ``default_query``, as far as they were given, and
+    without ``api_base`` the origin of the endpoint (``service``), so that a process with another
+    ``NEXUSFLOW_BASE_URL`` does not mix in vectors of another service. All else (key, timeouts,
+    budget, ...) belongs to this process: where Chroma rebuilds the function of a collection in the
+    process that made it, the rebuilt one embeds through the one made last with the same
+    configuration.
 
     Args:
         api_key: The key, or an object with ``get_secret_value``. Default: ``api_key_env_var``,
@@ -112,6 +119,8 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             https://nexusflow.vip/v1, looked up anew in each process.
         api_key_env_var: Name of the environment variable with the key, ``NEXUSFLOW_...``.
         query_instruction: Text put before each query, not before documents.
+        extra_body: Fields added to the body of each request; not for secrets: they are stored.
+        default_query: Names and values added to the query of each request's URL; the same holds.
 
         options: All other settings of ``nexusflow_integrations.NexusFlow`` but ``on_refused``.
 
@@ -130,6 +139,8 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         api_base: str | None = None,
         api_key_env_var: str = KEY_VARIABLE,
         query_instruction: str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        default_query: Mapping[str, object] | None = None,
         **options: Unpack[ClientOptions],
     ) -> None:
         known_arguments(type(self), options, _KNOWN)
@@ -146,6 +157,8 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
                 "api_base": api_base,
                 "api_key_env_var": api_key_env_var,
                 "query_instruction": query_instruction,
+                "extra_body": extra_body,
+                "default_query": default_query,
                 "service": None
                 if api_base is not None
                 else _service_at(resolve_base_url(allow_http=allow_http)),
@@ -229,7 +242,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     def validate_config_update(
         self, old_config: dict[str, Any], new_config: dict[str, Any]
     ) -> None:
-        """Refuse another model, size or service: the vectors already stored are not comparable.
+        """Refuse another model, size, service or ``extra_body``: vectors would not be comparable.
 
         Chroma asks only after it has stored the change (``collection.modify``): after this error,
         modify the collection back.
@@ -393,6 +406,8 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
                     model=self.model_name,
                     dimensions=self.dimensions,
                     query_instruction=self._config.get("query_instruction"),
+                    extra_body=self._config.get("extra_body"),
+                    default_query=self._config.get("default_query"),
                     **self._options,
                 )
                 if former is not None:  # another key is no other budget
@@ -420,12 +435,12 @@ def _identity(config: Mapping[str, Any]) -> str:
 
 
 def _identified(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides whether vectors are comparable: model, size and service."""
+    """Return what decides whether vectors are comparable."""
     known, base = _checked(config), config.get("api_base")
     service = None if base is None else _service_at(resolve_base_url(base, allow_http=True))
     return {
         "model_name": known["model_name"],
-        "dimensions": known.get("dimensions"),
+        **{name: known.get(name) for name in ("dimensions", *ADDED)},
         "service": known.get("service", service),
     }
 
@@ -479,13 +494,18 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
             model=given["model_name"],
             dimensions=given.get("dimensions"),
             query_instruction=given.get("query_instruction"),
+            extra_body=Fields("extra_body", given.get("extra_body"), taken=OURS),
+            default_query=Fields("default_query", given.get("default_query"), flat=True),
         )
     plain = {
         "model_name": settings.model,
         "dimensions": settings.dimensions,
         "query_instruction": settings.query_instruction,
+        "extra_body": settings.extra_body.value or None,
+        "default_query": settings.default_query.value or None,
     }
-    return {name: plain.get(name, value) for name, value in given.items()}  # as JSON holds it
+    known = {name: plain.get(name, value) for name, value in given.items()}  # as JSON holds it
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _listed(documents: Documents) -> Documents:

@@ -34,6 +34,7 @@ from nexusflow_integrations._core.call.caller import (
     Told,
 )
 from nexusflow_integrations._core.call.imports import import_all
+from nexusflow_integrations._core.fields import OURS, Fields
 from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
 from nexusflow_integrations._core.pace.terms import Presence, Terms
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
@@ -114,6 +115,8 @@ class ClientSettings(ClientOptions, total=False):
     model: str
     query_instruction: str | None
     on_refused: OnRefused
+    extra_body: Mapping[str, Any] | None
+    default_query: Mapping[str, object] | None
 
 
 class NexusFlow:
@@ -152,6 +155,10 @@ class NexusFlow:
             place and the reason in the result's ``refused``.
         query_instruction: Text put before each query (not before documents), for asymmetric
             retrieval. Off by default.
+        extra_body: Fields added to the body of each request. Vectors that were asked for with other
+            fields are other vectors: they count in the keys of a cache, and a Chroma collection
+            stores them, so nothing secret belongs here.
+        default_query: Names and values added to the query of each request's URL; the same holds.
         cache: Path of a file that remembers every vector, across processes and crashes, or
             ``True`` for the user's cache folder, or the ``redis://`` URL of a server for workers
             on several hosts (``[redis]``). Off by default.
@@ -192,6 +199,8 @@ class NexusFlow:
         pacer: SharedLimits | None = None,
         on_refused: OnRefused = "raise",
         query_instruction: str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        default_query: Mapping[str, object] | None = None,
         cache: bool | str | os.PathLike[str] | RedisAddress | None = None,
         budget: Budget | SharedBudget | None = None,
         price: Price | None = None,
@@ -222,6 +231,8 @@ class NexusFlow:
             tokens_per_minute=tokens_per_minute,
             on_refused=on_refused,
             query_instruction=query_instruction,
+            extra_body=Fields("extra_body", extra_body, taken=OURS),
+            default_query=Fields("default_query", default_query, flat=True),
             default_headers=Headers(default_headers),
         )
         self._key: ApiKey | None = None if api_key is None else resolve_api_key(api_key)

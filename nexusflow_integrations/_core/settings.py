@@ -21,6 +21,7 @@ from nexusflow_integrations._core.checks import (
     whole,
     word,
 )
+from nexusflow_integrations._core.fields import NO_FIELDS, OURS, Fields
 from nexusflow_integrations._core.hosts import host_of, is_loopback
 from nexusflow_integrations._core.models import DEFAULT_MODEL, MODELS, model_named
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
@@ -163,6 +164,8 @@ class Settings:
     tokens_per_minute: float | None = None
     on_refused: OnRefused = "raise"
     query_instruction: str | None = None
+    extra_body: Fields = NO_FIELDS
+    default_query: Fields = NO_FIELDS
     default_headers: Headers = field(default_factory=Headers)
 
     def __post_init__(self) -> None:
@@ -180,6 +183,15 @@ class Settings:
             "tokens_per_minute": optional_number("tokens_per_minute", tokens),
             "on_refused": one_of("on_refused", self.on_refused, ON_REFUSED),
             "query_instruction": optional_text("query_instruction", self.query_instruction),
+            "extra_body": Fields("extra_body", self.extra_body, taken=OURS),
+            "default_query": Fields("default_query", self.default_query, flat=True),
             "default_headers": Headers(self.default_headers),
         }
         vars(self).update(plain)
+
+    @property
+    def added(self) -> str:
+        """What the user adds to each request and may change a vector; empty for nothing."""
+        if not (self.extra_body or self.default_query):
+            return ""
+        return f"{self.extra_body.text}\n{self.default_query.text}"

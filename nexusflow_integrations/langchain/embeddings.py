@@ -215,6 +215,12 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     query_instruction: str | None = None
     """Text put before each query, not before documents."""
 
+    extra_body: dict[str, Any] | None = None
+    """Fields added to the body of each request. Not for secrets: ``dumps`` holds them."""
+
+    default_query: dict[str, Any] | None = None
+    """Names and values added to the query of each request's URL; the same holds."""
+
     budget: Budget | None = None
     """The most this object may spend."""
 
@@ -395,8 +401,10 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         characters that every byte store takes. With a ``query_instruction``, queries need a
         ``query_embedding_cache`` of their own: the namespace cannot tell them from documents.
         """
-        told = (self.client.base_url, self.model, self.dimensions, self.query_instruction)
-        digest = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+        told = [self.client.base_url, self.model, self.dimensions, self.query_instruction]
+        if added := self.client.settings.added:
+            told.append(added)
+        digest = hashlib.sha256(repr(tuple(told)).encode()).hexdigest()[:16]
         model = re.sub(r"[^A-Za-z0-9_.-]", "-", self.model)
         return f"{model}-{self.dimensions or 'default'}-{digest}-"
 

@@ -51,7 +51,13 @@ from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
-    from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr, SecretStr
+    from llama_index.core.bridge.pydantic import (
+        ConfigDict,
+        Field,
+        PrivateAttr,
+        SecretStr,
+        model_serializer,
+    )
     from llama_index.core.callbacks import CBEventType, EventPayload
     from llama_index.core.instrumentation.events.embedding import (
         EmbeddingEndEvent,
@@ -89,6 +95,8 @@ _DUCKS = (
 )
 """Fields that LlamaIndex itself does not check, and what is called of them."""
 logger = logging.getLogger("nexusflow_integrations")
+_SELDOM = ("extra_body", "default_query")
+"""Fields that ``to_dict`` holds only where they are given."""
 _ALIASES = {"model": "model_name", "base_url": "api_base"}
 _dispatcher = get_dispatcher(__name__)
 _spent: ContextVar[Usage | None] = ContextVar("nexusflow_spent", default=None)
@@ -116,9 +124,10 @@ class NexusFlowEmbedding(BaseEmbedding):
     ``budget``, ``price``, ``api_key`` or ``api_base`` changed, which start anew.
 
     ``to_dict`` holds what changes a vector (``model_name``, ``api_base``, ``dimensions``,
-    ``query_instruction``) and nothing else, so the cache of an ``IngestionPipeline`` outlives a
-    new key, timeout or batch size, and not a new size or model. The key is never in a dict, a
-    repr or a pickle: a worker process reads ``NEXUSFLOW_API_KEY`` in its own environment.
+    ``query_instruction``, ``extra_body``, ``default_query``) and nothing else, so the cache of an
+    ``IngestionPipeline`` outlives a new key, timeout or batch size, and not a new size or model.
+    The key is never in a dict, a repr or a pickle: a worker process reads ``NEXUSFLOW_API_KEY`` in
+    its own environment.
 
     In a worker process (``IngestionPipeline.run(num_workers=...)``) an object with a ``budget``, or
     with limits and no ``cache``, raises ``ConfigurationError``: each worker would count them by
@@ -131,6 +140,9 @@ class NexusFlowEmbedding(BaseEmbedding):
             else https://nexusflow.vip/v1.
         dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` takes the server's.
         query_instruction: Text put before each query, not before documents. Off by default.
+        extra_body: Fields added to the body of each request; not for secrets, for ``to_dict`` holds
+            them.
+        default_query: Names and values added to the query of each request's URL; the same holds.
         embed_batch_size: Texts a request, from 1 to 2048; more than the model takes, which is 10,
             are sent as several requests.
         num_workers: Requests in flight at most, of a sync or async call; ``None`` leaves it to
@@ -175,6 +187,8 @@ class NexusFlowEmbedding(BaseEmbedding):
     api_base: str | None = None
     dimensions: int | None = None
     query_instruction: str | None = None
+    extra_body: dict[str, Any] | None = None
+    default_query: dict[str, Any] | None = None
 
     # Nothing below changes a vector, so nothing below is in to_dict.
     embed_batch_size: int = Field(default=BATCH_SIZE, gt=0, le=2048, exclude=True)
@@ -227,6 +241,12 @@ class NexusFlowEmbedding(BaseEmbedding):
     @classmethod
     def class_name(cls) -> str:
         return "NexusFlowEmbedding"
+
+    @model_serializer(mode="wrap")
+    def custom_model_dump(self, handler: Any) -> dict[str, Any]:
+        """Leave out what was not given, so that a new setting changes no hash."""
+        held = {**handler(self), "class_name": self.class_name()}
+        return {name: held[name] for name in held if held[name] or name not in _SELDOM}
 
     def to_payload(self) -> dict[str, Any]:
         """Return what events and callbacks may know of this model: no key, no headers, no URL."""
@@ -492,7 +512,10 @@ class NexusFlowEmbedding(BaseEmbedding):
                 changes it, so the key holds all that ``to_dict`` does, the class and the role. Else
                 the text stands with its instruction before it.
         """
-        parts: tuple[Any, ...] = (self._core().base_url, self.model_name, self.dimensions)
+        client = self._core()
+        parts: tuple[Any, ...] = (client.base_url, self.model_name, self.dimensions)
+        if added := client.settings.added:
+            parts = (*parts, added)
         if own:
             cls = type(self)
             parts = (*parts, cls.__module__, cls.__qualname__, role, sorted(self.to_dict().items()))

@@ -77,7 +77,13 @@ def test_a_changed_instruction_is_another_query(
 
 @pytest.mark.parametrize(
     "other",
-    [{"dimensions": 128}, {"model_name": "other"}, {"api_base": "https://other.invalid/v1"}],
+    [
+        {"dimensions": 128},
+        {"model_name": "other"},
+        {"api_base": "https://other.invalid/v1"},
+        {"extra_body": {"a": 1}},
+        {"default_query": {"a": 1}},
+    ],
     ids=lambda other: "-".join(other),
 )
 def test_another_size_model_or_server_does_not_get_these_vectors(

@@ -54,6 +54,17 @@ def test_a_dict_holds_exactly_what_changes_the_vector() -> None:
     }
 
 
+def test_a_dict_holds_what_is_added_to_requests_where_something_is() -> None:
+    added = {"extra_body": {"a": 1}, "default_query": {"b": "2"}}
+    made = NexusFlowEmbedding(**FULL, **added)
+    assert {name: made.to_dict()[name] for name in added} == added
+    again = NexusFlowEmbedding.from_dict(made.to_dict())
+    assert again.client.settings.extra_body == {"a": 1}
+    assert (
+        NexusFlowEmbedding(**FULL, extra_body={}).to_dict() == NexusFlowEmbedding(**FULL).to_dict()
+    )
+
+
 def test_a_dict_and_a_json_make_an_equal_object_again() -> None:
     embedding = NexusFlowEmbedding(**FULL)
     assert NexusFlowEmbedding.from_dict(embedding.to_dict()).to_dict() == embedding.to_dict()

@@ -70,7 +70,7 @@ class Store(Protocol):
     def path(self) -> Path | str:
         """Where it is, for people."""
 
-    def keyer(self, *, base_url: str, model: str, dimensions: int | None) -> Keyer:
+    def keyer(self, *, base_url: str, model: str, dimensions: int | None, added: str = "") -> Keyer:
         """Return what makes keys of texts."""
 
     def open(self) -> None:

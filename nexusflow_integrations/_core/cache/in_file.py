@@ -146,9 +146,9 @@ class VectorStore:
 
     # -- keys ----------------------------------------------------------------------------------
 
-    def keyer(self, *, base_url: str, model: str, dimensions: int | None) -> Keyer:
+    def keyer(self, *, base_url: str, model: str, dimensions: int | None, added: str = "") -> Keyer:
         """Return a ``Keyer`` whose model ``info`` will know by name."""
-        keyer = Keyer(base_url=base_url, model=model, dimensions=dimensions)
+        keyer = Keyer(base_url=base_url, model=model, dimensions=dimensions, added=added)
         return self._kinds.setdefault(keyer.prefix, keyer)
 
     # -- vectors and claims --------------------------------------------------------------------

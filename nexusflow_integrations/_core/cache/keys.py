@@ -16,17 +16,22 @@ class Keyer:
         base_url: Root of the API.
         model: Name of the model.
         dimensions: The size asked for; ``None``, the server's own, is a variant of its own.
+        added: What the user adds to each request.
 
     The instruction that goes with a query is part of its text.
     """
 
     __slots__ = ("_hash", "base_url", "dimensions", "model", "prefix")
 
-    def __init__(self, *, base_url: str, model: str, dimensions: int | None) -> None:
+    def __init__(
+        self, *, base_url: str, model: str, dimensions: int | None, added: str = ""
+    ) -> None:
         self.base_url = base_url
         self.model = model
         self.dimensions = dimensions
-        parts = ("vector 1", base_url, model, str(dimensions))
+        parts = ["vector 1", base_url, model, str(dimensions)]
+        if added:
+            parts.append(added)
         framed = b"".join(
             len(data).to_bytes(8, "big") + data for data in (part.encode() for part in parts)
         )

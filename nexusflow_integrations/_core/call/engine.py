@@ -112,7 +112,7 @@ class Engine:
     def _coalescer_of(self, call: Call) -> Coalescer:
         """Return the coalescer that ``call`` may join: same vectors, same payer, same store."""
         told = call.settings
-        name = (told.base_url, told.model, told.dimensions, call.key, call.cache)
+        name = (told.base_url, told.model, told.dimensions, told.added, call.key, call.cache)
         coalescer = self._coalescer.get(name)
         if coalescer is None:
             coalescer = self._coalescer[name] = Coalescer()
@@ -136,8 +136,10 @@ class Engine:
         return {keys[found] for found in await cache.present(list(keys), within)}
 
     def _sender(self, call: Call) -> Sender:
-        url, key = call.settings.base_url, call.key
-        headers = call.settings.default_headers
+        settings, key = call.settings, call.key
+        url, headers = f"{settings.base_url}/embeddings", settings.default_headers
+        if settings.default_query:
+            url += settings.default_query.query
         if call.http_client is not None:
             return HttpxSender(call.http_client, _target(url, key, headers))
         if call.async_http_client is not None and call.client_loop is not None:
@@ -146,9 +148,9 @@ class Engine:
         return self._own_sender(url, key, headers, proxy_for(url))
 
     def _make_sender(
-        self, base_url: str, key: ApiKey, headers: Headers, proxy: Secret | None
+        self, url: str, key: ApiKey, headers: Headers, proxy: Secret | None
     ) -> AiohttpSender:
-        return AiohttpSender(self._pool, _target(base_url, key, headers), proxy)
+        return AiohttpSender(self._pool, _target(url, key, headers), proxy)
 
     async def embed(
         self, call: Call, caller: Caller | None = None, stop: Stop | None = None
@@ -288,11 +290,14 @@ def limits_kept_in(
 def _keyer(cache: Cache, settings: Settings) -> Callable[[str], bytes]:
     # A query's instruction is part of its text by now.
     return cache.store.keyer(
-        base_url=settings.base_url, model=settings.model, dimensions=settings.dimensions
+        base_url=settings.base_url,
+        model=settings.model,
+        dimensions=settings.dimensions,
+        added=settings.added,
     )
 
 
-def _target(base_url: str, key: ApiKey, headers: Headers) -> Target:
+def _target(url: str, key: ApiKey, headers: Headers) -> Target:
     given = {name.lower() for name, _ in headers.items()}
     usual = {
         "Content-Type": "application/json",
@@ -302,7 +307,7 @@ def _target(base_url: str, key: ApiKey, headers: Headers) -> Target:
         "User-Agent": "nexusflow-integrations",
     }
     return Target(
-        f"{base_url}/embeddings",
+        url,
         {
             **{name: value for name, value in usual.items() if name.lower() not in given},
             **dict(headers.items()),

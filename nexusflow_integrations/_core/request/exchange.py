@@ -243,6 +243,7 @@ def _send_until_judged(
                 model=settings.model,
                 encoding_format=encoding,
                 dimensions=settings.dimensions,
+                extra=settings.extra_body.text,
             )
             step: Send | None = None
             try:

@@ -82,19 +82,22 @@ class Rows:
 
 
 def encode_request(
-    batch: Batch, *, model: str, encoding_format: str, dimensions: int | None
+    batch: Batch, *, model: str, encoding_format: str, dimensions: int | None, extra: str = ""
 ) -> bytes:
-    """Return the JSON body; ``dimensions`` is sent only where the user asked for a size."""
-    head = _head(model, encoding_format, dimensions)
+    """Return the JSON body; ``dimensions`` is sent only where the user asked for a size.
+
+    ``extra`` is a JSON object whose fields are added, or an empty text.
+    """
+    head = _head(model, encoding_format, dimensions, extra)
     return b'%b"input":%b}' % (head, orjson.dumps([item.text for item in batch]))
 
 
 @lru_cache(maxsize=64)
-def _head(model: str, encoding_format: str, dimensions: int | None) -> bytes:
+def _head(model: str, encoding_format: str, dimensions: int | None, extra: str) -> bytes:
     told: dict[str, Any] = {"model": model, "encoding_format": encoding_format}
     if dimensions is not None:
         told["dimensions"] = dimensions
-    return orjson.dumps(told)[:-1] + b","
+    return orjson.dumps(told)[:-1] + b"," + (extra[1:-1] + "," if extra else "").encode()
 
 
 def decode_response(body: bytes, *, count: int, dimensions: int | None) -> Rows:
