@@ -73,13 +73,14 @@ _STORED = (
     "api_base",
     "api_key_env_var",
     "query_instruction",
+    "document_instruction",
     "extra_body",
     "default_query",
     "service",
 )
 
-ADDED = ("extra_body", "default_query")
-"""What is added to each request, and makes other vectors."""
+COMPARED = ("document_instruction", "extra_body", "default_query")
+"""Settings that make other vectors, besides model, size and service."""
 
 _NAMES = {"model": "model_name", "base_url": "api_base"}
 """Settings of the client to what they are called here."""
@@ -103,12 +104,12 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     """Embeds documents and queries for Chroma; of any number, many requests in flight.
 
     A collection stores ``model_name``, ``dimensions``, ``api_base``, ``api_key_env_var``,
-    ``query_instruction``, ``extra_body`` and ``default_query``, as far as they were given, and
-    without ``api_base`` the origin of the endpoint (``service``), so that a process with another
-    ``NEXUSFLOW_BASE_URL`` does not mix in vectors of another service. All else (key, timeouts,
-    budget, ...) belongs to this process: where Chroma rebuilds the function of a collection in the
-    process that made it, the rebuilt one embeds through the one made last with the same
-    configuration.
+    ``query_instruction``, ``document_instruction``, ``extra_body`` and ``default_query``, as far as
+    they were given, and without ``api_base`` the origin of the endpoint (``service``), so that a
+    process with another ``NEXUSFLOW_BASE_URL`` does not mix in vectors of another service. All else
+    (key, timeouts, budget, ...) belongs to this process: where Chroma rebuilds the function of a
+    collection in the process that made it, the rebuilt one embeds through the one made last with
+    the same configuration.
 
     Args:
         api_key: The key, or an object with ``get_secret_value``. Default: ``api_key_env_var``,
@@ -118,7 +119,11 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         api_base: Root of the API; it is stored. Default: ``NEXUSFLOW_BASE_URL``, else
             https://nexusflow.vip/v1, looked up anew in each process.
         api_key_env_var: Name of the environment variable with the key, ``NEXUSFLOW_...``.
-        query_instruction: Text put before each query, not before documents.
+        query_instruction: Text put in front of each query as it stands, not of documents; none by
+            default. The model's family (Qwen3-Embedding) documents the form ``"Instruct: Given a
+            question, retrieve passages that answer it\\nQuery: "``.
+        document_instruction: Text put in front of each document as it stands, not of queries. The
+            model's family documents none for documents.
         extra_body: Fields added to the body of each request; not for secrets: they are stored.
         default_query: Names and values added to the query of each request's URL; the same holds.
 
@@ -139,6 +144,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         api_base: str | None = None,
         api_key_env_var: str = KEY_VARIABLE,
         query_instruction: str | None = None,
+        document_instruction: str | None = None,
         extra_body: Mapping[str, Any] | None = None,
         default_query: Mapping[str, object] | None = None,
         **options: Unpack[ClientOptions],
@@ -157,6 +163,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
                 "api_base": api_base,
                 "api_key_env_var": api_key_env_var,
                 "query_instruction": query_instruction,
+                "document_instruction": document_instruction,
                 "extra_body": extra_body,
                 "default_query": default_query,
                 "service": None
@@ -406,6 +413,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
                     model=self.model_name,
                     dimensions=self.dimensions,
                     query_instruction=self._config.get("query_instruction"),
+                    document_instruction=self._config.get("document_instruction"),
                     extra_body=self._config.get("extra_body"),
                     default_query=self._config.get("default_query"),
                     **self._options,
@@ -440,7 +448,7 @@ def _identified(config: Mapping[str, Any]) -> dict[str, Any]:
     service = None if base is None else _service_at(resolve_base_url(base, allow_http=True))
     return {
         "model_name": known["model_name"],
-        **{name: known.get(name) for name in ("dimensions", *ADDED)},
+        **{name: known.get(name) for name in ("dimensions", *COMPARED)},
         "service": known.get("service", service),
     }
 
@@ -494,6 +502,7 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
             model=given["model_name"],
             dimensions=given.get("dimensions"),
             query_instruction=given.get("query_instruction"),
+            document_instruction=given.get("document_instruction"),
             extra_body=Fields("extra_body", given.get("extra_body"), taken=OURS),
             default_query=Fields("default_query", given.get("default_query"), flat=True),
         )
@@ -501,6 +510,7 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
         "model_name": settings.model,
         "dimensions": settings.dimensions,
         "query_instruction": settings.query_instruction,
+        "document_instruction": settings.document_instruction or None,
         "extra_body": settings.extra_body.value or None,
         "default_query": settings.default_query.value or None,
     }

@@ -45,6 +45,7 @@ from nexusflow_integrations._core.settings import (
     ROLES,
     EncodingFormat,
     OnRefused,
+    OnTooLong,
     Role,
     Settings,
     check_dimensions,
@@ -87,7 +88,7 @@ GIVE_BACK = 2.0
 
 
 class ClientOptions(TypedDict, total=False):
-    """Settings of ``NexusFlow`` that change no vector, as adapters hand them on."""
+    """Settings of ``NexusFlow`` that belong to a process, not to a collection of vectors."""
 
     encoding_format: EncodingFormat
     batch_size: int | None
@@ -106,6 +107,8 @@ class ClientOptions(TypedDict, total=False):
     http_client: Any
     async_http_client: Any
     allow_http: bool
+    on_too_long: OnTooLong
+    max_text_tokens: int | None
 
 
 class ClientSettings(ClientOptions, total=False):
@@ -114,6 +117,7 @@ class ClientSettings(ClientOptions, total=False):
     base_url: str | None
     model: str
     query_instruction: str | None
+    document_instruction: str | None
     on_refused: OnRefused
     extra_body: Mapping[str, Any] | None
     default_query: Mapping[str, object] | None
@@ -153,8 +157,18 @@ class NexusFlow:
         on_refused: What a text that the server refuses does to its call: ``"raise"`` a
             ``RefusedTextsError`` once all others are finished, or ``"collect"``: ``None`` in its
             place and the reason in the result's ``refused``.
-        query_instruction: Text put before each query (not before documents), for asymmetric
-            retrieval. Off by default.
+        on_too_long: What becomes of a text with more tokens than the model takes: ``"error"``, an
+            ``InvalidInputError`` before anything is sent, where an estimate is a quarter above the
+            limit; ``"split"`` into pieces, whose mean, weighted by their tokens and of unit length,
+            is its vector; ``"truncate"`` after the limit; or ``"send"`` as it is, to a service that
+            may refuse it or truncate it without a word.
+        max_text_tokens: Tokens of a text at most; ``None`` is what the model is known to take, for
+            ``text-embedding-v4`` 8,192.
+        query_instruction: Text put in front of each query as it stands, not of documents; none by
+            default. The model's family (Qwen3-Embedding) documents the form ``"Instruct: Given a
+            question, retrieve passages that answer it\\nQuery: "``.
+        document_instruction: Text put in front of each document as it stands, not of queries. The
+            model's family documents none for documents.
         extra_body: Fields added to the body of each request. Vectors that were asked for with other
             fields are other vectors: they count in the keys of a cache, and a Chroma collection
             stores them, so nothing secret belongs here.
@@ -198,7 +212,10 @@ class NexusFlow:
         tokens_per_minute: float | None = None,
         pacer: SharedLimits | None = None,
         on_refused: OnRefused = "raise",
+        on_too_long: OnTooLong = "error",
+        max_text_tokens: int | None = None,
         query_instruction: str | None = None,
+        document_instruction: str | None = None,
         extra_body: Mapping[str, Any] | None = None,
         default_query: Mapping[str, object] | None = None,
         cache: bool | str | os.PathLike[str] | RedisAddress | None = None,
@@ -230,7 +247,10 @@ class NexusFlow:
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
             on_refused=on_refused,
+            on_too_long=on_too_long,
+            max_text_tokens=max_text_tokens,
             query_instruction=query_instruction,
+            document_instruction=document_instruction,
             extra_body=Fields("extra_body", extra_body, taken=OURS),
             default_query=Fields("default_query", default_query, flat=True),
             default_headers=Headers(default_headers),
@@ -290,8 +310,8 @@ class NexusFlow:
 
         Args:
             input: A text, or any iterable of texts.
-            role: ``"query"`` puts ``query_instruction`` before each text, and lets the request
-                pass before documents that wait.
+            role: ``"query"`` puts ``query_instruction`` in front of each text, not
+                ``document_instruction``, and lets the request pass before documents that wait.
             on_refused: Overrides the client's setting for this call.
             progress: Called in this thread with the number of texts that became ready since the
                 last time, so ``tqdm.update`` fits.
@@ -693,14 +713,21 @@ class NexusFlow:
     def _prepare(self, input: str | Iterable[str], role: Role) -> list[str]:  # noqa: A002
         instruction = self._instruction(role)
         texts = [check_text(input)] if isinstance(input, str) else check_texts(input)
-        return [instruction + text for text in texts] if instruction else texts
+        if instruction:
+            texts = [instruction + text for text in texts]
+        settings = self._settings
+        if settings.on_too_long == "error" and settings.token_limit:
+            from nexusflow_integrations._core.request.long_texts import check_lengths
+
+            check_lengths(texts, settings, single=isinstance(input, str))
+        return texts
 
     def _instruction(self, role: Role) -> str:
         if self._closed:
             raise ConfigurationError("this client is closed; make another one")
         if type(role) is not str or role not in ROLES:
             role = checks.one_of("role", role, ROLES)
-        return (self._settings.query_instruction or "") if role == "query" else ""
+        return self._settings.instruction(role)
 
     def _collects(self, on_refused: OnRefused | None) -> bool:
         if on_refused is None:

@@ -30,6 +30,7 @@ class NexusFlowEmbeddings(TextEmbeddingFunction):
     model: str = DEFAULT_MODEL
     dimensions: int = 1024
     query_instruction: str | None = None
+    document_instruction: str | None = None
     extra_body: dict[str, Any] | None = None
     default_query: dict[str, Any] | None = None
     cache: bool = False

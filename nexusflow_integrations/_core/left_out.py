@@ -51,4 +51,6 @@ def reason_of(error: NexusFlowError) -> Reason:
     """Return why a text was not embedded, by the error that it got."""
     if not isinstance(error, InvalidInputError):
         return "refused"
+    if "is too long" in str(error):
+        return "too long"
     return "blank" if "is blank" in str(error) else "invalid text"

@@ -45,6 +45,8 @@ OnRefused = Literal["raise", "collect"]
 _FORMATS = ("base64", "float")
 ROLES = ("document", "query")
 ON_REFUSED = ("raise", "collect")
+OnTooLong = Literal["error", "split", "truncate", "send"]
+_ON_TOO_LONG = ("error", "split", "truncate", "send")
 
 
 @secret_arguments
@@ -163,7 +165,10 @@ class Settings:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     on_refused: OnRefused = "raise"
+    on_too_long: OnTooLong = "error"
+    max_text_tokens: int | None = None
     query_instruction: str | None = None
+    document_instruction: str | None = None
     extra_body: Fields = NO_FIELDS
     default_query: Fields = NO_FIELDS
     default_headers: Headers = field(default_factory=Headers)
@@ -182,12 +187,33 @@ class Settings:
             "requests_per_minute": optional_number("requests_per_minute", requests),
             "tokens_per_minute": optional_number("tokens_per_minute", tokens),
             "on_refused": one_of("on_refused", self.on_refused, ON_REFUSED),
+            "on_too_long": one_of("on_too_long", self.on_too_long, _ON_TOO_LONG),
+            "max_text_tokens": None
+            if self.max_text_tokens is None
+            else whole("max_text_tokens", self.max_text_tokens, 1),
             "query_instruction": optional_text("query_instruction", self.query_instruction),
+            "document_instruction": optional_text(
+                "document_instruction", self.document_instruction
+            ),
             "extra_body": Fields("extra_body", self.extra_body, taken=OURS),
             "default_query": Fields("default_query", self.default_query, flat=True),
             "default_headers": Headers(self.default_headers),
         }
         vars(self).update(plain)
+        if self.on_too_long in ("split", "truncate") and self.token_limit is None:
+            raise ConfigurationError(
+                f"on_too_long={self.on_too_long!r} needs to know how many tokens a text may have,"
+                " which is not known of this model: pass max_text_tokens=..."
+            )
+
+    @property
+    def token_limit(self) -> int | None:
+        """Tokens that a text may have; ``None`` where that is not known."""
+        return self.max_text_tokens or model_named(self.model).max_tokens
+
+    def instruction(self, role: Role) -> str:
+        """Return what is put in front of a text of ``role``."""
+        return (self.query_instruction if role == "query" else self.document_instruction) or ""
 
     @property
     def added(self) -> str:

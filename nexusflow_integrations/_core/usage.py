@@ -56,6 +56,8 @@ class Usage:
         estimated_tokens: The part of ``tokens`` that is an estimate.
         repaid: Texts that another process had sent, and not kept, when it ended or stood still for
             longer than its claims hold: at most so many of them are paid for a second time.
+        split: Texts that were too long and sent in pieces.
+        truncated: Texts that were too long and sent without their end.
         price: The price list that ``cost`` uses.
     """
 
@@ -68,6 +70,8 @@ class Usage:
     tokens: int = 0
     estimated_tokens: int = 0
     repaid: int = 0
+    split: int = 0
+    truncated: int = 0
     price: Price = field(default_factory=Price)
 
     @property
@@ -108,6 +112,8 @@ class Ledger:
     tokens: int = 0
     estimated_tokens: int = 0
     repaid: int = 0
+    split: int = 0
+    truncated: int = 0
 
     def sent(self, *, retry: bool) -> None:
         self.requests += 1

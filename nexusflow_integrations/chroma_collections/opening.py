@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 # First: where Chroma is missing, this says what to install.
-from nexusflow_integrations.chroma import ADDED, NexusFlowEmbeddingFunction  # isort: split
+from nexusflow_integrations.chroma import COMPARED, NexusFlowEmbeddingFunction  # isort: split
 
 from chromadb.errors import NotFoundError
 
@@ -53,7 +53,7 @@ def open_collection(
     """Open a collection, or make it, and see to it that its vectors stay comparable.
 
     Chroma itself compares only the names of embedding functions, so that another model of the same
-    size mixes with what is there. This compares model, size, query instruction, ``extra_body``,
+    size mixes with what is there. This compares model, size, instructions, ``extra_body``,
     ``default_query`` and service (the endpoint's origin; any port of this machine is the same).
     Nothing is sent, unless by ``verify`` or ``adopt``, and a refusal changes nothing.
 
@@ -197,7 +197,7 @@ def fitting(
     for setting, old, new in (
         ("model_name", stored.model_name, given.model_name),
         ("dimensions", _size(collection, stored, given), given.dimensions),
-        *((name, stored.get_config().get(name), given.get_config().get(name)) for name in ADDED),
+        *((name, stored.get_config().get(name), given.get_config().get(name)) for name in COMPARED),
     ):
         if old != new:
             raise ConfigurationError(

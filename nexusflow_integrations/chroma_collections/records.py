@@ -11,7 +11,7 @@ from chromadb.api.types import validate_ids, validate_metadata
 from chromadb.errors import DuplicateIDError
 
 from nexusflow_integrations._core import seen_ids
-from nexusflow_integrations._core.left_out import LeftOut, Reason
+from nexusflow_integrations._core.left_out import LeftOut, reason_of
 from nexusflow_integrations._core.texts import check_text
 from nexusflow_integrations.errors import InvalidInputError
 
@@ -113,8 +113,7 @@ def problem(record: Record) -> LeftOut | None:
     try:
         check_text(record.document, place)
     except InvalidInputError as error:
-        reason: Reason = "blank" if "is blank" in str(error) else "invalid text"
-        return LeftOut(name, place, reason, str(error))
+        return LeftOut(name, place, reason_of(error), str(error))
     if record.metadata is None:
         return None
     try:

@@ -31,6 +31,7 @@ from nexusflow_integrations._core.settings import (
     BATCH_SIZE,
     DEFAULT_MAX_CONCURRENCY,
     EncodingFormat,
+    OnTooLong,
     Role,
 )
 from nexusflow_integrations._core.texts import check_text, check_texts
@@ -209,11 +210,22 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     tokens_per_minute: float | None = None
     """The same for tokens."""
 
+    on_too_long: OnTooLong = "error"
+    """What becomes of a text with more tokens than the model takes: ``"error"``, ``"split"`` into
+    pieces whose mean is its vector, as ``OpenAIEmbeddings`` does, ``"truncate"`` or ``"send"``."""
+
+    max_text_tokens: int | None = None
+    """Tokens of a text at most; ``None`` is what the model is known to take."""
+
     encoding_format: EncodingFormat = "base64"
     """What to ask the server for."""
 
     query_instruction: str | None = None
-    """Text put before each query, not before documents."""
+    """Text put in front of each query as it stands. The model's family (Qwen3-Embedding) documents
+    the form ``"Instruct: Given a question, retrieve passages that answer it\\nQuery: "``."""
+
+    document_instruction: str | None = None
+    """Text put in front of each document as it stands. The model's family documents none."""
 
     extra_body: dict[str, Any] | None = None
     """Fields added to the body of each request. Not for secrets: ``dumps`` holds them."""
@@ -402,8 +414,9 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         ``query_embedding_cache`` of their own: the namespace cannot tell them from documents.
         """
         told = [self.client.base_url, self.model, self.dimensions, self.query_instruction]
-        if added := self.client.settings.added:
-            told.append(added)
+        told += filter(None, (self.document_instruction, self.client.settings.added))
+        if self.on_too_long in ("split", "truncate"):
+            told.append(f"{self.on_too_long} {self.client.settings.token_limit}")
         digest = hashlib.sha256(repr(tuple(told)).encode()).hexdigest()[:16]
         model = re.sub(r"[^A-Za-z0-9_.-]", "-", self.model)
         return f"{model}-{self.dimensions or 'default'}-{digest}-"
@@ -584,7 +597,8 @@ def _note(names: list[str]) -> None:
         _noted = True
         warnings.warn(
             f"NexusFlowEmbeddings does not need {', '.join(names)}: texts are sent as they are,"
-            " never as tokens, and one that is too long for the model is an error",
+            " never as tokens, and one that is too long for the model is an error unless"
+            " on_too_long says otherwise ('split' is what OpenAIEmbeddings does)",
             stacklevel=4,
         )
 

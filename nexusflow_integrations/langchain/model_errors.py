@@ -62,7 +62,7 @@ def _nearest(ours: type[NexusFlowError]) -> type[ModelError]:
 _BOTH = {ours: _both(ours, _nearest(ours)) for ours in (getattr(errors, n) for n in errors.__all__)}
 _TOO_LONG: dict[type[NexusFlowError], Any] = {
     ours: _both(ours, ContextOverflowError, "TooLong")
-    for ours in (errors.BadRequestError, errors.RefusedTextsError)
+    for ours in (errors.BadRequestError, errors.RefusedTextsError, errors.InvalidInputError)
 }
 
 
@@ -70,6 +70,8 @@ def _is_too_long(error: NexusFlowError) -> bool:
     with forks.importing:  # with numpy, which takes a while
         from nexusflow_integrations._core.request.failures import TOO_LONG
 
+    if isinstance(error, errors.InvalidInputError):
+        return " is too long: " in str(error)
     if isinstance(error, errors.RefusedTextsError):
         return any(_is_too_long(reason) for reason in error.refused.values())
     return isinstance(error, errors.BadRequestError) and (

@@ -33,12 +33,14 @@ from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingL
 from nexusflow_integrations._core.checks import has_methods, known_arguments, named, refuse, whole
 from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
+from nexusflow_integrations._core.request.long_texts import is_cut
 from nexusflow_integrations._core.request.tokens import estimate_tokens
 from nexusflow_integrations._core.secret import Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
     BATCH_SIZE,
     DEFAULT_MAX_CONCURRENCY,
     EncodingFormat,
+    OnTooLong,
     Role,
     resolve_api_key,
     resolve_base_url,
@@ -95,8 +97,11 @@ _DUCKS = (
 )
 """Fields that LlamaIndex itself does not check, and what is called of them."""
 logger = logging.getLogger("nexusflow_integrations")
-_SELDOM = ("extra_body", "default_query")
-"""Fields that ``to_dict`` holds only where they are given."""
+_SELDOM = {
+    **dict.fromkeys(("document_instruction", "extra_body", "default_query", "max_text_tokens")),
+    "on_too_long": "error",
+}
+"""Fields that ``to_dict`` holds only where they are not as here."""
 _ALIASES = {"model": "model_name", "base_url": "api_base"}
 _dispatcher = get_dispatcher(__name__)
 _spent: ContextVar[Usage | None] = ContextVar("nexusflow_spent", default=None)
@@ -124,10 +129,10 @@ class NexusFlowEmbedding(BaseEmbedding):
     ``budget``, ``price``, ``api_key`` or ``api_base`` changed, which start anew.
 
     ``to_dict`` holds what changes a vector (``model_name``, ``api_base``, ``dimensions``,
-    ``query_instruction``, ``extra_body``, ``default_query``) and nothing else, so the cache of an
-    ``IngestionPipeline`` outlives a new key, timeout or batch size, and not a new size or model.
-    The key is never in a dict, a repr or a pickle: a worker process reads ``NEXUSFLOW_API_KEY`` in
-    its own environment.
+    ``query_instruction``, ``document_instruction``, ``extra_body``, ``default_query``) and nothing
+    else, so the cache of an ``IngestionPipeline`` outlives a new key, timeout or batch size, and
+    not a new size or model. The key is never in a dict, a repr or a pickle: a worker process reads
+    ``NEXUSFLOW_API_KEY`` in its own environment.
 
     In a worker process (``IngestionPipeline.run(num_workers=...)``) an object with a ``budget``, or
     with limits and no ``cache``, raises ``ConfigurationError``: each worker would count them by
@@ -139,7 +144,18 @@ class NexusFlowEmbedding(BaseEmbedding):
         api_base: Root of the API; ``base_url`` is accepted too. Default: ``NEXUSFLOW_BASE_URL``,
             else https://nexusflow.vip/v1.
         dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` takes the server's.
-        query_instruction: Text put before each query, not before documents. Off by default.
+        query_instruction: Text put in front of each query as it stands, not of documents; none by
+            default. The model's family (Qwen3-Embedding) documents the form ``"Instruct: Given a
+            question, retrieve passages that answer it\\nQuery: "``.
+        document_instruction: Text put in front of each document as it stands, not of queries. The
+            model's family documents none for documents.
+        on_too_long: What becomes of a text with more tokens than the model takes: ``"error"``, an
+            ``InvalidInputError`` before anything is sent, where an estimate is a quarter above the
+            limit; ``"split"`` into pieces, whose mean, weighted by their tokens and of unit length,
+            is its vector; ``"truncate"`` after the limit; or ``"send"`` as it is, to a service that
+            may refuse it or truncate it without a word.
+        max_text_tokens: Tokens of a text at most; ``None`` is what the model is known to take, for
+            ``text-embedding-v4`` 8,192.
         extra_body: Fields added to the body of each request; not for secrets, for ``to_dict`` holds
             them.
         default_query: Names and values added to the query of each request's URL; the same holds.
@@ -187,8 +203,11 @@ class NexusFlowEmbedding(BaseEmbedding):
     api_base: str | None = None
     dimensions: int | None = None
     query_instruction: str | None = None
+    document_instruction: str | None = None
     extra_body: dict[str, Any] | None = None
     default_query: dict[str, Any] | None = None
+    on_too_long: OnTooLong = "error"
+    max_text_tokens: int | None = None
 
     # Nothing below changes a vector, so nothing below is in to_dict.
     embed_batch_size: int = Field(default=BATCH_SIZE, gt=0, le=2048, exclude=True)
@@ -243,10 +262,14 @@ class NexusFlowEmbedding(BaseEmbedding):
         return "NexusFlowEmbedding"
 
     @model_serializer(mode="wrap")
-    def custom_model_dump(self, handler: Any) -> dict[str, Any]:
+    def custom_model_dump(self, handler: Any, info: Any) -> dict[str, Any]:
         """Leave out what was not given, so that a new setting changes no hash."""
         held = {**handler(self), "class_name": self.class_name()}
-        return {name: held[name] for name in held if held[name] or name not in _SELDOM}
+        return {
+            name: value
+            for name, value in held.items()
+            if name not in _SELDOM or value not in (_SELDOM[name], {})
+        }
 
     def to_payload(self) -> dict[str, Any]:
         """Return what events and callbacks may know of this model: no key, no headers, no URL."""
@@ -489,15 +512,17 @@ class NexusFlowEmbedding(BaseEmbedding):
 
     def _cached_by_hook(self, texts: list[str], name: str) -> _Steps[list[Vector]]:
         hook = getattr(self, name)
-        store = _Store(self, "document", own=self._overrides(name))
+        own = self._overrides(name)
+        store = _Store(self, "document", own=own)
+        front = "" if own else self._core().settings.instruction("document")
         distinct = list(dict.fromkeys(texts))
-        known: _Held = yield store.read(distinct)
+        known: _Held = yield store.read([front + text for text in distinct])
         rows = {distinct[place]: row for place, (row, _) in known.items()}
         missing = [text for text in distinct if text not in rows]
         if missing:
             vectors = yield _Step(partial(hook, missing), partial(hook, missing))
             new = dict(zip(missing, vectors, strict=True))
-            yield store.write(new)
+            yield store.write({front + text: row for text, row in new.items()})
             rows |= new
         return [list(rows[text]) for text in texts]
 
@@ -520,9 +545,13 @@ class NexusFlowEmbedding(BaseEmbedding):
             cls = type(self)
             parts = (*parts, cls.__module__, cls.__qualname__, role, sorted(self.to_dict().items()))
         prefix = hashlib.sha256(f"{parts!r}\0".encode())
+        settings = client.settings
+        cut = f"{settings.on_too_long} {settings.token_limit}\0".encode()
 
         def key(text: str) -> str:
             digest = prefix.copy()
+            if is_cut(text, settings):
+                digest.update(cut)
             digest.update(text.encode())
             return digest.hexdigest()
 
@@ -568,7 +597,7 @@ class _Work:
         self, embedding: NexusFlowEmbedding, client: NexusFlow, texts: str | list[str], role: Role
     ) -> None:
         texts = [texts] if isinstance(texts, str) else texts
-        instruction = (client.settings.query_instruction or "") if role == "query" else ""
+        instruction = client.settings.instruction(role)
         self._skip = len(instruction)
         self._texts = [instruction + text for text in texts] if instruction else texts
         self._embedding = embedding

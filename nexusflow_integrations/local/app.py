@@ -8,7 +8,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import orjson
 from starlette.applications import Starlette
@@ -20,8 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .encoder import DEFAULT_MODEL, MODELS, make_encoder
 from .protocol import (
+    MAX_TOKENS,
     MODEL,
     ApiError,
+    TooLong,
     check_lengths,
     parse_request,
     write_answer,
@@ -65,6 +67,8 @@ class LocalApi:
         body_limit: Bytes of the largest request body.
         latency_ms: Milliseconds added to every answer of the embeddings endpoint.
         record_texts: Whether the stats keep the texts received.
+        too_long: What becomes of a text of more than 8,192 tokens: ``"refuse"``, a 400, as users of
+            the service have seen it, or ``"truncate"``, as its documentation says.
 
     Raises:
         ValueError: no such model, or a number out of range.
@@ -83,7 +87,10 @@ class LocalApi:
         body_limit: int = BODY_LIMIT,
         latency_ms: float = 0.0,
         record_texts: bool = False,
+        too_long: TooLong = "refuse",
     ) -> None:
+        if too_long not in get_args(TooLong):
+            raise ValueError(f"too_long must be 'refuse' or 'truncate'; got {too_long!r}.")
         if not latency_ms >= 0:
             raise ValueError(f"latency_ms must be zero or more; got {latency_ms!r}.")
         if body_limit < 1:
@@ -93,6 +100,7 @@ class LocalApi:
         self.quotas = quotas or Quotas()
         self.body_limit = body_limit
         self.latency = latency_ms / 1000
+        self.too_long = too_long
         self.counts = Counts(record_texts=record_texts)
         encoder = make_encoder(model, threads=threads)
         encoder.check()
@@ -125,6 +133,10 @@ class LocalApi:
         body = await self._read_body(request)
         asked = parse_request(body)
         tokens = await _model_answer(self.runner.count_tokens(asked.texts))
+        texts = asked.texts
+        if self.too_long == "truncate":
+            texts = [await self._beginning(*pair) for pair in zip(texts, tokens, strict=True)]
+            tokens = [min(count, MAX_TOKENS) for count in tokens]
         check_lengths(tokens)
         total = sum(tokens)
         refusal = self._gate.admit(total, time.monotonic())
@@ -140,11 +152,22 @@ class LocalApi:
         try:
             if self.latency:
                 await asyncio.sleep(self.latency)
-            spread = await _model_answer(self.runner.encode(asked.texts))
+            spread = await _model_answer(self.runner.encode(texts))
         finally:
             self._gate.release()
         vectors = Projection.cut(spread, asked.size)
         return _json(write_answer(vectors, asked.encoding_format, total))
+
+    async def _beginning(self, text: str, tokens: int) -> str:
+        """Return ``text`` up to its last token that is within the limit."""
+        if tokens <= MAX_TOKENS:
+            return text
+        fits, ends = 0, len(text)
+        while ends - fits > 1:
+            middle = (fits + ends) // 2
+            (count,) = await _model_answer(self.runner.count_tokens([text[:middle]]))
+            fits, ends = (middle, ends) if count <= MAX_TOKENS else (fits, middle)
+        return text[:fits]
 
     async def models(self, request: Request) -> Response:
         self._check_key(request)
@@ -225,6 +248,7 @@ def create_app(
     body_limit: int = BODY_LIMIT,
     latency_ms: float = 0.0,
     record_texts: bool = False,
+    too_long: TooLong = "refuse",
 ) -> ASGIApp:
     """Build the ASGI application alone, for another server or an in-process transport.
 
@@ -241,6 +265,7 @@ def create_app(
         body_limit=body_limit,
         latency_ms=latency_ms,
         record_texts=record_texts,
+        too_long=too_long,
     )
     api.runner.start()
     return api.app()

@@ -21,6 +21,7 @@ MODEL = "text-embedding-v4"
 """The only model name that requests may carry. The server stands in for it and is not it."""
 MAX_TEXTS = 10
 MAX_TOKENS = 8192
+TooLong = Literal["refuse", "truncate"]
 
 _INVALID = "<400> InternalError.Algo.InvalidParameter: "
 

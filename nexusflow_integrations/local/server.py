@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from .app import LocalApi
+    from .protocol import TooLong
 
 _ANY_KEY = "sk-air-local"
 _START_PATIENCE = 30.0
@@ -48,6 +49,8 @@ class LocalServer:
         body_limit: Bytes of the largest request body; larger ones get a 413.
         record_texts: Whether `stats` keeps the texts received.
         threads: CPU threads of the model.
+        too_long: What becomes of a text of more than 8,192 tokens: ``"refuse"``, a 400, as users of
+            the service have seen it, or ``"truncate"``, as its documentation says.
 
     Raises:
         ValueError: no such model, or a number out of range.
@@ -71,6 +74,7 @@ class LocalServer:
         body_limit: int = 1 << 20,
         record_texts: bool = False,
         threads: int = 1,
+        too_long: TooLong = "refuse",
     ) -> None:
         need("LocalServer", "starlette", "uvicorn", "numpy", "orjson", "pybase64")
         from .app import Key, LocalApi
@@ -85,6 +89,7 @@ class LocalServer:
             body_limit=body_limit,
             latency_ms=latency_ms,
             record_texts=record_texts,
+            too_long=too_long,
         )
         self._host = host
         self._asked_port = port

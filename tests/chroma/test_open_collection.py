@@ -86,6 +86,7 @@ def test_opening_twice_is_the_same_collection(client: Any, make: Make, strict: N
         ({"model_name": "another-model"}, "model_name"),
         ({"dimensions": 128}, "dimensions"),
         ({"dimensions": None}, "dimensions"),
+        ({"document_instruction": "Read: "}, "document_instruction"),
         ({"extra_body": {"a": 1}}, "extra_body"),
         ({"default_query": {"a": "1"}}, "default_query"),
     ],

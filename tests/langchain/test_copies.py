@@ -38,6 +38,7 @@ def test_dumps_and_loads_keep_everything_but_the_key(make: Make, key: str, tmp_p
     told = {
         "dimensions": 128,
         "query_instruction": "Find: ",
+        "document_instruction": "Read: ",
         "extra_body": {"text_type": {"a": [1, None]}},
         "default_query": {"version": "2"},
         "chunk_size": 7,

@@ -53,6 +53,7 @@ def test_every_setting_of_the_client_reaches_it() -> None:
         "requests_per_minute": 60.0,
         "tokens_per_minute": 6000.0,
         "query_instruction": "Q: ",
+        "document_instruction": "D: ",
         "extra_body": {"a": 1},
         "default_query": {"b": 2},
         "default_headers": {"X-Team": "red"},

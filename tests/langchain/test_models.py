@@ -8,9 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+from langchain_core.exceptions import ContextOverflowError
 
+from nexusflow_integrations import errors
 from nexusflow_integrations._core.models import MODELS, Model
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
+from nexusflow_integrations.local import LocalServer
 
 Answering = Callable[..., NexusFlowEmbeddings]
 
@@ -58,3 +61,33 @@ def test_a_model_that_is_not_in_the_table_may_have_any_size(answering: Answering
     embeddings = answering(noting([]), model="another", dimensions=2560)
     assert len(embeddings.embed_query("a text")) == 2560
     assert embeddings.usage.cost != embeddings.usage.cost  # NaN: nobody knows the price
+
+
+def test_documents_and_queries_get_instructions_of_their_own(
+    make: Callable[..., NexusFlowEmbeddings], server: LocalServer
+) -> None:
+    embeddings = make(query_instruction="Q ", document_instruction="D ")
+    embeddings.embed_documents(["a"])
+    embeddings.embed_query("b")
+    assert [*server.stats.received] == ["D a", "Q b"]
+
+
+LONG = "panda " * 12_000
+
+
+def test_a_text_that_is_too_long_is_an_error_that_langchain_knows(
+    make: Callable[..., NexusFlowEmbeddings], server: LocalServer
+) -> None:
+    with pytest.raises(ContextOverflowError, match="text 1 is too long") as caught:
+        make().embed_documents(["a", LONG])
+    assert isinstance(caught.value, errors.InvalidInputError)
+    assert server.stats.requests == 0
+
+
+def test_or_it_is_split_as_openai_embeddings_does(
+    make: Callable[..., NexusFlowEmbeddings],
+) -> None:
+    embeddings = make(on_too_long="split")
+    one, two = embeddings.embed_documents([f"{LONG} red", f"{LONG} blue"])
+    assert one != two
+    assert embeddings.usage.split == 2

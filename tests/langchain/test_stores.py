@@ -118,11 +118,12 @@ def test_a_namespace_is_made_of_all_that_changes_a_vector_and_of_nothing_else(
         make(model="text:embedding/v4"),
         make(model="text/embedding:v4"),
         make(query_instruction="Find: "),
+        make(document_instruction="Find: "),
         make(extra_body={"a": 1}),
         make(default_query={"a": 1}),
         make(base_url="https://example.com/v1"),
     ]
-    assert len({plain, *(embeddings.cache_namespace for embeddings in different)}) == 10
+    assert len({plain, *(embeddings.cache_namespace for embeddings in different)}) == 11
     same = make(api_key="sk-air-another", chunk_size=2, timeout=1, encoding_format="float")
     assert same.cache_namespace == plain
     assert make(base_url=f"{make().client.base_url}/").cache_namespace == plain

@@ -464,3 +464,14 @@ def test_a_subclass_with_hooks_does_without_a_store_that_fails(
     right = [[2 * number for number in upstream.vector_of(text)] for text in texts(10)]
     assert batch(doubled, texts(10)) == right
     assert single(doubled, "text", "text number 3") == right[3]
+
+
+def test_a_document_instruction_stands_before_documents_and_makes_other_keys(
+    batch: Batch, upstream: Any, store: SimpleKVStore
+) -> None:
+    plain = upstream.embedding(embeddings_cache=store)
+    told = upstream.embedding(embeddings_cache=store, document_instruction="D ")
+    assert batch(plain, ["x"]) != batch(told, ["x"]) == [upstream.vector_of("D x")]
+    assert told._get_text_embeddings_cached(["x"]) == batch(told, ["x"]) == batch(plain, ["D x"])
+    assert told.get_query_embedding("x") == plain.get_query_embedding("x")
+    assert len(upstream.requests) == 2

@@ -55,7 +55,11 @@ def test_a_dict_holds_exactly_what_changes_the_vector() -> None:
 
 
 def test_a_dict_holds_what_is_added_to_requests_where_something_is() -> None:
-    added = {"extra_body": {"a": 1}, "default_query": {"b": "2"}}
+    added = {
+        "document_instruction": "Read: ",
+        "extra_body": {"a": 1},
+        "default_query": {"b": "2"},
+    }
     made = NexusFlowEmbedding(**FULL, **added)
     assert {name: made.to_dict()[name] for name in added} == added
     again = NexusFlowEmbedding.from_dict(made.to_dict())

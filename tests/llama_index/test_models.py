@@ -9,15 +9,17 @@ from typing import Any
 
 import httpx
 import pytest
+from llama_index.core.storage.kvstore import SimpleKVStore
 
 from nexusflow_integrations._core.models import MODELS, Model
+from nexusflow_integrations.errors import InvalidInputError
 from nexusflow_integrations.llama_index import NexusFlowEmbedding
 
 _accounts = itertools.count()
 TEXTS = [f"text {number}" for number in range(40)]
 
 
-def embedding(asked: list[int], **given: Any) -> NexusFlowEmbedding:
+def answered(asked: list[int], **given: Any) -> NexusFlowEmbedding:
     def answer(request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content)
         asked.append(len(body["input"]))
@@ -45,13 +47,33 @@ def test_as_many_texts_are_sent_as_the_model_is_known_to_take(
 ) -> None:
     monkeypatch.setitem(MODELS, "successor", Model(sizes=(256,), batch_size=20))
     asked: list[int] = []
-    made: Callable[..., NexusFlowEmbedding] = embedding
+    made: Callable[..., NexusFlowEmbedding] = answered
     model_given: dict[str, Any] = {"model_name": model, "dimensions": 256, **given}
     assert len(made(asked, **model_given).get_text_embedding_batch(TEXTS)) == 40
     assert sorted(asked) == sorted(sent)
 
 
 def test_a_model_that_is_not_in_the_table_may_have_any_size() -> None:
-    made = embedding([], model="another", dimensions=2560)
+    made = answered([], model="another", dimensions=2560)
     assert len(made.get_query_embedding("a text")) == 2560
     assert made.usage.cost != made.usage.cost  # NaN: nobody knows the price
+
+
+LONG = "panda " * 12_000
+
+
+def test_a_text_that_is_too_long_is_an_error_or_split(embedding: NexusFlowEmbedding) -> None:
+    with pytest.raises(InvalidInputError, match="text 1 is too long"):
+        embedding.get_text_embedding_batch(["a", LONG])
+    embedding.on_too_long = "split"
+    store = embedding.embeddings_cache = SimpleKVStore()
+    one, two = embedding.get_text_embedding_batch([f"{LONG} red", f"{LONG} blue"])
+    assert one != two
+    assert embedding.usage.split == 2
+    sent = embedding.usage.requests
+    assert embedding.get_text_embedding_batch([f"{LONG} red", "a"])[0] == one
+    embedding.on_too_long = "truncate"
+    assert embedding.get_text_embedding_batch([f"{LONG} red"])[0] != one
+    assert embedding.get_text_embedding("a")
+    assert embedding.usage.requests == sent + 2
+    assert store is embedding.embeddings_cache

@@ -33,6 +33,7 @@ from nexusflow_integrations._core.request.exchange import (
     Call,
     Stopped,
 )
+from nexusflow_integrations._core.request.long_texts import is_cut
 from nexusflow_integrations._core.request.transport import (
     AiohttpSender,
     AsyncHttpxSender,
@@ -112,7 +113,8 @@ class Engine:
     def _coalescer_of(self, call: Call) -> Coalescer:
         """Return the coalescer that ``call`` may join: same vectors, same payer, same store."""
         told = call.settings
-        name = (told.base_url, told.model, told.dimensions, told.added, call.key, call.cache)
+        vectors = (told.base_url, told.model, told.dimensions, told.added, told.on_too_long)
+        name = (*vectors, call.key, call.cache)
         coalescer = self._coalescer.get(name)
         if coalescer is None:
             coalescer = self._coalescer[name] = Coalescer()
@@ -288,13 +290,21 @@ def limits_kept_in(
 
 
 def _keyer(cache: Cache, settings: Settings) -> Callable[[str], bytes]:
-    # A query's instruction is part of its text by now.
-    return cache.store.keyer(
-        base_url=settings.base_url,
-        model=settings.model,
-        dimensions=settings.dimensions,
-        added=settings.added,
-    )
+    # An instruction is part of its text by now.
+    def keyer(added: str) -> Callable[[str], bytes]:
+        return cache.store.keyer(
+            base_url=settings.base_url,
+            model=settings.model,
+            dimensions=settings.dimensions,
+            added=added,
+        )
+
+    plain = keyer(settings.added)
+    if settings.on_too_long not in ("split", "truncate"):
+        return plain
+    # What is made of a long text is not what the server makes of it, and never taken for that.
+    of_long = keyer(f"{settings.added}\n{settings.on_too_long} {settings.token_limit}")
+    return lambda text: (of_long if is_cut(text, settings) else plain)(text)
 
 
 def _target(url: str, key: ApiKey, headers: Headers) -> Target:

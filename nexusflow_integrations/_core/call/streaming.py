@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, cast
 from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Outcome
 from nexusflow_integrations._core.call.job import STOPPED, Stop, StoppedElsewhere
 from nexusflow_integrations._core.call.results import CallResults
+from nexusflow_integrations._core.request.long_texts import check_length, longest
 from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.texts import check_text
 from nexusflow_integrations._core.usage import Ledger
@@ -81,7 +82,9 @@ class Cutter:
 
     def __init__(self, settings: Settings, instruction: str) -> None:
         self._size = settings.batch_size * BATCHES_A_CHUNK
+        self._settings = settings
         self._instruction = instruction
+        self._longest = longest(settings)
         self._count = 0
         self._chunk = Chunk()
         # Twice what is in flight: while one chunk's last request is out, the next is under way.
@@ -91,7 +94,10 @@ class Cutter:
         """Add the next text of the stream; one that cannot be sent becomes a result at once."""
         index, self._count = self._count, self._count + 1
         try:
-            self._chunk.texts.append(self._instruction + check_text(text, index))
+            whole = self._instruction + check_text(text, index)
+            if len(whole) > self._longest:
+                check_length(whole, self._settings, index)
+            self._chunk.texts.append(whole)
             self._chunk.indices.append(index)
         except InvalidInputError as error:
             self._chunk.invalid.append(Embedded(index, None, error))

@@ -32,6 +32,13 @@ from nexusflow_integrations._core.request.failures import (
     judge,
     judge_ok_error,
 )
+from nexusflow_integrations._core.request.long_texts import (
+    PIECE,
+    SHORTEST,
+    Pieces,
+    pieces_of,
+    truncated,
+)
 from nexusflow_integrations._core.request.tokens import token_bound
 from nexusflow_integrations._core.request.wire import (
     Answer,
@@ -62,6 +69,9 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.redis.address import RedisAddress
 
 logger = logging.getLogger("nexusflow_integrations")
+
+_CUTTING = ("split", "truncate")
+"""What ``on_too_long`` says where texts are not sent as they are."""
 
 
 @dataclass(slots=True)
@@ -127,9 +137,13 @@ class Sink(Protocol):
 
 @dataclass
 class LearntSize:
-    """The size of a client's vectors where none was asked for: the first answer's."""
+    """The size of a client's vectors where none was asked for: the first answer's.
+
+    ``said`` is whether its user was told that texts are truncated.
+    """
 
     dimensions: int | None = None
+    said: bool = False
 
 
 @dataclass(eq=False, kw_only=True)
@@ -138,6 +152,7 @@ class Call:
 
     ``until`` is the deadline in monotonic seconds. ``stopping`` is set when the call is going to
     fail: what is ``in_flight`` (tasks with a request out) may finish, nothing more is sent.
+    ``shortened`` are the indices of texts that were too long.
     """
 
     texts: Sequence[str]
@@ -159,6 +174,7 @@ class Call:
     until: float = field(init=False, default=float("inf"))
     stopping: bool = field(init=False, default=False)
     in_flight: set[object] = field(init=False, default_factory=set)
+    shortened: set[int] = field(init=False, default_factory=set)
 
     @property
     def secrets(self) -> list[Secret]:
@@ -170,51 +186,121 @@ class Stopped(Exception):  # noqa: N818 - it never leaves the core
     """The call is failing elsewhere; this batch is given up without a verdict."""
 
 
-def exchange(batch: Batch, call: Call, ledger: Ledger | None = None) -> Steps:
+def exchange(
+    batch: Batch, call: Call, ledger: Ledger | None = None, sink: Sink | None = None
+) -> Steps:
     """Embed ``batch``: send it, again if need be, in pieces if need be.
 
-    Counted in ``ledger``, or else in the call's own.
+    Counted in ``ledger``, or else in the call's own; results go to ``sink``, or else to the call's.
 
     Raises:
         NexusFlowError: The call cannot succeed: a terminal error, or retries, time or budget ran
             out. What finished before is in the sink.
     """
-    ledger = ledger or call.ledger
+    ledger, sink = ledger or call.ledger, sink or call.sink
+    if call.settings.on_too_long in _CUTTING:
+        batch = yield from _shortened(batch, call, ledger, sink)
+        if not batch:
+            return
     limit = call.endpoint.batch_limit
     if limit is not None and len(batch) > limit:
         for piece in plan_batches(batch, max_texts=limit):
-            yield from exchange(piece, call, ledger)
+            yield from exchange(piece, call, ledger, sink)
         return
-    failure = yield from _send_until_judged(batch, call, ledger)
+    failure = yield from _send_until_judged(batch, call, ledger, sink)
     if failure is None:
         return
     if failure.kind is Kind.BATCH_LIMIT:
         call.endpoint.learn_batch_limit(min(failure.batch_limit or 1, len(batch) - 1))
-        yield from exchange(batch, call, ledger)
-    elif len(batch) == 1:
-        call.sink.refused(batch[0], failure.error)
+        yield from exchange(batch, call, ledger, sink)
+    elif len(batch) > 1:
+        yield from _bisect(batch, call, failure, ledger, sink)
+    elif (
+        call.settings.on_too_long in _CUTTING
+        and len(batch[0].text) > SHORTEST
+        and TOO_LONG.search(str(failure.error))
+    ):
+        ledger.refused -= 1
+        yield from _shorter(batch[0], call, ledger, sink)
     else:
-        yield from _bisect(batch, call, failure, ledger)
+        sink.refused(batch[0], failure.error)
 
 
-def _bisect(batch: Batch, call: Call, failure: Failure, ledger: Ledger) -> Steps:
+def _shortened(batch: Batch, call: Call, ledger: Ledger, sink: Sink) -> Generator[Step, Any, Batch]:
+    """Return what is to be sent of ``batch`` as it is; texts that are split are done by then."""
+    limit = call.settings.token_limit or 0
+    if all(item.tokens <= limit for item in batch):
+        return batch
+    if call.settings.on_too_long == "truncate":
+        return [_truncate(item, limit, call, ledger) for item in batch]
+    for item in batch:
+        if item.tokens > limit:
+            yield from _in_pieces(item, PIECE * limit, call, ledger, sink)
+    return [item for item in batch if item.tokens <= limit]
+
+
+def _shorter(item: Item, call: Call, ledger: Ledger, sink: Sink) -> Steps:
+    """Send less of ``item`` at once, which the server found too long, and the estimate did not."""
+    if call.settings.on_too_long == "split":
+        yield from _in_pieces(item, item.tokens / 2, call, ledger, sink)
+    else:
+        yield from exchange([_truncate(item, 0.75 * item.tokens, call, ledger)], call, ledger, sink)
+
+
+def _truncate(item: Item, most: float, call: Call, ledger: Ledger) -> Item:
+    if item.tokens <= most:
+        return item
+    if item.index not in call.shortened:
+        call.shortened.add(item.index)
+        ledger.truncated += 1
+    if not call.size.said:
+        call.size.said = True
+        logger.warning(
+            "a text has more than the %s tokens that the model takes, and is truncated; usage says"
+            " how many were",
+            f"{call.settings.token_limit:,}",
+        )
+    return truncated(item, most)
+
+
+def _in_pieces(item: Item, most: float, call: Call, ledger: Ledger, sink: Sink) -> Steps:
+    """Embed a text in pieces of ``most`` tokens, and take their mean for its vector."""
+    into = sink if isinstance(sink, Pieces) else Pieces()
+    refused = ledger.refused
+    pieces = pieces_of(item, most)
+    for batch in plan_batches(pieces, max_texts=call.settings.batch_size):
+        yield from exchange(batch, call, ledger, into)
+        if into.error is not None:
+            break
+    if into is sink:
+        return
+    call.shortened.add(item.index)
+    ledger.split += 1
+    if into.error is None:
+        sink.rows([item], into.vector())
+    else:
+        ledger.refused = refused + 1
+        sink.refused(item, into.error)
+
+
+def _bisect(batch: Batch, call: Call, failure: Failure, ledger: Ledger, sink: Sink) -> Steps:
     """Send both halves, to part the texts at fault from the others."""
     left, right = halves(batch)
     logger.info("a batch of %d texts was refused (%s); splitting it", len(batch), failure.error)
     refused_before = ledger.refused
-    yield from exchange(left, call, ledger)
+    yield from exchange(left, call, ledger, sink)
     certain = failure.kind is Kind.REFUSED and not TOO_LONG.search(str(failure.error))
     if certain and len(right) == 1 and ledger.refused == refused_before:
         # All others passed moderation, so the refusal was meant for this one: no request needed to
         # learn it. A length may have been that of the whole request.
         ledger.refused += 1
-        call.sink.refused(right[0], failure.error)
+        sink.refused(right[0], failure.error)
         return
-    yield from exchange(right, call, ledger)
+    yield from exchange(right, call, ledger, sink)
 
 
 def _send_until_judged(
-    batch: Batch, call: Call, ledger: Ledger
+    batch: Batch, call: Call, ledger: Ledger, sink: Sink
 ) -> Generator[Step, Any, Failure | None]:
     """Send ``batch`` until it is answered for good.
 
@@ -235,7 +321,7 @@ def _send_until_judged(
                     if probing is not None:
                         probing.end(recovered=None)  # or the pieces would wait for their own probe
                     for piece in halves(batch):
-                        yield from exchange(piece, call, ledger)
+                        yield from exchange(piece, call, ledger, sink)
                     return None
             encoding = "float" if endpoint.base64_refused else settings.encoding_format
             body = encode_request(
@@ -271,7 +357,7 @@ def _send_until_judged(
                     billed=verdict.tokens,
                 )
                 probing = None
-                call.sink.rows(batch, verdict.vectors)
+                sink.rows(batch, verdict.vectors)
                 return None
             kind = verdict.kind if isinstance(verdict, Failure) else Kind.FAULT
             if kind is Kind.ENCODING and encoding == "base64":

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.settings import (
-    DEFAULT_MODEL,
     check_dimensions,
     resolve_api_key,
     resolve_base_url,

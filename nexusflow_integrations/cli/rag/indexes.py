@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nexusflow_integrations._core.cache.file import default_path
+from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.needed import needed
-from nexusflow_integrations._core.settings import DEFAULT_MODEL
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
 
 _ABOUT = "index.json"
