@@ -1,14 +1,23 @@
-"""One writer for a folder of ``PersistentClient``: two processes that write damage it."""
+"""One writer for a folder of ``PersistentClient``: two that write damage it.
+
+Taking turns is not enough: a client keeps its index in memory, and writes it over what another has
+written meanwhile. So whoever takes the lock has its client read the folder anew first, unless it
+was itself the last to write.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from chromadb.api import ServerAPI
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.needed import needed
@@ -26,18 +35,29 @@ LOCK_FILE = ".nexusflow-writer.lock"
 _POLL = 0.1
 
 _lock = forks.Lock()
-_held: dict[str, tuple[FileLock, int]] = {}
-"""Folders that this process writes to, and how many of its calls do."""
+_held: dict[str, _Held] = {}
+"""Folders that this process writes to."""
+_left: weakref.WeakKeyDictionary[Any, tuple[int, ...]] = weakref.WeakKeyDictionary()
+"""State of the folder when a client had written to it last, by client."""
+
+
+@dataclass
+class _Held:
+    lock: FileLock
+    system: Any
+    """What all clients of one path share."""
+    calls: int = 0
 
 
 def _forget() -> None:
     """Close the parent's lock files in a child, which must not release what the parent holds."""
-    for held, _ in _held.values():
-        context: Any = held._context
+    for held in _held.values():
+        context: Any = held.lock._context
         if context.lock_file_fd is not None:
             os.close(context.lock_file_fd)
             context.lock_file_fd = None
     _held.clear()
+    _left.clear()
 
 
 forks.in_child(_forget)
@@ -45,27 +65,30 @@ forks.in_child(_forget)
 
 def folder_of(store: Store) -> Path | None:
     """Return the folder of a collection or client on disk; ``None``: in memory or on a server."""
-    client = getattr(store, "_client", store)
-    settings = getattr(getattr(client, "_system", None), "settings", None)
+    settings = getattr(_system_of(store), "settings", None)
     if settings is None or not settings.is_persistent or settings.chroma_server_host:
         return None
     folder = Path(settings.persist_directory)
     return folder if folder.is_dir() else None
 
 
+def _system_of(store: Store) -> Any:
+    return getattr(getattr(store, "_client", store), "_system", None)
+
+
 @contextmanager
 def only_writer(store: Store, wait: float) -> Iterator[None]:
-    """Hold the folder of a collection or client for this process.
+    """Hold the folder of a collection or client for that client.
 
-    Threads of one process may write together; Chroma keeps them apart, as a server does with its
-    clients. The lock ends with the process, however that ends.
+    Threads that share a client may write together; Chroma keeps them apart, as a server does with
+    its clients. The lock ends with the process, however that ends.
 
     Args:
         store: Any; what is not in a folder needs no lock.
-        wait: Seconds to wait for another process.
+        wait: Seconds to wait for another writer.
 
     Raises:
-        CollectionError: Another process is writing.
+        CollectionError: Another writer has the folder, or it cannot be locked.
     """
     folder = folder_of(store)
     if folder is None:
@@ -73,7 +96,7 @@ def only_writer(store: Store, wait: float) -> Iterator[None]:
         return
     path = _path(folder)
     until = time.monotonic() + wait
-    while not _hold(path):
+    while not _hold(path, store):
         if time.monotonic() >= until:
             raise _busy(folder)
         time.sleep(_POLL)
@@ -92,7 +115,7 @@ async def aonly_writer(store: Store, wait: float) -> AsyncIterator[None]:
         return
     path = _path(folder)
     until = time.monotonic() + wait
-    while not _hold(path):
+    while not _hold(path, store):
         if time.monotonic() >= until:
             raise _busy(folder)
         await asyncio.sleep(_POLL)
@@ -108,34 +131,74 @@ def _path(folder: Path) -> str:
 
 def _busy(folder: Path) -> CollectionError:
     return CollectionError(
-        f"another process is writing to {folder}, and two writers would damage it: wait for it"
+        f"another process (or another client in this one) is writing to {folder}, and two writers"
+        " would damage it: wait for it"
         " (writer_wait=SECONDS), or run a Chroma server"
     )
 
 
-def _hold(path: str) -> bool:
+def _hold(path: str, store: Store) -> bool:
+    system = _system_of(store)
     with _lock:
-        held, count = _held.get(path, (None, 0))
+        held = _held.get(path)
         if held is None:
-            # Here: Chroma's thin client has no folders, and comes without this package.
-            with needed("A collection in a folder", "filelock", install="filelock"):
-                import filelock
-
-            held = filelock.FileLock(path, thread_local=False)
-            try:
-                held.acquire(timeout=0)
-            except filelock.Timeout:
+            if (lock := _locked(path)) is None:
                 return False
-        _held[path] = held, count + 1
+            held = _Held(lock, system)
+            try:
+                _catch_up(system, path)
+            except BaseException:
+                lock.release()
+                raise
+            _held[path] = held
+        elif held.system is not system:
+            return False
+        held.calls += 1
         return True
+
+
+def _locked(path: str) -> FileLock | None:
+    # Here: Chroma's thin client has no folders, and comes without this package.
+    with needed("A collection in a folder", "filelock", install="filelock"):
+        import filelock
+
+    lock = filelock.FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return None
+    except (OSError, NotImplementedError) as error:
+        raise CollectionError(f"cannot lock {path}: {type(error).__name__}: {error}") from error
+    return lock
 
 
 def _release(path: str) -> None:
     with _lock:
-        if path not in _held:
+        held = _held.get(path)
+        if held is None:
             return  # forked meanwhile: it was the parent's
-        held, count = _held.pop(path)
-        if count > 1:
-            _held[path] = held, count - 1
-        else:
-            held.release()
+        held.calls -= 1
+        if held.calls == 0:
+            del _held[path]
+            _left[held.system] = _state(path)
+            held.lock.release()
+
+
+def _catch_up(system: Any, path: str) -> None:
+    """Have Chroma read the folder anew if it may hold an index in memory that is out of date."""
+    if _left.get(system) == _state(path):
+        return
+    try:
+        system.instance(ServerAPI).start()  # replaces what it holds; calls that are under way end with the old one
+    except Exception as error:
+        raise CollectionError(f"cannot open {path} anew: {error}") from error
+
+
+def _state(path: str) -> tuple[int, ...]:
+    """Return what changes with every write to the folder."""
+    found: list[int] = []
+    for name in ("chroma.sqlite3", "chroma.sqlite3-wal"):
+        with suppress(OSError):
+            status = os.stat(os.path.join(os.path.dirname(path), name))
+            found += [status.st_ino, status.st_mtime_ns, status.st_size]
+    return tuple(found)
