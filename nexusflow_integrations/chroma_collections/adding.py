@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,8 @@ def add_documents(
         progress: Called with the number of documents that are done since the last time, written
             or there already, so ``tqdm.update`` fits.
         slice_size: Documents a write, at most; never more than the client's maximum.
-        store_timeout: Seconds that one read or write of the collection may take, retries included.
+        store_timeout: Seconds that one read or write of the collection may take, retries included;
+            never more than the embedding function's ``deadline``.
         writer_wait: Seconds to wait for another process that writes to the same folder.
         verify: Whether to embed up to three short documents of the collection again before the
             first one is embedded, once an hour for each embedding function, and to refuse to write
@@ -84,10 +86,10 @@ def add_documents(
     columns: list[Iterable[Any]] = [ids, documents, *([] if metadatas is None else [metadatas])]
     _check_lists(columns)
     embedder = Embedder(collection)
-    calls = Calls(collection, check_timeout(store_timeout))
+    calls = Calls(collection, check_timeout(store_timeout, embedder.deadline))
     most = calls("reading", collection._client.get_max_batch_size)
-    run = Run(min(slice_size, most), progress, add_only=True)
-    with only_writer(collection, writer_wait):
+    run = Run.of(slice_size, most, progress, add_only=True)
+    with closing(run), only_writer(collection, writer_wait):
         Filling(run, calls, verify=verify).fill(rows(columns), embedder)
     return _added(run)
 
@@ -113,25 +115,22 @@ async def aadd_documents(
     columns: list[Any] = [ids, documents, *([] if metadatas is None else [metadatas])]
     _check_lists(columns)
     embedder = Embedder(collection)
-    calls = AsyncCalls(collection, check_timeout(store_timeout))
+    calls = AsyncCalls(collection, check_timeout(store_timeout, embedder.deadline))
     most = await calls("reading", collection._client.get_max_batch_size)
-    run = Run(min(slice_size, most), progress, add_only=True)
-    async with aonly_writer(collection, writer_wait):
-        await AsyncFilling(run, calls, verify=verify).fill(arows(columns), embedder)
+    run = Run.of(slice_size, most, progress, add_only=True)
+    with closing(run):
+        async with aonly_writer(collection, writer_wait):
+            await AsyncFilling(run, calls, verify=verify).fill(arows(columns), embedder)
     return _added(run)
 
 
 def _check_lists(columns: Sequence[Any]) -> None:
     if all(isinstance(column, Sequence) for column in columns):
-        trial = Run(SLICE, None, add_only=True)
-        try:
+        with closing(Run(SLICE, None, add_only=True)) as trial:
             trial.take(list(rows(columns)))
-        finally:
-            trial.seen.close()
 
 
 def _added(run: Run) -> Added:
-    run.seen.close()
     if run.refused:
         shown = [f"{name!r}: {error}" for name, error in list(run.refused.values())[:3]]
         raise RefusedTextsError(

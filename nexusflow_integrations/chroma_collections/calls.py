@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
@@ -20,14 +22,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ATTEMPTS = 3
+HANGS = 3
+"""Attempts without an answer that fit into the time of a call."""
 PAUSE = 0.25
-"""Seconds before the second attempt; twice as many before the third."""
+"""Seconds before the second attempt, twice as many before the third, and so on."""
 _BUSY = ("locked", "busy", "timed out", "timeout", "temporarily", "unavailable")
-_TOO_LARGE = ("413", "too large", "length limit exceeded", "payload")
+_TOO_LARGE = re.compile(r"\b413\b|too large|length limit exceeded")
 
 
-class TooLargeError(Exception):
+class TooLargeError(CollectionError):
     """The server takes no request of this size."""
 
 
@@ -50,14 +53,14 @@ class Calls:
             CollectionError: It failed, also when it was tried again, or took too long.
         """
         until = time.monotonic() + self._timeout
-        for attempt in range(1, ATTEMPTS + 1):
-            limit = min(self._timeout / ATTEMPTS, max(0.0, until - time.monotonic()))
+        for attempt in count(1):
+            left = until - time.monotonic()
             try:
-                return _in_thread(method, fields, limit)
+                return _in_thread(method, fields, max(0.0, min(self._timeout / HANGS, left)))
             except Exception as error:  # noqa: BLE001 - Chroma's clients raise what they like
-                pause = _pause(what, error, attempt)
+                pause = _pause(what, error, attempt, until - time.monotonic())
             time.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
+        raise AssertionError("an attempt returns or raises")
 
 
 class AsyncCalls:
@@ -68,20 +71,22 @@ class AsyncCalls:
         self._timeout = timeout
 
     async def __call__(self, what: str, method: Callable[..., Awaitable[T]], /, **fields: Any) -> T:
-        for attempt in range(1, ATTEMPTS + 1):
+        until = time.monotonic() + self._timeout
+        for attempt in count(1):
+            limit = max(0.0, min(self._timeout / HANGS, until - time.monotonic()))
             try:
-                return await asyncio.wait_for(cast(Any, method(**fields)), self._timeout / ATTEMPTS)
+                return await asyncio.wait_for(cast(Any, method(**fields)), limit)
             except Exception as error:  # noqa: BLE001
-                pause = _pause(what, error, attempt)
+                pause = _pause(what, error, attempt, until - time.monotonic())
             await asyncio.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
+        raise AssertionError("an attempt returns or raises")
 
 
-def check_timeout(timeout: float) -> float:
-    """Return ``timeout`` if it is a number of seconds above 0."""
+def check_timeout(timeout: float, deadline: float | None = None) -> float:
+    """Return the seconds that a call of Chroma may take; never more than the ``deadline``."""
     if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not timeout > 0:
         raise ConfigurationError(f"store_timeout must be seconds above 0, not {timeout!r}")
-    return timeout
+    return min(timeout, threading.TIMEOUT_MAX if deadline is None else deadline)
 
 
 def _in_thread(method: Callable[..., T], fields: dict[str, Any], limit: float) -> T:
@@ -103,18 +108,19 @@ def _in_thread(method: Callable[..., T], fields: dict[str, Any], limit: float) -
     return cast(T, result)
 
 
-def _pause(what: str, error: Exception, attempt: int) -> float:
+def _pause(what: str, error: Exception, attempt: int, left: float) -> float:
     """Return the seconds before the next attempt; raise where there is none."""
     said = str(error).lower()
     status = _status(error)
-    if status == 413 or (status != 404 and any(words in said for words in _TOO_LARGE)):
-        raise TooLargeError from error
-    if attempt == ATTEMPTS or not _passing(error, said):
-        again = f" {ATTEMPTS} times" if attempt == ATTEMPTS else ""
+    if status == 413 or (status != 404 and _TOO_LARGE.search(said)):
+        raise TooLargeError(f"{what} failed: the server takes no request as large") from error
+    pause = PAUSE * (1 << (attempt - 1))
+    if pause >= left or not _passing(error, said):
+        again = "" if attempt == 1 else f" {attempt} times"
         raise CollectionError(
             f"{what} failed{again}: {type(error).__name__}: {str(error)[:500]}"
         ) from error
-    return PAUSE * attempt
+    return pause
 
 
 def _passing(error: Exception, said: str) -> bool:

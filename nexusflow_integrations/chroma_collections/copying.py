@@ -256,7 +256,7 @@ class _Work:
             raise ConfigurationError(
                 f"exchange must be True, False or 'anyway', not {self.wanted!r}"
             )
-        Run(self.size, None, add_only=False).seen.close()  # says now if the size is impossible
+        Run(self.size, None, add_only=False).close()  # says now if the size is impossible
 
     def open(self, *, create: bool) -> Plan[None]:
         """Find both collections, and make the target unless it is there."""

@@ -58,6 +58,11 @@ class Embedder:
         self._before = self.client.usage
 
     @property
+    def deadline(self) -> float | None:
+        """Seconds that a whole call may take, where that is limited."""
+        return self.function._options.get("deadline")
+
+    @property
     def usage(self) -> Usage:
         """What this run has cost so far."""
         if self._plain:
@@ -116,6 +121,10 @@ def _results(function: NexusFlowEmbeddingFunction, texts: list[str], start: int)
     refused: Any = {}
     try:
         rows: Any = dict(enumerate(function(texts)))
+        if len(rows) != len(texts):
+            raise ConfigurationError(
+                f"{type(function).__name__} gave {len(rows)} vectors for {len(texts)} documents"
+            )
     except RefusedTextsError as error:
         rows, refused = error.finished, error.refused
     except NexusFlowError as error:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Generator,
+    Iterable,
+    Iterator,
+)
 from contextlib import aclosing, closing, suppress
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -20,12 +27,11 @@ from nexusflow_integrations.chroma_collections.verifying import (
     note,
     sampled,
 )
-from nexusflow_integrations.errors import NexusFlowError
+from nexusflow_integrations.errors import CollectionError, NexusFlowError
 
 if TYPE_CHECKING:
-    from chromadb.api.types import Where
-
     from nexusflow_integrations._core.call.estimate import Estimate
+    from nexusflow_integrations._core.call.streaming import Embedded
 
 _LOOKED_UP: Any = ["documents", "metadatas"]
 _SAMPLED: Any = ["documents", "embeddings"]
@@ -39,19 +45,23 @@ class Filling:
     Args:
         run: What has been read and not written.
         calls: To the collection.
-        where: The part of the collection that the source owns; ``None``: all of it.
         verify: Whether to compare a few vectors of the collection with what the service answers
             now, before the first vector is written.
     """
 
-    def __init__(
-        self, run: Run, calls: Calls, where: Where | None = None, *, verify: bool = True
-    ) -> None:
+    def __init__(self, run: Run, calls: Calls, *, verify: bool = True) -> None:
         self._run = run
         self._calls = calls
-        self._where = where
         self._verify = verify
+        self._dry_run = False
         self._problem: Exception | None = None
+
+    def begin(self) -> None:
+        """Have Chroma check the filter, before anything is paid for."""
+        if self._run.where is not None:
+            self._calls(
+                "reading", self._calls.collection.get, where=self._run.where, limit=1, include=[]
+            )
 
     def fill(self, records: Iterable[Record], embedder: Embedder) -> None:
         """Embed and write all of ``records``; what was paid for is written whatever fails."""
@@ -61,19 +71,30 @@ class Filling:
             if first is not None and self._verify:
                 self._compare(embedder)
             texts = chain(() if first is None else (first,), texts)
-            with closing(embedder.stream(texts)) as stream:
+            with closing(self._embedded(embedder, texts)) as stream:
                 for embedded in stream:
                     self._write(self._run.landed(embedded))
             self._write(self._run.rest())
             self.check()
         except NexusFlowError as error:
-            self._run.rescue(error)
-            self._keep()
-            error.finished = {**error.finished, **self._run.unwritten()}
+            if not isinstance(error, CollectionError):
+                self._keep()
+            error.finished = {**self._run.rescued, **self._run.unwritten()}
             raise
         except BaseException:
             self._keep()
             raise
+
+    def _embedded(
+        self, embedder: Embedder, texts: Iterable[str]
+    ) -> Generator[Embedded, None, None]:
+        # The places in an error's ``finished`` are those of the stream only if the stream raised.
+        with closing(embedder.stream(texts)) as stream:
+            try:
+                yield from stream
+            except NexusFlowError as error:
+                self._run.rescue(error)
+                raise
 
     def _compare(self, embedder: Embedder) -> None:
         collection, client = self._calls.collection, embedder.client
@@ -86,13 +107,14 @@ class Filling:
 
     def estimate(self, records: Iterable[Record], embedder: Embedder) -> Usage:
         """Go through ``records`` without sending or writing; return what it would cost."""
+        self._dry_run = True
         client = embedder.client
         usage = Usage(price=client.usage.price)
         texts = self.missing(records)
         while chunk := list(islice(texts, PAGE)):
             usage += _expected(client.estimate(chunk))
             self._run.pretend()
-        self._run.pretend()
+        self._write(self._run.rest())
         self.check()
         return usage
 
@@ -117,15 +139,19 @@ class Filling:
                 self._problem = error
                 return
             yield from self._run.compare(stored, owned)
+            try:
+                self._write(self._run.full())
+            except Exception as error:  # noqa: BLE001
+                self._problem = error
 
     def _look_up(self, ids: list[str]) -> tuple[Stored, set[str] | None]:
         if not ids:
             return {}, None
         get = self._calls.collection.get
         stored = stored_by_id(self._calls("reading", get, ids=ids, include=_LOOKED_UP))
-        if self._where is None or not stored:
+        if self._run.where is None or not stored:
             return stored, None
-        mine = self._calls("reading", get, ids=[*stored], where=self._where, include=[])
+        mine = self._calls("reading", get, ids=[*stored], where=self._run.where, include=[])
         return stored, set(mine["ids"])
 
     def check(self) -> None:
@@ -139,7 +165,7 @@ class Filling:
         while found := self._calls(
             "reading",
             self._calls.collection.get,
-            where=self._where,
+            where=self._run.where,
             limit=PAGE,
             offset=offset,
             include=[],
@@ -159,33 +185,46 @@ class Filling:
 
     def _write(self, writes: Iterator[Write]) -> None:
         for write in writes:
-            method, fields = write.fields()
+            parts = [write]  # the next one last
             try:
-                self._calls(
-                    f"writing {len(write.ready)} documents",
-                    getattr(self._calls.collection, method),
-                    **fields,
-                )
-            except TooLargeError:
-                self._write(iter(write.halves()))
+                while parts:
+                    if self._put(parts[-1]):
+                        self._run.written(parts.pop())
+                    else:
+                        parts[-1:] = reversed(parts[-1].halves())
             except BaseException:
-                self._run.put_back(write)
+                for part in parts:
+                    self._run.put_back(part)
                 raise
-            else:
-                self._run.written(write)
+
+    def _put(self, write: Write) -> bool:
+        """Return whether it is written; ``False``: it is too large for the server."""
+        if self._dry_run:
+            return True
+        method, fields = write.fields()
+        what = f"writing {len(write.ready)} documents"
+        try:
+            self._calls(what, getattr(self._calls.collection, method), **fields)
+        except TooLargeError:
+            return False
+        return True
 
 
 class AsyncFilling:
     """Fills an ``AsyncCollection`` like ``Filling``."""
 
-    def __init__(
-        self, run: Run, calls: AsyncCalls, where: Where | None = None, *, verify: bool = True
-    ) -> None:
+    def __init__(self, run: Run, calls: AsyncCalls, *, verify: bool = True) -> None:
         self._run = run
         self._calls = calls
-        self._where = where
         self._verify = verify
+        self._dry_run = False
         self._problem: Exception | None = None
+
+    async def begin(self) -> None:
+        if self._run.where is not None:
+            await self._calls(
+                "reading", self._calls.collection.get, where=self._run.where, limit=1, include=[]
+            )
 
     async def fill(self, records: AsyncIterator[Record], embedder: Embedder) -> None:
         texts = self.missing(records)
@@ -194,19 +233,30 @@ class AsyncFilling:
             if first is not None and self._verify:
                 await self._compare(embedder)
             texts = _achain(first, texts)
-            async with aclosing(embedder.astream(texts)) as stream:
+            async with aclosing(self._embedded(embedder, texts)) as stream:
                 async for embedded in stream:
                     await self._write(self._run.landed(embedded))
             await self._write(self._run.rest())
             self.check()
         except NexusFlowError as error:
-            self._run.rescue(error)
-            await self._keep()
-            error.finished = {**error.finished, **self._run.unwritten()}
+            if not isinstance(error, CollectionError):
+                await self._keep()
+            error.finished = {**self._run.rescued, **self._run.unwritten()}
             raise
         except BaseException:
             await self._keep()
             raise
+
+    async def _embedded(
+        self, embedder: Embedder, texts: AsyncIterable[str]
+    ) -> AsyncGenerator[Embedded, None]:
+        async with aclosing(embedder.astream(texts)) as stream:
+            try:
+                async for embedded in stream:
+                    yield embedded
+            except NexusFlowError as error:
+                self._run.rescue(error)
+                raise
 
     async def _compare(self, embedder: Embedder) -> None:
         collection, client = self._calls.collection, embedder.client
@@ -219,6 +269,7 @@ class AsyncFilling:
             note(client, collection.id)
 
     async def estimate(self, records: AsyncIterator[Record], embedder: Embedder) -> Usage:
+        self._dry_run = True
         client = embedder.client
         usage = Usage(price=client.usage.price)
         chunk: list[str] = []
@@ -230,6 +281,7 @@ class AsyncFilling:
                 chunk = []
         usage += _expected(await asyncio.to_thread(client.estimate, chunk))
         self._run.pretend()
+        await self._write(self._run.rest())
         self.check()
         return usage
 
@@ -252,15 +304,19 @@ class AsyncFilling:
                 return
             for text in self._run.compare(stored, owned):
                 yield text
+            try:
+                await self._write(self._run.full())
+            except Exception as error:  # noqa: BLE001
+                self._problem = error
 
     async def _look_up(self, ids: list[str]) -> tuple[Stored, set[str] | None]:
         if not ids:
             return {}, None
         get = self._calls.collection.get
         stored = stored_by_id(await self._calls("reading", get, ids=ids, include=_LOOKED_UP))
-        if self._where is None or not stored:
+        if self._run.where is None or not stored:
             return stored, None
-        mine = await self._calls("reading", get, ids=[*stored], where=self._where, include=[])
+        mine = await self._calls("reading", get, ids=[*stored], where=self._run.where, include=[])
         return stored, set(mine["ids"])
 
     def check(self) -> None:
@@ -273,7 +329,7 @@ class AsyncFilling:
             await self._calls(
                 "reading",
                 self._calls.collection.get,
-                where=self._where,
+                where=self._run.where,
                 limit=PAGE,
                 offset=offset,
                 include=[],
@@ -293,20 +349,29 @@ class AsyncFilling:
 
     async def _write(self, writes: Iterator[Write]) -> None:
         for write in writes:
-            method, fields = write.fields()
+            parts = [write]
             try:
-                await self._calls(
-                    f"writing {len(write.ready)} documents",
-                    getattr(self._calls.collection, method),
-                    **fields,
-                )
-            except TooLargeError:
-                await self._write(iter(write.halves()))
+                while parts:
+                    if await self._put(parts[-1]):
+                        self._run.written(parts.pop())
+                    else:
+                        parts[-1:] = reversed(parts[-1].halves())
             except BaseException:
-                self._run.put_back(write)
+                for part in parts:
+                    self._run.put_back(part)
                 raise
-            else:
-                self._run.written(write)
+
+    async def _put(self, write: Write) -> bool:
+        """Return whether it is written; ``False``: it is too large for the server."""
+        if self._dry_run:
+            return True
+        method, fields = write.fields()
+        what = f"writing {len(write.ready)} documents"
+        try:
+            await self._calls(what, getattr(self._calls.collection, method), **fields)
+        except TooLargeError:
+            return False
+        return True
 
 
 async def _achain(first: str | None, rest: AsyncIterator[str]) -> AsyncIterator[str]:

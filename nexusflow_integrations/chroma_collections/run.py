@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nexusflow_integrations._core.left_out import LeftOut
+from nexusflow_integrations.chroma_collections.ownership import finds
 from nexusflow_integrations.chroma_collections.records import Record, SeenIds, problem
 from nexusflow_integrations.errors import (
     APIStatusError,
@@ -18,6 +19,8 @@ from nexusflow_integrations.errors import (
 )
 
 if TYPE_CHECKING:
+    from chromadb.api.types import Where
+
     from nexusflow_integrations._core.call.streaming import Embedded
     from nexusflow_integrations._core.vectors import Vectors
 
@@ -92,11 +95,13 @@ class Run:
         size: Documents a write, at most.
         progress: Called with the number of documents that are done since the last time.
         add_only: Leave alone what is there, and end the run at a document that cannot be stored.
+        where: The part of the collection that the source owns; ``None``: all of it.
     """
 
     size: int
     progress: Callable[[int], object] | None
     add_only: bool
+    where: Where | None = None
     added: int = 0
     changed: int = 0
     unchanged: int = 0
@@ -105,6 +110,7 @@ class Run:
     read: int = 0
     left_out: list[LeftOut] = field(default_factory=list)
     refused: dict[int, tuple[str, APIStatusError]] = field(default_factory=dict)
+    rescued: dict[int, Vectors] = field(default_factory=dict)
     seen: SeenIds = field(default_factory=SeenIds)
     _slice: list[Record] = field(default_factory=list)
     _flying: dict[int, Ready] = field(default_factory=dict)
@@ -115,6 +121,23 @@ class Run:
     def __post_init__(self) -> None:
         if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
             raise ConfigurationError("slice_size must be a whole number from 1 up")
+
+    @classmethod
+    def of(
+        cls,
+        size: int,
+        most: int,
+        progress: Callable[[int], object] | None,
+        *,
+        add_only: bool,
+        where: Where | None = None,
+    ) -> Run:
+        """Return a run that writes ``size`` documents at once, or ``most``, if that is less."""
+        return cls(min(size, most) if isinstance(size, int) else size, progress, add_only, where)
+
+    def close(self) -> None:
+        """Remove the temporary file of ids."""
+        self.seen.close()
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -127,7 +150,7 @@ class Run:
         self.read += len(records)
         self._slice = []
         for record in records:
-            fault = problem(record)
+            fault = problem(record) or self._outside(record)
             if fault is None:
                 self._slice.append(record)
             elif self.add_only:
@@ -176,6 +199,12 @@ class Run:
                 self._done(1)
         self.unchanged += same
 
+    def _outside(self, record: Record) -> LeftOut | None:
+        if self.where is None or finds(self.where, record.metadata):
+            return None
+        words = "its metadata is outside of `where`, so that no later run would find it"
+        return LeftOut(record.id, record.place, "invalid metadata", words)
+
     def _send(self, record: Record, *, fresh: bool, cleared: tuple[str, ...]) -> str:
         self._flying[self._sent] = Ready(record, None, fresh, cleared)
         self._sent += 1
@@ -190,10 +219,13 @@ class Run:
             self._ready.append(item._replace(vector=embedded.vector))
         elif embedded.error is not None:
             self._refuse(item.record, embedded.error)
-        while len(self._ready) >= self.size:
-            yield self._cut(self._ready)
-        while len(self._metadata_only) >= self.size:
-            yield self._cut(self._metadata_only)
+        yield from self.full()
+
+    def full(self) -> Iterator[Write]:
+        """Yield the writes that are full."""
+        for queue in (self._ready, self._metadata_only):
+            while len(queue) >= self.size:
+                yield self._cut(queue)
 
     def rest(self) -> Iterator[Write]:
         """Yield writes of all that is ready."""
@@ -216,11 +248,10 @@ class Run:
         self._done(len(write.ready))
 
     def pretend(self) -> None:
-        """Count what is under way as if it were written."""
-        for item in (*self._flying.values(), *self._metadata_only):
+        """Count what would be under way as if it were written."""
+        for item in self._flying.values():
             self.written(Write([item], self.add_only))
         self._flying.clear()
-        self._metadata_only.clear()
 
     def put_back(self, write: Write) -> None:
         """Keep what could not be written."""
@@ -228,12 +259,10 @@ class Run:
         queue.extendleft(reversed(write.ready))
 
     def rescue(self, error: NexusFlowError) -> None:
-        """Take what was embedded when the stream broke off; ``error`` gets it by place."""
-        if isinstance(error, CollectionError):
-            return  # of the store: its places are those of the source already
+        """Take what was embedded when the stream broke off."""
         found = [(self._flying.pop(at), row) for at, row in error.finished.items()]
         self._ready.extend(item._replace(vector=row) for item, row in found)
-        error.finished = {item.record.place: row for item, row in found}
+        self.rescued = {item.record.place: row for item, row in found}
 
     def unwritten(self) -> dict[int, Vectors]:
         """Return vectors that are not in the collection, by place in the source."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, check_timeout
 from nexusflow_integrations.chroma_collections.embedding import Embedder, check_kind
 from nexusflow_integrations.chroma_collections.filling import AsyncFilling, Filling
+from nexusflow_integrations.chroma_collections.ownership import check_where
 from nexusflow_integrations.chroma_collections.records import (
     SeenIds,
     arows,
@@ -85,14 +87,16 @@ def sync_documents(
         documents: The texts.
         metadatas: One for each document, ``None`` for none.
         where: Chroma's filter for the part of the collection that this source owns; nothing outside
-            of it is changed or removed. ``None``: all of it.
+            of it is changed or removed, and a document whose metadata it does not find is left out.
+            ``None``: all of it.
         remove: Whether to remove what the source no longer has. A source without any document
             removes nothing, unless this is ``"all"``.
         dry_run: Only report what would be done and what it would cost; nothing is sent or written.
         progress: Called with the number of documents that are done since the last time, so
             ``tqdm.update`` fits.
         slice_size: Documents a write, at most; fewer where vectors are large.
-        store_timeout: Seconds that one read or write of the collection may take, retries included.
+        store_timeout: Seconds that one read or write of the collection may take, retries included;
+            never more than the embedding function's ``deadline``.
         writer_wait: Seconds to wait for another process that writes to the same folder.
         verify: Whether to embed up to three short documents of the collection again before the
             first one is embedded, once an hour for each embedding function, and to refuse to write
@@ -109,26 +113,29 @@ def sync_documents(
     """
     check_kind(collection, Collection, "sync_documents", "async_documents")
     check_columns(ids, documents, metadatas, twin="async_documents")
-    _check_remove(remove, where)
+    _check_remove(remove)
+    check_where(where)
     columns: list[Iterable[Any]] = [ids, documents, *([] if metadatas is None else [metadatas])]
     _check_lists(columns)
     embedder = Embedder(collection)
-    calls = Calls(collection, check_timeout(store_timeout))
+    calls = Calls(collection, check_timeout(store_timeout, embedder.deadline))
     most = calls("reading", collection._client.get_max_batch_size)
-    run = Run(min(slice_size, most) if isinstance(slice_size, int) else slice_size, progress, False)
-    filling = Filling(run, calls, where, verify=verify)
-    if dry_run:
-        usage = filling.estimate(rows(columns), embedder)
-        if _may_remove(run, remove):
-            filling.gone()
-            run.removed = sum(map(len, run.seen.gone(SLICE)))
-        return _synced(run, usage)
-    with only_writer(collection, writer_wait):
-        filling.fill(rows(columns), embedder)
-        if _may_remove(run, remove):
-            filling.gone()
-            filling.remove()
-    return _synced(run, embedder.usage)
+    run = Run.of(slice_size, most, progress, add_only=False, where=where)
+    filling = Filling(run, calls, verify=verify)
+    with closing(run):
+        filling.begin()
+        if dry_run:
+            usage = filling.estimate(rows(columns), embedder)
+            if _may_remove(run, remove):
+                filling.gone()
+                run.removed = sum(map(len, run.seen.gone(SLICE)))
+            return _synced(run, usage)
+        with only_writer(collection, writer_wait):
+            filling.fill(rows(columns), embedder)
+            if _may_remove(run, remove):
+                filling.gone()
+                filling.remove()
+        return _synced(run, embedder.usage)
 
 
 async def async_documents(
@@ -152,33 +159,34 @@ async def async_documents(
     """
     check_kind(collection, AsyncCollection, "async_documents", "sync_documents")
     check_columns(ids, documents, metadatas)
-    _check_remove(remove, where)
+    _check_remove(remove)
+    check_where(where)
     columns: list[Any] = [ids, documents, *([] if metadatas is None else [metadatas])]
     _check_lists(columns)
     embedder = Embedder(collection)
-    calls = AsyncCalls(collection, check_timeout(store_timeout))
+    calls = AsyncCalls(collection, check_timeout(store_timeout, embedder.deadline))
     most = await calls("reading", collection._client.get_max_batch_size)
-    run = Run(min(slice_size, most) if isinstance(slice_size, int) else slice_size, progress, False)
-    filling = AsyncFilling(run, calls, where, verify=verify)
-    if dry_run:
-        usage = await filling.estimate(arows(columns), embedder)
-        if _may_remove(run, remove):
-            await filling.gone()
-            run.removed = sum(map(len, run.seen.gone(SLICE)))
-        return _synced(run, usage)
-    async with aonly_writer(collection, writer_wait):
-        await filling.fill(arows(columns), embedder)
-        if _may_remove(run, remove):
-            await filling.gone()
-            await filling.remove()
-    return _synced(run, embedder.usage)
+    run = Run.of(slice_size, most, progress, add_only=False, where=where)
+    filling = AsyncFilling(run, calls, verify=verify)
+    with closing(run):
+        await filling.begin()
+        if dry_run:
+            usage = await filling.estimate(arows(columns), embedder)
+            if _may_remove(run, remove):
+                await filling.gone()
+                run.removed = sum(map(len, run.seen.gone(SLICE)))
+            return _synced(run, usage)
+        async with aonly_writer(collection, writer_wait):
+            await filling.fill(arows(columns), embedder)
+            if _may_remove(run, remove):
+                await filling.gone()
+                await filling.remove()
+        return _synced(run, embedder.usage)
 
 
-def _check_remove(remove: object, where: object) -> None:
+def _check_remove(remove: object) -> None:
     if remove not in (True, False, "all"):
         raise ConfigurationError(f"remove must be True, False or 'all', not {remove!r}")
-    if where is not None and not isinstance(where, dict):
-        raise ConfigurationError("where must be a filter of Chroma, such as {'source': 'docs'}")
 
 
 def _check_lists(columns: Sequence[Any]) -> None:
@@ -199,5 +207,4 @@ def _may_remove(run: Run, remove: Remove) -> bool:
 
 
 def _synced(run: Run, usage: Usage) -> Synced:
-    run.seen.close()
     return Synced(run.added, run.changed, run.unchanged, run.removed, tuple(run.left_out), usage)

@@ -189,7 +189,8 @@ def _catch_up(system: Any, path: str) -> None:
     if _left.get(system) == _state(path):
         return
     try:
-        system.instance(ServerAPI).start()  # replaces what it holds; calls that are under way end with the old one
+        # Replaces what it holds; calls that are under way end with the old one.
+        system.instance(ServerAPI).start()
     except Exception as error:
         raise CollectionError(f"cannot open {path} anew: {error}") from error
 

@@ -167,6 +167,8 @@ def test_embedding_goes_on_while_a_slice_is_written(
         ({"metadatas": []}, ValueError, "only 0 metadatas"),
         ({"documents": "one string"}, errors.InvalidInputError, "not one string"),
         ({"slice_size": 0}, errors.ConfigurationError, "slice_size"),
+        ({"slice_size": "many"}, errors.ConfigurationError, "slice_size"),
+        ({"store_timeout": float("nan")}, errors.ConfigurationError, "store_timeout"),
     ],
     ids=lambda value: str(value)[:20],
 )

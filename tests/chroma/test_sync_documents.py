@@ -10,11 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from nexusflow_integrations import Budget, LeftOut, errors
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
-from nexusflow_integrations.chroma_collections import open_collection, run, sync_documents
+from nexusflow_integrations.chroma_collections import (
+    embedding,
+    open_collection,
+    ownership,
+    run,
+    sync_documents,
+)
 from nexusflow_integrations.chroma_collections.verifying import SAMPLE
 from nexusflow_integrations.local import LocalServer
 
@@ -290,6 +297,118 @@ def test_a_source_changes_and_removes_only_its_own_part(collection: Any) -> None
     assert collection.count() == 6
 
 
+@pytest.mark.parametrize(
+    "where", [{}, {"$foo": 1}, {"a": {"$x": 1}}, {"a": None}, "a", {"$and": [{"a": 1}]}], ids=str
+)
+def test_a_filter_that_chroma_refuses_is_an_error_before_anything_is_paid_for(
+    collection: Any, server: LocalServer, where: Any
+) -> None:
+    with pytest.raises((errors.ConfigurationError, errors.CollectionError)):
+        sync_documents(collection, **numbered(3), where=where)
+    assert server.stats.requests == 0
+
+
+def test_a_document_outside_of_the_filter_of_its_own_source_is_left_out(collection: Any) -> None:
+    done = sync_documents(
+        collection,
+        **numbered(3),
+        metadatas=[{"source": "one"}, {"source": "two"}, None],
+        where={"source": "one"},
+    )
+    assert [(item.place, item.reason) for item in done.left_out] == [
+        (1, "invalid metadata"),
+        (2, "invalid metadata"),
+    ]
+    assert set(held(collection)) == {"id0"}
+
+
+FILTERS: list[Any] = [
+    {"s": "one"}, {"s": {"$ne": "one"}}, {"s": {"$in": ["one", "x"]}}, {"s": {"$nin": ["one"]}},
+    {"n": 1}, {"n": 1.0}, {"n": {"$gt": 0.5}}, {"n": {"$gte": 2}}, {"n": {"$lt": 2}},
+    {"n": {"$lte": 1}}, {"n": {"$ne": 2}}, {"b": True}, {"b": {"$ne": True}},
+    {"$and": [{"s": "one"}, {"n": {"$gt": 5}}]}, {"$or": [{"s": "two"}, {"n": 1}]},
+    {"$and": [{"s": "one"}, {"$or": [{"n": 7}, {"b": False}]}]},
+]  # fmt: skip
+
+
+def test_what_a_filter_finds_is_what_chroma_finds(collection: Any) -> None:
+    metadatas: list[Any] = [
+        None, {"s": "one"}, {"s": "two", "n": 1}, {"n": 2}, {"n": 2.5, "s": "one"},
+        {"b": True}, {"b": False, "s": "one"}, {"n": 7, "s": "one"}, {"s": "1"}, {"b": 1},
+    ]  # fmt: skip
+    ids = [f"id{n}" for n in range(len(metadatas))]
+    collection.add(ids=ids, documents=ids, embeddings=[[1.0] * 64] * len(ids), metadatas=metadatas)
+    for where in FILTERS:
+        found = set(collection.get(where=where)["ids"])
+        ours = {
+            name for name, data in zip(ids, metadatas, strict=True) if ownership.finds(where, data)
+        }
+        assert ours == found, where
+
+
+def test_changed_metadata_is_written_while_the_source_is_read(
+    collection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync_documents(collection, **numbered(1000), metadatas=[{"v": 1}] * 1000)
+    read, written, ahead = 0, 0, []
+    update = collection.update
+
+    def noting(**fields: Any) -> None:
+        nonlocal written
+        update(**fields)
+        written += len(fields["ids"])
+        ahead.append(read - written)
+
+    def metadatas() -> Iterator[Any]:
+        nonlocal read
+        for read in range(1, 1001):  # noqa: B007
+            yield {"v": 2}
+
+    monkeypatch.setattr(collection, "update", noting)
+    done = sync_documents(collection, **numbered(1000), metadatas=metadatas(), slice_size=100)
+    assert (done.changed, written) == (1000, 1000)
+    assert max(ahead) <= 100
+
+
+def test_vectors_in_an_error_of_the_users_own_code_are_not_taken_for_ours(collection: Any) -> None:
+    wrong = errors.BudgetExceededError("of another client")
+    wrong.finished = {0: np.full(64, 9, np.float32)}
+
+    def documents() -> Iterator[str]:
+        yield from numbered(5)["documents"]
+        raise wrong
+
+    with pytest.raises(errors.BudgetExceededError):
+        sync_documents(collection, ids=iter(numbered(9)["ids"]), documents=documents())
+
+    def progress(count: int) -> None:
+        raise wrong
+
+    with pytest.raises(errors.BudgetExceededError):
+        sync_documents(collection, **numbered(600), slice_size=100, progress=progress)
+    vectors = collection.get(include=["embeddings"])["embeddings"]
+    assert len(vectors)
+    assert max(map(max, vectors)) < 9
+
+
+def test_vectors_of_a_sample_that_was_refused_in_part_reach_no_document(
+    client: Any, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync_documents(open_collection(client, "docs", make()), **numbered(3))
+
+    def again(self: Any, texts: Any) -> Any:
+        error = errors.RefusedTextsError("no", refused={})
+        error.finished = {0: np.full(64, 9, np.float32)}
+        raise error
+
+    monkeypatch.setattr(embedding.Embedder, "again", again)
+    collection = open_collection(client, "docs", make(max_concurrency=7))
+    with pytest.raises(errors.RefusedTextsError) as caught:
+        sync_documents(collection, **numbered(3, start=3))
+    assert caught.value.finished == {}
+    assert set(held(collection)) == set(numbered(3)["ids"])
+
+
 def test_a_write_that_meets_a_lock_is_tried_again_and_pays_nothing_twice(
     collection: Any, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,16 +442,20 @@ def test_what_a_failed_write_leaves_is_in_the_error_by_place(
 
 
 def test_no_call_of_chroma_is_waited_for_without_end(
-    collection: Any, monkeypatch: pytest.MonkeyPatch
+    client: Any, collection: Any, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hanging(**fields: Any) -> None:
         time.sleep(30)
 
     monkeypatch.setattr(collection, "upsert", hanging)
     began = time.monotonic()
-    with pytest.raises(errors.CollectionError, match="3 times"):
+    with pytest.raises(errors.CollectionError, match="times: TimeoutError"):
         sync_documents(collection, **numbered(5), store_timeout=1.5)
-    assert time.monotonic() - began < 20
+    hurried = open_collection(client, "docs", make(deadline=1.5))
+    monkeypatch.setattr(hurried, "upsert", hanging)
+    with pytest.raises(errors.CollectionError, match="times: TimeoutError"):
+        sync_documents(hurried, **numbered(5))
+    assert time.monotonic() - began < 25
 
 
 def test_large_vectors_go_in_smaller_writes(client: Any, make: Make) -> None:
@@ -348,6 +471,33 @@ def test_large_vectors_go_in_smaller_writes(client: Any, make: Make) -> None:
     sync_documents(collection, **numbered(300), slice_size=5_000)
     assert sum(sizes) == 300
     assert max(sizes) * 2048 * run.NUMBER_BYTES <= run.SLICE_BYTES
+
+
+def test_a_document_that_is_too_large_for_the_server_loses_no_vector_of_the_others(
+    collection: Any,
+) -> None:
+    upsert = collection.upsert
+
+    def refusing(**fields: Any) -> None:
+        if "id7" in fields["ids"]:
+            raise ValueError("413 Payload Too Large")
+        upsert(**fields)
+
+    collection.upsert = refusing
+    with pytest.raises(errors.CollectionError, match="no document as large as 'id7'") as caught:
+        sync_documents(collection, **numbered(20))
+    written = {int(name.removeprefix("id")) for name in held(collection)}
+    assert written | set(caught.value.finished) == set(range(20))
+    assert not written & set(caught.value.finished)
+
+
+def test_an_error_that_names_413_by_chance_is_not_taken_for_a_large_body(collection: Any) -> None:
+    def failing(**fields: Any) -> None:
+        raise ValueError("Collection 1f413a77-0c9e-4d6b-a413-5b7c9d1e2f3a does not exist.")
+
+    collection.upsert = failing
+    with pytest.raises(errors.CollectionError, match="does not exist"):
+        sync_documents(collection, **numbered(20))
 
 
 def test_a_server_that_takes_no_large_body_gets_halves(collection: Any) -> None:
@@ -376,6 +526,20 @@ def test_a_subclass_with_its_own_call_is_used_as_it_is(client: Any, make: Make) 
     assert done.usage.requests == 1
     vector = collection.get(ids=["a"], include=["embeddings"])["embeddings"][0]
     assert vector == pytest.approx(plain(["loud"])[0], abs=1e-6)
+
+
+def test_a_subclass_that_gives_too_few_vectors_is_refused_by_name(client: Any, make: Make) -> None:
+    class Short(NexusFlowEmbeddingFunction):
+        def __call__(self, input: Any) -> Any:  # noqa: A002
+            return super().__call__(input)[:-1]
+
+    plain = make()
+    own = Short(**{**plain._options, "api_key": plain._api_key}, dimensions=64,
+                api_base=plain._config["api_base"])  # fmt: skip
+    collection = open_collection(client, "docs", own)
+    with pytest.raises(errors.ConfigurationError, match="Short gave 4 vectors for 5 documents"):
+        sync_documents(collection, **numbered(5))
+    assert collection.count() == 0
 
 
 def test_the_wrong_twin_and_what_is_no_collection_are_refused_by_name(collection: Any) -> None:
