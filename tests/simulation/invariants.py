@@ -36,6 +36,7 @@ def check(run: Run) -> None:
             _kept(run, outcome)
             _typed_error(run, outcome)
             _deadline(run, outcome)
+            _time_for_the_request(run, outcome)
     _nothing_left(run)
     _concurrency(run)
     _hints(run)
@@ -125,6 +126,29 @@ def _deadline(run: Run, outcome: Outcome) -> None:
     took = outcome.ended - outcome.began
     if took - process.stopped_for(outcome.began, outcome.ended) > deadline + SLACK:
         raise Broken(f"the deadline: {took:.2f} s where {deadline} s were given")
+
+
+def _time_for_the_request(run: Run, outcome: Outcome) -> None:
+    """A call that nothing but the store holds up has time left to send something.
+
+    Seen where nobody else calls meanwhile, and the process has had nothing but good answers.
+    """
+    process, began, ended = outcome.client.process, outcome.began, outcome.ended
+    options = run.scenario.clients[outcome.client.number]
+    if (
+        not isinstance(outcome.error, errors.APITimeoutError)
+        or "stream" in outcome.visit.kind
+        or options.keys() & {"pacer", "requests_per_minute", "budget", "shared_budget"}
+        or process.stopped_for(began, ended)
+        or any(one.process is process and one.fate != "right" for one in run.server.sent)
+    ):
+        return
+    alone = all(
+        other is outcome or other.began > ended or (other.ended or ended) < began
+        for other in run.callers.outcomes
+    )
+    if alone and not any(one.call in outcome.calls for one in run.server.sent):
+        raise Broken("the deadline: a call waited for its store until there was no time left")
 
 
 def _nothing_left(run: Run) -> None:

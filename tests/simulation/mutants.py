@@ -193,6 +193,20 @@ MUTANTS = (
         "elif True:",
     ),
     Mutant(
+        "texts that others may have taken over are sent",
+        sources.CachedSource,
+        "confirm",
+        "if not lost:",
+        "if True:",
+    ),
+    Mutant(
+        "a call with a deadline waits for its cache as long as any",
+        sources.CachedSource,
+        "_patience",
+        "self._time_left() / 4",
+        "10.0",
+    ),
+    Mutant(
         "a request that was cancelled is not counted",
         exchange,
         "_send_until_judged",

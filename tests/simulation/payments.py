@@ -32,6 +32,7 @@ def check(run: Run) -> None:
     _quota(run)
     _in_flight_once(run)
     _paid_once(run)
+    _repaid(run)
 
 
 def _is_of(sent: Sent, client: Client) -> bool:
@@ -176,3 +177,19 @@ def _is_kept(run: Run, sent: Sent) -> bool:
 def _knows(run: Run, sent: Sent) -> bool:
     """Whether the store told the sender, before the sender had to go on without it."""
     return sent.process.lost_store_at == float("inf") and not sent.process.has_hurried
+
+
+def _repaid(run: Run) -> None:
+    """Nobody says that a text may have been paid for twice if no claim can have run out."""
+    told = sum(one.real.usage.repaid - one.given.repaid for one in run.clients)
+    if told and not any(
+        not process.is_alive
+        or process.lost_store_at < float("inf")
+        or any(to - since > RUNS_OUT for since, to in process.stops)
+        for process in run.processes
+    ):
+        raise Broken(f"usage: {told} texts are said to be paid for again, and none can be")
+
+
+RUNS_OUT = 5.0
+"""Seconds without a renewal after which a claim may run out, or sooner: it lasts ten."""

@@ -81,7 +81,8 @@ def scenario(seed: int) -> Scenario:
     is_calm = chance.random() < 0.15
     processes = chance.choices([1, 2, 3], [6, 3, 1])[0]
     server = _server(chance, is_calm=is_calm)
-    store = _store(chance, is_calm=is_calm) if chance.random() < 0.5 else None
+    is_cached = chance.random() < (0.5 if processes == 1 else 0.7)
+    store = _store(chance, is_calm=is_calm) if is_cached else None
     limits = _limits(chance, server, is_cached=store is not None)
     clients = [
         _client(chance, limits, is_cached=store is not None and chance.random() < 0.9)
@@ -201,9 +202,10 @@ def _incidents(
     chance: random.Random, processes: int, clients: list[dict[str, Any]], vocabulary: list[str]
 ) -> list[Incident]:
     incidents = []
-    while chance.random() < 0.3:
+    while chance.random() < (0.3 if processes == 1 else 0.5):
         what = chance.choices(["stop", "die", "fork", "set the clock"], [5, 2, 2, 2])[0]
-        seconds = chance.choice([0.05, 1.0, 4.0])
+        # A process that stands still for more than ten seconds loses its claims.
+        seconds = chance.choice([0.05, 1.0, 4.0, 15.0, 30.0])
         visits = []
         if what == "set the clock":
             seconds = chance.choice([-60.0, 60.0, -3600.0, 5.0])
