@@ -34,6 +34,7 @@ from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.checks import known_arguments, named
 from nexusflow_integrations._core.fields import OURS, Fields
 from nexusflow_integrations._core.hosts import is_loopback
+from nexusflow_integrations._core.key_sources import AskedKey, EnvironmentKey, key_source
 from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
@@ -112,8 +113,9 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     the same configuration.
 
     Args:
-        api_key: The key, or an object with ``get_secret_value``. Default: ``api_key_env_var``,
-            read when the key is first needed. It is stored nowhere.
+        api_key: The key, an object with ``get_secret_value``, or a function, sync or async, that
+            returns it: it is asked when a key is first needed, and again after a 401. Default:
+            ``api_key_env_var``, read at the same times. It is stored nowhere.
         model_name: Name of the model.
         dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` takes the server's size.
         api_base: Root of the API; it is stored. Default: ``NEXUSFLOW_BASE_URL``, else
@@ -170,7 +172,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
                 if api_base is not None
                 else _service_at(resolve_base_url(allow_http=allow_http)),
             },
-            api_key=None if api_key is None else resolve_api_key(api_key),
+            api_key=None if api_key is None else key_source(api_key).account,
             options=options,
         )
         self._connect(None)  # says now what is wrong with any setting
@@ -179,14 +181,14 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     def _set(
         self,
         config: Mapping[str, Any],
-        api_key: ApiKey | None,
+        api_key: ApiKey | AskedKey | None,
         options: ClientOptions | None = None,
     ) -> None:
         self._config = _checked(config)
         self._options: ClientOptions = {} if options is None else options
         self._api_key = api_key
         self._client: NexusFlow | None = None
-        self._client_key: ApiKey | None = None
+        self._client_key: ApiKey | AskedKey | None = None
         self._rebuilt = False
 
     # -- what Chroma calls to embed ------------------------------------------------------------
@@ -360,7 +362,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         other._client = client._uncached()
         return other
 
-    def _find_key(self) -> ApiKey:
+    def _find_key(self) -> ApiKey | AskedKey:
         variable = self._config["api_key_env_var"]
         if self._api_key is not None or os.environ.get(variable) or not self._rebuilt:
             return self._api_key or resolve_api_key(env=variable)
@@ -400,15 +402,17 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
                 " open_collection(..., address_changed=True) once"
             )
 
-    def _connect(self, key: ApiKey | None) -> NexusFlow:
+    def _connect(self, key: ApiKey | AskedKey | None) -> NexusFlow:
         with _lock:
             if self._client is None or (
                 key is not None and (self._client_key is None or self._client_key != key)
             ):
                 former = self._client
                 self._client_key = key
+                found = isinstance(key, ApiKey) and self._api_key is None
+                variable = self._config["api_key_env_var"]
                 self._client = NexusFlow(
-                    key,
+                    EnvironmentKey(variable, cast(ApiKey, key)) if found else key,
                     base_url=self._config.get("api_base"),
                     model=self.model_name,
                     dimensions=self.dimensions,

@@ -35,10 +35,11 @@ from nexusflow_integrations._core.call.caller import (
 )
 from nexusflow_integrations._core.call.imports import import_all
 from nexusflow_integrations._core.fields import OURS, Fields
+from nexusflow_integrations._core.key_sources import key_source
 from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
 from nexusflow_integrations._core.pace.terms import Presence, Terms
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
-from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
+from nexusflow_integrations._core.secret import Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
     ON_REFUSED,
@@ -50,7 +51,6 @@ from nexusflow_integrations._core.settings import (
     Settings,
     check_dimensions,
     check_pacer,
-    resolve_api_key,
     resolve_base_url,
 )
 from nexusflow_integrations._core.telemetry import observed
@@ -131,7 +131,9 @@ class NexusFlow:
     pace; an object may be used from any number of threads and event loops.
 
     Args:
-        api_key: The key, or an object with ``get_secret_value``. Default: ``NEXUSFLOW_API_KEY``.
+        api_key: The key, an object with ``get_secret_value``, or a function, sync or async, that
+            returns either: it is asked when a key is first needed, and again after a 401. Default:
+            ``NEXUSFLOW_API_KEY``, which is read again after a 401.
         base_url: Root of the API. Default: ``NEXUSFLOW_BASE_URL``, else https://nexusflow.vip/v1.
         model: Name of the model. Another one than ``text-embedding-v4`` may have any size; its
             limits and price are taken as unknown.
@@ -255,7 +257,7 @@ class NexusFlow:
             default_query=Fields("default_query", default_query, flat=True),
             default_headers=Headers(default_headers),
         )
-        self._key: ApiKey | None = None if api_key is None else resolve_api_key(api_key)
+        self._key = key_source(api_key)
         self._price = check_price(price, self._settings.model)
         self._cache = _cache_path(cache)
         self._budget = check_budget(budget)
@@ -567,7 +569,8 @@ class NexusFlow:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._key = self._http_client = self._async_http_client = self._on_usage = None
+        self._http_client = self._async_http_client = self._on_usage = None
+        self._key = key_source(None)
         self._guard = self._new_guard()
         self._take_part()
 
@@ -764,8 +767,6 @@ class NexusFlow:
         from nexusflow_integrations._core.call.engine import engine
         from nexusflow_integrations._core.request.exchange import Call, LearntSize
 
-        if self._key is None:
-            self._key = resolve_api_key()
         if self._size is None:
             self._size = LearntSize()
         settings = self._settings
@@ -774,7 +775,8 @@ class NexusFlow:
         call = Call(
             texts=texts,
             settings=settings,
-            key=self._key,
+            key=self._key.key,
+            keys=self._key,
             ledger=ledger,
             urgent=urgent,
             guard=self._guard,

@@ -93,7 +93,7 @@ class Fields:
         return hash(self.text)
 
     def __repr__(self) -> str:
-        return f"Fields({self.text or '{}'})"
+        return f"Fields({getattr(self, 'text', '') or '{}'})"
 
 
 NO_FIELDS = Fields("")

@@ -28,6 +28,7 @@ from nexusflow_integrations._core.secret import ApiKey, Headers, secret_argument
 from nexusflow_integrations.errors import ConfigurationError
 
 DEFAULT_BASE_URL = "https://nexusflow.vip/v1"
+KEY_VARIABLE = "NEXUSFLOW_API_KEY"
 DIMENSIONS = MODELS[DEFAULT_MODEL].sizes
 BATCH_SIZE = MODELS[DEFAULT_MODEL].batch_size
 LARGEST = 8192
@@ -50,7 +51,7 @@ _ON_TOO_LONG = ("error", "split", "truncate", "send")
 
 
 @secret_arguments
-def resolve_api_key(value: object = None, env: str = "NEXUSFLOW_API_KEY") -> ApiKey:
+def resolve_api_key(value: object = None, env: str = KEY_VARIABLE) -> ApiKey:
     """Return the key from ``value`` (text, or an object with ``get_secret_value``) or from ``env``.
 
     Raises:

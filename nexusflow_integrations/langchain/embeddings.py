@@ -24,15 +24,18 @@ from typing import TYPE_CHECKING, Any, cast
 from nexusflow_integrations._core import checks, forks
 from nexusflow_integrations._core.call.caller import NO_HOOKS, Hooks
 from nexusflow_integrations._core.forks import Lock
+from nexusflow_integrations._core.key_sources import EnvironmentKey
 from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
     BATCH_SIZE,
     DEFAULT_MAX_CONCURRENCY,
+    KEY_VARIABLE,
     EncodingFormat,
     OnTooLong,
     Role,
+    resolve_api_key,
 )
 from nexusflow_integrations._core.texts import check_text, check_texts
 from nexusflow_integrations._core.usage import Budget, Price, Usage
@@ -176,11 +179,12 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     dimensions: int | None = None
     """2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` takes the server's default."""
 
-    nexusflow_api_key: SecretStr | str | None = Field(
+    nexusflow_api_key: SecretStr | str | Callable[[], Any] | None = Field(
         alias="api_key",
         default_factory=lambda: SecretStr(os.environ.get("NEXUSFLOW_API_KEY", "")) or None,
     )
-    """The key. Default: ``NEXUSFLOW_API_KEY``."""
+    """The key, or a function, sync or async, that returns it: it is asked when a key is first
+    needed and after a 401. Default: ``NEXUSFLOW_API_KEY``, which is read again after a 401."""
 
     nexusflow_api_base: str | None = Field(
         alias="base_url", default_factory=lambda: os.environ.get("NEXUSFLOW_BASE_URL") or None
@@ -503,6 +507,9 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             if name not in _NOT_THE_CORES
         }
         settings["async_http_client"] = settings.pop("http_async_client")
+        key = self.nexusflow_api_key
+        if isinstance(key, SecretStr) and key.get_secret_value() == os.environ.get(KEY_VARIABLE):
+            settings["api_key"] = EnvironmentKey(first=resolve_api_key(key))
         return NexusFlow(**settings, batch_size=self._batch_size(None))
 
     def _batch_size(self, chunk_size: int | None) -> int:

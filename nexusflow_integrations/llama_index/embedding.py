@@ -31,6 +31,7 @@ from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.call.caller import BatchEnd, Hooks
 from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
 from nexusflow_integrations._core.checks import has_methods, known_arguments, named, refuse, whole
+from nexusflow_integrations._core.key_sources import AskedKey, key_source
 from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.request.long_texts import is_cut
@@ -140,7 +141,9 @@ class NexusFlowEmbedding(BaseEmbedding):
 
     Args:
         model_name: Name of the model; ``model`` is accepted too.
-        api_key: The key, as text or ``SecretStr``. Default: ``NEXUSFLOW_API_KEY``.
+        api_key: The key, as text or ``SecretStr``, or a function, sync or async, that returns it:
+            it is asked when a key is first needed, and again after a 401. Default:
+            ``NEXUSFLOW_API_KEY``, which is read again after a 401.
         api_base: Root of the API; ``base_url`` is accepted too. Default: ``NEXUSFLOW_BASE_URL``,
             else https://nexusflow.vip/v1.
         dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` takes the server's.
@@ -919,6 +922,8 @@ def _hidden(name: str, value: Any) -> Any:
     if value is None:
         return None
     if name == "api_key":
+        if callable(value) and isinstance(key_source(value), AskedKey):
+            return value
         return SecretStr(resolve_api_key(value).reveal())
     if name == "default_headers":
         return Headers(value)

@@ -55,6 +55,8 @@ def test_every_setting_takes_what_it_can_use_and_refuses_all_else(
         repr(made.settings)
         if name in ("http_client", "async_http_client", "base_url"):
             continue  # real ones, with no server
+        if name == "api_key" and callable(value):
+            continue  # what it returns is tested elsewhere
         if name == "on_usage" and callable(value) and value is not print:
             continue  # what one that fails does is tested elsewhere
         if name.endswith("per_minute"):

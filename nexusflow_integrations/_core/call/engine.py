@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, background_loop
 from nexusflow_integrations._core.call.caller import Caller
@@ -31,6 +31,8 @@ from nexusflow_integrations._core.request.batching import max_tokens, plan_batch
 from nexusflow_integrations._core.request.endpoint import EndpointState
 from nexusflow_integrations._core.request.exchange import (
     Call,
+    Reply,
+    Send,
     Stopped,
 )
 from nexusflow_integrations._core.request.long_texts import is_cut
@@ -45,10 +47,11 @@ from nexusflow_integrations._core.request.transport import (
 )
 from nexusflow_integrations._core.secret import ApiKey, Headers, Secret, without_frames
 from nexusflow_integrations._core.settings import Settings
-from nexusflow_integrations.errors import NexusFlowError
+from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.cache.cache import Cache, Store
+    from nexusflow_integrations._core.key_sources import AskedKey
     from nexusflow_integrations._core.pace.shared import LeasedPacer, SharedLimits
     from nexusflow_integrations._core.redis.address import RedisAddress
 
@@ -60,7 +63,7 @@ class Engine:
     """All endpoints and the connection pool, on one event loop."""
 
     def __init__(self, background: BackgroundLoop) -> None:
-        self._endpoints: dict[tuple[str, ApiKey, str], EndpointState] = {}
+        self._endpoints: dict[tuple[str, ApiKey | AskedKey, str], EndpointState] = {}
         self._coalescer: dict[tuple[object, ...], Coalescer] = {}
         self._caches: dict[str | RedisAddress, Cache] = {}
         self._pacing: dict[EndpointState, Worker] = {}
@@ -75,7 +78,7 @@ class Engine:
         for worker in self._pacing.values():
             worker.end()
 
-    def _endpoint(self, settings: Settings, key: ApiKey) -> EndpointState:
+    def _endpoint(self, settings: Settings, key: ApiKey | AskedKey) -> EndpointState:
         name = (settings.base_url, key, settings.model)
         endpoint = self._endpoints.get(name)
         if endpoint is None:
@@ -89,7 +92,11 @@ class Engine:
             endpoint.use_pacer(self._leased(endpoint, shared), paced_by=shared)
 
     def _share_pace(
-        self, endpoint: EndpointState, cache: Cache, settings: Settings, key: ApiKey
+        self,
+        endpoint: EndpointState,
+        cache: Cache,
+        settings: Settings,
+        key: ApiKey | AskedKey,
     ) -> None:
         """Keep given limits together with all processes that use the same store."""
         if endpoint.given == (None, None) or endpoint.paced_by is not None:
@@ -114,7 +121,7 @@ class Engine:
         """Return the coalescer that ``call`` may join: same vectors, same payer, same store."""
         told = call.settings
         vectors = (told.base_url, told.model, told.dimensions, told.added, told.on_too_long)
-        name = (*vectors, call.key, call.cache)
+        name = (*vectors, call.account, call.cache)
         coalescer = self._coalescer.get(name)
         if coalescer is None:
             coalescer = self._coalescer[name] = Coalescer()
@@ -139,6 +146,7 @@ class Engine:
 
     def _sender(self, call: Call) -> Sender:
         settings, key = call.settings, call.key
+        assert key is not None
         url, headers = f"{settings.base_url}/embeddings", settings.default_headers
         if settings.default_query:
             url += settings.default_query.query
@@ -148,6 +156,19 @@ class Engine:
             target = _target(url, key, headers)
             return AsyncHttpxSender(call.async_http_client, call.client_loop, target)
         return self._own_sender(url, key, headers, proxy_for(url))
+
+    async def _renew(self, call: Call, refused: ApiKey | None) -> bool:
+        """Have ``call`` go on with another key than ``refused``, if there is one."""
+        assert call.keys is not None
+        found = await call.keys.renewed(refused, call.client_loop)
+        if found is None:
+            return False
+        if call.key is not None and call.key != found:
+            call.old_keys.append(call.key)
+        if call.key is not found:
+            call.key = found
+            call.sender = self._sender(call)
+        return True
 
     def _make_sender(
         self, url: str, key: ApiKey, headers: Headers, proxy: Secret | None
@@ -168,7 +189,7 @@ class Engine:
         failure: NexusFlowError
         terms = call.terms or Terms(call.settings)
         try:
-            endpoint = call.endpoint = self._endpoint(call.settings, call.key)
+            endpoint = call.endpoint = self._endpoint(call.settings, call.account)
             try:
                 endpoint.begin(terms)
                 await self._run(call, gathered, caller, stop)
@@ -201,16 +222,25 @@ class Engine:
         self, call: Call, gathered: CallResults, caller: Caller | None, stop: Stop | None
     ) -> None:
         settings, endpoint = call.settings, call.endpoint
-        # The first sender reads certificates: before the deadline runs.
-        send = partial(admit_and_send, call, self._sender(call))
+        if call.key is not None:
+            # The first sender reads certificates: before the deadline runs.
+            call.sender = self._sender(call)
         if settings.deadline:
             call.until = endpoint.clock() + settings.deadline
+        if call.keys is not None:
+            call.renew = partial(self._renew, call)
+            if call.key is None:
+                await _within(call, call.renew(None))
+
+        def send(source: Source, step: Send) -> Coroutine[Any, Any, Reply]:
+            return admit_and_send(call, call.sender, source, step)
+
         call.ledger.texts += len(call.texts)
         source: Callable[[Texts], Source] = partial(DirectSource, plan=_plan(settings))
         if call.cache is not None:
             cache = self._cache(call.cache)
             source = _cached(cache, call, gathered)
-            self._share_pace(endpoint, cache, settings, call.key)
+            self._share_pace(endpoint, cache, settings, call.account)
         if caller is not None and caller.recalls:
             source = partial(
                 RecalledSource,
@@ -239,6 +269,20 @@ class Engine:
             await job.run(call.texts)
         finally:
             stop.leave(job)
+
+
+async def _within(call: Call, work: Awaitable[bool]) -> None:
+    """Wait for ``work`` until the deadline."""
+    left = call.until - call.endpoint.clock()
+    try:
+        await asyncio.wait_for(work, None if left == float("inf") else left)
+    except asyncio.TimeoutError as error:
+        if isinstance(error, NexusFlowError):
+            raise
+        raise APITimeoutError(
+            f"the deadline of {call.settings.deadline:g} s has passed, and the function that gives"
+            " the API key has not answered"
+        ) from None
 
 
 def _plan(settings: Settings) -> Plan:

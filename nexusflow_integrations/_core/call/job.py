@@ -16,6 +16,7 @@ from nexusflow_integrations._core.request.exchange import (
     AwaitSettled,
     Call,
     Follow,
+    Renew,
     Reply,
     Send,
     Sleep,
@@ -113,7 +114,7 @@ async def _enter(call: Call, source: Source, step: Send) -> None:
 
 async def drive(steps: Steps, send: Callable[[Send], Coroutine[Any, Any, Reply]]) -> None:
     """Do what ``steps`` ask for, until they end."""
-    reply: Reply | None = None
+    reply: Reply | bool | None = None
     try:
         while True:
             step: Step = steps.send(reply)
@@ -122,6 +123,8 @@ async def drive(steps: Steps, send: Callable[[Send], Coroutine[Any, Any, Reply]]
                 reply = await send(step)
             elif isinstance(step, Sleep):
                 await asyncio.sleep(step.seconds)
+            elif isinstance(step, Renew):
+                reply = await step.renew(step.refused)
             elif isinstance(step, Follow):
                 await _signalled(step.outage.listen, already=step.outage.over)
             elif isinstance(step, AwaitSettled):

@@ -14,13 +14,16 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nexusflow_integrations._core.offload import Submit, offload
 from nexusflow_integrations._core.pace.pacing import LEAST, Gcra, GivenLimits
 from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
+
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.key_sources import AskedKey
 
 logger = logging.getLogger("nexusflow_integrations")
 
@@ -44,7 +47,7 @@ FIRST_GUESS = 3_000
 """Tokens that a request is taken for before the first is known: ten passages of 300."""
 
 
-def account_id(*, base_url: str, key: ApiKey, model: str) -> bytes:
+def account_id(*, base_url: str, key: ApiKey | AskedKey, model: str) -> bytes:
     """Return 16 bytes that stand for an account; the key cannot be got back from them."""
     parts = ("nexusflow pacer 1", base_url, key.fingerprint(), model)
     framed = b"".join(

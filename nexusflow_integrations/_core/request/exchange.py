@@ -5,6 +5,7 @@
 * ``Send``: pass the admission queue and send a request; sent back a ``Reply``;
 * ``Sleep``: wait so many seconds; sent back ``None``;
 * ``Follow``: wait until an outage ends; sent back ``None``;
+* ``Renew``: get another API key after a 401; sent back whether there is one;
 * ``AwaitSettled``: wait until another request of the same guard has ended; sent back ``None``.
 
 Vectors and refusals are handed to the call's ``sink`` as they become known, so nothing is lost if a
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from asyncio import AbstractEventLoop
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -59,12 +60,14 @@ from nexusflow_integrations.errors import (
     APIConnectionError,
     APIStatusError,
     APITimeoutError,
+    AuthenticationError,
     BudgetExceededError,
     InvalidResponseError,
     NexusFlowError,
 )
 
 if TYPE_CHECKING:
+    from nexusflow_integrations._core.key_sources import AskedKey, KeySource
     from nexusflow_integrations._core.pace.terms import Terms
     from nexusflow_integrations._core.redis.address import RedisAddress
 
@@ -121,7 +124,15 @@ class AwaitSettled:
     guard: BudgetGuard
 
 
-Step = Send | Sleep | Follow | AwaitSettled
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Get another key than ``refused``; sent back whether there is one, which is the call's now."""
+
+    refused: ApiKey
+    renew: Callable[[ApiKey | None], Awaitable[bool]]
+
+
+Step = Send | Sleep | Follow | AwaitSettled | Renew
 Steps = Generator[Step, Any, None]
 
 
@@ -157,8 +168,9 @@ class Call:
 
     texts: Sequence[str]
     settings: Settings
-    key: ApiKey
+    key: ApiKey | None
     ledger: Ledger
+    keys: KeySource | None = None
     urgent: bool = False
     guard: BudgetGuard | None = None
     size: LearntSize = field(default_factory=LearntSize)
@@ -175,11 +187,24 @@ class Call:
     stopping: bool = field(init=False, default=False)
     in_flight: set[object] = field(init=False, default_factory=set)
     shortened: set[int] = field(init=False, default_factory=set)
+    sender: Any = field(init=False, default=None)
+    renew: Callable[[ApiKey | None], Awaitable[bool]] | None = field(init=False, default=None)
+    proven: ApiKey | None = field(init=False, default=None)
+    old_keys: list[ApiKey] = field(init=False, default_factory=list)
 
     @property
     def secrets(self) -> list[Secret]:
         """The key and the headers that were sent, which a server may repeat."""
-        return [self.key, *self.settings.default_headers.secrets()]
+        keys = [] if self.key is None else [self.key]
+        return [*keys, *self.old_keys, *self.settings.default_headers.secrets()]
+
+    @property
+    def account(self) -> ApiKey | AskedKey:
+        """What stands for the account, whatever its key is at the moment."""
+        if self.keys is not None:
+            return self.keys.account
+        assert self.key is not None
+        return self.key
 
 
 class Stopped(Exception):  # noqa: N818 - it never leaves the core
@@ -332,6 +357,7 @@ def _send_until_judged(
                 extra=settings.extra_body.text,
             )
             step: Send | None = None
+            key = call.key
             try:
                 timeout = min(settings.timeout, _remaining(call))
                 step = Send(body, batch, tokens, timeout, call.urgent)
@@ -348,6 +374,7 @@ def _send_until_judged(
             verdict = _judge(reply, batch, call)
             _settle(call, verdict, most)
             if isinstance(verdict, Rows):
+                call.proven = key
                 ledger.billed(verdict.tokens, tokens)
                 endpoint.good(
                     reply.ended_at,
@@ -371,6 +398,8 @@ def _send_until_judged(
                     ledger.refused += 1
                 return verdict if isinstance(verdict, Failure) else None
             error = _error(verdict, reply, call, attempts)
+            if isinstance(error, AuthenticationError) and (yield from _renewed(key, call)):
+                continue
             if kind not in (Kind.THROTTLE, Kind.FAULT) or not _retryable(verdict):
                 raise error
             endpoint.bad(
@@ -384,6 +413,20 @@ def _send_until_judged(
     finally:
         if probing is not None:
             probing.end(recovered=None)
+
+
+def _renewed(refused: ApiKey | None, call: Call) -> Generator[Step, Any, bool]:
+    """Whether there is another key than the one that got a 401.
+
+    A key that was refused before it had worked once is not replaced: the next one would be, too.
+    """
+    if call.key is not refused:
+        return True  # meanwhile another batch has got one
+    if refused is None or call.renew is None or call.stopping:
+        return False
+    if call.old_keys and call.proven != refused:
+        return False
+    return bool((yield Renew(refused, call.renew)))
 
 
 def _before_retry(

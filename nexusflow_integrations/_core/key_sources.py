@@ -1,0 +1,195 @@
+"""Where a client's API key comes from: it was given, stands in the environment, or is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from inspect import isawaitable, iscoroutinefunction
+from typing import Any, Protocol
+
+from nexusflow_integrations._core import forks
+from nexusflow_integrations._core.checks import attribute, has_methods
+from nexusflow_integrations._core.secret import ApiKey, secret_arguments
+from nexusflow_integrations._core.settings import KEY_VARIABLE, resolve_api_key
+from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
+
+Loop = asyncio.AbstractEventLoop
+
+
+class KeySource(Protocol):
+    """Gives the key of an account, and perhaps another one after a 401."""
+
+    @property
+    def key(self) -> ApiKey | None:
+        """The key; ``None`` where it has not been asked for yet."""
+
+    @property
+    def account(self) -> ApiKey | AskedKey:
+        """What stands for the account, whatever its key is at the moment."""
+
+    async def renewed(self, refused: ApiKey | None, loop: Loop | None) -> ApiKey | None:
+        """Return another key than ``refused``, or ``None`` if there is no other.
+
+        Args:
+            refused: The key that got a 401; ``None`` where there has been none yet.
+            loop: The event loop of the caller, if it has one.
+
+        Raises:
+            ConfigurationError: It cannot be had.
+        """
+
+
+class GivenKey:
+    """A key that does not change."""
+
+    def __init__(self, key: ApiKey) -> None:
+        self.key = self.account = key
+
+    async def renewed(self, refused: ApiKey | None, loop: Loop | None) -> ApiKey | None:
+        return None
+
+
+class EnvironmentKey:
+    """The key in an environment variable, looked up at the first need and after a 401."""
+
+    def __init__(self, variable: str = KEY_VARIABLE, first: ApiKey | None = None) -> None:
+        self._variable = variable
+        self._key = first
+
+    @property
+    def key(self) -> ApiKey:
+        """The key.
+
+        Raises:
+            ConfigurationError: There is none.
+        """
+        if self._key is None:
+            self._key = resolve_api_key(env=self._variable)
+        return self._key
+
+    @property
+    def account(self) -> ApiKey:
+        return self.key
+
+    async def renewed(self, refused: ApiKey | None, loop: Loop | None) -> ApiKey | None:
+        if self._key != refused:  # another call was faster
+            return self._key
+        try:
+            found = resolve_api_key(env=self._variable)
+        except ConfigurationError:
+            return None
+        if found == refused:
+            return None
+        self._key = found
+        return found
+
+
+class AskedKey:
+    """A key that a function gives, sync or async: asked at the first need and after a 401.
+
+    An async function is awaited on the caller's event loop, where it has one, a sync one called in
+    a thread of its own. Calls that need a key at the same time ask once.
+    """
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self.key: ApiKey | None = None
+        self._lock: asyncio.Lock | None = None
+        forks.in_child(self._forget)
+
+    def _forget(self) -> None:
+        self._lock = None  # it is of the parent's event loop
+
+    @property
+    def account(self) -> AskedKey:
+        return self
+
+    def fingerprint(self) -> str:
+        """Return what stands for the account where processes share limits: the same for all keys
+        that are asked for, since none of them stays."""
+        return hashlib.sha256(b"an API key that is asked for").hexdigest()
+
+    async def renewed(self, refused: ApiKey | None, loop: Loop | None) -> ApiKey | None:
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        async with self._lock:
+            if self.key is None or self.key == refused:
+                found = await self._ask(loop)
+                if found == refused:
+                    return None
+                self.key = found
+            return self.key
+
+    async def _ask(self, loop: Loop | None) -> ApiKey:
+        try:
+            if iscoroutinefunction(self._function) or iscoroutinefunction(
+                attribute(self._function, "__call__")
+            ):
+                return await _on(loop, self._function)
+            found = await _in_thread(self._function)
+            return found if isinstance(found, ApiKey) else await _on(loop, lambda: found)
+        except NexusFlowError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the function raises
+            # Without its words and frames, which may hold the key.
+            raise ConfigurationError(
+                f"api_key: the function that gives the key raised {type(error).__name__}"
+            ) from None
+
+    def __repr__(self) -> str:
+        return "AskedKey()"
+
+
+async def _on(loop: Loop | None, work: Callable[[], Awaitable[Any]]) -> ApiKey:
+    """Await what ``work`` returns on ``loop``, or on this event loop."""
+    if loop is None or loop is asyncio.get_running_loop():
+        return await _awaited(work)
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_awaited(work), loop))
+
+
+async def _awaited(work: Callable[[], Awaitable[Any]]) -> ApiKey:
+    return resolve_api_key(await work())
+
+
+async def _in_thread(function: Callable[[], Any]) -> Any:
+    """Call ``function`` in a daemon thread; return the key, or what has to be awaited for it."""
+    answer: Future[Any] = Future()
+
+    def call() -> None:
+        answer.set_running_or_notify_cancel()  # from here on nobody can cancel it
+        try:
+            answer.set_result(_called(function))
+        except BaseException as error:  # noqa: BLE001 - handed on
+            answer.set_exception(error)
+
+    threading.Thread(target=call, name="nexusflow-key", daemon=True).start()
+    return await asyncio.wrap_future(answer)
+
+
+def _called(function: Callable[[], Any]) -> Any:
+    return _key_or_awaitable(function())
+
+
+@secret_arguments
+def _key_or_awaitable(value: Any) -> Any:
+    return value if isawaitable(value) else resolve_api_key(value)
+
+
+@secret_arguments
+def key_source(value: object) -> KeySource:
+    """Return the source of a key that was given as ``api_key``.
+
+    Raises:
+        ConfigurationError: It can be none.
+    """
+    if value is None:
+        return EnvironmentKey()
+    if isinstance(value, (GivenKey, EnvironmentKey, AskedKey)):
+        return value
+    asked = callable(value) and not isinstance(value, (type, ApiKey))
+    if asked and not has_methods(value, "get_secret_value"):
+        return AskedKey(value)  # type: ignore[arg-type]
+    return GivenKey(resolve_api_key(value))
