@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_index.core import Document, MockEmbedding, Settings, VectorStoreIndex
-from llama_index.core.ingestion import IngestionPipeline
+from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core.storage.docstore import SimpleDocumentStore
+from llama_index.core.vector_stores import SimpleVectorStore
 
 from nexusflow_integrations import LeftOut
 from nexusflow_integrations.errors import (
@@ -293,3 +295,26 @@ def test_nothing_is_logged_where_nothing_is_left_out(
     with caplog.at_level(logging.WARNING):
         EmbedNodes(embed_model=embedding)(nodes_of(3))
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("strategy", list(DocstoreStrategy))
+def test_a_document_deleted_from_the_docstore_is_tried_again(
+    embedding: NexusFlowEmbedding, strategy: DocstoreStrategy, way: str
+) -> None:
+    step = EmbedNodes(embed_model=embedding)
+    pipeline = IngestionPipeline(
+        transformations=[SentenceSplitter(chunk_size=20_000), step],
+        docstore=SimpleDocumentStore(),
+        vector_store=SimpleVectorStore(),
+        docstore_strategy=strategy,
+        disable_cache=True,
+    )
+    documents = [Document(text="fine", id_="d0"), Document(text=REFUSED, id_="d1")]
+    piped(way, pipeline, documents=documents)
+    (left,) = step.left_out
+    assert left.document == "d1"
+    assert piped(way, pipeline, documents=documents) == []
+    pipeline.docstore.delete_document(left.document)
+    assert step.left_out == ()
+    piped(way, pipeline, documents=documents)
+    assert [again.document for again in step.left_out] == ["d1"]
