@@ -323,6 +323,7 @@ def of_another_function(client: Any, server: LocalServer, kind: str) -> Any:
 @pytest.fixture
 def openai_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("CHROMA_OPENAI_API_KEY", KEY)  # where older versions of Chroma look
 
 
 @pytest.mark.usefixtures("openai_key")
