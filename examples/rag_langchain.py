@@ -1,122 +1,62 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = [
-#   "nexusflow-integrations[langchain,local,cli]",
-#   "ir-measures>=0.4.1",
-#   "matplotlib>=3.9",
-#   "langchain-openai>=1.0,<2",
-# ]
+# dependencies = ["nexusflow-integrations[langchain,local,cli]", "langchain-openai>=1.0,<2"]
 # ///
-"""RAG with LangChain: index, ask, cite; and the second run pays nothing.
+"""RAG with LangChain: index, ask, cite; the second run pays nothing.
 
-    python rag_langchain.py "How do I pick a random item from a list?"
-    python rag_langchain.py --corpus topics "..."   # or a folder of text files
+    python rag_langchain.py "How do I pick a random item from a list?" --folder notes
 
-The Python reference is searched by default. The service embeds, and a chat model
-writes, where NEXUSFLOW_API_KEY is set; else a small local model embeds, and passages are quoted.
+Without a folder it reads the reference of Python. With NEXUSFLOW_API_KEY the service embeds and a
+chat model (NEXUSFLOW_CHAT_MODEL) writes; else a small local model embeds, and passages are shown.
 """
 
 import argparse
 import os
 from contextlib import nullcontext
 
-import ir_measures
-import matplotlib.pyplot as plt
-from ir_measures import Success
-from langchain_core.documents import Document as Page
+from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from nexusflow_integrations.cli.rag.corpus import Document, load
-from nexusflow_integrations.cli.rag.keywords import Keywords
-from nexusflow_integrations.cli.rag.questions import QUESTIONS
+from nexusflow_integrations.cli.rag.corpus import load
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
 from nexusflow_integrations.local import LocalServer
 
 PROMPT = "Answer from the numbered passages alone and cite them, like [1].\n\n{}\n\nQuestion: {}"
 
 
-def write(prompt):
-    """Stream an answer; tell whether there was one."""
-    key, url = os.getenv("NEXUSFLOW_API_KEY"), os.getenv("NEXUSFLOW_BASE_URL")
-    model = os.getenv("NEXUSFLOW_CHAT_MODEL", "qwen3.5-plus")
-    try:
-        from langchain_openai import ChatOpenAI
-    except ImportError:
-        return False
-    if not key or not model:
-        return False
-    url = url or "https://nexusflow.vip/v1"
-    for piece in ChatOpenAI(model=model, api_key=key, base_url=url).stream(prompt):
-        print(piece.text, end="", flush=True)
-    print()
-    return True
-
-
-def score(documents, find, out):
-    """Score ten hits a question beside BM25's, and draw how soon a right one comes."""
-    truth = {q.text: {d.id: 1 for d in documents if q.accepts(d.source)} for q in QUESTIONS}
-    truth = {question: right for question, right in truth.items() if right}
-    bm25, scores = Keywords(documents), {}
-    words = {
-        q: [(Document(hit.text, hit.source).id, hit.score) for hit in bm25.search(q, 10)]
-        for q in truth
-    }
-    ours = {q: [(id_, score) for id_, score, *_ in find(q, 10)] for q in truth}
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    print(f"\n{len(truth):6} questions", *(f"  hit@{k}" for k in (1, 3, 5)))
-    for way, found in (("BM25", words), ("embeddings", ours)):
-        run = {question: dict(hits) for question, hits in found.items()}
-        row = ir_measures.calc_aggregate([Success @ k for k in range(1, 11)], truth, run)
-        scores[way] = [float(row[Success @ k]) for k in range(1, 11)]
-        print(f"{way:>16}", *(f"{scores[way][k - 1]:7.2f}" for k in (1, 3, 5)))
-        axes.plot(range(1, 11), scores[way], "o-", label=way)
-    axes.set(title="RAG with LangChain: the Python reference", ylim=(0, 1.03))
-    axes.set(xlabel="k passages read", ylabel="questions answered by one of them (hit@k)")
-    axes.legend()
-    figure.savefig(out, dpi=110)
-    return scores
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("question", nargs="?", default="How do I pick a random item from a list?")
-    parser.add_argument("--corpus", default="stdlib", help="stdlib, topics, or a folder")
-    parser.add_argument("--limit", type=int, help="the most documents")
-    parser.add_argument("--store", default="rag_langchain.sqlite3", help="file of paid vectors")
+    parser.add_argument("--folder", default="stdlib", help="of text files")
+    parser.add_argument("--cache", default="rag_langchain.sqlite3", help="file of paid vectors")
     parser.add_argument("--port", type=int, default=8799, help="of the local server")
-    parser.add_argument("--out", default="rag_langchain.png", help="the picture")
     args = parser.parse_args(argv)
-    documents = load(args.corpus, args.limit).documents
-    with nullcontext() if os.getenv("NEXUSFLOW_API_KEY") else LocalServer(port=args.port) as server:
+    key = os.getenv("NEXUSFLOW_API_KEY")
+    documents = [
+        Document(id=p.id, page_content=p.text, metadata={"source": p.url or p.source})
+        for p in load(args.folder).documents
+    ]
+    with nullcontext() if key else LocalServer(port=args.port) as server:
         service = {"api_key": server.api_key, "base_url": server.base_url} if server else {}
-        embeddings = NexusFlowEmbeddings(**service, cache=args.store, show_progress_bar=True)
-        # In memory, and yet the next run pays nothing: its vectors come from the cache.
+        embeddings = NexusFlowEmbeddings(**service, cache=args.cache)
+        # In memory; the next run pays nothing all the same, for its vectors are in the cache.
         store = InMemoryVectorStore(embeddings)
-        store.add_documents(
-            [
-                Page(id=d.id, page_content=d.text, metadata={"source": d.source, "url": d.url})
-                for d in documents
-            ]
-        )
-        paid = embeddings.usage
-        print(f"paid for the index: {paid.tokens} tokens, {paid.cost:.4f} CNY")
+        store.add_documents(documents)
+        print(f"{embeddings.usage.tokens} tokens paid, {embeddings.usage.cached} texts cached")
+        hits = store.similarity_search(args.question, 3)
+    context = "\n\n".join(f"[{n}] {hit.page_content}" for n, hit in enumerate(hits, 1))
+    answer = context
+    if key:
+        from langchain_openai import ChatOpenAI
 
-        def find(question, k):
-            return [
-                (page.id, score, page.metadata["source"], page.page_content, page.metadata["url"])
-                for page, score in store.similarity_search_with_score(question, k)
-            ]
-
-        hits = find(args.question, 3)
-        passages = "\n\n".join(f"[{n}] {hit[2]}\n{hit[3]}" for n, hit in enumerate(hits, 1))
-        print(f"\n{args.question}\n")
-        if not write(PROMPT.format(passages, args.question)):
-            print(passages)  # without a chat model the passages speak for themselves
-        print("", *(f"[{n}] {hit[4] or hit[2]}" for n, hit in enumerate(hits, 1)), sep="\n")
-        scores = score(documents, find, args.out) if args.corpus == "stdlib" else {}
-        paid = embeddings.usage
-        print(f"\npaid in all: {paid.tokens} tokens, {paid.cost:.4f} CNY, {paid.cached} cached")
-        return {"scores": scores, "tokens": paid.tokens, "answer": passages}
+        url = os.getenv("NEXUSFLOW_BASE_URL", "https://nexusflow.vip/v1")
+        model = os.getenv("NEXUSFLOW_CHAT_MODEL", "qwen3.5-plus")
+        chat = ChatOpenAI(model=model, api_key=key, base_url=url)
+        answer = chat.invoke(PROMPT.format(context, args.question)).text
+    print(f"\n{args.question}\n\n{answer}\n")
+    for number, hit in enumerate(hits, 1):
+        print(f"[{number}] {hit.metadata['source']}")
+    return {"tokens": embeddings.usage.tokens, "answer": answer}
 
 
 if __name__ == "__main__":

@@ -2,123 +2,65 @@
 # requires-python = ">=3.10"
 # dependencies = [
 #   "nexusflow-integrations[llama-index,local,cli]",
-#   "ir-measures>=0.4.1",
-#   "matplotlib>=3.9",
 #   "llama-index-llms-openai-like>=0.5",
 # ]
 # ///
-"""RAG with LlamaIndex: index, ask, cite; and the second run pays nothing.
+"""RAG with LlamaIndex: index, ask, cite; the second run pays nothing.
 
-    python rag_llama_index.py "How do I pick a random item from a list?"
-    python rag_llama_index.py --corpus topics "..."   # or a folder of text files
+    python rag_llama_index.py "How do I pick a random item from a list?" --folder notes
 
-The Python reference is searched by default. The service embeds, and a chat model
-writes, where NEXUSFLOW_API_KEY is set; else a small local model embeds, and passages are quoted.
+Without a folder it reads the reference of Python. With NEXUSFLOW_API_KEY the service embeds and a
+chat model (NEXUSFLOW_CHAT_MODEL) writes; else a small local model embeds, and passages are shown.
 """
 
 import argparse
 import os
 from contextlib import nullcontext
 
-import ir_measures
-import matplotlib.pyplot as plt
-from ir_measures import Success
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
 
-from nexusflow_integrations.cli.rag.corpus import Document, load
-from nexusflow_integrations.cli.rag.keywords import Keywords
-from nexusflow_integrations.cli.rag.questions import QUESTIONS
+from nexusflow_integrations.cli.rag.corpus import load
 from nexusflow_integrations.llama_index import NexusFlowEmbedding
 from nexusflow_integrations.local import LocalServer
 
 PROMPT = "Answer from the numbered passages alone and cite them, like [1].\n\n{}\n\nQuestion: {}"
 
 
-def write(prompt):
-    """Stream an answer; tell whether there was one."""
-    key, url = os.getenv("NEXUSFLOW_API_KEY"), os.getenv("NEXUSFLOW_BASE_URL")
-    model = os.getenv("NEXUSFLOW_CHAT_MODEL", "qwen3.5-plus")
-    try:
-        from llama_index.llms.openai_like import OpenAILike
-    except ImportError:
-        return False
-    if not key or not model:
-        return False
-    url = url or "https://nexusflow.vip/v1"
-    chat = OpenAILike(model=model, api_key=key, api_base=url, is_chat_model=True)
-    for piece in chat.stream_complete(prompt):
-        print(piece.delta, end="", flush=True)
-    print()
-    return True
-
-
-def score(documents, find, out):
-    """Score ten hits a question beside BM25's, and draw how soon a right one comes."""
-    truth = {q.text: {d.id: 1 for d in documents if q.accepts(d.source)} for q in QUESTIONS}
-    truth = {question: right for question, right in truth.items() if right}
-    bm25, scores = Keywords(documents), {}
-    words = {
-        q: [(Document(hit.text, hit.source).id, hit.score) for hit in bm25.search(q, 10)]
-        for q in truth
-    }
-    ours = {q: [(id_, score) for id_, score, *_ in find(q, 10)] for q in truth}
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    print(f"\n{len(truth):6} questions", *(f"  hit@{k}" for k in (1, 3, 5)))
-    for way, found in (("BM25", words), ("embeddings", ours)):
-        run = {question: dict(hits) for question, hits in found.items()}
-        row = ir_measures.calc_aggregate([Success @ k for k in range(1, 11)], truth, run)
-        scores[way] = [float(row[Success @ k]) for k in range(1, 11)]
-        print(f"{way:>16}", *(f"{scores[way][k - 1]:7.2f}" for k in (1, 3, 5)))
-        axes.plot(range(1, 11), scores[way], "o-", label=way)
-    axes.set(title="RAG with LlamaIndex: the Python reference", ylim=(0, 1.03))
-    axes.set(xlabel="k passages read", ylabel="questions answered by one of them (hit@k)")
-    axes.legend()
-    figure.savefig(out, dpi=110)
-    return scores
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("question", nargs="?", default="How do I pick a random item from a list?")
-    parser.add_argument("--corpus", default="stdlib", help="stdlib, topics, or a folder")
-    parser.add_argument("--limit", type=int, help="the most documents")
-    parser.add_argument("--store", default="rag_llama_index.sqlite3", help="file of paid vectors")
+    parser.add_argument("--folder", default="stdlib", help="of text files")
+    parser.add_argument("--cache", default="rag_llama_index.sqlite3", help="file of paid vectors")
     parser.add_argument("--port", type=int, default=8799, help="of the local server")
-    parser.add_argument("--out", default="rag_llama_index.png", help="the picture")
     args = parser.parse_args(argv)
-    documents = load(args.corpus, args.limit).documents
-    with nullcontext() if os.getenv("NEXUSFLOW_API_KEY") else LocalServer(port=args.port) as server:
+    key = os.getenv("NEXUSFLOW_API_KEY")
+    # LlamaIndex would put the source before every text that it embeds.
+    hidden = {"excluded_embed_metadata_keys": ["source"]}
+    nodes = [
+        TextNode(id_=p.id, text=p.text, metadata={"source": p.url or p.source}, **hidden)
+        for p in load(args.folder).documents
+    ]
+    with nullcontext() if key else LocalServer(port=args.port) as server:
         service = {"api_key": server.api_key, "api_base": server.base_url} if server else {}
-        embedding = NexusFlowEmbedding(**service, cache=args.store)
-        # What a node is about is not embedded: LlamaIndex would put it before every text.
-        hidden = {"excluded_embed_metadata_keys": ["source", "url"]}
-        nodes = [
-            TextNode(id_=d.id, text=d.text, metadata={"source": d.source, "url": d.url}, **hidden)
-            for d in documents
-        ]
-        # In memory, and yet the next run pays nothing: its vectors come from the cache.
-        index = VectorStoreIndex(nodes, embed_model=embedding, show_progress=True)
-        paid = embedding.usage
-        print(f"paid for the index: {paid.tokens} tokens, {paid.cost:.4f} CNY")
+        embedding = NexusFlowEmbedding(**service, cache=args.cache)
+        # In memory; the next run pays nothing all the same, for its vectors are in the cache.
+        index = VectorStoreIndex(nodes, embed_model=embedding)
+        print(f"{embedding.usage.tokens} tokens paid, {embedding.usage.cached} texts cached")
+        hits = index.as_retriever(similarity_top_k=3).retrieve(args.question)
+    context = "\n\n".join(f"[{n}] {hit.text}" for n, hit in enumerate(hits, 1))
+    answer = context
+    if key:
+        from llama_index.llms.openai_like import OpenAILike
 
-        def find(question, k):
-            hits = index.as_retriever(similarity_top_k=k).retrieve(question)
-            return [
-                (hit.node_id, hit.score, hit.metadata["source"], hit.text, hit.metadata["url"])
-                for hit in hits
-            ]
-
-        hits = find(args.question, 3)
-        passages = "\n\n".join(f"[{n}] {hit[2]}\n{hit[3]}" for n, hit in enumerate(hits, 1))
-        print(f"\n{args.question}\n")
-        if not write(PROMPT.format(passages, args.question)):
-            print(passages)  # without a chat model the passages speak for themselves
-        print("", *(f"[{n}] {hit[4] or hit[2]}" for n, hit in enumerate(hits, 1)), sep="\n")
-        scores = score(documents, find, args.out) if args.corpus == "stdlib" else {}
-        paid = embedding.usage
-        print(f"\npaid in all: {paid.tokens} tokens, {paid.cost:.4f} CNY, {paid.cached} cached")
-        return {"scores": scores, "tokens": paid.tokens, "answer": passages}
+        url = os.getenv("NEXUSFLOW_BASE_URL", "https://nexusflow.vip/v1")
+        model = os.getenv("NEXUSFLOW_CHAT_MODEL", "qwen3.5-plus")
+        chat = OpenAILike(model=model, api_key=key, api_base=url, is_chat_model=True)
+        answer = chat.complete(PROMPT.format(context, args.question)).text
+    print(f"\n{args.question}\n\n{answer}\n")
+    for number, hit in enumerate(hits, 1):
+        print(f"[{number}] {hit.metadata['source']}")
+    return {"tokens": embedding.usage.tokens, "answer": answer}
 
 
 if __name__ == "__main__":

@@ -46,12 +46,6 @@ def port(hold_port: Callable[[], int]) -> int:
     return hold_port()
 
 
-@pytest.fixture(scope="session")
-def paid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for what outlasts a test: the cache of vectors."""
-    return tmp_path_factory.mktemp("paid")
-
-
 @pytest.fixture
 def data() -> Callable[[str], Path]:
     """A standard data set's file, where ``NEXUSFLOW_DATA`` names a folder that has it."""

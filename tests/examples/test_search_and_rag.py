@@ -1,4 +1,4 @@
-"""Searching and answering: scores against bounds that BM25 fails, and what is paid for."""
+"""Searching and answering: scores against bounds that BM25 fails; the second run pays nothing."""
 
 from __future__ import annotations
 
@@ -54,31 +54,23 @@ def test_sentences_of_one_intent_are_found(
 
 @pytest.mark.parametrize("name", RAG)
 def test_rag_answers_and_the_second_run_pays_nothing(
-    run: Run, name: str, port: int, paid: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, name: str, port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cache = paid / "vectors"
-    store = cache if name == "rag_chroma" else f"{cache}.sqlite3"
-    options = ("--port", port, "--store", store, "--limit", 500)
-    first = run(name, *options)
-    bm25, ours = first["scores"]["BM25"], first["scores"]["embeddings"]
-    assert bm25[0] < 0.45 < ours[0]  # hit@1
-    assert bm25[2] < 0.6 < 0.7 < ours[2]  # hit@3
+    first = run(name, "--port", port)
+    assert first["tokens"] > 20_000
     assert "random.choice" in first["answer"]
     assert "[1] https://docs.python.org/3" in capsys.readouterr().out
-    assert drawn(f"{name}.png")
-    # What one framework has paid for, another gets for nothing.
-    second = run(name, *options)
-    assert second["tokens"] == 0
-    assert second["scores"] == first["scores"]
+    second = run(name, "--port", port)
+    assert second == {"tokens": 0, "answer": first["answer"]}
 
 
 @pytest.mark.parametrize("name", RAG)
-def test_rag_reads_a_folder_of_ones_own(run: Run, name: str, port: int, tmp_path: Path) -> None:
+def test_rag_reads_a_folder_of_the_users(run: Run, name: str, port: int, tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "pandas.md").write_text("Red pandas sleep in trees.", "utf-8")
     (tmp_path / "own" / "trains.md").write_text("The night train leaves at nine.", "utf-8")
-    found = run(name, "Where do the animals rest?", "--corpus", tmp_path / "own", "--port", port)
-    assert found["answer"].startswith("[1] pandas.md:1\nRed pandas sleep in trees.")
+    found = run(name, "Where do the animals rest?", "--folder", tmp_path / "own", "--port", port)
+    assert found["answer"].startswith("[1] Red pandas sleep in trees.")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +81,7 @@ def test_rag_reads_a_folder_of_ones_own(run: Run, name: str, port: int, tmp_path
         ("rag_llama_index", "llama_index.llms.openai_like"),
     ],
 )
-def test_rag_streams_a_written_answer_where_there_is_a_key(
+def test_rag_has_an_answer_written_where_there_is_a_key(
     run: Run,
     name: str,
     needs: str,
@@ -100,12 +92,11 @@ def test_rag_streams_a_written_answer_where_there_is_a_key(
     with chat_server() as server:
         monkeypatch.setenv("NEXUSFLOW_BASE_URL", server.base_url)
         monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-secret")
-        run(name, "--limit", 60)
+        run(name, "--folder", "topics")
     out = capsys.readouterr().out
     assert "Use `random.choice` [1]." in out
     assert "sk-air-secret" not in out
     asked = server.asked[0]
-    assert asked["stream"] is True
     assert "[1] " in str(asked["messages"])
 
 

@@ -34,10 +34,10 @@ def test_the_tour_runs_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyP
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     pictures = [out for out in outputs if "image/png" in out.get("data", {})]
     printed = "".join(out.get("text", "") for out in outputs)
-    assert len(pictures) >= len(list(EXAMPLES.glob("*.py")))
+    assert len(pictures) >= 4
     assert "(3, 256) float32" in printed
     assert "3 of 4 texts from the cache" in printed
-    assert "questions   hit@1" in printed
+    assert printed.count("library/random.html#random.choice") == 3
     for word in ("nDCG@10", "AUROC", "NMI", "popularity"):
         assert word in printed
     # What is committed holds no output of anybody's machine.

@@ -86,9 +86,12 @@ class Program:
 
 def _example(name: str, *arguments: str) -> Program:
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
-    return Program(command, "the examples", ("ir_measures", "matplotlib", "sklearn"))
+    if name.startswith("rag_"):
+        return Program(command, "`rag_chroma.py`")
+    return Program(command, "the other examples", ("ir_measures", "matplotlib", "sklearn"))
 
 
+NOTES = EXAMPLES.parent / "docs" / "guides"
 PLOTS = ("ir_measures", "matplotlib", "sklearn")
 PROGRAMS = {
     "demo": Program(["nexusflow", "demo", "--limit", "10"], "`nexusflow demo`"),
@@ -105,9 +108,9 @@ PROGRAMS = {
     "anomaly_detection": _example("anomaly_detection", "--limit", "20"),
     "text_clustering": _example("text_clustering", "--limit", "3"),
     "recommendation": _example("recommendation", "--limit", "2"),
-    "rag_chroma": _example("rag_chroma", "--limit", "20", "--port", "0"),
-    "rag_langchain": _example("rag_langchain", "--limit", "20", "--port", "0"),
-    "rag_llama_index": _example("rag_llama_index", "--limit", "20", "--port", "0"),
+    "rag_chroma": _example("rag_chroma", "--folder", str(NOTES), "--port", "0"),
+    "rag_langchain": _example("rag_langchain", "--folder", str(NOTES), "--port", "0"),
+    "rag_llama_index": _example("rag_llama_index", "--folder", str(NOTES), "--port", "0"),
     "tour": Program(
         [sys.executable, "-c", TOUR], "`tour.ipynb`", (*PLOTS, "nbclient", "ipykernel")
     ),

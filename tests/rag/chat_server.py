@@ -54,7 +54,10 @@ class ChatServer:
             error = {"message": f"Incorrect API key provided: {key}", "code": "invalid_api_key"}
             return JSONResponse({"error": error}, self.status)
         if not self.asked[-1].get("stream"):
-            return JSONResponse({"error": {"message": "only streams"}}, 400)
+            message = {"role": "assistant", "content": "".join(self.pieces)}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            whole = {"id": "chat-1", "object": "chat.completion", "created": 1}
+            return JSONResponse(whole | {"model": "qwen3.5-plus", "choices": [choice]})
         return StreamingResponse(self._stream(), media_type="text/event-stream")
 
     async def _stream(self) -> AsyncIterator[str]:
