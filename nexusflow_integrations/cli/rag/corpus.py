@@ -7,6 +7,7 @@ modules and names that a version lacks are skipped.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import os
@@ -73,6 +74,11 @@ class Document:
     text: str
     source: str
     url: str = ""
+
+    @cached_property
+    def id(self) -> str:
+        """24 hexadecimal digits that change with the source and the text."""
+        return hashlib.sha256(f"{self.source}\0{self.text}".encode()).hexdigest()[:24]
 
     @property
     def origin(self) -> str:
