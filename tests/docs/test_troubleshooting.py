@@ -241,7 +241,7 @@ PRODUCED: Mapping[str, Mapping[str, Case]] = {
     "BudgetExceededError": {"the budget": Case(_over_budget)},
     "LimiterError": {"the rate limiter failed": Case(_failing_limiter)},
     "CacheError": {"/home/me/notes.txt": Case(_foreign_cache)},
-    "CollectionError": {"another process is writing": Case(_collection_being_written)},
+    "CollectionError": {"another process (or": Case(_collection_being_written)},
     "ImportError": {
         "nexusflow_integrations.langchain": Case(
             _without("langchain_core", "nexusflow_integrations.langchain")
