@@ -65,28 +65,59 @@ def strict() -> Iterator[None]:
         yield
 
 
+class ChromaRun:
+    """A real ``chroma run``, which may be killed and started again on the same folder."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.port = port
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-c", "from chromadb.cli.cli import app; app()", "run"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--path", str(self._folder)]
+        with (self._folder / "log").open("w") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        for _ in range(1500):
+            if self._process.poll() is not None:
+                pytest.fail(f"chroma run ended: {(self._folder / 'log').read_text()[-2000:]}")
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.2)
+        pytest.fail("chroma run did not open its port")
+
+    def kill(self) -> None:
+        """End it as ``kill -9`` does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(60)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(60)
+
+
 @pytest.fixture(scope="session")
 def chroma_port(
     tmp_path_factory: pytest.TempPathFactory, hold_port: Callable[[], int]
 ) -> Iterator[int]:
-    """The port of a real ``chroma run`` on this machine."""
-    folder = tmp_path_factory.mktemp("chroma-run")
-    port = hold_port()
-    command = [sys.executable, "-c", "from chromadb.cli.cli import app; app()", "run"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--path", str(folder)]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+    """The port of a ``chroma run`` that all tests share."""
+    run = ChromaRun(tmp_path_factory.mktemp("chroma-run"), hold_port())
     try:
-        for _ in range(1500):
-            if process.poll() is not None:
-                pytest.fail(f"chroma run ended: {(folder / 'log').read_text()[-2000:]}")
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        else:
-            pytest.fail("chroma run did not open its port")
-        yield port
+        run.start()
+        yield run.port
     finally:
-        process.terminate()
-        process.wait(60)
+        run.stop()
+
+
+@pytest.fixture
+def chroma(tmp_path: Path, hold_port: Callable[[], int]) -> Iterator[ChromaRun]:
+    """A ``chroma run`` that may be killed."""
+    run = ChromaRun(tmp_path, hold_port())
+    try:
+        run.start()
+        yield run
+    finally:
+        run.kill()
