@@ -95,6 +95,8 @@ class ClientOptions(TypedDict, total=False):
     max_concurrency: int
     timeout: float
     deadline: float | None
+    query_timeout: float | None
+    query_deadline: float | None
     max_retries: int
     requests_per_minute: float | None
     tokens_per_minute: float | None
@@ -148,6 +150,9 @@ class NexusFlow:
             those in use.
         timeout: Seconds for one attempt, from connection to last byte.
         deadline: Seconds for a whole call with all its retries; ``None`` leaves it to the retries.
+        query_timeout: Seconds for one attempt of a call with ``role="query"``; ``None`` is
+            ``timeout``. A user who waits for an answer has less patience than a backfill.
+        query_deadline: Seconds for the whole of such a call; ``None`` is ``deadline``.
         max_retries: Further attempts for a batch after faults and throttling.
         requests_per_minute: Limit of the account, if known; otherwise it is found out. It holds
             for all clients of the account, until this one is closed or collected; the newest wins.
@@ -209,6 +214,8 @@ class NexusFlow:
         max_concurrency: int = DEFAULT_MAX_CONCURRENCY,
         timeout: float = 60.0,
         deadline: float | None = None,
+        query_timeout: float | None = None,
+        query_deadline: float | None = None,
         max_retries: int = 6,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
@@ -245,6 +252,8 @@ class NexusFlow:
             max_concurrency=max_concurrency,
             timeout=timeout,
             deadline=deadline,
+            query_timeout=query_timeout,
+            query_deadline=query_deadline,
             max_retries=max_retries,
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
@@ -418,7 +427,9 @@ class NexusFlow:
         return Stream(
             self._settings,
             self._instruction(role),
-            start=partial(self._start, urgent=role == "query", loop=loop),
+            start=partial(
+                self._start, settings=self._settings.of(role), urgent=role == "query", loop=loop
+            ),
             recorded=self._recorded,
             report=self._report,
             ordered=ordered,
@@ -615,13 +626,14 @@ class NexusFlow:
         progress = checks.function("progress", progress)
         if not single and not texts:
             return self._nothing(collect=collect)
-        ledger = Ledger()
+        ledger, settings = Ledger(), self._settings.of(role)
         with self._recorded(ledger):
-            caller = CallingThread(hooks, progress, deadline=self._settings.deadline)
+            caller = CallingThread(hooks, progress, deadline=settings.deadline)
             gathered = caller.wait(
                 *self._start(
                     texts,
                     ledger,
+                    settings=settings,
                     caller=caller,
                     urgent=single or role == "query",
                     batch_size=batch_size,
@@ -648,13 +660,14 @@ class NexusFlow:
         progress = checks.function("progress", progress)
         if not single and not texts:
             return self._nothing(collect=collect)
-        ledger = Ledger()
+        ledger, settings = Ledger(), self._settings.of(role)
         with self._recorded(ledger):
-            caller = CallingTask(hooks, progress, deadline=self._settings.deadline)
+            caller = CallingTask(hooks, progress, deadline=settings.deadline)
             gathered = await caller.wait(
                 *self._start(
                     texts,
                     ledger,
+                    settings=settings,
                     caller=caller,
                     urgent=single or role == "query",
                     loop=asyncio.get_running_loop(),
@@ -755,6 +768,7 @@ class NexusFlow:
         texts: list[str],
         ledger: Ledger,
         *,
+        settings: Settings,
         urgent: bool,
         caller: Caller | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
@@ -769,7 +783,6 @@ class NexusFlow:
 
         if self._size is None:
             self._size = LearntSize()
-        settings = self._settings
         if batch_size not in (None, settings.batch_size):
             settings = replace(settings, batch_size=batch_size)
         call = Call(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from numbers import Integral
 from typing import Any, Literal
 
@@ -162,6 +163,8 @@ class Settings:
     max_concurrency: int = DEFAULT_MAX_CONCURRENCY
     timeout: float = 60.0
     deadline: float | None = None
+    query_timeout: float | None = None
+    query_deadline: float | None = None
     max_retries: int = 6
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
@@ -184,6 +187,10 @@ class Settings:
             "max_concurrency": whole("max_concurrency", self.max_concurrency, 1, 1024),
             "timeout": number("timeout", self.timeout, most=MAX_SECONDS),
             "deadline": optional_number("deadline", self.deadline, most=MAX_SECONDS),
+            "query_timeout": optional_number("query_timeout", self.query_timeout, most=MAX_SECONDS),
+            "query_deadline": optional_number(
+                "query_deadline", self.query_deadline, most=MAX_SECONDS
+            ),
             "max_retries": whole("max_retries", self.max_retries, 0, 100),
             "requests_per_minute": optional_number("requests_per_minute", requests),
             "tokens_per_minute": optional_number("tokens_per_minute", tokens),
@@ -206,6 +213,21 @@ class Settings:
                 f"on_too_long={self.on_too_long!r} needs to know how many tokens a text may have,"
                 " which is not known of this model: pass max_text_tokens=..."
             )
+
+    def of(self, role: Role) -> Settings:
+        """Return what holds for calls of ``role``."""
+        patient = self.query_timeout is None and self.query_deadline is None
+        return self if patient or role != "query" else self._of_queries
+
+    @cached_property
+    def _of_queries(self) -> Settings:
+        return replace(
+            self,
+            timeout=self.timeout if self.query_timeout is None else self.query_timeout,
+            deadline=self.deadline if self.query_deadline is None else self.query_deadline,
+            query_timeout=None,
+            query_deadline=None,
+        )
 
     @property
     def token_limit(self) -> int | None:

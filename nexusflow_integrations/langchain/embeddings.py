@@ -70,7 +70,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from nexusflow_integrations._core.call.results import EmbeddingArray
+    from nexusflow_integrations._core.shared_budget import SharedBudget
     from nexusflow_integrations._core.vectors import Vectors
+
+    _Budget = Budget | SharedBudget | None
+else:
+    _Budget = Any  # the client looks at it
 
 __all__ = ["NexusFlowEmbeddings"]
 
@@ -83,11 +88,19 @@ def _hidden_key(key: object) -> object:
     return SecretStr(key) if isinstance(key, str) else key
 
 
+def _as_budget(value: object) -> object:
+    """Return a budget as ``dumps`` writes it as a ``Budget``, and all else as it is."""
+    if isinstance(value, Mapping) and value and set(value) <= {"tokens", "money"}:
+        return Budget(**value)
+    return value
+
+
 _HIDDEN: Mapping[str, Callable[[Any], object]] = {
     "api_key": _hidden_key,
     "nexusflow_api_key": _hidden_key,
     "default_headers": Headers,
     "cache": address_or_path,
+    "budget": _as_budget,
 }
 _OPENAI_NAMES = {"openai_api_key": "api_key", "openai_api_base": "base_url"}
 _FIELDS = {
@@ -205,6 +218,12 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     deadline: float | None = None
     """Seconds for a whole call with its retries."""
 
+    query_timeout: float | None = None
+    """Seconds for one attempt of a query; ``None`` is ``timeout``."""
+
+    query_deadline: float | None = None
+    """Seconds for a whole query with its retries; ``None`` is ``deadline``."""
+
     max_retries: int = 6
     """Further attempts for a batch after faults and throttling."""
 
@@ -220,6 +239,10 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     max_text_tokens: int | None = None
     """Tokens of a text at most; ``None`` is what the model is known to take."""
+
+    pacer: Any = Field(default=None, exclude=True, repr=False)
+    """Limits that are kept together with other processes or hosts, in place of the two before: a
+    ``RedisLimits``, a ``ClusterLimits`` or the like. Does not travel with ``dumps``."""
 
     encoding_format: EncodingFormat = "base64"
     """What to ask the server for."""
@@ -237,8 +260,9 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     default_query: dict[str, Any] | None = None
     """Names and values added to the query of each request's URL; the same holds."""
 
-    budget: Budget | None = None
-    """The most this object may spend."""
+    budget: _Budget = None
+    """The most this object may spend, or what it may spend together with others: a
+    ``ClusterLimits`` or the like, which ``loads`` refuses."""
 
     price: Price | None = None
     """Price list of ``usage``."""
@@ -443,7 +467,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         told: dict[str, Any] = {
             name: asdict(value)
             for name, value in (("budget", self.budget), ("price", self.price))
-            if value is not None
+            if isinstance(value, (Budget, Price))
         }
         if isinstance(self.cache, (Path, RedisAddress)):
             told["cache"] = str(self.cache)

@@ -79,6 +79,13 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.shared_budget import SharedBudget
+
+    _Budget = Budget | SharedBudget | None
+else:
+    _Budget = Any  # the client looks at it
+
 __all__ = ["NexusFlowEmbedding", "NexusFlowEmbeddingEndEvent"]
 
 Vector = list[float]
@@ -177,13 +184,19 @@ class NexusFlowEmbedding(BaseEmbedding):
             wait. If it raises, the error's ``finished`` holds what was paid for.
         timeout: Seconds for one attempt, from connection to last byte.
         deadline: Seconds for a whole call with all its retries; ``None`` leaves it to the retries.
+        query_timeout: Seconds for one attempt of a query; ``None`` is ``timeout``. A user who waits
+            for an answer has less patience than a backfill.
+        query_deadline: Seconds for the whole of a query; ``None`` is ``deadline``.
         max_retries: Further attempts for a request after faults and throttling.
         requests_per_minute: Limit of the account, if known; otherwise it is found out.
         tokens_per_minute: The same for tokens.
+        pacer: Limits that are kept together with other processes or hosts, in place of the two
+            before: a ``RedisLimits``, a ``ClusterLimits`` or the like.
         encoding_format: ``base64`` (a quarter of the bytes) or ``float``.
         cache: Path of this package's own cache file, ``True`` for the user's cache folder, or the
             URL of a Redis server; see ``NexusFlow``.
-        budget: The most that may be spent; see ``Budget``.
+        budget: The most that may be spent: a ``Budget``, or what is spent together with others: a
+            ``ClusterLimits`` or the like.
         price: Price list for ``usage``; the default is the API page's.
         on_usage: Called with the ``Usage`` of each call.
         default_headers: Sent with every request.
@@ -219,6 +232,8 @@ class NexusFlowEmbedding(BaseEmbedding):
     max_concurrency: int = Field(default=DEFAULT_MAX_CONCURRENCY, exclude=True)
     timeout: float = Field(default=60.0, exclude=True)
     deadline: float | None = Field(default=None, exclude=True)
+    query_timeout: float | None = Field(default=None, exclude=True)
+    query_deadline: float | None = Field(default=None, exclude=True)
     max_retries: int = Field(default=6, exclude=True)
     requests_per_minute: float | None = Field(default=None, exclude=True)
     tokens_per_minute: float | None = Field(default=None, exclude=True)
@@ -228,7 +243,8 @@ class NexusFlowEmbedding(BaseEmbedding):
     )
     allow_http: bool = Field(default=False, exclude=True, repr=False)
     api_key: Any = Field(default=None, exclude=True, repr=False)
-    budget: Budget | None = Field(default=None, exclude=True, repr=False)
+    pacer: Any = Field(default=None, exclude=True, repr=False)
+    budget: _Budget = Field(default=None, exclude=True, repr=False)
     price: Price | None = Field(default=None, exclude=True, repr=False)
     on_usage: Callable[[Usage], object] | None = Field(default=None, exclude=True, repr=False)
     default_headers: Headers | dict[str, str] | None = Field(default=None, exclude=True, repr=False)
@@ -327,7 +343,7 @@ class NexusFlowEmbedding(BaseEmbedding):
             )
         if multiprocessing.parent_process() is None and os.getppid() != pickled_in:
             return  # read from a file, perhaps
-        if self.budget is not None:
+        if isinstance(self.budget, Budget):
             raise ConfigurationError(
                 "this is a worker process, and each worker would spend the whole budget: embed in"
                 " one process, which keeps many requests in flight, or leave out the budget"

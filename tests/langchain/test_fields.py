@@ -49,6 +49,8 @@ def test_every_setting_of_the_client_reaches_it() -> None:
         "max_concurrency": 7,
         "timeout": 3.5,
         "deadline": 9.0,
+        "query_timeout": 1.5,
+        "query_deadline": 2.5,
         "max_retries": 2,
         "requests_per_minute": 60.0,
         "tokens_per_minute": 6000.0,

@@ -1,0 +1,65 @@
+"""Limits and budgets that are kept for several processes are fields here, as in the client."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+
+from nexusflow_integrations import Grant
+from nexusflow_integrations.errors import BudgetExceededError, ConfigurationError
+from nexusflow_integrations.llama_index import NexusFlowEmbedding
+
+
+class Limits:
+    """Keeps limits and a budget of 1,000 tokens in memory."""
+
+    requests_per_minute = 60_000.0
+    tokens_per_minute = None
+    processes = 1
+    tokens = 1_000
+
+    def __init__(self) -> None:
+        self.leases = 0
+        self.granted = 0
+
+    def lease(self, count: int, tokens: int, **late: float) -> list[float]:
+        self.leases += 1
+        return [0.0] * count
+
+    def owe(self, tokens: float, late: float = 0.0) -> None:
+        pass
+
+    def throttled(self, ago: float) -> None:
+        pass
+
+    def draw(self, least: int, wanted: int, unused: int, kept: int) -> Grant:
+        self.granted -= unused
+        given = min(max(least, wanted), self.tokens - self.granted)
+        given = given if given >= least else 0
+        self.granted += given
+        return Grant(given, self.tokens - self.granted, False)
+
+
+def test_a_pacer_is_asked_and_a_shared_budget_holds(embedding: NexusFlowEmbedding) -> None:
+    embedding.pacer = limits = Limits()
+    embedding.budget = Limits()
+    embedding.get_text_embedding_batch(["a"])
+    assert limits.leases > 0
+    with pytest.raises(BudgetExceededError):
+        embedding.get_text_embedding_batch(["word " * 1_000])
+
+
+def test_limits_and_a_pacer_at_once_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="the limits are the pacer's"):
+        NexusFlowEmbedding(pacer=Limits(), requests_per_minute=5)
+
+
+def test_copies_and_pickles_keep_them_and_a_dict_does_not(embedding: NexusFlowEmbedding) -> None:
+    embedding.pacer, embedding.budget = Limits(), Limits()
+    assert copy.deepcopy(embedding).pacer is embedding.pacer
+    again = pickle.loads(pickle.dumps(embedding))
+    assert isinstance(again.pacer, Limits)
+    assert isinstance(again.budget, Limits)
+    assert embedding.to_dict().keys().isdisjoint({"pacer", "budget"})
