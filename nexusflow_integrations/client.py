@@ -44,6 +44,7 @@ from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
     ON_REFUSED,
     ROLES,
+    TIMEOUT,
     EncodingFormat,
     OnRefused,
     OnTooLong,
@@ -51,6 +52,7 @@ from nexusflow_integrations._core.settings import (
     Settings,
     check_dimensions,
     check_pacer,
+    plain_timeout,
     resolve_base_url,
 )
 from nexusflow_integrations._core.telemetry import observed
@@ -93,7 +95,7 @@ class ClientOptions(TypedDict, total=False):
     encoding_format: EncodingFormat
     batch_size: int | None
     max_concurrency: int
-    timeout: float
+    timeout: float | Any
     deadline: float | None
     query_timeout: float | None
     query_deadline: float | None
@@ -148,7 +150,8 @@ class NexusFlow:
             is sent fewer.
         max_concurrency: Requests in flight at most. All clients of an account share the widest of
             those in use.
-        timeout: Seconds for one attempt, from connection to last byte.
+        timeout: Seconds for one attempt, from connection to last byte. An ``httpx.Timeout``, or a
+            tuple of such seconds, stands for the longest of its parts, ``None`` for the default.
         deadline: Seconds for a whole call with all its retries; ``None`` leaves it to the retries.
         query_timeout: Seconds for one attempt of a call with ``role="query"``; ``None`` is
             ``timeout``. A user who waits for an answer has less patience than a backfill.
@@ -212,7 +215,7 @@ class NexusFlow:
         encoding_format: EncodingFormat = "base64",
         batch_size: int | None = None,
         max_concurrency: int = DEFAULT_MAX_CONCURRENCY,
-        timeout: float = 60.0,
+        timeout: float | Any = TIMEOUT,
         deadline: float | None = None,
         query_timeout: float | None = None,
         query_deadline: float | None = None,
@@ -250,7 +253,7 @@ class NexusFlow:
             encoding_format=encoding_format,
             batch_size=texts_a_request(model, None) if batch_size is None else batch_size,
             max_concurrency=max_concurrency,
-            timeout=timeout,
+            timeout=plain_timeout(timeout),
             deadline=deadline,
             query_timeout=query_timeout,
             query_deadline=query_deadline,
@@ -606,6 +609,7 @@ class NexusFlow:
         progress: Progress | None = None,
         hooks: Hooks = NO_HOOKS,
         batch_size: int | None = None,
+        dimensions: int | None = None,
         lists: bool = False,
     ) -> EmbeddingArray | EmbeddingList:
         """Embed like ``embed``.
@@ -617,6 +621,7 @@ class NexusFlow:
             progress: As for ``embed``.
             hooks: What to do in this thread about each batch.
             batch_size: Overrides the client's setting for this call.
+            dimensions: The same.
             lists: Have lists of floats made while requests are in flight: ``tolist`` of the result
                 then returns them without further work.
         """
@@ -627,6 +632,8 @@ class NexusFlow:
         if not single and not texts:
             return self._nothing(collect=collect)
         ledger, settings = Ledger(), self._settings.of(role)
+        if dimensions not in (None, settings.dimensions):
+            settings = replace(settings, dimensions=dimensions)
         with self._recorded(ledger):
             caller = CallingThread(hooks, progress, deadline=settings.deadline)
             gathered = caller.wait(
@@ -651,6 +658,7 @@ class NexusFlow:
         progress: Progress | None = None,
         hooks: Hooks = NO_HOOKS,
         batch_size: int | None = None,
+        dimensions: int | None = None,
         lists: bool = False,
     ) -> EmbeddingArray | EmbeddingList:
         """Embed like ``_embed``; the hooks are awaited on this event loop."""
@@ -661,6 +669,8 @@ class NexusFlow:
         if not single and not texts:
             return self._nothing(collect=collect)
         ledger, settings = Ledger(), self._settings.of(role)
+        if dimensions not in (None, settings.dimensions):
+            settings = replace(settings, dimensions=dimensions)
         with self._recorded(ledger):
             caller = CallingTask(hooks, progress, deadline=settings.deadline)
             gathered = await caller.wait(

@@ -173,9 +173,34 @@ def known_arguments(cls: type, given: Iterable[str], known: Iterable[str]) -> No
     known = list(known)
     for name in given:
         if name not in known:
-            likely = get_close_matches(name, known, n=1, cutoff=0.75)
-            hint = f"; did you mean {likely[0]!r}?" if likely else ""
+            hint = did_you_mean(name, known)
             raise TypeError(f"{cls.__name__} has no argument {name[:60]!r}{hint}")
+
+
+_SAME = [
+    {"model", "model_name"},
+    {"base_url", "api_base", "api_base_url", "openai_api_base"},
+    {"api_key", "key", "openai_api_key"},
+    {"batch_size", "chunk_size", "embed_batch_size"},
+    {"dimensions", "dimension", "dims", "dim", "size", "embedding_size", "output_dimension"},
+    {"max_concurrency", "num_workers", "concurrency", "max_workers"},
+    {"timeout", "request_timeout"},
+    {"default_headers", "headers", "extra_headers"},
+    {"extra_body", "model_kwargs", "additional_kwargs"},
+    {"query_instruction", "instruction", "query_prefix"},
+    {"document_instruction", "text_instruction", "document_prefix"},
+    {"max_retries", "retries", "num_retries"},
+    {"on_too_long", "truncate", "truncation"},
+]
+"""Names that mean the same in this package and in others like it."""
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Return the question whether one of ``known`` was meant, or an empty text."""
+    same = next((names for names in _SAME if name in names), set())
+    likely = [other for other in known if other in same]
+    likely = likely or get_close_matches(name, known, n=1, cutoff=0.75)
+    return f"; did you mean {likely[0]!r}?" if likely else ""
 
 
 def has_methods(value: object, *names: str) -> bool:

@@ -30,8 +30,12 @@ from nexusflow_integrations.errors import ConfigurationError
 
 DEFAULT_BASE_URL = "https://nexusflow.vip/v1"
 KEY_VARIABLE = "NEXUSFLOW_API_KEY"
+TIMEOUT = 60.0
+"""Seconds for one attempt, where nothing else is said."""
 DIMENSIONS = MODELS[DEFAULT_MODEL].sizes
 BATCH_SIZE = MODELS[DEFAULT_MODEL].batch_size
+LONGEST_INSTRUCTION = 10_000
+"""Characters; a longer one leaves no room for the text that it is put in front of."""
 LARGEST = 8192
 """Numbers of a vector at most, of whatever model."""
 DEFAULT_MAX_CONCURRENCY = 32
@@ -102,6 +106,7 @@ def resolve_base_url(value: str | None = None, *, allow_http: bool = False) -> s
         raise refuse("base_url", "text", url)
     allow_http = flag("allow_http", allow_http)
     url = str.__str__(url).strip().rstrip("/")
+    url = url.removesuffix("/embeddings").rstrip("/")  # the address of the endpoint itself
     if "@" in url:
         raise ConfigurationError("base_url must not contain a user name or password")
     if any(char in url for char in "?# "):
@@ -137,6 +142,24 @@ def check_dimensions(value: object, model: object = DEFAULT_MODEL) -> int | None
     raise refuse("dimensions", f"one of {', '.join(map(str, sizes))}", value)
 
 
+def plain_timeout(value: object) -> Any:
+    """Return a timeout as seconds for a whole attempt, where it is written as httpx has it.
+
+    Of an ``httpx.Timeout``, or a tuple of seconds to connect, read, ..., that is the longest part;
+    of ``None`` the default. All else is returned as it is.
+    """
+    parts = value if isinstance(value, tuple) else None
+    if all(attribute(value, name, value) is not value for name in ("connect", "read", "pool")):
+        parts = tuple(attribute(value, name) for name in ("connect", "read", "write", "pool"))
+    if parts is None:
+        return TIMEOUT if value is None else value
+    given = [part for part in parts if part is not None]
+    try:
+        return max(number("timeout", part) for part in given) if given else TIMEOUT
+    except ConfigurationError:
+        return value
+
+
 def check_pacer(value: object) -> tuple[float | None, float | None]:
     """Return the requests and the tokens a minute of ``value``, which keeps limits for many."""
     if isinstance(value, type) or not has_methods(value, "lease", "owe", "throttled"):
@@ -146,6 +169,13 @@ def check_pacer(value: object) -> tuple[float | None, float | None]:
         for name in ("requests_per_minute", "tokens_per_minute")
     )
     return requests, tokens
+
+
+def _instruction(name: str, value: object) -> str | None:
+    instruction = optional_text(name, value)
+    if instruction is not None and len(instruction) > LONGEST_INSTRUCTION:
+        raise refuse(name, f"text of at most {LONGEST_INSTRUCTION:,} characters or None", value)
+    return instruction
 
 
 @dataclass(frozen=True)
@@ -161,7 +191,7 @@ class Settings:
     encoding_format: EncodingFormat = "base64"
     batch_size: int = BATCH_SIZE
     max_concurrency: int = DEFAULT_MAX_CONCURRENCY
-    timeout: float = 60.0
+    timeout: float = TIMEOUT
     deadline: float | None = None
     query_timeout: float | None = None
     query_deadline: float | None = None
@@ -198,11 +228,9 @@ class Settings:
             "on_too_long": one_of("on_too_long", self.on_too_long, _ON_TOO_LONG),
             "max_text_tokens": None
             if self.max_text_tokens is None
-            else whole("max_text_tokens", self.max_text_tokens, 1),
-            "query_instruction": optional_text("query_instruction", self.query_instruction),
-            "document_instruction": optional_text(
-                "document_instruction", self.document_instruction
-            ),
+            else whole("max_text_tokens", self.max_text_tokens, 16, 10_000_000),
+            "query_instruction": _instruction("query_instruction", self.query_instruction),
+            "document_instruction": _instruction("document_instruction", self.document_instruction),
             "extra_body": Fields("extra_body", self.extra_body, taken=OURS),
             "default_query": Fields("default_query", self.default_query, flat=True),
             "default_headers": Headers(self.default_headers),

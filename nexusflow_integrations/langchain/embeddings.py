@@ -35,6 +35,7 @@ from nexusflow_integrations._core.settings import (
     EncodingFormat,
     OnTooLong,
     Role,
+    plain_timeout,
     resolve_api_key,
 )
 from nexusflow_integrations._core.texts import check_text, check_texts
@@ -57,6 +58,7 @@ try:
     from pydantic_core import InitErrorDetails, PydanticCustomError
 
     from nexusflow_integrations.langchain.model_errors import ALSO_LANGCHAINS
+    from nexusflow_integrations.langchain.openai_names import NAMES, take_over
 except ImportError as error:
     if (error.name or "").partition(".")[0] != "langchain_core":
         raise
@@ -101,24 +103,17 @@ _HIDDEN: Mapping[str, Callable[[Any], object]] = {
     "default_headers": Headers,
     "cache": address_or_path,
     "budget": _as_budget,
+    "timeout": plain_timeout,
+    "request_timeout": plain_timeout,
 }
-_OPENAI_NAMES = {"openai_api_key": "api_key", "openai_api_base": "base_url"}
 _FIELDS = {
-    **_OPENAI_NAMES,
+    **NAMES,
     "nexusflow_api_key": "api_key",
     "nexusflow_api_base": "base_url",
     "request_timeout": "timeout",
     "http_async_client": "async_http_client",
 }
 """Names of arguments here to those of the client, where they differ."""
-_NOT_NEEDED = (
-    "check_embedding_ctx_length",
-    "embedding_ctx_length",
-    "tiktoken_enabled",
-    "tiktoken_model_name",
-    "allowed_special",
-    "disallowed_special",
-)
 _noted = False
 _building = Lock()
 _holders = Lock()
@@ -316,15 +311,15 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         @secret_arguments
         def __init__(self, **settings: Any) -> None:
             names = {_FIELDS[name]: name for name in settings if name in _FIELDS}
-            for name in settings.keys() & _OPENAI_NAMES.keys():
-                settings.setdefault(_OPENAI_NAMES[name], settings.pop(name))
+            for name in settings.keys() & NAMES.keys():
+                settings.setdefault(NAMES[name], settings.pop(name))
+            note = take_over(settings)
             for name in settings.keys() & _HIDDEN.keys():
-                if settings[name] is not None:
+                if settings[name] is not None or "timeout" in name:
                     settings[name] = _HIDDEN[name](settings[name])
             most = texts_a_request(settings.get("model", DEFAULT_MODEL), None)
             if most != BATCH_SIZE and "batch_size" not in settings:
                 settings.setdefault("chunk_size", most)
-            not_needed = [name for name in _NOT_NEEDED if settings.pop(name, None) is not None]
             problem = None
             try:
                 super().__init__(**settings)
@@ -334,13 +329,19 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
                 raise problem
             with checks.named(names):
                 self._client = self._new_client()  # raises at once what is impossible
-            if not_needed:
-                _note(not_needed)
+            if note:
+                _note(note)
 
     # -- embedding -----------------------------------------------------------------------------
 
-    def embed_documents(self, texts: list[str], chunk_size: int | None = None) -> list[list[float]]:
-        """Embed ``texts``; ``chunk_size`` overrides the object's for this call.
+    def embed_documents(
+        self,
+        texts: list[str],
+        chunk_size: int | None = None,
+        *,
+        dimensions: int | None = None,
+    ) -> list[list[float]]:
+        """Embed ``texts``; ``chunk_size`` and ``dimensions`` override the object's for this call.
 
         Returns:
             One list of floats a text, in order; ``[]`` for no texts.
@@ -351,7 +352,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         """
         with ALSO_LANGCHAINS:
             texts = check_texts(texts)
-            if self._held and (rows := self._rows_held(texts)) is not None:
+            if self._held and dimensions is None and (rows := self._rows_held(texts)) is not None:
                 return rows
             with self._run("document", texts) as done, self._bar(len(texts)) as progress:
                 try:
@@ -360,23 +361,28 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
                         progress=progress,
                         hooks=self._hooks(),
                         batch_size=self._batch_size(chunk_size),
+                        dimensions=dimensions,
                         lists=True,
                     )
                 except NexusFlowError as error:
                     _record({texts[place]: row for place, row in error.finished.items()})
                     raise
-                if _recorded.get() is not None:
+                if _recorded.get() is not None and dimensions is None:
                     _record(dict(zip(texts, vectors, strict=True)))
                 done(vectors)
             return cast("list[list[float]]", vectors.tolist())
 
     async def aembed_documents(
-        self, texts: list[str], chunk_size: int | None = None
+        self,
+        texts: list[str],
+        chunk_size: int | None = None,
+        *,
+        dimensions: int | None = None,
     ) -> list[list[float]]:
         """Embed like ``embed_documents``, without blocking the event loop."""
         with ALSO_LANGCHAINS:
             texts = check_texts(texts)
-            if self._held and (rows := self._rows_held(texts)) is not None:
+            if self._held and dimensions is None and (rows := self._rows_held(texts)) is not None:
                 return rows
             with self._run("document", texts) as done, self._bar(len(texts)) as progress:
                 try:
@@ -385,18 +391,19 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
                         progress=progress,
                         hooks=self._ahooks(),
                         batch_size=self._batch_size(chunk_size),
+                        dimensions=dimensions,
                         lists=True,
                     )
                 except NexusFlowError as error:
                     _record({texts[place]: row for place, row in error.finished.items()})
                     raise
-                if _recorded.get() is not None:
+                if _recorded.get() is not None and dimensions is None:
                     _record(dict(zip(texts, vectors, strict=True)))
                 done(vectors)
             return cast("list[list[float]]", vectors.tolist())
 
-    def embed_query(self, text: str) -> list[float]:
-        """Embed one query.
+    def embed_query(self, text: str, *, dimensions: int | None = None) -> list[float]:
+        """Embed one query; ``dimensions`` overrides the object's for this call.
 
         Raises:
             InvalidInputError: Not a text that can be sent.
@@ -405,16 +412,20 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         with ALSO_LANGCHAINS:
             check_text(text)
             with self._run("query", [text]) as done:
-                vector: Any = self.client._embed(text, role="query", hooks=self._hooks())
+                vector: Any = self.client._embed(
+                    text, role="query", hooks=self._hooks(), dimensions=dimensions
+                )
                 done(vector)
             return cast("list[float]", vector.tolist())
 
-    async def aembed_query(self, text: str) -> list[float]:
+    async def aembed_query(self, text: str, *, dimensions: int | None = None) -> list[float]:
         """Embed like ``embed_query``, without blocking the event loop."""
         with ALSO_LANGCHAINS:
             check_text(text)
             with self._run("query", [text]) as done:
-                vector: Any = await self.client._aembed(text, role="query", hooks=self._ahooks())
+                vector: Any = await self.client._aembed(
+                    text, role="query", hooks=self._ahooks(), dimensions=dimensions
+                )
                 done(vector)
             return cast("list[float]", vector.tolist())
 
@@ -622,23 +633,27 @@ def _record(vectors: Mapping[str, Vectors]) -> None:
         recorded.update(vectors)
 
 
-def _note(names: list[str]) -> None:
+def _note(note: str) -> None:
     global _noted
     if not _noted:
         _noted = True
-        warnings.warn(
-            f"NexusFlowEmbeddings does not need {', '.join(names)}: texts are sent as they are,"
-            " never as tokens, and one that is too long for the model is an error unless"
-            " on_too_long says otherwise ('split' is what OpenAIEmbeddings does)",
-            stacklevel=4,
-        )
+        warnings.warn(f"NexusFlowEmbeddings {note}", stacklevel=4)
+
+
+def _said(line: Mapping[str, Any]) -> str:
+    hint = ""
+    if line["type"] == "extra_forbidden":
+        fields = NexusFlowEmbeddings.model_fields
+        names = [*fields, *(field.alias for field in fields.values() if field.alias), *_FIELDS]
+        hint = checks.did_you_mean(str(line["loc"][-1]), names)
+    return f"{line['msg']}{hint}"
 
 
 def _without_inputs(error: ValidationError) -> ValidationError:
     """Make the same error without the values that were passed in: one may be the key."""
     lines = [
         InitErrorDetails(
-            type=PydanticCustomError(cast("Any", line["type"]), "{text}", {"text": line["msg"]}),
+            type=PydanticCustomError(cast("Any", line["type"]), "{text}", {"text": _said(line)}),
             loc=line["loc"],
             input=None,
         )

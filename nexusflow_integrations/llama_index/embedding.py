@@ -43,6 +43,7 @@ from nexusflow_integrations._core.settings import (
     EncodingFormat,
     OnTooLong,
     Role,
+    plain_timeout,
     resolve_api_key,
     resolve_base_url,
 )
@@ -935,7 +936,7 @@ def _vectors(array: EmbeddingArray | EmbeddingList) -> list[Vector]:
 
 def _hidden(name: str, value: Any) -> Any:
     """Return the value of a field as the object keeps it: what may be secret cannot be printed."""
-    if value is None:
+    if value is None and name != "timeout":
         return None
     if name == "api_key":
         if callable(value) and isinstance(key_source(value), AskedKey):
@@ -943,7 +944,9 @@ def _hidden(name: str, value: Any) -> Any:
         return SecretStr(resolve_api_key(value).reveal())
     if name == "default_headers":
         return Headers(value)
-    return address_or_path(value) if name == "cache" else value
+    if name == "cache":
+        return address_or_path(value)
+    return plain_timeout(value) if name == "timeout" else value
 
 
 def _named(cls: type[NexusFlowEmbedding], given: dict[str, Any]) -> dict[str, Any]:

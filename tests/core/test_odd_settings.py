@@ -24,6 +24,7 @@ from nexusflow_integrations.redis import RedisLimits
 
 KEY = "sk-air-odd-0123456789abcdef"
 ACCOUNTS = count()
+QUERY = ("query_timeout", "query_deadline")
 RATES = ("requests_per_minute", "tokens_per_minute")
 SETTINGS = list(inspect.signature(NexusFlow).parameters)
 Refused = Callable[..., list[Any]]
@@ -61,7 +62,7 @@ def test_every_setting_takes_what_it_can_use_and_refuses_all_else(
             continue  # what one that fails does is tested elsewhere
         if name.endswith("per_minute"):
             made = client(**{name: value}, deadline=0.05)
-        limited = dict.fromkeys(("timeout", "deadline", *RATES), APITimeoutError)
+        limited = dict.fromkeys(("timeout", "deadline", *QUERY, *RATES), APITimeoutError)
         try:
             assert made.embed("a text").shape[0] in (64, made.dimensions)
             assert made.embed(["a text", "another"], role="query").shape[0] == 2

@@ -111,6 +111,8 @@ def test_a_key_shows_itself_to_nobody_who_prints_or_pickles_it() -> None:
         ("https://example.org/v1/", "https://example.org/v1"),
         ("  https://example.org/v1//  ", "https://example.org/v1"),
         ("https://example.org", "https://example.org"),
+        ("https://example.org/v1/embeddings", "https://example.org/v1"),
+        ("https://example.org/v1/embeddings/", "https://example.org/v1"),
         ("http://127.0.0.1:8080/v1", "http://127.0.0.1:8080/v1"),
         ("http://127.9.8.7/v1", "http://127.9.8.7/v1"),
         ("http://[::1]:80/v1", "http://[::1]:80/v1"),

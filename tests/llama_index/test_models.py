@@ -12,8 +12,9 @@ import pytest
 from llama_index.core.storage.kvstore import SimpleKVStore
 
 from nexusflow_integrations._core.models import MODELS, Model
-from nexusflow_integrations.errors import InvalidInputError
+from nexusflow_integrations.errors import InvalidInputError, NotFoundError
 from nexusflow_integrations.llama_index import NexusFlowEmbedding
+from nexusflow_integrations.local import LocalServer
 
 _accounts = itertools.count()
 TEXTS = [f"text {number}" for number in range(40)]
@@ -77,3 +78,20 @@ def test_a_text_that_is_too_long_is_an_error_or_split(embedding: NexusFlowEmbedd
     assert embedding.get_text_embedding("a")
     assert embedding.usage.requests == sent + 2
     assert store is embedding.embeddings_cache
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [(None, 60.0), (httpx.Timeout(30, connect=5), 30.0), ((3.0, 9.0), 9.0)]
+)
+def test_a_timeout_may_be_written_as_httpx_has_it(given: Any, seconds: float) -> None:
+    assert NexusFlowEmbedding(timeout=given).client.settings.timeout == seconds
+
+
+def test_the_address_of_the_endpoint_itself_is_understood(server: LocalServer) -> None:
+    told: dict[str, Any] = {"api_key": server.api_key, "dimensions": 64}
+    made = NexusFlowEmbedding(api_base=f"{server.base_url}/embeddings", **told)
+    assert made.api_base == server.base_url
+    assert len(made.get_query_embedding("a")) == 64
+    address = server.base_url.removesuffix("/v1")
+    with pytest.raises(NotFoundError, match=rf"is it {address}/v1\?"):
+        NexusFlowEmbedding(api_base=address, **told).get_query_embedding("a")

@@ -16,6 +16,7 @@ later step fails. Errors of ``nexusflow_integrations.errors`` are raised out of 
 from __future__ import annotations
 
 import logging
+import re
 from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ from nexusflow_integrations.errors import (
     BudgetExceededError,
     InvalidResponseError,
     NexusFlowError,
+    NotFoundError,
 )
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("nexusflow_integrations")
 
+_VERSION = re.compile(r"/v[0-9]")
 _CUTTING = ("split", "truncate")
 """What ``on_too_long`` says where texts are not sent as they are."""
 
@@ -556,8 +559,13 @@ def _error(
     verdict: Failure | BrokenResponse | TransportFault, reply: Reply, call: Call, attempts: int
 ) -> NexusFlowError:
     if isinstance(verdict, Failure):
-        verdict.error.attempts = attempts
-        return verdict.error
+        error = verdict.error
+        error.attempts = attempts
+        if isinstance(error, NotFoundError) and not _VERSION.search(call.settings.base_url):
+            error.args = (
+                f"{error}; base_url has no version in its path: is it {call.settings.base_url}/v1?",
+            )
+        return error
     if isinstance(verdict, TransportFault):
         if verdict.timed_out and call.until <= reply.ended_at:
             return _too_late(call, "a request was in flight")

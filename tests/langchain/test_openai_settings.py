@@ -1,0 +1,164 @@
+"""What ``OpenAIEmbeddings`` takes is taken: under our name, or noted once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pydantic
+import pytest
+
+from nexusflow_integrations.errors import ConfigurationError
+from nexusflow_integrations.langchain import NexusFlowEmbeddings
+from nexusflow_integrations.langchain import embeddings as adapter
+from nexusflow_integrations.local import LocalServer
+
+Make = Callable[..., NexusFlowEmbeddings]
+
+
+@pytest.fixture
+def strict() -> Any:
+    """Every warning is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        (None, 60.0),
+        (5, 5.0),
+        (2.5, 2.5),
+        (httpx.Timeout(7.0), 7.0),
+        (httpx.Timeout(30.0, connect=5.0), 30.0),
+        (httpx.Timeout(None), 60.0),
+        ((3.0, 9.0), 9.0),
+        ((1.0, 2.0, 3.0, 4.0), 4.0),
+    ],
+)
+@pytest.mark.parametrize("name", ["timeout", "request_timeout"])
+def test_a_timeout_may_be_written_as_httpx_has_it(
+    given: Any, seconds: float, name: str, strict: None
+) -> None:
+    embeddings = NexusFlowEmbeddings(**{name: given})
+    assert embeddings.request_timeout == seconds
+    assert embeddings.client.settings.timeout == seconds
+
+
+def test_headers_are_default_headers(strict: None) -> None:
+    made = NexusFlowEmbeddings(headers={"X-Team": "red"})  # type: ignore[call-arg]
+    assert made.client.settings.default_headers == {"X-Team": "red"}
+
+
+def test_model_kwargs_are_fields_of_the_body(strict: None) -> None:
+    kwargs = {"encoding_format": "float", "dimensions": 64, "user": "me"}
+    made = NexusFlowEmbeddings(model_kwargs=kwargs)  # type: ignore[call-arg]
+    assert made.client.settings.extra_body == {"user": "me"}
+    assert (made.encoding_format, made.dimensions) == ("float", 64)
+    assert kwargs == {"encoding_format": "float", "dimensions": 64, "user": "me"}
+    with pytest.raises(ConfigurationError, match=r"^model_kwargs must be a dict"):
+        NexusFlowEmbeddings(model_kwargs="user")  # type: ignore[call-arg]
+
+
+def test_what_is_none_there_by_default_is_taken_without_a_word(strict: None) -> None:
+    names = ("client", "async_client", "openai_proxy", "deployment", "organization", "headers")
+    NexusFlowEmbeddings(**dict.fromkeys((*names, "model_kwargs", "default_query", "timeout")))
+
+
+NO_MEANING: dict[str, Any] = {
+    "skip_empty": True,
+    "organization": "org-1",
+    "deployment": "text-embedding-v4",
+    "openai_api_version": "2026-01-01",
+    "openai_api_type": "azure",
+    "retry_min_seconds": 4,
+    "retry_max_seconds": 20,
+}
+
+
+@pytest.mark.parametrize("name", NO_MEANING)
+def test_what_means_nothing_here_is_noted_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        NexusFlowEmbeddings(**{name: NO_MEANING[name]})
+        NexusFlowEmbeddings(**{name: NO_MEANING[name]})
+    (note,) = caught
+    assert str(note.message) == (f"NexusFlowEmbeddings ignores {name}, which mean nothing here")
+    assert note.filename == __file__
+
+
+def test_one_note_names_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(UserWarning, match="NexusFlowEmbeddings") as caught:
+        NexusFlowEmbeddings(**NO_MEANING, tiktoken_enabled=False)  # type: ignore[call-arg]
+    (note,) = caught
+    assert all(name in str(note.message) for name in (*NO_MEANING, "tiktoken_enabled"))
+    assert adapter._noted
+
+
+def test_a_client_of_openai_is_refused() -> None:
+    for name in ("client", "async_client"):
+        with pytest.raises(ConfigurationError, match=f"^{name} must be None: pass http_client="):
+            NexusFlowEmbeddings(**{name: object()})
+
+
+def test_a_proxy_makes_the_http_clients(server: LocalServer, strict: None) -> None:
+    made = NexusFlowEmbeddings(
+        api_key=server.api_key,
+        base_url="http://embeddings.example/v1",
+        allow_http=True,
+        max_retries=0,
+        openai_proxy=server.base_url.removesuffix("/v1"),  # type: ignore[call-arg]
+    )
+    assert isinstance(made.http_client, httpx.Client)
+    assert isinstance(made.http_async_client, httpx.AsyncClient)
+    with pytest.raises(ConfigurationError, match=r"^openai_proxy must look like") as caught:
+        NexusFlowEmbeddings(openai_proxy="socks9://user:hunter2@host")  # type: ignore[call-arg]
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_dimensions_of_a_call(make: Make) -> None:
+    embeddings = make(dimensions=64)
+    assert len(embeddings.embed_documents(["a"], dimensions=128)[0]) == 128
+    assert len(embeddings.embed_query("a", dimensions=256)) == 256
+    assert len((await embeddings.aembed_documents(["a"], dimensions=512))[0]) == 512
+    assert len(await embeddings.aembed_query("a", dimensions=128)) == 128
+    assert len(embeddings.embed_documents(["a"])[0]) == 64
+    assert embeddings.usage.texts == 5
+    with pytest.raises(ConfigurationError, match=r"^dimensions must be one of"):
+        embeddings.embed_documents(["a"], dimensions=100)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("model_name", "model"),
+        ("api_base", "base_url"),
+        ("embed_batch_size", "chunk_size"),
+        ("num_workers", "max_concurrency"),
+        ("dimension", "dimensions"),
+        ("time_out", "timeout"),
+    ],
+)
+def test_an_unknown_name_gets_the_one_that_means_the_same(name: str, meant: str) -> None:
+    with pytest.raises(pydantic.ValidationError) as caught:
+        NexusFlowEmbeddings(**{name: "sk-air-a-secret"})
+    assert f"did you mean '{meant}'?" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/embeddings", "/embeddings/", "/"])
+def test_the_address_of_the_endpoint_itself_is_understood(
+    make: Make, server: LocalServer, path: str
+) -> None:
+    embeddings = make(base_url=f"{server.base_url}{path}")
+    assert embeddings.client.base_url == server.base_url
+    assert len(embeddings.embed_query("a")) == 64
+
+
+def test_a_404_without_a_version_says_so(make: Make, server: LocalServer) -> None:
+    address = server.base_url.removesuffix("/v1")
+    with pytest.raises(Exception, match=f"is it {address}/v1\\?"):
+        make(base_url=address).embed_query("a")
