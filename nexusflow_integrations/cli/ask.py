@@ -203,10 +203,10 @@ def index(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Index texts, for `ask` and `search`; run again, it pays only for what is new.
+    """Index texts, for `ask` and `search`; run again, it follows what changed.
 
-    What was changed is replaced, and what is gone is removed last, when all else is done. Files and
-    passages that cannot be read or stored are left out and named, and make the exit code 5.
+    Only what is new or changed is paid for. What is gone is removed last.
+    What cannot be read or stored is left out, named, and makes the exit code 5.
     """
     _check_fresh(fresh, limit)
     most = None if budget is None else read_budget(budget, Price())
@@ -368,12 +368,13 @@ def _estimate(
     held = {} if fresh else _held(indexes.place(path, texts.name, service))
     wanted = plan(texts, held)
     client = NexusFlow(dimensions=dimensions, cache=True if has_key() and not local else None)
-    found, changes = client.estimate(wanted.new(held)), wanted.counts(held)
+    found = client.estimate(wanted.new(held))
+    changes = replace(wanted.counts(held), left_out=texts.skipped)
     screen.changes(changes)
     screen.estimate(found)
     screen.left_out(texts.skipped)
     if as_json:
-        print_json(_updated_json(replace(changes, left_out=texts.skipped)) | estimate_json(found))
+        print_json(_updated_json(changes) | estimate_json(found))
 
 
 def _held(index: Index) -> dict[str, corpora.Document]:

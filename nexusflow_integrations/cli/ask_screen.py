@@ -75,6 +75,7 @@ class AskScreen(Screen):
                 (done.changed, "changed"),
                 (done.unchanged, "unchanged"),
                 (done.removed, "removed"),
+                (len(done.left_out), "left out"),
             )
         ]
         self.head("Passages")
@@ -89,8 +90,9 @@ class AskScreen(Screen):
 
     def asked(self, index: Index, endpoint: Endpoint) -> None:
         """Say which index is asked, and which model."""
-        where = "embedded" if endpoint.local_model else endpoint.base_url
-        self.out.print(Text(f"in {index.name}, by {endpoint.model} ({where})", style="dim"))
+        where = ", embedded" if endpoint.local_model else f" at {endpoint.base_url}"
+        line = f"Index {index.name}, model {endpoint.model}{where}"
+        self.out.print(Text(line, style="dim"))
 
     def question(self, text: str) -> None:
         """Show what is asked."""
@@ -236,7 +238,7 @@ class Indexing:
         fresh = done.added + done.changed
         note = "Up to date."
         if fresh:
-            note = f"{count(fresh, 'passage')} embedded in {done.seconds:,.1f} s, {_paid(usage)}."
+            note = f"{count(fresh, 'passage')} written in {done.seconds:,.1f} s, {_paid(usage)}."
         self._screen.err.print(note)
 
 

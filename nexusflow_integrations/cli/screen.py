@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -48,6 +49,7 @@ class Screen:
 
     def estimate(self, found: Estimate, unfit: int = 0) -> None:
         """Show what embedding would send and cost."""
+        self.head("Estimate")
         rows = Table.grid(padding=(0, 2))
         rows.add_column(style="bold", no_wrap=True)
         rows.add_column(overflow="fold")
@@ -63,8 +65,8 @@ class Screen:
         rows.add_row("Tokens", f"{found.tokens:,}{error}")
         rows.add_row("Requests", f"{found.requests:,}")
         rows.add_row("Price", f"{money(found.cost, found.price)} at the list price")
-        self.out.print(rows)
-        self.out.print(Text("Nothing was sent.", style="dim"))
+        self.out.print(Padding(rows, INDENT))
+        self.out.print(Padding(Text("Nothing was sent.", style="dim"), INDENT))
 
 
 def price_line(usage: Usage, endpoint: Endpoint) -> str:

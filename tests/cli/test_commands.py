@@ -70,7 +70,7 @@ def test_demo_shows_question_passages_answer_agreement_and_cost(
     assert "The three agree: the same passages with the same scores." in shown
     assert f"{service.stats.tokens} tokens in {service.stats.requests} requests" in shown
     assert "¥0.5 per million tokens" in shown
-    assert "3 passages embedded" in aside
+    assert "3 passages written" in aside
     assert max(map(len, shown.splitlines())) <= 80
 
 

@@ -82,9 +82,11 @@ def test_a_key_that_is_refused_loses_nothing(
 def test_what_became_of_the_passages_is_shown(
     nexusflow: Command, service: LocalServer, zoo: Path, store: Path
 ) -> None:
-    assert "3 added, 0 changed, 0 unchanged, 0 removed." in nexusflow("index", str(zoo))[0]
+    assert (
+        "3 added, 0 changed, 0 unchanged, 0 removed, 0 left out." in nexusflow("index", str(zoo))[0]
+    )
     shown, aside = nexusflow("index", str(zoo))
-    assert "0 added, 0 changed, 3 unchanged, 0 removed." in shown
+    assert "0 added, 0 changed, 3 unchanged, 0 removed, 0 left out." in shown
     assert "Up to date." in aside
 
 
@@ -142,7 +144,7 @@ def test_an_estimate_sends_and_writes_nothing(
     service.reset_stats()
     (zoo / "otter.txt").write_text("The otter eats crabs.")
     shown, _ = nexusflow("index", str(zoo), "--estimate")
-    assert "0 added, 1 changed, 2 unchanged, 0 removed." in shown
+    assert "0 added, 1 changed, 2 unchanged, 0 removed, 0 left out." in shown
     assert "Nothing was sent." in shown
     assert service.stats.requests == 0
     assert held(store) == {PANDA, OTTER, CHINESE}
@@ -237,7 +239,7 @@ def test_the_index_of_the_folder_one_is_in_is_asked_and_named(
     nexusflow("index", str(tmp_path / "notes.txt"))
     monkeypatch.chdir(zoo)
     shown, _ = nexusflow("search", "fish")
-    (name,) = re.findall(r"in (zoo-\S+), by text-embedding-v4", shown)
+    (name,) = re.findall(r"Index (zoo-\S+), model text-embedding-v4 at", shown)
     assert service.base_url in " ".join(shown.split())
     assert nexusflow.json("ask", "fish")["index"] == name
 

@@ -88,7 +88,7 @@ def test_the_first_run_in_an_empty_folder_needs_no_key_and_no_network(
     assert re.search(r"[\d,]+ tokens in [\d,]+ requests", shown)
     assert "The embedded model is free." in shown
     assert "nexusflow ask" in shown
-    assert re.search(r"500 passages embedded in [\d.,]+ s, [\d,]+ tokens\.", done.stderr)
+    assert re.search(r"500 passages written in [\d.,]+ s, [\d,]+ tokens\.", done.stderr)
     for framework in ("LangChain", "LlamaIndex", "Chroma"):
         assert framework in shown
     assert "¥" not in shown

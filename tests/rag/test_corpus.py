@@ -201,7 +201,7 @@ def test_what_gitignore_names_and_node_modules_are_left_out(tmp_path: Path) -> N
     assert sources(tmp_path / "build") == ["c.md"]
     assert sources(tmp_path / "node_modules") == ["e.md"]
     others = corpus.folder(tmp_path).others
-    assert others == "5 files or folders left out by .gitignore or called node_modules"
+    assert others == "5 files or folders ignored (.gitignore, node_modules)"
 
 
 def test_a_gitignore_above_the_repository_does_not_count(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_the_reason_why_nothing_was_found_is_the_real_one(tmp_path: Path) -> Non
     with pytest.raises(CorpusError, match=r"; 1 file of other types left out: 1 \.png"):
         corpus.load(str(tmp_path))
     (tmp_path / "a.txt").write_text("  \n")
-    with pytest.raises(CorpusError, match="holds no text: only blank lines"):
+    with pytest.raises(CorpusError, match="holds no text: it is empty or blank"):
         corpus.load(str(tmp_path))
     (tmp_path / "b.txt").write_bytes(b"\xff\xfeA\x00")
     with pytest.raises(CorpusError, match=r"can be read: b\.txt: not text: UTF-16, not UTF-8$"):

@@ -347,8 +347,8 @@ def _others(others: Counter[str]) -> str:
             kinds.append(f"{rest:,} more")
         lines.append(f"{count(total, 'file')} of other types left out: {', '.join(kinds)}")
     if ignored:
-        what = "file or folder" if ignored == 1 else "files or folders"
-        lines.append(f"{ignored:,} {what} left out by .gitignore or called node_modules")
+        what = "" if others else (" file or folder" if ignored == 1 else " files or folders")
+        lines.append(f"{ignored:,}{what} ignored (.gitignore, node_modules)")
     return "; ".join(lines)
 
 
@@ -358,7 +358,7 @@ def _nothing(path: Path, files: list[Path], skipped: list[Skipped], left_out: st
         more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
         return f"nothing in {str(path)!r} can be read: {skipped[0]}{more}"
     if files:
-        return f"{str(path)!r} holds no text: only blank lines"
+        return f"{str(path)!r} holds no text: it is empty or blank"
     suffixes = ", ".join(sorted(TEXT_SUFFIXES))
     return f"{str(path)!r} holds no text to search (files read: {suffixes})" + (
         f"; {left_out}" if left_out else ""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
@@ -79,7 +78,7 @@ class Session:
     endpoint: Endpoint
     index: Index
     frameworks: tuple[str, ...]
-    cache: str | bool
+    cache: bool
     budget: Budget | None = None
     pipelines: dict[str, Pipeline] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
@@ -242,9 +241,8 @@ def session(
 ) -> Iterator[Session]:
     """Open the endpoint for as long as the block runs.
 
-    With the embedded server, whose port is another one each time, vectors are remembered only for
-    the block: the same question costs nothing through a second framework. With the service they
-    are remembered in the user's cache.
+    With the service, vectors are remembered in the user's cache. With the embedded server, which
+    costs nothing and has another port each time, they are not.
 
     Args:
         place: Says where the index of an endpoint is.
@@ -252,17 +250,10 @@ def session(
         local, dimensions, model: As for ``open_endpoint``.
         budget: The most that updating the index may cost.
     """
-    with ExitStack() as stack:
-        endpoint = stack.enter_context(
-            open_endpoint(local=local, dimensions=dimensions, model=model)
+    with open_endpoint(local=local, dimensions=dimensions, model=model) as endpoint:
+        yield Session(
+            endpoint, place(endpoint), tuple(frameworks), endpoint.local_model is None, budget
         )
-        cache: str | bool = True
-        if endpoint.local_model:
-            folder = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="nexusflow-", ignore_cleanup_errors=True)
-            )
-            cache = f"{folder}/vectors.sqlite3"
-        yield Session(endpoint, place(endpoint), tuple(frameworks), cache, budget)
 
 
 @contextmanager
