@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import deque
@@ -42,6 +43,7 @@ from nexusflow_integrations.errors import InvalidInputError, NexusFlowError
 __all__ = ["embed"]
 
 _REDRAW = 0.1
+_TEXT_NUMBER = re.compile(r"^text \d+ ")
 
 
 class InputFormat(str, Enum):
@@ -242,8 +244,9 @@ def _run(
 
 
 def _reason(line: rows.Line, error: NexusFlowError) -> str:
-    # Its message counts the texts of the stream; a person counts lines.
-    return _fault(line) or " ".join(str(error).split())
+    # Its message counts the texts of the stream and names a setting; a person counts lines.
+    said = _TEXT_NUMBER.sub("", " ".join(str(error).split()))
+    return _fault(line) or said.partition(", or say on_too_long")[0]
 
 
 def _fault(line: rows.Line) -> str | None:

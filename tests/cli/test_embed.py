@@ -231,13 +231,16 @@ def test_texts_that_cannot_be_sent_are_named_by_line_and_the_others_are_done(
     assert sorted(service.stats.received) == ["otter", "panda"]
 
 
-def test_a_text_that_the_server_refuses_is_named_by_line_too(
+def test_a_text_that_is_too_long_is_named_by_line_too(
     nexusflow: Command, service: LocalServer, tmp_path: Path
 ) -> None:
     source, out = tmp_path / "in.txt", tmp_path / "out.npy"
     source.write_text(f"otter\n\n{'word ' * 9000}\npanda\n")
     _, aside = nexusflow("embed", str(source), "-o", str(out), *SMALL, code=5)
-    assert "line 3: 400" in aside
+    said = " ".join(aside.split())
+    assert re.search(r"line 3: is too long: it has about [\d,]+ tokens, and \S+ takes 8,192", said)
+    assert "text 1" not in said
+    assert "on_too_long" not in said
     found = np.load(out)
     assert np.isnan(found).all(axis=1).tolist() == [False, True, False]
     assert np.array_equal(found[[0, 2]], NexusFlow(dimensions=64).embed(["otter", "panda"]))
