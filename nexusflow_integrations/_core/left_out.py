@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,3 +55,10 @@ def reason_of(error: NexusFlowError) -> Reason:
     if "is too long" in str(error):
         return "too long"
     return "blank" if "is blank" in str(error) else "invalid text"
+
+
+def reason_in_words(error: NexusFlowError) -> str:
+    """Return the same as a sentence, without the place of the text in a list that was made here."""
+    if isinstance(error, InvalidInputError):
+        return re.sub(r"^text \d+ ", "the text ", str(error))
+    return f"the server refused it: {error}"

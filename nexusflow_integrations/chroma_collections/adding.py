@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
@@ -75,8 +75,8 @@ def add_documents(
         InvalidInputError: A document, its id or metadata cannot be stored, or an id is there twice;
             ``index`` says which.
         ValueError: There are more of one than of the others.
-        RefusedTextsError: The server refused some documents; all others were added. ``refused``
-            has their place in ``documents``.
+        RefusedTextsError: The server refused some documents, or they are too long; all others were
+            added. ``refused`` has their place in ``documents``.
         CollectionError: The collection cannot be read or written, or another process writes to it.
             ``finished`` holds the vectors that were paid for and not written, by place.
         NexusFlowError: Embedding cannot go on.
@@ -134,8 +134,8 @@ def _added(run: Run) -> Added:
     if run.refused:
         shown = [f"{name!r}: {error}" for name, error in list(run.refused.values())[:3]]
         raise RefusedTextsError(
-            f"the server refused {len(run.refused)} documents ({'; '.join(shown)}"
+            f"{len(run.refused)} documents could not be embedded ({'; '.join(shown)}"
             f"{'; ...' if len(run.refused) > 3 else ''}); all others were added",
-            refused={place: error for place, (_, error) in run.refused.items()},
+            refused={place: cast(Any, error) for place, (_, error) in run.refused.items()},
         )
     return Added(run.added, run.unchanged, run.differing)

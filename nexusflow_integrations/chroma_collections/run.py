@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nexusflow_integrations._core.left_out import LeftOut
+from nexusflow_integrations._core.left_out import LeftOut, reason_in_words, reason_of
 from nexusflow_integrations.chroma_collections.ownership import finds
 from nexusflow_integrations.chroma_collections.records import Record, SeenIds, problem
 from nexusflow_integrations.errors import (
-    APIStatusError,
     CollectionError,
     ConfigurationError,
     InvalidInputError,
@@ -109,7 +108,7 @@ class Run:
     removed: int = 0
     read: int = 0
     left_out: list[LeftOut] = field(default_factory=list)
-    refused: dict[int, tuple[str, APIStatusError]] = field(default_factory=dict)
+    refused: dict[int, tuple[str, NexusFlowError]] = field(default_factory=dict)
     rescued: dict[int, Vectors] = field(default_factory=dict)
     seen: SeenIds = field(default_factory=SeenIds)
     _slice: list[Record] = field(default_factory=list)
@@ -276,11 +275,9 @@ class Run:
         return all(item.id is not None for item in self.left_out)
 
     def _refuse(self, record: Record, error: NexusFlowError) -> None:
-        if isinstance(error, APIStatusError):
-            self.refused[record.place] = record.id, error
-        self._leave_out(
-            LeftOut(record.id, record.place, "refused", f"the server refused it: {error}", error)
-        )
+        self.refused[record.place] = record.id, error
+        words = reason_in_words(error)
+        self._leave_out(LeftOut(record.id, record.place, reason_of(error), words, error))
 
     def _leave_out(self, item: LeftOut) -> None:
         self.left_out.append(item)

@@ -272,7 +272,7 @@ class _Embedder:
             and embeddings.rate_limiter is None
             and not _is_traced()
         )
-        self.recorded: dict[str, Vectors] | None = None
+        self.part: _Part | None = None
         self._parts: list[Usage] = []
         self._before = embeddings.client.usage
 
@@ -282,6 +282,11 @@ class _Embedder:
         if self._streams:
             return sum(self._parts, Usage(price=client.usage.price))
         return client.usage - self._before
+
+    @property
+    def recorded(self) -> Mapping[str, Vectors] | None:
+        """What was sent for the part of the stream that was embedded last."""
+        return None if self.part is None else self.part.recorded
 
     def stream(self, texts: Iterable[str]) -> Generator[Result, None, None]:
         """Yield the result of every text, in order, with what its embedding was asked for."""
@@ -295,15 +300,11 @@ class _Embedder:
         # its method only, which takes a list.
         rest, start = iter(texts), 0
         while chunk := list(islice(rest, SLICE)):
-            recorded = self.recorded = {}
-            token = _recorded.set(recorded)
-            try:
-                rows: Any = self.embeddings.embed_documents(chunk)
-            except NexusFlowError as error:
-                rows = _outcome(error, chunk, start)
-            finally:
-                _recorded.reset(token)
-            yield from _results(rows, recorded, start)
+            part = self.part = _Part(chunk, start)
+            while not part.done:
+                with part:
+                    part.took(self.embeddings.embed_documents(part.texts))
+            yield from part.results()
             start += len(chunk)
 
     async def astream(self, texts: AsyncIterable[str]) -> AsyncGenerator[Result, None]:
@@ -315,15 +316,11 @@ class _Embedder:
             return
         start = 0
         async for chunk in _chunks(texts):
-            recorded = self.recorded = {}
-            token = _recorded.set(recorded)
-            try:
-                rows: Any = await self.embeddings.aembed_documents(chunk)
-            except NexusFlowError as error:
-                rows = _outcome(error, chunk, start)
-            finally:
-                _recorded.reset(token)
-            for result in _results(rows, recorded, start):
+            part = self.part = _Part(chunk, start)
+            while not part.done:
+                with part:
+                    part.took(await self.embeddings.aembed_documents(part.texts))
+            for result in part.results():
                 yield result
             start += len(chunk)
 
@@ -332,25 +329,61 @@ Result = tuple[Embedded, "Mapping[str, Vectors] | None"]
 """What a text got; and the vectors by the text that was sent, where that may be another."""
 
 
-def _outcome(error: NexusFlowError, texts: list[str], start: int) -> list[Any]:
-    """Return the vector or the error of each text; raise what is the fault of none."""
-    if isinstance(error, RefusedTextsError):
-        return [
-            error.refused[place] if place in error.refused else error.finished[place]
-            for place in range(len(texts))
-        ]
-    if isinstance(error, BadRequestError) and len(texts) == 1:
-        return [error]
-    error.finished = {start + place: row for place, row in error.finished.items()}
-    raise error
+class _Part:
+    """Texts that one call embeds; as a context manager, takes the errors of single texts.
 
+    Args:
+        texts: Of a part of the stream.
+        start: Where they begin in the stream.
+    """
 
-def _results(rows: list[Any], recorded: Mapping[str, Vectors], start: int) -> Iterator[Result]:
-    for index, row in enumerate(rows, start):
-        if isinstance(row, NexusFlowError):
-            yield Embedded(index, None, row), None
+    def __init__(self, texts: list[str], start: int) -> None:
+        self._all = texts
+        self._start = start
+        self._left = list(range(len(texts)))
+        self._found: dict[int, Any] = {}
+        self.recorded: dict[str, Vectors] = {}
+
+    @property
+    def done(self) -> bool:
+        return not self._left
+
+    @property
+    def texts(self) -> list[str]:
+        """Those that nothing has come of yet."""
+        return [self._all[place] for place in self._left]
+
+    def took(self, rows: Sequence[Any]) -> None:
+        self._found.update(zip(self._left, rows, strict=True))
+        self._left = []
+
+    def __enter__(self) -> None:
+        self._token = _recorded.set(self.recorded)
+
+    def __exit__(self, kind: Any, error: BaseException | None, at: Any) -> bool:
+        _recorded.reset(self._token)
+        if isinstance(error, RefusedTextsError):
+            rows = {**error.finished, **error.refused}
+            self.took([rows[place] for place in range(len(self._left))])
+        elif isinstance(error, BadRequestError) and len(self._left) == 1:
+            self.took([error])
+        elif isinstance(error, InvalidInputError) and error.index is not None:
+            self._found[self._left.pop(error.index)] = error  # and the others were not sent
         else:
-            yield Embedded(index, np.asarray(row, np.float32)), recorded
+            if isinstance(error, NexusFlowError):
+                places = [self._start + place for place in self._left]
+                error.finished = {places[place]: row for place, row in error.finished.items()}
+            return False
+        return True
+
+    def results(self) -> Iterator[Result]:
+        """Yield what came of all texts, in order."""
+        for place in range(len(self._all)):
+            found, index = self._found[place], self._start + place
+            if isinstance(found, NexusFlowError):
+                yield Embedded(index, None, found), None
+            else:
+                yield Embedded(index, np.asarray(found, np.float32)), self.recorded
 
 
 async def _chunks(texts: AsyncIterable[str]) -> AsyncIterator[list[str]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langchain_core.documents import Document
 
-from nexusflow_integrations._core.left_out import LeftOut, Reason, reason_of
+from nexusflow_integrations._core.left_out import LeftOut, Reason, reason_in_words, reason_of
 from nexusflow_integrations._core.seen_ids import SeenIds, twice
 from nexusflow_integrations._core.texts import check_text
 from nexusflow_integrations.errors import (
@@ -210,9 +210,7 @@ class Run:
         if embedded.vector is not None:
             self._ready.append(Ready(record, embedded.vector, sent))
         elif error is not None:
-            reason = reason_of(error)
-            words = f"the server refused it: {error}" if reason == "refused" else str(error)
-            self._leave_out(record, reason, words, error)
+            self._leave_out(record, reason_of(error), reason_in_words(error), error)
 
     def full(self) -> Iterator[list[Ready]]:
         """Yield what makes a whole slice."""

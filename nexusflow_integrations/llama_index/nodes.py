@@ -14,9 +14,9 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr, SerializeAsAny
 from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
 
 from nexusflow_integrations._core import checks
-from nexusflow_integrations._core.left_out import LeftOut, reason_of
+from nexusflow_integrations._core.left_out import LeftOut, reason_in_words, reason_of
+from nexusflow_integrations._core.request.long_texts import check_document
 from nexusflow_integrations._core.settings import ON_REFUSED, OnRefused
-from nexusflow_integrations._core.texts import check_text
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.errors import (
     BadRequestError,
@@ -200,7 +200,7 @@ class _Part:
         self.vectors: Sequence[Vector] = ()
 
     def __enter__(self) -> None:
-        pass
+        self.again = False
 
     def __exit__(self, kind: Any, error: BaseException | None, at: Any) -> bool:
         if error is None:
@@ -215,6 +215,12 @@ class _Part:
             return True
         if isinstance(error, BadRequestError) and len(self.texts) == 1:
             self._run.refused[self._places[0]] = error
+            return True
+        if isinstance(error, InvalidInputError) and error.index is not None:
+            # A subclass made it too long; the others were not sent.
+            self._run.leave_out(self._places.pop(error.index), error)
+            del self.texts[error.index]
+            self.again = bool(self.texts)
             return True
         error.finished = self._run.finished()
         return False
@@ -241,15 +247,16 @@ class _Run:
         self._before = self.model.usage
         self._nodes = _checked(nodes)
         self._texts: dict[int, str] = {}
+        settings = self.model.client.settings
         for place, node in enumerate(self._nodes):
             text = node.get_content(metadata_mode=MetadataMode.EMBED)
             try:
-                self._texts[place] = check_text(text)
+                self._texts[place] = check_document(text, settings)
             except InvalidInputError as error:
                 if reason_of(error) == "blank" and raises_blank:
                     said = f"node {place} is blank: {node_name(node)}"
                     raise InvalidInputError(said, index=place) from None
-                self._leave_out(place, error)
+                self.leave_out(place, error)
 
     def count(self, usage: Usage) -> None:
         self._parts.append(usage)
@@ -261,7 +268,10 @@ class _Run:
         size = self.model.embed_batch_size if self.by_hooks else max(1, len(places))
         for start in range(0, len(places), size):
             some = places[start : start + size]
-            yield _Part(self, some, [self._texts[place] for place in some])
+            part = _Part(self, some, [self._texts[place] for place in some])
+            yield part
+            while part.again:
+                yield part
 
     def finished(self) -> dict[int, Any]:
         """Return the vectors so far, by place: float32 of shape (d,)."""
@@ -280,7 +290,7 @@ class _Run:
             error.finished = self.finished()
             raise error
         for place, why in self.refused.items():
-            self._leave_out(place, why)
+            self.leave_out(place, why)
         embedded = []
         for place, node in enumerate(self._nodes):
             if place in self.vectors:
@@ -293,9 +303,9 @@ class _Run:
         after = self.model.usage
         return after - self._before if self.by_hooks else sum(self._parts, Usage(price=after.price))
 
-    def _leave_out(self, place: int, error: NexusFlowError) -> None:
-        node, reason = self._nodes[place], reason_of(error)
-        words = f"the server refused it: {error}" if reason == "refused" else str(error)
+    def leave_out(self, place: int, error: NexusFlowError) -> None:
+        """Note that a node has no vector, and why."""
+        node, reason, words = self._nodes[place], reason_of(error), reason_in_words(error)
         why = error if reason == "refused" else None
         self._left_out[place] = LeftOut(
             node.node_id, place, reason, words, why, file_of(node), document_of(node)

@@ -12,7 +12,12 @@ from chromadb.errors import DuplicateIDError
 
 from nexusflow_integrations import Budget, errors
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
-from nexusflow_integrations.chroma_collections import Added, add_documents, open_collection
+from nexusflow_integrations.chroma_collections import (
+    Added,
+    add_documents,
+    open_collection,
+    sync_documents,
+)
 from nexusflow_integrations.local import LocalServer
 
 from .conftest import KEY
@@ -232,6 +237,18 @@ def test_refused_documents_are_named_and_all_others_added(client: Any) -> None:
     assert sum(counts) == 60
     assert collection.count() == 58
     assert "id3" not in collection.get()["ids"]
+
+
+def test_a_document_that_is_too_long_is_named_and_all_others_added(collection: Any) -> None:
+    batch = numbered(30)
+    batch["documents"][7] = "word " * 20_000
+    with pytest.raises(errors.RefusedTextsError, match="'id7': text 7 is too long") as caught:
+        add_documents(collection, **batch)
+    assert set(caught.value.refused) == {7}
+    assert collection.count() == 29
+    (left,) = sync_documents(collection, **batch).left_out
+    assert (left.id, left.reason) == ("id7", "too long")
+    assert left.message.startswith("the text is too long")
 
 
 def test_when_the_budget_ends_what_was_paid_for_is_kept(

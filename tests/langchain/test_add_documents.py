@@ -188,6 +188,26 @@ async def test_equal_texts_are_sent_once_and_each_has_a_list_of_its_own(
 
 
 @TWINS
+@pytest.mark.parametrize("limited", [False, True])
+async def test_a_text_that_is_too_long_is_left_out_or_split_as_the_embeddings_say(
+    twin: str, limited: bool, make: Make, server: LocalServer, turns: Any
+) -> None:
+    long = "word " * 20_000
+    options = {"rate_limiter": turns(server)} if limited else {}
+    place = in_memory(make(**options))
+    done = await add(twin, place.store, source(30, {4: long, 20: long + "b", 21: REFUSED}))
+    assert place.size() == done.added == 27
+    assert [(left.place, left.reason) for left in done.left_out] == [
+        (4, "too long"),
+        (20, "too long"),
+        (21, "refused"),
+    ]
+    assert done.left_out[0].message.startswith("the text is too long: it has about 2")
+    place = in_memory(make(on_too_long="split", **options))
+    assert (await add(twin, place.store, source(5, {4: long}))).added == 5
+
+
+@TWINS
 async def test_a_document_that_the_store_does_not_take_is_left_out_alone(
     twin: str, make: Make
 ) -> None:

@@ -100,6 +100,23 @@ def test_blank_nodes_and_halves_of_characters_are_left_out(
     assert len(server.stats.received) == 3
 
 
+def test_a_node_that_is_too_long_is_left_out_or_split_as_the_model_says(
+    way: str, embedding: NexusFlowEmbedding
+) -> None:
+    long = "word " * 20_000
+    done = run(way, nodes_of(30, {4: long, 20: long, 29: REFUSED}), embedding)
+    assert len(done.nodes) == 27
+    assert [(left.place, left.reason) for left in done.left_out] == [
+        (4, "too long"),
+        (20, "too long"),
+        (29, "refused"),
+    ]
+    assert done.left_out[0].message.startswith("the text is too long: it has about 2")
+    assert run(way, nodes_of(1, {0: long}), embedding).nodes == []
+    embedding.on_too_long = "split"
+    assert len(run(way, nodes_of(5, {4: long}), embedding).nodes) == 5
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_or_only_bad_nodes_are_no_error(
     way: str, embedding: NexusFlowEmbedding, count: int

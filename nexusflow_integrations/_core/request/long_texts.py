@@ -13,6 +13,7 @@ import numpy as np
 from nexusflow_integrations._core.request.batching import Batch, Item, item_of
 from nexusflow_integrations._core.request.tokens import estimate_tokens
 from nexusflow_integrations._core.settings import Settings
+from nexusflow_integrations._core.texts import check_text
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import APIStatusError, InvalidInputError
 
@@ -55,6 +56,19 @@ def check_length(text: str, settings: Settings, index: int | None = None) -> Non
             f" {limit:,}; cut it, or say on_too_long='split', 'truncate' or 'send'",
             index=index,
         )
+
+
+def check_document(text: object, settings: Settings) -> str:
+    """Return ``text`` if it can be sent as a document.
+
+    Raises:
+        InvalidInputError: It cannot, or is clearly too long, and that is an error.
+    """
+    checked = check_text(text)
+    whole = settings.instruction("document") + checked
+    if len(whole) > longest(settings):
+        check_length(whole, settings)
+    return checked
 
 
 def is_cut(text: str, settings: Settings) -> bool:
