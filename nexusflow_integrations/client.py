@@ -465,6 +465,38 @@ class NexusFlow:
             price=self._price,
         )
 
+    def verify_cache(self) -> bool:
+        """Compare vectors in the cache with what the service answers now.
+
+        No address shows that a service has changed its model, and a cache would mix old vectors
+        with new ones. The first call keeps the vectors of three fixed texts in the cache; each
+        later one embeds them again, past it. One request each, of about 30 tokens.
+
+        Returns:
+            Whether there was anything to compare; ``False``: they were kept now.
+
+        Raises:
+            ConfigurationError: There is no cache, or the service answers with other vectors.
+            NexusFlowError: The texts cannot be embedded, or the cache cannot be read.
+        """
+        if self._cache is None:
+            raise ConfigurationError("this client has no cache: pass cache=...")
+        from nexusflow_integrations._core.comparing import FIXED_TEXTS, TOLERANCE, deviation
+
+        kept = self.embed(FIXED_TEXTS, on_refused="raise")
+        if kept.usage is None or not kept.usage.cached:
+            return False
+        fresh = self._uncached().embed(FIXED_TEXTS, on_refused="raise")
+        apart = max(map(deviation, kept, fresh))
+        if apart > TOLERANCE:
+            raise ConfigurationError(
+                f"the service embeds a text differently than when {self.model!r} was cached (it"
+                f" differs by {apart:.2g} of the vector's length; {TOLERANCE} is allowed): its"
+                " model or settings changed, and the vectors in the cache are not comparable with"
+                " new ones; name another cache, or clear this one with `nexusflow cache clear`"
+            )
+        return True
+
     def _held(self, texts: list[str]) -> set[str]:
         if self._cache is None:
             return set()

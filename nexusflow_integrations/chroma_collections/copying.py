@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from nexusflow_integrations._core.comparing import deviation
 from nexusflow_integrations._core.left_out import LeftOut
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
@@ -42,7 +43,6 @@ from nexusflow_integrations.chroma_collections.run import (
     Run,
     same_metadata,
 )
-from nexusflow_integrations.chroma_collections.verifying import deviation
 from nexusflow_integrations.chroma_collections.writer import aonly_writer, only_writer
 from nexusflow_integrations.errors import CollectionError, ConfigurationError
 

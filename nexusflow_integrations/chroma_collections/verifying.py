@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from nexusflow_integrations._core.comparing import TOLERANCE, deviation
 from nexusflow_integrations.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -21,10 +22,6 @@ SAMPLE = 3
 """Documents that are embedded again: one request."""
 READ = 10
 """Documents that are read, of which the shortest are embedded: they cost least."""
-TOLERANCE = 0.02
-"""Length of the difference, as a share of the stored vector's length."""
-
-
 VALID = 3600.0
 """Seconds for which a client need not compare a collection again."""
 
@@ -65,21 +62,6 @@ def sampled(found: Mapping[str, Any]) -> tuple[list[str], list[str], list[Vector
         [text for _, text, _ in kept],
         [row for _, _, row in kept],
     )
-
-
-def deviation(stored: Vectors, fresh: Vectors) -> float:
-    """Return how far ``fresh`` is from ``stored``, both of shape (d,): 0.0 for the same.
-
-    Another size, or a number that is not finite, is infinitely far.
-    """
-    if stored.shape != fresh.shape:
-        return float("inf")
-    old, new = stored.astype(np.float64), fresh.astype(np.float64)
-    if not (np.isfinite(old).all() and np.isfinite(new).all()):
-        return float("inf")
-    length = float(np.linalg.norm(old))
-    apart = float(np.linalg.norm(new - old))
-    return apart / length if length else (0.0 if apart == 0 else float("inf"))
 
 
 def check_same(

@@ -6,18 +6,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from nexusflow_integrations import NexusFlow
 from nexusflow_integrations._core.cache.cache import Store, store_at
-from nexusflow_integrations._core.cache.upkeep import CacheInfo, Pruned
+from nexusflow_integrations._core.cache.upkeep import CacheInfo, ModelRows, Pruned
 from nexusflow_integrations._core.redis.address import address_or_path
-from nexusflow_integrations.cli.exits import UsageProblem
+from nexusflow_integrations._core.settings import resolve_api_key, resolve_base_url
+from nexusflow_integrations.cli.exits import FAILED, UsageProblem
 from nexusflow_integrations.cli.options import (
     CacheOption,
     JsonOption,
@@ -28,6 +30,7 @@ from nexusflow_integrations.cli.options import (
 )
 from nexusflow_integrations.cli.screen import INDENT, Screen, home
 from nexusflow_integrations.cli.words import count, in_bytes
+from nexusflow_integrations.errors import ConfigurationError
 
 __all__ = ["cache"]
 
@@ -94,6 +97,46 @@ def clear(
         if not yes:
             _confirm("this removes all of", store, as_json)
         _report(store, store.clear(), as_json)
+
+
+@cache.command()
+def verify(path: CacheOption = None, as_json: JsonOption = False) -> None:
+    """Compare cached vectors with what the service answers now; keep some the first time."""
+    resolve_api_key()  # says now if there is none
+    place = True if path is None else address_or_path(path)
+    with _opened(path) as store:
+        found = [verified(item, place) for item in of_service(store.info())]
+    if as_json:
+        print_json({"models": [{**asdict(item.rows), "status": item.status} for item in found]})
+    else:
+        _show_verified(Screen(), found)
+    if any(item.status == "changed" for item in found):
+        raise typer.Exit(FAILED)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What comparing the vectors of one model has shown, in a word and in a sentence."""
+
+    rows: ModelRows
+    status: Literal["same", "kept", "changed"]
+    message: str
+
+
+def of_service(info: CacheInfo) -> list[ModelRows]:
+    """Return what the cache holds of the endpoint that is asked now."""
+    return [item for item in info.models if item.base_url == resolve_base_url()]
+
+
+def verified(rows: ModelRows, place: Any) -> Verified:
+    """Compare the vectors of one model in the cache at ``place``."""
+    client = NexusFlow(model=rows.model, dimensions=rows.dimensions, cache=place)
+    try:
+        if client.verify_cache():
+            return Verified(rows, "same", "the service answers with the same vectors")
+    except ConfigurationError as error:
+        return Verified(rows, "changed", str(error))
+    return Verified(rows, "kept", "kept three vectors, to compare with next time")
 
 
 @contextmanager
@@ -170,6 +213,16 @@ def _show_removed(screen: Screen, removed: Pruned, left: CacheInfo) -> None:
     screen.out.print(
         f"Removed {gone}, {in_bytes(removed.bytes)}; {rest}, {in_bytes(left.bytes)} left."
     )
+
+
+def _show_verified(screen: Screen, found: list[Verified]) -> None:
+    """Show what comparing has shown."""
+    if not found:
+        screen.out.print("The cache holds no vectors of the service that is asked.")
+    for item in found:
+        size = "server's own size" if item.rows.dimensions is None else str(item.rows.dimensions)
+        style = "red" if item.status == "changed" else "green"
+        screen.out.print(Text(f"{item.rows.model}, {size}: {item.message}", style=style))
 
 
 def _day(moment: int) -> str:

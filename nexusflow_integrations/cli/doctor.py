@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from urllib.parse import urlsplit
 
@@ -15,13 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from nexusflow_integrations import NexusFlow, __version__
+from nexusflow_integrations._core.cache.cache import store_at
 from nexusflow_integrations._core.cache.file import default_path
 from nexusflow_integrations._core.settings import (
     resolve_api_key,
     resolve_base_url,
 )
+from nexusflow_integrations.cli.cache import of_service, verified
 from nexusflow_integrations.cli.exits import FAILED, REFUSED, explain
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
+from nexusflow_integrations.cli.rag.indexes import Index, Indexes, UnusableIndexError
 from nexusflow_integrations.cli.screen import Screen
 from nexusflow_integrations.cli.words import count
 from nexusflow_integrations.errors import ConfigurationError
@@ -37,6 +41,8 @@ _PACKAGES = {
 _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 _KEY_START = "sk-air-"
 _UNIT = 1e-3
+_MOST = 5
+"""Indexes, and models in the cache, that are compared: the ones used last, or largest."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Findings:
 
 
 def examine() -> Findings:
-    """Look at everything; embeds two short texts, at the service where there is a key."""
+    """Look at everything; embeds a few short texts, at the service where there is a key."""
     found = Findings()
     system = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     found.note("Version", f"nexusflow-integrations {__version__}, {system}")
@@ -152,8 +158,59 @@ def _embed(found: Findings) -> None:
         with open_endpoint() as endpoint:
             if found.attempt("First call", lambda: _first(endpoint)):
                 found.attempt("Vectors", lambda: _vectors(endpoint))
+                _compare(found, endpoint)
     except Exception as error:  # noqa: BLE001
         found.fail("First call", error)
+
+
+def _compare(found: Findings, endpoint: Endpoint) -> None:
+    """Compare what the cache and the indexes hold with what the service answers now."""
+    if endpoint.local_model is None and default_path().exists():
+        _compare_cache(found)
+    try:
+        indexes = [index for index in Indexes().all() if _is_of(index, endpoint)]
+        for index in indexes[:_MOST]:
+            found.attempt(f"Index {index.name}", partial(_index, index, endpoint))
+    except ImportError as error:
+        found.note("Indexes", explain(error)[0])
+
+
+def _compare_cache(found: Findings) -> None:
+    store = store_at(True)
+    try:
+        kinds = sorted(of_service(store.info()), key=lambda rows: rows.vectors, reverse=True)
+    except Exception as error:  # noqa: BLE001
+        found.fail("Cached vectors", error)
+        return
+    finally:
+        store.close()
+    for rows in kinds[:_MOST]:
+        size = "the server's size" if rows.dimensions is None else f"{rows.dimensions} numbers"
+        item = verified(rows, True)
+        text = f"{rows.model}, {size}: {item.message}"
+        found.note("Cached vectors", text, ok=item.status != "changed")
+
+
+def _is_of(index: Index, endpoint: Endpoint) -> bool:
+    try:
+        about = index.about()
+    except UnusableIndexError:
+        return False
+    base_url = None if endpoint.local_model else endpoint.base_url
+    return (about.local_model, about.base_url) == (endpoint.local_model, base_url)
+
+
+def _index(index: Index, endpoint: Endpoint) -> str:
+    from nexusflow_integrations.cli.rag.collection import open_to_compare
+
+    collection = open_to_compare(
+        index.chroma,
+        api_key=endpoint.api_key,
+        api_base=endpoint.base_url,
+        dimensions=index.about().dimensions,
+    )
+    passages = count(collection.count(), "passage")
+    return f"{passages}, and the service answers with the same vectors"
 
 
 def _first(endpoint: Endpoint) -> str:

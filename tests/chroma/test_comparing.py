@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nexusflow_integrations import errors
+from nexusflow_integrations._core.comparing import TOLERANCE, deviation
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import (
     aadd_documents,
@@ -21,7 +22,7 @@ from nexusflow_integrations.chroma_collections import (
     sync_documents,
     verifying,
 )
-from nexusflow_integrations.chroma_collections.verifying import SAMPLE, TOLERANCE, deviation
+from nexusflow_integrations.chroma_collections.verifying import SAMPLE
 from nexusflow_integrations.local import LocalServer
 
 from .conftest import KEY

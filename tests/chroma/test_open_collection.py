@@ -13,9 +13,9 @@ from chromadb.errors import NotFoundError
 from chromadb.utils.embedding_functions import OpenAIEmbeddingFunction
 
 from nexusflow_integrations import Budget, chroma, errors
+from nexusflow_integrations._core.comparing import TOLERANCE, deviation
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import add_documents, open_collection
-from nexusflow_integrations.chroma_collections.verifying import TOLERANCE, deviation
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
 from nexusflow_integrations.local import LocalServer
 

@@ -14,9 +14,10 @@ from nexusflow_integrations._core.cache.in_file import VectorStore
 from nexusflow_integrations._core.usage import Price
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.options import budget, seconds, size
+from nexusflow_integrations.errors import ConfigurationError
 from nexusflow_integrations.local import LocalServer
 
-from .conftest import Command
+from .conftest import KEY, Command
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -199,3 +200,58 @@ def test_a_budget_without_unit_or_number_is_wrong_usage(text: str) -> None:
 def test_a_budget_of_another_currency_is_wrong_usage(text: str) -> None:
     with pytest.raises(UsageProblem, match="the price list is in CNY"):
         budget(text, Price())
+
+
+def test_verify_keeps_some_vectors_first_and_compares_them_later(
+    nexusflow: Command, file: Path, service: LocalServer
+) -> None:
+    service.reset_stats()
+    first = nexusflow.json("cache", "verify", "--cache", str(file))
+    assert [row["status"] for row in first["models"]] == ["kept", "kept"]
+    assert service.stats.texts == 6
+    again = nexusflow.json("cache", "verify", "--cache", str(file))
+    assert [(row["dimensions"], row["status"]) for row in again["models"]] == [
+        (64, "same"),
+        (256, "same"),
+    ]
+    assert service.stats.texts == 12
+    shown, _ = nexusflow("cache", "verify", "--cache", str(file))
+    assert "text-embedding-v4, 64: the service answers with the same vectors" in shown
+
+
+def test_verify_and_doctor_find_a_service_that_changed_its_model(
+    nexusflow: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", KEY)
+    with LocalServer("hash") as service:
+        monkeypatch.setenv("NEXUSFLOW_BASE_URL", service.base_url)
+        NexusFlow(cache=True).embed(TEXTS[:5])
+        kept = {check["name"]: check for check in nexusflow.json("doctor")["checks"]}
+        assert kept["Cached vectors"]["ok"]
+        assert "kept" in kept["Cached vectors"]["text"]
+        assert "same vectors" in " ".join(nexusflow("doctor")[0].split())
+        port = service.port
+    with LocalServer("minilm", port=port):
+        assert "differently" in nexusflow("cache", "verify", code=1)[0]
+        shown, _ = nexusflow("doctor", code=1)
+        assert "nexusflow cache clear" in " ".join(shown.split())
+
+
+def test_verify_needs_a_key_and_makes_no_file(
+    nexusflow: Command, tmp_path: Path, service: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, _ = nexusflow("cache", "verify")
+    assert "no vectors" in shown
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.delenv("NEXUSFLOW_API_KEY")
+    assert "no API key" in nexusflow.sentence("cache", "verify", code=4)
+
+
+def test_a_client_verifies_its_cache(service: LocalServer, tmp_path: Path) -> None:
+    client = NexusFlow(dimensions=64, cache=tmp_path / "vectors.sqlite3")
+    assert client.verify_cache() is False
+    assert client.verify_cache() is True
+    assert client.usage.texts == 9
+    assert service.stats.requests == 2
+    with pytest.raises(ConfigurationError, match="has no cache"):
+        NexusFlow().verify_cache()

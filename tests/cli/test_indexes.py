@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nexusflow_integrations.cli.rag.collection import open_to_read
 from nexusflow_integrations.cli.rag.indexes import Indexes
 from nexusflow_integrations.local import LocalServer
 
@@ -70,3 +71,19 @@ def test_removing_asks_first(nexusflow: Command, filled: Indexes, zoo: Path) -> 
 def test_where_there_is_none_that_is_said(nexusflow: Command) -> None:
     assert nexusflow("indexes", "list")[0].startswith("There is no index in ")
     assert "no index is called 'zoo'" in nexusflow.sentence("indexes", "show", "zoo", code=1)
+
+
+def test_doctor_compares_the_indexes_of_the_service_that_is_asked(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    nexusflow("index", str(zoo))
+    found = nexusflow.json("doctor")
+    (check,) = [check for check in found["checks"] if check["name"].startswith("Index ")]
+    assert check["ok"]
+    assert "passages, and the service answers with the same vectors" in check["text"]
+    (index,) = Indexes().all()
+    collection = open_to_read(index.chroma)
+    held = collection.get(include=[])["ids"]
+    collection.update(ids=held, embeddings=[[1.0] * 1024] * len(held))
+    shown, _ = nexusflow("doctor", code=1)
+    assert "differently" in shown

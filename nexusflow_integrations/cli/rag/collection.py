@@ -185,6 +185,21 @@ def open_to_write(directory: Path, **settings: Any) -> Collection:
         return open_collection(client, COLLECTION, NexusFlowEmbeddingFunction(**settings))
 
 
+def open_to_compare(directory: Path, **settings: Any) -> Collection:
+    """Open the collection of the Chroma folder ``directory`` if its vectors are the service's.
+
+    Raises:
+        ConfigurationError: The service answers with other vectors.
+    """
+    client = chroma_client(directory)
+    from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+    from nexusflow_integrations.chroma_collections import open_collection
+
+    function = NexusFlowEmbeddingFunction(**settings)
+    with reading():
+        return open_collection(client, COLLECTION, function, create=False, verify=True)
+
+
 def open_to_read(directory: Path) -> Collection:
     """Open the collection of the Chroma folder ``directory`` to read what it holds."""
     client = chroma_client(directory)

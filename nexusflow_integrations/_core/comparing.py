@@ -1,0 +1,31 @@
+"""Whether two vectors of one text are of the same model, up to rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nexusflow_integrations._core.vectors import Vectors
+
+TOLERANCE = 0.02
+"""Length of the difference, as a share of the stored vector's length."""
+FIXED_TEXTS = (
+    "The red panda sleeps in a tree.",
+    "7 Zwerge, 3 Wünsche und kein Schuh.",
+    "数据库里保存着向量。",
+)
+"""Whose vectors a cache keeps to be compared; never to change: what is kept goes by them."""
+
+
+def deviation(stored: Vectors, fresh: Vectors) -> float:
+    """Return how far ``fresh`` is from ``stored``, both of shape (d,): 0.0 for the same.
+
+    Another size, or a number that is not finite, is infinitely far.
+    """
+    if stored.shape != fresh.shape:
+        return float("inf")
+    old, new = stored.astype(np.float64), fresh.astype(np.float64)
+    if not (np.isfinite(old).all() and np.isfinite(new).all()):
+        return float("inf")
+    length = float(np.linalg.norm(old))
+    apart = float(np.linalg.norm(new - old))
+    return apart / length if length else (0.0 if apart == 0 else float("inf"))
