@@ -100,13 +100,13 @@ def copy_collection(
 ) -> Copied:
     """Copy a collection beside the one that answers, then exchange their names.
 
-    If the source has vectors of the same model, size and service, they are copied and nothing is
-    paid. Otherwise its stored documents are embedded again. Meanwhile the source answers as before
-    and is not changed. Calling again after an error pays only for the rest. The source is read
-    again until nothing is left to do and the numbers of documents agree; then the names are
-    exchanged as by ``exchange_names``, and the former collection is called ``target``: to exchange
-    the names again is the way back. Once they are exchanged to another model, size or service,
-    calling again does nothing.
+    If the source has vectors of the same model, size, document instruction and service, they are
+    copied and nothing is paid. Otherwise its stored documents are embedded again. Meanwhile the
+    source answers as before and is not changed. Calling again after an error pays only for the
+    rest. The source is read again until nothing is left to do and the numbers of documents agree;
+    then the names are exchanged as by ``exchange_names``, and the former collection is called
+    ``target``: to exchange the names again is the way back. Once they are exchanged after embedding
+    again, calling again does nothing.
 
     Objects that were opened before, also in other processes, go on with the former collection:
     open them again. What others write to a server between the last reading and the exchange is in

@@ -172,11 +172,8 @@ def same_space(
     if not _is_ours(collection) or type(function) is not NexusFlowEmbeddingFunction:
         return False
     stored = _stored_in(collection)
-    return (stored.model_name, _size(collection, stored, function), stored.service) == (
-        function.model_name,
-        function.dimensions,
-        stored.service and function.service,
-    )
+    moved = stored.service not in (None, function.service)
+    return not moved and not _differing(collection, stored, function)
 
 
 def fitting(
@@ -194,17 +191,12 @@ def fitting(
             return NexusFlowEmbeddingFunction(**config)
         stored._check_service()
         return stored
-    for setting, old, new in (
-        ("model_name", stored.model_name, given.model_name),
-        ("dimensions", _size(collection, stored, given), given.dimensions),
-        *((name, stored.get_config().get(name), given.get_config().get(name)) for name in COMPARED),
-    ):
-        if old != new:
-            raise ConfigurationError(
-                f"collection {collection.name!r} was made with {setting}={old!r}, and this"
-                f" embedding function has {new!r}: their vectors are not comparable; give none to"
-                " take the one that is stored, or make another collection"
-            )
+    for setting, old, new in _differing(collection, stored, given):
+        raise ConfigurationError(
+            f"collection {collection.name!r} was made with {setting}={old!r}, and this"
+            f" embedding function has {new!r}: their vectors are not comparable; give none to"
+            " take the one that is stored, or make another collection"
+        )
     if stored.query_instruction != given.query_instruction:
         raise ConfigurationError(
             f"collection {collection.name!r} was made with"
@@ -223,15 +215,22 @@ def fitting(
     return given
 
 
-def _size(
+def _differing(
     collection: Collection | AsyncCollection,
     stored: NexusFlowEmbeddingFunction,
     given: NexusFlowEmbeddingFunction,
-) -> int | None:
-    """Return the size that ``given`` must have."""
-    if stored.dimensions is None and given.dimensions is not None:
-        return collection.get_model().dimension  # what the server's own size turned out to be
-    return stored.dimensions
+) -> list[tuple[str, object, object]]:
+    """Return which settings give documents other vectors: name, stored and given value."""
+    size = stored.dimensions
+    if size is None and given.dimensions is not None:
+        size = collection.get_model().dimension  # what the server's own size turned out to be
+    old, new = stored.get_config(), given.get_config()
+    settings = [
+        ("model_name", stored.model_name, given.model_name),
+        ("dimensions", size, given.dimensions),
+        *((name, old.get(name), new.get(name)) for name in COMPARED),
+    ]
+    return [setting for setting in settings if setting[1] != setting[2]]
 
 
 def _stored_in(collection: Collection | AsyncCollection) -> NexusFlowEmbeddingFunction:

@@ -73,6 +73,8 @@ class Findings:
     def note(self, name: str, text: str, ok: bool | None = None) -> None:
         """Add a finding."""
         self.checks.append(Check(name, ok, text))
+        if ok is False:
+            self.code = self.code or FAILED
 
     def attempt(self, name: str, act: Callable[[], str]) -> bool:
         """Add what ``act`` returns as good, or why it failed as bad; tell which."""

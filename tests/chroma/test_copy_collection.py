@@ -116,6 +116,30 @@ def test_the_same_vector_space_is_copied_without_a_request(
     assert new.configuration_json["embedding_function"]["config"] == other.get_config()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_name": "another-model"},
+        {"document_instruction": "Passage: "},
+        {"extra_body": {"truncate": "end"}},
+        {"dimensions": 128},
+    ],
+    ids=str,
+)
+def test_what_changes_the_vectors_of_documents_has_them_embedded_again(
+    client: Any, make: Make, server: LocalServer, change: dict[str, Any]
+) -> None:
+    filled(client, make, 5)
+    server.reset_stats()
+    function = make(**change)
+    said = copy_collection(client, "docs", "docs-2", function, dry_run=True)
+    assert (said.embedded, said.copied) == (5, 0)
+    if "model_name" not in change:  # which the local server does not have
+        assert copy_collection(client, "docs", "docs-2", function).embedded == 5
+        assert server.stats.texts == 5
+        assert open_collection(client, "docs", function).count() == 5
+
+
 def test_the_copy_is_indexed_and_described_like_its_source(client: Any, make: Make) -> None:
     filled(client, make, metadata={"about": "x"}, configuration={"hnsw": {"space": "ip"}})
     copy_collection(client, "docs", "docs-2", make(dimensions=128))
