@@ -391,6 +391,25 @@ async def test_a_call_of_one_batch_at_an_open_gate_is_claimed_as_sent_and_not_lo
     assert cache.sent == [True]
 
 
+@scene
+async def test_texts_that_are_claimed_again_are_looked_at_together_with_those_claimed_before() -> (
+    None
+):
+    """A stop: one claim was found to be lost, and another ran out, too."""
+    cache = FakeCache()
+    source, gathered, _ = cached(cache, 3, admission=FakeGate(is_open=True))
+    batch = await source.next()
+    assert batch is not None
+    source._fresh_until = 0.0
+    cache.lose(b"t0")
+    with pytest.raises(ClaimsLost):
+        await source.confirm(batch[:1])
+    source.keep(batch)
+    cache.lose(b"t1")
+    cache.rows[b"t1"] = vector(1)
+    assert sorted(await embed_all(source, gathered)) == [0, 2]
+
+
 @pytest.mark.parametrize(
     ("count", "is_open", "late"), [(3, True, True), (3, False, False), (4, True, False)]
 )

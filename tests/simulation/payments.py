@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from nexusflow_integrations._core.cache.keys import Keyer
 from nexusflow_integrations._core.request.tokens import estimate_tokens
 
 from .callers import Client
@@ -148,7 +149,7 @@ def _paid_once(run: Run) -> None:
             continue
         for text in sent.texts:
             for former in paid.setdefault((text, *_scope(sent)), []):
-                if _is_kept(run, former) and _knows(run, sent) and sent.call.cache:
+                if _is_kept(former, text, run) and _knows(sent) and sent.call.cache:
                     raise Broken(
                         f"paid once: {text!r} was paid for in request {former.number} and again"
                         f" in {sent.number}"
@@ -160,13 +161,19 @@ COMMIT = 1.0
 """Seconds within which the vectors of an answer are committed, or nothing is said about it."""
 
 
-def _is_kept(run: Run, sent: Sent) -> bool:
-    """Whether its vectors surely came into the store, and its claims held till then."""
+def _is_kept(sent: Sent, text: str, run: Run) -> bool:
+    """Whether the vector of ``text`` surely came into the store, and its claim held till then.
+
+    A batch that was split is kept when all of it has come, for which the process must not stop.
+    """
     process = sent.process
+    stops = [since for since, to in process.stops if to > sent.sent_at]
+    stopped_at = min(stops, default=float("inf"))
     return (
         sent.arrived
-        and process.lost_store_at == float("inf")
-        and not process.stopped_for(sent.sent_at, sent.closed_at + COMMIT)
+        and _knows(sent)
+        and sent.closed_at + COMMIT < stopped_at
+        and (stopped_at == float("inf") or _kept_at(sent, text) < stopped_at)
         and not any(
             begin < sent.closed_at + COMMIT and sent.sent_at < end
             for begin, end in run.store_script.locks
@@ -174,9 +181,16 @@ def _is_kept(run: Run, sent: Sent) -> bool:
     )
 
 
-def _knows(run: Run, sent: Sent) -> bool:
+def _kept_at(sent: Sent, text: str) -> float:
+    told = sent.call.settings
+    key = Keyer(base_url=told.base_url, model=told.model, dimensions=told.dimensions)(text)
+    return sent.process.kept_at.get(key, float("inf"))
+
+
+def _knows(sent: Sent) -> bool:
     """Whether the store told the sender, before the sender had to go on without it."""
-    return sent.process.lost_store_at == float("inf") and not sent.process.has_hurried
+    process = sent.process
+    return process.lost_store_at == float("inf") and process.hurried_at > sent.sent_at
 
 
 def _repaid(run: Run) -> None:

@@ -47,7 +47,8 @@ class Process:
         self.store_script = store_script
         self.delay = delay
         self.lost_store_at = float("inf")
-        self.has_hurried = False
+        self.hurried_at = float("inf")  # when a call first went on without the store's answer
+        self.kept_at: dict[bytes, float] = {}  # when it had a key's vector stored
         self.pid = 1 + len({loop.process.pid for loop in world.loops})
         self.name = f"process {self.pid}"
         self.runs = self.is_alive = True

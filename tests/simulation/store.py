@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from nexusflow_integrations._core.cache.cache import Cache
+from nexusflow_integrations._core.cache.cache import PATIENCE, Cache
 from nexusflow_integrations._core.cache.file import BUSY_SECONDS
 from nexusflow_integrations._core.cache.in_file import Claimed, VectorStore
 from nexusflow_integrations._core.unavailable import StoreUnavailable
@@ -60,6 +60,7 @@ class ScriptedStore(VectorStore):
 
     def put(self, rows: Sequence[tuple[bytes, Vectors]]) -> None:
         self._call("put", super().put, rows)
+        self._process.kept_at.update((key, self._world.now) for key, _ in rows)
 
     def release(self, keys: Iterable[bytes], call: int = 0) -> None:
         self._call("release", super().release, keys, call)
@@ -127,8 +128,21 @@ class NotingCache(Cache):
     store: ScriptedStore
 
     def _go_on_without(self, question: Any) -> None:
-        self.store._process.has_hurried = True
+        self._note()
         super()._go_on_without(question)
+
+    async def confirm(
+        self, keys: Sequence[bytes], call: int, within: float = PATIENCE
+    ) -> set[bytes]:
+        asked_at = self.store._world.now
+        lost = await super().confirm(keys, call, within)
+        if self.store._world.now >= asked_at + min(within, PATIENCE):
+            self._note()
+        return lost
+
+    def _note(self) -> None:
+        process = self.store._process
+        process.hurried_at = min(process.hurried_at, self.store._world.now)
 
 
 def _counted(what: object) -> object:

@@ -199,7 +199,8 @@ class CachedSource:
 
     async def _claim(self, texts: Sequence[_Text], most: int) -> None:
         vectors = self._gathered.vectors
-        at_once = self._is_one_batch and self._gate.is_open
+        # Not together with texts that were claimed before: their claims may have run out.
+        at_once = self._is_one_batch and not self._claimed and self._gate.is_open
         if at_once:
             self._fresh_until = self._clock() + FRESH
         claimed = await self._cache.claim(
