@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import os
 from collections.abc import (
     AsyncGenerator,
@@ -35,7 +36,7 @@ from nexusflow_integrations._core.call.caller import (
 )
 from nexusflow_integrations._core.call.imports import import_all
 from nexusflow_integrations._core.fields import OURS, Fields
-from nexusflow_integrations._core.key_sources import key_source
+from nexusflow_integrations._core.key_sources import EnvironmentKey, key_source
 from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
 from nexusflow_integrations._core.pace.terms import Presence, Terms
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
@@ -85,6 +86,9 @@ _NOT_PICKLED = (
     *("_key", "_http_client", "_async_http_client", "_on_usage"),
     *("_guard", "_presence", "_terms"),
 )
+_TOLD = ("http_client", "async_http_client", "on_usage")
+"""Settings that a pickle leaves out, which is said where it is unpickled."""
+logger = logging.getLogger("nexusflow_integrations")
 GIVE_BACK = 2.0
 """Seconds that ``close`` waits until the rest of a shared budget is given back."""
 
@@ -168,7 +172,7 @@ class NexusFlow:
             ``RefusedTextsError`` once all others are finished, or ``"collect"``: ``None`` in its
             place and the reason in the result's ``refused``.
         on_too_long: What becomes of a text with more tokens than the model takes: ``"error"``, an
-            ``InvalidInputError`` before anything is sent, where an estimate is a quarter above the
+            ``InvalidInputError`` before anything is sent, where an estimate is 1.4 times the
             limit; ``"split"`` into pieces, whose mean, weighted by their tokens and of unit length,
             is its vector; ``"truncate"`` after the limit; or ``"send"`` as it is, to a service that
             may refuse it or truncate it without a word.
@@ -416,7 +420,7 @@ class NexusFlow:
         """Embed like ``embed_stream``, from an iterable or an async iterable."""
         ordered = checks.flag("ordered", ordered)
         texts = texts if isinstance(texts, AsyncIterable) else rows_of(texts)
-        loop = asyncio.get_running_loop()
+        loop = _running_loop()
         async with aclosing(self._stream(role, ordered=ordered, loop=loop).aresults(texts)) as rows:
             async for result in rows:
                 yield result
@@ -607,6 +611,7 @@ class NexusFlow:
         # Neither the key nor anything that only lives in this process. A worker process finds the
         # key in its environment.
         state = dict(self.__dict__)
+        state["_left_out"] = [name for name in _TOLD if getattr(self, f"_{name}") is not None]
         for name in _NOT_PICKLED:
             state.pop(name)
         state["_size"] = None
@@ -616,7 +621,14 @@ class NexusFlow:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._http_client = self._async_http_client = self._on_usage = None
-        self._key = key_source(None)
+        self._key = EnvironmentKey(unpickled=type(self).__name__)
+        if left_out := self.__dict__.pop("_left_out", None):
+            logger.warning(
+                "this %s was unpickled, and goes without the %s that it had: what lives in one"
+                " process does not travel",
+                type(self).__name__,
+                " and the ".join(left_out),
+            )
         self._guard = self._new_guard()
         self._take_part()
 
@@ -694,6 +706,7 @@ class NexusFlow:
         lists: bool = False,
     ) -> EmbeddingArray | EmbeddingList:
         """Embed like ``_embed``; the hooks are awaited on this event loop."""
+        loop = _running_loop()
         single = isinstance(input, str)
         texts = self._prepare(input, role)
         collect = self._collects(on_refused)
@@ -712,7 +725,7 @@ class NexusFlow:
                     settings=settings,
                     caller=caller,
                     urgent=single or role == "query",
-                    loop=asyncio.get_running_loop(),
+                    loop=loop,
                     batch_size=batch_size,
                     lists=lists and not (single or collect),
                 )
@@ -845,6 +858,16 @@ class NexusFlow:
         )
         background, running = engine()
         return background, _counted(running, call, self._spent, caller, stop)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise ConfigurationError(
+            "no event loop of asyncio runs here: under trio, call the sync method in a thread, as"
+            " in trio.to_thread.run_sync(client.embed, texts)"
+        ) from None
 
 
 async def _counted(

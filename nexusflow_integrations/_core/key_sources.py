@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -53,11 +54,24 @@ class GivenKey:
 
 
 class EnvironmentKey:
-    """The key in an environment variable, looked up at the first need and after a 401."""
+    """The key in an environment variable, looked up at the first need and after a 401.
 
-    def __init__(self, variable: str = KEY_VARIABLE, first: ApiKey | None = None) -> None:
+    Args:
+        variable: Its name.
+        first: Its value, if it was looked up already.
+        unpickled: The class of the object that was pickled without its key, if it was one.
+    """
+
+    def __init__(
+        self,
+        variable: str = KEY_VARIABLE,
+        first: ApiKey | None = None,
+        *,
+        unpickled: str | None = None,
+    ) -> None:
         self._variable = variable
         self._key = first
+        self._unpickled = unpickled
 
     @property
     def key(self) -> ApiKey:
@@ -67,6 +81,11 @@ class EnvironmentKey:
             ConfigurationError: There is none.
         """
         if self._key is None:
+            if self._unpickled is not None and not os.environ.get(self._variable):
+                raise ConfigurationError(
+                    f"no API key in this process: a {self._unpickled} is pickled without its key,"
+                    f" so set the environment variable {self._variable} here"
+                )
             self._key = resolve_api_key(env=self._variable)
         return self._key
 

@@ -35,6 +35,8 @@ MODELS = {
     ),
 }
 _UNKNOWN = Model()
+_MOST = 2048
+"""Texts a request to a model of which nothing is known, whatever was wanted."""
 
 
 def model_named(name: object) -> Model:
@@ -47,4 +49,4 @@ def texts_a_request(name: object, wanted: int | None) -> int:
     known = model_named(name)
     if wanted is None:
         return known.batch_size
-    return min(wanted, known.batch_size) if known is not _UNKNOWN else wanted
+    return min(wanted, _MOST if known is _UNKNOWN else known.batch_size)

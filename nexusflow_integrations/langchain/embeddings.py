@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
+import logging
 import os
+import pickle
 import re
 import sys
 import warnings
@@ -55,6 +57,7 @@ try:
         SecretStr,
         ValidationError,
     )
+    from pydantic.json_schema import GenerateJsonSchema
     from pydantic_core import InitErrorDetails, PydanticCustomError
 
     from nexusflow_integrations.langchain.model_errors import ALSO_LANGCHAINS
@@ -81,6 +84,9 @@ else:
 
 __all__ = ["NexusFlowEmbeddings"]
 
+_ACCOUNT = {"budget", "price", "nexusflow_api_key", "nexusflow_api_base"}
+"""A change of one of these starts a new count of what was spent."""
+logger = logging.getLogger("nexusflow_integrations")
 _NOT_THE_CORES = ("chunk_size", "rate_limiter", "show_progress_bar", "trace_texts")
 
 
@@ -119,6 +125,11 @@ _building = Lock()
 _holders = Lock()
 _recorded: ContextVar[dict[str, Vectors] | None] = ContextVar("nexusflow_recorded", default=None)
 """Where the vectors of this thread's or task's calls go as well, by the text that was sent."""
+
+
+class _Schema(GenerateJsonSchema):
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
+        return {}
 
 
 class NexusFlowEmbeddings(Serializable, Embeddings):
@@ -304,6 +315,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     """Permit plain http to other hosts than loopback."""
 
     _client: NexusFlow | None = PrivateAttr(default=None)
+    _unpickled: bool = PrivateAttr(default=False)
     _held: tuple[Mapping[str, Vectors], ...] = PrivateAttr(default=())
 
     if not TYPE_CHECKING:  # for checkers, the fields make the signature
@@ -311,6 +323,8 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         @secret_arguments
         def __init__(self, **settings: Any) -> None:
             names = {_FIELDS[name]: name for name in settings if name in _FIELDS}
+            if "batch_size" not in settings:
+                names["batch_size"] = "chunk_size"
             for name in settings.keys() & NAMES.keys():
                 settings.setdefault(NAMES[name], settings.pop(name))
             note = take_over(settings)
@@ -492,7 +506,10 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         if update:
             names = {field.alias: name for name, field in type(self).model_fields.items()}
             changed = {names.get(name, name): value for name, value in update.items()}
-            return type(self)(**{**dict(self), **changed})
+            twin = type(self)(**{**dict(self), **changed})
+            if not changed.keys() & _ACCOUNT:
+                twin.client._succeed(self.client)  # the same budget, not another one like it
+            return twin
         twin = super().model_copy()
         twin._held = ()
         if deep:
@@ -505,10 +522,29 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     def __getstate__(self) -> dict[Any, Any]:
         # Neither the key nor anything that only lives in this process.
         state = super().__getstate__()
+        limiter = self.rate_limiter
+        if limiter is not None and not _travels(limiter):
+            logger.warning(
+                "the pickle of a NexusFlowEmbeddings goes without its rate_limiter, a %s, which"
+                " cannot be pickled: set limits with requests_per_minute or pacer",
+                type(limiter).__name__,
+            )
+            state["__dict__"] = {**state["__dict__"], "rate_limiter": None}
         gone = dict.fromkeys(("nexusflow_api_key", "on_usage", "http_client", "http_async_client"))
         state["__dict__"] = {**state["__dict__"], **gone}
-        state["__pydantic_private__"] = {"_client": None, "_held": ()}
+        state["__pydantic_private__"] = {"_client": None, "_held": (), "_unpickled": True}
         return state
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.model, self.dimensions))
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
+        """Return the JSON schema; fields that are no JSON (functions, clients) may hold anything.
+
+        The arguments are Pydantic's.
+        """
+        return super().model_json_schema(*args, **{"schema_generator": _Schema, **options})
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -545,6 +581,8 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         key = self.nexusflow_api_key
         if isinstance(key, SecretStr) and key.get_secret_value() == os.environ.get(KEY_VARIABLE):
             settings["api_key"] = EnvironmentKey(first=resolve_api_key(key))
+        elif key is None and self._unpickled:
+            settings["api_key"] = EnvironmentKey(unpickled=type(self).__name__)
         return NexusFlow(**settings, batch_size=self._batch_size(None))
 
     def _batch_size(self, chunk_size: int | None) -> int:
@@ -638,6 +676,14 @@ def _note(note: str) -> None:
     if not _noted:
         _noted = True
         warnings.warn(f"NexusFlowEmbeddings {note}", stacklevel=4)
+
+
+def _travels(value: object) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:  # noqa: BLE001 - whatever it is made of
+        return False
+    return True
 
 
 def _said(line: Mapping[str, Any]) -> str:

@@ -69,6 +69,7 @@ try:
     )
     from llama_index.core.schema import BaseNode, MetadataMode
     from llama_index_instrumentation import get_dispatcher
+    from pydantic.json_schema import GenerateJsonSchema
 
     from nexusflow_integrations.llama_index.naming import naming_nodes, naming_texts
 except ModuleNotFoundError as error:
@@ -129,6 +130,11 @@ class NexusFlowEmbeddingEndEvent(EmbeddingEndEvent):
     usage: Usage | None = None
 
 
+class _Schema(GenerateJsonSchema):
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
+        return {}
+
+
 class NexusFlowEmbedding(BaseEmbedding):
     """NexusFlow embeddings for LlamaIndex.
 
@@ -161,7 +167,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         document_instruction: Text put in front of each document as it stands, not of queries. The
             model's family documents none for documents.
         on_too_long: What becomes of a text with more tokens than the model takes: ``"error"``, an
-            ``InvalidInputError`` before anything is sent, where an estimate is a quarter above the
+            ``InvalidInputError`` before anything is sent, where an estimate is 1.4 times the
             limit; ``"split"`` into pieces, whose mean, weighted by their tokens and of unit length,
             is its vector; ``"truncate"`` after the limit; or ``"send"`` as it is, to a service that
             may refuse it or truncate it without a word.
@@ -280,6 +286,17 @@ class NexusFlowEmbedding(BaseEmbedding):
     @classmethod
     def class_name(cls) -> str:
         return "NexusFlowEmbedding"
+
+    def __hash__(self) -> int:
+        return hash(type(self))  # its fields may change, and equal objects have equal hashes
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
+        """Return the JSON schema; fields that are no JSON (functions, clients) may hold anything.
+
+        The arguments are Pydantic's.
+        """
+        return super().model_json_schema(*args, **{"schema_generator": _Schema, **options})
 
     @model_serializer(mode="wrap")
     def custom_model_dump(self, handler: Any, info: Any) -> dict[str, Any]:

@@ -130,11 +130,6 @@ def test_a_spawned_worker_process_embeds_with_a_pickle(
         assert pool.apply_async(embeddings.embed_query, ("a panda",)).get(timeout=600) == expected
 
 
-def test_a_rate_limiter_that_cannot_be_pickled_says_so_instead_of_vanishing(make: Make) -> None:
-    with pytest.raises(TypeError, match="pickle"):
-        pickle.dumps(make(rate_limiter=InMemoryRateLimiter()))
-
-
 def test_a_deep_copy_embeds_and_shares_what_cannot_be_copied(make: Make) -> None:
     limiter = InMemoryRateLimiter(requests_per_second=1000, max_bucket_size=1000)
     with httpx.Client() as client:
@@ -175,3 +170,45 @@ def test_an_object_made_without_validation_still_embeds(server: LocalServer, key
     )
     assert embeddings.usage.requests == 0
     assert len(embeddings.embed_query("a panda")) == 64
+
+
+def test_a_changed_copy_keeps_budget_and_usage_where_the_account_stays(make: Make) -> None:
+    embeddings = make(budget=Budget(tokens=3_000))
+    embeddings.embed_query("a panda")
+    copied = embeddings.model_copy(update={"chunk_size": 3, "timeout": 5.0})
+    assert copied.usage == embeddings.usage
+    copied.embed_query("an otter")
+    assert copied.usage.texts == embeddings.usage.texts == 2
+    spent = embeddings.usage.tokens
+    assert copied.client._guard is embeddings.client._guard
+    assert copied.client._guard.spent == spent  # type: ignore[union-attr]
+    for update in ({"budget": Budget(tokens=5)}, {"api_key": "sk-air-another"}):
+        assert embeddings.model_copy(update=update).usage.texts == 0
+
+
+def test_a_limiter_that_cannot_be_pickled_is_left_out_with_a_word(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    limited = make(rate_limiter=InMemoryRateLimiter(requests_per_second=1_000))
+    again = pickle.loads(pickle.dumps(limited))
+    assert again.rate_limiter is None
+    assert "goes without its rate_limiter, a InMemoryRateLimiter" in caplog.text
+    assert limited.rate_limiter is not None
+
+
+def test_a_key_that_did_not_travel_is_explained(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = pickle.loads(pickle.dumps(make()))
+    monkeypatch.delenv("NEXUSFLOW_API_KEY", raising=False)
+    with pytest.raises(errors.ConfigurationError, match="is pickled without its key"):
+        again.embed_query("a panda")
+
+
+def test_a_hash_and_a_json_schema_can_be_made(make: Make) -> None:
+    made = make(extra_body={"a": [1]})
+    assert hash(made) == hash(copy.deepcopy(made))
+    assert {made: 1}[made] == 1
+    for mode in ("validation", "serialization"):
+        properties = NexusFlowEmbeddings.model_json_schema(mode=mode)["properties"]
+        assert properties["max_retries"]["type"] == "integer"

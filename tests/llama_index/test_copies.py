@@ -353,3 +353,11 @@ def test_what_workers_spend_is_counted_in_the_workers(
     asyncio.run(pipeline.arun(nodes=_nodes(texts(20)), num_workers=2))
     assert server.stats.requests > before.requests
     assert embedding.usage == before
+
+
+def test_a_hash_and_a_json_schema_can_be_made() -> None:
+    made = NexusFlowEmbedding(**FULL)
+    assert hash(made) == hash(copy.deepcopy(made))
+    assert {made: 1}[made] == 1
+    properties = NexusFlowEmbedding.model_json_schema()["properties"]
+    assert properties["max_retries"]["type"] == "integer"

@@ -541,7 +541,12 @@ def _judge(
     settings = call.settings
     wanted = settings.dimensions or call.size.dimensions
     try:
-        rows = decode_response(answer.body, count=len(batch), dimensions=wanted)
+        rows = decode_response(
+            answer.body,
+            count=len(batch),
+            dimensions=wanted,
+            asked=settings.dimensions is not None,
+        )
     except BrokenResponse as broken:
         return judge_ok_error(answer, broken, secrets=call.secrets)
     if settings.dimensions is None:

@@ -219,7 +219,7 @@ def _error(
         cls, message = APIStatusError, _redirect(answer.headers.get("location", ""))
     request_id = answer.headers.get("x-request-id")
     text = f"{status}"
-    if code:
+    if code and code != text:
         text += f" {clean(code, secrets, 100)}"
     text += f": {clean(message, secrets)}" if message else ""
     if request_id:

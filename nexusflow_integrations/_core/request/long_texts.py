@@ -17,8 +17,8 @@ from nexusflow_integrations._core.texts import check_text
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import APIStatusError, InvalidInputError
 
-CLEARLY = 1.25
-"""Times the limit from which on an estimate, which is off by up to 15 %, is taken for an error."""
+CLEARLY = 1.4
+"""Times the limit above which an estimate, which is off by more for odd texts, is an error."""
 PIECE = 0.8
 """Part of the limit that a piece has at most, by the estimate."""
 SHORTEST = 32

@@ -100,13 +100,14 @@ def _head(model: str, encoding_format: str, dimensions: int | None, extra: str) 
     return orjson.dumps(told)[:-1] + b"," + (extra[1:-1] + "," if extra else "").encode()
 
 
-def decode_response(body: bytes, *, count: int, dimensions: int | None) -> Rows:
+def decode_response(body: bytes, *, count: int, dimensions: int | None, asked: bool = True) -> Rows:
     """Return the vectors of a 200 response to ``count`` texts, checked.
 
     Args:
         body: The response body, decompressed.
         count: How many texts were sent.
         dimensions: The size that every vector must have; ``None`` if any one size is right.
+        asked: Whether that size was asked for, or is that of the vectors before.
 
     Raises:
         WrongDimensions: All vectors have one size, but not ``dimensions``.
@@ -125,7 +126,14 @@ def decode_response(body: bytes, *, count: int, dimensions: int | None) -> Rows:
     vectors = _matrix(_place(data, count))
     size = vectors.shape[1]
     if dimensions is not None and size != dimensions:
-        raise WrongDimensions(f"vectors of {size} numbers came where {dimensions} were asked for")
+        if asked:
+            raise WrongDimensions(
+                f"vectors of {size} numbers came where {dimensions} were asked for"
+            )
+        raise WrongDimensions(
+            f"vectors of {size} numbers came, and those before had {dimensions}: the server changed"
+            " its size; ask for one with dimensions=..."
+        )
     _check_numbers(vectors)
     return Rows(vectors, _billed_tokens(payload.get("usage")))
 
