@@ -106,7 +106,7 @@ def add_documents(
             ``"raise"`` raises an ``InvalidInputError``; of a list, before anything is sent.
         progress: Called with the number of documents that are done since the last time, however
             that ended, so ``tqdm.update`` fits.
-        slice_size: Documents a write, at most.
+        slice_size: Documents a write, from 1 to 1,000.
 
     Raises:
         ConfigurationError: The store's embedding is not ours. Nothing was sent.
@@ -182,7 +182,7 @@ def _run(
     """Return a new run; lists are gone through before, so that what ends a run ends it now."""
     blank = checks.one_of("on_blank", on_blank, ON_REFUSED) == "collect"
     refused = checks.one_of("on_refused", on_refused, ON_REFUSED) == "collect"
-    size = checks.whole("slice_size", slice_size, 1)
+    size = checks.whole("slice_size", slice_size, 1, 1_000)
     progress = checks.function("progress", progress)
     if isinstance(documents, Sequence) and (ids is None or isinstance(ids, Sequence)):
         trial = Run(size, collect_blank=blank, collect_refused=refused)

@@ -317,6 +317,18 @@ def test_a_loader_is_told_from_its_documents(make: Make) -> None:
 
 
 @TWINS
+@pytest.mark.parametrize(
+    "setting", [{"slice_size": 0}, {"slice_size": 100_000}, {"on_blank": "skip"}, {"progress": 1}]
+)
+async def test_an_impossible_setting_is_refused_by_its_name(
+    twin: str, setting: dict[str, Any], make: Make, server: LocalServer
+) -> None:
+    with pytest.raises(errors.ConfigurationError, match=next(iter(setting))):
+        await add(twin, in_memory(make()).store, source(3), **setting)
+    assert server.stats.requests == 0
+
+
+@TWINS
 async def test_an_id_that_is_no_text_is_left_out(twin: str, make: Make) -> None:
     documents = [Document(text) for text in "abc"]
     done = await add(twin, in_memory(make()).store, documents, ids=["x", "", b"z"])
