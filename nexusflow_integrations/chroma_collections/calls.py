@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 HANGS = 3
 """Attempts without an answer that fit into the time of a call."""
+ATTEMPTS = 3
+"""Attempts at what fails inside the store, such as a full disk."""
 PAUSE = 0.25
 """Seconds before the second attempt, twice as many before the third, and so on."""
 _BUSY = ("locked", "busy", "timed out", "timeout", "temporarily", "unavailable")
@@ -115,7 +117,8 @@ def _pause(what: str, error: Exception, attempt: int, left: float) -> float:
     if status == 413 or (status != 404 and _TOO_LARGE.search(said)):
         raise TooLargeError(f"{what} failed: the server takes no request as large") from error
     pause = PAUSE * (1 << (attempt - 1))
-    if pause >= left or not _passing(error, said):
+    failing = status == 500 and attempt < ATTEMPTS
+    if pause >= left or not (failing or _passing(error, said)):
         again = "" if attempt == 1 else f" {attempt} times"
         raise CollectionError(
             f"{what} failed{again}: {type(error).__name__}: {str(error)[:500]}"
@@ -124,13 +127,13 @@ def _pause(what: str, error: Exception, attempt: int, left: float) -> float:
 
 
 def _passing(error: Exception, said: str) -> bool:
-    """Tell whether another attempt may succeed."""
+    """Tell whether another attempt may succeed, sooner or later."""
     if isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError)):
         return True
     if isinstance(error, asyncio.TimeoutError):  # another class than TimeoutError before 3.11
         return True
     status = _status(error)
-    if status in (429, 500, 502, 503, 504):
+    if status in (429, 502, 503, 504):
         return True
     return any(word in said for word in _BUSY)
 

@@ -1,4 +1,4 @@
-"""A sync that is killed, interrupted, or loses its server: what the collection has."""
+"""A sync that is killed, interrupted, or loses its disk or its server: what the collection has."""
 
 from __future__ import annotations
 
@@ -138,6 +138,26 @@ def test_killed_at_random_moments_and_run_again_it_has_lost_nothing_and_pays_onl
     assert done.removed in (0, len(GONE))
     assert set(paid.stats.received) == set(NEW.values())
     assert paid_twice(paid) <= 2 * IN_FLIGHT
+    assert counted(tmp_path) == len(NEW)
+
+
+def test_a_full_disk_leaves_the_old_passages_and_names_what_was_paid_for(
+    tmp_path: Path, paid: LocalServer
+) -> None:
+    function = NexusFlowEmbeddingFunction(KEY, api_base=paid.base_url, dimensions=64)
+    collection = open_collection(chromadb.PersistentClient(path=str(tmp_path)), "docs", function)
+    fill(collection)
+    paid.reset_stats()
+    room = max(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    output, trouble = started(tmp_path, paid, room + 150_000).communicate(timeout=100)
+    said, finished = json.loads(output.splitlines()[-1])
+    assert "writing" in said, trouble
+    check(collection)
+    have = {text for text, _ in held(collection).values()}
+    named = {[*NEW.values()][place] for place in finished}
+    assert len(set(paid.stats.received) - have - named) <= IN_FLIGHT
+    assert not have & named
+    sync_documents(collection, ids=[*NEW], documents=[*NEW.values()])
     assert counted(tmp_path) == len(NEW)
 
 
