@@ -1,0 +1,21 @@
+"""The page of the docs is what the catalogue says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .catalogue import ELSEWHERE, EVENTS
+from .page import PAGE, render
+from .systems import SYSTEMS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_is_what_the_catalogue_says() -> None:
+    assert PAGE.read_text() == render(), "python -m tests.life.page writes it anew"
+
+
+def test_every_event_has_a_name_of_its_own_and_an_outcome_for_each_system() -> None:
+    assert len({event.name for event in EVENTS}) == len(EVENTS)
+    assert {len(event.expected) for event in EVENTS} == {len(SYSTEMS)}
+    assert all((ROOT / path).is_file() for _, _, path in ELSEWHERE)
