@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Container, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -124,7 +125,8 @@ def copy_collection(
         dry_run: Only report what would be done and what it would cost; nothing is sent or written.
         progress: Called with the number of documents that are done since the last time.
         slice_size: Documents a write, at most; fewer where vectors are large.
-        store_timeout: Seconds that one call of Chroma may take, retries included.
+        store_timeout: Seconds that one call of Chroma may take, retries included; never more than
+            the embedding function's ``deadline``.
         writer_wait: Seconds to wait for another process that writes to the same folder.
         verify: As for ``sync_documents``, of a target that has documents already.
 
@@ -139,17 +141,17 @@ def copy_collection(
     work = _Work(
         client, source, target, embedding_function, exchange, configuration, progress, slice_size
     )
-    timeout = check_timeout(store_timeout)
+    timeout = check_timeout(store_timeout, work.deadline)
     calls = Calls(None, timeout)
     if dry_run:
         carry_out(work.open(create=False), calls)
         if work.is_done or work.same:
             return carry_out(work.foresee(), calls)
-        run = work.run()
-        filling = Filling(run, Calls(work.target or _NOTHING, timeout))
-        usage = filling.estimate(_records(calls, work.source, run.size, ()), work.embedder())
-        if work.target is not None:
-            carry_out(work.prune(run, dry=True), calls)
+        with closing(work.run()) as run:
+            filling = Filling(run, Calls(work.target or _NOTHING, timeout))
+            usage = filling.estimate(_records(calls, work.source, run.size, ()), work.embedder())
+            if work.target is not None:
+                carry_out(work.prune(run, dry=True), calls)
         work.end_pass(run)
         return work.copied(usage)
     with only_writer(client, writer_wait):
@@ -158,13 +160,14 @@ def copy_collection(
             return carry_out(work.foresee(), calls)
         embedder = None if work.same else work.embedder()
         while not work.is_complete:
-            run = work.run()
-            if embedder is None:
-                carry_out(work.transfer(run), calls)
-            else:
-                records = _records(calls, work.source, run.size, work.left_out)
-                Filling(run, Calls(work.target, timeout), verify=verify).fill(records, embedder)
-            carry_out(work.prune(run), calls)
+            with closing(work.run()) as run:
+                if embedder is None:
+                    carry_out(work.transfer(run), calls)
+                else:
+                    records = _records(calls, work.source, run.size, work.left_out)
+                    filling = Filling(run, Calls(work.target, timeout), verify=verify)
+                    filling.fill(records, embedder)
+                carry_out(work.prune(run), calls)
             carry_out(work.check(run), calls)
         if work.may_exchange:
             carry_out(work.exchange(), calls)
@@ -190,18 +193,18 @@ async def acopy_collection(
     work = _Work(
         client, source, target, embedding_function, exchange, configuration, progress, slice_size
     )
-    timeout = check_timeout(store_timeout)
+    timeout = check_timeout(store_timeout, work.deadline)
     calls = AsyncCalls(None, timeout)
     if dry_run:
         await acarry_out(work.open(create=False), calls)
         if work.is_done or work.same:
             return await acarry_out(work.foresee(), calls)
-        run = work.run()
-        filling = AsyncFilling(run, AsyncCalls(work.target or _ASYNC_NOTHING, timeout))
-        records = _arecords(calls, work.source, run.size, ())
-        usage = await filling.estimate(records, work.embedder())
-        if work.target is not None:
-            await acarry_out(work.prune(run, dry=True), calls)
+        with closing(work.run()) as run:
+            filling = AsyncFilling(run, AsyncCalls(work.target or _ASYNC_NOTHING, timeout))
+            records = _arecords(calls, work.source, run.size, ())
+            usage = await filling.estimate(records, work.embedder())
+            if work.target is not None:
+                await acarry_out(work.prune(run, dry=True), calls)
         work.end_pass(run)
         return work.copied(usage)
     async with aonly_writer(client, writer_wait):
@@ -210,14 +213,14 @@ async def acopy_collection(
             return await acarry_out(work.foresee(), calls)
         embedder = None if work.same else work.embedder()
         while not work.is_complete:
-            run = work.run()
-            if embedder is None:
-                await acarry_out(work.transfer(run), calls)
-            else:
-                records = _arecords(calls, work.source, run.size, work.left_out)
-                filling = AsyncFilling(run, AsyncCalls(work.target, timeout), verify=verify)
-                await filling.fill(records, embedder)
-            await acarry_out(work.prune(run), calls)
+            with closing(work.run()) as run:
+                if embedder is None:
+                    await acarry_out(work.transfer(run), calls)
+                else:
+                    records = _arecords(calls, work.source, run.size, work.left_out)
+                    filling = AsyncFilling(run, AsyncCalls(work.target, timeout), verify=verify)
+                    await filling.fill(records, embedder)
+                await acarry_out(work.prune(run), calls)
             await acarry_out(work.check(run), calls)
         if work.may_exchange:
             await acarry_out(work.exchange(), calls)
@@ -257,6 +260,11 @@ class _Work:
                 f"exchange must be True, False or 'anyway', not {self.wanted!r}"
             )
         Run(self.size, None, add_only=False).close()  # says now if the size is impossible
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds that a whole call may take, where the given function limits that."""
+        return None if self.given is None else self.given._options.get("deadline")
 
     def open(self, *, create: bool) -> Plan[None]:
         """Find both collections, and make the target unless it is there."""
@@ -347,7 +355,6 @@ class _Work:
 
     def end_pass(self, run: Run) -> bool:
         """Count what a reading brought; tell whether it brought anything."""
-        run.seen.close()
         new = {str(item.id): item for item in run.left_out}
         self.left_out |= new
         self._written += run.added + run.changed
@@ -370,10 +377,10 @@ class _Work:
         """Return what there is to do where nothing has to be embedded."""
         if self.is_done:
             return Copied(present=(yield Step("reading", self.source.count, {})), exchanged=True)
-        run = self.run()
-        yield from self.transfer(run, dry=True)
-        if self.target is not None:
-            yield from self.prune(run, dry=True)
+        with closing(self.run()) as run:
+            yield from self.transfer(run, dry=True)
+            if self.target is not None:
+                yield from self.prune(run, dry=True)
         self.end_pass(run)
         return self.copied(None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pytest
 from chromadb.errors import NotFoundError
 
 from nexusflow_integrations import Budget, errors
+from nexusflow_integrations import chroma as adapter
+from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import (
     Copied,
     acopy_collection,
@@ -156,6 +159,50 @@ def test_a_collection_of_another_function_moves_over(client: Any, make: Make) ->
     assert copy_collection(client, "docs", "docs-2", make()).embedded == 1
     assert open_collection(client, "docs", make()).configuration_json["hnsw"]["space"] == "l2"
     assert copy_collection(client, "docs", "docs-2", make()).exchanged
+
+
+def test_copying_vectors_needs_no_key(client: Any, make: Make, monkeypatch: Any) -> None:
+    filled(client, make, 5)
+    monkeypatch.setattr(adapter, "_made_here", {})
+    function = make(api_key=None)
+    assert copy_collection(client, "docs", "docs-2", function).copied == 5
+    assert copy_collection(client, "docs", "docs-3").copied == 5
+
+
+def test_a_source_that_is_written_to_meanwhile_is_caught_up_with(either: Any, make: Make) -> None:
+    collection = filled(either, make, 40)
+
+    def write(count: int) -> None:
+        if not written:
+            written.append(count)
+            collection.add(ids=["new"], documents=["a new one"], metadatas=[{"n": 40}])
+            collection.delete(ids=["id3"])
+
+    written: list[int] = []
+    copy_collection(either, "docs", "docs-2", make(dimensions=128), progress=write, slice_size=10)
+    new, old = content(either, "docs"), content(either, "docs-2")
+    assert new.keys() == old.keys() == ({*expected(40, 64), "new"} - {"id3"})
+
+
+def test_a_source_that_never_stands_still_keeps_its_name(client: Any, make: Make) -> None:
+    collection = filled(client, make, 5)
+    numbers = itertools.count()
+
+    class Written(NexusFlowEmbeddingFunction):
+        def __call__(self, input: Any) -> Any:  # noqa: A002
+            n = next(numbers)
+            collection.add(ids=[f"new{n}"], documents=[f"new {n}"])
+            return super().__call__(input)
+
+    plain = make(dimensions=128)
+    function = Written(
+        **{**plain._options, "api_key": plain._api_key},
+        dimensions=128,
+        api_base=plain._config["api_base"],
+    )
+    with pytest.raises(errors.CollectionError, match="stop what writes"):
+        copy_collection(client, "docs", "docs-2", function)
+    assert content(client, "docs")["id0"] == expected(1, 64)["id0"]
 
 
 def test_a_dry_run_touches_nothing_and_says_what_it_would_cost(
