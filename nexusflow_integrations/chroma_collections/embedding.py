@@ -15,7 +15,13 @@ from nexusflow_integrations._core.call.streaming import Embedded
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections.opening import fitting
-from nexusflow_integrations.errors import ConfigurationError, NexusFlowError, RefusedTextsError
+from nexusflow_integrations.errors import (
+    BadRequestError,
+    ConfigurationError,
+    InvalidInputError,
+    NexusFlowError,
+    RefusedTextsError,
+)
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.vectors import Vectors
@@ -118,26 +124,46 @@ class Embedder:
 
 
 def _results(function: NexusFlowEmbeddingFunction, texts: list[str], start: int) -> list[Embedded]:
-    refused: Any = {}
-    try:
-        rows: Any = dict(enumerate(function(texts)))
-        if len(rows) != len(texts):
-            raise ConfigurationError(
-                f"{type(function).__name__} gave {len(rows)} vectors for {len(texts)} documents"
-            )
-    except RefusedTextsError as error:
-        rows, refused = error.finished, error.refused
-    except NexusFlowError as error:
-        error.finished = {start + place: row for place, row in error.finished.items()}
-        raise
+    found: dict[int, Any] = {}
+    left = list(range(len(texts)))
+    while left:
+        try:
+            rows = _rows(function, [texts[place] for place in left])
+        except InvalidInputError as error:  # noqa: PERF203 - one try a call of the function
+            if error.index is None:
+                raise
+            found[left.pop(error.index)] = error  # and the others were not sent
+        except NexusFlowError as error:
+            places = [start + place for place in left]
+            error.finished = {places[place]: row for place, row in error.finished.items()}
+            raise
+        else:
+            found.update(zip(left, rows, strict=True))
+            left = []
     return [
-        Embedded(
-            start + place,
-            None if place in refused else np.asarray(rows[place], np.float32),
-            refused.get(place),
-        )
+        Embedded(start + place, None, found[place])
+        if isinstance(found[place], NexusFlowError)
+        else Embedded(start + place, np.asarray(found[place], np.float32))
         for place in range(len(texts))
     ]
+
+
+def _rows(function: NexusFlowEmbeddingFunction, texts: list[str]) -> list[Any]:
+    """Return the vector of each text, or the server's refusal."""
+    try:
+        rows = list(function(texts))
+    except RefusedTextsError as error:
+        both = {**error.finished, **error.refused}
+        return [both[place] for place in range(len(texts))]
+    except BadRequestError as error:
+        if len(texts) > 1:
+            raise
+        return [error]
+    if len(rows) != len(texts):
+        raise ConfigurationError(
+            f"{type(function).__name__} gave {len(rows)} vectors for {len(texts)} documents"
+        )
+    return rows
 
 
 def _difference(after: Usage, before: Usage) -> Usage:

@@ -528,6 +528,26 @@ def test_a_subclass_with_its_own_call_is_used_as_it_is(client: Any, make: Make) 
     assert vector == pytest.approx(plain(["loud"])[0], abs=1e-6)
 
 
+def test_one_bad_document_of_a_subclass_takes_no_other_along(client: Any, make: Make) -> None:
+    class Own(NexusFlowEmbeddingFunction):
+        def __call__(self, input: Any) -> Any:  # noqa: A002
+            return super().__call__(input)
+
+    plain = make()
+    own = Own(**{**plain._options, "api_key": plain._api_key}, dimensions=64,
+              api_base=plain._config["api_base"])  # fmt: skip
+    collection = open_collection(client, "docs", own)
+    batch = numbered(251)
+    batch["documents"][3] = "word " * 20_000
+    batch["documents"][250] = "!?" * 4500  # alone in its call; the server counts more tokens
+    done = sync_documents(collection, **batch)
+    assert [(left.place, left.reason) for left in done.left_out] == [
+        (3, "too long"),
+        (250, "refused"),
+    ]
+    assert collection.count() == done.added == 249
+
+
 def test_a_subclass_that_gives_too_few_vectors_is_refused_by_name(client: Any, make: Make) -> None:
     class Short(NexusFlowEmbeddingFunction):
         def __call__(self, input: Any) -> Any:  # noqa: A002
