@@ -73,8 +73,9 @@ class Filling:
             texts = chain(() if first is None else (first,), texts)
             with closing(self._embedded(embedder, texts)) as stream:
                 for embedded in stream:
-                    self._write(self._run.landed(embedded))
-            self._write(self._run.rest())
+                    self._run.landed(embedded)
+                    self._write_on(self._run.full())
+            self._write_on(self._run.rest())
             self.check()
         except NexusFlowError as error:
             if not isinstance(error, CollectionError):
@@ -140,8 +141,8 @@ class Filling:
                 return
             yield from self._run.compare(stored, owned)
             try:
-                self._write(self._run.full())
-            except Exception as error:  # noqa: BLE001
+                self._write_on(self._run.full())
+            except Exception as error:  # noqa: BLE001 - of the caller's own callback
                 self._problem = error
 
     def _look_up(self, ids: list[str]) -> tuple[Stored, set[str] | None]:
@@ -182,6 +183,15 @@ class Filling:
     def _keep(self) -> None:
         with suppress(NexusFlowError):  # an error is under way already, and takes the vectors along
             self._write(self._run.rest())
+
+    def _write_on(self, writes: Iterator[Write]) -> None:
+        """Write; once the collection has failed, only collect what is still in flight."""
+        if isinstance(self._problem, CollectionError):
+            return
+        try:
+            self._write(writes)
+        except CollectionError as error:
+            self._problem = error
 
     def _write(self, writes: Iterator[Write]) -> None:
         for write in writes:
@@ -235,8 +245,9 @@ class AsyncFilling:
             texts = _achain(first, texts)
             async with aclosing(self._embedded(embedder, texts)) as stream:
                 async for embedded in stream:
-                    await self._write(self._run.landed(embedded))
-            await self._write(self._run.rest())
+                    self._run.landed(embedded)
+                    await self._write_on(self._run.full())
+            await self._write_on(self._run.rest())
             self.check()
         except NexusFlowError as error:
             if not isinstance(error, CollectionError):
@@ -305,8 +316,8 @@ class AsyncFilling:
             for text in self._run.compare(stored, owned):
                 yield text
             try:
-                await self._write(self._run.full())
-            except Exception as error:  # noqa: BLE001
+                await self._write_on(self._run.full())
+            except Exception as error:  # noqa: BLE001 - of the caller's own callback
                 self._problem = error
 
     async def _look_up(self, ids: list[str]) -> tuple[Stored, set[str] | None]:
@@ -346,6 +357,14 @@ class AsyncFilling:
     async def _keep(self) -> None:
         with suppress(NexusFlowError):
             await self._write(self._run.rest())
+
+    async def _write_on(self, writes: Iterator[Write]) -> None:
+        if isinstance(self._problem, CollectionError):
+            return
+        try:
+            await self._write(writes)
+        except CollectionError as error:
+            self._problem = error
 
     async def _write(self, writes: Iterator[Write]) -> None:
         for write in writes:

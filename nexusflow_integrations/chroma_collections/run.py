@@ -211,14 +211,13 @@ class Run:
 
     # -- writing -------------------------------------------------------------------------------
 
-    def landed(self, embedded: Embedded) -> Iterator[Write]:
-        """Take one result; yield a write if one is full."""
+    def landed(self, embedded: Embedded) -> None:
+        """Take one result."""
         item = self._flying.pop(embedded.index)
         if embedded.vector is not None:
             self._ready.append(item._replace(vector=embedded.vector))
         elif embedded.error is not None:
             self._refuse(item.record, embedded.error)
-        yield from self.full()
 
     def full(self) -> Iterator[Write]:
         """Yield the writes that are full."""

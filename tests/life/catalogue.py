@@ -428,7 +428,7 @@ def _(life: Life) -> None:
 
 @event(
     "`kill -9` after 400 of 1,000 texts; then again",
-    Outcome(1_370),
+    Outcome(1_380),
     Outcome(1_200),
     Outcome(2_000),
     Outcome(2_000),
@@ -457,7 +457,7 @@ MANY = rows(1_000, text="new text")
 
 
 @event(
-    "what is noted beside the collection is lost",
+    "the record manager or docstore is lost",
     Outcome(0),
     Outcome(20),
     Outcome(20),

@@ -52,12 +52,12 @@ class System(ABC):
     def _id(self, name: str, metadata: Any) -> str:
         return name
 
-    def forget(self) -> None:  # noqa: B027 - two of the four note nothing
-        """Lose what it notes outside of the collection."""
+    def forget(self) -> None:  # noqa: B027 - two of the four have none
+        """Lose the record manager or docstore, if there is one."""
 
 
 class Ours(System):
-    name = "sync_documents"
+    name = "`sync_documents`"
 
     def __init__(self, folder: Path, address: str, **options: Any) -> None:
         from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
