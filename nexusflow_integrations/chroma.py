@@ -36,6 +36,7 @@ from nexusflow_integrations._core.fields import OURS, Fields
 from nexusflow_integrations._core.hosts import is_loopback
 from nexusflow_integrations._core.key_sources import AskedKey, EnvironmentKey, key_source
 from nexusflow_integrations._core.models import DEFAULT_MODEL
+from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
@@ -48,16 +49,9 @@ from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.client import ClientOptions, NexusFlow
 from nexusflow_integrations.errors import ConfigurationError, InvalidInputError
 
-try:
+with needed(__name__, "chromadb", install="nexusflow-integrations[chroma]", least="1.1"):
     from chromadb.api.types import Documents, EmbeddingFunction, Embeddings, Space
     from chromadb.utils.embedding_functions import register_embedding_function
-except ImportError as error:
-    if (error.name or "").partition(".")[0] != "chromadb":
-        raise
-    raise ImportError(
-        'nexusflow_integrations.chroma needs Chroma: pip install "nexusflow-integrations[chroma]"',
-        name=error.name,
-    ) from error
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

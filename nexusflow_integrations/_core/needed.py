@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def needed(what: str, *modules: str, install: str) -> Iterator[None]:
+def needed(what: str, *modules: str, install: str, least: str = "") -> Iterator[None]:
     """Turn a missing module of the block into one sentence.
 
     Args:
@@ -15,6 +15,7 @@ def needed(what: str, *modules: str, install: str) -> Iterator[None]:
         modules: Top-level names of the modules whose absence this explains; another missing module
             is a broken installation, and is reported as it is.
         install: What to hand to ``pip install``.
+        least: The lowest version that has all that the block imports.
 
     Raises:
         ImportError: What was used, what is missing and what to type.
@@ -23,8 +24,10 @@ def needed(what: str, *modules: str, install: str) -> Iterator[None]:
         yield
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in modules or not isinstance(error, ModuleNotFoundError):
+        is_absent = isinstance(error, ModuleNotFoundError)
+        if missing not in modules or not (is_absent or least):
             raise
+        package = missing.replace("_", "-") + (f" {least} or newer" if least else "")
         raise ImportError(
-            f'{what} needs {missing.replace("_", "-")}: pip install "{install}"', name=error.name
+            f'{what} needs {package}: pip install "{install}"', name=error.name
         ) from None

@@ -28,6 +28,7 @@ from nexusflow_integrations._core.call.caller import NO_HOOKS, Hooks
 from nexusflow_integrations._core.forks import Lock
 from nexusflow_integrations._core.key_sources import EnvironmentKey
 from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
+from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
@@ -45,7 +46,12 @@ from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import NexusFlowError
 
-try:
+with needed(
+    "nexusflow_integrations.langchain",
+    "langchain_core",
+    install="nexusflow-integrations[langchain]",
+    least="1.6",
+):
     from langchain_core.embeddings import Embeddings
     from langchain_core.load.serializable import Serializable
     from langchain_core.rate_limiters import BaseRateLimiter
@@ -62,14 +68,6 @@ try:
 
     from nexusflow_integrations.langchain.model_errors import ALSO_LANGCHAINS
     from nexusflow_integrations.langchain.openai_names import NAMES, take_over
-except ImportError as error:
-    if (error.name or "").partition(".")[0] != "langchain_core":
-        raise
-    raise ImportError(
-        "nexusflow_integrations.langchain needs LangChain (langchain-core 1.6 or newer):"
-        ' pip install "nexusflow-integrations[langchain]"',
-        name=error.name,
-    ) from error
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -33,6 +33,7 @@ from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingL
 from nexusflow_integrations._core.checks import has_methods, known_arguments, named, refuse, whole
 from nexusflow_integrations._core.key_sources import AskedKey, key_source
 from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
+from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.request.long_texts import is_cut
 from nexusflow_integrations._core.request.tokens import estimate_tokens
@@ -53,7 +54,11 @@ from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
-try:
+with needed(
+    "nexusflow_integrations.llama_index",
+    "llama_index",
+    install="nexusflow-integrations[llama-index]",
+):
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.bridge.pydantic import (
         ConfigDict,
@@ -72,14 +77,6 @@ try:
     from pydantic.json_schema import GenerateJsonSchema
 
     from nexusflow_integrations.llama_index.naming import naming_nodes, naming_texts
-except ModuleNotFoundError as error:
-    if error.name not in ("llama_index", "llama_index.core"):
-        raise
-    raise ImportError(
-        "nexusflow_integrations.llama_index needs LlamaIndex:"
-        ' pip install "nexusflow-integrations[llama-index]"',
-        name=error.name,
-    ) from error
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.shared_budget import SharedBudget

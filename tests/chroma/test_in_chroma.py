@@ -133,7 +133,8 @@ except ImportError as error:
     print(error)
 """
     assert in_a_process(code) == (
-        'nexusflow_integrations.chroma needs Chroma: pip install "nexusflow-integrations[chroma]"'
+        "nexusflow_integrations.chroma needs chromadb 1.1 or newer:"
+        ' pip install "nexusflow-integrations[chroma]"'
     )
 
 

@@ -233,7 +233,7 @@ except ImportError as error:
     print(error)
 """
     assert run(code, tmp_path).strip() == (
-        "nexusflow_integrations.langchain needs LangChain (langchain-core 1.6 or newer):"
+        "nexusflow_integrations.langchain needs langchain-core 1.6 or newer:"
         ' pip install "nexusflow-integrations[langchain]"'
     )
 
@@ -261,7 +261,7 @@ except ImportError as error:
 """
     printed = run(code, tmp_path)
     assert "pydantic" in printed
-    assert "needs LangChain" not in printed
+    assert "needs langchain" not in printed
 
 
 def test_neither_import_nor_a_call_loads_langsmith_or_tqdm_when_nobody_asks(

@@ -166,7 +166,7 @@ def _import_without(module: str) -> str:
 @pytest.mark.parametrize("missing", ["llama_index", "llama_index.core"])
 def test_without_llama_index_the_import_says_what_to_install(missing: str) -> None:
     assert _import_without(missing) == (
-        "nexusflow_integrations.llama_index needs LlamaIndex:"
+        "nexusflow_integrations.llama_index needs llama-index:"
         ' pip install "nexusflow-integrations[llama-index]"'
     )
 

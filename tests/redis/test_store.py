@@ -401,9 +401,7 @@ def test_without_the_package_one_sentence_says_what_to_type() -> None:
     told = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
-    sentence = (
-        'redis://@127.0.0.1:1 needs the redis package: pip install "nexusflow-integrations[redis]"'
-    )
+    sentence = 'redis://@127.0.0.1:1 needs redis: pip install "nexusflow-integrations[redis]"'
     assert told.stdout.splitlines() == [sentence] * 2
 
 

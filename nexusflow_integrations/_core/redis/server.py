@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from nexusflow_integrations._core import forks
+from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.redis.address import PASSWORD_ENV, RedisAddress
 from nexusflow_integrations._core.secret import without_frames
 from nexusflow_integrations._core.unavailable import StoreUnavailable
@@ -177,19 +178,12 @@ class RedisServer:
 
 def redis_package(address: RedisAddress) -> Any:
     """Import all of the ``redis`` package that is used, which takes tenths of a second."""
-    try:
+    with needed(str(address), "redis", install="nexusflow-integrations[redis]"):
         import secrets  # noqa: F401 - it imports this one only when it makes a client
 
         import redis
         import redis.backoff
         import redis.retry
-    except ModuleNotFoundError as error:
-        if error.name != "redis":
-            raise
-        raise ImportError(
-            f'{address} needs the redis package: pip install "nexusflow-integrations[redis]"',
-            name=error.name,
-        ) from error
     return redis
 
 
