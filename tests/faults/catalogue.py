@@ -1538,7 +1538,10 @@ ELSEWHERE: Mapping[str, str] = {
     "F142": "tests/store/test_waits.py",
     "F143": "tests/store/test_moved.py",
     "F144": "tests/store/test_stopped.py",
+    "F145": "tests/key/test_calls.py",
+    "F146": "tests/lifecycle/test_limits.py",
+    "F147": "tests/lifecycle/test_users_code.py",
 }
 """Faults that are no behaviour of one plain server, by the file that throws them."""
 
-FAULTS = tuple(f"F{n}" for n in range(1, 145))
+FAULTS = tuple(f"F{n}" for n in range(1, 148))

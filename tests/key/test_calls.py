@@ -1,4 +1,4 @@
-"""Calls that fail, through every way in: nothing that an error brings along shows a secret."""
+"""F145: calls that fail, through every way in: no frame of an error shows a secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits of an account last as long as whoever gave them, on the real engine."""
+"""F146: limits of an account last as long as whoever gave them, on the real engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions and objects of the user's that fail: what is paid for arrives all the same."""
+"""F147: functions and objects of the user's that fail: what is paid for arrives all the same."""
 
 from __future__ import annotations
 
