@@ -18,6 +18,7 @@ from chromadb.api.shared_system_client import SharedSystemClient
 
 from nexusflow_integrations.cli.rag.collection import open_to_read, stored
 from nexusflow_integrations.cli.rag.indexes import Indexes
+from nexusflow_integrations.errors import CollectionError
 from nexusflow_integrations.local import LocalServer
 
 from .conftest import Command
@@ -205,6 +206,24 @@ def test_a_damaged_index_says_how_to_build_it_again_and_does_not_block_others(
     (tmp_path / "notes.txt").write_text("Rain on Monday.")
     nexusflow("index", str(tmp_path / "notes.txt"))
     assert nexusflow.json("search", "fish")["index"].startswith("notes-")
+
+
+def test_a_collection_that_cannot_be_written_is_one_sentence_without_a_class(
+    nexusflow: Command,
+    service: LocalServer,
+    zoo: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise CollectionError("writing 3 documents failed: InternalError: database or disk is full")
+
+    monkeypatch.setattr("nexusflow_integrations.chroma_collections.sync_documents", full)
+    said = nexusflow.sentence("index", str(zoo), code=1)
+    assert said.endswith(
+        "could not be updated, and nothing was lost: writing 3 documents failed: database or disk"
+        " is full"
+    )
 
 
 def test_a_service_that_changed_its_model_is_found_and_the_sentence_says_what_to_type(

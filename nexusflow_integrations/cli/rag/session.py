@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,9 +29,10 @@ from nexusflow_integrations.cli.rag.indexes import About, Index, UnusableIndexEr
 from nexusflow_integrations.cli.rag.pipeline import Chat, Passage, Pipeline, open_pipeline
 from nexusflow_integrations.cli.rag.questions import Question
 from nexusflow_integrations.client import NexusFlow
-from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
+from nexusflow_integrations.errors import CollectionError, ConfigurationError, NexusFlowError
 
 _SAME_SCORE = 1e-3
+_CLASS = re.compile(r"\b[A-Z]\w*Error: ")
 _ANOTHER = "; make another collection"
 
 
@@ -186,6 +188,11 @@ class Session:
                 yield
         except DamagedError as error:
             raise self.index.damaged(str(error)) from None
+        except CollectionError as error:
+            raise UnusableIndexError(
+                f"the index {self.index.name!r} could not be updated, and nothing was lost:"
+                f" {_CLASS.sub('', str(error))}"
+            ) from None
         except ConfigurationError as error:
             # Who asks for it by a command knows no collections.
             said, found, _ = str(error).partition(_ANOTHER)
