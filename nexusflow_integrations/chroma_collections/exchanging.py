@@ -141,6 +141,25 @@ def exchange(one: Any, two: Any) -> Plan[None]:
     yield _rename(one, second)
 
 
+def is_interrupted(client: Any, name: str) -> Plan[bool]:
+    """Tell whether an exchange with ``name`` is under way, or was interrupted."""
+    names = yield from _names(client)
+    return any(
+        between.endswith(BETWEEN + name) or between.startswith(name + BETWEEN) for between in names
+    )
+
+
+def _names(client: Any) -> Plan[dict[str, Any]]:
+    offset = 0
+    names: dict[str, Any] = {}
+    while found := (
+        yield Step("reading", client.list_collections, {"limit": _PAGE, "offset": offset})
+    ):
+        names |= {collection.name: collection for collection in found}
+        offset += len(found)
+    return names
+
+
 def complete(client: Any, first: str, second: str | None = None) -> Plan[bool]:
     """Complete an exchange with ``first`` that was interrupted; tell whether there was one.
 
@@ -149,13 +168,7 @@ def complete(client: Any, first: str, second: str | None = None) -> Plan[bool]:
         first: A name that is missing.
         second: The other name, where it is known.
     """
-    offset = 0
-    names: dict[str, Any] = {}
-    while found := (
-        yield Step("reading", client.list_collections, {"limit": _PAGE, "offset": offset})
-    ):
-        names |= {collection.name: collection for collection in found}
-        offset += len(found)
+    names = yield from _names(client)
     for between, old in names.items():
         if BETWEEN not in between:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,8 @@ from nexusflow_integrations.chroma import COMPARED, NexusFlowEmbeddingFunction  
 from chromadb.errors import NotFoundError
 
 from nexusflow_integrations._core.settings import DIMENSIONS
-from nexusflow_integrations.chroma_collections.exchanging import complete
+from nexusflow_integrations.chroma_collections.exchanging import complete, is_interrupted
 from nexusflow_integrations.chroma_collections.plans import (
-    Plan,
     acarry_out,
     adirectly,
     carry_out,
@@ -22,7 +22,8 @@ from nexusflow_integrations.chroma_collections.plans import (
     look_up,
 )
 from nexusflow_integrations.chroma_collections.verifying import READ, check_same, sampled
-from nexusflow_integrations.errors import ConfigurationError
+from nexusflow_integrations.chroma_collections.writer import only_writer
+from nexusflow_integrations.errors import CollectionError, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
     from nexusflow_integrations._core.vectors import Vectors
 
+EXCHANGING = 10.0
+"""Seconds to wait for another process that is exchanging names, which takes milliseconds."""
 _SAMPLED: Any = ["documents", "embeddings"]
 
 
@@ -83,7 +86,7 @@ def open_collection(
         chromadb.errors.NotFoundError: There is none, and ``create`` is false.
     """
     check_arguments(embedding_function, configuration)
-    stored = carry_out(_opened(client, name, create=create), directly)
+    stored = _opened(client, name, create=create)
     if stored is None:
         function = embedding_function or NexusFlowEmbeddingFunction()
         made = client.get_or_create_collection(
@@ -109,7 +112,9 @@ def open_collection(
             check_same(name, ids, rows, function._uncached()(texts))
     if taking := function if foreign else _moved(stored, function):
         stored._client._modify(**_storing(stored, taking))
-    return client.get_collection(name, embedding_function=function)  # type: ignore[arg-type]
+        return client.get_collection(name, embedding_function=function)  # type: ignore[arg-type]
+    using: Collection = _using(stored, function)
+    return using
 
 
 async def aopen_collection(
@@ -126,7 +131,7 @@ async def aopen_collection(
 ) -> AsyncCollection:
     """Open or make a collection like ``open_collection``, with an ``AsyncHttpClient``."""
     check_arguments(embedding_function, configuration)
-    stored = await acarry_out(_opened(client, name, create=create), adirectly)
+    stored = await _aopened(client, name, create=create)
     if stored is None:
         function = embedding_function or NexusFlowEmbeddingFunction()
         made = await client.get_or_create_collection(
@@ -153,16 +158,47 @@ async def aopen_collection(
             check_same(name, ids, rows, fresh)
     if taking := function if foreign else _moved(stored, function):
         await stored._client._modify(**_storing(stored, taking))
-    return await client.get_collection(name, embedding_function=function)  # type: ignore[arg-type]
+        return await client.get_collection(name, embedding_function=function)  # type: ignore[arg-type]
+    using: AsyncCollection = _using(stored, function)
+    return using
 
 
-def _opened(client: Any, name: str, *, create: bool) -> Plan[Any]:
-    stored = yield from look_up(client, name)
-    if stored is None and (yield from complete(client, name)):
-        stored = yield from look_up(client, name)
+def _opened(client: ClientAPI, name: str, *, create: bool) -> Any:
+    stored = carry_out(look_up(client, name), directly)
+    until = time.monotonic() + EXCHANGING
+    while stored is None:
+        interrupted = carry_out(is_interrupted(client, name), directly)
+        if interrupted:
+            try:
+                with only_writer(client, 0.0):  # who exchanges names now, holds it
+                    carry_out(complete(client, name), directly)
+            except CollectionError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(0.02)
+        stored = carry_out(look_up(client, name), directly)
+        if not interrupted:
+            break
     if stored is None and not create:
         raise NotFoundError(f"there is no collection {name!r}")
     return stored
+
+
+async def _aopened(client: AsyncClientAPI, name: str, *, create: bool) -> Any:
+    stored = await acarry_out(look_up(client, name), adirectly)
+    if stored is None:
+        await acarry_out(complete(client, name), adirectly)
+        stored = await acarry_out(look_up(client, name), adirectly)
+    if stored is None and not create:
+        raise NotFoundError(f"there is no collection {name!r}")
+    return stored
+
+
+def _using(collection: Any, function: NexusFlowEmbeddingFunction) -> Any:
+    """Return a collection with another function; by its name, it might be another one by now."""
+    return type(collection)(
+        client=collection._client, model=collection._model, embedding_function=function
+    )
 
 
 def same_space(

@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -539,6 +540,43 @@ def test_readers_of_another_process_go_on_with_the_former_collection_until_it_is
         assert (asked("held"), asked("docs")) == ("NotFoundError", 128)
     finally:
         reader.communicate(timeout=60)
+
+
+OPENING = """
+import sys, time, chromadb
+from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+from nexusflow_integrations.chroma_collections import open_collection
+client = chromadb.PersistentClient(sys.argv[1])
+function = NexusFlowEmbeddingFunction("k", api_base=sys.argv[2], dimensions=64)
+print("ready", flush=True)
+opened = 0
+while opened < 300:
+    open_collection(client, "docs", function, create=False).count()
+    opened += 1
+print(opened)
+"""
+
+
+def test_whoever_opens_a_collection_while_names_are_exchanged_finds_it(
+    client: Any, make: Make, server: LocalServer, tmp_path: Path
+) -> None:
+    filled(client, make, 5)
+    copy_collection(client, "docs", "docs-2", exchange=False)
+    opening = subprocess.Popen(
+        [sys.executable, "-c", OPENING, str(tmp_path / "db"), server.base_url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert opening.stdout
+    opening.stdout.readline()
+    exchanges = 0
+    while opening.poll() is None:
+        exchange_names(client, "docs", "docs-2", writer_wait=60)
+        exchanges += 1
+        time.sleep(0.01)
+    out, err = opening.communicate(timeout=60)
+    assert (out.strip(), exchanges > 3) == ("300", True), err[-1000:]
 
 
 async def test_the_async_twins_do_the_same(
