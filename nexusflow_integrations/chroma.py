@@ -518,7 +518,7 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _listed(documents: Documents) -> Documents:
     if isinstance(documents, str):
-        raise InvalidInputError("a list of texts belongs here, not one string: write [text]")
+        raise InvalidInputError("expected a list of texts, not one string: write [text]")
     return documents
 
 

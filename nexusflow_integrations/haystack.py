@@ -181,7 +181,7 @@ class NexusFlowDocumentEmbedder(_Embedder):
     def _text(self, document: Document) -> str:
         if not isinstance(document, Document):
             raise InvalidInputError(
-                f"a list of Documents belongs here, not of {type(document).__name__}"
+                f"expected a list of Documents, not of {type(document).__name__}"
             )
         values = [document.meta.get(name) for name in self.meta_fields_to_embed]
         parts = [*(str(value) for value in values if value is not None), document.content or ""]

@@ -1,4 +1,4 @@
-"""The exchange with the API: what to send, when, and what to believe. Imports no framework.
+"""The core: everything between a list of texts and the HTTP API. Imports no framework.
 
-``docs/how-it-works.md`` says which files decide, which are steps without I/O, which are the edge.
+``docs/how-it-works.md`` describes its folders.
 """

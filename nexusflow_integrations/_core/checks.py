@@ -1,8 +1,8 @@
-"""What a setting may be.
+"""Validation of settings.
 
-Each function returns a setting in its plain form, or raises a ``ConfigurationError`` of one
-sentence that begins with the setting's name. Whatever else was given is only looked at, never
-printed: its ``repr`` may fail, may be endless, or may be the key in the wrong place.
+Each function returns the setting as a plain Python value, or raises a ``ConfigurationError`` whose
+message begins with the setting's name. Values of other types are never printed: their ``repr`` may
+fail, be endless, or show an API key that was passed as the wrong argument.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import Any
 from nexusflow_integrations.errors import ConfigurationError
 
 MAX_SECONDS = 1e8
-"""Three years: what sockets, locks and event loops all take."""
+"""Three years: a timeout that sockets, locks and event loops all accept."""
 LEAST = 1e-9
-"""What counts as above 0: seconds or requests a minute below it are none."""
+"""The smallest number that counts as above 0."""
 _MAX_SHOWN = 24
 _MAX_INTEGER = 10**20
 
 
 def shown(value: object) -> str:
-    """Return what an error may show of ``value``."""
+    """Return what an error message may show of ``value``."""
     kind = type(value)
     if value is None or kind is bool or kind is float:
         return repr(value)
     if isinstance(value, int) and kind is int:
-        return repr(value) if abs(value) < _MAX_INTEGER else "a number that large"
+        return repr(value) if abs(value) < _MAX_INTEGER else "a very large number"
     if isinstance(value, str) and kind is str:
         if len(value) > _MAX_SHOWN or value.startswith("sk-"):
             return f"a text of {len(value)} characters"
@@ -41,13 +41,13 @@ def shown(value: object) -> str:
 
 
 def refuse(name: str, wanted: str, value: object) -> ConfigurationError:
-    """Return the error that ``name`` must be ``wanted``, which ``value`` is not."""
+    """Return the error "``name`` must be ``wanted``, not ``value``"."""
     return ConfigurationError(f"{name} must be {wanted}, not {shown(value)}")
 
 
 @contextmanager
 def named(names: Mapping[str, str]) -> Iterator[None]:
-    """Let errors begin with a setting's name as it is in ``names``, where its user wrote that."""
+    """Rename the setting at the start of error messages, for adapters with other field names."""
     try:
         yield
     except ConfigurationError as error:
@@ -58,7 +58,7 @@ def named(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def whole(name: str, value: object, low: int, high: int | None = None) -> int:
-    """Return a whole number from ``low`` to ``high``; numpy's integers count."""
+    """Return a whole number from ``low`` to ``high``; numpy integers are accepted."""
     if isinstance(value, Integral) and not isinstance(value, bool):
         number = int(value)
         if low <= number and (high is None or number <= high):
@@ -75,9 +75,9 @@ def number(
     most: float = math.inf,
     optional: bool = False,
 ) -> float:
-    """Return a finite number from ``least`` to ``most``; numpy's numbers and ``Decimal`` count.
+    """Return a finite number from ``least`` to ``most``; numpy and ``Decimal`` are accepted.
 
-    ``optional`` is for the message only.
+    ``optional`` only changes the message.
     """
     if isinstance(value, (Real, Decimal)) and not isinstance(value, bool):
         try:
@@ -86,13 +86,13 @@ def number(
             found = math.nan
         if least <= found <= most and found < math.inf:
             return found
-    wanted = "a number above 0" if least else "a number from 0 up"
+    wanted = "a number above 0" if least else "a number of at least 0"
     wanted += "" if most == math.inf else f" and at most {most:,.0f}"
     raise refuse(name, wanted + (" or None" if optional else ""), value)
 
 
 def optional_number(name: str, value: object, *, most: float = math.inf) -> float | None:
-    """Return what ``number`` does, or ``None``."""
+    """Like ``number``, but ``None`` is allowed."""
     return None if value is None else number(name, value, most=most, optional=True)
 
 
@@ -111,12 +111,12 @@ def text(name: str, value: object, wanted: str = "text") -> str:
 
 
 def optional_text(name: str, value: object) -> str | None:
-    """Return what ``text`` does, or ``None``."""
+    """Like ``text``, but ``None`` is allowed."""
     return None if value is None else text(name, value, "text or None")
 
 
 def word(name: str, value: object, wanted: str) -> str:
-    """Return a text of one line that is not blank."""
+    """Return a non-blank text of one line."""
     plain = text(name, value, wanted)
     if plain.strip() and plain.isprintable():
         return plain
@@ -138,18 +138,21 @@ def flag(name: str, value: object) -> bool:
 
 
 def function(name: str, value: object) -> Any:
-    """Return a function that is called and not awaited, or ``None``."""
+    """Return a plain (not async) function, or ``None``."""
     if value is None:
         return None
     if not callable(value):
         raise refuse(name, "a function or None", value)
     if iscoroutinefunction(value) or iscoroutinefunction(attribute(value, "__call__")):
-        raise ConfigurationError(f"{name} must be a plain function: nobody would await this one")
+        raise ConfigurationError(f"{name} must be a plain function, not an async one")
     return value
 
 
 def http_client(name: str, value: object, *, asynchronous: bool) -> Any:
-    """Return an ``httpx.Client``, or what has its methods; the kind that is awaited if so told."""
+    """Return an ``httpx.Client``, an ``httpx.AsyncClient`` if ``asynchronous``, or ``None``.
+
+    Objects with the same methods are accepted too.
+    """
     wanted = "httpx.AsyncClient" if asynchronous else "httpx.Client"
     if value is None:
         return None
@@ -159,17 +162,15 @@ def http_client(name: str, value: object, *, asynchronous: bool) -> Any:
     awaited = "AsyncClient" in kinds or iscoroutinefunction(attribute(value, "send"))
     if awaited and not asynchronous:
         raise ConfigurationError(
-            f"{name} must be an {wanted}: one that is awaited belongs in async_http_client"
+            f"{name} must be an {wanted}: pass an async client as async_http_client"
         )
     if asynchronous and "Client" in kinds and not awaited:
-        raise ConfigurationError(
-            f"{name} must be an {wanted}: one that blocks belongs in http_client"
-        )
+        raise ConfigurationError(f"{name} must be an {wanted}: pass a sync client as http_client")
     return value
 
 
 def known_arguments(cls: type, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise a ``TypeError`` for the first name that is none of ``known``, without its value."""
+    """Raise a ``TypeError`` for the first name not in ``known``, without showing its value."""
     known = list(known)
     for name in given:
         if name not in known:
@@ -209,8 +210,8 @@ def has_methods(value: object, *names: str) -> bool:
 
 
 def attribute(value: object, name: str, default: object = None) -> Any:
-    """Return an attribute of somebody else's object, or ``default``, however it fails."""
+    """Return an attribute of an unknown object, or ``default`` if that fails in any way."""
     try:
         return getattr(value, name, default)
-    except Exception:  # noqa: BLE001 - a property of theirs
+    except Exception:  # noqa: BLE001 - a property may raise anything
         return default

@@ -1,17 +1,17 @@
-"""What a fork would break in the child, prevented or mended in one place.
+"""Fork safety: pause other threads before a fork, reset locks and state in the child.
 
-Only the thread that forks lives on in the child. A lock that another thread held there is never
-released, an import that it had begun never ends, and what it had under way is never finished.
+Only the forking thread survives in the child. A lock that another thread held is never released
+there, an import that it had started never finishes, and neither does any other work.
 
-So a fork waits until what must not be cut in two is done, ``IMPORTS`` seconds for imports and
-``PAUSE`` seconds for all else; it goes on after that, so that nothing that hangs can hang it. In
-the child locks are made anew, and objects that remember what is under way forget it.
+So a fork first waits for work that must not be interrupted: at most ``IMPORTS`` seconds for imports
+and ``PAUSE`` seconds for everything else. In the child, locks are replaced, and objects drop the
+work that belongs to the parent.
 """
 
 from __future__ import annotations
 
-# Both take locks of theirs before a fork: they come first here so that they do so after our threads
-# have paused, which may need these locks to get there.
+# Both modules take their own locks before a fork. Handlers run in reverse order of registration, so
+# importing them here makes them run after ours: our threads may need those locks to pause.
 import concurrent.futures.thread  # noqa: F401
 import itertools
 import logging  # noqa: F401
@@ -26,9 +26,9 @@ from typing import Generic, TypeVar
 from nexusflow_integrations.errors import ConfigurationError
 
 IMPORTS = 10.0
-"""Seconds that a fork waits for imports at most."""
+"""The most seconds that a fork waits for imports."""
 PAUSE = 3.0
-"""Seconds that a fork waits at most for the event loop and the stores, all together."""
+"""The most seconds that a fork waits for the event loop and the stores together."""
 
 Resume = Callable[[], object]
 
@@ -36,7 +36,7 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 class _Hooks(Generic[F]):
-    """Functions, and methods for as long as their objects live, in the order of their coming."""
+    """Registered functions, in order; methods are dropped when their object is collected."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
@@ -63,16 +63,16 @@ _resets: _Hooks[Callable[[], object]] = _Hooks()
 
 
 def around(pause: Callable[[float], Resume | None]) -> None:
-    """Have ``pause`` called before every fork, in the thread that forks.
+    """Call ``pause`` before every fork, in the forking thread.
 
-    It gets the monotonic time until which it may wait, and returns what ends the pause, which is
-    called in the parent only. A method is held weakly.
+    It gets the monotonic time until which it may wait, and returns a function that ends the pause;
+    that one is called in the parent only. A method is held weakly.
     """
     _pauses.add(pause)
 
 
 def in_child(reset: Callable[[], object]) -> None:
-    """Have ``reset`` called in the child of every fork, before ``fork`` returns there.
+    """Call ``reset`` in the child of every fork, before ``fork`` returns there.
 
     A method is held weakly.
     """
@@ -80,7 +80,7 @@ def in_child(reset: Callable[[], object]) -> None:
 
 
 class Lock:
-    """A re-entrant lock that is free in the child of a fork, whoever held it in the parent."""
+    """A re-entrant lock that is always free in the child of a fork."""
 
     def __init__(self) -> None:
         self._renew()
@@ -96,7 +96,7 @@ class Lock:
         return self._depth > 1
 
     def acquire(self, timeout: float = -1) -> bool:
-        """Take the lock; tell whether that worked within ``timeout`` seconds."""
+        """Take the lock; return whether that succeeded within ``timeout`` seconds."""
         taken = self._lock.acquire(timeout=timeout)
         self._depth += taken
         return taken
@@ -105,7 +105,7 @@ class Lock:
         self._depth -= 1
         try:
             self._lock.release()
-        except RuntimeError:  # it was made anew: the thread forked while it held the lock
+        except RuntimeError:  # the thread forked while it held the lock, which was then replaced
             self._depth += 1
 
     def __enter__(self) -> None:
@@ -116,11 +116,11 @@ class Lock:
 
 
 class _Importing(Lock):
-    """Holds forks off while a thread imports: ``with importing: import ...``.
+    """Delays forks while a thread imports: ``with importing: import ...``.
 
     Raises:
-        ConfigurationError: The import cannot succeed here: this process was forked from a thread
-            while another was importing, or a signal handler has interrupted the import.
+        ConfigurationError: The import cannot succeed: this process was forked while another thread
+            was importing, or a signal handler has interrupted the import.
     """
 
     def __init__(self) -> None:
@@ -130,15 +130,15 @@ class _Importing(Lock):
     def __enter__(self) -> None:
         if self.was_cut:
             raise ConfigurationError(
-                "this process was forked while another thread was importing what a call needs;"
-                " make a first call before forking, or start processes with spawn"
+                "this process was forked while another thread was importing modules that a call"
+                " needs; make a first call before forking, or start processes with spawn"
             )
         super().__enter__()
         if self.is_nested:
             super().__exit__()
             raise ConfigurationError(
-                "a signal handler has interrupted the imports that this call needs;"
-                " make a first call before a handler may run"
+                "this call, in a signal handler, has interrupted imports that it needs; make a"
+                " first call before a handler may run"
             )
 
 
@@ -146,7 +146,7 @@ importing = _Importing()
 
 
 class _Fork:
-    """A fork that a thread is about to make."""
+    """A fork in progress."""
 
     def __init__(self) -> None:
         self.cuts_imports = False
@@ -157,7 +157,7 @@ _local = threading.local()
 
 
 def _forks() -> list[_Fork]:
-    # More than one if a signal handler forks while the thread that it interrupts is about to.
+    # More than one if a signal handler forks while the interrupted thread is about to fork.
     forks: list[_Fork] = _local.__dict__.setdefault("forks", [])
     return forks
 

@@ -1,7 +1,7 @@
-"""Hosts as they are written in URLs: read in one way by every parser, or refused.
+"""Hosts in URLs: accepted only if every parser reads them in the same way.
 
-The key goes to a host, and in plain http to this machine only. So nothing may look like this
-machine to one parser and like another host to the next, or to the resolver.
+The API key is sent to a host, and over plain http to this machine only. So no host may look like
+this machine to one parser and like another host to a second parser or the resolver.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ _PLACE = re.compile(
 )
 _MAX_PORT = 65535
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
-"""What resolvers take for a part of an IPv4 address: decimal, octal, hexadecimal."""
+"""What resolvers read as a part of an IPv4 address: decimal, octal or hexadecimal."""
 
 
 def host_of(place: str) -> str | None:
-    """Return the host of ``host`` or ``host:port`` in small letters, an IPv6 address without its
-    brackets; ``None`` if it is not plain, or the port is none.
+    """Return the host of ``host`` or ``host:port`` in lower case.
+
+    An IPv6 address is returned without brackets. ``None`` if the host is ambiguous or the port
+    invalid.
     """
     parts = _PLACE.fullmatch(place)
     if parts is None or int(parts[2] or 1) > _MAX_PORT:
@@ -32,7 +34,7 @@ def host_of(place: str) -> str | None:
 
 
 def is_plain_host(host: str) -> bool:
-    """Whether ``host`` (an IPv6 address without its brackets) can be read in one way only.
+    """Whether ``host`` (an IPv6 address without its brackets) is unambiguous.
 
     That is a name of ASCII labels without a dot at its end, an IPv4 address of four decimal
     numbers, or an IPv6 address without a zone.
@@ -47,7 +49,7 @@ def is_plain_host(host: str) -> bool:
 def is_loopback(host: str) -> bool:
     """Whether ``host`` is this machine: ``localhost``, 127.0.0.0/8 or ::1, and nothing else.
 
-    A name below ``.localhost`` is not: resolvers ask the network for it.
+    Names under ``.localhost`` do not count: resolvers may ask the network for them.
     """
     address = _address(host)
     if isinstance(address, IPv4Address):

@@ -1,4 +1,4 @@
-"""Saying in one sentence which package is missing, and what to type."""
+"""Error messages for missing packages."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from contextlib import contextmanager
 
 @contextmanager
 def needed(what: str, *modules: str, install: str, least: str = "") -> Iterator[None]:
-    """Turn a missing module of the block into one sentence.
+    """Explain an import error in the block: which package is missing and how to install it.
 
     Args:
-        what: What the user used.
-        modules: Top-level names of the modules whose absence this explains; another missing module
-            is a broken installation, and is reported as it is.
-        install: What to hand to ``pip install``.
-        least: The lowest version that has all that the block imports.
+        what: The feature that needs the package.
+        modules: Top-level names of the modules that may be missing. The error for any other module
+            is raised unchanged, since it means a broken installation.
+        install: The argument for ``pip install``.
+        least: The lowest version that has everything the block imports.
 
     Raises:
-        ImportError: What was used, what is missing and what to type.
+        ImportError: One of ``modules`` is missing.
     """
     try:
         yield

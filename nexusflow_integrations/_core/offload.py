@@ -1,6 +1,6 @@
-"""Blocking work off the event loop, in daemon threads that neither a caller nor an exit waits for.
+"""Run blocking work in daemon threads, which do not delay the interpreter's exit.
 
-The standard executors join their threads at interpreter exit, however long those block.
+The standard executors join their threads at exit, however long those block.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _Jobs = SimpleQueue["tuple[Future[Any], Callable[[], Any]] | None"]
 
 
 class Worker:
-    """Runs functions one after another in a daemon thread, started with the first.
+    """Runs functions one after another in a daemon thread, which starts with the first one.
 
     The thread ends when the object is collected, or after ``end``.
     """
@@ -33,10 +33,10 @@ class Worker:
         self._is_started = False
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Have ``work`` called in its turn. A future that is cancelled before is skipped.
+        """Queue ``work``. It is skipped if the future is cancelled before its turn.
 
         Raises:
-            RuntimeError: The interpreter is going down, and starts no thread any more.
+            RuntimeError: The interpreter is shutting down and cannot start threads.
         """
         if not self._is_started:
             threading.Thread(target=_run, args=(self._jobs,), name=self._name, daemon=True).start()
@@ -46,7 +46,7 @@ class Worker:
         return future
 
     def end(self) -> None:
-        """Let the thread end once it has done what was submitted; does not wait for it."""
+        """End the thread after the work submitted so far; do not wait for it."""
         self._jobs.put(None)
 
     def __del__(self) -> None:
@@ -59,12 +59,12 @@ def _run(jobs: _Jobs) -> None:
         if future.set_running_or_notify_cancel():
             try:
                 result = work()
-            except BaseException as error:  # noqa: BLE001 - whoever submitted it is told
+            except BaseException as error:  # noqa: BLE001 - passed on through the future
                 future.set_exception(error)
             else:
                 future.set_result(result)
                 del result
-        del job, future, work  # nothing is kept alive while the thread waits for the next one
+        del job, future, work  # do not keep them alive while waiting for the next job
 
 
 def offload(
@@ -73,9 +73,10 @@ def offload(
     then: Callable[[T], object],
     failed: Callable[[BaseException], object],
 ) -> Future[T] | None:
-    """Do ``work`` in another thread; then call ``then`` or ``failed`` on the loop that runs now.
+    """Do ``work`` in another thread, then call ``then`` or ``failed`` on the running event loop.
 
-    Never before this returns. ``None`` is returned if no thread takes the work any more.
+    Neither is called before this function has returned. Returns ``None`` if the work could not be
+    submitted.
     """
     loop = asyncio.get_running_loop()
 
@@ -92,7 +93,7 @@ def offload(
 
     try:
         future = submit(work)
-    except RuntimeError as error:  # the interpreter is going down
+    except RuntimeError as error:  # the interpreter is shutting down
         loop.call_soon(failed, error)
         return None
     future.add_done_callback(done)

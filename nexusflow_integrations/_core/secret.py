@@ -1,7 +1,7 @@
-"""Text that must not be seen: the API key, header values, addresses with a password.
+"""Secrets that must not be printed: the API key, header values, addresses with a password.
 
-An error may be shown with the local variables of its frames (Sentry, ``pytest -l``, rich), so what
-is secret is held as a ``Secret`` everywhere but in the expression that sends it.
+Tools such as Sentry, ``pytest -l`` and rich show the local variables of an error's frames. So a
+secret is kept in a ``Secret`` until the expression that sends it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 _MARK = "**********"
 _SHORTEST = 8
-"""Characters below which a value that a server repeats is not taken for the secret."""
-
+"""Shorter header values are not redacted in server texts: they could be ordinary words."""
 
 E = TypeVar("E", bound=BaseException)
 P = ParamSpec("P")
@@ -26,9 +25,9 @@ T = TypeVar("T")
 
 
 def without_frames(error: E) -> E:
-    """Return ``error`` without the frames that it came through, which may hold what is secret.
+    """Return ``error`` without its traceback, whose frames may hold secrets, and its context.
 
-    Its context goes as well. What was named as its cause stays, without frames if it is ours.
+    An explicit cause stays; if it is an error of this package, its traceback is removed too.
     """
     if isinstance(error.__cause__, NexusFlowError):
         without_frames(error.__cause__)
@@ -37,7 +36,7 @@ def without_frames(error: E) -> E:
 
 
 def secret_arguments(function: Callable[P, T]) -> Callable[P, T]:
-    """Have errors leave ``function`` without its frames, in which its arguments stand."""
+    """Remove the frames of ``function`` from its errors, because they hold its arguments."""
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -52,12 +51,12 @@ def secret_arguments(function: Callable[P, T]) -> Callable[P, T]:
 
 
 class Secret:
-    """Text that shows itself only to ``reveal()``; it is neither printed nor pickled."""
+    """Text that only ``reveal()`` returns; it cannot be printed or pickled."""
 
     __slots__ = ("_value",)
 
     mark: ClassVar[str] = "***"
-    """What stands in its place in a text."""
+    """What replaces the secret in a text."""
 
     def __init__(self, value: str) -> None:
         self._value = value
@@ -66,11 +65,11 @@ class Secret:
         return self._value
 
     def redact(self, text: str) -> str:
-        """Return ``text`` with ``mark`` in the place of the secret, should it hold it."""
+        """Return ``text`` with the secret replaced by ``mark``."""
         return text.replace(self._value, self.mark) if self._value else text
 
     def without_part(self, text: str) -> str:
-        """Return ``text``, which was cut, without the part of the secret that it may end with."""
+        """Remove the beginning of the secret with which the truncated ``text`` may end."""
         for length in range(len(self._value) - 1, 0, -1):
             if text.endswith(self._value[:length]):
                 return text[:-length]
@@ -86,7 +85,7 @@ class Secret:
         return hash(self._value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("a secret is never pickled")
+        raise TypeError("a secret cannot be pickled")
 
 
 class ApiKey(Secret):
@@ -101,11 +100,11 @@ class ApiKey(Secret):
         return Secret(f"Bearer {self._value}")
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 that stands for the key, as 64 hexadecimal digits."""
+        """Return the SHA-256 of the key, as 64 hexadecimal digits."""
         return hashlib.sha256(self._value.encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("the API key is never pickled")
+        raise TypeError("the API key cannot be pickled")
 
 
 _FORBIDDEN = frozenset(
@@ -116,14 +115,14 @@ _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 class Headers:
-    """Headers of the user's: names, which are shown, and values, which may be secret and are not.
+    """The user's extra headers. Names are shown; values may be secret and are not.
 
-    Not a ``Mapping``: whoever prints variables looks into those. A pickle holds the values, which
-    another process needs for its requests.
+    Not a ``Mapping``, because debuggers print the contents of mappings. A pickle holds the values,
+    which another process needs for its requests.
 
     Raises:
-        ConfigurationError: ``given`` is no mapping of text to text that can stand in a request. The
-            message holds no value.
+        ConfigurationError: ``given`` is not a mapping of text to text, or a header is not valid.
+            The message shows no value.
     """
 
     __slots__ = ("_values",)
@@ -138,7 +137,7 @@ class Headers:
             return
         try:
             pairs = list(given.items()) if isinstance(given, Mapping) else None
-        except Exception:  # noqa: BLE001 - a mapping of the user's own
+        except Exception:  # noqa: BLE001 - a mapping written by the user may raise anything
             pairs = None
         if pairs is None:
             raise refuse("default_headers", "a dict of names and values or None", given)
@@ -150,8 +149,8 @@ class Headers:
                 raise ConfigurationError(f"default_headers may not set {name}")
             if not _NAME.fullmatch(name) or not (value.isascii() and value.isprintable()):
                 raise ConfigurationError(
-                    f"default_headers: {name[:60]!a} cannot stand in a request; a name is letters,"
-                    " digits and hyphens, a value is ASCII text of one line"
+                    f"default_headers: {name[:60]!a} cannot be sent; a name consists of letters,"
+                    " digits and hyphens, a value is one line of ASCII text"
                 )
             self._values[name] = Secret(value)
 
@@ -162,7 +161,7 @@ class Headers:
         return {name: value.reveal() for name, value in self._values.items()}
 
     def secrets(self) -> list[Secret]:
-        """Return the values that are long enough to be told from any word."""
+        """Return the values that are too long to be ordinary words."""
         return [value for value in self._values.values() if len(value.reveal()) >= _SHORTEST]
 
     def __bool__(self) -> bool:

@@ -1,4 +1,4 @@
-"""The ids of a source of any length, each only once."""
+"""Find duplicate ids in a source of any length."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator
 
 
 class SeenIds:
-    """All ids of a source, with their places, in a temporary file: memory does not grow."""
+    """All ids of a source with their positions, in a temporary file so that memory stays flat."""
 
     def __init__(self) -> None:
-        # An empty name is a private database on disk, which SQLite removes when it is closed.
+        # An empty name makes a private database on disk, which SQLite removes at close.
         self._db = sqlite3.connect("", check_same_thread=False)
         self._db.execute("CREATE TABLE seen(id TEXT PRIMARY KEY, place INTEGER) WITHOUT ROWID")
         self._db.execute("CREATE TABLE gone(id TEXT PRIMARY KEY) WITHOUT ROWID")
 
     def note(self, name: str, place: int) -> int | None:
-        """Note an id; return the place at which it was before, if it was."""
+        """Record an id; return the position where it was seen before, if any."""
         before = self._db.execute("SELECT place FROM seen WHERE id = ?", (name,)).fetchone()
         if before is not None:
             return int(before[0])
@@ -24,7 +24,7 @@ class SeenIds:
         return None
 
     def note_gone(self, stored: Iterable[str]) -> None:
-        """Note those of the ``stored`` ids that the source does not have."""
+        """Record those of the ``stored`` ids that are not in the source."""
         self._db.executemany(
             "INSERT OR IGNORE INTO gone SELECT ?1 WHERE NOT EXISTS"
             " (SELECT 1 FROM seen WHERE id = ?1)",
@@ -43,5 +43,5 @@ class SeenIds:
 
 
 def twice(name: str, before: int, place: int) -> str:
-    """Say that an id is there twice."""
-    return f"id {name!r} is there twice: at {before} and at {place}; make ids unique"
+    """Return the message for a duplicate id."""
+    return f"id {name!r} appears twice: at {before} and at {place}; make ids unique"

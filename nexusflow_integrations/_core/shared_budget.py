@@ -1,10 +1,10 @@
-"""One budget for many processes, on one host or on many: tokens are drawn from it ahead of use.
+"""One budget for many processes, on one host or on many. Processes draw tokens before use.
 
-``SharedBudget`` is where a process draws: asked in a thread, since it blocks. ``Grants`` is the
-arithmetic behind one. ``SharedBudgetGuard`` is a client's guard over one: it never blocks.
+``SharedBudget`` is what a process draws from. It blocks, so a thread calls it. ``Grants`` is the
+arithmetic of an implementation. ``SharedBudgetGuard`` is a client's guard over it and never blocks.
 
-What was granted counts as spent until it is given back. So a process that dies, or an answer that
-is lost, may waste a part of the budget, and nothing can overdraw it.
+Granted tokens count as spent until they are returned. So a process that dies, or a lost answer, may
+waste a part of the budget, but the budget is never exceeded.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from nexusflow_integrations._core.usage import BudgetGuard
 from nexusflow_integrations.errors import BudgetExceededError
 
 LOST = 120.0
-"""Seconds without word after which nobody waits any longer for what a process may give back."""
+"""Seconds of silence after which others no longer wait for what a process may return."""
 REQUESTS_AHEAD = 32
-"""How many of its largest requests a process draws for at once."""
+"""A process draws enough for this many of its largest requests."""
 PATIENCE = 60.0
-"""Seconds that requests wait for a draw, without which they are not sent."""
+"""Seconds that requests wait for a draw; then they fail."""
 PAUSE = 0.25
 """Seconds until a process that was granted too little asks again."""
 LULL = 0.2
-"""Seconds without a request in flight after which a process gives back what it has."""
+"""Seconds without a request in flight after which a process returns what it holds."""
 
 
 class Grant(NamedTuple):
-    """What came of a draw, in tokens.
+    """The result of a draw, in tokens.
 
-    ``left`` is what nobody holds; ``pending`` tells whether others may yet give something back.
+    ``left`` is what no process holds; ``pending`` is whether others may still return some.
     """
 
     tokens: int
@@ -51,19 +51,18 @@ class SharedBudget(Protocol):
         """The whole budget."""
 
     def draw(self, least: int, wanted: int, unused: int, kept: int) -> Grant:
-        """Give back ``unused`` tokens and draw new ones; blocks, from one thread at a time.
+        """Return ``unused`` tokens and draw new ones; blocks, called from one thread at a time.
 
         Args:
-            least: Fewer than this are of no use, and none are granted then.
-            wanted: The most to be granted.
-            unused: Of those granted before, how many are given back.
-            kept: How many of them are still held, some of which may be given back later.
+            least: If fewer than this are left, grant none.
+            wanted: The most to grant.
+            unused: How many of the tokens granted before are returned.
+            kept: How many of them are still held; some may be returned later.
 
-        A request waits for it for a minute, and is not sent if there is no answer by then.
+        A request waits up to a minute for the result, and is not sent if there is none by then.
 
         Raises:
-            Exception: The budget cannot be asked. What was given back may be lost, and what was
-                granted too.
+            Exception: The budget cannot be reached. Tokens returned or granted may be lost.
         """
 
 
@@ -73,7 +72,7 @@ class Grants:
 
     Args:
         limit: The budget, in tokens.
-        granted: What was granted and not given back: the most that can have been spent.
+        granted: Tokens granted and not returned: the most that can have been spent.
     """
 
     limit: int
@@ -83,12 +82,12 @@ class Grants:
     def draw(
         self, holder: str, *, least: int, wanted: int, unused: int, kept: int, now: float
     ) -> Grant:
-        """Take back ``unused`` from ``holder`` and grant it from ``least`` to ``wanted`` tokens.
+        """Take ``unused`` back from ``holder`` and grant it from ``least`` to ``wanted`` tokens.
 
-        As the budget nears its end grants get smaller, so that nobody holds what others need.
+        Grants get smaller as the budget runs out, so that no process holds what others need.
         """
         held, _ = self._held.get(holder, (0, now))
-        self.granted -= min(unused, held)  # nobody gives back what this budget did not grant
+        self.granted -= min(unused, held)  # only what this budget granted can be returned
         others = [
             tokens
             for name, (tokens, seen) in self._held.items()
@@ -104,16 +103,16 @@ class Grants:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nobody holds anything, so that ``granted`` is what was spent."""
+        """Whether no process holds tokens, so that ``granted`` is what was spent."""
         return not any(tokens for tokens, _ in self._held.values())
 
 
 class SharedBudgetGuard(BudgetGuard):
-    """A ``BudgetGuard`` over a ``SharedBudget``, asked in a thread; used by one event loop.
+    """A ``BudgetGuard`` that draws from a ``SharedBudget`` in a thread; for one event loop.
 
     Args:
         shared: Where tokens are drawn.
-        clock: In seconds.
+        clock: Returns seconds.
     """
 
     def __init__(self, shared: SharedBudget, clock: Callable[[], float] = time.monotonic) -> None:
@@ -123,13 +122,13 @@ class SharedBudgetGuard(BudgetGuard):
         super().__init__(shared.tokens)
 
     def _forget(self) -> None:
-        # What the parent of a fork drew, it spends itself.
+        # After a fork, the tokens drawn belong to the parent.
         super()._forget()
         self._hold_nothing()
 
     def _hold_nothing(self) -> None:
         self._available = 0
-        self._held = 0  # what the shared budget waits to hear of
+        self._held = 0  # tokens that the shared budget counts as held by this process
         self._largest = 0
         self._drawing = False
         self._is_overdue = False
@@ -168,21 +167,21 @@ class SharedBudgetGuard(BudgetGuard):
         self._rest_later()
 
     async def give_back(self) -> None:
-        """Give back what no request holds, and wait until that is done."""
+        """Return what no request needs, and wait until that is done."""
         while self._drawing or (self._has_news and not self.pending):
             self._give_back()
-            told = asyncio.Event()
-            self.listen(told.set)
-            await told.wait()
+            changed = asyncio.Event()
+            self.listen(changed.set)
+            await changed.wait()
 
     @property
     def _has_news(self) -> bool:
-        """Whether there is something to give back, or all is spent and others wait in vain."""
+        """Whether there are tokens to return, or all is spent and others still wait for some."""
         return self.reserved == 0 and (self._available > 0 or self._held > 0)
 
     def _rest_later(self) -> None:
         if self._has_news:
-            with suppress(RuntimeError):  # no loop any more: the interpreter is going down
+            with suppress(RuntimeError):  # no running loop: the interpreter is shutting down
                 asyncio.get_running_loop().call_later(LULL, self._give_back)
 
     def _give_back(self) -> None:
@@ -190,11 +189,15 @@ class SharedBudgetGuard(BudgetGuard):
             self._draw(0, rest=True)
 
     def _draw(self, least: int, *, rest: bool = False) -> None:
-        """Ask for more: for ``least`` at once, against all that is left here, or else ahead."""
+        """Draw tokens in a thread.
+
+        With ``least``, a request waits for that many, and what is left here is returned first.
+        With ``rest``, return what is left and draw nothing. With neither, draw ahead.
+        """
         if self._drawing or self._pausing:
             return
         self._drawing = True
-        # Below 0 if a server billed more than a text can cost: that much is owed first.
+        # Negative if the server billed more than a text can cost: that is owed first.
         unused = max(0, self._available) if least or rest else 0
         self._available -= unused
         owed = -min(0, self._available) if least else 0
@@ -236,7 +239,7 @@ class SharedBudgetGuard(BudgetGuard):
     def _failed(self, error: BaseException) -> None:
         self._end_drawing()
         self._held = 0
-        # By its name only: what it says may hold an address with a password.
+        # Only the type: the message may contain an address with a password.
         self._denied = (0, self._clock() + PAUSE, type(error).__name__)
         self._tell()
 
@@ -246,7 +249,7 @@ class SharedBudgetGuard(BudgetGuard):
 
 
 def _checked(grant: Any) -> Grant:
-    """Return ``grant``, which came of code of the user's, if it is one."""
+    """Return ``grant`` if it is valid; the user's code may return anything."""
     whole = isinstance(grant, Grant) and all(type(part) is int for part in grant[:2])
     if not whole or grant.tokens < 0:
         raise TypeError
@@ -255,5 +258,5 @@ def _checked(grant: Any) -> Grant:
 
 def _not_asked(why: str) -> BudgetExceededError:
     return BudgetExceededError(
-        f"the shared budget could not be asked ({why}), and nothing is sent without it"
+        f"the shared budget could not be reached ({why}); nothing is sent without it"
     )

@@ -1,11 +1,10 @@
 """OpenTelemetry for one call: a span over all its requests and retries, and two metrics.
 
-Only the API is used (extra ``otel``), and only where the application has imported it already: an
-application that does not trace pays a dictionary look-up a call. Texts and vectors are never
-recorded.
+Uses only the OpenTelemetry API (extra ``otel``), and only if the application has imported it.
+Otherwise the cost is one dictionary look-up per call. Texts and vectors are never recorded.
 
-Names are those of the GenAI semantic conventions for embeddings (status: development) as the
-published Python packages emit them today. A change of names there is a change of this file alone.
+Names follow the GenAI semantic conventions for embeddings (status: development), as emitted by the
+published Python packages.
 """
 
 from __future__ import annotations
@@ -27,12 +26,11 @@ PROVIDER = "nexusflow"
 DURATION = "gen_ai.client.operation.duration"
 TOKENS = "gen_ai.client.token.usage"
 
-
 _UNOBSERVED = nullcontext()
 
 
 def observed(settings: Settings, ledger: Ledger) -> AbstractContextManager[None]:
-    """Record what happens inside as one embeddings operation; usage is read off ``ledger``."""
+    """Record the block as one embeddings operation, with the usage in ``ledger``."""
     api = sys.modules.get("opentelemetry.trace")
     return _UNOBSERVED if api is None else _spanned(api, settings, ledger)
 

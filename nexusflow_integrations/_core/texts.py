@@ -1,4 +1,4 @@
-"""The texts as they come in: checked one by one, before anything is sent."""
+"""Validation of the input texts, before anything is sent."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def check_text(text: object, index: int | None = None) -> str:
 
     Raises:
         InvalidInputError: It is not a ``str``, is blank (the API refuses empty strings), or holds
-            a lone surrogate, which no encoding can carry.
+            a lone surrogate, which cannot be encoded.
     """
-    # isascii() and isprintable() are fast scans in C that lone surrogates fail, and the first
-    # character is nearly always a visible one, so most texts stop here.
+    # Fast path: both scans run in C and fail on lone surrogates, and the first character of most
+    # texts is visible.
     if isinstance(text, str) and (text.isascii() or text.isprintable()):
         first = text[:1]
         if not first.isspace() and first not in _INVISIBLE:
@@ -57,21 +57,21 @@ def _encodable(text: str) -> bool:
 
 
 def check_texts(texts: Iterable[str]) -> list[str]:
-    """Return ``texts`` as a list whose every item can be embedded.
+    """Return ``texts`` as a list, after checking every item.
 
     Raises:
-        InvalidInputError: ``texts`` is no list of texts, or an item cannot be embedded; ``index``
-            says which.
+        InvalidInputError: ``texts`` is not a list of texts, or an item cannot be embedded;
+            ``index`` says which.
     """
     return [check_text(text, index) for index, text in enumerate(rows_of(texts))]
 
 
 def rows_of(texts: Any) -> Iterable[Any]:
-    """Return what holds one text after the other: a list, a generator, a column of a table.
+    """Return an iterable of texts: a list, a generator, a column of a table.
 
     Raises:
-        InvalidInputError: Of what else can be iterated, something other than the texts would come,
-            such as the names of columns, or they would come in no order.
+        InvalidInputError: ``texts`` is not iterable, has no order, or iterating it would yield
+            something else, such as the names of columns.
     """
     if type(texts) in (list, tuple):
         return cast("Iterable[Any]", texts)
@@ -87,8 +87,8 @@ def rows_of(texts: Any) -> Iterable[Any]:
     elif isinstance(texts, PathLike):
         advice = f"{kind}: read the file first"
     elif attribute(texts, "columns") is not None:
-        advice = f"{kind}, of which the names of columns would come: pass one column of it"
-    elif has_methods(texts, "to_pylist"):  # an array of pyarrow, whose items are no str
+        advice = f"{kind}, which yields the names of its columns: pass one column of it"
+    elif has_methods(texts, "to_pylist"):  # an array of pyarrow, whose items are not str
         return list(texts.to_pylist())
     elif hint := _hint(texts):
         advice = f"{kind}: pass a list of texts; the text of this one is {hint}"
@@ -97,11 +97,11 @@ def rows_of(texts: Any) -> Iterable[Any]:
             return cast("Iterable[Any]", iter(texts))
         except TypeError:
             advice = kind
-    raise InvalidInputError(f"a list of texts belongs here, not {advice}")
+    raise InvalidInputError(f"expected a list of texts, not {advice}")
 
 
 def _hint(item: object) -> str:
-    """Return where documents of other packages hold their text, or an empty text."""
+    """Return where documents of LangChain or LlamaIndex hold their text, or an empty string."""
     if attribute(item, "page_content") is not None:
         return "its page_content"
     if has_methods(item, "get_content"):

@@ -1,5 +1,5 @@
-"""What a store raises that cannot be used here and now."""
+"""The error of a cache or Redis server that cannot be used at the moment."""
 
 
 class StoreUnavailable(Exception):  # noqa: N818 - it never leaves the core
-    """Read-only, full, locked, or gone; the message is one sentence."""
+    """Read-only, full, locked or unreachable; the message is one sentence."""

@@ -1,4 +1,4 @@
-"""What was sent and what it cost: counted, priced, and kept under a budget."""
+"""Usage, prices and budgets."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _MOST_TOKENS = 1 << 62
 
 @dataclass(frozen=True)
 class Price:
-    """What a million tokens cost; ``None`` where that is not known, and then ``of`` is NaN.
+    """The price of a million tokens; ``None`` if it is not known, in which case ``of`` is NaN.
 
-    The default is the list price of ``text-embedding-v4`` on the API page.
+    The default is the list price of ``text-embedding-v4``.
     """
 
     per_million_tokens: float | None = MODELS[DEFAULT_MODEL].per_million_tokens
@@ -48,17 +48,17 @@ class Usage:
     Attributes:
         requests: HTTP requests, retries included.
         retries: Requests that repeated one that had failed.
-        texts: Texts that were asked for.
-        cached: Texts whose vector was already in the cache or came from another process or call.
-        repeated: Texts that stood more than once in a call and were sent once.
+        texts: Texts passed in.
+        cached: Texts whose vector was in the cache or came from another process or call.
+        repeated: Duplicate texts of a call, which are sent only once.
         refused: Texts that the server refused.
-        tokens: Tokens billed, as the server says; estimated for answers that do not say.
+        tokens: Tokens billed according to the server; estimated for responses that do not say.
         estimated_tokens: The part of ``tokens`` that is an estimate.
-        repaid: Texts that another process had sent, and not kept, when it ended or stood still for
-            longer than its claims hold: at most so many of them are paid for a second time.
-        split: Texts that were too long and sent in pieces.
-        truncated: Texts that were too long and sent without their end.
-        price: The price list that ``cost`` uses.
+        repaid: Texts that another process had sent but not stored when it ended or was suspended
+            for longer than its claims hold; at most this many are paid for twice.
+        split: Texts that were too long and were sent in pieces.
+        truncated: Texts that were too long and were sent without their end.
+        price: The price that ``cost`` uses.
     """
 
     requests: int = 0
@@ -127,7 +127,7 @@ class Ledger:
             self.tokens += tokens
 
     def add(self, other: Ledger) -> None:
-        """Count what ``other`` counted, too."""
+        """Add the counts of ``other``."""
         for name, count in vars(other).items():
             setattr(self, name, getattr(self, name) + count)
 
@@ -136,10 +136,10 @@ class Ledger:
 
 
 class Total:
-    """The sum of many ledgers: added to and read by any thread without waiting for another.
+    """The sum of many ledgers. Any thread may add to it and read it without waiting.
 
-    A signal handler may do both, whatever it interrupts. Nothing is locked: each step that changes
-    the list is one operation of the interpreter, and the sum of the list is right after each.
+    So may a signal handler at any moment. No lock is needed: each change of the list is one atomic
+    operation of the interpreter, and the sum is correct after each.
     """
 
     def __init__(self) -> None:
@@ -152,9 +152,9 @@ class Total:
 
     def _fold(self) -> None:
         folding = _folding
-        if folding.acquire(blocking=False):  # otherwise somebody is at it
+        if folding.acquire(blocking=False):  # otherwise another thread is folding
             try:
-                count = len(self._parts)  # these stay as they are: others only append
+                count = len(self._parts)  # other threads only append
                 self._parts[:count] = [_sum(self._parts[:count])]
             finally:
                 folding.release()
@@ -164,7 +164,7 @@ class Total:
         return Usage(**dict(zip(_COUNTS, counts, strict=False)), price=price)
 
     def copy(self) -> Total:
-        """Return one that goes on from here by itself."""
+        """Return an independent copy."""
         twin = Total()
         twin._parts = self._parts.copy()
         return twin
@@ -198,9 +198,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.tokens is None and self.money is None:
-            raise ConfigurationError("budget: say tokens=..., or money=..., or both")
+            raise ConfigurationError("budget: pass tokens=..., money=..., or both")
         if self.tokens is not None:
-            tokens = number("budget: tokens", self.tokens, least=0)  # 1e6 is fine, too
+            tokens = number("budget: tokens", self.tokens, least=0)  # a float like 1e6 is allowed
             object.__setattr__(self, "tokens", min(int(tokens), _MOST_TOKENS))
         if self.money is not None:
             object.__setattr__(self, "money", number("budget: money", self.money, least=0))
@@ -238,16 +238,16 @@ def check_budget(value: object) -> Any:
     if value is None or isinstance(value, Budget):
         return value
     if isinstance(value, type) or not has_methods(value, "draw"):
-        raise refuse("budget", "Budget(tokens=...), a ClusterLimits, the like or None", value)
+        raise refuse("budget", "Budget(tokens=...), a shared budget or None", value)
     whole("budget.tokens", attribute(value, "tokens"), 0)
     return value
 
 
 @dataclass
 class BudgetGuard:
-    """A budget in use: what is spent, and what requests in flight may still cost.
+    """A budget in use: tokens spent, and tokens that requests in flight may still cost.
 
-    A request reserves the most it can cost before it is sent, so ``spent`` never passes ``limit``.
+    A request reserves the most it can cost before it is sent, so ``spent`` never exceeds ``limit``.
     """
 
     limit: int
@@ -259,11 +259,11 @@ class BudgetGuard:
         forks.in_child(self._forget)
 
     def _forget(self) -> None:
-        # What is in flight is the parent's, and would never be settled here.
+        # After a fork, requests in flight belong to the parent and would never be settled here.
         self.reserved, self._listeners = 0, []
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Have ``listener`` called once, when what is left may have changed."""
+        """Call ``listener`` once, when the tokens left may have changed."""
         self._listeners.append(listener)
 
     def reserve(self, most: int) -> bool:
@@ -278,12 +278,12 @@ class BudgetGuard:
         return self.reserved > 0
 
     def settle(self, most: int, billed: int) -> None:
-        """Replace a reservation by what was billed (0 if the request cost nothing)."""
+        """Replace a reservation with what was billed (0 if the request cost nothing)."""
         self.spent += billed
         self._free(most)
 
     async def give_back(self) -> None:
-        """Give back what was drawn from a budget that others share: nothing was."""
+        """Return unused tokens to a shared budget; this one is not shared."""
 
     def _free(self, most: int) -> None:
         self.reserved -= most

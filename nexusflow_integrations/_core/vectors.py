@@ -4,4 +4,4 @@ import numpy as np
 import numpy.typing as npt
 
 Vectors = npt.NDArray[np.float32]
-"""float32: of shape (n, d), or (d,) for one."""
+"""float32, of shape (n, d), or (d,) for one vector."""

@@ -214,7 +214,7 @@ def test_an_id_that_an_iterator_brings_twice_is_an_error_with_both_places(
 ) -> None:
     batch = numbered(25)
     twice = [*batch["ids"], *batch["ids"]]
-    with pytest.raises(errors.InvalidInputError, match="'id0' is there twice: at 0 and at 25"):
+    with pytest.raises(errors.InvalidInputError, match="'id0' appears twice: at 0 and at 25"):
         add_documents(collection, ids=iter(twice), documents=iter(twice), slice_size=25)
     assert server.stats.texts == collection.count() == 25
 

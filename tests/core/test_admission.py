@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from nexusflow_integrations._core.pace.admission import TO_COME, AdmissionQueue
+from nexusflow_integrations._core.pace.admission import READY, AdmissionQueue
 from nexusflow_integrations._core.pace.pacing import FoundLimit, GivenLimits
 from nexusflow_integrations._core.pace.window import Window
 
@@ -19,8 +19,8 @@ def admission(limit: int = 2, per_minute: float | None = None) -> AdmissionQueue
     return AdmissionQueue(pacer, Window(limit=limit), asyncio.get_running_loop().time)
 
 
-async def queue(door: AdmissionQueue, order: list[str], name: str, **how: bool) -> None:
-    await door.enter(10, **how)
+async def enter(queue: AdmissionQueue, order: list[str], name: str, **how: bool) -> None:
+    await queue.enter(10, **how)
     order.append(name)
 
 
@@ -31,29 +31,29 @@ async def settle() -> None:
 
 @timed
 async def test_as_many_enter_as_the_window_has_room_for() -> None:
-    door, order = admission(2), []
-    tasks = [asyncio.ensure_future(queue(door, order, str(n))) for n in range(5)]
+    queue, order = admission(2), []
+    tasks = [asyncio.ensure_future(enter(queue, order, str(n))) for n in range(5)]
     await settle()
     assert order == ["0", "1"]
-    assert door.in_flight == 2
+    assert queue.in_flight == 2
     for n in range(2, 5):
-        door.leave()
+        queue.leave()
         await settle()
         assert order[-1] == str(n)
-        assert door.in_flight == 2
+        assert queue.in_flight == 2
     await asyncio.gather(*tasks)
 
 
 @timed
 async def test_queries_pass_before_documents_that_came_earlier_and_in_their_own_order() -> None:
-    door, order = admission(1), []
-    await door.enter(10)
-    tasks = [asyncio.ensure_future(queue(door, order, f"d{n}")) for n in range(3)]
+    queue, order = admission(1), []
+    await queue.enter(10)
+    tasks = [asyncio.ensure_future(enter(queue, order, f"d{n}")) for n in range(3)]
     await settle()
-    tasks += [asyncio.ensure_future(queue(door, order, f"q{n}", urgent=True)) for n in range(2)]
+    tasks += [asyncio.ensure_future(enter(queue, order, f"q{n}", urgent=True)) for n in range(2)]
     await settle()
     for _ in range(5):
-        door.leave()
+        queue.leave()
         await settle()
     assert order == ["q0", "q1", "d0", "d1", "d2"]
     await asyncio.gather(*tasks)
@@ -61,11 +61,11 @@ async def test_queries_pass_before_documents_that_came_earlier_and_in_their_own_
 
 @timed
 async def test_the_pacer_spaces_admissions_also_when_there_is_room() -> None:
-    door = admission(10, per_minute=60)
+    queue = admission(10, per_minute=60)
     loop = asyncio.get_running_loop()
     times = []
     for _ in range(4):
-        await door.enter(10)
+        await queue.enter(10)
         times.append(loop.time())
     gaps = [b - a for a, b in itertools.pairwise(times)]
     assert gaps == pytest.approx([1 / 0.99] * 3, rel=0.01)
@@ -73,98 +73,98 @@ async def test_the_pacer_spaces_admissions_also_when_there_is_room() -> None:
 
 @timed
 async def test_an_urgent_newcomer_takes_the_next_paced_turn() -> None:
-    door, order = admission(10, per_minute=60), []
-    await door.enter(10)
-    document = asyncio.ensure_future(queue(door, order, "document"))
+    queue, order = admission(10, per_minute=60), []
+    await queue.enter(10)
+    document = asyncio.ensure_future(enter(queue, order, "document"))
     await asyncio.sleep(0.2)
-    await queue(door, order, "query", urgent=True)
+    await enter(queue, order, "query", urgent=True)
     await document
     assert order == ["query", "document"]
 
 
 @timed
 async def test_one_that_gave_its_turn_up_goes_before_all_of_its_kind_that_had_none() -> None:
-    door, order = admission(10, per_minute=60), []
-    await door.enter(10)
-    first = asyncio.ensure_future(queue(door, order, "first"))
-    query = asyncio.ensure_future(queue(door, order, "query", urgent=True))
-    again = asyncio.ensure_future(queue(door, order, "again", again=True))
+    queue, order = admission(10, per_minute=60), []
+    await queue.enter(10)
+    first = asyncio.ensure_future(enter(queue, order, "first"))
+    query = asyncio.ensure_future(enter(queue, order, "query", urgent=True))
+    again = asyncio.ensure_future(enter(queue, order, "again", again=True))
     await asyncio.gather(first, query, again)
     assert order == ["query", "again", "first"]
 
 
 @timed
 async def test_an_open_gate_wants_as_many_as_could_leave_at_once() -> None:
-    door = admission(20)
-    assert door.is_open
-    assert door.wanted(0) == 16  # what the window lets out at first
-    assert door.wanted(3) == 13
+    queue = admission(20)
+    assert queue.is_open
+    assert queue.wanted(0) == 16  # what the window lets out at first
+    assert queue.wanted(3) == 13
     for _ in range(16):
-        await door.enter(10)
-    assert not door.is_open
-    assert door.wanted(0) == TO_COME
-    assert door.wanted(TO_COME) == 0
+        await queue.enter(10)
+    assert not queue.is_open
+    assert queue.wanted(0) == READY
+    assert queue.wanted(READY) == 0
 
 
 @timed
 async def test_a_paced_gate_wants_a_few_to_come_and_one_of_whoever_has_none() -> None:
-    door, order = admission(20, per_minute=60), []
-    assert not door.is_open
-    assert door.wanted(0) == TO_COME
-    await door.enter(10)
-    tasks = [asyncio.ensure_future(queue(door, order, str(n))) for n in range(TO_COME - 1)]
+    queue, order = admission(20, per_minute=60), []
+    assert not queue.is_open
+    assert queue.wanted(0) == READY
+    await queue.enter(10)
+    tasks = [asyncio.ensure_future(enter(queue, order, str(n))) for n in range(READY - 1)]
     await settle()
-    assert [door.wanted(unsent) for unsent in (0, 1, TO_COME)] == [1, 1, 0]
-    tasks.append(asyncio.ensure_future(queue(door, order, "one more")))
+    assert [queue.wanted(unsent) for unsent in (0, 1, READY)] == [1, 1, 0]
+    tasks.append(asyncio.ensure_future(enter(queue, order, "one more")))
     await settle()
-    assert [door.wanted(unsent) for unsent in (0, 1, TO_COME)] == [1, 0, 0]
+    assert [queue.wanted(unsent) for unsent in (0, 1, READY)] == [1, 0, 0]
     await asyncio.gather(*tasks)
 
 
 @timed
 async def test_a_gate_that_found_a_limit_wants_a_few_to_come() -> None:
-    door = admission(20)
-    door.pacer.throttled(sent_at=asyncio.get_running_loop().time(), now=1000.0, hint=None)
-    assert door.wanted(0) == TO_COME
+    queue = admission(20)
+    queue.pacer.throttled(sent_at=asyncio.get_running_loop().time(), now=1000.0, hint=None)
+    assert queue.wanted(0) == READY
 
 
 @timed
 async def test_one_that_waits_and_is_cancelled_leaves_no_slot_taken() -> None:
-    door, order = admission(1), []
-    await door.enter(10)
-    gone = asyncio.ensure_future(queue(door, order, "gone"))
-    next_one = asyncio.ensure_future(queue(door, order, "next"))
+    queue, order = admission(1), []
+    await queue.enter(10)
+    gone = asyncio.ensure_future(enter(queue, order, "gone"))
+    next_one = asyncio.ensure_future(enter(queue, order, "next"))
     await settle()
     gone.cancel()
     await settle()
-    door.leave()
+    queue.leave()
     await next_one
     assert order == ["next"]
-    assert door.in_flight == 1
-    door.leave()
-    assert door.in_flight == 0
+    assert queue.in_flight == 1
+    queue.leave()
+    assert queue.in_flight == 0
 
 
 @timed
 async def test_one_that_is_admitted_and_cancelled_in_the_same_moment_gives_its_slot_on() -> None:
-    door, order = admission(1), []
-    await door.enter(10)
-    gone = asyncio.ensure_future(queue(door, order, "gone"))
-    next_one = asyncio.ensure_future(queue(door, order, "next"))
+    queue, order = admission(1), []
+    await queue.enter(10)
+    gone = asyncio.ensure_future(enter(queue, order, "gone"))
+    next_one = asyncio.ensure_future(enter(queue, order, "next"))
     await settle()
-    door.leave()  # admits the first ...
+    queue.leave()  # admits the first ...
     gone.cancel()  # ... which is cancelled before it runs
     await next_one
     assert order == ["next"]
-    assert door.in_flight == 1
+    assert queue.in_flight == 1
 
 
 @timed
 async def test_one_that_waits_for_its_time_and_is_cancelled_does_not_stop_the_others() -> None:
-    door, order = admission(10, per_minute=60), []
-    await door.enter(10)
-    gone = asyncio.ensure_future(queue(door, order, "gone"))
-    next_one = asyncio.ensure_future(queue(door, order, "next"))
+    queue, order = admission(10, per_minute=60), []
+    await queue.enter(10)
+    gone = asyncio.ensure_future(enter(queue, order, "gone"))
+    next_one = asyncio.ensure_future(enter(queue, order, "next"))
     await asyncio.sleep(0.1)
     gone.cancel()
     await next_one
@@ -173,44 +173,44 @@ async def test_one_that_waits_for_its_time_and_is_cancelled_does_not_stop_the_ot
 
 @timed
 async def test_all_cancelled_leave_an_open_gate() -> None:
-    door, order = admission(1), []
-    await door.enter(10)
-    tasks = [asyncio.ensure_future(queue(door, order, str(n))) for n in range(20)]
+    queue, order = admission(1), []
+    await queue.enter(10)
+    tasks = [asyncio.ensure_future(enter(queue, order, str(n))) for n in range(20)]
     await settle()
     for task in tasks:
         task.cancel()
     await settle()
-    door.leave()
-    assert door.in_flight == 0
-    await door.enter(10)
-    assert door.in_flight == 1
+    queue.leave()
+    assert queue.in_flight == 0
+    await queue.enter(10)
+    assert queue.in_flight == 1
     assert order == []
 
 
 @timed
 async def test_a_window_that_shrinks_lets_nobody_in_until_enough_have_left() -> None:
-    door, order = admission(4), []
+    queue, order = admission(4), []
     for _ in range(4):
-        await door.enter(10)
-    door.window.failed(sent_at=1.0, now=2.0)  # 4 -> 2.8
-    waiting = asyncio.ensure_future(queue(door, order, "w"))
+        await queue.enter(10)
+    queue.window.failed(sent_at=1.0, now=2.0)  # 4 -> 2.8
+    waiting = asyncio.ensure_future(enter(queue, order, "w"))
     await settle()
-    door.leave()
-    door.leave()
+    queue.leave()
+    queue.leave()
     await settle()
     assert order == []
-    door.leave()
+    queue.leave()
     await waiting
-    assert door.in_flight == 2
+    assert queue.in_flight == 2
 
 
 @timed
 async def test_a_pacer_that_replaces_another_counts_from_the_next_turn_on() -> None:
-    door = admission(10, per_minute=60)
-    await door.enter(10)
-    door.pacer = FoundLimit()
+    queue = admission(10, per_minute=60)
+    await queue.enter(10)
+    queue.pacer = FoundLimit()
     began = asyncio.get_running_loop().time()
-    await door.enter(10)
+    await queue.enter(10)
     assert asyncio.get_running_loop().time() == began
 
 
@@ -239,8 +239,8 @@ class Paced:
 async def test_the_pacer_is_told_the_tokens_of_each_request_when_it_goes_out() -> None:
     loop = asyncio.get_running_loop()
     pacer = Paced(0.5)
-    door = AdmissionQueue(pacer, Window(limit=8), loop.time)
+    queue = AdmissionQueue(pacer, Window(limit=8), loop.time)
     start = loop.time()
-    await asyncio.gather(*(door.enter(tokens) for tokens in (11, 22, 33)))
+    await asyncio.gather(*(queue.enter(tokens) for tokens in (11, 22, 33)))
     assert [tokens for tokens, _ in pacer.took] == [11, 22, 33]
     assert [at - start for _, at in pacer.took] == pytest.approx([0.0, 0.5, 1.0])

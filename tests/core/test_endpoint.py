@@ -143,7 +143,7 @@ def test_a_batch_limit_that_was_learnt_is_logged_once(
         endpoint.learn_batch_limit(4)
         endpoint.learn_batch_limit(4)
     assert [record.getMessage() for record in caplog.records] == [
-        "the server takes at most 4 texts a request; splitting"
+        "the server accepts at most 4 texts per request; splitting"
     ]
 
 

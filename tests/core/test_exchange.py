@@ -97,7 +97,7 @@ def test_the_size_is_asked_for_and_checked() -> None:
     of = call(dimensions=64)
     assert run(["a"], of, script()).bodies[0]["dimensions"] == 64
     of = call(dimensions=64, max_retries=3)
-    with pytest.raises(errors.InvalidResponseError, match=r"4 numbers .* 64") as caught:
+    with pytest.raises(errors.InvalidResponseError, match=r"4 dimensions .* 64") as caught:
         run(["a"], of, lambda request, _: right({**request, "dimensions": 4}))
     assert caught.value.run.requests == 1, "another try would only cost again"  # type: ignore[attr-defined]
 
@@ -768,7 +768,7 @@ def test_a_retry_that_would_be_due_after_the_deadline_is_not_waited_for_and_name
     of = call(clock, deadline=5.0, until=clock() + 5.0)
     with pytest.raises(
         errors.APITimeoutError,
-        match=r"deadline of 5 s .*: the next try was due in [78]\.\d s after .*429",
+        match=r"deadline of 5 s .*: the next retry was due in [78]\.\d s after .*429",
     ) as caught:
         run(["a"], of, script(no(429, retry_after="7")))
     assert isinstance(caught.value.__cause__, errors.RateLimitError)

@@ -528,7 +528,7 @@ def test_words_without_a_code_are_quoted_as_they_are() -> None:
 @pytest.mark.parametrize("location", ["", "/elsewhere", "http://[bad"])
 def test_a_redirect_to_no_host_names_none(location: str) -> None:
     verdict = judge(answer(302, {}, location=location), secrets=SECRETS)
-    assert "redirected, which is never followed: check base_url" in str(verdict.error)
+    assert "redirected; redirects are not followed: check base_url" in str(verdict.error)
 
 
 @pytest.mark.parametrize(

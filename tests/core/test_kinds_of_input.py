@@ -37,7 +37,7 @@ class Column:
 
 
 REFUSED: list[tuple[Callable[[], Any], str]] = [
-    (lambda: Frame(), "not Frame, of which the names of columns would come: pass one column of it"),
+    (lambda: Frame(), "not Frame, which yields the names of its columns: pass one column of it"),
     (lambda: {"a": "b"}, "not dict: pass its values()"),
     (lambda: OrderedDict(a="b"), "not OrderedDict: pass its values()"),
     (lambda: UserDict(a="b"), "not UserDict: pass its values()"),

@@ -94,7 +94,7 @@ def test_a_single_bad_text_has_no_index() -> None:
 
 @pytest.mark.parametrize("bad", ["one string", b"bytes", None, 3, 1.5])
 def test_f136_what_is_no_list_of_texts_is_refused_as_a_whole(bad: object) -> None:
-    with pytest.raises(InvalidInputError, match="a list of texts belongs here") as caught:
+    with pytest.raises(InvalidInputError, match="expected a list of texts") as caught:
         check_texts(bad)  # type: ignore[arg-type]
     assert caught.value.index is None
 
@@ -131,9 +131,9 @@ def test_f134_a_million_characters_pass() -> None:
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ("one", "a list of texts belongs here, not one string: write [text]"),
-        (b"one", "a list of texts belongs here, not bytes: decode it"),
-        (3, "a list of texts belongs here, not int"),
+        ("one", "expected a list of texts, not one string: write [text]"),
+        (b"one", "expected a list of texts, not bytes: decode it"),
+        (3, "expected a list of texts, not int"),
     ],
 )
 def test_what_is_no_list_is_told_what_it_is_and_what_to_write(bad: object, said: str) -> None:

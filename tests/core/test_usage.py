@@ -240,9 +240,9 @@ def test_a_ledger_counts_exactly_what_a_usage_tells() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({}, "budget: say tokens=..., or money=..., or both"),
-        ({"tokens": -1}, "budget: tokens must be a number from 0 up, not -1"),
-        ({"money": -0.1}, "budget: money must be a number from 0 up, not -0.1"),
+        ({}, "budget: pass tokens=..., money=..., or both"),
+        ({"tokens": -1}, "budget: tokens must be a number of at least 0, not -1"),
+        ({"money": -0.1}, "budget: money must be a number of at least 0, not -0.1"),
     ],
 )
 def test_an_impossible_budget_says_what_to_write(values: dict[str, Any], said: str) -> None:
@@ -255,7 +255,7 @@ def test_a_budget_and_a_price_may_be_nothing() -> None:
     assert Budget(tokens=0, money=0).in_tokens(Price(0)) == 0
     with pytest.raises(
         ConfigurationError,
-        match=r"^price: per_million_tokens must be a number from 0 up or None, not -0.1$",
+        match=r"^price: per_million_tokens must be a number of at least 0 or None, not -0.1$",
     ):
         Price(-0.1)
 

@@ -134,16 +134,16 @@ DAMAGES: dict[str, tuple[bytes, str]] = {
     "cut off": (body_of(GOOD)[:-7], "not JSON"),
     "trailing garbage": (body_of(GOOD) + b"x", "not JSON"),
     "sse": (b"data: " + body_of(GOOD), "not JSON"),
-    "array": (b"[1]", "not a JSON object but list"),
+    "array": (b"[1]", "not a JSON object but a list"),
     "null": (b"null", "not a JSON object"),
     "text": (b'"hello"', "not a JSON object"),
     "no data": (b"{}", "no list of vectors"),
     "data null": (b'{"data":null}', "no list of vectors"),
     "data object": (b'{"data":{"0":[1]}}', "no list of vectors"),
-    "data empty": (b'{"data":[]}', "0 vectors came for 3"),
-    "one missing": (body_of(GOOD[:2]), "2 vectors came for 3"),
-    "one more": (body_of([*GOOD, [7.0, 8.0]]), "4 vectors came for 3"),
-    "index twice": (body_of(GOOD, [0, 1, 1]), "index 1 came twice"),
+    "data empty": (b'{"data":[]}', "the answer has 0 vectors for 3"),
+    "one missing": (body_of(GOOD[:2]), "the answer has 2 vectors for 3"),
+    "one more": (body_of([*GOOD, [7.0, 8.0]]), "the answer has 4 vectors for 3"),
+    "index twice": (body_of(GOOD, [0, 1, 1]), "index 1 appears twice"),
     "index too high": (body_of(GOOD, [0, 1, 3]), "index 3 is out of range"),
     "index negative": (body_of(GOOD, [0, 1, -1]), "out of range"),
     "index huge": (body_of(GOOD, [0, 1, 2**62]), "out of range"),
@@ -154,8 +154,8 @@ DAMAGES: dict[str, tuple[bytes, str]] = {
     "item null": (b'{"data":[null,null,null]}', "holds no vector"),
     "item number": (b'{"data":[1,2,3]}', "holds no vector"),
     "item without embedding": (b'{"data":[{"index":0},{"index":1},{"index":2}]}', "no vector"),
-    "vector null": (with_last(None), "a vector is NoneType"),
-    "vector object": (with_last({"0": 1}), "a vector is dict"),
+    "vector null": (with_last(None), "a vector is a NoneType"),
+    "vector object": (with_last({"0": 1}), "a vector is a dict"),
     "vector empty": (with_last([]), "different sizes"),
     "all vectors empty": (body_of([[], [], []]), "empty"),
     "ragged": (with_last([5.0]), "different sizes"),
@@ -391,7 +391,7 @@ def test_an_answer_that_is_slow_to_parse_is_not_parsed(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire, "_parse", lambda body: pytest.fail("it was parsed"))
-    with pytest.raises(BrokenResponse, match="larger or deeper than 10 vectors can be"):
+    with pytest.raises(BrokenResponse, match="too large or too deeply nested for 10 vectors"):
         decode(SLOW[name], 10)
 
 

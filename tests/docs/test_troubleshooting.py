@@ -186,10 +186,10 @@ PRODUCED: Mapping[str, Mapping[str, Case]] = {
         "text 1 is blank": Case(lambda: NexusFlow("key").embed(["a text", "  "])),
         "text 0 is not a string": Case(lambda: NexusFlow("key").embed([3])),  # type: ignore[list-item]
         "text 0 holds": Case(lambda: NexusFlow("key").embed(["\ud800"])),
-        "a list of texts belongs here, not one": Case(
+        "expected a list of texts, not one": Case(
             lambda: list(NexusFlow("key").embed_stream("a text"))
         ),
-        "a list of texts belongs here, not DataFrame": Case(
+        "expected a list of texts, not DataFrame": Case(
             lambda: NexusFlow("key").embed(DataFrame())
         ),
     },

@@ -286,7 +286,7 @@ async def test_a_store_with_another_embedding_is_refused(twin: str) -> None:
         ([Document("a")], "a", "ids must be an iterable"),
         ([Document("a"), Document("b")], ["x"], "only 1 ids, and more documents"),
         ([Document("a")], ["x", "y"], "only 1 documents, and more ids"),
-        ([Document("a"), Document("b")], ["x", "x"], "id 'x' is there twice: at 0 and at 1"),
+        ([Document("a"), Document("b")], ["x", "x"], "id 'x' appears twice: at 0 and at 1"),
     ],
 )
 async def test_bad_lists_are_refused_before_anything_is_sent(

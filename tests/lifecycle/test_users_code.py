@@ -209,6 +209,6 @@ class OddBudget:
 )
 def test_a_shared_budget_that_is_no_use_is_one_typed_error(grant: Any, server: FaultServer) -> None:
     client = client_of(server, budget=OddBudget(grant), deadline=60.0)
-    with pytest.raises(BudgetExceededError, match="could not be asked"):
+    with pytest.raises(BudgetExceededError, match="could not be reached"):
         client.embed(TEXTS)
     assert not server.requests

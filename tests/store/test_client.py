@@ -300,7 +300,7 @@ def test_where_nothing_can_be_written_the_vectors_still_come_with_one_warning_of
         record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING
     )[::-1]
     assert off.startswith("the cache is off until it works again: the cache /proc/cache.db")
-    assert alone.startswith("pacing alone until the shared limits can be asked again: ")
+    assert alone.startswith("pacing alone until the shared limits can be reached again: ")
     assert server.stats.texts == 100
 
 

@@ -603,7 +603,7 @@ async def test_limits_that_cannot_be_asked_are_reported_once_and_stop_nobody(
     made.wait()
     assert await made.thread.work() == 1
     assert [record.message for record in caplog.records] == [
-        "pacing alone until the shared limits can be asked again: OSError"
+        "pacing alone until the shared limits can be reached again: OSError"
     ]
 
 
@@ -647,8 +647,8 @@ async def test_limits_that_do_not_answer_are_waited_for_a_second_and_asked_only_
     await made.thread.work()
     made.take()
     assert [record.getMessage() for record in caplog.records] == [
-        "pacing alone until the shared limits can be asked again: no answer within 1 s",
-        "the shared limits are kept together again",
+        "pacing alone until the shared limits can be reached again: no answer within 1 s",
+        "the shared limits can be reached again; pacing together",
     ]
 
 

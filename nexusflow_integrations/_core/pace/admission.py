@@ -1,7 +1,7 @@
-"""The one door to an endpoint: who may send next, and when.
+"""The admission queue of an endpoint: which request may be sent next, and when.
 
-A request goes out when the window has room and the pacer allows it; queries pass before documents,
-so that a search does not wait behind a backfill. Lives on one event loop, needs no lock.
+A request is sent when the window has room and the pacer allows it. Queries go before documents, so
+that a search does not wait behind a bulk load. The queue runs on one event loop and needs no lock.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from itertools import count
 from nexusflow_integrations._core.pace.pacing import FoundLimit, Pacer
 from nexusflow_integrations._core.pace.window import Window
 
-TO_COME = 4
-"""Requests that wait, so that the next is there when it may leave."""
+READY = 4
+"""How many paced requests are prepared ahead, so that the next is ready when it may be sent."""
 
 
 class AdmissionQueue:
-    """Admits requests one by one. ``clock`` is the pacer's, in seconds."""
+    """Admits requests one by one. ``clock`` returns seconds; the pacer uses the same clock."""
 
     def __init__(self, pacer: Pacer, window: Window, clock: Callable[[], float]) -> None:
         self.pacer = pacer
@@ -50,33 +50,33 @@ class AdmissionQueue:
             raise
 
     def wanted(self, unsent: int) -> int:
-        """Return how many requests to make ready for somebody who has ``unsent`` that wait.
+        """Return how many requests a call that has ``unsent`` waiting ones should prepare.
 
-        As many as could leave at once; where requests are paced, a few to come. At least one for
-        whoever has none.
+        As many as could be sent now; if requests are paced, a few ahead. At least one for a call
+        that has none waiting.
         """
         least = 0 if unsent else 1
-        return max(least, max(self._room(), TO_COME) - max(len(self._waiting), unsent))
+        return max(least, max(self._room(), READY) - max(len(self._waiting), unsent))
 
     @property
     def is_open(self) -> bool:
-        """Whether a request would leave at once."""
+        """Whether a request would be sent without waiting."""
         return not self._waiting and self._room() > 0
 
     def _room(self) -> int:
-        """Return how many requests could leave at once; 0 where they are paced."""
+        """Return how many requests could be sent now; 0 if they are paced."""
         if isinstance(self.pacer, FoundLimit) and self.pacer.rate is None:
             return int(self.window.size) - self.in_flight
         return 0
 
     def leave(self) -> None:
-        """Note that a request is no longer in flight."""
+        """Record that a request is no longer in flight."""
         self.in_flight -= 1
         if self._waiting:
             self.pump()
 
     def pump(self) -> None:
-        """Admit whoever may go now; set a timer for the next one."""
+        """Admit the requests that may be sent now; set a timer for the next one."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -87,7 +87,7 @@ class AdmissionQueue:
                 continue
             wait = self._admit(tokens)
             if wait is None:
-                return  # no room: leave() calls again
+                return  # no room: leave() calls pump() again
             if wait > 0:
                 self._timer = asyncio.get_running_loop().call_later(wait, self.pump)
                 return

@@ -1,7 +1,7 @@
-"""Limits that all processes of a host keep together: a row of the cache file.
+"""Limits shared by all processes of a host, stored in a row of the cache file.
 
-The arithmetic of ``GivenLimits``, where a send time is reserved in one short transaction, so that
-two processes that were given the same limit keep it together.
+Uses the arithmetic of ``GivenLimits``. Each send time is reserved in one short transaction, so
+processes with the same limit stay within it together.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from nexusflow_integrations._core.pace.shared import SlotLimits
 
 
 class Transactions(Protocol):
-    """What the limits need of a cache file."""
+    """What the limits need from a cache file."""
 
     @property
     def clock(self) -> Callable[[], float]:
-        """Seconds, the same for all processes of this boot."""
+        """Returns seconds, the same for all processes since this boot."""
 
     @property
     def boot(self) -> int:
-        """The number of this boot, known once the file is open."""
+        """A number that identifies this boot, known once the file is open."""
 
     def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
-        """Hold the file for one short write."""
+        """Lock the file for one short write."""
 
 
 class SharedPacer:
-    """The ``SharedLimits`` of all processes with the same file.
+    """The ``SharedLimits`` of all processes that use the same file.
 
     Args:
-        store: The cache file; its clock is the one that all processes share.
+        store: The cache file, whose clock all processes share.
         account: From ``account_id``.
-        requests_per_minute: Limit of the account; ``None`` is none.
+        requests_per_minute: Limit of the account; ``None`` for no limit.
         tokens_per_minute: The same for tokens.
 
-    All methods raise what the store's do.
+    All methods raise what the methods of ``store`` raise.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class SharedPacer:
 
     @property
     def processes(self) -> int:
-        """1: a file that cannot be used is most likely of no use to this process alone."""
+        """1: when the file cannot be used, most likely only this process is affected."""
         return 1
 
     def lease(
         self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
     ) -> list[float]:
-        """Reserve ``count`` requests, as ``SharedLimits.lease`` says."""
+        """Reserve ``count`` requests; see ``SharedLimits.lease``."""
         with self._limits() as (limits, now):
             limits.owe(owed_tokens, late)
             slots = [limits.slot(tokens, now) for _ in range(count)]
@@ -72,12 +72,12 @@ class SharedPacer:
         return [slot - done for slot in slots]
 
     def owe(self, tokens: float, late: float = 0.0) -> None:
-        """Charge ``tokens`` (give them back if less than 0), and ``late`` seconds."""
+        """Charge ``tokens`` (refund them if negative) and ``late`` seconds."""
         with self._limits() as (limits, _):
             limits.owe(tokens, late)
 
     def throttled(self, ago: float) -> None:
-        """Note that a request sent ``ago`` seconds ago was refused as too fast: all yield."""
+        """Slow all processes down: a request sent ``ago`` seconds ago exceeded the rate limit."""
         with self._limits() as (limits, now):
             limits.throttled(sent_at=now - ago, now=now, hint=None)
 
@@ -92,8 +92,8 @@ class SharedPacer:
             state = None if row is None else _unpacked(row[0], self._account)
             if state is not None:
                 boot, seen, *owed = state
-                # A time of another boot says nothing about this one: as if nothing had been sent.
-                # Where boots cannot be told apart, one that lies ahead goes back with the clock.
+                # A state of another boot is ignored, as if nothing had been sent. On systems
+                # where boots cannot be distinguished, `load` moves times in the future back.
                 if boot == self._store.boot:
                     limits.load(tuple(owed), then=seen, now=now)
             yield limits, now
@@ -102,7 +102,7 @@ class SharedPacer:
 
 
 _STATE = struct.Struct("<q6d")
-"""The number of the boot, when it was written, and what ``SlotLimits.dump`` returns."""
+"""The boot, the time of writing, and what ``SlotLimits.dump`` returns."""
 
 
 def _packed(state: tuple[float, ...], account: bytes) -> bytes:
@@ -111,7 +111,7 @@ def _packed(state: tuple[float, ...], account: bytes) -> bytes:
 
 
 def _unpacked(packed: object, account: bytes) -> tuple[Any, ...] | None:
-    """Return what was packed, or ``None`` if a bit of it is not what was written."""
+    """Return what was packed, or ``None`` if the checksum does not match."""
     if not isinstance(packed, bytes) or len(packed) != _STATE.size + 4:
         return None
     data, checksum = packed[:-4], packed[-4:]

@@ -1,8 +1,8 @@
-"""One pace for workers on any number of hosts: the arithmetic of ``GivenLimits`` in one Lua script.
+"""Limits shared by workers on any number of hosts: ``GivenLimits`` as one Lua script.
 
-The state of an account is one string, six numbers that the script alone reads and writes, and the
-time is the server's own: the one clock that all hosts share. A test runs the script beside the
-Python arithmetic (``GivenLimits``, and what ``shared_pacing`` adds to it) on a clock of its own.
+The state of an account is one string of six numbers that only the script reads and writes. The time
+is the Redis server's, because it is the clock that all hosts share. A test compares the script with
+the Python arithmetic (``GivenLimits`` and ``SlotLimits``) on a simulated clock.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from nexusflow_integrations._core.redis.server import CLOCK, RedisServer
 
 _ACCOUNT = b"nexusflow:pacer:"
 _PROCESSES = b"nexusflow:processes:"
-_OF_LATE = 60.0
-"""Seconds for which whoever asked counts as one of those who share."""
+_RECENT = 60.0
+"""Seconds for which a process counts as one of those that share the limits."""
 _PATIENCE = 0.5
-"""Seconds; without an answer a process paces alone for a while, which is better than to wait."""
+"""Seconds to wait for the server; then a process paces alone, which is better than waiting."""
 _KEPT = 86_400
-"""Seconds for which an account that nobody uses is remembered."""
+"""Seconds after which the state of an unused account expires."""
 
 _SCRIPT = (
     f"local SAFETY, SLACK, REGAIN, MAX_AHEAD = {SAFETY!r}, {SLACK!r}, {REGAIN!r}, {MAX_AHEAD!r}\n"
-    f"local LEAST, KEPT, OF_LATE = {LEAST!r}, {_KEPT}, {_OF_LATE!r}\n"
+    f"local LEAST, KEPT, RECENT = {LEAST!r}, {_KEPT}, {_RECENT!r}\n"
     + CLOCK
     + """
--- KEYS: the account, and who asked for it of late. ARGV: who asks, now, requests and tokens a
--- minute ('' for no limit), tokens owed, seconds late, seconds since a refused request was sent
--- ('' for none), how many to reserve, tokens of each. Answers doubles: how many asked of late, and
--- in how many seconds each may be sent.
+-- KEYS: the account, and the processes that used it recently. ARGV: the calling process, now,
+-- requests and tokens per minute ('' for no limit), tokens owed, seconds late, seconds since a
+-- refused request was sent ('' for none), how many to reserve, tokens of each. Returns doubles: the
+-- number of recent processes, and the seconds until each request may be sent.
 local never = -math.huge
 local now = clock(ARGV[2])
 
@@ -51,7 +51,7 @@ local state = redis.call('GET', KEYS[1])
 if state and #state == 48 then
   local seen, requests_owed, tokens_owed, kept_share, kept_share_at, kept_cut_at =
     struct.unpack('<dddddd', state)
-  -- A clock that was set back stands before the last answer: all times go back with it.
+  -- If the clock was set back, move all stored times back with it.
   local shift = math.min(0, now - seen)
   local function paid_off(bucket, owed)
     bucket.next_at = math.min(seen + shift + owed / bucket.per_second, now + MAX_AHEAD)
@@ -73,7 +73,8 @@ end
 
 local function first(slot, bucket, units)
   if not bucket then return slot end
-  -- What earlier requests caught up of a delay is missing to one that needs all there is.
+  -- Earlier requests may have used up to `slack` seconds ahead; a request that needs the whole
+  -- second's worth waits for them.
   local room = math.max(0, math.max(1, bucket.per_second) - units) / bucket.per_second
   return math.max(slot, bucket.next_at + math.max(0, bucket.slack - room) * 0.999)
 end
@@ -84,7 +85,7 @@ local function take(slot, bucket, units)
 end
 
 redis.call('ZADD', KEYS[2], now, ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - OF_LATE)
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - RECENT)
 redis.call('EXPIRE', KEYS[2], KEPT)
 local answer = { struct.pack('<d', redis.call('ZCARD', KEYS[2])) }
 local each = tonumber(ARGV[9])
@@ -99,7 +100,7 @@ for i = 1, tonumber(ARGV[8]) do
   answer[i + 1] = struct.pack('<d', slot - now)
 end
 
--- What is owed, and not when it will be paid off, which is another time for each limit.
+-- Store what is owed, not when it is paid off: that time depends on the limit.
 local function owing(bucket)
   return bucket and (bucket.next_at - now) * bucket.per_second or 0
 end
@@ -111,16 +112,16 @@ return table.concat(answer)
 
 
 class AccountLimits:
-    """The ``SharedLimits`` of all who use one Redis server.
+    """The ``SharedLimits`` of all processes that use one Redis server.
 
     Args:
-        server: Which one.
-        account: Bytes that stand for the account and the model; see ``account_id``.
-        requests_per_minute: Limit of the account; ``None`` is none.
+        server: The Redis server.
+        account: Bytes that identify the account and the model; see ``account_id``.
+        requests_per_minute: Limit of the account; ``None`` for no limit.
         tokens_per_minute: The same for tokens.
-        clock: For tests; the server's own clock counts otherwise.
+        clock: For tests; by default the Redis server's clock.
 
-    All methods raise what ``RedisServer.ask`` does.
+    All methods raise what ``RedisServer.ask`` raises.
     """
 
     def __init__(
@@ -141,21 +142,21 @@ class AccountLimits:
 
     @property
     def processes(self) -> int:
-        """How many asked in the last minute, as far as this process knows; at least 1."""
+        """How many processes asked in the last minute, as of the last answer; at least 1."""
         return self._processes
 
     def lease(
         self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
     ) -> list[float]:
-        """Reserve ``count`` requests, as ``SharedLimits.lease`` says."""
+        """Reserve ``count`` requests; see ``SharedLimits.lease``."""
         return self._run(owed=owed_tokens, late=late, count=count, tokens=tokens)
 
     def owe(self, tokens: float, late: float = 0.0) -> None:
-        """Charge ``tokens`` (give them back if less than 0), and ``late`` seconds."""
+        """Charge ``tokens`` (refund them if negative) and ``late`` seconds."""
         self._run(owed=tokens, late=late)
 
     def throttled(self, ago: float) -> None:
-        """Note that a request sent ``ago`` seconds ago was refused as too fast: all yield."""
+        """Slow all processes down: a request sent ``ago`` seconds ago exceeded the rate limit."""
         self._run(ago=repr(ago))
 
     def _run(

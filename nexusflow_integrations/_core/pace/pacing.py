@@ -1,8 +1,8 @@
-"""How fast to send: to a limit that was given, or to one that is found out.
+"""How fast to send: up to limits that the user gave, or up to a limit found by trial.
 
-Everything here is arithmetic on a clock that the caller passes in (monotonic seconds). A pacer says
-how long to wait (``wait``), is told what was sent (``take``), what it really cost (``settle``),
-what was refused (``throttled``) and what came back well (``succeeded``).
+Everything here is arithmetic on a clock that the caller passes in (monotonic seconds). A pacer
+returns how long to wait (``wait``). The caller reports what was sent (``take``), what it cost
+(``settle``), what hit the rate limit (``throttled``) and what succeeded (``succeeded``).
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ from typing import Protocol
 
 
 class Pacer(Protocol):
-    """What the admission queue asks; implemented in memory here and over a file in ``store``."""
+    """What the admission queue uses: the classes here, or ``LeasedPacer`` for shared limits."""
 
     def wait(self, now: float) -> float:
         """Return the seconds until a request may be sent; 0 for now."""
 
     def take(self, tokens: int, now: float) -> None:
-        """Note that a request of about ``tokens`` is being sent."""
+        """Record that a request of about ``tokens`` is being sent."""
 
     def settle(self, estimated: int, billed: int) -> None:
         """Correct the estimate of a request by what the server billed."""
 
     def throttled(self, *, sent_at: float, now: float, hint: float | None) -> None:
-        """Note that a request sent at ``sent_at`` was refused as too fast."""
+        """Record that a request sent at ``sent_at`` exceeded the rate limit."""
 
     def succeeded(self, now: float) -> None:
-        """Note that a request was answered well."""
+        """Record that a request succeeded."""
 
 
 SLACK = 0.1
-"""Seconds of delay that are caught up."""
+"""Seconds of delay that later requests may catch up."""
 
 
 @dataclass
 class Gcra:
-    """Generic cell rate algorithm: one unit each ``interval`` seconds, without saved-up bursts.
+    """Generic cell rate algorithm: ``per_second`` units each second, without bursts.
 
-    Limits of this API hold per second and on growth, so after a rest nothing is saved up. Only a
-    delay of at most ``slack`` seconds is caught up: timers fire late, and without it every late
-    wake-up would be quota lost.
+    This API limits each second, and how fast the rate grows, so idle time earns no credit. A delay
+    of at most ``slack`` seconds may be caught up: timers fire late, and every late wake-up would
+    otherwise waste quota.
     """
 
     per_second: float
@@ -59,20 +59,18 @@ class Gcra:
         self.taken_at = now
 
     def follow(self, former: Gcra) -> None:
-        """Owe what ``former`` owed when it last took: as many units, at this rate."""
+        """Take over the units that ``former`` owed after its last ``take``, at this rate."""
         owed = max(0.0, former.next_at - former.taken_at) * former.per_second
         self.taken_at = former.taken_at
         self.next_at = former.taken_at + owed / self.per_second
 
 
 REGAIN = 0.05
-"""How much of a given limit is won back each second after a refusal."""
+"""Share of a given limit that is regained each second after a refusal."""
 SAFETY = 0.99
-"""Share of a given limit that is used: our clock and the server's never quite agree."""
-
-
+"""Share of a given limit that is used: our clock and the server's differ slightly."""
 LEAST = 1e-9
-"""Per minute; a lower limit counts as this one, which is a request in two thousand years."""
+"""The lowest limit per minute, one request in two thousand years; avoids a division by zero."""
 
 
 def _per_second(per_minute: float) -> float:
@@ -81,7 +79,7 @@ def _per_second(per_minute: float) -> float:
 
 @dataclass
 class GivenLimits:
-    """Paces to limits that the user gave, requests and tokens per minute; ``None`` is no limit."""
+    """Keeps the user's limits, requests and tokens per minute; ``None`` is no limit."""
 
     requests_per_minute: float | None
     tokens_per_minute: float | None
@@ -95,15 +93,15 @@ class GivenLimits:
     def __post_init__(self) -> None:
         if self.requests_per_minute:
             per_second = _per_second(self.requests_per_minute)
-            # A server lets through a second's worth at once: what one request needs of that is no
-            # room for catching up.
+            # The server allows a second's worth at once. One request uses its part of that; only
+            # the rest is room to catch up.
             room = max(0.0, 1.0 - 1 / per_second)
             self._requests = Gcra(per_second, slack=min(SLACK, room))
         if self.tokens_per_minute:
             self._tokens = Gcra(_per_second(self.tokens_per_minute))
 
     def follow(self, former: GivenLimits) -> None:
-        """Owe what ``former`` owed."""
+        """Take over what ``former`` owed."""
         for mine, other in ((self._requests, former._requests), (self._tokens, former._tokens)):
             if mine is not None and other is not None:
                 mine.follow(other)
@@ -132,8 +130,8 @@ class GivenLimits:
         self._ratio += 0.1 * (min(10.0, max(0.1, billed / estimated)) - self._ratio)
 
     def throttled(self, *, sent_at: float, now: float, hint: float | None) -> None:
-        # The limit was given and is still refused: somebody else uses the same quota. Yield a
-        # little, for a while, once for each burst of refusals.
+        # Refused within the given limit: someone else uses the same quota. Slow down a little for
+        # a while, once for each burst of refusals.
         if sent_at <= self._cut_at:
             return
         self._cut_at = self._share_at = now
@@ -144,27 +142,27 @@ class GivenLimits:
 
 
 BETA = 0.85
-"""What is left of the rate after a refusal."""
+"""Factor by which a refusal cuts the rate."""
 PLATEAU = 8.0
-"""Seconds after a cut until the rate is back where it was refused, and only then grows beyond."""
+"""Seconds after a cut until the rate is back where it was refused; it grows beyond only then."""
 MIN_RATE = 0.2
-"""Requests a second below which no number of refusals pushes the rate."""
+"""Requests per second; refusals never push the rate below this."""
 SEARCH = 2.0
 """Factor by which the rate grows each second while the limit is still unknown."""
 LONGEST_SEARCH = 30.0
-"""Seconds of growth after which a rate is as good as none; more would be no float any more."""
+"""Seconds after which the growth stops (at 2^30): the exponent must not overflow a float."""
 MEASURE = 1.0
-"""Seconds over which the rate of good answers is measured."""
+"""Seconds over which the rate of successful requests is measured."""
 
 
 @dataclass
 class FoundLimit:
-    """Finds the limit by itself: no pacing until the first refusal, then CUBIC around it.
+    """Finds the limit by trial: no pacing until the first refusal, then CUBIC around it.
 
-    A refusal cuts the rate to ``BETA`` of what the server really let through; the rate then grows
-    along a cubic that is flat where it was refused and steep far from it (Ha, Rhee and Xu, "CUBIC",
-    2008; the SDKs of AWS pace the same way). All refusals of requests sent before a cut belong to
-    that cut: one burst counts once.
+    A refusal cuts the rate to ``BETA`` of what the server actually accepted. The rate then grows
+    along a cubic curve, flat near the rate that was refused and steep far from it (Ha, Rhee and Xu,
+    "CUBIC", 2008; the AWS SDKs pace the same way). Refusals of requests sent before a cut do not
+    cut again, so one burst counts once.
     """
 
     rate: float | None = None
@@ -203,15 +201,15 @@ class FoundLimit:
             return
         passed = self._measured(now)
         known = self.rate
-        # What passed before the first refusal, in a burst, says little about the rate: search from
-        # it, upwards with time and downwards with each refusal, before settling.
+        # What passed in a burst before the first refusal says little about the limit. Search from
+        # there first: up with time, down with each refusal.
         self._searching = known is None or (self._searching and now - self._cut_at < MEASURE / 2)
         if passed > 0:
             refused = passed if known is None else min(passed, known)
         else:
             refused = (known or 2.0) / 2
         if hint is not None and not self._good_since_cut:
-            # Nothing gets through at all: believe the hint for everyone.
+            # Nothing has succeeded since the last cut: apply the hint to all requests.
             self._held_until = max(self._held_until, now + min(hint, 60.0))
         self._refused_rate = max(MIN_RATE, refused)
         self._cut_at = now
@@ -226,7 +224,7 @@ class FoundLimit:
             self._good.popleft()
 
     def _measured(self, now: float) -> float:
-        """Good answers a second, over the last ``MEASURE`` seconds or what there is of them."""
+        """Return successful requests per second, over the last ``MEASURE`` seconds at most."""
         while self._good and self._good[0] < now - MEASURE:
             self._good.popleft()
         if not self._good:

@@ -1,8 +1,8 @@
-"""One pace for all processes that use one account, on one host or on many.
+"""Limits shared by all processes that use one account, on one host or on many.
 
-``SharedLimits`` is where processes reserve send times: asked in a thread, since it blocks.
-``LeasedPacer`` is what the admission queue asks: it never blocks, but has send times fetched ahead
-by another thread, a few at once where the pace is high.
+``SharedLimits`` is where processes reserve send times. It blocks, so a thread calls it.
+``LeasedPacer`` is what the admission queue uses. It never blocks: a thread fetches send times
+ahead, several at once if the rate is high.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger("nexusflow_integrations")
 
 MAX_AHEAD = 3600.0
-"""Seconds; a send time further in the future is not believed."""
+"""Seconds; a stored send time further in the future is cut to this."""
 LEASE_SECONDS = 0.1
-"""How much of the pace one process may reserve at once; what it leaves unused is lost to all."""
+"""Seconds of the rate that one process may reserve at once; what it does not use is lost to all."""
 MOST_AT_ONCE = 128
-"""The same as a number of requests."""
+"""The most requests that one process may reserve at once."""
 LAPSE = 0.25
-"""Seconds after its time at which a reserved send time is given up."""
+"""Seconds after its time at which an unused send time expires."""
 PATIENCE = 1.0
 """Seconds that requests wait for send times before the process paces alone."""
 ASK_AGAIN = 5.0
-"""Seconds for which a process paces alone after the limits could not be asked."""
+"""Seconds for which a process paces alone after the limits could not be reached."""
 RECHECK = 0.25
-"""Seconds after which the queue asks again if nothing arrived, which should not happen."""
+"""Seconds after which the queue checks again, in case no answer arrives."""
 NO_LIMIT = 1e12
 """Per minute."""
 FIRST_GUESS = 3_000
-"""Tokens that a request is taken for before the first is known: ten passages of 300."""
+"""Tokens charged for a request before the first one is known: ten passages of 300."""
 
 
 def account_id(*, base_url: str, key: ApiKey | AskedKey, model: str) -> bytes:
-    """Return 16 bytes that stand for an account; the key cannot be got back from them."""
+    """Return 16 bytes that identify an account; the key cannot be recovered from them."""
     parts = ("nexusflow pacer 1", base_url, key.fingerprint(), model)
     framed = b"".join(
         len(data).to_bytes(8, "big") + data for data in (part.encode() for part in parts)
@@ -57,23 +57,25 @@ def account_id(*, base_url: str, key: ApiKey | AskedKey, model: str) -> bytes:
 
 
 def _room(units: float, per_second: float) -> float:
-    """Return how many seconds of a limit, which lets through one second's worth at once, are left
-    over by a request of ``units``."""
+    """Return the seconds of a limit that a request of ``units`` leaves over.
+
+    The limit allows one second's worth at once.
+    """
     return max(0.0, max(1.0, per_second) - units) / per_second
 
 
 class SharedLimits(Protocol):
-    """The limits of one account, and who may send when: the same for all processes that ask.
+    """The limits of one account and the send times under them, for all processes that share it.
 
-    All methods block, are called from one thread at a time, and may raise any ``Exception`` where
-    the limits cannot be asked. The process then paces alone to its share of them, and asks again
-    after five seconds. So it does when an answer takes longer than one second, or longer than the
-    seconds in an attribute ``patience`` of the object, if it has one.
+    All methods block and are called from one thread at a time. They may raise any ``Exception`` if
+    the limits cannot be reached. The process then paces alone, within its share of the limits, and
+    asks again after five seconds. It does the same if an answer takes longer than one second, or
+    than the seconds in an attribute ``patience`` of the object, if it has one.
     """
 
     @property
     def requests_per_minute(self) -> float | None:
-        """Limit of the account; ``None`` is none."""
+        """Limit of the account; ``None`` for no limit."""
 
     @property
     def tokens_per_minute(self) -> float | None:
@@ -81,7 +83,7 @@ class SharedLimits(Protocol):
 
     @property
     def processes(self) -> int:
-        """How many processes asked of late, as far as is known; at least 1."""
+        """How many processes used the limits recently, as far as known; at least 1."""
 
     def lease(
         self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
@@ -91,33 +93,33 @@ class SharedLimits(Protocol):
         Args:
             count: How many, one or more.
             tokens: What each is charged.
-            owed_tokens: What earlier requests cost beyond their charge; less than 0 if they cost
+            owed_tokens: What earlier requests cost beyond their charge; negative if they cost
                 less.
-            late: Seconds by which earlier requests went out after their time.
+            late: Seconds by which earlier requests were sent after their time.
 
         Returns:
-            Seconds from now until each may be sent, rising; a little below 0 where a send time has
-            passed that nobody used.
+            Seconds from now until each may be sent, rising; slightly negative for an unused send
+            time that has passed.
         """
 
     def owe(self, tokens: float, late: float = 0.0) -> None:
-        """Charge ``tokens`` (give them back if less than 0), and ``late`` seconds."""
+        """Charge ``tokens`` (refund them if negative) and ``late`` seconds."""
 
     def throttled(self, ago: float) -> None:
-        """Note that a request sent ``ago`` seconds ago was refused as too fast: all yield."""
+        """Slow all processes down: a request sent ``ago`` seconds ago exceeded the rate limit."""
 
 
 class SlotLimits(GivenLimits):
-    """``GivenLimits`` for many who send: it hands out send times, and owes what they owe.
+    """``GivenLimits`` for several processes: hands out send times, tracks what is owed.
 
-    Its state, for those who keep it in a row: the requests and tokens that were owed then, share,
-    share_at and cut_at. Not when they will be paid off, which is another time for each limit.
+    Its stored state: the requests and tokens owed at that time, share, share_at and cut_at. Not
+    when they are paid off: that time depends on the limit.
     """
 
     def load(self, row: tuple[float, ...], *, then: float, now: float) -> None:
-        """Go on from what ``dump`` returned at ``then``."""
+        """Continue from what ``dump`` returned at ``then``."""
         requests, tokens, self._share, share_at, cut_at = row
-        # A clock that was set back stands before ``then``: all times go back with it.
+        # If the clock was set back, move all stored times back with it.
         shift = min(0.0, now - then)
         for bucket, owed in ((self._requests, requests), (self._tokens, tokens)):
             if bucket is not None:
@@ -133,12 +135,12 @@ class SlotLimits(GivenLimits):
         return requests, tokens, self._share, self._share_at, self._cut_at
 
     def slot(self, tokens: int, now: float) -> float:
-        """Return the first time from ``now`` on at which a request may be sent, and use it."""
+        """Reserve and return the first time from ``now`` on at which a request may be sent."""
         slot = now
         for bucket, units in ((self._requests, 1), (self._tokens, tokens)):
             if bucket is not None:
-                # Earlier requests may have caught up with a delay, so that up to ``slack`` seconds
-                # of the limit are missing just now. One that needs them waits for them.
+                # Earlier requests may have used up to ``slack`` seconds ahead; a request that
+                # needs the whole second's worth waits for them.
                 missing = max(0.0, bucket.slack - _room(units, bucket.per_second))
                 slot = max(slot, bucket.next_at + missing * 0.999)
         self.take(tokens, slot)
@@ -158,18 +160,18 @@ class SlotLimits(GivenLimits):
 
 
 class LeasedPacer:
-    """The ``Pacer`` of an admission queue on its event loop, over ``SharedLimits`` in a thread.
+    """A ``Pacer`` for an event loop that gets its send times from ``SharedLimits`` in a thread.
 
-    A send time is asked for when somebody waits for one, the next while the last is still to come.
-    Those that go unused lapse: for all others they are as good as used. If the limits cannot be
-    asked, or do not answer, the process paces alone, to its share of them: one of ``processes``. It
-    asks again every ``ASK_AGAIN`` seconds, and never while the last question is still out.
+    Send times are requested when a request waits for one, and the next before the last is used.
+    Unused ones expire; no other process can use them. If the limits cannot be reached or do not
+    answer, the process paces alone within its share of them (one of ``processes``). It asks again
+    every ``ASK_AGAIN`` seconds, but never while it still waits for an answer.
 
     Args:
         shared: Where send times come from.
         submit: Runs a function in another thread.
-        ready: Called on the loop when send times have come in: the admission queue's ``pump``.
-        clock: The admission queue's, in seconds.
+        ready: Called on the loop when send times have arrived: the admission queue's ``pump``.
+        clock: The admission queue's clock, in seconds.
     """
 
     def __init__(
@@ -189,8 +191,8 @@ class LeasedPacer:
         self._tokens_per_second = max(shared.tokens_per_minute or NO_LIMIT, LEAST) / 60
         self._size = 1
         self._slots: deque[tuple[float, int]] = deque()  # when, and what it was charged
-        # What a request is charged in advance: the highest of late, since the correction of a
-        # charge that was too low may come after another process has been told to send.
+        # What a request is charged in advance: the highest recent cost, because the correction of
+        # a charge that was too low may come after another process was allowed to send.
         self._charge = 0.0
         self._ratio = 1.0
         self._owed = 0.0
@@ -204,7 +206,7 @@ class LeasedPacer:
         self._last: tuple[int, float] | None = None  # tokens of the last request, and when
 
     def wait(self, now: float) -> float:
-        """Return the seconds until a request may be sent, if it is known; else ask for it."""
+        """Return the seconds until a request may be sent; if not known, ask in a thread."""
         if self._alone is not None:
             if now >= self._ask_at:
                 self._lease(now)
@@ -216,7 +218,7 @@ class LeasedPacer:
             self._lease(now)
         if self._slots:
             return max(0.0, self._slots[0][0] - now)
-        # Not simply since it was asked: a process that was stopped has not waited meanwhile.
+        # Not the time since asking: a suspended process was not waiting.
         self._waited += min(now - self._looked_at, 2 * RECHECK)
         self._looked_at = now
         if self._waited < self._patience:
@@ -236,7 +238,7 @@ class LeasedPacer:
         self._charge = max(cost, self._charge + 0.2 * (cost - self._charge))
         room = min(_room(1, self._requests_per_second), _room(cost, self._tokens_per_second))
         if now - slot > room - Gcra.slack:
-            self._late += now - slot  # or the next one could come too soon after it
+            self._late += now - slot  # or the next one could follow too soon
         if not self._slots:
             self._size = min(MOST_AT_ONCE, 2 * self._size)
 
@@ -249,7 +251,7 @@ class LeasedPacer:
             self._ratio += 0.1 * (min(10.0, max(0.1, billed / estimated)) - self._ratio)
 
     def throttled(self, *, sent_at: float, now: float, hint: float | None) -> None:
-        """Note a refusal; all processes with the account yield a little, for a while."""
+        """Record a refusal; all processes of the account slow down a little for a while."""
         if self._alone is not None:
             self._alone.throttled(sent_at=sent_at, now=now, hint=hint)
         else:
@@ -261,7 +263,7 @@ class LeasedPacer:
             )
 
     def succeeded(self, now: float) -> None:
-        """Note a good answer, which teaches nothing where the limits are given."""
+        """Do nothing: with given limits there is nothing to learn from a success."""
 
     # -- the other thread ----------------------------------------------------------------------
 
@@ -274,7 +276,7 @@ class LeasedPacer:
             asyncio.get_running_loop().call_soon(self._pay)
 
     def _pay(self) -> None:
-        """Pass on what is owed, unless a lease has taken it along by now."""
+        """Report what is owed, unless a lease has already included it."""
         if abs(self._owed) < 1 or self._alone is not None:
             self._owing = False
             return
@@ -301,7 +303,7 @@ class LeasedPacer:
             now = self._clock()
             slots = [(now + wait, charge) for wait in waits]
             if not slots or not all(math.isfinite(at) for at, _ in slots):
-                raise ValueError  # or it would be asked for ever, or never send
+                raise ValueError  # or the pacer would ask for ever, or never send
             return slots
 
         offload(self._submit, lease, self._leased, self._not_leased)
@@ -309,13 +311,13 @@ class LeasedPacer:
     def _leased(self, slots: list[tuple[float, int]]) -> None:
         self._asking = False
         if self._alone is not None:
-            # Where send times are kept, nobody knows what was sent alone.
+            # The shared limits do not know what this process sent while it paced alone.
             now = self._clock()
             shift = max(0.0, now + self._alone.wait(now) - slots[0][0])
             slots = [(at + shift, charge) for at, charge in slots]
             self._late += shift
             self._alone = None
-            logger.warning("the shared limits are kept together again")
+            logger.warning("the shared limits can be reached again; pacing together")
         self._slots.extend(slots)
         self._ready()
 
@@ -327,7 +329,7 @@ class LeasedPacer:
         self._owing = False
         if isinstance(error, (StoreUnavailable, CacheError)):
             self._pace_alone(str(error))
-        else:  # by its name only: what it says may hold an address with a password
+        else:  # only the type: the message may contain an address with a password
             self._pace_alone(type(error).__name__)
         self._ready()
 
@@ -335,11 +337,11 @@ class LeasedPacer:
         self._ask_at = self._clock() + ASK_AGAIN
         if self._alone is not None:
             return
-        logger.warning("pacing alone until the shared limits can be asked again: %s", why)
+        logger.warning("pacing alone until the shared limits can be reached again: %s", why)
         requests, tokens = self._limits
         try:
             processes = max(1, self._shared.processes)
-        except Exception:  # noqa: BLE001 - whatever the user's own limits raise
+        except Exception:  # noqa: BLE001 - limits written by the user may raise anything
             processes = 1
         self._alone = GivenLimits(requests and requests / processes, tokens and tokens / processes)
         if self._last is not None:

@@ -1,4 +1,4 @@
-"""Whose limits hold for an account: those of the clients in use, of several the newest."""
+"""Which limits apply to an account: those of the newest client in use that gives any."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 class Presence:
-    """What a client and its copies hold for as long as they are in use."""
+    """Held by a client and its copies while they are in use."""
 
     __slots__ = ("__weakref__",)
 
 
 @dataclass(eq=False, slots=True)
 class Terms:
-    """What one client says of how it may send.
+    """The limits that one client gives.
 
-    It holds for all clients of the account, as long as the ``presence`` of the client lives (for
-    good where there is none) or a call of it is in flight.
+    They apply to all clients of the account while ``presence`` is alive (for ever if it is
+    ``None``) or a call of the client is in flight.
     """
 
     settings: Settings
@@ -40,20 +40,20 @@ class Terms:
 
     @property
     def limit(self) -> bool:
-        """Whether they say anything about the pace."""
-        told = self.settings
-        given = (self.pacer, told.requests_per_minute, told.tokens_per_minute)
+        """Whether any limit is given."""
+        settings = self.settings
+        given = (self.pacer, settings.requests_per_minute, settings.tokens_per_minute)
         return given != (None, None, None)
 
 
 class TermsInForce:
-    """The terms that hold for one account.
+    """The limits that apply to one account.
 
     Attributes:
-        requests_per_minute: The newest limit of those given; ``None`` is none.
+        requests_per_minute: The newest limit given; ``None`` for no limit.
         tokens_per_minute: The same for tokens.
-        pacer: What keeps the limits instead, if the newest client to say anything gave one.
-        max_concurrency: The widest.
+        pacer: The shared limits to use instead, if the newest client that gives any limit has one.
+        max_concurrency: The largest.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class TermsInForce:
         self.max_concurrency = 0
 
     def begin(self, terms: Terms, ended: Callable[[], None]) -> None:
-        """Count a call. ``ended`` is called, in some thread, when the client goes out of use."""
+        """Count a call. ``ended`` is called, in any thread, when the client is collected."""
         calls = self._calls.get(terms)
         self._calls[terms] = (calls or 0) + 1
         if calls is None:
@@ -79,13 +79,13 @@ class TermsInForce:
         return not (self._calls[terms] or terms.present)
 
     def review(self) -> None:
-        """Drop what holds no more, and say what does."""
+        """Drop the terms of clients that are gone, and update the attributes."""
         for terms in [t for t, calls in self._calls.items() if not (calls or t.present)]:
             del self._calls[terms], self._ends[terms]
         newest = sorted(self._calls, key=lambda terms: -terms.number)
         if newest:
             self.max_concurrency = max(terms.settings.max_concurrency for terms in newest)
         self.pacer = next((terms.pacer for terms in newest if terms.limit), None)
-        told = [terms.settings for terms in newest if terms.pacer is None]
-        self.requests_per_minute = next(filter(None, (s.requests_per_minute for s in told)), None)
-        self.tokens_per_minute = next(filter(None, (s.tokens_per_minute for s in told)), None)
+        own = [terms.settings for terms in newest if terms.pacer is None]
+        self.requests_per_minute = next(filter(None, (s.requests_per_minute for s in own)), None)
+        self.tokens_per_minute = next(filter(None, (s.tokens_per_minute for s in own)), None)

@@ -1,8 +1,8 @@
 """How many requests may be in flight: slow start, then additive increase, multiplicative decrease.
 
-The loss signal is a server in trouble (5xx, timeouts, resets), not a rate limit, which is the
-pacer's. As in TCP (RFC 5681), the window doubles each round trip until the first trouble, then
-grows by one each round trip; it never grows while it is not used.
+The loss signal is a server fault (5xx, timeout, reset), not a rate limit, which the pacer handles.
+As in TCP (RFC 5681), the window doubles each round trip until the first fault, then grows by one
+each round trip. It does not grow while it is not used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Window:
         self.size = float(min(self.size, self.limit))
 
     def set_limit(self, limit: int) -> None:
-        """Let the window grow to ``limit`` and no further."""
+        """Set the largest size to ``limit``."""
         self.limit = limit
         self.size = min(self.size, float(limit))
 
@@ -35,13 +35,13 @@ class Window:
         return in_flight < int(self.size)
 
     def succeeded(self, in_flight: int) -> None:
-        """Note a good answer while ``in_flight`` requests, it included, were out."""
+        """Record a success while ``in_flight`` requests, this one included, were in flight."""
         if in_flight * 2 < self.size:
             return
         self.size = min(float(self.limit), self.size + (1 if self._slow_start else 1 / self.size))
 
     def failed(self, sent_at: float, now: float) -> None:
-        """Note trouble with a request sent at ``sent_at``; one burst of trouble counts once."""
+        """Record a fault of a request sent at ``sent_at``; one burst of faults counts once."""
         if sent_at <= self._cut_at:
             return
         self._cut_at = now

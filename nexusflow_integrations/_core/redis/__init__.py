@@ -1,1 +1,1 @@
-"""Where a Redis server is, and how it is spoken to."""
+"""The address of a Redis server and the connection to it."""

@@ -1,4 +1,4 @@
-"""Where a Redis server is: a URL that keeps its password to itself."""
+"""The URL of a Redis server, shown without its password."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nexusflow_integrations.errors import ConfigurationError
 
 SCHEMES = ("redis", "rediss", "unix")
 PASSWORD_ENV = "NEXUSFLOW_REDIS_PASSWORD"  # noqa: S105 - its name, not the password
-"""Where the password is looked for if the URL has none."""
+"""The variable that holds the password if the URL has none."""
 _OPTIONS = {"db", "username", "password", "socket_timeout", "socket_connect_timeout"}
 _SHAPE = "redis://host:6379/0, rediss://host:6379/0 or unix:///path/to/socket?db=0"
 
@@ -20,17 +20,17 @@ T = TypeVar("T")
 
 
 class RedisAddress:
-    """A ``redis://``, ``rediss://`` (TLS) or ``unix://`` URL, as the ``redis`` package takes it.
+    """A ``redis://``, ``rediss://`` (TLS) or ``unix://`` URL, as the ``redis`` package accepts it.
 
-    ``str`` and ``repr`` leave the password out, and so does a pickle: whoever loads it finds the
-    password in ``NEXUSFLOW_REDIS_PASSWORD``, or does without.
+    ``str``, ``repr`` and pickles leave the password out. A process that loads the pickle takes the
+    password from ``NEXUSFLOW_REDIS_PASSWORD``.
 
     Args:
-        url: May hold a user and a password, the number of a database, and as options ``db``,
-            ``socket_timeout``, ``socket_connect_timeout`` and what begins with ``ssl_``.
+        url: May hold a user and a password, the number of a database, and the options ``db``,
+            ``socket_timeout``, ``socket_connect_timeout`` and those that begin with ``ssl_``.
 
     Raises:
-        ConfigurationError: It is no such URL. The message holds nothing of it.
+        ConfigurationError: It is not such a URL. The message quotes nothing of it.
     """
 
     __slots__ = ("_hidden", "_shown", "_url")
@@ -45,27 +45,27 @@ class RedisAddress:
             host, _ = parts.hostname, parts.port
             options = parse_qsl(parts.query, keep_blank_values=True)
         except ValueError:
-            raise ConfigurationError(f"cache is no URL of a Redis server: {_SHAPE}") from None
+            raise ConfigurationError(f"cache is not the URL of a Redis server: {_SHAPE}") from None
         is_socket = parts.scheme == "unix"
         database = parts.path.strip("/")
         if (
             parts.scheme not in SCHEMES
-            or not url.startswith(f"{parts.scheme}://")  # as the package wants it
+            or not url.startswith(f"{parts.scheme}://")  # the redis package requires it
             or parts.fragment
             or not (is_socket or (host and is_plain_host(host)))
             or not (is_socket or not database or (database.isdecimal() and database.isascii()))
             or not url.isprintable()
         ):
-            raise ConfigurationError(f"cache is no URL of a Redis server: {_SHAPE}")
+            raise ConfigurationError(f"cache is not the URL of a Redis server: {_SHAPE}")
         for name, _ in options:
             if name not in _OPTIONS and not name.startswith("ssl_"):
                 raise ConfigurationError(
-                    "cache is a URL of a Redis server with an option that is unknown"
+                    "cache is the URL of a Redis server with an unknown option"
                 )
         user, at, where = parts.netloc.rpartition("@")
         shown = [(name, value) for name, value in options if "password" not in name]
         self._url = Secret(url)
-        # By hand: `urlunsplit` writes a socket's URL in a way that the package does not take.
+        # `urlunsplit` writes a socket's URL in a form that the redis package does not accept.
         self._shown = f"{parts.scheme}://{user.partition(':')[0]}{at}{where}{parts.path}" + (
             f"?{urlencode(shown)}" if shown else ""
         )
@@ -78,7 +78,7 @@ class RedisAddress:
         return self._url.reveal()
 
     def redact(self, text: str) -> str:
-        """Return ``text``, which a server said, without the password, should it hold it."""
+        """Return ``text`` (a server's message) with the password removed."""
         for secret in self._hidden:
             text = secret.redact(text)
         return text
@@ -106,9 +106,9 @@ class RedisAddress:
 
 
 def address_or_path(cache: T) -> T | RedisAddress:
-    """Return the address that ``cache`` is the URL of, or ``cache`` itself, which is none.
+    """Return a ``RedisAddress`` if ``cache`` is a URL, else ``cache`` itself.
 
     Raises:
-        ConfigurationError: It is a URL of something else.
+        ConfigurationError: It is a URL, but not of a Redis server.
     """
     return RedisAddress(cache) if isinstance(cache, str) and "://" in cache else cache

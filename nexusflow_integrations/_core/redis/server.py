@@ -1,4 +1,4 @@
-"""A connection to Redis, and what its failures mean for a cache or a pace that is kept there."""
+"""A connection to Redis, and what its failures mean for a cache or shared limits kept there."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
 
 PATIENCE = 2.0
-"""Seconds for which a server that has answered before may be away, as while it restarts."""
+"""Seconds to wait for a server that has answered before, for example while it restarts."""
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 2.0
-"""How long an answer may take to begin, or to go on; it takes milliseconds."""
+"""The socket timeout; an answer normally takes milliseconds."""
 OLDEST = (5, 0)
-"""Since this version a script may ask for the time and write."""
+"""The first version in which a script that asks for the time may also write."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 
 CLOCK = """
@@ -31,30 +31,30 @@ local function clock(given)
   return tonumber(time[1]) + tonumber(time[2]) / 1000000
 end
 """
-"""Lua: the server's time in seconds since 1970, the same for all hosts; a test gives its own."""
+"""Lua: the server's time in seconds since 1970, the same for all hosts; tests pass their own."""
 
 T = TypeVar("T")
 
 
 def is_too_old(version: object) -> bool:
-    """Tell whether a ``redis_version`` is below ``OLDEST``; a fork's that is no number is not."""
+    """Whether a ``redis_version`` is below ``OLDEST``; non-numeric versions count as new enough."""
     numbers = re.match(r"(\d+)\.(\d+)", str(version))
     return numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST
 
 
 class RedisServer:
-    """One Redis server, connected to when it is first asked, once in each process.
+    """One Redis server; each process connects at first use.
 
-    May be pickled (without the password, see ``RedisAddress``) and survives a fork.
+    Can be pickled (without the password, see ``RedisAddress``) and used after a fork.
 
-    ``owner`` tells apart whoever asks: random, another one in each process and after each close.
+    ``owner`` is a random name of this connection, different in each process and after each close.
     """
 
     def __init__(self, address: RedisAddress) -> None:
         self.address = address
         self._lock = forks.Lock()
         self._closed_state()
-        # In the child of a fork the client drops the parent's connection, and leaves it to it.
+        # The child of a fork forgets the parent's connection without closing it.
         forks.in_child(self._closed_state)
 
     def _closed_state(self) -> None:
@@ -71,18 +71,19 @@ class RedisServer:
         self.__init__(state["address"])  # type: ignore[misc]
 
     def ask(self, work: Callable[[Any], T], *, patience: float = PATIENCE) -> T:
-        """Return ``work(client)``; for ``patience`` seconds done over again while the server, if
-        it has answered before, is away.
+        """Return ``work(client)``.
+
+        If the server has answered before and is now away, retry for ``patience`` seconds.
 
         Raises:
-            CacheError: It is no Redis server, or takes no such password, or the package takes no
-                such option of the URL; only before it has answered once.
-            StoreUnavailable: It cannot be reached, or refuses what was asked.
+            CacheError: It is not a Redis server, rejects the password, or the redis package rejects
+                an option of the URL; only before the first answer.
+            StoreUnavailable: It cannot be reached, or refuses the command.
         """
         try:
             return self._ask(work, patience)
         except (CacheError, StoreUnavailable) as error:
-            raise without_frames(error) from None  # the redis package's hold the password
+            raise without_frames(error) from None  # frames of the redis package hold the password
 
     def _ask(self, work: Callable[[Any], T], patience: float) -> T:
         exceptions = redis_package(self.address).exceptions
@@ -101,8 +102,8 @@ class RedisServer:
                         raise self.unavailable(error) from None
                 except (exceptions.InvalidResponse, UnicodeError):
                     if self._has_answered:
-                        raise self.unavailable("its answer makes no sense") from None
-                    raise self.foreign("is no Redis server") from None
+                        raise self.unavailable("its answer is not valid") from None
+                    raise self.foreign("is not a Redis server") from None
                 except exceptions.RedisError as error:
                     raise self.unavailable(error) from None
                 else:
@@ -114,13 +115,13 @@ class RedisServer:
             self._lock.release()
 
     def run(self, script: str, keys: list[bytes], args: list[Any], *, client: Any) -> Any:
-        """Run a Lua script, which the server keeps, as one step that nothing interrupts."""
+        """Run a Lua script on the server, as one atomic step."""
         if script not in self._scripts:
             self._scripts[script] = client.register_script(script)
         return self._scripts[script](keys=keys, args=args, client=client)
 
     def close(self) -> None:
-        """Drop the connection. Never raises; it may be asked again."""
+        """Close the connection; the next ``ask`` opens another one. Never raises."""
         with self._lock:
             client = self._client
             self._closed_state()
@@ -133,7 +134,7 @@ class RedisServer:
                 client = _connect(self.address)
             except (TypeError, ValueError):
                 raise CacheError(
-                    f"{self.address} has an option that the redis package does not take"
+                    f"{self.address} has an option that the redis package rejects"
                 ) from None
             try:
                 self._check(client)
@@ -147,39 +148,39 @@ class RedisServer:
         from redis import exceptions
 
         try:
-            told = client.info("server")
+            info = client.info("server")
         except exceptions.NoPermissionError:
-            return  # a user who may not ask
-        if is_too_old(told.get("redis_version")):
+            return  # the Redis user has no permission for INFO
+        if is_too_old(info.get("redis_version")):
             raise self.foreign(f"is older than version {OLDEST[0]}.{OLDEST[1]}")
-        if told.get("redis_mode") == "cluster":
-            raise self.foreign("is part of a Redis Cluster, where one step cannot reach all keys")
+        if info.get("redis_mode") == "cluster":
+            raise self.foreign("is part of a Redis Cluster, where a script cannot reach all keys")
 
     def unavailable(self, why: object) -> StoreUnavailable:
-        """Return the error for a server that cannot be used here and now."""
-        # Of a failed command only what the server said: the rest is keys and vectors.
+        """Return the error for a server that cannot be used at the moment."""
+        # Keep only the server's message; the rest of the text is keys and vectors.
         text = str(why).rpartition(" of pipeline caused error: ")[2]
         said = self.address.redact(" ".join(text.split()))[:300].rstrip(".")
         return StoreUnavailable(f"{self.address} cannot be used: {said}")
 
     def foreign(self, what: str) -> CacheError:
-        """Return the error for what must not be touched."""
-        return CacheError(f"{self.address} {what}; it was left alone: name another server")
+        """Return the error for a server that must not be used."""
+        return CacheError(f"{self.address} {what}; nothing was written: use another server")
 
     def _locked_out(self) -> Exception:
-        # In our own words: some servers repeat what they were sent.
+        # Not the server's message: some servers repeat the password.
         if self._has_answered:
-            return self.unavailable("it no longer takes the user or the password")
+            return self.unavailable("it no longer accepts the user or the password")
         return CacheError(
-            f"{self.address} does not take the user or the password; it was left alone: put the"
-            f" password into the URL or into the environment variable {PASSWORD_ENV}"
+            f"{self.address} rejects the user or the password: put the password into the URL or"
+            f" into the environment variable {PASSWORD_ENV}"
         )
 
 
 def redis_package(address: RedisAddress) -> Any:
-    """Import all of the ``redis`` package that is used, which takes tenths of a second."""
+    """Import the parts of the ``redis`` package that are used; this takes tenths of a second."""
     with needed(str(address), "redis", install="nexusflow-integrations[redis]"):
-        import secrets  # noqa: F401 - it imports this one only when it makes a client
+        import secrets  # noqa: F401 - redis imports it only when it makes a client
 
         import redis
         import redis.backoff
@@ -195,13 +196,13 @@ def _connect(address: RedisAddress) -> Any:
     options: dict[str, Any] = {
         "socket_connect_timeout": CONNECT_SECONDS,
         "socket_timeout": ANSWER_SECONDS,
-        "retry": Retry(NoBackoff(), 0),  # `ask` knows what may be done over again, and how long
+        "retry": Retry(NoBackoff(), 0),  # `ask` retries
         "protocol": 2,
     }
     client = Redis.from_url(
         address.reveal(),
-        password=os.environ.get(PASSWORD_ENV) or None,  # what the URL says comes first
+        password=os.environ.get(PASSWORD_ENV) or None,  # a password in the URL takes precedence
         **options,
     )
-    client.connection_pool.make_connection()  # not connected: it is where some options are refused
+    client.connection_pool.make_connection()  # does not connect, but rejects wrong options
     return client

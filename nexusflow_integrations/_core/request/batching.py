@@ -1,4 +1,4 @@
-"""Which texts travel together: in order, at most so many, so many bytes, so many tokens."""
+"""Cut texts into batches, in order, within limits on texts, bytes and tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nexusflow_integrations._core.request.tokens import estimate_tokens
 from nexusflow_integrations._core.settings import Settings
 
 MAX_BODY_BYTES = 900_000
-"""Stay clear of request body limits near 1 MiB."""
+"""Below the common request body limit of 1 MiB."""
 MAX_BATCH_TOKENS = 81_920
 """Tokens of a request to a model of which nothing else is known: ten texts of 8,192."""
 _PER_TEXT_BYTES = 1  # the comma
@@ -21,11 +21,11 @@ _ENVELOPE_BYTES = 256
 _MOST_BYTES_A_CHARACTER = 6  # an escaped control character; UTF-8 alone takes 4
 
 
-@dataclass(slots=True)  # frozen would be three times slower to make, and there is one for each text
+@dataclass(slots=True)  # not frozen, which triples the cost of making one for each text
 class Item:
-    """One text on its way.
+    """One text to embed.
 
-    ``index`` is its place in the caller's list, ``tokens`` about how many it has.
+    ``index`` is its position in the caller's list, ``tokens`` its estimated number of tokens.
     """
 
     index: int
@@ -42,9 +42,9 @@ Batch = Sequence[Item]
 
 
 def max_tokens(settings: Settings) -> float:
-    """Return the most tokens of a request: what the model takes, and what the limit allows.
+    """Return the most tokens that a request may have, for the model and the limit per minute.
 
-    Limits that hold per second refuse a request of more tokens than a second may bring.
+    The server applies the limit to each second, and refuses a request with more tokens than that.
     """
     model = model_named(settings.model)
     most = model.batch_size * model.max_tokens if model.max_tokens else MAX_BATCH_TOKENS
@@ -52,7 +52,7 @@ def max_tokens(settings: Settings) -> float:
 
 
 def item_of(index: int, text: str) -> Item:
-    """Return the item of ``text``, with its tokens estimated."""
+    """Return an ``Item`` for ``text``, with its tokens estimated."""
     return Item(index, text, estimate_tokens(text))
 
 
@@ -65,8 +65,8 @@ def plan_batches(
 ) -> Iterator[Batch]:
     """Cut ``items`` into batches, lazily and in order.
 
-    No batch passes a limit, except that a text which alone is over one travels alone. Joined
-    together the batches are the items.
+    No batch exceeds a limit, except that a text which alone exceeds one gets a batch of its own.
+    Concatenated, the batches are the items.
     """
     source = iter(items)
     rest: list[Item] = []
@@ -77,10 +77,10 @@ def plan_batches(
 
 
 def _fitting(batch: Batch, max_bytes: int, max_tokens: float) -> int:
-    """Return how many items of ``batch``, from the first on, fit into one request; at least 1."""
+    """Return how many items from the start of ``batch`` fit into one request; at least 1."""
     tokens = sum([item.tokens for item in batch])
     characters = sum([len(item.text) for item in batch])
-    # Texts are seldom so long that their bytes have to be counted.
+    # Usually an upper bound is enough, and the bytes need not be counted.
     if tokens <= max_tokens and (
         _MOST_BYTES_A_CHARACTER * characters + 3 * len(batch) + _ENVELOPE_BYTES <= max_bytes
     ):
@@ -95,6 +95,6 @@ def _fitting(batch: Batch, max_bytes: int, max_tokens: float) -> int:
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch]:
-    """Cut a batch of two or more in the middle."""
+    """Split a batch of two or more in the middle."""
     middle = (len(batch) + 1) // 2
     return batch[:middle], batch[middle:]

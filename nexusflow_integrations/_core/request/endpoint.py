@@ -1,7 +1,7 @@
-"""What is known about one endpoint, shared by all calls of the process to it.
+"""The state of one endpoint, shared by all calls of the process to it.
 
-One state for each (base URL, key, model): a limit that one call runs into, or what it learns about
-the server, is known to all others at once.
+There is one state for each (base URL, key, model), so what one call learns about the server, such
+as a rate limit, applies to all others at once.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("nexusflow_integrations")
 
 ALIVE = 10.0
-"""Seconds for which a good answer counts as proof that the server lives."""
+"""Seconds for which a success counts as proof that the server works."""
 
 
 @dataclass(eq=False)
 class Outage:
-    """A stretch without a good answer: one request probes, the others wait for what it finds.
+    """A time without a success: one request probes the server, the others wait for the result.
 
     ``began`` is in monotonic seconds.
     """
@@ -44,8 +44,11 @@ class Outage:
         self._listeners.append(listener)
 
     def end(self, *, recovered: bool | None) -> None:
-        """Tell all who wait: ``True`` it works again, ``False`` the probe failed too, ``None`` the
-        prober left and somebody else must probe."""
+        """Wake all that wait.
+
+        ``recovered`` is ``True`` if the server works again, ``False`` if the probe failed, and
+        ``None`` if the probe was given up and another request must probe.
+        """
         if self.over:
             return
         self.over, self.recovered = True, recovered
@@ -55,14 +58,14 @@ class Outage:
 
 
 class EndpointState:
-    """Pace, window, retry budget and learnt habits of one endpoint.
+    """Pace, window, retry budget and what was learnt about the server of one endpoint.
 
-    The limits are those of the clients in use; what the server taught stays.
+    The limits given are those of the clients in use. What was learnt stays when clients go.
 
     Args:
-        clock: In seconds.
-        pace_with: Lets the endpoint send at the pace of limits that are kept elsewhere.
-        later: Has a function called on the event loop of the endpoint, from whatever thread.
+        clock: Returns seconds.
+        pace_with: Makes the endpoint use shared limits.
+        later: Schedules a function on the event loop of the endpoint, from any thread.
     """
 
     def __init__(
@@ -90,17 +93,17 @@ class EndpointState:
         self._shared: SharedLimits | None = None
 
     def begin(self, terms: Terms) -> None:
-        """Note that a call of a client with ``terms`` begins."""
+        """Record that a call of a client with ``terms`` begins."""
         self._in_force.begin(terms, self._client_ended)
         self._apply()
 
     def end(self, terms: Terms) -> None:
-        """Note that a call that began has ended."""
+        """Record that a call has ended."""
         if self._in_force.end(terms):
             self.review()
 
     def review(self) -> None:
-        """Send at the limits that hold now."""
+        """Apply the limits of the clients that are still in use."""
         self._in_force.review()
         self._apply()
 
@@ -121,31 +124,31 @@ class EndpointState:
         else:
             limits = GivenLimits(*given)
             if self._last_given is not None:
-                limits.follow(self._last_given)  # a change of limits is no fresh start
+                limits.follow(self._last_given)  # keep what the previous pacer owed
             self._last_given = limits
             self.use_pacer(limits)
         self.given, self._shared = given, force.pacer
-        self.admission.pump()  # those that wait may go earlier, or must wait longer
+        self.admission.pump()  # waiting requests may now be due earlier, or later
 
     def use_pacer(self, pacer: Pacer, paced_by: object = None) -> None:
-        """Send at the pace of ``pacer``, which is shared through ``paced_by`` if that is set."""
+        """Use ``pacer``, which is shared through ``paced_by`` if that is set."""
         self.pacer = self.admission.pacer = pacer
         self.paced_by = paced_by
 
     def learn_batch_limit(self, limit: int) -> None:
         if self.batch_limit is None or limit < self.batch_limit:
-            logger.info("the server takes at most %d texts a request; splitting", limit)
+            logger.info("the server accepts at most %d texts per request; splitting", limit)
             self.batch_limit = limit
 
     @property
     def alive(self) -> bool:
-        """Whether the server answered well not long ago."""
+        """Whether a request succeeded recently."""
         return self.clock() - self._last_good < ALIVE
 
     def good(
         self, now: float, *, sent_at: float, retries: int, estimated: int, billed: int | None
     ) -> None:
-        """Note a good answer to a request sent at ``sent_at``."""
+        """Record a success of a request sent at ``sent_at``."""
         self._last_good = now
         self.pacer.succeeded(now)
         if billed is not None:
@@ -153,13 +156,13 @@ class EndpointState:
         self.window.succeeded(self.admission.in_flight + 1)
         if retries:
             self.retry_budget.refund(retries)
-        # What was sent before an outage proves nothing about its end.
+        # A request sent before the outage does not prove that it is over.
         if self.outage is not None and sent_at >= self.outage.began:
             self.outage.end(recovered=True)
             self.outage = None
 
     def bad(self, failure: Failure | None, sent_at: float, now: float) -> None:
-        """Note a failed request; ``failure`` is ``None`` where there was no proper answer."""
+        """Record a failed request; ``failure`` is ``None`` if there was no valid answer."""
         if failure is not None and failure.kind is Kind.THROTTLE:
             self.pacer.throttled(sent_at=sent_at, now=now, hint=failure.retry_after)
         else:

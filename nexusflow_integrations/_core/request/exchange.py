@@ -1,16 +1,16 @@
-"""One batch, from texts to vectors or to a verdict on each text: the whole policy, without I/O.
+"""Embed one batch: when to send, retry, split or give up, without doing any I/O.
 
-``exchange`` is a generator. It yields what it needs done and is sent what came of it:
+``exchange`` is a generator. It yields the steps it needs done and receives their results:
 
-* ``Send``: pass the admission queue and send a request; sent back a ``Reply``;
-* ``Sleep``: wait so many seconds; sent back ``None``;
-* ``Follow``: wait until an outage ends; sent back ``None``;
-* ``Renew``: get another API key after a 401; sent back whether there is one;
-* ``AwaitSettled``: wait until another request of the same guard has ended; sent back ``None``.
+* ``Send``: wait for admission and send a request; receives a ``Reply``;
+* ``Sleep``: wait a number of seconds; receives ``None``;
+* ``Follow``: wait until an outage ends; receives ``None``;
+* ``Renew``: get another API key after a 401; receives whether there is one;
+* ``AwaitSettled``: wait until another request of the same guard has ended; receives ``None``.
 
-Vectors and refusals are handed to the call's ``sink`` as they become known, so nothing is lost if a
-later step fails. Errors of ``nexusflow_integrations.errors`` are raised out of the generator.
-``job.drive`` runs it on an event loop; the tests run it by hand, without socket or sleep.
+Vectors and refusals go to the call's ``sink`` as they become known, so nothing is lost if a later
+step fails. The generator raises the errors of ``nexusflow_integrations.errors``. ``job.drive`` runs
+it on an event loop; tests step through it without sockets or sleeping.
 """
 
 from __future__ import annotations
@@ -82,11 +82,10 @@ _CUTTING = ("split", "truncate")
 
 @dataclass(slots=True)
 class Send:
-    """Be admitted with about ``tokens``, then send ``body`` within ``timeout`` seconds.
+    """Wait for admission with about ``tokens``, then send ``body`` within ``timeout`` seconds.
 
-    ``batch`` is what the body holds.
-
-    Whoever does it sets ``admitted`` after the admission queue: from then on it may be billed.
+    ``batch`` holds the texts of ``body``. The driver sets ``admitted`` once the admission queue let
+    the request through: from then on it may be billed.
     """
 
     body: bytes
@@ -99,7 +98,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came of a ``Send``, with the monotonic seconds when it was sent and when it ended."""
+    """The result of a ``Send``, with the monotonic times, in seconds, of its start and end."""
 
     outcome: Answer | TransportFault
     sent_at: float
@@ -151,9 +150,9 @@ class Sink(Protocol):
 
 @dataclass
 class LearntSize:
-    """The size of a client's vectors where none was asked for: the first answer's.
+    """The size of a client's vectors if ``dimensions`` is not set: that of the first response.
 
-    ``said`` is whether its user was told that texts are truncated.
+    ``said`` is whether a warning about truncated texts was logged.
     """
 
     dimensions: int | None = None
@@ -162,11 +161,11 @@ class LearntSize:
 
 @dataclass(eq=False, kw_only=True)
 class Call:
-    """One call: what the client asks for, and, below, what the engine adds when it begins.
+    """One call: what the client asks for and, after ``lists``, what the engine sets at its start.
 
     ``until`` is the deadline in monotonic seconds. ``stopping`` is set when the call is going to
-    fail: what is ``in_flight`` (tasks with a request out) may finish, nothing more is sent.
-    ``shortened`` are the indices of texts that were too long.
+    fail: the tasks ``in_flight`` (with a request sent) may finish, but nothing more is sent.
+    ``shortened`` holds the indices of texts that were too long.
     """
 
     texts: Sequence[str]
@@ -197,13 +196,13 @@ class Call:
 
     @property
     def secrets(self) -> list[Secret]:
-        """The key and the headers that were sent, which a server may repeat."""
+        """The API keys and secret headers, which a server may echo."""
         keys = [] if self.key is None else [self.key]
         return [*keys, *self.old_keys, *self.settings.default_headers.secrets()]
 
     @property
     def account(self) -> ApiKey | AskedKey:
-        """What stands for the account, whatever its key is at the moment."""
+        """What identifies the account, even if its key changes."""
         if self.keys is not None:
             return self.keys.account
         assert self.key is not None
@@ -211,15 +210,15 @@ class Call:
 
 
 class Stopped(Exception):  # noqa: N818 - it never leaves the core
-    """The call is failing elsewhere; this batch is given up without a verdict."""
+    """The call has failed in another batch; this one is given up without a result."""
 
 
 def exchange(
     batch: Batch, call: Call, ledger: Ledger | None = None, sink: Sink | None = None
 ) -> Steps:
-    """Embed ``batch``: send it, again if need be, in pieces if need be.
+    """Embed ``batch``; retry and split it as needed.
 
-    Counted in ``ledger``, or else in the call's own; results go to ``sink``, or else to the call's.
+    Usage is counted in ``ledger``, results go to ``sink``; by default, both are the call's.
 
     Raises:
         NexusFlowError: The call cannot succeed: a terminal error, or retries, time or budget ran
@@ -255,7 +254,7 @@ def exchange(
 
 
 def _shortened(batch: Batch, call: Call, ledger: Ledger, sink: Sink) -> Generator[Step, Any, Batch]:
-    """Return what is to be sent of ``batch`` as it is; texts that are split are done by then."""
+    """Split or truncate texts that are too long; return the items that remain to be sent."""
     limit = call.settings.token_limit or 0
     if all(item.tokens <= limit for item in batch):
         return batch
@@ -268,7 +267,7 @@ def _shortened(batch: Batch, call: Call, ledger: Ledger, sink: Sink) -> Generato
 
 
 def _shorter(item: Item, call: Call, ledger: Ledger, sink: Sink) -> Steps:
-    """Send less of ``item`` at once, which the server found too long, and the estimate did not."""
+    """Split or truncate ``item``, which the server refused as too long."""
     if call.settings.on_too_long == "split":
         yield from _in_pieces(item, item.tokens / 2, call, ledger, sink)
     else:
@@ -284,15 +283,15 @@ def _truncate(item: Item, most: float, call: Call, ledger: Ledger) -> Item:
     if not call.size.said:
         call.size.said = True
         logger.warning(
-            "a text has more than the %s tokens that the model takes, and is truncated; usage says"
-            " how many were",
+            "a text has more than the %s tokens that the model accepts and is truncated; usage counts"
+            " such texts",
             f"{call.settings.token_limit:,}",
         )
     return truncated(item, most)
 
 
 def _in_pieces(item: Item, most: float, call: Call, ledger: Ledger, sink: Sink) -> Steps:
-    """Embed a text in pieces of ``most`` tokens, and take their mean for its vector."""
+    """Embed a text in pieces of ``most`` tokens; its vector is their mean."""
     into = sink if isinstance(sink, Pieces) else Pieces()
     refused = ledger.refused
     pieces = pieces_of(item, most)
@@ -312,15 +311,15 @@ def _in_pieces(item: Item, most: float, call: Call, ledger: Ledger, sink: Sink) 
 
 
 def _bisect(batch: Batch, call: Call, failure: Failure, ledger: Ledger, sink: Sink) -> Steps:
-    """Send both halves, to part the texts at fault from the others."""
+    """Send both halves separately, to find the texts at fault."""
     left, right = halves(batch)
     logger.info("a batch of %d texts was refused (%s); splitting it", len(batch), failure.error)
     refused_before = ledger.refused
     yield from exchange(left, call, ledger, sink)
     certain = failure.kind is Kind.REFUSED and not TOO_LONG.search(str(failure.error))
     if certain and len(right) == 1 and ledger.refused == refused_before:
-        # All others passed moderation, so the refusal was meant for this one: no request needed to
-        # learn it. A length may have been that of the whole request.
+        # All other texts passed moderation, so this one is the text refused; no request is needed.
+        # (Not so for "too long", which may have meant the whole request.)
         ledger.refused += 1
         sink.refused(right[0], failure.error)
         return
@@ -330,10 +329,10 @@ def _bisect(batch: Batch, call: Call, failure: Failure, ledger: Ledger, sink: Si
 def _send_until_judged(
     batch: Batch, call: Call, ledger: Ledger, sink: Sink
 ) -> Generator[Step, Any, Failure | None]:
-    """Send ``batch`` until it is answered for good.
+    """Send ``batch`` until it succeeds or fails permanently.
 
-    Returns ``None`` once its vectors are in the sink, else the failure that calls for another
-    batch. Raises what ends the call.
+    Returns ``None`` once its vectors are in the sink, or the failure if the batch must be split.
+    Raises errors that end the call.
     """
     endpoint, settings = call.endpoint, call.settings
     tokens = sum([item.tokens for item in batch])
@@ -347,7 +346,7 @@ def _send_until_judged(
                 most = yield from _reserve(batch, call, call.guard)
                 if most == 0:
                     if probing is not None:
-                        probing.end(recovered=None)  # or the pieces would wait for their own probe
+                        probing.end(recovered=None)  # or the pieces would wait for this probe
                     for piece in halves(batch):
                         yield from exchange(piece, call, ledger, sink)
                     return None
@@ -391,7 +390,7 @@ def _send_until_judged(
                 return None
             kind = verdict.kind if isinstance(verdict, Failure) else Kind.FAULT
             if kind is Kind.ENCODING and encoding == "base64":
-                logger.info("the server refuses base64; asking for floats from now on")
+                logger.info("the server refuses base64; requesting floats from now on")
                 endpoint.base64_refused = True
                 continue
             if kind in (Kind.REFUSED, Kind.TOO_LARGE) or (
@@ -438,7 +437,7 @@ def _before_retry(
     error: NexusFlowError,
     retries: int,
 ) -> Generator[Step, Any, tuple[int, Outage | None]]:
-    """Wait until another try makes sense; return the retries so far, and the outage it probes."""
+    """Wait before a retry; return the number of retries and the outage that this one probes."""
     endpoint, settings = call.endpoint, call.settings
     throttled = isinstance(verdict, Failure) and verdict.kind is Kind.THROTTLE
     hint = verdict.retry_after if isinstance(verdict, Failure) else None
@@ -456,8 +455,8 @@ def _before_retry(
         remaining = call.until - endpoint.clock()
         if delay >= remaining:
             if remaining <= 0 and isinstance(error, APITimeoutError):
-                raise error  # which says what was in flight
-            raise _too_late(call, f"the next try was due in {delay:.1f} s", cause=error)
+                raise error  # it already names the deadline
+            raise _too_late(call, f"the next retry was due in {delay:.1f} s", cause=error)
         outage = endpoint.outage
         if outage is not None and not outage.over:
             asked = endpoint.clock()
@@ -469,12 +468,12 @@ def _before_retry(
                     yield Sleep(rest)
                 return retries, None
             if outage.recovered is None:
-                retries -= 1  # the prober left without having tried
+                retries -= 1  # the probe was given up before it was sent
             continue
         if not endpoint.retry_budget.take():
             if not endpoint.alive:
                 raise error
-            yield Sleep(delay)  # others get through: wait for their answers to refill the budget
+            yield Sleep(delay)  # other requests succeed and will refill the retry budget
             continue
         outage = endpoint.outage = Outage(endpoint.clock())
         logger.info("%s; retry %d of %d in %.2f s", error, retries, settings.max_retries, delay)
@@ -487,7 +486,7 @@ def _before_retry(
 
 
 def _reserve(batch: Batch, call: Call, guard: BudgetGuard) -> Generator[Step, Any, int]:
-    """Reserve the most that ``batch`` can cost; 0 if at most a part of it fits."""
+    """Reserve and return the most tokens ``batch`` can cost; 0 if only a part may fit."""
     most = sum(token_bound(len(item.encoded)) for item in batch)
     while not guard.reserve(most):
         if guard.pending:
@@ -516,7 +515,7 @@ def _settle(
     ):
         billed = 0
     else:
-        billed = most  # nobody knows whether it was billed, and a budget must hold
+        billed = most  # it may have been billed, and the budget must not be exceeded
     call.guard.settle(most, billed)
 
 

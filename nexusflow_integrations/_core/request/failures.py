@@ -1,9 +1,9 @@
-"""What an error answer means: judged by status, code and message together.
+"""Classify error responses by status, code and message together.
 
-The same words mean different things under different statuses (``insufficient_quota`` is a throttle
-under 429 and a lack of money under 403), and gateways put one error under another's status, so no
-single field decides. Every server text that leaves this module is short, printable and without the
-key. Every text is cut before it is searched, so no answer keeps the event loop for long.
+No single field decides: the same code can mean different things under different statuses
+(``insufficient_quota`` is a rate limit under 429 and a lack of credit under 403), and gateways
+change statuses. Server texts that leave this module are short, printable and without the API key.
+Texts are truncated before they are searched, so that no response blocks the event loop for long.
 """
 
 from __future__ import annotations
@@ -33,36 +33,36 @@ from nexusflow_integrations.errors import (
 )
 
 MAX_TEXT = 2000
-"""Characters of the server's words in an error."""
+"""Characters of the server's message in an error."""
 MAX_SEARCHED = 8000
-"""Characters of the server's words that are searched for what they mean."""
+"""Characters of the server's message that are searched."""
 MAX_ERROR_BYTES = 4 * 1024 * 1024
-"""The largest error body that is parsed; of a larger one only the beginning is searched."""
+"""The largest error body that is parsed; of a larger one, only the beginning is searched."""
 MAX_ERROR_VALUES = 100_000
 MAX_HEADER = 100
-"""Characters of a header that holds a number or a date."""
+"""The most characters of a header that holds a number or a date."""
 
 Secrets = Sequence[Secret]
-"""What no text of the server's may show."""
+"""What must be removed from the server's texts."""
 
 
 class Kind(Enum):
     """What to do about a failure."""
 
-    TERMINAL = "stop: every other request would fail alike"
-    REFUSED = "a text is at fault: find it, keep the others"
-    TOO_LARGE = "the body is too large: send less at once"
-    BATCH_LIMIT = "too many texts: send fewer at once"
-    ENCODING = "base64 is refused: ask for floats"
-    THROTTLE = "too fast: slow down, then again"
-    FAULT = "the server's trouble: again"
+    TERMINAL = "every other request would fail as well: stop"
+    REFUSED = "a text is at fault: find it, embed the others"
+    TOO_LARGE = "the body is too large: split it"
+    BATCH_LIMIT = "too many texts: send fewer per request"
+    ENCODING = "base64 is refused: request floats"
+    THROTTLE = "rate limit: slow down and retry"
+    FAULT = "server fault: retry"
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One failed answer, judged.
+    """A classified error response.
 
-    ``retry_after`` is in seconds; ``batch_limit`` the number of texts the server said it takes.
+    ``retry_after`` is in seconds; ``batch_limit`` is the most texts that the server accepts.
     """
 
     kind: Kind
@@ -112,7 +112,7 @@ _NOT_IMPLEMENTED = frozenset({501, 505})
 
 
 def judge(answer: Answer, *, secrets: Secrets, now: float | None = None) -> Failure:
-    """Return what the error in ``answer`` means. ``now`` is seconds since the epoch."""
+    """Classify the error in ``answer``. ``now`` is in seconds since the epoch."""
     code, message = _code_and_message(answer.body, secrets)
     words = f"{code or ''} {message}"
     status = answer.status
@@ -155,7 +155,7 @@ def _kind(status: int, code: str, words: str, names_batch_limit: bool) -> Kind:
 
 
 def _asks_too_much(words: str) -> bool:
-    """Whether one request alone is over the limit, so that waiting would never help."""
+    """Whether a single request exceeds the limit, so that waiting would not help."""
     numbers = _UNSATISFIABLE.search(words)
     return numbers is not None and int(numbers.group(2)) > int(numbers.group(1))
 
@@ -163,10 +163,10 @@ def _asks_too_much(words: str) -> bool:
 def judge_ok_error(
     answer: Answer, broken: BrokenResponse, *, secrets: Secrets
 ) -> Failure | BrokenResponse:
-    """Judge a body that held no vectors under a good status: perhaps it is an error object.
+    """Classify a 2xx response without valid vectors: its body may be an error object.
 
-    A known code decides as if it had come under its own status. Otherwise the answer stays
-    ``broken``, with the server's words added.
+    A known code is treated like the status that it usually comes with. Otherwise the result is
+    ``broken``, with the server's message added.
     """
     code, message = _code_and_message(answer.body, secrets, under_ok=True)
     if code is None and not message:
@@ -239,16 +239,17 @@ def _redirect(location: str) -> str:
         host = urlsplit(location).hostname
     except ValueError:
         host = None
-    # Only the host: a Location may carry a token in its path or query.
+    # Only the host: the path or query of a Location may hold a token.
     return (
-        f"redirected{f' to {host[:100]}' if host else ''}, which is never followed: check base_url"
+        f"redirected{f' to {host[:100]}' if host else ''}; redirects are not followed: check"
+        " base_url"
     )
 
 
 def _code_and_message(
     body: bytes, secrets: Secrets, *, under_ok: bool = False
 ) -> tuple[str | None, str]:
-    """Find the code and the message in whatever shape the gateway chose; both are cut."""
+    """Find the code and the message in the known layouts of error bodies; truncate both."""
     code, message = _found(body, secrets, under_ok=under_ok)
     return code and _cut(code, MAX_SEARCHED, secrets), _cut(message, MAX_SEARCHED, secrets)
 
@@ -304,14 +305,14 @@ def _cut(text: str, limit: int, secrets: Secrets) -> str:
 
 
 def _without_part(text: str, secrets: Secrets) -> str:
-    """Return ``text``, which was cut, without the part of a secret that it may end with."""
+    """Remove the beginning of a secret with which the truncated ``text`` may end."""
     for secret in secrets:
         text = secret.without_part(text)
     return text
 
 
 def clean(text: str, secrets: Secrets, limit: int = MAX_TEXT) -> str:
-    """Return ``text`` short, printable, on one line and without ``secrets``."""
+    """Return ``text`` truncated, printable, on one line and without ``secrets``."""
     text = _cut(text, limit * 4, secrets)
     for secret in secrets:
         text = secret.redact(text)
@@ -323,15 +324,15 @@ def clean(text: str, secrets: Secrets, limit: int = MAX_TEXT) -> str:
 # -- how long the server asks to wait ----------------------------------------------------------
 
 _GARBAGE = 86_400.0
-"""Nobody asks for more than a day: beyond it the number is taken for garbage."""
+"""Seconds; longer waits (more than a day) are ignored as invalid."""
 
 
 def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
-    """Return the seconds that the server asks to wait, or ``None`` if it says nothing usable.
+    """Return the seconds that the server asks to wait, or ``None`` if there is no valid value.
 
-    Understands ``retry-after-ms``, ``Retry-After`` as seconds or HTTP date, ``X-RateLimit-Reset``
-    as seconds or epoch seconds. Zero, negative, infinite, absurd and unreadable values count as
-    nothing said. ``now`` is seconds since the epoch.
+    Reads ``retry-after-ms``, ``Retry-After`` in seconds or as an HTTP date, and
+    ``X-RateLimit-Reset`` in seconds or epoch seconds. Values that are zero, negative, infinite,
+    longer than a day or unreadable are ignored. ``now`` is in seconds since the epoch.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None and (wait := _sane(milliseconds / 1000)):
@@ -364,7 +365,7 @@ def _until(value: str, now: float) -> float | None:
         return None
     try:
         date = parsedate_to_datetime(value.strip())
-        # HTTP dates are UTC, also in the old form that does not say so.
+        # HTTP dates are in UTC, even in the old format without a time zone.
         return (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now
     except (ValueError, TypeError, IndexError, OverflowError):
         return None

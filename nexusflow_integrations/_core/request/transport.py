@@ -1,13 +1,13 @@
-"""Bytes out, bytes in: the three ways to send a request, and what can go wrong on the way.
+"""The three ways to send a request, and how their failures are classified.
 
-By default aiohttp sends, on the loop of ``background``: its parser is C, and its pool costs the
-same with one connection as with a hundred. It trusts the certificates that httpx trusts
-(``SSL_CERT_FILE`` honoured) and takes proxies from the usual environment variables. A user's own
-httpx client (or httpx2, whose classes have the same shape) is used as it is and never closed: a
-sync one in worker threads, an async one on the event loop of the call it was given for.
+By default requests are sent with aiohttp, on the loop of ``background``: its parser is written in
+C, and its pool is as fast with a hundred connections as with one. It trusts the same certificates
+as httpx (``SSL_CERT_FILE`` included) and uses the proxy of the usual environment variables. An
+httpx client passed by the user (or one of httpx2, whose classes look the same) is used as it is and
+never closed: a sync one in worker threads, an async one on the event loop of the call.
 
-Every sender keeps ``timeout`` hard: it covers pool, connection, headers and the whole body, however
-slowly they drip. Bodies are read up to ``MAX_RESPONSE_BYTES``. Redirects are not followed.
+The ``timeout`` covers everything: pool, connection, headers and the whole body, even if it arrives
+slowly. Bodies are read up to ``MAX_RESPONSE_BYTES``. Redirects are not followed.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ class Sender(Protocol):
     """Sends the requests of one call."""
 
     async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
-        """Return the answer to ``body``, or why there is none after ``timeout`` seconds or less."""
+        """Return the response to ``body``, or the fault, within ``timeout`` seconds."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where the requests of one call go. What is secret in ``headers`` is revealed to be sent."""
+    """The URL and headers of a call's requests; secret headers are revealed only when sent."""
 
     url: str
     headers: Mapping[str, str | Secret]
 
     def revealed(self) -> dict[str, str]:
-        """Return the headers as they are sent; they must not be kept."""
+        """Return the headers in plain text, for sending only; do not store them."""
         return {
             name: value.reveal() if isinstance(value, Secret) else value
             for name, value in self.headers.items()
@@ -73,13 +73,13 @@ class Pool:
         self._used: WeakSet[Any] = WeakSet()
 
     def session(self) -> Any:
-        """Return the session, opened at the first call."""
+        """Return the session; open it at the first call."""
         if self._session is None:
             try:
                 self._session = _open_session(self._used)
             except OSError as error:
                 raise APIConnectionError(
-                    "the certificates to trust could not be read (see SSL_CERT_FILE):"
+                    "the trusted certificates could not be read (see SSL_CERT_FILE):"
                     f" {error.strerror or error}"
                 ) from None
         return self._session
@@ -89,7 +89,7 @@ class Pool:
             await self._session.close()
             self._session = None
         for connection in list(self._used):
-            connection.abort()  # one given up over TLS still waits for the peer's goodbye
+            connection.abort()  # a closed TLS connection would still wait for the peer
         await asyncio.sleep(0)
 
 
@@ -97,8 +97,8 @@ def _open_session(used: WeakSet[Any]) -> Any:
     class Request(aiohttp.ClientRequest):
         async def send(self, conn: Any) -> aiohttp.ClientResponse:
             headers: Any = self.headers
-            # Bytes that came on an idle connection would be taken for the answer to this
-            # request, and be another's vectors.
+            # Bytes that arrived on an idle connection would be read as the response to this
+            # request: the vectors of another one.
             if conn.protocol is not None and conn.protocol.should_close:
                 raise aiohttp.ServerDisconnectedError
             if conn.transport is not None:
@@ -107,12 +107,12 @@ def _open_session(used: WeakSet[Any]) -> Any:
             for name, secret in secrets:
                 headers[name] = secret.reveal()
             try:
-                return await super().send(conn)  # which writes them, and waits for nothing
+                return await super().send(conn)  # writes the headers without suspending
             finally:
                 headers.update(secrets)
 
-    # The admission queue bounds what is in flight, so the pool needs no limit of its own; an idle
-    # connection is dropped before gateways usually drop it.
+    # The admission queue limits the requests in flight, so the pool needs no limit. Idle
+    # connections are closed before gateways usually close them.
     connector = aiohttp.TCPConnector(
         limit=0,
         keepalive_timeout=15,
@@ -124,17 +124,17 @@ def _open_session(used: WeakSet[Any]) -> Any:
         cookie_jar=aiohttp.DummyCookieJar(),
         request_class=Request,
         auto_decompress=False,
-        # Its reading of the environment takes two thread hops a request, and credentials from
-        # ~/.netrc; we read the proxy variables once a call.
+        # `trust_env` would cost two thread switches per request and take credentials from ~/.netrc.
+        # We read the proxy variables once per call instead.
         trust_env=False,
     )
 
 
 class _NameService:
-    """The name look-ups of an event loop, each in a daemon thread.
+    """The DNS look-ups of an event loop, each in a daemon thread.
 
-    The threads of the loop's own executor are joined at interpreter exit, and where a name server
-    is silent a look-up lasts for tens of seconds.
+    The interpreter joins the threads of the loop's executor at exit, and a look-up takes tens of
+    seconds if the name server does not answer.
     """
 
     async def getaddrinfo(self, host: str, port: int, **options: int) -> Any:
@@ -147,10 +147,10 @@ class _NameService:
         found: Future[Any] = Future()
 
         def run() -> None:
-            found.set_running_or_notify_cancel()  # from here on nobody can cancel it
+            found.set_running_or_notify_cancel()  # from here on it cannot be cancelled
             try:
                 found.set_result(work())
-            except Exception as error:  # noqa: BLE001 - handed on
+            except Exception as error:  # noqa: BLE001 - raised in the waiting task
                 found.set_exception(error)
 
         try:
@@ -161,7 +161,7 @@ class _NameService:
 
 
 def _trust() -> ssl.SSLContext:
-    """Return what httpx trusts too, whose import takes longer than all of this."""
+    """Return the SSL context that httpx would use, without the cost of importing httpx."""
     if file := os.environ.get("SSL_CERT_FILE"):
         return ssl.create_default_context(cafile=file)
     if folder := os.environ.get("SSL_CERT_DIR"):
@@ -170,14 +170,14 @@ def _trust() -> ssl.SSLContext:
 
 
 def proxy_for(url: str) -> Secret | None:
-    """Return the proxy that the environment names for ``url`` (HTTPS_PROXY, NO_PROXY, ...).
+    """Return the proxy for ``url`` from the environment (HTTPS_PROXY, NO_PROXY, ...).
 
     Raises:
-        ConfigurationError: It is no http proxy. The message holds nothing of its address, in which
-            there may be a password.
+        ConfigurationError: It is not an http proxy. The message does not quote its address, which
+            may hold a password.
     """
     if _is_on_this_machine(url):
-        return None  # without TLS a proxy would be shown the key
+        return None  # without TLS, a proxy would see the key
     found = _proxy_for(url, tuple(map(os.environ.get, _PROXY_VARIABLES)))
     if isinstance(found, str):
         raise ConfigurationError(found)
@@ -199,8 +199,8 @@ _PROXY_VARIABLES = [
 
 @lru_cache(maxsize=64)
 def _proxy_for(url: str, _variables: tuple[str | None, ...]) -> Secret | str | None:
-    """Return the proxy, or what is wrong with it. An error raised here would show it."""
-    # Asked anew when a variable changes: reading them all takes as long as a third of a query.
+    """Return the proxy, or an error message (the frames of an exception would show the proxy)."""
+    # Cached until a variable changes: reading them takes a third of the time of a query.
     parts = urlsplit(url)
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
@@ -210,25 +210,25 @@ def _proxy_for(url: str, _variables: tuple[str | None, ...]) -> Secret | str | N
     scheme, _, _ = proxy.rpartition("://")
     if scheme not in ("", "http", "https"):
         return (
-            f"the environment names a {scheme[:20]} proxy, and only http proxies are spoken here:"
-            " pass http_client=httpx.Client(proxy=...), or unset it"
+            f"the environment names a {scheme[:20]} proxy, but only http proxies are supported:"
+            " pass http_client=httpx.Client(proxy=...), or unset the variable"
         )
     place = proxy.rpartition("://")[2].rpartition("@")[2].partition("/")[0]
     if host_of(place) is None:
         return (
             "the environment names a proxy that does not look like http://proxy.example:3128:"
-            " correct it, or unset it"
+            " correct or unset the variable"
         )
     return Secret(proxy if scheme else f"http://{proxy}")
 
 
 class AiohttpSender:
-    """The default: the process's own pool, through ``proxy`` if there is one."""
+    """The default: sends through the pool of the process, and ``proxy`` if there is one."""
 
     def __init__(self, pool: Pool, target: Target, proxy: Secret | None = None) -> None:
         self._session = pool.session()
         self._url = target.url
-        self._headers: Any = CIMultiDict(target.headers)  # or aiohttp makes one at every request
+        self._headers: Any = CIMultiDict(target.headers)  # or aiohttp makes one for every request
         self._timeout = aiohttp.ClientTimeout()
         self._proxy = proxy
 
@@ -244,11 +244,11 @@ class AiohttpSender:
                 allow_redirects=False,
                 timeout=self._timeout,
             )
-            # Not `async with`: its end waits, without a timeout, for a body still being written.
+            # Not `async with`, which at exit waits without a timeout until the request is written.
             try:
                 received = await _read(response)
             finally:
-                if not response.closed:  # read to its end it is, and its connection in the pool
+                if not response.closed:  # it is closed if it was read to the end
                     response.close()
             if received is None:
                 return _TOO_LARGE
@@ -260,7 +260,7 @@ class AiohttpSender:
 
 
 async def _read(response: Any) -> bytes | None:
-    """Return the body, or ``None`` if it is too large to be honest."""
+    """Return the body, or ``None`` if it is larger than ``MAX_RESPONSE_BYTES``."""
     length = response.content_length
     if length is not None:
         if length > MAX_RESPONSE_BYTES:
@@ -304,51 +304,51 @@ def _aiohttp_fault(error: Exception) -> TransportFault:
 
 def _certificate_fault(error: BaseException) -> TransportFault:
     if "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(error, ssl.CertificateError):
-        detail = getattr(error, "verify_message", "") or "see SSL_CERT_FILE for a CA of your own"
+        detail = getattr(error, "verify_message", "") or "set SSL_CERT_FILE to trust another CA"
         return TransportFault(
             f"the server's TLS certificate was not accepted: {detail}",
             retryable=False,
             maybe_billed=False,
         )
     return TransportFault(
-        "the TLS handshake failed; does the server speak https on this port?",
+        "the TLS handshake failed; does the server use https on this port?",
         retryable=False,
         maybe_billed=False,
     )
 
 
 def _broken_off(error: BaseException) -> str:
-    # Type names only: the texts of HTTP libraries may quote headers, and so the key.
+    # Only the type: messages of HTTP libraries may quote headers, and so the key.
     return f"the connection broke before the answer was complete ({type(error).__name__})"
 
 
 _used: WeakSet[Any] = WeakSet()
-"""Clients of users through which this process or one that it was forked from has sent."""
+"""Clients passed by users that have sent requests, here or in a parent process."""
 _inherited: WeakSet[Any] = WeakSet()
-"""Those of them whose connections belong to another process."""
+"""Those that were used before a fork: their connections belong to the parent."""
 forks.in_child(lambda: _inherited.update(_used))
 
 
 def _note_use(client: Any) -> None:
-    """Refuse a client that was used before a fork: both processes would read from its connections.
+    """Record the use of a client; refuse one that was used before a fork.
 
     Raises:
-        ConfigurationError: It was.
+        ConfigurationError: It was: both processes would read from its connections.
     """
     try:
         is_inherited = client in _inherited
         _used.add(client)
-    except TypeError:  # it is of a kind that cannot be noted
+    except TypeError:  # not hashable, or no weak references
         return
     if is_inherited:
         raise ConfigurationError(
             "the http client that was passed in was used before this process was forked, and its"
-            " connections are the parent's: make another one here"
+            " connections belong to the parent: create another client in this process"
         )
 
 
 class HttpxSender:
-    """A user's ``httpx.Client`` (or the like), used in worker threads."""
+    """Sends through an ``httpx.Client`` (or a compatible one) of the user, in worker threads."""
 
     def __init__(self, client: Any, target: Target) -> None:
         _note_use(client)
@@ -358,12 +358,12 @@ class HttpxSender:
     async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Answer | TransportFault] = loop.create_future()
-        # A daemon thread each: an executor's would keep the interpreter from ending until the
-        # slowest server has answered.
+        # One daemon thread for each request: the threads of an executor would keep the interpreter
+        # from exiting until the slowest server has answered.
         threading.Thread(
             target=self._answer, args=(body, timeout, answered), name="nexusflow-httpx", daemon=True
         ).start()
-        # Not `wait_for`: before Python 3.12 it loses a cancellation that comes with the answer.
+        # Not `wait_for`: before Python 3.12 it may lose a cancellation if the response has arrived.
         timer = loop.call_later(timeout, _settle, answered, _timed_out(timeout))
         try:
             return await answered
@@ -374,9 +374,9 @@ class HttpxSender:
         outcome: Answer | TransportFault | BaseException
         try:
             outcome = self._send(body, timeout)
-        except BaseException as error:  # noqa: BLE001 - it ends the call, where it is waited for
+        except BaseException as error:  # noqa: BLE001 - raised in the waiting task
             outcome = error
-        with suppress(RuntimeError):  # the loop has ended meanwhile
+        with suppress(RuntimeError):  # the loop has been closed
             answered.get_loop().call_soon_threadsafe(_settle, answered, outcome)
 
     def _send(self, body: bytes, timeout: float) -> Answer | TransportFault:
@@ -400,7 +400,7 @@ class HttpxSender:
             finally:
                 response.close()
             return _httpx_answer(response, parts)
-        except Exception as error:  # noqa: BLE001 - two families of exceptions, told by name
+        except Exception as error:  # noqa: BLE001 - httpx's or httpx2's, recognised by name
             return _httpx_fault(error, timeout)
 
 
@@ -416,7 +416,7 @@ def _settle(
 
 
 class AsyncHttpxSender:
-    """A user's ``httpx.AsyncClient`` (or the like), used on the user's own event loop."""
+    """Sends through an ``httpx.AsyncClient`` (or a compatible one), on the user's event loop."""
 
     def __init__(self, client: Any, loop: asyncio.AbstractEventLoop, target: Target) -> None:
         _note_use(client)
@@ -437,7 +437,7 @@ class AsyncHttpxSender:
             return TransportFault("the event loop of this call has ended", retryable=False)
         finally:
             if getcoroutinestate(sending) == CORO_CREATED:
-                sending.close()  # the user's loop ended before it came to this
+                sending.close()  # the user's loop ended before it was started
 
     async def _send(self, body: bytes, timeout: float) -> Answer | TransportFault:
         try:
@@ -460,14 +460,14 @@ class AsyncHttpxSender:
             finally:
                 await response.aclose()
             return _httpx_answer(response, parts)
-        except Exception as error:  # noqa: BLE001 - two families of exceptions, told by name
+        except Exception as error:  # noqa: BLE001 - httpx's or httpx2's, recognised by name
             return _httpx_fault(error, timeout)
 
 
 def _httpx_read(response: Any) -> Answer:
-    """Return an answer that was whole from the start, as those of mock transports are."""
+    """Return a response whose body was read already, such as one of a mock transport."""
     names = {name.lower(): value for name, value in response.headers.items()}
-    names.pop("content-encoding", None)  # undone already
+    names.pop("content-encoding", None)  # already decoded
     return Answer(operator.index(response.status_code), names, bytes(response.content))
 
 
@@ -477,7 +477,7 @@ def _httpx_answer(response: Any, body: bytes | bytearray) -> Answer:
 
 
 def _httpx_fault(error: Exception, timeout: float) -> TransportFault:
-    """Judge an exception of httpx or httpx2: unrelated classes with the same names."""
+    """Classify an exception of httpx or httpx2, whose unrelated classes have the same names."""
     names = {cls.__name__ for cls in type(error).__mro__}
     if "TimeoutException" in names:
         return _timed_out(timeout)

@@ -1,11 +1,11 @@
-"""Texts to bytes, bytes to checked vectors.
+"""Encode texts into a request body, decode and validate the vectors of a response.
 
-Nothing that arrives is believed: rows are placed by ``index``, counted, measured, and looked at
-for numbers that are none. What was asked for does not matter for decoding, only what came: floats
-are understood where base64 was asked for and the other way round.
+Every response is validated: rows are ordered by ``index``, their number and size are checked, and
+NaN, infinity and all-zero vectors are rejected. Base64 and floats are both accepted, whichever was
+requested.
 
-An answer is decoded on the event loop that all calls of the process share, and parsing holds the
-GIL, so a thread would not help. `parses_fast` therefore comes before every parse.
+Responses are decoded on the event loop that all calls of the process share. A thread would not
+help, since parsing holds the GIL; instead, `parses_fast` is checked before every parse.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from nexusflow_integrations._core.vectors import Vectors
 _FLOAT32: np.dtype[np.float32] = np.dtype("<f4")
 
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
-"""The largest honest answer, ten vectors of 2048 as floats, has under 0.5 MB."""
+"""The largest valid response, ten vectors of 2048 floats, has under 0.5 MB."""
 MAX_VECTOR_BYTES = 256 * 1024
 """8,192 numbers of 32 characters each."""
 MAX_VECTOR_NUMBERS = 8192
 MAX_NUMBERS = 1 << 20
-"""Numbers in one answer, however many texts it is for."""
+"""Numbers in one response, for any number of texts."""
 MAX_CONTAINERS = 20_000
-"""Lists and objects in one body: they cost most to make, and an honest answer has two a text."""
+"""Lists and objects in one body. They are slowest to parse; a valid response has two per text."""
 SMALL = 128 * 1024
-"""Bytes; a body up to this size is parsed unseen. Ten vectors of 2048 as base64 are smaller."""
+"""Bytes; smaller bodies are always parsed. Ten vectors of 2048 as base64 are smaller than this."""
 MAX_ENCODINGS = 2
-"""Content encodings on top of each other."""
+"""Content encodings applied one after the other."""
 
 
 class BrokenResponse(Exception):  # noqa: N818 - it never leaves the core
-    """A good status with a body that cannot be trusted; worth another try."""
+    """The status is 2xx but the body is not valid; may be retried."""
 
 
 class WrongDimensions(BrokenResponse):
-    """All vectors have another size than the one asked for; another try would only cost again."""
+    """All vectors have the wrong size; not retried, since a retry would be billed again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP response whose body was read to the end; ``headers`` know their lower-case names."""
+    """A complete HTTP response; ``headers`` are looked up by lower-case names."""
 
     status: int
     # Not in the repr: a server may echo the key, and tools print the locals of a traceback.
@@ -62,7 +62,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class TransportFault:
-    """No proper answer. ``retryable`` is false where another try must end the same way (TLS)."""
+    """There was no valid HTTP response.
+
+    ``retryable`` is false if a retry must fail in the same way, as for TLS certificates.
+    """
 
     message: str
     timed_out: bool = False
@@ -74,7 +77,7 @@ class TransportFault:
 class Rows:
     """A checked response: ``vectors`` float32 (n, d), in the order of the request.
 
-    ``tokens`` is what the server billed, or ``None`` where it did not say.
+    ``tokens`` is what the server billed, or ``None`` if it did not say.
     """
 
     vectors: Vectors
@@ -84,9 +87,9 @@ class Rows:
 def encode_request(
     batch: Batch, *, model: str, encoding_format: str, dimensions: int | None, extra: str = ""
 ) -> bytes:
-    """Return the JSON body; ``dimensions`` is sent only where the user asked for a size.
+    """Return the JSON body; ``dimensions`` is sent only if the user set it.
 
-    ``extra`` is a JSON object whose fields are added, or an empty text.
+    ``extra`` is a JSON object whose fields are added, or empty.
     """
     head = _head(model, encoding_format, dimensions, extra)
     return b'%b"input":%b}' % (head, orjson.dumps([item.text for item in batch]))
@@ -94,20 +97,20 @@ def encode_request(
 
 @lru_cache(maxsize=64)
 def _head(model: str, encoding_format: str, dimensions: int | None, extra: str) -> bytes:
-    told: dict[str, Any] = {"model": model, "encoding_format": encoding_format}
+    parameters: dict[str, Any] = {"model": model, "encoding_format": encoding_format}
     if dimensions is not None:
-        told["dimensions"] = dimensions
-    return orjson.dumps(told)[:-1] + b"," + (extra[1:-1] + "," if extra else "").encode()
+        parameters["dimensions"] = dimensions
+    return orjson.dumps(parameters)[:-1] + b"," + (extra[1:-1] + "," if extra else "").encode()
 
 
 def decode_response(body: bytes, *, count: int, dimensions: int | None, asked: bool = True) -> Rows:
-    """Return the vectors of a 200 response to ``count`` texts, checked.
+    """Return the validated vectors of a 200 response to ``count`` texts.
 
     Args:
         body: The response body, decompressed.
         count: How many texts were sent.
-        dimensions: The size that every vector must have; ``None`` if any one size is right.
-        asked: Whether that size was asked for, or is that of the vectors before.
+        dimensions: The size that every vector must have; ``None`` for any common size.
+        asked: Whether ``dimensions`` was requested, or is the size of earlier vectors.
 
     Raises:
         WrongDimensions: All vectors have one size, but not ``dimensions``.
@@ -116,35 +119,33 @@ def decode_response(body: bytes, *, count: int, dimensions: int | None, asked: b
     if len(body) > max_body(count) or not parses_fast(
         body, min(count * MAX_VECTOR_NUMBERS, MAX_NUMBERS)
     ):
-        raise BrokenResponse(f"the answer is larger or deeper than {count} vectors can be")
+        raise BrokenResponse(f"the answer is too large or too deeply nested for {count} vectors")
     payload = _parse(body)
     data = payload.get("data")
     if not isinstance(data, list):
         raise BrokenResponse("the answer has no list of vectors")
     if len(data) != count:
-        raise BrokenResponse(f"{len(data)} vectors came for {count} texts")
+        raise BrokenResponse(f"the answer has {len(data)} vectors for {count} texts")
     vectors = _matrix(_place(data, count))
     size = vectors.shape[1]
     if dimensions is not None and size != dimensions:
         if asked:
-            raise WrongDimensions(
-                f"vectors of {size} numbers came where {dimensions} were asked for"
-            )
+            raise WrongDimensions(f"the vectors have {size} dimensions instead of {dimensions}")
         raise WrongDimensions(
-            f"vectors of {size} numbers came, and those before had {dimensions}: the server changed"
-            " its size; ask for one with dimensions=..."
+            f"the vectors have {size} dimensions, and earlier ones had {dimensions}: the server's"
+            " default has changed; pass dimensions=..."
         )
     _check_numbers(vectors)
     return Rows(vectors, _billed_tokens(payload.get("usage")))
 
 
 def max_body(count: int) -> int:
-    """Return the most bytes that an honest answer to ``count`` texts can have."""
+    """Return the most bytes that a valid response to ``count`` texts can have."""
     return min(count * MAX_VECTOR_BYTES + SMALL, MAX_RESPONSE_BYTES)
 
 
 def parses_fast(body: bytes, most_values: int) -> bool:
-    """Whether parsing ``body`` takes no more than some ten milliseconds, whatever it holds."""
+    """Whether parsing ``body`` takes at most tens of milliseconds, whatever it contains."""
     return len(body) <= SMALL or (
         body.count(b"[") + body.count(b"{") <= MAX_CONTAINERS
         and body.count(b",") <= most_values + MAX_CONTAINERS
@@ -157,7 +158,7 @@ def _parse(body: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         raise BrokenResponse(f"the answer is not JSON{_glimpse(body)}") from None
     if not isinstance(payload, dict):
-        raise BrokenResponse(f"the answer is not a JSON object but {type(payload).__name__}")
+        raise BrokenResponse(f"the answer is not a JSON object but a {type(payload).__name__}")
     return payload
 
 
@@ -187,7 +188,7 @@ def _place(data: list[Any], count: int) -> list[Any]:
         if not 0 <= index < count:
             raise BrokenResponse(f"index {index} is out of range for {count} texts")
         if seen[index]:
-            raise BrokenResponse(f"index {index} came twice")
+            raise BrokenResponse(f"index {index} appears twice")
         seen[index] = 1
         placed[index] = embedding
     return placed
@@ -195,7 +196,7 @@ def _place(data: list[Any], count: int) -> list[Any]:
 
 def _matrix(embeddings: list[Any]) -> Vectors:
     try:
-        # The usual case in one go: all base64, one buffer, no copy of a row.
+        # The usual case: all base64, decoded into one buffer without copying rows.
         raw = [b64decode(item, validate=True) for item in embeddings if type(item) is str]
     except (Base64Error, ValueError):
         raise BrokenResponse("a vector is not valid base64") from None
@@ -205,7 +206,7 @@ def _matrix(embeddings: list[Any]) -> Vectors:
             size = sizes.pop()
             if size and size % 4 == 0:
                 return np.frombuffer(b"".join(raw), _FLOAT32).reshape(len(raw), size // 4)
-            raise BrokenResponse(f"a vector of {size} bytes is no list of 32-bit numbers")
+            raise BrokenResponse(f"a vector of {size} bytes is not a list of 32-bit numbers")
         raise BrokenResponse("the vectors have different sizes")
     return _stack([_row(item) for item in embeddings])
 
@@ -214,17 +215,17 @@ def _row(item: object) -> Vectors:
     if isinstance(item, str):
         raw = b64decode(item, validate=True)
         if len(raw) % 4:
-            raise BrokenResponse(f"a vector of {len(raw)} bytes is no list of 32-bit numbers")
+            raise BrokenResponse(f"a vector of {len(raw)} bytes is not a list of 32-bit numbers")
         return np.frombuffer(raw, _FLOAT32)
     return _numbers(item)
 
 
 def _numbers(item: object) -> Vectors:
     if not isinstance(item, list):
-        raise BrokenResponse(f"a vector is {type(item).__name__}, not a list of numbers")
+        raise BrokenResponse(f"a vector is a {type(item).__name__}, not a list of numbers")
     if not set(map(type, item)) <= {float, int}:
         raise BrokenResponse("a vector holds something that is not a number")
-    with np.errstate(over="ignore"):  # orjson refuses what is too large for a float64
+    with np.errstate(over="ignore"):  # orjson rejects what is too large for a float64
         return np.array(item, dtype=np.float64).astype(np.float32)
 
 
@@ -237,9 +238,9 @@ def _stack(rows: Sequence[Vectors]) -> Vectors:
 
 
 def _check_numbers(vectors: Vectors) -> None:
-    # One pass says "fine" almost always; only what is suspicious is looked at closely. (A sum of
-    # squares with NaN or infinity in it is not below infinity; a row of zeros begins with one.)
-    # Not by BLAS, whose threads, where it starts some, do not survive a fork.
+    # A cheap test passes almost always; the exact ones run only if it fails. (A sum of squares with
+    # NaN or infinity in it is not below infinity; an all-zero row begins with a zero.)
+    # `einsum` does not use BLAS, whose threads do not survive a fork.
     if np.einsum("ij,ij->", vectors, vectors) < inf and 0.0 not in vectors[:, 0].tolist():
         return
     if not np.isfinite(vectors).all():
@@ -262,8 +263,8 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
     """Undo a ``Content-Encoding`` that was not asked for, within ``limit`` bytes.
 
     Raises:
-        BrokenResponse: Unknown encoding, or too many, damaged, cut off, or too large, packed or
-            unpacked.
+        BrokenResponse: The encoding is unknown, there are too many, or the body is damaged, cut
+            off, or too large before or after decompression.
     """
     names = [part.strip().lower() for part in encoding.split(",", MAX_ENCODINGS)]
     if len(names) > MAX_ENCODINGS:
@@ -272,7 +273,7 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
         if name in ("", "identity"):
             continue
         if name not in ("gzip", "x-gzip", "deflate"):
-            raise BrokenResponse(f"the answer is encoded as {name[:20]!r}, which was not asked for")
+            raise BrokenResponse(f"the answer is encoded as {name[:20]!r}, which is not supported")
         window = 47 if name != "deflate" or body[:1] == b"\x78" else -15  # 47: gzip or zlib
         unpacker = zlib.decompressobj(window)
         if len(body) > limit:
@@ -282,7 +283,7 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
         except zlib.error:
             raise BrokenResponse("the compressed answer is damaged") from None
         if len(body) > limit:
-            raise BrokenResponse("the answer is too large when unpacked")
+            raise BrokenResponse("the answer is too large when decompressed")
         if not unpacker.eof:
             raise BrokenResponse("the compressed answer is cut off")
     return body
