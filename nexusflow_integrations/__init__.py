@@ -1,9 +1,9 @@
 """NexusFlow embeddings for LangChain, LlamaIndex and Chroma, over one shared HTTP core.
 
-``NexusFlow`` is the client; the other types here are what its methods take and return.
+``NexusFlow`` is the client; its methods take and return the other types here.
 ``NexusFlowEmbeddings`` (LangChain), ``NexusFlowEmbedding`` (LlamaIndex) and
-``NexusFlowEmbeddingFunction`` (Chroma) are imported on first use: importing this package imports no
-framework.
+``NexusFlowEmbeddingFunction`` (Chroma) are imported on first use, so importing this package imports
+no framework.
 """
 
 from __future__ import annotations

@@ -1,27 +1,27 @@
-"""Every error that this package raises, in one tree.
+"""The errors that this package raises.
 
     NexusFlowError
-    ├── ConfigurationError          a setting is missing or impossible (also ValueError)
-    ├── InvalidInputError           a text that cannot be sent; says which (also ValueError)
+    ├── ConfigurationError          a setting is missing or invalid (also ValueError)
+    ├── InvalidInputError           a text cannot be sent; says which (also ValueError)
     ├── APIConnectionError          no answer: refused, reset, cut off, TLS
     │   └── APITimeoutError         no answer in time (also TimeoutError)
-    ├── APIStatusError              the server said no, with a status
+    ├── APIStatusError              the server answered with an error status
     │   ├── BadRequestError         400, 413, 415, 422
     │   ├── AuthenticationError     401
     │   ├── PermissionDeniedError   402, 403: balance, permission, suspended account
     │   ├── NotFoundError           404: model or path
     │   ├── RateLimitError          429
     │   └── InternalServerError     5xx, and 408, 409, 425
-    ├── InvalidResponseError        an answer not to be trusted: count, order, numbers
+    ├── InvalidResponseError        the answer is not valid: wrong count, order, size or numbers
     ├── RefusedTextsError           some texts were refused; the others are finished
-    ├── BudgetExceededError         the next request could pass the budget
+    ├── BudgetExceededError         the next request could exceed the budget
     ├── LimiterError                a framework's rate limiter failed (also RuntimeError)
-    ├── CacheError                  the cache is corrupt, foreign or newer
+    ├── CacheError                  the cache is corrupt, not ours or of a newer version
     └── CollectionError             a vector store cannot be read or written (also RuntimeError)
 
-Each carries ``finished``: the vectors that were ready when it was raised, by index of the
-caller's list, so that nothing that was paid for is lost. All of them can be pickled. None of
-them holds the API key, nor text of the server longer than 2,000 characters.
+Each has ``finished``: the vectors that were ready when it was raised, by index in the caller's
+list, so that nothing that was paid for is lost. All can be pickled. None contains the API key, or
+more than 2,000 characters from the server.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ __all__ = [
 
 
 class NexusFlowError(Exception):
-    """Root of all errors of this package.
+    """Base class of all errors of this package.
 
     Attributes:
-        finished: Vectors that were ready when the error was raised: index in the caller's list to
-            a float32 array of shape (d,).
+        finished: Vectors that were ready when the error was raised: a mapping from the index in the
+            caller's list to a float32 array of shape (d,).
         attempts: Requests that were sent for the batch that failed.
     """
 
@@ -75,14 +75,14 @@ class NexusFlowError(Exception):
 
 
 class ConfigurationError(NexusFlowError, ValueError):
-    """A setting is missing or impossible."""
+    """A setting is missing or invalid."""
 
 
 class InvalidInputError(NexusFlowError, ValueError):
     """A text cannot be sent; raised before any request.
 
     Attributes:
-        index: Where it stands in the caller's list; ``None`` if the list itself is wrong.
+        index: Its index in the caller's list; ``None`` if the list itself is wrong.
     """
 
     def __init__(self, message: str = "", *, index: int | None = None) -> None:
@@ -91,7 +91,7 @@ class InvalidInputError(NexusFlowError, ValueError):
 
 
 class APIConnectionError(NexusFlowError):
-    """The server could not be reached, or broke off before it had answered."""
+    """The server could not be reached, or the connection broke before the answer was complete."""
 
 
 class APITimeoutError(APIConnectionError, TimeoutError):
@@ -126,7 +126,7 @@ class APIStatusError(NexusFlowError):
 
 
 class BadRequestError(APIStatusError):
-    """The request is wrong and would be wrong again."""
+    """The request is not valid; a retry would fail as well."""
 
 
 class AuthenticationError(APIStatusError):
@@ -134,7 +134,7 @@ class AuthenticationError(APIStatusError):
 
 
 class PermissionDeniedError(APIStatusError):
-    """The account may not: balance, permission, suspension."""
+    """The account is not allowed to: no balance, no permission, or suspended."""
 
 
 class NotFoundError(APIStatusError):
@@ -142,15 +142,15 @@ class NotFoundError(APIStatusError):
 
 
 class RateLimitError(APIStatusError):
-    """Requests, tokens or concurrency exceeded, for longer than the retries lasted."""
+    """A limit on requests, tokens or concurrency was exceeded, and all retries failed too."""
 
 
 class InternalServerError(APIStatusError):
-    """The server or something behind it failed, for longer than the retries lasted."""
+    """The server or a service behind it failed, and all retries failed too."""
 
 
 class InvalidResponseError(NexusFlowError):
-    """The answer cannot be trusted: wrong count, order, size or numbers, or not an answer at all.
+    """The answer is not valid: wrong count, order, size or numbers, or not an answer of the API.
 
     Attributes:
         request_id: The ``X-Request-ID`` response header, or ``None``.
@@ -167,7 +167,7 @@ class RefusedTextsError(NexusFlowError):
     """The server refused some texts (moderation, length); all others are in ``finished``.
 
     Attributes:
-        refused: Index in the caller's list to the server's reason for that text.
+        refused: A mapping from the index in the caller's list to the server's error for that text.
     """
 
     def __init__(
@@ -178,25 +178,25 @@ class RefusedTextsError(NexusFlowError):
 
 
 class BudgetExceededError(NexusFlowError):
-    """The next request could pass the budget, so it was not sent."""
+    """The next request could exceed the budget, so it was not sent."""
 
 
 class LimiterError(NexusFlowError, RuntimeError):
-    """The ``rate_limiter`` that an adapter was given raised an error: this one's ``__cause__``."""
+    """The ``rate_limiter`` passed to an adapter raised an error, which is the ``__cause__``."""
 
 
 class CacheError(NexusFlowError):
-    """The cache is corrupt, not ours, or written by a newer version; it was left alone.
+    """The cache is corrupt, not ours, or written by a newer version; it was not changed.
 
-    Or it is on a server that is none of Redis, or that does not take the password.
+    Or the server is not a Redis server, or rejects the password.
     """
 
 
 class CollectionError(NexusFlowError, RuntimeError):
     """A vector store could not be read or written, or another process is writing to it.
 
-    ``finished`` holds the vectors that were embedded and not written, by the place of their
-    document in the source; the cause is the store's own error.
+    ``finished`` holds the vectors that were embedded but not written, by the position of their
+    document in the source; the ``__cause__`` is the store's error.
     """
 
 
@@ -205,7 +205,7 @@ E = TypeVar("E", bound=BaseException)
 
 def _rebuild(cls: type[E], args: tuple[Any, ...], state: dict[str, Any]) -> E:
     """Return a ``cls`` with these ``args`` and attributes, without calling its constructor."""
-    # Exceptions unpickle by cls(*args), which keyword-only arguments break.
+    # By default exceptions unpickle with cls(*args), which fails with keyword-only arguments.
     error = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)

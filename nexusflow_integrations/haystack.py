@@ -1,6 +1,6 @@
-"""``NexusFlowTextEmbedder`` and ``NexusFlowDocumentEmbedder``: NexusFlow in Haystack's pipelines.
+"""``NexusFlowTextEmbedder`` and ``NexusFlowDocumentEmbedder`` for Haystack's pipelines.
 
-Errors are those of ``nexusflow_integrations.errors``; a call that fails embeds no document at all.
+Errors are those of ``nexusflow_integrations.errors``. A call that fails returns no documents.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _KEY = Secret.from_env_var("NEXUSFLOW_API_KEY", strict=False)
 @_hiding_arguments
 @dataclass(eq=False)
 class _Embedder:
-    """The settings, under the names of Haystack's own embedders.
+    """The settings, named as in Haystack's own embedders.
 
-    ``options`` holds what else ``NexusFlow`` takes (``timeout``, ``cache``, ...), as plain values.
+    ``options`` holds other settings of ``NexusFlow`` (``timeout``, ``cache``, ...) as plain values.
     """
 
     api_key: Secret = _KEY
@@ -69,11 +69,11 @@ class _Embedder:
             name: hidden[name](value) if name in hidden else value
             for name, value in self.options.items()
         }
-        self._client(None)  # says now what is impossible
+        self._client(None)  # validates the settings now
 
     @cached_property
     def client(self) -> NexusFlow:
-        """The client that does the work; the key is looked up when it is first needed."""
+        """The client; the key is resolved at first use."""
         return self._client(self.api_key)
 
     def _client(self, key: Secret | None) -> NexusFlow:
@@ -92,13 +92,13 @@ class _Embedder:
         return {"model": self.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a pipeline stores; of the key it is the name of the environment variable.
+        """Return what a pipeline stores; for the key, the name of its environment variable.
 
-        ``default_headers`` are left out, since they may hold secrets, and so is the password of
-        a Redis server.
+        ``default_headers``, which may hold secrets, and the password of a Redis server are left
+        out.
 
         Raises:
-            ValueError: The key was given as a token, which Haystack stores nowhere.
+            ValueError: The key was given as a token, which Haystack does not serialize.
         """
         settings = {item.name: getattr(self, item.name) for item in fields(self)}
         settings["options"] = {
@@ -143,11 +143,11 @@ class NexusFlowTextEmbedder(_Embedder):
 @_hiding_arguments
 @dataclass(eq=False)
 class NexusFlowDocumentEmbedder(_Embedder):
-    """Embeds any number of documents, many requests in flight.
+    """Embeds any number of documents, with parallel requests.
 
-    The settings have the names of Haystack's own embedders; ``options`` holds what else
-    ``NexusFlow`` takes (``timeout``, ``cache``, ...), as plain values. The values of
-    ``meta_fields_to_embed`` that a document has are put in front of its content, separated by
+    The settings are named as in Haystack's own embedders; ``options`` holds other settings of
+    ``NexusFlow`` (``timeout``, ``cache``, ...), as plain values. The document's values of
+    ``meta_fields_to_embed`` are put in front of its content, separated by
     ``embedding_separator``.
     """
 
@@ -155,7 +155,7 @@ class NexusFlowDocumentEmbedder(_Embedder):
     embedding_separator: str = "\n"
 
     def __post_init__(self) -> None:
-        _Embedder.__post_init__(self)  # `component` made another class of this one
+        _Embedder.__post_init__(self)  # not super(): `component` has replaced the class
         wanted = self.meta_fields_to_embed
         if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
             raise refuse("meta_fields_to_embed", "a list of names", wanted)

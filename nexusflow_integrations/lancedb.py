@@ -1,8 +1,9 @@
-"""``NexusFlowEmbeddings``: the function ``nexusflow`` in LanceDB's registry, once imported.
+"""``NexusFlowEmbeddings``: importing this module registers it with LanceDB as ``nexusflow``.
 
-A table stores no key, and no endpoint, since who can write a table could name another. A text that
-is None or "" gets no vector: LanceDB's ``on_bad_vectors`` says what becomes of it. While rows are
-added, LanceDB turns our errors into a RuntimeError with their text.
+A table stores no key. It stores no endpoint either, because anyone who can write the table could
+replace it. A text that is None or "" gets no vector; LanceDB handles such rows as set by
+``on_bad_vectors``. While adding rows, LanceDB turns our errors into a RuntimeError with the same
+message.
 """
 
 from typing import Any
@@ -23,7 +24,7 @@ __all__ = ["NexusFlowEmbeddings"]
 
 @register("nexusflow")
 class NexusFlowEmbeddings(TextEmbeddingFunction):
-    """Settings as in ``NexusFlow``; ``api_key`` may be ``"$var:NAME"`` of LanceDB's registry."""
+    """Settings as in ``NexusFlow``; ``api_key`` may be a ``"$var:NAME"`` of LanceDB's registry."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
     _client: NexusFlow = PrivateAttr()
@@ -36,17 +37,17 @@ class NexusFlowEmbeddings(TextEmbeddingFunction):
     cache: bool = False
 
     @secret_arguments
-    def __init__(self, api_key: str | None = None, **told: Any) -> None:
-        super().__init__(**told)
+    def __init__(self, api_key: str | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
         self._client = NexusFlow(api_key, **dict(self))
 
     @classmethod
     @secret_arguments
-    def create(cls, **told: Any) -> Any:
-        key = told.get("api_key")
+    def create(cls, **settings: Any) -> Any:
+        key = settings.get("api_key")
         if isinstance(key, str) and key.count(":") > 1:
-            raise ConfigurationError("api_key: the default of $var:NAME:DEFAULT would be stored")
-        return super().create(**told)
+            raise ConfigurationError("api_key: the default in $var:NAME:DEFAULT would be stored")
+        return super().create(**settings)
 
     @staticmethod
     def sensitive_keys() -> list[str]:
@@ -63,6 +64,6 @@ class NexusFlowEmbeddings(TextEmbeddingFunction):
     def compute_query_embeddings(self, query: str) -> list[Any]:
         return [self._client.embed(query, role="query")]
 
-    # LanceDB's own would repeat every failure and then raise a bare Exception.
+    # LanceDB's versions would retry every failure and then raise a plain Exception.
     compute_query_embeddings_with_retry = compute_query_embeddings
     compute_source_embeddings_with_retry = TextEmbeddingFunction.compute_source_embeddings

@@ -1,7 +1,8 @@
-"""The embedding models ``nexusflow`` and ``nexusflow-64`` to ``nexusflow-2048`` of ``llm``.
+"""The embedding models ``nexusflow`` and ``nexusflow-64`` to ``nexusflow-2048`` for ``llm``.
 
-``llm`` finds this module by its entry point. The key is the one of ``llm keys set nexusflow``, else
-of ``NEXUSFLOW_API_KEY``; ``llm`` does not tell queries from documents, so neither is marked.
+``llm`` finds this module through its entry point. The key comes from ``llm keys set nexusflow`` or
+``NEXUSFLOW_API_KEY``. ``llm`` does not distinguish queries from documents, so all texts are
+embedded as documents.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["NexusFlowEmbeddingModel", "register_embedding_models"]
 
 
 class NexusFlowEmbeddingModel(EmbeddingModel):
-    """One size of the model; ``None`` takes the server's, under the plain name ``nexusflow``."""
+    """The model with one size; with ``None``, named ``nexusflow``, the server's default size."""
 
     needs_key = "nexusflow"
     key_env_var = "NEXUSFLOW_API_KEY"
@@ -34,16 +35,16 @@ class NexusFlowEmbeddingModel(EmbeddingModel):
     def embed_batch(
         self, items: Iterable[str | bytes], *, key: str | None = None
     ) -> Iterator[list[float]]:
-        """Yield a vector for each text, in order, reading no more texts than are in flight.
+        """Yield a vector for each text, in order; texts are read only as they are sent.
 
         Raises:
             NexusFlowError: A text cannot be sent or was refused, or any other failure.
         """
-        # Building a client costs nothing; the pool and the pace are the process's.
+        # A client is cheap to create: connections and limits belong to the process.
         try:
             client = NexusFlow(key or self.get_key(), dimensions=self.dimensions)
         finally:
-            del key  # an error must not leave with it, since its frames may be shown
+            del key  # so that the frames of an error do not show it
         for result in client.embed_stream(cast("Iterable[str]", items)):
             if result.vector is None:
                 raise cast(NexusFlowError, result.error)
@@ -52,6 +53,6 @@ class NexusFlowEmbeddingModel(EmbeddingModel):
 
 @hookimpl
 def register_embedding_models(register: Callable[[EmbeddingModel], None]) -> None:
-    """Tell ``llm`` of one model for each size."""
+    """Register one model for each size."""
     for dimensions in (None, *DIMENSIONS):
         register(NexusFlowEmbeddingModel(dimensions))

@@ -1,4 +1,4 @@
-"""``NexusFlowEmbeddingModel``: NexusFlow for Pydantic AI's ``Embedder``, with our own errors."""
+"""``NexusFlowEmbeddingModel`` for Pydantic AI's ``Embedder``; raises the errors of this package."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,7 @@ __all__ = ["NexusFlowEmbeddingModel"]
 
 
 class NexusFlowEmbeddingModel(EmbeddingModel):
-    """Embeds through ``client``, by default ``NexusFlow()``; heeds the setting ``dimensions``."""
+    """Embeds with ``client``, by default ``NexusFlow()``; uses the setting ``dimensions``."""
 
     def __init__(
         self, client: NexusFlow | None = None, *, settings: EmbeddingSettings | None = None
@@ -52,8 +52,8 @@ class NexusFlowEmbeddingModel(EmbeddingModel):
         check_allow_model_requests()
         if not isinstance(inputs, str):
             inputs = list(rows_of(inputs))
-        texts, told = self.prepare_embed(inputs, settings)
-        client = self.client.resized(told.get("dimensions", self.client.dimensions))
+        texts, merged = self.prepare_embed(inputs, settings)
+        client = self.client.resized(merged.get("dimensions", self.client.dimensions))
         vectors = await client.aembed(texts, role=input_type)
         return EmbeddingResult(
             vectors.tolist(),

@@ -1,7 +1,7 @@
-"""NexusFlow on Ray Data: ``EmbedBatch`` for ``Dataset.map_batches``, ``ClusterLimits`` for all.
+"""NexusFlow on Ray Data: ``EmbedBatch`` for ``Dataset.map_batches``, and ``ClusterLimits``.
 
-Importing this module neither starts Ray nor needs one that runs. A worker builds its client when
-its first batch comes; the limits and the budget of the account are kept in one named actor.
+Importing this module does not start or connect to Ray. A worker creates its client at its first
+batch. One named actor keeps the limits and the budget of the account for the whole cluster.
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ if TYPE_CHECKING:
 __all__ = ["ClusterLimits", "ClusterState", "DriverKey", "EmbedBatch"]
 
 DIMENSIONS = 1024
-"""The model's own size: all blocks of a dataset must agree on one before the first answer."""
+"""The model's default size: all blocks of a dataset need the same size before the first answer."""
 RESTART_PAUSE = 1.0
-"""Seconds for which an actor that takes over grants no send time: what the one before it granted
-may still go out, and a server counts over a second."""
+"""Seconds for which a restarted actor grants no send times: those that the previous one granted may
+still be used, and the server counts requests over a second."""
 ACTIVE = 10.0
-"""Seconds without a lease after which a worker no longer counts among those who share."""
+"""Seconds without a lease after which a worker no longer counts as active."""
 ASK_TIMEOUT = 20.0
-"""Seconds to wait for the actor, which may be starting again, before a worker paces alone."""
+"""Seconds to wait for the actor, which may be restarting, before a worker paces alone."""
 DRAW_TIMEOUT = 60.0
-"""Seconds to wait for a part of the budget, without which nothing is sent."""
+"""Seconds to wait for a part of the budget; without one nothing is sent."""
 SAVE_AHEAD = 200
-"""One part in so many of the budget is saved as granted ahead of use; a restart may lose it."""
+"""1/200 of the budget is saved as granted ahead of use; a restart may lose that much."""
 
 
 class DriverKey:
-    """The driver's API key, carried to the workers that have none in their environment.
+    """The driver's API key, for workers without a key in their environment.
 
-    It shows itself as asterisks wherever Ray prints an argument. It is not encrypted: Ray keeps the
-    constructor's arguments, pickled, in its object store, and whoever may run code on the cluster
-    can read them. A key in the environment of each worker is safer.
+    Its ``repr`` shows asterisks, since Ray prints arguments. It is not encrypted: Ray keeps the
+    pickled arguments of the constructor in its object store, where anyone who can run code on the
+    cluster can read them. A key in the environment of each worker is safer.
 
     Args:
         value: The key, or an object with ``get_secret_value``. Default: ``NEXUSFLOW_API_KEY`` of
             the driver.
 
     Raises:
-        ConfigurationError: There is no key, or it cannot be one.
+        ConfigurationError: The key is missing or not valid.
     """
 
     __slots__ = ("_key",)
@@ -88,34 +88,34 @@ class DriverKey:
 class EmbedBatch:
     """Embeds one column of a dataset: ``ds.map_batches(EmbedBatch, concurrency=4, ...)``.
 
-    Adds a column of vectors and a column of errors; all other columns pass through as they came. A
-    text that cannot be sent, or that the server refuses, gets no vector and a sentence in the
-    column of errors (else null), and does not hold up the others. What "no vector" is depends on
-    ``batch_format``:
+    Adds a column of vectors and a column of errors; all other columns are unchanged. A text that
+    cannot be sent, or that the server refuses, gets no vector and a message in the error column
+    (null for all others); the rest of the batch is embedded. How a missing vector is stored depends
+    on ``batch_format``:
 
-    * ``"pyarrow"``: the column is ``FixedSizeList<float32>[dimensions]``, which any reader of
-      Parquet knows, and the row is null;
+    * ``"pyarrow"``: the column is ``FixedSizeList<float32>[dimensions]``, which any Parquet reader
+      supports, and the row is null;
     * ``"numpy"`` (Ray's default) or ``"default"``: float32 of shape (n, dimensions), which Ray
       stores as its tensor type, and the row is NaN.
 
-    Pickles without a live client, and without a key unless one is carried by ``DriverKey``.
+    Pickles contain no client, and no key except that of a ``DriverKey``.
 
     Args:
         api_key: ``None`` takes ``NEXUSFLOW_API_KEY`` of the worker's environment. A ``DriverKey``,
-            or another object with ``get_secret_value``, brings it from the driver. Plain text is
-            not accepted: Ray may print it.
+            or another object with ``get_secret_value``, brings it from the driver. A plain string
+            is not accepted, because Ray may print it.
         text: Name of the column of texts.
         embedding: Name of the column of vectors.
         error: Name of the column of errors.
-        dimensions: As for ``NexusFlow``, but never left to the server.
+        dimensions: As for ``NexusFlow``, but required.
         limits: Limits and budget of the whole cluster.
-        on_error: What becomes of a failure that is no text's fault (no balance, budget used up,
-            retries used up): ``"raise"`` it, which ends the job, or ``"collect"`` it as the error
-            of all texts of the batch that are not finished.
-        client: All else is handed to ``NexusFlow``.
+        on_error: What to do with a failure not caused by one text (no balance, budget or retries
+            used up): ``"raise"`` it, which ends the job, or ``"collect"`` it as the error of all
+            unfinished texts of the batch.
+        client: Other settings of ``NexusFlow``.
 
     Raises:
-        ConfigurationError: A setting is impossible.
+        ConfigurationError: A setting is invalid.
     """
 
     @secret_arguments
@@ -133,25 +133,25 @@ class EmbedBatch:
     ) -> None:
         if isinstance(api_key, str):
             raise ConfigurationError(
-                "Ray may print a key that is plain text: set NEXUSFLOW_API_KEY where the workers"
-                " run, or pass api_key=DriverKey()"
+                "Ray may print a key that is a plain string: set NEXUSFLOW_API_KEY where the"
+                " workers run, or pass api_key=DriverKey()"
             )
         if limits is not None and not isinstance(limits, ClusterLimits):
             raise checks.refuse("limits", "a ClusterLimits or None", limits)
         if (size := check_dimensions(dimensions)) is None:
-            raise ConfigurationError("dimensions must be given: all blocks must agree on one size")
+            raise ConfigurationError("dimensions is required: all blocks need the same size")
         client["default_headers"] = Headers(client.get("default_headers"))
         self._api_key = api_key
         self._text = checks.text("text", text, "the name of a column")
         self._embedding = checks.text("embedding", embedding, "the name of a column")
         self._error = checks.text("error", error, "the name of a column")
         if self._embedding == self._error:
-            raise ConfigurationError("error must be another column than embedding")
+            raise ConfigurationError("error and embedding must be different columns")
         self._collect = checks.one_of("on_error", on_error, ("raise", "collect")) == "collect"
         self._options: ClientSettings = {**client, **_shared(limits)}
         self._dimensions = size
         self._client: NexusFlow | None = None
-        self._new_client()  # so that a mistake is found before the first text
+        self._new_client()  # validates the settings now, not at the first batch
 
     async def __call__(self, batch: Any) -> Any:
         """Return ``batch`` with the two columns added."""
@@ -172,7 +172,7 @@ class EmbedBatch:
                 vectors[index], errors[index] = vector, None
             errors[errors == "not embedded"] = _sentence(error)
         finally:
-            # Ray ends a worker that has no more to do without a word; this may have been its last.
+            # Ray kills idle workers without notice; this may have been the last batch.
             await self._client._agive_back()
         return _with_columns(batch, {self._embedding: vectors, self._error: errors})
 
@@ -180,8 +180,8 @@ class EmbedBatch:
         return NexusFlow(self._api_key, dimensions=self._dimensions, **self._options)
 
     def __repr__(self) -> str:
-        told = vars(self)  # without columns in the traceback of an error in its making
-        return f"EmbedBatch(text={told.get('_text')!r}, embedding={told.get('_embedding')!r})"
+        own = vars(self)  # may be incomplete in the traceback of an error in __init__
+        return f"EmbedBatch(text={own.get('_text')!r}, embedding={own.get('_embedding')!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None}
@@ -197,7 +197,7 @@ def _shared(limits: ClusterLimits | None) -> ClientOptions:
 
 
 def _sentence(error: NexusFlowError) -> str:
-    # Its number is that in the batch, which means nothing in the dataset.
+    # The index is that in the batch, which is meaningless in the dataset.
     return f"{type(error).__name__}: {re.sub('^text [0-9]+ ', 'the text ', str(error))}"
 
 
@@ -227,14 +227,14 @@ def _fixed_size_lists(vectors: Vectors) -> pa.FixedSizeListArray:
 
 
 class ClusterState(NamedTuple):
-    """What the actor of some ``ClusterLimits`` has done.
+    """The state of the actor of a ``ClusterLimits``.
 
     Attributes:
         workers: Processes that asked for send times in the last ten seconds.
-        leases: How often send times were asked for since the actor started.
-        requests: How many send times were granted in them.
+        leases: How often send times were requested since the actor started.
+        requests: How many send times were granted.
         granted: Tokens of the budget that are spent or held by a worker.
-        restarted: Whether this actor took over from one that died.
+        restarted: Whether this actor replaced one that died.
     """
 
     workers: int
@@ -247,39 +247,39 @@ class ClusterState(NamedTuple):
 _inherited: list[Any] = []
 
 
-class _Told(NamedTuple):
+class _Settings(NamedTuple):
     requests_per_minute: float | None
     tokens_per_minute: float | None
     tokens: int | None
 
 
 class ClusterLimits:
-    """Limits and budget of one account, kept for a whole Ray cluster by one named actor.
+    """Limits and budget of one account for a whole Ray cluster, kept by one named actor.
 
-    Give it to ``EmbedBatch(limits=...)``, or to any ``NexusFlow`` in the cluster as ``pacer=``, as
-    ``budget=`` or as both. Workers reserve a tenth of a second of the pace at once and draw parts
-    of the budget ahead, so the actor is asked a few times a second by each, not for each request.
+    Pass it to ``EmbedBatch(limits=...)``, or to any ``NexusFlow`` in the cluster as ``pacer=``,
+    ``budget=`` or both. Workers reserve send times for a tenth of a second and draw parts of the
+    budget ahead, so each calls the actor a few times per second, not for each request.
 
-    A worker that dies costs at most what it held: its send times pass unused, its part of the
-    budget counts as spent. An actor that dies is started again by Ray, or by the next worker that
-    asks; it takes over from what is saved in the cluster's control store (the GCS) and never grants
-    a token twice. While it cannot be asked, each worker paces alone to an equal share of the
-    limits, and nothing is sent that needs more of the budget.
+    A worker that dies wastes at most what it held: its send times expire, and its part of the
+    budget counts as spent. An actor that dies is restarted by Ray or by the next worker that calls
+    it. It continues from what is saved in the cluster's control store (GCS) and never grants a
+    token twice. While the actor cannot be reached, each worker paces alone within an equal share of
+    the limits, and requests that need more of the budget are not sent.
 
-    What was spent is remembered under ``name`` as long as the cluster lives, also when another
-    job uses the same name, until ``stop`` is called.
+    The tokens spent are stored under ``name`` until ``stop`` is called or the cluster ends, even if
+    another job uses the same name.
 
     Args:
-        requests_per_minute: Limit of the account; ``None`` is none.
+        requests_per_minute: Limit of the account; ``None`` for no limit.
         tokens_per_minute: The same for tokens.
         budget: The most that the cluster may spend.
-        price: Price list for a budget in money; the default is the API page's.
+        price: The price for a budget in money; by default the API's list price.
         name: Name of the actor: one for each account and model.
         namespace: Ray namespace of the actor.
         detached: Let the actor outlive the process that started it, and all jobs.
 
     Raises:
-        ConfigurationError: A limit is impossible.
+        ConfigurationError: A setting is invalid.
     """
 
     patience = ASK_TIMEOUT
@@ -305,7 +305,7 @@ class ClusterLimits:
         self.name = checks.word("name", name, "the name of an actor")
         self.namespace = checks.word("namespace", namespace, "the name of a namespace of Ray")
         self.detached = checks.flag("detached", detached)
-        self._told = _Told(requests_per_minute, tokens_per_minute, tokens)
+        self._settings = _Settings(requests_per_minute, tokens_per_minute, tokens)
         self._begin()
 
     def _begin(self) -> None:
@@ -314,8 +314,8 @@ class ClusterLimits:
         forks.in_child(self._forget)
 
     def _forget(self) -> None:
-        # A call of the child must not go out under the parent's name. The handle is kept: to
-        # collect it would ask the parent's cluster.
+        # The child needs its own worker id. The handle is kept alive: collecting it would call the
+        # parent's cluster.
         _inherited.append(self._actor)
         self._reset()
 
@@ -323,57 +323,56 @@ class ClusterLimits:
         self._worker = uuid.uuid4().hex
         self._actor: Any = None
         self._processes = 1
-        # One holder for each thread that draws, which is one for each client: the actor tells its
-        # calls apart by their numbers, so they must arrive in order.
+        # One holder name for each drawing thread, of which a client has one: the actor detects
+        # repeated calls by their numbers, so the calls of a holder must arrive in order.
         self._drawer = threading.local()
         self._held_until = float("-inf")
 
     @property
     def requests_per_minute(self) -> float | None:
-        """Limit of the account; ``None`` is none."""
-        return self._told.requests_per_minute
+        """Limit of the account; ``None`` for no limit."""
+        return self._settings.requests_per_minute
 
     @property
     def tokens_per_minute(self) -> float | None:
         """The same for tokens."""
-        return self._told.tokens_per_minute
+        return self._settings.tokens_per_minute
 
     @property
     def tokens(self) -> int:
-        """The budget in tokens; ``None`` (only for ``EmbedBatch`` to see) where there is none."""
-        return cast(int, self._told.tokens)
+        """The budget in tokens; ``None`` if there is none (``EmbedBatch`` checks for that)."""
+        return cast(int, self._settings.tokens)
 
     @property
     def processes(self) -> int:
-        """How many workers asked of late."""
+        """How many workers asked for send times recently."""
         return self._processes
 
     # -- the actor's life ----------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Start the actor, or find it; called by the driver, so that it lives as long as the job.
+        """Start the actor or connect to it. Call this in the driver: the actor then lives as long.
 
-        An actor that a worker had to start ends with this worker unless it is ``detached``.
+        An actor started by a worker ends with that worker, unless it is ``detached``.
 
         Raises:
-            ConfigurationError: An actor of this name keeps other limits.
+            ConfigurationError: The actor of this name has other limits.
         """
-        kept = _Told(*self._call("told", timeout=DRAW_TIMEOUT))
-        if kept != self._told:
+        kept = _Settings(*self._call("settings", timeout=DRAW_TIMEOUT))
+        if kept != self._settings:
             raise ConfigurationError(
-                f"the actor {self.name!r} keeps other limits ({kept}): stop() it, or use another"
-                " name"
+                f"the actor {self.name!r} has other limits ({kept}): stop() it, or use another name"
             )
         return self
 
     def stop(self) -> None:
-        """End the actor, and forget what was spent."""
+        """End the actor, and reset the tokens spent to 0."""
         self._call("forget", timeout=DRAW_TIMEOUT)
         ray.kill(self._actor)
         self._actor = None
 
     def state(self) -> ClusterState:
-        """Return what the actor has done."""
+        """Return the state of the actor."""
         return ClusterState(*self._call("state", timeout=DRAW_TIMEOUT))
 
     # -- what a client asks --------------------------------------------------------------------
@@ -381,7 +380,7 @@ class ClusterLimits:
     def lease(
         self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
     ) -> list[float]:
-        """Reserve send times, as ``SharedLimits`` says."""
+        """Reserve send times; see ``SharedLimits.lease``."""
         held = max(0.0, self._held_until - time.monotonic())
         call = (self._worker, count, tokens, owed_tokens, late, held)
         waits, self._processes = self._call("lease", *call, timeout=ASK_TIMEOUT)
@@ -389,15 +388,15 @@ class ClusterLimits:
         return cast("list[float]", waits)
 
     def owe(self, tokens: float, late: float = 0.0) -> None:
-        """Charge ``tokens`` (give them back if less than 0), and ``late`` seconds."""
+        """Charge ``tokens`` (refund them if negative) and ``late`` seconds."""
         self._call("owe", tokens, late, timeout=ASK_TIMEOUT)
 
     def throttled(self, ago: float) -> None:
-        """Note a refusal of a request sent ``ago`` seconds ago: all workers yield."""
+        """Slow all workers down: a request sent ``ago`` seconds ago exceeded the rate limit."""
         self._call("throttled", ago, timeout=ASK_TIMEOUT)
 
     def draw(self, least: int, wanted: int, unused: int, kept: int) -> Grant:
-        """Draw from the budget, as ``SharedBudget`` says."""
+        """Draw from the budget; see ``SharedBudget.draw``."""
         drawer = self._drawer
         if not hasattr(drawer, "name"):
             drawer.name, drawer.draws = uuid.uuid4().hex, 0
@@ -410,7 +409,7 @@ class ClusterLimits:
     def _call(self, method: str, *arguments: Any, timeout: float) -> Any:
         try:
             return self._ask(method, arguments, timeout)
-        except RayActorError:  # it is gone for good, with the worker that had started it
+        except RayActorError:  # it ended with the worker that had started it
             self._actor = None
             return self._ask(method, arguments, timeout)
 
@@ -427,8 +426,8 @@ class ClusterLimits:
                     "max_task_retries": -1,
                 }
                 key = f"{self.namespace}/{self.name}"
-                keeper = ray.remote(_Keeper).options(**options)
-                self._actor = keeper.remote(key, tuple(self._told))
+                coordinator = ray.remote(_Coordinator).options(**options)
+                self._actor = coordinator.remote(key, tuple(self._settings))
             actor = self._actor
         return ray.get(getattr(actor, method).remote(*arguments), timeout=timeout)
 
@@ -439,34 +438,34 @@ class ClusterLimits:
         return hash(self.__getstate__())
 
     def __repr__(self) -> str:
-        if "_told" not in vars(self):
-            return "ClusterLimits()"  # in the traceback of an error that kept it from being made
-        return f"ClusterLimits(name={self.name!r}, namespace={self.namespace!r}, {self._told})"
+        if "_settings" not in vars(self):
+            return "ClusterLimits()"  # in the traceback of an error in __init__
+        return f"ClusterLimits(name={self.name!r}, namespace={self.namespace!r}, {self._settings})"
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self._told, self.name, self.namespace, self.detached
+        return self._settings, self.name, self.namespace, self.detached
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._told, self.name, self.namespace, self.detached = state
+        self._settings, self.name, self.namespace, self.detached = state
         self._begin()
 
 
-class _Keeper:
-    """The actor: the arithmetic of the core, and what must outlive the process saved in the GCS.
+class _Coordinator:
+    """The actor: hands out send times and tokens, and saves the tokens granted in the GCS.
 
     Args:
-        key: Under which the granted tokens are saved.
-        told: The fields of ``_Told``.
+        key: Key of the granted tokens in the GCS.
+        settings: The fields of ``_Settings``.
     """
 
-    def __init__(self, key: str, told: tuple[Any, ...]) -> None:
+    def __init__(self, key: str, settings: tuple[Any, ...]) -> None:
         self._key = key
-        self._told = _Told(*told)
-        self._limits = SlotLimits(self._told.requests_per_minute, self._told.tokens_per_minute)
+        self._settings = own = _Settings(*settings)
+        self._limits = SlotLimits(own.requests_per_minute, own.tokens_per_minute)
         saved = internal_kv._internal_kv_get(key, namespace=_SPACE)
         self._restarted = saved is not None
         self._saved: int = json.loads(saved) if saved is not None else 0
-        self._grants = Grants(self._told.tokens or 0, granted=self._saved)
+        self._grants = Grants(own.tokens or 0, granted=self._saved)
         self._answers: dict[str, tuple[int, Grant]] = {}
         self._seen: dict[str, float] = {}
         self._leases = self._requests = 0
@@ -479,8 +478,8 @@ class _Keeper:
         internal_kv._internal_kv_put(self._key, json.dumps(granted), namespace=_SPACE)
         self._saved = granted
 
-    def told(self) -> tuple[Any, ...]:
-        return tuple(self._told)
+    def settings(self) -> tuple[Any, ...]:
+        return tuple(self._settings)
 
     def forget(self) -> None:
         internal_kv._internal_kv_del(self._key, namespace=_SPACE)
@@ -497,7 +496,7 @@ class _Keeper:
     ) -> tuple[list[float], int]:
         now = time.monotonic()
         if worker not in self._seen:
-            self._limits.hold(now + held)  # granted to it by the actor before this one
+            self._limits.hold(now + held)  # send times that the previous actor granted to it
         self._seen[worker] = now
         self._limits.owe(owed, late)
         waits = [self._limits.slot(tokens, now) - now for _ in range(count)]
@@ -516,13 +515,13 @@ class _Keeper:
         self, worker: str, number: int, least: int, wanted: int, unused: int, kept: int
     ) -> tuple[Any, ...]:
         last, answer = self._answers.get(worker, (0, Grant(0, 0, False)))
-        if number <= last:  # Ray asked again what was done before
+        if number <= last:  # Ray repeats a call that was already done
             return tuple(answer)
         answer = self._grants.draw(
             worker, least=least, wanted=wanted, unused=unused, kept=kept, now=time.monotonic()
         )
         granted, limit = self._grants.granted, self._grants.limit
-        # Before anyone can spend it. Ahead of use, so that few grants wait for this.
+        # Save before the tokens can be spent, and more than granted, so that few draws must wait.
         if granted > self._saved:
             self._save(min(limit, granted + limit // SAVE_AHEAD))
         elif self._grants.at_rest and self._saved > granted:

@@ -1,7 +1,7 @@
-"""``RedisLimits``: one pace for workers on any number of hosts, kept on a Redis server.
+"""``RedisLimits``: limits shared by workers on any number of hosts, through a Redis server.
 
-A client with ``cache="redis://..."`` and limits keeps them so by itself; this is for a pace without
-a cache. No text, vector or key goes through it, only send times do.
+A client with ``cache="redis://..."`` shares its limits automatically; ``RedisLimits`` is for use
+without a cache. Only send times are stored on the server: no texts, vectors or API keys.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ __all__ = ["RedisLimits"]
 class RedisLimits(AccountLimits):
     """Limits of one account, for a client's ``pacer=``.
 
-    All who name the same server, database and account share the limits. Making one connects to
-    nothing. A worker that cannot reach the server paces alone, to its share of the limits, until
-    it can again. A pickle holds no password: a worker process finds it in the environment variable
-    ``NEXUSFLOW_REDIS_PASSWORD``.
+    All clients with the same server, database and account share the limits. The constructor does
+    not connect. A worker that cannot reach the server paces alone, within its share of the limits,
+    until it can. Pickles do not hold the password: a worker process takes it from the environment
+    variable ``NEXUSFLOW_REDIS_PASSWORD``.
 
     Args:
         url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as for ``cache=``.
-        account: Any name; limits of the API hold for one account and model.
-        requests_per_minute: Limit of the account; ``None`` is none.
+        account: Any name. Use one for each account and model: the API limits them separately.
+        requests_per_minute: Limit of the account; ``None`` for no limit.
         tokens_per_minute: The same for tokens.
 
     Raises:
-        ConfigurationError: ``url`` is no URL of a Redis server, or another argument is impossible.
+        ConfigurationError: ``url`` is not the URL of a Redis server, or another argument is
+            invalid.
     """
 
     @secret_arguments
@@ -56,17 +57,17 @@ class RedisLimits(AccountLimits):
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
         )
-        self._told = {
+        self._settings = {
             "account": account,
             "requests_per_minute": requests_per_minute,
             "tokens_per_minute": tokens_per_minute,
         }
 
     def __repr__(self) -> str:
-        if "_told" not in vars(self):
-            return "RedisLimits()"  # in the traceback of an error that kept it from being made
-        told = "".join(f", {name}={value!r}" for name, value in self._told.items())
-        return f"RedisLimits({str(self.server.address)!r}{told})"
+        if "_settings" not in vars(self):
+            return "RedisLimits()"  # in the traceback of an error in __init__
+        settings = "".join(f", {name}={value!r}" for name, value in self._settings.items())
+        return f"RedisLimits({str(self.server.address)!r}{settings})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RedisLimits) and self._identity() == other._identity()
@@ -75,10 +76,10 @@ class RedisLimits(AccountLimits):
         return hash(self._identity())
 
     def _identity(self) -> tuple[object, ...]:
-        return (self.server.address, *self._told.values())
+        return (self.server.address, *self._settings.values())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.server.address, **self._told}
+        return {"url": self.server.address, **self._settings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]

@@ -1,23 +1,23 @@
 """A local server that speaks the API's protocol over a small real model, offline.
 
-``POST /v1/embeddings`` on 127.0.0.1 answers as the service's documentation says it does: the
-same request fields, response, usage, sizes, errors and limits, with vectors from a model that
-PyPI packages carry inside themselves. It stands in for the service where there is no key and no
-internet: examples, tests, continuous integration. It is not text-embedding-v4 and never says so:
-the start line and the response header ``X-Local-Model`` name what really runs.
+``POST /v1/embeddings`` on 127.0.0.1 behaves as the service documents it: the same request fields,
+response, usage, sizes, errors and limits. The vectors come from a model contained in PyPI packages.
+The server replaces the service where there is no key or no internet: in examples, tests and
+continuous integration. It does not run text-embedding-v4 and does not claim to: the start message
+and the response header ``X-Local-Model`` name the model that runs.
 
 In code, on a free port, in a background thread (``async with`` works as well):
 
     from nexusflow_integrations.local import LocalServer
 
-    with LocalServer() as server:          # model="hash" for fast tests without meaning
+    with LocalServer() as server:          # model="hash" for fast tests, without semantics
         client = NexusFlow(api_key=server.api_key, base_url=server.base_url)
         client.embed(["Red pandas climb trees.", "小熊猫会爬树。"])
         server.stats.requests              # also: texts, tokens, statuses, max_in_flight
         server.reset_stats()
 
-In tests, from pytest's fixtures ``nexusflow_server`` (the real model, one for the session) and
-``nexusflow_hash_server`` (the fast encoder, fresh counts for every test):
+In tests, with the pytest fixtures ``nexusflow_server`` (the real model, one server per session) and
+``nexusflow_hash_server`` (the fast encoder, counts reset for every test):
 
     def test_my_rag_offline(nexusflow_server):
         rag = MyRag(base_url=nexusflow_server.base_url, api_key=nexusflow_server.api_key)
@@ -26,19 +26,19 @@ In a terminal, until Ctrl-C: ``nexusflow serve``, which calls `serve`.
 
 Models (``model=``):
 
-- ``"minilm-use-gated"``, the default: MiniLM joined with the multilingual USE; English and 15
-  more languages, Chinese among them.
-- ``"use"``: the multilingual USE alone, lighter, on numpy only.
-- ``"minilm"``: MiniLM alone, English only.
-- ``"hash"``: hashed words, nearly free. Not semantic: for tests of plumbing and benchmarks.
+- ``"minilm-use-gated"``, the default: MiniLM combined with the multilingual USE; English and 15
+  more languages, including Chinese.
+- ``"use"``: only the multilingual USE; lighter, needs only numpy.
+- ``"minilm"``: only MiniLM; English.
+- ``"hash"``: hashed words, very fast. Not semantic: for tests and benchmarks of clients.
 
-All eight sizes of the API are answered, at unit length; those above a model's native size (896,
-512 and 384 numbers) carry no more information than it. On one machine a text's vector is
-the same in every request to the last bit, whatever texts are beside it; other versions of the
-libraries or another number of threads may change the last bits.
+All eight sizes of the API are supported, at unit length. Sizes above a model's native size (896,
+512 and 384 dimensions) carry no more information. On one machine a text's vector is bitwise the
+same in every request, regardless of the other texts; other versions of the libraries or another
+number of threads may change the last bits.
 
-Importing this package costs next to nothing: the server, numpy and the models are imported when
-they are first used. What they need comes with ``pip install "nexusflow-integrations[local]"``.
+Importing this package is cheap: the server, numpy and the models are imported at first use. Install
+their dependencies with ``pip install "nexusflow-integrations[local]"``.
 """
 
 from __future__ import annotations

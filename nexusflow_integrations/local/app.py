@@ -38,17 +38,17 @@ _T = TypeVar("_T")
 logger = logging.getLogger(__name__)
 
 BODY_LIMIT = 1 << 20
-"""Bytes of a request body that the server reads before it says 413."""
+"""Bytes; a larger request body gets a 413."""
 MODEL_HEADER = "x-local-model"
-"""The response header that names the model that really runs."""
+"""The response header that names the model that runs."""
 
 _EMBEDDINGS = "/v1/embeddings"
-# A body over the limit is still read this far, so that its sender gets to read the 413.
+# A body over the limit is read up to here, so that the client can receive the 413.
 _DRAIN_LIMIT = 64 << 20
 
 
 class Key:
-    """The one key that a server accepts: ``text`` holds it, and nothing that is printed does."""
+    """The key that a server accepts, in ``text``; its ``repr`` does not show it."""
 
     __slots__ = ("text",)
 
@@ -62,19 +62,19 @@ class LocalApi:
     Args:
         model: One of `MODELS`.
         threads: CPU threads of the model.
-        api_key: The one key that is accepted; None accepts any.
+        api_key: The only key that is accepted; None accepts any.
         quotas: The limits.
         body_limit: Bytes of the largest request body.
-        latency_ms: Milliseconds added to every answer of the embeddings endpoint.
+        latency_ms: Milliseconds added to every response of the embeddings endpoint.
         record_texts: Whether the stats keep the texts received.
         too_long: What becomes of a text of more than 8,192 tokens: ``"refuse"``, a 400, as users of
             the service have seen it, or ``"truncate"``, as its documentation says.
 
     Raises:
-        ValueError: no such model, or a number out of range.
+        ValueError: the model is unknown, or a number is out of range.
         ImportError: a package that the model needs is missing.
-        nexusflow_integrations.local.model_files.ModelFileError: a file of the model is not the one
-            expected.
+        nexusflow_integrations.local.model_files.ModelFileError: a model file is missing or has
+            another content than expected.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class LocalApi:
             },
         )
         app.router.redirect_slashes = False
-        # Around the whole, so that an answer to an unforeseen failure is named and counted too.
+        # Outermost, so that responses to unexpected errors get headers and are counted too.
         return _Counting(_Headers(app, self.model), self.counts)
 
     async def embeddings(self, request: Request) -> Response:
@@ -229,7 +229,7 @@ class LocalApi:
 
 
 def _refusal(request: Request, accepted: Key | None) -> str | None:
-    """Return why the key of ``request`` is refused. An error raised here would show it."""
+    """Return why the key of ``request`` is refused (the frames of an exception would show it)."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     key = key.strip()
     if scheme.lower() != "bearer" or not key or " " in key:
@@ -250,13 +250,12 @@ def create_app(
     record_texts: bool = False,
     too_long: TooLong = "refuse",
 ) -> ASGIApp:
-    """Build the ASGI application alone, for another server or an in-process transport.
+    """Build only the ASGI application, for another server or an in-process transport.
 
-    The model begins to load at once, in the background. Arguments and errors are those of
-    `LocalServer`.
+    The model starts to load in the background. Arguments and errors are those of `LocalServer`.
     """
     key = None if api_key is None else Key(api_key)
-    del api_key  # an error must not leave with it
+    del api_key  # so that the frames of an error do not show it
     api = LocalApi(
         model=model,
         threads=threads,
@@ -311,7 +310,7 @@ async def _say_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _say_nothing(request: Request, error: Exception) -> Response:
-    """Nobody is there to read it; the status, nginx's, is for the counts."""
+    """The client is gone; the status (nginx's) is only for the counts."""
     del request, error
     return Response(status_code=499)
 
@@ -322,7 +321,7 @@ async def _say_failure(request: Request, error: Exception) -> Response:
 
 
 class _Headers:
-    """Names the request and the model that really runs on every answer."""
+    """Adds the request id and the name of the model that runs to every response."""
 
     def __init__(self, app: ASGIApp, model: str) -> None:
         self._app = app
@@ -342,7 +341,7 @@ class _Headers:
 
 
 class _Counting:
-    """Counts the requests to the embeddings endpoint, whatever comes of them."""
+    """Counts the requests to the embeddings endpoint, failed ones included."""
 
     def __init__(self, app: ASGIApp, counts: Counts) -> None:
         self._app = app
@@ -357,7 +356,7 @@ class _Counting:
         async def send_counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                # Counted before it is sent: who has read the answer finds it in the counts.
+                # Count before sending, so that a client that got the response sees it counted.
                 status = message["status"]
                 self._counts.request_ended(status)
             await send(message)

@@ -1,4 +1,4 @@
-"""What a model must be able to do, and the models by name."""
+"""The interface of a model, and the models by name."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "minilm-use-gated"
 
 MODELS: dict[str, str] = {
-    "minilm-use-gated": "MiniLM int8 joined with the multilingual USE, gated by script; "
+    "minilm-use-gated": "MiniLM int8 combined with the multilingual USE, gated by script; "
     "English and 15 more languages",
     "use": "Universal Sentence Encoder multilingual v3; 16 languages, numpy only",
     "minilm": "all-MiniLM-L6-v2 int8; English only",
     "hash": "hashed words, NOT semantic; for tests and benchmarks",
 }
-"""Model name -> one line on what it is."""
+"""Model name -> a description in one line."""
 
 _HOMES = {
     "minilm-use-gated": ("gated", "GatedEncoder"),
@@ -32,47 +32,47 @@ _HOMES = {
 class Encoder(Protocol):
     """A model that turns texts into vectors of its native size.
 
-    `check` may be called at any time and is fast; `load` is slow, and the other methods may be
-    called only after it. Encoding is deterministic: a text's vector does not depend on the texts
-    beside it.
+    `check` may be called at any time and is fast. `load` is slow; the other methods may be called
+    only after it. Encoding is deterministic: a text's vector does not depend on the other texts.
     """
 
     name: str
-    """What the server says that it runs."""
+    """The name of the model, as the server reports it."""
     native_size: int
-    """Numbers in one vector of `encode`."""
+    """Dimensions of a vector of `encode`."""
     block: int
-    """Side of the projection's orthogonal blocks, a power of two not below `native_size`."""
+    """Size of the projection's orthogonal blocks: a power of two, at least `native_size`."""
     instant: bool
-    """Whether encoding is too short to be worth another thread."""
+    """Whether encoding is so fast that it runs on the event loop."""
 
     def check(self) -> None:
-        """Raise unless all packages and files are there and are the ones expected.
+        """Check that all packages and model files are installed, in the expected version.
 
         Raises:
-            ImportError: a package is missing; the message says what to type.
-            nexusflow_integrations.local.model_files.ModelFileError: a file is not the one expected.
+            ImportError: a package is missing; the message says how to install it.
+            nexusflow_integrations.local.model_files.ModelFileError: a model file is missing or has
+                another content than expected.
         """
 
     def load(self) -> None:
         """Load the model into memory; takes up to a few seconds."""
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Count tokens by the model's own tokenizer, before any truncation; one int a text."""
+        """Count tokens with the model's own tokenizer, before truncation; one int per text."""
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Encode texts: float32 of shape (n, native_size), rows of unit length."""
 
 
 def load_encoder(model: str = DEFAULT_MODEL, *, threads: int = 1) -> Encoder:
-    """Make, check and load an encoder by name, for use without a server.
+    """Create, check and load an encoder by name, for use without a server.
 
     Args:
         model: One of `MODELS`.
         threads: CPU threads of the model.
 
     Raises:
-        ValueError: no model of that name.
+        ValueError: the model is unknown.
         ImportError: a package that the model needs is missing.
     """
     encoder = make_encoder(model, threads=threads)
@@ -82,11 +82,11 @@ def load_encoder(model: str = DEFAULT_MODEL, *, threads: int = 1) -> Encoder:
 
 
 def make_encoder(model: str, *, threads: int = 1) -> Encoder:
-    """Make an encoder by name, neither checked nor loaded."""
+    """Create an encoder by name; do not check or load it."""
     try:
         module, name = _HOMES[model]
     except KeyError:
-        raise ValueError(f"No model {model!r}; there are {', '.join(MODELS)}.") from None
+        raise ValueError(f"No model named {model!r}. Available: {', '.join(MODELS)}.") from None
     encoder: Encoder = getattr(importlib.import_module(f".{module}", __package__), name)(
         threads=threads
     )

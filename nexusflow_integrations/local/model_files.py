@@ -1,6 +1,6 @@
-"""Files that other packages carry: found, and known to be the ones expected.
+"""Find model files inside installed packages and check their hashes.
 
-Nothing is downloaded and nothing of those packages is imported to find a file.
+Nothing is downloaded, and the packages are not imported.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _INSTALL = 'pip install "nexusflow-integrations[local]"'
 
 
 class ModelFileError(RuntimeError):
-    """A model's file is absent from its package or is not the one that was measured."""
+    """A model file is missing from its package, or has another hash than expected."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class ModelFile:
     """One file inside an installed distribution.
 
     Args:
-        distribution: The distribution's name, as pip knows it.
-        version: The version whose file was measured.
-        path: The file's path as the distribution's record has it.
+        distribution: The name of the distribution on PyPI.
+        version: The version whose file has the hash.
+        path: The file's path inside the distribution.
         sha256: The file's hash, in hex.
     """
 
@@ -35,25 +35,25 @@ class ModelFile:
     sha256: str
 
     def verify(self, used: str) -> Path:
-        """Find the file and check its hash; a file already checked is not read again.
+        """Find the file and check its hash, unless it was checked before.
 
         Args:
-            used: What needs it, for messages.
+            used: What needs the file, for messages.
 
         Raises:
             ImportError: the distribution is not installed.
-            ModelFileError: it does not have the file, or the file's hash is another.
+            ModelFileError: it does not contain the file, or the hash is wrong.
         """
         try:
             found = metadata.distribution(self.distribution)
         except metadata.PackageNotFoundError:
             raise missing(used, self.distribution) from None
         path = Path(str(found.locate_file(self.path)))
-        cure = f'Type: pip install --force-reinstall "{self.distribution}=={self.version}"'
+        cure = f'Run: pip install --force-reinstall "{self.distribution}=={self.version}"'
         if not path.is_file():
             raise ModelFileError(
-                f"{used} needs {self.path} of {self.distribution} {self.version}, and the "
-                f"version installed, {found.version}, does not have it. {cure}"
+                f"{used} needs {self.path} of {self.distribution} {self.version}, but the "
+                f"installed version {found.version} does not contain it. {cure}"
             )
         state = path.stat()
         got = _sha256(path, state.st_mtime_ns, state.st_size)
@@ -67,7 +67,7 @@ class ModelFile:
 
 @lru_cache(maxsize=64)
 def _sha256(path: Path, mtime_ns: int, size: int) -> str:
-    del mtime_ns, size  # only there to read a changed file again
+    del mtime_ns, size  # part of the cache key: a changed file is read again
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -79,7 +79,7 @@ def need(used: str, *modules: str) -> None:
         modules: Top-level module names.
 
     Raises:
-        ImportError: one is missing; says what was used, what is missing and what to type.
+        ImportError: one is missing; the message says how to install it.
     """
     for module in modules:
         if util.find_spec(module) is None:
@@ -87,5 +87,5 @@ def need(used: str, *modules: str) -> None:
 
 
 def missing(used: str, what: str) -> ImportError:
-    """The error that says what was used, what is missing and what to type."""
-    return ImportError(f"{used} needs {what}, which is not installed. Type: {_INSTALL}", name=what)
+    """Return the error for a missing package."""
+    return ImportError(f"{used} needs {what}, which is not installed. Run: {_INSTALL}", name=what)

@@ -1,7 +1,7 @@
-"""The API's words: reading a request body, writing an answer, saying an error.
+"""The API's protocol: parse a request body, write a response or an error.
 
-Pure functions of bytes. Statuses, codes and messages are those of the service's documentation
-and of the documentation of the model behind it.
+Pure functions of bytes. Statuses, codes and messages are taken from the documentation of the
+service and of the model behind it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .sizes import DEFAULT_SIZE, SIZES
 
 MODEL = "text-embedding-v4"
-"""The only model name that requests may carry. The server stands in for it and is not it."""
+"""The only model name that requests may use; the server does not run that model."""
 MAX_TEXTS = 10
 MAX_TOKENS = 8192
 TooLong = Literal["refuse", "truncate"]
@@ -27,7 +27,7 @@ _INVALID = "<400> InternalError.Algo.InvalidParameter: "
 
 
 class ApiError(Exception):
-    """An answer that is an error of the API.
+    """An error response of the API.
 
     Args:
         status: HTTP status.
@@ -52,12 +52,12 @@ class ApiError(Exception):
         self.retry_after = retry_after
 
     def body(self) -> bytes:
-        """The documented error body, JSON."""
+        """Return the documented error body, as JSON."""
         error = {"code": self.code, "message": self.message, "type": self.type}
         return orjson.dumps({"error": error})
 
     def headers(self) -> dict[str, str]:
-        """Headers beside the body: when to try again, where that is known."""
+        """Return the headers that say when to retry, if that is known."""
         if self.retry_after is None:
             return {}
         return {
@@ -67,13 +67,13 @@ class ApiError(Exception):
 
 
 def invalid(message: str, *, code: str = "invalid_parameter_error") -> ApiError:
-    """A 400 in the service's manner."""
+    """Return a 400 in the service's format."""
     return ApiError(400, code, message)
 
 
 @dataclass(frozen=True)
 class EmbeddingsRequest:
-    """A request that may be answered, apart from lengths in tokens and quotas."""
+    """A valid request; token lengths and quotas are not checked yet."""
 
     texts: list[str]
     size: int
@@ -84,7 +84,7 @@ def parse_request(body: bytes) -> EmbeddingsRequest:
     """Read the JSON body of ``POST /v1/embeddings``.
 
     Raises:
-        ApiError: 400 for what is malformed or out of range, 404 for another model.
+        ApiError: 400 if a field is malformed or out of range, 404 for another model.
     """
     try:
         fields: Any = orjson.loads(body)
@@ -154,7 +154,7 @@ def check_lengths(tokens: list[int]) -> None:
     """Refuse texts that are too long.
 
     Raises:
-        ApiError: 400 where a text has more than 8192 tokens.
+        ApiError: 400 if a text has more than 8192 tokens.
     """
     if max(tokens) > MAX_TOKENS:
         raise invalid(
@@ -166,18 +166,18 @@ def check_lengths(tokens: list[int]) -> None:
 def write_answer(
     vectors: NDArray[np.float32], encoding_format: Literal["float", "base64"], tokens: int
 ) -> bytes:
-    """Write the documented answer, JSON.
+    """Return the documented response body, as JSON.
 
     Args:
         vectors: Shape (n, size), float32 little-endian, C order.
         encoding_format: Numbers, or base64 of each row's bytes.
-        tokens: What the request cost.
+        tokens: The tokens billed for the request.
     """
     rows: list[Any]
     if encoding_format == "base64":
         rows = [pybase64.b64encode_as_string(row.data) for row in vectors]
     else:
-        # As float64, so that the digits name exactly the float32 that base64 carries.
+        # As float64, so that the decimal digits give exactly the same float32 as base64.
         rows = list(vectors.astype(np.float64))
     return orjson.dumps(
         {

@@ -1,7 +1,7 @@
-"""Fixtures that let any project test its own RAG against the local server, offline.
+"""Pytest fixtures to test any project's RAG offline, against the local server.
 
-Registered with pytest under the entry point ``pytest11``; it imports nothing but pytest until a
-test asks for a server, and a missing package fails only the tests that do.
+Registered under pytest's entry point ``pytest11``. It imports nothing but pytest until a test uses
+a fixture, and a missing package fails only those tests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def nexusflow_server() -> Iterator[LocalServer]:
     """A `LocalServer` with the real model, one for the whole session.
 
-    Its counts run on from test to test: call ``reset_stats()`` where they matter.
+    Its counts accumulate over the tests; call ``reset_stats()`` if they matter.
     """
     from .server import LocalServer
 
@@ -37,9 +37,9 @@ def _nexusflow_hash_session() -> Iterator[LocalServer]:
 
 @pytest.fixture
 def nexusflow_hash_server(_nexusflow_hash_session: LocalServer) -> LocalServer:
-    """A `LocalServer` with the fast encoder that knows no meaning, its counts at zero.
+    """A `LocalServer` with the fast, non-semantic encoder, its counts at zero.
 
-    One server for the session; it keeps the texts received in ``stats.received``.
+    There is one server for the session; it keeps the texts received in ``stats.received``.
     """
     _nexusflow_hash_session.reset_stats()
     return _nexusflow_hash_session

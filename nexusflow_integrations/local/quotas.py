@@ -1,6 +1,6 @@
-"""Rate limits as the service enforces them: per account, smoothly, and on growth.
+"""Rate limits as the service enforces them: per account, each second, and on growth.
 
-Pure decisions over a clock that the caller reads; no waiting, no I/O.
+Pure functions of a clock value that the caller passes in; no waiting, no I/O.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Quotas:
-    """The limits of one server; None leaves a thing unlimited.
+    """The limits of one server; None is no limit.
 
-    Limits per minute are enforced per second, as the model's documentation says they are: 600
-    requests per minute admit 10 at once and then one every 0.1 s, not 600 at once.
+    Limits per minute are enforced each second, as the model's documentation says: 600 requests per
+    minute allow 10 at once and then one every 0.1 s, not 600 at once.
 
     Raises:
         ValueError: a limit is not above zero.
@@ -22,10 +22,10 @@ class Quotas:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     concurrency: int | None = None
-    """Requests that may be in progress at one moment."""
+    """The most requests in progress at the same time."""
     growth: float | None = None
-    """The most that one second may admit, as a multiple of the busiest of the five seconds
-    before it; ten requests are always admitted."""
+    """The most requests in one second, as a multiple of the busiest of the five seconds before; ten
+    are always allowed."""
 
     def __post_init__(self) -> None:
         for name in ("requests_per_minute", "tokens_per_minute", "concurrency", "growth"):
@@ -36,7 +36,7 @@ class Quotas:
 
 @dataclass(frozen=True)
 class Refusal:
-    """One 429: what to say and in how many seconds to try again."""
+    """A 429 response; ``retry_after`` is in seconds."""
 
     code: str
     type: str
@@ -50,7 +50,7 @@ _CONCURRENCY_PAUSE = 0.2
 
 
 class _Bucket:
-    """One second's worth of a limit, refilled steadily; a cost above it is a debt."""
+    """A token bucket of one second's worth of a limit; a larger cost makes its level negative."""
 
     def __init__(self, per_minute: float, now: float) -> None:
         self.rate = per_minute / 60
@@ -61,7 +61,7 @@ class _Bucket:
     def seconds_until(self, cost: float, now: float) -> float:
         self.level = min(self.capacity, self.level + (now - self.updated) * self.rate)
         self.updated = now
-        # A cost above the capacity must still pass some day: it waits for a full bucket.
+        # A cost above the capacity waits for a full bucket; otherwise it would never pass.
         missing = min(cost, self.capacity) - self.level
         return missing / self.rate if missing > 1e-9 else 0.0
 
@@ -70,11 +70,11 @@ class _Bucket:
 
 
 class QuotaGate:
-    """Admits or refuses requests; for one event loop, not locked.
+    """Admits or refuses requests; for one event loop, not thread-safe.
 
     Args:
         quotas: The limits.
-        now: The time of the first instant, seconds on any steady clock.
+        now: The current time, in seconds of any monotonic clock.
     """
 
     def __init__(self, quotas: Quotas, now: float) -> None:
@@ -86,9 +86,9 @@ class QuotaGate:
         self._by_second: dict[int, int] = {}
 
     def admit(self, tokens: int, now: float) -> Refusal | None:
-        """Decide on one request of so many tokens; None admits it and charges the limits.
+        """Admit a request of ``tokens``, charge the limits and return None; or return the refusal.
 
-        A refused request is charged nothing. Every admitted request must end in one `release`.
+        A refused request is not charged. Call `release` once for every admitted request.
         """
         limit = self.quotas.concurrency
         if limit is not None and self._in_progress >= limit:
@@ -131,7 +131,7 @@ class QuotaGate:
         return None
 
     def release(self) -> None:
-        """One admitted request has been answered."""
+        """Record that an admitted request has been answered."""
         self._in_progress -= 1
 
     def _growth_wait(self, now: float) -> float:

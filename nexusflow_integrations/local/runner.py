@@ -1,4 +1,4 @@
-"""Runs a model in a thread of its own, for an event loop that must never wait for it."""
+"""Runs a model in its own thread, so that the event loop is never blocked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _Job = tuple[list[str], "asyncio.Future[NDArray[np.float32]]"]
 
-# Texts that wait while the model is busy share its next run, up to this many.
+# The most texts in one run of the model. Requests that wait while it is busy share the next run.
 _TEXTS_PER_RUN = 64
 _STOP_PATIENCE = 30.0
 
@@ -31,7 +31,7 @@ class ModelRunner:
     Requests that arrive while the model is busy are encoded together in its next run.
 
     Args:
-        encoder: Made and checked, not loaded.
+        encoder: Created and checked, but not loaded.
         on_run: Called in the model's thread before each run.
     """
 
@@ -46,9 +46,9 @@ class ModelRunner:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to load the model; returns at once.
+        """Start to load the model; returns at once.
 
-        Requests may come before it, and wait. A stopped runner may be started again.
+        Requests that arrive before it is loaded wait. A stopped runner may be started again.
         """
         self._failure = None
         if self.encoder.instant:
@@ -59,11 +59,11 @@ class ModelRunner:
             target=self._work, args=(self._jobs,), name="local-model", daemon=True
         )
         self._thread.start()
-        # A thread that the interpreter's end catches inside the model's C++ aborts the process.
+        # If the interpreter exits while a thread is in the model's C++ code, the process aborts.
         atexit.register(self.stop)
 
     def stop(self) -> None:
-        """End the model's threads, after the loading and the runs already asked for."""
+        """End the model's threads, after loading and the runs already requested."""
         atexit.unregister(self.stop)
         self._jobs.put(None)
         self._jobs = queue.SimpleQueue()
@@ -80,14 +80,14 @@ class ModelRunner:
         return self._loaded.is_set() and self._failure is None
 
     async def count_tokens(self, texts: list[str]) -> list[int]:
-        """Count tokens; one int a text."""
+        """Count tokens; one int per text."""
         if self.encoder.instant:
             return self.encoder.count_tokens(texts)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._counting, self._count, texts)
 
     async def encode(self, texts: list[str]) -> NDArray[np.float32]:
-        """Encode and spread: float32 of shape (n, 2048)."""
+        """Encode and project: float32 of shape (n, 2048)."""
         if self.encoder.instant:
             self._on_run()
             return self._spread(texts)
@@ -99,7 +99,7 @@ class ModelRunner:
         try:
             self.encoder.load()
             self._projection = Projection(self.encoder.native_size, self.encoder.block)
-        except Exception as error:  # noqa: BLE001  kept, and raised to whoever asks for a vector
+        except Exception as error:  # noqa: BLE001  raised again for each request
             self._failure = error
         finally:
             self._loaded.set()
@@ -122,7 +122,7 @@ class ModelRunner:
         self._load()
         while (job := jobs.get()) is not None:
             batch, texts = [job], len(job[0])
-            # Only this thread takes from the queue, so what is there stays there.
+            # Only this thread takes from the queue, so get() does not block.
             while texts < _TEXTS_PER_RUN and not jobs.empty():
                 if (job := jobs.get()) is None:
                     self._run(batch)
@@ -132,18 +132,18 @@ class ModelRunner:
             self._run(batch)
 
     def _run(self, batch: list[_Job]) -> None:
-        # A client that went away no longer needs its vectors.
+        # Skip requests whose client has disconnected.
         batch = [job for job in batch if not job[1].cancelled()]
         if not batch:
             return
         self._on_run()
         try:
             rows = self._spread([text for texts, _ in batch for text in texts])
-        except Exception as error:  # noqa: BLE001  becomes the request's answer
+        except Exception as error:  # noqa: BLE001  raised in the request's handler
             if len(batch) == 1:
                 _settle(batch[0][1], error)
             else:
-                # One request's texts are no other's trouble.
+                # Run each request alone, so that one request's texts do not fail the others.
                 for job in batch:
                     self._run([job])
             return
@@ -167,5 +167,5 @@ def _settle(
     try:
         future.get_loop().call_soon_threadsafe(settle)
     except RuntimeError:
-        # The server's loop closed while the model was running: nobody waits any more.
+        # The server's loop was closed while the model was running.
         return

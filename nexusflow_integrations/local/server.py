@@ -1,4 +1,4 @@
-"""Running the server: in a background thread, or in the foreground until Ctrl-C."""
+"""Run the server in a background thread, or in the foreground until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ _GRACE = 2
 class LocalServer:
     """The local server in a background thread, for ``with`` and ``async with``.
 
-    The port is open when the block begins; the model loads meanwhile, and a request that comes
-    first waits for it. Several servers may run at once. A forked child does not inherit the
-    server: its copy is closed there and cannot be used.
+    The port is open when the block begins. The model loads in the background; requests that arrive
+    earlier wait for it. Several servers may run at once. A forked child cannot use the server: its
+    copy is closed there.
 
     Args:
-        model: What to run: one of `MODELS`.
+        model: The model to run, one of `MODELS`.
         host: Address to listen on.
-        port: Port to listen on; 0 takes a free one.
-        api_key: The one key that is accepted; None accepts any non-empty Bearer key.
-        requests_per_minute: Limit, enforced per second; None for none.
+        port: Port to listen on; 0 for a free one.
+        api_key: The only key that is accepted; None accepts any non-empty Bearer key.
+        requests_per_minute: Limit, enforced each second; None for no limit.
         tokens_per_minute: The same for tokens.
-        concurrency: Requests that may be in progress at once; None for no limit.
-        growth: The most that one second may admit, as a multiple of the busiest of the five
-            seconds before it (ten requests are always admitted); None for no limit.
-        latency_ms: Milliseconds added to every embedding answer, to play a distant service.
+        concurrency: The most requests in progress at the same time; None for no limit.
+        growth: The most requests in one second, as a multiple of the busiest of the five seconds
+            before (ten are always allowed); None for no limit.
+        latency_ms: Milliseconds added to every response, to simulate a distant service.
         body_limit: Bytes of the largest request body; larger ones get a 413.
         record_texts: Whether `stats` keeps the texts received.
         threads: CPU threads of the model.
@@ -53,10 +53,10 @@ class LocalServer:
             the service have seen it, or ``"truncate"``, as its documentation says.
 
     Raises:
-        ValueError: no such model, or a number out of range.
+        ValueError: the model is unknown, or a number is out of range.
         ImportError: a package that the server or the model needs is missing.
-        nexusflow_integrations.local.model_files.ModelFileError: a file of the model is not the one
-            expected.
+        nexusflow_integrations.local.model_files.ModelFileError: a model file is missing or has
+            another content than expected.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class LocalServer:
         from .app import Key, LocalApi
 
         key = None if api_key is None else Key(api_key)
-        del api_key  # an error must not leave with it, since its frames may be shown
+        del api_key  # so that the frames of an error do not show it
         self._api: LocalApi = LocalApi(
             model=model,
             threads=threads,
@@ -99,13 +99,13 @@ class LocalServer:
 
     def __repr__(self) -> str:
         if "_socket" not in vars(self):
-            return "<LocalServer>"  # in the traceback of an error that kept it from being made
+            return "<LocalServer>"  # in the traceback of an error in __init__
         where = self.base_url if self._socket is not None else "not running"
         return f"<LocalServer {self.model} {where}>"
 
     @property
     def model(self) -> str:
-        """The model that really runs, one of `MODELS`."""
+        """The model that runs, one of `MODELS`."""
         return self._api.model
 
     @property
@@ -127,13 +127,13 @@ class LocalServer:
 
     @property
     def base_url(self) -> str:
-        """What a client takes as its base URL, ``http://127.0.0.1:PORT/v1``."""
+        """The base URL for a client, ``http://127.0.0.1:PORT/v1``."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self.port}/v1"
 
     @property
     def api_key(self) -> str:
-        """A key that the server accepts: the one asked for, else a dummy."""
+        """A key that the server accepts: ``api_key``, or a dummy if any key is accepted."""
         return self._api.api_key.text if self._api.api_key is not None else _ANY_KEY
 
     @property
@@ -146,11 +146,11 @@ class LocalServer:
         self._api.counts.reset()
 
     def start(self) -> LocalServer:
-        """Open the port and serve from a background thread; returns when it answers.
+        """Open the port and serve in a background thread; returns when the server is ready.
 
         Raises:
-            OSError: the address is taken or cannot be listened on.
-            RuntimeError: the server runs already.
+            OSError: the address is in use or cannot be bound.
+            RuntimeError: the server is running already.
         """
         if self._thread is not None:
             raise RuntimeError("The server is running already.")
@@ -167,11 +167,11 @@ class LocalServer:
         self._thread.start()
         if not started.wait(_START_PATIENCE):
             self.stop()
-            raise RuntimeError("The server did not start; its log says why.")
+            raise RuntimeError("The server did not start; see its log.")
         return self
 
     def stop(self) -> None:
-        """Finish the answers in progress and close the port; may be called again."""
+        """Finish the requests in progress and close the port; may be called again."""
         server, thread, listener = self._server, self._thread, self._socket
         self._server = self._thread = self._socket = None
         _RUNNING.discard(self)
@@ -205,14 +205,14 @@ class LocalServer:
         await asyncio.to_thread(self.stop)
 
     def _forget(self) -> None:
-        """In a forked child: let go of what belongs to the parent."""
+        """In a forked child, drop what belongs to the parent."""
         self._api.counts.forget()
         if self._socket is not None and self._socket.fileno() >= 0:
-            # Not just closed: the dead loop's objects still know the number, and it must not
-            # come to name another of the child's files.
-            nothing = os.open(os.devnull, os.O_RDWR)
-            os.dup2(nothing, self._socket.fileno(), inheritable=False)
-            os.close(nothing)
+            # Replace the descriptor instead of closing it: objects of the parent's loop still hold
+            # its number, which must not be reused for another file of the child.
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, self._socket.fileno(), inheritable=False)
+            os.close(null)
         self._server = self._thread = self._socket = None
 
 
@@ -249,18 +249,18 @@ def serve(
     body_limit: int = 1 << 20,
     threads: int = 1,
 ) -> None:
-    """Serve in the foreground until Ctrl-C, saying first where and with which model.
+    """Print the address and the model, then serve in the foreground until Ctrl-C.
 
     Arguments and errors are those of `LocalServer`; also:
 
     Raises:
-        OSError: the address is taken or cannot be listened on.
+        OSError: the address is in use or cannot be bound.
     """
     need("nexusflow serve", "starlette", "uvicorn", "numpy", "orjson", "pybase64")
     from .app import Key, LocalApi
 
     key = None if api_key is None else Key(api_key)
-    del api_key  # an error must not leave with it
+    del api_key  # so that the frames of an error do not show it
     api = LocalApi(
         model=model,
         threads=threads,
@@ -278,7 +278,7 @@ def serve(
         try:
             server.run(sockets=[listener])
         except KeyboardInterrupt:
-            # uvicorn has shut down by now and hands the signal on; being stopped is no error.
+            # uvicorn has shut down and raises the signal again; stopping is not an error.
             print("Stopped.", file=sys.stderr)
     finally:
         api.runner.stop()
@@ -287,12 +287,12 @@ def serve(
 
 def _start_lines(url: str, model: str, *, any_key: bool) -> str:
     lines = [
-        f"Local embeddings at {url}; Ctrl-C stops it.",
-        f"It runs {model} ({MODELS[model]}), in the place of text-embedding-v4, which it is not.",
+        f"Local embeddings at {url}; press Ctrl-C to stop.",
+        f"Model: {model} ({MODELS[model]}), a local stand-in for text-embedding-v4.",
     ]
     if any_key:
         lines.append(
-            f"Any key will do: export NEXUSFLOW_BASE_URL={url} NEXUSFLOW_API_KEY={_ANY_KEY}"
+            f"Any key is accepted: export NEXUSFLOW_BASE_URL={url} NEXUSFLOW_API_KEY={_ANY_KEY}"
         )
     return "\n".join(lines)
 
@@ -302,7 +302,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         if os.name == "posix":
-            # On Windows this option would let two servers share one port.
+            # On Windows, this option would let two servers share one port.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(2048)
@@ -313,14 +313,14 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _uvicorn(api: LocalApi) -> tuple[uvicorn.Server, threading.Event]:
-    """Make uvicorn's server for the app, and the event that it sets when it answers."""
+    """Return uvicorn's server for the app, and an event that is set when it is ready."""
     import uvicorn
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
     counts, started = api.counts, threading.Event()
     protocol: Any = AutoHTTPProtocol
 
-    class CountedProtocol(protocol):  # type: ignore[misc]  # h11's or httptools', by what is there
+    class CountedProtocol(protocol):  # type: ignore[misc]  # of h11 or httptools
         def connection_made(self, transport: Any) -> None:
             counts.connected()
             super().connection_made(transport)
@@ -328,7 +328,7 @@ def _uvicorn(api: LocalApi) -> tuple[uvicorn.Server, threading.Event]:
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            # Only now: loading keeps the interpreter busy, and the port should open at once.
+            # Only now: loading keeps the interpreter busy, and the port should open quickly.
             api.runner.start()
             started.set()
 

@@ -1,15 +1,15 @@
-"""One model's vectors in the API's eight sizes.
+"""A model's vectors in the eight sizes of the API.
 
-A vector of the native size is padded with zeros to a block (a power of two), rotated once for
-every block of the 2048 numbers by independent fixed rotations, and the results are laid side by
-side. A size k is the first k of those numbers, scaled to unit length, so a client that cuts
-vectors itself agrees with the server. Where k is a multiple of the block, cosines are those of
-the model exactly; below the block they are estimates of it, with errors of about 0.04 at 256 and
-0.1 at 64. Sizes above the model's native size carry no more information than it.
+A vector of the native size is padded with zeros to a block (a power of two). One fixed rotation for
+each block of the 2048 numbers is applied to it, and the results are concatenated. Size k is the
+first k of those numbers, scaled to unit length, so a client that truncates vectors itself gets the
+server's. If k is a multiple of the block, cosines are exactly those of the model; below the block
+they are estimates, with errors of about 0.04 at 256 and 0.1 at 64. Sizes above the model's native
+size carry no more information.
 
 The rotations are randomised Hadamard transforms (N. Ailon and B. Chazelle, "The fast
 Johnson-Lindenstrauss transform", 2009): signs, Hadamard, signs, Hadamard. They need no matrix and
-no BLAS, so a row's numbers depend on neither the rows beside it nor the machine's libraries.
+no BLAS, so a row depends neither on other rows nor on the machine's libraries.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SEED = b"nexusflow-integrations local sizes 1"
 
 
 def _signs(block: int) -> NDArray[np.float32]:
-    """Fixed random signs: float32 of shape (blocks, 2, block)."""
+    """Return fixed random signs: float32 of shape (blocks, 2, block)."""
     blocks = _FULL // block
     bits = hashlib.shake_256(_SEED + block.to_bytes(4, "big")).digest(blocks * 2 * block // 8)
     ones = np.unpackbits(np.frombuffer(bits, np.uint8)).reshape(blocks, 2, block)
@@ -54,11 +54,11 @@ def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class Projection:
-    """Spreads vectors of one native size over 2048 numbers and cuts them to a size.
+    """Projects vectors of one native size to 2048 numbers and truncates them to a size.
 
     Args:
-        native_size: Numbers in a vector of the model.
-        block: Side of the rotations: a power of two, at least `native_size`, at most 2048.
+        native_size: Dimensions of the model's vectors.
+        block: Size of the rotations: a power of two, at least `native_size`, at most 2048.
     """
 
     def __init__(self, native_size: int, block: int) -> None:
@@ -69,9 +69,9 @@ class Projection:
         self._signs = _signs(block)
 
     def spread(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Spread (n, native_size) over (n, 2048), float32, unit length.
+        """Project (n, native_size) to (n, 2048), float32, unit length.
 
-        A model of 2048 numbers is left as it is.
+        Vectors of 2048 dimensions are returned unchanged.
         """
         if self.native_size == _FULL:
             return rows
@@ -83,5 +83,5 @@ class Projection:
 
     @staticmethod
     def cut(spread: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-        """Cut (n, 2048) to (n, size), float32 little-endian, C order, unit length."""
+        """Truncate (n, 2048) to (n, size), float32 little-endian, C order, unit length."""
         return np.ascontiguousarray(_unit(spread[:, :size]), "<f4")

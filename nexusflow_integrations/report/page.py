@@ -1,4 +1,4 @@
-"""The page: data, style and script in one file that loads nothing and runs nothing else."""
+"""Build the HTML page: one file with data, style and script that loads nothing else."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def render(data: dict[str, Any]) -> str:
-    """Return the page. Whatever the texts say, they stay text."""
+    """Return the page. Texts are escaped, whatever they contain."""
     here = files("nexusflow_integrations.report")
     style, script = ((here / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    # The policy names the one style and the one script by their hashes and permits nothing else.
+    # The content security policy allows only this style and this script, by their hashes.
     parts = {
         "@POLICY@": "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
         f"style-src '{_hash(style)}'; script-src '{_hash(script)}'",
@@ -26,7 +26,7 @@ def render(data: dict[str, Any]) -> str:
     page = (here / "page.html").read_text("utf-8")
     pieces = []
     for name, value in parts.items():
-        # Cut rather than replaced: a text that names a later part must not be filled in.
+        # Not `replace`, which would also fill in placeholders inside the texts.
         before, _, page = page.partition(name)
         pieces += [before, value]
     return "".join([*pieces, page])

@@ -1,4 +1,4 @@
-"""Reading a collection, asking it the questions, and writing the page."""
+"""Read a collection, embed the questions, and write the page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PAGE = 1000
 _NEAR_DUPLICATE = 0.95
 _SHOWN = 12
 _CHARACTERS = 8_000_000
-"""Of all texts together, at most so many are in the file; long ones are cut first."""
+"""The most characters of all texts together in the file; longer texts are truncated."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Question:
     """A question for the retrieval inspector.
 
     Attributes:
-        text: What is asked.
-        expected: Ids of the documents that answer it, if they are known.
+        text: The question.
+        expected: Ids of the documents that answer it, if known.
     """
 
     text: str
@@ -47,16 +47,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
+    """A report that was written.
 
     Attributes:
         path: The file.
         points: Documents on the map.
-        total: Documents in the collection; more than ``points`` where a sample was taken.
-        projection: What made the map: ``PCA``, ``t-SNE`` or ``UMAP``.
-        ranks: For each question with expected ids the place of the first of them, from 1;
-            ``None`` where none of them is in the collection.
-        usage: What embedding the questions cost.
+        total: Documents in the collection; more than ``points`` if a sample was taken.
+        projection: The projection of the map: ``PCA``, ``t-SNE`` or ``UMAP``.
+        ranks: For each question with expected ids, the rank of the first correct document, from 1;
+            ``None`` if none of them is in the collection.
+        usage: The usage of embedding the questions.
     """
 
     path: Path
@@ -91,21 +91,21 @@ def write_report(
 
     Args:
         collection: The collection; only questions are embedded.
-        path: File to write; it appears when it is complete.
-        questions: Asked when the report is written, by the exact cosine with every point shown.
-        embedding_function: What embeds the questions. Default: what the collection stores.
-        source: Name of the metadata that says where a document comes from.
-        limit: Points at most; of a larger collection, a sample that is always the same.
-        projection: What makes the map. ``auto`` takes UMAP if it is installed, else t-SNE up to
-            2,000 points, else PCA.
-        title: Of the page. Default: the name of the collection.
+        path: File to write; it is replaced only when it is complete.
+        questions: Questions to rank the documents for, by exact cosine with every point shown.
+        embedding_function: Embeds the questions. Default: the one stored in the collection.
+        source: Name of the metadata field with a document's source.
+        limit: Most points on the map; of a larger collection, a fixed random sample is taken.
+        projection: Projection of the map. ``auto`` is UMAP if installed, else t-SNE up to 2,000
+            points, else PCA.
+        title: Title of the page. Default: the name of the collection.
 
     Raises:
-        ConfigurationError: The collection is empty, or questions cannot be embedded for it.
-        ImportError: scikit-learn is missing, or UMAP where it was asked for.
+        ConfigurationError: The collection is empty, or the questions cannot be embedded for it.
+        ImportError: scikit-learn is missing, or UMAP if it was requested.
         NexusFlowError: Embedding the questions failed.
     """
-    measure.need_sklearn()  # said before anything is embedded
+    measure.need_sklearn()  # before anything is embedded
     asked = [Question(item) if isinstance(item, str) else item for item in questions]
     held = _read(collection, source, limit, {name for item in asked for name in item.expected})
     if not held.ids:
@@ -161,7 +161,7 @@ def _read(collection: Collection, source: str, limit: int, wanted: set[str]) -> 
         names += collection.get(include=[], limit=_PAGE, offset=offset)["ids"]
     if len(names) > limit:
         chosen = set(np.random.default_rng(0).choice(len(names), limit, replace=False).tolist())
-        # The right answers stay, so that it can be said where they fell.
+        # Keep the expected documents, so that their ranks are known.
         names = [name for place, name in enumerate(names) if place in chosen or name in wanted]
     for start in range(0, len(names), _PAGE):
         page = collection.get(
@@ -192,8 +192,8 @@ def _inspect(
     found = measure.unit(np.asarray(function.embed_query([item.text for item in asked])))
     if found.shape[1] != vectors.shape[1]:
         raise ConfigurationError(
-            f"the questions have {found.shape[1]} numbers and the collection has"
-            f" {vectors.shape[1]}: give the embedding function that filled it"
+            f"the questions have {found.shape[1]} dimensions and the collection has"
+            f" {vectors.shape[1]}: pass the embedding function that filled it"
         )
     usage = function.usage
     usage = Usage(
@@ -228,14 +228,14 @@ def _stored(collection: Collection) -> NexusFlowEmbeddingFunction:
     stored = collection.configuration_json.get("embedding_function") or {}
     if stored.get("name") != NexusFlowEmbeddingFunction.name():
         raise ConfigurationError(
-            f"the collection {collection.name!r} does not store what embedded it, so its questions"
-            " need embedding_function=..."
+            f"the collection {collection.name!r} does not store its embedding function: pass"
+            " embedding_function=..."
         )
     return NexusFlowEmbeddingFunction.build_from_config(stored["config"])
 
 
 def _cost(held: _Held, usage: Usage) -> dict[str, Any]:
-    # Only counts, so neither a key nor the collection's own endpoint is needed.
+    # Only counts tokens, so it needs neither a key nor the collection's endpoint.
     estimate = NexusFlow("none").estimate([text for text in held.texts if text.strip()])
     return {
         "tokens": estimate.tokens,

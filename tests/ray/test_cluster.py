@@ -175,7 +175,7 @@ def test_limits_under_one_name_are_the_same_for_all(limits: Limits) -> None:
     shared = limits(requests_per_minute=600)
     again = ClusterLimits(requests_per_minute=600, name=shared.name)
     assert again.start() == shared
-    with pytest.raises(ConfigurationError, match="keeps other limits"):
+    with pytest.raises(ConfigurationError, match="has other limits"):
         ClusterLimits(requests_per_minute=60, name=shared.name).start()
 
 

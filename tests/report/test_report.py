@@ -178,7 +178,7 @@ def test_questions_of_another_size_are_an_error(
     collection: Any, server: LocalServer, tmp_path: Path
 ) -> None:
     other = NexusFlowEmbeddingFunction(KEY, api_base=server.base_url, dimensions=64)
-    with pytest.raises(ConfigurationError, match="64 numbers and the collection has 128"):
+    with pytest.raises(ConfigurationError, match="64 dimensions and the collection has 128"):
         write_report(collection, tmp_path / "o.html", questions=["x"], embedding_function=other)
 
 

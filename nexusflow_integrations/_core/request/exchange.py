@@ -283,8 +283,8 @@ def _truncate(item: Item, most: float, call: Call, ledger: Ledger) -> Item:
     if not call.size.said:
         call.size.said = True
         logger.warning(
-            "a text has more than the %s tokens that the model accepts and is truncated; usage counts"
-            " such texts",
+            "a text has more than the %s tokens that the model accepts and is truncated; usage"
+            " counts such texts",
             f"{call.settings.token_limit:,}",
         )
     return truncated(item, most)

@@ -12,7 +12,7 @@ pytest.importorskip("ray.exceptions")
 
 from nexusflow_integrations import ray as ours
 from nexusflow_integrations._core.usage import Budget
-from nexusflow_integrations.ray import RESTART_PAUSE, ClusterLimits, _Keeper
+from nexusflow_integrations.ray import RESTART_PAUSE, ClusterLimits, _Coordinator
 
 pytestmark = pytest.mark.ray
 
@@ -42,35 +42,35 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     return store
 
 
-def keeper(tokens: int | None = 10_000, requests: float | None = 600) -> _Keeper:
-    return _Keeper("nexusflow/test", (requests, None, tokens))
+def coordinator(tokens: int | None = 10_000, requests: float | None = 600) -> _Coordinator:
+    return _Coordinator("nexusflow/test", (requests, None, tokens))
 
 
 def test_an_actor_that_takes_over_grants_nothing_that_was_granted_before() -> None:
-    first = keeper()
+    first = coordinator()
     granted = [first.draw("a", number, 100, 700, 0, 0)[0] for number in range(1, 6)]
-    _, left, pending = keeper().draw("a", 1, 0, 0, 5_000, 0)
+    _, left, pending = coordinator().draw("a", 1, 0, 0, 5_000, 0)
     assert left <= 10_000 - sum(granted)
     assert left >= 10_000 - sum(granted) - 10_000 // 200
     assert not pending
 
 
 def test_few_grants_wait_for_the_store(store: Store) -> None:
-    actor = keeper(10_000_000)
+    actor = coordinator(10_000_000)
     for number in range(1, 1_001):
         actor.draw("a", number, 100, 100, 0, 0)
     assert store.puts < 20
 
 
 def test_when_all_is_given_back_the_store_knows_what_was_spent_exactly() -> None:
-    actor = keeper()
+    actor = coordinator()
     actor.draw("a", 1, 100, 700, 0, 0)
     actor.draw("a", 2, 0, 0, 650, 0)
-    assert keeper().state()[3] == 50
+    assert coordinator().state()[3] == 50
 
 
 def test_a_draw_that_ray_repeats_is_done_once() -> None:
-    actor = keeper()
+    actor = coordinator()
     assert actor.draw("a", 1, 100, 700, 0, 0) == actor.draw("a", 1, 100, 700, 0, 0)
     assert actor.state()[3] == 700
     actor.draw("a", 2, 0, 0, 600, 0)
@@ -79,35 +79,35 @@ def test_a_draw_that_ray_repeats_is_done_once() -> None:
 
 
 def test_what_was_spent_is_remembered_until_it_is_forgotten() -> None:
-    actor = keeper()
+    actor = coordinator()
     actor.draw("a", 1, 100, 700, 0, 0)
-    assert keeper().state()[3] >= 700
+    assert coordinator().state()[3] >= 700
     actor.forget()
-    assert keeper().state()[3] == 0
+    assert coordinator().state()[3] == 0
 
 
 def test_only_an_actor_that_takes_over_waits_before_its_first_send_time() -> None:
-    assert keeper().lease("a", 1, 10, 0.0, 0.0, 0.0)[0] == [0.0]
-    waits, _ = keeper().lease("a", 1, 10, 0.0, 0.0, 0.0)
+    assert coordinator().lease("a", 1, 10, 0.0, 0.0, 0.0)[0] == [0.0]
+    waits, _ = coordinator().lease("a", 1, 10, 0.0, 0.0, 0.0)
     assert 0 < waits[0] <= RESTART_PAUSE
 
 
 def test_send_times_that_a_worker_holds_from_before_are_not_given_twice() -> None:
-    keeper()
-    second = keeper()
+    coordinator()
+    second = coordinator()
     assert second.lease("a", 1, 10, 0.0, 0.0, 30.0)[0][0] > 29
     assert second.lease("b", 1, 10, 0.0, 0.0, 0.0)[0][0] > 29
 
 
 def test_the_workers_that_asked_of_late_are_counted() -> None:
-    actor = keeper()
+    actor = coordinator()
     assert [actor.lease(name, 1, 10, 0.0, 0.0, 0.0)[1] for name in "abab"] == [1, 2, 2, 2]
 
 
 def test_two_clients_of_a_process_are_not_granted_the_same_tokens_though_one_overtakes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    actor = keeper()
+    actor = coordinator()
     limits = ClusterLimits(budget=Budget(tokens=10_000))
     under_way, overtaken = threading.Event(), threading.Event()
 
