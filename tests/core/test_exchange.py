@@ -106,7 +106,7 @@ def test_where_no_size_was_asked_for_the_first_answers_size_binds_the_later() ->
     size = LearntSize()
     run(["a"], call(size=size), script())
     assert size.dimensions == SIZE
-    with pytest.raises(errors.InvalidResponseError, match="8 numbers"):
+    with pytest.raises(errors.InvalidResponseError, match="8 dimensions"):
         run(["b"], call(size=size), lambda request, _: right(request, size=8))
 
 

@@ -213,7 +213,7 @@ def test_a_mixed_answer_with_bad_base64_is_refused_too() -> None:
 
 
 def test_another_size_than_asked_for_names_both_and_is_no_reason_to_ask_again() -> None:
-    with pytest.raises(WrongDimensions, match=r"2 numbers .* 64 were asked"):
+    with pytest.raises(WrongDimensions, match=r"2 dimensions .* 64"):
         decode(body_of(GOOD), 3, 64)
 
 

@@ -173,7 +173,7 @@ PRODUCED: Mapping[str, Mapping[str, Case]] = {
         "base_url must name its host": Case(lambda: NexusFlow(base_url="http://localhost./v1")),
         "the environment names a socks5": Case(lambda: _over_a_proxy("socks5://127.0.0.1:1")),
         "the environment names a proxy that": Case(lambda: _over_a_proxy("http://3128")),
-        "cache is no URL": Case(lambda: NexusFlow("key", cache="redis://localhost/one")),
+        "cache is not the URL": Case(lambda: NexusFlow("key", cache="redis://localhost/one")),
         "this client is closed": Case(_closed),
         "collection 'texts' was made with": Case(_collection_of_another_size),
         "collection 'texts' stores": Case(_collection_of_nobody),
@@ -228,7 +228,9 @@ PRODUCED: Mapping[str, Mapping[str, Case]] = {
         "503": _status(503, "server_error", "Overloaded"),
     },
     "InvalidResponseError": {
-        "0 vectors": Case(_asked(b.says(200, {"object": "list", "data": []}), ["one", "two"])),
+        "the answer has 0 vectors": Case(
+            _asked(b.says(200, {"object": "list", "data": []}), ["one", "two"])
+        ),
     },
     "RefusedTextsError": {
         "the server refused": Case(
