@@ -1,8 +1,8 @@
-"""Every fault as data: how the server acts, what the caller must get, what it may cost.
+"""All faults as data: what the server does, what the caller must get, and after how many requests.
 
-`ROWS` runs through every surface in `test_table.py`. `ELSEWHERE` names the faults that are no
-behaviour of one plain server (TLS, proxies, processes, inputs) and the file that throws each.
-`FAULTS` numbers all of them; `test_catalogue.py` checks that none is without a row.
+`test_table.py` runs `ROWS` with every interface. `ELSEWHERE` lists the faults that one plain server
+cannot cause (TLS, proxies, processes, inputs), and the file that tests each. `FAULTS` numbers all
+of them; `test_catalogue.py` checks that none is missing.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from .server import (
 
 @dataclass(frozen=True)
 class Right:
-    """Every text gets its own vector, after a number of attempts within `attempts`.
+    """Every text gets its own vector, with a number of requests within `attempts`.
 
-    `gap`: the least seconds between an answer and the next attempt (a wait that was asked for).
+    `gap` is the minimum wait in seconds between a response and the next request.
     """
 
     attempts: tuple[int, int] = (1, 1)
@@ -46,8 +46,8 @@ class Right:
 class Raises:
     """A typed error: an instance of one of `error` (class names; subclasses count).
 
-    `match` and `lacks` are regular expressions of what its text must and must not hold. `finished`
-    and `refused` are the exact indices, where they are determined.
+    `match` and `lacks` are regular expressions that the message must and must not match. `finished`
+    and `refused` are the exact indices, if they are determined.
     """
 
     error: str | tuple[str, ...]
@@ -63,14 +63,14 @@ class Raises:
 
 @dataclass(frozen=True)
 class AnyOf:
-    """The contract leaves the choice; a wrong vector, a hang or a storm is still an error."""
+    """Each of `choices` is acceptable; a wrong vector, a hang or a retry storm is not."""
 
     choices: tuple[Right | Raises, ...]
 
 
 Expectation = Right | Raises | AnyOf
 
-# What cannot be told apart from outside: the body ends early, or is no answer.
+# Either is acceptable: the body ends early, or the response is not valid.
 CUT = ("APIConnectionError", "InvalidResponseError")
 
 # ---------------------------------------------------------------- rows
@@ -83,13 +83,13 @@ DEFAULTS: Mapping[str, Any] = {
     "timeout": 30.0,
     "deadline": 60.0,
 }
-# For faults that only time ends.
+# For faults that only a timeout ends.
 IMPATIENT: Mapping[str, Any] = {"timeout": 0.3, "deadline": 20.0, "max_retries": 1}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One fault, thrown in one way. Several expectations: as many calls of one client, in order."""
+    """One variant of a fault. Each expectation is one call of the same client, in order."""
 
     fault: str
     name: str
@@ -109,7 +109,7 @@ class Row:
 
     @property
     def waits(self) -> bool:
-        """Whether it takes a while, because time is the point."""
+        """Whether it takes a while, because it tests time."""
         timed = any(self.options.get(name) is not None for name in ("timeout", "deadline"))
         return timed or any(getattr(choice, "gap", None) is not None for choice in self.expect)
 
@@ -129,7 +129,7 @@ def row(
     fresh: bool = False,
     **extra: Any,
 ) -> None:
-    """Add a row; `fresh` marks a maker of scripts (for behaviours that remember)."""
+    """Add a row; with `fresh`, `script` is a function that makes one (for stateful behaviours)."""
     if fresh:
         make: Callable[[], Script] = script  # type: ignore[assignment]
     else:
@@ -156,8 +156,8 @@ def transient(
     raises: Mapping[str, Any] | None = None,
     **extra: Any,
 ) -> None:
-    """A fault that passes is ridden out; one that stays is a typed error after few attempts."""
-    if extra.get("options") is IMPATIENT:  # a busy machine may be late with the right answer, too
+    """A fault that happens once is retried; one that persists becomes a typed error."""
+    if extra.get("options") is IMPATIENT:  # a busy machine may also be late with a valid response
         patient = {"options": {**IMPATIENT, "max_retries": 4}, "representative": False}
         row(fault, f"{name}, once", once(behaviour), Right((2, 5)), **{**extra, **patient})
     else:
@@ -168,17 +168,17 @@ def transient(
 def terminal(
     fault: str, name: str, behaviour: Behaviour, error: str | tuple[str, ...], **raises: Any
 ) -> None:
-    """Another try would fail alike: one attempt, a typed error."""
+    """A retry would fail as well: one request, a typed error."""
     row(fault, name, behaviour, Raises(error, (1, 1), **raises))
 
 
 def harmless(fault: str, name: str, behaviour: Behaviour, **extra: Any) -> None:
-    """Odd, but right: taken at once."""
+    """Unusual but valid: accepted at once."""
     row(fault, name, behaviour, Right((1, 1)), **extra)
 
 
 def broken(fault: str, name: str, behaviour: Behaviour, **extra: Any) -> None:
-    """Good status, bad body: retried like a transport error, then an InvalidResponseError."""
+    """Status 200 but an invalid body: retried like a transport error, then an error."""
     transient(fault, name, behaviour, "InvalidResponseError", **extra)
 
 
@@ -189,7 +189,7 @@ def either(
     error: str | tuple[str, ...] = "InvalidResponseError",
     **extra: Any,
 ) -> None:
-    """Understood or refused, as the engine likes."""
+    """Accepting and refusing are both fine."""
     choice = AnyOf((Right((1, 1)), Raises(error, (1, 3))))
     row(fault, f"{name}, always", behaviour, choice, **extra)
     row(fault, f"{name}, once", once(behaviour), Right((1, 2)), **extra)
@@ -216,7 +216,7 @@ def _moderated_and_shaky(wire: Wire) -> None:
 
 terminal(
     "F1",
-    "400 is one attempt and says the server's words",
+    "400 is sent once; the error quotes the server's message",
     b.says(400, b.error("invalid_request_error", "Missing the thing")),
     "BadRequestError",
     status=400,
@@ -225,7 +225,7 @@ terminal(
 )
 row(
     "F2",
-    "400 batch larger than 4 is learnt and split",
+    "400 batch larger than 4: the limit is remembered, the batch split",
     larger_than(4, b.says(400, b.batch_size_error(4))),
     Right((4, 5)),
     texts=TEN,
@@ -245,7 +245,7 @@ row(
 )
 row(
     "F2",
-    "400 naming a limit that the batch already keeps",
+    "400 that names a limit which the batch respects",
     b.says(400, b.batch_size_error(10)),
     Raises(("BadRequestError", "RefusedTextsError"), (1, 6)),
 )
@@ -256,7 +256,7 @@ for fault, words, body in (
     refusal = marked("POISON", b.says(400, body))
     row(
         fault,
-        f"400 {words} of text 3 of 10 is isolated",
+        f"400 {words} of text 3 of 10: found by splitting",
         refusal,
         Raises(
             "RefusedTextsError", (2, 9), match="3", finished=all_but(10, 3), refused=frozenset({3})
@@ -299,14 +299,14 @@ for fault, words, body in (
     )
 row(
     "F4",
-    "400 moderation of one text and a passing 503",
+    "400 moderation of one text, and two 503",
     _moderated_and_shaky,
     Raises("RefusedTextsError", (4, 11), finished=all_but(10, 6), refused=frozenset({6})),
     texts=poisoned(10, 6),
 )
 terminal(
     "F5",
-    "400 Arrearage is terminal",
+    "400 Arrearage is not retried",
     b.says(
         400,
         b.error("Arrearage", "Access denied, please make sure your account is in good standing."),
@@ -325,7 +325,7 @@ row(
 )
 terminal(
     "F6",
-    "401 is one attempt",
+    "401 is not retried",
     b.says(401, b.error("invalid_api_key", "Invalid key")),
     "AuthenticationError",
     status=401,
@@ -395,14 +395,14 @@ transient("F11", "425", b.says(425, b.error("too_early")), "APIStatusError", rai
 TOO_LARGE = b.error("request_too_large", "Request body too large")
 row(
     "F12",
-    "413 above two texts is halved",
+    "413 above two texts: the batch is split",
     larger_than(2, b.says(413, TOO_LARGE)),
     Right((6, 11)),
     texts=TEN,
 )
 row(
     "F12",
-    "413 of one text is an error for that text",
+    "413 of one text: only that text fails",
     marked("POISON", b.says(413, TOO_LARGE)),
     Raises("RefusedTextsError", (2, 9), finished=all_but(10, 4), refused=frozenset({4})),
     texts=poisoned(10, 4),
@@ -432,7 +432,7 @@ terminal(
 LIMITED = b.error("rate_limit_exceeded", "Rate limit reached")
 row(
     "F16",
-    "429 Retry-After 1 is waited out",
+    "429 Retry-After 1: the wait is respected",
     once(b.says(429, LIMITED, [("Retry-After", "1")])),
     Right((2, 2), gap=0.95),
     representative=False,
@@ -472,7 +472,7 @@ for name, body in (
 ):
     transient(
         "F20",
-        f"429 {name} is a throttle",
+        f"429 {name} counts as a rate limit",
         b.says(429, body),
         "RateLimitError",
         raises={"status": 429},
@@ -480,7 +480,7 @@ for name, body in (
 for code in ("PrepaidBillOverdue", "PostpaidBillOverdue", "CommodityNotPurchased"):
     terminal(
         "F21",
-        f"429 {code} is terminal",
+        f"429 {code} is not retried",
         b.says(429, b.error(code, "Pay")),
         "APIStatusError",
         status=429,
@@ -488,14 +488,14 @@ for code in ("PrepaidBillOverdue", "PostpaidBillOverdue", "CommodityNotPurchased
     )
 row(
     "F22",
-    "429 naming a token limit below the batch is split",
+    "429 that names a token limit below the batch: split",
     b.token_limit(400),
     Right((3, 16)),
     texts=tuple(f"text {i} " + "lorem ipsum " * 12 for i in range(10)),
 )
 row(
     "F22",
-    "429 naming a token limit below one text",
+    "429 that names a token limit below one text",
     b.token_limit(40),
     Raises(("RateLimitError", "RefusedTextsError", "BadRequestError"), (1, 6)),
     texts=("lorem ipsum " * 20,),
@@ -509,7 +509,7 @@ def _hint(name: str, value: str | Callable[[], str], gap: float | None = None) -
 
 
 _hint("0.3", "0.3", 0.28)
-_hint("with blanks around", "  0.3  ", 0.28)
+_hint("surrounded by blanks", "  0.3  ", 0.28)
 _hint("0", "0")
 _hint("-1", "-1")
 _hint("-1100", "-1100")
@@ -546,7 +546,7 @@ row(
 )
 row(
     "F23",
-    "Retry-After 121 beyond the deadline fails at once",
+    "Retry-After 121, beyond the deadline, fails at once",
     b.says(429, LIMITED, [("Retry-After", "121")]),
     AnyOf(
         (
@@ -563,7 +563,7 @@ row(
 )
 row(
     "F23",
-    "503 Retry-After 0.3 is waited out",
+    "503 Retry-After 0.3: the wait is respected",
     once(b.says(503, b.error("overloaded"), [("Retry-After", "0.3")])),
     Right((2, 2), gap=0.28),
 )
@@ -607,27 +607,27 @@ for status in (520, 522, 524, 529):
 for n in range(4):
     row(
         "F29",
-        f"503 {n} times with two retries",
+        f"503 {n} times, with two retries",
         first(n, b.says(503, b.error("server_error"))),
         Right((n + 1, n + 1)) if n <= 2 else Raises("InternalServerError", (3, 3)),
     )
 row(
     "F29",
-    "503 and no retries",
+    "503 without retries",
     b.says(503, b.error("server_error")),
     Raises("InternalServerError", (1, 1)),
     options={"max_retries": 0},
 )
 row(
     "F29",
-    "a dead server sees little more than the job's own requests",
+    "a dead server gets few retries",
     b.says(503, b.error("server_error")),
     Raises("InternalServerError", (1, 24)),
     texts=poisoned(200),
 )
 row(
     "F30",
-    "twenty requests a second in bursts of three",
+    "a quota of twenty requests per second, three at once",
     lambda: Script(b.Quota(20, 3)),
     Right((8, 60)),
     fresh=True,
@@ -685,7 +685,7 @@ row(
 
 # ---- error shapes: F33-F43
 
-WORDS = "the server's own words"
+WORDS = "the server's message"
 for fault, name, body, extra in (
     ("F33", "error is text", {"error": WORDS}, {}),
     ("F34", "error in a list", [{"error": {"code": "c1", "message": WORDS}}], {}),
@@ -744,7 +744,7 @@ terminal(
 )
 terminal(
     "F39",
-    "15 MB of a phrase that is searched for",
+    "15 MB of a phrase that the classifier searches for",
     b.says(400, b"batch size " * 1_400_000),
     "BadRequestError",
 )
@@ -773,7 +773,7 @@ terminal(
 )
 terminal(
     "F42",
-    "UTF-8 called GBK",
+    "UTF-8 declared as GBK",
     b.says(400, b.error("c", "参数错误"), content_type="application/json; charset=gbk"),
     "BadRequestError",
     match="参数错误",
@@ -794,35 +794,35 @@ terminal(
 )
 row(
     "F43",
-    "400 cut in its body",
+    "400 with a truncated body",
     b.error_cut(400),
     AnyOf((Raises("BadRequestError", (1, 3)), Raises(CUT, (1, 3)))),
 )
-transient("F43", "503 cut in its body", b.error_cut(503), ("InternalServerError", *CUT))
+transient("F43", "503 with a truncated body", b.error_cut(503), ("InternalServerError", *CUT))
 
-# ---- 200, but bad: F44-F83
+# ---- invalid responses with status 200: F44-F83
 
 broken(
     "F44",
-    "error object under 200",
+    "200 with an error object",
     b.says(200, b.error("some_error", WORDS)),
     raises={"match": WORDS},
 )
 row(
     "F44",
-    "throttle under 200, once",
+    "200 with a rate limit error, once",
     once(b.says(200, b.error("rate_limit_exceeded", "Rate limit reached"))),
     Right((2, 2)),
 )
 row(
     "F44",
-    "Arrearage under 200 is terminal",
+    "200 with Arrearage is not retried",
     b.says(200, b.error("Arrearage", "Pay")),
     Raises("NexusFlowError", (1, 1), match="Arrearage"),
 )
 row(
     "F44",
-    "moderation under 200 is isolated",
+    "200 with moderation of one text: found by splitting",
     marked("POISON", b.says(200, b.MODERATION_ERROR)),
     Raises("RefusedTextsError", (2, 9), finished=all_but(10, 3), refused=frozenset({3})),
     texts=poisoned(10, 3),
@@ -846,7 +846,7 @@ for name, data in (("null", None), ("empty", []), ("object", {"0": [1.0]}), ("te
 broken(
     "F50", "data missing", b.replaced(lambda body: {k: v for k, v in body.items() if k != "data"})
 )
-broken("F50", "items are no objects", b.edited(lambda body: body.update(data=[1, 2, 3])))
+broken("F50", "items are not objects", b.edited(lambda body: body.update(data=[1, 2, 3])))
 broken(
     "F50", "items without a vector", b.edited(b.each_item(lambda i, item: item.pop("embedding")))
 )
@@ -859,7 +859,7 @@ broken(
 broken("F53", "first item missing", b.edited(lambda body: body["data"].pop(0)))
 broken(
     "F54",
-    "one item too many",
+    "an extra item",
     b.edited(lambda body: body["data"].append({**body["data"][0], "index": 3})),
 )
 broken("F55", "duplicate index", b.edited(b.index_becomes(lambda i: 0 if i == 1 else i)))
@@ -883,14 +883,16 @@ broken("F58", "index bool", b.edited(b.index_becomes(lambda i: [False, True, 2][
 for encoding in ("base64", "float"):
     row(
         "F59",
-        f"32 dimensions where 64 were asked for, {encoding}",
+        f"32 dimensions instead of 64, {encoding}",
         lambda wire, encoding=encoding: wire.respond(200, wire.right_body(encoding, 32)),
         Raises("InvalidResponseError", (1, 3), match="32.*64|64.*32"),
     )
-broken("F60", "ragged dimensions, asked for 64", b.edited(b.last_vector(lambda v: v[:32]), "float"))
+broken(
+    "F60", "different dimensions, 64 requested", b.edited(b.last_vector(lambda v: v[:32]), "float")
+)
 broken(
     "F60",
-    "ragged dimensions, none asked for",
+    "different dimensions, none requested",
     b.edited(b.last_vector(lambda v: v[:32]), "float"),
     options={"dimensions": None},
     server={"dimensions": 64},
@@ -975,11 +977,11 @@ broken(
     ),
 )
 broken("F68", "vector an object", b.edited(b.last_vector(lambda v: {"0": v}), "float"))
-harmless("F69", "floats although base64 was asked for", b.edited(b.unchanged, "float"))
-row("F69", "base64 refused with 400 falls back to floats", b.refuses_base64, Right((2, 2)))
+harmless("F69", "floats instead of base64", b.edited(b.unchanged, "float"))
+row("F69", "base64 refused with 400: floats are requested", b.refuses_base64, Right((2, 2)))
 row(
     "F69",
-    "base64 refused is remembered",
+    "base64 refused: this is remembered",
     b.refuses_base64,
     Right((2, 2)),
     Right((1, 1)),
@@ -987,7 +989,7 @@ row(
 )
 harmless(
     "F70",
-    "base64 although floats were asked for",
+    "base64 instead of floats",
     b.edited(b.unchanged, "base64"),
     options={"encoding_format": "float"},
 )
@@ -1009,9 +1011,15 @@ for name, change in (
     ("four letters outside the alphabet", lambda s: s[:10] + "!!!!" + s[10:]),
     ("padding missing", lambda s: s.rstrip("=")),
     ("padding in the middle", lambda s: s[:8] + "====" + s[12:]),
-    ("cut to an odd length", lambda s: s[:-5]),
-    ("cut to no whole number", lambda s: b.base64.b64encode(b.base64.b64decode(s)[:-2]).decode()),
-    ("cut to fewer numbers", lambda s: b.base64.b64encode(b.base64.b64decode(s)[:-4]).decode()),
+    ("truncated to an odd length", lambda s: s[:-5]),
+    (
+        "truncated inside a number",
+        lambda s: b.base64.b64encode(b.base64.b64decode(s)[:-2]).decode(),
+    ),
+    (
+        "truncated to fewer numbers",
+        lambda s: b.base64.b64encode(b.base64.b64decode(s)[:-4]).decode(),
+    ),
     ("NaN inside", b.with_number(5, float("nan"))),
     ("infinity inside", b.with_number(5, float("inf"))),
     ("not ASCII", lambda s: s[:10] + "é" + s[11:]),
@@ -1064,21 +1072,21 @@ broken(
 either("F78", "UTF-16", b.raw(lambda s: s.encode("utf-16")))
 either(
     "F78",
-    "UTF-16 and said so",
+    "UTF-16, declared",
     b.raw(lambda s: s.encode("utf-16"), content_type="application/json; charset=utf-16"),
 )
 harmless("F79", "text/plain", b.edited(b.unchanged, content_type="text/plain"))
 harmless("F79", "no content type", b.edited(b.unchanged, content_type=None))
 harmless("F79", "text/html", b.edited(b.unchanged, content_type="text/html"))
-broken("F80", "200,000 brackets", b.says(200, b"[" * 200_000))
+broken("F80", "200,000 nested brackets", b.says(200, b"[" * 200_000))
 broken(
     "F80",
-    "200,000 brackets inside the answer",
+    "200,000 nested brackets inside the response",
     b.raw(lambda s: s[:-1] + ',"x":' + "[" * 200_000 + "]" * 200_000 + "}"),
 )
 broken(
     "F80",
-    "a million brackets, none of them deep",
+    "a million brackets, not nested",
     b.raw(lambda s: s[:-1] + ',"x":[' + "[]," * 500_000 + "0]}"),
 )
 broken("F81", "an element of 20,000 digits", b.literal_element("9" * 20_000))
@@ -1087,8 +1095,8 @@ either(
     "usage of 20,000 digits",
     b.raw(lambda s: s.replace('"total_tokens": ', '"total_tokens": ' + "9" * 20_000)),
 )
-broken("F82", "garbage after the answer", b.raw(lambda s: s + "\n<!-- served by proxy -->"))
-broken("F82", "the answer twice", b.raw(lambda s: s + s))
+broken("F82", "garbage after the response", b.raw(lambda s: s + "\n<!-- served by proxy -->"))
+broken("F82", "the response twice", b.raw(lambda s: s + s))
 either(
     "F83",
     "server-sent event",
@@ -1099,7 +1107,7 @@ either(
 
 
 def _closed_port(server: FaultServer) -> str:
-    """A port on which nobody listens: that of a server stopped just now."""
+    """Return a port on which nothing listens: that of a server just stopped."""
     other = FaultServer()
     other.stop()
     return other.base_url
@@ -1108,14 +1116,14 @@ def _closed_port(server: FaultServer) -> str:
 row("F84", "connection refused", right, Raises("APIConnectionError", (0, 0)), address=_closed_port)
 row(
     "F85",
-    "name that does not exist",
+    "host name that does not exist",
     right,
     Raises("APIConnectionError", (0, 0)),
     address=lambda server: "https://no-such-host.invalid/v1",
 )
 transient(
     "F86",
-    "accepted and never read",
+    "accepted, then silence",
     b.silent_on_accept,
     "APITimeoutError",
     options=IMPATIENT,
@@ -1129,14 +1137,14 @@ transient("F89", "reset in the headers", b.resets_mid_head, "APIConnectionError"
 transient("F89", "close in the headers", b.closes_mid_head, "APIConnectionError")
 transient("F90", "reset in the body", b.resets_mid_body, CUT)
 transient("F91", "close in the body", b.closes_mid_body, CUT)
-harmless("F92", "close-delimited and whole", b.close_delimited())
-transient("F92", "close-delimited and cut", b.close_delimited(0.6), CUT)
+harmless("F92", "complete, delimited by close", b.close_delimited())
+transient("F92", "truncated, delimited by close", b.close_delimited(0.6), CUT)
 harmless("F93", "small chunks", b.chunked())
 harmless("F93", "one-byte chunks", b.chunked(1))
-transient("F93", "chunk cut", b.chunk_truncated, CUT)
+transient("F93", "truncated chunk", b.chunk_truncated, CUT)
 transient("F93", "chunks without an end", b.chunks_without_end, CUT)
-transient("F93", "chunk size no number", b.chunk_size_is_no_number, CUT)
-transient("F93", "chunk size that lies", b.chunk_size_lies, CUT)
+transient("F93", "chunk size not a number", b.chunk_size_is_no_number, CUT)
+transient("F93", "wrong chunk size", b.chunk_size_lies, CUT)
 transient("F93", "endless tiny chunks", b.endless_tiny_chunks, CUT, options=IMPATIENT, most=2)
 transient(
     "F94",
@@ -1148,30 +1156,36 @@ transient(
 )
 transient("F94", "Content-Length too long, then close", b.length_too_long_then_close, CUT)
 transient("F94", "Content-Length too short", b.length_too_short, CUT, once_most=3, most=6)
-# Bytes that come after the next request was sent cannot be told from its answer; these come before.
+# These bytes arrive before the next request; later ones would look like its response.
 for name, behaviour in (
     ("with the first", b.smuggles_a_second_answer),
     ("while the connection is idle", b.smuggles_late),
 ):
     row(
         "F94",
-        f"a second answer comes {name}, once",
+        f"a second response arrives {name}, once",
         once(behaviour),
         Right(),
         Right((1, 2)),
         Right(),
         idle=0.15,
     )
-    row("F94", f"a second answer comes {name}, always", behaviour, *[Right((1, 2))] * 3, idle=0.15)
+    row(
+        "F94",
+        f"a second response arrives {name}, always",
+        behaviour,
+        *[Right((1, 2))] * 3,
+        idle=0.15,
+    )
 row(
     "F94",
-    "a second answer comes with the first, and the next call at once",
+    "a second response arrives with the first, and the next call follows at once",
     b.smuggles_a_second_answer,
     *[Right((1, 2))] * 4,
 )
 for name, head in (
     ("negative", b"Content-Length: -1"),
-    ("no number", b"Content-Length: many"),
+    ("not a number", b"Content-Length: many"),
     ("of 30 digits", b"Content-Length: 999999999999999999999999999999"),
 ):
     transient(
@@ -1181,8 +1195,8 @@ transient("F94", "two Content-Lengths that differ", b.two_lengths, CUT)
 either("F94", "Content-Length and chunked", b.length_and_chunked, CUT)
 for name, line in (
     ("word", b"HELLO\r\n\r\n"),
-    ("status of letters", b"HTTP/1.1 abc OK\r\n\r\n"),
-    ("status 999 of a client", b"HTTP/1.1 99 Low\r\nContent-Length: 0\r\n\r\n"),
+    ("status not a number", b"HTTP/1.1 abc OK\r\n\r\n"),
+    ("status 99", b"HTTP/1.1 99 Low\r\nContent-Length: 0\r\n\r\n"),
     ("version 3.7", b"HTTP/3.7 200 OK\r\nContent-Length: 0\r\n\r\n"),
     ("SSH banner", b"SSH-2.0-OpenSSH_9.2\r\n"),
     ("TLS alert", b"\x15\x03\x03\x00\x02\x02\x28"),
@@ -1197,10 +1211,10 @@ for name, line in (
     )
 transient("F95", "HTTP/0.9", b.http_0_9, CUT)
 harmless("F95", "HTTP/1.0 and close", b.http_1_0)
-transient("F96", "no answer", b.no_answer, "APITimeoutError", options=IMPATIENT, most=2)
+transient("F96", "no response", b.no_answer, "APITimeoutError", options=IMPATIENT, most=2)
 row(
     "F96",
-    "no answer, more retries than the deadline has time for",
+    "no response, with more retries than the deadline allows",
     b.no_answer,
     Raises("APITimeoutError", (1, 6)),
     options={"timeout": 0.4, "deadline": 1.5, "max_retries": 50},
@@ -1221,24 +1235,24 @@ transient(
     options=IMPATIENT,
     most=2,
 )
-transient("F98", "body in a drip", b.drips_body(), "APITimeoutError", options=IMPATIENT, most=2)
+transient("F98", "body sent slowly", b.drips_body(), "APITimeoutError", options=IMPATIENT, most=2)
 row(
     "F98",
-    "body in a drip, stopped by the deadline alone",
+    "body sent slowly, stopped by the deadline",
     b.drips_body(),
     Raises("APITimeoutError", (1, 1)),
     options={"timeout": 50.0, "deadline": 1.5},
 )
 row(
     "F98",
-    "body in a drip, stopped by the timeout alone",
+    "body sent slowly, stopped by the timeout",
     b.drips_body(),
     Raises("APITimeoutError", (1, 1)),
     options={"timeout": 1.5, "deadline": None, "max_retries": 0},
 )
 row(
     "F98",
-    "bodies of three batches in a drip, stopped by the deadline",
+    "bodies of three batches sent slowly, stopped by the deadline",
     b.drips_body(),
     Raises("APITimeoutError", (1, 3), finished=frozenset()),
     texts=poisoned(30),
@@ -1246,7 +1260,7 @@ row(
 )
 row(
     "F98",
-    "one batch refused with 401 while the others drip",
+    "one batch refused with 401 while the others are sent slowly",
     lambda wire: (
         wire.respond(401, b.error("invalid_api_key"))
         if "text number 9" in wire.texts
@@ -1258,22 +1272,22 @@ row(
 )
 row(
     "F98",
-    "error body in a drip",
+    "error body sent slowly",
     b.drips_error_body(503),
     Raises(("APITimeoutError", "InternalServerError"), (1, 2)),
     options=IMPATIENT,
 )
-transient("F99", "headers in a drip", b.drips_head, "APITimeoutError", options=IMPATIENT, most=2)
+transient("F99", "headers sent slowly", b.drips_head, "APITimeoutError", options=IMPATIENT, most=2)
 row(
     "F99",
-    "headers in a drip, stopped by the deadline alone",
+    "headers sent slowly, stopped by the deadline",
     b.drips_head,
     Raises("APITimeoutError", (1, 1)),
     representative=False,
     options={"timeout": 50.0, "deadline": 1.5},
 )
-harmless("F100", "100 Continue, then right", b.interim(100, 1))
-harmless("F100", "three 103 Early Hints, then right", b.interim(103, 3))
+harmless("F100", "100 Continue, then the response", b.interim(100, 1))
+harmless("F100", "three 103 Early Hints, then the response", b.interim(103, 3))
 transient(
     "F100",
     "endless 103, slowly",
@@ -1338,13 +1352,13 @@ row(
 )
 row(
     "F103",
-    "gzip bomb in gzip",
+    "nested gzip bomb",
     b.compressed("gzip, gzip", b.gzip_bomb_twice),
     Raises(CUT, (1, 3)),
     memory_mb=100,
 )
-either("F104", "gzip, well made", b.compressed("gzip", gzip.compress), CUT)
-either("F104", "deflate, well made", b.compressed("deflate", zlib.compress), CUT)
+either("F104", "gzip", b.compressed("gzip", gzip.compress), CUT)
+either("F104", "deflate", b.compressed("deflate", zlib.compress), CUT)
 either("F104", "gzip twice", b.compressed("gzip, gzip", b.gzip_twice), CUT)
 transient(
     "F104",
@@ -1353,12 +1367,14 @@ transient(
     CUT,
 )
 either("F104", "identity", b.compressed("identity", lambda data: data), CUT)
-transient("F104", "unknown encoding", b.compressed("br", lambda data: data[::-1]), CUT)
-transient("F104", "an encoding nobody knows", b.compressed("x-rot13", lambda data: data[::-1]), CUT)
-transient("F104", "gzip that is none", b.compressed("gzip", lambda data: data), CUT)
-transient("F104", "gzip cut", b.compressed("gzip", b.gzip_cut), CUT)
+transient(
+    "F104", "encoding that was not requested", b.compressed("br", lambda data: data[::-1]), CUT
+)
+transient("F104", "nonexistent encoding", b.compressed("x-rot13", lambda data: data[::-1]), CUT)
+transient("F104", "not gzip, declared as gzip", b.compressed("gzip", lambda data: data), CUT)
+transient("F104", "truncated gzip", b.compressed("gzip", b.gzip_cut), CUT)
 transient("F104", "gzip with a bad checksum", b.compressed("gzip", b.gzip_bad_checksum), CUT)
-transient("F104", "gzip of nothing", b.compressed("gzip", lambda data: b""), CUT)
+transient("F104", "empty gzip", b.compressed("gzip", lambda data: b""), CUT)
 row(
     "F105",
     "idle connection closed as it is reused",
@@ -1387,7 +1403,7 @@ row(
 row("F106", "idle connection reset between the calls", b.right_then_reset, *[Right((1, 2))] * 6)
 row(
     "F106",
-    "Connection: close on each answer",
+    "Connection: close on each response",
     b.then_closes(lambda wire: wire.right(headers=[("Connection", "close")])),
     *[Right()] * 4,
 )
@@ -1418,7 +1434,7 @@ transient(
 )
 transient(
     "F108",
-    "the request is read in a drip",
+    "the request is read slowly",
     b.reads_slowly,
     "APITimeoutError",
     options=IMPATIENT,
@@ -1428,7 +1444,7 @@ transient(
 )
 row(
     "F109",
-    "the answer comes after the timeout, then another call",
+    "the response comes after the timeout, then another call",
     once(b.right_after(4.0)),
     Raises("APITimeoutError", (1, 1)),
     Right(),
@@ -1437,7 +1453,7 @@ row(
 )
 row(
     "F109",
-    "the answer comes after the timeout, and is asked for again",
+    "the response comes after the timeout, and the request is retried",
     once(b.right_after(2.0)),
     Right((2, 6)),
     Right((1, 6)),
@@ -1445,7 +1461,7 @@ row(
 )
 row(
     "F110",
-    "the peer of an idle connection is gone without a word",
+    "the peer of an idle connection is gone without closing it",
     lambda: Script(b.right_once_per_connection(b.no_answer)),
     Right((1, 6)),
     Right((1, 6)),
@@ -1459,7 +1475,7 @@ row(
 
 REDIRECTS: Mapping[str, Callable[[Wire], str | None]] = {
     "same place": lambda wire: f"{wire.server.base_url}/embeddings",
-    "same host, by path": lambda wire: "/v1/embeddings",
+    "same host, path only": lambda wire: "/v1/embeddings",
     "other path": lambda wire: "/v2/embeddings?token=secret-token",
     "other port": lambda wire: f"{wire.server.elsewhere}/embeddings?token=secret-token",
     "other host": lambda wire: (
@@ -1501,7 +1517,7 @@ for status in (300, 304, 305):
         ("APIStatusError", "InvalidResponseError"),
     )
 
-# ---------------------------------------------------------------- thrown elsewhere
+# ---------------------------------------------------------------- tested elsewhere
 
 ELSEWHERE: Mapping[str, str] = {
     "F86": "tests/faults/test_backlog.py",
@@ -1542,6 +1558,6 @@ ELSEWHERE: Mapping[str, str] = {
     "F146": "tests/lifecycle/test_limits.py",
     "F147": "tests/lifecycle/test_users_code.py",
 }
-"""Faults that are no behaviour of one plain server, by the file that throws them."""
+"""Faults that one plain server cannot cause, and the file that tests them."""
 
 FAULTS = tuple(f"F{n}" for n in range(1, 148))

@@ -14,35 +14,34 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "faults.md"
 SECTIONS = (
     ("Statuses", 1, 32),
-    ("Shapes of error bodies", 33, 43),
-    ("Good status, bad answer", 44, 83),
+    ("Error bodies", 33, 43),
+    ("Invalid responses with status 200", 44, 83),
     ("Connections, framing, time", 84, 110),
     ("Redirects", 118, 118),
 )
 MOST = 6
-"""Ways of one fault that a line names; the others are counted."""
+"""How many variants of a fault a line names; the others are only counted."""
 
 HEAD = """\
 # The fault table
 
 <!-- Written by python -m tests.faults.page from tests/faults/catalogue.py; do not edit. -->
 
-What the tests throw over real sockets, and what the caller gets: {rows} ways of {faults} faults.
-Each runs against the core, sync or async or both, and one of each fault against all three adapters
-(`pytest tests/faults --all-surfaces` runs every one everywhere). The calls have two retries. In
-every case: no wrong vector, an end within the deadline, no key in any error, and right vectors in
-the error's `finished`.
+The faults that the tests inject over real sockets, and what the caller gets: {rows} variants of
+{faults} faults. Each variant is tested with the core, sync or async or both, and one variant of
+each fault with all three adapters (`pytest tests/faults --all-surfaces` tests all variants with all
+of them). Unless noted otherwise, calls have two retries. In every case no vector is wrong, the call
+ends within the deadline, no error shows the key, and the error's `finished` vectors are right.
 
-"once" is a fault that has passed at the next request, "always" one that stays. Some lines leave the
-choice: a server may be understood or refused there, and either is right. "finished" is how many
-vectors are ready in the error.
+"once" is a fault that does not occur again at the next request, "always" one that persists. If a
+line allows two results, either is acceptable. "finished" is the number of vectors in the error.
 """
 
 
 def render() -> str:
     """Return the page."""
-    thrown = {row.fault for row in ROWS}
-    lines = [HEAD.format(rows=len(ROWS), faults=len(thrown))]
+    tested = {row.fault for row in ROWS}
+    lines = [HEAD.format(rows=len(ROWS), faults=len(tested))]
     for title, first, last in SECTIONS:
         numbers = [fault for fault in FAULTS if first <= int(fault[1:]) <= last]
         lines += [f"## {title}", "", "| | the server | the caller gets |", "|---|---|---|"]
@@ -50,7 +49,7 @@ def render() -> str:
             found = _lines([row for row in ROWS if row.fault == fault])
             lines += [f"| {fault} | {_cell(ways)} | {_cell([got])} |" for ways, got in found]
         lines.append("")
-    lines += ["## Thrown elsewhere", "", "| | what | in |", "|---|---|---|"]
+    lines += ["## Tested elsewhere", "", "| | what | in |", "|---|---|---|"]
     for path, pairs in groupby(sorted(ELSEWHERE.items(), key=lambda pair: pair[1]), lambda p: p[1]):
         faults = sorted((fault for fault, _ in pairs), key=lambda fault: int(fault[1:]))
         lines.append(f"| {', '.join(faults)} | {_cell([_said(ROOT / path)])} | `{path}` |")
@@ -58,8 +57,8 @@ def render() -> str:
 
 
 def _lines(rows: Iterable[Row]) -> Iterator[tuple[list[str], str]]:
-    """Yield the ways of one fault that end alike, and how they end."""
-    ends: dict[str, dict[str, list[str]]] = {}  # way -> once, always or nothing -> results
+    """Yield the variants of a fault with the same result, and the result."""
+    ends: dict[str, dict[str, list[str]]] = {}  # variant -> "once", "always" or "" -> results
     for row in rows:
         way, comma, when = row.name.rpartition(", ")
         if not comma or when not in ("once", "always"):
@@ -104,9 +103,9 @@ def _cell(texts: Iterable[str]) -> str:
 
 def _said(path: Path) -> str:
     """Return the first sentence of a test file, without the numbers of its faults."""
-    told = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0]
-    told = re.sub(r"^F\d+(?:(?:,| to) F\d+)*(?: over the wire)?: |\s*\((?:F\d+,? ?)+\)", "", told)
-    return told[:1].upper() + told[1:]
+    text = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0]
+    text = re.sub(r"^F\d+(?:(?:,| to) F\d+)*(?: over the wire)?: |\s*\((?:F\d+,? ?)+\)", "", text)
+    return text[:1].upper() + text[1:]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A peer that does not even complete the handshake of TCP (F86)."""
+"""A peer that does not complete the TCP handshake (F86)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Proxies from the environment (F116, F117): https by CONNECT, showing neither key nor texts.
+"""Proxies from the environment (F116, F117): https goes through CONNECT; key and texts stay hidden.
 
-Redirects to other places are in the table; here are those that only TLS and proxies make possible.
+The table tests other redirects; this file tests those that need TLS or a proxy.
 """
 
 from __future__ import annotations

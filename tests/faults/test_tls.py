@@ -1,4 +1,4 @@
-"""TLS: verified always, a refused certificate is never tried again, a broken handshake never hangs.
+"""TLS: always verified, a rejected certificate is not retried, a broken handshake does not hang.
 
 All calls run in one new process that trusts one authority through SSL_CERT_FILE.
 """

@@ -1,4 +1,4 @@
-"""F121, F122: cancellation and Ctrl-C stop at once; nothing more is sent, nothing leaks."""
+"""F121, F122: cancellation and Ctrl-C take effect at once; nothing more is sent, nothing leaks."""
 
 from __future__ import annotations
 

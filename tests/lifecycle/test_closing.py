@@ -1,4 +1,4 @@
-"""F124, F126: close, aclose, with; and the end of the process."""
+"""F124, F126: close, aclose, with; and process exit."""
 
 from __future__ import annotations
 

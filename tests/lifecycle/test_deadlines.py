@@ -1,4 +1,4 @@
-"""Timeouts and deadlines are hard, whatever drips."""
+"""Timeouts and deadlines hold, even if the server responds slowly."""
 
 from __future__ import annotations
 

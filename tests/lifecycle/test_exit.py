@@ -1,4 +1,4 @@
-"""F141: the process ends within two seconds of its last call, whatever hangs."""
+"""F141: the process exits within two seconds of its last call, even if something hangs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F139: a fork at any moment of the process's first call; every child gets the right vectors."""
+"""F139: a fork at any moment of the first call of a process; every child gets the right vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F131 to F137 over the wire: what may come in, and how it comes out."""
+"""F131 to F137 over the wire: accepted inputs, and the results for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F130: with every logger at DEBUG, neither the key nor a text is logged; nor in a traceback."""
+"""F130: with every logger at DEBUG, neither the key nor texts appear in logs or tracebacks."""
 
 from __future__ import annotations
 

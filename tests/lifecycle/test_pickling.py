@@ -1,4 +1,4 @@
-"""F125: pickle, deepcopy, spawn; with everything but the key."""
+"""F125: pickle, deepcopy and spawn keep everything except the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F128, F129: few file descriptors, little memory; and nothing grows with use."""
+"""F128, F129: few file descriptors and little memory are used, and nothing grows with use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F140: a signal handler may ask a client what it spent, and embed, whatever it interrupts."""
+"""F140: a signal handler may read a client's usage, and embed, whatever it interrupts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F120, F123: any number of threads and event loops on one object, at once or one after another."""
+"""F120, F123: any number of threads and event loops may use one object, at once or in turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F138: Bits that flip where vectors are kept: no wrong vector, no error without a type."""
+"""F138: flipped bits in stored vectors: no wrong vector, only typed errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F144: A process that is stopped, or a clock that jumps, costs only what was being paid for."""
+"""F144: a suspended process, or a clock that jumps, costs at most the requests in flight."""
 
 from __future__ import annotations
 
