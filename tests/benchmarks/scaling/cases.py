@@ -22,7 +22,7 @@ from .runs import run_processes
 
 Data = dict[str, Any]
 
-KEEPERS = {"file": 0.06e-3, "Redis": 0.077e-3, "Ray actor": 0.68e-3}
+COORDINATORS = {"file": 0.06e-3, "Redis": 0.077e-3, "Ray actor": 0.68e-3}
 """Seconds of work for a call; measured on the machine of the first runs, one call at a time for
 Redis and the file, pipelined for the actor."""
 STUDENT = {3: 4.303, 5: 2.776}
@@ -46,7 +46,7 @@ def figures(scene: Scene, found: Found) -> Data:
         "texts_per_second": found.good * TEXTS / scene.seconds,
         "tokens_per_second": found.tokens / scene.seconds,
         "calls_per_second": found.calls / scene.seconds,
-        "keeper_busy": found.busy / scene.seconds,
+        "coordinator_busy": found.busy / scene.seconds,
         "reply_p50": float(np.percentile(replies, 50)),
         "reply_p99": float(np.percentile(replies, 99)),
         "failed": found.failed,
@@ -82,10 +82,10 @@ def of_workers(quick: bool) -> Data:
     return {"rows": rows, "scene": asdict(Scene(0))}
 
 
-def of_keepers(quick: bool) -> Data:
-    """A hundred workers, and quotas up to where the keeper of the send times is the bound."""
+def of_coordinators(quick: bool) -> Data:
+    """A hundred workers, with quotas up to the limit of the coordinator."""
     rows = []
-    for kind, work in KEEPERS.items():
+    for kind, work in COORDINATORS.items():
         for per_second in (100, 1000) if quick else (30, 100, 300, 1000, 3000):
             for limit in ("requests", "tokens"):
                 scene = Scene(
@@ -104,18 +104,18 @@ def of_keepers(quick: bool) -> Data:
 
 
 def of_losses(quick: bool) -> Data:
-    """Half of the workers lost at once; the keeper away for a while and back without memory."""
+    """Half of the workers lost at once; the coordinator unavailable and restarted without state."""
     at, rows = 20.0, []
     scenes = {
         "8 of 16 workers lost": Scene(16, 1_800, lost=(at, 8), seconds=50),
         "8 of 16 workers lost, higher quota": Scene(16, 18_000, lost=(at, 8), seconds=30),
-        "keeper away for 2 s, 4 workers": Scene(4, 1_800, down=(at, 2), seconds=50),
-        "keeper away for 2 s, 100 workers": Scene(100, 1_800, down=(at, 2), seconds=50),
-        "keeper away for 30 s, 16 workers": Scene(16, 1_800, down=(at, 30), seconds=70),
-        "keeper away for 30 s, 16 workers, higher quota": Scene(
+        "coordinator away for 2 s, 4 workers": Scene(4, 1_800, down=(at, 2), seconds=50),
+        "coordinator away for 2 s, 100 workers": Scene(100, 1_800, down=(at, 2), seconds=50),
+        "coordinator away for 30 s, 16 workers": Scene(16, 1_800, down=(at, 30), seconds=70),
+        "coordinator away for 30 s, 16 workers, higher quota": Scene(
             16, 18_000, down=(at, 30), seconds=60
         ),
-        "keeper away for 30 s, 100 workers": Scene(100, 1_800, down=(at, 30), seconds=70),
+        "coordinator away for 30 s, 100 workers": Scene(100, 1_800, down=(at, 30), seconds=70),
     }
     for name, scene in scenes.items():
         found = simulate(scene)
@@ -253,7 +253,7 @@ Case = Callable[[bool], Data]
 CASES: dict[str, Case] = {
     "measured": of_measured,
     "workers": of_workers,
-    "keepers": of_keepers,
+    "coordinators": of_coordinators,
     "losses": of_losses,
     "faults": of_faults,
     "alone": of_alone,

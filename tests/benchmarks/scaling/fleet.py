@@ -1,10 +1,10 @@
-"""Many workers under one quota, as discrete events around the package's own code.
+"""Simulate many workers that share one quota, as discrete events around the package's own code.
 
-Real, line by line what a worker runs: ``exchange`` with its retries, ``EndpointState``,
-``AdmissionQueue``, ``Window`` and ``LeasedPacer``; ``SlotLimits`` where the send times are kept;
-and ``QuotaGate``, the local server's account of what a service lets through. Modelled, with numbers
-that are measured or said to be assumed: how long a request takes, a worker's CPU, and the keeper of
-the send times (a Ray actor, a Redis, a file), which serves one call after the other, some way off.
+The workers run the real ``exchange`` with its retries, ``EndpointState``, ``AdmissionQueue``,
+``Window`` and ``LeasedPacer``. Send times come from the real ``SlotLimits``, and the quota of the
+service is the local server's ``QuotaGate``. Simulated, with measured or stated numbers, are the time of a
+request, a worker's CPU, and the coordinator (a Ray actor, Redis or a file), which serves one call
+after the other.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from nexusflow_integrations.local.quotas import QuotaGate, Quotas
 from .clock import SimulatedLoop
 
 TEXTS = 10
-"""A request; the model takes no more."""
+"""Texts per request, the API's maximum."""
 ACTIVE = 10.0
-"""Who asked this long ago still counts as one who shares the limits. This and the next two are
-what the Ray actor keeps to."""
+"""Seconds since its last call for which a worker counts as active. This and the next two are the
+values of the Ray actor."""
 PATIENCE = 20.0
-"""Seconds that a worker waits for a keeper that is away, before it paces alone for a while."""
+"""Seconds that a worker waits for an unavailable coordinator before it paces alone for a while."""
 PAUSE = 1.0
-"""Seconds for which a keeper that comes back hands out no send time."""
+"""Seconds for which a restarted coordinator grants no send times."""
 
 
 @dataclass(frozen=True)
@@ -59,38 +59,38 @@ class Scene:
     tokens_per_minute: float | None = None
     seconds: float = 30.0
     warm: float = 10.0
-    """Seconds before ``seconds`` that do not count."""
+    """Warm-up seconds before ``seconds``, which are not counted."""
     seed: int = 1
     in_flight: int = 32
-    """Most requests of a worker at once."""
+    """The most requests of a worker in flight."""
     tokens: int = 300
-    """A text, in the mean."""
+    """Mean tokens of a text."""
     latency: float = 0.15
-    """Median of a request; lognormal."""
+    """Median time of a request; lognormal."""
     spread: float = 0.3
-    """Standard deviation of the logarithm of that."""
+    """Standard deviation of the logarithm of the latency."""
     faults: float = 0.0
-    """Share of the requests that the service admits and then answers with 503."""
+    """Share of the admitted requests that the service answers with 503."""
     cpu: float = 28e-6
-    """A worker's CPU for a text."""
+    """A worker's CPU time for a text."""
     service: float = 0.68e-3
-    """What the keeper takes for a call, in the mean; exponential."""
+    """Mean time of the coordinator for a call; exponential."""
     trip: float = 0.25e-3
-    """One way between worker and keeper."""
+    """Network time between worker and coordinator, one way."""
     late: float = 1e-3
-    """A worker's timers fire up to so much late."""
+    """The most by which a worker's timers fire late."""
     shared: bool = True
-    """Whether the workers ask the keeper; else each paces alone, to the whole limit."""
+    """Whether the workers use the coordinator; else each paces alone, with the whole limit."""
     lost: tuple[float, int] | None = None
     """When, and how many workers are lost at once, with all they hold."""
     down: tuple[float, float] | None = None
-    """When, and for how long the keeper is away. It comes back knowing nothing, but each worker
-    says how far ahead it holds send times when it asks again."""
+    """When, and for how long the coordinator is unavailable. It restarts without state, but each
+    worker reports how far ahead it holds send times when it asks again."""
 
 
 @dataclass
 class Found:
-    """What came of a scene; counts are of the seconds that count."""
+    """The result of a scene; counts do not include the warm-up."""
 
     sent: int = 0
     admitted: int = 0
@@ -98,23 +98,23 @@ class Found:
     good: int = 0
     faults: int = 0
     failed: int = 0
-    """Batches whose retries ran out; a job would have to be run again for them."""
+    """Batches that ran out of retries; a job would have to be repeated for them."""
     tokens: int = 0
     calls: int = 0
-    """To the keeper."""
+    """Calls to the coordinator."""
     busy: float = 0.0
-    """Seconds that the keeper worked."""
+    """Seconds that the coordinator was busy."""
     lost: int = 0
-    """Texts in flight of workers that were lost: paid for, and to be paid for again."""
+    """Texts in flight of lost workers, which are paid for twice."""
     replies: list[float] = field(default_factory=list)
-    """Seconds from asking the keeper to its answer."""
+    """Response times of the coordinator, in seconds."""
     waits: list[float] = field(default_factory=list)
-    """Seconds from a batch's readiness to its sending."""
+    """Seconds that batches waited before they were sent."""
     admitted_at: Counter[int] = field(default_factory=Counter)
     refused_at: Counter[int] = field(default_factory=Counter)
 
 
-class Keeper:
+class Coordinator:
     """Keeps the send times: one call after the other, in the order of arrival."""
 
     def __init__(self, scene: Scene, chance: random.Random) -> None:
@@ -157,32 +157,32 @@ class Asked:
         self._before: asyncio.Task[None] | None = None
         self._ahead = 0.0
 
-    # What runs at the keeper, at the moment when it serves the call.
+    # What runs at the coordinator, at the moment when it serves the call.
 
     def lease(
         self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
     ) -> list[float]:
-        keeper, now = self._fleet.keeper, self._fleet.loop.time()
-        if self._number not in keeper.asked:
-            keeper.limits.hold(self._held_until)
-        keeper.asked[self._number] = now
-        self.processes = keeper.processes(now)
-        keeper.limits.owe(owed_tokens, late)
-        slots = [keeper.limits.slot(tokens, now) for _ in range(count)]
+        coordinator, now = self._fleet.coordinator, self._fleet.loop.time()
+        if self._number not in coordinator.asked:
+            coordinator.limits.hold(self._held_until)
+        coordinator.asked[self._number] = now
+        self.processes = coordinator.processes(now)
+        coordinator.limits.owe(owed_tokens, late)
+        slots = [coordinator.limits.slot(tokens, now) for _ in range(count)]
         self._held_until = slots[-1]
         return [slot - now for slot in slots]
 
     def owe(self, tokens: float, late: float = 0.0) -> None:
-        self._fleet.keeper.limits.owe(tokens, late)
+        self._fleet.coordinator.limits.owe(tokens, late)
 
     def throttled(self, ago: float) -> None:
         now = self._fleet.loop.time()
-        self._fleet.keeper.limits.throttled(sent_at=now - ago, now=now, hint=None)
+        self._fleet.coordinator.limits.throttled(sent_at=now - ago, now=now, hint=None)
 
     # What runs at the worker.
 
     def clock(self) -> float:
-        """The worker's: while the keeper works for it, the time when it will have the answer."""
+        """The worker's clock: while it waits for the coordinator, the time of the answer."""
         return self._fleet.loop.time() + self._ahead
 
     def submit(self, work: Callable[[], Any]) -> Future[Any]:
@@ -196,16 +196,16 @@ class Asked:
         if before is not None:
             await before
         fleet, scene = self._fleet, self._fleet.scene
-        loop, keeper, asked_at = fleet.loop, fleet.keeper, fleet.loop.time()
+        loop, coordinator, asked_at = fleet.loop, fleet.coordinator, fleet.loop.time()
         await loop.elapse(scene.trip)
-        if keeper.back_at > asked_at + PATIENCE:
+        if coordinator.back_at > asked_at + PATIENCE:
             await loop.elapse(asked_at + PATIENCE - loop.time())
-            # It is done all the same, once the keeper is back, and nobody uses what it gives.
-            loop.call_at(keeper.back_at, work)
-            future.set_exception(TimeoutError("the keeper is away"))
+            # It is done all the same, once the coordinator is back, and nobody uses what it gives.
+            loop.call_at(coordinator.back_at, work)
+            future.set_exception(TimeoutError("the coordinator is away"))
             return
-        await loop.elapse(max(0.0, keeper.back_at - loop.time()))
-        served_at, took = keeper.turn(loop.time())
+        await loop.elapse(max(0.0, coordinator.back_at - loop.time()))
+        served_at, took = coordinator.turn(loop.time())
         await loop.elapse(served_at - loop.time())
         self._ahead = scene.trip
         answer = work()
@@ -339,7 +339,7 @@ class Fleet:
         self.loop = SimulatedLoop(scene.late, scene.seed)
         self.found = Found()
         self.counting = False
-        self.keeper = Keeper(scene, random.Random(f"{scene.seed} keeper"))
+        self.coordinator = Coordinator(scene, random.Random(f"{scene.seed} coordinator"))
         self.service = Service(self, random.Random(f"{scene.seed} service"))
         self.workers: list[Worker] = []
         self.errors: list[BaseException] = []
@@ -375,7 +375,7 @@ class Fleet:
         if scene.lost is not None:
             self.loop.call_later(scene.lost[0], self._lose)
         if scene.down is not None:
-            self.loop.call_later(scene.down[0], self.keeper.fail, *scene.down)
+            self.loop.call_later(scene.down[0], self.coordinator.fail, *scene.down)
         # Workers of a cluster come up over the first second, not in one moment.
         for number in range(scene.workers):
             self.loop.call_later(number / scene.workers, self._start, number)

@@ -1,5 +1,5 @@
-"""The plots of docs/scaling.md: tall rather than wide, for a phone, in colours that all can tell
-apart (Okabe and Ito), and in marks that differ as well."""
+"""The plots of docs/scaling.md: tall, for phones, with colours that colour-blind readers can
+distinguish (Okabe and Ito) and different markers."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ PLAIN = FuncFormatter(lambda value, _: f"{value:,.10g}")
 
 
 def draw(cases: Data, folder: Path) -> list[Path]:
-    """Draw what the results allow; return the files."""
-    plots = {"workers": _workers, "keepers": _keepers, "losses": _losses}
+    """Draw the plots for which there are results; return the files."""
+    plots = {"workers": _workers, "coordinators": _coordinators, "losses": _losses}
     folder.mkdir(parents=True, exist_ok=True)
     with plt.rc_context(STYLE):
         return [plot(cases[name], folder) for name, plot in plots.items() if name in cases]
@@ -67,19 +67,19 @@ def _workers(data: Data, folder: Path) -> Path:
     near = [count for count in counts if count * one <= 2 * highest]
     below.plot(near, [count * one for count in near], "--", color="#555555", linewidth=1.4)
     below.annotate(
-        f"{scene['in_flight']} in flight\na worker",
+        f"{scene['in_flight']} in flight\nper worker",
         (near[1], near[1] * one),
         xytext=(14, -34),
         textcoords="offset points",
         color="#555555",
     )
-    top.set_title("How much of the quota the workers use")
+    top.set_title("Share of the quota that is used")
     top.set_ylabel("share of the quota")
     top.set_ylim(0, 1.05)
     top.yaxis.set_major_formatter(PERCENT)
     top.legend(loc="lower right")
     below.set(xscale="log", yscale="log", xlabel="workers", ylabel="texts a second")
-    below.set_title("Texts a second; dotted: what the quota allows")
+    below.set_title("Texts per second; dotted: the quota")
     below.set_xticks(counts, [f"{count:,}" for count in counts])
     below.minorticks_off()
     below.set_yticks([quota / 6 for quota in quotas])
@@ -88,7 +88,7 @@ def _workers(data: Data, folder: Path) -> Path:
     return _save(figure, folder / "workers.png")
 
 
-def _keepers(data: Data, folder: Path) -> Path:
+def _coordinators(data: Data, folder: Path) -> Path:
     figure, (top, below) = plt.subplots(2, 1, figsize=(6.5, 8.6), sharex=True, layout="constrained")
     kinds = list(dict.fromkeys(row["kind"] for row in data["rows"]))
     for kind, colour, mark in zip(kinds, COLOURS, MARKS, strict=False):
@@ -102,27 +102,27 @@ def _keepers(data: Data, folder: Path) -> Path:
                 "label": f"{kind}, limit in {limit}",
                 "markerfacecolor": colour if limit == "requests" else "white",
             }
-            top.plot(quotas, [row["keeper_busy"] for row in rows], **style)
+            top.plot(quotas, [row["coordinator_busy"] for row in rows], **style)
             below.plot(quotas, [row["reply_p99"] * 1e3 for row in rows], **style)
-    top.set_title("How busy one keeper of send times is")
+    top.set_title("Load of the coordinator")
     top.set_ylabel("share of its time")
     top.set_ylim(0, 1.05)
     top.yaxis.set_major_formatter(PERCENT)
     top.legend(loc="upper left", fontsize=10.5)
     below.set(xscale="log", yscale="log", ylabel="milliseconds", xlabel="quota, requests a second")
-    below.set_title("From asking the keeper to its answer, p99")
+    below.set_title("Response time of the coordinator, p99")
     counts = sorted({row["per_second"] for row in data["rows"]})
     below.set_xticks(counts, [f"{count:,}" for count in counts])
     below.minorticks_off()
     below.yaxis.set_major_formatter(PLAIN)
-    return _save(figure, folder / "keepers.png")
+    return _save(figure, folder / "coordinators.png")
 
 
 def _losses(data: Data, folder: Path) -> Path:
     names = [
         "8 of 16 workers lost",
-        "keeper away for 30 s, 16 workers",
-        "keeper away for 2 s, 100 workers",
+        "coordinator away for 30 s, 16 workers",
+        "coordinator away for 2 s, 100 workers",
     ]
     found = {row["name"]: row for row in data["rows"]}
     figure, panels = plt.subplots(3, 1, figsize=(6.5, 8.6), sharex=True, layout="constrained")
@@ -131,7 +131,7 @@ def _losses(data: Data, folder: Path) -> Path:
         seconds = range(10 - at, len(row["used_by_second"]) - at)
         used = row["used_by_second"][10:]
         refused = row["refused_by_second"][10:]
-        axes.bar(seconds, used, width=0.9, color=COLOURS[0], label="let through")
+        axes.bar(seconds, used, width=0.9, color=COLOURS[0], label="accepted")
         axes.bar(
             seconds, refused, width=0.9, bottom=used, color=COLOURS[1], hatch="//", label="refused"
         )
@@ -142,5 +142,5 @@ def _losses(data: Data, folder: Path) -> Path:
         axes.set_xlim(-10.6, 39.6)
         axes.yaxis.set_major_formatter(PERCENT)
     panels[0].legend(loc="upper right", ncols=2)
-    panels[-1].set_xlabel("seconds after the loss")
+    panels[-1].set_xlabel("seconds after the failure")
     return _save(figure, folder / "losses.png")

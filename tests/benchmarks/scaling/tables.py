@@ -65,18 +65,18 @@ def of_workers(data: Data) -> str:
     head = ["workers"]
     for quota in quotas:
         head += [f"{quota:,} a minute: used", "refused"]
-    return _table([*head, "keeper's answer, p99 ms"], rows)
+    return _table([*head, "coordinator's answer, p99 ms"], rows)
 
 
-def of_keepers(data: Data) -> str:
+def of_coordinators(data: Data) -> str:
     return _table(
         [
-            "keeper, limit",
+            "coordinator, limit",
             "quota, requests/s",
             "used",
             "refused",
             "calls/s",
-            "texts a call",
+            "texts per call",
             "busy",
             "answer p50 ms",
             "p99 ms",
@@ -89,7 +89,7 @@ def of_keepers(data: Data) -> str:
                 f"{row['refused']:.2%}",
                 f"{row['calls_per_second']:,.0f}",
                 f"{row['used'] * row['per_second'] * TEXTS / row['calls_per_second']:,.0f}",
-                f"{row['keeper_busy']:.0%}",
+                f"{row['coordinator_busy']:.0%}",
                 f"{row['reply_p50'] * 1e3:.1f}",
                 f"{row['reply_p99'] * 1e3:.1f}",
             )
@@ -104,9 +104,9 @@ def of_losses(data: Data) -> str:
         [
             "what happens",
             "requests a minute",
-            "quota lost, seconds of it",
-            "refused, requests",
-            "texts paid again",
+            "quota lost, in seconds",
+            "requests refused",
+            "texts paid for twice",
         ],
         [
             (
@@ -123,7 +123,7 @@ def of_losses(data: Data) -> str:
 
 def of_faults(data: Data) -> str:
     return _table(
-        ["answered with 503", "quota used", "of it for vectors", "batches given up"],
+        ["answered with 503", "quota used", "used for vectors", "failed batches"],
         [
             (
                 f"{row['faults']:.0%}",
@@ -138,7 +138,7 @@ def of_faults(data: Data) -> str:
 
 def of_alone(data: Data) -> str:
     return _table(
-        ["workers", "quota used", "requests refused", "batches given up a minute"],
+        ["workers", "quota used", "requests refused", "failed batches per minute"],
         [
             (
                 row["workers"],
@@ -158,7 +158,7 @@ def of_corpus(data: Data) -> str:
             "workers",
             "texts a second",
             f"days for {data['texts']:,} texts",
-            f"{data['currency']} for them",
+            f"{data['currency']} in total",
             "tokens a day",
             f"{data['currency']} a day",
             "simulated seconds",
@@ -252,7 +252,7 @@ def tables(results: Data, folder: Path) -> dict[str, str]:
     made = {"chunks": of_chunks()}
     writers = {
         "workers": of_workers,
-        "keepers": of_keepers,
+        "coordinators": of_coordinators,
         "losses": of_losses,
         "faults": of_faults,
         "alone": of_alone,

@@ -72,11 +72,11 @@ def test_what_is_in_flight_bounds_one_worker_under_a_high_quota() -> None:
     assert found["texts_per_second"] == pytest.approx(8 * 10 / 0.15, rel=0.05)
 
 
-def test_a_keeper_that_is_too_slow_is_the_bound() -> None:
+def test_a_slow_coordinator_limits_the_throughput() -> None:
     scene = Scene(50, None, 100 * 60 * 3225, seconds=10, service=0.1)
     found = figures(scene, simulate(scene))
     assert found["used"] < 0.8
-    assert found["keeper_busy"] > 0.9
+    assert found["coordinator_busy"] > 0.9
     assert found["reply_p99"] > 1
 
 
@@ -89,7 +89,7 @@ def test_lost_workers_cost_less_than_two_seconds_of_the_quota_and_what_they_had_
 
 
 @pytest.mark.parametrize("seconds", [2.0, 30.0])
-def test_a_keeper_that_comes_back_without_memory_costs_time_and_no_batch(seconds: float) -> None:
+def test_a_restarted_coordinator_costs_time_but_no_batch(seconds: float) -> None:
     scene = replace(QUOTA, workers=4, down=(8.0, seconds), seconds=45)
     found = simulate(scene)
     assert found.failed == 0
