@@ -2,9 +2,9 @@
 
 The workers run the real ``exchange`` with its retries, ``EndpointState``, ``AdmissionQueue``,
 ``Window`` and ``LeasedPacer``. Send times come from the real ``SlotLimits``, and the quota of the
-service is the local server's ``QuotaGate``. Simulated, with measured or stated numbers, are the time of a
-request, a worker's CPU, and the coordinator (a Ray actor, Redis or a file), which serves one call
-after the other.
+service is the local server's ``QuotaGate``. Simulated, with measured or stated numbers, are the time
+of a request, a worker's CPU, and the coordinator (a Ray actor, Redis or a file), which serves one
+call after the other.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Coordinator:
         self.fail(0.0, 0.0)
 
     def fail(self, now: float, seconds: float) -> None:
-        """Be away for so long, and forget."""
+        """Become unavailable for ``seconds``, and lose all state."""
         self.limits = SlotLimits(self.scene.requests_per_minute, self.scene.tokens_per_minute)
         self.asked: dict[int, float] = {}
         if seconds:
@@ -136,16 +136,16 @@ class Coordinator:
         return max(1, sum(now - at < ACTIVE for at in self.asked.values()))
 
     def turn(self, now: float) -> tuple[float, float]:
-        """Return when a call that arrives now will have been served, and the work that it is."""
+        """Return the time at which a call that arrives now is finished, and its duration."""
         work = self.chance.expovariate(1 / self.scene.service) if self.scene.service else 0.0
         self.free_at = max(now, self.free_at) + work
         return self.free_at, work
 
 
 class Asked:
-    """A worker's ``SharedLimits``, and the thread that asks them: one call at a time."""
+    """A worker's ``SharedLimits`` and the thread that calls them, one call at a time."""
 
-    patience = 20.0  # as `ClusterLimits` has
+    patience = 20.0  # as in `ClusterLimits`
 
     def __init__(self, fleet: Fleet, number: int) -> None:
         self.requests_per_minute = fleet.scene.requests_per_minute
@@ -157,7 +157,7 @@ class Asked:
         self._before: asyncio.Task[None] | None = None
         self._ahead = 0.0
 
-    # What runs at the coordinator, at the moment when it serves the call.
+    # Runs in the coordinator, when it serves the call.
 
     def lease(
         self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
@@ -179,7 +179,7 @@ class Asked:
         now = self._fleet.loop.time()
         self._fleet.coordinator.limits.throttled(sent_at=now - ago, now=now, hint=None)
 
-    # What runs at the worker.
+    # Runs in the worker.
 
     def clock(self) -> float:
         """The worker's clock: while it waits for the coordinator, the time of the answer."""
@@ -200,7 +200,7 @@ class Asked:
         await loop.elapse(scene.trip)
         if coordinator.back_at > asked_at + PATIENCE:
             await loop.elapse(asked_at + PATIENCE - loop.time())
-            # It is done all the same, once the coordinator is back, and nobody uses what it gives.
+            # The call is still executed when the coordinator is back; its result is not used.
             loop.call_at(coordinator.back_at, work)
             future.set_exception(TimeoutError("the coordinator is away"))
             return
@@ -219,7 +219,7 @@ class Asked:
 
 
 class Nowhere:
-    """A sink for rows that nobody wants."""
+    """A sink that discards rows."""
 
     def rows(self, batch: Batch, vectors: object) -> None:
         pass
@@ -229,7 +229,7 @@ class Nowhere:
 
 
 class Worker:
-    """A process that has more to embed than it will ever get done."""
+    """A process with an endless supply of texts."""
 
     def __init__(self, fleet: Fleet, number: int) -> None:
         scene = fleet.scene
@@ -286,7 +286,7 @@ class Worker:
         return Reply(answer, sent_at, clock())
 
     def die(self) -> None:
-        """End at once; what is in flight is paid for all the same."""
+        """End at once; requests in flight are still paid for."""
         self.fleet.found.lost += self.paying * TEXTS
         for task in self.tasks:
             task.cancel()
