@@ -2,12 +2,12 @@
 # requires-python = ">=3.10"
 # dependencies = ["nexusflow-integrations[local]", "matplotlib>=3.9", "scikit-learn>=1.5"]
 # ///
-"""Find the texts that do not belong: far from all that is known, beside the same with TF-IDF.
+"""Find texts that do not belong: far from all known texts, compared with the same by TF-IDF.
 
     python anomaly_detection.py                                  # docstrings about numbers
     python anomaly_detection.py --data clinc150_data_full.json   # out of scope
 
-CLINC150: github.com/clinc/oos-eval, data/data_full.json (CC BY 3.0). The service embeds where
+CLINC150: github.com/clinc/oos-eval, data/data_full.json (CC BY 3.0). Uses the service if
 NEXUSFLOW_API_KEY is set, else a small local model.
 """
 
@@ -31,7 +31,7 @@ FAMILY = {"cmath", "decimal", "fractions", "math", "random", "statistics"}
 
 
 def load(path, limit):
-    """Return texts that are known, new ones of the same kind, and texts out of scope."""
+    """Return known texts, new texts in scope, and texts out of scope."""
     if path:
         sets = json.loads(path.read_text("utf-8"))
         parts = sets["train"][::3], sets["test"][::2], sets["oos_test"][::2]
@@ -44,15 +44,15 @@ def load(path, limit):
 
 
 def distance(known, new):
-    """Return how far each row is from its nearest neighbour among the known: 1 - cosine."""
+    """Return the distance of each row to its nearest known text: 1 - cosine."""
     nearest = NearestNeighbors(n_neighbors=1, metric="cosine").fit(known)
     return nearest.kneighbors(new)[0][:, 0]
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, help="CLINC150's own file")
-    parser.add_argument("--limit", type=int, help="the most texts of a kind")
+    parser.add_argument("--data", type=Path, help="the file of CLINC150")
+    parser.add_argument("--limit", type=int, help="maximum texts per kind")
     parser.add_argument("--out", default="anomaly_detection.png", help="the picture")
     args = parser.parse_args(argv)
     known, alike, strange = load(args.data, args.limit)
@@ -77,16 +77,16 @@ def main(argv=None):
         scores[way] = {"AUROC": roc_auc_score(truth, values), "precision": found}
         print(f"{way:>12} {scores[way]['AUROC']:7.3f}", *(f"{p:12.2f}" for p in found))
         RocCurveDisplay.from_predictions(truth, values, name=way, ax=right)
-    print("\nthe ten strangest by embeddings (x: a stranger indeed)")
+    print("\nthe ten farthest by embeddings (x: out of scope)")
     for n in np.argsort(-far["embeddings"])[:10]:
         print(f"  {far['embeddings'][n]:.2f} {'x' if truth[n] else ' '} {new[n][:75]}")
 
     halves = [far["embeddings"][~truth], far["embeddings"][truth]]
     left.hist(halves, bins=30, label=["in scope", "out of scope"], stacked=True)
     left.set(xlabel="distance to the nearest known text (1 - cosine)", ylabel="texts")
-    left.set_title("How far from what is known")
+    left.set_title("Distance to the known texts")
     left.legend()
-    right.set_title("Strangers found against false alarms")
+    right.set_title("ROC curve for texts out of scope")
     figure.savefig(args.out, dpi=110)
     return scores
 

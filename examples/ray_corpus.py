@@ -2,16 +2,16 @@
 # requires-python = ">=3.10"
 # dependencies = ["nexusflow-integrations[ray,chroma,local]"]
 # ///
-"""Embed a corpus on Ray Data into Parquet and into a Chroma server; end it anywhere, run it again.
+"""Embed a corpus on Ray Data, into Parquet and a Chroma server; can be interrupted and repeated.
 
-    python ray_corpus.py notes/                            # text and Markdown files, cut here
-    python ray_corpus.py passages.parquet --text body      # or a column of Parquet, as it is
+    python ray_corpus.py notes/                            # text and Markdown files, split
+    python ray_corpus.py passages.parquet --text body      # or a column of Parquet, not split
     python ray_corpus.py notes/ --requests-per-minute 1800 --tokens-per-minute 1000000
     python ray_corpus.py notes/ --chroma chroma.example.org:8000 --cache redis://cache.example.org
 
-Every vector is kept in the cache as it comes. So a run that was killed, driver or worker, is taken
-up by the same command: it writes all again and pays only for what no run finished. The service
-embeds where NEXUSFLOW_API_KEY is set, else a small local model does.
+Every vector is cached as it arrives. If the driver or a worker is killed, run the same command
+again: it writes all rows again and pays only for unfinished texts. Uses the service if
+NEXUSFLOW_API_KEY is set, else a small local model.
 """
 
 import argparse
@@ -44,7 +44,7 @@ CHROMA = "from chromadb.cli.cli import app; app()"
 
 
 def passages(file):
-    """Cut one file; an id is made from the place and the content, the same in every run."""
+    """Split one file; ids are derived from position and content, the same in every run."""
     text = file["bytes"].decode("utf-8", errors="replace")
     for line, passage in cut(text):
         source = f"{file['path']}:{line}"
@@ -53,7 +53,7 @@ def passages(file):
 
 
 class AddToChroma:
-    """Upserts what has a vector, and passes everything on."""
+    """Upserts the rows that have a vector, and returns all rows."""
 
     def __init__(self, host, port, collection):
         client = chromadb.HttpClient(host=host, port=port)
@@ -73,12 +73,12 @@ class AddToChroma:
 
 @contextmanager
 def chroma_server(folder):
-    """Run ``chroma run``, which ends with this process, however that ends."""
+    """Run ``chroma run``, and end it with this process, even if this one is killed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     run = [sys.executable, "-c", CHROMA, "run", "--port", str(port), "--path", str(folder)]
-    # The shell reads a pipe whose other end we hold: it ends when we do.
+    # The shell reads from a pipe that is closed when this process ends.
     script = f"{shlex.join(run)} >/dev/null & server=$!; read line; kill $server; wait $server"
     shell = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE)
     try:
@@ -108,7 +108,7 @@ def read(source, text):
 
 
 def main(arguments=None):
-    """Embed, write, and return what was done."""
+    """Embed and write; return the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="a folder of text files, or a Parquet file")
     parser.add_argument("--out", type=Path, default=Path("ray-corpus"))
@@ -120,9 +120,9 @@ def main(arguments=None):
     parser.add_argument("--tokens-per-minute", type=float)
     parser.add_argument("--budget-tokens", type=int)
     parser.add_argument("--cache", help="a file, or redis://... for several hosts")
-    parser.add_argument("--chroma", help="host:port of a Chroma server; default: one of our own")
+    parser.add_argument("--chroma", help="host:port of a Chroma server; default: starts one")
     parser.add_argument("--collection", default="corpus")
-    parser.add_argument("--port", type=int, default=8765, help="of the local model")
+    parser.add_argument("--port", type=int, default=8765, help="name of the local model")
     told = parser.parse_args(arguments)
     out = told.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,9 @@ def main(arguments=None):
         local = None
         if not os.getenv("NEXUSFLOW_API_KEY"):
             local = stack.enter_context(LocalServer(port=told.port))
-            os.environ["NEXUSFLOW_API_KEY"] = local.api_key  # before Ray starts: for its workers
+            os.environ["NEXUSFLOW_API_KEY"] = (
+                local.api_key
+            )  # before Ray starts, so that workers inherit it
             os.environ["NEXUSFLOW_BASE_URL"] = local.base_url
         if not ray.is_initialized():
             ray.init(num_cpus=2, include_dashboard=False, object_store_memory=300_000_000)
@@ -150,7 +152,7 @@ def main(arguments=None):
             budget=Budget(tokens=told.budget_tokens) if told.budget_tokens else None,
         ).start()
         pool = {"compute": ray.data.ActorPoolStrategy(size=told.workers), "num_cpus": 0.25}
-        # One actor writes to Chroma while the others embed; the blocks stream from one to the next.
+        # One actor writes to Chroma while the others embed; finished blocks are passed on.
         alone = {"compute": ray.data.ActorPoolStrategy(size=1), "num_cpus": 0.25}
         read(told.source, told.text).map_batches(
             EmbedBatch,

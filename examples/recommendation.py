@@ -5,13 +5,13 @@
 #   "ir-measures>=0.4.1", "matplotlib>=3.9", "scikit-learn>=1.5",
 # ]
 # ///
-"""Recommend what to read next: pages of Python's reference, with pydoc's own links as the truth.
+"""Recommend what to read next: pages of Python's reference, with pydoc's links as ground truth.
 
     python recommendation.py                  # what to read after help("while")?
     python recommendation.py --reader class
 
-Which pages are related was decided by pydoc's authors; ``help()`` shows it below each page. The
-service embeds where NEXUSFLOW_API_KEY is set, else a small local model.
+The authors of pydoc decided which pages are related; ``help()`` shows them below each page. Uses
+the service if NEXUSFLOW_API_KEY is set, else a small local model.
 """
 
 import argparse
@@ -40,14 +40,14 @@ HELP = Helper.keywords | Helper.topics
 
 
 def page(name):
-    """Return the page that ``help(name)`` shows; some names only point to another."""
+    """Return the page that ``help(name)`` shows; some names only refer to another page."""
     while isinstance(HELP.get(name), str) and HELP[name]:
         name = HELP[name]
     return (HELP.get(name) or (name,))[0]
 
 
 def related():
-    """Return for each page the pages that pydoc calls related."""
+    """Return the related pages of each page, according to pydoc."""
     found = {}
     for name, entry in HELP.items():
         others = {page(other) for other in entry[1].split()} if isinstance(entry, tuple) else set()
@@ -58,8 +58,8 @@ def related():
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--reader", default="while", help="the page that the reader has read")
-    parser.add_argument("--limit", type=int, default=6, help="passages of a page to embed")
+    parser.add_argument("--reader", default="while", help="the page that was read")
+    parser.add_argument("--limit", type=int, default=6, help="passages to embed per page")
     parser.add_argument("--out", default="recommendation.png", help="the picture")
     args = parser.parse_args(argv)
     truth = related()
@@ -84,7 +84,7 @@ def main(argv=None):
         words = {p.source: p.score for p in bm25.search(" ".join(passages[reader]), len(pages))}
         others = [name for name in pages if name != reader]
         runs["random"][reader] = {name: chance.random() for name in others}
-        # How often others point to a page; this reader's own links would give it away.
+        # How often other pages link to a page; the reader's own links are the ground truth.
         runs["popularity"][reader] = {name: named[name] - (name in right) for name in others}
         runs["BM25"][reader] = {name: words.get(name, 0) for name in others}
         row = dict(zip(pages, map(float, cosines[reader]), strict=True))
@@ -98,7 +98,7 @@ def main(argv=None):
         scores[way] = {name: row[measure] for name, measure in MEASURES.items()}
         print(f"{way:>12}", *(f"{value:8.3f}" for value in scores[way].values()))
     best = sorted(runs["embeddings"][args.reader].items(), key=lambda item: -item[1])[:8]
-    print(f"\nafter help({args.reader!r}) read (x: pydoc says so too)")
+    print(f"\nafter help({args.reader!r}) read (x: also linked by pydoc)")
     for name, cosine in best:
         print(f"  {cosine:.2f} {'x' if name in truth[args.reader] else ' '} {name}")
 
@@ -113,7 +113,7 @@ def main(argv=None):
     for name, place in places.items():
         weight = "bold" if name == args.reader else "normal"
         axes.annotate(name, place, ha="center", va="center", size=8, weight=weight)
-    axes.set_title("Pages by meaning; lines: related, says pydoc")
+    axes.set_title("Pages by meaning; lines: pydoc's links")
     axes.set_axis_off()
     figure.savefig(args.out, dpi=110)
     return {"scores": scores, "list": [name for name, _ in best]}

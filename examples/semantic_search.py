@@ -2,15 +2,15 @@
 # requires-python = ">=3.10"
 # dependencies = ["nexusflow-integrations[local,cli]", "ir-measures>=0.4.1", "matplotlib>=3.9"]
 # ///
-"""Semantic search beside BM25 and the hybrid of both, and what fewer dimensions cost.
+"""Semantic search compared with BM25 and a hybrid of both, and the effect of fewer dimensions.
 
     python semantic_search.py                                 # the docstrings of your Python
-    python semantic_search.py --data xquad.zh.json            # of two files, the first asks
+    python semantic_search.py --data xquad.zh.json            # of two, the first has the questions
     python semantic_search.py --data clinc150_data_full.json
     python semantic_search.py --data banking77_train.csv banking77_test.csv
 
 XQuAD: github.com/google-deepmind/xquad (CC BY-SA 4.0). CLINC150: github.com/clinc/oos-eval (CC BY
-3.0). Banking77: github.com/PolyAI-LDN/task-specific-datasets (CC BY 4.0). The service embeds where
+3.0). Banking77: github.com/PolyAI-LDN/task-specific-datasets (CC BY 4.0). Uses the service if
 NEXUSFLOW_API_KEY is set, else a small local model. BM25 and the questions come from the package.
 """
 
@@ -37,7 +37,7 @@ MEASURES = [nDCG @ 10, R @ 10, P @ 10]
 
 
 def load(paths, limit):
-    """Return documents, and questions with a test of whether a document's source answers them."""
+    """Return documents, and questions with a function that tells whether a source answers them."""
     if not paths:
         return stdlib(limit or 500).documents, [(q.text, q.accepts) for q in QUESTIONS]
     if "xquad" in paths[0].name:
@@ -46,7 +46,7 @@ def load(paths, limit):
         asked = [(qa["question"], str(i)) for i, page in enumerate(pages) for qa in page["qas"]]
         pages = [page for article in tells for page in article["paragraphs"]][:limit]
         known = [(page["context"], str(i)) for i, page in enumerate(pages)]
-    else:  # sentences with the speaker's intent: a right answer is one of the same intent
+    else:  # sentences labelled with an intent: a correct answer has the same intent
         if paths[0].suffix == ".json":
             both = json.loads(paths[0].read_text("utf-8"))
             known, asked = both["train"][::3], both["test"][::2]
@@ -57,7 +57,7 @@ def load(paths, limit):
 
 
 def nearest(documents, rows, questions, asked, most=100):
-    """Return for each question its nearest documents with their cosines."""
+    """Return the nearest documents of each question, with their cosines."""
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     cosines = asked / np.linalg.norm(asked, axis=1, keepdims=True) @ rows.T
     best = np.argsort(-cosines, axis=1)[:, :most]
@@ -79,13 +79,13 @@ def fused(*runs):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, nargs="+", help="a data set's own files")
-    parser.add_argument("--limit", type=int, help="the most documents, and questions")
+    parser.add_argument("--data", type=Path, nargs="+", help="the files of a data set")
+    parser.add_argument("--limit", type=int, help="maximum documents and questions")
     parser.add_argument("--out", default="semantic_search.png", help="the picture")
     args = parser.parse_args(argv)
     documents, questions = load(args.data, args.limit)
     truth = {text: {} for text, _ in questions}
-    for text, accepts in questions:  # a question asked twice may have answers in two places
+    for text, accepts in questions:  # the same question may have answers in several documents
         truth[text] |= {d.id: 1 for d in documents if accepts(d.source)}
     questions = [text for text, right in truth.items() if right]
 
@@ -98,7 +98,7 @@ def main(argv=None):
     same = float(asked[0, :64] @ small / np.linalg.norm(asked[0, :64]))
     print(f"{len(documents)} documents, {len(questions)} questions, {client.usage.tokens} tokens,")
     print(f"{client.usage.cost:.4f} {client.usage.price.currency} at the service's price;", end=" ")
-    print(f"asking for 64 numbers or cutting to 64: cosine {same:.4f}")
+    print(f"64 dimensions requested or truncated to 64: cosine {same:.4f}")
 
     bm25 = Keywords(documents)
     hits = {text: bm25.search(text, 100) for text in questions}
@@ -130,8 +130,8 @@ def main(argv=None):
     print(f"\n{questions[0]}", *(d.text[:75] for d in documents if d.id in found), sep="\n  > ")
     axes.set_xscale("log", base=2)
     axes.set_xticks(SIZES, SIZES)
-    axes.set(xlabel="numbers in a vector", ylabel="nDCG@10", ylim=(-0.03, 1.03))
-    axes.set_title("What fewer dimensions cost")
+    axes.set(xlabel="dimensions", ylabel="nDCG@10", ylim=(-0.03, 1.03))
+    axes.set_title("The effect of fewer dimensions")
     axes.legend(ncols=2)
     figure.savefig(args.out, dpi=110)
     return {"scores": scores, "curves": curves, "same": same}

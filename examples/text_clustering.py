@@ -2,14 +2,14 @@
 # requires-python = ">=3.10"
 # dependencies = ["nexusflow-integrations[local]", "matplotlib>=3.9", "scikit-learn>=1.5"]
 # ///
-"""Cluster texts by meaning, name the clusters by their own words, and draw the map.
+"""Cluster texts by meaning, name the clusters by their words, and draw a map.
 
-    python text_clustering.py                                  # docstrings; truth: their modules
+    python text_clustering.py                                  # docstrings, labelled by module
     python text_clustering.py --data clinc150_data_full.json   # or banking77_test.csv
 
 CLINC150: github.com/clinc/oos-eval, data/data_full.json (CC BY 3.0). Banking77:
-github.com/PolyAI-LDN/task-specific-datasets (CC BY 4.0). The service embeds where
-NEXUSFLOW_API_KEY is set, else a small local model.
+github.com/PolyAI-LDN/task-specific-datasets (CC BY 4.0). Uses the service if NEXUSFLOW_API_KEY is
+set, else a small local model.
 """
 
 import argparse
@@ -46,8 +46,8 @@ MODULES |= {"statistics", "threading", "urllib.parse"}
 
 
 def load(path, limit):
-    """Return pairs of a text and its label, of the first ``limit`` labels."""
-    if not path:  # without the name before it, which would give the module away
+    """Return pairs of a text and its label, for the first ``limit`` labels."""
+    if not path:  # without the name, which would reveal the module
         parts = [
             (d.text.partition(": ")[2], d.source.rpartition(".")[0]) for d in stdlib(None).documents
         ]
@@ -61,7 +61,7 @@ def load(path, limit):
 
 
 def names(texts, clusters):
-    """Return for each cluster the three words that set it apart: TF-IDF over whole clusters."""
+    """Return the three most distinctive words of each cluster: TF-IDF over whole clusters."""
     joined = [
         " ".join(t for t, c in zip(texts, clusters, strict=True) if c == k)
         for k in range(max(clusters) + 1)
@@ -74,8 +74,8 @@ def names(texts, clusters):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, help="CLINC150's or Banking77's own file")
-    parser.add_argument("--limit", type=int, help="the most labels")
+    parser.add_argument("--data", type=Path, help="the file of CLINC150 or Banking77")
+    parser.add_argument("--limit", type=int, help="maximum number of labels")
     parser.add_argument("--out", default="text_clustering.png", help="the picture")
     args = parser.parse_args(argv)
     texts, labels = load(args.data, args.limit)
@@ -96,7 +96,7 @@ def main(argv=None):
         print(f"{way:>12} {nmi:6.3f} {scores[way]['ARI']:6.3f}")
     clusters = found["embeddings"]
     called = names(texts, clusters)
-    print("\n  size  named by its own words             mostly")
+    print("\n  size  most distinctive words             main label")
     inside = [Counter(np.array(labels)[clusters == k]) for k in range(count)]
     largest = sorted(range(count), key=lambda k: -inside[k].total())[:15]
     for k in largest:
@@ -116,7 +116,7 @@ def main(argv=None):
             {"facecolor": "white", "alpha": 0.7, "edgecolor": "none"}
         )
     axes.set_title(
-        f"Colour: the true label; words: the cluster's own. NMI {scores['embeddings']['NMI']:.2f}"
+        f"Colour: the true label; words: of the clusters. NMI {scores['embeddings']['NMI']:.2f}"
     )
     axes.set_axis_off()
     figure.savefig(args.out, dpi=110)

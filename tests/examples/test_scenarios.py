@@ -22,7 +22,7 @@ def test_outliers_among_docstrings_are_found(run: Run, capsys: pytest.CaptureFix
     scores = run("anomaly_detection")
     assert scores["TF-IDF"]["AUROC"] < 0.9 < scores["embeddings"]["AUROC"]
     assert scores["TF-IDF"]["precision"][1] < 0.8 < scores["embeddings"]["precision"][1]
-    shown = capsys.readouterr().out.partition("the ten strangest")[2].splitlines()[1:]
+    shown = capsys.readouterr().out.partition("the ten farthest")[2].splitlines()[1:]
     assert len(shown) == 10
     assert sum(line.split()[1] == "x" for line in shown) >= 8
     assert drawn("anomaly_detection.png")

@@ -2,9 +2,9 @@
 
 The workers run the real ``exchange`` with its retries, ``EndpointState``, ``AdmissionQueue``,
 ``Window`` and ``LeasedPacer``. Send times come from the real ``SlotLimits``, and the quota of the
-service is the local server's ``QuotaGate``. Simulated, with measured or stated numbers, are the time
-of a request, a worker's CPU, and the coordinator (a Ray actor, Redis or a file), which serves one
-call after the other.
+service is the local server's ``QuotaGate``. Simulated, with measured or stated numbers, are the
+time of a request, a worker's CPU, and the coordinator (a Ray actor, Redis or a file), which serves
+one call after the other.
 """
 
 from __future__ import annotations
