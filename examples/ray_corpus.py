@@ -123,13 +123,13 @@ def main(arguments=None):
     parser.add_argument("--chroma", help="host:port of a Chroma server; default: starts one")
     parser.add_argument("--collection", default="corpus")
     parser.add_argument("--port", type=int, default=8765, help="name of the local model")
-    told = parser.parse_args(arguments)
-    out = told.out.resolve()
+    settings = parser.parse_args(arguments)
+    out = settings.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         local = None
         if not os.getenv("NEXUSFLOW_API_KEY"):
-            local = stack.enter_context(LocalServer(port=told.port))
+            local = stack.enter_context(LocalServer(port=settings.port))
             os.environ["NEXUSFLOW_API_KEY"] = (
                 local.api_key
             )  # before Ray starts, so that workers inherit it
@@ -137,37 +137,37 @@ def main(arguments=None):
         if not ray.is_initialized():
             ray.init(num_cpus=2, include_dashboard=False, object_store_memory=300_000_000)
         server = chroma_server(out / "chroma")
-        if told.chroma:
-            host, _, port = told.chroma.rpartition(":")
+        if settings.chroma:
+            host, _, port = settings.chroma.rpartition(":")
             server = nullcontext((host, int(port)))
         host, port = stack.enter_context(server)
         collection = open_collection(
             chromadb.HttpClient(host=host, port=port),
-            told.collection,
-            NexusFlowEmbeddingFunction(dimensions=told.dimensions),
+            settings.collection,
+            NexusFlowEmbeddingFunction(dimensions=settings.dimensions),
         )
         limits = ClusterLimits(
-            requests_per_minute=told.requests_per_minute,
-            tokens_per_minute=told.tokens_per_minute,
-            budget=Budget(tokens=told.budget_tokens) if told.budget_tokens else None,
+            requests_per_minute=settings.requests_per_minute,
+            tokens_per_minute=settings.tokens_per_minute,
+            budget=Budget(tokens=settings.budget_tokens) if settings.budget_tokens else None,
         ).start()
-        pool = {"compute": ray.data.ActorPoolStrategy(size=told.workers), "num_cpus": 0.25}
+        pool = {"compute": ray.data.ActorPoolStrategy(size=settings.workers), "num_cpus": 0.25}
         # One actor writes to Chroma while the others embed; finished blocks are passed on.
         alone = {"compute": ray.data.ActorPoolStrategy(size=1), "num_cpus": 0.25}
-        read(told.source, told.text).map_batches(
+        read(settings.source, settings.text).map_batches(
             EmbedBatch,
             fn_constructor_kwargs={
                 "limits": limits,
-                "dimensions": told.dimensions,
-                "cache": told.cache or str(out / "vectors.db"),
-                "max_concurrency": told.max_concurrency,
+                "dimensions": settings.dimensions,
+                "cache": settings.cache or str(out / "vectors.db"),
+                "max_concurrency": settings.max_concurrency,
             },
             batch_size=250,
             batch_format="pyarrow",
             **pool,
         ).map_batches(
             AddToChroma,
-            fn_constructor_args=(host, port, told.collection),
+            fn_constructor_args=(host, port, settings.collection),
             batch_size=250,
             batch_format="pyarrow",
             **alone,
