@@ -1,4 +1,4 @@
-"""Programs that use the client: they embed, stream, give up, cancel, and note what they got."""
+"""Programs that use the client: they embed, stream, cancel, and record the results."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .process import Process
 from .scenario import Visit
 
 VISIT: ContextVar[Outcome | None] = ContextVar("VISIT", default=None)
-"""Whose call it is, also on the engine's loop."""
+"""The caller of the current call, also set on the engine's loop."""
 KEY = "sk-air-simulated-0123456789"
 
 
 @dataclass(eq=False)
 class Client:
-    """A client in one process; ``given`` and ``spent_before`` are what the parent of a fork did."""
+    """A client in one process; ``given`` and ``spent_before`` come from the parent of a fork."""
 
     number: int
     process: Process
@@ -34,13 +34,13 @@ class Client:
     spent_before: int = 0
 
     def forked(self, child: Process) -> Client:
-        """Return it as a child of the process finds it: another object in the same state."""
+        """Return a copy for the child of a fork."""
         twin = copy.copy(self.real)
         twin._size = copy.copy(self.real._size)
         spent = 0
         if self.real._guard is not None:
             twin._guard = copy.copy(self.real._guard)
-            twin._guard._forget()  # as `forks` has it done in a child
+            twin._guard._forget()  # as `forks` does in a child
             spent = twin._guard.spent
         return Client(self.number, child, twin, self.real.usage, spent)
 
@@ -55,9 +55,9 @@ def client(number: int, process: Process, options: dict[str, Any]) -> Client:
 
 @dataclass(eq=False)
 class Outcome:
-    """What came of a visit; ``rows`` and ``refused`` by index, as far as they came.
+    """The result of a visit so far; ``rows`` and ``refused`` by index.
 
-    ``calls`` are those that the engine made of it: several for a stream.
+    ``calls`` are the engine's calls for it: several for a stream.
     """
 
     visit: Visit

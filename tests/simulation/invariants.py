@@ -1,4 +1,4 @@
-"""What must hold after every run, whatever happened in it: results, time, and nothing left over."""
+"""Invariants after every run: results, deadlines, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SLACK = 0.05
 
 
 def check(run: Run) -> None:
-    """Check all of them.
+    """Check all invariants.
 
     Raises:
-        Broken: One does not hold.
+        Broken: One is violated.
     """
     for outcome in run.callers.outcomes:
         if outcome.ended is not None:
@@ -48,7 +48,7 @@ def check_closed(run: Run) -> None:
     """Check what must hold once all clients are closed.
 
     Raises:
-        Broken: It does not.
+        Broken: It is violated.
     """
     payments.check_given_back(run)
 
@@ -58,24 +58,24 @@ def _right_vectors(run: Run, outcome: Outcome) -> None:
     size = outcome.client.real.dimensions or run.server.script.size
     for index, row in outcome.rows.items():
         if not np.array_equal(row, vector_of(texts[index], size)):
-            raise Broken(f"right vectors: text {index} of {len(texts)} got another's")
+            raise Broken(f"right vectors: text {index} of {len(texts)} got the wrong one")
         if POISON in texts[index]:
-            raise Broken(f"right vectors: text {index} has one, and the server refuses it")
+            raise Broken(f"right vectors: text {index} has one, but the server refused it")
     for index in outcome.refused:
         if POISON not in texts[index]:
-            raise Broken(f"right vectors: text {index} was refused, and not by the server")
+            raise Broken(f"right vectors: text {index} was refused, but not by the server")
 
 
 def _complete(outcome: Outcome) -> None:
     count = len(outcome.visit.texts)
     if outcome.is_complete and outcome.rows.keys() | outcome.refused.keys() != set(range(count)):
-        raise Broken("every text: a call ended well without a result for each text")
+        raise Broken("every text: a call succeeded without a result for each text")
     if outcome.is_complete and outcome.visit.kind == "embed" and outcome.progress != count:
-        raise Broken(f"every text: progress told of {outcome.progress} of {count} texts")
+        raise Broken(f"every text: progress reported {outcome.progress} of {count} texts")
 
 
 def _kept(run: Run, outcome: Outcome) -> None:
-    """What came before a failure is in the error."""
+    """Vectors that came before a failure are in the error."""
     if not isinstance(outcome.error, NexusFlowError):
         return
     stops = outcome.client.process.stops
@@ -84,7 +84,7 @@ def _kept(run: Run, outcome: Outcome) -> None:
     have = {outcome.visit.texts[index] for index in outcome.rows}
     for sent in run.server.sent:
         if sent.arrived and sent.call in outcome.calls and not have.issuperset(sent.texts):
-            raise Broken(f"finished: the error lacks what came with request {sent.number}")
+            raise Broken(f"finished: the error lacks the vectors of request {sent.number}")
 
 
 CAUSES: dict[type[BaseException], tuple[str, ...]] = {
@@ -97,7 +97,7 @@ CAUSES: dict[type[BaseException], tuple[str, ...]] = {
     errors.BadRequestError: ("refused",),
     errors.RefusedTextsError: ("refused",),
 }
-"""What a server must have done before a call may end with an error."""
+"""What must have happened before a call may end with each error."""
 
 
 def _typed_error(run: Run, outcome: Outcome) -> None:
@@ -125,7 +125,7 @@ def _deadline(run: Run, outcome: Outcome) -> None:
         return
     took = outcome.ended - outcome.began
     if took - process.stopped_for(outcome.began, outcome.ended) > deadline + SLACK:
-        raise Broken(f"the deadline: {took:.2f} s where {deadline} s were given")
+        raise Broken(f"the deadline: {took:.2f} s instead of {deadline} s")
 
 
 def _time_for_the_request(run: Run, outcome: Outcome) -> None:
@@ -162,7 +162,7 @@ def _nothing_left(run: Run) -> None:
             raise Broken(f"nothing is left: {what}")
     for process, complaint in run.world.complaints:
         if process.is_alive:
-            raise Broken(f"nothing is left: an error that nobody looks at: {complaint}")
+            raise Broken(f"nothing is left: an unhandled error: {complaint}")
     for one in run.clients:
         guard = one.real._guard
         if one.process.is_alive and guard is not None and guard.reserved:
@@ -172,7 +172,7 @@ def _nothing_left(run: Run) -> None:
 
 
 def _concurrency(run: Run) -> None:
-    """No process has more requests in flight than its widest client may have."""
+    """No process has more requests in flight than its largest ``max_concurrency``."""
     for process in run.processes:
         widest = max(options["max_concurrency"] for options in run.scenario.clients)
         turns = [
@@ -189,7 +189,7 @@ def _concurrency(run: Run) -> None:
 
 
 def _hints(run: Run) -> None:
-    """A batch is not sent again before the time that the server named."""
+    """A batch is not retried before the time that the server asked for."""
     batches: dict[tuple[int, str], list[Sent]] = {}
     for sent in run.server.sent:
         batches.setdefault((id(sent.call), "\n".join(sent.texts)), []).append(sent)
@@ -199,7 +199,7 @@ def _hints(run: Run) -> None:
             if hint is not None and later.sent_at < former.closed_at + hint - 1e-6:
                 raise Broken(
                     f"hints: request {later.number} came {later.sent_at - former.closed_at:.2f} s"
-                    f" after one that was told to wait for {hint} s"
+                    f" after one for which the server asked to wait {hint} s"
                 )
 
 
@@ -207,4 +207,4 @@ def _nothing_after_the_end(run: Run) -> None:
     for sent in run.server.sent:
         ended = sent.process.engine.ended.get(sent.call, float("inf"))
         if max(sent.sent_at, sent.closed_at) > ended and sent.process.is_alive:
-            raise Broken(f"nothing goes on: request {sent.number} outlived its call")
+            raise Broken(f"nothing continues: request {sent.number} outlived its call")

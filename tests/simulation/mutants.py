@@ -1,4 +1,4 @@
-"""The engine with one line taken out, which the simulation must notice."""
+"""Mutants: the engine with one line changed, which the simulation must notice."""
 
 from __future__ import annotations
 import __future__
@@ -24,7 +24,7 @@ class Mutant:
     """``owner.name`` with ``old`` in its source replaced by ``new``.
 
     Attributes:
-        what: What is taken out, for people.
+        what: A description.
         owner: The module or class.
         name: The function in it.
     """
@@ -37,7 +37,7 @@ class Mutant:
 
     @contextmanager
     def living(self) -> Iterator[None]:
-        """Have it in place of the original."""
+        """Replace the original by the mutant."""
         original: FunctionType = vars(self.owner)[self.name]
         source = textwrap.dedent(inspect.getsource(original))
         assert source.count(self.old) == 1, f"{self.what}: the source has changed"
@@ -46,7 +46,7 @@ class Mutant:
         made: dict[str, Any] = {}
         exec(code, original.__globals__, made)
         places = [self.owner]
-        if inspect.ismodule(self.owner):  # others have imported it by its name
+        if inspect.ismodule(self.owner):  # other modules have imported the function
             places = [m for m in MODULES if vars(m).get(self.name) is original]
         for place in places:
             setattr(place, self.name, made[self.name])
@@ -59,33 +59,33 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
-        "the admission queue is not told that a request has ended",
+        "the admission queue is not informed that a request has ended",
         job,
         "admit_and_send",
         "call.in_flight.discard(task)\n        endpoint.admission.leave()",
         "call.in_flight.discard(task)",
     ),
     Mutant(
-        "the admission queue is not told that a call was stopped as its turn came",
+        "the admission queue is not informed that a call was stopped when its turn came",
         job,
         "_enter",
         "endpoint.admission.leave()\n            raise",
         "raise",
     ),
     Mutant(
-        "the admission queue is not told that a call was cancelled as its turn came",
+        "the admission queue is not informed that a call was cancelled when its turn came",
         admission.AdmissionQueue,
         "enter",
         "self.leave()",
     ),
     Mutant(
-        "what an answer cost is not settled with the budget",
+        "the cost of a response is not settled with the budget",
         exchange,
         "_send_until_judged",
         "_settle(call, verdict, most)",
     ),
     Mutant(
-        "what a cancelled request may have cost is not settled with the budget",
+        "the possible cost of a cancelled request is not settled with the budget",
         exchange,
         "_send_until_judged",
         "call.guard.settle(most, most if admitted else 0)",
@@ -98,95 +98,93 @@ MUTANTS = (
         "0",
     ),
     Mutant(
-        "an answer that never came counts as free",
+        "a request without a response counts as free",
         exchange,
         "_settle",
         "billed = most",
         "billed = 0",
     ),
     Mutant(
-        "a call does not say that its texts are no longer under way",
+        "a call does not release its texts when it ends",
         job.Job,
         "_run_distinct",
         "self._coalescer.leave(mine, self._gathered)",
     ),
     Mutant(
-        "whoever waits for a call's text is not woken at its end",
+        "calls that wait for a call's text are not woken at its end",
         coalescing.Coalescer,
         "leave",
         "gathered.wake_all()",
     ),
     Mutant(
-        "nobody looks whether another call embeds a text",
+        "a call does not check whether another call is embedding a text",
         coalescing.Coalescer,
         "join",
         "if not self._coalescer:",
         "if True:",
     ),
     Mutant(
-        "the deadline bounds only requests and waits for a retry",
+        "the deadline limits only requests and waits for retries",
         job.Job,
         "run",
         'if deadline == float("inf"):',
         "if True:",
     ),
     Mutant(
-        "a retry does not wait as long as the server said",
+        "a retry waits for less than the server asked",
         exchange,
         "_before_retry",
         "delay = retry.after_hint(hint)",
         "delay = 0.1",
     ),
     Mutant(
-        "a prober that gives up does not say so",
+        "a probe that is given up is not reported",
         exchange,
         "_before_retry",
         "outage.end(recovered=None)",
     ),
     Mutant(
-        "a probe that failed does not say so",
+        "a failed probe is not reported",
         exchange,
         "_send_until_judged",
         "probing.end(recovered=False)",
     ),
     Mutant(
-        "vectors are taken in the order in which they come",
+        "vectors are taken in the order of the response",
         wire,
         "_place",
         "placed[index] = embedding",
         "placed[sum(seen) - 1] = embedding",
     ),
     Mutant(
-        "the window lets everybody through",
+        "the window does not limit requests",
         window.Window,
         "allows",
         "in_flight < int(self.size)",
         "True",
     ),
-    Mutant(
-        "given limits are not waited for", pacing.GivenLimits, "wait", "bucket.wait(now)", "0.0"
-    ),
+    Mutant("given limits are ignored", pacing.GivenLimits, "wait", "bucket.wait(now)", "0.0"),
     Mutant("the budget reserves nothing", usage.BudgetGuard, "reserve", "self.reserved += most"),
     Mutant(
-        "an error does not hold what came before it",
+        "an error does not hold the vectors that came before it",
         engine.Engine,
         "embed",
         "failure.finished = gathered.finished()",
     ),
     Mutant(
-        "claims on what was not sent are not given back",
+        "claims on texts that were not sent are not released",
         sources.CachedSource,
         "close",
         "self._cache.release(keys, self._call)",
     ),
     Mutant(
-        "claims on what came without a vector are not given back",
+        "claims on texts without a vector are not released",
         sources.CachedSource,
         "keep",
         "self._cache.release(unpaid, self._call)",
     ),
     Mutant(
-        "texts that others pay for are sent",
+        "texts that other processes have in flight are sent",
         sources.CachedSource,
         "_claim",
         "elif key in mine:",
@@ -207,7 +205,7 @@ MUTANTS = (
         "10.0",
     ),
     Mutant(
-        "a request that was cancelled is not counted",
+        "a cancelled request is not counted",
         exchange,
         "_send_until_judged",
         "ledger.sent(retry=attempts > 0)",

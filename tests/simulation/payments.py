@@ -1,4 +1,4 @@
-"""What must hold of money: counted as billed, within the budget, and no text paid for twice."""
+"""Invariants of money: usage is what was billed, budgets hold, no text is paid for twice."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def check(run: Run) -> None:
-    """Check all of them.
+    """Check all invariants.
 
     Raises:
-        Broken: One does not hold.
+        Broken: One is violated.
     """
     for client in run.clients:
         sent = [one for one in run.server.sent if _is_of(one, client)]
@@ -67,16 +67,16 @@ def _shared_budget(run: Run, number: int, budget: ScriptedBudget) -> None:
 
 
 def check_given_back(run: Run) -> None:
-    """Nobody who closed in good order keeps a part of a shared budget.
+    """No client that was closed keeps a part of a shared budget.
 
     Raises:
-        Broken: Somebody does.
+        Broken: One does.
     """
     if len(run.living) < len(run.processes):
         return
     for budget in run.budgets.values():
         if not budget.failures and not budget.grants.at_rest:
-            raise Broken("the budget: a part of it is not given back")
+            raise Broken("the budget: a part of it was not returned")
 
 
 def _usage(client: Client, sent: list[Sent]) -> None:
@@ -100,11 +100,11 @@ LATE = 0.3
 
 
 def _quota(run: Run) -> None:
-    """Given limits are kept by each process, or by all together where they share a store."""
+    """Given limits hold for each process, or for all together if they share a store."""
     minute = run.clients[0].real.settings.requests_per_minute
     if minute is None:
         return
-    switches = 0  # between a shared pace and one's own, each of which may cost a request
+    switches = 0  # between shared limits and pacing alone; each may cost a request
     if run.limits is not None:
         switches = 2 * run.limits.failures
         is_shared = not run.limits.failures
@@ -142,7 +142,7 @@ def _in_flight_once(run: Run) -> None:
 
 
 def _paid_once(run: Run) -> None:
-    """With a cache, nobody pays for what was paid for, unless its vector was lost on the way."""
+    """With a cache, no text is paid for twice, unless its vector was lost before it was stored."""
     paid: dict[tuple[object, ...], list[Sent]] = {}
     for sent in sorted(run.server.sent, key=lambda one: one.sent_at):
         if not sent.billed:
@@ -158,13 +158,13 @@ def _paid_once(run: Run) -> None:
 
 
 COMMIT = 1.0
-"""Seconds within which the vectors of an answer are committed, or nothing is said about it."""
+"""Seconds within which vectors must be committed for this check to apply."""
 
 
 def _is_kept(sent: Sent, text: str, run: Run) -> bool:
-    """Whether the vector of ``text`` surely came into the store, and its claim held till then.
+    """Whether the vector of ``text`` was certainly stored before its claim expired.
 
-    A batch that was split is kept when all of it has come, for which the process must not stop.
+    A split batch is stored when all of it has arrived; until then the process must not be suspended.
     """
     process = sent.process
     stops = [since for since, to in process.stops if to > sent.sent_at]
@@ -182,27 +182,27 @@ def _is_kept(sent: Sent, text: str, run: Run) -> bool:
 
 
 def _kept_at(sent: Sent, text: str) -> float:
-    told = sent.call.settings
-    key = Keyer(base_url=told.base_url, model=told.model, dimensions=told.dimensions)(text)
+    settings = sent.call.settings
+    key = Keyer(base_url=settings.base_url, model=settings.model, dimensions=settings.dimensions)(text)
     return sent.process.kept_at.get(key, float("inf"))
 
 
 def _knows(sent: Sent) -> bool:
-    """Whether the store told the sender, before the sender had to go on without it."""
+    """Whether the store answered the sender before the sender gave up waiting."""
     process = sent.process
     return process.lost_store_at == float("inf") and process.hurried_at > sent.sent_at
 
 
 def _repaid(run: Run) -> None:
     """Nobody says that a text may have been paid for twice if no claim can have run out."""
-    told = sum(one.real.usage.repaid - one.given.repaid for one in run.clients)
-    if told and not any(
+    repaid = sum(one.real.usage.repaid - one.given.repaid for one in run.clients)
+    if repaid and not any(
         not process.is_alive
         or process.lost_store_at < float("inf")
         or any(to - since > RUNS_OUT for since, to in process.stops)
         for process in run.processes
     ):
-        raise Broken(f"usage: {told} texts are said to be paid for again, and none can be")
+        raise Broken(f"usage: {repaid} texts are reported as paid for twice, but none can be")
 
 
 RUNS_OUT = 5.0

@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 
 HOP = 50e-6
-"""Seconds until a loop hears of what a thread has done."""
+"""Seconds until a loop gets the result of a thread."""
 
 
 class Wait(BaseException):
-    """Raised by work in a thread that has to wait: it is begun again after ``seconds``."""
+    """Raised by work in a thread that must wait: it is started again after ``seconds``."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
 
 class Process:
-    """One process with its background loop, and a loop of the program's own.
+    """One process with its background loop and the program's own loop.
 
-    ``delay`` draws the seconds that a thread's work takes.
+    ``delay`` returns random seconds for the work of a thread.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Process:
         engine_module._engines[self.background] = self.engine
 
     def later(self, seconds: float, do: Callable[[], object]) -> None:
-        """Have ``do`` done by another thread, ``seconds`` from now or when the process goes on."""
+        """Call ``do`` in another thread, ``seconds`` from now or when the process is resumed."""
         self.world.after(seconds, partial(self._do, do))
 
     def _do(self, do: Callable[[], object]) -> None:
@@ -78,7 +78,7 @@ class Process:
             self.world.running = None
 
     def stop(self, seconds: float) -> None:
-        """As SIGSTOP, and SIGCONT after ``seconds``."""
+        """Like SIGSTOP, with SIGCONT after ``seconds``."""
         if not self.runs:
             return
         now = self.world.now
@@ -89,7 +89,7 @@ class Process:
 
     def _go_on(self) -> None:
         if self.is_alive:
-            self.world.note(f"{self.name} goes on")
+            self.world.note(f"{self.name} is resumed")
             self.runs = True
             held, self._held = self._held, []
             for do in held:
@@ -102,7 +102,7 @@ class Process:
         self.stops.append((self.world.now, float("inf")))
 
     def stopped_for(self, begin: float, end: float) -> float:
-        """Return for how many seconds between ``begin`` and ``end`` it was stopped."""
+        """Return the seconds between ``begin`` and ``end`` in which it was stopped."""
         return sum(max(0.0, min(end, to) - max(begin, since)) for since, to in self.stops)
 
 
@@ -131,19 +131,19 @@ class _Engine(Engine):
             self.ended[call] = self._process.world.now
 
     def leftovers(self) -> Iterator[str]:
-        """Name what no call should leave behind."""
+        """Yield what is left behind by calls and should not be."""
         for endpoint in self._endpoints.values():
             if endpoint.admission.in_flight:
                 yield f"{endpoint.admission.in_flight} requests in flight"
             if any(not turn.done() for *_, turn in endpoint.admission._waiting):
-                yield "somebody who waits at the admission queue"
+                yield "a waiting request in the admission queue"
         for coalescer in self._coalescer.values():
             if coalescer._coalescer:
-                yield f"texts that somebody embeds: {sorted(coalescer._coalescer)}"
+                yield f"texts registered as in flight: {sorted(coalescer._coalescer)}"
 
 
 class SimulatedThread:
-    """A ``Worker`` whose work is done in one moment of simulated time."""
+    """A ``Worker`` whose work takes no simulated time."""
 
     def __init__(self, world: World) -> None:
         assert world.running is not None

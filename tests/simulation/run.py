@@ -1,4 +1,4 @@
-"""One number, one run: it is played, checked, and taken apart."""
+"""One run for one seed: simulate it, check it, clean up."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from .store import StoreScript
 from .world import Broken, World
 
 LONGEST = 7200.0
-"""Simulated seconds after which whoever still waits counts as waiting for ever."""
+"""Simulated seconds after which a caller that still waits counts as hanging."""
 LAST_EVENTS = 25
 EMPTY = "empty.sqlite3"
-"""A cache file with nothing in it: copied, since to make one takes longer than most runs."""
+"""An empty cache file. It is copied, since creating one takes longer than most runs."""
 
 
 class Run:
@@ -51,13 +51,14 @@ class Run:
         self.limits: ScriptedLimits | None = None
         self.budgets: dict[int, ScriptedBudget] = {}
         self.options = [
-            self._options(number, told) for number, told in enumerate(self.scenario.clients)
+            self._options(number, arguments)
+            for number, arguments in enumerate(self.scenario.clients)
         ]
         self._delays = random.Random(f"delays {seed}")
 
-    def _options(self, number: int, told: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a client, which the scenario names by numbers."""
-        options = {**told, "cache": str(self.path) if told["cache"] else None}
+    def _options(self, number: int, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a client; the scenario refers to shared objects by number."""
+        options = {**arguments, "cache": str(self.path) if arguments["cache"] else None}
         fails = self.scenario.service_fails
         if "budget" in options:
             options["budget"] = Budget(tokens=options["budget"])
@@ -70,16 +71,16 @@ class Run:
         return options
 
     def play(self) -> None:
-        """Let everything happen, and check that all is well.
+        """Simulate everything, and check the invariants.
 
         Raises:
-            Broken: It is not.
+            Broken: One is violated.
         """
         with simulated(self.world):
             try:
                 self._begin()
                 if not self.world.run(self._is_over, at_most=LONGEST):
-                    raise Broken("it ends: somebody waits for ever")
+                    raise Broken("it ends: a caller hangs")
                 self._come_to_rest()
                 check(self)
                 self._close()
@@ -146,7 +147,7 @@ class Run:
         )
 
     def _come_to_rest(self) -> None:
-        """Wait until nobody in a living process has anything left to do."""
+        """Wait until all living processes are idle."""
         for _ in range(120):
             self.world.run(lambda: False, at_most=0.5)
             if all(map(_rests, self.living)):
@@ -157,7 +158,7 @@ class Run:
         return [process for process in self.processes if process.is_alive]
 
     def _close(self) -> None:
-        """End all living processes in good order."""
+        """Shut down all living processes."""
         self._finish(
             one.process.loop.create_task(one.real.aclose())
             for one in self.clients
@@ -172,7 +173,7 @@ class Run:
     def _finish(self, closing: Iterable[asyncio.Task[None]]) -> None:
         tasks = list(closing)
         if not self.world.run(lambda: all(task.done() for task in tasks), at_most=10):
-            raise Broken("it ends: a process does not come to its end")
+            raise Broken("it ends: a process does not exit")
 
     def live_claims(self) -> int:
         """Return how many claims in the store a living process holds."""
@@ -186,7 +187,7 @@ class Run:
             store.close()
 
     def _bury(self) -> None:
-        """Take apart what is left, also of the dead, so that nothing outlives the run."""
+        """Clean up all processes, dead ones included, so that nothing outlives the run."""
         for process in self.processes:
             process.runs = process.is_alive = True
         for _ in range(50):
@@ -206,7 +207,7 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """A hash over everything that happened."""
+        """A hash of all events."""
         return hashlib.sha256(repr(self.world.trace).encode()).hexdigest()[:16]
 
     @property
@@ -223,7 +224,7 @@ def _rests(process: Process) -> bool:
 
 
 def failure_of(run: Run) -> str | None:
-    """Play ``run``; return a short report if it breaks an invariant."""
+    """Execute ``run``; return a short report if it violates an invariant."""
     try:
         run.play()
     except Broken as broken:
@@ -232,7 +233,7 @@ def failure_of(run: Run) -> str | None:
 
 
 def failures(seeds: Iterable[int]) -> Iterator[tuple[int, str | None]]:
-    """Run ``seeds`` one by one; yield each with its report, if it breaks an invariant."""
+    """Run ``seeds`` one by one; yield each with a report if it violates an invariant."""
     with undisturbed() as folder:
         for number, seed in enumerate(seeds):
             if number % 100 == 99:
@@ -242,7 +243,7 @@ def failures(seeds: Iterable[int]) -> Iterator[tuple[int, str | None]]:
 
 @contextmanager
 def undisturbed() -> Iterator[Path]:
-    """Yield a folder for runs; nothing is logged, and no garbage collected by itself."""
+    """Yield a folder for runs, with logging and automatic garbage collection turned off."""
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     collects, disabled = gc.isenabled(), logging.root.manager.disable
     gc.disable()

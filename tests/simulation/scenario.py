@@ -1,4 +1,4 @@
-"""What one seed chooses: how many processes, who calls, what the server and the store do."""
+"""The scenario for a seed: processes, calls, and the behaviour of server and store."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .store import StoreScript
 from .world import START
 
 ARRIVALS = 6.0
-"""Seconds within which all callers come."""
+"""Seconds within which all calls begin."""
 
 
 @dataclass
 class Visit:
-    """One call that is to be made; ``begin`` is in seconds from the start.
+    """One call to make; ``begin`` is in seconds from the start.
 
     Attributes:
         kind: "embed", "query", "stream" or "unordered stream".
         cancel_after: Seconds after which the caller cancels.
-        reads: Results of a stream after which its reader stops.
-        reading: Seconds that the reader takes for one.
+        reads: Number of results of a stream after which the reader stops.
+        reading: Seconds that the reader takes for one result.
         drops: Whether it then leaves the stream to the garbage collector.
     """
 
@@ -39,12 +39,12 @@ class Visit:
 
 @dataclass
 class Incident:
-    """Something that befalls a process at ``at`` seconds from the start.
+    """Something that happens to a process at ``at`` seconds from the start.
 
     Attributes:
         what: "stop", "die", "fork", or "set the clock" of its host.
         seconds: How long it is stopped, or by how much the clock jumps.
-        visits: What the child of a fork then calls.
+        visits: The calls of the child of a fork.
     """
 
     at: float
@@ -56,12 +56,12 @@ class Incident:
 
 @dataclass
 class Scenario:
-    """Everything that a run does not leave to the order of things.
+    """Everything in a run except the order of simultaneous events.
 
     Attributes:
         clients: The arguments of each; ``pacer`` and ``shared_budget`` are made of numbers.
-        service_fails: How likely one call to a service that processes share fails.
-        delay: Mean of the seconds that a thread's work takes.
+        service_fails: Probability that a call to a shared service fails.
+        delay: Mean seconds of a thread's work.
     """
 
     processes: int

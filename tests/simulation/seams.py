@@ -1,8 +1,8 @@
-"""What the package asks of the machine, simulated: time, chance, process ids, threads.
+"""Simulated modules of the standard library: time, random numbers, process ids, threads.
 
-The package's own modules are shown other modules under these names for as long as a run lasts; the
-rest of the interpreter sees the real ones. What is not simulated raises, so that code which begins
-to use it does not make runs irreproducible unnoticed.
+During a run, only the package's modules see them; the rest of the interpreter sees the real ones.
+Functions that are not simulated raise an error, so that new uses cannot silently make runs
+irreproducible.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ MODULES = _modules()
 
 @contextmanager
 def simulated(world: World) -> Iterator[None]:
-    """Have the package's modules see ``world``."""
+    """Make the package's modules use ``world``."""
     chance = random.Random(f"package {world.seed}")
     for_real = {
         "time": (time, SimulatedTime(world)),

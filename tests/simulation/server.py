@@ -1,4 +1,4 @@
-"""A scripted server and the sender that reaches it: answers, faults, latency, quotas, bills."""
+"""A scripted server and its sender: responses, faults, latency, quotas and billing."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from .process import Process
 
 POISON = "poison"
-"""A text with this word in it is refused by moderation."""
+"""Moderation refuses texts that contain this word."""
 
 
 @lru_cache(maxsize=4096)
 def vector_of(text: str, size: int) -> Vectors:
-    """THE vector of a text: float32 of shape (size,), up to 64 numbers."""
+    """Return the vector of a text: float32 of shape (size,), up to 64 dimensions."""
     digest = np.frombuffer(hashlib.sha512(text.encode()).digest()[:size], np.uint8)
     return (digest.astype(np.float32) + 1) / np.float32(7)
 
@@ -41,23 +41,23 @@ def _encoded(text: str, size: int, as_base64: bool) -> Any:
 
 
 def tokens_of(text: str) -> int:
-    """What a text costs here."""
+    """Return the tokens that this server bills for a text."""
     return 1 + len(text.encode()) // 3
 
 
 @dataclass
 class ServerScript:
-    """What a server does; probabilities are for one request.
+    """The behaviour of a server; probabilities are per request.
 
     Attributes:
-        latency: Seconds of an answer, about.
-        size: Numbers of a vector where the request does not say.
-        faults: The name of a fault (below) and how likely it is.
+        latency: Approximate seconds of a response.
+        size: Dimensions of a vector if the request does not say.
+        faults: The name of a fault (below) and its probability.
         outages: (from, to, name of a fault): nothing else happens in between.
-        batch_limit: Texts a request.
-        quota: Requests a second, with a second's worth at once; more get 429.
-        refuses_base64: Asks for floats.
-        hides_usage: How likely an answer says nothing of tokens.
+        batch_limit: Most texts per request.
+        quota: Requests per second, with a second's worth at once; more get a 429.
+        refuses_base64: Whether it supports only floats.
+        hides_usage: Probability that a response does not contain the usage.
     """
 
     latency: float = 0.1
@@ -72,10 +72,10 @@ class ServerScript:
 
 @dataclass(eq=False)
 class Sent:
-    """One request, as an observer sees it who knows everything.
+    """One request, as recorded by the simulation.
 
-    ``billed`` is in tokens; ``fate`` what the server did; ``reported`` the tokens that the answer
-    named. ``closed_at`` is when the client had done with it, ``answered`` whether by an answer.
+    ``billed`` is in tokens; ``fate`` is what the server did; ``reported`` the tokens that it said.
+    ``closed_at`` is when the client finished it, ``answered`` whether it got a response.
     """
 
     number: int
@@ -99,7 +99,7 @@ class Sent:
 
 
 class Server:
-    """Serves all processes, by one script."""
+    """Serves all processes with one script."""
 
     def __init__(self, world: World, script: ServerScript) -> None:
         self.script = script
@@ -113,11 +113,11 @@ class Server:
         return SimulatedSender(self._world, self, process, call)
 
     def travel(self) -> float:
-        """Draw the seconds that a request or an answer takes on the way."""
+        """Return random seconds for the network time of a request or a response."""
         return self.script.latency * (0.3 + 0.4 * self._chance.random())
 
     def receive(self, sent: Sent, body: dict[str, Any]) -> tuple[Answer | TransportFault, float]:
-        """Return what comes of a request now, and how long the answer is thought about."""
+        """Return the response to a request, and the seconds until it is sent."""
         chance = self._chance
         fault = self._fault()
         if fault is not None:
@@ -227,7 +227,7 @@ class Server:
         return TransportFault("the connection broke"), 0.0
 
     def _silent(self, sent: Sent, body: dict[str, Any]) -> tuple[Answer, float]:
-        """Billed, and answered when nobody waits any more."""
+        """Billed, and answered after the client has given up."""
         if self._chance.random() < 0.7:
             self._bill(sent)
         return _no(504, None, "nobody reads this"), float("inf")
@@ -237,7 +237,7 @@ class Server:
         return self._answer(sent, self._data(sent, body)[1:]), 0.0
 
     def _doubled(self, sent: Sent, body: dict[str, Any]) -> tuple[Answer, float]:
-        """One vector twice, another not at all."""
+        """One vector appears twice, another is missing."""
         self._bill(sent)
         data = [
             {"index": min(index, len(sent.texts) - 2), "embedding": [1.0] * sent.size}
@@ -246,7 +246,7 @@ class Server:
         return self._answer(sent, data), 0.0
 
     def _broken(self, sent: Sent, body: dict[str, Any]) -> tuple[Answer, float]:
-        """Cut off, or with numbers that are none, or of another size than all others."""
+        """Truncated, with NaN, or of the wrong size."""
         self._bill(sent)
         data = self._data(sent, body)
         how = self._chance.randrange(3)
@@ -267,7 +267,7 @@ class Server:
 
 
 FAULTS = ("throttled", "overloaded", "unreachable", "reset", "silent", "short", "doubled", "broken")
-"""Those after which another try may go well."""
+"""Faults after which a retry may succeed."""
 TERMINAL = ("forbidden", "unpaid")
 
 
@@ -302,7 +302,7 @@ class SimulatedSender:
 
         def receive() -> None:
             if sent.closed_at < world.now - server.script.latency:
-                return  # the connection was closed before the request had arrived
+                return  # the connection was closed before the request arrived
             outcome, thinking = server.receive(sent, asked)
             world.note(f"request {number}: {sent.fate}", sent.billed)
             if thinking < float("inf"):
@@ -317,7 +317,7 @@ class SimulatedSender:
         finally:
             timer.cancel()
             sent.closed_at = world.now
-            world.note(f"{process.name} has done with request {number}")
+            world.note(f"{process.name} finishes request {number}")
         sent.answered = outcome is not late
         return outcome
 

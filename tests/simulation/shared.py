@@ -1,4 +1,4 @@
-"""What processes share through a third: limits and a budget that a simulated service keeps."""
+"""Limits and a budget that processes share through a simulated service."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .world import World
 
 
 class _Unreachable(Exception):
-    """What the service's client raises."""
+    """The error of the service's client."""
 
 
 class _Service:
-    """A service that fails with a call now and then, before it has done its work or after."""
+    """A service that sometimes fails a call, before or after it has done its work."""
 
     def __init__(self, world: World, name: str, fails: float) -> None:
         self.failures = 0

@@ -1,4 +1,4 @@
-"""A scripted store: the real cache file, which is slow, locked, gone or failing at times."""
+"""A scripted store: the real cache file, which is sometimes slow, locked, missing or failing."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 @dataclass
 class StoreScript:
-    """What the file does.
+    """The behaviour of the file.
 
     Attributes:
-        locks: (from, to): another process holds it.
-        gone: Seconds from which on it cannot be used.
-        raises: How likely one call fails.
+        locks: (from, to): another process locks it.
+        gone: The time in seconds from which it cannot be used.
+        raises: Probability that a call fails.
     """
 
     locks: list[tuple[float, float]] = field(default_factory=list)
@@ -116,14 +116,14 @@ class ScriptedStore(VectorStore):
         raise StoreUnavailable(why)
 
     def close_file(self) -> None:
-        """Close it as the death of a process does: nothing more is written."""
+        """Close it as when the process dies: nothing more is written."""
         if self._db is not None:
             self._db.close()
             self._db = None
 
 
 class NotingCache(Cache):
-    """A cache that tells its process when a call goes on without an answer."""
+    """A cache that informs its process when a call continues without waiting for the store."""
 
     store: ScriptedStore
 

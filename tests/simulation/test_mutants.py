@@ -1,4 +1,4 @@
-"""That the simulation notices what it is there for: it does when one line is taken out."""
+"""The simulation notices when one line of the engine is changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .mutants import MUTANTS, Mutant
 from .run import failures
 
 ENOUGH = 1000
-"""Runs within which it must be noticed."""
+"""The number of runs within which it must notice."""
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.what)

@@ -1,4 +1,4 @@
-"""The whole engine under a clock, a server and a store that one number scripts."""
+"""The whole engine with a clock, a server and a store controlled by a random seed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def test_every_seed_keeps_every_promise(first: int) -> None:
 
 
 def test_one_number_is_one_run() -> None:
-    """In this process twice, and in others, where sets have another order."""
+    """Twice in this process, and in others, where sets have another order."""
     here = _fingerprints()
     assert len(set(here)) == len(here)
     assert _fingerprints() == here
     for hash_seed in ("1", "2"):
         code = "from tests.simulation.test_simulation import _fingerprints; print(*_fingerprints())"
-        told = subprocess.run(
+        found = subprocess.run(
             [sys.executable, "-c", code],
             cwd=ROOT,
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
@@ -36,7 +36,7 @@ def test_one_number_is_one_run() -> None:
             check=True,
             timeout=300,
         )
-        assert told.stdout.split() == here
+        assert found.stdout.split() == here
 
 
 def _fingerprints() -> list[str]:

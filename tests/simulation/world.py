@@ -1,8 +1,8 @@
-"""Time and order: event loops, and whatever happens outside of them, one step at a time.
+"""Simulated time: runs event loops and outside events one step at a time.
 
-Nothing here waits. Where no loop has anything to do, the clock jumps to the next timer or event.
-What asyncio and an operating system leave open is drawn from one seed: which of several loops goes
-on, and which of several things that are due at once comes first.
+Nothing here waits. When all loops are idle, the clock jumps to the next timer or event. The seed
+decides what asyncio and the operating system leave open: which of several loops runs next, and the
+order of simultaneous events.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from .store import ScriptedStore
 
 START = 1000.0
-"""Monotonic seconds at which every run begins."""
+"""Monotonic time in seconds at the start of every run."""
 TURN = 5e-6
-"""Seconds that a turn of a loop takes."""
+"""Seconds for one turn of a loop."""
 CHECKED_EVERY = 16
-"""Turns after which it is looked whether all is over."""
+"""Turns between checks whether the run is over."""
 MOST_TURNS = 400_000
-"""A run that takes more goes round in circles."""
+"""A run with more turns counts as an endless loop."""
 
 
 class Broken(AssertionError):
-    """A run broke one of the invariants; the message names it first."""
+    """A run violated an invariant; the message begins with its name."""
 
 
 class World:
-    """A clock, loops and events, and the record of what happened."""
+    """A clock, loops and events, and a record of what happened."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -56,12 +56,12 @@ class World:
         self.trace.append((round(self.now, 6), what, *details))
 
     def after(self, seconds: float, do: Callable[[], object]) -> None:
-        """Have ``do`` called outside of all loops, ``seconds`` from now."""
+        """Call ``do`` outside of all loops, ``seconds`` from now."""
         event = (self.now + seconds, self._order.random(), next(self._number), do)
         heapq.heappush(self._events, event)
 
     def run(self, is_over: Callable[[], bool], *, at_most: float) -> bool:
-        """Let things happen until ``is_over``; ``False`` if ``at_most`` seconds were too few."""
+        """Run until ``is_over``; return ``False`` if that takes more than ``at_most`` seconds."""
         end = self.now + at_most
         hooks = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(self._adopt, self._finalize)
@@ -74,7 +74,7 @@ class World:
                     return is_over()
         finally:
             sys.set_asyncgen_hooks(*hooks)
-        raise Broken("it ends: the loops turn without end")
+        raise Broken("it ends: the loops run endlessly")
 
     def _adopt(self, generator: AsyncGenerator[Any, Any]) -> None:
         loop = self._generators[id(generator)] = cast(Loop, asyncio.get_running_loop())
@@ -84,7 +84,7 @@ class World:
         self._generators.pop(id(generator))._asyncgen_finalizer_hook(generator)
 
     def _go_on(self, end: float) -> bool:
-        """Turn a loop or let an event happen; ``False`` if there is nothing by ``end``."""
+        """Run one turn of a loop or one event; return ``False`` if there is none before ``end``."""
         now, events = self.now, self._events
         loops = [loop for loop in self.loops if loop.process.runs and loop.next_at <= now]
         due = bool(events) and events[0][0] <= now
@@ -107,19 +107,19 @@ class World:
 
 
 class Loop(base_events.BaseEventLoop):
-    """asyncio's own loop without sockets, on the clock of a ``World``; it turns when told to."""
+    """asyncio's loop without sockets, on the clock of a ``World``, which runs each turn."""
 
     def __init__(self, world: World, process: Process) -> None:
         super().__init__()
         self._world = world
         self.process = process
         self._tasks: list[asyncio.Task[Any]] = []
-        self._selector = self  # what the base class asks for what is ready
+        self._selector = self  # the base class asks this for ready sockets
         world.loops.append(self)
 
     @property
     def next_at(self) -> float:
-        """When it next has something to do."""
+        """The time of its next timer, or now if callbacks are ready."""
         if self._ready:
             return 0.0
         return self._scheduled[0].when() if self._scheduled else float("inf")
@@ -146,12 +146,12 @@ class Loop(base_events.BaseEventLoop):
 
     @property
     def tasks(self) -> list[asyncio.Task[Any]]:
-        """Those that have not ended."""
+        """Tasks that have not ended."""
         self._tasks = [task for task in self._tasks if not task.done()]
         return self._tasks
 
     def turn(self) -> None:
-        """Run what is ready, as ``run_forever`` does."""
+        """Run ready callbacks, as ``run_forever`` does."""
         self._world.running = self.process
         asyncio._set_running_loop(self)
         try:
