@@ -96,7 +96,7 @@ def test_another_value_is_another_vector_in_a_cache(
     assert len(requests) == 4  # none twice, one twice
 
 
-def test_the_order_of_names_is_none_of_the_vectors(
+def test_the_order_of_names_does_not_change_the_vectors(
     make: Make, requests: list[httpx.Request], tmp_path: Path
 ) -> None:
     for value in ({"a": 1, "b": {"c": 1, "d": 2}}, {"b": {"d": 2, "c": 1}, "a": 1}):
@@ -124,7 +124,7 @@ def test_a_field_of_ours_is_refused(make: Make, name: str) -> None:
     ],
 )
 @pytest.mark.parametrize("setting", ["extra_body", "default_query"])
-def test_what_is_no_json_object_is_refused(make: Make, setting: str, value: Any) -> None:
+def test_a_value_that_is_not_a_json_object_is_refused(make: Make, setting: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=f"^{setting} must be a dict"):
         make(**{setting: value})
 

@@ -72,7 +72,7 @@ async def test_the_pacer_spaces_admissions_also_when_there_is_room() -> None:
 
 
 @timed
-async def test_an_urgent_newcomer_takes_the_next_paced_turn() -> None:
+async def test_an_urgent_request_takes_the_next_paced_turn() -> None:
     queue, order = admission(10, per_minute=60), []
     await queue.enter(10)
     document = asyncio.ensure_future(enter(queue, order, "document"))
@@ -83,7 +83,7 @@ async def test_an_urgent_newcomer_takes_the_next_paced_turn() -> None:
 
 
 @timed
-async def test_one_that_gave_its_turn_up_goes_before_all_of_its_kind_that_had_none() -> None:
+async def test_a_request_that_gave_up_its_turn_goes_before_new_ones_of_its_kind() -> None:
     queue, order = admission(10, per_minute=60), []
     await queue.enter(10)
     first = asyncio.ensure_future(enter(queue, order, "first"))
@@ -94,7 +94,7 @@ async def test_one_that_gave_its_turn_up_goes_before_all_of_its_kind_that_had_no
 
 
 @timed
-async def test_an_open_gate_wants_as_many_as_could_leave_at_once() -> None:
+async def test_an_open_queue_wants_as_many_as_could_be_sent_now() -> None:
     queue = admission(20)
     assert queue.is_open
     assert queue.wanted(0) == 16  # what the window lets out at first
@@ -107,7 +107,7 @@ async def test_an_open_gate_wants_as_many_as_could_leave_at_once() -> None:
 
 
 @timed
-async def test_a_paced_gate_wants_a_few_to_come_and_one_of_whoever_has_none() -> None:
+async def test_a_paced_queue_wants_a_few_ahead_and_one_of_each_call_without_any() -> None:
     queue, order = admission(20, per_minute=60), []
     assert not queue.is_open
     assert queue.wanted(0) == READY
@@ -122,14 +122,14 @@ async def test_a_paced_gate_wants_a_few_to_come_and_one_of_whoever_has_none() ->
 
 
 @timed
-async def test_a_gate_that_found_a_limit_wants_a_few_to_come() -> None:
+async def test_a_queue_that_found_a_limit_wants_a_few_ahead() -> None:
     queue = admission(20)
     queue.pacer.throttled(sent_at=asyncio.get_running_loop().time(), now=1000.0, hint=None)
     assert queue.wanted(0) == READY
 
 
 @timed
-async def test_one_that_waits_and_is_cancelled_leaves_no_slot_taken() -> None:
+async def test_a_cancelled_waiting_request_holds_no_slot() -> None:
     queue, order = admission(1), []
     await queue.enter(10)
     gone = asyncio.ensure_future(enter(queue, order, "gone"))
@@ -146,7 +146,7 @@ async def test_one_that_waits_and_is_cancelled_leaves_no_slot_taken() -> None:
 
 
 @timed
-async def test_one_that_is_admitted_and_cancelled_in_the_same_moment_gives_its_slot_on() -> None:
+async def test_a_request_admitted_and_cancelled_at_once_passes_its_slot_on() -> None:
     queue, order = admission(1), []
     await queue.enter(10)
     gone = asyncio.ensure_future(enter(queue, order, "gone"))
@@ -160,7 +160,7 @@ async def test_one_that_is_admitted_and_cancelled_in_the_same_moment_gives_its_s
 
 
 @timed
-async def test_one_that_waits_for_its_time_and_is_cancelled_does_not_stop_the_others() -> None:
+async def test_a_cancelled_paced_request_does_not_stop_the_others() -> None:
     queue, order = admission(10, per_minute=60), []
     await queue.enter(10)
     gone = asyncio.ensure_future(enter(queue, order, "gone"))
@@ -172,7 +172,7 @@ async def test_one_that_waits_for_its_time_and_is_cancelled_does_not_stop_the_ot
 
 
 @timed
-async def test_all_cancelled_leave_an_open_gate() -> None:
+async def test_when_all_are_cancelled_the_queue_is_open() -> None:
     queue, order = admission(1), []
     await queue.enter(10)
     tasks = [asyncio.ensure_future(enter(queue, order, str(n))) for n in range(20)]
@@ -188,7 +188,7 @@ async def test_all_cancelled_leave_an_open_gate() -> None:
 
 
 @timed
-async def test_a_window_that_shrinks_lets_nobody_in_until_enough_have_left() -> None:
+async def test_a_smaller_window_admits_none_until_enough_have_left() -> None:
     queue, order = admission(4), []
     for _ in range(4):
         await queue.enter(10)
@@ -205,7 +205,7 @@ async def test_a_window_that_shrinks_lets_nobody_in_until_enough_have_left() -> 
 
 
 @timed
-async def test_a_pacer_that_replaces_another_counts_from_the_next_turn_on() -> None:
+async def test_a_replaced_pacer_is_used_from_the_next_turn_on() -> None:
     queue = admission(10, per_minute=60)
     await queue.enter(10)
     queue.pacer = FoundLimit()
@@ -236,7 +236,7 @@ class Paced:
 
 
 @timed
-async def test_the_pacer_is_told_the_tokens_of_each_request_when_it_goes_out() -> None:
+async def test_the_pacer_gets_the_tokens_of_each_request_when_it_is_sent() -> None:
     loop = asyncio.get_running_loop()
     pacer = Paced(0.5)
     queue = AdmissionQueue(pacer, Window(limit=8), loop.time)

@@ -70,7 +70,7 @@ async def failing() -> None:
 Told = SimpleQueue[Outcome[Any]]
 
 
-def test_an_errands_outcome_is_told_in_the_turn_of_the_loop_in_which_the_work_ends(
+def test_a_result_is_passed_on_in_the_turn_of_the_loop_in_which_the_work_ends(
     loop: BackgroundLoop,
 ) -> None:
     told: Told = SimpleQueue()
@@ -85,7 +85,7 @@ def test_an_errands_outcome_is_told_in_the_turn_of_the_loop_in_which_the_work_en
     assert told.get(timeout=60).result() == 5
 
 
-def test_an_error_of_the_work_is_the_errands_and_no_complaint_of_asyncio(
+def test_an_error_of_the_work_is_raised_and_not_logged_by_asyncio(
     loop: BackgroundLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
     told: Told = SimpleQueue()
@@ -96,7 +96,7 @@ def test_an_error_of_the_work_is_the_errands_and_no_complaint_of_asyncio(
     assert not caplog.records
 
 
-def test_an_error_that_was_raised_is_gone_with_the_last_who_holds_it() -> None:
+def test_a_raised_error_is_freed_with_its_last_reference() -> None:
     class Failure(Exception):
         pass
 
@@ -110,7 +110,7 @@ def test_an_error_that_was_raised_is_gone_with_the_last_who_holds_it() -> None:
         gc.enable()
 
 
-def test_cancelling_an_errand_cancels_its_work_and_whoever_waits_is_told(
+def test_cancelling_a_job_cancels_its_work_and_wakes_the_caller(
     loop: BackgroundLoop,
 ) -> None:
     told: Told = SimpleQueue()
@@ -129,7 +129,7 @@ def test_cancelling_an_errand_cancels_its_work_and_whoever_waits_is_told(
 
 
 @pytest.mark.filterwarnings("error")
-def test_an_errand_cancelled_before_its_turn_leaves_no_coroutine_behind(
+def test_a_job_cancelled_before_its_turn_leaves_no_coroutine_behind(
     loop: BackgroundLoop, recwarn: pytest.WarningsRecorder
 ) -> None:
     told: Told = SimpleQueue()
@@ -147,7 +147,7 @@ def test_an_errand_cancelled_before_its_turn_leaves_no_coroutine_behind(
     assert not list(recwarn)
 
 
-def test_closing_tells_also_of_an_errand_that_has_not_begun(loop: BackgroundLoop) -> None:
+def test_closing_also_ends_a_job_that_has_not_started(loop: BackgroundLoop) -> None:
     told: Told = SimpleQueue()
     busy = threading.Event()
     loop.loop.call_soon_threadsafe(busy.wait, 60)
@@ -159,7 +159,7 @@ def test_closing_tells_also_of_an_errand_that_has_not_begun(loop: BackgroundLoop
     closing.result(60)
 
 
-def test_an_errand_thrown_away_with_its_loop_was_cancelled(loop: BackgroundLoop) -> None:
+def test_a_job_discarded_with_its_loop_counts_as_cancelled(loop: BackgroundLoop) -> None:
     told: Told = SimpleQueue()
     loop_call = LoopCall(loop, asyncio.sleep(0, 5), told.put)
     assert told.get(timeout=60).result() == 5
@@ -179,7 +179,7 @@ def test_an_errand_thrown_away_with_its_loop_was_cancelled(loop: BackgroundLoop)
         told.get(timeout=60).result()
 
 
-def test_what_a_cancelled_errand_held_is_freed_with_it(loop: BackgroundLoop) -> None:
+def test_what_a_cancelled_job_held_is_freed(loop: BackgroundLoop) -> None:
     class Texts:
         pass
 
@@ -203,7 +203,7 @@ def test_what_a_cancelled_errand_held_is_freed_with_it(loop: BackgroundLoop) -> 
         gc.enable()
 
 
-def test_closing_the_loop_tells_a_thread_that_waits_for_an_errand() -> None:
+def test_closing_the_loop_wakes_a_thread_that_waits_for_a_job() -> None:
     loop = BackgroundLoop()
     told: Told = SimpleQueue()
     loop_call = LoopCall(loop, asyncio.sleep(60), told.put)
@@ -319,7 +319,7 @@ def test_work_on_the_loop_may_fork(loop: BackgroundLoop) -> None:
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_loop_that_is_blocked_holds_a_fork_only_for_a_while(
+def test_a_blocked_loop_delays_a_fork_only_for_a_while(
     loop: BackgroundLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forks, "PAUSE", 0.1)

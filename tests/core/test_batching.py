@@ -58,7 +58,7 @@ def test_no_batch_could_have_taken_the_first_text_of_the_next(
         assert over_count or over_bytes or over_tokens
 
 
-def test_a_text_over_a_limit_travels_alone_between_its_neighbours() -> None:
+def test_a_text_over_a_limit_gets_its_own_batch() -> None:
     items = encoded(["a", "b" * 2000, "c"])
     batches = list(plan_batches(items, max_texts=10, max_bytes=1000))
     assert [[item.index for item in batch] for batch in batches] == [[0], [1], [2]]

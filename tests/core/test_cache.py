@@ -154,7 +154,7 @@ async def until(true: Callable[[], object]) -> None:
 OFF = "the cache is off until it works again: "
 
 
-async def test_a_store_that_hangs_is_waited_for_once_and_then_gone_without(
+async def test_a_store_that_hangs_is_waited_for_once_and_then_not_used(
     store: Store, thread: Thread, said: Callable[[], list[str]]
 ) -> None:
     cache = cache_on(store, thread)
@@ -171,7 +171,7 @@ async def test_a_store_that_hangs_is_waited_for_once_and_then_gone_without(
     assert said() == [f"{OFF}the store has not answered for 0.1 s"]
 
 
-async def test_what_was_asked_in_vain_and_not_begun_is_not_done_later(
+async def test_requests_to_a_hanging_store_that_did_not_start_are_dropped(
     store: Store, thread: Thread
 ) -> None:
     cache = cache_on(store, thread)
@@ -183,7 +183,7 @@ async def test_what_was_asked_in_vain_and_not_begun_is_not_done_later(
     assert "claim" not in store.asked
 
 
-async def test_a_store_that_says_it_cannot_be_used_is_tried_again_until_it_works(
+async def test_a_store_that_reports_a_failure_is_retried_until_it_works(
     store: Store, thread: Thread, said: Callable[[], list[str]]
 ) -> None:
     cache = cache_on(store, thread)
@@ -225,7 +225,7 @@ async def test_rows_are_committed_together_and_waited_for(store: Store, thread: 
     assert store.rows.keys() == {b"a", b"b"}
 
 
-async def test_a_call_with_little_time_goes_on_alone_and_keeps_the_claims_that_come_late(
+async def test_a_call_with_little_time_continues_alone_and_keeps_late_claims(
     store: Store, thread: Thread, said: Callable[[], list[str]]
 ) -> None:
     cache = cache_on(store, thread)
@@ -243,9 +243,7 @@ async def test_a_call_with_little_time_goes_on_alone_and_keeps_the_claims_that_c
     assert not cache._is_off
 
 
-async def test_what_was_claimed_for_a_call_that_was_cancelled_is_given_back(
-    store: Store, thread: Thread
-) -> None:
+async def test_claims_of_a_cancelled_call_are_released(store: Store, thread: Thread) -> None:
     cache = cache_on(store, thread)
     thread.works = False
     claiming = asyncio.ensure_future(cache.claim([b"a"], 2))
@@ -260,7 +258,7 @@ async def test_what_was_claimed_for_a_call_that_was_cancelled_is_given_back(
     await until(lambda: not store.claims)
 
 
-async def test_claims_that_came_late_on_other_keys_than_the_call_goes_on_with_are_given_back(
+async def test_late_claims_on_keys_that_the_call_does_not_send_are_released(
     store: Store, thread: Thread
 ) -> None:
     """Somebody stored one meanwhile: the store claims the next in its place."""
@@ -274,7 +272,7 @@ async def test_claims_that_came_late_on_other_keys_than_the_call_goes_on_with_ar
     await until(lambda: store.claims == {b"b"})
 
 
-async def test_claims_that_come_in_the_moment_of_a_cancellation_are_given_back(
+async def test_claims_that_come_together_with_a_cancellation_are_released(
     store: Store, thread: Thread
 ) -> None:
     cache = cache_on(store, thread)
@@ -337,7 +335,7 @@ async def test_a_call_with_little_time_does_not_wait_for_a_confirmation(
     thread.work()
 
 
-async def test_no_more_is_held_than_fits_and_what_did_not_is_told(
+async def test_no_more_is_held_than_fits_and_the_rest_is_reported(
     store: Store,
     thread: Thread,
     said: Callable[[], list[str]],
@@ -393,7 +391,7 @@ async def test_rows_that_a_damaged_store_refuses_cost_no_vector(
     assert said() == [f"{OFF}the cache is damaged"]
 
 
-async def test_an_error_that_nobody_expects_turns_the_cache_off_without_what_it_says(
+async def test_an_unexpected_error_turns_the_cache_off_without_showing_its_message(
     store: Store, thread: Thread, said: Callable[[], list[str]]
 ) -> None:
     cache = cache_on(store, thread)

@@ -129,7 +129,7 @@ def test_a_retry_is_not_permitted_again(run: Run) -> None:
     assert [(end.ledger.requests, end.ledger.retries) for end in ends] == [(2, 1)]
 
 
-def test_an_end_tells_the_texts_the_vectors_and_what_the_batch_alone_sent(run: Run) -> None:
+def test_an_end_reports_the_texts_the_vectors_and_the_usage_of_the_batch_alone(run: Run) -> None:
     ends: list[BatchEnd] = []
     run(Server(), Hooks(ended=ends.append))
     assert sorted(end.texts for end in ends) == sorted(
@@ -151,7 +151,7 @@ def test_an_end_leaves_out_what_was_refused(run: Run) -> None:
     assert len(end.vectors) == 9
 
 
-def test_the_end_of_a_batch_of_refused_texts_is_told_too(run: Run) -> None:
+def test_the_end_of_a_batch_of_refused_texts_is_reported_too(run: Run) -> None:
     ends: list[BatchEnd] = []
     run(Server(lambda texts: REFUSED), Hooks(ended=ends.append), TEXTS[:1])
     assert [(end.texts, len(end.vectors)) for end in ends] == [([], 0)]
@@ -215,7 +215,7 @@ def test_ends_are_worked_on_before_the_call_returns(run: Run) -> None:
     assert sum(worked) == 40
 
 
-async def test_tasks_of_an_async_caller_run_side_by_side_and_are_awaited() -> None:
+async def test_tasks_of_an_async_caller_run_in_parallel_and_are_awaited() -> None:
     running = most = 0
 
     async def ended(end: BatchEnd) -> None:

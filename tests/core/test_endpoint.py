@@ -87,7 +87,7 @@ def test_a_good_answer_that_was_sent_before_an_outage_does_not_end_it(
     assert outage.recovered is True
 
 
-def test_throttling_slows_the_pace_and_leaves_the_window(
+def test_throttling_slows_the_pace_but_not_the_window(
     endpoint: EndpointState, clock: Clock
 ) -> None:
     size = endpoint.window.size
@@ -98,7 +98,7 @@ def test_throttling_slows_the_pace_and_leaves_the_window(
 
 
 @pytest.mark.parametrize("answered", [True, False])
-def test_a_fault_shrinks_the_window_and_leaves_the_pace(
+def test_a_fault_shrinks_the_window_but_not_the_pace(
     endpoint: EndpointState, clock: Clock, answered: bool
 ) -> None:
     size = endpoint.window.size
@@ -109,7 +109,7 @@ def test_a_fault_shrinks_the_window_and_leaves_the_pace(
     assert endpoint.pacer.rate is None
 
 
-def test_an_outage_ends_once_and_tells_everyone_once() -> None:
+def test_an_outage_ends_once_and_informs_every_listener_once() -> None:
     outage, heard = Outage(0.0), []
     for name in "ab":
         outage.listen(lambda name=name: heard.append((name, outage.recovered)))  # type: ignore[misc]
@@ -119,7 +119,7 @@ def test_an_outage_ends_once_and_tells_everyone_once() -> None:
     assert outage.recovered is False
 
 
-def test_the_pacer_hears_how_long_the_server_asked_to_wait(
+def test_the_pacer_gets_the_wait_that_the_server_asked_for(
     endpoint: EndpointState, clock: Clock
 ) -> None:
     for _ in range(2):  # the second one, after which still nothing got through, is believed
@@ -130,7 +130,7 @@ def test_the_pacer_hears_how_long_the_server_asked_to_wait(
     assert endpoint.pacer.wait(clock()) == pytest.approx(20.0)
 
 
-def test_a_lane_remembers_through_what_its_pace_is_shared(endpoint: EndpointState) -> None:
+def test_an_endpoint_remembers_through_what_its_pace_is_shared(endpoint: EndpointState) -> None:
     shared, source = FoundLimit(), object()
     endpoint.use_pacer(shared, source)
     assert (endpoint.pacer, endpoint.admission.pacer, endpoint.paced_by) == (shared, shared, source)
@@ -147,7 +147,7 @@ def test_a_batch_limit_that_was_learnt_is_logged_once(
     ]
 
 
-def test_the_gate_admits_by_the_lanes_window_and_clock(
+def test_the_queue_uses_the_endpoints_window_and_clock(
     endpoint: EndpointState, clock: Clock
 ) -> None:
     endpoint.begin(Terms(Settings(base_url=URL, requests_per_minute=60)))
@@ -158,7 +158,7 @@ def test_the_gate_admits_by_the_lanes_window_and_clock(
 
 
 @pytest.mark.parametrize(("billed", "wait"), [(149, 1.5), (None, 1.0)])
-def test_what_the_server_billed_corrects_the_pace_and_silence_does_not(
+def test_billed_tokens_correct_the_pace_and_a_missing_usage_does_not(
     endpoint: EndpointState, clock: Clock, billed: int | None, wait: float
 ) -> None:
     endpoint.begin(Terms(Settings(base_url=URL, tokens_per_minute=6000)))

@@ -101,7 +101,7 @@ def test_a_slow_server_has_all_requests_in_flight_that_the_window_allows() -> No
     assert server.most == 32
 
 
-def test_a_server_that_answers_as_fast_as_it_is_read_is_asked_over_few_connections() -> None:
+def test_a_fast_server_needs_few_connections() -> None:
     server = Server(at_once)
     check(embed(server, TEXTS), TEXTS)
     assert server.requests == 200
@@ -156,7 +156,7 @@ def test_texts_left_over_by_a_call_that_failed_are_sent_together_too() -> None:
     assert server.most > 8
 
 
-def test_progress_hears_of_all_that_was_finished_before_a_call_failed() -> None:
+def test_progress_reports_all_that_was_finished_before_a_call_failed() -> None:
     refused = no(400, "data_inspection_failed", "inappropriate content")
     server = Server(answers={1: refused, 3: WRONG_KEY})
     heard: list[int] = []

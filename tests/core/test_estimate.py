@@ -35,7 +35,7 @@ def test_what_the_cache_holds_costs_nothing() -> None:
     assert of(held=set(TEXTS)).cost == 0
 
 
-def test_the_rule_says_how_wrong_it_may_be() -> None:
+def test_the_rule_gives_its_error() -> None:
     assert not of().exact
     assert of().token_error == RULE_ERROR
 
@@ -60,6 +60,6 @@ def test_the_time_is_that_of_the_limit_that_binds_and_unknown_without_limits() -
     assert found.seconds == pytest.approx(tokens)
 
 
-def test_under_a_token_limit_no_request_is_counted_on_that_a_second_could_not_bring() -> None:
+def test_under_a_token_limit_no_request_exceeds_one_second_of_it() -> None:
     assert of(tokens_per_minute=60).requests == len(TEXTS)
     assert of(tokens_per_minute=6_000_000).requests == 3

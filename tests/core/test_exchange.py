@@ -154,7 +154,7 @@ TYPES = {
 
 
 @pytest.mark.parametrize("name", TROUBLE)
-def test_trouble_that_passes_is_ridden_out_after_one_wait(name: str) -> None:
+def test_a_fault_that_passes_is_retried_after_one_wait(name: str) -> None:
     of = call()
     done = run(TEXTS, of, script(TROUBLE[name]))
     assert [type(step) for step in done.steps] == [Send, Sleep, Send]
@@ -164,9 +164,7 @@ def test_trouble_that_passes_is_ridden_out_after_one_wait(name: str) -> None:
 
 @pytest.mark.parametrize("name", TROUBLE)
 @pytest.mark.parametrize("retries", [0, 1, 3])
-def test_trouble_that_stays_is_a_typed_error_after_one_attempt_and_the_retries(
-    name: str, retries: int
-) -> None:
+def test_a_fault_that_persists_is_a_typed_error_after_all_retries(name: str, retries: int) -> None:
     of = call(max_retries=retries)
     with pytest.raises(TYPES[name]) as caught:
         run(TEXTS, of, lambda *_: TROUBLE[name])
@@ -194,7 +192,7 @@ def test_trouble_that_stays_is_a_typed_error_after_one_attempt_and_the_retries(
         TransportFault("the certificate was not accepted", retryable=False),
     ],
 )
-def test_what_is_terminal_is_one_attempt(answer: Answer | TransportFault) -> None:
+def test_a_terminal_error_is_not_retried(answer: Answer | TransportFault) -> None:
     with pytest.raises(errors.NexusFlowError) as caught:
         run(TEXTS, call(), lambda *_: answer)
     assert caught.value.run.requests == 1  # type: ignore[attr-defined]
@@ -215,7 +213,7 @@ def test_a_wait_that_the_server_asks_for_is_kept() -> None:
     assert 7.0 <= done.slept[0] <= 7.7
 
 
-def test_a_wait_beyond_reason_is_reported_at_once_with_its_length() -> None:
+def test_an_unreasonable_wait_is_an_error_at_once_with_its_length() -> None:
     with pytest.raises(errors.RateLimitError) as caught:
         run(["a"], call(), lambda *_: no(429, None, "", retry_after="3600"))
     assert caught.value.retry_after == 3600.0
@@ -232,7 +230,7 @@ def test_the_request_id_of_a_broken_answer_is_on_the_error_without_the_key() -> 
 # ---- base64 refused
 
 
-def test_base64_refused_is_asked_again_as_floats_at_once_and_remembered_by_the_lane() -> None:
+def test_refused_base64_is_requested_as_floats_at_once_and_remembered_by_the_endpoint() -> None:
     clock = Clock()
     endpoint = lane_with(clock)
 
@@ -265,7 +263,7 @@ def at_most(limit: int, refusal: Answer) -> Server:
 
 
 @pytest.mark.parametrize("limit", range(1, 11))
-def test_a_batch_limit_is_learnt_from_one_refusal_and_kept_by_the_lane(limit: int) -> None:
+def test_a_batch_limit_is_learnt_from_one_refusal_and_kept_by_the_endpoint(limit: int) -> None:
     clock = Clock()
     endpoint = lane_with(clock)
     refusal = no(400, "InvalidParameter", f"batch size should not be larger than {limit}.")
@@ -357,7 +355,7 @@ def test_what_finished_before_a_terminal_error_stays_in_the_sink() -> None:
 # ---- the retry budget
 
 
-def test_a_dead_server_sees_at_most_a_fifth_more_than_it_was_sent() -> None:
+def test_a_dead_server_gets_at_most_a_fifth_more_requests() -> None:
     clock = Clock()
     endpoint = lane_with(clock)
     seen = 0
@@ -373,7 +371,7 @@ def test_a_dead_server_sees_at_most_a_fifth_more_than_it_was_sent() -> None:
     assert 100 <= seen <= 120
 
 
-def test_while_others_get_through_an_empty_budget_is_waited_for() -> None:
+def test_while_other_requests_succeed_an_empty_retry_budget_is_waited_for() -> None:
     clock = Clock()
     endpoint = lane_with(clock)
     endpoint.retry_budget.balance = 0.0
@@ -401,7 +399,7 @@ def test_a_success_after_retries_gives_them_back() -> None:
 # ---- the deadline
 
 
-def test_no_sleep_passes_the_deadline_the_error_comes_at_once_with_its_cause() -> None:
+def test_no_sleep_exceeds_the_deadline_the_error_comes_at_once_with_its_cause() -> None:
     clock = Clock()
     of = call(clock, deadline=5.0, until=clock() + 5.0)
     with pytest.raises(errors.APITimeoutError, match="deadline of 5 s") as caught:
@@ -412,7 +410,7 @@ def test_no_sleep_passes_the_deadline_the_error_comes_at_once_with_its_cause() -
 
 
 @given(st.floats(0.2, 60), st.floats(0.01, 3))
-def test_with_every_request_failing_the_deadline_is_never_passed(
+def test_with_every_request_failing_the_deadline_is_never_exceeded(
     deadline: float, latency: float
 ) -> None:
     clock = Clock()
@@ -498,7 +496,7 @@ def test_a_probe_that_fails_costs_its_followers_a_retry_but_no_request(
     assert isinstance(last.send(None), Follow)
 
 
-def test_when_the_prober_leaves_a_follower_takes_its_place_and_loses_no_retry(
+def test_when_a_probe_is_given_up_a_follower_probes_and_loses_no_retry(
     endpoint: EndpointState, clock: Clock
 ) -> None:
     leader, _ = failing(endpoint, clock)
@@ -511,7 +509,7 @@ def test_when_the_prober_leaves_a_follower_takes_its_place_and_loses_no_retry(
     finished(follower, answer_to(send, None, clock))
 
 
-def test_a_place_taken_from_a_prober_that_left_still_has_only_its_own_retries(
+def test_a_follower_that_takes_over_the_probe_has_only_its_own_retries(
     endpoint: EndpointState, clock: Clock
 ) -> None:
     leader, _ = failing(endpoint, clock)
@@ -558,7 +556,7 @@ def test_a_prober_cancelled_in_its_request_lets_another_probe(
     assert isinstance(follower.send(None), Sleep)
 
 
-def test_a_good_answer_of_somebody_else_ends_the_outage_for_all(
+def test_a_success_of_another_call_ends_the_outage_for_all(
     endpoint: EndpointState, clock: Clock
 ) -> None:
     leader, _ = failing(endpoint, clock)
@@ -717,7 +715,7 @@ OUTCOMES = st.sampled_from(
 
 
 @given(st.lists(OUTCOMES, max_size=30), st.integers(0, 400))
-def test_no_sequence_of_answers_passes_the_budget_or_leaves_a_reservation(
+def test_no_sequence_of_answers_exceeds_the_budget_or_leaves_a_reservation(
     outcomes: list[Any], limit: int
 ) -> None:
     guard = BudgetGuard(limit=limit)
@@ -829,7 +827,7 @@ def test_of_two_texts_of_which_the_budget_holds_one_that_one_is_embedded() -> No
     assert list(of.sink.vectors) == [0]  # type: ignore[attr-defined]
 
 
-def test_what_waits_for_others_to_settle_names_the_purse_it_waits_for() -> None:
+def test_waiting_for_others_to_settle_names_the_guard() -> None:
     guard = BudgetGuard(limit=20, reserved=20)
     step = next(exchange(items(["a"]), call(guard=guard)))
     assert isinstance(step, AwaitSettled)

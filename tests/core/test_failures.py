@@ -202,12 +202,12 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_servers_words_are_found_in_whatever_shape(shape: str) -> None:
+def test_the_servers_message_is_found_in_every_layout(shape: str) -> None:
     assert "the words" in str(judged(answer(400, SHAPES[shape])).error)
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"null", b"[]", b'{"error":{}}', b'{"error":null}'])
-def test_an_error_without_words_is_still_its_status(body: bytes) -> None:
+def test_an_error_without_a_message_shows_its_status(body: bytes) -> None:
     failure = judged(answer(429, body))
     assert failure.kind is Kind.THROTTLE
     assert str(failure.error).startswith("429")
@@ -227,7 +227,7 @@ def test_the_request_id_is_kept_for_support() -> None:
     assert "req-7" in str(error)
 
 
-def test_a_server_that_says_not_to_retry_is_believed() -> None:
+def test_a_server_that_says_not_to_retry_is_obeyed() -> None:
     assert judged(answer(500, b"", x_should_retry="false")).kind is Kind.TERMINAL
     assert judged(answer(500, b"", x_should_retry="true")).kind is Kind.FAULT
     assert judged(answer(400, b"", x_should_retry="true")).kind is Kind.TERMINAL
@@ -318,7 +318,7 @@ SLOW: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", SLOW)
 @pytest.mark.parametrize("status", [200, 400, 429, 500])
-def test_the_work_of_judging_has_a_bound_whatever_the_body(
+def test_classifying_an_error_takes_bounded_time(
     name: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searched: list[int] = []
@@ -392,7 +392,7 @@ def test_invalid_utf8_and_deep_nesting_are_an_error_of_the_status() -> None:
         max_leaves=8,
     ),
 )
-def test_no_error_body_crashes_the_judge(status: int, body: Any) -> None:
+def test_no_error_body_crashes_the_classification(status: int, body: Any) -> None:
     failure = judged(answer(status, body))
     assert isinstance(failure.error, errors.APIStatusError)
     assert isinstance(failure.error.code, str | None)
@@ -421,7 +421,7 @@ def test_a_known_error_under_200_counts_as_under_its_own_status(
     assert verdict.kind is kind
 
 
-def test_an_unknown_error_under_200_stays_broken_with_the_servers_words_and_without_the_key() -> (
+def test_an_unknown_error_under_200_is_an_invalid_response_with_the_servers_message_and_without_the_key() -> (
     None
 ):
     body = coded(200, "odd", f"something with {KEY}")
@@ -431,7 +431,7 @@ def test_an_unknown_error_under_200_stays_broken_with_the_servers_words_and_with
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>login</html>", b"{}", b"[]", b'{"data":[]}'])
-def test_a_body_without_error_under_200_stays_as_broken_as_it_was(body: bytes) -> None:
+def test_a_body_under_200_without_an_error_object_is_an_invalid_response(body: bytes) -> None:
     broken = BrokenResponse("b")
     assert judge_ok_error(answer(200, body), broken, secrets=SECRETS) is broken
 
@@ -479,7 +479,7 @@ def in_seconds(seconds: float, zone: timezone = timezone.utc) -> str:
         ({}, None),
     ],
 )
-def test_f23_a_wait_is_understood_in_every_spelling_and_nonsense_is_none(
+def test_f23_a_wait_is_read_in_every_format_and_nonsense_is_ignored(
     headers: dict[str, str], wait: float | None
 ) -> None:
     found = retry_after(headers, now=NOW)
@@ -487,13 +487,13 @@ def test_f23_a_wait_is_understood_in_every_spelling_and_nonsense_is_none(
 
 
 @given(st.text(max_size=40))
-def test_no_header_value_crashes_and_no_wait_is_absurd(value: str) -> None:
+def test_no_header_value_crashes_or_gives_an_absurd_wait(value: str) -> None:
     for name in ("retry-after", "retry-after-ms", "x-ratelimit-reset"):
         wait = retry_after({name: value}, now=NOW)
         assert wait is None or 0 < wait <= 86_400
 
 
-def test_the_wait_stands_on_the_error_too() -> None:
+def test_the_wait_is_on_the_error_too() -> None:
     failure = judged(answer(429, b"", retry_after="7"))
     assert failure.retry_after == failure.error.retry_after == 7.0
 
@@ -520,7 +520,7 @@ def test_an_error_under_200_has_the_status_it_should_have_come_under_and_never_t
     assert KEY not in str(verdict.error)
 
 
-def test_words_without_a_code_are_quoted_as_they_are() -> None:
+def test_a_message_without_a_code_is_quoted_unchanged() -> None:
     verdict = judge_ok_error(coded(200, None, "odd"), BrokenResponse("b"), secrets=SECRETS)
     assert str(verdict) == "b; the server says: odd"
 
@@ -562,7 +562,7 @@ def test_a_date_without_a_zone_is_utc_wherever_we_are(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("requested", "kind"), [(1001, Kind.TOO_LARGE), (1000, Kind.THROTTLE), (999, Kind.THROTTLE)]
 )
-def test_a_throttle_that_no_wait_would_cure_asks_for_a_smaller_request(
+def test_a_rate_limit_that_no_wait_would_lift_asks_for_a_smaller_request(
     requested: int, kind: Kind
 ) -> None:
     body = coded(429, "rate_limit_exceeded", f"Limit 1000, Requested {requested}.")

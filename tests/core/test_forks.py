@@ -117,7 +117,7 @@ class Pausing:
 
 
 @needs_fork
-def test_what_pauses_for_a_fork_goes_on_in_the_parent_only() -> None:
+def test_what_pauses_for_a_fork_is_resumed_in_the_parent_only() -> None:
     events: list[str] = []
     pausing = [Pausing(events, "a"), Pausing(events, "b")]
     assert in_child(lambda: events) == repr(["a pauses", "b pauses"])
@@ -128,7 +128,7 @@ def test_what_pauses_for_a_fork_goes_on_in_the_parent_only() -> None:
 
 
 @needs_fork
-def test_a_fork_that_fails_lets_all_go_on() -> None:
+def test_a_fork_that_fails_resumes_everything() -> None:
     events: list[str] = []
     pausing = Pausing(events, "a")
     forks._before()  # as os.fork calls them, also if there is no memory for a child
@@ -164,7 +164,7 @@ def test_a_fork_waits_for_an_import_of_another_thread() -> None:
 
 
 @needs_fork
-def test_a_fork_that_cuts_an_import_in_two_is_an_error_in_the_child_that_says_so(
+def test_a_fork_during_an_import_is_a_clear_error_in_the_child(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(forks, "IMPORTS", 0.1)
@@ -194,7 +194,9 @@ def test_a_fork_that_cuts_an_import_in_two_is_an_error_in_the_child_that_says_so
         pass
 
 
-def test_a_signal_handler_that_interrupts_an_import_gets_an_error_and_the_import_goes_on() -> None:
+def test_a_signal_handler_that_interrupts_an_import_gets_an_error_and_the_import_continues() -> (
+    None
+):
     with forks.importing:
         with pytest.raises(ConfigurationError, match="signal handler"), forks.importing:
             raise AssertionError
@@ -203,7 +205,7 @@ def test_a_signal_handler_that_interrupts_an_import_gets_an_error_and_the_import
 
 
 @needs_fork
-def test_nothing_that_hangs_holds_a_fork_for_longer_than_its_patience(
+def test_a_hanging_pause_delays_a_fork_no_longer_than_its_patience(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(forks, "PAUSE", 0.2)
@@ -216,7 +218,7 @@ def test_nothing_that_hangs_holds_a_fork_for_longer_than_its_patience(
 
 
 @needs_fork
-def test_threads_may_fork_at_the_same_time_and_a_signal_handler_amid_a_fork() -> None:
+def test_threads_may_fork_at_the_same_time_and_a_signal_handler_during_a_fork() -> None:
     events: list[str] = []
     pausing = Pausing(events, "a", 0.02)
     said: list[str] = []
@@ -240,7 +242,7 @@ def test_threads_may_fork_at_the_same_time_and_a_signal_handler_amid_a_fork() ->
 
 
 @needs_fork
-def test_no_other_hook_holds_a_lock_while_our_threads_come_to_rest() -> None:
+def test_no_other_hook_holds_a_lock_while_our_threads_pause() -> None:
     # Else a thread of ours that needs that lock could not come to rest.
     script = """
 import os, signal, threading

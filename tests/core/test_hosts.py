@@ -97,7 +97,7 @@ def bracketed(host: str) -> str:
 
 
 @pytest.mark.parametrize("host", OURS)
-def test_this_machine_may_be_asked_in_plain_http(host: str) -> None:
+def test_plain_http_to_this_machine_is_allowed(host: str) -> None:
     assert is_loopback(host)
     assert is_plain_host(host)
     url = f"http://{bracketed(host)}:8080/v1"
@@ -105,7 +105,7 @@ def test_this_machine_may_be_asked_in_plain_http(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", NOT_OURS)
-def test_another_machine_may_not_however_it_is_called(host: str) -> None:
+def test_plain_http_to_another_machine_is_refused_however_it_is_named(host: str) -> None:
     assert not is_loopback(host)
     for url in (f"http://{bracketed(host)}/v1", f"http://{bracketed(host)}:80"):
         with pytest.raises(ConfigurationError, match=r"^base_url is plain http to "):

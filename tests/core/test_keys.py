@@ -17,14 +17,14 @@ def key_of(of: tuple[str, str, int | None, str]) -> bytes:
 
 
 @given(parts, parts)
-def test_two_keys_are_equal_only_if_all_that_they_stand_for_is(
+def test_two_keys_are_equal_only_if_everything_they_depend_on_is(
     one: tuple[str, str, int | None, str], other: tuple[str, str, int | None, str]
 ) -> None:
     assert (key_of(one) == key_of(other)) == (one == other)
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=2), st.data())
-def test_a_character_that_moves_from_one_part_to_the_next_makes_another_key(
+def test_moving_a_character_from_one_part_to_the_next_changes_the_key(
     joined: str, data: st.DataObject
 ) -> None:
     cuts = st.integers(0, len(joined))
@@ -53,6 +53,6 @@ def test_keys_of_one_kind_share_their_first_bytes_and_of_another_kind_do_not() -
     assert Keyer(base_url="https://a.example/v1", model="m", dimensions=128).prefix != keyer.prefix
 
 
-def test_a_keyer_knows_what_it_stands_for() -> None:
+def test_a_keyer_is_equal_by_what_it_depends_on() -> None:
     keyer = Keyer(base_url="u", model="m", dimensions=None)
     assert (keyer.base_url, keyer.model, keyer.dimensions) == ("u", "m", None)

@@ -63,7 +63,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
 
 
 @pytest.mark.parametrize(("make", "said"), REFUSED, ids=[said for _, said in REFUSED])
-async def test_no_door_of_the_client_takes_what_is_no_list_of_texts(
+async def test_no_method_of_the_client_accepts_a_non_list(
     make: Callable[[], Any], said: str
 ) -> None:
     client = NexusFlow("key", base_url="http://127.0.0.1:1")
@@ -99,14 +99,14 @@ async def test_no_door_of_the_client_takes_what_is_no_list_of_texts(
     ],
     ids=lambda texts: type(texts).__name__,
 )
-def test_whatever_holds_one_text_after_the_other_is_taken(texts: Any) -> None:
+def test_any_iterable_of_texts_is_accepted(texts: Any) -> None:
     assert check_texts(texts) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
     ("package", "table"), [("pandas", "DataFrame"), ("polars", "DataFrame"), ("pyarrow", "table")]
 )
-def test_a_table_is_refused_and_its_column_taken(package: str, table: str) -> None:
+def test_a_table_is_refused_and_its_column_accepted(package: str, table: str) -> None:
     made = getattr(pytest.importorskip(package), table)({"text": ["a", "b"]})
     with pytest.raises(InvalidInputError, match="pass one column of it"):
         check_texts(made)

@@ -250,7 +250,7 @@ def test_a_budget_holds_for_pieces(upstream: Upstream) -> None:
 # ---- without its end
 
 
-def test_a_truncated_text_is_said_once_and_counted(
+def test_a_truncated_text_is_logged_once_and_counted(
     upstream: Upstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = upstream.client(on_too_long="truncate")

@@ -44,7 +44,7 @@ def client(**settings: Any) -> NexusFlow:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_every_setting_takes_what_it_can_use_and_refuses_all_else(
+def test_every_setting_accepts_valid_values_and_refuses_all_others(
     name: str, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -95,7 +95,7 @@ def test_a_budget_is_a_finite_number_from_0_up(name: str, refused: Refused) -> N
 
 
 @pytest.mark.parametrize("name", ["url", "account", *RATES])
-def test_redis_limits_refuse_by_name_too(name: str, refused: Refused) -> None:
+def test_redis_limits_name_the_refused_setting_too(name: str, refused: Refused) -> None:
     def made(value: object) -> RedisLimits:
         return RedisLimits(**{"url": "redis://127.0.0.1:1", name: value})  # type: ignore[arg-type]
 
@@ -169,7 +169,7 @@ class Shares:
     ],
 )
 @pytest.mark.parametrize("value", [None, "x", -1, float("nan")])
-def test_a_pacer_or_budget_of_the_users_own_is_looked_at_before_it_is_used(
+def test_a_custom_pacer_or_budget_is_checked_before_it_is_used(
     setting: str, part: str, value: Any
 ) -> None:
     client(**{setting: Shares()})
@@ -201,9 +201,7 @@ ACCEPTED: list[tuple[str, Any, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "given", "kept"), ACCEPTED)
-def test_what_a_user_may_expect_to_work_is_kept_in_its_plain_form(
-    name: str, given: Any, kept: Any
-) -> None:
+def test_accepted_values_are_kept_as_plain_python_values(name: str, given: Any, kept: Any) -> None:
     found = getattr(client(**{name: given}).settings, name)
     assert found == kept
     assert type(found) is type(kept) or name == "default_headers"
@@ -251,7 +249,7 @@ REFUSED: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(
     ("name", "value", "said"), REFUSED, ids=[said[:40] for *_, said in REFUSED]
 )
-def test_what_is_refused_is_said_in_one_sentence(name: str, value: Any, said: str) -> None:
+def test_a_refusal_is_one_sentence(name: str, value: Any, said: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         client(**{name: value})
     shown = str(caught.value)

@@ -28,7 +28,7 @@ def test_a_worker_works_in_order_in_one_daemon_thread() -> None:
     assert thread.name == "a name"
 
 
-def test_an_error_of_the_work_is_told_and_does_not_end_the_thread() -> None:
+def test_an_error_of_the_work_is_passed_on_and_does_not_end_the_thread() -> None:
     worker = Worker("w")
     failed = worker.submit(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -71,7 +71,7 @@ def test_an_interpreter_does_not_wait_at_its_end_for_work_that_hangs() -> None:
     assert time.monotonic() - began < 40
 
 
-async def test_what_came_of_the_work_is_told_on_the_loop_and_never_at_once() -> None:
+async def test_the_result_of_the_work_is_passed_on_the_loop_and_never_at_once() -> None:
     worker = Worker("w")
     told: asyncio.Queue[object] = asyncio.Queue()
     free = threading.Event()
@@ -86,7 +86,7 @@ async def test_what_came_of_the_work_is_told_on_the_loop_and_never_at_once() -> 
     assert isinstance(await told.get(), ZeroDivisionError)
 
 
-async def test_where_no_thread_takes_it_any_more_that_is_told_later_too() -> None:
+async def test_a_failed_submission_is_passed_on_later_too() -> None:
     def submit(_: object) -> None:
         raise RuntimeError("can't start new thread")
 

@@ -118,7 +118,7 @@ def test_whichever_of_two_limits_binds_is_used(requests: int, tokens: int) -> No
     assert out.refused_share < 0.01
 
 
-def test_a_shared_quota_is_yielded_to_and_then_won_back() -> None:
+def test_a_shared_quota_slows_the_pace_which_then_recovers() -> None:
     # Another user takes half of the quota for a while.
     out = simulate(
         GivenLimits(50 * 60, None),
@@ -271,7 +271,7 @@ def test_a_hint_holds_everyone_only_while_nothing_comes_through() -> None:
     ),
     st.sampled_from(["found", "requests", "tokens", "both"]),
 )
-def test_no_history_makes_a_pacer_wait_for_ever_or_backwards(
+def test_no_history_makes_a_pacer_wait_for_ever_or_a_negative_time(
     history: list[tuple[str, float]], kind: str
 ) -> None:
     pacer: Pacer = {
@@ -413,9 +413,7 @@ def test_only_an_estimate_of_something_can_be_corrected(estimated: int) -> None:
     assert pacer.wait(later) == pytest.approx(1.1 if estimated else 1.0)
 
 
-def test_a_refusal_slows_tokens_as_it_slows_requests_and_a_rest_wins_no_more_than_the_limit() -> (
-    None
-):
+def test_a_refusal_slows_tokens_like_requests_and_a_pause_regains_at_most_the_limit() -> None:
     pacer = GivenLimits(None, 6000)
     pacer.throttled(sent_at=9.0, now=10.0, hint=None)
     pacer.take(99, 10.0)
@@ -456,7 +454,7 @@ def test_a_burst_above_the_known_rate_does_not_raise_it() -> None:
     assert pacer.rate == pytest.approx(BETA * 2.0)
 
 
-def test_a_search_for_the_limit_may_be_taken_up_again_after_hours() -> None:
+def test_a_search_for_the_limit_may_continue_after_hours() -> None:
     pacer = FoundLimit()
     pacer.succeeded(1000.0)
     pacer.throttled(sent_at=1000.0, now=1000.1, hint=None)

@@ -58,7 +58,7 @@ def test_a_row_of_another_size_than_the_others_is_an_error_naming_both() -> None
     assert list(gathered.finished()) == [0]
 
 
-def test_nothing_finished_is_nothing() -> None:
+def test_no_finished_rows_give_an_empty_result() -> None:
     assert CallResults(3).finished() == {}
 
 
@@ -75,7 +75,7 @@ def test_progress_adds_up_to_all_texts_refused_ones_too() -> None:
     assert heard == [2, 2]
 
 
-def test_whoever_waits_for_a_text_is_woken_by_its_row_its_refusal_or_the_end() -> None:
+def test_a_call_that_waits_for_a_text_is_woken_by_its_row_its_refusal_or_the_end() -> None:
     async def scene() -> None:
         gathered = CallResults(4)
         waits = [gathered.settling(place) for place in range(4)]
@@ -194,7 +194,7 @@ def test_rows_found_one_by_one_are_all_reported() -> None:
     assert heard == [3]
 
 
-def test_a_row_nobody_waits_for_wakes_nobody_else() -> None:
+def test_a_row_wakes_only_calls_that_wait_for_it() -> None:
     async def scene() -> None:
         gathered = CallResults(2)
         waiting = gathered.settling(0)

@@ -18,7 +18,7 @@ keys = st.binary(min_size=24, max_size=24)
 
 
 @given(keys, vectors)
-def test_what_was_packed_comes_back_bit_for_bit(key: bytes, vector: np.ndarray) -> None:
+def test_unpacking_returns_exactly_what_was_packed(key: bytes, vector: np.ndarray) -> None:
     row = packed(key, vector)
     assert is_whole(key, row)
     assert dimensions_of(row) == len(vector)
@@ -36,9 +36,7 @@ def test_the_numbers_lie_in_the_row_as_little_endian_float32() -> None:
 
 
 @given(vectors, st.data())
-def test_no_one_two_or_three_flipped_bits_go_unseen(
-    vector: np.ndarray, data: st.DataObject
-) -> None:
+def test_up_to_three_flipped_bits_are_detected(vector: np.ndarray, data: st.DataObject) -> None:
     row = bytearray(KEY + packed(KEY, vector))
     bits = data.draw(st.sets(st.integers(0, 8 * len(row) - 1), min_size=1, max_size=3))
     for bit in bits:
@@ -47,15 +45,15 @@ def test_no_one_two_or_three_flipped_bits_go_unseen(
 
 
 @given(st.binary(max_size=40))
-def test_what_nobody_packed_is_not_whole(row: bytes) -> None:
+def test_arbitrary_bytes_are_not_a_valid_row(row: bytes) -> None:
     assert not is_whole(KEY, row)
 
 
-def test_a_row_under_another_key_is_not_whole() -> None:
+def test_a_row_under_another_key_is_not_valid() -> None:
     assert not is_whole(KEY[::-1], packed(KEY, VECTOR))
 
 
-def test_a_row_that_lost_its_end_or_got_another_is_not_whole() -> None:
+def test_a_truncated_or_extended_row_is_not_valid() -> None:
     row = packed(KEY, VECTOR)
     assert not any(is_whole(KEY, row[:end]) for end in range(len(row)))
     assert not is_whole(KEY, row + bytes(4))

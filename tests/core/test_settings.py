@@ -89,7 +89,7 @@ def test_the_key_comes_from_an_object_that_hides_it() -> None:
     assert resolve_api_key(Secret()).reveal() == KEY
 
 
-def test_a_key_shows_itself_to_nobody_who_prints_or_pickles_it() -> None:
+def test_a_key_is_not_shown_by_printing_or_pickling() -> None:
     key = ApiKey(KEY)
     for shown in (repr(key), str(key), f"{key}", f"{[key]}"):
         assert "secret" not in shown
@@ -150,7 +150,7 @@ def test_a_base_url_loses_blanks_and_trailing_slashes_only(
         (7, "must be text"),
     ],
 )
-def test_a_base_url_that_could_leak_or_is_none_is_refused(bad: Any, words: str) -> None:
+def test_a_base_url_that_could_leak_or_is_invalid_is_refused(bad: Any, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words) as caught:
         resolve_base_url(bad)
     assert "pass@" not in str(caught.value)
@@ -171,7 +171,7 @@ def test_the_base_url_comes_from_the_environment_under_the_same_rules(
         resolve_base_url()
 
 
-def test_a_password_is_not_repeated_wherever_it_stands() -> None:
+def test_a_password_is_never_shown() -> None:
     for url in ("http:/user:hunter2@host", "https://x/\\user:hunter2@host", "user:hunter2@host"):
         with pytest.raises(ConfigurationError, match="user name or password") as caught:
             resolve_base_url(url)
@@ -223,7 +223,7 @@ def test_other_sizes_are_refused_with_the_list_of_those_allowed(size: Any) -> No
         ("query_instruction", 3),
     ],
 )
-def test_an_impossible_setting_is_refused_by_name(name: str, value: Any) -> None:
+def test_an_invalid_setting_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=name):
         settings(**{name: value})
 

@@ -30,27 +30,27 @@ def test_a_grant_leaves_half_to_others_and_shrinks_towards_the_end() -> None:
     assert draw(grants, "c", 300, 800).tokens == 300
 
 
-def test_less_than_is_of_use_is_not_granted() -> None:
+def test_less_than_the_least_is_not_granted() -> None:
     grants = Grants(1_000)
     draw(grants, "a", 950, 950)
     assert draw(grants, "b", 51, 900) == Grant(0, 50, pending=True)
     assert draw(grants, "b", 50, 900) == Grant(50, 0, pending=True)
 
 
-def test_what_is_given_back_is_for_all() -> None:
+def test_returned_tokens_are_available_to_all() -> None:
     grants = Grants(1_000)
     draw(grants, "a", 1_000, 1_000)
     assert draw(grants, "a", 0, 0, unused=400) == Grant(0, 400, pending=False)
     assert draw(grants, "b", 400, 400) == Grant(400, 0, pending=False)
 
 
-def test_nobody_gives_back_what_was_not_granted_here() -> None:
+def test_only_granted_tokens_can_be_returned() -> None:
     """As after a restart, when a holder comes with what the one before had granted."""
     grants = Grants(1_000, granted=700)
     assert draw(grants, "a", 0, 0, unused=500).left == 300
 
 
-def test_who_is_lost_is_not_waited_for_and_what_he_held_counts_as_spent() -> None:
+def test_a_lost_holder_is_not_waited_for_and_what_it_held_counts_as_spent() -> None:
     grants = Grants(1_000)
     draw(grants, "a", 600, 600)
     assert draw(grants, "b", 500, 500, now=LOST - 1).pending
@@ -174,7 +174,7 @@ async def spend(guard: SharedBudgetGuard, most: int, billed: int) -> int:
     return total
 
 
-async def test_several_purses_use_the_budget_up_and_no_more() -> None:
+async def test_several_guards_use_up_the_budget_and_no_more() -> None:
     bank = Bank(100_000)
     purses = [SharedBudgetGuard(bank.teller(name)) for name in "abc"]
     spent = sum(await asyncio.gather(*(spend(guard, 100, 60) for guard in purses)))
@@ -189,7 +189,7 @@ async def test_many_requests_are_paid_from_one_draw() -> None:
     assert bank.draws < 200
 
 
-async def test_a_purse_at_rest_gives_back_all_that_it_did_not_spend() -> None:
+async def test_an_idle_guard_returns_what_it_did_not_spend() -> None:
     bank = Bank(100_000)
     guard = SharedBudgetGuard(bank.teller("a"))
     assert await reserved(guard, 100)
@@ -203,7 +203,7 @@ async def test_a_purse_at_rest_gives_back_all_that_it_did_not_spend() -> None:
     assert bank.grants.at_rest
 
 
-async def test_who_needs_more_than_is_left_waits_for_what_another_may_give_back() -> None:
+async def test_a_guard_that_needs_more_than_is_left_waits_for_what_others_may_return() -> None:
     bank = Bank(1_000)
     one, other = (SharedBudgetGuard(bank.teller(name)) for name in "ab")
     assert await reserved(one, 900)
@@ -215,7 +215,7 @@ async def test_who_needs_more_than_is_left_waits_for_what_another_may_give_back(
     assert await asyncio.wait_for(waiting, 30)
 
 
-async def test_who_has_spent_all_that_he_drew_is_not_waited_for() -> None:
+async def test_a_guard_that_has_spent_all_it_drew_is_not_waited_for() -> None:
     bank = Bank(1_000)
     one, other = (SharedBudgetGuard(bank.teller(name)) for name in "ab")
     assert await reserved(one, 1_000)
@@ -227,7 +227,7 @@ async def test_who_has_spent_all_that_he_drew_is_not_waited_for() -> None:
     assert bank.grants.at_rest
 
 
-async def test_a_budget_that_cannot_be_asked_lets_nothing_out_and_says_no_secret() -> None:
+async def test_without_the_shared_budget_nothing_is_sent_and_no_secret_is_shown() -> None:
     bank = Bank(1_000)
     bank.broken = True
     guard = SharedBudgetGuard(bank.teller("a"))
@@ -255,7 +255,7 @@ async def test_a_forked_child_spends_nothing_that_its_parent_drew() -> None:
     assert guard.reserved == 0
 
 
-async def test_a_budget_that_hangs_is_waited_for_as_long_as_it_may_and_asked_only_once(
+async def test_a_budget_that_hangs_is_waited_for_within_the_patience_and_asked_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shared_budget, "PATIENCE", 0.05)

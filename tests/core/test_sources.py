@@ -161,7 +161,7 @@ async def test_a_direct_source_sends_every_text_in_order() -> None:
 
 
 @scene
-async def test_with_an_empty_store_everything_is_sent_once_and_kept() -> None:
+async def test_with_an_empty_store_everything_is_sent_once_and_stored() -> None:
     cache = FakeCache()
     source, gathered, ledger = cached(cache, 20)
     assert sorted(await embed_all(source, gathered)) == list(range(20))
@@ -182,7 +182,7 @@ async def test_what_the_store_holds_is_taken_from_it_and_not_sent() -> None:
 
 
 @scene
-async def test_texts_are_looked_for_in_slabs_and_claimed_shortly_before_they_are_sent() -> None:
+async def test_texts_are_looked_up_in_chunks_and_claimed_shortly_before_they_are_sent() -> None:
     cache = FakeCache()
     source, _, _ = cached(cache, 60)
     batch = await source.next()
@@ -201,7 +201,7 @@ async def turns() -> None:
 
 
 @scene
-async def test_no_more_batches_are_made_ready_than_can_leave_soon() -> None:
+async def test_no_more_batches_are_prepared_than_can_be_sent_soon() -> None:
     cache = FakeCache()
     source, _, _ = cached(cache, 60, admission=FakeGate(2))
     asked = [asyncio.ensure_future(source.next()) for _ in range(5)]
@@ -267,7 +267,7 @@ async def test_what_failed_is_released_and_what_came_is_kept() -> None:
 
 
 @scene
-async def test_claims_are_renewed_while_a_request_is_out_and_no_longer() -> None:
+async def test_claims_are_renewed_only_while_a_request_is_in_flight() -> None:
     cache = FakeCache()
     source, _, _ = cached(cache, 3)
     await source.next()
@@ -321,7 +321,7 @@ async def test_two_calls_of_a_process_have_claims_of_their_own() -> None:
 
 
 @scene
-async def test_what_somebody_took_over_is_not_sent_but_taken_when_it_is_there() -> None:
+async def test_texts_taken_over_by_others_are_not_sent_but_read_when_stored() -> None:
     cache = FakeCache()
     source, gathered, ledger = cached(cache, 9)
 
@@ -365,7 +365,7 @@ async def test_a_store_that_forgets_all_claims_keeps_no_text_from_being_sent() -
 
 
 @scene
-async def test_lost_claims_are_told_once_and_no_money_is_said_to_be_lost(
+async def test_lost_claims_are_reported_once_and_not_as_lost_money(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "nexusflow_integrations")
@@ -381,9 +381,7 @@ async def test_lost_claims_are_told_once_and_no_money_is_said_to_be_lost(
 
 
 @scene
-async def test_a_call_of_one_batch_at_an_open_gate_is_claimed_as_sent_and_not_looked_at_again() -> (
-    None
-):
+async def test_with_an_open_queue_a_call_of_one_batch_claims_its_texts_as_sent() -> None:
     cache = FakeCache()
     source, gathered, _ = cached(cache, 3, admission=FakeGate(is_open=True))
     cache.confirming = lambda: pytest.fail("asked again")
@@ -413,7 +411,7 @@ async def test_texts_that_are_claimed_again_are_looked_at_together_with_those_cl
 @pytest.mark.parametrize(
     ("count", "is_open", "late"), [(3, True, True), (3, False, False), (4, True, False)]
 )
-def test_a_call_of_more_batches_or_one_that_waits_is_looked_at_again(
+def test_a_call_of_more_batches_or_one_that_waits_confirms_its_claims(
     monkeypatch: pytest.MonkeyPatch, count: int, is_open: bool, late: bool
 ) -> None:
     monkeypatch.setattr(sources, "FRESH", 0.0 if late else 60.0)

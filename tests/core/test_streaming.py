@@ -54,13 +54,13 @@ def test_every_text_of_a_stream_has_exactly_one_result_in_order(
 
 
 @given(MIXED, st.integers(1, 5))
-def test_slabs_hold_the_sendable_texts_in_order(texts: list[str], batch_size: int) -> None:
+def test_chunks_hold_the_sendable_texts_in_order(texts: list[str], batch_size: int) -> None:
     chunks = list(cutter(batch_size=batch_size).cut(texts))
     sent = [text for chunk in chunks for text in chunk.texts]
     assert sent == [text for text in texts if text in ("a", "b", "c")]
 
 
-def test_no_more_is_read_than_the_slab_needs() -> None:
+def test_no_more_is_read_than_the_chunk_needs() -> None:
     read = 0
 
     def texts() -> Iterator[str]:
@@ -73,14 +73,14 @@ def test_no_more_is_read_than_the_slab_needs() -> None:
     assert len(chunk.texts) == read == 3 * BATCHES_A_CHUNK
 
 
-def test_so_many_slabs_fly_that_all_requests_in_flight_are_busy() -> None:
+def test_enough_chunks_are_in_flight_to_keep_all_requests_busy() -> None:
     for concurrency in (1, 3, 4, 32):
         flying = cutter(max_concurrency=concurrency).in_flight
         assert flying >= 2
         assert flying * BATCHES_A_CHUNK >= 2 * concurrency
 
 
-def test_the_instruction_stands_before_every_text() -> None:
+def test_the_instruction_is_put_before_every_text() -> None:
     (chunk,) = cutter("query: ").cut(["a", "b"])
     assert chunk.texts == ["query: a", "query: b"]
 
@@ -94,5 +94,5 @@ def test_refusals_are_results_too() -> None:
 
 
 @pytest.mark.parametrize("texts", [[], ()])
-def test_an_empty_stream_is_no_slab(texts: list[str]) -> None:
+def test_an_empty_stream_has_no_chunk(texts: list[str]) -> None:
     assert list(cutter().cut(texts)) == []

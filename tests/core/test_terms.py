@@ -152,7 +152,7 @@ def test_the_same_limits_given_again_forget_nothing_of_what_was_sent(
     assert endpoint.pacer.wait(clock()) == pytest.approx(1 / 0.99)
 
 
-def test_the_widest_window_of_those_in_use_holds(endpoint: EndpointState) -> None:
+def test_the_largest_window_of_clients_in_use_holds(endpoint: EndpointState) -> None:
     wide, narrow = Client(endpoint, max_concurrency=64), Client(endpoint, max_concurrency=4)
     narrow.call()
     assert (endpoint.window.limit, endpoint.window.size) == (4, 4)
@@ -164,7 +164,7 @@ def test_the_widest_window_of_those_in_use_holds(endpoint: EndpointState) -> Non
     assert endpoint.window.limit == 4, "nobody says otherwise"
 
 
-def test_what_keeps_the_limits_elsewhere_goes_with_the_client_that_brought_it(
+def test_a_pacer_is_used_only_while_its_client_is_in_use(
     endpoint: EndpointState,
 ) -> None:
     older, shared = Client(endpoint, requests_per_minute=60), object()
@@ -177,7 +177,7 @@ def test_what_keeps_the_limits_elsewhere_goes_with_the_client_that_brought_it(
     assert limits(endpoint) == (60, None)
 
 
-def test_what_the_server_taught_stays_when_all_clients_are_gone(
+def test_what_was_learnt_about_the_server_stays_when_all_clients_are_gone(
     endpoint: EndpointState, clock: Clock
 ) -> None:
     client = Client(endpoint)
@@ -197,7 +197,7 @@ def test_what_the_server_taught_stays_when_all_clients_are_gone(
     assert (endpoint.batch_limit, endpoint.base64_refused) == (4, True)
 
 
-def test_those_who_wait_go_on_at_once_when_the_limit_that_held_them_is_gone(
+def test_waiting_requests_continue_at_once_when_their_limit_is_gone(
     endpoint: EndpointState,
 ) -> None:
     async def run() -> None:

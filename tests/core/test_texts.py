@@ -16,13 +16,13 @@ LONG_BLANKS = [" " * 50, "\ufeff" * 9, "\u200b" * 300, "\x00" * 1000, " \ufeff \
 
 
 @pytest.mark.parametrize("blank", BLANKS + LONG_BLANKS)
-def test_f132_a_text_of_nothing_visible_is_refused_as_blank(blank: str) -> None:
+def test_f132_a_text_without_visible_characters_is_refused_as_blank(blank: str) -> None:
     with pytest.raises(InvalidInputError, match="blank"):
         check_text(blank)
 
 
 @pytest.mark.parametrize("text", ["\ufeffBOM first", "a\x00b", "\u200bx", " y ", "-", "\u3000漢"])
-def test_f132_invisible_characters_beside_visible_ones_pass_unchanged(text: str) -> None:
+def test_f132_invisible_characters_next_to_visible_ones_are_kept(text: str) -> None:
     assert check_text(text) == text
 
 
@@ -70,7 +70,7 @@ def test_whatever_passes_can_be_encoded_and_visible_text_that_can_be_encoded_pas
     ],
 )
 @pytest.mark.parametrize("place", [0, 3])
-def test_f136_what_is_no_text_is_named_by_its_place_and_what_it_is(
+def test_f136_an_item_that_is_not_a_text_is_named_by_index_and_type(
     bad: object, words: str, place: int
 ) -> None:
     texts: list[object] = ["a", "b", "c", "d"]
@@ -93,7 +93,7 @@ def test_a_single_bad_text_has_no_index() -> None:
 
 
 @pytest.mark.parametrize("bad", ["one string", b"bytes", None, 3, 1.5])
-def test_f136_what_is_no_list_of_texts_is_refused_as_a_whole(bad: object) -> None:
+def test_f136_an_argument_that_is_not_a_list_of_texts_is_refused(bad: object) -> None:
     with pytest.raises(InvalidInputError, match="expected a list of texts") as caught:
         check_texts(bad)  # type: ignore[arg-type]
     assert caught.value.index is None
@@ -136,7 +136,7 @@ def test_f134_a_million_characters_pass() -> None:
         (3, "expected a list of texts, not int"),
     ],
 )
-def test_what_is_no_list_is_told_what_it_is_and_what_to_write(bad: object, said: str) -> None:
+def test_the_error_for_a_non_list_names_its_type_and_what_to_write(bad: object, said: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         check_texts(bad)  # type: ignore[arg-type]
     assert str(caught.value) == said

@@ -27,7 +27,7 @@ def test_the_list_price_is_half_a_yuan_a_million_tokens() -> None:
 
 
 @pytest.mark.parametrize("price", [-1.0, float("nan")])
-def test_a_price_below_zero_is_none(price: float) -> None:
+def test_a_negative_price_is_refused(price: float) -> None:
     with pytest.raises(ConfigurationError):
         Price(price)
 
@@ -67,7 +67,7 @@ def test_a_total_is_the_sum_of_all_ledgers_field_by_field(counts: list[dict[str,
     assert len(total._parts) <= 33
 
 
-def test_a_copy_of_a_total_goes_on_by_itself() -> None:
+def test_a_copy_of_a_total_is_independent() -> None:
     total = Total()
     total.add(Ledger(requests=1))
     twin = total.copy()
@@ -119,7 +119,7 @@ def test_a_signal_handler_adds_to_a_total_and_reads_it_whatever_it_interrupts() 
 
 
 @needs_fork
-def test_a_total_is_read_and_added_to_in_the_child_of_a_fork_that_fell_into_an_addition() -> None:
+def test_a_total_works_in_the_child_of_a_fork_during_an_addition() -> None:
     total = Total()
     total.add(Ledger(requests=1))
     with usage._folding:  # as a thread that is at it
@@ -245,7 +245,7 @@ def test_a_ledger_counts_exactly_what_a_usage_tells() -> None:
         ({"money": -0.1}, "budget: money must be a number of at least 0, not -0.1"),
     ],
 )
-def test_an_impossible_budget_says_what_to_write(values: dict[str, Any], said: str) -> None:
+def test_an_invalid_budget_says_what_to_pass(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Budget(**values)
     assert str(caught.value) == said

@@ -22,7 +22,7 @@ def test_it_never_starts_above_its_limit() -> None:
     assert not Window(limit=3).allows(3)
 
 
-def test_after_trouble_it_grows_by_one_a_round_trip() -> None:
+def test_after_a_fault_it_grows_by_one_per_round_trip() -> None:
     window = Window(limit=64, size=20.0)
     window.failed(sent_at=1.0, now=2.0)
     size = window.size
@@ -32,7 +32,7 @@ def test_after_trouble_it_grows_by_one_a_round_trip() -> None:
     assert window.size == pytest.approx(size + 1, abs=0.1)
 
 
-def test_one_burst_of_trouble_counts_once_and_later_trouble_again() -> None:
+def test_one_burst_of_faults_counts_once_and_later_faults_again() -> None:
     window = Window(limit=64, size=20.0)
     for number in range(15):
         window.failed(sent_at=1.0, now=2.0 + number)

@@ -192,7 +192,7 @@ DAMAGES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_answer_is_refused_in_words(name: str) -> None:
+def test_a_damaged_answer_is_refused_with_a_reason(name: str) -> None:
     body, words = DAMAGES[name]
     with pytest.raises(BrokenResponse, match=words) as caught:
         decode(body, 3)
@@ -212,7 +212,7 @@ def test_a_mixed_answer_with_bad_base64_is_refused_too() -> None:
         decode(body_of([[1.0], "!!!!"]), 2)
 
 
-def test_another_size_than_asked_for_names_both_and_is_no_reason_to_ask_again() -> None:
+def test_a_wrong_size_names_both_sizes_and_is_not_retried() -> None:
     with pytest.raises(WrongDimensions, match=r"2 dimensions .* 64"):
         decode(body_of(GOOD), 3, 64)
 
@@ -282,7 +282,7 @@ def test_one_flipped_byte_is_noticed_or_changes_no_more_than_numbers(
         ([9], None),
     ],
 )
-def test_a_strange_or_missing_usage_never_costs_a_good_vector(usage: Any, tokens: Any) -> None:
+def test_a_strange_or_missing_usage_never_loses_a_valid_vector(usage: Any, tokens: Any) -> None:
     rows = decode(body_of(GOOD, usage=usage), 3)
     assert rows.vectors.tolist() == GOOD
     assert rows.tokens == tokens
@@ -310,7 +310,7 @@ def test_a_byte_order_mark_and_another_model_name_are_harmless() -> None:
         ("deflate, gzip", lambda data: gzip.compress(zlib.compress(data))),
     ],
 )
-def test_known_encodings_are_undone(encoding: str, pack: Callable[[bytes], bytes]) -> None:
+def test_known_encodings_are_decompressed(encoding: str, pack: Callable[[bytes], bytes]) -> None:
     assert decompress(pack(b"vectors"), encoding, 100) == b"vectors"
 
 
@@ -330,7 +330,7 @@ def test_known_encodings_are_undone(encoding: str, pack: Callable[[bytes], bytes
         (b"x" * 1001, "gzip", "compressed answer is too large"),
     ],
 )
-def test_an_unknown_damaged_or_cut_encoding_is_refused_in_words(
+def test_an_unknown_damaged_or_truncated_encoding_is_refused_with_a_reason(
     body: bytes, encoding: str, words: str
 ) -> None:
     with pytest.raises(BrokenResponse, match=words) as caught:
@@ -345,7 +345,7 @@ def gigabyte() -> bytes:
 
 
 @pytest.mark.parametrize("twice", [False, True])
-def test_f129_a_bomb_is_refused_before_it_is_unpacked(twice: bool) -> None:
+def test_f129_a_decompression_bomb_is_refused_before_it_is_unpacked(twice: bool) -> None:
     bomb = gigabyte()
     encoding = "gzip"
     if twice:
@@ -397,7 +397,7 @@ def test_an_answer_that_is_slow_to_parse_is_not_parsed(
 
 @pytest.mark.parametrize("count", [1, 10, 100])
 @pytest.mark.parametrize("indent", [None, 2])
-def test_no_answer_of_the_largest_vectors_as_long_floats_is_taken_for_slow(
+def test_the_largest_vectors_as_long_floats_do_not_count_as_slow(
     count: int, indent: int | None
 ) -> None:
     numbers = [float(x) for x in np.linspace(-1e-3, 0.1234567890123456, 4096)]

@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("first", range(0, 1000, 125))
-def test_every_seed_keeps_every_promise(first: int) -> None:
+def test_every_seed_keeps_all_invariants(first: int) -> None:
     broken = [report for _, report in failures(range(first, first + 125)) if report]
     assert not broken, "\n\n".join(broken)
 
 
-def test_one_number_is_one_run() -> None:
+def test_a_seed_gives_the_same_run() -> None:
     """Twice in this process, and in others, where sets have another order."""
     here = _fingerprints()
     assert len(set(here)) == len(here)
