@@ -1,4 +1,4 @@
-"""Work done in the child of a fork of the test itself."""
+"""Run work in a forked child of the test process."""
 
 from __future__ import annotations
 

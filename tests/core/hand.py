@@ -1,4 +1,4 @@
-"""Runs an exchange by hand: a clock one moves, a server that is a function, no socket, no sleep."""
+"""Step through an exchange: with a manual clock and a server that is a function."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SIZE = 4
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -44,7 +44,7 @@ class Clock:
 
 
 class Sink:
-    """Remembers what it was handed, and refuses to be handed anything twice."""
+    """Records the results, and fails if it gets one twice."""
 
     def __init__(self) -> None:
         self.vectors: dict[int, Vectors] = {}
@@ -64,13 +64,13 @@ class Sink:
 
 
 def vector_of(text: str, size: int = SIZE) -> Vectors:
-    """THE vector of a text here."""
+    """Return the vector of a text in these tests."""
     raw = np.frombuffer(text.encode("utf-8", "surrogatepass").ljust(size, b"~")[:size], np.uint8)
     return (raw.astype(np.float32) + len(text)) / np.float32(7)
 
 
 def right(request: dict[str, Any], *, size: int = SIZE, usage: bool = True) -> Answer:
-    """The right answer to a request body."""
+    """The valid response to a request body."""
     base64_asked = request["encoding_format"] == "base64"
     data = []
     for index, text in enumerate(request["input"]):
@@ -93,7 +93,7 @@ def ok(body: Any, **headers: str) -> Answer:
 
 
 def no(status: int, code: str | None = None, message: str = "", **headers: str) -> Answer:
-    """An error answer in the documented shape; header names with ``_`` for ``-``."""
+    """An error response in the documented format; header names with ``_`` for ``-``."""
     body = json.dumps({"error": {"code": code, "message": message, "type": "x"}}).encode()
     return Answer(status, {k.replace("_", "-"): v for k, v in headers.items()}, body)
 
@@ -102,7 +102,7 @@ Server = Callable[[dict[str, Any], int], Answer | TransportFault]
 
 
 def script(*outcomes: Answer | TransportFault | None) -> Server:
-    """The outcomes in order, then the right answer for ever; ``None`` is the right answer too."""
+    """Return the outcomes in order, then valid responses; ``None`` is a valid response too."""
 
     def serve(request: dict[str, Any], number: int) -> Answer | TransportFault:
         outcome = outcomes[number] if number < len(outcomes) else None
@@ -112,14 +112,14 @@ def script(*outcomes: Answer | TransportFault | None) -> Server:
 
 
 def lane_of(settings: Settings, clock: Callable[[], float]) -> EndpointState:
-    """The endpoint of one client with these settings, which is in use for good."""
+    """Return an endpoint with one client with these settings, which is always in use."""
     endpoint = EndpointState(clock)
     endpoint.begin(Terms(settings))
     return endpoint
 
 
 def call(clock: Clock | None = None, endpoint: EndpointState | None = None, **options: Any) -> Call:
-    """A call with sink, ledger and endpoint of its own; ``options`` go to it or its settings."""
+    """Return a call with its own sink, ledger and endpoint; ``options`` set it or its settings."""
     ours = {name: options.pop(name) for name in ("guard", "size", "urgent") if name in options}
     until = options.pop("until", float("inf"))
     settings = Settings(base_url="https://hand.invalid/v1", **options)
@@ -135,7 +135,7 @@ def items(texts: Sequence[str]) -> list[Item]:
 
 @dataclass
 class Run:
-    """What one exchange asked for."""
+    """The steps that an exchange yielded."""
 
     steps: list[Any] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -150,7 +150,7 @@ class Run:
 
 
 def run(texts: Sequence[str], of: Call, server: Server, *, latency: float = 0.1) -> Run:
-    """Run one exchange to its end; its errors come out."""
+    """Run one exchange to its end; its errors are raised."""
     done = Run()
     of.ledger.texts += len(texts)
     clock = of.endpoint.clock
@@ -173,7 +173,7 @@ def run(texts: Sequence[str], of: Call, server: Server, *, latency: float = 0.1)
             elif isinstance(step, Sleep):
                 clock.now += step.seconds
             elif isinstance(step, (Follow, AwaitSettled)):
-                raise AssertionError(f"alone, an exchange waits for nobody: {step}")
+                raise AssertionError(f"a single exchange must not wait for others: {step}")
     except StopIteration:
         return done
     except Exception as error:
@@ -182,5 +182,5 @@ def run(texts: Sequence[str], of: Call, server: Server, *, latency: float = 0.1)
 
 
 def answer_to(step: Send, outcome: Answer | TransportFault | None, clock: Clock) -> Reply:
-    """The reply to one step of an exchange that a test drives itself."""
+    """The reply to a step, for tests that drive an exchange themselves."""
     return Reply(outcome or right(json.loads(step.body)), clock.now, clock.now)

@@ -1,4 +1,4 @@
-"""A rate-limited server and a client under a pacer, as discrete events on a clock of their own."""
+"""Simulate a rate-limited server and a client with a pacer, as discrete events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nexusflow_integrations._core.pace.pacing import Pacer
 
 
 class Bucket:
-    """A token bucket: ``rate(t)`` units a second, at most ``burst`` seconds' worth saved up."""
+    """A token bucket: ``rate(t)`` units per second, at most ``burst`` seconds' worth at once."""
 
     def __init__(self, rate: Callable[[float], float], burst: float = 1.0) -> None:
         self.rate = rate
@@ -28,7 +28,7 @@ class Bucket:
 
 @dataclass
 class Outcome:
-    """What came of a simulation; ``by_second`` counts good answers."""
+    """The result of a simulation; ``by_second`` counts successes."""
 
     sent: int = 0
     good: int = 0
@@ -38,7 +38,7 @@ class Outcome:
     refused_by_second: Counter[int] = field(default_factory=Counter)
 
     def rate(self, start: float, end: float) -> float:
-        """Good answers a second between two seconds."""
+        """Return successes per second between two times."""
         return sum(self.by_second[s] for s in range(int(start), int(end))) / (end - start)
 
     @property
@@ -59,9 +59,9 @@ def simulate(
     concurrency: int = 32,
     seed: int = 1,
 ) -> Outcome:
-    """Send as fast as ``pacer`` lets, with timers up to 3 ms late and latencies up to 30 % longer.
+    """Send as fast as ``pacer`` allows; timers are up to 3 ms late, latencies up to 30 % longer.
 
-    ``size`` draws a request's estimated tokens, ``bill`` says what the server makes of them.
+    ``size`` returns a request's estimated tokens, ``bill`` what the server bills for them.
     """
     chance = random.Random(seed)
     out = Outcome()

@@ -1,4 +1,4 @@
-"""The admission queue: in order, queries first, and a slot that is given is given back."""
+"""The admission queue: requests in order, queries first, and no slot is lost."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def test_a_request_that_gave_up_its_turn_goes_before_new_ones_of_its_kind(
 async def test_an_open_queue_wants_as_many_as_could_be_sent_now() -> None:
     queue = admission(20)
     assert queue.is_open
-    assert queue.wanted(0) == 16  # what the window lets out at first
+    assert queue.wanted(0) == 16  # the initial window
     assert queue.wanted(3) == 13
     for _ in range(16):
         await queue.enter(10)
@@ -215,7 +215,7 @@ async def test_a_replaced_pacer_is_used_from_the_next_turn_on() -> None:
 
 
 class Paced:
-    """A pacer that lets one request out each ``interval`` seconds and notes what it was told."""
+    """A pacer that allows a request each ``interval`` seconds and records its calls."""
 
     def __init__(self, interval: float) -> None:
         self.interval, self.next_at = interval, float("-inf")

@@ -1,4 +1,4 @@
-"""The loop in its own thread."""
+"""The event loop in a background thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches: whole, in order, within every limit."""
+"""Batches: complete, in order, within every limit."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_under_a_token_limit_a_request_holds_at_most_what_a_second_brings() -> N
 
 
 ENVELOPE, ONE = 256, 103
-"""Bytes of a body without texts, and of a text of 100 letters in it: quotes and a comma."""
+"""Bytes of a body without texts, and of a text of 100 letters with quotes and a comma."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The cache as calls see it: a store that fails or hangs costs no more than a moment, once."""
+"""The cache in calls: a store that fails or hangs delays a call once, and only briefly."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Store:
 
 
 class Thread:
-    """The store's thread, which works when the test says so."""
+    """The store's thread, which works when the test lets it."""
 
     def __init__(self) -> None:
         self.jobs: list[tuple[Future[Any], Callable[[], Any]]] = []
@@ -261,7 +261,7 @@ async def test_claims_of_a_cancelled_call_are_released(store: Store, thread: Thr
 async def test_late_claims_on_keys_that_the_call_does_not_send_are_released(
     store: Store, thread: Thread
 ) -> None:
-    """Somebody stored one meanwhile: the store claims the next in its place."""
+    """Another process has stored one meanwhile: the store claims the next instead."""
     cache = cache_on(store, thread)
     thread.works = False
     assert (await cache.claim([b"a", b"b", b"c"], 2, 0.005, most=2)).mine == [b"a", b"b"]

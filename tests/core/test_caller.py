@@ -1,4 +1,4 @@
-"""What a call asks of its caller, and what the caller hears, in a thread and on an event loop."""
+"""Questions and reports of a call to its caller, in a thread and on an event loop."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WRONG_KEY = no(401, "invalid_api_key", "no such key")
 
 
 class Server:
-    """Answers each request by what its texts are; says which texts were asked for, in order."""
+    """Answers each request according to its texts; records the texts in order."""
 
     def __init__(self, answer: Callable[[list[str]], Answer | None] = lambda texts: None) -> None:
         self.asked: list[list[str]] = []
@@ -58,7 +58,7 @@ Run = Callable[..., CallResults]
 
 @pytest.fixture(params=["thread", "task"])
 def run(request: pytest.FixtureRequest) -> Run:
-    """Embed texts over a server, and wait in a thread or on an event loop; hooks are functions."""
+    """Embed texts with a server, waiting in a thread or on an event loop; hooks are functions."""
 
     def embed(
         server: Server, hooks: Hooks, texts: list[str] = TEXTS, progress: Any = None, **options: Any
@@ -276,7 +276,7 @@ def test_only_under_a_deadline_is_a_permission_waited_for_in_another_thread(boun
 
 @pytest.fixture
 def blocked_loop() -> Iterator[BackgroundLoop]:
-    """A loop whose thread something blocks, until the test is over."""
+    """A loop whose thread is blocked until the test is over."""
     background, leave = BackgroundLoop(), threading.Event()
 
     async def block() -> None:

@@ -1,4 +1,4 @@
-"""What all calls to one endpoint know together."""
+"""The state that all calls to one endpoint share."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_an_outage_ends_once_and_informs_every_listener_once() -> None:
 def test_the_pacer_gets_the_wait_that_the_server_asked_for(
     endpoint: EndpointState, clock: Clock
 ) -> None:
-    for _ in range(2):  # the second one, after which still nothing got through, is believed
+    for _ in range(2):  # the second hint is used, since nothing succeeded after the first
         clock.now += 0.1
         sent_at = clock()
         clock.now += 0.1

@@ -1,4 +1,4 @@
-"""What a call has in flight, and how it ends, with a sender in place of the network."""
+"""The requests in flight of a call, and how calls end, with a sender instead of the network."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ async def at_once(_: Server) -> None:
 
 
 class Server:
-    """Answers once ``delay`` has been awaited, and counts what is in flight.
+    """Answers after ``delay``, and counts requests in flight.
 
-    Request number n (from 1) is answered by ``answers[n]``, all others are answered well.
+    Request number n (from 1) gets ``answers[n]``, all others a valid response.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Server:
 
 
 def engine_over(*senders: Sender) -> Engine:
-    """An engine whose first call has the first sender and so on; the last one has the rest."""
+    """An engine whose first call uses the first sender and so on; the last serves the rest."""
     engine = Engine(background_loop())
     left = list(senders)
     engine._sender = lambda _: left.pop(0) if left[1:] else left[0]  # type: ignore[method-assign]
@@ -119,7 +119,7 @@ def test_never_more_requests_are_in_flight_than_max_concurrency(most: int) -> No
 
 
 def test_texts_left_over_by_a_call_that_failed_are_sent_together_too() -> None:
-    """The second round of a call that had waited for another's texts, after a first of its own."""
+    """The second round of a call that waited for another call's texts after its first round."""
     broken = asyncio.Event()
 
     async def until_broken(_: Server) -> None:
@@ -142,7 +142,7 @@ def test_texts_left_over_by_a_call_that_failed_are_sent_together_too() -> None:
         first = call(TEXTS[:400], max_concurrency=4)
         await asyncio.sleep(0.05)
         second = call(TEXTS[:500])
-        while server.requests < 10:  # for the hundred texts that nobody else embeds
+        while server.requests < 10:  # for the hundred texts that no other call embeds
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
         server.most = 0

@@ -1,4 +1,4 @@
-"""What a call would send and cost is what it then sends."""
+"""An estimate equals what the call then sends and costs."""
 
 from __future__ import annotations
 

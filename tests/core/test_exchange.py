@@ -1,4 +1,4 @@
-"""The whole policy for one batch, driven by hand: no socket, no sleep."""
+"""The whole policy for one batch, tested step by step without sockets or sleeping."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_floats_refused_too_is_an_error_not_a_loop() -> None:
     assert caught.value.run.requests == 2  # type: ignore[attr-defined]
 
 
-# ---- too many, too large, or one that is at fault
+# ---- too many texts, too large, or a text at fault
 
 
 def at_most(limit: int, refusal: Answer) -> Server:
@@ -436,11 +436,11 @@ def test_a_timeout_at_the_deadline_is_the_deadlines_error() -> None:
         run(["a"], call(clock, deadline=2.0, until=clock() + 2), lambda *_: LATE, latency=2.0)
 
 
-# ---- one probes an outage, the others wait for what it finds
+# ---- in an outage, one request probes and the others wait
 
 
 def failing(endpoint: EndpointState, clock: Clock, **options: Any) -> tuple[Any, Any]:
-    """An exchange whose first request has failed, and the step it asks for then."""
+    """An exchange whose first request has failed, and the step that it yields next."""
     of = call(clock, endpoint, **options)
     steps = exchange(items(["a"]), of)
     send = next(steps)
@@ -593,7 +593,7 @@ def test_an_outage_of_many_calls_sees_few_probes(endpoint: EndpointState, clock:
     assert requests <= 120
 
 
-# ---- the call is failing elsewhere
+# ---- the call has failed in another batch
 
 
 def test_a_stopping_call_sends_nothing_more(clock: Clock) -> None:
@@ -748,7 +748,7 @@ def test_no_sequence_of_answers_gives_a_wrong_vector_or_an_untyped_error(
         assert len(sink.vectors) + len(sink.refusals) == len(TEXTS)
 
 
-# ---- what is said
+# ---- messages
 
 
 def test_a_wait_up_to_the_longest_is_waited_and_a_longer_one_raised() -> None:

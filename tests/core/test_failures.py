@@ -1,4 +1,4 @@
-"""What an error answer means, by status, code and message together; and what of it is shown."""
+"""Errors are classified by status, code and message together, and shown without secrets."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ TABLE: list[tuple[int, Any, str, Kind, str]] = [
     (502, None, "", F, "InternalServerError"),
     (503, "overloaded", "", F, "InternalServerError"),
     (504, None, "", F, "InternalServerError"),
-    # 429 and its namesakes: a throttle under 429, the lack of money elsewhere
+    # codes that mean a rate limit under 429 and a lack of money under other statuses
     (429, "insufficient_quota", QUOTA, H, "RateLimitError"),
     (429, "Throttling.AllocationQuota", "Allocated quota exceeded", H, "RateLimitError"),
     (429, "Throttling.RateQuota", "", H, "RateLimitError"),
@@ -94,7 +94,7 @@ TABLE: list[tuple[int, Any, str, Kind, str]] = [
     (400, "InvalidParameter", LENGTH, R, "BadRequestError"),
     (400, "context_length_exceeded", "", R, "BadRequestError"),
     (422, None, LENGTH, R, "BadRequestError"),
-    # batches at fault
+    # batches that are too large
     (400, "InvalidParameter", BATCH, B, "BadRequestError"),
     (422, None, BATCH, B, "BadRequestError"),
     (429, "tpm", "Limit 400, Requested 900", L, "RateLimitError"),
@@ -233,7 +233,7 @@ def test_a_server_that_says_not_to_retry_is_obeyed() -> None:
     assert judged(answer(400, b"", x_should_retry="true")).kind is Kind.TERMINAL
 
 
-# ---- what is shown
+# ---- what an error shows
 
 PAGE = "<html><title>" + "x" * 185
 PLACES: dict[str, Any] = {
@@ -285,7 +285,7 @@ def test_f41_control_characters_and_ansi_become_blanks() -> None:
 
 
 class Searched:
-    """A pattern that notes how long the texts are in which it is looked for."""
+    """A pattern that records the lengths of the texts that it searches."""
 
     def __init__(self, pattern: re.Pattern[str], lengths: list[int]) -> None:
         self._pattern = pattern
@@ -398,7 +398,7 @@ def test_no_error_body_crashes_the_classification(status: int, body: Any) -> Non
     assert isinstance(failure.error.code, str | None)
 
 
-# ---- an error under a good status
+# ---- an error object under a 2xx status
 
 
 @pytest.mark.parametrize(
@@ -421,9 +421,7 @@ def test_a_known_error_under_200_counts_as_under_its_own_status(
     assert verdict.kind is kind
 
 
-def test_an_unknown_error_under_200_is_an_invalid_response_with_the_servers_message_and_without_the_key() -> (
-    None
-):
+def test_an_unknown_error_under_200_is_invalid_and_quotes_the_server_without_the_key() -> None:
     body = coded(200, "odd", f"something with {KEY}")
     verdict = judge_ok_error(body, BrokenResponse("no vectors"), secrets=SECRETS)
     assert isinstance(verdict, BrokenResponse)

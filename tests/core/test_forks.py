@@ -1,4 +1,4 @@
-"""What is made anew in the child of a fork."""
+"""What happens before a fork and in the child."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 def is_free(lock: forks.Lock) -> bool:
-    """Tell whether another thread gets the lock at once."""
+    """Return whether another thread gets the lock at once."""
     got = threading.Event()
 
     def take() -> None:
@@ -77,7 +77,7 @@ def test_a_lock_may_be_taken_again_by_the_thread_that_holds_it() -> None:
 
 
 class Account:
-    """Something with work under way."""
+    """An object with work in progress."""
 
     def __init__(self, resets: list[str]) -> None:
         self.resets = resets
@@ -104,7 +104,7 @@ def test_objects_are_reset_for_as_long_as_they_live() -> None:
 
 
 class Pausing:
-    """Something that a fork pauses."""
+    """An object that a fork pauses."""
 
     def __init__(self, events: list[str], name: str, seconds: float = 0.0) -> None:
         self.events, self.name, self.seconds = events, name, seconds
@@ -113,7 +113,7 @@ class Pausing:
     def pause(self, until: float) -> forks.Resume:
         time.sleep(min(self.seconds, max(0.0, until - time.monotonic())))
         self.events.append(f"{self.name} pauses")
-        return lambda: self.events.append(f"{self.name} goes on")
+        return lambda: self.events.append(f"{self.name} is resumed")
 
 
 @needs_fork
@@ -134,7 +134,7 @@ def test_a_fork_that_fails_resumes_everything() -> None:
     forks._before()  # as os.fork calls them, also if there is no memory for a child
     assert not is_free(forks.importing)
     forks._in_parent()
-    assert events == [f"{pausing.name} pauses", f"{pausing.name} goes on"]
+    assert events == [f"{pausing.name} pauses", f"{pausing.name} is resumed"]
     assert is_free(forks.importing)
 
 
@@ -243,7 +243,7 @@ def test_threads_may_fork_at_the_same_time_and_a_signal_handler_during_a_fork() 
 
 @needs_fork
 def test_no_other_hook_holds_a_lock_while_our_threads_pause() -> None:
-    # Else a thread of ours that needs that lock could not come to rest.
+    # Otherwise, a thread of ours that needs the lock could not pause.
     script = """
 import os, signal, threading
 from nexusflow_integrations._core import forks

@@ -1,4 +1,4 @@
-"""Only localhost, 127.0.0.0/8 and ::1 are this machine, and no host can be read in two ways."""
+"""Only localhost, 127.0.0.0/8 and ::1 are this machine, and no accepted host is ambiguous."""
 
 from __future__ import annotations
 

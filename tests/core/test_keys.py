@@ -1,4 +1,4 @@
-"""The key of a text stands for everything that its vector is made from, and for nothing else."""
+"""The cache key of a text depends on everything that changes its vector, and on nothing else."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_moving_a_character_from_one_part_to_the_next_changes_the_key(
 
 def test_a_key_is_24_bytes_and_the_same_in_every_run() -> None:
     key = Keyer(base_url="https://a.example/v1", model="m", dimensions=64)("x")
-    # Another value would pay again for everything in every cache there is.
+    # A changed value would make every existing cache useless.
     assert key.hex() == KEY_OF_X
 
 

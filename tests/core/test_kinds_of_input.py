@@ -1,4 +1,4 @@
-"""What is no list of texts is refused before anything is sent, with what to pass instead."""
+"""An input that is not a list of texts is refused before sending, with what to pass instead."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nexusflow_integrations.errors import InvalidInputError
 
 
 class Frame:
-    """Iterates as a DataFrame of pandas does: over the names of its columns."""
+    """Iterates like a pandas DataFrame: over the names of its columns."""
 
     columns = ("id", "text")
 
@@ -27,7 +27,7 @@ class Frame:
 
 
 class Column:
-    """An array of pyarrow: its items are no ``str``."""
+    """Like an array of pyarrow: its items are not ``str``."""
 
     def __iter__(self) -> Any:
         return iter([object()])

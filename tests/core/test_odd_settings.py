@@ -1,7 +1,7 @@
-"""No setting of a wrong kind ends in anything but a ``ConfigurationError`` that names it.
+"""Invalid settings always end in a ``ConfigurationError`` that names them.
 
-Every setting is given every odd value. It is either taken, and then a call works, or it is refused
-where it is given, in one sentence.
+Every setting is tried with every odd value. It is either accepted, and then a call works, or it is
+refused at once, in one sentence.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def answer(request: httpx.Request) -> httpx.Response:
 
 def client(**settings: Any) -> NexusFlow:
     http = httpx.Client(transport=httpx.MockTransport(answer))
-    key = f"{KEY}-{next(ACCOUNTS)}"  # an account each: limits hold for all clients of one
+    key = f"{KEY}-{next(ACCOUNTS)}"  # limits hold for all clients of an account
     return NexusFlow(**{"api_key": key, "http_client": http, **settings})
 
 
@@ -48,14 +48,14 @@ def test_every_setting_accepts_valid_values_and_refuses_all_others(
     name: str, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where cache=True keeps its file
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # the folder for cache=True
     monkeypatch.setenv("NEXUSFLOW_API_KEY", KEY)
     for value in refused(lambda value: client(**{name: value}), name):
         made = client(**{name: value})
         repr(made)
         repr(made.settings)
         if name in ("http_client", "async_http_client", "base_url"):
-            continue  # real ones, with no server
+            continue  # real ones, without a server
         if name == "api_key" and callable(value):
             continue  # what it returns is tested elsewhere
         if name == "on_usage" and callable(value) and value is not print:
@@ -141,7 +141,7 @@ async def test_arguments_of_an_async_call_are_refused_before_anything_is_sent() 
 
 
 class Shares:
-    """What a pacer and a budget need to have, each part of which may be missing."""
+    """The attributes of a pacer and a budget, each of which may be missing."""
 
     requests_per_minute: Any = 600.0
     tokens_per_minute: Any = None

@@ -1,4 +1,4 @@
-"""Work in threads that nobody waits for: in order, told on the loop, and never joined."""
+"""Work in daemon threads: in order, with results on the loop, and never joined."""
 
 from __future__ import annotations
 

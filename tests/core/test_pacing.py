@@ -1,4 +1,4 @@
-"""The whole quota and no more: pacing to a given limit, and to one that is found out."""
+"""The whole quota and no more: pacing with a given limit, and with one found by trial."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_larger_requests_wait_proportionally_longer(sizes: list[int]) -> None:
     assert now + gcra.wait(now) == pytest.approx(sum(sizes) / 100.0)
 
 
-# ---- limits that were given
+# ---- given limits
 
 
 @pytest.mark.parametrize("per_second", [2, 10, 60, 120])
@@ -154,7 +154,7 @@ def test_wrong_bills_never_stop_a_given_limit(bills: list[tuple[int, float]]) ->
     assert pacer.wait(now) <= sum(e * max(10.0, f) for e, f in bills) / 990 + 1
 
 
-# ---- a limit that is found out
+# ---- a limit found by trial
 
 
 @pytest.mark.parametrize("per_second", [5, 10, 30, 60, 100, 150])
@@ -422,7 +422,7 @@ def test_a_refusal_slows_tokens_like_requests_and_a_pause_regains_at_most_the_li
     assert pacer.wait(1000.0) == pytest.approx(1.0)
 
 
-# ---- the first refusal, with nothing or little known
+# ---- the first refusal, with few or no successes
 
 
 def test_a_refusal_before_any_good_answer_starts_the_search_at_one_a_second() -> None:

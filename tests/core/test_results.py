@@ -1,4 +1,4 @@
-"""Rows are gathered by index, whoever brings them, and callers get arrays that know their usage."""
+"""Rows are collected by index, in any order, and callers get arrays with their usage."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_list_with_gaps_knows_reasons_and_usage() -> None:
     assert rows.usage.texts == 2
 
 
-# ---- what the caller gets
+# ---- the caller's result
 
 
 def gathered_of(count: int, *, refused: tuple[int, ...] = ()) -> CallResults:

@@ -1,4 +1,4 @@
-"""A row is what was put under its key, or it is none."""
+"""A row is exactly what was stored under its key, or it is not valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One budget for many processes: however they draw, die and come back, it is never overdrawn."""
+"""One budget for many processes: however they draw, die and return, it is never exceeded."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_returned_tokens_are_available_to_all() -> None:
 
 
 def test_only_granted_tokens_can_be_returned() -> None:
-    """As after a restart, when a holder comes with what the one before had granted."""
+    """As after a restart, when a holder returns tokens of the previous budget."""
     grants = Grants(1_000, granted=700)
     assert draw(grants, "a", 0, 0, unused=500).left == 300
 
@@ -58,7 +58,7 @@ def test_a_lost_holder_is_not_waited_for_and_what_it_held_counts_as_spent() -> N
 
 
 class Fleet(RuleBasedStateMachine):
-    """Processes that draw, spend, give back, lose answers and die; a budget that restarts."""
+    """Processes that draw, spend, return tokens, lose answers and die; a budget that restarts."""
 
     @initialize()
     def begin(self) -> None:
@@ -119,7 +119,7 @@ TestFleet = Fleet.TestCase
 
 
 class Bank:
-    """A shared budget in this process; each guard has a teller of its own."""
+    """A shared budget in this process; each guard has its own holder name."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
@@ -154,7 +154,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def reserved(guard: SharedBudgetGuard, most: int) -> bool:
-    """Reserve as a request does: wait while it may still fit."""
+    """Reserve like a request: wait while it may still fit."""
     while not guard.reserve(most):
         if not guard.pending:
             return False
@@ -165,7 +165,7 @@ async def reserved(guard: SharedBudgetGuard, most: int) -> bool:
 
 
 async def spend(guard: SharedBudgetGuard, most: int, billed: int) -> int:
-    """Send requests until the budget has no room for another; return what was billed."""
+    """Send requests until the budget is used up; return what was billed."""
     total = 0
     while await reserved(guard, most):
         await asyncio.sleep(0)

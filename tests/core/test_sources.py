@@ -1,4 +1,4 @@
-"""Where batches come from: all texts, or those the store does not hold and nobody else pays for."""
+"""Sources of batches: all texts, or those that are neither stored nor claimed by others."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FakeStore:
 
 
 class FakeCache:
-    """A store in a dict; ``busy`` keys are somebody else's until taken out of it.
+    """A store in a dict; ``busy`` keys are claimed by others until they are removed.
 
     ``confirming`` is called before claims are confirmed, as if it happened just before.
     """
@@ -95,12 +95,12 @@ class FakeCache:
         self.renewals += 1
 
     def lose(self, *keys: bytes) -> None:
-        """End claims, as if they had run out and others had taken and released them."""
+        """End claims, as if they had expired and others had taken and released them."""
         self.claimed -= set(keys)
 
 
 class FakeGate:
-    """Lets out ``most`` at once, if it is open."""
+    """Admits ``most`` at once, if it is open."""
 
     def __init__(self, most: int = 100, *, is_open: bool = False) -> None:
         self._most = most
@@ -195,7 +195,7 @@ async def test_texts_are_looked_up_in_chunks_and_claimed_shortly_before_they_are
 
 
 async def turns() -> None:
-    """Let the loop do all that it can do."""
+    """Run the loop until it is idle."""
     for _ in range(50):
         await asyncio.sleep(0)
 
@@ -246,7 +246,7 @@ def test_what_another_process_pays_for_is_waited_for_and_then_taken(
         async def other() -> None:
             await asyncio.sleep(0.02)
             cache.rows[b"t1"] = vector(1)
-            cache.busy.clear()  # and t4 was given up: ours to pay for
+            cache.busy.clear()  # and t4 was released, so it is sent here
 
         helper = asyncio.ensure_future(other())
         assert sorted(await embed_all(source, gathered)) == [0, 2, 3, 4, 5]
@@ -328,7 +328,7 @@ async def test_texts_taken_over_by_others_are_not_sent_but_read_when_stored() ->
     def stand_still() -> None:
         cache.confirming = lambda: None
         cache.lose(b"t1", b"t2")
-        cache.rows[b"t1"] = vector(1)  # paid for by somebody else; t2 was given up again
+        cache.rows[b"t1"] = vector(1)  # paid for by others; t2 was released
 
     cache.confirming = stand_still
     sent = await embed_all(source, gathered)
@@ -352,7 +352,7 @@ async def test_a_part_of_a_batch_that_came_before_the_rest_was_lost_is_kept() ->
         await source.confirm(batch[1:])
     source.keep(batch)
     assert set(cache.rows) == {b"t0"}
-    assert cache.claimed == {b"t2"}  # still to be paid for here
+    assert cache.claimed == {b"t2"}  # still to be sent here
     assert sorted(await embed_all(source, gathered)) == [1, 2]
 
 

@@ -1,4 +1,4 @@
-"""Streams are cut into chunks, and every text of the stream gets one result under its own place."""
+"""Streams are split into chunks, and every text of the stream gets one result with its index."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cutter(instruction: str = "", **options: int) -> Cutter:
 
 
 def embedded(chunk: Chunk, *, refuse: set[int] = frozenset()) -> CallResults:  # type: ignore[assignment]
-    """What a call with the chunk's texts gathers; place p in the chunk gets the vector [p + 1]."""
+    """The result of a call with the chunk's texts; index p in the chunk gets the vector [p + 1]."""
     gathered = CallResults(len(chunk.texts))
     for place, text in enumerate(chunk.texts):
         item = item_of(place, text)

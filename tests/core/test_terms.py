@@ -1,4 +1,4 @@
-"""Whose limits hold for an account: those of the clients in use, the newest first."""
+"""Which limits hold for an account: those of the clients in use, the newest first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .hand import Clock
 
 
 class Client:
-    """What a client is to its endpoint: present until it is closed or collected, and calling."""
+    """A client as its endpoint sees it: present until it is closed or collected, and calling."""
 
     def __init__(self, endpoint: EndpointState, pacer: Any = None, **settings: Any) -> None:
         self.endpoint = endpoint
@@ -56,7 +56,7 @@ def endpoint(clock: Clock) -> EndpointState:
 
 
 def limits(endpoint: EndpointState) -> tuple[float | None, float | None] | None:
-    """What the endpoint really sends at; ``None`` if it finds the limit out."""
+    """Return the limits that the endpoint uses; ``None`` if it searches for the limit."""
     pacer = endpoint.admission.pacer
     assert pacer is endpoint.pacer
     if isinstance(pacer, GivenLimits):

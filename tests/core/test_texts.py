@@ -1,4 +1,4 @@
-"""Texts are checked before anything is sent, and the bad one is named by its place."""
+"""Texts are checked before anything is sent, and the error names the index of a bad one."""
 
 from __future__ import annotations
 

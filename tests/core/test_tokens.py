@@ -1,4 +1,4 @@
-"""The token rule, and the bound that a budget rests on."""
+"""The estimate of tokens, and the upper bound that budgets use."""
 
 from __future__ import annotations
 

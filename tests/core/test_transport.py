@@ -1,4 +1,4 @@
-"""What a sender does where no server can show it with every version of aiohttp or Python."""
+"""Cases that a real server cannot reproduce with every version of aiohttp or Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nexusflow_integrations._core.request.wire import TransportFault
 
 
 class Stalling:
-    """A response that came early: its body stalls, and the request's is still being written."""
+    """An early response: its body stalls, and the request's is still being written."""
 
     content_length = None
     closed = False
@@ -84,7 +84,7 @@ def _right(_: httpx.Request) -> httpx.Response:
 
 
 def test_a_call_that_is_cancelled_as_its_answer_comes_is_cancelled_with_a_callers_client() -> None:
-    """Else it would go on to its next batch, and pay for it."""
+    """Otherwise it would continue with its next batch, and pay for it."""
     may_answer = threading.Event()
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -98,7 +98,7 @@ def test_a_call_that_is_cancelled_as_its_answer_comes_is_cancelled_with_a_caller
             await asyncio.sleep(0)
             thread = next(t for t in threading.enumerate() if t.name == "nexusflow-httpx")
             may_answer.set()
-            thread.join(60)  # the loop stands still, and the answer waits for it
+            thread.join(60)  # the loop is blocked, and the response waits for it
             asyncio.get_running_loop().call_soon(task.cancel)
             with pytest.raises(asyncio.CancelledError):
                 await task

@@ -1,4 +1,4 @@
-"""What was sent and what it cost; and a budget that is never passed."""
+"""Usage, prices, and budgets that are never exceeded."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_signal_handler_adds_to_a_total_and_reads_it_whatever_it_interrupts() 
 def test_a_total_works_in_the_child_of_a_fork_during_an_addition() -> None:
     total = Total()
     total.add(Ledger(requests=1))
-    with usage._folding:  # as a thread that is at it
+    with usage._folding:  # as another thread that is folding
 
         def child() -> object:
             for _ in range(100):

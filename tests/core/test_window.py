@@ -1,4 +1,4 @@
-"""The window of requests in flight: up when it is used and all is well, down at trouble."""
+"""The window of requests in flight: it grows on successes while used, and shrinks on faults."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_another_limit_lets_a_window_grow_later_and_cuts_it_at_once() -> None:
 
 
 class Windows(RuleBasedStateMachine):
-    """Requests come and go, well or not; one may always be sent, never more than the limit."""
+    """Requests succeed or fail; one may always be sent, never more than the limit."""
 
     def __init__(self) -> None:
         super().__init__()

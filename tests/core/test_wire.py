@@ -1,4 +1,4 @@
-"""Bytes out, checked vectors in: placed by index, decoded by what came, every damage noticed."""
+"""Requests are encoded and responses validated: order by index, both formats, any damage."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ def test_one_flipped_byte_is_noticed_or_changes_no_more_than_numbers(
     assert np.isfinite(rows.vectors).all()
 
 
-# ---- the bill, and what else may be odd
+# ---- usage, and other oddities
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_a_byte_order_mark_and_another_model_name_are_harmless() -> None:
     assert decode(body, 3).vectors.tolist() == GOOD
 
 
-# ---- compression that nobody asked for
+# ---- compression that was not requested
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_what_is_just_within_the_limit_is_unpacked() -> None:
         decompress(gzip.compress(bytes(5001)), "gzip", 5000)
 
 
-# ---- answers made to be slow to read
+# ---- responses that are slow to parse
 
 MANY = 1_000_000
 SLOW = {
