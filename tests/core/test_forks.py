@@ -121,7 +121,7 @@ def test_what_pauses_for_a_fork_is_resumed_in_the_parent_only() -> None:
     events: list[str] = []
     pausing = [Pausing(events, "a"), Pausing(events, "b")]
     assert in_child(lambda: events) == repr(["a pauses", "b pauses"])
-    assert events == ["a pauses", "b pauses", "b goes on", "a goes on"]
+    assert events == ["a pauses", "b pauses", "b is resumed", "a is resumed"]
     pausing.clear()
     gc.collect()
     assert in_child(lambda: len(events)) == "4"
@@ -237,7 +237,7 @@ def test_threads_may_fork_at_the_same_time_and_a_signal_handler_during_a_fork() 
     finally:
         signal.signal(signal.SIGUSR1, former)
     assert sorted(said) == sorted(map(repr, ["handler", "main", *["thread"] * 4]))
-    assert events.count("a pauses") == events.count("a goes on") == 6
+    assert events.count("a pauses") == events.count("a is resumed") == 6
     assert pausing.seconds
 
 
