@@ -1,4 +1,4 @@
-"""What a user adds to each request: to its body, or to the query of its URL."""
+"""The user's own fields in each request: in its body, or in the query of its URL."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _MOST_CHARACTERS = 65_536
 
 
 class Fields:
-    """Names and JSON values that do not change.
+    """An immutable mapping of names to JSON values.
 
     Args:
-        name: The setting that they are given as.
+        name: The name of the setting.
         given: A mapping, or ``None`` for none.
-        taken: Names that may not be among them.
-        flat: Whether each value must be a text, a number or a truth value.
+        taken: Names that may not be used.
+        flat: Whether each value must be a text, a number or a boolean.
 
     Raises:
         ConfigurationError: They cannot be sent.

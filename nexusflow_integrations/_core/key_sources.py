@@ -1,4 +1,4 @@
-"""Where a client's API key comes from: it was given, stands in the environment, or is asked for."""
+"""Sources of a client's API key: a given key, an environment variable, or a function."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ Loop = asyncio.AbstractEventLoop
 
 
 class KeySource(Protocol):
-    """Gives the key of an account, and perhaps another one after a 401."""
+    """Provides the key of an account, and possibly another one after a 401."""
 
     @property
     def key(self) -> ApiKey | None:
-        """The key; ``None`` where it has not been asked for yet."""
+        """The key; ``None`` if it has not been requested yet."""
 
     @property
     def account(self) -> ApiKey | AskedKey:
-        """What stands for the account, whatever its key is at the moment."""
+        """What identifies the account, even if its key changes."""
 
     async def renewed(self, refused: ApiKey | None, loop: Loop | None) -> ApiKey | None:
         """Return another key than ``refused``, or ``None`` if there is no other.
 
         Args:
-            refused: The key that got a 401; ``None`` where there has been none yet.
+            refused: The key that got a 401; ``None`` if there was no key yet.
             loop: The event loop of the caller, if it has one.
 
         Raises:
-            ConfigurationError: It cannot be had.
+            ConfigurationError: There is no key.
         """
 
 
@@ -54,12 +54,12 @@ class GivenKey:
 
 
 class EnvironmentKey:
-    """The key in an environment variable, looked up at the first need and after a 401.
+    """The key in an environment variable, read at first use and after a 401.
 
     Args:
-        variable: Its name.
-        first: Its value, if it was looked up already.
-        unpickled: The class of the object that was pickled without its key, if it was one.
+        variable: The name of the variable.
+        first: Its value, if it was read already.
+        unpickled: The class of the object, if it was unpickled without its key.
     """
 
     def __init__(
@@ -107,10 +107,10 @@ class EnvironmentKey:
 
 
 class AskedKey:
-    """A key that a function gives, sync or async: asked at the first need and after a 401.
+    """A key from a sync or async function, which is called at first use and after a 401.
 
-    An async function is awaited on the caller's event loop, where it has one, a sync one called in
-    a thread of its own. Calls that need a key at the same time ask once.
+    An async function is awaited on the caller's event loop, if it has one; a sync function is
+    called in its own thread. Calls that need a key at the same time share one function call.
     """
 
     def __init__(self, function: Callable[[], Any]) -> None:
@@ -120,15 +120,17 @@ class AskedKey:
         forks.in_child(self._forget)
 
     def _forget(self) -> None:
-        self._lock = None  # it is of the parent's event loop
+        self._lock = None  # it belongs to the parent's event loop
 
     @property
     def account(self) -> AskedKey:
         return self
 
     def fingerprint(self) -> str:
-        """Return what stands for the account where processes share limits: the same for all keys
-        that are asked for, since none of them stays."""
+        """Return what identifies the account when processes share limits.
+
+        It is the same for all keys from functions, since such keys change.
+        """
         return hashlib.sha256(b"an API key that is asked for").hexdigest()
 
     async def renewed(self, refused: ApiKey | None, loop: Loop | None) -> ApiKey | None:
@@ -153,7 +155,7 @@ class AskedKey:
         except NexusFlowError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever the function raises
-            # Without its words and frames, which may hold the key.
+            # Without its message and traceback, which may hold the key.
             raise ConfigurationError(
                 f"api_key: the function that gives the key raised {type(error).__name__}"
             ) from None
@@ -174,11 +176,11 @@ async def _awaited(work: Callable[[], Awaitable[Any]]) -> ApiKey:
 
 
 async def _in_thread(function: Callable[[], Any]) -> Any:
-    """Call ``function`` in a daemon thread; return the key, or what has to be awaited for it."""
+    """Call ``function`` in a daemon thread; return the key, or an awaitable for it."""
     answer: Future[Any] = Future()
 
     def call() -> None:
-        answer.set_running_or_notify_cancel()  # from here on nobody can cancel it
+        answer.set_running_or_notify_cancel()  # from here on it cannot be cancelled
         try:
             answer.set_result(_called(function))
         except BaseException as error:  # noqa: BLE001 - handed on
@@ -199,10 +201,10 @@ def _key_or_awaitable(value: Any) -> Any:
 
 @secret_arguments
 def key_source(value: object) -> KeySource:
-    """Return the source of a key that was given as ``api_key``.
+    """Return the source for the argument ``api_key``.
 
     Raises:
-        ConfigurationError: It can be none.
+        ConfigurationError: It is not a valid key or source.
     """
     if value is None:
         return EnvironmentKey()

@@ -1,4 +1,4 @@
-"""What is known of each model: its sizes, its limits and its price, in one table."""
+"""The table of known models: sizes, limits and prices."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Model:
-    """Facts of one model, as its documentation gives them.
+    """The properties of a model, according to its documentation.
 
     Attributes:
-        sizes: Sizes of its vectors; empty where they are not known, and then any is asked for.
-        batch_size: Texts a request at most.
-        max_tokens: Tokens a text at most; ``None`` where that is not known.
-        per_million_tokens: List price of a million tokens; ``None`` where that is not known.
+        sizes: Sizes of its vectors; empty if not known, in which case any size may be requested.
+        batch_size: Most texts per request.
+        max_tokens: Most tokens per text; ``None`` if not known.
+        per_million_tokens: List price of a million tokens; ``None`` if not known.
         currency: Currency of the price.
     """
 
@@ -40,12 +40,12 @@ _MOST = 2048
 
 
 def model_named(name: object) -> Model:
-    """Return what is known of the model ``name``; a model that is not in the table is allowed."""
+    """Return the properties of the model ``name``, which need not be in the table."""
     return MODELS.get(name, _UNKNOWN) if isinstance(name, str) else _UNKNOWN
 
 
 def texts_a_request(name: object, wanted: int | None) -> int:
-    """Return ``wanted``, but no more than the model is known to take; its most for ``None``."""
+    """Return ``wanted``, limited to the model's maximum if known; for ``None``, that maximum."""
     known = model_named(name)
     if wanted is None:
         return known.batch_size

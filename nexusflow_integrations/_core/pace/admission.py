@@ -33,7 +33,7 @@ class AdmissionQueue:
     async def enter(self, tokens: int, *, urgent: bool = False, again: bool = False) -> None:
         """Wait until a request of about ``tokens`` may be sent, and count it as in flight.
 
-        ``again`` is for one that gave its turn up: it goes before those that have had none.
+        ``again`` is for a request that gave up its turn: it goes before those that had none.
         """
         if not self._waiting and self._admit(tokens) == 0:
             return

@@ -77,7 +77,7 @@ logger = logging.getLogger("nexusflow_integrations")
 
 _VERSION = re.compile(r"/v[0-9]")
 _CUTTING = ("split", "truncate")
-"""What ``on_too_long`` says where texts are not sent as they are."""
+"""The values of ``on_too_long`` with which texts are split or truncated."""
 
 
 @dataclass(slots=True)
@@ -128,7 +128,7 @@ class AwaitSettled:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Get another key than ``refused``; sent back whether there is one, which is the call's now."""
+    """Replace the call's key ``refused`` by another; receives whether there is one."""
 
     refused: ApiKey
     renew: Callable[[ApiKey | None], Awaitable[bool]]
@@ -423,7 +423,7 @@ def _renewed(refused: ApiKey | None, call: Call) -> Generator[Step, Any, bool]:
     A key that was refused before it had worked once is not replaced: the next one would be, too.
     """
     if call.key is not refused:
-        return True  # meanwhile another batch has got one
+        return True  # another batch has already replaced it
     if refused is None or call.renew is None or call.stopping:
         return False
     if call.old_keys and call.proven != refused:

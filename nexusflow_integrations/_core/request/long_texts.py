@@ -1,7 +1,7 @@
-"""Texts that have more tokens than the model takes: found by an estimate, cut by a rule.
+"""Texts with more tokens than the model accepts: detected and split by estimated tokens.
 
-The estimate, not the model's own tokenizer, decides and cuts everywhere, so that a text has the
-same pieces, and the same vector in a cache, whatever is installed.
+The estimate is used even if the model's own tokenizer is installed, so that a text always has the
+same pieces, and the same vector in a cache.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import APIStatusError, InvalidInputError
 
 CLEARLY = 1.4
-"""Times the limit above which an estimate, which is off by more for odd texts, is an error."""
+"""Factor by which the estimate, which is less exact for unusual texts, must exceed the limit."""
 PIECE = 0.8
-"""Part of the limit that a piece has at most, by the estimate."""
+"""The most estimated tokens of a piece, as a share of the limit."""
 SHORTEST = 32
-"""Characters of a text below which a refusal for its length is believed to mean something else."""
+"""Characters; if a shorter text is refused as too long, the reason must be another one."""
 _WINDOW = 200
-"""Characters before a cut among which a blank is looked for."""
+"""How many characters before a cut are searched for a blank."""
 
 
 def check_lengths(texts: Sequence[str], settings: Settings, *, single: bool = False) -> None:
-    """Refuse texts that are clearly too long, if that is what ``settings`` say.
+    """Refuse texts that are clearly too long, if ``settings`` say so.
 
     Raises:
-        InvalidInputError: One is; ``index`` says which.
+        InvalidInputError: A text is too long; ``index`` says which.
     """
     limit = longest(settings)
     if max(map(len, texts), default=0) > limit:
@@ -41,7 +41,7 @@ def check_lengths(texts: Sequence[str], settings: Settings, *, single: bool = Fa
 
 
 def longest(settings: Settings) -> float:
-    """Return the characters up to which no text can be too long, if too long is an error."""
+    """Return the number of characters up to which no text can be too long."""
     limit = settings.token_limit
     return limit if limit is not None and settings.on_too_long == "error" else float("inf")
 
@@ -52,8 +52,8 @@ def check_length(text: str, settings: Settings, index: int | None = None) -> Non
     if limit is not None and tokens > CLEARLY * limit:
         where = "the text" if index is None else f"text {index}"
         raise InvalidInputError(
-            f"{where} is too long: it has about {tokens:,} tokens, and {settings.model} takes"
-            f" {limit:,}; cut it, or say on_too_long='split', 'truncate' or 'send'",
+            f"{where} is too long: it has about {tokens:,} tokens, and {settings.model} accepts"
+            f" {limit:,}; shorten it, or set on_too_long='split', 'truncate' or 'send'",
             index=index,
         )
 
@@ -72,7 +72,7 @@ def check_document(text: object, settings: Settings) -> str:
 
 
 def is_cut(text: str, settings: Settings) -> bool:
-    """Whether ``text`` is not sent as it is, but split or truncated."""
+    """Whether ``text`` is to be split or truncated."""
     limit = settings.token_limit
     return (
         limit is not None
@@ -83,9 +83,9 @@ def is_cut(text: str, settings: Settings) -> bool:
 
 
 def pieces_of(item: Item, most: float) -> list[Item]:
-    """Return pieces of about ``most`` tokens or less, all with the index of ``item``.
+    """Return pieces of at most about ``most`` tokens, all with the index of ``item``.
 
-    Joined together they are the text, apart from pieces of blanks, which cannot be sent.
+    Concatenated, they are the text, without blank pieces, which cannot be sent.
     """
     texts = _cut(item.text, max(1.0, most))
     return [item_of(item.index, text) for text in texts if text.strip()]
@@ -99,7 +99,7 @@ def _cut(text: str, most: float) -> list[str]:
 
 
 def _place(text: str, place: int) -> int:
-    """Return ``place``, or better the end of a word not far before it."""
+    """Return the end of a word shortly before ``place``, or ``place`` if there is none."""
     near = text[max(1, place - _WINDOW) : place]
     words = near.rstrip()
     if words and len(words) < len(near):
@@ -118,7 +118,7 @@ def truncated(item: Item, most: float) -> Item:
 
 
 class Pieces:
-    """Where the vectors of a text's pieces go: the mean, weighted by their tokens, in the end."""
+    """Collects the vectors of a text's pieces; the result is their mean, weighted by tokens."""
 
     def __init__(self) -> None:
         self._sum: np.ndarray[tuple[int], np.dtype[np.float64]] | None = None
@@ -133,7 +133,7 @@ class Pieces:
         self.error = self.error or error
 
     def vector(self) -> Vectors:
-        """Return the mean of unit length: float32 of shape (1, d)."""
+        """Return the mean, scaled to unit length: float32 of shape (1, d)."""
         assert self._sum is not None
         length = float(np.sqrt((self._sum * self._sum).sum()))
         return (self._sum / (length or 1.0)).astype(np.float32)[None]

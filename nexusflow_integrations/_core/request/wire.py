@@ -260,7 +260,7 @@ def _billed_tokens(usage: object) -> int | None:
 
 
 def decompress(body: bytes, encoding: str, limit: int) -> bytes:
-    """Undo a ``Content-Encoding`` that was not asked for, within ``limit`` bytes.
+    """Decompress a body with a ``Content-Encoding`` (not requested), up to ``limit`` bytes.
 
     Raises:
         BrokenResponse: The encoding is unknown, there are too many, or the body is damaged, cut
