@@ -154,7 +154,7 @@ def test_what_may_just_fit_is_sent(upstream: Upstream) -> None:
 
 def test_the_limit_is_that_of_the_model_and_unknown_for_an_unknown_one(upstream: Upstream) -> None:
     text = "word " * 11_000
-    with pytest.raises(InvalidInputError, match="text-embedding-v4 takes 8,192"):
+    with pytest.raises(InvalidInputError, match="text-embedding-v4 accepts 8,192"):
         upstream.client(max_text_tokens=None).embed(text)
     upstream.client(max_text_tokens=None, model="another").embed(text)
     assert upstream.texts == [text]
