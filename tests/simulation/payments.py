@@ -164,7 +164,7 @@ COMMIT = 1.0
 def _is_kept(sent: Sent, text: str, run: Run) -> bool:
     """Whether the vector of ``text`` was certainly stored before its claim expired.
 
-    A split batch is stored when all of it has arrived; until then the process must not be suspended.
+    A split batch is stored when all of it has arrived, without a suspension before that.
     """
     process = sent.process
     stops = [since for since, to in process.stops if to > sent.sent_at]
@@ -183,7 +183,9 @@ def _is_kept(sent: Sent, text: str, run: Run) -> bool:
 
 def _kept_at(sent: Sent, text: str) -> float:
     settings = sent.call.settings
-    key = Keyer(base_url=settings.base_url, model=settings.model, dimensions=settings.dimensions)(text)
+    key = Keyer(base_url=settings.base_url, model=settings.model, dimensions=settings.dimensions)(
+        text
+    )
     return sent.process.kept_at.get(key, float("inf"))
 
 
