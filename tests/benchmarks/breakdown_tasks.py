@@ -1,4 +1,4 @@
-"""Where the client's CPU goes: the stages one by one, on the same texts, and what is left over."""
+"""The client's CPU time by stage, on the same texts, and the remainder."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def breakdown(spec: dict[str, Any]) -> dict[str, Any]:
     }
     stages["base64, checking the vectors"] = _best(decode) - stages["parsing JSON"]
     stages["retries, pace, gathering: the rest"] = max(0.0, first - sum(stages.values()))
-    # Not of one array at the end: the lists are made batch by batch, and that is how they cost.
+    # Measured batch by batch, as the client makes the lists.
     lister = NexusFlow(KEY, base_url=spec["url"])
     lister._want_lists()
     kept: list[Any] = []
@@ -94,7 +94,7 @@ def _response(texts: list[str]) -> bytes:
 
 
 def _http(url: str, texts: list[str], requests: int) -> float:
-    """Send requests through the client's own sender, without anything around it."""
+    """Send requests through the client's sender alone."""
     from nexusflow_integrations._core.call.engine import _target
     from nexusflow_integrations._core.request import batching, wire
     from nexusflow_integrations._core.request.transport import AiohttpSender, Pool

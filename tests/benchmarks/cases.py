@@ -1,6 +1,6 @@
-"""What is measured: each case runs children against a server and returns plain data.
+"""The benchmark cases: each runs child processes against a server and returns plain data.
 
-``quick`` is for trying things out: fewer texts and rounds, the same path.
+``quick`` uses fewer texts and rounds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DIMENSIONS = 1024
 
 
 def bound(texts: int, latency_ms: float, in_flight: int = IN_FLIGHT) -> float:
-    """Seconds that no client with so many requests in flight can be faster than."""
+    """The minimum seconds for any client with this many requests in flight."""
     return math.ceil(math.ceil(texts / 10) / in_flight) * latency_ms / 1000
 
 
@@ -77,7 +77,7 @@ def _documents(name: str, texts: int, **settings: Any) -> Data:
 
 
 def latency(quick: bool) -> Data:
-    """2,000 texts at 150 ms, everybody with defaults."""
+    """2,000 texts at 150 ms, all clients with defaults."""
     texts, rounds = (200, 1) if quick else (2000, 2)
     with server(LATENCY_MS) as at:
         fast = {
@@ -86,8 +86,8 @@ def latency(quick: bool) -> Data:
             if not contestant.one_by_one
         }
         found = interleaved(fast, rounds, at)
-        # Half a minute each, of which all but a second is the server's latency: once is enough.
-    # All at once, each with a server of its own: they wait, and need a hundredth of a core.
+        # Half a minute each, nearly all of it latency: one run is enough.
+    # All in parallel, each with its own server: they mostly wait, using 1 % of a core.
     slow = {c.name: _documents(c.name, texts) for c in ALL if c.one_by_one}
     found |= together(slow, LATENCY_MS)
     return {
@@ -100,7 +100,7 @@ def latency(quick: bool) -> Data:
 
 
 def cpu(quick: bool) -> Data:
-    """2,000 texts at 0 ms: what the client itself costs."""
+    """2,000 texts at 0 ms: the cost of the client."""
     texts, rounds = (500, 1) if quick else (2000, 5)
     with server() as at:
         specs = {c.name: _documents(c.name, texts) for c in [*ALL, *FLOORS]}
@@ -109,7 +109,7 @@ def cpu(quick: bool) -> Data:
 
 
 def breakdown(quick: bool) -> Data:
-    """Where the client's CPU goes, stage by stage."""
+    """The client's CPU time by stage."""
     texts, rounds = (500, 1) if quick else (2000, 5)
     with server() as at:
         runs = [measure({"task": "breakdown", "texts": texts}, at) for _ in range(rounds)]
@@ -161,7 +161,7 @@ def query(quick: bool) -> Data:
 
 
 def memory(quick: bool) -> Data:
-    """100,000 vectors streamed into an array; lists beside it, as frameworks want them."""
+    """100,000 vectors streamed into an array, and lists for comparison."""
     texts, listed = (5000, 2000) if quick else (100_000, 10_000)
     with server() as at:
         streamed = measure({"task": "stream", "texts": texts}, at)
@@ -217,7 +217,7 @@ def scaling(quick: bool) -> Data:
     rounds = min(rounds, 2)
     with server(10.0) as at:
         for in_flight in (1, 8, 32, 128):
-            # So much before, that all connections are open: opening is no cost of a request.
+            # A warm-up opens all connections, so that opening them is not measured.
             specs = {
                 name: _documents(name, texts, max_concurrency=in_flight)
                 | {"before": 40 * in_flight}
@@ -253,7 +253,7 @@ _NEEDED = [
 
 
 def imports(quick: bool) -> Data:
-    """What importing costs, and how long it takes from nothing to a first vector."""
+    """The cost of imports, and the time from process start to the first vector."""
     rounds = 1 if quick else 2
     of_langchain = _langchain_core_of("nexusflow_integrations.langchain")
 
@@ -309,7 +309,7 @@ def imports(quick: bool) -> Data:
 
 
 def _langchain_core_of(module: str) -> list[str]:
-    """Return the parts of langchain_core that ``module`` imports: they are LangChain's own cost."""
+    """Return the parts of langchain_core that ``module`` imports, which are not our cost."""
     import subprocess
 
     listing = (
@@ -358,7 +358,7 @@ def _folder() -> Iterator[str]:
 
 
 def store(quick: bool) -> Data:
-    """The store: its share of a run, beside other caches, and what a kill -9 costs."""
+    """The cache: its share of a run, compared with other caches, and the cost of a kill -9."""
     texts, kept, killed = (300, 300, 400) if quick else (2000, 20_000, 1000)
     rounds = 1 if quick else 2
     shares = {}
@@ -459,7 +459,7 @@ def index(quick: bool) -> Data:
 
 
 def soak(quick: bool) -> Data:
-    """20,000 texts under a quota, one request in twenty failing in some way."""
+    """20,000 texts with a quota, and faults in one request of twenty."""
     texts, per_second = (1000, 60) if quick else (20_000, 60)
     with running([sys.executable, str(HERE / "soak_server.py"), str(per_second)]) as (
         process,
@@ -487,7 +487,7 @@ def soak(quick: bool) -> Data:
 
 
 def ratios(quick: bool) -> Data:
-    """A few ratios for a guard in CI: the best of several interleaved rounds."""
+    """A few ratios for CI: the best of several interleaved rounds."""
     texts, rounds = 500, 4
     names = ("nexusflow", "nexusflow for LangChain", "openai, sequential")
     with server() as at:

@@ -1,8 +1,8 @@
-"""One measurement in a process of its own: takes a task as JSON, prints the figures as JSON.
+"""One measurement in its own process: takes a task as JSON, prints the figures as JSON.
 
     python tests/benchmarks/child.py '{"task": "documents", "contestant": "openai, async, 32", ...}'
 
-Timed is what the user's call takes; every vector is compared with what it must be afterwards. CPU
+The user's call is timed; every vector is checked afterwards. CPU
 is ``getrusage`` of this whole process, all threads and the kernel's work for them included.
 """
 
@@ -79,7 +79,7 @@ class Timed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        gc.collect(0)  # young objects that the block left to be looked at are its own cost
+        gc.collect(0)  # the collection of the block's young objects is part of its cost
         wall = time.perf_counter() - self._wall
         cpu = cpu_seconds() - self._cpu
         busy = machine_busy()
@@ -92,7 +92,7 @@ class Timed:
 
 
 def runner(is_async: bool) -> tuple[Callable[[Any], Any], Callable[[], None]]:
-    """Return what waits for an async contestant's answer, on one loop for all its calls."""
+    """Return a function that runs an async contestant's calls on one loop."""
     if not is_async:
         return lambda value: value, lambda: None
     loop = asyncio.new_event_loop()
@@ -100,7 +100,7 @@ def runner(is_async: bool) -> tuple[Callable[[Any], Any], Callable[[], None]]:
 
 
 def documents(spec: dict[str, Any]) -> dict[str, Any]:
-    """Embed a list of texts, once, after a call (``before``) to open and import what is lazy."""
+    """Embed a list of texts once, after a warm-up call (``before``)."""
     import vectors
     from contestants import BY_NAME
 
@@ -109,7 +109,7 @@ def documents(spec: dict[str, Any]) -> dict[str, Any]:
     wait, close = runner(contestant.is_async)
     texts = vectors.texts(spec["texts"])
     wait(embedder.documents(vectors.texts(spec.get("before", 20), first=50_000_000)))
-    time.sleep(0.05)  # a background thread of the contestant may still be tidying up
+    time.sleep(0.05)  # a background thread of the contestant may still be cleaning up
     with Timed() as timed:
         found = wait(embedder.documents(texts))
     checked = vectors.check(texts, found)
@@ -120,7 +120,7 @@ def documents(spec: dict[str, Any]) -> dict[str, Any]:
 def query(spec: dict[str, Any]) -> dict[str, Any]:
     """Embed queries one after another; the milliseconds of each.
 
-    Between two queries the clocks stand still and the vector is put aside as an array: to keep each
+    Between two queries the clocks are stopped and the vector is stored as an array: keeping each
     as a list of floats would be timed with the next ones, and nobody keeps those of queries.
     """
     import numpy as np
@@ -175,7 +175,7 @@ def query(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def stream(spec: dict[str, Any]) -> dict[str, Any]:
-    """Stream texts that no list holds into an array made beforehand."""
+    """Stream texts into a preallocated array."""
     import numpy as np
     import vectors
 
@@ -196,7 +196,7 @@ def stream(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def imports(spec: dict[str, Any]) -> dict[str, Any]:
-    """Import a module after others that are not counted."""
+    """Import a module after others, which are not counted."""
     import importlib
 
     for name in spec["after"]:
@@ -242,7 +242,7 @@ TASKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 def main() -> None:
     spec = json.loads(sys.argv[1])
     task = TASKS.get(spec["task"])
-    if task is None:  # what they import would spoil the figures of `imports`
+    if task is None:  # their imports would change the figures of `imports`
         import breakdown_tasks
         import index_tasks
         import store_tasks

@@ -1,4 +1,4 @@
-"""Everybody who embeds: ours and the peers, each at its best documented setting for this server.
+"""The contestants: our clients and their peers, each with its best documented settings.
 
 Ten texts a request, base64 where it can be had (the ``openai`` client asks for it by itself), no
 tokenizing, no retries needed. A contestant is a function from the server's URL to two functions:
@@ -113,7 +113,7 @@ def peer_langchain_embeddings(url: str) -> Any:
         api_key=SecretStr(KEY),
         base_url=url,
         chunk_size=10,
-        check_embedding_ctx_length=False,  # else tokens are sent, which only OpenAI understands
+        check_embedding_ctx_length=False,  # or it sends tokens, which only OpenAI supports
     )
 
 
@@ -282,6 +282,6 @@ FLOORS = [
     Contestant("bare sockets", _bare, False, "arrays"),
     Contestant("bare sockets, to lists", partial(_bare, lists=True), False, "lists"),
 ]
-"""What everybody is measured from: neither ours nor a peer."""
+"""The lower bound, which is not a contestant."""
 
 BY_NAME = {contestant.name: contestant for contestant in [*ALL, *FLOORS]}

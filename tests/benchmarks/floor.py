@@ -1,6 +1,6 @@
-"""What no client gets below: the same requests over bare sockets, the same decoding, nothing else.
+"""The lower bound: the same requests over bare sockets, with the same decoding and nothing else.
 
-No retries, timeouts, TLS, proxies or checks: a floor to measure from, not a client. It reads HTTP
+No retries, timeouts, TLS, proxies or checks: this is not a client. It reads HTTP
 only as the benchmark's own server writes it.
 """
 
@@ -17,7 +17,7 @@ import orjson
 from pybase64 import b64decode
 
 _IN_FLIGHT = 8
-"""Enough to keep a server busy that answers at once."""
+"""Enough to keep a server busy that answers immediately."""
 
 
 class BareSockets:

@@ -1,4 +1,4 @@
-"""Starts servers and children, and says what machine this was."""
+"""Start servers and child processes, and describe the machine."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def measure(spec: dict[str, Any], at: Server | None = None, **environment: str) 
     """Run one measurement in a fresh process and return its figures, with the server's.
 
     Raises:
-        RuntimeError: It failed, also where a vector was not the right one.
+        RuntimeError: It failed, or a vector was wrong.
     """
     if at is not None:
         spec = {**spec, "url": at.url}
@@ -133,7 +133,7 @@ def measure(spec: dict[str, Any], at: Server | None = None, **environment: str) 
     if at is not None:
         figures["server"] = at.stats()
     if (busy := figures.pop("busy", None)) is not None and "cpu" in figures:
-        # What other processes took of the machine, in cores; the server's work is not "others".
+        # The cores used by other processes, without the server.
         mine = figures["cpu"] + figures.get("server", {}).get("cpu_seconds", 0.0)
         figures["others"] = max(0.0, busy - mine) / figures["wall"]
     return figures
@@ -142,7 +142,7 @@ def measure(spec: dict[str, Any], at: Server | None = None, **environment: str) 
 def interleaved(
     specs: dict[str, dict[str, Any]], rounds: int, at: Server | None = None, **environment: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """Measure all ``specs`` in every round, starting with another one each time."""
+    """Measure all ``specs`` in every round, in rotating order."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in specs}
     names = list(specs)
     for turn in range(rounds):
@@ -155,7 +155,7 @@ def interleaved(
 def together(
     specs: dict[str, dict[str, Any]], latency_ms: float
 ) -> dict[str, list[dict[str, Any]]]:
-    """Measure all ``specs`` once, at the same time, each with a server of its own."""
+    """Measure all ``specs`` once, in parallel, each with its own server."""
 
     def one(spec: dict[str, Any]) -> list[dict[str, Any]]:
         with server(latency_ms) as at:
@@ -178,12 +178,12 @@ def cpu_model() -> str:
 
 
 def realtime() -> bool:
-    """Tell whether this process, and so its children, go before all others of the machine."""
+    """Return whether this process and its children have real-time priority."""
     return sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_FIFO
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return the machine and the versions."""
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

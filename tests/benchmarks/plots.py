@@ -1,4 +1,4 @@
-"""The plots of docs/benchmarks.md, drawn from the results and nothing else."""
+"""The plots of docs/benchmarks.md, drawn from the results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STYLE = {
 
 
 def draw(results: Data, folder: Path) -> list[Path]:
-    """Draw what the results allow; return the files."""
+    """Draw the plots for which there are results; return the files."""
     cases, files = results["cases"], []
     with plt.rc_context(STYLE):
         if {"latency", "cpu"} <= cases.keys():

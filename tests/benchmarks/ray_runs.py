@@ -1,4 +1,4 @@
-"""Measure Ray Data workers that share one limit, and what their actor can take.
+"""Measure Ray Data workers that share one limit, and the throughput of their actor.
 
     python tests/benchmarks/ray_runs.py docs/images/scaling/ray_runs.json
 
@@ -36,7 +36,7 @@ KEY = "sk-air-of-the-ray-runs"
 
 
 class Watch:
-    """Notes, ten times a second, how many requests a server has answered and refused."""
+    """Records ten times a second how many requests a server has answered and refused."""
 
     def __init__(self, server: LocalServer) -> None:
         self._server = server

@@ -1,4 +1,4 @@
-"""How much a Redis server takes: send times and texts a second, beside the cache file.
+"""The throughput of a Redis server: send times and texts per second, compared with the cache file.
 
     python tests/benchmarks/redis_rates.py [--seconds 3]
 
@@ -42,7 +42,7 @@ def send_times(store: Store, who: int, at_once: int) -> Step:
 
 
 def new_texts(store: Store, who: int, at_once: int) -> Step:
-    """Claim texts that nobody has, and put their vectors in groups."""
+    """Claim new texts, and store their vectors in groups."""
     keyer = store.keyer(base_url="https://a.example/v1", model="m", dimensions=SIZE)
     vector = np.random.default_rng(who).standard_normal(SIZE).astype(np.float32)
 
@@ -56,7 +56,7 @@ def new_texts(store: Store, who: int, at_once: int) -> Step:
 
 
 def known_texts(store: Store, who: int, at_once: int) -> Step:
-    """Find texts whose vectors are there."""
+    """Find texts whose vectors are stored."""
     new_texts(store, 0, at_once)(0)
     keyer = store.keyer(base_url="https://a.example/v1", model="m", dimensions=SIZE)
     keys = [keyer(f"0 0 {one}") for one in range(at_once)]
@@ -70,7 +70,7 @@ def known_texts(store: Store, who: int, at_once: int) -> Step:
 def work(place: str, task: Any, who: int, at_once: int, seconds: float, start: Any) -> float:
     store = store_at(address_or_path(place))
     step = task(store, who + 1000 * os.getpid(), at_once)
-    step(0)  # connects, and loads what it needs
+    step(0)  # connects and imports
     start.wait()
     began, done, number = time.perf_counter(), 0, 0
     while (passed := time.perf_counter() - began) < seconds:
@@ -81,7 +81,7 @@ def work(place: str, task: Any, who: int, at_once: int, seconds: float, start: A
 
 
 def measure(place: str, task: Any, workers: int, at_once: int, seconds: float) -> float:
-    """Return the units a second of ``workers`` together."""
+    """Return the total units per second of ``workers``."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, context.Pool(workers) as pool:
         start = manager.Barrier(workers)

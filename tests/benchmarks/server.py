@@ -1,4 +1,4 @@
-"""The server that all contestants talk to: right answers, a latency, and counts; nothing else.
+"""The server for all contestants: valid responses with a latency, and counts; nothing else.
 
 It must cost little, or a fast client measures the server: responses are put together from pieces
 that are already serialised. ``GET /stats`` and ``GET /reset`` are the only other paths.
@@ -25,7 +25,7 @@ from vectors import Encoder
 
 try:
     from uvloop import run
-except ImportError:  # then the server costs a little more
+except ImportError:  # this costs the server a little more
     from asyncio import run
 
 
@@ -133,7 +133,7 @@ class Wire(asyncio.Protocol):
 
 
 class Control(Wire):
-    """A connection that only asks for the counts, and is not one of them."""
+    """A connection that only asks for the counts, and is not counted."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)

@@ -1,6 +1,6 @@
-"""A server with a quota that throws a fault at one request in twenty; made of tests/faults.
+"""A server with a quota, and faults of tests/faults in one request of twenty.
 
-Prints one line of JSON with its port; ends with its standard input and then says what it threw.
+Prints one line of JSON with its port; ends with its standard input and then prints the faults.
 """
 
 from __future__ import annotations

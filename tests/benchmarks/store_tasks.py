@@ -1,4 +1,4 @@
-"""Measurements of the store: its share of a run, beside other caches, and after a kill."""
+"""Measurements of the cache: its share of a run, compared with other caches, and after a kill."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLLECTION = "embeddings"
 
 
 def share(spec: dict[str, Any]) -> dict[str, Any]:
-    """The same number of texts without a store, all new to it, all known, and half of each."""
+    """The same number of texts without a store, and with none, all or half of them stored."""
     from nexusflow_integrations import NexusFlow
 
     count = spec["texts"]
@@ -42,7 +42,7 @@ def share(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def put_and_get(spec: dict[str, Any]) -> dict[str, Any]:
-    """Keep vectors in tens, as they come, and take them all out again, to lists of floats."""
+    """Store vectors in groups of ten, and read all of them as lists of floats."""
     return {
         "nexusflow": _ours,
         "CacheBackedEmbeddings": _cache_backed,
@@ -56,7 +56,7 @@ def _ours(count: int, folder: Path) -> dict[str, Any]:
 
     path, texts = folder / "put.sqlite", vectors.texts(count)
     rows = vectors.expected(texts)
-    url = "http://127.0.0.1:9/v1"  # nothing listens there, and nothing is asked
+    url = "http://127.0.0.1:9/v1"  # nothing listens there, and no request is sent
     store = VectorStore(path)
     with Timed() as put:
         keyer = store.keyer(base_url=url, model=MODEL, dimensions=None)
@@ -66,14 +66,14 @@ def _ours(count: int, folder: Path) -> dict[str, Any]:
             store.put(list(zip(keys, rows[start : start + 10], strict=True)))
         store.close()
     embeddings = NexusFlowEmbeddings(api_key=KEY, base_url=url, cache=path)
-    embeddings.embed_query(texts[0])  # imports what is lazy, and sends nothing either
+    embeddings.embed_query(texts[0])  # lazy imports; sends nothing
     with Timed() as get:
         found = embeddings.embed_documents(texts)
     return _figures(put, get, sum(p.stat().st_size for p in folder.iterdir()), texts, found)
 
 
 class _Known:
-    """Stands for a service that answers at once: only the caches are measured."""
+    """A service that answers immediately, so that only the caches are measured."""
 
     def __init__(self, texts: list[str]) -> None:
         self._rows = dict(zip(texts, vectors.expected(texts).tolist(), strict=True))

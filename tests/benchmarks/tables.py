@@ -25,7 +25,7 @@ def _best(rows: Iterable[Data], figure: str, *, most: bool = False) -> float:
 
 
 def _as_installed(rows: Iterable[Data]) -> list[Data]:
-    """Leave out the peer that needs another package, and its transport passed in."""
+    """Leave out the peer with a transport that must be installed and passed in."""
     return [row for row in rows if "aiohttp" not in row["name"]]
 
 

@@ -1,6 +1,6 @@
-"""A guard against regressions by ratio: best of several rounds, margins that noise cannot eat.
+"""Regression tests of ratios: the best of several rounds, with wide margins for noise.
 
-The true figures are in docs/benchmarks.md; here they may be half as good.
+The real figures are in docs/benchmarks.md; here they may be half as good.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The texts of all benchmarks, and THE vector of each text.
+"""The texts of all benchmarks, and the vector of each text.
 
 A vector is a function of its text, so every vector that comes back can be checked, and cheap to
 serve: 1,021 of its numbers come from a pool, already in base64, and the first three hold the CRC-32
@@ -65,7 +65,7 @@ def _head(crc: int) -> tuple[float, float, float]:
 
 
 def expected(texts: Iterable[str]) -> npt.NDArray[np.float32]:
-    """Return THE vectors of ``texts``, float32 of shape (n, 1024)."""
+    """Return the vectors of ``texts``, float32 of shape (n, 1024)."""
     crcs = [zlib.crc32(text.encode()) for text in texts]
     vectors = np.empty((len(crcs), DIMENSIONS), dtype=np.float32)
     vectors[:, :_HEAD] = [_head(crc) for crc in crcs]
@@ -84,12 +84,12 @@ def check(
     *,
     of_length_one: bool = False,
 ) -> int:
-    """Compare every number of every vector with what it must be; return how many were checked.
+    """Check every number of every vector; return how many were checked.
 
     ``of_length_one`` is for a place that scales vectors to length one, and so rounds them.
 
     Raises:
-        AssertionError: A vector is missing or another's; names the first such text.
+        AssertionError: A vector is missing or wrong; names the first such text.
     """
     if len(vectors) != len(texts):
         raise AssertionError(f"{len(vectors)} vectors for {len(texts)} texts")

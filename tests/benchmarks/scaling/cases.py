@@ -1,4 +1,4 @@
-"""The questions put to the model, and the runs of real processes that it is checked against."""
+"""The cases to simulate, and the runs of real processes for comparison."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ are counted."""
 
 
 def figures(scene: Scene, found: Found) -> Data:
-    """What one run says, as shares, rates and seconds."""
+    """Return the results of one run as shares, rates and seconds."""
     used = []
     if scene.requests_per_minute is not None:
         used.append(found.admitted / (scene.requests_per_minute / 60 * scene.seconds))
@@ -66,7 +66,7 @@ def repeated(scene: Scene, times: int = 3) -> Data:
 
 
 def of_workers(quick: bool) -> Data:
-    """One quota, more and more workers."""
+    """One quota with more and more workers."""
     counts = [1, 4, 32, 1000] if quick else [1, 2, 4, 10, 30, 100, 1000]
     rows = []
     for quota, (warm, seconds) in QUOTAS.items():
@@ -74,7 +74,7 @@ def of_workers(quick: bool) -> Data:
             scene = Scene(
                 workers,
                 quota,
-                # A thousand workers take some seconds until their leases have grown.
+                # The leases of a thousand workers take some seconds to grow.
                 warm=max(warm, workers / 125),
                 seconds=seconds / (2 if quick else 1),
             )
@@ -91,7 +91,7 @@ def of_coordinators(quick: bool) -> Data:
                 scene = Scene(
                     100,
                     requests_per_minute=per_second * 60 if limit == "requests" else None,
-                    # A request costs 7.5 % more than estimated, in the mean.
+                    # On average, a request costs 7.5 % more than estimated.
                     tokens_per_minute=per_second * 60 * 3225 if limit == "tokens" else None,
                     warm=4.0,
                     seconds=max(2.0, min(20.0, 3000 / per_second)),
@@ -151,7 +151,7 @@ def of_faults(quick: bool) -> Data:
 
 
 def of_alone(quick: bool) -> Data:
-    """Workers that share nothing, each told the whole limit."""
+    """Workers that share nothing, each with the whole limit."""
     rows = [
         {"workers": workers, **repeated(Scene(workers, 1_800, seconds=60, shared=False))}
         for workers in (1, 2, 4, 16)
@@ -164,7 +164,7 @@ CORPUS = 1_000_000_000
 
 
 def of_corpus(quick: bool) -> Data:
-    """A thousand million texts at three quotas, from the steady state of a short stretch."""
+    """A billion texts at three quotas, extrapolated from a short steady state."""
     price = Price()
     rows = []
     stretches = ((1_800, 4, 5, 200), (60_000, 16, 3, 5), (300_000, 64, 2, 2))
@@ -190,7 +190,7 @@ def of_corpus(quick: bool) -> Data:
 
 
 def of_measured(quick: bool) -> Data:
-    """The same scenes twice: real processes at a real server, and the model."""
+    """The same scenes with real processes and a real server, and simulated."""
     latency, words = 0.1, 30
     work = file_work()
     rows = []
@@ -236,7 +236,7 @@ def of_measured(quick: bool) -> Data:
 
 
 def file_work(calls: int = 2_000) -> float:
-    """Seconds that one reservation takes in the cache file, here and now."""
+    """Measure the seconds of one reservation in the cache file."""
     with tempfile.TemporaryDirectory() as folder:
         store = VectorStore(Path(folder) / "cache.sqlite3")
         pacer = SharedPacer(store, b"account", requests_per_minute=1e9, tokens_per_minute=None)
@@ -264,7 +264,7 @@ CASES: dict[str, Case] = {
 def chunks(
     counts: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000),
 ) -> Iterator[Data]:
-    """Arithmetic: what so many chunks of 300 tokens take at 1,800 requests a minute."""
+    """The time for numbers of chunks of 300 tokens at 1,800 requests per minute."""
     for count in counts:
         tokens, requests = count * 300, count / TEXTS
         yield {

@@ -1,4 +1,4 @@
-"""An event loop whose clock stands still while anything can run, and leaps to the next timer.
+"""An event loop whose clock stands still while callbacks run, and jumps to the next timer.
 
 Whatever is written for asyncio then runs as discrete events: seconds of it in the time that its own
 work takes, and the same way every time. Nothing outside the process is waited for.
@@ -39,7 +39,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return super().call_at(when + self._late * self._chance.random(), *args, **kwargs)
 
     async def elapse(self, seconds: float) -> None:
-        """Wait for so many seconds to have passed."""
+        """Wait for a number of seconds."""
         over = self.create_future()
         timer = super().call_at(self.time() + seconds, _set, over)
         try:
@@ -48,7 +48,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             timer.cancel()
 
     def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> asyncio.Handle:
-        return self.call_soon(*args, **kwargs)  # there is no other thread, and no socket to wake by
+        return self.call_soon(*args, **kwargs)  # there are no other threads and no sockets
 
 
 def _set(over: asyncio.Future[None]) -> None:

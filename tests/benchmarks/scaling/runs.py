@@ -15,7 +15,7 @@ from nexusflow_integrations.local import LocalServer
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 120.0
-"""Seconds for a process to come up or to end."""
+"""Seconds for a process to start or to end."""
 
 
 def run_processes(
@@ -28,13 +28,13 @@ def run_processes(
     seconds: float,
     warm: float = 4.0,
 ) -> dict[str, float]:
-    """Let processes that share one cache file embed as fast as they may; look at the server."""
+    """Run processes that share one cache file, as fast as allowed; return the server's counts."""
     limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
     with (
         tempfile.TemporaryDirectory() as folder,
         LocalServer("hash", latency_ms=latency * 1000, **limits) as server,
     ):
-        told = {
+        arguments = {
             "api_key": server.api_key,
             "base_url": server.base_url,
             "cache": str(Path(folder) / "cache.sqlite3"),
@@ -43,7 +43,7 @@ def run_processes(
         }
         children = [
             subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.runs", json.dumps([told, n, words])],
+                [sys.executable, "-m", f"{__package__}.runs", json.dumps([arguments, n, words])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -77,9 +77,9 @@ def run_processes(
     return {"used": used, "refused": refused / sent, "requests": sent, "seconds": took}
 
 
-def embed_for_ever(told: dict[str, Any], number: int, words: int) -> None:
-    """What one process does, once it is told to."""
-    client = NexusFlow(**told)
+def embed_for_ever(arguments: dict[str, Any], number: int, words: int) -> None:
+    """The work of one process, once it is started."""
+    client = NexusFlow(**arguments)
     filler = "word " * (words - 2)
     client.embed([f"{number} opens what is lazy"])
     print("ready", flush=True)

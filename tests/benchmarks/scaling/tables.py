@@ -212,7 +212,7 @@ def of_measured(data: Data) -> str:
 
 
 def ray_runs(path: Path, cases: Data) -> dict[str, str]:
-    """Return the tables of the runs on Ray that tests/benchmarks/ray_runs.py wrote down, if so."""
+    """Return the tables of the runs on Ray by tests/benchmarks/ray_runs.py, if there are any."""
     if not path.exists():
         return {}
     found = json.loads(path.read_text())
@@ -248,7 +248,7 @@ def ray_runs(path: Path, cases: Data) -> dict[str, str]:
 
 
 def tables(results: Data, folder: Path) -> dict[str, str]:
-    """Return the tables by the names of their markers; ``folder`` is where the results lie."""
+    """Return the tables by the names of their markers; ``folder`` holds the results."""
     made = {"chunks": of_chunks()}
     writers = {
         "workers": of_workers,

@@ -1,4 +1,4 @@
-"""The model of a fleet: its clock, what it must show, and that the page says what was found."""
+"""The simulated workers: the clock, expected results, and that the page shows them."""
 
 from __future__ import annotations
 
