@@ -41,9 +41,9 @@ def test_a_size_that_the_server_changed_was_not_asked_for() -> None:
     made.embed("a")
     with pytest.raises(errors.InvalidResponseError) as caught:
         made.embed("b")
-    assert "vectors of 128 numbers came, and those before had 64" in str(caught.value)
+    assert "the vectors have 128 dimensions, and earlier ones had 64" in str(caught.value)
     assert "asked for" not in str(caught.value)
-    with pytest.raises(errors.InvalidResponseError, match="128 numbers came where 64 were asked"):
+    with pytest.raises(errors.InvalidResponseError, match="128 dimensions instead of 64"):
         client(answer, dimensions=64).embed("c")
 
 
