@@ -1,24 +1,24 @@
-"""The key of a text: a hash of everything that its vector is made from."""
+"""The cache key of a text: a hash of everything that determines its vector."""
 
 from __future__ import annotations
 
 import hashlib
 
 KIND_BYTES = 4
-"""The first bytes of a key stand for everything but the text, so that one kind is one range."""
+"""The first bytes of a key depend on everything except the text, so that a model is one range."""
 TEXT_BYTES = 20
 
 
 class Keyer:
-    """Makes the keys of all texts that one client sends with one setting: call it with a text.
+    """Returns the keys for the texts of one client: call it with a text.
 
     Args:
         base_url: Root of the API.
         model: Name of the model.
-        dimensions: The size asked for; ``None``, the server's own, is a variant of its own.
-        added: What the user adds to each request.
+        dimensions: The size requested; ``None`` (the server's default) gives other keys.
+        added: The user's own fields of each request.
 
-    The instruction that goes with a query is part of its text.
+    The instruction of a query is part of its text.
     """
 
     __slots__ = ("_hash", "base_url", "dimensions", "model", "prefix")
@@ -40,7 +40,7 @@ class Keyer:
         self._hash = hashlib.sha256(kind)
 
     def __call__(self, text: str) -> bytes:
-        """Return the 24 bytes under which the vector of ``text`` is kept."""
+        """Return the 24-byte key of the vector of ``text``."""
         digest = self._hash.copy()
         digest.update(text.encode())
         return self.prefix + digest.digest()[:TEXT_BYTES]

@@ -1,10 +1,10 @@
-"""How a vector is kept, in a file or on a server: its float32 numbers and a checksum.
+"""The format of a stored vector: its float32 numbers and a checksum.
 
-The checksum, CRC-32 over key and numbers, tells a row that is no longer what was put: bits flip on
-disks and in memory. CRC-32 finds every change of up to three bits in a row of up to 2,800 numbers
-and misses one in 4,000 million of all others (Koopman, "32-bit cyclic redundancy codes for Internet
-applications", 2002); it takes a microsecond for 1024 numbers, a fifth of what a hash takes. The key
-is part of it, so that a row that is found under another key, as after damage to an index, is seen.
+The checksum, CRC-32 over key and numbers, detects bits that flip on disk or in memory. CRC-32 finds
+every change of up to three bits in a row of up to 2,800 numbers, and misses one in 4 billion of all
+others (Koopman, "32-bit cyclic redundancy codes for Internet applications", 2002). It takes a
+microsecond for 1024 numbers, a fifth of the time of a hash. It includes the key, to detect a row
+that is found under a wrong key, for example after damage to an index.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nexusflow_integrations._core.vectors import Vectors
 logger = logging.getLogger("nexusflow_integrations")
 
 _OVER_ITSELF = 0x2144DF1C
-"""What CRC-32 comes to over any data that is followed by its own CRC-32."""
+"""The CRC-32 of any data followed by its own CRC-32."""
 
 
 def packed(key: bytes, vector: Vectors) -> bytes:
@@ -30,19 +30,19 @@ def packed(key: bytes, vector: Vectors) -> bytes:
 
 
 def is_whole(key: bytes, row: bytes) -> bool:
-    """Tell whether ``row`` is what was packed under ``key``."""
+    """Return whether ``row`` is what was packed under ``key``."""
     return zlib.crc32(row, zlib.crc32(key)) == _OVER_ITSELF and len(row) % 4 == 0
 
 
 class DamageLog:
-    """Says once that rows of the cache at ``place`` are not what was put."""
+    """Logs once that rows of the cache at ``place`` are damaged."""
 
     def __init__(self, place: object) -> None:
         self._place = place
         self._has_said = False
 
     def note(self, damaged: int) -> None:
-        """Take the number of rows that were just found to be damaged."""
+        """Report ``damaged`` rows that were just read."""
         if damaged and not self._has_said:
             self._has_said = True
             logger.warning(
@@ -55,12 +55,12 @@ class DamageLog:
 
 
 def dimensions_of(row: bytes) -> int:
-    """Return how many numbers a whole row has."""
+    """Return the dimensions of a valid row."""
     return len(row) // 4 - 1
 
 
 def unpacked(rows: Sequence[tuple[bytes, bytes]], dimensions: int) -> dict[bytes, Vectors]:
-    """Return the vectors of those whole ``rows``, by key, that have ``dimensions`` numbers.
+    """Return the vectors of those valid ``rows``, by key, that have ``dimensions``.
 
     They are finite, not all zeros, and views of one read-only array.
     """

@@ -1,4 +1,4 @@
-"""What the cache file holds, in numbers, and how it is made smaller."""
+"""Statistics of the cache file, and pruning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from nexusflow_integrations._core.cache.keys import KIND_BYTES, TEXT_BYTES
 
 BLOCK_BITS = 8
-"""Last use is noted for 256 neighbouring rows at once, so that reading a corpus writes little."""
+"""The last use is stored once per 256 adjacent rows, so that reading a corpus writes little."""
 _VACUUM_PAGES = 2_000
 _YEAR_10000 = 253_402_300_800
 _MOST_BLOCKS = 1 << 54
@@ -20,10 +20,10 @@ _MOST_BLOCKS = 1 << 54
 
 @dataclass(frozen=True)
 class ModelRows:
-    """How many vectors of one model and size the file holds.
+    """The number of stored vectors of one model and size.
 
-    ``base_url`` and ``model`` are ``"?"`` where the file does not know them; ``dimensions`` is
-    ``None`` where none was asked for.
+    ``base_url`` and ``model`` are ``"?"`` if not known; ``dimensions`` is ``None`` if no size was
+    requested.
     """
 
     base_url: str
@@ -34,19 +34,19 @@ class ModelRows:
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What is in the cache.
+    """The content of a cache.
 
     Attributes:
-        path: Where it is: the file, or the URL of a server without its password.
-        bytes: Its size on disk, with the write-ahead log; a server's memory, about.
-        vectors: How many vectors it holds.
-        models: The same by model.
-        hits: Texts that were found, since the file was made.
-        misses: Texts that had to be paid for.
-        created: When the oldest vector was put, as seconds since 1970, to the day; ``None`` if
+        path: The file, or the URL of a server without its password.
+        bytes: Its size on disk, with the write-ahead log; for a server, approximate memory.
+        vectors: Number of vectors.
+        models: Number of vectors by model.
+        hits: Texts found since the cache was created.
+        misses: Texts not found.
+        created: Day on which the oldest vector was stored, in seconds since 1970; ``None`` if
             there is none.
         used: The same for the last use.
-        in_flight: Texts that somebody is paying for now.
+        in_flight: Texts that a process has claimed and not stored yet.
     """
 
     path: Path | str
@@ -61,7 +61,7 @@ class CacheInfo:
 
     @property
     def hit_rate(self) -> float:
-        """Share of the texts that were found, 0 to 1; 0 before the first."""
+        """Share of the texts that were found, 0 to 1; 0 before the first lookup."""
         asked = self.hits + self.misses
         return self.hits / asked if asked else 0.0
 
@@ -75,7 +75,7 @@ class Pruned:
 
 
 def contents(db: sqlite3.Connection, path: Path) -> CacheInfo:
-    """Count what is in the tables of the file at ``path``; what makes no sense is left out."""
+    """Count the rows of the file at ``path``, without invalid ones."""
     models = [
         ModelRows(base_url, model, dimensions, _count(db, prefix))
         for prefix, base_url, model, dimensions in db.execute(
@@ -114,13 +114,13 @@ def remove(
     stale: float,
     keep: float,
 ) -> int:
-    """Remove the least recently used vectors, and give their pages back; return how many.
+    """Remove the least recently used vectors, and free their pages; return how many.
 
     Args:
         db: The open file.
-        writing: Holds the file for one short write, so that others get in between.
-        stale: What was used at this time, seconds since 1970, or before, goes.
-        keep: More goes until so many bytes are in use.
+        writing: Locks the file for one short write, so that other processes can write in between.
+        stale: Remove vectors last used at or before this time, in seconds since 1970.
+        keep: Remove more until at most this many bytes are in use.
     """
     removed = 0
     blocks = db.execute(
@@ -141,13 +141,13 @@ def remove(
             deleted = _thin(db, block, math.ceil(rows))
         removed += deleted
         if deleted < rows:
-            blocks.pop()  # that was all of it
+            blocks.pop()  # the block is empty
     free = _free_pages(db)
     while free:
         db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
         before, free = free, _free_pages(db)
         if free >= before:
-            break  # others free pages as fast, or the list of them is damaged
+            break  # other processes free pages as fast, or the free list is damaged
     return removed
 
 

@@ -1,4 +1,4 @@
-"""Coalescing: a text that one call of this process embeds is not sent by another as well."""
+"""Coalescing: a text that one call of this process is embedding is not sent by another call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nexusflow_integrations._core.call.sources import Texts
 
 
 class Coalescer:
-    """Who is embedding which text now, so that nobody else in the process pays for it too."""
+    """The texts that calls of this process are embedding, so that each is paid for once."""
 
     def __init__(self) -> None:
         self._coalescer: dict[str, tuple[CallResults, int]] = {}
@@ -17,7 +17,7 @@ class Coalescer:
     def join(
         self, texts: Iterable[tuple[int, str]], gathered: CallResults
     ) -> tuple[list[tuple[int, str]], list[tuple[int, str, CallResults, int]]]:
-        """Part ``texts`` into those now ours to embed, and those that another call embeds."""
+        """Split ``texts`` into those to embed here and those that another call is embedding."""
         if not self._coalescer:
             self._coalescer = {text: (gathered, index) for index, text in texts}
             return list(texts), []
@@ -32,13 +32,13 @@ class Coalescer:
         return mine, others
 
     def is_embedding(self, text: str, carrier: CallResults, place: int) -> bool:
-        """Tell whether ``carrier`` is still under way with ``text``."""
+        """Return whether ``carrier`` is still embedding ``text``."""
         return self._coalescer.get(text) == (carrier, place)
 
     def leave(self, texts: Texts, gathered: CallResults) -> None:
-        """End our coalescer; whoever still waits for one must see to it himself."""
+        """Remove this call's texts; calls that still wait for one must send it themselves."""
         if len(texts) == len(self._coalescer):
-            self._coalescer = {}  # nobody else has boarded
+            self._coalescer = {}  # no other call has joined
         else:
             for _, text in texts:
                 self._coalescer.pop(text, None)

@@ -1,4 +1,4 @@
-"""What embedding some texts would send, cost and take, before anything is sent."""
+"""Estimate the requests, cost and time of embedding texts, without sending anything."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Estimate:
 
     Attributes:
         texts: Texts given.
-        repeated: Texts that stand more than once and are sent once.
-        cached: Texts whose vector the cache holds; they cost nothing.
+        repeated: Duplicate texts, which are sent only once.
+        cached: Texts whose vector is in the cache; they cost nothing.
         requests: Requests for the rest, without retries.
         tokens: Tokens of the rest.
-        exact: Whether the model's own tokenizer counted (``pip install quicktok-v1``); otherwise
-            the total is off by up to ``token_error``.
-        token_error: Largest relative error of ``tokens``, as measured.
-        price: The price list used.
-        seconds: Least time at the limits that the client was given; ``None`` without limits.
+        exact: Whether tokens were counted with the model's own tokenizer (``pip install
+            quicktok-v1``); otherwise the total is off by up to ``token_error``.
+        token_error: Largest measured relative error of ``tokens``.
+        price: The price used.
+        seconds: Shortest possible time within the client's limits; ``None`` without limits.
     """
 
     texts: int
@@ -39,7 +39,7 @@ class Estimate:
 
     @property
     def token_error(self) -> float:
-        """0 if counted exactly."""
+        """The relative error of ``tokens``; 0 if counted exactly."""
         return 0.0 if self.exact else RULE_ERROR
 
     @property
@@ -53,7 +53,7 @@ def estimate(
 ) -> Estimate:
     """Return the estimate for the distinct ``texts``; ``held`` are those that the cache holds.
 
-    ``given`` is how many texts there were before repetitions were taken out.
+    ``given`` is the number of texts before duplicates were removed.
     """
     missing = [text for text in texts if text not in held]
     counter = exact_counter()

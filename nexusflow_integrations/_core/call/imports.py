@@ -1,8 +1,8 @@
-"""What a call needs, imported by the thread that makes the first one.
+"""Imports for a first call, done by the calling thread.
 
-Not when a client is built, which should cost next to nothing. Not by the event loop either: a fork
-would leave the child an import that never ends, and a deadline would run meanwhile. So modules that
-others import in passing, at a first look-up or a first error, are named here as well.
+They are not done when a client is created, which should be cheap. Nor on the event loop: after a
+fork the child would have an import that never finishes, and a deadline would be running. So modules
+that are otherwise imported later, at a first look-up or a first error, are listed here too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HTTPX = ("anyio.lowlevel", "anyio.streams.tls", "anyio._backends._asyncio")
 
 
 def import_all(cache: str | RedisAddress | None, pacer: object, *, async_http_client: bool) -> None:
-    """Import what calls of a client with these will need.
+    """Import what calls of a client with these settings need.
 
     Raises:
         ImportError: A package is not installed.
@@ -44,7 +44,7 @@ def import_all(cache: str | RedisAddress | None, pacer: object, *, async_http_cl
             _import_all(cache, pacer, async_http_client)
         except OSError as error:
             raise APIConnectionError(
-                f"what a call needs could not be imported: {error.strerror or error}"
+                f"modules that a call needs could not be imported: {error.strerror or error}"
             ) from None
 
 
@@ -63,6 +63,6 @@ def _import_all(cache: str | RedisAddress | None, pacer: object, async_http_clie
     for address in servers:
         redis_package(address)
     if async_http_client:
-        with suppress(ImportError):  # they are those of httpx and may change with it
+        with suppress(ImportError):  # internal modules of httpx's dependencies, which may change
             for name in _HTTPX:
                 import_module(name)
