@@ -1,4 +1,4 @@
-"""F145: calls that fail, through every way in: no frame of an error shows a secret."""
+"""F145: calls that fail, with every interface: no frame of an error shows a secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F146: limits of an account last as long as whoever gave them, on the real engine."""
+"""F146: limits of an account hold as long as the client that gave them."""
 
 from __future__ import annotations
 

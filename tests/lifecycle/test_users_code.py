@@ -1,4 +1,4 @@
-"""F147: functions and objects of the user's that fail: what is paid for arrives all the same."""
+"""F147: failing functions and objects of the user: what was paid for still arrives."""
 
 from __future__ import annotations
 
