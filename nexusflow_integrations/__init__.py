@@ -9,8 +9,11 @@ no framework.
 from __future__ import annotations
 
 import importlib
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
+from nexusflow_integrations._core.clock import Real
 from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import NexusFlowError
@@ -48,6 +51,7 @@ __all__ = [
     "__version__",
 ]
 
+_OF_FRAMEWORKS = ("NexusFlowEmbedding", "NexusFlowEmbeddingFunction", "NexusFlowEmbeddings")
 _LAZY = {
     "Embedded": "nexusflow_integrations._core.call.streaming",
     "EmbeddingArray": "nexusflow_integrations._core.call.results",
@@ -65,6 +69,9 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
+        # freezegun asks every module for every name, and frameworks cannot be imported meanwhile.
+        if time.time is not Real.wall and name in _OF_FRAMEWORKS and _LAZY[name] not in sys.modules:
+            raise AttributeError(f"{name} must be imported before the time is frozen")
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

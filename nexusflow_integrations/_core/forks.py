@@ -17,12 +17,12 @@ import itertools
 import logging  # noqa: F401
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from types import MethodType
 from typing import Generic, TypeVar
 
+from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations.errors import ConfigurationError
 
 IMPORTS = 10.0
@@ -169,7 +169,7 @@ def _before() -> None:
         fork.resumes.append(importing.release)
     else:
         fork.cuts_imports = True
-    until = time.monotonic() + PAUSE
+    until = monotonic() + PAUSE
     for pause in _pauses.all():
         if (resume := pause(until)) is not None:
             fork.resumes.append(resume)

@@ -10,12 +10,12 @@ waste a part of the budget, but the budget is never exceeded.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, cast
 
+from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations._core.offload import Worker, offload
 from nexusflow_integrations._core.usage import BudgetGuard
 from nexusflow_integrations.errors import BudgetExceededError
@@ -115,7 +115,7 @@ class SharedBudgetGuard(BudgetGuard):
         clock: Returns seconds.
     """
 
-    def __init__(self, shared: SharedBudget, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, shared: SharedBudget, clock: Callable[[], float] = monotonic) -> None:
         self._shared = shared
         self._clock = clock
         self._hold_nothing()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nexusflow_integrations._core import forks
+from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
 
@@ -175,11 +176,11 @@ class CacheFile:
 
     def _check_header(self) -> None:
         """Refuse a file that is not ours without changing a byte in it or beside it."""
-        until = time.monotonic() + BUSY_SECONDS
+        until = monotonic() + BUSY_SECONDS
         chances = 5
         while (problem := self._header_problem()) is not None:
             # Perhaps another process is making it: its journal is there until it has.
-            chances -= not (self._exists("-journal") and time.monotonic() < until)
+            chances -= not (self._exists("-journal") and monotonic() < until)
             if not chances:
                 raise problem
             time.sleep(0.02)
@@ -268,14 +269,14 @@ class CacheFile:
                 db.execute("ROLLBACK")
 
     def _use_wal(self, db: sqlite3.Connection) -> None:
-        until = time.monotonic() + BUSY_SECONDS
+        until = monotonic() + BUSY_SECONDS
         while True:
             try:
                 mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
                 break
             except sqlite3.OperationalError as error:
                 # The change needs the file for itself for a moment, and does not wait for it.
-                if "locked" not in str(error) or time.monotonic() > until:
+                if "locked" not in str(error) or monotonic() > until:
                     raise
                 time.sleep(0.01)
         if mode != "wal":

@@ -44,6 +44,7 @@ from nexusflow_integrations._core.cache.upkeep import (
     contents,
     remove,
 )
+from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import CacheError
@@ -113,7 +114,7 @@ class VectorStore:
         self._begin()
 
     def _begin(self) -> None:
-        self.clock = self._given_clock or time.monotonic
+        self.clock = self._given_clock or monotonic
         self._wall_clock = self._given_clock or time.time
         self._kinds: dict[bytes, Keyer] = {}
         self._damage = DamageLog(self.path)
@@ -440,7 +441,7 @@ class VectorStore:
         A child that inherited that would wait for its parent's locks for ever, or hold none of
         its own (https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork).
         """
-        if not self._lock.acquire(timeout=max(0.0, until - time.monotonic())):
+        if not self._lock.acquire(timeout=max(0.0, until - monotonic())):
             return None
         if not self._lock.is_nested:
             db, self._db = self._db, None
@@ -605,7 +606,7 @@ def _closed(db: sqlite3.Connection, until: float) -> bool:
 
     closing = threading.Thread(target=close, name="nexusflow-close", daemon=True)
     closing.start()
-    closing.join(max(0.1, until - time.monotonic()))
+    closing.join(max(0.1, until - monotonic()))
     return not closing.is_alive()
 
 

@@ -16,7 +16,6 @@ import asyncio
 import atexit
 import logging
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 from nexusflow_integrations._core import forks
+from nexusflow_integrations._core.clock import keep_running, monotonic
 from nexusflow_integrations.errors import APIConnectionError
 
 T = TypeVar("T")
@@ -47,6 +47,7 @@ class BackgroundLoop:
             raise APIConnectionError(
                 f"no event loop could be opened: {error.strerror or error}"
             ) from None
+        keep_running(self.loop)
         self._closers: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._thread = threading.Thread(
             target=self._run, name="nexusflow-integrations", daemon=True
@@ -71,7 +72,7 @@ class BackgroundLoop:
             self.loop.call_soon_threadsafe(pause)
         except RuntimeError:  # it has ended
             return None
-        paused.wait(until - time.monotonic())
+        paused.wait(until - monotonic())
         return resumed.set
 
     def _run(self) -> None:
@@ -103,13 +104,13 @@ class BackgroundLoop:
         """Cancel what runs, close what was opened, end the thread."""
         if self.loop.is_closed():
             return
-        until = time.monotonic() + CLOSING
+        until = monotonic() + CLOSING
         try:
             self.submit(self._wind_up()).result(CLOSING)
         except (FutureTimeoutError, RuntimeError):  # on Python 3.10 not the builtin TimeoutError
             return  # at interpreter exit a stuck loop is left to the operating system
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(max(0.1, until - time.monotonic()))
+        self._thread.join(max(0.1, until - monotonic()))
         if not self._thread.is_alive():
             self.loop.close()
 

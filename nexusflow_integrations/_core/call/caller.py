@@ -13,7 +13,6 @@ import logging
 import queue
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
@@ -23,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Outcome
+from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations.errors import APITimeoutError, LimiterError
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ class CallingThread(Caller):
     def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> T:
         """Have ``work`` done on ``background``; return or raise what comes of it."""
         loop_call = LoopCall(background, work, self._tell)
-        until = None if self._deadline is None else time.monotonic() + self._deadline + GRACE / 2
+        until = None if self._deadline is None else monotonic() + self._deadline + GRACE / 2
         try:
             while not isinstance(news := self._next(until), Outcome):
                 if isinstance(news, Ask):
@@ -309,7 +309,7 @@ class CallingThread(Caller):
             return self._news.get()
         # In two steps: after a time in which the whole process stood still (SIGSTOP, a laptop
         # asleep) the loop, too, has yet to hear of it.
-        for timeout in (max(0.0, until - time.monotonic()), GRACE / 2):
+        for timeout in (max(0.0, until - monotonic()), GRACE / 2):
             with suppress(queue.Empty):
                 return self._news.get(timeout=timeout)
         return Outcome(error=_unanswered(cast("float", self._deadline)))

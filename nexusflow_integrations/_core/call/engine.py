@@ -7,7 +7,6 @@ everything in it is touched by that loop only, so nothing here needs a lock.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from nexusflow_integrations._core.call.sources import (
     Source,
     Texts,
 )
+from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations._core.offload import Worker
 from nexusflow_integrations._core.pace.terms import Terms
 from nexusflow_integrations._core.request.batching import max_tokens, plan_batches
@@ -82,7 +82,7 @@ class Engine:
         name = (settings.base_url, key, settings.model)
         endpoint = self._endpoints.get(name)
         if endpoint is None:
-            endpoint = EndpointState(time.monotonic, self._pace_with, self._background.call_soon)
+            endpoint = EndpointState(monotonic, self._pace_with, self._background.call_soon)
             self._endpoints[name] = endpoint
         return endpoint
 

@@ -11,11 +11,11 @@ import asyncio
 import hashlib
 import logging
 import math
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations._core.offload import Submit, offload
 from nexusflow_integrations._core.pace.pacing import LEAST, Gcra, GivenLimits
 from nexusflow_integrations._core.secret import ApiKey
@@ -179,7 +179,7 @@ class LeasedPacer:
         shared: SharedLimits,
         submit: Submit,
         ready: Callable[[], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._shared = shared
         self._patience: float = getattr(shared, "patience", PATIENCE)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from nexusflow_integrations._core import forks
+from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.redis.address import PASSWORD_ENV, RedisAddress
 from nexusflow_integrations._core.secret import without_frames
@@ -90,7 +91,7 @@ class RedisServer:
         if not self._lock.acquire(ANSWER_SECONDS):
             raise self.unavailable("an earlier command has not been answered yet")
         try:
-            began, pause = time.monotonic(), _FIRST_PAUSE
+            began, pause = monotonic(), _FIRST_PAUSE
             while True:
                 try:
                     result = work(self._connected())
@@ -98,7 +99,7 @@ class RedisServer:
                     raise self._locked_out() from None
                 except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
                     self.is_away = True
-                    if not self._has_answered or time.monotonic() - began > patience:
+                    if not self._has_answered or monotonic() - began > patience:
                         raise self.unavailable(error) from None
                 except (exceptions.InvalidResponse, UnicodeError):
                     if self._has_answered:

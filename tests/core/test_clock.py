@@ -1,0 +1,84 @@
+"""Tools that freeze time, or forbid blocking calls on an event loop, do not stop the client."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FROZEN = """
+import httpx, time
+from nexusflow_integrations import NexusFlow
+import freezegun
+
+answers = iter([503, 429, 200])
+
+def answer(request):
+    rows = [{"index": 0, "embedding": [1.0] * 64}]
+    return httpx.Response(next(answers), json={"data": rows})
+
+http = httpx.Client(transport=httpx.MockTransport(answer))
+with freezegun.freeze_time("2020-01-01"):
+    assert time.time() == time.time() == 1577836800.0
+    client = NexusFlow("sk-air-frozen", http_client=http, deadline=50)
+    print(client.embed("a text").shape, client.usage.retries)
+"""
+
+
+def test_two_retries_end_while_the_time_is_frozen() -> None:
+    pytest.importorskip("freezegun")
+    done = subprocess.run(
+        [sys.executable, "-c", FROZEN], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.stdout, done.returncode) == ("(64,) 2\n", 0), done.stderr[-2000:]
+
+
+BLOCKED = """
+import asyncio, sys
+from blockbuster import blockbuster_ctx
+from nexusflow_integrations import NexusFlow
+from nexusflow_integrations.langchain import NexusFlowEmbeddings
+from nexusflow_integrations.llama_index import NexusFlowEmbedding
+
+async def main():
+    with blockbuster_ctx():
+        for cache in ("relative.sqlite3", "~/x.sqlite3", "/tmp/x.sqlite3", True, None):
+            NexusFlow("sk-air-key", cache=cache)
+            NexusFlowEmbeddings(api_key="sk-air-key", cache=cache)
+            NexusFlowEmbedding(api_key="sk-air-key", cache=cache)
+
+asyncio.run(main())
+print("done", "rich" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_a_constructor_blocks_no_event_loop(tmp_path: Path, *, rich: bool) -> None:
+    pytest.importorskip("blockbuster")
+    pytest.importorskip("langchain_core")
+    pytest.importorskip("llama_index.core")
+    before = "import rich\n" if rich else "import sys; sys.modules['rich'] = None\n"
+    done = subprocess.run(
+        [sys.executable, "-c", before + BLOCKED],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.stdout.startswith("done"), done.stderr[-2000:]
+
+
+def test_a_relative_path_is_that_of_the_folder_where_the_client_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nexusflow_integrations import NexusFlow
+
+    monkeypatch.chdir(tmp_path)
+    made = NexusFlow("sk-air-key", cache="a/../b.sqlite3")
+    assert made._cache == str(tmp_path / "b.sqlite3")
+    assert NexusFlow("sk-air-key", cache=tmp_path / "c")._cache == str(tmp_path / "c")
+    asyncio.run(made.aclose())
