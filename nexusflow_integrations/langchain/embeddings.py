@@ -43,7 +43,7 @@ from nexusflow_integrations._core.settings import (
 )
 from nexusflow_integrations._core.texts import check_text, check_texts
 from nexusflow_integrations._core.usage import Budget, Price, Usage
-from nexusflow_integrations.client import NexusFlow
+from nexusflow_integrations.client import ClientSettings, NexusFlow
 from nexusflow_integrations.errors import NexusFlowError
 
 with needed(
@@ -70,13 +70,48 @@ with needed(
     from nexusflow_integrations.langchain.openai_names import NAMES, take_over
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from nexusflow_integrations._core.call.results import EmbeddingArray
     from nexusflow_integrations._core.shared_budget import SharedBudget
     from nexusflow_integrations._core.vectors import Vectors
 
     _Budget = Budget | SharedBudget | None
+
+    class _Given(ClientSettings, total=False):
+        """What the constructor takes, for type checkers."""
+
+        api_key: Any
+        nexusflow_api_key: Any
+        nexusflow_api_base: str | None
+        dimensions: int | None
+        chunk_size: int
+        request_timeout: Any
+        http_async_client: Any
+        rate_limiter: BaseRateLimiter | None
+        show_progress_bar: bool
+        trace_texts: bool
+        openai_api_key: Any
+        openai_api_base: str | None
+        openai_proxy: str | None
+        headers: Any
+        model_kwargs: dict[str, Any] | None
+        check_embedding_ctx_length: bool
+        embedding_ctx_length: int
+        tiktoken_enabled: bool
+        tiktoken_model_name: str | None
+        allowed_special: Any
+        disallowed_special: Any
+        skip_empty: bool
+        organization: str | None
+        deployment: str | None
+        openai_api_version: str | None
+        openai_api_type: str | None
+        retry_min_seconds: int
+        retry_max_seconds: int
+        client: None
+        async_client: None
+
 else:
     _Budget = Any  # the client looks at it
 
@@ -316,7 +351,11 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     _unpickled: bool = PrivateAttr(default=False)
     _held: tuple[Mapping[str, Vectors], ...] = PrivateAttr(default=())
 
-    if not TYPE_CHECKING:  # for checkers, the fields make the signature
+    if TYPE_CHECKING:
+
+        def __init__(self, **settings: Unpack[_Given]) -> None: ...
+
+    else:
 
         @secret_arguments
         def __init__(self, **settings: Any) -> None:

@@ -51,7 +51,7 @@ from nexusflow_integrations._core.settings import (
 from nexusflow_integrations._core.texts import check_text, check_texts, rows_of
 from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations._core.vectors import Vectors
-from nexusflow_integrations.client import NexusFlow
+from nexusflow_integrations.client import ClientSettings, NexusFlow
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 with needed(
@@ -79,9 +79,25 @@ with needed(
     from nexusflow_integrations.llama_index.naming import naming_nodes, naming_texts
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from nexusflow_integrations._core.shared_budget import SharedBudget
 
     _Budget = Budget | SharedBudget | None
+
+    class _Given(ClientSettings, total=False):
+        """What the constructor takes, for type checkers."""
+
+        api_key: Any
+        model_name: str
+        api_base: str | None
+        dimensions: int | None
+        embed_batch_size: int
+        num_workers: int | None
+        callback_manager: Any
+        embeddings_cache: Any
+        rate_limiter: Any
+
 else:
     _Budget = Any  # the client looks at it
 
@@ -257,9 +273,14 @@ class NexusFlowEmbedding(BaseEmbedding):
 
     _built: tuple[dict[str, Any], NexusFlow] | None = PrivateAttr(default=None)
     _pickled_in: int | None = PrivateAttr(default=None)
+    _left_out: list[str] = PrivateAttr(default_factory=list)
     _store_fails: bool = PrivateAttr(default=False)
 
-    if not TYPE_CHECKING:  # type checkers read the fields
+    if TYPE_CHECKING:
+
+        def __init__(self, **settings: Unpack[_Given]) -> None: ...
+
+    else:
 
         @secret_arguments
         def __init__(self, **given: Any) -> None:
@@ -356,6 +377,12 @@ class NexusFlowEmbedding(BaseEmbedding):
                 "no API key in this process: a NexusFlowEmbedding is pickled without its key,"
                 " so set the environment variable NEXUSFLOW_API_KEY for worker processes"
             )
+        for name in self._left_out:
+            if name in ("budget", "pacer") and getattr(self, name) is None:
+                raise ConfigurationError(
+                    f"this object was pickled without its {name}, which cannot be pickled, and"
+                    f" sends nothing without one: set {name} here"
+                )
         if multiprocessing.parent_process() is None and os.getppid() != pickled_in:
             return  # read from a file, perhaps
         if isinstance(self.budget, Budget):
@@ -613,11 +640,21 @@ class NexusFlowEmbedding(BaseEmbedding):
         twin = self.__copy__()
         twin.api_key = twin._built = None
         twin._pickled_in = os.getpid()
-        return super(NexusFlowEmbedding, twin).__getstate__()
+        given = {name for name, value in vars(twin).items() if value is not None}
+        state = super(NexusFlowEmbedding, twin).__getstate__()
+        state["__pydantic_private__"]["_left_out"] = sorted(given - state["__dict__"].keys())
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._pickled_in = state["__pydantic_private__"]["_pickled_in"]
+        private = state["__pydantic_private__"]
+        self._pickled_in, self._left_out = private["_pickled_in"], private.get("_left_out", [])
+        if self._left_out:
+            logger.warning(
+                "this NexusFlowEmbedding was unpickled, and goes without the %s that it had: what"
+                " lives in one process does not travel",
+                " and the ".join(self._left_out),
+            )
 
 
 _SHARED = NexusFlowEmbedding.model_fields.keys() & signature(NexusFlow).parameters.keys()

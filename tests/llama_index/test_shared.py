@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 
 import pytest
 
@@ -63,3 +64,43 @@ def test_copies_and_pickles_keep_them_and_a_dict_does_not(embedding: NexusFlowEm
     assert isinstance(again.pacer, Limits)
     assert isinstance(again.budget, Limits)
     assert embedding.to_dict().keys().isdisjoint({"pacer", "budget"})
+
+
+class Locked(Limits):
+    """Cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def acquire(self, **_: int) -> None:
+        pass
+
+    async def async_acquire(self, **_: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", ["pacer", "budget"])
+def test_limits_that_cannot_be_pickled_are_not_forgotten(
+    embedding: NexusFlowEmbedding, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", embedding.api_key.get_secret_value())
+    setattr(embedding, name, Locked())
+    again = pickle.loads(pickle.dumps(embedding))
+    with pytest.raises(ConfigurationError, match=f"was pickled without its {name}"):
+        again.get_text_embedding("a")
+    setattr(again, name, Locked())
+    assert len(again.get_text_embedding("a")) == 64
+
+
+def test_what_else_does_not_travel_is_said_where_it_is_missing(
+    embedding: NexusFlowEmbedding, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", embedding.api_key.get_secret_value())
+    embedding.rate_limiter = Locked()
+    embedding.on_usage = lambda usage: None
+    pickled = pickle.dumps(embedding)
+    caplog.clear()
+    again = pickle.loads(pickled)
+    assert "goes without the on_usage and the rate_limiter that it had" in caplog.text
+    assert len(again.get_text_embedding("a")) == 64

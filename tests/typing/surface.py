@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Generator
 from typing import TYPE_CHECKING
 
+import httpx
 from typing_extensions import assert_type
 
 from nexusflow_integrations import Budget, NexusFlow, NexusFlowError, Price, Usage
@@ -64,6 +65,19 @@ def adapters() -> None:
     assert_type(langchain.embed_query("text"), list[float])
     llama_index: BaseEmbedding = NexusFlowEmbedding(dimensions=512)
     assert_type(llama_index.get_text_embedding_batch(["text"]), list[list[float]])
+    NexusFlowEmbedding(model="text-embedding-v4", base_url="https://nexusflow.vip/v1")
+    NexusFlowEmbedding(model_name="text-embedding-v4", api_base=None, timeout=httpx.Timeout(5))
+    NexusFlowEmbeddings(nexusflow_api_key="key", nexusflow_api_base=None, request_timeout=3.0)
+    NexusFlowEmbeddings(
+        openai_api_key="key",
+        openai_api_base=None,
+        chunk_size=10,
+        timeout=(3.0, 5.0),
+        headers={"X-Team": "red"},
+        model_kwargs={"user": "me"},
+        check_embedding_ctx_length=False,
+        organization=None,
+    )
     chroma: EmbeddingFunction[Documents] = NexusFlowEmbeddingFunction(dimensions=512)
     chroma(["text"])
 
