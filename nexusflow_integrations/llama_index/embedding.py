@@ -16,6 +16,7 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import warnings
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
@@ -650,10 +651,11 @@ class NexusFlowEmbedding(BaseEmbedding):
         private = state["__pydantic_private__"]
         self._pickled_in, self._left_out = private["_pickled_in"], private.get("_left_out", [])
         if self._left_out:
-            logger.warning(
-                "this NexusFlowEmbedding was unpickled, and goes without the %s that it had: what"
-                " lives in one process does not travel",
-                " and the ".join(self._left_out),
+            warnings.warn(
+                "this NexusFlowEmbedding was unpickled, and goes without the"
+                f" {' and the '.join(self._left_out)} that it had: what lives in one process does"
+                " not travel",
+                stacklevel=2,
             )
 
 

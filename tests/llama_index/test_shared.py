@@ -94,13 +94,12 @@ def test_limits_that_cannot_be_pickled_are_not_forgotten(
 
 
 def test_what_else_does_not_travel_is_said_where_it_is_missing(
-    embedding: NexusFlowEmbedding, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    embedding: NexusFlowEmbedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEXUSFLOW_API_KEY", embedding.api_key.get_secret_value())
     embedding.rate_limiter = Locked()
     embedding.on_usage = lambda usage: None
     pickled = pickle.dumps(embedding)
-    caplog.clear()
-    again = pickle.loads(pickled)
-    assert "goes without the on_usage and the rate_limiter that it had" in caplog.text
+    with pytest.warns(UserWarning, match="without the on_usage and the rate_limiter that it had"):
+        again = pickle.loads(pickled)
     assert len(again.get_text_embedding("a")) == 64
