@@ -788,6 +788,7 @@ class NexusFlow:
             texts = [instruction + text for text in texts]
         settings = self._settings
         if settings.on_too_long == "error" and settings.token_limit:
+            self._import()
             from nexusflow_integrations._core.request.long_texts import check_lengths
 
             check_lengths(texts, settings, single=isinstance(input, str))
