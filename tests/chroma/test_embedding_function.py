@@ -385,7 +385,7 @@ def test_its_space_is_cosine_and_it_knows_all_three() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("dimensions", 1000), ("batch_size", 0), ("timeout", None), ("api_base", "nexusflow.vip")],
+    [("dimensions", 1000), ("batch_size", 0), ("timeout", -1), ("api_base", "nexusflow.vip")],
 )
 def test_an_impossible_setting_is_refused_at_once(setting: str, value: object) -> None:
     with pytest.raises(errors.ConfigurationError, match=f"^{setting} must "):
