@@ -2,15 +2,16 @@
 
 A collection made with it stores which model it uses, never the key. Any process that imports this
 module can reopen the collection and ask ``query_texts``. Chroma rebuilds embedding functions from
-what is stored several times a call, so building one costs microseconds and opens nothing.
+the stored configuration several times per call, so creating one takes microseconds and opens
+nothing.
 
-What is stored can be written by whoever can write the database, so it is not trusted with the key:
-a rebuilt function sends a key only from a ``NEXUSFLOW_*`` variable, and only to the default host,
-to this machine, or to a host that this process itself has named (``NEXUSFLOW_BASE_URL``, or
-``api_base=`` of a function made here).
+Anyone with write access to the database can change the stored configuration, so it must not decide
+where the key is sent. A rebuilt function reads the key only from a ``NEXUSFLOW_*`` variable, and
+sends it only to the default host, to this machine, or to a host that this process has configured
+itself (``NEXUSFLOW_BASE_URL``, or ``api_base=`` of a function created here).
 
-Chroma calls embedding functions on the event loop, also in ``AsyncCollection``. There, await the
-vectors first and hand them over:
+``AsyncCollection`` calls embedding functions on the event loop and blocks it. Await the vectors
+first and pass them instead:
 
     vectors = await embedding_function.aembed_query(["how do I ...?"])
     found = await collection.query(query_embeddings=vectors)
@@ -75,10 +76,10 @@ _STORED = (
 )
 
 COMPARED = ("document_instruction", "extra_body", "default_query")
-"""Settings that make other vectors, besides model, size and service."""
+"""Settings that change vectors, besides model, size and service."""
 
 _NAMES = {"model": "model_name", "base_url": "api_base"}
-"""Settings of the client to what they are called here."""
+"""Names of the client's settings, mapped to their names here."""
 
 _KNOWN = (*_STORED[:-1], "api_key", *ClientOptions.__optional_keys__)
 
@@ -89,45 +90,46 @@ _PORTS = {"http": 80, "https": 443}
 
 _lock = forks.Lock()
 _made_here: dict[str, NexusFlowEmbeddingFunction | None] = {}
-"""Configuration to the function made with it in this process; None: several, of different keys."""
+"""Configuration to the function made with it in this process; None: several with different keys."""
 _named_here: dict[tuple[str, str, int | None], bool] = {}
-"""Origins that functions made in this process were pointed at, and whether plain http is fine."""
+"""Origins configured by functions made in this process, and whether plain http is allowed."""
 
 
 @register_embedding_function
 class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
-    """Embeds documents and queries for Chroma; of any number, many requests in flight.
+    """Embeds any number of documents or queries for Chroma, with many requests in flight.
 
     A collection stores ``model_name``, ``dimensions``, ``api_base``, ``api_key_env_var``,
-    ``query_instruction``, ``document_instruction``, ``extra_body`` and ``default_query``, as far as
-    they were given, and without ``api_base`` the origin of the endpoint (``service``), so that a
-    process with another ``NEXUSFLOW_BASE_URL`` does not mix in vectors of another service. All else
-    (key, timeouts, budget, ...) belongs to this process: where Chroma rebuilds the function of a
-    collection in the process that made it, the rebuilt one embeds through the one made last with
-    the same configuration.
+    ``query_instruction``, ``document_instruction``, ``extra_body`` and ``default_query``, if they
+    were given. Without ``api_base``, it stores the origin of the endpoint (``service``), so that a
+    process with another ``NEXUSFLOW_BASE_URL`` does not mix in vectors of another service. All
+    other settings (key, timeouts, budget, ...) belong to this process. If Chroma rebuilds the
+    function in the same process, the rebuilt one uses the newest function created with the same
+    configuration.
 
     Args:
         api_key: The key, an object with ``get_secret_value``, or a function, sync or async, that
-            returns it: it is asked when a key is first needed, and again after a 401. Default:
-            ``api_key_env_var``, read at the same times. It is stored nowhere.
+            returns it. The function is called when a key is first needed, and again after a 401.
+            Default: ``api_key_env_var``, read at the same times. The key is never stored.
         model_name: Name of the model.
-        dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` takes the server's size.
+        dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` is the server's default.
         api_base: Root of the API; it is stored. Default: ``NEXUSFLOW_BASE_URL``, else
-            https://nexusflow.vip/v1, looked up anew in each process.
+            https://nexusflow.vip/v1, read again in each process.
         api_key_env_var: Name of the environment variable with the key, ``NEXUSFLOW_...``.
-        query_instruction: Text put in front of each query as it stands, not of documents; none by
-            default. The model's family (Qwen3-Embedding) documents the form ``"Instruct: Given a
-            question, retrieve passages that answer it\\nQuery: "``.
-        document_instruction: Text put in front of each document as it stands, not of queries. The
-            model's family documents none for documents.
-        extra_body: Fields added to the body of each request; not for secrets: they are stored.
-        default_query: Names and values added to the query of each request's URL; the same holds.
+        query_instruction: Text prepended verbatim to each query, not to documents; none by default.
+            The model's family (Qwen3-Embedding) documents the form ``"Instruct: Given a question,
+            retrieve passages that answer it\\nQuery: "``.
+        document_instruction: Text prepended verbatim to each document, not to queries. The model's
+            family documents none.
+        extra_body: Fields added to the body of each request. They are stored: do not put secrets
+            here.
+        default_query: Parameters added to the query string of each request's URL; also stored.
 
-        options: All other settings of ``nexusflow_integrations.NexusFlow`` but ``on_refused``.
+        options: All other settings of ``nexusflow_integrations.NexusFlow`` except ``on_refused``.
 
     Raises:
-        ConfigurationError: A setting is impossible. A missing key is no error until it is needed.
-        TypeError: An argument has another name than these.
+        ConfigurationError: A setting is invalid. A missing key is an error only when it is needed.
+        TypeError: An argument has an unknown name.
     """
 
     @secret_arguments
@@ -147,7 +149,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     ) -> None:
         known_arguments(type(self), options, _KNOWN)
         allow_http = options.setdefault("allow_http", False)
-        options["cache"] = address_or_path(options.get("cache"))  # whose password is in no pickle
+        options["cache"] = address_or_path(options.get("cache"))  # its pickle has no password
         options["default_headers"] = Headers(options.get("default_headers"))
         if api_base is not None:
             with named(_NAMES):
@@ -169,7 +171,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             api_key=None if api_key is None else key_source(api_key).account,
             options=options,
         )
-        self._connect(None)  # says now what is wrong with any setting
+        self._connect(None)  # raises now if any setting is invalid
         self._remember()
 
     def _set(
@@ -191,16 +193,16 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         """Embed documents.
 
         Returns:
-            One float32 vector of shape (d,) for each document, in order; rows of one block.
+            One float32 vector of shape (d,) for each document, in order; all are rows of one array.
 
         Raises:
-            InvalidInputError: A document cannot be sent; nothing was.
+            InvalidInputError: A document cannot be sent. Nothing was sent.
             NexusFlowError: Any other failure; its ``finished`` holds the vectors so far.
         """
         return _rows(self.client.embed(_listed(input)))
 
     def embed_query(self, input: Documents) -> Embeddings:  # noqa: A002
-        """Embed queries, each after ``query_instruction``; else like a call."""
+        """Embed queries like ``__call__``, each with ``query_instruction`` before it."""
         return _rows(self.client.embed(_listed(input), role="query"))
 
     async def aembed(self, input: Documents) -> Embeddings:  # noqa: A002
@@ -228,7 +230,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         """Rebuild a function from what a collection stored; needs no key and opens nothing.
 
         Raises:
-            ConfigurationError: ``config`` holds a setting that is impossible or unknown.
+            ConfigurationError: ``config`` holds an invalid or unknown setting.
         """
         rebuilt = NexusFlowEmbeddingFunction.__new__(NexusFlowEmbeddingFunction)
         rebuilt._set(config, api_key=None)
@@ -238,17 +240,17 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     @staticmethod
     @secret_arguments
     def validate_config(config: dict[str, Any]) -> None:
-        """Raise ``ConfigurationError`` (a ValueError) if ``config`` cannot be one of ours."""
+        """Raise ``ConfigurationError`` (a ValueError) if ``config`` is not valid here."""
         _checked(config)
 
     @secret_arguments
     def validate_config_update(
         self, old_config: dict[str, Any], new_config: dict[str, Any]
     ) -> None:
-        """Refuse another model, size, service or ``extra_body``: vectors would not be comparable.
+        """Refuse a change of model, size, service or ``extra_body``: vectors would be incomparable.
 
-        Chroma asks only after it has stored the change (``collection.modify``): after this error,
-        modify the collection back.
+        Chroma calls this only after it has stored the change (``collection.modify``): after this
+        error, undo the change with another ``modify``.
         """
         before, after = _identified(old_config), _identified(new_config)
         for setting, old in before.items():
@@ -268,7 +270,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             )
 
     def default_space(self) -> Space:
-        """Cosine, unless a collection says otherwise."""
+        """Cosine, unless the collection sets another space."""
         return "cosine"
 
     # -- settings ------------------------------------------------------------------------------
@@ -280,7 +282,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
 
     @property
     def dimensions(self) -> int | None:
-        """The size that is asked for, or ``None``."""
+        """The requested size, or ``None``."""
         return self._config.get("dimensions")
 
     @property
@@ -290,7 +292,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
 
     @property
     def service(self) -> str | None:
-        """Whose vectors these are: the endpoint's origin, or ``localhost`` for this machine.
+        """The service of the vectors: the endpoint's origin, or ``localhost`` for this machine.
 
         ``None`` for a stored configuration that names neither ``service`` nor ``api_base``.
         """
@@ -305,11 +307,11 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
 
     @property
     def client(self) -> NexusFlow:
-        """The client that does the work.
+        """The client that this function embeds with.
 
         Raises:
-            ConfigurationError: There is no key, or the stored configuration points at a host that
-                this process has not named, or is of another service than this process asks.
+            ConfigurationError: There is no key, or the stored configuration names a host that this
+                process has not configured, or a service other than the one this process uses.
         """
         source = self._source()
         if source._rebuilt:
@@ -318,12 +320,12 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         return source._connect(source._find_key())
 
     def __repr__(self) -> str:
-        # Without a configuration in the traceback of an error that kept it from being made.
+        # Without a configuration: shown in a traceback, where the constructor failed.
         config = vars(self).get("_config", {})
         given = ", ".join(f"{name}={value!r}" for name, value in config.items())
         return f"NexusFlowEmbeddingFunction({given})"
 
-    # -- life ----------------------------------------------------------------------------------
+    # -- lifecycle -----------------------------------------------------------------------------
 
     def __copy__(self) -> NexusFlowEmbeddingFunction:
         return self  # nothing of it changes
@@ -332,7 +334,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process finds the key in its environment, as it does for a collection.
+        # Another process reads the key from its environment, as it does for a collection.
         if self._rebuilt:
             return NexusFlowEmbeddingFunction.build_from_config, (self.get_config(),)
         settings: dict[str, Any] = {**self._config, **self._options}
@@ -340,7 +342,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         settings.pop("service", None)
         return _made_again, (settings,)
 
-    # -- inside --------------------------------------------------------------------------------
+    # -- internal ------------------------------------------------------------------------------
 
     def _source(self) -> NexusFlowEmbeddingFunction:
         if not self._rebuilt:
@@ -348,7 +350,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         return _made_here.get(_identity(self._config)) or self
 
     def _uncached(self) -> NexusFlowEmbeddingFunction:
-        """Return this function past its cache, on the same budget and usage."""
+        """Return a copy of this function without the cache, on the same budget and usage."""
         client, source = self.client, self._source()
         other = type(self).__new__(type(self))
         vars(other).update(vars(self), _rebuilt=False)
@@ -416,7 +418,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
                     default_query=self._config.get("default_query"),
                     **self._options,
                 )
-                if former is not None:  # another key is no other budget
+                if former is not None:  # a new key keeps the budget
                     self._client._succeed(former)
             return self._client
 
@@ -441,7 +443,7 @@ def _identity(config: Mapping[str, Any]) -> str:
 
 
 def _identified(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides whether vectors are comparable."""
+    """Return the settings that decide whether vectors are comparable."""
     known, base = _checked(config), config.get("api_base")
     service = None if base is None else _service_at(resolve_base_url(base, allow_http=True))
     return {
@@ -454,7 +456,7 @@ def _identified(config: Mapping[str, Any]) -> dict[str, Any]:
 def _service_at(base_url: str) -> str:
     """Return the origin of a checked base URL; ``localhost`` for any port of this machine.
 
-    Local servers get another port at every start.
+    Local servers get a new port at every start.
     """
     scheme, host, port = _origin(base_url)
     if is_loopback(host):
@@ -464,7 +466,7 @@ def _service_at(base_url: str) -> str:
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:
-    """Return scheme, host and port; of what is no base URL, nothing."""
+    """Return scheme, host and port; empty if ``url`` is not a base URL."""
     try:
         parts = urlsplit(resolve_base_url(url, allow_http=True))
     except ConfigurationError:
@@ -473,7 +475,7 @@ def _origin(url: str) -> tuple[str, str, int | None]:
 
 
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration without its gaps, every setting checked."""
+    """Return a configuration with its defaults filled in and every setting checked."""
     if not isinstance(config, Mapping):
         raise ConfigurationError("the configuration is no object of names and values")
     given = {name: value for name, value in config.items() if value is not None}

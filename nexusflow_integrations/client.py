@@ -1,4 +1,4 @@
-"""``NexusFlow``: texts in, float32 vectors out. The one way into the core, sync and async."""
+"""``NexusFlow``: texts in, float32 vectors out, sync and async. Every adapter uses it."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ _NOT_PICKLED = (
     *("_guard", "_presence", "_terms"),
 )
 _TOLD = ("http_client", "async_http_client", "on_usage")
-"""Settings that a pickle leaves out, which is said where it is unpickled."""
+"""Settings that a pickle leaves out; unpickling warns about them."""
 logger = logging.getLogger("nexusflow_integrations")
 GIVE_BACK = 2.0
-"""Seconds that ``close`` waits until the rest of a shared budget is given back."""
+"""Seconds that ``close`` waits for the rest of a shared budget to be returned."""
 
 
 class ClientOptions(TypedDict, total=False):
@@ -120,7 +120,7 @@ class ClientOptions(TypedDict, total=False):
 
 
 class ClientSettings(ClientOptions, total=False):
-    """All settings of ``NexusFlow`` but the key and the size, which adapters name themselves."""
+    """All settings of ``NexusFlow`` except the key and the size, whose names differ by adapter."""
 
     base_url: str | None
     model: str
@@ -134,76 +134,78 @@ class ClientSettings(ClientOptions, total=False):
 class NexusFlow:
     """A client of the NexusFlow embeddings API.
 
-    Building one costs nothing: no connection is opened, and the key is looked for when it is first
-    needed. All clients of a process share one connection pool, and all clients of one account one
-    pace; an object may be used from any number of threads and event loops.
+    Creating one is cheap: no connection is opened, and the key is read when it is first needed. All
+    clients of a process share one connection pool, and all clients of one account share one pace. A
+    client may be used from any number of threads and event loops.
 
     Args:
         api_key: The key, an object with ``get_secret_value``, or a function, sync or async, that
-            returns either: it is asked when a key is first needed, and again after a 401. Default:
-            ``NEXUSFLOW_API_KEY``, which is read again after a 401.
+            returns either. The function is called when a key is first needed, and again after a
+            401. Default: ``NEXUSFLOW_API_KEY``, also read again after a 401.
         base_url: Root of the API. Default: ``NEXUSFLOW_BASE_URL``, else https://nexusflow.vip/v1.
-        model: Name of the model. Another one than ``text-embedding-v4`` may have any size; its
-            limits and price are taken as unknown.
-        dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64 (the API page). ``None`` asks for no
-            size and takes the server's.
-        encoding_format: What to ask for; either is understood when it arrives. ``base64`` is a
+        model: Name of the model. Models other than ``text-embedding-v4`` may have any size; their
+            limits and price are unknown.
+        dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64 (the API page). ``None`` is the
+            server's default.
+        encoding_format: Format to request; either is accepted in a response. ``base64`` takes a
             quarter of the bytes.
-        batch_size: Texts a request; ``None`` is what the model is known to take, for
-            ``text-embedding-v4`` and for unknown models 10. A server that takes fewer says so, and
-            is sent fewer.
-        max_concurrency: Requests in flight at most. All clients of an account share the widest of
-            those in use.
-        timeout: Seconds for one attempt, from connection to last byte. An ``httpx.Timeout``, or a
-            tuple of such seconds, stands for the longest of its parts, ``None`` for the default.
-        deadline: Seconds for a whole call with all its retries; ``None`` leaves it to the retries.
+        batch_size: Texts per request; ``None`` is the known limit of the model (10 for
+            ``text-embedding-v4`` and for unknown models). If the server reports a smaller limit,
+            that is used.
+        max_concurrency: Maximum number of requests in flight. All clients of an account share the
+            largest value in use.
+        timeout: Seconds for one attempt, from connection to last byte. Of an ``httpx.Timeout`` or a
+            tuple of seconds, the longest part counts; ``None`` is the default.
+        deadline: Seconds for a whole call with all its retries; with ``None``, only the retries
+            limit it.
         query_timeout: Seconds for one attempt of a call with ``role="query"``; ``None`` is
             ``timeout``. A user who waits for an answer has less patience than a backfill.
         query_deadline: Seconds for the whole of such a call; ``None`` is ``deadline``.
-        max_retries: Further attempts for a batch after faults and throttling.
-        requests_per_minute: Limit of the account, if known; otherwise it is found out. It holds
-            for all clients of the account, until this one is closed or collected; the newest wins.
+        max_retries: Retries of a batch after faults and throttling.
+        requests_per_minute: Limit of the account, if known; otherwise it is detected. It applies to
+            all clients of the account until this one is closed or garbage-collected; the newest
+            value wins.
         tokens_per_minute: The same for tokens.
-        pacer: Limits that are kept together with other processes or hosts, in place of the two
-            before: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, a ``RedisLimits`` of
-            ``nexusflow_integrations.redis``, or any object with the methods of ``SharedLimits``.
-            It travels with the client when that is pickled.
-        on_refused: What a text that the server refuses does to its call: ``"raise"`` a
-            ``RefusedTextsError`` once all others are finished, or ``"collect"``: ``None`` in its
-            place and the reason in the result's ``refused``.
-        on_too_long: What becomes of a text with more tokens than the model takes: ``"error"``, an
-            ``InvalidInputError`` before anything is sent, where an estimate is 1.4 times the
-            limit; ``"split"`` into pieces, whose mean, weighted by their tokens and of unit length,
-            is its vector; ``"truncate"`` after the limit; or ``"send"`` as it is, to a service that
-            may refuse it or truncate it without a word.
-        max_text_tokens: Tokens of a text at most; ``None`` is what the model is known to take, for
-            ``text-embedding-v4`` 8,192.
-        query_instruction: Text put in front of each query as it stands, not of documents; none by
-            default. The model's family (Qwen3-Embedding) documents the form ``"Instruct: Given a
-            question, retrieve passages that answer it\\nQuery: "``.
-        document_instruction: Text put in front of each document as it stands, not of queries. The
-            model's family documents none for documents.
-        extra_body: Fields added to the body of each request. Vectors that were asked for with other
-            fields are other vectors: they count in the keys of a cache, and a Chroma collection
-            stores them, so nothing secret belongs here.
-        default_query: Names and values added to the query of each request's URL; the same holds.
-        cache: Path of a file that remembers every vector, across processes and crashes, or
-            ``True`` for the user's cache folder, or the ``redis://`` URL of a server for workers
-            on several hosts (``[redis]``). Off by default.
-        budget: The most this client may spend: a ``Budget``. Or what it may spend together with
-            others: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, or any object with the
+        pacer: Limits shared with other processes or hosts, instead of the two above: a
+            ``ClusterLimits`` of ``nexusflow_integrations.ray``, a ``RedisLimits`` of
+            ``nexusflow_integrations.redis``, or any object with the methods of ``SharedLimits``. It
+            is pickled with the client.
+        on_refused: What to do if the server refuses a text: ``"raise"`` a ``RefusedTextsError``
+            once all others are finished, or ``"collect"``: the result has ``None`` in its place and
+            the reason in ``refused``.
+        on_too_long: What to do with a text that has more tokens than the model accepts. ``"error"``
+            raises an ``InvalidInputError`` before anything is sent, if the estimate is 1.4 times
+            the limit. ``"split"`` embeds the text in pieces; its vector is their mean, weighted by
+            tokens and scaled to unit length. ``"truncate"`` cuts it at the limit. ``"send"`` sends
+            it unchanged; the service may refuse it or truncate it silently.
+        max_text_tokens: Maximum tokens of a text; ``None`` is the known limit of the model (8,192
+            for ``text-embedding-v4``).
+        query_instruction: Text prepended verbatim to each query, not to documents; none by default.
+            The model's family (Qwen3-Embedding) documents the form ``"Instruct: Given a question,
+            retrieve passages that answer it\\nQuery: "``.
+        document_instruction: Text prepended verbatim to each document, not to queries. The model's
+            family documents none.
+        extra_body: Fields added to the body of each request. They may change vectors, so they are
+            part of cache keys and are stored in Chroma collections: do not put secrets here.
+        default_query: Parameters added to the query string of each request's URL; treated like
+            ``extra_body``.
+        cache: Path of a file that stores every vector, across processes and crashes; ``True`` for a
+            file in the user's cache folder; or the ``redis://`` URL of a server, for workers on
+            several hosts (needs the extra ``[redis]``). Off by default.
+        budget: The most this client may spend: a ``Budget``. Or a budget shared with other
+            processes: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, or any object with the
             methods of ``SharedBudget``.
-        price: Price list for ``usage``; the default is the API page's. Of a model that is not on
-            it the price is unknown: costs are NaN, and a budget must be in tokens.
-        on_usage: Called with the ``Usage`` of each call when it ends, well or not. What it raises
-            is logged, once, and changes nothing.
+        price: Price list for ``usage``; the default is the API page's. For a model that is not on
+            it, costs are NaN, and a budget must be in tokens.
+        on_usage: Called with the ``Usage`` of each call when it ends, successfully or not. Errors
+            it raises do not affect the call; the first one is logged.
         default_headers: Sent with every request.
         http_client: An ``httpx.Client`` (or httpx2's) to use for sync calls; never closed by us.
         async_http_client: The same for async calls.
-        allow_http: Permit plain http to other hosts than loopback.
+        allow_http: Allow plain http to hosts other than loopback.
 
     Raises:
-        ConfigurationError: A setting is impossible.
+        ConfigurationError: A setting is invalid.
     """
 
     _presence: Presence | None
@@ -328,19 +330,19 @@ class NexusFlow:
 
         Args:
             input: A text, or any iterable of texts.
-            role: ``"query"`` puts ``query_instruction`` in front of each text, not
-                ``document_instruction``, and lets the request pass before documents that wait.
+            role: ``"query"`` prepends ``query_instruction`` instead of ``document_instruction`` to
+                each text, and sends the request before waiting documents.
             on_refused: Overrides the client's setting for this call.
-            progress: Called in this thread with the number of texts that became ready since the
-                last time, so ``tqdm.update`` fits.
+            progress: Called in this thread with the number of texts completed since the last call,
+                so ``tqdm.update`` fits.
 
         Returns:
-            For a text a float32 array of shape (d,), for a list one of (n, d), rows in the order
-            of the input. With ``on_refused="collect"`` a list of rows, ``None`` for refused texts.
-            All of them know their ``usage``.
+            For one text, a float32 array of shape (d,); for a list, one of shape (n, d), rows in
+            the order of the input. With ``on_refused="collect"``, a list of rows, ``None`` for
+            refused texts. Each of these has the attribute ``usage``.
 
         Raises:
-            InvalidInputError: A text cannot be sent; nothing was.
+            InvalidInputError: A text cannot be sent. Nothing was sent.
             RefusedTextsError: The server refused some texts.
             NexusFlowError: Any other failure; the error's ``finished`` holds the vectors so far.
         """
@@ -391,12 +393,12 @@ class NexusFlow:
     ) -> Generator[Embedded, None, None]:
         """Embed any number of texts with bounded memory; yield each result as it is ready.
 
-        No more texts are read than are needed to keep ``max_concurrency`` requests busy.
+        Only as many texts are read as are needed to keep ``max_concurrency`` requests busy.
 
         Args:
             texts: Any iterable of texts; read in this thread.
             role: As for ``embed``.
-            ordered: Yield in the order of ``texts``, or as finished.
+            ordered: Yield in the order of ``texts``; if false, in the order of completion.
 
         Yields:
             ``Embedded(index, vector, error)``: float32 of shape (d,), or ``None`` with the error of
@@ -442,7 +444,7 @@ class NexusFlow:
             ordered=ordered,
         )
 
-    # -- what it cost --------------------------------------------------------------------------
+    # -- usage and cost ------------------------------------------------------------------------
 
     @property
     def usage(self) -> Usage:
@@ -450,11 +452,11 @@ class NexusFlow:
         return self._spent.snapshot(self._price)
 
     def estimate(self, texts: Iterable[str], *, role: Role = "document") -> Estimate:
-        """Say what embedding ``texts`` would send, cost and take; nothing is sent.
+        """Estimate the requests, cost and time of embedding ``texts``; nothing is sent.
 
         Raises:
             InvalidInputError: A text cannot be sent.
-            CacheError: The cache file is corrupt, foreign or newer.
+            CacheError: The cache file is corrupt, is not ours, or has a newer format.
         """
         self._import()
         from nexusflow_integrations._core.call.estimate import estimate
@@ -472,15 +474,16 @@ class NexusFlow:
     def verify_cache(self) -> bool:
         """Compare vectors in the cache with what the service answers now.
 
-        No address shows that a service has changed its model, and a cache would mix old vectors
-        with new ones. The first call keeps the vectors of three fixed texts in the cache; each
-        later one embeds them again, past it. One request each, of about 30 tokens.
+        A service can change its model without changing its address; the cache would then mix old
+        and new vectors. The first call stores the vectors of three fixed texts in the cache. Each
+        later call embeds them again, bypassing the cache. Each call sends one request of about 30
+        tokens.
 
         Returns:
-            Whether there was anything to compare; ``False``: they were kept now.
+            Whether there were stored vectors to compare; ``False`` if this call stored them.
 
         Raises:
-            ConfigurationError: There is no cache, or the service answers with other vectors.
+            ConfigurationError: There is no cache, or the service returns different vectors.
             NexusFlowError: The texts cannot be embedded, or the cache cannot be read.
         """
         if self._cache is None:
@@ -525,7 +528,7 @@ class NexusFlow:
 
     @property
     def dimensions(self) -> int | None:
-        """The size that is asked for, or ``None``."""
+        """The requested size, or ``None``."""
         return self._settings.dimensions
 
     @property
@@ -540,14 +543,14 @@ class NexusFlow:
 
     @property
     def settings(self) -> Settings:
-        """Everything this client was told, without the key."""
+        """The settings of this client, without the key."""
         return self._settings
 
     def resized(self, dimensions: int | None) -> NexusFlow:
-        """Return a client of another size: the same key, cache and budget, its own ``usage``.
+        """Return a client of another size with the same key, cache and budget, but its own usage.
 
         Raises:
-            ConfigurationError: The model has no such size.
+            ConfigurationError: The model does not have this size.
         """
         if check_dimensions(dimensions, self.model) == self.dimensions:
             return self
@@ -558,20 +561,20 @@ class NexusFlow:
 
     def __repr__(self) -> str:
         if "_settings" not in vars(self):
-            return "NexusFlow()"  # in the traceback of an error that kept it from being made
+            return "NexusFlow()"  # in a traceback, where the constructor failed
         size = "" if self.dimensions is None else f", dimensions={self.dimensions}"
         return f"NexusFlow(model={self.model!r}, base_url={self.base_url!r}{size})"
 
-    # -- life ----------------------------------------------------------------------------------
+    # -- lifecycle -----------------------------------------------------------------------------
 
     def close(self) -> None:
         """Refuse further calls. The process's pool stays open for other clients.
 
-        What was drawn from a budget that others share is given back.
+        The unspent part of what was drawn from a shared budget is returned.
         """
         self._closed, self._presence = True, None
         if (given_back := self._give_back()) is not None:
-            with suppress(FutureTimeoutError):  # what stays out counts as spent
+            with suppress(FutureTimeoutError):  # what is not returned counts as spent
                 given_back.result(self._closing_time)
 
     async def aclose(self) -> None:
@@ -608,8 +611,8 @@ class NexusFlow:
         await self.aclose()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Neither the key nor anything that only lives in this process. A worker process finds the
-        # key in its environment.
+        # Without the key and what is bound to this process. A worker process reads the key from its
+        # environment.
         state = dict(self.__dict__)
         state["_left_out"] = [name for name in _TOLD if getattr(self, f"_{name}") is not None]
         for name in _NOT_PICKLED:
@@ -636,7 +639,7 @@ class NexusFlow:
         return copy.copy(self)
 
     def __copy__(self) -> NexusFlow:
-        # In one process a copy keeps what a pickle must not: key, http clients, guard.
+        # A copy in the same process keeps what a pickle leaves out: key, http clients, guard.
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin._spent = self._spent.copy()
@@ -663,11 +666,11 @@ class NexusFlow:
             role: As for ``embed``.
             on_refused: As for ``embed``.
             progress: As for ``embed``.
-            hooks: What to do in this thread about each batch.
+            hooks: The adapter's functions, called in this thread for each batch.
             batch_size: Overrides the client's setting for this call.
             dimensions: The same.
-            lists: Have lists of floats made while requests are in flight: ``tolist`` of the result
-                then returns them without further work.
+            lists: Convert rows to lists of floats while requests are in flight, for ``tolist`` of
+                the result.
         """
         single = isinstance(input, str)
         texts = self._prepare(input, role)
@@ -733,12 +736,12 @@ class NexusFlow:
             return gathered.result(ledger.snapshot(self._price), single=single, collect=collect)
 
     def _succeed(self, former: NexusFlow) -> None:
-        """Go on with the budget and the usage of ``former``, which is used no more."""
+        """Take over the budget and the usage of ``former``, which is no longer used."""
         self._guard = former._guard
         self._spent = former._spent
 
     def _counted(self, count: Callable[[Usage], object]) -> NexusFlow:
-        """Return this client, telling ``count`` of the usage of each call as well."""
+        """Return a copy of this client that also calls ``count`` with the usage of each call."""
         given, twin = self._on_usage, object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
 
@@ -751,16 +754,16 @@ class NexusFlow:
         return twin
 
     def _uncached(self) -> NexusFlow:
-        """Return this client past its cache, on the same budget and usage."""
+        """Return a copy of this client without the cache, on the same budget and usage."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin._cache = None
         return twin
 
-    # -- inside --------------------------------------------------------------------------------
+    # -- internal ------------------------------------------------------------------------------
 
     def _take_part(self) -> None:
-        """Have the limits count for the account, for as long as this client or a copy is in use."""
+        """Apply the limits to the account, for as long as this client or a copy is in use."""
         presence = self._presence = Presence()
         self._terms = Terms(self._settings, self._pacer, ref(presence))
 
@@ -774,7 +777,7 @@ class NexusFlow:
         return SharedBudgetGuard(self._budget)
 
     def _import(self) -> None:
-        # Not at the top: building a client, and importing an adapter, should cost next to nothing.
+        # Not at the top: creating a client and importing an adapter should be cheap.
         if not self._has_imports:
             import_all(
                 self._cache, self._pacer, async_http_client=self._async_http_client is not None
@@ -832,7 +835,7 @@ class NexusFlow:
         lists: bool = False,
         stop: Stop | None = None,
     ) -> tuple[BackgroundLoop, Coroutine[Any, Any, CallResults]]:
-        """Return the work of a call that comes from ``loop``, or from a thread without one."""
+        """Return the work of a call made on ``loop``, or in a thread without an event loop."""
         self._import()
         from nexusflow_integrations._core.call.engine import engine
         from nexusflow_integrations._core.request.exchange import Call, LearntSize
@@ -874,7 +877,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
 async def _counted(
     running: Engine, call: Call, spent: Total, caller: Caller | None, stop: Stop | None
 ) -> CallResults:
-    """Run ``call`` and add to ``spent`` what it sent, also after its caller has gone."""
+    """Run ``call`` and add what it sent to ``spent``, even if its caller has gone."""
     try:
         return await running.embed(call, caller, stop)
     finally:
@@ -882,7 +885,7 @@ async def _counted(
 
 
 class _Recorded(AbstractContextManager[None]):
-    """``span`` around a call, then ``report`` of it, however it ended."""
+    """Wraps a call in ``span``, then reports it to ``report``, however it ended."""
 
     def __init__(self, span: AbstractContextManager[None], report: Callable[[], None]) -> None:
         self._span = span
@@ -913,8 +916,8 @@ def _cache_path(
     try:
         path = os.fspath(place)
         if isinstance(path, str) and path.strip() and b"\0" not in os.fsencode(path):
-            # Not abspath, nor getcwd: tools that look for blocking calls on an event loop raise at
-            # both, although asking for the current folder takes a microsecond.
+            # Neither abspath nor getcwd: tools that detect blocking calls on an event loop raise at
+            # both, although reading the current folder takes a microsecond.
             folder = os.fsdecode(os.getcwdb())
             return os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
     except Exception:  # noqa: BLE001, S110 - an object of the user's own

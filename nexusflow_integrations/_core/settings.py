@@ -1,4 +1,4 @@
-"""What a client was told: checked once, immutable, comparable, and without the key in its repr."""
+"""The settings of a client: checked once, immutable, comparable, and with no key in the repr."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from nexusflow_integrations.errors import ConfigurationError
 DEFAULT_BASE_URL = "https://nexusflow.vip/v1"
 KEY_VARIABLE = "NEXUSFLOW_API_KEY"
 TIMEOUT = 60.0
-"""Seconds for one attempt, where nothing else is said."""
+"""Seconds for one attempt, by default."""
 DIMENSIONS = MODELS[DEFAULT_MODEL].sizes
 BATCH_SIZE = MODELS[DEFAULT_MODEL].batch_size
 LONGEST_INSTRUCTION = 10_000
-"""Characters; a longer one leaves no room for the text that it is put in front of."""
+"""Characters; a longer one leaves no room for the text after it."""
 LARGEST = 8192
-"""Numbers of a vector at most, of whatever model."""
+"""Maximum size of a vector, for any model."""
 DEFAULT_MAX_CONCURRENCY = 32
 
 _URL = re.compile(
@@ -60,8 +60,8 @@ def resolve_api_key(value: object = None, env: str = KEY_VARIABLE) -> ApiKey:
     """Return the key from ``value`` (text, or an object with ``get_secret_value``) or from ``env``.
 
     Raises:
-        ConfigurationError: There is none, or it cannot stand in an HTTP header. The message never
-            contains it.
+        ConfigurationError: There is no key, or it is not valid in an HTTP header. The message never
+            contains the key.
     """
     if value is None:
         value = os.environ.get(env)
@@ -93,13 +93,13 @@ def resolve_api_key(value: object = None, env: str = KEY_VARIABLE) -> ApiKey:
 def resolve_base_url(value: str | None = None, *, allow_http: bool = False) -> str:
     """Return the endpoint's root without a trailing slash, from ``value`` or NEXUSFLOW_BASE_URL.
 
-    Scheme and host come back in small letters. No parser of URLs is asked: they differ over what
-    is not plain, and what is not is refused.
+    Scheme and host are returned in lower case. No URL parser is used: parsers disagree about
+    unusual URLs, and those are refused.
 
     Raises:
-        ConfigurationError: Not an http(s) URL, or it holds credentials or a query, or a host that
-            can be read in two ways, or it is plain http to another host than loopback, where
-            anyone on the way could read the key.
+        ConfigurationError: Not an http(s) URL, or it has credentials, a query or an ambiguous host,
+            or it is plain http to a host other than loopback, so that anyone on the network path
+            could read the key.
     """
     url = value if value is not None else os.environ.get("NEXUSFLOW_BASE_URL") or DEFAULT_BASE_URL
     if not isinstance(url, str):
@@ -113,7 +113,7 @@ def resolve_base_url(value: str | None = None, *, allow_http: bool = False) -> s
         raise ConfigurationError("base_url must not contain a query, a fragment or blanks")
     parts = _URL.fullmatch(url)
     if parts is None:
-        said = f", not {url[:80]!a}" if "://" in url else ""  # or it may be a key
+        said = f", not {url[:80]!a}" if "://" in url else ""  # without "://" it may be a key
         raise ConfigurationError(f"base_url must look like {DEFAULT_BASE_URL}{said}")
     scheme, place = parts["scheme"].lower(), parts["place"].lower()
     host = host_of(place)
@@ -143,10 +143,10 @@ def check_dimensions(value: object, model: object = DEFAULT_MODEL) -> int | None
 
 
 def plain_timeout(value: object) -> Any:
-    """Return a timeout as seconds for a whole attempt, where it is written as httpx has it.
+    """Return a timeout in one of httpx's forms as seconds for a whole attempt.
 
-    Of an ``httpx.Timeout``, or a tuple of seconds to connect, read, ..., that is the longest part;
-    of ``None`` the default. All else is returned as it is.
+    For an ``httpx.Timeout`` or a tuple of seconds (connect, read, ...), that is the longest part;
+    for ``None``, the default. Any other value is returned unchanged.
     """
     parts = value if isinstance(value, tuple) else None
     if all(attribute(value, name, value) is not value for name in ("connect", "read", "pool")):
@@ -161,7 +161,7 @@ def plain_timeout(value: object) -> Any:
 
 
 def check_pacer(value: object) -> tuple[float | None, float | None]:
-    """Return the requests and the tokens a minute of ``value``, which keeps limits for many."""
+    """Return the requests and tokens per minute of ``value``, which keeps shared limits."""
     if isinstance(value, type) or not has_methods(value, "lease", "owe", "throttled"):
         raise refuse("pacer", "a RedisLimits, a ClusterLimits or the like", value)
     requests, tokens = (
@@ -243,7 +243,7 @@ class Settings:
             )
 
     def of(self, role: Role) -> Settings:
-        """Return what holds for calls of ``role``."""
+        """Return the settings for calls of ``role``."""
         patient = self.query_timeout is None and self.query_deadline is None
         return self if patient or role != "query" else self._of_queries
 
@@ -259,16 +259,16 @@ class Settings:
 
     @property
     def token_limit(self) -> int | None:
-        """Tokens that a text may have; ``None`` where that is not known."""
+        """Maximum tokens of a text; ``None`` if unknown."""
         return self.max_text_tokens or model_named(self.model).max_tokens
 
     def instruction(self, role: Role) -> str:
-        """Return what is put in front of a text of ``role``."""
+        """Return the instruction that is prepended to texts of ``role``."""
         return (self.query_instruction if role == "query" else self.document_instruction) or ""
 
     @property
     def added(self) -> str:
-        """What the user adds to each request and may change a vector; empty for nothing."""
+        """The user's additions to each request that may change a vector; empty if none."""
         if not (self.extra_body or self.default_query):
             return ""
         return f"{self.extra_body.text}\n{self.default_query.text}"

@@ -1,4 +1,4 @@
-"""``add_documents``: new documents into a collection, without a look at what is there."""
+"""``add_documents``: add new documents to a collection; existing ones are left alone."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Added:
-    """What became of the documents.
+    """The outcome, in numbers of documents.
 
     Attributes:
         added: Embedded and written.
-        present: Left alone, and not paid for, because the collection had their ids and texts.
-        differing: Left alone although the collection has another text under their id;
+        present: Left alone, and not paid for: the collection had their ids and texts.
+        differing: Left alone although the collection has a different text under their id;
             ``sync_documents`` would write them.
     """
 
@@ -50,36 +50,36 @@ def add_documents(
     writer_wait: float = 0.0,
     verify: bool = True,
 ) -> Added:
-    """Add any number of documents; only those whose ids are not there are embedded and paid for.
+    """Add any number of documents; embed and pay for only those whose ids are new.
 
-    Memory holds about a thousand documents, however many the iterables bring. While one slice is
+    Memory holds about a thousand documents, however long the iterables are. While one slice is
     written, the next ones are being embedded. After an error, what was embedded by then is in the
-    collection: calling again goes on from there.
+    collection, and calling again continues from there.
 
     Args:
-        collection: With a NexusFlow embedding function, passed or stored.
-        ids: One for each document, each only once.
-        documents: The texts. Lists are checked as a whole before anything is sent.
+        collection: A collection with a NexusFlow embedding function, passed or stored.
+        ids: One for each document, all different.
+        documents: The texts. Lists are checked completely before anything is sent.
         metadatas: One for each document, ``None`` for none.
-        progress: Called with the number of documents that are done since the last time, written
-            or there already, so ``tqdm.update`` fits.
-        slice_size: Documents a write, at most; never more than the client's maximum.
-        store_timeout: Seconds that one read or write of the collection may take, retries included;
-            never more than the embedding function's ``deadline``.
+        progress: Called with the number of documents done since the last call, written or already
+            there, so ``tqdm.update`` fits.
+        slice_size: Maximum documents per write, up to the client's own maximum.
+        store_timeout: Seconds that one read or write of the collection may take, including retries;
+            at most the embedding function's ``deadline``.
         writer_wait: Seconds to wait for another process that writes to the same folder.
-        verify: Whether to embed up to three short documents of the collection again before the
-            first one is embedded, once an hour for each embedding function, and to refuse to write
-            if most get another vector: the service has changed its model.
+        verify: Whether to check that the service still uses the same model, at most once an hour
+            for each embedding function: up to three short documents of the collection are embedded
+            again first, and nothing is written if most of them get another vector.
 
     Raises:
-        InvalidInputError: A document, its id or metadata cannot be stored, or an id is there twice;
+        InvalidInputError: A document, its id or metadata cannot be stored, or an id occurs twice;
             ``index`` says which.
-        ValueError: There are more of one than of the others.
+        ValueError: The numbers of ids, documents and metadatas differ.
         RefusedTextsError: The server refused some documents, or they are too long; all others were
-            added. ``refused`` has their place in ``documents``.
+            added. ``refused`` has their places in ``documents``.
         CollectionError: The collection cannot be read or written, or another process writes to it.
-            ``finished`` holds the vectors that were paid for and not written, by place.
-        NexusFlowError: Embedding cannot go on.
+            ``finished`` holds the vectors that were paid for but not written, by place.
+        NexusFlowError: Embedding failed.
     """
     check_kind(collection, Collection, "add_documents", "aadd_documents")
     check_columns(ids, documents, metadatas, twin="aadd_documents")

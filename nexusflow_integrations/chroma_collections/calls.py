@@ -1,4 +1,4 @@
-"""Calls of Chroma that end: bounded in time, and tried again where that may help."""
+"""Calls of Chroma with a time limit and retries."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 HANGS = 3
-"""Attempts without an answer that fit into the time of a call."""
+"""Attempts without a response that fit into the time of a call."""
 ATTEMPTS = 3
-"""Attempts at what fails inside the store, such as a full disk."""
+"""Attempts at a call that fails inside the store, for example because of a full disk."""
 PAUSE = 0.25
 """Seconds before the second attempt, twice as many before the third, and so on."""
 _BUSY = ("locked", "busy", "timed out", "timeout", "temporarily", "unavailable")
@@ -33,14 +33,14 @@ _TOO_LARGE = re.compile(r"\b413\b|too large|length limit exceeded")
 
 
 class TooLargeError(CollectionError):
-    """The server takes no request of this size."""
+    """The server accepts no request of this size."""
 
 
 class Calls:
-    """Calls of a collection or client, each within ``timeout`` seconds, all its attempts included.
+    """Calls of a collection or client, each within ``timeout`` seconds including all attempts.
 
-    Chroma itself sets no timeout: a locked database or a silent server would be waited for without
-    end. So each call runs in a thread of its own, which is left behind when its time is over.
+    Chroma itself sets no timeout and would wait for a locked database or a silent server for ever.
+    So each call runs in its own thread, which is abandoned when the time is over.
     """
 
     def __init__(self, collection: Collection | None, timeout: float) -> None:
@@ -51,8 +51,8 @@ class Calls:
         """Return ``method(**fields)``.
 
         Raises:
-            TooLargeError: The server takes no request of this size.
-            CollectionError: It failed, also when it was tried again, or took too long.
+            TooLargeError: The server accepts no request of this size.
+            CollectionError: It failed, even after retries, or took too long.
         """
         until = time.monotonic() + self._timeout
         for attempt in count(1):
@@ -85,7 +85,7 @@ class AsyncCalls:
 
 
 def check_timeout(timeout: float, deadline: float | None = None) -> float:
-    """Return the seconds that a call of Chroma may take; never more than the ``deadline``."""
+    """Return the seconds that a call of Chroma may take; at most the ``deadline``."""
     if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not timeout > 0:
         raise ConfigurationError(f"store_timeout must be seconds above 0, not {timeout!r}")
     return min(timeout, threading.TIMEOUT_MAX if deadline is None else deadline)
@@ -111,7 +111,7 @@ def _in_thread(method: Callable[..., T], fields: dict[str, Any], limit: float) -
 
 
 def _pause(what: str, error: Exception, attempt: int, left: float) -> float:
-    """Return the seconds before the next attempt; raise where there is none."""
+    """Return the seconds before the next attempt; raise if there is none."""
     said = str(error).lower()
     status = _status(error)
     if status == 413 or (status != 404 and _TOO_LARGE.search(said)):
@@ -127,7 +127,7 @@ def _pause(what: str, error: Exception, attempt: int, left: float) -> float:
 
 
 def _passing(error: Exception, said: str) -> bool:
-    """Tell whether another attempt may succeed, sooner or later."""
+    """Return whether another attempt may succeed."""
     if isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError)):
         return True
     if isinstance(error, asyncio.TimeoutError):  # another class than TimeoutError before 3.11

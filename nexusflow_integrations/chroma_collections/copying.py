@@ -1,4 +1,4 @@
-"""``copy_collection``: a collection of another model or size beside the one that answers."""
+"""``copy_collection``: copy a collection to another model or size while it stays in use."""
 
 from __future__ import annotations
 
@@ -54,25 +54,26 @@ if TYPE_CHECKING:
 Exchange = bool | Literal["anyway"]
 
 PASSES = 5
-"""How often the source is read until the copy holds what it holds, while others write to it."""
+"""Maximum readings of the source until the copy matches it, while others write to it."""
 _ROUNDING = 1e-5
-"""How far a vector may be from its copy: JSON changes last bits."""
+"""How far a vector may be from its copy: JSON changes the last bits."""
 _WHOLE: Any = ["documents", "metadatas", "uris", "embeddings"]
 _TEXTS: Any = ["documents", "metadatas", "uris"]
 
 
 @dataclass(frozen=True)
 class Copied:
-    """What became of the documents, in numbers of documents.
+    """The outcome, in numbers of documents.
 
     Attributes:
-        copied: Written with the vectors that the source has.
+        copied: Written with the vectors of the source.
         embedded: Written with new vectors.
-        present: In the target already, and left alone.
-        removed: Taken out of the target, because the source does not have them.
+        present: Already in the target, and left alone.
+        removed: Removed from the target, because the source does not have them.
         left_out: Documents of the source that could not be embedded, each with its reason.
-        exchanged: Whether the names are exchanged: the new collection has the name ``source`` now.
-        usage: What it cost; of a dry run, what it would cost, estimated.
+        exchanged: Whether the names were exchanged, so that the new collection is now called
+            ``source``.
+        usage: What it cost; for a dry run, an estimate.
     """
 
     copied: int = 0
@@ -99,44 +100,44 @@ def copy_collection(
     writer_wait: float = 0.0,
     verify: bool = True,
 ) -> Copied:
-    """Copy a collection beside the one that answers, then exchange their names.
+    """Copy a collection while it stays in use, then exchange the names of both.
 
     If the source has vectors of the same model, size, document instruction and service, they are
     copied and nothing is paid. Otherwise its stored documents are embedded again. Meanwhile the
     source answers as before and is not changed. Calling again after an error pays only for the
-    rest. The source is read again until nothing is left to do and the numbers of documents agree;
-    then the names are exchanged as by ``exchange_names``, and the former collection is called
-    ``target``: to exchange the names again is the way back. Once they are exchanged after embedding
-    again, calling again does nothing.
+    rest. The source is read again until nothing is left to do and the numbers of documents agree.
+    Then ``exchange_names`` gives the copy the name ``source`` and the former collection the name
+    ``target``; exchanging the names again undoes this. If documents were embedded again and the
+    names exchanged, calling again does nothing.
 
-    Objects that were opened before, also in other processes, go on with the former collection:
+    Collection objects opened earlier, also in other processes, keep using the former collection:
     open them again. What others write to a server between the last reading and the exchange is in
     the former collection only.
 
     Args:
         client: Any of Chroma's synchronous clients.
         source: Name of the collection to copy.
-        target: Name of the copy. If the collection exists, it must be of ``embedding_function``;
-            what it has and the source does not have is removed from it.
-        embedding_function: That the copy stores and uses. Default: the one of the source.
-        exchange: Whether to exchange the names; not done if documents were left out, unless this is
-            ``"anyway"``.
-        configuration: Of a copy that is made here, as for Chroma. Default: that of the source.
+        target: Name of the copy. If the collection exists, it must match ``embedding_function``;
+            documents that the source does not have are removed from it.
+        embedding_function: The function that the copy stores and uses. Default: that of the source.
+        exchange: Whether to exchange the names. If documents were left out, they are exchanged only
+            with ``"anyway"``.
+        configuration: Chroma's configuration for a new copy. Default: that of the source.
         dry_run: Only report what would be done and what it would cost; nothing is sent or written.
-        progress: Called with the number of documents that are done since the last time.
-        slice_size: Documents a write, at most; fewer where vectors are large.
-        store_timeout: Seconds that one call of Chroma may take, retries included; never more than
-            the embedding function's ``deadline``.
+        progress: Called with the number of documents done since the last call.
+        slice_size: Maximum documents per write; fewer if vectors are large.
+        store_timeout: Seconds that one call of Chroma may take, including retries; at most the
+            embedding function's ``deadline``.
         writer_wait: Seconds to wait for another process that writes to the same folder.
-        verify: As for ``sync_documents``, of a target that has documents already.
+        verify: As for ``sync_documents``, if the target already has documents.
 
     Raises:
         chromadb.errors.NotFoundError: There is no collection ``source``.
-        ConfigurationError: ``target`` is of another model, size or service, or the source's
-            embedding function is not NexusFlow's and none is given.
+        ConfigurationError: ``target`` has another model, size or service, or the source's embedding
+            function is not NexusFlow's and none is given.
         CollectionError: A collection cannot be read or written, another process writes to the
             folder, or the source changes as fast as it is read.
-        NexusFlowError: Embedding cannot go on.
+        NexusFlowError: Embedding failed.
     """
     work = _Work(
         client, source, target, embedding_function, exchange, configuration, progress, slice_size
@@ -229,7 +230,7 @@ async def acopy_collection(
 
 @dataclass
 class _Work:
-    """What is to be copied, and how far it has come; both twins share it."""
+    """The state of a copy, shared by the sync and the async function."""
 
     client: Any
     source_name: str
@@ -259,15 +260,15 @@ class _Work:
             raise ConfigurationError(
                 f"exchange must be True, False or 'anyway', not {self.wanted!r}"
             )
-        Run(self.size, None, add_only=False).close()  # says now if the size is impossible
+        Run(self.size, None, add_only=False).close()  # raises now if the size is invalid
 
     @property
     def deadline(self) -> float | None:
-        """Seconds that a whole call may take, where the given function limits that."""
+        """Seconds for a whole call, if the given function has a deadline."""
         return None if self.given is None else self.given._options.get("deadline")
 
     def open(self, *, create: bool) -> Plan[None]:
-        """Find both collections, and make the target unless it is there."""
+        """Find both collections, and create the target if it does not exist."""
         yield from complete(self.client, self.source_name, self.target_name)
         self.source = yield from find(self.client, self.source_name)
         self.target = yield from look_up(self.client, self.target_name)
@@ -284,7 +285,7 @@ class _Work:
         fields: dict[str, Any] = {"name": self.target_name}
         method = self.client.get_collection
         if self.target is None:
-            method = self.client.get_or_create_collection  # tried again, it may be there
+            method = self.client.get_or_create_collection  # on a retry, it may exist
             fields |= {
                 "metadata": self.source.metadata,
                 "configuration": {**(self.configuration or _configuration_of(self.source))},
@@ -294,16 +295,16 @@ class _Work:
         fitting(self.target, self._function)
 
     def embedder(self) -> Embedder:
-        """Return what embeds the documents."""
+        """Return the embedder of the documents."""
         return Embedder(self._function if self.target is None else self.target)
 
     def run(self) -> Run:
-        """Begin to read the source once more."""
+        """Start another reading of the source."""
         self._passes += 1
         return Run(self.size, self.progress if self._passes == 1 else None, add_only=False)
 
     def transfer(self, run: Run, *, dry: bool = False) -> Plan[None]:
-        """Copy what the target does not have, vectors included."""
+        """Copy what the target does not have, including vectors."""
         offset = 0
         while ids := (found := (yield _page(self.source, offset, run.size, _WHOLE)))["ids"]:
             run.seen.add(Record(offset + n, name, "", None) for n, name in enumerate(ids))
@@ -313,7 +314,7 @@ class _Work:
             missing = [name for name in ids if not _same(rows[name], there.get(name))]
             if not dry:
                 if other := [name for name in missing if name in there]:
-                    # An upsert would leave what the source has no longer: metadata, the document.
+                    # An upsert would keep metadata or a document that the source no longer has.
                     yield Step("removing documents", self.target.delete, {"ids": other})
                 yield from _write(self.target, [(name, rows[name]) for name in missing])
             run.added += len(missing)
@@ -329,7 +330,7 @@ class _Work:
             run.seen.note_gone(found)
             offset += len(found)
         for ids in run.seen.gone(run.size):
-            # Asked again: pages shift while others remove from the source.
+            # Checked again: pages shift while others remove documents from the source.
             still = set((yield _get(self.source, ids, []))["ids"]) - set(self.left_out)
             gone = [name for name in ids if name not in still]
             if gone and not dry:
@@ -337,7 +338,7 @@ class _Work:
             run.removed += len(gone)
 
     def check(self, run: Run) -> Plan[None]:
-        """Tell whether the target holds what the source holds.
+        """Return whether the target holds what the source holds.
 
         Raises:
             CollectionError: It does not, however often it was read.
@@ -354,7 +355,7 @@ class _Work:
             )
 
     def end_pass(self, run: Run) -> bool:
-        """Count what a reading brought; tell whether it brought anything."""
+        """Count what a reading copied or removed; return whether that was anything."""
         new = {str(item.id): item for item in run.left_out}
         self.left_out |= new
         self._written += run.added + run.changed
@@ -374,7 +375,7 @@ class _Work:
         self.exchanged = True
 
     def foresee(self) -> Plan[Copied]:
-        """Return what there is to do where nothing has to be embedded."""
+        """Return the work to do where nothing has to be embedded."""
         if self.is_done:
             return Copied(present=(yield Step("reading", self.source.count, {})), exchanged=True)
         with closing(self.run()) as run:
@@ -400,7 +401,7 @@ class _Work:
 _NOTHING: Any = SimpleNamespace(
     get=lambda **_: {"ids": [], "documents": [], "metadatas": []},
 )
-"""Stands for a copy that is not made yet."""
+"""Stands for a copy that does not exist yet."""
 
 
 async def _nothing(**_: Any) -> dict[str, Any]:
@@ -411,7 +412,7 @@ _ASYNC_NOTHING: Any = SimpleNamespace(get=_nothing)
 
 
 Row = tuple[Any, Any, Any, Any]
-"""Document, metadata, URI and vector of a record; ``None`` for what it does not have."""
+"""Document, metadata, URI and vector of a record; ``None`` for what is missing."""
 
 
 def _rows(found: Any) -> dict[str, Row]:
@@ -432,7 +433,7 @@ def _same(one: Row, two: Row | None) -> bool:
 
 
 def _write(target: Any, rows: list[tuple[str, Row]]) -> Plan[None]:
-    """Write rows, in as many calls as their bytes need."""
+    """Write rows, in as many calls as their size requires."""
     for part in _parts(rows):
         documents, metadatas, uris, embeddings = zip(*(row for _, row in part), strict=True)
         fields: dict[str, Any] = {
@@ -479,7 +480,7 @@ def _get(collection: Any, ids: list[str], include: list[str]) -> Step:
 
 
 def _records(calls: Calls, source: Any, size: int, left: Container[str]) -> Iterator[Record]:
-    """Yield what the source has, without what was ``left`` out before."""
+    """Yield the records of the source, except those that were ``left`` out before."""
     offset = 0
     while True:
         step = _page(source, offset, size, _TEXTS)
@@ -511,7 +512,7 @@ def _as_records(found: Any, offset: int, left: Container[str]) -> Iterator[Recor
 
 
 def _configuration_of(collection: Any) -> CreateCollectionConfiguration:
-    """Return how the vectors of a collection are indexed, to make another one like it."""
+    """Return the index configuration of a collection, to create another one like it."""
     kept: Any = {}
     for index in ("hnsw", "spann"):
         settings = collection.configuration_json.get(index) or {}

@@ -1,4 +1,4 @@
-"""Texts to vectors through the embedding function of a collection, whatever class it is of."""
+"""Embed texts with the embedding function of a collection, including subclasses."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from nexusflow_integrations.client import NexusFlow
 
 _AT_ONCE = 250
-"""Texts a call of a subclass, which may do something of its own with them."""
+"""Texts per call of a subclass, which may process them in its own way."""
 
 
 def check_kind(collection: object, kind: type, caller: str, twin: str) -> None:
-    """Refuse a collection that belongs to the other twin, before anything is read."""
+    """Refuse a collection of the wrong kind (sync or async), before anything is read."""
     if isinstance(collection, kind):
         return
     if isinstance(collection, (Collection, AsyncCollection)):
@@ -45,13 +45,14 @@ def check_kind(collection: object, kind: type, caller: str, twin: str) -> None:
 
 
 class Embedder:
-    """Embeds, and counts what it costs.
+    """Embeds texts, and counts the cost.
 
     Args:
-        source: A function, or a collection: the one it was opened with, or that it stores.
+        source: A function; or a collection, whose function is the one it was opened with or stores.
 
     Raises:
-        ConfigurationError: It is not NexusFlow's, or another one than the collection was made with.
+        ConfigurationError: The function is not NexusFlow's, or differs from the one of the
+            collection.
     """
 
     def __init__(self, source: Collection | AsyncCollection | NexusFlowEmbeddingFunction) -> None:
@@ -65,7 +66,7 @@ class Embedder:
 
     @property
     def deadline(self) -> float | None:
-        """Seconds that a whole call may take, where that is limited."""
+        """Seconds for a whole call, if limited."""
         return self.function._options.get("deadline")
 
     @property
@@ -76,9 +77,9 @@ class Embedder:
         return _difference(self.client.usage, self._before)
 
     def again(self, texts: list[str]) -> list[Vectors | None]:
-        """Return what the service answers now, past the cache: float32 of shape (d,) each.
+        """Return the service's current vectors, bypassing the cache: float32 of shape (d,) each.
 
-        ``None`` for a text that it refuses.
+        ``None`` stands for a text that it refuses.
         """
         try:
             if self._plain:

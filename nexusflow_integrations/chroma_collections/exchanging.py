@@ -1,8 +1,8 @@
 """Exchange the names of two collections, and complete an exchange that was interrupted.
 
-Chroma renames one collection a call, and no two may have one name. So the first gets a name in
-between, the second the name of the first, the first the name of the second. The name in between
-holds both names, so that whoever finds it knows what is left to do.
+Chroma renames one collection per call, and names are unique. So the first collection gets a
+temporary name, the second gets the name of the first, and the first gets the name of the second.
+The temporary name contains both names, so any process that finds it can complete the exchange.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BETWEEN = ".exchanged-with."
 LONGEST_NAME = 512
-"""Characters of a name, by Chroma."""
+"""Chroma's maximum length of a name, in characters."""
 _PAGE = 1_000
 
 
@@ -39,25 +39,25 @@ def exchange_names(
     store_timeout: float = 60.0,
     writer_wait: float = 0.0,
 ) -> None:
-    """Exchange the names of two collections; to call it again is the way back.
+    """Exchange the names of two collections; calling it again undoes this.
 
-    It renames three times, one call of Chroma each. Between the first and the second, some
-    milliseconds, no collection has the name ``first``. If the process ends there,
-    ``open_collection``, ``copy_collection`` and this function complete the exchange when they are
-    called next. If one was interrupted, it is completed and not followed by another.
+    This takes three calls of Chroma. Between the first two, for some milliseconds, no collection
+    has the name ``first``. If the process ends there, the next call of ``open_collection``,
+    ``copy_collection`` or this function completes the exchange. A call that completes an
+    interrupted exchange does not start another one.
 
-    Objects that were opened before go on with the collection that they were opened for, under
-    whatever name.
+    Collection objects opened earlier keep using the collection they were opened for, whatever its
+    name.
 
     Args:
         client: Any of Chroma's synchronous clients.
-        first: Name of the collection that is asked; it is missing for the shorter time.
-        second: Name of the other.
-        store_timeout: Seconds that one call of Chroma may take, retries included.
+        first: Name of the collection in use; it is missing for the shorter time.
+        second: Name of the other collection.
+        store_timeout: Seconds that one call of Chroma may take, including retries.
         writer_wait: Seconds to wait for another process that writes to the same folder.
 
     Raises:
-        chromadb.errors.NotFoundError: There is no collection of one of the names.
+        chromadb.errors.NotFoundError: One of the collections does not exist.
         ConfigurationError: The names are the same, or too long together.
         CollectionError: A collection could not be renamed, or another process writes to the folder.
     """
@@ -130,7 +130,7 @@ def exchange(one: Any, two: Any) -> Plan[None]:
         yield _rename(two, first)
     except Exception as error:
         try:
-            yield _rename(one, first)  # as it was
+            yield _rename(one, first)  # restores the former name
         except Exception:  # noqa: BLE001 - the first error says more
             raise CollectionError(
                 f"no collection has the name {first!r}, because exchanging it with {second!r} was"
@@ -142,7 +142,7 @@ def exchange(one: Any, two: Any) -> Plan[None]:
 
 
 def is_interrupted(client: Any, name: str) -> Plan[bool]:
-    """Tell whether an exchange with ``name`` is under way, or was interrupted."""
+    """Return whether an exchange with ``name`` is under way or was interrupted."""
     names = yield from _names(client)
     return any(
         between.endswith(BETWEEN + name) or between.startswith(name + BETWEEN) for between in names
@@ -161,12 +161,12 @@ def _names(client: Any) -> Plan[dict[str, Any]]:
 
 
 def complete(client: Any, first: str, second: str | None = None) -> Plan[bool]:
-    """Complete an exchange with ``first`` that was interrupted; tell whether there was one.
+    """Complete an interrupted exchange with ``first``; return whether there was one.
 
     Args:
         client: Of either kind.
         first: A name that is missing.
-        second: The other name, where it is known.
+        second: The other name, if known.
     """
     names = yield from _names(client)
     for between, old in names.items():
@@ -191,7 +191,7 @@ def complete(client: Any, first: str, second: str | None = None) -> Plan[bool]:
             )
         if asked not in names and other in names:
             yield _rename(names[other], asked)
-        # The other may be gone: then there is nothing but the old one to answer.
+        # The other one may be gone; then only the old one can take the name.
         yield _rename(old, other if asked in names or other in names else asked)
         return True
     return False

@@ -1,4 +1,4 @@
-"""From the source into the collection: read, look up, embed, write; for both kinds of client."""
+"""From the source into the collection: read, look up, embed, write; sync and async."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _LOOKED_UP: Any = ["documents", "metadatas"]
 _SAMPLED: Any = ["documents", "embeddings"]
 PAGE = 1_000
-"""Ids a read, when all ids of a collection are compared with the source's."""
+"""Ids per read, when all ids of a collection are compared with the source's."""
 
 
 class Filling:
@@ -44,9 +44,9 @@ class Filling:
 
     Args:
         run: What has been read and not written.
-        calls: To the collection.
-        verify: Whether to compare a few vectors of the collection with what the service answers
-            now, before the first vector is written.
+        calls: Calls of the collection.
+        verify: Whether to compare a few vectors of the collection with new ones from the service,
+            before the first vector is written.
     """
 
     def __init__(self, run: Run, calls: Calls, *, verify: bool = True) -> None:
@@ -57,14 +57,14 @@ class Filling:
         self._problem: Exception | None = None
 
     def begin(self) -> None:
-        """Have Chroma check the filter, before anything is paid for."""
+        """Let Chroma check the filter, before anything is paid for."""
         if self._run.where is not None:
             self._calls(
                 "reading", self._calls.collection.get, where=self._run.where, limit=1, include=[]
             )
 
     def fill(self, records: Iterable[Record], embedder: Embedder) -> None:
-        """Embed and write all of ``records``; what was paid for is written whatever fails."""
+        """Embed and write all of ``records``; after a failure, still write what was paid for."""
         texts = self.missing(records)
         try:
             first = next(texts, None)
@@ -122,8 +122,8 @@ class Filling:
     def missing(self, records: Iterable[Record]) -> Iterator[str]:
         """Yield the documents of ``records`` that have to be embedded.
 
-        It ends early at an error, which ``check`` raises: what is in flight by then is written
-        first.
+        It ends early at an error, which ``check`` raises later, so that what is in flight is
+        written first.
         """
         rest = iter(records)
         while self._problem is None:
@@ -161,7 +161,7 @@ class Filling:
             raise self._problem
 
     def gone(self) -> None:
-        """Note which ids the source no longer has."""
+        """Collect the ids that the source no longer has."""
         offset = 0
         while found := self._calls(
             "reading",
@@ -175,17 +175,17 @@ class Filling:
             offset += len(found)
 
     def remove(self) -> None:
-        """Remove what ``gone`` has noted."""
+        """Remove what ``gone`` has collected."""
         for ids in self._run.seen.gone(self._run.size):
             self._calls("removing documents", self._calls.collection.delete, ids=ids)
             self._run.removed += len(ids)
 
     def _keep(self) -> None:
-        with suppress(NexusFlowError):  # an error is under way already, and takes the vectors along
+        with suppress(NexusFlowError):  # another error is being raised, and gets the vectors
             self._write(self._run.rest())
 
     def _write_on(self, writes: Iterator[Write]) -> None:
-        """Write; once the collection has failed, only collect what is still in flight."""
+        """Write. Once the collection has failed, only collect what is still in flight."""
         if isinstance(self._problem, CollectionError):
             return
         try:
@@ -195,7 +195,7 @@ class Filling:
 
     def _write(self, writes: Iterator[Write]) -> None:
         for write in writes:
-            parts = [write]  # the next one last
+            parts = [write]  # a stack: the next write is last
             try:
                 while parts:
                     if self._put(parts[-1]):
@@ -208,7 +208,7 @@ class Filling:
                 raise
 
     def _put(self, write: Write) -> bool:
-        """Return whether it is written; ``False``: it is too large for the server."""
+        """Return ``True`` if it was written, ``False`` if it is too large for the server."""
         if self._dry_run:
             return True
         method, fields = write.fields()
@@ -381,7 +381,7 @@ class AsyncFilling:
                 raise
 
     async def _put(self, write: Write) -> bool:
-        """Return whether it is written; ``False``: it is too large for the server."""
+        """Return ``True`` if it was written, ``False`` if it is too large for the server."""
         if self._dry_run:
             return True
         method, fields = write.fields()

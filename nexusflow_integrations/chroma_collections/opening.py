@@ -1,4 +1,4 @@
-"""Open a collection only if its vectors can be compared with what will be asked and added."""
+"""Open a collection only if its vectors are comparable with new queries and documents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-# First: where Chroma is missing, this says what to install.
+# First: if Chroma is missing, this says what to install.
 from nexusflow_integrations.chroma import COMPARED, NexusFlowEmbeddingFunction  # isort: split
 
 from chromadb.errors import NotFoundError
@@ -53,37 +53,39 @@ def open_collection(
     verify: bool = False,
     adopt: bool = False,
 ) -> Collection:
-    """Open a collection, or make it, and see to it that its vectors stay comparable.
+    """Open or create a collection, and make sure that its vectors stay comparable.
 
-    Chroma itself compares only the names of embedding functions, so that another model of the same
-    size mixes with what is there. This compares model, size, instructions, ``extra_body``,
-    ``default_query`` and service (the endpoint's origin; any port of this machine is the same).
-    Nothing is sent, unless by ``verify`` or ``adopt``, and a refusal changes nothing.
+    Chroma itself compares only the names of embedding functions, so it would mix vectors of
+    different models of the same size. This function compares model, size, instructions,
+    ``extra_body``, ``default_query`` and service (the endpoint's origin; all ports of this machine
+    count as the same). Nothing is sent, except for ``verify`` or ``adopt``, and an error changes
+    nothing.
 
     Args:
         client: Any of Chroma's synchronous clients.
         name: Name of the collection.
-        embedding_function: Default: the one that is stored, else one with default settings.
-        create: Whether to make a collection that does not exist.
-        metadata: For a collection that is made here. If it exists with other metadata, a warning
-            says so.
-        configuration: The same. Another ``space`` than that of an existing collection is an error.
-        address_changed: Whether the service is the same at a new address. The new address is
+        embedding_function: Default: the stored one, else one with default settings.
+        create: Whether to create the collection if it does not exist.
+        metadata: For a new collection. If the collection exists with other metadata, a warning says
+            so.
+        configuration: For a new collection. A ``space`` that differs from that of an existing
+            collection is an error.
+        address_changed: Whether the same service now has a new address. The new address is then
             stored.
-        verify: Whether to embed up to three documents of the collection again, past the cache, and
-            compare: a service that changed its model shows in nothing else. One request, billed
-            like any other.
+        verify: Whether to embed up to three documents of the collection again, bypassing the cache,
+            and compare: nothing else shows that a service has changed its model. One request,
+            billed like any other.
         adopt: Whether to take over a collection that another embedding function filled, if its
             documents get the same vectors, verified in the same way. The collection then stores
-            this function, and no other opens it.
+            this function and cannot be opened with the former one.
 
     Raises:
         NexusFlowError: With ``verify`` or ``adopt``: the documents cannot be embedded.
-        ConfigurationError: The collection is of another model, size, query instruction, service or
+        ConfigurationError: The collection has another model, size, query instruction, service or
             space, or its embedding function is not NexusFlow's, or (``verify``, ``adopt``) the
-            service answers with other vectors than those that are stored, or (``adopt``) there are
-            none to compare with.
-        chromadb.errors.NotFoundError: There is none, and ``create`` is false.
+            service returns vectors that differ from the stored ones, or (``adopt``) there are none
+            to compare with.
+        chromadb.errors.NotFoundError: The collection does not exist, and ``create`` is false.
     """
     check_arguments(embedding_function, configuration)
     stored = _opened(client, name, create=create)
@@ -170,7 +172,7 @@ def _opened(client: ClientAPI, name: str, *, create: bool) -> Any:
         interrupted = carry_out(is_interrupted(client, name), directly)
         if interrupted:
             try:
-                with only_writer(client, 0.0):  # who exchanges names now, holds it
+                with only_writer(client, 0.0):  # held by any process that exchanges names now
                     carry_out(complete(client, name), directly)
             except CollectionError:
                 if time.monotonic() >= until:
@@ -195,7 +197,7 @@ async def _aopened(client: AsyncClientAPI, name: str, *, create: bool) -> Any:
 
 
 def _using(collection: Any, function: NexusFlowEmbeddingFunction) -> Any:
-    """Return a collection with another function; by its name, it might be another one by now."""
+    """Return the same collection, not the one that now has its name, with another function."""
     return type(collection)(
         client=collection._client, model=collection._model, embedding_function=function
     )
@@ -204,7 +206,7 @@ def _using(collection: Any, function: NexusFlowEmbeddingFunction) -> Any:
 def same_space(
     collection: Collection | AsyncCollection, function: NexusFlowEmbeddingFunction
 ) -> bool:
-    """Tell whether ``function`` gives documents the vectors that the collection has, by name."""
+    """Return whether ``function`` has the settings that the collection's vectors were made with."""
     if not _is_ours(collection) or type(function) is not NexusFlowEmbeddingFunction:
         return False
     stored = _stored_in(collection)
@@ -218,12 +220,12 @@ def fitting(
     *,
     address_changed: bool = False,
 ) -> NexusFlowEmbeddingFunction:
-    """Return ``given`` if its vectors belong into the collection; if there is none, the stored."""
+    """Return ``given`` if its vectors are comparable; without it, the stored function."""
     stored = _stored_in(collection)
     if given is None:
         if address_changed and "service" in stored.get_config():
             config = stored.get_config()
-            del config["service"]  # it is looked up anew
+            del config["service"]  # it is read from the environment again
             return NexusFlowEmbeddingFunction(**config)
         stored._check_service()
         return stored
@@ -256,10 +258,10 @@ def _differing(
     stored: NexusFlowEmbeddingFunction,
     given: NexusFlowEmbeddingFunction,
 ) -> list[tuple[str, object, object]]:
-    """Return which settings give documents other vectors: name, stored and given value."""
+    """Return the settings that would change document vectors: name, stored and given value."""
     size = stored.dimensions
     if size is None and given.dimensions is not None:
-        size = collection.get_model().dimension  # what the server's own size turned out to be
+        size = collection.get_model().dimension  # the size that the server chose by default
     old, new = stored.get_config(), given.get_config()
     settings = [
         ("model_name", stored.model_name, given.model_name),
@@ -287,7 +289,7 @@ def _is_ours(collection: Collection | AsyncCollection) -> bool:
 
 
 def _sized_for(collection: Collection | AsyncCollection) -> NexusFlowEmbeddingFunction:
-    """Return a function with default settings and the size of the vectors that are there."""
+    """Return a function with default settings and the size of the stored vectors."""
     size = collection.get_model().dimension
     return NexusFlowEmbeddingFunction(dimensions=size if size in DIMENSIONS else None)
 
@@ -299,7 +301,7 @@ def _check_comparable(
     rows: list[Vectors],
     function: NexusFlowEmbeddingFunction,
 ) -> None:
-    """Refuse a collection whose vectors cannot be compared, before anything is paid for."""
+    """Refuse a collection whose vectors are not comparable, before anything is paid for."""
     if all_ids and not ids:
         raise ConfigurationError(
             f"collection {name!r} stores vectors without documents, so nobody can say whether they"
@@ -328,17 +330,17 @@ def _storing(
 def _moved(
     collection: Collection | AsyncCollection, function: NexusFlowEmbeddingFunction
 ) -> NexusFlowEmbeddingFunction | None:
-    """Return what to store instead if ``function`` is of another address; else ``None``."""
+    """Return the configuration to store if ``function`` has another address; else ``None``."""
     stored = _stored_in(collection)
     if stored.service in (None, function.service):
         return None
-    # Whether the size was given stays as it was: Chroma refuses to change that.
+    # Keep whether a size was given: Chroma refuses to change that.
     config = {**function.get_config(), "dimensions": stored.dimensions}
     return NexusFlowEmbeddingFunction.build_from_config(config)
 
 
 def check_arguments(function: object, configuration: CreateCollectionConfiguration | None) -> None:
-    """Refuse what would make a collection that cannot be opened again."""
+    """Refuse arguments that would create a collection that cannot be opened again."""
     if function is not None and not isinstance(function, NexusFlowEmbeddingFunction):
         raise ConfigurationError(
             "embedding_function must be a NexusFlowEmbeddingFunction, not"
@@ -361,7 +363,7 @@ def _check_ignored(
     metadata: Mapping[str, Any] | None,
     configuration: CreateCollectionConfiguration | None,
 ) -> None:
-    """Say which options an existing collection does not follow."""
+    """Warn about options that an existing collection ignores."""
     kept = collection.metadata or {}
     other = [
         f"metadata[{key!r}]" for key, value in (metadata or {}).items() if kept.get(key) != value

@@ -1,4 +1,4 @@
-"""Which documents a source owns: those whose metadata Chroma's filter ``where`` finds."""
+"""Which documents a source owns: those whose metadata matches Chroma's filter ``where``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KNOWN = {"$eq", "$ne", "$in", "$nin", *_ORDERS}
 
 
 def check_where(where: object) -> None:
-    """Refuse what is no filter of Chroma, before anything is paid for."""
+    """Refuse an invalid Chroma filter, before anything is paid for."""
     if where is None:
         return
     try:
@@ -27,7 +27,7 @@ def check_where(where: object) -> None:
 
 
 def finds(where: Mapping[str, Any], metadata: Mapping[str, Any] | None) -> bool:
-    """Tell whether Chroma would find a document with this metadata; in doubt, yes."""
+    """Return whether Chroma's filter would match this metadata; if in doubt, yes."""
     return all(_holds(key, wanted, metadata or {}) for key, wanted in where.items())
 
 
@@ -44,7 +44,7 @@ def _holds(key: str, wanted: Any, metadata: Mapping[str, Any]) -> bool:
 def _compares(value: Any, name: str, other: Any) -> bool:
     if isinstance(value, list) or name not in _KNOWN:
         return True
-    if name in ("$ne", "$nin"):  # Chroma finds documents without the key, too
+    if name in ("$ne", "$nin"):  # Chroma also matches documents without the key
         others = other if name == "$nin" else [other]
         return not any(_equal(value, each) for each in others)
     if name in ("$eq", "$in"):

@@ -1,7 +1,7 @@
-"""Plans: calls of Chroma, one after another, for either kind of client.
+"""Plans: sequences of Chroma calls, for sync and async clients.
 
-A plan is a generator that yields what to call and is sent the answer, or thrown the error. It does
-no I/O itself, so the sync and the async client carry out the same one.
+A plan is a generator that yields calls and receives each result or error. It does no I/O itself, so
+the same plan works for the sync and the async client.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Call(Protocol):
 
 
 def carry_out(plan: Plan[T], call: _Call) -> T:
-    """Return what ``plan`` returns; ``call`` makes its calls, a ``Calls`` or ``directly``."""
+    """Return the result of ``plan``; ``call``, a ``Calls`` or ``directly``, makes its calls."""
     answer: Any = None
     failure: Exception | None = None
     while True:
@@ -64,7 +64,7 @@ async def acarry_out(plan: Plan[T], call: Callable[..., Awaitable[Any]]) -> T:
 
 
 def directly(what: str, method: Callable[..., Any], /, **fields: Any) -> Any:
-    """Make a call once, however long it takes."""
+    """Make a call once, without a time limit."""
     del what
     return method(**fields)
 
@@ -76,12 +76,12 @@ async def adirectly(what: str, method: Callable[..., Any], /, **fields: Any) -> 
 
 
 def is_missing(error: Exception) -> bool:
-    """Tell whether there is no such collection, also where ``Calls`` raised the error."""
+    """Return whether the collection does not exist, also if ``Calls`` raised the error."""
     return isinstance(error, NotFoundError) or isinstance(error.__cause__, NotFoundError)
 
 
 def look_up(client: Any, name: str) -> Plan[Any]:
-    """Return the collection of this name, without embedding function, or ``None``."""
+    """Return the collection of this name without its embedding function, or ``None``."""
     try:
         return (
             yield Step("reading", client.get_collection, {"name": name, "embedding_function": None})

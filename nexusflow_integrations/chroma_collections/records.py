@@ -1,4 +1,4 @@
-"""The documents of a source, one by one: read, checked, and no id twice."""
+"""The documents of a source, one by one: read, checked, and with unique ids."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Record(NamedTuple):
 def check_columns(
     ids: object, documents: object, metadatas: object, *, twin: str | None = None
 ) -> None:
-    """Refuse what cannot be columns; ``twin`` is the function that takes async iterables."""
+    """Refuse invalid columns; ``twin`` names the function that takes async iterables."""
     for name, column in zip(_NAMES, (ids, documents, metadatas), strict=True):
         if column is None and name == "metadatas":
             continue
@@ -58,7 +58,7 @@ def rows(columns: Sequence[Iterable[Any]]) -> Iterator[Record]:
     """Yield unchecked records.
 
     Raises:
-        ValueError: There are more of one column than of another.
+        ValueError: The columns have different lengths.
     """
     for place, row in enumerate(zip_longest(*columns, fillvalue=_MISSING)):
         yield _record(place, row)
@@ -85,7 +85,7 @@ def _record(place: int, row: Sequence[Any]) -> Record:
     if short := [_NAMES[n] for n, value in enumerate(row) if value is _MISSING]:
         raise ValueError(f"there are only {place} {' and '.join(short)}, and more of the rest")
     metadata = row[2] if len(row) > 2 else None
-    if isinstance(metadata, dict):  # of plain strings: Chroma's HTTP client takes no others as keys
+    if isinstance(metadata, dict):  # Chroma's HTTP client accepts only plain strings as keys
         metadata = {
             str.__str__(key) if isinstance(key, str) else key: value
             for key, value in metadata.items()
@@ -94,7 +94,7 @@ def _record(place: int, row: Sequence[Any]) -> Record:
 
 
 def id_problem(name: object) -> str | None:
-    """Return why Chroma would not take ``name`` as an id; ``None`` if it would."""
+    """Return why Chroma would refuse ``name`` as an id, or ``None``."""
     try:
         validate_ids([name])  # type: ignore[list-item]
         if not name:
@@ -106,7 +106,7 @@ def id_problem(name: object) -> str | None:
 
 
 def problem(record: Record) -> LeftOut | None:
-    """Return why Chroma or the API would not take ``record``; ``None`` if both would."""
+    """Return why Chroma or the API would refuse ``record``, or ``None``."""
     place, name = record.place, record.id
     if (words := id_problem(name)) is not None:
         return LeftOut(None, place, "invalid id", words)
@@ -126,7 +126,7 @@ def problem(record: Record) -> LeftOut | None:
 
 
 def _check_entry(key: str, value: Any) -> None:
-    """Raise for what Chroma's own check lets pass, and a server refuses or changes silently."""
+    """Raise for values that Chroma's own check allows but a server refuses or silently changes."""
     if not key or key.startswith(_RESERVED):
         raise ValueError(f"metadata key {key!r} is empty or begins with '#', '$' or 'chroma:'")
     key.encode()
@@ -148,17 +148,17 @@ def _sentence(error: Exception, what: str) -> str:
 
 
 class SameIdTwiceError(InvalidInputError, DuplicateIDError):
-    """One id stands for two documents of the source."""
+    """Two documents of the source have the same id."""
 
 
 class SeenIds(seen_ids.SeenIds):
-    """All ids of a source, none of them twice."""
+    """All ids of a source; refuses duplicates."""
 
     def add(self, records: Iterable[Record]) -> None:
         """Note the ids of ``records``.
 
         Raises:
-            SameIdTwiceError: One of them was there before; the message has both places.
+            SameIdTwiceError: One of them has been seen before; the message has both places.
         """
         for record in records:
             if (before := self.note(record.id, record.place)) is not None:

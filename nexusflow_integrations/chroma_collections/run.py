@@ -1,4 +1,4 @@
-"""One run over a source: what was read and is not written yet. Sync and async share it; no I/O."""
+"""The state of one run over a source, without I/O: what was read and is not written yet."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.vectors import Vectors
 
 SLICE = 250
-"""Documents a write: smaller ones cost more each; a local write freezes all threads (the GIL)."""
+"""Documents per write: fewer cost more each, and a local write blocks all threads (the GIL)."""
 SLICE_BYTES = 8_000_000
-"""Bytes a write, about, as JSON: servers refuse large bodies."""
+"""Approximate bytes per write, as JSON: servers refuse large bodies."""
 NUMBER_BYTES = 21
-"""Characters of a float32 in JSON, with its comma, at most."""
+"""Maximum characters of a float32 in JSON, including the comma."""
 
 Stored = Mapping[str, tuple[str | None, Mapping[str, Any] | None]]
-"""Of each id that is there, document and metadata."""
+"""Document and metadata of each existing id."""
 
 
 class Ready(NamedTuple):
-    """A document to write: ``vector`` is ``None`` where only its metadata changed."""
+    """A document to write; ``vector`` is ``None`` if only its metadata changed."""
 
     record: Record
     vector: Vectors | None
@@ -71,7 +71,7 @@ class Write:
         return "add" if self.add_only else "upsert", fields
 
     def halves(self) -> list[Write]:
-        """Return two writes of half the documents, for a server that takes no larger ones."""
+        """Return two writes of half the documents each, for a server with a size limit."""
         if len(self.ready) == 1:
             raise CollectionError(
                 f"the server takes no document as large as {self.ready[0].record.id!r}"
@@ -91,10 +91,11 @@ class Run:
     """The state of a run.
 
     Args:
-        size: Documents a write, at most.
-        progress: Called with the number of documents that are done since the last time.
-        add_only: Leave alone what is there, and end the run at a document that cannot be stored.
-        where: The part of the collection that the source owns; ``None``: all of it.
+        size: Maximum documents per write.
+        progress: Called with the number of documents done since the last call.
+        add_only: Leave existing documents alone, and end the run at a document that cannot be
+            stored.
+        where: The part of the collection that the source owns; ``None``: the whole collection.
     """
 
     size: int
@@ -131,7 +132,7 @@ class Run:
         add_only: bool,
         where: Where | None = None,
     ) -> Run:
-        """Return a run that writes ``size`` documents at once, or ``most``, if that is less."""
+        """Return a run that writes at most ``size`` or ``most`` documents at once."""
         return cls(min(size, most) if isinstance(size, int) else size, progress, add_only, where)
 
     def close(self) -> None:
@@ -144,7 +145,7 @@ class Run:
         """Take the next slice of the source; return the ids to look up.
 
         Raises:
-            InvalidInputError: An id is there twice, or (``add_only``) a document cannot be stored.
+            InvalidInputError: An id occurs twice, or (``add_only``) a document cannot be stored.
         """
         self.read += len(records)
         self._slice = []
@@ -164,7 +165,7 @@ class Run:
         """Yield the documents of the slice that have to be embedded.
 
         Args:
-            stored: What the collection has under the ids of the slice.
+            stored: The collection's documents with the ids of the slice.
             owned: Those of them that this source may change; ``None``: all.
         """
         same = 0
@@ -239,25 +240,25 @@ class Run:
         return Write(ready, self.add_only)
 
     def written(self, write: Write) -> None:
-        """Count what a write brought in."""
+        """Count the documents of a finished write."""
         fresh = sum(item.fresh for item in write.ready)
         self.added += fresh
         self.changed += len(write.ready) - fresh
         self._done(len(write.ready))
 
     def pretend(self) -> None:
-        """Count what would be under way as if it were written."""
+        """For a dry run, count pending documents as written."""
         for item in self._flying.values():
             self.written(Write([item], self.add_only))
         self._flying.clear()
 
     def put_back(self, write: Write) -> None:
-        """Keep what could not be written."""
+        """Keep documents that could not be written."""
         queue = self._metadata_only if write.ready[0].vector is None else self._ready
         queue.extendleft(reversed(write.ready))
 
     def rescue(self, error: NexusFlowError) -> None:
-        """Take what was embedded when the stream broke off."""
+        """Take the vectors that were embedded before the stream failed."""
         found = [(self._flying.pop(at), row) for at, row in error.finished.items()]
         self._ready.extend(item._replace(vector=row) for item, row in found)
         self.rescued = {item.record.place: row for item, row in found}
@@ -270,7 +271,7 @@ class Run:
 
     @property
     def may_remove(self) -> bool:
-        """Whether it is known what the source has: no document is without a usable id."""
+        """Whether all ids of the source are known: no document lacks a usable id."""
         return all(item.id is not None for item in self.left_out)
 
     def _refuse(self, record: Record, error: NexusFlowError) -> None:
@@ -288,7 +289,7 @@ class Run:
 
 
 def same_metadata(stored: Mapping[str, Any] | None, given: Mapping[str, Any] | None) -> bool:
-    """Tell whether metadata is the same; ``True`` and 1 are not."""
+    """Return whether metadata is the same; ``True`` and 1 differ."""
     one, two = stored or {}, given or {}
     return one.keys() == two.keys() and all(
         value == two[key] and isinstance(value, bool) == isinstance(two[key], bool)
@@ -297,7 +298,7 @@ def same_metadata(stored: Mapping[str, Any] | None, given: Mapping[str, Any] | N
 
 
 def stored_by_id(found: Mapping[str, Any]) -> Stored:
-    """Return what ``collection.get`` found, by id."""
+    """Return the result of ``collection.get``, by id."""
     none: Iterable[None] = [None] * len(found["ids"])
     return {
         name: (document, metadata)

@@ -1,4 +1,4 @@
-"""``sync_documents``: a collection holds what its source holds."""
+"""``sync_documents``: make a collection match its source."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ Remove = bool | Literal["all"]
 
 @dataclass(frozen=True)
 class Synced:
-    """What became of the documents, in numbers of documents.
+    """The outcome, in numbers of documents.
 
     Attributes:
         added: New ids, embedded and written.
-        changed: Ids whose text or metadata was another, written again.
+        changed: Ids whose text or metadata differed, written again.
         unchanged: Ids whose text and metadata were the same, left alone.
-        removed: Ids that the source has no longer, taken out of the collection.
-        left_out: Documents that could not be stored, each with its reason. What the collection had
-            under their ids stays.
-        usage: What the run cost; of a dry run, what it would cost, estimated.
+        removed: Ids that the source no longer has, removed from the collection.
+        left_out: Documents that could not be stored, each with its reason. What the collection
+            already had under their ids is kept.
+        usage: What the run cost; for a dry run, an estimate.
     """
 
     added: int = 0
@@ -70,46 +70,47 @@ def sync_documents(
     writer_wait: float = 0.0,
     verify: bool = True,
 ) -> Synced:
-    """Make ``collection`` hold what a source holds; pay only for texts that are new or changed.
+    """Make ``collection`` match a source; pay only for new or changed texts.
 
-    What the collection has is compared with what comes: a changed text is embedded again, changed
-    metadata alone is written without embedding, the rest is left alone. Everything is added and
-    changed first. Documents that the source no longer has are removed last, and only if it was read
-    to its end and everything else succeeded. So whatever breaks off, the collection answers at
-    least as well as before, and calling again pays only for the rest.
+    Documents are compared with those in the collection: a changed text is embedded again, changed
+    metadata alone is written without embedding, and the rest is left alone. Documents that the
+    source no longer has are removed last, and only if the source was read to its end and everything
+    else succeeded. So after any failure, the collection answers at least as well as before, and
+    calling again pays only for the rest.
 
     A document that cannot be stored (refused by the server, blank, invalid id or metadata) is left
-    out and reported. Memory holds about a thousand documents, however many the iterables bring.
+    out and reported. Memory holds about a thousand documents, however long the iterables are.
 
     Args:
-        collection: With a NexusFlow embedding function, passed or stored.
-        ids: One for each document, each only once.
+        collection: A collection with a NexusFlow embedding function, passed or stored.
+        ids: One for each document, all different.
         documents: The texts.
         metadatas: One for each document, ``None`` for none.
-        where: Chroma's filter for the part of the collection that this source owns; nothing outside
-            of it is changed or removed, and a document whose metadata it does not find is left out.
-            ``None``: all of it.
-        remove: Whether to remove what the source no longer has. A source without any document
-            removes nothing, unless this is ``"all"``.
+        where: Chroma's filter for the part of the collection that this source owns. Nothing outside
+            of it is changed or removed, and a document whose metadata does not match it is left
+            out. ``None``: the whole collection.
+        remove: Whether to remove what the source no longer has. An empty source removes nothing,
+            unless this is ``"all"``.
         dry_run: Only report what would be done and what it would cost; nothing is sent or written.
-        progress: Called with the number of documents that are done since the last time, so
-            ``tqdm.update`` fits.
-        slice_size: Documents a write, at most; fewer where vectors are large.
-        store_timeout: Seconds that one read or write of the collection may take, retries included;
-            never more than the embedding function's ``deadline``.
+        progress: Called with the number of documents done since the last call, so ``tqdm.update``
+            fits.
+        slice_size: Maximum documents per write; fewer if vectors are large.
+        store_timeout: Seconds that one read or write of the collection may take, including retries;
+            at most the embedding function's ``deadline``.
         writer_wait: Seconds to wait for another process that writes to the same folder.
-        verify: Whether to embed up to three short documents of the collection again before the
-            first one is embedded, once an hour for each embedding function, and to refuse to write
-            if most get another vector: the service has changed its model.
+        verify: Whether to check that the service still uses the same model, at most once an hour
+            for each embedding function: up to three short documents of the collection are embedded
+            again first, and nothing is written if most of them get another vector.
 
     Raises:
-        InvalidInputError: An id is there twice; the message has both places.
-        ValueError: There are more ids than documents, or the other way round.
-        ConfigurationError: The embedding function is not NexusFlow's, or the other twin is needed,
-            or (``verify``) the service answers with other vectors than those that are stored.
+        InvalidInputError: An id occurs twice; the message has both places.
+        ValueError: The numbers of ids and documents differ.
+        ConfigurationError: The embedding function is not NexusFlow's, the collection needs the sync
+            or async twin of this function, or (``verify``) the service returns vectors that differ
+            from the stored ones.
         CollectionError: The collection cannot be read or written, or another process writes to it.
-            ``finished`` holds the vectors that were paid for and not written, by place.
-        NexusFlowError: Embedding cannot go on.
+            ``finished`` holds the vectors that were paid for but not written, by place.
+        NexusFlowError: Embedding failed.
     """
     check_kind(collection, Collection, "sync_documents", "async_documents")
     check_columns(ids, documents, metadatas, twin="async_documents")
@@ -190,11 +191,11 @@ def _check_remove(remove: object) -> None:
 
 
 def _check_lists(columns: Sequence[Any]) -> None:
-    """Look for ids that are there twice, and for columns of different length, before all else."""
+    """Check for duplicate ids and columns of different lengths, before anything else."""
     if all(isinstance(column, Sequence) for column in columns):
         lengths = {len(column) for column in columns}
         if len(lengths) > 1:
-            list(rows(columns))  # raises, with the names
+            list(rows(columns))  # raises an error that names them
         seen = SeenIds()
         try:
             seen.add(record for record in rows(columns) if id_problem(record.id) is None)

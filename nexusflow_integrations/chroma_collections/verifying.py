@@ -1,4 +1,4 @@
-"""Whether a service still answers with the vectors that a collection has: no address shows that."""
+"""Check that a service still returns the vectors of a collection, after a change of its model."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ VALID = 3600.0
 """Seconds for which a client need not compare a collection again."""
 
 _compared: WeakKeyDictionary[NexusFlow, dict[UUID, float]] = WeakKeyDictionary()
-"""When each client has last compared a collection, or begun to fill it."""
+"""When each client last compared a collection, or started to fill it."""
 
 
 def is_due(client: NexusFlow, collection: UUID) -> bool:
-    """Tell whether ``client`` has to compare the collection before it writes to it."""
+    """Return whether ``client`` has to compare the collection before it writes to it."""
     return time.monotonic() - _compared.get(client, {}).get(collection, -VALID) >= VALID
 
 
 def note(client: NexusFlow, collection: UUID) -> None:
-    """Remember that the vectors of the collection are those that ``client`` gets."""
+    """Remember that the vectors of the collection match those that ``client`` gets."""
     _compared.setdefault(client, {})[collection] = time.monotonic()
 
 
 def sampled(found: Mapping[str, Any]) -> tuple[list[str], list[str], list[Vectors]]:
-    """Return ids, documents and vectors of what ``collection.get`` found, where all are there.
+    """Return ids, documents and vectors from a ``collection.get`` result, for complete rows only.
 
-    At most ``SAMPLE``, the shortest documents.
+    At most ``SAMPLE`` of them: the shortest documents.
     """
     rows = zip(
         found["ids"],
@@ -72,18 +72,18 @@ def check_same(
     *,
     most: bool = False,
 ) -> None:
-    """Refuse a service whose vectors are others than those of collection ``name``.
+    """Refuse a service whose vectors differ from those of collection ``name``.
 
     Args:
         name: Of the collection.
-        ids: Of the documents that are compared.
+        ids: The ids of the documents to compare.
         stored: Their vectors in the collection.
-        fresh: Their vectors now; ``None`` for a document that the service refuses now.
-        most: Whether half of them may differ, as where the caller stored vectors of its own.
+        fresh: Their new vectors; ``None`` for a document that the service now refuses.
+        most: Whether half of them may differ, since the caller may have stored vectors of its own.
 
     Raises:
-        ConfigurationError: A document got a vector that is not the stored one; with ``most``, more
-            than half of them did.
+        ConfigurationError: A document got a vector that differs from the stored one; with ``most``,
+            more than half of them did.
     """
     apart = [
         (place, deviation(old, np.asarray(new, np.float32)))

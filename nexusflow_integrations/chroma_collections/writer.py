@@ -1,8 +1,8 @@
-"""One writer for a folder of ``PersistentClient``: two that write damage it.
+"""Single writer for a folder of ``PersistentClient``: two writers would damage it.
 
-Taking turns is not enough: a client keeps its index in memory, and writes it over what another has
-written meanwhile. So whoever takes the lock has its client read the folder anew first, unless it
-was itself the last to write.
+Taking turns is not enough: a client keeps its index in memory, and would overwrite what another
+client has written meanwhile. So after taking the lock, a client reads the folder again, unless it
+was itself the last writer.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _lock = forks.Lock()
 _held: dict[str, _Held] = {}
 """Folders that this process writes to."""
 _left: weakref.WeakKeyDictionary[Any, tuple[int, ...]] = weakref.WeakKeyDictionary()
-"""State of the folder when a client had written to it last, by client."""
+"""State of the folder after each client's last write."""
 
 
 @dataclass
 class _Held:
     lock: FileLock
     system: Any
-    """What all clients of one path share."""
+    """The state that all clients of one path share."""
     calls: int = 0
 
 
 def _forget() -> None:
-    """Close the parent's lock files in a child, which must not release what the parent holds."""
+    """Close the parent's lock files in a forked child, without releasing the locks."""
     for held in _held.values():
         context: Any = held.lock._context
         if context.lock_file_fd is not None:
@@ -78,17 +78,17 @@ def _system_of(store: Store) -> Any:
 
 @contextmanager
 def only_writer(store: Store, wait: float) -> Iterator[None]:
-    """Hold the folder of a collection or client for that client.
+    """Hold the lock on the folder of a collection or client.
 
-    Threads that share a client may write together; Chroma keeps them apart, as a server does with
-    its clients. The lock ends with the process, however that ends.
+    Threads that share a client may write at the same time: Chroma serializes them, as a server does
+    with its clients. The lock ends with the process, however that ends.
 
     Args:
-        store: Any; what is not in a folder needs no lock.
+        store: A collection or client; without a folder, no lock is needed.
         wait: Seconds to wait for another writer.
 
     Raises:
-        CollectionError: Another writer has the folder, or it cannot be locked.
+        CollectionError: Another process writes to the folder, or it cannot be locked.
     """
     folder = folder_of(store)
     if folder is None:
@@ -108,7 +108,7 @@ def only_writer(store: Store, wait: float) -> Iterator[None]:
 
 @asynccontextmanager
 async def aonly_writer(store: Store, wait: float) -> AsyncIterator[None]:
-    """Hold like ``only_writer``, without blocking the event loop."""
+    """Hold the lock like ``only_writer``, without blocking the event loop."""
     folder = folder_of(store)
     if folder is None:
         yield
@@ -158,7 +158,7 @@ def _hold(path: str, store: Store) -> bool:
 
 
 def _locked(path: str) -> FileLock | None:
-    # Here: Chroma's thin client has no folders, and comes without this package.
+    # Imported here: Chroma's thin client has no folders and does not include this package.
     with needed("A collection in a folder", "filelock", install="filelock"):
         import filelock
 
@@ -185,18 +185,18 @@ def _release(path: str) -> None:
 
 
 def _catch_up(system: Any, path: str) -> None:
-    """Have Chroma read the folder anew if it may hold an index in memory that is out of date."""
+    """Let Chroma read the folder again if its index in memory may be out of date."""
     if _left.get(system) == _state(path):
         return
     try:
-        # Replaces what it holds; calls that are under way end with the old one.
+        # Replaces the index in memory; calls under way finish with the old one.
         system.instance(ServerAPI).start()
     except Exception as error:
         raise CollectionError(f"cannot open {path} anew: {error}") from error
 
 
 def _state(path: str) -> tuple[int, ...]:
-    """Return what changes with every write to the folder."""
+    """Return a value that changes with every write to the folder."""
     found: list[int] = []
     for name in ("chroma.sqlite3", "chroma.sqlite3-wal"):
         with suppress(OSError):

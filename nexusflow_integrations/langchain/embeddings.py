@@ -503,11 +503,11 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         characters that every byte store takes. With a ``query_instruction``, queries need a
         ``query_embedding_cache`` of their own: the namespace cannot tell them from documents.
         """
-        told = [self.client.base_url, self.model, self.dimensions, self.query_instruction]
-        told += filter(None, (self.document_instruction, self.client.settings.added))
+        parts = [self.client.base_url, self.model, self.dimensions, self.query_instruction]
+        parts += filter(None, (self.document_instruction, self.client.settings.added))
         if self.on_too_long in ("split", "truncate"):
-            told.append(f"{self.on_too_long} {self.client.settings.token_limit}")
-        digest = hashlib.sha256(repr(tuple(told)).encode()).hexdigest()[:16]
+            parts.append(f"{self.on_too_long} {self.client.settings.token_limit}")
+        digest = hashlib.sha256(repr(tuple(parts)).encode()).hexdigest()[:16]
         model = re.sub(r"[^A-Za-z0-9_.-]", "-", self.model)
         return f"{model}-{self.dimensions or 'default'}-{digest}-"
 
@@ -526,14 +526,14 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """Settings that are not JSON by themselves, as constructor arguments that are."""
-        told: dict[str, Any] = {
+        attributes: dict[str, Any] = {
             name: asdict(value)
             for name, value in (("budget", self.budget), ("price", self.price))
             if isinstance(value, (Budget, Price))
         }
         if isinstance(self.cache, (Path, RedisAddress)):
-            told["cache"] = str(self.cache)
-        return told
+            attributes["cache"] = str(self.cache)
+        return attributes
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy; with an ``update``, make a new object of it, checked like any other.

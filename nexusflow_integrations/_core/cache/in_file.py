@@ -54,7 +54,7 @@ logger = logging.getLogger("nexusflow_integrations")
 _CHUNKS = (8, 16, 64, 512)  # few different statements, so that SQLite prepares each only once
 _MIN_CLAIM = 0.1
 _CALLS = 1 << 20
-"""Calls of one process that are told apart."""
+"""Number of calls of one process with distinct numbers."""
 
 
 class Claimed(NamedTuple):

@@ -42,7 +42,7 @@ _SIZES = b"nexusflow:sizes"
 _COUNTS = b"nexusflow:counts"
 _HASHES = (_CLAIMS, _KINDS, _SIZES, _COUNTS)
 _CALLS = 1 << 20
-"""Calls of one process that are told apart."""
+"""Number of calls of one process with distinct numbers."""
 _AT_ONCE = 512
 """Keys in one command: the server does nothing else meanwhile."""
 _MIN_CLAIM = 0.1
@@ -257,13 +257,13 @@ class RedisStore:
                 for some in _pieces(missing):
                     terms = [self.claim_seconds, CLOCK_SLACK, left, int(sent)]
                     args = [self._now(), owner, ticket, *terms]
-                    told = self.server.run(
+                    replies = self.server.run(
                         _CLAIM,
                         [_CLAIMS, *(_VECTOR + key for key in some)],
                         [*args, *(found.get(key, b"") for key in some)],
                         client=client,
                     )
-                    for key, answer in zip(some, told, strict=True):
+                    for key, answer in zip(some, replies, strict=True):
                         (late if isinstance(answer, bytes) else answers)[key] = answer
                         left -= answer in (1, 2)
                 whole = self._whole(late)
@@ -439,10 +439,10 @@ class RedisStore:
                 for name in names:
                     pipe.object("IDLETIME", name)
                     pipe.memory_usage(name)
-                told = iter(pipe.execute())
+                replies = iter(pipe.execute())
                 held += [
                     (idle, size, name)
-                    for name, idle, size in zip(names, told, told, strict=False)
+                    for name, idle, size in zip(names, replies, replies, strict=False)
                     if idle is not None and size is not None
                 ]
             held.sort(reverse=True)
@@ -575,8 +575,8 @@ def _model(described: bytes | None, vectors: int) -> ModelRows:
     return ModelRows(base_url, model, dimensions, vectors)
 
 
-def _number(told: bytes | None) -> int | None:
-    return int(told) if told and told.isdigit() else None
+def _number(reply: bytes | None) -> int | None:
+    return int(reply) if reply and reply.isdigit() else None
 
 
 def _name_pages(client: Any) -> Iterator[list[bytes]]:

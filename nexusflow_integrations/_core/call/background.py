@@ -1,13 +1,12 @@
 """One event loop in one thread, for all clients of the process; sync and async calls share it.
 
-A call, from whatever thread or event loop it comes, is handed to this loop and waited for. So there
-is one connection pool, one pacer and one table of what is in flight, without a lock; a caller's
-event loop may end and another begin (``asyncio.run`` twice) without the pool noticing; a sync call
-works inside a running loop (Jupyter); and Ctrl-C cancels what is in flight, which a thread blocked
-in a socket could not.
+Every call, from any thread or event loop, is submitted to this loop. So there is one connection
+pool, one pacer and one table of what is in flight, without a lock. The pool survives the end of a
+caller's event loop (``asyncio.run`` twice). A sync call works inside a running loop (Jupyter). And
+Ctrl-C cancels what is in flight, which a thread blocked in a socket could not do.
 
-The loop's thread does not survive ``fork``. A child starts afresh and never touches what it
-inherited: the sockets belong to the parent.
+The loop's thread does not survive ``fork``. A child starts a new one and never touches the old
+loop: its sockets belong to the parent.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ T = TypeVar("T")
 logger = logging.getLogger("nexusflow_integrations")
 
 LONGEST_PAUSE = 5.0
-"""Seconds after which the loop goes on although a fork has not told that it is over."""
+"""Seconds after which the loop resumes even if the end of the fork was not reported."""
 CLOSING = 1.5
-"""Seconds for which the end of the process waits until all is cancelled and closed."""
+"""Seconds that the exit of the process waits until everything is cancelled and closed."""
 
 
 class BackgroundLoop:
-    """An event loop running in a daemon thread of its own."""
+    """An event loop that runs in its own daemon thread."""
 
     def __init__(self) -> None:
         try:
@@ -56,9 +55,9 @@ class BackgroundLoop:
         forks.around(self._pause)
 
     def _pause(self, until: float) -> Callable[[], None] | None:
-        """Have the loop's thread do nothing while the process forks.
+        """Pause the loop's thread while the process forks.
 
-        It may be in the middle of anything: a log record, a TLS library with locks of its own.
+        It may hold locks at that moment, such as those of logging or of a TLS library.
         """
         if threading.get_ident() == self._thread.ident:
             return None
@@ -81,7 +80,7 @@ class BackgroundLoop:
             try:
                 self.loop.run_forever()
             except BaseException as error:  # noqa: BLE001, PERF203 - SystemExit, of the user's
-                # The call that it came from ends with it; the loop is that of all others, too.
+                # It ends the call that raised it; the loop has to go on for all others.
                 logger.debug("%s went through the event loop", type(error).__name__)
             else:
                 return
@@ -91,17 +90,17 @@ class BackgroundLoop:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def call_soon(self, work: Callable[[], object]) -> None:
-        """Have ``work`` called on the loop, from whatever thread; not if the loop has ended."""
+        """Call ``work`` on the loop, from any thread; do nothing if the loop has ended."""
         if self not in _inherited:
             with suppress(RuntimeError):
                 self.loop.call_soon_threadsafe(work)
 
     def on_close(self, closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Have ``closer`` awaited on the loop before it ends."""
+        """Await ``closer`` on the loop before it ends."""
         self._closers.append(closer)
 
     def close(self) -> None:
-        """Cancel what runs, close what was opened, end the thread."""
+        """Cancel running tasks, close what was opened, and end the thread."""
         if self.loop.is_closed():
             return
         until = monotonic() + CLOSING
@@ -116,7 +115,7 @@ class BackgroundLoop:
 
     async def _wind_up(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
-        await asyncio.sleep(0)  # one that has not begun could not tell that it was cancelled
+        await asyncio.sleep(0)  # a task that has not started could not report its cancellation
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
@@ -127,13 +126,13 @@ class BackgroundLoop:
 
 @dataclass(slots=True)
 class Outcome(Generic[T]):
-    """What came of some work: its result, or the error that ended it."""
+    """The outcome of some work: its result, or the error that ended it."""
 
     value: T | None = None
     error: BaseException | None = None
 
     def result(self) -> T:
-        """Return the result, or raise the error, once: it is not held here, nor by itself."""
+        """Return the result or raise the error, once; no reference to either is kept."""
         error, self.error = self.error, None
         try:
             if error is not None:
@@ -144,10 +143,10 @@ class Outcome(Generic[T]):
 
 
 class LoopCall(Generic[T]):
-    """Work on ``background`` whose outcome is told, there, in the moment it ends.
+    """Work on ``background`` that reports its outcome, on that loop, the moment it ends.
 
-    A thread that waits gets it sooner through a queue than through the future of ``submit``: its
-    locks, its callbacks and one more turn of the loop cost a query a tenth of its time.
+    A waiting thread gets the outcome sooner through a queue than through the future of ``submit``,
+    whose locks, callbacks and extra turn of the loop take a tenth of the time of a query.
     """
 
     def __init__(
@@ -167,7 +166,7 @@ class LoopCall(Generic[T]):
     async def _do(self, work: Coroutine[Any, Any, T]) -> None:
         try:
             outcome = Outcome(await work)
-        except (asyncio.CancelledError, GeneratorExit):  # or thrown away with the loop
+        except (asyncio.CancelledError, GeneratorExit):  # or discarded together with the loop
             self._tell(Outcome(error=CancelledError()))
             raise
         except BaseException as error:
@@ -181,13 +180,13 @@ class LoopCall(Generic[T]):
             del self._tell
 
     def cancel(self) -> None:
-        """Cancel the work, from whatever thread."""
+        """Cancel the work, from any thread."""
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:
         if self._task is not None:
-            self._loop.call_soon(self._task.cancel)  # a turn later, when it has surely begun
+            self._loop.call_soon(self._task.cancel)  # one turn later, when it has certainly started
 
 
 _lock = forks.Lock()
@@ -204,7 +203,7 @@ def background_loop() -> BackgroundLoop:
                 made = BackgroundLoop()
                 if _current is None:
                     _current = made
-                else:  # a call in a signal handler came between
+                else:  # a call in a signal handler was faster
                     made.close()
     return _current
 
@@ -219,7 +218,7 @@ def _close_at_exit() -> None:
 def _forget_after_fork() -> None:
     global _current
     if _current is not None:
-        # Kept for ever: collecting it would close descriptors that the parent's epoll shares.
+        # Never collected: that would close descriptors that are shared with the parent's epoll.
         _inherited.append(_current)
         _current = None
 

@@ -1,8 +1,8 @@
 """The channel between a call and its caller.
 
-A call runs on the engine's event loop; its caller waits, in a thread or on an event loop of its
-own. One queue brings the caller everything: texts that became ready, requests to do something there
-(wait for a rate limiter's turn, note the end of a batch), and at last the outcome.
+A call runs on the engine's event loop; its caller waits in another thread or on another event loop.
+One queue carries everything to the caller: the number of finished texts, requests to run something
+there (wait for a rate limiter, handle the end of a batch), and finally the outcome.
 """
 
 from __future__ import annotations
@@ -35,19 +35,20 @@ T = TypeVar("T")
 Progress = Callable[[int], object]
 
 GRACE = 2.0
-"""Seconds after its deadline that a call is waited for: it knows what was finished by then."""
+"""Seconds to wait for a call after its deadline, so that it can report what was finished."""
 LAST_NOTES = 5.0
-"""Seconds that an async caller's own work on batches that ended gets after the call has failed."""
+"""Seconds that an async caller's hooks for finished batches may take after the call has failed."""
 
 logger = logging.getLogger("nexusflow_integrations")
 
 
 @dataclass(frozen=True, slots=True)
 class BatchEnd:
-    """What a batch brought when its last request ended, well or not.
+    """The result of a batch whose last request has ended, successfully or not.
 
-    ``number`` is the batch's. ``vectors`` is float32 of shape (m, d): the rows of ``texts``, those
-    m of the batch that have one. ``ledger`` counts what the batch alone sent.
+    ``number`` identifies the batch. ``texts`` are the m texts of the batch that have a vector;
+    ``vectors``, float32 of shape (m, d), are their rows. ``ledger`` counts only what this batch
+    sent.
     """
 
     number: int
@@ -64,10 +65,10 @@ class Hooks:
     ``permit`` raises, the call fails; an error of the other two is logged.
 
     Attributes:
-        recall: Returns those vectors of a list of texts that are there already, by index in that
-            list: float32 of shape (d,).
-        permit: Returns when a batch of these texts may be sent; asked for one batch at a time, and
-            not again for its retries.
+        recall: Returns the vectors that already exist for a list of texts, by index in that list:
+            float32 of shape (d,).
+        permit: Returns when a batch of these texts may be sent. Called for one batch at a time, and
+            not for retries.
         begun: Called with the number and the texts of each batch that was permitted.
         ended: Called when a batch has ended, unless it failed without a vector.
     """
@@ -82,13 +83,13 @@ NO_HOOKS = Hooks()
 
 
 class Ask:
-    """Something to do where the call came from.
+    """Work to do in the thread or on the event loop of the caller.
 
     Args:
         do: A function, or for an async call one that returns an awaitable.
-        answered: Called, in that place, with what comes of it.
-        given_up: Whether nobody wants it any more.
-        awaited: Whether the call waits for it. It may then take longer than the call has left.
+        answered: Called there with the outcome.
+        given_up: Whether the outcome is no longer needed.
+        awaited: Whether the call waits for it. The work may then exceed the time the call has left.
     """
 
     __slots__ = ("_answered", "_do", "_given_up", "awaited")
@@ -142,10 +143,10 @@ class Ask:
 
 
 def raised_by_signal_handler(error: BaseException) -> bool:
-    """Tell whether a signal handler raised ``error``.
+    """Return whether a signal handler raised ``error``.
 
-    Such an error (Celery's soft time limit is one) is meant for whatever the thread does, as Ctrl-C
-    is, and not a failure of the code that it interrupted.
+    Such an error (for example Celery's soft time limit) is meant to stop the thread's work, like
+    Ctrl-C. It is not a failure of the code that it interrupted.
     """
     handlers = map(signal.getsignal, signal.valid_signals())
     codes = {getattr(handler, "__code__", None) for handler in handlers} - {None}
@@ -153,13 +154,13 @@ def raised_by_signal_handler(error: BaseException) -> bool:
 
 
 class Told:
-    """A function of the user's that is told something: its errors are logged, and end no call.
+    """A callback of the user: its errors are logged and do not end the call.
 
-    Only the first of them is logged. Ctrl-C, ``SystemExit`` and what a signal handler raises pass.
+    Only the first error is logged. Ctrl-C, ``SystemExit`` and errors of signal handlers propagate.
 
     Args:
-        name: What the user knows it by.
-        function: Takes one argument; what it returns is of no interest.
+        name: The name of the callback in the public API.
+        function: Takes one argument; its return value is ignored.
     """
 
     def __init__(self, name: str, function: Callable[[Any], object]) -> None:
@@ -191,12 +192,12 @@ class Told:
 
 
 class Caller:
-    """What a call says to its caller; used on the engine's event loop.
+    """How a call reaches its caller; used on the engine's event loop.
 
     Args:
-        tell: Takes news from another thread.
-        hooks: What is done where the call came from.
-        progress: Whether the caller wants to hear how many texts became ready.
+        tell: Puts an item into the caller's queue, from another thread.
+        hooks: Functions to run in the thread or on the event loop of the caller.
+        progress: Whether to report how many texts are finished.
     """
 
     def __init__(self, tell: Callable[[Any], object], hooks: Hooks, *, progress: bool) -> None:
@@ -210,7 +211,7 @@ class Caller:
         self.hears_of_batches = hooks is not NO_HOOKS
 
     async def recall(self, texts: list[str]) -> Mapping[int, Vectors]:
-        """Return the vectors that the caller has already, by index in ``texts``."""
+        """Return the vectors that the caller already has, by index in ``texts``."""
         if self._hooks.recall is None:
             return {}
         outcome = await self._ask(partial(self._hooks.recall, texts))
@@ -240,7 +241,7 @@ class Caller:
     def end(
         self, number: int, batch: Batch, gathered: CallResults, ledger: Ledger, *, failed: bool
     ) -> None:
-        """Tell what ``batch`` brought."""
+        """Report the result of ``batch``."""
         if self._hooks.ended is None:
             return
         done = [item for item in batch if gathered.done[item.index]]
@@ -274,10 +275,10 @@ class CallingThread(Caller):
     """A caller that waits in its thread.
 
     Args:
-        hooks: What is done in this thread.
+        hooks: Functions to run in this thread.
         progress: Called in this thread.
-        deadline: Seconds that the call has. A thread that is blocked in a rate limiter or a
-            store would not notice that they are over, so then those have a thread of their own.
+        deadline: Seconds for the call. A thread blocked in a rate limiter or a store would not
+            notice that they have passed, so with a deadline these run in a separate thread.
     """
 
     def __init__(
@@ -289,7 +290,7 @@ class CallingThread(Caller):
         self._deadline = deadline
 
     def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> T:
-        """Have ``work`` done on ``background``; return or raise what comes of it."""
+        """Run ``work`` on ``background``; return its result or raise its error."""
         loop_call = LoopCall(background, work, self._tell)
         until = None if self._deadline is None else monotonic() + self._deadline + GRACE / 2
         try:
@@ -307,8 +308,8 @@ class CallingThread(Caller):
     def _next(self, until: float | None) -> Any:
         if until is None:
             return self._news.get()
-        # In two steps: after a time in which the whole process stood still (SIGSTOP, a laptop
-        # asleep) the loop, too, has yet to hear of it.
+        # In two steps: after the whole process was suspended (SIGSTOP, a laptop asleep), the loop
+        # needs a moment to notice the deadline as well.
         for timeout in (max(0.0, until - monotonic()), GRACE / 2):
             with suppress(queue.Empty):
                 return self._news.get(timeout=timeout)
@@ -316,7 +317,7 @@ class CallingThread(Caller):
 
     def _do(self, ask: Ask) -> None:
         if ask.awaited and self._deadline is not None:
-            # A daemon, so that what it waits for does not delay the end of the process.
+            # A daemon, so that its wait does not delay the exit of the process.
             run = partial(copy_context().run, ask.do)
             threading.Thread(target=run, name="nexusflow-limiter", daemon=True).start()
         else:
@@ -327,9 +328,9 @@ class CallingTask(Caller):
     """A caller that waits on its event loop.
 
     Args:
-        hooks: What is awaited there.
+        hooks: Functions whose results are awaited there.
         progress: Called there.
-        deadline: Seconds that the call has.
+        deadline: Seconds for the call.
     """
 
     def __init__(
@@ -346,20 +347,20 @@ class CallingTask(Caller):
             self._loop.call_soon_threadsafe(self._news.put_nowait, news)
 
     async def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> T:
-        """Have ``work`` done on ``background``; return or raise what comes of it."""
+        """Run ``work`` on ``background``; return its result or raise its error."""
         loop_call = LoopCall(background, work, self._tell)
-        asked: dict[asyncio.Task[None], bool] = {}  # to whether the call waits for it
+        asked: dict[asyncio.Task[None], bool] = {}  # value: whether the call waits for it
 
         def done(task: asyncio.Task[None]) -> None:
             del asked[task]
             if not task.cancelled() and (error := task.exception()) is not None:
-                self._news.put_nowait(Outcome(error=error))  # a signal handler's
+                self._news.put_nowait(Outcome(error=error))  # raised by a signal handler
 
         timer = None
         if self._deadline is not None:
             late = Outcome[Any](error=_unanswered(self._deadline))
 
-            def wait_on() -> None:  # in two steps, as a thread does
+            def wait_on() -> None:  # in two steps, as in CallingThread
                 nonlocal timer
                 timer = self._loop.call_later(GRACE / 2, self._news.put_nowait, late)
 

@@ -1,7 +1,7 @@
-"""The engine: all that the calls of a process share, on one event loop, and how a call begins.
+"""The engine: what all calls of a process share, on one event loop, and how a call starts.
 
-This is where decisions meet the event loop. One engine lives on the background loop of the process;
-everything in it is touched by that loop only, so nothing here needs a lock.
+One engine runs on the background loop of the process. Only that loop touches its state, so nothing
+here needs a lock.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.redis.address import RedisAddress
 
 MOST_SENDERS = 64
-"""Senders that are kept made up; a client may give each of its calls headers of its own."""
+"""Senders that are kept for reuse; a client may set different headers for each call."""
 
 
 class Engine:
@@ -87,7 +87,7 @@ class Engine:
         return endpoint
 
     def _pace_with(self, endpoint: EndpointState, shared: SharedLimits) -> None:
-        """Send at the pace that ``shared`` keeps for all who ask it."""
+        """Send at the pace that ``shared`` keeps for all its users."""
         if endpoint.paced_by != shared:
             endpoint.use_pacer(self._leased(endpoint, shared), paced_by=shared)
 
@@ -98,7 +98,7 @@ class Engine:
         settings: Settings,
         key: ApiKey | AskedKey,
     ) -> None:
-        """Keep given limits together with all processes that use the same store."""
+        """Share the given limits with all processes that use the same store."""
         if endpoint.given == (None, None) or endpoint.paced_by is not None:
             return
         from nexusflow_integrations._core.pace.shared import account_id
@@ -119,8 +119,14 @@ class Engine:
 
     def _coalescer_of(self, call: Call) -> Coalescer:
         """Return the coalescer that ``call`` may join: same vectors, same payer, same store."""
-        told = call.settings
-        vectors = (told.base_url, told.model, told.dimensions, told.added, told.on_too_long)
+        settings = call.settings
+        vectors = (
+            settings.base_url,
+            settings.model,
+            settings.dimensions,
+            settings.added,
+            settings.on_too_long,
+        )
         name = (*vectors, call.account, call.cache)
         coalescer = self._coalescer.get(name)
         if coalescer is None:
@@ -137,7 +143,7 @@ class Engine:
     async def held(
         self, texts: Sequence[str], settings: Settings, place: str | RedisAddress
     ) -> set[str]:
-        """Return those of ``texts`` whose vector the store at ``place`` holds."""
+        """Return the texts whose vectors the store at ``place`` holds."""
         cache = self._cache(place)
         key = _keyer(cache, settings)
         keys = {key(text): text for text in texts}
@@ -158,7 +164,7 @@ class Engine:
         return self._own_sender(url, key, headers, proxy_for(url))
 
     async def _renew(self, call: Call, refused: ApiKey | None) -> bool:
-        """Have ``call`` go on with another key than ``refused``, if there is one."""
+        """Let ``call`` continue with a key other than ``refused``, if there is one."""
         assert call.keys is not None
         found = await call.keys.renewed(refused, call.client_loop)
         if found is None:
@@ -178,10 +184,10 @@ class Engine:
     async def embed(
         self, call: Call, caller: Caller | None = None, stop: Stop | None = None
     ) -> CallResults:
-        """Embed the texts of ``call``, all of them checked before; ``stop`` may end it early.
+        """Embed the texts of ``call``, which have been checked; ``stop`` may end it early.
 
         Raises:
-            NexusFlowError: With ``finished`` holding whatever was ready.
+            NexusFlowError: Its ``finished`` holds the vectors that were ready.
         """
         lists = RowLists(len(call.texts)) if call.lists else None
         on_progress = None if caller is None else caller.on_progress
@@ -200,9 +206,9 @@ class Engine:
         except Stopped:
             failure = StoppedElsewhere("stopped, because another part of the call failed")
         except NexusFlowError as error:
-            # Its frames hold headers and answers, and an error may be shown with its frames.
+            # Its frames hold headers and responses, and some tools show the frames of an error.
             failure = without_frames(error)
-        except ImportError:  # which says what to install
+        except ImportError:  # its message says what to install
             raise
         except Exception as error:  # noqa: BLE001 - paid vectors survive it
             failure = NexusFlowError(
@@ -214,7 +220,7 @@ class Engine:
             stop.request()
         failure.finished = gathered.finished()
         try:
-            raise failure  # here, where it gets no context
+            raise failure  # outside the except blocks: no context
         finally:
             del failure
 
@@ -223,7 +229,7 @@ class Engine:
     ) -> None:
         settings, endpoint = call.settings, call.endpoint
         if call.key is not None:
-            # The first sender reads certificates: before the deadline runs.
+            # The first sender loads certificates, so it is made before the deadline starts.
             call.sender = self._sender(call)
         if settings.deadline:
             call.until = endpoint.clock() + settings.deadline
@@ -313,7 +319,7 @@ def _cached(cache: Cache, call: Call, gathered: CallResults) -> Callable[[Texts]
 def limits_kept_in(
     store: Store, account: bytes, requests: float | None, tokens: float | None
 ) -> SharedLimits:
-    """Return the limits of ``account``, kept together by all who use ``store``."""
+    """Return the limits of ``account`` that all users of ``store`` share."""
     from nexusflow_integrations._core.cache.in_file import VectorStore
 
     if isinstance(store, VectorStore):
@@ -334,7 +340,7 @@ def limits_kept_in(
 
 
 def _keyer(cache: Cache, settings: Settings) -> Callable[[str], bytes]:
-    # An instruction is part of its text by now.
+    # By now the instruction is part of the text.
     def keyer(added: str) -> Callable[[str], bytes]:
         return cache.store.keyer(
             base_url=settings.base_url,
@@ -346,7 +352,7 @@ def _keyer(cache: Cache, settings: Settings) -> Callable[[str], bytes]:
     plain = keyer(settings.added)
     if settings.on_too_long not in ("split", "truncate"):
         return plain
-    # What is made of a long text is not what the server makes of it, and never taken for that.
+    # The vector of a split or truncated text is not the server's, so it needs another key.
     of_long = keyer(f"{settings.added}\n{settings.on_too_long} {settings.token_limit}")
     return lambda text: (of_long if is_cut(text, settings) else plain)(text)
 
@@ -356,7 +362,7 @@ def _target(url: str, key: ApiKey, headers: Headers) -> Target:
     usual = {
         "Content-Type": "application/json",
         "Accept": "application/json",
-        # Unpacking costs more than the bytes it saves: base64 shrinks by a quarter.
+        # Decompressing costs more than it saves: base64 shrinks by a quarter.
         "Accept-Encoding": "identity",
         "User-Agent": "nexusflow-integrations",
     }

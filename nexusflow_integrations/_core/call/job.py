@@ -31,24 +31,24 @@ from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 
 TURN = 0.25
-"""Seconds for which a turn at the admission queue is good; the next have had theirs since."""
+"""Seconds for which a turn at the admission queue is valid; later requests have gone since."""
 MOST_TURNS = 3
-"""Turns for which one request waits: slow answers of a store must not keep it for ever."""
+"""Turns for which one request waits: a slow store must not delay it for ever."""
 DRAIN = 5.0
-"""Seconds that requests in flight get to finish, and be kept, when their call fails elsewhere."""
+"""Seconds that requests in flight get to finish and be kept, when another call has failed."""
 
 STOPPED = DRAIN + 5.0
-"""Seconds within which a call that was stopped has ended: then what came is in the store, too."""
+"""Seconds within which a stopped call has ended, with its results written to the store."""
 
 
 class StoppedElsewhere(NexusFlowError):  # noqa: N818 - it is never raised to a user
-    """A call that was ended together with one that failed; that one's error is what to raise."""
+    """A call was stopped because another one failed; the other one's error is the one to raise."""
 
 
 class Stop:
-    """Ends several calls together: what is in flight is kept, nothing more is sent.
+    """Stops several calls together: nothing more is sent, and what is in flight is kept.
 
-    Touched by the event loop only, except for its making.
+    Used on the event loop only, but may be created anywhere.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Stop:
         self._requested = False
 
     def request(self) -> None:
-        """Stop all calls that joined, and those that will."""
+        """Stop all calls that have joined or will join."""
         self._requested = True
         for call in list(self._calls):
             call.stop()
@@ -89,10 +89,10 @@ async def admit_and_send(call: Call, sender: Sender, source: Source, step: Send)
 
 
 async def _enter(call: Call, source: Source, step: Send) -> None:
-    """Pass the admission queue, and make sure that the batch is still to be sent.
+    """Pass the admission queue, and check that the batch should still be sent.
 
-    Where that takes so long that the turn passes, wait for another one: requests that were sent
-    after their turn could all be sent at once.
+    If the check takes so long that the turn expires, wait for another turn: otherwise delayed
+    requests could all be sent at once.
     """
     endpoint = call.endpoint
     sure_until = float("-inf")
@@ -113,7 +113,7 @@ async def _enter(call: Call, source: Source, step: Send) -> None:
 
 
 async def drive(steps: Steps, send: Callable[[Send], Coroutine[Any, Any, Reply]]) -> None:
-    """Do what ``steps`` ask for, until they end."""
+    """Carry out what ``steps`` yields, until it ends."""
     reply: Reply | bool | None = None
     try:
         while True:
@@ -148,7 +148,7 @@ async def _signalled(
 class Job:
     """One call in progress: a few workers that take batches from one source.
 
-    ``is_stoppable`` says that ``stop`` may be called from outside.
+    ``is_stoppable`` says whether ``stop`` may be called from outside.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Job:
         self._caller = caller if caller is not None and caller.hears_of_batches else None
         self._is_stoppable = is_stoppable
         self._tasks: Sequence[asyncio.Task[None]] = ()
-        self._other: asyncio.Future[None] | None = None  # what another call settles
+        self._other: asyncio.Future[None] | None = None  # a text that another call embeds
         self._drained: asyncio.TimerHandle | None = None
         self._failure: NexusFlowError | None = None
 
@@ -225,8 +225,8 @@ class Job:
             ]
 
     async def _join(self, index: int, text: str, carrier: CallResults, place: int) -> bool:
-        """Take the row of a text that another call embeds; ``False`` if that call ends without."""
-        # It may have ended while this call waited for another of its texts.
+        """Take the row of a text that another call embeds; ``False`` if that call has none."""
+        # The other call may have ended while this one waited for another text of it.
         if not carrier.settled(place) and self._coalescer.is_embedding(text, carrier, place):
             self._other = carrier.settling(place)
             await self._other
@@ -255,10 +255,10 @@ class Job:
             source.close()
 
     async def _work_together(self, source: Source, most: int) -> None:
-        """Work with up to ``most`` tasks, one more at each turn of the loop that brings no answer.
+        """Work with up to ``most`` tasks; add one at each turn of the loop that brings no response.
 
-        A slow server soon has them all; one that answers as fast as its answers are read is asked
-        over a few connections, which costs less and takes no longer.
+        A slow server soon gets all of them. A server that responds as fast as its responses are
+        read gets only a few connections, which costs less and takes no longer.
         """
         ledger = self._call.ledger
         tasks = self._tasks = [asyncio.create_task(self._work(source))]
@@ -267,7 +267,7 @@ class Job:
                 answered = ledger.requests
                 await asyncio.sleep(0)
                 if self._call.stopping or any(task.done() for task in tasks):
-                    break  # there is no more to take, or the call has failed
+                    break  # there are no more batches, or the call has failed
                 if ledger.requests == answered:
                     tasks.append(asyncio.create_task(self._work(source)))
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -281,7 +281,7 @@ class Job:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
         if self._failure is not None:
-            raise self._failure  # its worker may have been ended while it kept what it had
+            raise self._failure  # its worker may have been cancelled while it stored its rows
         for result in results:
             if isinstance(result, BaseException) and not isinstance(
                 result, (Stopped, asyncio.CancelledError)
@@ -291,9 +291,9 @@ class Job:
             raise Stopped
 
     def stop(self) -> None:
-        """Keep what is paid for already, and send nothing more; whatever only waits is ended.
+        """Send nothing more and keep what is already paid for; tasks that only wait are cancelled.
 
-        What is in flight is ended, too, after ``DRAIN`` seconds.
+        After ``DRAIN`` seconds, requests in flight are cancelled, too.
         """
         self._call.stopping = True
         if self._other is not None and not self._other.done():
@@ -323,7 +323,7 @@ class Job:
                 await drive(exchange(batch, call, ledger), partial(self._send, source))
                 failed = False
             except ClaimsLost:
-                pass  # its texts are handed out again, or found
+                pass  # its texts are handed out again, or found in the store
             except NexusFlowError as error:
                 call.stopping = True  # at once, before the admission queue lets in the next
                 self._failure = self._failure or error

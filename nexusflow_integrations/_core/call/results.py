@@ -1,4 +1,4 @@
-"""Where vectors are gathered, and what callers get."""
+"""Collecting the vectors of a call, and the types that callers get."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nexusflow_integrations.errors import (
 class EmbeddingArray(np.ndarray[Any, np.dtype[np.float32]]):
     """A float32 array, (n, d) for a list of texts or (d,) for one text, that knows its ``usage``.
 
-    Arrays made from it (slices, sums) have ``usage`` None: it belongs to the call, not to a part.
+    Arrays derived from it (slices, sums) have ``usage`` None: usage belongs to the whole call.
     """
 
     usage: Usage | None
@@ -33,7 +33,7 @@ class EmbeddingArray(np.ndarray[Any, np.dtype[np.float32]]):
         self.usage = self._lists = None
 
     def tolist(self) -> Any:
-        """Return the numbers as lists of floats, once without work if the call has made them."""
+        """Return the numbers as lists of floats, without work if the call has made them."""
         lists, self._lists = self._lists, None
         return super().tolist() if lists is None else lists
 
@@ -59,10 +59,10 @@ ROWS_AT_ONCE = 64
 
 
 class RowLists:
-    """Rows as lists of floats, made batch by batch on the event loop while requests are out.
+    """Rows as lists of floats, made batch by batch on the event loop while requests are pending.
 
-    Making them takes several times as long as decoding the rows. After the last answer it would be
-    waited for; as the loop's next callback, behind what has arrived, it costs nobody's time.
+    Making them takes several times as long as decoding the rows. After the last response, the
+    caller would have to wait for it. As a callback of the loop, it runs while requests are pending.
     """
 
     def __init__(self, count: int) -> None:
@@ -76,13 +76,13 @@ class RowLists:
 
     def _make(self) -> None:
         places, vectors = self._waiting.popleft()
-        if self._waiting:  # whatever becomes of this one
+        if self._waiting:  # even if this batch fails
             asyncio.get_running_loop().call_soon(self._make)
         for place, row in zip(places, vectors.tolist(), strict=True):
             self._rows[place] = row
 
     async def of(self, vectors: Vectors) -> list[list[float]]:
-        """Return all rows of ``vectors``; those that were never added are made now."""
+        """Return all rows of ``vectors``; rows that were never added are converted now."""
         while self._waiting:
             await asyncio.sleep(0)
         rows: list[list[float]] = []
@@ -91,7 +91,7 @@ class RowLists:
             some = self._rows[start:stop]
             if None in some:
                 if start:
-                    await asyncio.sleep(0)  # others want the loop too
+                    await asyncio.sleep(0)  # leave time for other tasks of the loop
                 some = [
                     vector.tolist() if row is None else row
                     for row, vector in zip(some, vectors[start:stop], strict=True)
@@ -101,9 +101,9 @@ class RowLists:
 
 
 class CallResults:
-    """The sink of one call: rows by index in one array, refusals, and who else waits for a text.
+    """The results of one call: rows by index in one array, refusals, and other calls that wait.
 
-    ``lists`` is there if the caller wants lists of floats in the end.
+    ``lists`` is set if the caller wants lists of floats.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class CallResults:
         self.vectors: Vectors | None = None
         self.refusals: dict[int, APIStatusError] = {}
         self.done = bytearray(count)
-        self.duplicates: Mapping[int, int] = {}  # index to how many further texts are equal to it
+        self.duplicates: Mapping[int, int] = {}  # index to the number of duplicates of its text
         self.waiting: dict[int, list[asyncio.Future[None]]] = {}
         self.lists = lists
         self.listed: list[list[float]] | None = None
@@ -146,7 +146,7 @@ class CallResults:
                 self._wake(item.index)
 
     def row(self, index: int, vector: Vectors) -> None:
-        """Take one row that was found rather than sent for."""
+        """Take one row that was found, not requested."""
         self._array(vector.shape[0])[index] = vector
         self.done[index] = 1
         self._fresh += 1 + self.duplicates.get(index, 0)
@@ -163,7 +163,7 @@ class CallResults:
             self._wake(index)
 
     def repeat(self, index: int, original: int) -> None:
-        """Give ``index``, one of the duplicates of ``original``, what that has by now."""
+        """Give ``index``, a duplicate of ``original``, the same row or refusal."""
         if original in self.refusals:
             self.refusals[index] = self.refusals[original]
         elif self.done[original] and self.vectors is not None:
@@ -171,13 +171,13 @@ class CallResults:
             self.done[index] = 1
 
     def report(self) -> None:
-        """Tell the caller's progress how many texts were settled since the last time."""
+        """Report to the caller how many texts were settled since the last report."""
         if self._on_progress is not None and self._fresh:
             fresh, self._fresh = self._fresh, 0
             self._on_progress(fresh)
 
     def takes(self, size: int) -> bool:
-        """Tell whether a row of ``size`` numbers fits those that are there."""
+        """Return whether a row of ``size`` numbers fits the existing rows."""
         return self.vectors is None or self.vectors.shape[1] == size
 
     def _array(self, size: int) -> Vectors:
@@ -196,22 +196,22 @@ class CallResults:
                 waiter.set_result(None)
 
     def settled(self, index: int) -> bool:
-        """Tell whether there is a row or a refusal for ``index``."""
+        """Return whether there is a row or a refusal for ``index``."""
         return bool(self.done[index]) or index in self.refusals
 
     def settling(self, index: int) -> asyncio.Future[None]:
-        """Return what is done when ``index`` is settled, or the call has ended without."""
+        """Return a future that is done when ``index`` is settled or the call has ended."""
         waiter = asyncio.get_running_loop().create_future()
         self.waiting.setdefault(index, []).append(waiter)
         return waiter
 
     def wake_all(self) -> None:
-        """Tell all who still wait that this call ends without their text."""
+        """Wake all calls that still wait: this call ends without their texts."""
         for index in list(self.waiting):
             self._wake(index)
 
     async def make_lists(self) -> None:
-        """Have all rows ``listed``, if that is wanted and all are there."""
+        """Convert all rows to lists, if the caller wants lists and all rows are there."""
         if self.lists is not None and self.vectors is not None and not self.refusals:
             self.listed = await self.lists.of(self.vectors)
 
@@ -223,7 +223,7 @@ class CallResults:
         return rows
 
     def finished(self) -> dict[int, Vectors]:
-        """Return what is there, by index."""
+        """Return the finished rows, by index."""
         if self.vectors is None:
             return {}
         return {index: self.vectors[index] for index, done in enumerate(self.done) if done}
@@ -231,10 +231,10 @@ class CallResults:
     def result(
         self, usage: Usage, *, single: bool, collect: bool
     ) -> EmbeddingArray | EmbeddingList:
-        """Return what the caller of this call, now ended, gets.
+        """Return the result for the caller, once the call has ended.
 
         Raises:
-            RefusedTextsError: Some texts were refused, and that is not to be collected.
+            RefusedTextsError: Some texts were refused, and refusals are not collected.
         """
         refusals, vectors = self.refusals, self.vectors
         if refusals and (single or not collect):
@@ -256,7 +256,7 @@ class CallResults:
         return array
 
     def refused_error(self) -> NexusFlowError:
-        """Return the error of a call in which texts were refused; its ``finished`` the others."""
+        """Return the error of a call with refused texts; its ``finished`` holds the others."""
         refusals = self.refusals
         if self.count == 1:
             return refusals[0]

@@ -25,21 +25,21 @@ Texts = Sequence[tuple[int, str]]
 Plan = Callable[[Iterable[Item]], Iterator[Batch]]
 
 POLL = 0.075
-"""Seconds, on average, between two looks at texts that another process is paying for."""
+"""Average seconds between two lookups of texts that another process is paying for."""
 AHEAD = 0.1
-"""Seconds of sending for which texts are claimed at once: one by one they cost more."""
+"""Texts are claimed for this many seconds of sending at once: one by one costs more."""
 FRESH = 0.25
-"""Seconds after which the claims of a call of one batch, which is sent at once, are looked at."""
+"""Seconds after which the claims of a call of one batch, which is sent at once, are checked."""
 SURE = 0.9
-"""The part of a claim's time for which nobody else can have taken it over."""
+"""The fraction of a claim's time during which nobody else can have taken it over."""
 MOST_LOSSES = 3
-"""How often one text is looked for again because its claim was lost; then it is sent."""
+"""How often a text is looked up again because its claim was lost, before it is sent anyway."""
 
 _Text = tuple[int, str, bytes]
 
 
 class ClaimsLost(Exception):  # noqa: N818 - it never leaves the core
-    """Somebody else may be paying for texts of this batch by now: it must not be sent."""
+    """Another process may be paying for texts of this batch by now: it must not be sent."""
 
 
 class Source(Protocol):
@@ -49,22 +49,22 @@ class Source(Protocol):
         """Return the next batch to send, or ``None`` if there is no more."""
 
     async def confirm(self, batch: Batch) -> float:
-        """Make sure, at the moment of sending ``batch``, that it is to be sent.
+        """Check, right before sending ``batch``, that it should still be sent.
 
-        ``batch`` is one that was handed out, or a part of it.
+        ``batch`` is a batch that was handed out, or a part of one.
 
-        Returns the seconds, from the moment of asking, for which there is no need to ask again.
+        Returns the seconds, from the moment of the call, for which the answer remains valid.
 
         Raises:
-            ClaimsLost: It is not. Its texts are handed out again, as far as need be, once ``keep``
-                was told of the whole.
+            ClaimsLost: It must not be sent. Its texts are handed out again where necessary, once
+                ``keep`` was called for the whole batch.
         """
 
     def keep(self, batch: Batch) -> asyncio.Future[Any] | None:
-        """Keep what became known about ``batch``, however its exchange ended.
+        """Store what is known about ``batch``, however its exchange ended.
 
-        Returns what to wait for before the call ends, if there is anything to wait for. What is
-        confirmed later is confirmed after it.
+        Returns a future to wait for before the call ends, or ``None``. Later confirmations happen
+        after this write.
         """
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class Source(Protocol):
 
 
 class DirectSource:
-    """Every text is sent."""
+    """Sends every text."""
 
     def __init__(self, texts: Texts, plan: Plan) -> None:
         self._batches = plan(starmap(item_of, texts))
@@ -91,25 +91,26 @@ class DirectSource:
 
 
 class CachedSource:
-    """Only texts that the store does not hold, and that nobody else is paying for, are sent.
+    """Sends only texts that the store does not hold and nobody else is paying for.
 
     Texts are claimed a few batches at a time, as many as will be sent next, so that two processes
-    on one corpus share the work. A claim is a lease: it runs out if this process stands still. So
-    ``confirm`` asks the store once more at the moment of sending, and nothing is sent that somebody
-    else may have taken over meanwhile.
+    on one corpus share the work. A claim is a lease: it expires if this process is suspended. So
+    ``confirm`` checks the store again right before sending, and nothing is sent that another
+    process may have taken over.
 
     Args:
-        texts: Index and text; no text stands twice.
+        texts: Index and text, without duplicates.
         plan: Cuts items into batches.
-        cache: Where vectors are looked for, and kept.
+        cache: Where vectors are looked up and stored.
         key: Makes the key of a text.
-        dimensions: Size that the vectors must have; ``None`` takes what is there.
-        gathered: Where vectors go.
-        ledger: Where texts that need not be paid for are counted.
-        batch_size: Most texts of a batch.
-        chunk: How many texts to look for at once.
-        admission: What batches will have to pass.
-        time_left: The call's, in seconds. It waits for the cache for a part of it at most.
+        dimensions: Size that the vectors must have; ``None`` accepts the stored size.
+        gathered: Receives the vectors.
+        ledger: Counts the texts that need not be paid for.
+        batch_size: Maximum texts per batch.
+        chunk: How many texts to look up at once.
+        admission: The admission queue that batches have to pass.
+        time_left: Time left for the call, in seconds. Only a part of it is spent waiting for the
+            cache.
     """
 
     def __init__(
@@ -138,12 +139,12 @@ class CachedSource:
         self._gate = admission
         self._time_left = time_left
         self._pending = [(index, text, key(text)) for index, text in reversed(texts)]
-        self._missing: list[_Text] = []  # looked for, and not claimed by anybody then
+        self._missing: list[_Text] = []  # looked up, and not claimed by anybody at that time
         self._busy: list[_Text] = []
         self._ready: list[Item] = []
         self._batches: list[Batch] = []
         self._claimed: dict[int, bytes] = {}
-        self._unsent: set[int] = set()  # the first texts of batches that are yet to be sent
+        self._unsent: set[int] = set()  # the first texts of batches not yet sent
         self._lost: set[int] = set()
         self._losses: Counter[int] = Counter()
         self._asking = 0
@@ -199,7 +200,7 @@ class CachedSource:
 
     async def _claim(self, texts: Sequence[_Text], most: int) -> None:
         vectors = self._gathered.vectors
-        # Not together with texts that were claimed before: their claims may have run out.
+        # Not together with texts claimed earlier: their claims may have expired.
         at_once = self._is_one_batch and not self._claimed and self._gate.is_open
         if at_once:
             self._fresh_until = self._clock() + FRESH
@@ -304,19 +305,19 @@ class CachedSource:
 
 
 class RecalledSource:
-    """Only texts whose vector the caller does not have are sent, as ``source`` hands them out.
+    """Sends only texts whose vector the caller does not have, in the batches of ``source``.
 
-    The caller is asked for a few texts first, then for more and more at once, while requests for
-    those before are in flight.
+    The caller is asked for the vectors of a few texts first, then of more and more at once, while
+    requests for earlier texts are in flight.
 
     Args:
         texts: All texts.
-        source: Makes the source of those that are to be sent.
+        source: Makes the source of the texts to send.
         recall: Returns the vectors that the caller has, by index in the list of texts.
-        gathered: Takes them.
+        gathered: Receives them.
         ledger: Counts them.
-        least: Texts to ask for at first; what is sent comes in multiples of it.
-        most: Texts to ask for at once in the end.
+        least: Texts to ask for at first; texts are sent in multiples of it.
+        most: Maximum texts to ask for at once.
     """
 
     def __init__(
@@ -341,7 +342,7 @@ class RecalledSource:
         self._missing: list[tuple[int, str]] = []
         self._sources: list[Source] = []
         self._source_of: dict[int, Source] = {}
-        self._returned: dict[Source, None] = {}  # which have texts again
+        self._returned: dict[Source, None] = {}  # sources with texts to hand out again
         self._refill = asyncio.Lock()
 
     async def next(self) -> Batch | None:

@@ -1,7 +1,7 @@
-"""Any number of texts through a bounded number in flight.
+"""Streams: any number of texts with a bounded number in flight.
 
-Texts are read from their iterable in chunks of a few batches: enough chunks at once to keep all
-requests busy, and no more are read until a chunk is done. So memory holds a few chunks, however
+Texts are read from the iterable in chunks of a few batches. Enough chunks are read to keep all
+requests busy, and the next one only when a chunk is done. So memory holds a few chunks, however
 long the iterable is.
 """
 
@@ -39,7 +39,7 @@ from nexusflow_integrations.errors import InvalidInputError, NexusFlowError
 BATCHES_A_CHUNK = 4
 
 Started = tuple[BackgroundLoop, Coroutine[Any, Any, CallResults]]
-"""The work of a call, and where to do it."""
+"""The loop of a call, and its work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Embedded:
 
 @dataclass
 class Chunk:
-    """Texts that travel together, with their places in the stream and what was wrong with some."""
+    """Texts for one call, with their places in the stream and the errors of invalid ones."""
 
     indices: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Chunk:
         yield from sorted(found, key=lambda item: item.index)
 
     def named(self, finished: Mapping[int, Vectors]) -> dict[int, Vectors]:
-        """Return what is ``finished`` of this chunk, under the indices of the stream."""
+        """Return what is ``finished`` of this chunk, by index in the stream."""
         return {self.indices[place]: row for place, row in finished.items()}
 
 
@@ -87,11 +87,11 @@ class Cutter:
         self._longest = longest(settings)
         self._count = 0
         self._chunk = Chunk()
-        # Twice what is in flight: while one chunk's last request is out, the next is under way.
+        # Twice what is in flight: while one chunk's last request is pending, the next is under way.
         self.in_flight = max(2, -(-2 * settings.max_concurrency // BATCHES_A_CHUNK))
 
     def add(self, text: object) -> Chunk | None:
-        """Add the next text of the stream; one that cannot be sent becomes a result at once."""
+        """Add the next text of the stream; a text that cannot be sent gets its result at once."""
         index, self._count = self._count, self._count + 1
         try:
             whole = self._instruction + check_text(text, index)
@@ -105,7 +105,7 @@ class Cutter:
         return self.rest() if full else None
 
     def rest(self) -> Chunk | None:
-        """Return the chunk that is not full yet, if it holds anything."""
+        """Return the last chunk, which is not full, unless it is empty."""
         chunk, self._chunk = self._chunk, Chunk()
         return chunk if chunk.texts or chunk.invalid else None
 
@@ -129,7 +129,7 @@ class Cutter:
 
 
 class _Running(NamedTuple):
-    """A chunk whose call is under way, or has ended."""
+    """A chunk whose call is running or has ended."""
 
     chunk: Chunk
     future: Future[CallResults]
@@ -142,11 +142,11 @@ class Stream:
 
     Args:
         settings: The client's.
-        instruction: Put in front of each text.
-        start: Makes a call of texts, given a ledger and what stops all calls of the stream.
-        recorded: What surrounds the end of a call: telemetry, and its report.
-        report: Reports a call whose end nobody waits for.
-        ordered: Yield in the order of the texts, or as finished.
+        instruction: Prepended to each text.
+        start: Makes a call for texts, given a ledger and the ``Stop`` of all calls of the stream.
+        recorded: Wraps the end of a call in telemetry, and reports the call.
+        report: Reports a call that nobody waits for.
+        ordered: Yield in the order of the texts; if false, in the order of completion.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Stream:
         self._stop = Stop()
 
     def results(self, texts: Iterable[str]) -> Generator[Embedded, None, None]:
-        """Yield each text's result; texts are read, and waited for, in this thread."""
+        """Yield each text's result; reads texts and waits for results in this thread."""
         chunks = self._cutter.cut(texts)
         running = self._running
         more = True
@@ -180,7 +180,7 @@ class Stream:
                     if chunk is not None:
                         self._launch(chunk)
                     if not self._is_ready():
-                        continue  # what is ready goes out before more is read, which may take long
+                        continue  # yield what is ready before reading more, which may take long
                 if not self._ordered:
                     wait([one.future for one in running], return_when=FIRST_COMPLETED)
                 one = self._take()
@@ -202,7 +202,7 @@ class Stream:
     async def aresults(
         self, texts: Iterable[str] | AsyncIterable[str]
     ) -> AsyncGenerator[Embedded, None]:
-        """Yield each text's result; texts are read, and waited for, on this event loop."""
+        """Yield each text's result; reads texts and waits for results on this event loop."""
         loop = asyncio.get_running_loop()
         chunks = self._cutter.acut(texts)
         running = self._running
@@ -214,7 +214,7 @@ class Stream:
                 if more and reading is None and len(running) < self._cutter.in_flight:
                     reading = asyncio.ensure_future(_next(chunks))
                     reading.add_done_callback(ended.set)
-                # The source may be slow, or wait for a result of ours: watch both.
+                # The source may be slow, or may itself wait for one of our results: watch both.
                 if not self._is_ready():
                     await ended.wait()
                 if reading is not None and reading.done():
@@ -267,14 +267,14 @@ class Stream:
         return self._running.popleft()
 
     def _abandon(self) -> None:
-        # The last first: those that wait would send in the place of those that are out.
+        # The last first: waiting calls would otherwise send as soon as earlier ones stop.
         for one in reversed(self._running):
             one.cancel()
         for one in reversed(self._running):
             self._report(one.ledger)
 
     def _rescued(self, error: NexusFlowError, failed: _Running) -> NexusFlowError:
-        """Return the error that ended the stream; its ``finished`` has what all chunks had."""
+        """Return the error of the stream; its ``finished`` holds the vectors of all chunks."""
         finished = failed.chunk.named(error.finished)
         for one in self._running:
             if one.future.done() and not one.future.cancelled():
@@ -290,7 +290,7 @@ class Stream:
 
 
 class _Signal:
-    """Wakes one waiter on ``loop`` when a future ends, of this loop or of another thread."""
+    """Wakes one waiter on ``loop`` when a future ends, on this loop or in another thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
