@@ -174,10 +174,10 @@ class NexusFlow:
             once all others are finished, or ``"collect"``: the result has ``None`` in its place and
             the reason in ``refused``.
         on_too_long: What to do with a text that has more tokens than the model accepts. ``"error"``
-            raises an ``InvalidInputError`` before anything is sent, if the estimate is 1.4 times
-            the limit. ``"split"`` embeds the text in pieces; its vector is their mean, weighted by
-            tokens and scaled to unit length. ``"truncate"`` cuts it at the limit. ``"send"`` sends
-            it unchanged; the service may refuse it or truncate it silently.
+            raises an ``InvalidInputError`` before anything is sent, if the estimate exceeds
+            1.4 times the limit. ``"split"`` embeds the text in pieces; its vector is their mean,
+            weighted by tokens and scaled to unit length. ``"truncate"`` cuts it at the limit.
+            ``"send"`` sends it unchanged; the service may refuse it or truncate it silently.
         max_text_tokens: Maximum tokens of a text; ``None`` is the known limit of the model (8,192
             for ``text-embedding-v4``).
         query_instruction: Text prepended verbatim to each query, not to documents; none by default.

@@ -1,10 +1,9 @@
 """The command ``nexusflow``; `main` is its entry point.
 
-Nothing here imports a framework, a model or a server before a command needs it, so ``--help`` is
+Frameworks, models and servers are imported only when a command needs them, so ``--help`` is
 instant. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a package is missing, 4 the key is missing
-or refused, 5 something was left out and all else is done, 130 stopped by Ctrl-C. Where a
-command fails, standard error ends in one sentence; ``NEXUSFLOW_DEBUG=1`` shows the traceback
-instead.
+or refused, 5 something was left out and the rest is done, 130 stopped by Ctrl-C. If a command
+fails, standard error ends in one sentence; ``NEXUSFLOW_DEBUG=1`` shows the traceback instead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python -m nexusflow_integrations.cli``: the command where its script is not on the path."""
+"""``python -m nexusflow_integrations.cli``: the command, for when its script is not on the path."""
 
 from nexusflow_integrations.cli import main
 

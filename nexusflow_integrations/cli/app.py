@@ -1,4 +1,4 @@
-"""``nexusflow``: its commands, and how each of them ends."""
+"""``nexusflow``: its commands and their exit codes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ app.add_typer(indexes, name="indexes")
 
 
 class LocalModel(str, Enum):
-    """What ``--model`` of `serve` takes."""
+    """The values of ``--model`` of `serve`."""
 
     gated = "minilm-use-gated"
     use = "use"

@@ -63,7 +63,7 @@ _CHAT_VARIABLE = "NEXUSFLOW_CHAT_MODEL"
 
 
 class Framework(str, Enum):
-    """What ``--framework`` takes."""
+    """The values of ``--framework``."""
 
     langchain = "langchain"
     llama_index = "llama-index"
@@ -71,7 +71,7 @@ class Framework(str, Enum):
     all = "all"
 
     def names(self) -> tuple[str, ...]:
-        """Return the short names that it stands for."""
+        """Return the short names of the selected frameworks."""
         return tuple(FRAMEWORKS) if self is Framework.all else (self.value,)
 
 
@@ -363,7 +363,7 @@ def _estimate(
     fresh: bool,
     as_json: bool,
 ) -> None:
-    """Say what `index` would do and cost at the service; nobody is asked, and nothing written."""
+    """Show what `index` would do and cost with the service; nothing is sent or written."""
     service = Endpoint(resolve_base_url(), ApiKey(""), dimensions)
     held = {} if fresh else _held(indexes.place(path, texts.name, service))
     wanted = plan(texts, held)

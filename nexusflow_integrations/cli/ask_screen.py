@@ -1,4 +1,4 @@
-"""What `demo`, `index`, `ask` and `search` show."""
+"""The output of `demo`, `index`, `ask` and `search`."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _NAMED = 20
 
 
 class AskScreen(Screen):
-    """How a question, its passages and its answer look."""
+    """Prints questions, passages and answers."""
 
     def setting(self, endpoint: Endpoint, corpus: Corpus, index: Index) -> None:
-        """Say where is embedded, by what, and what is searched."""
+        """Show the endpoint, the model and the corpus."""
         rows = Table.grid(padding=(0, 2))
         rows.add_column(style="bold", no_wrap=True)
         rows.add_column(overflow="fold")
@@ -67,7 +67,7 @@ class AskScreen(Screen):
             yield Indexing(self, bar, total)
 
     def changes(self, done: Updated) -> None:
-        """Show what became, or would become, of the passages."""
+        """Show what happened, or would happen, to the passages."""
         numbers = [
             f"{number:,} {what}"
             for number, what in (
@@ -89,18 +89,18 @@ class AskScreen(Screen):
             self.err.print(Text(f"and left out {more:,} more; --json names all", style="yellow"))
 
     def asked(self, index: Index, endpoint: Endpoint) -> None:
-        """Say which index is asked, and which model."""
+        """Show which index and which model are used."""
         where = ", embedded" if endpoint.local_model else f" at {endpoint.base_url}"
         line = f"Index {index.name}, model {endpoint.model}{where}"
         self.out.print(Text(line, style="dim"))
 
     def question(self, text: str) -> None:
-        """Show what is asked."""
+        """Show the question."""
         self.out.print()
         self.out.print(Rule(Text(text, style="bold"), style="dim", align="left"))
 
     def passages(self, passages: Sequence[Passage]) -> None:
-        """Show what was found: number, score, source and the beginning of the text."""
+        """Show the passages found: number, score, source and the beginning of the text."""
         self.head("Passages", "by cosine with the question")
         if not passages:
             self.out.print(Padding("nothing", INDENT))
@@ -127,7 +127,7 @@ class AskScreen(Screen):
         self.out.print(Padding(table, INDENT))
 
     def quotes(self, quotes: Sequence[Quote]) -> None:
-        """Show an answer that is quoted, and say that it is."""
+        """Show a quoted answer, and say that it is quoted."""
         self.head("Answer", "extracted from the passages; no chat model used")
         if not quotes:
             self.out.print(Padding("No sentence in the passages could be quoted.", INDENT))
@@ -137,7 +137,7 @@ class AskScreen(Screen):
 
     def written(self, pieces: Iterator[str], model: str, framework: str) -> str:
         """Show an answer as it is written; returns all of it."""
-        text = next(pieces, "")  # before the heading, which a failure should not leave alone
+        text = next(pieces, "")  # before the heading, in case it fails
         self.head("Answer", f"written by {model} through {FRAMEWORKS[framework]}")
         self.out.print(Text(text), end="", soft_wrap=True)
         for piece in pieces:
@@ -206,7 +206,7 @@ class AskScreen(Screen):
         self.out.print(Padding(Text(price_line(usage, endpoint), style="dim"), INDENT))
 
     def next(self, lines: Sequence[tuple[str, str]]) -> None:
-        """Show what one may type next."""
+        """Show commands to try next."""
         self.head("Next")
         table = Table.grid(padding=(0, 3))
         table.add_column(style="cyan", no_wrap=True)

@@ -35,7 +35,7 @@ from nexusflow_integrations.errors import ConfigurationError
 __all__ = ["cache"]
 
 _EMPTY = 50_000
-"""Bytes of a cache file that holds nothing, about."""
+"""Approximate bytes of an empty cache file."""
 
 cache = typer.Typer(
     no_args_is_help=True,
@@ -102,7 +102,7 @@ def clear(
 @cache.command()
 def verify(path: CacheOption = None, as_json: JsonOption = False) -> None:
     """Compare cached vectors with what the service answers now; keep some the first time."""
-    resolve_api_key()  # says now if there is none
+    resolve_api_key()  # raises now if there is no key
     place = True if path is None else address_or_path(path)
     with _opened(path) as store:
         found = [verified(item, place) for item in of_service(store.info())]
@@ -116,7 +116,7 @@ def verify(path: CacheOption = None, as_json: JsonOption = False) -> None:
 
 @dataclass(frozen=True)
 class Verified:
-    """What comparing the vectors of one model has shown, in a word and in a sentence."""
+    """The result of comparing the vectors of one model, as a word and as a sentence."""
 
     rows: ModelRows
     status: Literal["same", "kept", "changed"]
@@ -124,7 +124,7 @@ class Verified:
 
 
 def of_service(info: CacheInfo) -> list[ModelRows]:
-    """Return what the cache holds of the endpoint that is asked now."""
+    """Return the models in the cache that belong to the current endpoint."""
     return [item for item in info.models if item.base_url == resolve_base_url()]
 
 
@@ -149,7 +149,7 @@ def _opened(place: str | None) -> Iterator[Store]:
 
 
 def _confirm(what: str, store: Store, as_json: bool) -> None:
-    """Ask before vectors go that were paid for."""
+    """Ask for confirmation before removing vectors that were paid for."""
     sentence = f"{what} the {count(store.info().vectors, 'vector')} in {home(store.path)}"
     if as_json or not sys.stdin.isatty():
         raise UsageProblem(f"{sentence}: confirm with --yes")
@@ -171,7 +171,7 @@ def _report(store: Store, removed: Pruned, as_json: bool) -> None:
 
 
 def _show_info(screen: Screen, info: CacheInfo) -> None:
-    """Show what the cache holds."""
+    """Show the contents of the cache."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="bold", no_wrap=True)
     rows.add_column(overflow="fold")
@@ -216,7 +216,7 @@ def _show_removed(screen: Screen, removed: Pruned, left: CacheInfo) -> None:
 
 
 def _show_verified(screen: Screen, found: list[Verified]) -> None:
-    """Show what comparing has shown."""
+    """Show the results of the comparison."""
     if not found:
         screen.out.print("The cache holds no vectors of the service that is asked.")
     for item in found:

@@ -42,12 +42,12 @@ _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 _KEY_START = "sk-air-"
 _UNIT = 1e-3
 _MOST = 5
-"""Indexes, and models in the cache, that are compared: the ones used last, or largest."""
+"""Maximum indexes, and models in the cache, to compare: the most recently used, or largest."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: ``ok`` is ``None`` for what is neither good nor bad."""
+    """One finding; ``ok`` is ``None`` if it is neither good nor bad."""
 
     name: str
     ok: bool | None
@@ -60,14 +60,14 @@ class Findings:
 
     checks: list[Check] = field(default_factory=list)
     code: int = 0
-    """How the command ends."""
+    """The exit code of the command."""
 
     def __iter__(self) -> Iterator[Check]:
         return iter(self.checks)
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether no problems were found."""
         return all(check.ok is not False for check in self.checks)
 
     def note(self, name: str, text: str, ok: bool | None = None) -> None:
@@ -77,7 +77,7 @@ class Findings:
             self.code = self.code or FAILED
 
     def attempt(self, name: str, act: Callable[[], str]) -> bool:
-        """Add what ``act`` returns as good, or why it failed as bad; tell which."""
+        """Add the result of ``act`` as good, or its error as bad; return whether it succeeded."""
         try:
             self.note(name, act(), ok=True)
         except Exception as error:  # noqa: BLE001 - whatever is wrong is the finding
@@ -93,7 +93,7 @@ class Findings:
 
 
 def examine() -> Findings:
-    """Look at everything; embeds a few short texts, at the service where there is a key."""
+    """Run all checks; embeds a few short texts, with the service if there is a key."""
     found = Findings()
     system = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     found.note("Version", f"nexusflow-integrations {__version__}, {system}")
@@ -149,7 +149,7 @@ def _proxies() -> str:
         value = os.environ.get(name) or os.environ.get(name.lower())
         if not value:
             continue
-        # Credentials may stand before the host.
+        # There may be credentials before the host.
         host = value if name == "NO_PROXY" else urlsplit(value).hostname or "unreadable"
         said.append(f"{name} {host}")
     return ", ".join(said) or "none in the environment"
@@ -166,7 +166,7 @@ def _embed(found: Findings) -> None:
 
 
 def _compare(found: Findings, endpoint: Endpoint) -> None:
-    """Compare what the cache and the indexes hold with what the service answers now."""
+    """Compare vectors in the cache and the indexes with new ones from the service."""
     if endpoint.local_model is None and default_path().exists():
         _compare_cache(found)
     try:
@@ -239,7 +239,7 @@ def _client(endpoint: Endpoint) -> NexusFlow:
 
 
 def show(screen: Screen, findings: Findings) -> None:
-    """Show what the doctor found."""
+    """Show the findings."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column(no_wrap=True)
     rows.add_column(style="bold", no_wrap=True)

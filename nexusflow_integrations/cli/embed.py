@@ -47,14 +47,14 @@ _TEXT_NUMBER = re.compile(r"^text \d+ ")
 
 
 class InputFormat(str, Enum):
-    """What ``--input`` takes."""
+    """The values of ``--input``."""
 
     text = "text"
     jsonl = "jsonl"
 
 
 class OutputFormat(str, Enum):
-    """What ``--format`` takes."""
+    """The values of ``--format``."""
 
     jsonl = "jsonl"
     npy = "npy"
@@ -111,7 +111,7 @@ def embed(
     if as_json and output == "-":
         raise UsageProblem("--json and the vectors cannot both go to standard output: name -o FILE")
     with open_endpoint(local=local or None, dimensions=dimensions) as endpoint:
-        # The embedded server's port is another one each time, and so would be its keys.
+        # The embedded server's port differs each time, and so would its cache keys.
         remembered = None if no_cache or endpoint.local_model else cache or True
         client = _client(endpoint, remembered, limit)
         paid = endpoint.local_model is None
@@ -129,7 +129,7 @@ def embed(
 
 
 class _Job:
-    """What is read and written, checked before anything is sent."""
+    """The input and the output, checked before anything is sent."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class _Job:
             rows.need_parquet()
 
     def _head(self) -> bytes:
-        """Return the first bytes of the input; as far as they are there, of a pipe."""
+        """Return the first bytes of the input; for a pipe, those that are available."""
         if self.source is None:
             stdin: Any = typer.get_binary_stream("stdin")
             return bytes(stdin.peek()) if hasattr(stdin, "peek") else b""
@@ -175,7 +175,7 @@ class _Job:
             return file.read(LOOKED_AT)
 
     def lines(self) -> closing[Generator[rows.Line, None, None]]:
-        """Return the lines that hold something."""
+        """Return the lines that are not empty."""
         return closing(self._lines())
 
     def _lines(self) -> Generator[rows.Line, None, None]:
@@ -191,14 +191,14 @@ class _Job:
                 yield from rows.lines_of_json(file, self._field)
 
     def total(self) -> int | None:
-        """Count the texts, which a pipe does not allow."""
+        """Count the texts, which is impossible for a pipe."""
         if self.source is None or not self.source.is_file():
             return None
         with self.source.open("rb") as file:
             return sum(1 for line in file if line.strip())
 
     def writer(self, file: BinaryIO, dimensions: int | None) -> rows.Writer:
-        """Return what writes the output."""
+        """Return the writer of the output."""
         if self._format is OutputFormat.npy:
             return rows.Npy(file, dimensions)
         return rows.Parquet(file) if self._format is OutputFormat.parquet else rows.JsonLines(file)
@@ -244,7 +244,7 @@ def _run(
 
 
 def _reason(line: rows.Line, error: NexusFlowError) -> str:
-    # Its message counts the texts of the stream and names a setting; a person counts lines.
+    # Its message counts texts of the stream and names a setting; users count lines.
     said = _TEXT_NUMBER.sub("", " ".join(str(error).split()))
     return _fault(line) or said.partition(", or say on_too_long")[0]
 
@@ -268,7 +268,7 @@ def _estimate(
     local: bool,
     as_json: bool,
 ) -> None:
-    # Without a key this is what the service would charge; nobody is asked, so none is needed.
+    # What the service would charge; nothing is sent, so no key is needed.
     client = NexusFlow(dimensions=dimensions, cache=cache if has_key() and not local else None)
     unfit = 0
 
@@ -296,7 +296,7 @@ def _summary(bar: Embedding, output: str, client: NexusFlow, endpoint: Endpoint)
     }
 
 
-# -- what is shown -------------------------------------------------------------------------------
+# -- output --------------------------------------------------------------------------------------
 
 
 class Embedding:
@@ -330,13 +330,13 @@ class Embedding:
         if reason is not None:
             self.refused += 1
             self._console.print(Text(f"line {line}: {reason}", style="yellow"))
-        # Drawing each one would take longer than embedding it.
+        # Drawing every update would take longer than embedding.
         if self.seconds - self._shown > _REDRAW or self.done == self._total:
             self._shown = self.seconds
             self._bar.update(self._task, completed=self.done, note=self._note())
 
     def broken(self, remembered: bool) -> None:
-        """Say how far it came."""
+        """Show how many texts were done before a failure."""
         done = count(self.done, "text")
         if self._total is not None:
             done = f"{self.done:,} of {count(self._total, 'text')}"
@@ -364,7 +364,7 @@ class Embedding:
 def _embedding(
     screen: Screen, total: int | None, client: NexusFlow, *, paid: bool
 ) -> Iterator[Embedding]:
-    """Show a bar while the block embeds ``total`` texts; ``None``: nobody knows how many."""
+    """Show a bar while the block embeds ``total`` texts; ``None`` if the number is unknown."""
     bar = Progress(
         BarColumn(bar_width=10),
         TextColumn("{task.fields[note]}"),

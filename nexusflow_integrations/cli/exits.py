@@ -1,4 +1,4 @@
-"""What a failure means for the process: one sentence and an exit code."""
+"""How a failure ends the process: one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class UsageProblem(Exception):  # noqa: N818 - never seen as an error outside th
 
 
 class CannotListenError(Exception):
-    """No server can stand at an address; the message is one sentence."""
+    """A server cannot listen at an address; the message is one sentence."""
 
     def __init__(self, host: str, port: int, error: OSError) -> None:
         if error.errno == errno.EADDRINUSE:
@@ -49,7 +49,7 @@ _SPEAK_FOR_THEMSELVES = (NexusFlowError, *_OURS, StoreUnavailable, ImportError, 
 
 def explain(error: Exception) -> tuple[str, int]:
     """Return one sentence and the exit code for ``error``."""
-    # The frameworks wrap what their embedding raised, some of them several times.
+    # The frameworks wrap errors of the embedding, sometimes several times.
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, (NexusFlowError, *_OURS)):
         cause = cause.__cause__ or cause.__context__

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, where it is not text."""
+"""The type of a file that is not text, by its first bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KINDS = (
 
 
 def not_text(data: bytes) -> str | None:
-    """Return what a file is that begins with ``data``; ``None`` if it may be text."""
+    """Return the type of a file that begins with ``data``; ``None`` if it may be text."""
     head = data[:LOOKED_AT]
     for start, kind in _KINDS:
         if head.startswith(start):

@@ -1,4 +1,4 @@
-"""What several commands take, and how amounts are written on a command line."""
+"""Options of several commands, and parsing of amounts on the command line."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def print_json(result: dict[str, Any]) -> None:
 
 
 def cost_json(usage: Usage, endpoint: Endpoint) -> dict[str, Any]:
-    """Return what a run cost; the embedded model has no price."""
+    """Return the cost of a run; the embedded model has no price."""
     paid = endpoint.local_model is None
     return {
         "tokens": usage.tokens,
@@ -88,7 +88,7 @@ def cost_json(usage: Usage, endpoint: Endpoint) -> dict[str, Any]:
 
 
 def estimate_json(found: Estimate) -> dict[str, Any]:
-    """Return what a run would send and cost."""
+    """Return the estimated requests and cost of a run."""
     return {
         "texts": found.texts,
         "repeated": found.repeated,
@@ -105,7 +105,7 @@ def seconds(text: str) -> float:
     """Return an age such as ``30d``, ``12h`` or ``2w`` in seconds.
 
     Raises:
-        UsageProblem: It is none.
+        UsageProblem: It is not valid.
     """
     number, unit = _split(text) or (0.0, "")
     if unit.lower() not in _SECONDS:
@@ -117,7 +117,7 @@ def size(text: str) -> int:
     """Return a size such as ``500MB`` or ``2G`` in bytes; a thousand bytes are a kilobyte.
 
     Raises:
-        UsageProblem: It is none.
+        UsageProblem: It is not valid.
     """
     number, unit = _split(text) or (0.0, "?")
     unit = unit.upper()
@@ -131,7 +131,7 @@ def budget(text: str, price: Price) -> Budget:
     """Return a budget such as ``200k tokens``, ``¥2.50`` or ``2.50 CNY``.
 
     Raises:
-        UsageProblem: It is none, or of another currency than ``price``.
+        UsageProblem: It is not valid, or has another currency than ``price``.
     """
     text = text.strip()
     sign = _SIGNS.get(text[:1])

@@ -33,7 +33,7 @@ __all__ = ["report"]
 
 
 class ProjectionName(str, Enum):
-    """What ``--projection`` takes."""
+    """The values of ``--projection``."""
 
     auto = "auto"
     pca = "pca"
@@ -212,7 +212,7 @@ def _questions(path: Path) -> list[Question]:
 
 
 def _show(screen: Screen, report: Report) -> None:
-    """Show what the report holds."""
+    """Show a summary of the report."""
     texts = f"{report.points:,} of {report.total:,} texts"
     if report.total == report.points:
         texts = count(report.points, "text")

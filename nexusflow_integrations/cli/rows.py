@@ -1,4 +1,4 @@
-"""Rows of a text and its vector, read from lines and written so that no file is half a result."""
+"""Rows of a text and its vector: reading lines, and writing files that are never incomplete."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _GROUP = 2000
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the input that holds something.
+    """One line of the input that is not empty.
 
     Attributes:
         number: Counted from 1, empty lines included.
         text: What is to be embedded; ``None`` if ``problem`` is set.
-        record: What JSONL output repeats beside the vector.
+        record: Fields that JSONL output repeats beside the vector.
         problem: Why there is no text, or ``None``.
     """
 
@@ -40,7 +40,7 @@ class Line:
 
 
 def lines_of_text(source: Iterable[bytes]) -> Iterator[Line]:
-    """Yield the lines of plain text; empty ones hold no text and are passed over."""
+    """Yield the lines of plain text; empty lines are skipped."""
     for number, text in _decoded(source):
         if text is None:
             yield Line(number, problem="is not UTF-8")
@@ -87,7 +87,7 @@ def _decode(raw: bytes) -> str | None:
 
 
 class Writer(Protocol):
-    """Takes one row for every line, in order: its vector, or why it has none."""
+    """Writes one row for every line, in order: its vector, or the reason why it has none."""
 
     def write(self, line: Line, vector: Vectors | None, reason: str | None) -> None: ...
 
@@ -95,7 +95,7 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """The line's own object with ``embedding``; without a vector that is null beside ``error``."""
+    """The line's own object with ``embedding``; without a vector, null and an ``error``."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -219,15 +219,15 @@ def need_parquet() -> None:
 
 def _pyarrow() -> tuple[Any, Any]:
     with needed("Parquet", "pyarrow", install="pyarrow"):
-        # It has no types of its own, so nothing is lost by importing it by name.
+        # It has no type hints, so nothing is lost by importing it by name.
         return import_module("pyarrow"), import_module("pyarrow.parquet")
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file that becomes ``path`` when the block ends well, and vanishes when it does not.
+    """Yield a file that is renamed to ``path`` if the block succeeds, and removed if it fails.
 
-    A process that is killed leaves ``NAME.PID.part`` behind, which never looks like a result.
+    A killed process leaves ``NAME.PID.part`` behind, which cannot be mistaken for a result.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -23,7 +23,7 @@ INDENT = (0, 0, 0, 2)
 
 
 class Screen:
-    """Both consoles, and what all commands print alike.
+    """Both consoles, and the output that all commands share.
 
     Args:
         quiet: Show no results, only progress: the caller prints JSON.
@@ -35,7 +35,7 @@ class Screen:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Show that something takes a moment."""
+        """Show a spinner while the block runs."""
         if not self.err.is_terminal:
             yield
             return
@@ -70,7 +70,7 @@ class Screen:
 
 
 def price_line(usage: Usage, endpoint: Endpoint) -> str:
-    """Say what ``usage`` costs."""
+    """Return the cost of ``usage`` as text."""
     if endpoint.local_model is not None:
         return "The embedded model is free."
     price = usage.price

@@ -1,4 +1,4 @@
-"""Amounts as a person reads them."""
+"""Amounts in a readable form."""
 
 from __future__ import annotations
 

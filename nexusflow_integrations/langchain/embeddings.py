@@ -1,7 +1,7 @@
 """``NexusFlowEmbeddings``: NexusFlow as LangChain's ``Embeddings``.
 
-What is LangChain's lives here: its names, its errors, its progress bar, its rate limiter, its
-traces, its serialization. All embedding is the core's.
+This module holds what is specific to LangChain: names, errors, progress bar, rate limiter, traces
+and serialization. The core does the embedding.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     _Budget = Budget | SharedBudget | None
 
     class _Given(ClientSettings, total=False):
-        """What the constructor takes, for type checkers."""
+        """The constructor's arguments, for type checkers."""
 
         api_key: Any
         nexusflow_api_key: Any
@@ -113,12 +113,12 @@ if TYPE_CHECKING:
         async_client: None
 
 else:
-    _Budget = Any  # the client looks at it
+    _Budget = Any  # the client checks it
 
 __all__ = ["NexusFlowEmbeddings"]
 
 _ACCOUNT = {"budget", "price", "nexusflow_api_key", "nexusflow_api_base"}
-"""A change of one of these starts a new count of what was spent."""
+"""A change of one of these starts a new count of usage."""
 logger = logging.getLogger("nexusflow_integrations")
 _NOT_THE_CORES = ("chunk_size", "rate_limiter", "show_progress_bar", "trace_texts")
 
@@ -130,7 +130,7 @@ def _hidden_key(key: object) -> object:
 
 
 def _as_budget(value: object) -> object:
-    """Return a budget as ``dumps`` writes it as a ``Budget``, and all else as it is."""
+    """Convert a budget written by ``dumps`` to a ``Budget``; return anything else unchanged."""
     if isinstance(value, Mapping) and value and set(value) <= {"tokens", "money"}:
         return Budget(**value)
     return value
@@ -152,12 +152,12 @@ _FIELDS = {
     "request_timeout": "timeout",
     "http_async_client": "async_http_client",
 }
-"""Names of arguments here to those of the client, where they differ."""
+"""Names of arguments here to names in the client, where they differ."""
 _noted = False
 _building = Lock()
 _holders = Lock()
 _recorded: ContextVar[dict[str, Vectors] | None] = ContextVar("nexusflow_recorded", default=None)
-"""Where the vectors of this thread's or task's calls go as well, by the text that was sent."""
+"""Also receives the vectors of calls of this thread or task, by the text that was sent."""
 
 
 class _Schema(GenerateJsonSchema):
@@ -175,46 +175,47 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             export NEXUSFLOW_API_KEY="sk-air-..."
 
     Instantiate:
-        Costs nothing: no connection is opened, and a missing key is an error only when it is
-        first needed. Where ``OpenAIEmbeddings`` was used, changing the import is enough: what it
-        needed for tokenizing is accepted with a note and ignored, other unknown names are refused:
+        Cheap: no connection is opened, and a missing key is an error only when it is first needed.
+            To replace ``OpenAIEmbeddings``, changing the import is enough: its arguments for
+            tokenizing are accepted with a warning and ignored, other unknown names are refused:
 
             from nexusflow_integrations.langchain import NexusFlowEmbeddings
 
             embeddings = NexusFlowEmbeddings(dimensions=1024)
 
     Embed single text:
-        A query may be given ``query_instruction``, and passes before documents that wait:
+        A query gets the ``query_instruction``, if any, and is sent before waiting documents:
 
             vector = embeddings.embed_query("What is a red panda?")
 
     Embed multiple texts:
-        In parallel, at most ten texts a request, in order; a duplicate text is sent once:
+        Requests of at most ten texts run in parallel; results keep the order. A duplicate text is
+        sent once:
 
             vectors = embeddings.embed_documents(["Red pandas climb.", "小熊猫会爬树。"])
 
     Async:
-        Just as parallel, on any number of event loops:
+        Equally parallel, on any number of event loops:
 
             vectors = await embeddings.aembed_documents(texts)
 
     Chroma:
-        Let the collection store how it was made: then Chroma itself can reopen and query it, and
-        distances are cosine. LangChain's ``Chroma`` alone would store neither:
+        Create the collection with its embedding function: then Chroma itself can reopen and query
+            it, and distances are cosine. LangChain's ``Chroma`` alone would store neither:
 
             from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 
             client.create_collection("texts", embedding_function=NexusFlowEmbeddingFunction())
             store = Chroma("texts", embedding_function=embeddings, client=client)
 
-    Errors are at once this package's (``nexusflow_integrations.errors``) and LangChain's
-    ``Model*Error``; ``finished`` holds the vectors that were ready, by index. Sync and async calls
-    may be mixed, from any thread. Pickles and ``dumps`` leave the key out; ``loads`` and worker
-    processes find it in ``NEXUSFLOW_API_KEY``.
+    Errors are instances both of this package's classes (``nexusflow_integrations.errors``) and of
+    LangChain's ``Model*Error``; ``finished`` holds the vectors that were ready, by index. Sync and
+    async calls may be mixed, from any thread. Pickles and ``dumps`` leave the key out; ``loads``
+    and worker processes read it from ``NEXUSFLOW_API_KEY``.
 
     Raises:
         pydantic.ValidationError: A name is unknown or a value has the wrong type.
-        ConfigurationError: A setting is impossible.
+        ConfigurationError: A setting is invalid.
     """
 
     model_config = ConfigDict(
@@ -229,14 +230,14 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     """Name of the model."""
 
     dimensions: int | None = None
-    """2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` takes the server's default."""
+    """2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` is the server's default."""
 
     nexusflow_api_key: SecretStr | str | Callable[[], Any] | None = Field(
         alias="api_key",
         default_factory=lambda: SecretStr(os.environ.get("NEXUSFLOW_API_KEY", "")) or None,
     )
-    """The key, or a function, sync or async, that returns it: it is asked when a key is first
-    needed and after a 401. Default: ``NEXUSFLOW_API_KEY``, which is read again after a 401."""
+    """The key, or a function, sync or async, that returns it. The function is called when a key is
+    first needed and after a 401. Default: ``NEXUSFLOW_API_KEY``, also read again after a 401."""
 
     nexusflow_api_base: str | None = Field(
         alias="base_url", default_factory=lambda: os.environ.get("NEXUSFLOW_BASE_URL") or None
@@ -246,10 +247,10 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     chunk_size: int = Field(
         default=BATCH_SIZE, ge=1, validation_alias=AliasChoices("chunk_size", "batch_size")
     )
-    """Texts a request. ``text-embedding-v4`` takes at most 10: larger values mean 10."""
+    """Texts per request. ``text-embedding-v4`` accepts at most 10: larger values mean 10."""
 
     max_concurrency: int = DEFAULT_MAX_CONCURRENCY
-    """Requests in flight at most."""
+    """Maximum number of requests in flight."""
 
     request_timeout: float = Field(default=60.0, alias="timeout")
     """Seconds for one attempt, from connection to last byte."""
@@ -264,44 +265,45 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     """Seconds for a whole query with its retries; ``None`` is ``deadline``."""
 
     max_retries: int = 6
-    """Further attempts for a batch after faults and throttling."""
+    """Retries of a batch after faults and throttling."""
 
     requests_per_minute: float | None = None
-    """Limit of the account, if known; otherwise it is found out."""
+    """Limit of the account, if known; otherwise it is detected."""
 
     tokens_per_minute: float | None = None
     """The same for tokens."""
 
     on_too_long: OnTooLong = "error"
-    """What becomes of a text with more tokens than the model takes: ``"error"``, ``"split"`` into
-    pieces whose mean is its vector, as ``OpenAIEmbeddings`` does, ``"truncate"`` or ``"send"``."""
+    """What to do with a text that has more tokens than the model accepts: ``"error"``, ``"split"``
+    into pieces whose mean is its vector, as ``OpenAIEmbeddings`` does, ``"truncate"`` or
+    ``"send"``."""
 
     max_text_tokens: int | None = None
-    """Tokens of a text at most; ``None`` is what the model is known to take."""
+    """Maximum tokens of a text; ``None`` is the known limit of the model."""
 
     pacer: Any = Field(default=None, exclude=True, repr=False)
-    """Limits that are kept together with other processes or hosts, in place of the two before: a
-    ``RedisLimits``, a ``ClusterLimits`` or the like. Does not travel with ``dumps``."""
+    """Limits shared with other processes or hosts, instead of the two above: a ``RedisLimits``, a
+    ``ClusterLimits`` or the like. ``dumps`` leaves it out."""
 
     encoding_format: EncodingFormat = "base64"
-    """What to ask the server for."""
+    """The format to request from the server."""
 
     query_instruction: str | None = None
-    """Text put in front of each query as it stands. The model's family (Qwen3-Embedding) documents
-    the form ``"Instruct: Given a question, retrieve passages that answer it\\nQuery: "``."""
+    """Text prepended verbatim to each query. The model's family (Qwen3-Embedding) documents the
+    form ``"Instruct: Given a question, retrieve passages that answer it\\nQuery: "``."""
 
     document_instruction: str | None = None
-    """Text put in front of each document as it stands. The model's family documents none."""
+    """Text prepended verbatim to each document. The model's family documents none."""
 
     extra_body: dict[str, Any] | None = None
-    """Fields added to the body of each request. Not for secrets: ``dumps`` holds them."""
+    """Fields added to the body of each request. ``dumps`` writes them: no secrets here."""
 
     default_query: dict[str, Any] | None = None
-    """Names and values added to the query of each request's URL; the same holds."""
+    """Parameters added to the query string of each request's URL; ``dumps`` writes them, too."""
 
     budget: _Budget = None
-    """The most this object may spend, or what it may spend together with others: a
-    ``ClusterLimits`` or the like, which ``loads`` refuses."""
+    """The most this object may spend, or a budget shared with other processes: a ``ClusterLimits``
+    or the like, which ``loads`` refuses."""
 
     price: Price | None = None
     """Price list of ``usage``."""
@@ -310,23 +312,23 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     """Called with the ``Usage`` of each call."""
 
     cache: bool | str | Path | RedisAddress | None = None
-    """A file that remembers every vector, ``True`` for the user's cache folder, or the URL of a
-    Redis server; its password is in no ``repr``, ``dumps`` or pickle."""
+    """A file that stores every vector, ``True`` for a file in the user's cache folder, or the URL
+    of a Redis server, whose password is left out of ``repr``, ``dumps`` and pickles."""
 
     rate_limiter: BaseRateLimiter | None = Field(default=None, exclude=True, repr=False)
-    """LangChain's rate limiter, as chat models take it, for sharing one limit with other models.
+    """LangChain's rate limiter, as for chat models, to share one limit with other models.
 
-    It is acquired once for each batch of documents and each query that has to be sent, right before
-    it is, and not for texts that are cached, repeated or in flight in another call. That happens in
-    the caller's thread or event loop; in a sync call with a ``deadline``, in a thread of its own,
-    which the deadline need not wait for. If it raises, nothing more is sent, and the error's
-    ``finished`` holds what was paid for. Retries are paced by the core."""
+    It is acquired once for each batch of documents and each query, right before it is sent, but not
+    for texts that are cached, repeated or in flight in another call. This happens in the caller's
+    thread or event loop; in a sync call with a ``deadline``, in a separate thread, so that the
+    deadline holds. If the limiter raises, nothing more is sent, and the error's ``finished`` holds
+    what was paid for. The core paces retries."""
 
     show_progress_bar: bool = False
     """Show a tqdm bar while documents are embedded."""
 
     trace_texts: bool = False
-    """Let LangSmith runs hold the texts. Vectors they never hold."""
+    """Include the texts in LangSmith runs. Vectors are never included."""
 
     default_headers: Headers | Mapping[str, str] | None = Field(
         default=None, exclude=True, repr=False
@@ -345,7 +347,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     """The same for async calls."""
 
     allow_http: bool = False
-    """Permit plain http to other hosts than loopback."""
+    """Allow plain http to hosts other than loopback."""
 
     _client: NexusFlow | None = PrivateAttr(default=None)
     _unpickled: bool = PrivateAttr(default=False)
@@ -379,7 +381,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             if problem is not None:
                 raise problem
             with checks.named(names):
-                self._client = self._new_client()  # raises at once what is impossible
+                self._client = self._new_client()  # raises now if a setting is invalid
             if note:
                 _note(note)
 
@@ -395,11 +397,12 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         """Embed ``texts``; ``chunk_size`` and ``dimensions`` override the object's for this call.
 
         Returns:
-            One list of floats a text, in order; ``[]`` for no texts.
+            One list of floats per text, in order; ``[]`` for no texts.
 
         Raises:
-            InvalidInputError: Not a list of texts; the error says which one. Nothing was sent.
-            NexusFlowError: Any other failure. All are LangChain ``ModelError`` as well.
+            InvalidInputError: Not a list of texts; the error names the wrong item. Nothing was
+                sent.
+            NexusFlowError: Any other failure. All errors are also LangChain's ``ModelError``.
         """
         with ALSO_LANGCHAINS:
             texts = check_texts(texts)
@@ -457,8 +460,8 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         """Embed one query; ``dimensions`` overrides the object's for this call.
 
         Raises:
-            InvalidInputError: Not a text that can be sent.
-            NexusFlowError: Any other failure. All are LangChain ``ModelError`` as well.
+            InvalidInputError: The text cannot be sent.
+            NexusFlowError: Any other failure. All errors are also LangChain's ``ModelError``.
         """
         with ALSO_LANGCHAINS:
             check_text(text)
@@ -484,7 +487,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     @property
     def client(self) -> NexusFlow:
-        """The client underneath, with all it can do besides (``estimate``, ``embed_stream``)."""
+        """The underlying client, for its other methods (``estimate``, ``embed_stream``)."""
         if self._client is None:  # unpickled
             with _building:
                 self._client = self._client or self._new_client()
@@ -499,9 +502,9 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     def cache_namespace(self) -> str:
         """A ``namespace`` for ``CacheBackedEmbeddings`` that no other vectors share.
 
-        Made of everything that changes a vector, the size and the endpoint included, and of
-        characters that every byte store takes. With a ``query_instruction``, queries need a
-        ``query_embedding_cache`` of their own: the namespace cannot tell them from documents.
+        Derived from everything that changes a vector, including size and endpoint, and safe for
+        every byte store. With a ``query_instruction``, use a separate ``query_embedding_cache``:
+        the namespace does not distinguish queries from documents.
         """
         parts = [self.client.base_url, self.model, self.dimensions, self.query_instruction]
         parts += filter(None, (self.document_instruction, self.client.settings.added))
@@ -525,7 +528,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        """Settings that are not JSON by themselves, as constructor arguments that are."""
+        """Settings that are not JSON, converted to constructor arguments that are."""
         attributes: dict[str, Any] = {
             name: asdict(value)
             for name, value in (("budget", self.budget), ("price", self.price))
@@ -536,16 +539,16 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         return attributes
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Copy; with an ``update``, make a new object of it, checked like any other.
+        """Copy; with an ``update``, create a new, validated object.
 
-        No copy, however deep, copies http clients or the rate limiter: it shares them.
+        Copies, also deep ones, share http clients and the rate limiter.
         """
         if update:
             names = {field.alias: name for name, field in type(self).model_fields.items()}
             changed = {names.get(name, name): value for name, value in update.items()}
             twin = type(self)(**{**dict(self), **changed})
             if not changed.keys() & _ACCOUNT:
-                twin.client._succeed(self.client)  # the same budget, not another one like it
+                twin.client._succeed(self.client)  # the same budget, not a copy of it
             return twin
         twin = super().model_copy()
         twin._held = ()
@@ -557,7 +560,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         return self.model_copy(deep=True)
 
     def __getstate__(self) -> dict[Any, Any]:
-        # Neither the key nor anything that only lives in this process.
+        # Without the key and what is bound to this process.
         state = super().__getstate__()
         limiter = self.rate_limiter
         if limiter is not None and not _travels(limiter):
@@ -577,16 +580,16 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     @classmethod
     def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
-        """Return the JSON schema; fields that are no JSON (functions, clients) may hold anything.
+        """Return the JSON schema; fields that are not JSON (functions, clients) accept anything.
 
         The arguments are Pydantic's.
         """
         return super().model_json_schema(*args, **{"schema_generator": _Schema, **options})
 
-    # -- inside --------------------------------------------------------------------------------
+    # -- internal ------------------------------------------------------------------------------
 
     def _rows_held(self, texts: list[str]) -> list[list[float]] | None:
-        """Return the vectors of ``texts`` if those of all of them are held."""
+        """Return the vectors of ``texts`` if all of them are held."""
         held = ChainMap(*cast("Any", self._held))
         if any(text not in held for text in texts):
             return None
@@ -594,10 +597,10 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     @contextmanager
     def _holding(self, *vectors: Mapping[str, Vectors]) -> Iterator[None]:
-        """Answer ``embed_documents`` for the texts of ``vectors`` by them, in every thread.
+        """Let ``embed_documents`` return ``vectors`` for their texts, in every thread.
 
-        A vector store has its documents embedded by whatever thread it likes, so this is not bound
-        to one; the vector of a text is the same for all callers.
+        A vector store may embed its documents in any thread, so this is not bound to one. The
+        vector of a text is the same for all callers.
         """
         with _holders:
             self._held += vectors
@@ -644,7 +647,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         if not self.show_progress_bar or not total:
             yield None
             return
-        with forks.importing:  # a first bar imports as well
+        with forks.importing:  # the first bar also imports tqdm
             try:
                 tqdm = importlib.import_module("tqdm.auto").tqdm
             except ImportError as error:
@@ -656,7 +659,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     def _run(
         self, role: Role, texts: list[str]
     ) -> AbstractContextManager[Callable[[EmbeddingArray], None]]:
-        """Report the call to LangSmith as a run, if anybody traces."""
+        """Report the call to LangSmith as a run, if tracing is on."""
         return self._traced(role, texts) if texts and _is_traced() else _UNTRACED
 
     @contextmanager
@@ -693,8 +696,8 @@ _TRACING = [f"LANG{who}_TRACING{v}" for who in ("SMITH", "CHAIN") for v in ("", 
 
 
 def _is_traced() -> bool:
-    # Importing LangSmith takes longer than a query. A trace can only be on if somebody has
-    # imported it before, or if the environment says so.
+    # Importing LangSmith takes longer than a query. Tracing can only be on if LangSmith is already
+    # imported or the environment enables it.
     if "langsmith.run_helpers" not in sys.modules and not any(map(os.environ.get, _TRACING)):
         return False
     with forks.importing:
@@ -733,7 +736,7 @@ def _said(line: Mapping[str, Any]) -> str:
 
 
 def _without_inputs(error: ValidationError) -> ValidationError:
-    """Make the same error without the values that were passed in: one may be the key."""
+    """Return the same error without the input values: one of them may be the key."""
     lines = [
         InitErrorDetails(
             type=PydanticCustomError(cast("Any", line["type"]), "{text}", {"text": _said(line)}),

@@ -1,4 +1,4 @@
-"""``add_documents``: any number of documents into any vector store, without the bad ones."""
+"""``add_documents``: add any number of documents to any vector store, leaving out bad ones."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ SLICE = 250
 
 @dataclass(frozen=True)
 class Added:
-    """What became of the documents, in numbers of documents.
+    """The outcome, in numbers of documents.
 
     Attributes:
         added: Embedded and in the store.
-        present: Left alone, and not paid for: the store had them under their ids.
-        differing: Left alone although the store has another text or metadata under their id.
+        present: Left alone, and not paid for: the store already had them under their ids.
+        differing: Left alone although the store has a different text or metadata under their id.
         left_out: Those that could not be stored, each with its reason.
         usage: What the run sent and cost.
     """
@@ -87,34 +87,35 @@ def add_documents(
 ) -> Added:
     """Add documents to a vector store whose embedding is ``NexusFlowEmbeddings``.
 
-    A document that cannot be embedded, or that the store does not take, is left out and reported;
-    all others are in the store afterwards. Documents are embedded before the store hears of them,
+    A document that cannot be embedded, or that the store refuses, is left out and reported; all
+    others are in the store afterwards. Documents are embedded before they are passed to the store,
     and while one slice is written, the next ones are being embedded. Memory holds about a thousand
-    documents, however many come.
+    documents, however many there are.
 
-    Documents with an id may be added again: what the store has under its id, with the same text and
-    metadata, is neither sent nor paid for, if the store can be asked (``get_by_ids``). So after an
-    error, calling again goes on from there. Documents without an id get a random one.
+    Documents with an id may be added again. If the store supports ``get_by_ids``, those it already
+    has with the same text and metadata are neither sent nor paid for, so after an error, calling
+    again continues from there. Documents without an id get a random one.
 
     Args:
         store: Any vector store of LangChain.
         documents: Any iterable of LangChain's ``Document``, such as a loader's ``lazy_load()``.
         ids: One for each document. Default: each document's own ``id``.
-        on_refused: What a document that the server refuses does: ``"collect"`` puts it into
+        on_refused: What to do if the server refuses a document: ``"collect"`` puts it into
             ``left_out``, ``"raise"`` raises a ``RefusedTextsError`` once all others are stored.
-        on_blank: What a document without text does: ``"collect"`` puts it into ``left_out``,
-            ``"raise"`` raises an ``InvalidInputError``; of a list, before anything is sent.
-        progress: Called with the number of documents that are done since the last time, however
-            that ended, so ``tqdm.update`` fits.
-        slice_size: Documents a write, from 1 to 1,000.
+        on_blank: What to do with a document without text: ``"collect"`` puts it into ``left_out``,
+            ``"raise"`` raises an ``InvalidInputError`` (for a list, before anything is sent).
+        progress: Called with the number of documents done since the last call, including those left
+            out, so ``tqdm.update`` fits.
+        slice_size: Documents per write, from 1 to 1,000.
 
     Raises:
-        ConfigurationError: The store's embedding is not ours. Nothing was sent.
-        InvalidInputError: Something is not a ``Document``, an id is there twice, or there are more
-            documents than ids; ``index`` says where. Of lists, before anything is sent.
+        ConfigurationError: The store's embedding is not a ``NexusFlowEmbeddings``. Nothing was
+            sent.
+        InvalidInputError: An item is not a ``Document``, an id occurs twice, or there are more
+            documents than ids; ``index`` says where. For lists, before anything is sent.
         CollectionError: The store cannot be read or written. ``finished`` holds the vectors that
-            were paid for and not written, by place in ``documents``.
-        NexusFlowError: Embedding cannot go on. What was ready is in the store.
+            were paid for but not written, by place in ``documents``.
+        NexusFlowError: Embedding failed. What was ready is in the store.
     """
     with ALSO_LANGCHAINS:
         embedder = _Embedder(store)
@@ -137,7 +138,7 @@ async def aadd_documents(
     progress: Callable[[int], object] | None = None,
     slice_size: int = SLICE,
 ) -> Added:
-    """Add documents like ``add_documents``, by the store's async methods.
+    """Add documents like ``add_documents``, with the store's async methods.
 
     Iterables and async iterables may be mixed.
     """
@@ -152,7 +153,7 @@ async def aadd_documents(
         return _added(run, embedder.usage)
 
 
-# -- what was passed in ----------------------------------------------------------------------------
+# -- checking the arguments ------------------------------------------------------------------------
 
 
 def _check_iterables(documents: object, ids: object, *, twin: str | None = None) -> None:
@@ -179,7 +180,7 @@ def _run(
     progress: Callable[[int], object] | None,
     slice_size: int,
 ) -> Run:
-    """Return a new run; lists are gone through before, so that what ends a run ends it now."""
+    """Return a new run; lists are checked first, so that errors in them are raised now."""
     blank = checks.one_of("on_blank", on_blank, ON_REFUSED) == "collect"
     refused = checks.one_of("on_refused", on_refused, ON_REFUSED) == "collect"
     size = checks.whole("slice_size", slice_size, 1, 1_000)
@@ -246,10 +247,10 @@ def _added(run: Run, usage: Usage) -> Added:
 
 
 class _Embedder:
-    """The embedding of ``store``, and what it costs.
+    """The embedding of ``store``, and its cost.
 
     Raises:
-        ConfigurationError: There is none, or it is not ours.
+        ConfigurationError: The store has none, or it is not ours.
     """
 
     def __init__(self, store: VectorStore) -> None:
@@ -285,19 +286,19 @@ class _Embedder:
 
     @property
     def recorded(self) -> Mapping[str, Vectors] | None:
-        """What was sent for the part of the stream that was embedded last."""
+        """The texts sent for the last embedded part of the stream, with their vectors."""
         return None if self.part is None else self.part.recorded
 
     def stream(self, texts: Iterable[str]) -> Generator[Result, None, None]:
-        """Yield the result of every text, in order, with what its embedding was asked for."""
+        """Yield the result of every text, in order, with the vectors by the text that was sent."""
         if self._streams:
             client = self.embeddings.client._counted(self._parts.append)
             with closing(client.embed_stream(texts)) as stream:
                 for embedded in stream:
                     yield embedded, None
             return
-        # What the class does besides (a rate limiter, traces, a subclass's own changes) is done by
-        # its method only, which takes a list.
+        # Only the class's own method applies rate limiter, traces and a subclass's changes, and it
+        # takes a list.
         rest, start = iter(texts), 0
         while chunk := list(islice(rest, SLICE)):
             part = self.part = _Part(chunk, start)
@@ -326,15 +327,15 @@ class _Embedder:
 
 
 Result = tuple[Embedded, "Mapping[str, Vectors] | None"]
-"""What a text got; and the vectors by the text that was sent, where that may be another."""
+"""The result of a text; and the vectors by the text that was sent, if that may differ."""
 
 
 class _Part:
     """Texts that one call embeds; as a context manager, takes the errors of single texts.
 
     Args:
-        texts: Of a part of the stream.
-        start: Where they begin in the stream.
+        texts: The texts of a part of the stream.
+        start: Index of the first one in the stream.
     """
 
     def __init__(self, texts: list[str], start: int) -> None:
@@ -350,7 +351,7 @@ class _Part:
 
     @property
     def texts(self) -> list[str]:
-        """Those that nothing has come of yet."""
+        """The texts without a result so far."""
         return [self._all[place] for place in self._left]
 
     def took(self, rows: Sequence[Any]) -> None:
@@ -377,7 +378,7 @@ class _Part:
         return True
 
     def results(self) -> Iterator[Result]:
-        """Yield what came of all texts, in order."""
+        """Yield the results of all texts, in order."""
         for place in range(len(self._all)):
             found, index = self._found[place], self._start + place
             if isinstance(found, NexusFlowError):
@@ -397,7 +398,7 @@ async def _chunks(texts: AsyncIterable[str]) -> AsyncIterator[list[str]]:
         yield chunk
 
 
-# -- into the store --------------------------------------------------------------------------------
+# -- writing to the store --------------------------------------------------------------------------
 
 
 class _Filling:
@@ -463,7 +464,7 @@ class _Filling:
 
 
 class _AsyncFilling:
-    """The same by a store's async methods; one call of the store at a time."""
+    """The same with a store's async methods; one call of the store at a time."""
 
     def __init__(self, store: VectorStore, embedder: _Embedder, run: Run) -> None:
         self._store = store

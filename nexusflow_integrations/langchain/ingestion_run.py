@@ -1,4 +1,4 @@
-"""What was read from a source and is not in the store yet. No I/O; sync and async share it."""
+"""The state of one run, without I/O: what was read and is not in the store yet."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.vectors import Vectors
 
 MISSING: Any = object()
-"""Stands where one of two iterables has ended before the other."""
+"""Marks that one of two iterables has ended before the other."""
 
 _OF_A_DOCUMENT = (ValueError, TypeError, OverflowError, BadRequestError, RefusedTextsError)
-"""What stores raise for a document that they do not take, such as one with odd metadata."""
+"""Errors that stores raise for an invalid document, such as one with unsupported metadata."""
 
 
 class Row(NamedTuple):
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A document that can be embedded; ``known`` if its id was given, not made here."""
+    """A document that can be embedded; ``known`` if its id was given, not generated."""
 
     place: int
     document: Document
@@ -54,8 +54,8 @@ class Record(NamedTuple):
 class Ready(NamedTuple):
     """A document with its vector, to be written.
 
-    ``sent`` has the vectors of its part of the source by the text that was sent, where that may be
-    another than the document's.
+    ``sent`` has the vectors of its part of the source by the text that was sent, if that may differ
+    from the document's.
     """
 
     record: Record
@@ -72,7 +72,7 @@ class Ready(NamedTuple):
 
 
 def vectors_of(part: Iterable[Ready]) -> list[Mapping[str, Vectors]]:
-    """Return what answers the store when it has the documents of ``part`` embedded."""
+    """Return the vectors to use when the store embeds the documents of ``part``."""
     plain = {item.document.page_content: item.vector for item in part if item.sent is None}
     others = {id(item.sent): item.sent for item in part if item.sent is not None}
     return [plain, *others.values()]
@@ -83,10 +83,11 @@ class Run:
     """The state of a run.
 
     Args:
-        size: Documents a write, at most.
-        collect_blank: Whether a blank document is left out, or ends the run.
-        collect_refused: Whether refused documents are left out, or an error in the end.
-        progress: Called with the number of documents that are done since the last time.
+        size: Maximum documents per write.
+        collect_blank: Whether blank documents are left out; otherwise one ends the run.
+        collect_refused: Whether refused documents are left out; otherwise they are an error at the
+            end.
+        progress: Called with the number of documents done since the last call.
     """
 
     size: int
@@ -107,30 +108,30 @@ class Run:
     _ready: deque[Ready] = field(default_factory=deque)
     _unwritten: dict[int, Ready] = field(default_factory=dict)
 
-    # -- how it ends ---------------------------------------------------------------------------
+    # -- ending the run ------------------------------------------------------------------------
 
     @property
     def goes_on(self) -> bool:
-        """Whether more may be read."""
+        """Whether to read more."""
         return self._problem is None
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """Let an error, also of the caller's own iterables, end the run, once all is written."""
+        """End the run at an error, including one of the caller's iterables, once all is written."""
         try:
             yield
         except Exception as error:  # noqa: BLE001
             self._problem = self._problem or error
 
     def broke_off(self, error: NexusFlowError, sent: Mapping[str, Vectors] | None) -> None:
-        """Take what was embedded when embedding ended with ``error``."""
+        """Take what was embedded before embedding ended with ``error``."""
         for index, vector in error.finished.items():
             self._ready.append(Ready(self._flying.pop(index), vector, sent))
         if not isinstance(self._problem, NexusFlowError):
             self._problem = error
 
     def check(self) -> None:
-        """Raise what ended the run early; ``finished`` gets what is not in the store, by place."""
+        """Raise the error that ended the run early, with the unwritten vectors in ``finished``."""
         if isinstance(self._problem, NexusFlowError):
             left = (*self._unwritten.values(), *self._ready)
             self._problem.finished = {item.record.place: item.vector for item in left}
@@ -138,7 +139,7 @@ class Run:
             raise self._problem
 
     def close(self) -> None:
-        """Remove what is on disk."""
+        """Remove temporary files."""
         self._seen.close()
 
     # -- reading -------------------------------------------------------------------------------
@@ -185,9 +186,9 @@ class Run:
         """Yield the texts of the slice that have to be embedded.
 
         Args:
-            found: What the store has under the ids of the slice.
+            found: The store's documents with the ids of the slice.
         """
-        # Some stores (Qdrant) give the id in the metadata only.
+        # Some stores (Qdrant) return the id only in the metadata.
         stored = {str(other.id or other.metadata.get("_id")): other for other in found}
         for record in self._slice:
             other = stored.get(str(record.id)) if record.known else None
@@ -213,12 +214,12 @@ class Run:
             self._leave_out(record, reason_of(error), reason_in_words(error), error)
 
     def full(self) -> Iterator[list[Ready]]:
-        """Yield what makes a whole slice."""
+        """Yield the slices that are full."""
         while len(self._ready) >= self.size and not self._store_failed:
             yield self._cut()
 
     def rest(self) -> Iterator[list[Ready]]:
-        """Yield all that is ready."""
+        """Yield everything that is ready."""
         while self._ready and not self._store_failed:
             yield self._cut()
 
@@ -229,10 +230,10 @@ class Run:
     def writing(
         self, batch: list[Ready], store: str
     ) -> Generator[list[Ready], Exception | None, None]:
-        """Yield what to write next, and be sent what came of it: ``None`` or the store's error.
+        """Yield what to write next, and receive the outcome: ``None`` or the store's error.
 
-        A store takes all documents of a call or none, and seldom says which of them it does not
-        like. So halves of them are tried, until the bad ones are alone.
+        A store accepts all documents of a call or none, and seldom says which ones are bad. So a
+        failed write is halved until the bad documents are isolated.
         """
         self._unwritten = {item.record.place: item for item in batch}
         faults: list[tuple[Ready, Exception]] = []
@@ -251,7 +252,7 @@ class Run:
                 middle = len(part) // 2
                 parts += [part[middle:], part[:middle]]
         if len(faults) == len(batch) and (len(batch) > 1 or not self.added):
-            self._fail(batch, store, faults[0][1])  # of all of them: not a document's own fault
+            self._fail(batch, store, faults[0][1])  # for all of them: not caused by one document
             return
         for item, error in faults:
             del self._unwritten[item.record.place]
@@ -299,7 +300,7 @@ class Run:
 
 
 def failed(what: str, store: str, error: Exception) -> CollectionError:
-    """Return the error of a store that could not be read or written, its cause included."""
+    """Return the error for a store that could not be read or written, with its cause."""
     problem = CollectionError(f"{what} {store} failed: {type(error).__name__}: {str(error)[:500]}")
     problem.__cause__ = error
     return problem
@@ -307,7 +308,7 @@ def failed(what: str, store: str, error: Exception) -> CollectionError:
 
 def _id_problem(name: Any) -> str | None:
     if isinstance(name, int) and not isinstance(name, bool):
-        return None  # some stores have numbers for ids
+        return None  # some stores use numbers as ids
     if not isinstance(name, str):
         return f"an id must be text, not {type(name).__name__}"
     try:
@@ -318,7 +319,7 @@ def _id_problem(name: Any) -> str | None:
 
 
 def _is_same(document: Document, stored: Document) -> bool:
-    """Tell whether a store has ``document``; stores may add metadata of their own."""
+    """Return whether a store has the same ``document``; stores may add their own metadata."""
     missing = object()
     return document.page_content == stored.page_content and all(
         stored.metadata.get(key, missing) == value for key, value in document.metadata.items()

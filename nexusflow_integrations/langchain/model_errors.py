@@ -1,4 +1,4 @@
-"""Errors that are at once this package's and LangChain's ``Model*Error``."""
+"""Errors that are both this package's and LangChain's ``Model*Error``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _THEIRS: Mapping[type, type[ModelError]] = {
 
 
 def _reduce(error: NexusFlowError) -> tuple[Any, ...]:
-    # Pickle cannot find a class that was made here by its name, but it can find ours.
+    # Pickle cannot import a class that was created at run time, but it can import ours.
     return _revive, (type(error).__bases__[0], error.args, dict(error.__dict__))
 
 
@@ -67,7 +67,7 @@ _TOO_LONG: dict[type[NexusFlowError], Any] = {
 
 
 def _is_too_long(error: NexusFlowError) -> bool:
-    with forks.importing:  # with numpy, which takes a while
+    with forks.importing:  # imports numpy, which takes a while
         from nexusflow_integrations._core.request.failures import TOO_LONG
 
     if isinstance(error, errors.InvalidInputError):
@@ -80,7 +80,7 @@ def _is_too_long(error: NexusFlowError) -> bool:
 
 
 def native(error: NexusFlowError) -> NexusFlowError:
-    """Return ``error`` with all it holds, as ours and LangChain's at once."""
+    """Return ``error`` with all its attributes, as both our class and LangChain's."""
     kinds = _TOO_LONG if _is_too_long(error) else _BOTH
     cls: type[NexusFlowError] | None = kinds.get(type(error))
     if cls is None:

@@ -1,4 +1,4 @@
-"""What ``OpenAIEmbeddings`` takes, as settings of ours."""
+"""Arguments of ``OpenAIEmbeddings``, as our settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = {
     "headers": "default_headers",
     "async_http_client": "http_async_client",
 }
-"""Names that mean the same here under another."""
+"""Names of ``OpenAIEmbeddings`` to ours with the same meaning."""
 _TOKENIZING = (
     "check_embedding_ctx_length",
     "embedding_ctx_length",
@@ -38,10 +38,10 @@ _NO_MEANING = (
 
 
 def take_over(settings: dict[str, Any]) -> str:
-    """Put ``settings`` under our names; return what is to be noted of those that mean nothing.
+    """Rename ``settings`` to our names; return warnings about those that have no meaning here.
 
     Raises:
-        ConfigurationError: One means something that cannot be done here.
+        ConfigurationError: One of them is not supported here.
     """
     tokenizing, nothing = (
         [name for name in names if settings.pop(name, None) is not None]
@@ -67,7 +67,7 @@ def take_over(settings: dict[str, Any]) -> str:
 
 
 def _take_fields(settings: dict[str, Any]) -> None:
-    """Make of ``model_kwargs`` what it is: fields of the body."""
+    """Turn ``model_kwargs`` into fields of the body."""
     given = settings.pop("model_kwargs", None)
     if given is None:
         return

@@ -5,8 +5,8 @@
 
     Settings.embed_model = NexusFlowEmbedding(dimensions=1024)
 
-Sync and async calls both keep many requests in flight, of at most 10 texts each, in the order of
-the input. Vectors come as LlamaIndex wants them: lists of Python floats.
+Sync and async calls both keep many requests of at most 10 texts in flight. Results keep the order
+of the input. Vectors are lists of Python floats, as LlamaIndex expects.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ if TYPE_CHECKING:
     _Budget = Budget | SharedBudget | None
 
     class _Given(ClientSettings, total=False):
-        """What the constructor takes, for type checkers."""
+        """The constructor's arguments, for type checkers."""
 
         api_key: Any
         model_name: str
@@ -100,45 +100,45 @@ if TYPE_CHECKING:
         rate_limiter: Any
 
 else:
-    _Budget = Any  # the client looks at it
+    _Budget = Any  # the client checks it
 
 __all__ = ["NexusFlowEmbedding", "NexusFlowEmbeddingEndEvent"]
 
 Vector = list[float]
 T = TypeVar("T")
 
-_COLLECTION = "embeddings"  # of an embeddings_cache, as LlamaIndex names it
+_COLLECTION = "embeddings"  # LlamaIndex's own name for the collection of an embeddings_cache
 _AT_ONCE = 64
-"""Operations of an ``embeddings_cache`` that an async call awaits at once."""
+"""Operations of an ``embeddings_cache`` that an async call runs at once."""
 _PATIENCE = 3
-"""Failures of an ``embeddings_cache``, one after the other, after which a call gives it up."""
+"""Consecutive failures of an ``embeddings_cache`` after which a call stops using it."""
 _PAYER = ("budget", "price", "api_key", "base_url")
-"""A change of one of these starts a new count of what was spent."""
+"""A change of one of these starts a new count of usage."""
 
 _DUCKS = (
     ("rate_limiter", ("acquire", "async_acquire"), "rate limiter"),
     ("callback_manager", ("on_event_start", "on_event_end"), "CallbackManager"),
 )
-"""Fields that LlamaIndex itself does not check, and what is called of them."""
+"""Fields that LlamaIndex itself does not check, with the methods that are called on them."""
 logger = logging.getLogger("nexusflow_integrations")
 _SELDOM = {
     **dict.fromkeys(("document_instruction", "extra_body", "default_query", "max_text_tokens")),
     "on_too_long": "error",
 }
-"""Fields that ``to_dict`` holds only where they are not as here."""
+"""Fields that ``to_dict`` includes only if they differ from these defaults."""
 _ALIASES = {"model": "model_name", "base_url": "api_base"}
 _dispatcher = get_dispatcher(__name__)
 _spent: ContextVar[Usage | None] = ContextVar("nexusflow_spent", default=None)
-"""What the last hook of this thread or task sent: LlamaIndex's hooks return nothing but vectors."""
+"""Usage of the last hook of this thread or task: LlamaIndex's hooks return only vectors."""
 
 
 class NexusFlowEmbeddingEndEvent(EmbeddingEndEvent):
-    """LlamaIndex's event at the end of a request, which also knows what the API billed.
+    """LlamaIndex's event at the end of a request, with what the API billed.
 
-    A subclass under the same ``class_name``, so that what handles the original handles this one.
+    A subclass with the same ``class_name``, so that handlers of the original also handle this one.
 
     Attributes:
-        usage: Requests, tokens and price, as the API counted; ``None`` where nothing was sent.
+        usage: Requests, tokens and price, as the API counted; ``None`` if nothing was sent.
     """
 
     usage: Usage | None = None
@@ -152,50 +152,51 @@ class _Schema(GenerateJsonSchema):
 class NexusFlowEmbedding(BaseEmbedding):
     """NexusFlow embeddings for LlamaIndex.
 
-    Building one costs nothing: no connection is opened, and the key is looked for when it is first
-    needed. One object serves any number of threads and event loops. Fields may be changed later:
-    the next call has a new ``client``, with the budget and the ``usage`` of the former, unless
-    ``budget``, ``price``, ``api_key`` or ``api_base`` changed, which start anew.
+    Creating one is cheap: no connection is opened, and the key is read when it is first needed. One
+    object serves any number of threads and event loops. Fields may be changed later: the next call
+    uses a new ``client``, which continues the budget and the ``usage`` of the former one unless
+    ``budget``, ``price``, ``api_key`` or ``api_base`` changed.
 
     ``to_dict`` holds what changes a vector (``model_name``, ``api_base``, ``dimensions``,
     ``query_instruction``, ``document_instruction``, ``extra_body``, ``default_query``) and nothing
-    else, so the cache of an ``IngestionPipeline`` outlives a new key, timeout or batch size, and
-    not a new size or model. The key is never in a dict, a repr or a pickle: a worker process reads
-    ``NEXUSFLOW_API_KEY`` in its own environment.
+    else, so the cache of an ``IngestionPipeline`` stays valid after a change of key, timeout or
+    batch size, but not of size or model. The key is never in a dict, a repr or a pickle: a worker
+    process reads ``NEXUSFLOW_API_KEY`` from its environment.
 
     In a worker process (``IngestionPipeline.run(num_workers=...)``) an object with a ``budget``, or
-    with limits and no ``cache``, raises ``ConfigurationError``: each worker would count them by
-    itself. What workers send is not in the ``usage`` of the object that was sent to them.
+    with limits and no ``cache``, raises ``ConfigurationError``: each worker would count them
+    separately. What workers send is not included in the ``usage`` of the original object.
 
     Args:
         model_name: Name of the model; ``model`` is accepted too.
-        api_key: The key, as text or ``SecretStr``, or a function, sync or async, that returns it:
-            it is asked when a key is first needed, and again after a 401. Default:
-            ``NEXUSFLOW_API_KEY``, which is read again after a 401.
+        api_key: The key, as text or ``SecretStr``, or a function, sync or async, that returns it.
+            The function is called when a key is first needed, and again after a 401. Default:
+            ``NEXUSFLOW_API_KEY``, also read again after a 401.
         api_base: Root of the API; ``base_url`` is accepted too. Default: ``NEXUSFLOW_BASE_URL``,
             else https://nexusflow.vip/v1.
-        dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` takes the server's.
-        query_instruction: Text put in front of each query as it stands, not of documents; none by
-            default. The model's family (Qwen3-Embedding) documents the form ``"Instruct: Given a
-            question, retrieve passages that answer it\\nQuery: "``.
-        document_instruction: Text put in front of each document as it stands, not of queries. The
-            model's family documents none for documents.
-        on_too_long: What becomes of a text with more tokens than the model takes: ``"error"``, an
-            ``InvalidInputError`` before anything is sent, where an estimate is 1.4 times the
-            limit; ``"split"`` into pieces, whose mean, weighted by their tokens and of unit length,
-            is its vector; ``"truncate"`` after the limit; or ``"send"`` as it is, to a service that
-            may refuse it or truncate it without a word.
-        max_text_tokens: Tokens of a text at most; ``None`` is what the model is known to take, for
-            ``text-embedding-v4`` 8,192.
-        extra_body: Fields added to the body of each request; not for secrets, for ``to_dict`` holds
-            them.
-        default_query: Names and values added to the query of each request's URL; the same holds.
-        embed_batch_size: Texts a request, from 1 to 2048; more than the model takes, which is 10,
-            are sent as several requests.
-        num_workers: Requests in flight at most, of a sync or async call; ``None`` leaves it to
+        dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` is the server's default.
+        query_instruction: Text prepended verbatim to each query, not to documents; none by default.
+            The model's family (Qwen3-Embedding) documents the form ``"Instruct: Given a question,
+            retrieve passages that answer it\\nQuery: "``.
+        document_instruction: Text prepended verbatim to each document, not to queries. The model's
+            family documents none.
+        on_too_long: What to do with a text that has more tokens than the model accepts. ``"error"``
+            raises an ``InvalidInputError`` before anything is sent, if the estimate exceeds
+            1.4 times the limit. ``"split"`` embeds the text in pieces; its vector is their mean,
+            weighted by tokens and scaled to unit length. ``"truncate"`` cuts it at the limit.
+            ``"send"`` sends it unchanged; the service may refuse it or truncate it silently.
+        max_text_tokens: Maximum tokens of a text; ``None`` is the known limit of the model (8,192
+            for ``text-embedding-v4``).
+        extra_body: Fields added to the body of each request. ``to_dict`` includes them: do not put
+            secrets here.
+        default_query: Parameters added to the query string of each request's URL; ``to_dict``
+            includes them, too.
+        embed_batch_size: Texts per request, from 1 to 2048; more than the model's limit of 10 are
+            split into several requests.
+        num_workers: Maximum requests in flight per call, sync or async; ``None`` means
             ``max_concurrency``.
-        max_concurrency: Requests in flight at most, over all calls to the same account.
-        callback_manager: Hears of the start and the end of every request.
+        max_concurrency: Maximum requests in flight, over all calls to the same account.
+        callback_manager: Notified of the start and the end of every request.
         embeddings_cache: A LlamaIndex key-value store of vectors. Its keys are hashes over all
             that changes the vector, so one store serves several models, sizes and instructions.
             It is read and written while requests are in flight. If it fails, that is logged once,
@@ -204,30 +205,31 @@ class NexusFlowEmbedding(BaseEmbedding):
             cached texts, with the estimated tokens where it limits them. ``deadline`` includes the
             wait. If it raises, the error's ``finished`` holds what was paid for.
         timeout: Seconds for one attempt, from connection to last byte.
-        deadline: Seconds for a whole call with all its retries; ``None`` leaves it to the retries.
+        deadline: Seconds for a whole call with all its retries; with ``None``, only the retries
+            limit it.
         query_timeout: Seconds for one attempt of a query; ``None`` is ``timeout``. A user who waits
             for an answer has less patience than a backfill.
         query_deadline: Seconds for the whole of a query; ``None`` is ``deadline``.
-        max_retries: Further attempts for a request after faults and throttling.
-        requests_per_minute: Limit of the account, if known; otherwise it is found out.
+        max_retries: Retries of a request after faults and throttling.
+        requests_per_minute: Limit of the account, if known; otherwise it is detected.
         tokens_per_minute: The same for tokens.
-        pacer: Limits that are kept together with other processes or hosts, in place of the two
-            before: a ``RedisLimits``, a ``ClusterLimits`` or the like.
+        pacer: Limits shared with other processes or hosts, instead of the two above: a
+            ``RedisLimits``, a ``ClusterLimits`` or the like.
         encoding_format: ``base64`` (a quarter of the bytes) or ``float``.
-        cache: Path of this package's own cache file, ``True`` for the user's cache folder, or the
-            URL of a Redis server; see ``NexusFlow``.
-        budget: The most that may be spent: a ``Budget``, or what is spent together with others: a
+        cache: Path of this package's own cache file, ``True`` for a file in the user's cache
+            folder, or the URL of a Redis server; see ``NexusFlow``.
+        budget: The most that may be spent: a ``Budget``, or a budget shared with other processes: a
             ``ClusterLimits`` or the like.
         price: Price list for ``usage``; the default is the API page's.
         on_usage: Called with the ``Usage`` of each call.
         default_headers: Sent with every request.
         http_client: An ``httpx.Client`` to use for sync calls; never closed by us.
         async_http_client: An ``httpx.AsyncClient`` to use for async calls; never closed by us.
-        allow_http: Permit plain http to other hosts than loopback.
+        allow_http: Allow plain http to hosts other than loopback.
 
     Raises:
-        ConfigurationError: A setting is impossible.
-        TypeError: An argument has another name than these.
+        ConfigurationError: A setting is invalid.
+        TypeError: An argument has an unknown name.
     """
 
     model_config = ConfigDict(
@@ -246,7 +248,7 @@ class NexusFlowEmbedding(BaseEmbedding):
     on_too_long: OnTooLong = "error"
     max_text_tokens: int | None = None
 
-    # Nothing below changes a vector, so nothing below is in to_dict.
+    # No field below changes a vector, so none of them is in to_dict.
     embed_batch_size: int = Field(default=BATCH_SIZE, gt=0, le=2048, exclude=True)
     num_workers: int | None = Field(default=None, exclude=True)
     embeddings_cache: Any | None = Field(default=None, exclude=True, repr=False)
@@ -294,9 +296,9 @@ class NexusFlowEmbedding(BaseEmbedding):
                 super().__init__(**{name: _hidden(name, value) for name, value in given.items()})
                 if self.num_workers is not None:
                     whole("num_workers", self.num_workers, 0, 1 << 20)
-                # Not left to the environment of a later call: the vectors depend on it.
+                # Fixed now, not read from the environment later: the vectors depend on it.
                 self.api_base = resolve_base_url(self.api_base, allow_http=self.allow_http)
-                self._core()  # says now what is impossible
+                self._core()  # raises now if a setting is invalid
 
         @secret_arguments
         def __setattr__(self, name: str, value: Any) -> None:
@@ -311,7 +313,7 @@ class NexusFlowEmbedding(BaseEmbedding):
 
     @classmethod
     def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
-        """Return the JSON schema; fields that are no JSON (functions, clients) may hold anything.
+        """Return the JSON schema; fields that are not JSON (functions, clients) accept anything.
 
         The arguments are Pydantic's.
         """
@@ -319,7 +321,7 @@ class NexusFlowEmbedding(BaseEmbedding):
 
     @model_serializer(mode="wrap")
     def custom_model_dump(self, handler: Any, info: Any) -> dict[str, Any]:
-        """Leave out what was not given, so that a new setting changes no hash."""
+        """Leave out fields that were not given, so that a new setting does not change hashes."""
         held = {**handler(self), "class_name": self.class_name()}
         return {
             name: value
@@ -328,7 +330,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         }
 
     def to_payload(self) -> dict[str, Any]:
-        """Return what events and callbacks may know of this model: no key, no headers, no URL."""
+        """Return what events and callbacks may see of this model: no key, no headers, no URL."""
         return {
             "class_name": self.class_name(),
             "model_name": self.model_name,
@@ -338,14 +340,14 @@ class NexusFlowEmbedding(BaseEmbedding):
 
     @property
     def client(self) -> NexusFlow:
-        """The client that does the work: ``embed`` to float32 arrays, ``estimate``, streams."""
+        """The underlying client: ``embed`` to float32 arrays, ``estimate``, streams."""
         return self._core()
 
     @property
     def usage(self) -> Usage:
         """What this object, and copies of it in this process, sent and cost so far.
 
-        As the API counted it. A pickled object counts from zero where it is unpickled.
+        As counted by the API. An unpickled object starts counting at zero.
         """
         return self._core().usage
 
@@ -368,10 +370,11 @@ class NexusFlowEmbedding(BaseEmbedding):
         return built[1]
 
     def _check_worker(self, pickled_in: int) -> None:
-        """Refuse what a worker process cannot do as the process that pickled this object means it.
+        """Refuse settings that would have another meaning in a worker process than intended.
 
         Raises:
-            ConfigurationError: There is no key, or a budget or limit would hold for each worker.
+            ConfigurationError: There is no key, or a budget or limit would apply to each worker
+                separately.
         """
         if self.api_key is None and not os.environ.get("NEXUSFLOW_API_KEY"):
             raise ConfigurationError(
@@ -458,12 +461,12 @@ class NexusFlowEmbedding(BaseEmbedding):
     ) -> list[Vector]:
         """Embed documents, many requests at a time: n lists of d floats, in the order of ``texts``.
 
-        Equal texts are sent once. After a failure nothing more is sent, what is in flight gets a
-        few seconds to finish, and all that is finished is in the ``embeddings_cache``, if there is
-        one, and in the error's ``finished``.
+        Equal texts are sent once. After a failure nothing more is sent, and requests in flight get
+        a few seconds to finish. Everything that is finished is in the ``embeddings_cache``, if
+        there is one, and in the error's ``finished``.
 
         Raises:
-            InvalidInputError: A text cannot be sent; nothing was.
+            InvalidInputError: A text cannot be sent. Nothing was sent.
             RefusedTextsError: The server refused some texts; the others are in ``finished``.
             NexusFlowError: Any other failure.
         """
@@ -542,10 +545,10 @@ class NexusFlowEmbedding(BaseEmbedding):
                 raise
             return await _adrive(work.result(found))
 
-    # -- subclasses with hooks of their own --------------------------------------------------------
+    # -- subclasses with their own hooks -----------------------------------------------------------
 
     def _overrides(self, *hooks: str) -> bool:
-        """Tell whether a subclass has a hook of its own, through which texts must then go."""
+        """Return whether a subclass overrides a hook; texts must then go through that hook."""
         classes = type(self).__mro__
         own = classes[: classes.index(NexusFlowEmbedding)]
         return any(hook in vars(cls) for cls in own for hook in hooks)
@@ -589,15 +592,15 @@ class NexusFlowEmbedding(BaseEmbedding):
         return [list(rows[text]) for text in texts]
 
     def _keys(self, role: Role, *, own: bool) -> Callable[[str], str]:
-        """Return what makes the key of a text in an ``embeddings_cache``.
+        """Return a function from a text to its key in an ``embeddings_cache``.
 
-        LlamaIndex's own key is the text alone, which gives one model's vector to another.
+        LlamaIndex's own key is the text alone, so that models would get each other's vectors.
 
         Args:
             role: What the text is.
-            own: Whether the vector comes from a hook of a subclass. Then nobody else can say what
-                changes it, so the key holds all that ``to_dict`` does, the class and the role. Else
-                the text stands with its instruction before it.
+            own: Whether the vector comes from a hook of a subclass. What changes it is then
+                unknown, so the key includes everything in ``to_dict``, the class and the role.
+                Otherwise it includes the text with its instruction.
         """
         client = self._core()
         parts: tuple[Any, ...] = (client.base_url, self.model_name, self.dimensions)
@@ -624,7 +627,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         if limiter is not None:
             tokens = {}
             if most := getattr(limiter, "tokens_per_minute", None):
-                # More than a minute's tokens would be waited for without end.
+                # For more than a minute's tokens, the limiter would wait for ever.
                 tokens["num_tokens"] = min(int(most), sum(map(estimate_tokens, texts)))
             yield _Step(
                 partial(limiter.acquire, **tokens), partial(limiter.async_acquire, **tokens)
@@ -633,11 +636,11 @@ class NexusFlowEmbedding(BaseEmbedding):
     # -- copies and pickles ------------------------------------------------------------------------
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> NexusFlowEmbedding:
-        # Within a process all is shared: key, HTTP clients, limiter, cache, budget.
+        # Copies within a process share everything: key, HTTP clients, limiter, cache, budget.
         return self.__copy__()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Of a copy: LlamaIndex takes what cannot be pickled out of the living object.
+        # On a copy: LlamaIndex removes what cannot be pickled from the object itself.
         twin = self.__copy__()
         twin.api_key = twin._built = None
         twin._pickled_in = os.getpid()
@@ -664,7 +667,7 @@ _SHARED = NexusFlowEmbedding.model_fields.keys() & signature(NexusFlow).paramete
 
 
 class _Work:
-    """One call: what the client is asked to do for it here, and what is known of its texts."""
+    """One call: its hooks for the client, and what is known of its texts."""
 
     def __init__(
         self, embedding: NexusFlowEmbedding, client: NexusFlow, texts: str | list[str], role: Role
@@ -683,19 +686,19 @@ class _Work:
 
     @contextmanager
     def observed(self, show_progress: bool) -> Iterator[Callable[[int], object] | None]:
-        """End the events that are still open in the end; show a bar if that is wanted."""
+        """End the events that are still open at the end; show a bar if wanted."""
         with self._events:
             if not show_progress:
                 yield None
                 return
-            with forks.importing:  # a first bar imports as well
+            with forks.importing:  # the first bar also imports tqdm
                 tqdm = import_module("tqdm.auto").tqdm
                 made = tqdm(total=len(self._texts), desc="Generating embeddings")
             with closing(made) as bar:
                 yield bar.update
 
     def hooks(self, drive: Callable[[_Steps[Any]], Any]) -> Hooks:
-        """Return what the client does here, in this thread or on this event loop."""
+        """Return the hooks that the client calls in this thread or on this event loop."""
         return Hooks(
             recall=(lambda texts: drive(self._recall(texts))) if self._store.exists else None,
             permit=(
@@ -727,13 +730,13 @@ class _Work:
             self._events.end(event, chunks, vectors, end.ledger.snapshot(self._price))
 
     def result(self, found: EmbeddingArray | EmbeddingList) -> _Steps[list[Vector]]:
-        """Return the vectors as lists, and save those that did not come as part of a batch."""
+        """Return the vectors as lists, and save those that were not part of a batch."""
         vectors = np.asarray(found).reshape(len(self._texts), -1)
         rows: list[Vector] = []
         new: dict[str, Vector] = {}
         for text, vector in zip(self._texts, vectors, strict=True):
             row = self._rows.pop(text, None)
-            if row is None or len(row) != len(vector):  # a duplicate needs a list of its own
+            if row is None or len(row) != len(vector):  # a duplicate needs its own list
                 row = vector.tolist()
                 if text not in self._stored:
                     new[text] = row
@@ -761,7 +764,7 @@ _Held = dict[int, tuple[Vector, Vectors]]
 class _Store:
     """The ``embeddings_cache`` during one call.
 
-    It may fail: that is logged once, and after a few failures in a row the call does without it.
+    Its first failure is logged. After a few failures in a row, the call continues without it.
     """
 
     def __init__(self, embedding: NexusFlowEmbedding, role: Role, *, own: bool = False) -> None:
@@ -778,11 +781,11 @@ class _Store:
         return self._store is not None
 
     def read(self, texts: list[str]) -> _Step:
-        """Return the step that gives the vectors of ``texts`` that are there, by index."""
+        """Return the step that reads the stored vectors of ``texts``, by index."""
         return _Step(partial(self._read, texts), partial(self._aread, texts))
 
     def write(self, rows: Mapping[str, Vector]) -> _Step:
-        """Return the step that keeps the vectors of ``rows``, by text."""
+        """Return the step that stores the vectors of ``rows``, by text."""
         return _Step(partial(self._write, rows), partial(self._awrite, rows))
 
     def _read(self, texts: list[str]) -> _Held:
@@ -864,7 +867,7 @@ class _Store:
         self._failures[kind] += 1
         if not self._embedding._store_fails:
             self._warned = self._embedding._store_fails = True
-            # By its name only: what it says may hold an address with a password.
+            # By its name only: the message may contain an address with a password.
             logger.warning(
                 "the embeddings_cache failed to %s (%s); its vectors may be paid for again",
                 kind,
@@ -873,11 +876,11 @@ class _Store:
 
 
 def _value(row: Vector) -> dict[str, Vector]:
-    return {"embedding": row.copy()}  # the other list is the caller's, who may change it
+    return {"embedding": row.copy()}  # the other list belongs to the caller, who may change it
 
 
 class _Events:
-    """The events of one call: every one that starts ends, with its vectors or with the error."""
+    """The events of one call: each start event gets an end event with the vectors or the error."""
 
     def __init__(self, embedding: NexusFlowEmbedding) -> None:
         self._payload = embedding.to_payload()
@@ -900,7 +903,7 @@ class _Events:
             event_id=event,
         )
         ended = NexusFlowEmbeddingEndEvent(chunks=texts, embeddings=[], usage=usage)
-        ended.embeddings = vectors  # past validation, which would copy every number
+        ended.embeddings = vectors  # without validation, which would copy every number
         _dispatcher.event(ended)
 
     def __enter__(self) -> _Events:
@@ -922,7 +925,7 @@ class _Events:
 
 
 class _Step(NamedTuple):
-    """Something to wait for, as threads do it and as event loops do."""
+    """Something to wait for, in a thread or on an event loop."""
 
     do: Callable[[], Any]
     ado: Callable[[], Awaitable[Any]]
@@ -932,7 +935,7 @@ _Steps = Generator[_Step, Any, T]
 
 
 def _drive(steps: _Steps[T]) -> T:
-    """Do the steps in this thread."""
+    """Run the steps in this thread."""
     try:
         step = next(steps)
         while True:
@@ -949,7 +952,7 @@ def _drive(steps: _Steps[T]) -> T:
 
 
 async def _adrive(steps: _Steps[T]) -> T:
-    """Do the steps on this event loop."""
+    """Run the steps on this event loop."""
     try:
         step = next(steps)
         while True:
@@ -966,7 +969,7 @@ async def _adrive(steps: _Steps[T]) -> T:
 
 
 def texts_of(nodes: Sequence[BaseNode]) -> list[str]:
-    """Return what is embedded of each node: its text, with its metadata before it."""
+    """Return the text to embed for each node: its text with the metadata before it."""
     return check_texts([node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes])
 
 
@@ -988,7 +991,7 @@ def _vectors(array: EmbeddingArray | EmbeddingList) -> list[Vector]:
 
 
 def _hidden(name: str, value: Any) -> Any:
-    """Return the value of a field as the object keeps it: what may be secret cannot be printed."""
+    """Return the value of a field as the object stores it: secrets are never printed."""
     if value is None and name != "timeout":
         return None
     if name == "api_key":
@@ -1003,11 +1006,11 @@ def _hidden(name: str, value: Any) -> Any:
 
 
 def _named(cls: type[NexusFlowEmbedding], given: dict[str, Any]) -> dict[str, Any]:
-    """Return what was given under the fields' own names.
+    """Return the arguments under the names of the fields.
 
     Raises:
-        TypeError: There is no such field. Without the value: it may be a key.
-        ConfigurationError: Two names of one field are given, or a value is impossible.
+        TypeError: There is no such field. The message leaves out the value, which may be a key.
+        ConfigurationError: Two names of one field are given, or a value is invalid.
     """
     for alias, name in _ALIASES.items():
         if alias in given and name in given:

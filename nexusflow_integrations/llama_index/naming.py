@@ -1,4 +1,4 @@
-"""Errors that say which node or text they are about: LlamaIndex hides the places of both."""
+"""Errors that name the node or text they are about: LlamaIndex hides the indices of both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nexusflow_integrations.errors import (
 _BEGINNING = 60
 """Characters of a text in a message."""
 _FILE_KEYS = ("file_path", "file_name", "source", "url")
-"""Where readers of LlamaIndex say what a document was read from."""
+"""Metadata keys in which LlamaIndex's readers store the origin of a document."""
 
 
 def file_of(node: BaseNode) -> str | None:
@@ -34,14 +34,14 @@ def document_of(node: BaseNode) -> str | None:
 
 
 def node_name(node: BaseNode) -> str:
-    """Return what a message calls ``node``."""
+    """Return the name of ``node`` for a message."""
     document, file = document_of(node), file_of(node)
     whole = "" if document in (None, node.node_id) else f" of document {document!r}"
     return f"node {node.node_id!r}{whole}" + ("" if file is None else f" ({file})")
 
 
 def beginning(text: object) -> str:
-    """Return the beginning of ``text`` in quotes, on one line; nothing of what is no text."""
+    """Return the beginning of ``text`` in quotes, on one line; nothing if it is not a text."""
     if not isinstance(text, str) or not text.strip():
         return ""
     line = " ".join(text[: 4 * _BEGINNING].split())
@@ -51,7 +51,7 @@ def beginning(text: object) -> str:
 
 @contextmanager
 def naming_texts(texts: Sequence[str]) -> Iterator[None]:
-    """Have errors quote the beginning of the texts that they are about."""
+    """Make errors quote the beginning of the texts that they are about."""
     try:
         yield
     except NexusFlowError as error:
@@ -63,7 +63,7 @@ def naming_texts(texts: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def naming_nodes(nodes: Sequence[BaseNode]) -> Iterator[None]:
-    """Have errors name the nodes that they are about, with their documents."""
+    """Make errors name the nodes that they are about, with their documents."""
     try:
         yield
     except NexusFlowError as error:
@@ -76,7 +76,7 @@ def naming_nodes(nodes: Sequence[BaseNode]) -> Iterator[None]:
 def refused_error(
     refused: Mapping[int, Any], count: int, kind: str, about: Callable[[int], str]
 ) -> RefusedTextsError:
-    """Return the error of ``count`` texts or nodes of which some were refused."""
+    """Return the error for ``count`` texts or nodes of which some were refused."""
     parts = [(f"text {place}: " if kind == "texts" else "", place) for place in sorted(refused)[:3]]
     reasons = "; ".join(f"{prefix}{about(place)}: {refused[place]}" for prefix, place in parts)
     more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
@@ -98,6 +98,6 @@ def _named(
         words = f"{about(0)}: {error}"
     else:
         return error
-    # Another object: this one may belong to other calls as well, which have other names for it.
+    # A copy: other calls may share this error, and name the text differently.
     other = _rebuild(type(error), (words, *error.args[1:]), dict(error.__dict__))
     return other.with_traceback(error.__traceback__)

@@ -1,4 +1,4 @@
-"""``embed_nodes``: nodes with their vectors, without those that cannot be embedded."""
+"""``embed_nodes``: embed nodes, leaving out those that cannot be embedded."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ logger = logging.getLogger("nexusflow_integrations")
 
 @dataclass(frozen=True)
 class EmbeddedNodes:
-    """What became of the nodes.
+    """The outcome of ``embed_nodes``.
 
     Attributes:
         nodes: Those that were embedded, in order, each with its ``embedding``.
-        left_out: Those that could not be, each with its id, document, file and reason.
+        left_out: Those that could not be embedded, each with its id, document, file and reason.
         usage: What the call sent and cost.
     """
 
@@ -63,23 +63,23 @@ def embed_nodes(
 ) -> EmbeddedNodes:
     """Embed nodes; leave out and report those that are blank or that the server refuses.
 
-    ``VectorStoreIndex(done.nodes)`` takes what comes of it without embedding anything again.
+    ``VectorStoreIndex(done.nodes)`` uses the result without embedding anything again.
 
     Args:
-        nodes: Any iterable of nodes or documents. They get their ``embedding`` themselves; what is
-            embedded is their text with the metadata before it, as everywhere in LlamaIndex.
+        nodes: Any iterable of nodes or documents. Their ``embedding`` is set in place. As
+            everywhere in LlamaIndex, the embedded text is their text with the metadata before it.
         embed_model: A ``NexusFlowEmbedding``. Default: ``Settings.embed_model``.
-        on_refused: What a node that the server refuses does: ``"collect"`` puts it into
+        on_refused: What to do if the server refuses a node: ``"collect"`` puts it into
             ``left_out``, ``"raise"`` raises a ``RefusedTextsError`` once all others are embedded.
-        on_blank: What a node without text does: ``"collect"`` puts it into ``left_out``,
+        on_blank: What to do with a node without text: ``"collect"`` puts it into ``left_out``,
             ``"raise"`` raises an ``InvalidInputError`` before anything is sent.
         show_progress: Show a tqdm bar.
 
     Raises:
         ConfigurationError: The embedding model is not a ``NexusFlowEmbedding``.
-        InvalidInputError: Something is not a node, or is blank; ``index`` says where. Nothing was
+        InvalidInputError: An item is not a node, or is blank; ``index`` says where. Nothing was
             sent.
-        NexusFlowError: Any other failure; ``finished`` holds the vectors so far, by the place of
+        NexusFlowError: Any other failure; ``finished`` holds the vectors so far, by the index of
             their node.
     """
     run = _Run(nodes, embed_model, on_refused, on_blank)
@@ -121,13 +121,13 @@ class EmbedNodes(TransformComponent):
         nodes = pipeline.run(documents=documents)
         print(step.left_out)
 
-    Nodes that are left out go no further, and are logged as a warning. What is left out is known to
-    the process that embeds: of ``run(num_workers=...)`` only the warnings remain. When the
-    pipeline's cache answers, nothing is embedded, and ``left_out`` stays as it was.
+    Nodes that are left out are removed from the pipeline and logged as a warning. ``left_out`` is
+    only set in the process that embeds: with ``run(num_workers=...)``, only the warnings remain.
+    When the pipeline's cache has the result, nothing is embedded, and ``left_out`` does not change.
     """
 
     embed_model: SerializeAsAny[NexusFlowEmbedding]
-    """What embeds."""
+    """The embedding model."""
 
     on_refused: OnRefused = Field(default="collect", exclude=True)
     """As for ``embed_nodes``."""
@@ -187,11 +187,11 @@ class EmbedNodes(TransformComponent):
         return done.nodes
 
 
-# -- inside ----------------------------------------------------------------------------------------
+# -- internal --------------------------------------------------------------------------------------
 
 
 class _Part:
-    """Nodes that are embedded by one call; as a context manager, takes what comes of them."""
+    """Nodes that are embedded by one call; as a context manager, takes their results."""
 
     def __init__(self, run: _Run, places: list[int], texts: list[str]) -> None:
         self._run = run
@@ -227,7 +227,7 @@ class _Part:
 
 
 class _Run:
-    """One call: which nodes are embedded, and what became of each."""
+    """One call: which nodes are embedded, and the outcome for each."""
 
     def __init__(
         self,
@@ -262,7 +262,7 @@ class _Run:
         self._parts.append(usage)
 
     def parts(self, *hooks: str) -> Iterable[_Part]:
-        """Return what to embed together: all, or, by a hook of a subclass, a batch of its size."""
+        """Return what to embed together: all nodes, or batches if a subclass overrides a hook."""
         self.by_hooks = self.model._overrides(*hooks)
         places = list(self._texts)
         size = self.model.embed_batch_size if self.by_hooks else max(1, len(places))
@@ -278,10 +278,10 @@ class _Run:
         return {place: np.asarray(row, np.float32) for place, row in self.vectors.items()}
 
     def result(self) -> EmbeddedNodes:
-        """Return what came of the nodes.
+        """Return the outcome.
 
         Raises:
-            RefusedTextsError: Some were refused, and that is not to be collected.
+            RefusedTextsError: Some nodes were refused, and refusals are not collected.
         """
         if self.refused and self._raises_refused:
             error = refused_error(

@@ -1,13 +1,13 @@
-"""The store, seen from the event loop: asked in one thread, written to in groups, never waited for
-longer than it is worth.
+"""The cache on the event loop: runs the store in one thread, groups writes, and limits every wait.
 
-Rows that arrive while a commit runs go into the next one, so the store keeps up with any rate, and
-a batch counts as in flight until its rows are committed. So a process that dies pays again at most
+Rows that arrive while a commit runs go into the next one, so the store keeps up with any rate. A
+batch counts as in flight until its rows are committed, so a process that dies pays again at most
 for what was in flight.
 
-A store that does not answer within ``PATIENCE``, or says that it cannot be used (a lock that stays,
-a full disk, an unreachable server), turns the cache off: all calls go on without it at once. It is
-tried again in the background until it works; what was paid for meanwhile is stored then.
+If the store does not answer within ``PATIENCE`` or reports that it cannot be used (a lock that
+stays, a full disk, an unreachable server), the cache is turned off, and all calls continue without
+it at once. The store is retried in the background until it works; then the vectors paid for
+meanwhile are stored.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger("nexusflow_integrations")
 
 PATIENCE = 3.0
-"""Seconds that a call waits for one answer of the store, which then counts as not working."""
+"""Seconds that a call waits for one answer of the store before the cache is turned off."""
 GRACE = 0.2
-"""Seconds more: a process that was stopped finds its timers run out and its answers there."""
+"""Extra seconds: a process that was suspended finds its timers expired and its answers ready."""
 FIRST_PAUSE = 1.0
-"""Seconds until a cache that is off is tried again; doubled with each try that fails."""
+"""Seconds until a cache that is off is retried; doubled after each failure."""
 LONGEST_PAUSE = 60.0
 CLOSING = 1.0
-"""Seconds that the end of the process waits for rows to be stored and the store to be closed."""
+"""Seconds that the exit of the process waits for rows to be stored and the store to be closed."""
 MOST_HELD = 64 << 20
 """Bytes of vectors that are held until they are stored: 16,000 of 1024 numbers."""
 ROWS_AT_ONCE = 1_000
-"""Most rows of one commit, which takes milliseconds."""
+"""Maximum rows per commit, which takes milliseconds."""
 
 T = TypeVar("T")
 Row = tuple[bytes, Vectors]
@@ -59,22 +59,22 @@ Row = tuple[bytes, Vectors]
 class Store(Protocol):
     """Where vectors are kept: a file (``VectorStore``) or a server (``RedisStore``).
 
-    All methods but ``keyer`` block, and all others but ``close`` raise
-    ``CacheError`` if what is there is not ours and ``StoreUnavailable`` if it cannot be used.
+    All methods except ``keyer`` block. All except ``keyer`` and ``close`` raise ``CacheError`` if
+    the data is not ours, and ``StoreUnavailable`` if the store cannot be used.
     """
 
     claim_seconds: float
-    """How long a claim holds unless it is renewed."""
+    """Seconds that a claim is valid unless it is renewed."""
 
     @property
     def path(self) -> Path | str:
-        """Where it is, for people."""
+        """The location, for messages."""
 
     def keyer(self, *, base_url: str, model: str, dimensions: int | None, added: str = "") -> Keyer:
-        """Return what makes keys of texts."""
+        """Return the function that makes keys of texts."""
 
     def open(self) -> None:
-        """Open it, or make it."""
+        """Open or create the store."""
 
     def claim(
         self,
@@ -85,38 +85,38 @@ class Store(Protocol):
         most: int | None = None,
         sent: bool = False,
     ) -> Claimed:
-        """Find what is there, and claim what nobody is paying for, ``most`` keys at most.
+        """Find stored vectors, and claim at most ``most`` of the keys that nobody is paying for.
 
-        ``call`` tells apart the calls of this process, which own the claims; ``sent`` marks them as
+        ``call`` identifies the call of this process that owns the claims; ``sent`` marks them as
         sent.
         """
 
     def present(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Return those of ``keys`` that are there."""
+        """Return the ``keys`` that are stored."""
 
     def put(self, rows: Sequence[tuple[bytes, Vectors]]) -> None:
-        """Keep vectors, all or none, and end the claims on them."""
+        """Store vectors, all or none, and end the claims on them."""
 
     def release(self, keys: Iterable[bytes], call: int = 0) -> None:
         """Give up claims of ``call``."""
 
     def renew(self, keys: Iterable[bytes], call: int = 0) -> None:
-        """Hold claims of ``call`` for another ``claim_seconds``."""
+        """Extend claims of ``call`` by ``claim_seconds``."""
 
     def confirm(self, keys: Sequence[bytes], call: int = 0) -> set[bytes]:
         """Renew claims and mark them as sent; return those that ``call`` no longer holds."""
 
     def together(self) -> AbstractContextManager[object]:
-        """Do all writes of a block in one transaction, where there are any."""
+        """Do all writes of a block in one transaction, if the store has transactions."""
 
     def probe(self) -> None:
-        """Write something that changes nothing, to see whether it works."""
+        """Write something without effect, to see whether the store works."""
 
     def info(self) -> CacheInfo:
-        """Tell what is there."""
+        """Describe the contents."""
 
     def prune(self, *, max_age: float | None = None, max_bytes: int | None = None) -> Pruned:
-        """Remove what was not used for ``max_age`` seconds, or beyond ``max_bytes``."""
+        """Remove vectors unused for ``max_age`` seconds, or in excess of ``max_bytes``."""
 
     def clear(self) -> Pruned:
         """Remove all vectors."""
@@ -151,7 +151,7 @@ class _Watch:
 
 
 class _Question(Generic[T]):
-    """What was asked of the store, and ``otherwise``, with which the call goes on without it."""
+    """A pending request to the store, and ``otherwise``, the result to continue with without it."""
 
     __slots__ = ("answer", "job", "otherwise", "watch")
 
@@ -166,7 +166,7 @@ class _Question(Generic[T]):
             self.answer.set_result(self.otherwise)
 
     def cancel(self) -> None:
-        """Take it back, if the store has not begun with it."""
+        """Cancel the request, if the store has not started it."""
         if self.job is not None:
             self.job.cancel()
 
@@ -174,7 +174,7 @@ class _Question(Generic[T]):
 class _Parcel:
     """Rows to put, or claims of a call to confirm or release.
 
-    ``stored`` is done when nobody need wait any longer; its result is the claims that were lost.
+    ``stored`` is done when waiting may end; its result is the claims that were lost.
     """
 
     __slots__ = ("call", "keys", "lost", "rows", "stored", "to_confirm")
@@ -204,11 +204,11 @@ class _Parcel:
 
 
 class Cache:
-    """One store, used by one event loop, which never waits for it itself.
+    """One store, used by one event loop without blocking it.
 
     Args:
-        store: Opened when it is first asked.
-        submit: Runs a function in the store's thread; by default one of its own.
+        store: Opened at first use.
+        submit: Runs a function in the store's thread; by default in a new thread.
     """
 
     def __init__(self, store: Store, submit: Submit | None = None) -> None:
@@ -228,10 +228,10 @@ class Cache:
         self._held = 0
         self._lost = 0
 
-    # -- what calls ask ------------------------------------------------------------------------
+    # -- reads and claims ----------------------------------------------------------------------
 
     def new_call(self) -> int:
-        """Return a number for a call, which its claims will have."""
+        """Return a number that identifies a call in its claims."""
         return next(self._calls)
 
     async def claim(
@@ -244,14 +244,15 @@ class Cache:
         most: int | None = None,
         sent: bool = False,
     ) -> Claimed:
-        """Return what is known and claim the rest for ``call``, ``most`` keys at most.
+        """Return stored vectors and claim the rest for ``call``, at most ``most`` keys.
 
-        Everything is the caller's to pay for if the cache is off, or does not answer ``within``
-        seconds.
+        If the cache is off, or does not answer ``within`` seconds, the caller has to pay for
+        everything.
 
         Raises:
-            CacheError: The store is corrupt, foreign or newer, and was left alone.
-            ImportError: What it needs is not installed.
+            CacheError: The store is corrupt, not ours or of a newer version, and was left
+                unchanged.
+            ImportError: A package that the store needs is not installed.
         """
         alone = Claimed(hits={}, mine=list(keys[:most]), busy=[], repaid=0)
 
@@ -267,7 +268,7 @@ class Cache:
         )
 
     async def present(self, keys: Sequence[bytes], within: float = PATIENCE) -> set[bytes]:
-        """Return those of ``keys`` that the store holds, without claiming any.
+        """Return the ``keys`` that the store holds, without claiming any.
 
         Raises:
             CacheError, ImportError: As ``claim`` does.
@@ -275,7 +276,7 @@ class Cache:
         return await self._ask(lambda: self.store.present(keys), set(), within)
 
     async def renew(self, keys: Sequence[bytes], call: int) -> None:
-        """Keep ``keys`` claimed for another while."""
+        """Extend the claims on ``keys``."""
         await self._ask(lambda: self.store.renew(keys, call), None, PATIENCE)
 
     async def _ask(
@@ -285,10 +286,10 @@ class Cache:
         within: float,
         unused: Callable[[T, T | None], object] = lambda *_: None,
     ) -> T:
-        """Return what comes of ``work``, or ``otherwise`` if that takes too long.
+        """Return the result of ``work``, or ``otherwise`` if that takes too long.
 
-        ``unused`` gets a result that the call does not go on with, and what it goes on with
-        instead: nothing if it was cancelled.
+        ``unused`` receives a result that came too late, and the value that the call continues with
+        instead (none if it was cancelled).
         """
         if self._is_off:
             return otherwise
@@ -323,30 +324,30 @@ class Cache:
             question.cancel()
             answer = question.answer
             if not answer.cancelled() and answer.exception() is None:
-                unused(answer.result(), None)  # it came in the moment of the cancellation
+                unused(answer.result(), None)  # it arrived at the moment of the cancellation
             raise
         finally:
             if hurry is not None:
                 hurry.cancel()
 
     def _go_on_without(self, question: _Question[Any]) -> None:
-        # What it pays for now may be claimed for it later all the same.
+        # The store may still claim later what the call pays for now.
         question.give_up()
 
     def _answered(self, question: _Question[Any]) -> None:
         question.watch.cancel()
         self._asked.pop(question, None)
 
-    # -- what is written -----------------------------------------------------------------------
+    # -- writes --------------------------------------------------------------------------------
 
     def put(self, rows: Sequence[Row], within: float = PATIENCE) -> asyncio.Future[Any] | None:
-        """Take rows to commit with whatever else arrives before the commit begins.
+        """Queue rows to commit, together with others that arrive before the commit starts.
 
-        They are kept by reference and must not change any more.
+        They are kept by reference and must not be changed.
 
         Returns:
-            Done when they are committed, the cache is off, or ``within`` seconds have passed;
-            ``None`` if there is nothing to wait for.
+            A future that is done when they are committed, the cache is off, or ``within`` seconds
+            have passed; ``None`` if there is nothing to wait for.
         """
         size = sum(vector.nbytes for _, vector in rows)
         if self._held + size > MOST_HELD:
@@ -366,8 +367,8 @@ class Cache:
     ) -> set[bytes]:
         """Renew the claims of ``call`` on ``keys``, and mark them as sent, together with others.
 
-        Returns those that it no longer holds and must not send; none if the cache is off, or does
-        not answer ``within`` seconds.
+        Returns the keys that ``call`` no longer holds and must not send; none if the cache is off,
+        or does not answer ``within`` seconds.
         """
         if self._is_off:
             return set()
@@ -378,15 +379,15 @@ class Cache:
         return await parcel.stored
 
     def release(self, keys: Sequence[bytes], call: int) -> None:
-        """Let others have ``keys``, which ``call`` will not pay for."""
-        if keys and not self._is_off:  # they run out by themselves
+        """Release ``keys``, which ``call`` will not pay for."""
+        if keys and not self._is_off:  # they expire by themselves
             self._send(_Parcel((), keys, call))
 
     def _send(self, parcel: _Parcel) -> None:
         self._parcels.append(parcel)
         if not (self._is_off or self._is_due or self._writing is not None):
             self._is_due = True
-            asyncio.get_running_loop().call_soon(self._write)  # with others that are ready
+            asyncio.get_running_loop().call_soon(self._write)  # together with others that are ready
 
     def _write(self) -> None:
         self._is_due = False
@@ -421,7 +422,7 @@ class Cache:
         if not self._is_off:
             self._turn_off(error)
         elif isinstance(error, CacheError) and not self._has_worked:
-            self._is_off = False  # the next call is to have that error before it pays
+            self._is_off = False  # the next call must get this error before it pays
         else:
             self._try_later()
 
@@ -443,7 +444,7 @@ class Cache:
         self._is_off = True
         if isinstance(why, (StoreUnavailable, CacheError)):
             logger.warning("the cache is off until it works again: %s", why)
-        else:  # by its name only: what it says may hold an address with a password
+        else:  # by its name only: the message may contain an address with a password
             logger.warning("the cache is off until it works again: %s", type(why).__name__)
         for question in list(self._asked):
             question.give_up()
@@ -461,7 +462,7 @@ class Cache:
 
     def _try_again(self) -> None:
         self._timer = None
-        self._write()  # or it is writing still, and that will tell
+        self._write()  # otherwise a write is still running and will show it
 
     def _turn_on(self) -> None:
         self._has_worked = True
@@ -480,7 +481,7 @@ class Cache:
             logger.warning("%d vectors were paid for and could not be stored in the cache", lost)
 
     async def close(self) -> None:
-        """Store what is left, and close the store; after ``CLOSING`` seconds both are given up."""
+        """Store pending rows and close the store; give up after ``CLOSING`` seconds."""
         for timer in (self._timer, self._watch, *(one.watch for one in self._asked)):
             if timer is not None:
                 timer.cancel()

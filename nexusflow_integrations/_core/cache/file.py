@@ -1,6 +1,6 @@
-"""The cache file on disk: made, recognised as ours, and opened; where it lives by default.
+"""The cache file on disk: default location, creation, format check, opening.
 
-A file that is no cache of ours, that is damaged or that a newer version wrote is refused without
+A file that is not our cache, is damaged or was written by a newer version is refused without
 changing a byte in it or beside it.
 """
 
@@ -26,10 +26,10 @@ SCHEMA_VERSION = 1
 BUSY_SECONDS = 2.0
 """How long to wait for the file while another process writes; a write takes milliseconds."""
 _BESIDE = ("-wal", "-shm")
-"""What SQLite keeps beside a file while it is open."""
+"""Suffixes of the files that SQLite keeps beside an open file."""
 DAY = 86_400
 FORGOTTEN = 7 * DAY
-"""Seconds after which a claim that nobody came back to is dropped."""
+"""Seconds after which an abandoned claim is dropped."""
 
 try:
     import fcntl
@@ -37,8 +37,8 @@ except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _SCHEMA = (
-    # k: 4 bytes that stand for everything but the text, so that one kind of row is one range of
-    # the index, and 20 bytes of a hash over everything.
+    # k: 4 bytes that stand for everything except the text, so that rows of the same kind are one
+    # range of the index, and 20 bytes of a hash over everything.
     "CREATE TABLE vector(k BLOB NOT NULL PRIMARY KEY, v BLOB NOT NULL)",
     "CREATE TABLE claim(k BLOB NOT NULL PRIMARY KEY, owner INTEGER NOT NULL,"
     " since REAL NOT NULL, until REAL NOT NULL, boot INTEGER NOT NULL DEFAULT 0,"
@@ -52,7 +52,7 @@ _SCHEMA = (
 
 
 def default_path() -> Path:
-    """Return where the cache of this user lives, by the convention of the platform."""
+    """Return the path of this user's cache, by the convention of the platform."""
     if sys.platform == "win32":
         folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -64,25 +64,25 @@ def default_path() -> Path:
 
 
 class CacheFile:
-    """The file at ``path``, which every process opens once.
+    """The cache file at ``path``; every process opens it once.
 
     Args:
-        path: Where it is, absolute.
-        clock: Seconds, the same for all processes of this boot.
+        path: Absolute path.
+        clock: Returns seconds, the same for all processes of this boot.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self.path = path
         self._clock = clock
-        self._target = path  # where a symbolic link leads
+        self._target = path  # symbolic links resolved
         self._opened: tuple[object, ...] = ()
 
     def connect(self) -> sqlite3.Connection:
-        """Open the file, or make it; the connection commits by itself and may change threads.
+        """Open or create the file; the connection autocommits and may be used from any thread.
 
         Raises:
-            CacheError: It is not ours, damaged or newer.
-            StoreUnavailable: It cannot be made, or has no write-ahead log.
+            CacheError: The file is not ours, damaged or of a newer version.
+            StoreUnavailable: It cannot be created, or has no write-ahead log.
             sqlite3.Error: It cannot be read or written.
         """
         self._target = Path(os.path.realpath(self.path))
@@ -93,7 +93,7 @@ class CacheFile:
             db = sqlite3.connect(
                 self._target, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
-        # A letter that damage has made of another must not be an error.
+        # Text corrupted by damage must not raise a decoding error.
         db.text_factory = lambda text: text.decode(errors="replace")
         try:
             self._prepare(db)
@@ -106,14 +106,14 @@ class CacheFile:
         return db
 
     def has_moved(self) -> bool:
-        """Whether the path no longer names the file that was opened, or its log is not there."""
+        """Whether the path no longer names the file that was opened, or its log is missing."""
         return self._identities() != self._opened
 
     def _identities(self) -> tuple[object, ...]:
         return tuple(map(self._identity, ("", *_BESIDE)))
 
     def _identity(self, suffix: str) -> tuple[int, int] | None:
-        # The path itself, so that a symbolic link that leads elsewhere now is noticed.
+        # The unresolved path, so that a changed symbolic link is noticed.
         try:
             found = os.stat(f"{self._target}{suffix}" if suffix else self.path)
         except OSError:
@@ -121,9 +121,9 @@ class CacheFile:
         return found.st_dev, found.st_ino
 
     def remove_orphans(self) -> None:
-        """Remove log and index of the file that was opened, once another one is in its place.
+        """Remove the log and index of the opened file, once another file has replaced it.
 
-        SQLite would apply the log to whatever file it finds beside it.
+        SQLite would apply the log to any file that it finds beside it.
         """
         if self._identity("") == self._opened[0]:
             return
@@ -133,7 +133,7 @@ class CacheFile:
                     os.unlink(f"{self._target}{suffix}")
 
     def size(self) -> int:
-        """Return its bytes on disk, with the write-ahead log."""
+        """Return the size on disk in bytes, including the write-ahead log."""
         return self._size() + self._size("-wal")
 
     def _exists(self, suffix: str) -> bool:
@@ -164,12 +164,12 @@ class CacheFile:
 
     def _make_new(self) -> None:
         with _alone_in(self._target.parent):
-            # Only its owner may read it: from a vector one can guess at the text. Opened by
-            # ourselves only where it is new: to close a descriptor of a file that SQLite has open
-            # in this process would drop SQLite's locks.
+            # Only its owner may read it: texts can be guessed from vectors. We open only new files
+            # ourselves: closing a descriptor of a file that SQLite has open in this process would
+            # drop SQLite's locks.
             if self._target.exists():
                 return
-            for suffix in _BESIDE:  # left by a file that was removed, or that others have open yet
+            for suffix in _BESIDE:  # left by a removed file, or still open in other processes
                 with suppress(OSError):
                     os.unlink(f"{self._target}{suffix}")
             os.close(os.open(self._target, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -179,14 +179,14 @@ class CacheFile:
         until = monotonic() + BUSY_SECONDS
         chances = 5
         while (problem := self._header_problem()) is not None:
-            # Perhaps another process is making it: its journal is there until it has.
+            # Another process may be creating it: the journal exists until that is done.
             chances -= not (self._exists("-journal") and monotonic() < until)
             if not chances:
                 raise problem
             time.sleep(0.02)
 
     def _header_problem(self) -> CacheError | None:
-        # Takes no lock, so that it leaves no trace.
+        # Takes no lock, so it leaves no trace.
         db = sqlite3.connect(f"{self._target.as_uri()}?mode=ro&immutable=1", uri=True)
         try:
             header = _header(db)
@@ -196,7 +196,7 @@ class CacheFile:
             if "malformed" not in str(error):
                 return self._foreign("no database at all")
             if self._size("-wal") or self._size("-journal"):
-                return None  # what seems to be missing is there: SQLite must have a look at both
+                return None  # the missing part may be in the log: let SQLite read both
             return self.damaged(error)
         finally:
             db.close()
@@ -222,7 +222,7 @@ class CacheFile:
         )
 
     def damaged(self, why: object) -> CacheError:
-        """Return the error that says so."""
+        """Return the error for a damaged file."""
         return CacheError(
             f"the cache {self.path} is damaged ({why}); it was left alone:"
             " remove it, or name another file"
@@ -243,7 +243,7 @@ class CacheFile:
             raise self.damaged("its tables are not those of a cache")
         db.execute("BEGIN IMMEDIATE")
         try:
-            # Also finds out, here rather than in the midst of things, whether we may write.
+            # Also shows whether the file is writable: at open, not later.
             db.execute("DELETE FROM claim WHERE until < ?", (self._clock() - FORGOTTEN,))
             db.execute("COMMIT")
         finally:
@@ -251,11 +251,11 @@ class CacheFile:
                 db.execute("ROLLBACK")
 
     def _create(self, db: sqlite3.Connection) -> None:
-        # Both only count before the first table; the second lets pruning shrink the file while
-        # others read it.
+        # Both take effect only before the first table; the second lets pruning shrink the file
+        # while others read it.
         db.execute("PRAGMA page_size = 4096")
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        # Before WAL is turned on, so that the header says whose file it is from the first moment.
+        # Before WAL is turned on, so that the header identifies the file from the start.
         db.execute("BEGIN EXCLUSIVE")
         try:
             if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
@@ -275,7 +275,7 @@ class CacheFile:
                 mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
                 break
             except sqlite3.OperationalError as error:
-                # The change needs the file for itself for a moment, and does not wait for it.
+                # The change needs exclusive access for a moment, and does not wait for it.
                 if "locked" not in str(error) or monotonic() > until:
                     raise
                 time.sleep(0.01)
@@ -293,7 +293,7 @@ class _Header(NamedTuple):
 
 
 def _header(db: sqlite3.Connection) -> _Header:
-    # Pages first: where there are any, the rest was written with them.
+    # Pages first: if there are any, the rest was written with them.
     names = ("page_count", "application_id", "user_version")
     return _Header(*(db.execute(f"PRAGMA {name}").fetchone()[0] for name in names))
 
@@ -303,13 +303,13 @@ _opening = forks.Lock()
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Be the only process of this package that makes or removes files in ``folder``."""
+    """Keep other processes of this package from creating or removing files in ``folder``."""
     if fcntl is None:  # Windows, where nobody can remove a file that is open
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without such locks
+        with suppress(OSError):  # the file system has no such locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

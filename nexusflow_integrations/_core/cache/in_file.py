@@ -1,15 +1,15 @@
-"""The store: every vector that was paid for, and who is paying for which one now.
+"""The store in a file: every vector that was paid for, and who is paying for which one now.
 
-One SQLite file in WAL mode serves all processes of a host. A vector is found by the hash of what
-it was made from (``Keyer``); neither a text nor an API key is ever written. Before a process pays
-for a text it claims the key for some seconds, so that all others wait for the row instead of
-paying too; the claims of a process that dies run out by themselves.
+One SQLite file in WAL mode serves all processes of a host. The key of a vector is a hash of what it
+was made from (``Keyer``); texts and API keys are never written. Before a process pays for a text,
+it claims the key for some seconds, so that all others wait for the row instead of paying, too. The
+claims of a process that dies expire.
 
-Rows are ordinary rowid rows in pages of 4 kB: four times smaller and faster here than
-``WITHOUT ROWID``. Everything is committed in short transactions and no cursor stays open, so that
-neither the write-ahead log nor anybody's wait grows. A commit survives the death of the process at
-any point; a power cut may take the last ones with it, but leaves the file whole
-(https://sqlite.org/wal.html). All of it blocks, so the engine calls it in a thread of its own.
+Rows are ordinary rowid rows in pages of 4 kB: four times smaller and faster here than ``WITHOUT
+ROWID``. Everything is committed in short transactions and no cursor stays open, so that the
+write-ahead log stays small and waits stay short. A commit survives the death of the process at any
+point; a power cut may lose the last commits, but leaves the file intact
+(https://sqlite.org/wal.html). All methods block, so the engine calls them in a separate thread.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ from nexusflow_integrations.errors import CacheError
 
 logger = logging.getLogger("nexusflow_integrations")
 
-_CHUNKS = (8, 16, 64, 512)  # few different statements, so that SQLite prepares each only once
+_CHUNKS = (8, 16, 64, 512)  # few different statements, so that SQLite prepares each one only once
 _MIN_CLAIM = 0.1
 _CALLS = 1 << 20
 """Number of calls of one process with distinct numbers."""
 
 
 class Claimed(NamedTuple):
-    """What came of a claim.
+    """The result of a claim.
 
     Attributes:
         hits: Key to its vector, float32 of shape (d,), read-only, all of one size.
-        mine: Keys that this caller has to pay for now, and then to ``put`` or ``release``.
-        busy: Keys that somebody else is paying for: ask again.
-        repaid: How many of ``mine`` somebody had sent whose claim then ran out.
+        mine: Keys that this caller has to pay for now, and then ``put`` or ``release``.
+        busy: Keys that another process or call is paying for: ask again later.
+        repaid: How many of ``mine`` were already sent under a claim that expired.
     """
 
     hits: dict[bytes, Vectors]
@@ -75,7 +75,7 @@ class Claimed(NamedTuple):
 
 @dataclass
 class _Notes:
-    """What reading found out and the next write takes along."""
+    """Statistics from reads, saved with the next write."""
 
     hits: int = 0
     misses: int = 0
@@ -83,19 +83,19 @@ class _Notes:
 
 
 class VectorStore:
-    """The cache file, opened when it is first used, once in each process.
+    """The cache file, opened at first use, once in each process.
 
-    Made for one thread that does nothing else; a lock keeps others apart. May be pickled, and
-    survives a fork: the child opens the file anew.
+    Meant for one dedicated thread; a lock makes it safe for others. It can be pickled, and survives
+    a fork: the child opens the file again.
 
     Args:
         path: The file; ``True`` is ``default_path()``.
-        clock: For tests; otherwise claims and limits go by ``time.monotonic``, which is the same
-            for all processes of this boot, and days of use by the wall clock.
-        claim_seconds: How long a claim holds unless it is renewed.
+        clock: For tests. By default, claims and limits use ``time.monotonic``, which is the same
+            for all processes of this boot, and days of use the wall clock.
+        claim_seconds: Seconds that a claim is valid unless it is renewed.
 
-    All methods that touch the file raise ``CacheError`` if it is corrupt, not ours or written by
-    a newer version (it is left alone), and ``StoreUnavailable`` if it cannot be used here.
+    All methods that use the file raise ``CacheError`` if it is corrupt, not ours or written by a
+    newer version (it is then left unchanged), and ``StoreUnavailable`` if it cannot be used.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class VectorStore:
     # -- keys ----------------------------------------------------------------------------------
 
     def keyer(self, *, base_url: str, model: str, dimensions: int | None, added: str = "") -> Keyer:
-        """Return a ``Keyer`` whose model ``info`` will know by name."""
+        """Return a ``Keyer``, and record its model for ``info``."""
         keyer = Keyer(base_url=base_url, model=model, dimensions=dimensions, added=added)
         return self._kinds.setdefault(keyer.prefix, keyer)
 
@@ -163,19 +163,19 @@ class VectorStore:
         most: int | None = None,
         sent: bool = False,
     ) -> Claimed:
-        """Find what is there, and claim what nobody is paying for.
+        """Find stored vectors, and claim the keys that nobody is paying for.
 
-        A row that is not what was put, or no vector (of another size, not finite, all zeros),
-        counts as absent. A key that this object itself has claimed before is ``busy`` until it is
-        put, released or run out.
-        Writes, in one short transaction, only if there is something to claim.
+        A row that was altered, or is not a valid vector (wrong size, not finite, all zeros), counts
+        as absent. A key that this object has already claimed is ``busy`` until it is put or
+        released or the claim expires. Writes, in one short transaction, only if there is something
+        to claim.
 
         Args:
-            keys: From a ``Keyer``; the same one twice is asked for once.
-            dimensions: Size that the vectors must have; ``None`` takes that of the newest.
-            call: Whose the claims are: a number for each call of this process.
-            most: How many keys to claim at most, the first ones; ``None``, all.
-            sent: Whether they are sent at once, so that the claims need not be confirmed.
+            keys: From a ``Keyer``; duplicates are looked up once.
+            dimensions: Size that the vectors must have; ``None`` means that of the newest.
+            call: The owner of the claims: a number for each call of this process.
+            most: Maximum number of keys to claim, the first ones; ``None`` means all.
+            sent: Whether the texts are sent at once, so that the claims need no confirmation.
         """
         wanted = list(dict.fromkeys(keys))
         mine: list[bytes] = []
@@ -214,7 +214,7 @@ class VectorStore:
         return Claimed(hits, mine, busy, repaid)
 
     def present(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Return those of ``keys`` that have a row; claims and counts nothing."""
+        """Return the ``keys`` that have a row, without claiming or counting anything."""
         with self._reading() as db:
             return {
                 row[0]
@@ -223,7 +223,7 @@ class VectorStore:
             }
 
     def put(self, rows: Sequence[tuple[bytes, Vectors]]) -> None:
-        """Keep vectors, float32 of shape (d,), in one transaction, and end the claims on them.
+        """Store vectors, float32 of shape (d,), in one transaction, and end the claims on them.
 
         Once this returns they survive the death of the process.
         """
@@ -251,17 +251,17 @@ class VectorStore:
             self._name_kinds(db, {key[:KIND_BYTES] for key, _ in rows})
 
     def release(self, keys: Iterable[bytes], call: int = 0) -> None:
-        """Give up claims of ``call`` on ``keys``; somebody else may pay for them at once."""
+        """Give up claims of ``call`` on ``keys``, so that others may pay for them at once."""
         self._on_claims("DELETE FROM claim", [], keys, call)
 
     def renew(self, keys: Iterable[bytes], call: int = 0) -> None:
-        """Hold claims for another ``claim_seconds``; those that ran out and were taken are lost."""
+        """Extend claims by ``claim_seconds``; claims that expired and were taken over are lost."""
         now = self.clock()
         times = [now, now + self.claim_seconds]
         self._on_claims("UPDATE claim SET since = ?, until = ?", times, keys, call)
 
     def probe(self) -> None:
-        """Write a number that nobody reads, to see whether the file can be written."""
+        """Write a number that nobody reads, to see whether the file is writable."""
         with self.transaction() as db:
             db.execute(
                 "INSERT INTO counter VALUES('probes', 1) ON CONFLICT(name) DO UPDATE SET n = n + 1"
@@ -270,8 +270,8 @@ class VectorStore:
     def confirm(self, keys: Sequence[bytes], call: int = 0) -> set[bytes]:
         """Renew the claims of ``call`` on ``keys``, which are sent next, and mark them as sent.
 
-        Returns those that it no longer holds: they ran out, and somebody else pays for them or has
-        paid. They must not be sent.
+        Returns the keys that ``call`` no longer holds: their claims expired, and others are paying
+        or have paid for them. They must not be sent.
         """
         now = self.clock()
         times = [now, now + self.claim_seconds]
@@ -287,7 +287,7 @@ class VectorStore:
     def _on_claims(
         self, statement: str, values: Sequence[Any], keys: Iterable[bytes], call: int
     ) -> int:
-        """Do ``statement`` for those of ``keys`` that ``call`` has claimed; return how many."""
+        """Run ``statement`` for the ``keys`` that ``call`` has claimed; return how many."""
         owner = self._owner_of(call)
         rows = [(*values, key, owner) for key in keys]
         if not rows:
@@ -306,12 +306,12 @@ class VectorStore:
         )
 
     def _judged(self, rows: Iterable[tuple[Any, ...]]) -> dict[bytes, _Claim]:
-        """Return the claims of ``rows`` by key; what nobody can have written holds nothing.
+        """Return the claims of ``rows`` by key, ignoring invalid ones.
 
-        A claim holds for ``claim_seconds`` at most, whatever it says, and only in the boot in
-        which it was made.
+        A claim is valid for at most ``claim_seconds``, whatever it says, and only during the boot
+        in which it was made.
         """
-        rows = list(rows)  # before the clock is read, so that none was made later
+        rows = list(rows)  # before the clock is read, so that no claim is newer
         now = self.clock()
         claims = {}
         for key, owner, since, until, boot, sent in rows:
@@ -329,8 +329,8 @@ class VectorStore:
     ) -> dict[bytes, Vectors]:
         found: list[tuple[bytes, bytes, int]] = []
         for chunk in _chunks(keys):
-            # The key that was asked for, not the one that the row says it has. The cast, which
-            # costs a blob nothing, makes one of whatever else somebody put there.
+            # The requested key, not the one stored in the row. The cast is free for a blob, and
+            # converts any other type.
             select = _select("asked.k, CAST(v AS BLOB), rowid", "vector", len(chunk))
             found += db.execute(select, chunk).fetchall()
         whole = [row for row in found if is_whole(row[0], row[1])]
@@ -352,10 +352,10 @@ class VectorStore:
                 )
                 self._known.add(prefix)
 
-    # -- care ----------------------------------------------------------------------------------
+    # -- maintenance ---------------------------------------------------------------------------
 
     def info(self) -> CacheInfo:
-        """Tell what is in the file; makes none if there is none."""
+        """Describe the contents of the file; does not create one."""
         if not self.path.exists():
             return CacheInfo(self.path)
         with self._reading() as db:
@@ -370,13 +370,13 @@ class VectorStore:
             )
 
     def prune(self, *, max_age: float | None = None, max_bytes: int | None = None) -> Pruned:
-        """Remove what was not used for long. Others may use the file meanwhile.
+        """Remove vectors that were not used for long. Others may use the file meanwhile.
 
         Args:
-            max_age: Seconds; removes what was not used since, to the day, in groups of 256
-                neighbouring rows. ``None``: any age may stay.
-            max_bytes: Size of the file on disk to come down to, the least recently used going
-                first. ``None``: any size may stay.
+            max_age: Seconds; removes vectors unused for longer, with a precision of a day, in
+                groups of 256 neighbouring rows. ``None``: no limit.
+            max_bytes: Maximum size of the file on disk; the least recently used vectors are removed
+                first. ``None``: no limit.
         """
         return self._prune(
             stale=float("-inf") if max_age is None else self._wall_clock() - max_age - DAY,
@@ -404,10 +404,10 @@ class VectorStore:
             self._checkpoint(db)
             return Pruned(removed, max(0, size - self._file.size()))
 
-    # -- life ----------------------------------------------------------------------------------
+    # -- lifecycle -----------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Open the file, or make it; all other methods do so by themselves."""
+        """Open or create the file; all other methods do so themselves."""
         with self._held():
             self._connection()
 
@@ -417,7 +417,7 @@ class VectorStore:
             db, self._db = self._db, None
             if db is None:
                 return
-            if self._is_damaged:  # nothing more is written to it
+            if self._is_damaged:  # nothing is written to it any more
                 db.close()
                 return
             with suppress(sqlite3.Error):
@@ -438,8 +438,8 @@ class VectorStore:
         """Close the file while the process forks.
 
         SQLite keeps in memory which locks this process holds on a file, for all connections to it.
-        A child that inherited that would wait for its parent's locks for ever, or hold none of
-        its own (https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork).
+        A child that inherited this would wait for its parent's locks for ever, or hold no locks
+        itself (https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork).
         """
         if not self._lock.acquire(timeout=max(0.0, until - monotonic())):
             return None
@@ -449,7 +449,7 @@ class VectorStore:
         return self._lock.release
 
     def _forget(self) -> None:
-        """Begin anew in the child of a fork; leave the file alone if it could not be closed."""
+        """Reset the state in a forked child; do not use the file if it could not be closed."""
         if self._is_in_sqlite:
             _torn.add(os.path.realpath(self.path))
             _inherited.append(self._db)
@@ -460,7 +460,7 @@ class VectorStore:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        # Not for ever: the thread that has it may wait for a disk that no longer answers.
+        # With a timeout: the thread that holds it may wait for a disk that no longer answers.
         if not self._lock.acquire(BUSY_SECONDS):
             raise StoreUnavailable(f"the cache {self.path} cannot be used: a read or write hangs")
         try:
@@ -479,9 +479,9 @@ class VectorStore:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Hold the file for one short write, rolled back if anything in it fails.
+        """Run one short write transaction, rolled back if anything in it fails.
 
-        Within another one it is a part of that.
+        Inside another transaction it becomes a part of that one.
         """
         with self._held(), self._explained():
             if self._db is not None and self._file.has_moved():
@@ -496,7 +496,7 @@ class VectorStore:
                 notes = self._write_notes(db)
                 db.execute("COMMIT")
             except BaseException:
-                if db.in_transaction:  # some failures have rolled back by themselves
+                if db.in_transaction:  # some failures roll back by themselves
                     with suppress(sqlite3.Error):
                         db.execute("ROLLBACK")
                 raise
@@ -504,7 +504,7 @@ class VectorStore:
                 self._notes = _Notes()
 
     def _leave(self) -> None:
-        """Close a file that is no longer where it was, or whose log is gone."""
+        """Close a file that was moved or removed, or whose log is gone."""
         logger.warning(
             "the cache %s was removed or replaced while it was open; going on with what is there",
             self.path,
@@ -559,7 +559,7 @@ class VectorStore:
                 except CacheError as error:
                     if not self._was_open:
                         raise
-                    # A running process goes on without it.
+                    # A running process continues without it.
                     raise StoreUnavailable(str(error)) from None
             self._was_open = True
             self.boot = boot_number()
@@ -573,7 +573,7 @@ class _Claim(NamedTuple):
 
 
 def _chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes | None]]:
-    """Cut ``keys`` into pieces of few different lengths, filled up with what matches no row."""
+    """Cut ``keys`` into pieces of a few fixed lengths, padded with keys that match no row."""
     start = 0
     while start < len(keys):
         left = len(keys) - start
@@ -598,7 +598,7 @@ def _last_rowid(db: sqlite3.Connection) -> int:
 
 
 def _closed(db: sqlite3.Connection, until: float) -> bool:
-    """Close ``db``, in a thread, since it may have to write; tell whether that was in time."""
+    """Close ``db`` in a thread, since it may have to write; return whether that was in time."""
 
     def close() -> None:
         with suppress(sqlite3.Error):

@@ -1,11 +1,11 @@
-"""The cache on a Redis server: what ``store`` keeps in a file, for workers on any number of hosts.
+"""The store on a Redis server, for workers on any number of hosts.
 
-The same keys (``Keyer``) and the same claims; neither a text nor an API key is ever sent. A vector
-is a string of its own, so that a server that is short of memory can evict it: evicted is absent.
-Claims lie together in one hash, which is always in use and so the last thing to be evicted. What
-must hold together is one Lua script or one MULTI; the server's clock is everybody's clock.
-What was put survives the death of the process; whether it survives that of the server is up to the
-server's own persistence. All of it blocks, so the engine calls it in a thread of its own.
+Keys (``Keyer``) and claims are the same as in the file; texts and API keys are never sent. Each
+vector is a separate string, so that a server that is short of memory can evict it; an evicted
+vector counts as absent. All claims are in one hash, which is always in use and so is evicted last.
+Atomic steps are one Lua script or one MULTI. All clients use the server's clock. Stored vectors
+survive the death of the process; whether they survive that of the server depends on its persistence
+settings. All methods block, so the engine calls them in a separate thread.
 """
 
 from __future__ import annotations
@@ -160,30 +160,30 @@ return live
 
 @dataclass
 class _Session:
-    """What one owner has claimed, and what it found out that the next write takes along."""
+    """The claims of one owner, and statistics to save with its next write."""
 
     owner: str = ""
-    claimed: dict[bytes, int] = field(default_factory=dict)  # by which call
+    claimed: dict[bytes, int] = field(default_factory=dict)  # claimed key to call
     hits: int = 0
     misses: int = 0
     read: bool = False
 
 
 class RedisStore:
-    """The vectors of a Redis database, found, claimed and kept as ``VectorStore`` does in a file.
+    """The vectors of a Redis database, with the same methods as ``VectorStore``.
 
-    Made for one thread that does nothing else; a lock keeps others apart. May be pickled, and
-    survives a fork: the child connects anew.
+    Meant for one dedicated thread; a lock makes it safe for others. It can be pickled, and survives
+    a fork: the child connects again.
 
     Args:
-        address: Which server and database; others may keep other things in it, as all names here
+        address: Which server and database. It may be shared with other applications: all our names
             begin with ``nexusflow:``.
-        clock: For tests; the server's own clock counts otherwise.
-        claim_seconds: How long a claim holds unless it is renewed.
+        clock: For tests; the default is the server's clock.
+        claim_seconds: Seconds that a claim is valid unless it is renewed.
 
-    All methods that ask the server raise ``CacheError`` if it is no Redis server, or if what is
-    there under our names is not ours or of a newer version (it is left alone), and
-    ``StoreUnavailable`` if it cannot be used.
+    All methods that use the server raise ``CacheError`` if it is not a Redis server, or if the data
+    under our names is not ours or of a newer version (it is then left unchanged), and
+    ``StoreUnavailable`` if the server cannot be used.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class RedisStore:
         return str(self.server.address)
 
     def keyer(self, *, base_url: str, model: str, dimensions: int | None, added: str = "") -> Keyer:
-        """Return a ``Keyer`` whose model ``info`` will know by name."""
+        """Return a ``Keyer``, and record its model for ``info``."""
         keyer = Keyer(base_url=base_url, model=model, dimensions=dimensions, added=added)
         return self._kinds.setdefault(keyer.prefix, keyer)
 
@@ -235,9 +235,9 @@ class RedisStore:
         most: int | None = None,
         sent: bool = False,
     ) -> Claimed:
-        """Find what is there, and claim what nobody is paying for, as ``VectorStore.claim`` does.
+        """Find stored vectors and claim the other keys, as ``VectorStore.claim`` does.
 
-        Where ``dimensions`` is ``None``, of several sizes that which was put last counts.
+        If ``dimensions`` is ``None`` and there are several sizes, the one stored last counts.
         """
         wanted = list(dict.fromkeys(keys))
         ticket = f"{next(self._tickets):x}"
@@ -291,7 +291,7 @@ class RedisStore:
         return whole
 
     def present(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Return those of ``keys`` that have a row; claims and counts nothing."""
+        """Return the ``keys`` that have a row, without claiming or counting anything."""
 
         def work(client: Any) -> set[bytes]:
             held: set[bytes] = set()
@@ -305,7 +305,7 @@ class RedisStore:
         return self._using(work)
 
     def put(self, rows: Sequence[tuple[bytes, Vectors]]) -> None:
-        """Keep vectors, float32 of shape (d,), in one transaction, and end the claims on them."""
+        """Store vectors, float32 of shape (d,), in one transaction, and end the claims on them."""
         if not rows:
             return
         data = {key: packed(key, vector) for key, vector in rows}
@@ -318,7 +318,7 @@ class RedisStore:
                 pipe.mset({_VECTOR + key: data[key] for key in some})
                 pipe.hdel(_CLAIMS, *some)
             pipe.hset(_SIZES, mapping=sizes)
-            # Each time, as the server may have been emptied, or have evicted them.
+            # Every time: the server may have been emptied, or may have evicted them.
             pipe.set(_SCHEMA, SCHEMA_VERSION, nx=True)
             for prefix in sizes.keys() & self._kinds.keys():
                 pipe.hset(_KINDS, prefix, _described(self._kinds[prefix]))
@@ -339,7 +339,7 @@ class RedisStore:
                 pipe.hincrby(_COUNTS, name, more)
 
     def release(self, keys: Iterable[bytes], call: int = 0) -> None:
-        """Give up claims of ``call`` on ``keys``; somebody else may pay for them at once."""
+        """Give up claims of ``call`` on ``keys``, so that others may pay for them at once."""
         given = list(keys)
 
         def work(client: Any) -> None:
@@ -355,7 +355,7 @@ class RedisStore:
             self._using(work)
 
     def renew(self, keys: Iterable[bytes], call: int = 0) -> None:
-        """Hold claims for another ``claim_seconds``; those that ran out and were taken are lost."""
+        """Extend claims by ``claim_seconds``; claims that expired and were taken over are lost."""
         self._renew(list(keys), call, sent=0)
 
     def confirm(self, keys: Sequence[bytes], call: int = 0) -> set[bytes]:
@@ -374,20 +374,20 @@ class RedisStore:
         return self._using(work) if keys else set()
 
     def together(self) -> AbstractContextManager[object]:
-        """Each write is a step of its own here."""
+        """Do nothing: here each write is a separate step."""
         return nullcontext()
 
     def probe(self) -> None:
-        """Write a number that nobody reads, to see whether the server can be written to."""
+        """Write a number that nobody reads, to see whether the server accepts writes."""
         self._using(lambda client: client.hincrby(_COUNTS, "probes", 1))
 
-    # -- care ----------------------------------------------------------------------------------
+    # -- maintenance ---------------------------------------------------------------------------
 
     def info(self) -> CacheInfo:
-        """Tell what is in the database; a vector that comes or goes meanwhile may be missed.
+        """Describe the contents; vectors added or removed meanwhile may be missed.
 
-        ``bytes`` is the server's memory, reckoned from one vector of each model; ``created`` is
-        when the first vector was put since the last ``clear``.
+        ``bytes`` is the server's memory, estimated from one vector of each model; ``created`` is
+        when the first vector after the last ``clear`` was stored.
         """
 
         def work(client: Any) -> CacheInfo:
@@ -420,15 +420,15 @@ class RedisStore:
         return self.server.ask(work)
 
     def prune(self, *, max_age: float | None = None, max_bytes: int | None = None) -> Pruned:
-        """Remove what was not used for long. Others may use the database meanwhile.
+        """Remove vectors that were not used for long. Others may use the database meanwhile.
 
-        The server forgets when a vector was used as it restarts, and does not know it where its
-        eviction policy counts use instead (LFU); the latter is ``StoreUnavailable``.
+        The server forgets the time of last use when it restarts. With an LFU eviction policy it
+        does not know that time at all, which raises ``StoreUnavailable``.
 
         Args:
-            max_age: Seconds; removes what was not used since. ``None``: any age may stay.
-            max_bytes: Memory of all vectors to come down to, the least recently used going first.
-                ``None``: any size may stay.
+            max_age: Seconds; removes vectors unused for longer. ``None``: no limit.
+            max_bytes: Maximum memory of all vectors; the least recently used are removed first.
+                ``None``: no limit.
         """
 
         def work(client: Any) -> Pruned:
@@ -472,10 +472,10 @@ class RedisStore:
 
         return self.server.ask(work)
 
-    # -- life ----------------------------------------------------------------------------------
+    # -- lifecycle -----------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Connect, and see whose data is there; all other methods do so by themselves."""
+        """Connect, and check whose data is there; all other methods do so themselves."""
         self._using(lambda _: None)
 
     def close(self) -> None:
@@ -496,7 +496,7 @@ class RedisStore:
 
     def _using(self, work: Callable[[Any], T]) -> T:
         def opened(client: Any) -> T:
-            if self._session.owner != self.server.owner:  # the first time, and after a fork
+            if self._session.owner != self.server.owner:  # at first use, and after a fork
                 self._check(client)
                 client.set(_SCHEMA, SCHEMA_VERSION, nx=True)
                 self._live_claims(client, forget=FORGOTTEN)
@@ -506,7 +506,7 @@ class RedisStore:
         return self.server.ask(opened)
 
     def _check(self, client: Any) -> None:
-        """Refuse what is not ours without changing it."""
+        """Refuse data that is not ours, without changing it."""
         pipe = client.pipeline(transaction=False)
         pipe.mget(_SCHEMA)
         for name in (_SCHEMA, *_HASHES):
@@ -554,7 +554,7 @@ def _rows(client: Any, keys: Sequence[bytes]) -> dict[bytes, bytes]:
 
 
 def _newest_size(client: Any, rows: Sequence[tuple[bytes, bytes]]) -> int:
-    """Return the dimensions of the rows that count, where nobody asked for any."""
+    """Return the dimensions to use if the caller did not specify any."""
     sizes = {dimensions_of(row) for _, row in rows}
     if len(sizes) > 1:
         prefixes = {key[:KIND_BYTES] for key, _ in rows}

@@ -1,4 +1,4 @@
-"""An answer from the passages that were found: quoted from them, or written by a chat model."""
+"""Answers from the passages found: quoted from them, or written by a chat model."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Quote:
 
     Attributes:
         text: The sentence.
-        passage: Number of the passage it stands in, counted from 1.
-        score: How near it is to the question.
+        passage: Number of the passage that contains it, counted from 1.
+        score: Similarity to the question.
     """
 
     text: str
@@ -40,7 +40,7 @@ class Quote:
 
 
 def numbered(passages: Sequence[Passage]) -> str:
-    """Return the passages as a chat model gets them: ``[1] source``, then the text."""
+    """Format the passages for a chat model: ``[1] source``, then the text."""
     return "\n\n".join(
         f"[{number}] {passage.source}\n{passage.text}" for number, passage in enumerate(passages, 1)
     )
@@ -49,17 +49,18 @@ def numbered(passages: Sequence[Passage]) -> str:
 def quote(
     question: str, passages: Sequence[Passage], client: NexusFlow, *, at_most: int = 3
 ) -> list[Quote]:
-    """Return the sentences of ``passages`` that are nearest to the question, nearest first.
+    """Return the sentences of ``passages`` that are most similar to the question, best first.
 
-    Nothing is written: every quote stands in its passage word for word, white space aside. A
-    sentence is as near as the mean of its own cosine and its passage's, since a sentence alone
-    often says less than it means where it stands.
+    No chat model is used: every quote is in its passage word for word, except for white space. The
+    score of a sentence is the mean of its own cosine and its passage's, since a sentence often
+    lacks meaning without its context.
 
     Args:
         question: What was asked.
-        passages: Where to look.
-        client: Embeds the question and the sentences, which costs their tokens.
-        at_most: How many quotes to return. Those much less near than the first are left out.
+        passages: The passages to quote from.
+        client: Embeds the question and the sentences; their tokens are billed.
+        at_most: Maximum number of quotes. Those with a much lower score than the first are left
+            out.
 
     Raises:
         NexusFlowError: The sentences could not be embedded.

@@ -1,4 +1,4 @@
-"""The one Chroma collection of an index: opened for writing, read, and brought up to date."""
+"""The single Chroma collection of an index: open, read, update."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _PAGE = 5_000
 
 
 class DamagedError(Exception):
-    """Chroma cannot read what is on the disk; the message is Chroma's."""
+    """Chroma cannot read its files; the message is Chroma's."""
 
 
 @dataclass(frozen=True)
 class Updated:
-    """What became of the passages of a corpus.
+    """The outcome of an update.
 
     Attributes:
         added, changed, unchanged, removed: Numbers of passages.
@@ -47,12 +47,12 @@ class Updated:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the collection shall hold: documents under ids.
+    """The documents that the collection should hold, with their ids.
 
     Attributes:
-        documents: The corpus, and what is stored of files that could not be read.
+        documents: The corpus, and the stored passages of files that could not be read.
         ids: One for each document.
-        remove: Whether all else is to be removed.
+        remove: Whether to remove everything else.
     """
 
     documents: tuple[Document, ...]
@@ -81,17 +81,17 @@ def plan(
     stored: Mapping[str, Document],
     before: Mapping[str, Document] | None = None,
 ) -> Plan:
-    """Find an id for each document of ``corpus``.
+    """Choose an id for each document of ``corpus``.
 
-    It is the id under which the text is stored already, so that a passage that moved inside its
-    file is not embedded again; else that of a passage of the same file that is gone, which it
-    replaces; else a new one. What is stored of files that could not be read stays. Of a corpus
-    that a limit cut off, nothing is replaced beyond the cut.
+    If the text is already stored, it keeps that id, so that a passage that moved inside its file is
+    not embedded again. Otherwise it replaces a removed passage of the same file, or gets a new id.
+    Stored passages of files that could not be read are kept. If a limit cut off the corpus, nothing
+    beyond the cut is replaced.
 
     Args:
-        corpus: What the collection shall hold.
+        corpus: What the collection should hold.
         stored: What it holds.
-        before: What the collection holds that this one will replace; default: ``stored``.
+        before: What the collection to be replaced holds; default: ``stored``.
     """
     before = stored if before is None else before
     by_text = {(item.origin, item.text): name for name, item in stored.items()}
@@ -148,7 +148,7 @@ def chroma_client(directory: Path) -> ClientAPI:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Turn what Chroma raises about its files into `DamagedError`; let all else pass."""
+    """Turn Chroma's errors about its files into `DamagedError`; let all others propagate."""
     try:
         yield
     except ImportError:
@@ -171,10 +171,10 @@ def _damaged(error: Exception) -> DamagedError:
 
 
 def open_to_write(directory: Path, **settings: Any) -> Collection:
-    """Open or make the collection of the Chroma folder ``directory``.
+    """Open or create the collection of the Chroma folder ``directory``.
 
     Args:
-        directory: Made if it is not there.
+        directory: Created if it does not exist.
         **settings: Of ``NexusFlowEmbeddingFunction``.
     """
     client = chroma_client(directory)
@@ -189,7 +189,7 @@ def open_to_compare(directory: Path, **settings: Any) -> Collection:
     """Open the collection of the Chroma folder ``directory`` if its vectors are the service's.
 
     Raises:
-        ConfigurationError: The service answers with other vectors.
+        ConfigurationError: The service returns different vectors.
     """
     client = chroma_client(directory)
     from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
@@ -208,7 +208,7 @@ def open_to_read(directory: Path) -> Collection:
 
 
 def stored(collection: Collection) -> dict[str, Document]:
-    """Return all that a collection holds, by id."""
+    """Return all documents of a collection, by id."""
     held: dict[str, Document] = {}
     with reading():
         while page := collection.get(

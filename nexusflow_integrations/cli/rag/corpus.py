@@ -1,8 +1,7 @@
-"""What is searched: the standard library's docstrings, its reference topics, or a folder of texts.
+"""The texts to search: the standard library's docstrings, its reference topics, or a folder.
 
-The first two are on every machine that runs Python, so nothing is downloaded. Which documents
-there are is decided by the lists of modules below and by what the running Python has of them:
-modules and names that a version lacks are skipped.
+The first two are part of Python, so nothing is downloaded. The lists below name the modules;
+modules and names that the running version of Python lacks are skipped.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ EVERYDAY = (
     "string", "subprocess", "tempfile", "textwrap", "time", "timeit", "urllib.parse", "uuid",
     "webbrowser", "zipfile",
 )
-"""Modules of everyday scripts: their documents come first, so a limit of 500 takes these."""
+"""Modules of everyday scripts. Their documents come first, so a limit of 500 selects these."""
 
 FURTHER = (
     "argparse", "asyncio", "base64", "cmath", "codecs", "colorsys", "configparser",
@@ -67,8 +66,8 @@ class Document:
 
     Attributes:
         text: What is embedded.
-        source: Where it comes from, as a reader would name it: ``random.shuffle``, ``a.md:12``.
-        url: Where to read on, or an empty string.
+        source: Where it comes from, for readers: ``random.shuffle``, ``a.md:12``.
+        url: Where to read more, or an empty string.
     """
 
     text: str
@@ -82,13 +81,13 @@ class Document:
 
     @property
     def origin(self) -> str:
-        """What it is a part of: the file, without the line."""
+        """The file it is a part of, without the line."""
         return _LINE.sub("", self.source)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """What was left out: a file, or one passage.
+    """A file or passage that was left out.
 
     Attributes:
         source: ``a.md:12``, or ``a.md`` for all of it.
@@ -104,15 +103,15 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents with distinct texts, and what they are.
+    """Documents with distinct texts, and their description.
 
     Attributes:
-        name: Short name, fit for a file name.
+        name: Short name, safe in a file name.
         title: What it is, for a reader.
         documents: The passages, in a fixed order.
         skipped: Files and folders that could not be read, with the reason.
-        complete: Whether these are all its documents: no limit cut it off.
-        others: What was not looked at, in one line, or an empty string.
+        complete: Whether these are all documents, not cut off by a limit.
+        others: A line about files of other types, or an empty string.
     """
 
     name: str
@@ -123,7 +122,7 @@ class Corpus:
     others: str = ""
 
     def could_not_read(self, origin: str) -> bool:
-        """Tell whether the file ``origin``, or a folder that it is in, could not be read."""
+        """Return whether the file ``origin``, or a folder that contains it, could not be read."""
         return any(
             origin == name or origin.startswith(f"{name}/") or name == "." for name in self._unread
         )
@@ -137,9 +136,9 @@ def load(name: str, limit: int | None = None) -> Corpus:
     """Return the corpus of that name: ``stdlib``, ``topics``, or the path of a folder or file.
 
     Args:
-        name: A folder called like a corpus is reached as ``./stdlib``.
-        limit: The most documents, taken from the front; ``None`` for 500 of ``stdlib`` and all
-            of anything else.
+        name: For a folder with the name of a corpus, use ``./stdlib``.
+        limit: Maximum number of documents, from the front; ``None`` means 500 for ``stdlib`` and
+            all for others.
 
     Raises:
         CorpusError: No such path, or nothing in it.
@@ -175,7 +174,7 @@ def _docstrings(modules: Iterable[str]) -> Iterator[Document]:
         try:
             module = importlib.import_module(name)
         except ImportError:
-            continue  # gone from, or not yet in, this version
+            continue  # removed from, or not yet in, this version
         for public in _public_names(module):
             document = _docstring(name, public, getattr(module, public, None))
             if document is not None:
@@ -188,7 +187,8 @@ def _public_names(module: ModuleType) -> list[str]:
         names = [
             name
             for name, value in vars(module).items()
-            # Without __all__ a module's imports look like its own; _bisect is bisect's C half.
+            # Without __all__, a module's imports look like its own names; _bisect is the C part of
+            # bisect.
             if getattr(value, "__module__", None) in (None, module.__name__, f"_{module.__name__}")
         ]
     return sorted({name for name in names if not name.startswith("_")})
@@ -202,7 +202,7 @@ def _docstring(module: str, name: str, thing: object) -> Document | None:
     doc = inspect.getdoc(thing) or ""
     lines = doc.partition(">>>")[0].splitlines()  # prose without its examples
     while lines and (not lines[0].strip() or _SIGNATURE.fullmatch(lines[0].strip())):
-        lines.pop(0)  # what it does, not how it is called, answers a question
+        lines.pop(0)  # what it does answers a question, not how it is called
     doc = first_part("\n".join(lines).strip(), 400)
     if len(doc) < _FEWEST_CHARACTERS:
         return None
@@ -316,7 +316,7 @@ def _file_passages(files: list[Path], base: Path, skipped: list[Skipped]) -> Ite
 
 
 def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
-    """Return the text of a file; note in ``skipped`` why there is none."""
+    """Return the text of a file; if there is none, add the reason to ``skipped``."""
     try:
         if file.stat().st_size > _LARGEST_FILE:
             skipped.append(Skipped(source, f"larger than {_LARGEST_FILE // 1_000_000} MB"))
@@ -353,7 +353,7 @@ def _others(others: Counter[str]) -> str:
 
 
 def _nothing(path: Path, files: list[Path], skipped: list[Skipped], left_out: str) -> str:
-    """Say why there is no text in ``path``."""
+    """Return why there is no text in ``path``."""
     if skipped:
         more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
         return f"nothing in {str(path)!r} can be read: {skipped[0]}{more}"
@@ -366,7 +366,7 @@ def _nothing(path: Path, files: list[Path], skipped: list[Skipped], left_out: st
 
 
 def _front(documents: Iterator[Document], limit: int | None) -> tuple[tuple[Document, ...], bool]:
-    """Return the first ``limit`` documents, each text once, and whether these are all."""
+    """Return the first ``limit`` documents with distinct texts, and whether these are all."""
     kept: dict[str, Document] = {}
     for document in documents:
         if document.text in kept:

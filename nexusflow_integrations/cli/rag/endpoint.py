@@ -1,4 +1,4 @@
-"""Where texts are embedded: the service where there is a key, else the embedded server."""
+"""Where texts are embedded: by the service if there is a key, else by the embedded server."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Endpoint:
     Attributes:
         base_url: Root of the API.
         api_key: The key.
-        dimensions: The size to ask for, or ``None``.
-        local_model: What the embedded server runs; ``None`` where this is the service.
+        dimensions: The size to request, or ``None``.
+        local_model: The model of the embedded server; ``None`` for the service.
     """
 
     base_url: str
@@ -40,9 +40,9 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """What decides a vector, fit for a file name: ``minilm-use-gated``, ``nexusflow.vip-512``.
+        """Identifies its vectors; safe in file names: ``minilm-use-gated``, ``nexusflow.vip-512``.
 
-        Vectors of endpoints of different names must not meet in one collection.
+        Vectors of endpoints with different names must not be mixed in one collection.
         """
         place = self.local_model or self.base_url.partition("://")[2].removesuffix("/v1")
         plain = "".join(char if char.isalnum() or char in ".-" else "-" for char in place)
@@ -50,7 +50,7 @@ class Endpoint:
 
 
 def has_key() -> bool:
-    """Tell whether ``NEXUSFLOW_API_KEY`` is set, which is what chooses the service."""
+    """Return whether ``NEXUSFLOW_API_KEY`` is set, which selects the service."""
     return bool(os.environ.get("NEXUSFLOW_API_KEY"))
 
 
@@ -58,17 +58,17 @@ def has_key() -> bool:
 def open_endpoint(
     *, local: bool | None = None, dimensions: int | None = None, model: str | None = None
 ) -> Iterator[Endpoint]:
-    """Yield the service, or the embedded server, which runs as long as the block.
+    """Yield the service, or the embedded server, which runs until the block ends.
 
     Args:
-        local: Whether to run the embedded server; ``None`` does so where there is no key.
-        dimensions: The size to ask for.
-        model: What the embedded server runs, one of ``nexusflow_integrations.local.MODELS``;
+        local: Whether to run the embedded server; ``None`` does so if there is no key.
+        dimensions: The size to request.
+        model: The model of the embedded server, one of ``nexusflow_integrations.local.MODELS``;
             default: the one for 16 languages.
 
     Raises:
-        ConfigurationError: A setting is impossible, or the service is wanted and there is no key.
-        ImportError: The embedded server is wanted and a package that it needs is missing.
+        ConfigurationError: A setting is invalid, or the service is selected and there is no key.
+        ImportError: The embedded server is selected and a package that it needs is missing.
     """
     check_dimensions(dimensions)
     if local is None:

@@ -1,4 +1,4 @@
-"""What is not a corpus: ``node_modules``, and what ``.gitignore`` names."""
+"""Files that are not part of a corpus: ``node_modules``, and what ``.gitignore`` excludes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _NEVER = frozenset({"node_modules"})
 class Ignored:
     """The rules for the files and folders under ``folder``.
 
-    They stand in its own ``.gitignore``, in those of its folders, and in those above it up to the
-    root of its repository. A folder that those above ignore was named on purpose: it has only its
-    own rules.
+    They are in its own ``.gitignore``, in those of its subfolders, and in those of its parents up
+    to the root of the repository. If a parent's rules ignore ``folder`` itself, it was named on
+    purpose, and only its own rules apply.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,7 +36,7 @@ class Ignored:
             self._root = folder
 
     def __call__(self, path: Path, *, is_folder: bool) -> bool:
-        """Tell whether ``path`` is left out; the folder that it is in is not."""
+        """Return whether ``path`` is left out; its parent folder must not be."""
         if path.name in _NEVER:
             return True
         path = path.resolve().parent / path.name if path.is_symlink() else path.resolve()
@@ -56,6 +56,6 @@ class Ignored:
             try:
                 lines = (folder / _FILE).read_text("utf-8", "replace").splitlines()
                 self._specs[folder] = self._parse(lines)
-            except (OSError, ValueError):  # none, or a pattern that is none
+            except (OSError, ValueError):  # no such file, or an invalid pattern
                 self._specs[folder] = None
         return self._specs[folder]

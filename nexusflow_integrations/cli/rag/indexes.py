@@ -1,7 +1,7 @@
-"""Indexes on disk: a folder each, with a Chroma folder and a description of what is in it.
+"""Indexes on disk: one folder each, with a Chroma folder and a description of its contents.
 
-``index.json`` names the Chroma folder that answers. A rebuilt one is made beside it, and takes its
-place when ``index.json`` is replaced: at any moment exactly one of the two answers.
+``index.json`` names the Chroma folder in use. A rebuild creates another one beside it, which takes
+over when ``index.json`` is replaced: exactly one of the two is in use at any moment.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class UnusableIndexError(Exception):
 
 @dataclass(frozen=True)
 class About:
-    """What an index holds.
+    """The description of an index.
 
     Attributes:
         corpus: ``stdlib``, ``topics``, or the absolute path of a folder or file.
         title: What the corpus is, for a reader.
-        frameworks: Short names of those that `ask` and `search` ask through by default.
+        frameworks: Short names of the frameworks that `ask` and `search` use by default.
         endpoint: Name of the endpoint that made the vectors.
-        local_model: What the embedded server ran, or ``None`` for the service.
+        local_model: The model of the embedded server, or ``None`` for the service.
         base_url: Root of the service's API; ``None`` for the embedded server.
-        dimensions: The size that was asked for, or ``None``.
-        documents: How many there are.
-        folder: Name of the Chroma folder that answers.
+        dimensions: The requested size, or ``None``.
+        documents: Number of documents.
+        folder: Name of the Chroma folder in use.
     """
 
     corpus: str
@@ -75,7 +75,7 @@ class Index:
 
     @property
     def chroma(self) -> Path:
-        """The folder of Chroma's ``PersistentClient`` that answers.
+        """The folder of Chroma's ``PersistentClient`` in use.
 
         Raises:
             UnusableIndexError: See ``about``.
@@ -90,13 +90,13 @@ class Index:
 
     @property
     def used(self) -> float:
-        """When it was used last, in seconds since 1970; 0 if it was never finished."""
+        """Time of last use, in seconds since 1970; 0 if it was never finished."""
         with suppress(OSError):
             return (self.directory / _ABOUT).stat().st_mtime
         return 0.0
 
     def about(self) -> About:
-        """Return what it holds.
+        """Return the description.
 
         Raises:
             UnusableIndexError: It was never finished, or its description is damaged.
@@ -118,7 +118,7 @@ class Index:
         )
 
     def described(self) -> About | None:
-        """Return what it holds, or ``None`` if it cannot be asked."""
+        """Return the description, or ``None`` if the index cannot be used."""
         try:
             return self.about()
         except UnusableIndexError:
@@ -161,10 +161,10 @@ class Index:
             ) from None
 
     def draft(self, *, fresh: bool) -> str:
-        """Return the name of the Chroma folder to write to, for whoever has it ``alone``.
+        """Return the name of the Chroma folder to write to; call it while holding ``alone``.
 
-        It is the one that answers; the one of a first run that was stopped; or, with ``fresh`` or
-        where the description is damaged, a new one.
+        It is the one in use; the one of a first run that was stopped; or, with ``fresh`` or a
+        damaged description, a new one.
         """
         folders = self._folders()
         last = _number(folders[-1]) if folders else 0
@@ -176,7 +176,7 @@ class Index:
         return folders[-1].name if stopped else f"{_PREFIX}{last + 1}"
 
     def describe(self, about: About) -> None:
-        """Write down what it holds, at once or not at all; remove what does not answer any more."""
+        """Write the description atomically; remove Chroma folders no longer in use."""
         self.directory.mkdir(parents=True, exist_ok=True)
         draft = self.directory / f"{_ABOUT}.{os.getpid()}"
         draft.write_text(json.dumps(asdict(about), ensure_ascii=False, indent=2), "utf-8")
@@ -184,12 +184,12 @@ class Index:
         self._clean(about.folder)
 
     def touch(self) -> None:
-        """Note that it was used, which makes it the one that is asked next."""
-        with suppress(OSError):  # of somebody else, or read-only: it can be asked all the same
+        """Record that it was used, which makes it the default of the next command."""
+        with suppress(OSError):  # owned by another user, or read-only: it can still be searched
             (self.directory / _ABOUT).touch()
 
     def remove(self) -> None:
-        """Delete its files, and its folder if there is nothing else in it.
+        """Delete its files, and its folder if nothing else is in it.
 
         Raises:
             UnusableIndexError: Another process is writing to it.
@@ -197,7 +197,7 @@ class Index:
         if not self.directory.is_dir():
             return
         with self.alone():
-            # First: without a description nobody asks it.
+            # First: without a description nobody uses it.
             (self.directory / _ABOUT).unlink(missing_ok=True)
             for folder in self._folders():
                 shutil.rmtree(folder)
@@ -212,7 +212,7 @@ class Index:
     def _clean(self, kept: str) -> None:
         for folder in self._folders():
             if folder.name != kept:
-                shutil.rmtree(folder, ignore_errors=True)  # where somebody reads it: next time
+                shutil.rmtree(folder, ignore_errors=True)  # if still in use: next time
 
 
 def _number(folder: Path) -> int:
@@ -227,9 +227,9 @@ class Indexes:
         self.folder = folder or default_path().parent / "indexes"
 
     def place(self, corpus: str, name: str, endpoint: Endpoint) -> Index:
-        """Return where the index of a corpus belongs, whether or not it is there yet.
+        """Return the index of a corpus, whether or not it exists yet.
 
-        Vectors of different models or sizes never meet: each has an index of its own.
+        Vectors of different models or sizes are never mixed: each has its own index.
 
         Args:
             corpus: ``stdlib``, ``topics`` or a path.
@@ -242,7 +242,7 @@ class Indexes:
         return Index(self.folder / f"{name}@{endpoint.name}")
 
     def all(self) -> list[Index]:
-        """Return all indexes, also those that cannot be asked; the one used last first."""
+        """Return all indexes, including unusable ones, most recently used first."""
         found = {
             file.parent
             for part in (_ABOUT, f"{_PREFIX}*")
@@ -251,11 +251,11 @@ class Indexes:
         return sorted(map(Index, found), key=lambda index: index.used, reverse=True)
 
     def find(self, name: str | None = None, near: Path | None = None) -> Index:
-        """Return the index whose name is, or begins with, ``name``.
+        """Return the index whose name equals or begins with ``name``.
 
-        Without a name it is the one of the folder ``near``: of the nearest folder that ``near`` is
-        in, else of one inside ``near``, else any. Of several the one used last; those that cannot
-        be asked are passed over.
+        Without a name, it is the index of the folder ``near``: of the nearest folder that contains
+        ``near``, else of one inside ``near``, else any. Of several, the most recently used one is
+        returned; unusable ones are skipped.
 
         Raises:
             UnusableIndexError: There is none, or several have this name.
@@ -279,7 +279,7 @@ class Indexes:
 
 
 def _nearness(corpus: str, near: Path | None) -> int:
-    """Return how near the folder ``corpus`` is to ``near``; 0 for not at all."""
+    """Return how close the folder ``corpus`` is to ``near``; 0 if unrelated."""
     if near is None or not os.path.isabs(corpus):
         return 0
     here, there = Path(os.path.realpath(near)), Path(corpus)

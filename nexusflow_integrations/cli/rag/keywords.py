@@ -1,6 +1,6 @@
 """BM25, the baseline without a model: `bm25s`, with English stop words and stems.
 
-Chinese is written without blanks, so its characters are taken in pairs, the usual baseline.
+Chinese is written without blanks, so its characters are indexed in pairs, as is usual.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Keywords:
     def search(self, question: str, k: int) -> list[Passage]:
         """Return the ``k`` best documents that share a word with the question, best first.
 
-        The score is BM25's: from 0 up, without a unit, not comparable between questions.
+        The score is BM25's: at least 0, without a unit, not comparable between questions.
         """
         tokens = self._tokens([question])
         known = [[token for token in tokens[0] if token in self._index.vocab_dict]]

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 
 PASSAGE_CHARACTERS = 800
-"""A few hundred tokens: enough to answer from, and little enough to be about one thing."""
+"""A few hundred tokens: long enough to answer a question, short enough to have one topic."""
 
 _SENTENCE_END = re.compile(
-    # English: white space behind a stop, and behind the quote or bracket that closes after it.
+    # English: white space after a full stop and any closing quote or bracket.
     r"(?:(?<=[.!?])|(?<=[.!?][\"'”’)]))(?<!e\.g\.)(?<!i\.e\.)\s+"
     # Chinese: no white space.
     r"|(?<=[。！？])(?![”’）])|(?<=[。！？][”’）])"
@@ -20,7 +20,7 @@ _HEADING = re.compile(r"#{1,6}\s+(\S.*?)\s*#*$")
 def sentences(text: str) -> list[str]:
     """Return the sentences of English or Chinese prose, each on one line.
 
-    An empty line ends a sentence as well, so a heading stands for itself.
+    An empty line also ends a sentence, so a heading is a sentence of its own.
     """
     found = []
     for paragraph in re.split(r"\n\s*\n", text):
@@ -32,7 +32,7 @@ def sentences(text: str) -> list[str]:
 def first_part(text: str, most: int) -> str:
     """Return the first sentences of ``text``, at most ``most`` characters, on one line.
 
-    A first sentence that is longer than that is cut after a word.
+    If the first sentence is longer, it is cut after a word.
     """
     kept = ""
     for sentence in sentences(text):
@@ -47,9 +47,9 @@ def first_part(text: str, most: int) -> str:
 
 
 def cut(text: str, most: int = PASSAGE_CHARACTERS) -> Iterator[tuple[int, str]]:
-    """Cut ``text`` into passages of whole paragraphs, where they fit into ``most`` characters.
+    """Cut ``text`` into passages of at most ``most`` characters, of whole paragraphs if they fit.
 
-    A Markdown heading begins a new passage and stands before every passage under it.
+    A Markdown heading starts a new passage and is repeated in every passage under it.
 
     Yields:
         The number of the passage's first line, counted from 1, and the passage.
@@ -94,7 +94,7 @@ def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _pieces(paragraph: str, most: int) -> Iterator[str]:
-    """Cut a paragraph that is too long after a sentence, else after a word, else anywhere."""
+    """Cut a paragraph that is too long: after a sentence, else after a word, else anywhere."""
     while len(paragraph) > most:
         ends = [match.end() for match in _SENTENCE_END.finditer(paragraph, 0, most)]
         at = ends[-1] if ends else paragraph.rfind(" ", 1, most) + 1 or most

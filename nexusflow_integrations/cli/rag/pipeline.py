@@ -1,4 +1,4 @@
-"""What a pipeline is, whichever framework it is made of; `collection` fills what it reads."""
+"""The interface of a pipeline, for all frameworks; `collection` fills the collection it reads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Passage:
         text: Its text.
         source: Where it comes from.
         url: Where to read on, or an empty string.
-        score: How near it is; from a pipeline the cosine, from -1 to 1.
+        score: Similarity; from a pipeline the cosine, from -1 to 1.
     """
 
     text: str
@@ -31,7 +31,7 @@ class Passage:
 
     @classmethod
     def of(cls, document: Document, score: float) -> Passage:
-        """Return ``document`` as found with ``score``."""
+        """Return ``document`` as a passage with ``score``."""
         return cls(document.text, document.source, document.url, score)
 
 
@@ -47,25 +47,25 @@ class Chat:
 class Pipeline(Protocol):
     """Search and answer, the same in every framework.
 
-    The three implementations differ in nothing but the framework's words, so that one who knows
-    one of them can read the others. All three read the same collection.
+    The three implementations differ only in the framework's API, so that anyone who knows one of
+    them can read the others. All three read the same collection.
     """
 
     framework: str
-    """The framework's name, as it writes itself."""
+    """The framework's name, in its own spelling."""
 
     def search(self, question: str, k: int) -> list[Passage]:
         """Embed the question and return the ``k`` nearest passages, nearest first."""
 
     def write(self, question: str, passages: Sequence[Passage], chat: Chat) -> Iterator[str]:
-        """Have a chat model write the answer; yields it piece by piece."""
+        """Let a chat model write the answer; yields it piece by piece."""
 
 
 COLLECTION = "passages"
 """Name of the one Chroma collection of an index."""
 
 FRAMEWORKS = {"langchain": "LangChain", "llama-index": "LlamaIndex", "chroma": "Chroma"}
-"""Short name -> the name that the framework writes itself."""
+"""Short name to the framework's name in its own spelling."""
 
 
 def open_pipeline(framework: str, directory: Path, endpoint: Endpoint, **settings: Any) -> Pipeline:

@@ -1,8 +1,8 @@
-"""Fixed questions about the standard library, with the answers that are accepted for each.
+"""Fixed questions about the standard library, each with its accepted answers.
 
-They were written in everyday words before any score was seen, and are not changed to win: a
-question that every method misses stays. Some are one keyword away from their answer, which is
-where BM25 is at its best, others share no word with it.
+They were written in everyday words before any score was measured, and are not tuned: a question
+that every method misses stays. Some contain a keyword of their answer, which suits BM25; others
+share no word with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Question:
 
     Attributes:
         text: What is asked.
-        accepted: Regular expression that the whole name of a right answer matches.
+        accepted: Regular expression that must match the whole name of a correct answer.
         language: ISO 639-1 code.
     """
 
@@ -27,7 +27,7 @@ class Question:
     language: Literal["en", "zh"] = "en"
 
     def accepts(self, source: str) -> bool:
-        """Tell whether ``source``, a dotted name, is one of the right answers."""
+        """Return whether ``source``, a dotted name, is a correct answer."""
         return re.fullmatch(self.accepted, source) is not None
 
 

@@ -1,4 +1,4 @@
-"""An index brought up to date and asked, with what it cost: what the commands have in common."""
+"""Updating and searching an index, and counting the cost: shared by the commands."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ChatError(Exception):
 
 
 class Meter:
-    """Adds up what calls cost; hand it to ``on_usage``."""
+    """Adds up the usage of calls; pass it as ``on_usage``."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -93,19 +93,19 @@ class Session:
         fresh: bool = False,
         progress: Callable[[int, Usage], object] = lambda _, __: None,
     ) -> Updated:
-        """Make the index hold ``corpus``, paying only for what it lacks.
+        """Update the index to match ``corpus``, paying only for new passages.
 
-        Whatever breaks off, the index answers at least as well as before.
+        After any failure, the index answers at least as well as before.
 
         Args:
             corpus: What to index. If a limit cut it off, nothing is removed.
             source: ``stdlib``, ``topics`` or an absolute path.
-            fresh: Build it anew beside the one that answers until then.
-            progress: Called with the passages done since the last time, and the cost so far.
+            fresh: Rebuild it beside the one that stays in use until then.
+            progress: Called with the passages done since the last call, and the cost so far.
 
         Raises:
             UnusableIndexError: Another process is writing to it, or it is damaged.
-            NexusFlowError: Embedding or writing cannot go on.
+            NexusFlowError: Embedding or writing failed.
         """
         began = time.perf_counter()
         with self.index.alone():
@@ -145,7 +145,7 @@ class Session:
         )
 
     def _replaced(self) -> dict[str, Document]:
-        """Return what the index holds that is about to be replaced, as far as it can be read."""
+        """Return the documents of the index about to be replaced, as far as it can be read."""
         about = self.index.described()
         if about is None:
             return {}
@@ -155,7 +155,7 @@ class Session:
             return {}
 
     def open(self, framework: str) -> Pipeline:
-        """Import a framework and open the index through it, the first time."""
+        """Import a framework and open the index with it, once."""
         if framework not in self.pipelines:
             with self._sound():
                 self.pipelines[framework] = open_pipeline(
@@ -168,7 +168,7 @@ class Session:
         return self.pipelines[framework]
 
     def search(self, framework: str, question: str, k: int) -> Found:
-        """Return what a framework finds."""
+        """Search with a framework."""
         pipeline = self.open(framework)
         began = time.perf_counter()
         with self._sound():
@@ -176,13 +176,13 @@ class Session:
         return Found(framework, passages, time.perf_counter() - began)
 
     def documents(self) -> list[Document]:
-        """Return what the index holds."""
+        """Return the documents of the index."""
         with self._sound():
             return list(stored(open_to_read(self.index.chroma)).values())
 
     @contextmanager
     def _sound(self) -> Iterator[None]:
-        """Name the index where Chroma cannot read it."""
+        """Turn errors of an unreadable Chroma folder into errors that name the index."""
         try:
             with reading():
                 yield
@@ -194,7 +194,7 @@ class Session:
                 f" {_CLASS.sub('', str(error))}"
             ) from None
         except ConfigurationError as error:
-            # Who asks for it by a command knows no collections.
+            # Users of the command do not know about collections.
             said, found, _ = str(error).partition(_ANOTHER)
             if not found:
                 raise
@@ -214,10 +214,10 @@ class Session:
         return quote(question, passages, client)
 
     def write(self, found: Found, question: str, chat: Chat) -> Iterator[str]:
-        """Have a chat model answer through the framework that found the passages.
+        """Let a chat model answer, with the framework that found the passages.
 
         Raises:
-            ChatError: It did not.
+            ChatError: It did not answer.
             ImportError: The framework's chat class is not installed.
         """
         try:
@@ -228,7 +228,7 @@ class Session:
             reason = clean(str(error), [chat.api_key], 300)
         else:
             return
-        # Not from within the handler: the frames of an SDK hold the key.
+        # Outside the handler: the frames of an SDK hold the key.
         raise ChatError(f"the chat model {chat.model} did not answer: {reason}")
 
     def usage(self) -> Usage:
@@ -248,11 +248,11 @@ def session(
 ) -> Iterator[Session]:
     """Open the endpoint for as long as the block runs.
 
-    With the service, vectors are remembered in the user's cache. With the embedded server, which
-    costs nothing and has another port each time, they are not.
+    With the service, vectors are stored in the user's cache. With the embedded server, which is
+    free and has a different port each time, they are not.
 
     Args:
-        place: Says where the index of an endpoint is.
+        place: Returns the index of an endpoint.
         frameworks: Short names.
         local, dimensions, model: As for ``open_endpoint``.
         budget: The most that updating the index may cost.
@@ -265,19 +265,19 @@ def session(
 
 @contextmanager
 def reopened(index: Index, frameworks: Sequence[str] = ()) -> Iterator[Session]:
-    """Open an index with what made it.
+    """Open an index with the endpoint that made it.
 
     Args:
         index: A finished index.
-        frameworks: Which to ask; default: the first that it was made with.
+        frameworks: The frameworks to use; default: the first one it was made with.
 
     Raises:
-        ConfigurationError: It was made through the service, and there is no key or the endpoint is
-            another one now.
+        ConfigurationError: It was made with the service, and there is no key or the endpoint has
+            changed.
     """
     about = index.about()
     if about.base_url is not None and about.base_url != resolve_base_url():
-        # What stands in a file must not decide where the key is sent.
+        # The contents of a file must not decide where the key is sent.
         raise ConfigurationError(
             f"the index {index.name!r} was made at {about.base_url}, and the endpoint is"
             f" {resolve_base_url()} now: set NEXUSFLOW_BASE_URL to ask it"
@@ -297,9 +297,9 @@ def reopened(index: Index, frameworks: Sequence[str] = ()) -> Iterator[Session]:
 
 
 def agree(found: Sequence[Found]) -> bool:
-    """Tell whether all frameworks found the same passages with the same scores.
+    """Return whether all frameworks found the same passages with the same scores.
 
-    Scores count as the same within 0.001; passages whose scores are that near may change places.
+    Scores count as equal within 0.001; passages with equal scores may be in any order.
     """
     first, *others = found
     return all(
@@ -319,7 +319,7 @@ CUTS = (1, 3, 5)
 def hit_rates(
     questions: Sequence[Question], search: Callable[[str, int], Sequence[Passage]]
 ) -> tuple[float, ...]:
-    """Return the share of questions with an accepted answer among the first 1, 3 and 5 hits."""
+    """Return hit@1, hit@3 and hit@5: the share of questions with an accepted answer among these."""
     hits = [0] * len(CUTS)
     for question in questions:
         sources = [passage.source for passage in search(question.text, max(CUTS))]

@@ -34,7 +34,7 @@ class ChromaPipeline:
         client = chromadb.PersistentClient(
             str(directory), settings=Settings(anonymized_telemetry=False, is_persistent=True)
         )
-        # Chroma's signature wants a function of texts and images alike; ours is of texts.
+        # Chroma's signature expects a function of texts and images; ours accepts only texts.
         embedding_function: Any = NexusFlowEmbeddingFunction(**settings)
         self._collection = client.get_collection(COLLECTION, embedding_function=embedding_function)
 
@@ -51,7 +51,7 @@ class ChromaPipeline:
         ]
 
     def write(self, question: str, passages: Sequence[Passage], chat: Chat) -> Iterator[str]:
-        """Have a chat model write the answer; yields it piece by piece."""
+        """Let a chat model write the answer; yields it piece by piece."""
         with needed("An answer written by a chat model", "openai", install="openai"):
             from openai import OpenAI
 

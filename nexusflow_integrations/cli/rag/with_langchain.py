@@ -58,7 +58,7 @@ class LangChainPipeline:
         ]
 
     def write(self, question: str, passages: Sequence[Passage], chat: Chat) -> Iterator[str]:
-        """Have a chat model write the answer; yields it piece by piece."""
+        """Let a chat model write the answer; yields it piece by piece."""
         with needed(
             "An answer written through LangChain", "langchain_openai", install="langchain-openai"
         ):

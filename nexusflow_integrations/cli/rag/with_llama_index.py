@@ -43,8 +43,8 @@ class LlamaIndexPipeline:
         self._index = VectorStoreIndex.from_vector_store(
             ChromaVectorStore(chroma_collection=collection),
             embed_model=embed_model,
-            # LlamaIndex's own first step would be a splitter, which loads a tokenizer, and
-            # downloads it where TIKTOKEN_CACHE_DIR names a folder without.
+            # LlamaIndex's default first step is a splitter, which loads a tokenizer, or downloads
+            # it if TIKTOKEN_CACHE_DIR names a folder without one.
             transformations=[embed_model],
         )
 
@@ -55,14 +55,14 @@ class LlamaIndexPipeline:
                 found.node.get_content(),
                 found.metadata["source"],
                 found.metadata["url"],
-                # The store makes exp(-distance) of Chroma's distance; this makes a cosine of it.
+                # The store returns exp(-distance); this converts it to a cosine.
                 score=1 + math.log(found.get_score(raise_error=True)),
             )
             for found in self._index.as_retriever(similarity_top_k=k).retrieve(question)
         ]
 
     def write(self, question: str, passages: Sequence[Passage], chat: Chat) -> Iterator[str]:
-        """Have a chat model write the answer; yields it piece by piece."""
+        """Let a chat model write the answer; yields it piece by piece."""
         from llama_index.core.llms import ChatMessage
 
         with needed(
