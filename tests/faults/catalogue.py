@@ -82,6 +82,7 @@ DEFAULTS: Mapping[str, Any] = {
     "max_retries": 2,
     "timeout": 30.0,
     "deadline": 60.0,
+    "on_too_long": "send",  # some faults need a large body
 }
 # For faults that only a timeout ends.
 IMPATIENT: Mapping[str, Any] = {"timeout": 0.3, "deadline": 20.0, "max_retries": 1}

@@ -86,7 +86,7 @@ async def test_f121_cancelled_while_a_large_body_is_being_sent(server: Any) -> N
     from faults.server import at
 
     server.script = script(at("headers")(hold))  # the body is not read
-    client = client_of(server)
+    client = client_of(server, on_too_long="send")
     task = asyncio.ensure_future(client.aembed(["漢" * 8_000_00]))
     await auntil(lambda: len(server.requests) == 1)
     await cancelled(task)

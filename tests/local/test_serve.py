@@ -38,9 +38,9 @@ def test_it_says_where_it_serves_and_what_it_runs_and_ends_cleanly_on_ctrl_c(
     process, said = serving
     found = re.search(r"http://127\.0\.0\.1:\d+/v1", said)
     assert found
-    assert "It runs hash" in said
+    assert "Model: hash" in said
     assert "NOT semantic" in said
-    assert "text-embedding-v4, which it is not" in said
+    assert "a local stand-in for text-embedding-v4" in said
     assert "sk-air-one" not in said
     answer = httpx.post(
         f"{found[0]}/embeddings",

@@ -9,7 +9,7 @@ import logging
 import random
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -232,8 +232,11 @@ def failure_of(run: Run) -> str | None:
     return None
 
 
-def failures(seeds: Iterable[int]) -> Iterator[tuple[int, str | None]]:
-    """Run ``seeds`` one by one; yield each with a report if it violates an invariant."""
+def failures(seeds: Iterable[int]) -> Generator[tuple[int, str | None], None, None]:
+    """Run ``seeds`` one by one; yield each with a report if it violates an invariant.
+
+    Logging is off until it is closed.
+    """
     with undisturbed() as folder:
         for number, seed in enumerate(seeds):
             if number % 100 == 99:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from .mutants import MUTANTS, Mutant
@@ -13,5 +15,5 @@ ENOUGH = 1000
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.what)
 def test_it_notices_that(mutant: Mutant) -> None:
-    with mutant.living():
-        assert any(report for _, report in failures(range(ENOUGH)))
+    with mutant.living(), closing(failures(range(ENOUGH))) as runs:
+        assert any(report for _, report in runs)
