@@ -51,6 +51,7 @@ def key() -> str:
 @pytest.fixture(scope="session")
 def running_server() -> Iterator[LocalServer]:
     """The server itself, with the counts of all tests."""
+    pytest.importorskip("starlette", reason="the local server needs it")
     from nexusflow_integrations.local import LocalServer
 
     with LocalServer("hash", api_key=KEY, record_texts=True) as server:

@@ -278,6 +278,7 @@ def test_what_the_server_finds_too_long_is_truncated_further(upstream: Upstream)
 
 @pytest.fixture(scope="module", params=["refuse", "truncate"])
 def local(request: pytest.FixtureRequest) -> Iterator[LocalServer]:
+    pytest.importorskip("starlette", reason="the local server needs it")
     with LocalServer("hash", too_long=request.param) as server:
         yield server
 
@@ -305,5 +306,6 @@ def test_the_local_server_refuses_or_truncates(local: LocalServer) -> None:
 
 
 def test_the_local_server_knows_no_other_way() -> None:
+    pytest.importorskip("starlette", reason="the local server needs it")
     with pytest.raises(ValueError, match="too_long must be 'refuse' or 'truncate'"):
         LocalServer("hash", too_long="split")  # type: ignore[arg-type]
