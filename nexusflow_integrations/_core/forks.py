@@ -20,7 +20,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from types import MethodType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations.errors import ConfigurationError
@@ -35,6 +35,15 @@ Resume = Callable[[], object]
 F = TypeVar("F", bound=Callable[..., object])
 
 
+def _method_of(function: Callable[..., object], owner: weakref.ref[object]) -> Callable[[], Any]:
+    # Not a WeakMethod: its callback raises if both die at once, as they do when Python ends.
+    def find() -> Any:
+        one = owner()
+        return None if one is None else MethodType(function, one)
+
+    return find
+
+
 class _Hooks(Generic[F]):
     """Registered functions, in order; methods are dropped when their object is collected."""
 
@@ -46,7 +55,9 @@ class _Hooks(Generic[F]):
         number = next(self._numbers)
         if isinstance(function, MethodType):
             forget = lambda _: self._finders.pop(number, None)  # noqa: E731
-            self._finders[number] = weakref.WeakMethod(function, forget)
+            self._finders[number] = _method_of(
+                function.__func__, weakref.ref(function.__self__, forget)
+            )
         else:
             self._finders[number] = lambda: function
 
