@@ -92,6 +92,7 @@ def copy_collection(
     embedding_function: NexusFlowEmbeddingFunction | None = None,
     *,
     exchange: Exchange = True,
+    replace: bool = False,
     configuration: CreateCollectionConfiguration | None = None,
     dry_run: bool = False,
     progress: Callable[[int], object] | None = None,
@@ -117,11 +118,12 @@ def copy_collection(
     Args:
         client: Any of Chroma's synchronous clients.
         source: Name of the collection to copy.
-        target: Name of the copy. If the collection exists, it must match ``embedding_function``;
-            documents that the source does not have are removed from it.
+        target: Name of the copy. If the collection exists, it must match ``embedding_function``.
         embedding_function: The function that the copy stores and uses. Default: that of the source.
         exchange: Whether to exchange the names. If documents were left out, they are exchanged only
             with ``"anyway"``.
+        replace: Remove from an existing target what the source does not have, and write over
+            documents that differ. Default: a target with such documents is refused.
         configuration: Chroma's configuration for a new copy. Default: that of the source.
         dry_run: Only report what would be done and what it would cost; nothing is sent or written.
         progress: Called with the number of documents done since the last call.
@@ -133,14 +135,23 @@ def copy_collection(
 
     Raises:
         chromadb.errors.NotFoundError: There is no collection ``source``.
-        ConfigurationError: ``target`` has another model, size or service, or the source's embedding
-            function is not NexusFlow's and none is given.
+        ConfigurationError: ``target`` has another model, size or service, or documents that the
+            source does not have, or the source's embedding function is not NexusFlow's and none is
+            given.
         CollectionError: A collection cannot be read or written, another process writes to the
             folder, or the source changes as fast as it is read.
         NexusFlowError: Embedding failed.
     """
     work = _Work(
-        client, source, target, embedding_function, exchange, configuration, progress, slice_size
+        client,
+        source,
+        target,
+        embedding_function,
+        exchange,
+        replace,
+        configuration,
+        progress,
+        slice_size,
     )
     timeout = check_timeout(store_timeout, work.deadline)
     calls = Calls(None, timeout)
@@ -182,6 +193,7 @@ async def acopy_collection(
     embedding_function: NexusFlowEmbeddingFunction | None = None,
     *,
     exchange: Exchange = True,
+    replace: bool = False,
     configuration: CreateCollectionConfiguration | None = None,
     dry_run: bool = False,
     progress: Callable[[int], object] | None = None,
@@ -192,7 +204,15 @@ async def acopy_collection(
 ) -> Copied:
     """Copy like ``copy_collection``, with an ``AsyncHttpClient``."""
     work = _Work(
-        client, source, target, embedding_function, exchange, configuration, progress, slice_size
+        client,
+        source,
+        target,
+        embedding_function,
+        exchange,
+        replace,
+        configuration,
+        progress,
+        slice_size,
     )
     timeout = check_timeout(store_timeout, work.deadline)
     calls = AsyncCalls(None, timeout)
@@ -237,6 +257,7 @@ class _Work:
     target_name: str
     given: NexusFlowEmbeddingFunction | None
     wanted: Exchange
+    replace: bool
     configuration: CreateCollectionConfiguration | None
     progress: Callable[[int], object] | None
     size: int
@@ -280,6 +301,8 @@ class _Work:
                 self.is_done = True
                 return
             fitting(self.target, self._function)
+            if not self.replace:
+                yield from self._refuse_others()
         elif not create:
             return
         fields: dict[str, Any] = {"name": self.target_name}
@@ -293,6 +316,26 @@ class _Work:
         fields["embedding_function"] = self._function
         self.target = yield Step("opening the copy", method, fields)
         fitting(self.target, self._function)
+
+    def _refuse_others(self) -> Plan[None]:
+        """Refuse a target with documents that the source does not have.
+
+        Raises:
+            ConfigurationError: It has some; nothing was changed.
+        """
+        offset = others = 0
+        while ids := (page := (yield _page(self.target, offset, self.size, _TEXTS)))["ids"]:
+            found = yield _get(self.source, ids, _TEXTS)
+            texts = dict(zip(found["ids"], found["documents"], strict=True))
+            stored = zip(ids, page["documents"], strict=True)
+            others += sum(name not in texts or texts[name] != text for name, text in stored)
+            offset += len(ids)
+        if others:
+            raise ConfigurationError(
+                f"collection {self.target_name!r} has {others} documents that"
+                f" {self.source_name!r} does not have, and a copy would remove them: name another"
+                " target, or allow it with replace=True"
+            )
 
     def embedder(self) -> Embedder:
         """Return the embedder of the documents."""

@@ -239,13 +239,28 @@ def test_a_budget_that_runs_out_leaves_the_old_one_and_the_next_run_pays_for_the
     assert server.stats.texts == 400
 
 
+def test_a_target_with_other_documents_is_left_alone_unless_it_may_be_replaced(
+    client: Any, make: Make, server: LocalServer
+) -> None:
+    filled(client, make, 3)
+    other = open_collection(client, "docs-2", make())
+    add_documents(other, ids=["id0", "x"], documents=["of another", "of another, too"])
+    before = content(client, "docs-2")
+    for dry_run in (True, False):
+        with pytest.raises(ConfigurationError, match="'docs-2' has 2 documents that 'docs' does"):
+            copy_collection(client, "docs", "docs-2", dry_run=dry_run)
+    assert content(client, "docs-2") == before
+    done = copy_collection(client, "docs", "docs-2", replace=True)
+    assert (done.copied, done.removed, done.exchanged) == (3, 1, True)
+
+
 def test_the_target_follows_what_changed_in_the_source_meanwhile(client: Any, make: Make) -> None:
     collection = filled(client, make, 10)
     copy_collection(client, "docs", "docs-2", make(dimensions=128), exchange=False)
     documents = {**numbered(9), "metadatas": [{"m": 1}] * 9}
     documents["documents"][3] = "a new text"
     sync_documents(collection, **documents)
-    done = copy_collection(client, "docs", "docs-2", make(dimensions=128))
+    done = copy_collection(client, "docs", "docs-2", make(dimensions=128), replace=True)
     assert (done.embedded, done.removed) == (9, 1)
     assert done.usage.texts == 1 + 3  # with the three that are compared
     assert content(client, "docs") == {
