@@ -204,7 +204,8 @@ def _check_lists(columns: Sequence[Any]) -> None:
 
 
 def _may_remove(run: Run, remove: Remove) -> bool:
-    return bool(remove) and run.may_remove and (run.read > 0 or remove == "all")
+    kept = run.added + run.changed + run.unchanged  # none: the source was empty, or unusable
+    return bool(remove) and run.may_remove and (kept > 0 or remove == "all")
 
 
 def _synced(run: Run, usage: Usage) -> Synced:

@@ -104,6 +104,19 @@ def test_an_empty_source_removes_nothing_unless_all_is_said(
     assert done.removed == 3 - left
 
 
+@pytest.mark.parametrize(("remove", "left"), [(True, 3), ("all", 0)])
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_source_of_blank_texts_removes_nothing_unless_all_is_said(
+    collection: Any, remove: Any, left: int, dry_run: bool
+) -> None:
+    sync_documents(collection, **numbered(3))
+    blank = {"ids": ["x", "y"], "documents": ["", " "]}
+    done = sync_documents(collection, **blank, remove=remove, dry_run=dry_run)
+    assert [item.reason for item in done.left_out] == ["blank"] * 2
+    assert done.removed == 3 - left
+    assert collection.count() == (3 if dry_run else left)
+
+
 def test_without_remove_what_is_gone_stays(collection: Any) -> None:
     sync_documents(collection, **numbered(3))
     assert sync_documents(collection, **numbered(1), remove=False).removed == 0
