@@ -217,6 +217,14 @@ def test_a_limit_that_cuts_something_off_is_known(tmp_path: Path) -> None:
     assert corpus.folder(tmp_path, 2).complete
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_named_pipe_is_left_out_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "a.txt").write_text("red pandas sleep in trees")
+    found = corpus.load(str(tmp_path))
+    assert found.skipped == (Skipped("pipe.txt", "not a regular file"),)
+
+
 def test_the_reason_why_nothing_was_found_is_the_real_one(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="there is no file or folder"):
         corpus.load(str(tmp_path / "gone"))

@@ -140,7 +140,7 @@ def test_the_index_of_the_folder_one_is_in_comes_first(indexes: Indexes, tmp_pat
         "else": "else@x",
         "nowhere": "stdlib@x",
         "workshop": "stdlib@x",
-        ".": "else@x",  # all three are inside
+        ".": "stdlib@x",  # in none of them
     }.items():
         assert indexes.find(None, base / near).name == name, near
 

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import os
 import re
+import stat
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -318,7 +319,11 @@ def _file_passages(files: list[Path], base: Path, skipped: list[Skipped]) -> Ite
 def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
     """Return the text of a file; if there is none, add the reason to ``skipped``."""
     try:
-        if file.stat().st_size > _LARGEST_FILE:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # to read a named pipe would wait for ever
+            skipped.append(Skipped(source, "not a regular file"))
+            return None
+        if status.st_size > _LARGEST_FILE:
             skipped.append(Skipped(source, f"larger than {_LARGEST_FILE // 1_000_000} MB"))
             return None
         data = file.read_bytes()

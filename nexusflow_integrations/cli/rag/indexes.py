@@ -285,4 +285,4 @@ def _nearness(corpus: str, near: Path | None) -> int:
     here, there = Path(os.path.realpath(near)), Path(corpus)
     if here == there or there in here.parents:
         return 1 + len(there.parts)
-    return 1 if here in there.parents else 0
+    return 0
