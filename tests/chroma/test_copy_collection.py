@@ -247,7 +247,9 @@ def test_a_target_with_other_documents_is_left_alone_unless_it_may_be_replaced(
     add_documents(other, ids=["id0", "x"], documents=["of another", "of another, too"])
     before = content(client, "docs-2")
     for dry_run in (True, False):
-        with pytest.raises(ConfigurationError, match="'docs-2' has 2 documents that 'docs' does"):
+        with pytest.raises(
+            errors.ConfigurationError, match="'docs-2' has 2 documents that 'docs' does"
+        ):
             copy_collection(client, "docs", "docs-2", dry_run=dry_run)
     assert content(client, "docs-2") == before
     done = copy_collection(client, "docs", "docs-2", replace=True)
