@@ -93,6 +93,7 @@ def copy_collection(
     *,
     exchange: Exchange = True,
     replace: bool = False,
+    embed_again: bool = False,
     configuration: CreateCollectionConfiguration | None = None,
     dry_run: bool = False,
     progress: Callable[[int], object] | None = None,
@@ -124,6 +125,8 @@ def copy_collection(
             with ``"anyway"``.
         replace: Remove from an existing target what the source does not have, and write over
             documents that differ. Default: a target with such documents is refused.
+        embed_again: Embed the documents again although the vectors could be copied: the service
+            has changed its model. Clear the cache first; each complete call embeds all of them.
         configuration: Chroma's configuration for a new copy. Default: that of the source.
         dry_run: Only report what would be done and what it would cost; nothing is sent or written.
         progress: Called with the number of documents done since the last call.
@@ -149,6 +152,7 @@ def copy_collection(
         embedding_function,
         exchange,
         replace,
+        embed_again,
         configuration,
         progress,
         slice_size,
@@ -194,6 +198,7 @@ async def acopy_collection(
     *,
     exchange: Exchange = True,
     replace: bool = False,
+    embed_again: bool = False,
     configuration: CreateCollectionConfiguration | None = None,
     dry_run: bool = False,
     progress: Callable[[int], object] | None = None,
@@ -210,6 +215,7 @@ async def acopy_collection(
         embedding_function,
         exchange,
         replace,
+        embed_again,
         configuration,
         progress,
         slice_size,
@@ -258,6 +264,7 @@ class _Work:
     given: NexusFlowEmbeddingFunction | None
     wanted: Exchange
     replace: bool
+    embed_again: bool
     configuration: CreateCollectionConfiguration | None
     progress: Callable[[int], object] | None
     size: int
@@ -294,7 +301,7 @@ class _Work:
         self.source = yield from find(self.client, self.source_name)
         self.target = yield from look_up(self.client, self.target_name)
         self._function = self.given or fitting(self.source, None)
-        self.same = same_space(self.source, self._function)
+        self.same = not self.embed_again and same_space(self.source, self._function)
         self.size = min(self.size, (yield Step("reading", self.client.get_max_batch_size, {})))
         if self.target is not None:
             if self.wanted and self.same and not same_space(self.target, self._function):

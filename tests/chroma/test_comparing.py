@@ -18,6 +18,7 @@ from nexusflow_integrations.chroma_collections import (
     aadd_documents,
     add_documents,
     aopen_collection,
+    copy_collection,
     open_collection,
     sync_documents,
     verifying,
@@ -106,6 +107,17 @@ def test_a_service_that_changed_its_vectors_is_found_before_anything_is_mixed(
         write(collection, **numbered(40))
     assert (collection.count(), service.requests - before) == (20, 1)
     assert caught.value.finished == {}
+
+
+def test_a_collection_moves_to_the_vectors_of_a_service_that_changed(
+    client: Any, service: Service
+) -> None:
+    add_documents(open_collection(client, "docs", service.function()), **numbered(20))
+    service.change = CHANGED["cut and of unit length again"]
+    done = copy_collection(client, "docs", "docs-2", service.function(), embed_again=True)
+    assert (done.embedded, done.copied, done.exchanged) == (20, 0, True)
+    collection = open_collection(client, "docs", service.function(), verify=True)
+    assert add_documents(collection, **numbered(40)).added == 20
 
 
 @pytest.mark.parametrize("change", SAME)
