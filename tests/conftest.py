@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import enum
+import logging
 import math
 import shutil
 import signal
@@ -319,3 +320,12 @@ def vector() -> Callable[..., np.ndarray]:
         return np.arange(number, number + size, dtype=np.float32)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_on() -> None:
+    """Undo what an earlier test of this process may have left, so that records can be read."""
+    logging.disable(logging.NOTSET)
+    logger = logging.getLogger("nexusflow_integrations")
+    logger.disabled, logger.propagate = False, True
+    logger.setLevel(logging.NOTSET)
