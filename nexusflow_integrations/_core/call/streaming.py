@@ -166,6 +166,7 @@ class Stream:
         self._ordered = ordered
         self._running: deque[_Running] = deque()
         self._stop = Stop()
+        self._background: BackgroundLoop | None = None
 
     def results(self, texts: Iterable[str]) -> Generator[Embedded, None, None]:
         """Yield each text's result; reads texts and waits for results in this thread."""
@@ -248,6 +249,7 @@ class Stream:
         future: Future[CallResults] = Future()
         if chunk.texts:
             background, work = self._start(chunk.texts, ledger, stop=self._stop)
+            self._background = background
             cancel = LoopCall(background, work, partial(_settle, future)).cancel
             self._running.append(_Running(chunk, future, ledger, cancel))
         else:
@@ -267,7 +269,9 @@ class Stream:
         return self._running.popleft()
 
     def _abandon(self) -> None:
-        # The last first: waiting calls would otherwise send as soon as earlier ones stop.
+        if self._background is not None and self._running:
+            # First: what a cancelled call leaves free must not go to one that is cancelled next.
+            self._background.call_soon(self._stop.request)
         for one in reversed(self._running):
             one.cancel()
         for one in reversed(self._running):
