@@ -272,9 +272,9 @@ class Stream:
         if self._background is not None and self._running:
             # First: what a cancelled call leaves free must not go to one that is cancelled next.
             self._background.call_soon(self._stop.request)
-        for one in reversed(self._running):
+        for one in self._running:
             one.cancel()
-        for one in reversed(self._running):
+        for one in self._running:
             self._report(one.ledger)
 
     def _rescued(self, error: NexusFlowError, failed: _Running) -> NexusFlowError:
