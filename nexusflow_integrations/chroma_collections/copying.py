@@ -331,8 +331,8 @@ class _Work:
             ConfigurationError: It has some; nothing was changed.
         """
         offset = others = 0
-        while ids := (page := (yield _page(self.target, offset, self.size, _TEXTS)))["ids"]:
-            found = yield _get(self.source, ids, _TEXTS)
+        while ids := (page := (yield _page(self.target, offset, PAGE, ["documents"])))["ids"]:
+            found = yield _get(self.source, ids, ["documents"])
             texts = dict(zip(found["ids"], found["documents"], strict=True))
             stored = zip(ids, page["documents"], strict=True)
             others += sum(name not in texts or texts[name] != text for name, text in stored)

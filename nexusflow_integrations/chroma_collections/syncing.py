@@ -89,8 +89,8 @@ def sync_documents(
         where: Chroma's filter for the part of the collection that this source owns. Nothing outside
             of it is changed or removed, and a document whose metadata does not match it is left
             out. ``None``: the whole collection.
-        remove: Whether to remove what the source no longer has. An empty source removes nothing,
-            unless this is ``"all"``.
+        remove: Whether to remove what the source no longer has. A source that is empty, or of which
+            nothing can be stored, removes nothing, unless this is ``"all"``.
         dry_run: Only report what would be done and what it would cost; nothing is sent or written.
         progress: Called with the number of documents done since the last call, so ``tqdm.update``
             fits.
