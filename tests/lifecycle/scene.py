@@ -71,8 +71,8 @@ def passengers() -> int:
     async def count() -> int:
         carriers = {
             id(carrier): carrier
-            for each in engine()[1]._coalescer.values()
-            for carrier, _ in each._coalescer.values()
+            for each in engine()[1]._coalescers.values()
+            for carrier, _ in each._carriers.values()
         }
         return sum(len(waits) for c in carriers.values() for waits in c.waiting.values())
 

@@ -120,7 +120,7 @@ MUTANTS = (
         "a call does not check whether another call is embedding a text",
         coalescing.Coalescer,
         "join",
-        "if not self._coalescer:",
+        "if not self._carriers:",
         "if True:",
     ),
     Mutant(

@@ -137,9 +137,9 @@ class _Engine(Engine):
                 yield f"{endpoint.admission.in_flight} requests in flight"
             if any(not turn.done() for *_, turn in endpoint.admission._waiting):
                 yield "a waiting request in the admission queue"
-        for coalescer in self._coalescer.values():
-            if coalescer._coalescer:
-                yield f"texts registered as in flight: {sorted(coalescer._coalescer)}"
+        for coalescer in self._coalescers.values():
+            if coalescer._carriers:
+                yield f"texts registered as in flight: {sorted(coalescer._carriers)}"
 
 
 class SimulatedThread:

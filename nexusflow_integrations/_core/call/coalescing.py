@@ -12,19 +12,19 @@ class Coalescer:
     """The texts that calls of this process are embedding, so that each is paid for once."""
 
     def __init__(self) -> None:
-        self._coalescer: dict[str, tuple[CallResults, int]] = {}
+        self._carriers: dict[str, tuple[CallResults, int]] = {}
 
     def join(
         self, texts: Iterable[tuple[int, str]], gathered: CallResults
     ) -> tuple[list[tuple[int, str]], list[tuple[int, str, CallResults, int]]]:
         """Split ``texts`` into those to embed here and those that another call is embedding."""
-        if not self._coalescer:
-            self._coalescer = {text: (gathered, index) for index, text in texts}
+        if not self._carriers:
+            self._carriers = {text: (gathered, index) for index, text in texts}
             return list(texts), []
         mine = []
         others = []
         for index, text in texts:
-            carrier, place = self._coalescer.setdefault(text, (gathered, index))
+            carrier, place = self._carriers.setdefault(text, (gathered, index))
             if carrier is gathered and place == index:
                 mine.append((index, text))
             else:
@@ -33,13 +33,13 @@ class Coalescer:
 
     def is_embedding(self, text: str, carrier: CallResults, place: int) -> bool:
         """Return whether ``carrier`` is still embedding ``text``."""
-        return self._coalescer.get(text) == (carrier, place)
+        return self._carriers.get(text) == (carrier, place)
 
     def leave(self, texts: Texts, gathered: CallResults) -> None:
         """Remove this call's texts; calls that still wait for one must send it themselves."""
-        if len(texts) == len(self._coalescer):
-            self._coalescer = {}  # no other call has joined
+        if len(texts) == len(self._carriers):
+            self._carriers = {}  # no other call has joined
         else:
             for _, text in texts:
-                self._coalescer.pop(text, None)
+                self._carriers.pop(text, None)
         gathered.wake_all()

@@ -64,7 +64,7 @@ class Engine:
 
     def __init__(self, background: BackgroundLoop) -> None:
         self._endpoints: dict[tuple[str, ApiKey | AskedKey, str], EndpointState] = {}
-        self._coalescer: dict[tuple[object, ...], Coalescer] = {}
+        self._coalescers: dict[tuple[object, ...], Coalescer] = {}
         self._caches: dict[str | RedisAddress, Cache] = {}
         self._pacing: dict[EndpointState, Worker] = {}
         self._background = background
@@ -128,9 +128,9 @@ class Engine:
             settings.on_too_long,
         )
         name = (*vectors, call.account, call.cache)
-        coalescer = self._coalescer.get(name)
+        coalescer = self._coalescers.get(name)
         if coalescer is None:
-            coalescer = self._coalescer[name] = Coalescer()
+            coalescer = self._coalescers[name] = Coalescer()
         return coalescer
 
     def _cache(self, place: str | RedisAddress) -> Cache:
