@@ -27,7 +27,7 @@ from nexusflow_integrations.chroma_collections.exchanging import (
     exchange,
     find,
 )
-from nexusflow_integrations.chroma_collections.filling import PAGE, AsyncFilling, Filling
+from nexusflow_integrations.chroma_collections.filling import PAGE, AsyncFilling, Filling, note_gone
 from nexusflow_integrations.chroma_collections.opening import check_arguments, fitting, same_space
 from nexusflow_integrations.chroma_collections.plans import (
     Plan,
@@ -375,10 +375,7 @@ class _Work:
 
     def prune(self, run: Run, *, dry: bool = False) -> Plan[None]:
         """Remove from the target what the source does not have."""
-        offset = 0
-        while found := (yield _page(self.target, offset, PAGE, []))["ids"]:
-            run.seen.note_gone(found)
-            offset += len(found)
+        yield from note_gone(run, self.target)
         for ids in run.seen.gone(run.size):
             # Checked again: pages shift while others remove documents from the source.
             still = set((yield _get(self.source, ids, []))["ids"]) - set(self.left_out)
@@ -388,7 +385,7 @@ class _Work:
             run.removed += len(gone)
 
     def check(self, run: Run) -> Plan[None]:
-        """Return whether the target holds what the source holds.
+        """Find out whether the target holds what the source holds: then it is complete.
 
         Raises:
             CollectionError: It does not, however often it was read.

@@ -13,11 +13,12 @@ from collections.abc import (
 )
 from contextlib import aclosing, closing, suppress
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nexusflow_integrations._core.usage import Usage
-from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, TooLargeError
+from nexusflow_integrations.chroma_collections.calls import TooLargeError
 from nexusflow_integrations.chroma_collections.embedding import Embedder
+from nexusflow_integrations.chroma_collections.plans import Plan, Step, acarry_out, carry_out
 from nexusflow_integrations.chroma_collections.records import Record
 from nexusflow_integrations.chroma_collections.run import Run, Stored, Write, stored_by_id
 from nexusflow_integrations.chroma_collections.verifying import (
@@ -32,15 +33,16 @@ from nexusflow_integrations.errors import CollectionError, NexusFlowError
 if TYPE_CHECKING:
     from nexusflow_integrations._core.call.estimate import Estimate
     from nexusflow_integrations._core.call.streaming import Embedded
+    from nexusflow_integrations._core.vectors import Vectors
 
-_LOOKED_UP: Any = ["documents", "metadatas"]
-_SAMPLED: Any = ["documents", "embeddings"]
+T = TypeVar("T")
+
 PAGE = 1_000
 """Ids per read, when all ids of a collection are compared with the source's."""
 
 
-class Filling:
-    """Fills a ``Collection``.
+class _Filling:
+    """What filling a collection asks of it, as plans for the sync and the async client.
 
     Args:
         run: What has been read and not written.
@@ -49,19 +51,103 @@ class Filling:
             before the first vector is written.
     """
 
-    def __init__(self, run: Run, calls: Calls, *, verify: bool = True) -> None:
+    def __init__(self, run: Run, calls: Any, *, verify: bool = True) -> None:
         self._run = run
         self._calls = calls
+        self._collection = calls.collection
         self._verify = verify
         self._dry_run = False
         self._problem: Exception | None = None
 
+    def check(self) -> None:
+        """Raise what ended ``missing`` early."""
+        if self._problem is not None:
+            raise self._problem
+
+    def _begin(self) -> Plan[None]:
+        if self._run.where is not None:
+            fields = {"where": self._run.where, "limit": 1, "include": []}
+            yield Step("reading", self._collection.get, fields)
+
+    def _sample(self) -> Plan[tuple[list[str], list[str], list[Vectors]]]:
+        """Return ids, texts and vectors to compare with the service."""
+        fields = {"limit": READ, "include": ["documents", "embeddings"]}
+        return sampled((yield Step("reading", self._collection.get, fields)))
+
+    def _look_up(self, ids: list[str]) -> Plan[tuple[Stored, set[str] | None]]:
+        if not ids:
+            return {}, None
+        get = self._collection.get
+        fields: dict[str, Any] = {"ids": ids, "include": ["documents", "metadatas"]}
+        stored = stored_by_id((yield Step("reading", get, fields)))
+        if self._run.where is None or not stored:
+            return stored, None
+        fields = {"ids": [*stored], "where": self._run.where, "include": []}
+        return stored, set((yield Step("reading", get, fields))["ids"])
+
+    def _remove(self) -> Plan[None]:
+        for ids in self._run.seen.gone(self._run.size):
+            yield Step("removing documents", self._collection.delete, {"ids": ids})
+            self._run.removed += len(ids)
+
+    def _keep(self) -> Plan[None]:
+        with suppress(NexusFlowError):  # another error is being raised, and gets the vectors
+            yield from self._write(self._run.rest())
+
+    def _write_on(self, writes: Iterator[Write]) -> Plan[None]:
+        """Write. Once the collection has failed, only collect what is still in flight."""
+        if isinstance(self._problem, CollectionError):
+            return
+        try:
+            yield from self._write(writes)
+        except CollectionError as error:
+            self._problem = error
+
+    def _write(self, writes: Iterator[Write]) -> Plan[None]:
+        for write in writes:
+            parts = [write]  # a stack: the next write is last
+            try:
+                while parts:
+                    if (yield from self._put(parts[-1])):
+                        self._run.written(parts.pop())
+                    else:
+                        parts[-1:] = reversed(parts[-1].halves())
+            except BaseException:
+                for part in parts:
+                    self._run.put_back(part)
+                raise
+
+    def _put(self, write: Write) -> Plan[bool]:
+        """Return ``True`` if it was written, ``False`` if it is too large for the server."""
+        if self._dry_run:
+            return True
+        method, fields = write.fields()
+        what = f"writing {len(write.ready)} documents"
+        try:
+            yield Step(what, getattr(self._collection, method), fields)
+        except TooLargeError:
+            return False
+        return True
+
+
+def note_gone(run: Run, collection: Any) -> Plan[None]:
+    """Collect the ids of ``collection`` that the source no longer has."""
+    offset = 0
+    fields: dict[str, Any] = {"where": run.where, "limit": PAGE, "include": []}
+    while found := (yield Step("reading", collection.get, {**fields, "offset": offset}))["ids"]:
+        run.seen.note_gone(found)
+        offset += len(found)
+
+
+class Filling(_Filling):
+    """Fills a ``Collection``."""
+
+    def _do(self, plan: Plan[T]) -> T:
+        return carry_out(plan, self._calls)
+
     def begin(self) -> None:
         """Let Chroma check the filter, before anything is paid for."""
-        if self._run.where is not None:
-            self._calls(
-                "reading", self._calls.collection.get, where=self._run.where, limit=1, include=[]
-            )
+        self._do(self._begin())
 
     def fill(self, records: Iterable[Record], embedder: Embedder) -> None:
         """Embed and write all of ``records``; after a failure, still write what was paid for."""
@@ -74,16 +160,16 @@ class Filling:
             with closing(self._embedded(embedder, texts)) as stream:
                 for embedded in stream:
                     self._run.landed(embedded)
-                    self._write_on(self._run.full())
-            self._write_on(self._run.rest())
+                    self._do(self._write_on(self._run.full()))
+            self._do(self._write_on(self._run.rest()))
             self.check()
         except NexusFlowError as error:
             if not isinstance(error, CollectionError):
-                self._keep()
+                self._do(self._keep())
             error.finished = {**self._run.rescued, **self._run.unwritten()}
             raise
         except BaseException:
-            self._keep()
+            self._do(self._keep())
             raise
 
     def _embedded(
@@ -98,10 +184,9 @@ class Filling:
                 raise
 
     def _compare(self, embedder: Embedder) -> None:
-        collection, client = self._calls.collection, embedder.client
+        collection, client = self._collection, embedder.client
         if is_due(client, collection.id):
-            found = self._calls("reading", collection.get, limit=READ, include=_SAMPLED)
-            ids, texts, rows = sampled(found)
+            ids, texts, rows = self._do(self._sample())
             if texts:
                 check_same(collection.name, ids, rows, embedder.again(texts), most=True)
             note(client, collection.id)
@@ -115,7 +200,7 @@ class Filling:
         while chunk := list(islice(texts, PAGE)):
             usage += _expected(client.estimate(chunk))
             self._run.pretend()
-        self._write(self._run.rest())
+        self._do(self._write(self._run.rest()))
         self.check()
         return usage
 
@@ -135,106 +220,33 @@ class Filling:
             if not chunk:
                 return
             try:
-                stored, owned = self._look_up(self._run.take(chunk))
+                stored, owned = self._do(self._look_up(self._run.take(chunk)))
             except Exception as error:  # noqa: BLE001 - also of the caller's own callback
                 self._problem = error
                 return
             yield from self._run.compare(stored, owned)
             try:
-                self._write_on(self._run.full())
+                self._do(self._write_on(self._run.full()))
             except Exception as error:  # noqa: BLE001 - of the caller's own callback
                 self._problem = error
 
-    def _look_up(self, ids: list[str]) -> tuple[Stored, set[str] | None]:
-        if not ids:
-            return {}, None
-        get = self._calls.collection.get
-        stored = stored_by_id(self._calls("reading", get, ids=ids, include=_LOOKED_UP))
-        if self._run.where is None or not stored:
-            return stored, None
-        mine = self._calls("reading", get, ids=[*stored], where=self._run.where, include=[])
-        return stored, set(mine["ids"])
-
-    def check(self) -> None:
-        """Raise what ended ``missing`` early."""
-        if self._problem is not None:
-            raise self._problem
-
     def gone(self) -> None:
         """Collect the ids that the source no longer has."""
-        offset = 0
-        while found := self._calls(
-            "reading",
-            self._calls.collection.get,
-            where=self._run.where,
-            limit=PAGE,
-            offset=offset,
-            include=[],
-        )["ids"]:
-            self._run.seen.note_gone(found)
-            offset += len(found)
+        self._do(note_gone(self._run, self._collection))
 
     def remove(self) -> None:
         """Remove what ``gone`` has collected."""
-        for ids in self._run.seen.gone(self._run.size):
-            self._calls("removing documents", self._calls.collection.delete, ids=ids)
-            self._run.removed += len(ids)
-
-    def _keep(self) -> None:
-        with suppress(NexusFlowError):  # another error is being raised, and gets the vectors
-            self._write(self._run.rest())
-
-    def _write_on(self, writes: Iterator[Write]) -> None:
-        """Write. Once the collection has failed, only collect what is still in flight."""
-        if isinstance(self._problem, CollectionError):
-            return
-        try:
-            self._write(writes)
-        except CollectionError as error:
-            self._problem = error
-
-    def _write(self, writes: Iterator[Write]) -> None:
-        for write in writes:
-            parts = [write]  # a stack: the next write is last
-            try:
-                while parts:
-                    if self._put(parts[-1]):
-                        self._run.written(parts.pop())
-                    else:
-                        parts[-1:] = reversed(parts[-1].halves())
-            except BaseException:
-                for part in parts:
-                    self._run.put_back(part)
-                raise
-
-    def _put(self, write: Write) -> bool:
-        """Return ``True`` if it was written, ``False`` if it is too large for the server."""
-        if self._dry_run:
-            return True
-        method, fields = write.fields()
-        what = f"writing {len(write.ready)} documents"
-        try:
-            self._calls(what, getattr(self._calls.collection, method), **fields)
-        except TooLargeError:
-            return False
-        return True
+        self._do(self._remove())
 
 
-class AsyncFilling:
+class AsyncFilling(_Filling):
     """Fills an ``AsyncCollection`` like ``Filling``."""
 
-    def __init__(self, run: Run, calls: AsyncCalls, *, verify: bool = True) -> None:
-        self._run = run
-        self._calls = calls
-        self._verify = verify
-        self._dry_run = False
-        self._problem: Exception | None = None
+    async def _do(self, plan: Plan[T]) -> T:
+        return await acarry_out(plan, self._calls)
 
     async def begin(self) -> None:
-        if self._run.where is not None:
-            await self._calls(
-                "reading", self._calls.collection.get, where=self._run.where, limit=1, include=[]
-            )
+        await self._do(self._begin())
 
     async def fill(self, records: AsyncIterator[Record], embedder: Embedder) -> None:
         texts = self.missing(records)
@@ -246,16 +258,16 @@ class AsyncFilling:
             async with aclosing(self._embedded(embedder, texts)) as stream:
                 async for embedded in stream:
                     self._run.landed(embedded)
-                    await self._write_on(self._run.full())
-            await self._write_on(self._run.rest())
+                    await self._do(self._write_on(self._run.full()))
+            await self._do(self._write_on(self._run.rest()))
             self.check()
         except NexusFlowError as error:
             if not isinstance(error, CollectionError):
-                await self._keep()
+                await self._do(self._keep())
             error.finished = {**self._run.rescued, **self._run.unwritten()}
             raise
         except BaseException:
-            await self._keep()
+            await self._do(self._keep())
             raise
 
     async def _embedded(
@@ -270,10 +282,9 @@ class AsyncFilling:
                 raise
 
     async def _compare(self, embedder: Embedder) -> None:
-        collection, client = self._calls.collection, embedder.client
+        collection, client = self._collection, embedder.client
         if is_due(client, collection.id):
-            found = await self._calls("reading", collection.get, limit=READ, include=_SAMPLED)
-            ids, texts, rows = sampled(found)
+            ids, texts, rows = await self._do(self._sample())
             if texts:
                 fresh = await asyncio.to_thread(embedder.again, texts)
                 check_same(collection.name, ids, rows, fresh, most=True)
@@ -292,7 +303,7 @@ class AsyncFilling:
                 chunk = []
         usage += _expected(await asyncio.to_thread(client.estimate, chunk))
         self._run.pretend()
-        await self._write(self._run.rest())
+        await self._do(self._write(self._run.rest()))
         self.check()
         return usage
 
@@ -309,88 +320,22 @@ class AsyncFilling:
             if not chunk:
                 return
             try:
-                stored, owned = await self._look_up(self._run.take(chunk))
+                stored, owned = await self._do(self._look_up(self._run.take(chunk)))
             except Exception as error:  # noqa: BLE001
                 self._problem = error
                 return
             for text in self._run.compare(stored, owned):
                 yield text
             try:
-                await self._write_on(self._run.full())
+                await self._do(self._write_on(self._run.full()))
             except Exception as error:  # noqa: BLE001 - of the caller's own callback
                 self._problem = error
 
-    async def _look_up(self, ids: list[str]) -> tuple[Stored, set[str] | None]:
-        if not ids:
-            return {}, None
-        get = self._calls.collection.get
-        stored = stored_by_id(await self._calls("reading", get, ids=ids, include=_LOOKED_UP))
-        if self._run.where is None or not stored:
-            return stored, None
-        mine = await self._calls("reading", get, ids=[*stored], where=self._run.where, include=[])
-        return stored, set(mine["ids"])
-
-    def check(self) -> None:
-        if self._problem is not None:
-            raise self._problem
-
     async def gone(self) -> None:
-        offset = 0
-        while found := (
-            await self._calls(
-                "reading",
-                self._calls.collection.get,
-                where=self._run.where,
-                limit=PAGE,
-                offset=offset,
-                include=[],
-            )
-        )["ids"]:
-            self._run.seen.note_gone(found)
-            offset += len(found)
+        await self._do(note_gone(self._run, self._collection))
 
     async def remove(self) -> None:
-        for ids in self._run.seen.gone(self._run.size):
-            await self._calls("removing documents", self._calls.collection.delete, ids=ids)
-            self._run.removed += len(ids)
-
-    async def _keep(self) -> None:
-        with suppress(NexusFlowError):
-            await self._write(self._run.rest())
-
-    async def _write_on(self, writes: Iterator[Write]) -> None:
-        if isinstance(self._problem, CollectionError):
-            return
-        try:
-            await self._write(writes)
-        except CollectionError as error:
-            self._problem = error
-
-    async def _write(self, writes: Iterator[Write]) -> None:
-        for write in writes:
-            parts = [write]
-            try:
-                while parts:
-                    if await self._put(parts[-1]):
-                        self._run.written(parts.pop())
-                    else:
-                        parts[-1:] = reversed(parts[-1].halves())
-            except BaseException:
-                for part in parts:
-                    self._run.put_back(part)
-                raise
-
-    async def _put(self, write: Write) -> bool:
-        """Return ``True`` if it was written, ``False`` if it is too large for the server."""
-        if self._dry_run:
-            return True
-        method, fields = write.fields()
-        what = f"writing {len(write.ready)} documents"
-        try:
-            await self._calls(what, getattr(self._calls.collection, method), **fields)
-        except TooLargeError:
-            return False
-        return True
+        await self._do(self._remove())
 
 
 async def _achain(first: str | None, rest: AsyncIterator[str]) -> AsyncIterator[str]:

@@ -32,7 +32,7 @@ class _Call(Protocol):
 def carry_out(plan: Plan[T], call: _Call) -> T:
     """Return the result of ``plan``; ``call``, a ``Calls`` or ``directly``, makes its calls."""
     answer: Any = None
-    failure: Exception | None = None
+    failure: BaseException | None = None
     while True:
         try:
             step = plan.send(answer) if failure is None else plan.throw(failure)
@@ -42,14 +42,14 @@ def carry_out(plan: Plan[T], call: _Call) -> T:
         answer = failure = None
         try:
             answer = call(step.what, step.method, **step.fields)
-        except Exception as error:  # noqa: BLE001 - the plan decides
+        except BaseException as error:  # noqa: BLE001 - the plan decides
             failure = error
 
 
 async def acarry_out(plan: Plan[T], call: Callable[..., Awaitable[Any]]) -> T:
     """Carry out like ``carry_out``, with an ``AsyncCalls`` or ``adirectly``."""
     answer: Any = None
-    failure: Exception | None = None
+    failure: BaseException | None = None
     while True:
         try:
             step = plan.send(answer) if failure is None else plan.throw(failure)
@@ -59,7 +59,7 @@ async def acarry_out(plan: Plan[T], call: Callable[..., Awaitable[Any]]) -> T:
         answer = failure = None
         try:
             answer = await call(step.what, step.method, **step.fields)
-        except Exception as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001
             failure = error
 
 
