@@ -89,6 +89,13 @@ class LocalModel(str, Enum):
     hash = "hash"
 
 
+class LocalSizes(str, Enum):
+    """The values of ``--sizes`` of `serve`."""
+
+    cut = "cut"
+    independent = "independent"
+
+
 @app.command()
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -119,6 +126,10 @@ def serve(
     body_limit: Annotated[int, typer.Option(min=1, help="Maximum size of a request, in bytes.")] = 1
     << 20,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the model.")] = 1,
+    sizes: Annotated[
+        LocalSizes,
+        typer.Option(help="Whether a smaller vector is the beginning of the largest one."),
+    ] = LocalSizes.cut,
 ) -> None:
     """Serve the embeddings API on this machine, with a small model in the service's place."""
     from nexusflow_integrations.local import serve as run
@@ -136,6 +147,7 @@ def serve(
             latency_ms=latency_ms,
             body_limit=body_limit,
             threads=threads,
+            sizes=sizes.value,
         )
     except ValueError as error:
         raise UsageProblem(str(error)) from None

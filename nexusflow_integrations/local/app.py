@@ -30,7 +30,7 @@ from .protocol import (
 )
 from .quotas import QuotaGate, Quotas
 from .runner import ModelRunner
-from .sizes import DEFAULT_SIZE, SIZES, Projection
+from .sizes import DEFAULT_SIZE, SIZES, Projection, Sizes, independent
 from .stats import Counts
 
 _T = TypeVar("_T")
@@ -69,6 +69,8 @@ class LocalApi:
         record_texts: Whether the stats keep the texts received.
         too_long: What becomes of a text of more than 8,192 tokens: ``"refuse"``, a 400, as users of
             the service have seen it, or ``"truncate"``, as its documentation says.
+        sizes: ``"cut"``: a smaller size is the beginning of the largest, scaled to unit length.
+            ``"independent"``: it is not. Which of them the service does is not documented.
 
     Raises:
         ValueError: the model is unknown, or a number is out of range.
@@ -88,9 +90,12 @@ class LocalApi:
         latency_ms: float = 0.0,
         record_texts: bool = False,
         too_long: TooLong = "refuse",
+        sizes: Sizes = "cut",
     ) -> None:
         if too_long not in get_args(TooLong):
             raise ValueError(f"too_long must be 'refuse' or 'truncate'; got {too_long!r}.")
+        if sizes not in get_args(Sizes):
+            raise ValueError(f"sizes must be 'cut' or 'independent'; got {sizes!r}.")
         if not latency_ms >= 0:
             raise ValueError(f"latency_ms must be zero or more; got {latency_ms!r}.")
         if body_limit < 1:
@@ -101,6 +106,7 @@ class LocalApi:
         self.body_limit = body_limit
         self.latency = latency_ms / 1000
         self.too_long = too_long
+        self.sizes = sizes
         self.counts = Counts(record_texts=record_texts)
         encoder = make_encoder(model, threads=threads)
         encoder.check()
@@ -156,6 +162,8 @@ class LocalApi:
         finally:
             self._gate.release()
         vectors = Projection.cut(spread, asked.size)
+        if self.sizes == "independent":
+            vectors = independent(vectors)
         return _json(write_answer(vectors, asked.encoding_format, total))
 
     async def _beginning(self, text: str, tokens: int) -> str:
@@ -249,6 +257,7 @@ def create_app(
     latency_ms: float = 0.0,
     record_texts: bool = False,
     too_long: TooLong = "refuse",
+    sizes: Sizes = "cut",
 ) -> ASGIApp:
     """Build only the ASGI application, for another server or an in-process transport.
 
@@ -265,6 +274,7 @@ def create_app(
         latency_ms=latency_ms,
         record_texts=record_texts,
         too_long=too_long,
+        sizes=sizes,
     )
     api.runner.start()
     return api.app()

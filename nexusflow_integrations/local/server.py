@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .app import LocalApi
     from .protocol import TooLong
+    from .sizes import Sizes
 
 _ANY_KEY = "sk-air-local"
 _START_PATIENCE = 30.0
@@ -51,6 +52,8 @@ class LocalServer:
         threads: CPU threads of the model.
         too_long: What becomes of a text of more than 8,192 tokens: ``"refuse"``, a 400, as users of
             the service have seen it, or ``"truncate"``, as its documentation says.
+        sizes: ``"cut"``: a smaller size is the beginning of the largest, scaled to unit length.
+            ``"independent"``: it is not. Which of them the service does is not documented.
 
     Raises:
         ValueError: the model is unknown, or a number is out of range.
@@ -75,6 +78,7 @@ class LocalServer:
         record_texts: bool = False,
         threads: int = 1,
         too_long: TooLong = "refuse",
+        sizes: Sizes = "cut",
     ) -> None:
         need("LocalServer", "starlette", "uvicorn", "numpy", "orjson", "pybase64")
         from .app import Key, LocalApi
@@ -90,6 +94,7 @@ class LocalServer:
             latency_ms=latency_ms,
             record_texts=record_texts,
             too_long=too_long,
+            sizes=sizes,
         )
         self._host = host
         self._asked_port = port
@@ -248,6 +253,7 @@ def serve(
     latency_ms: float = 0.0,
     body_limit: int = 1 << 20,
     threads: int = 1,
+    sizes: Sizes = "cut",
 ) -> None:
     """Print the address and the model, then serve in the foreground until Ctrl-C.
 
@@ -268,6 +274,7 @@ def serve(
         quotas=Quotas(requests_per_minute, tokens_per_minute, concurrency, growth),
         body_limit=body_limit,
         latency_ms=latency_ms,
+        sizes=sizes,
     )
     listener = _listen(host, port)
     try:

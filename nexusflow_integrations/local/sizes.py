@@ -7,6 +7,10 @@ server's. If k is a multiple of the block, cosines are exactly those of the mode
 they are estimates, with errors of about 0.04 at 256 and 0.1 at 64. Sizes above the model's native
 size carry no more information.
 
+A service need not work like this, so there are also independent sizes: those below 2048 get their
+numbers in a fixed order of their own, with signs of their own. Cosines within a size are the same,
+but no size is the beginning of another.
+
 The rotations are randomised Hadamard transforms (N. Ailon and B. Chazelle, "The fast
 Johnson-Lindenstrauss transform", 2009): signs, Hadamard, signs, Hadamard. They need no matrix and
 no BLAS, so a row depends neither on other rows nor on the machine's libraries.
@@ -15,6 +19,8 @@ no BLAS, so a row depends neither on other rows nor on the machine's libraries.
 from __future__ import annotations
 
 import hashlib
+from functools import cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +28,8 @@ from numpy.typing import NDArray
 SIZES = (2048, 1536, 1024, 768, 512, 256, 128, 64)
 """The sizes of the API, largest first."""
 DEFAULT_SIZE = 1024
+
+Sizes = Literal["cut", "independent"]
 
 _FULL = SIZES[0]
 _SEED = b"nexusflow-integrations local sizes 1"
@@ -85,3 +93,21 @@ class Projection:
     def cut(spread: NDArray[np.float32], size: int) -> NDArray[np.float32]:
         """Truncate (n, 2048) to (n, size), float32 little-endian, C order, unit length."""
         return np.ascontiguousarray(_unit(spread[:, :size]), "<f4")
+
+
+@cache
+def _own_order(size: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Return the order and the signs of the numbers of an independent size."""
+    drawn = hashlib.shake_256(_SEED + b" independent" + size.to_bytes(4, "big")).digest(9 * size)
+    order = np.frombuffer(drawn[: 8 * size], "<u8").argsort(kind="stable")
+    signs = np.frombuffer(drawn[8 * size :], np.uint8) % 2 * np.float32(2) - np.float32(1)
+    return order, signs
+
+
+def independent(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn cut vectors, (n, size), into those of an independent size; 2048 is left alone."""
+    size = vectors.shape[1]
+    if size == _FULL:
+        return vectors
+    order, signs = _own_order(size)
+    return np.ascontiguousarray(vectors[:, order] * signs, "<f4")

@@ -254,6 +254,7 @@ def test_an_index_of_another_name(nexusflow: Command, service: LocalServer, zoo:
         ("ask",),
         ("serve", "--model", "text-embedding-v4"),
         ("serve", "--port", "70000"),
+        ("serve", "--sizes", "both"),
     ],
 )
 def test_wrong_usage_ends_in_2(nexusflow: Command, arguments: tuple[str, ...]) -> None:

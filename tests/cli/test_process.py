@@ -171,8 +171,9 @@ def test_ctrl_c_while_indexing_ends_in_130_without_a_traceback(
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_serve_serves_until_ctrl_c(environment: dict[str, str], tmp_path: Path) -> None:
+    options = ("--model", "hash", "--api-key", "sk-air-one", "--sizes", "independent")
     with subprocess.Popen(
-        [*COMMAND, "serve", "--port", "0", "--model", "hash", "--api-key", "sk-air-one"],
+        [*COMMAND, "serve", "--port", "0", *options],
         env=environment,
         cwd=tmp_path,
         stdout=subprocess.PIPE,
@@ -182,14 +183,19 @@ def test_serve_serves_until_ctrl_c(environment: dict[str, str], tmp_path: Path) 
         assert process.stderr is not None
         found = re.search(r"http://127\.0\.0\.1:\d+/v1", process.stderr.readline())
         assert found
-        answer = httpx.post(
-            f"{found[0]}/embeddings",
-            json={"model": "text-embedding-v4", "input": "x"},
-            headers={"Authorization": "Bearer sk-air-one"},
-            trust_env=False,
-            timeout=300,
-        )
-        assert answer.status_code == 200
+        first = []
+        for size in (2048, 64):
+            answer = httpx.post(
+                f"{found[0]}/embeddings",
+                json={"model": "text-embedding-v4", "input": "x", "dimensions": size},
+                headers={"Authorization": "Bearer sk-air-one"},
+                trust_env=False,
+                timeout=300,
+            )
+            assert answer.status_code == 200
+            vector = answer.json()["data"][0]["embedding"][:64]
+            first.append([number > 0 for number in vector])
+        assert first[0] != first[1]
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=300)
         assert process.returncode == 0

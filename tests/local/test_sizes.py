@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from nexusflow_integrations.local import LocalServer
 from nexusflow_integrations.local.sizes import SIZES, Projection
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conftest import Wire
 
 NATIVE = [(384, 512), (512, 512), (896, 1024)]
@@ -91,3 +94,27 @@ def test_the_real_model_answers_all_sizes_as_prefixes_of_the_largest(real: Wire)
         prefix = full[:, :size] / np.linalg.norm(full[:, :size], axis=1, keepdims=True)
         np.testing.assert_allclose(rows, prefix, atol=1e-6)
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+
+
+def test_independent_sizes_keep_cosines_but_none_is_the_beginning_of_another(
+    wire_to: Callable[..., Wire],
+) -> None:
+    texts = [f"text {number} about {word}" for number, word in enumerate(["cats", "dogs", "fish"])]
+    cut, independent = wire_to(), wire_to(sizes="independent")
+    full = independent.embed(texts, dimensions=2048)
+    assert np.array_equal(full, cut.embed(texts, dimensions=2048))
+    rows = {size: independent.embed(texts, dimensions=size) for size in SIZES}
+    for size in SIZES[1:]:
+        like = cut.embed(texts, dimensions=size)
+        np.testing.assert_allclose(rows[size] @ rows[size].T, like @ like.T, atol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(rows[size], axis=1), 1, atol=1e-5)
+        for larger in SIZES[: SIZES.index(size)]:
+            prefix = rows[larger][:, :size]
+            prefix = prefix / np.linalg.norm(prefix, axis=1, keepdims=True)
+            assert np.linalg.norm(rows[size] - prefix, axis=1).min() > 1
+    assert np.array_equal(independent.embed(texts, dimensions=64), rows[64])
+
+
+def test_other_values_of_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="'cut' or 'independent'"):
+        LocalServer("hash", sizes="both")  # type: ignore[arg-type]
