@@ -123,6 +123,11 @@ def breakdown(quick: bool) -> Data:
     }
 
 
+RUST = "Rust client, decoded and checked"
+RUST_LISTS = "Rust client, decoded, checked, to lists"
+RUST_ASYNC = "Rust client, async, decoded and checked"
+
+
 def query(quick: bool) -> Data:
     """One query after another at 0 ms: the time that the client adds."""
     names = [
@@ -137,17 +142,38 @@ def query(quick: bool) -> Data:
         "openai, sequential",
         "openai, async, 32",
         "openai, async, 32, its aiohttp client",
+        "Rust client",
+        RUST,
+        RUST_ASYNC,
         "bare sockets",
     ]
     queries, rounds = (60, 1) if quick else (400, 5)
-    specs = {name: {"task": "query", "contestant": name, "queries": queries} for name in names}
     with server() as at:
-        found = interleaved(specs, rounds, at)
-    rows = [
+        found = interleaved(_queries(names, queries), rounds, at)
+    rows = _query_rows(found, queries)
+    server_ms = median(found["bare sockets"], "p50")
+    with _tls_server() as (at, trusted):
+        names = ["nexusflow", "nexusflow for LangChain", RUST, RUST_ASYNC]
+        found = interleaved(_queries(names, queries), rounds, at, SSL_CERT_FILE=trusted)
+    return {
+        "queries": queries,
+        "server_ms": server_ms,
+        "rows": rows,
+        "https": _query_rows(found, queries),
+    }
+
+
+def _queries(names: list[str], queries: int) -> dict[str, Data]:
+    return {name: {"task": "query", "contestant": name, "queries": queries} for name in names}
+
+
+def _query_rows(found: dict[str, list[Data]], queries: int) -> list[Data]:
+    return [
         {
             "name": name,
             "ours": BY_NAME[name].ours,
             "floor": BY_NAME[name] in FLOORS,
+            "gives": BY_NAME[name].gives,
             "p50": median(runs, "p50"),
             "p95": median(runs, "p95"),
             "cpu_us": median(runs, "cpu") / queries * 1e6,
@@ -156,8 +182,49 @@ def query(quick: bool) -> Data:
         }
         for name, runs in found.items()
     ]
-    server_ms = median(found["bare sockets"], "p50")
-    return {"queries": queries, "server_ms": server_ms, "rows": rows}
+
+
+def load(quick: bool) -> Data:
+    """1,000 queries a second, from 32 threads and from one event loop."""
+    rate, seconds, rounds = 1000, 1 if quick else 5, 1 if quick else 3
+    names = ["nexusflow", RUST, "nexusflow, async", RUST_ASYNC]
+    spec = {"task": "load", "rate": rate, "seconds": seconds}
+    with server() as at:
+        found = interleaved({name: spec | {"contestant": name} for name in names}, rounds, at)
+    rows = [
+        {
+            "name": name,
+            "ours": BY_NAME[name].ours,
+            "floor": False,
+            "is_async": BY_NAME[name].is_async,
+            "p50": median(runs, "p50"),
+            "p99": median(runs, "p99"),
+            "cpu_us": median(runs, "cpu") / (rate * seconds) * 1e6,
+            "checked": sum(run["checked"] for run in runs),
+            "others": statistics.median(run.get("others", 0.0) for run in runs),
+        }
+        for name, runs in found.items()
+    ]
+    return {"rate": rate, "rows": rows}
+
+
+def bulk(quick: bool) -> Data:
+    """40,000 texts in one call at 0 ms."""
+    texts, rounds = (4000, 1) if quick else (40_000, 3)
+    names = ["nexusflow", RUST, "bare sockets"]
+    with server() as at:
+        found = interleaved({name: _documents(name, texts) for name in names}, rounds, at)
+    return {"texts": texts, "rows": _rows(found, texts)}
+
+
+def answers(quick: bool) -> Data:
+    """What ours and the fastest peer return for five bad answers."""
+    from answer_tasks import CLIENTS, FAULTS
+
+    return {
+        "faults": FAULTS,
+        "found": {name: measure({"task": "answers", "client": name}) for name in CLIENTS},
+    }
 
 
 def memory(quick: bool) -> Data:
@@ -324,31 +391,36 @@ def _langchain_core_of(module: str) -> list[str]:
 
 def https(quick: bool) -> Data:
     """2,000 texts over https on loopback, and how many connections that took."""
-    import trustme
-
     texts, rounds = (500, 1) if quick else (2000, 3)
     names = (
         "nexusflow",
         "nexusflow for LangChain",
         "openai, sequential",
         "openai, async, 32, its aiohttp client",
+        RUST,
+        RUST_LISTS,
     )
+    with _tls_server() as (at, trusted):
+        specs = {name: _documents(name, texts) for name in names}
+        found = interleaved(specs, rounds, at, SSL_CERT_FILE=trusted)
+    rows = _rows(found, texts)
+    for row in rows:
+        row["requests"] = math.ceil(texts / 10) + 2
+    return {"texts": texts, "rows": rows}
+
+
+@contextmanager
+def _tls_server() -> Iterator[tuple[Server, str]]:
+    """Serve https; also gives the file with the certificate to trust."""
+    import trustme
+
     authority = trustme.CA()
     with tempfile.TemporaryDirectory() as folder:
         trusted, certificate = Path(folder) / "ca.pem", Path(folder) / "server.pem"
         authority.cert_pem.write_to_path(trusted)
         authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
         with server(certificate=certificate) as at:
-            found = interleaved(
-                {name: _documents(name, texts) for name in names},
-                rounds,
-                at,
-                SSL_CERT_FILE=str(trusted),
-            )
-    rows = _rows(found, texts)
-    for row in rows:
-        row["requests"] = math.ceil(texts / 10) + 2
-    return {"texts": texts, "rows": rows}
+            yield at, str(trusted)
 
 
 @contextmanager
@@ -513,6 +585,9 @@ CASES: dict[str, Callable[[bool], Data]] = {
     "cpu": cpu,
     "breakdown": breakdown,
     "query": query,
+    "load": load,
+    "bulk": bulk,
+    "answers": answers,
     "memory": memory,
     "scaling": scaling,
     "imports": imports,

@@ -25,17 +25,22 @@ Texts = list[str]
 class Embedder:
     """``documents``: list of texts to vectors; ``query``: text to vector.
 
-    ``read`` makes a vector of what ``query`` gives, after the clock has stopped.
+    ``read`` makes a vector of what ``query`` gives, and ``read_all`` vectors of what ``documents``
+    gives, after the clock has stopped.
     """
 
     documents: Callable[[Texts], Any]
     query: Callable[[str], Any]
     read: Callable[[Any], Any] = lambda vector: vector
+    read_all: Callable[[Any], Any] = lambda vectors: vectors
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """``gives`` is what a caller gets: ``lists`` of Python floats, or float32 ``arrays``."""
+    """``gives`` is what a caller gets: ``lists`` of Python floats, or float32 ``arrays``.
+
+    Or ``base64``, which nobody can compute with; such a contestant is not compared with others.
+    """
 
     name: str
     make: Callable[..., Embedder]
@@ -234,6 +239,83 @@ def _openai_async(client: Any, in_flight: int) -> Embedder:
     return Embedder(documents, query)
 
 
+class RustClient:
+    """``baseten-performance-client``, with what its user must add: decoding and checking."""
+
+    def __init__(self, url: str, in_flight: int = IN_FLIGHT) -> None:
+        from baseten_performance_client import PerformanceClient, RequestProcessingPreference
+
+        self._client = PerformanceClient(url, api_key=KEY)
+        self._asked: dict[str, Any] = {
+            "model": MODEL,
+            "encoding_format": "base64",
+            "preference": RequestProcessingPreference(
+                batch_size=10, max_concurrent_requests=in_flight, max_chars_per_request=100_000
+            ),
+        }
+
+    def embed(self, texts: Texts) -> Any:
+        return self._client.embed(input=texts, **self._asked)
+
+    async def aembed(self, texts: Texts) -> Any:
+        return await self._client.async_embed(input=texts, **self._asked)
+
+
+def rust_array(response: Any, count: int) -> Any:
+    """Return the answer of the Rust client as a float32 array (count, d), or raise ValueError."""
+    import numpy as np
+    from pybase64 import b64decode
+
+    items = response.data
+    if len(items) != count:
+        raise ValueError(f"{len(items)} vectors for {count} texts")
+    raw = [b64decode(item.embedding, validate=True) for item in items]
+    if len(set(map(len, raw))) != 1:
+        raise ValueError("vectors of different sizes")
+    array = np.frombuffer(b"".join(raw), dtype="<f4").reshape(count, -1)
+    if not np.einsum("ij,ij->", array, array) < np.inf or not array.any(axis=1).all():
+        raise ValueError("a vector with NaN, infinity or nothing but zeros")
+    return array
+
+
+def _rust_raw(url: str) -> Embedder:
+    client = RustClient(url)
+    return Embedder(
+        client.embed,
+        lambda text: client.embed([text]),
+        lambda response: rust_array(response, 1)[0],
+        lambda response: rust_array(response, len(response.data)),
+    )
+
+
+def _rust(url: str) -> Embedder:
+    client = RustClient(url)
+    return Embedder(
+        lambda texts: rust_array(client.embed(texts), len(texts)),
+        lambda text: rust_array(client.embed([text]), 1)[0],
+    )
+
+
+def _rust_lists(url: str) -> Embedder:
+    client = RustClient(url)
+    return Embedder(
+        lambda texts: rust_array(client.embed(texts), len(texts)).tolist(),
+        lambda text: rust_array(client.embed([text]), 1)[0].tolist(),
+    )
+
+
+def _rust_async(url: str) -> Embedder:
+    client = RustClient(url)
+
+    async def documents(texts: Texts) -> Any:
+        return rust_array(await client.aembed(texts), len(texts))
+
+    async def query(text: str) -> Any:
+        return rust_array(await client.aembed([text]), 1)[0]
+
+    return Embedder(documents, query)
+
+
 ALL = [
     Contestant("nexusflow", _core, True, "arrays"),
     Contestant("nexusflow, async", _core_async, True, "arrays", is_async=True),
@@ -267,6 +349,12 @@ ALL = [
     Contestant("openai, async, 32", _peer_openai_async, False, "lists", is_async=True),
     Contestant(
         "openai, async, 32, its aiohttp client", _peer_openai_aiohttp, False, "lists", is_async=True
+    ),
+    Contestant("Rust client", _rust_raw, False, "base64"),
+    Contestant("Rust client, decoded and checked", _rust, False, "arrays"),
+    Contestant("Rust client, decoded, checked, to lists", _rust_lists, False, "lists"),
+    Contestant(
+        "Rust client, async, decoded and checked", _rust_async, False, "arrays", is_async=True
     ),
 ]
 

@@ -37,6 +37,7 @@ PACKAGES = (
     "llama-index-vector-stores-chroma",
     "chromadb",
     "uvloop",
+    "baseten-performance-client",
 )
 PATIENCE = 300.0
 """Seconds after which a child counts as hanging."""
