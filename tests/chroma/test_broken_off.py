@@ -16,10 +16,12 @@ from typing import Any
 
 import chromadb
 import pytest
+from chromadb.errors import InternalError
 
 from nexusflow_integrations import errors
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import open_collection, sync_documents
+from nexusflow_integrations.chroma_collections.calls import Calls
 from nexusflow_integrations.local import LocalServer
 
 from .conftest import KEY, ChromaRun
@@ -159,6 +161,18 @@ def test_a_full_disk_leaves_the_old_passages_and_names_what_was_paid_for(
     assert not have & named
     sync_documents(collection, ids=[*NEW], documents=[*NEW.values()])
     assert counted(tmp_path) == len(NEW)
+
+
+def test_an_error_inside_the_store_is_final() -> None:
+    attempts = []
+
+    def write() -> None:
+        attempts.append(1)
+        raise InternalError("Database error: (code: 13) database or disk is full")
+
+    with pytest.raises(errors.CollectionError, match=r"writing 20 documents failed: .*is full"):
+        Calls(None, timeout=30)("writing 20 documents", write)
+    assert len(attempts) == 1
 
 
 def test_a_server_that_is_killed_and_started_again_is_waited_for(
