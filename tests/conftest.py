@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections import UserDict, UserString
 from collections.abc import Callable, Iterator
@@ -24,6 +25,10 @@ import pytest
 
 if TYPE_CHECKING:
     from nexusflow_integrations.local import LocalServer
+
+TESTS = Path(__file__).parent
+if str(TESTS) not in sys.path:
+    sys.path.append(str(TESTS))  # for what several folders import
 
 try:
     from hypothesis import settings

@@ -78,6 +78,8 @@ def start(tmp_path: Path, server: LocalServer) -> Iterator[Start]:
                 text=True,
             )
         )
+        # Chroma itself fails if two processes create a folder at the same time.
+        assert says(running[-1]) == "open"
         return running[-1]
 
     yield start
@@ -110,7 +112,6 @@ def test_two_processes_that_wait_for_each_other_damage_nothing(
     start: Start, tmp_path: Path
 ) -> None:
     one, two = start("one", "add", 120), start("two", "sync", 120)
-    assert [says(one), says(two)] == ["open", "open"]  # both, before either has written
     for count in (600, 500):
         for process in (one, two):
             write(process, count)
@@ -121,7 +122,6 @@ def test_two_processes_that_wait_for_each_other_damage_nothing(
 @pytest.mark.slow
 def test_two_processes_that_take_turns_damage_nothing(start: Start, tmp_path: Path) -> None:
     one, two = start("one", "add", 0), start("two", "add", 0)
-    assert [says(one), says(two)] == ["open", "open"]
     for _ in range(4):
         for process in (one, two):
             write(process, 300)
@@ -133,7 +133,6 @@ def test_the_second_writer_gets_an_error_that_says_what_to_do(
     client: Any, make: Make, start: Start, tmp_path: Path, server: LocalServer
 ) -> None:
     other = start("other", "sync", 0)
-    assert says(other) == "open"
     here = chromadb.PersistentClient(path=str(tmp_path)).get_collection(
         "docs", embedding_function=make()
     )
@@ -148,7 +147,6 @@ def test_the_second_writer_gets_an_error_that_says_what_to_do(
 
 def test_a_writer_that_is_killed_leaves_no_lock(start: Start, tmp_path: Path, make: Make) -> None:
     killed = start("killed", "add", 0)
-    assert says(killed) == "open"
     write(killed, 100_000)
     here = chromadb.PersistentClient(path=str(tmp_path)).get_collection(
         "docs", embedding_function=make()

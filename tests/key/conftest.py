@@ -1,15 +1,8 @@
-"""The fault server of tests/faults, and retries that take no time."""
+"""Retries that take no time."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-TESTS = Path(__file__).parents[1]
-if str(TESTS) not in sys.path:
-    sys.path.append(str(TESTS))
 
 
 @pytest.fixture(autouse=True)

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-
-TESTS = Path(__file__).parents[1]
-if str(TESTS) not in sys.path:
-    sys.path.append(str(TESTS))  # so that `faults.server` is one module here and in subprocesses
 
 if TYPE_CHECKING:
     from faults.server import FaultServer
