@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from nexusflow_integrations._core import forks
-from nexusflow_integrations._core.checks import known_arguments, named
+from nexusflow_integrations._core.checks import known_arguments, named, one_of
 from nexusflow_integrations._core.fields import OURS, Fields
 from nexusflow_integrations._core.hosts import is_loopback
 from nexusflow_integrations._core.key_sources import AskedKey, EnvironmentKey, key_source
@@ -42,6 +42,7 @@ from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
     DEFAULT_BASE_URL,
+    ON_TOO_LONG,
     Settings,
     resolve_api_key,
     resolve_base_url,
@@ -125,7 +126,8 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             here.
         default_query: Parameters added to the query string of each request's URL; also stored.
 
-        options: All other settings of ``nexusflow_integrations.NexusFlow`` except ``on_refused``.
+        options: All other settings of ``nexusflow_integrations.NexusFlow`` except ``on_refused``
+            and ``on_blank``: each document gets a vector, or the call fails.
 
     Raises:
         ConfigurationError: A setting is invalid. A missing key is an error only when it is needed.
@@ -149,6 +151,8 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     ) -> None:
         known_arguments(type(self), options, _KNOWN)
         allow_http = options.setdefault("allow_http", False)
+        if "on_too_long" in options:
+            one_of("on_too_long", options["on_too_long"], ON_TOO_LONG)
         options["cache"] = address_or_path(options.get("cache"))  # its pickle has no password
         options["default_headers"] = Headers(options.get("default_headers"))
         if api_base is not None:

@@ -20,6 +20,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 from weakref import ref
 
@@ -49,6 +50,7 @@ from nexusflow_integrations._core.settings import (
     EncodingFormat,
     OnRefused,
     OnTooLong,
+    OnTooLongOrCollect,
     Role,
     Settings,
     check_dimensions,
@@ -57,7 +59,7 @@ from nexusflow_integrations._core.settings import (
     resolve_base_url,
 )
 from nexusflow_integrations._core.telemetry import observed
-from nexusflow_integrations._core.texts import check_text, check_texts, rows_of
+from nexusflow_integrations._core.texts import check_text, check_texts, rows_of, sort_out_blank
 from nexusflow_integrations._core.usage import (
     Budget,
     BudgetGuard,
@@ -68,7 +70,7 @@ from nexusflow_integrations._core.usage import (
     check_budget,
     check_price,
 )
-from nexusflow_integrations.errors import ConfigurationError
+from nexusflow_integrations.errors import ConfigurationError, InvalidInputError
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.call.engine import Engine
@@ -127,6 +129,7 @@ class ClientSettings(ClientOptions, total=False):
     query_instruction: str | None
     document_instruction: str | None
     on_refused: OnRefused
+    on_blank: OnRefused
     extra_body: Mapping[str, Any] | None
     default_query: Mapping[str, object] | None
 
@@ -172,10 +175,14 @@ class NexusFlow:
             is pickled with the client.
         on_refused: What to do if the server refuses a text: ``"raise"`` a ``RefusedTextsError``
             once all others are finished, or ``"collect"``: the result has ``None`` in its place and
-            the reason in ``refused``.
+            the reason in ``refused`` and ``left_out``.
+        on_blank: What to do with a blank text in a list: ``"raise"`` an ``InvalidInputError``
+            before anything is sent, or ``"collect"``: the result has ``None`` in its place and the
+            reason in ``left_out``.
         on_too_long: What to do with a text that has more tokens than the model accepts. ``"error"``
             raises an ``InvalidInputError`` before anything is sent, if the estimate exceeds
-            1.4 times the limit. ``"split"`` embeds the text in pieces; its vector is their mean,
+            1.4 times the limit; ``"collect"`` leaves such texts of a list out, as ``on_blank``
+            does. ``"split"`` embeds the text in pieces; its vector is their mean,
             weighted by tokens and scaled to unit length. ``"truncate"`` cuts it at the limit.
             ``"send"`` sends it unchanged; the service may refuse it or truncate it silently.
         max_text_tokens: Maximum tokens of a text; ``None`` is the known limit of the model (8,192
@@ -230,7 +237,8 @@ class NexusFlow:
         tokens_per_minute: float | None = None,
         pacer: SharedLimits | None = None,
         on_refused: OnRefused = "raise",
-        on_too_long: OnTooLong = "error",
+        on_blank: OnRefused = "raise",
+        on_too_long: OnTooLongOrCollect = "error",
         max_text_tokens: int | None = None,
         query_instruction: str | None = None,
         document_instruction: str | None = None,
@@ -267,6 +275,7 @@ class NexusFlow:
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
             on_refused=on_refused,
+            on_blank=on_blank,
             on_too_long=on_too_long,
             max_text_tokens=max_text_tokens,
             query_instruction=query_instruction,
@@ -305,6 +314,8 @@ class NexusFlow:
         *,
         role: Role = ...,
         on_refused: Literal["raise"] | None = ...,
+        on_blank: Literal["raise"] | None = ...,
+        on_too_long: OnTooLong | None = ...,
         progress: Progress | None = ...,
     ) -> EmbeddingArray: ...
 
@@ -315,6 +326,32 @@ class NexusFlow:
         *,
         role: Role = ...,
         on_refused: Literal["collect"],
+        on_blank: OnRefused | None = ...,
+        on_too_long: OnTooLongOrCollect | None = ...,
+        progress: Progress | None = ...,
+    ) -> EmbeddingList: ...
+
+    @overload
+    def embed(
+        self,
+        input: Iterable[str],
+        *,
+        role: Role = ...,
+        on_refused: OnRefused | None = ...,
+        on_blank: Literal["collect"],
+        on_too_long: OnTooLongOrCollect | None = ...,
+        progress: Progress | None = ...,
+    ) -> EmbeddingList: ...
+
+    @overload
+    def embed(
+        self,
+        input: Iterable[str],
+        *,
+        role: Role = ...,
+        on_refused: OnRefused | None = ...,
+        on_blank: OnRefused | None = ...,
+        on_too_long: Literal["collect"],
         progress: Progress | None = ...,
     ) -> EmbeddingList: ...
 
@@ -324,6 +361,8 @@ class NexusFlow:
         *,
         role: Role = "document",
         on_refused: OnRefused | None = None,
+        on_blank: OnRefused | None = None,
+        on_too_long: OnTooLongOrCollect | None = None,
         progress: Progress | None = None,
     ) -> EmbeddingArray | EmbeddingList:
         """Embed one text or a list of texts.
@@ -333,20 +372,29 @@ class NexusFlow:
             role: ``"query"`` prepends ``query_instruction`` instead of ``document_instruction`` to
                 each text, and sends the request before waiting documents.
             on_refused: Overrides the client's setting for this call.
+            on_blank: The same.
+            on_too_long: The same.
             progress: Called in this thread with the number of texts completed since the last call,
                 so ``tqdm.update`` fits.
 
         Returns:
             For one text, a float32 array of shape (d,); for a list, one of shape (n, d), rows in
-            the order of the input. With ``on_refused="collect"``, a list of rows, ``None`` for
-            refused texts. Each of these has the attribute ``usage``.
+            the order of the input. If one of the three settings is ``"collect"``, a list of rows,
+            ``None`` for texts that were left out. Each of these has the attribute ``usage``.
 
         Raises:
             InvalidInputError: A text cannot be sent. Nothing was sent.
             RefusedTextsError: The server refused some texts.
             NexusFlowError: Any other failure; the error's ``finished`` holds the vectors so far.
         """
-        return self._embed(input, role=role, on_refused=on_refused, progress=progress)
+        return self._embed(
+            input,
+            role=role,
+            on_refused=on_refused,
+            on_blank=on_blank,
+            on_too_long=on_too_long,
+            progress=progress,
+        )
 
     @overload
     async def aembed(self, input: str, *, role: Role = ...) -> EmbeddingArray: ...
@@ -358,6 +406,8 @@ class NexusFlow:
         *,
         role: Role = ...,
         on_refused: Literal["raise"] | None = ...,
+        on_blank: Literal["raise"] | None = ...,
+        on_too_long: OnTooLong | None = ...,
         progress: Progress | None = ...,
     ) -> EmbeddingArray: ...
 
@@ -368,6 +418,32 @@ class NexusFlow:
         *,
         role: Role = ...,
         on_refused: Literal["collect"],
+        on_blank: OnRefused | None = ...,
+        on_too_long: OnTooLongOrCollect | None = ...,
+        progress: Progress | None = ...,
+    ) -> EmbeddingList: ...
+
+    @overload
+    async def aembed(
+        self,
+        input: Iterable[str],
+        *,
+        role: Role = ...,
+        on_refused: OnRefused | None = ...,
+        on_blank: Literal["collect"],
+        on_too_long: OnTooLongOrCollect | None = ...,
+        progress: Progress | None = ...,
+    ) -> EmbeddingList: ...
+
+    @overload
+    async def aembed(
+        self,
+        input: Iterable[str],
+        *,
+        role: Role = ...,
+        on_refused: OnRefused | None = ...,
+        on_blank: OnRefused | None = ...,
+        on_too_long: Literal["collect"],
         progress: Progress | None = ...,
     ) -> EmbeddingList: ...
 
@@ -377,10 +453,19 @@ class NexusFlow:
         *,
         role: Role = "document",
         on_refused: OnRefused | None = None,
+        on_blank: OnRefused | None = None,
+        on_too_long: OnTooLongOrCollect | None = None,
         progress: Progress | None = None,
     ) -> EmbeddingArray | EmbeddingList:
         """Embed like ``embed``, without blocking the event loop; ``progress`` is called on it."""
-        return await self._aembed(input, role=role, on_refused=on_refused, progress=progress)
+        return await self._aembed(
+            input,
+            role=role,
+            on_refused=on_refused,
+            on_blank=on_blank,
+            on_too_long=on_too_long,
+            progress=progress,
+        )
 
     def __call__(self, input: str | Iterable[str]) -> EmbeddingArray:  # noqa: A002
         """Embed, for tools that take any callable from texts to vectors."""
@@ -454,6 +539,8 @@ class NexusFlow:
     def estimate(self, texts: Iterable[str], *, role: Role = "document") -> Estimate:
         """Estimate the requests, cost and time of embedding ``texts``; nothing is sent.
 
+        Texts that the client is set to leave out are not counted.
+
         Raises:
             InvalidInputError: A text cannot be sent.
             CacheError: The cache file is corrupt, is not ours, or has a newer format.
@@ -461,7 +548,9 @@ class NexusFlow:
         self._import()
         from nexusflow_integrations._core.call.estimate import estimate
 
-        prepared = self._prepare(texts, role)
+        prepared, unsent, _ = self._prepare(texts, self._instruction(role), self._settings)
+        if unsent:
+            prepared = [text for place, text in enumerate(prepared) if place not in unsent]
         distinct = list(dict.fromkeys(prepared))
         return estimate(
             distinct,
@@ -490,10 +579,15 @@ class NexusFlow:
             raise ConfigurationError("this client has no cache: pass cache=...")
         from nexusflow_integrations._core.comparing import FIXED_TEXTS, TOLERANCE, deviation
 
-        kept = self.embed(FIXED_TEXTS, on_refused="raise")
+        def embed(client: NexusFlow) -> EmbeddingArray:
+            return client.embed(
+                FIXED_TEXTS, on_refused="raise", on_blank="raise", on_too_long="send"
+            )
+
+        kept = embed(self)
         if kept.usage is None or not kept.usage.cached:
             return False
-        fresh = self._uncached().embed(FIXED_TEXTS, on_refused="raise")
+        fresh = embed(self._uncached())
         apart = max(map(deviation, kept, fresh))
         if apart > TOLERANCE:
             raise ConfigurationError(
@@ -653,6 +747,8 @@ class NexusFlow:
         *,
         role: Role = "document",
         on_refused: OnRefused | None = None,
+        on_blank: OnRefused | None = None,
+        on_too_long: OnTooLongOrCollect | None = None,
         progress: Progress | None = None,
         hooks: Hooks = NO_HOOKS,
         batch_size: int | None = None,
@@ -665,6 +761,8 @@ class NexusFlow:
             input: As for ``embed``.
             role: As for ``embed``.
             on_refused: As for ``embed``.
+            on_blank: As for ``embed``.
+            on_too_long: As for ``embed``.
             progress: As for ``embed``.
             hooks: The adapter's functions, called in this thread for each batch.
             batch_size: Overrides the client's setting for this call.
@@ -673,14 +771,14 @@ class NexusFlow:
                 the result.
         """
         single = isinstance(input, str)
-        texts = self._prepare(input, role)
-        collect = self._collects(on_refused)
+        instruction = self._instruction(role)
+        collect = self._collects("on_refused", on_refused)
+        settings = self._settings_of(role, dimensions, on_too_long)
+        texts, unsent, gaps = self._prepare(input, instruction, settings, on_blank)
         progress = checks.function("progress", progress)
         if not single and not texts:
-            return self._nothing(collect=collect)
-        ledger, settings = Ledger(), self._settings.of(role)
-        if dimensions not in (None, settings.dimensions):
-            settings = replace(settings, dimensions=dimensions)
+            return self._nothing(collect=collect or gaps)
+        ledger = Ledger()
         with self._recorded(ledger):
             caller = CallingThread(hooks, progress, deadline=settings.deadline)
             gathered = caller.wait(
@@ -691,10 +789,13 @@ class NexusFlow:
                     caller=caller,
                     urgent=single or role == "query",
                     batch_size=batch_size,
-                    lists=lists and not (single or collect),
+                    lists=lists and not (single or collect or gaps),
+                    unsent=unsent,
                 )
             )
-            return gathered.result(ledger.snapshot(self._price), single=single, collect=collect)
+            return gathered.result(
+                ledger.snapshot(self._price), single=single, collect=collect, gaps=gaps
+            )
 
     async def _aembed(
         self,
@@ -702,6 +803,8 @@ class NexusFlow:
         *,
         role: Role = "document",
         on_refused: OnRefused | None = None,
+        on_blank: OnRefused | None = None,
+        on_too_long: OnTooLongOrCollect | None = None,
         progress: Progress | None = None,
         hooks: Hooks = NO_HOOKS,
         batch_size: int | None = None,
@@ -711,14 +814,14 @@ class NexusFlow:
         """Embed like ``_embed``; the hooks are awaited on this event loop."""
         loop = _running_loop()
         single = isinstance(input, str)
-        texts = self._prepare(input, role)
-        collect = self._collects(on_refused)
+        instruction = self._instruction(role)
+        collect = self._collects("on_refused", on_refused)
+        settings = self._settings_of(role, dimensions, on_too_long)
+        texts, unsent, gaps = self._prepare(input, instruction, settings, on_blank)
         progress = checks.function("progress", progress)
         if not single and not texts:
-            return self._nothing(collect=collect)
-        ledger, settings = Ledger(), self._settings.of(role)
-        if dimensions not in (None, settings.dimensions):
-            settings = replace(settings, dimensions=dimensions)
+            return self._nothing(collect=collect or gaps)
+        ledger = Ledger()
         with self._recorded(ledger):
             caller = CallingTask(hooks, progress, deadline=settings.deadline)
             gathered = await caller.wait(
@@ -730,10 +833,13 @@ class NexusFlow:
                     urgent=single or role == "query",
                     loop=loop,
                     batch_size=batch_size,
-                    lists=lists and not (single or collect),
+                    lists=lists and not (single or collect or gaps),
+                    unsent=unsent,
                 )
             )
-            return gathered.result(ledger.snapshot(self._price), single=single, collect=collect)
+            return gathered.result(
+                ledger.snapshot(self._price), single=single, collect=collect, gaps=gaps
+            )
 
     def _succeed(self, former: NexusFlow) -> None:
         """Take over the budget and the usage of ``former``, which is no longer used."""
@@ -784,18 +890,51 @@ class NexusFlow:
             )
             self._has_imports = True
 
-    def _prepare(self, input: str | Iterable[str], role: Role) -> list[str]:  # noqa: A002
-        instruction = self._instruction(role)
-        texts = [check_text(input)] if isinstance(input, str) else check_texts(input)
+    def _settings_of(
+        self, role: Role, dimensions: int | None, on_too_long: OnTooLongOrCollect | None
+    ) -> Settings:
+        """Return the settings of a call with these overrides."""
+        settings = self._settings.of(role)
+        if dimensions not in (None, settings.dimensions):
+            settings = replace(settings, dimensions=dimensions)
+        if on_too_long is not None:
+            settings = replace(settings, on_too_long=on_too_long)
+        return settings
+
+    def _prepare(
+        self,
+        input: str | Iterable[str],  # noqa: A002
+        instruction: str,
+        settings: Settings,
+        on_blank: OnRefused | None = None,
+    ) -> tuple[list[str], dict[int, InvalidInputError], bool]:
+        """Return the checked texts of a call, and those to leave out.
+
+        Returns:
+            The texts, all of them, with their instruction; the errors of those to leave out, by
+            index; and whether the caller expects a list with gaps for such texts.
+        """
+        collect = self._collects("on_blank", on_blank)
+        unsent: dict[int, InvalidInputError] = {}
+        single = isinstance(input, str)
+        if isinstance(input, str):
+            texts = [check_text(input)]
+        elif collect:
+            texts, unsent = sort_out_blank(input)
+        else:
+            texts = check_texts(input)
         if instruction:
             texts = [instruction + text for text in texts]
-        settings = self._settings
-        if settings.on_too_long == "error" and settings.token_limit:
+        leave_long = settings.on_too_long == "collect"
+        if settings.token_limit and (leave_long or settings.on_too_long == "error"):
             self._import()
-            from nexusflow_integrations._core.request.long_texts import check_lengths
+            from nexusflow_integrations._core.request import long_texts
 
-            check_lengths(texts, settings, single=isinstance(input, str))
-        return texts
+            if leave_long and not single:
+                long_texts.sort_out_long(texts, settings, unsent)
+            else:
+                long_texts.check_lengths(texts, settings, single=single)
+        return texts, unsent, collect or leave_long
 
     def _instruction(self, role: Role) -> str:
         if self._closed:
@@ -804,10 +943,10 @@ class NexusFlow:
             role = checks.one_of("role", role, ROLES)
         return self._settings.instruction(role)
 
-    def _collects(self, on_refused: OnRefused | None) -> bool:
-        if on_refused is None:
-            return self._settings.on_refused == "collect"
-        return bool(checks.one_of("on_refused", on_refused, ON_REFUSED) == "collect")
+    def _collects(self, setting: Literal["on_refused", "on_blank"], given: object) -> bool:
+        if given is None:
+            return bool(getattr(self._settings, setting) == "collect")
+        return bool(checks.one_of(setting, given, ON_REFUSED) == "collect")
 
     def _nothing(self, *, collect: bool) -> EmbeddingArray | EmbeddingList:
         self._import()
@@ -833,6 +972,7 @@ class NexusFlow:
         loop: asyncio.AbstractEventLoop | None = None,
         batch_size: int | None = None,
         lists: bool = False,
+        unsent: Mapping[int, InvalidInputError] = MappingProxyType({}),
         stop: Stop | None = None,
     ) -> tuple[BackgroundLoop, Coroutine[Any, Any, CallResults]]:
         """Return the work of a call made on ``loop``, or in a thread without an event loop."""
@@ -859,6 +999,7 @@ class NexusFlow:
             cache=self._cache,
             terms=self._terms,
             lists=lists,
+            unsent=unsent,
         )
         background, running = engine()
         return background, _counted(running, call, self._spent, caller, stop)

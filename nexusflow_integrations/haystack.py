@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nexusflow_integrations._core.checks import named, refuse, text
+from nexusflow_integrations._core.checks import named, one_of, refuse, text
 from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.secret import Headers, secret_arguments
+from nexusflow_integrations._core.settings import ON_TOO_LONG
 from nexusflow_integrations._core.texts import check_text, rows_of
 from nexusflow_integrations.client import ClientSettings, NexusFlow
 from nexusflow_integrations.errors import InvalidInputError
@@ -35,7 +36,7 @@ def _hiding_arguments(cls: C) -> C:
     return cls
 
 
-_OPTIONS = ClientSettings.__optional_keys__ | {"dimensions"}
+_OPTIONS = (ClientSettings.__optional_keys__ | {"dimensions"}) - {"on_refused", "on_blank"}
 _KEY = Secret.from_env_var("NEXUSFLOW_API_KEY", strict=False)
 
 
@@ -44,7 +45,8 @@ _KEY = Secret.from_env_var("NEXUSFLOW_API_KEY", strict=False)
 class _Embedder:
     """The settings, named as in Haystack's own embedders.
 
-    ``options`` holds other settings of ``NexusFlow`` (``timeout``, ``cache``, ...) as plain values.
+    ``options`` holds other settings of ``NexusFlow`` (``timeout``, ``cache``, ...) as plain values,
+    except those for leaving texts out.
     """
 
     api_key: Secret = _KEY
@@ -69,6 +71,8 @@ class _Embedder:
             name: hidden[name](value) if name in hidden else value
             for name, value in self.options.items()
         }
+        if "on_too_long" in self.options:
+            one_of("on_too_long", self.options["on_too_long"], ON_TOO_LONG)
         self._client(None)  # validates the settings now
 
     @cached_property

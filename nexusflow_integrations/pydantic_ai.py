@@ -54,7 +54,14 @@ class NexusFlowEmbeddingModel(EmbeddingModel):
             inputs = list(rows_of(inputs))
         texts, merged = self.prepare_embed(inputs, settings)
         client = self.client.resized(merged.get("dimensions", self.client.dimensions))
-        vectors = await client.aembed(texts, role=input_type)
+        kept = client.settings.on_too_long
+        vectors = await client.aembed(
+            texts,
+            role=input_type,
+            on_refused="raise",
+            on_blank="raise",
+            on_too_long="error" if kept == "collect" else kept,
+        )
         return EmbeddingResult(
             vectors.tolist(),
             inputs=texts,

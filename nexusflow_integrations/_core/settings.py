@@ -52,7 +52,9 @@ _FORMATS = ("base64", "float")
 ROLES = ("document", "query")
 ON_REFUSED = ("raise", "collect")
 OnTooLong = Literal["error", "split", "truncate", "send"]
-_ON_TOO_LONG = ("error", "split", "truncate", "send")
+ON_TOO_LONG = ("error", "split", "truncate", "send")
+OnTooLongOrCollect = Literal["error", "collect", "split", "truncate", "send"]
+"""The same, where a result can have gaps."""
 
 
 @secret_arguments
@@ -199,7 +201,8 @@ class Settings:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     on_refused: OnRefused = "raise"
-    on_too_long: OnTooLong = "error"
+    on_blank: OnRefused = "raise"
+    on_too_long: OnTooLongOrCollect = "error"
     max_text_tokens: int | None = None
     query_instruction: str | None = None
     document_instruction: str | None = None
@@ -225,7 +228,8 @@ class Settings:
             "requests_per_minute": optional_number("requests_per_minute", requests),
             "tokens_per_minute": optional_number("tokens_per_minute", tokens),
             "on_refused": one_of("on_refused", self.on_refused, ON_REFUSED),
-            "on_too_long": one_of("on_too_long", self.on_too_long, _ON_TOO_LONG),
+            "on_blank": one_of("on_blank", self.on_blank, ON_REFUSED),
+            "on_too_long": one_of("on_too_long", self.on_too_long, (*ON_TOO_LONG, "collect")),
             "max_text_tokens": None
             if self.max_text_tokens is None
             else whole("max_text_tokens", self.max_text_tokens, 16, 10_000_000),

@@ -27,7 +27,7 @@ def check_text(text: object, index: int | None = None) -> str:
             return text
     if isinstance(text, str):
         if text and _encodable(text):
-            if not _blank(text):
+            if not is_blank(text):
                 return text
             problem = "is blank"
         elif not text:
@@ -44,7 +44,7 @@ def check_text(text: object, index: int | None = None) -> str:
     raise InvalidInputError(f"{where} {problem}", index=index)
 
 
-def _blank(text: str) -> bool:
+def is_blank(text: str) -> bool:
     return all(char.isspace() or char in _INVISIBLE for char in text)
 
 
@@ -64,6 +64,25 @@ def check_texts(texts: Iterable[str]) -> list[str]:
             ``index`` says which.
     """
     return [check_text(text, index) for index, text in enumerate(rows_of(texts))]
+
+
+def sort_out_blank(texts: Iterable[str]) -> tuple[list[str], dict[int, InvalidInputError]]:
+    """Return ``texts`` as a list, and the errors of those that are blank, by index.
+
+    Raises:
+        InvalidInputError: As for ``check_texts``, except for blank texts.
+    """
+    checked: list[str] = []
+    blank: dict[int, InvalidInputError] = {}
+    for index, text in enumerate(rows_of(texts)):
+        try:
+            check_text(text, index)
+        except InvalidInputError as error:
+            if not (isinstance(text, str) and is_blank(text)):
+                raise
+            blank[index] = error
+        checked.append(text)
+    return checked, blank
 
 
 def rows_of(texts: Any) -> Iterable[Any]:

@@ -61,6 +61,15 @@ class OutputFormat(str, Enum):
     parquet = "parquet"
 
 
+class TooLong(Enum):
+    """The values of ``--on-too-long``."""
+
+    collect = "collect"
+    split = "split"
+    truncate = "truncate"
+    send = "send"
+
+
 _INPUTS = {".jsonl": InputFormat.jsonl, ".ndjson": InputFormat.jsonl}
 _OUTPUTS = {".npy": OutputFormat.npy, ".parquet": OutputFormat.parquet, ".pq": OutputFormat.parquet}
 
@@ -86,6 +95,13 @@ def embed(
         str, typer.Option("--field", help="Field of a JSONL object that holds the text.")
     ] = "text",
     dimensions: DimensionsOption = None,
+    on_too_long: Annotated[
+        TooLong,
+        typer.Option(
+            "--on-too-long",
+            help="Texts over the model's limit: report them, or split, truncate or send them.",
+        ),
+    ] = TooLong.collect,
     budget: BudgetOption = None,
     estimate: EstimateOption = False,
     local: LocalOption = False,
@@ -106,14 +122,17 @@ def embed(
     if cache is not None and no_cache:
         raise UsageProblem("--cache and --no-cache exclude each other")
     if estimate:
-        _estimate(job, screen, dimensions, None if no_cache else cache or True, local, as_json)
+        held = None if no_cache or local or not has_key() else cache or True
+        # What the service would charge; nothing is sent, so no key is needed.
+        client = NexusFlow(dimensions=dimensions, cache=held, on_too_long=on_too_long.value)
+        _estimate(job, screen, client, as_json)
         return
     if as_json and output == "-":
         raise UsageProblem("--json and the vectors cannot both go to standard output: name -o FILE")
     with open_endpoint(local=local or None, dimensions=dimensions) as endpoint:
         # The embedded server's port differs each time, and so would its cache keys.
         remembered = None if no_cache or endpoint.local_model else cache or True
-        client = _client(endpoint, remembered, limit)
+        client = _client(endpoint, remembered, limit, on_too_long)
         paid = endpoint.local_model is None
         with job.lines() as lines, _embedding(screen, job.total(), client, paid=paid) as bar:
             try:
@@ -204,13 +223,16 @@ class _Job:
         return rows.Parquet(file) if self._format is OutputFormat.parquet else rows.JsonLines(file)
 
 
-def _client(endpoint: Endpoint, cache: bool | str | None, limit: Budget | None) -> NexusFlow:
+def _client(
+    endpoint: Endpoint, cache: bool | str | None, limit: Budget | None, on_too_long: TooLong
+) -> NexusFlow:
     return NexusFlow(
         endpoint.api_key,
         base_url=endpoint.base_url,
         dimensions=endpoint.dimensions,
         cache=cache,
         budget=limit,
+        on_too_long=on_too_long.value,
     )
 
 
@@ -246,7 +268,7 @@ def _run(
 def _reason(line: rows.Line, error: NexusFlowError) -> str:
     # Its message counts texts of the stream and names a setting; users count lines.
     said = _TEXT_NUMBER.sub("", " ".join(str(error).split()))
-    return _fault(line) or said.partition(", or say on_too_long")[0]
+    return _fault(line) or said.replace("set on_too_long=", "set --on-too-long to ")
 
 
 def _fault(line: rows.Line) -> str | None:
@@ -260,28 +282,18 @@ def _fault(line: rows.Line) -> str | None:
     return None
 
 
-def _estimate(
-    job: _Job,
-    screen: Screen,
-    dimensions: int | None,
-    cache: bool | str | None,
-    local: bool,
-    as_json: bool,
-) -> None:
-    # What the service would charge; nothing is sent, so no key is needed.
-    client = NexusFlow(dimensions=dimensions, cache=cache if has_key() and not local else None)
-    unfit = 0
+def _estimate(job: _Job, screen: Screen, client: NexusFlow, as_json: bool) -> None:
+    count = 0
 
     def texts() -> Iterator[str]:
-        nonlocal unfit
+        nonlocal count
         with job.lines() as lines:
-            for line in lines:
+            for count, line in enumerate(lines, 1):  # noqa: B007 - used below
                 if _fault(line) is None:
                     yield line.text
-                else:
-                    unfit += 1
 
     found = client.estimate(texts())
+    unfit = count - found.texts
     screen.estimate(found, unfit)
     if as_json:
         print_json(estimate_json(found) | {"unfit": unfit})

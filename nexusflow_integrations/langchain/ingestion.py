@@ -16,6 +16,7 @@ from collections.abc import (
 )
 from contextlib import aclosing, closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,14 @@ from langchain_core.vectorstores import VectorStore
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.call.streaming import Embedded
 from nexusflow_integrations._core.left_out import LeftOut
-from nexusflow_integrations._core.settings import ON_REFUSED, OnRefused
+from nexusflow_integrations._core.request.long_texts import check_document
+from nexusflow_integrations._core.settings import (
+    ON_REFUSED,
+    ON_TOO_LONG,
+    OnRefused,
+    OnTooLongOrCollect,
+)
+from nexusflow_integrations._core.texts import check_text
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.errors import (
     BadRequestError,
@@ -82,6 +90,7 @@ def add_documents(
     *,
     on_refused: OnRefused = "collect",
     on_blank: OnRefused = "collect",
+    on_too_long: OnTooLongOrCollect | None = None,
     progress: Callable[[int], object] | None = None,
     slice_size: int = SLICE,
 ) -> Added:
@@ -104,6 +113,10 @@ def add_documents(
             ``left_out``, ``"raise"`` raises a ``RefusedTextsError`` once all others are stored.
         on_blank: What to do with a document without text: ``"collect"`` puts it into ``left_out``,
             ``"raise"`` raises an ``InvalidInputError`` (for a list, before anything is sent).
+        on_too_long: What to do with a document that has too many tokens: ``"collect"`` puts it into
+            ``left_out``, ``"error"`` raises an ``InvalidInputError``, ``"split"``, ``"truncate"``
+            and ``"send"`` are those of the embedding. Default: what the embedding is set to, but
+            ``"collect"`` instead of ``"error"``.
         progress: Called with the number of documents done since the last call, including those left
             out, so ``tqdm.update`` fits.
         slice_size: Documents per write, from 1 to 1,000.
@@ -118,9 +131,11 @@ def add_documents(
         NexusFlowError: Embedding failed. What was ready is in the store.
     """
     with ALSO_LANGCHAINS:
-        embedder = _Embedder(store)
+        embedder = _Embedder(store, on_too_long)
         _check_iterables(documents, ids, twin="aadd_documents")
-        run = _run(documents, ids, on_refused, on_blank, progress, slice_size)
+        run = _run(
+            documents, ids, embedder, on_refused, on_blank, on_too_long, progress, slice_size
+        )
         try:
             _Filling(store, embedder, run).fill(_rows(documents, ids))
         finally:
@@ -135,6 +150,7 @@ async def aadd_documents(
     *,
     on_refused: OnRefused = "collect",
     on_blank: OnRefused = "collect",
+    on_too_long: OnTooLongOrCollect | None = None,
     progress: Callable[[int], object] | None = None,
     slice_size: int = SLICE,
 ) -> Added:
@@ -143,9 +159,11 @@ async def aadd_documents(
     Iterables and async iterables may be mixed.
     """
     with ALSO_LANGCHAINS:
-        embedder = _Embedder(store)
+        embedder = _Embedder(store, on_too_long)
         _check_iterables(documents, ids)
-        run = _run(documents, ids, on_refused, on_blank, progress, slice_size)
+        run = _run(
+            documents, ids, embedder, on_refused, on_blank, on_too_long, progress, slice_size
+        )
         try:
             await _AsyncFilling(store, embedder, run).fill(_arows(documents, ids))
         finally:
@@ -175,8 +193,10 @@ def _check_iterables(documents: object, ids: object, *, twin: str | None = None)
 def _run(
     documents: Any,
     ids: Any,
+    embedder: _Embedder,
     on_refused: OnRefused,
     on_blank: OnRefused,
+    on_too_long: OnTooLongOrCollect | None,
     progress: Callable[[int], object] | None,
     slice_size: int,
 ) -> Run:
@@ -185,14 +205,23 @@ def _run(
     refused = checks.one_of("on_refused", on_refused, ON_REFUSED) == "collect"
     size = checks.whole("slice_size", slice_size, 1, 1_000)
     progress = checks.function("progress", progress)
+    long = on_too_long != "error"
+    settings = embedder.embeddings.client.settings
+    check = check_text if long else partial(check_document, settings=settings)
+
+    def new_run() -> Run:
+        return Run(size, check, collect_blank=blank, collect_refused=refused, collect_long=long)
+
     if isinstance(documents, Sequence) and (ids is None or isinstance(ids, Sequence)):
-        trial = Run(size, collect_blank=blank, collect_refused=refused)
+        trial = new_run()
         try:
             trial.take(list(_rows(documents, ids)))
             trial.check()
         finally:
             trial.close()
-    return Run(size, collect_blank=blank, collect_refused=refused, progress=progress)
+    run = new_run()
+    run.progress = progress
+    return run
 
 
 def _rows(documents: Iterable[Any], ids: Iterable[Any] | None) -> Iterator[Row]:
@@ -247,13 +276,13 @@ def _added(run: Run, usage: Usage) -> Added:
 
 
 class _Embedder:
-    """The embedding of ``store``, and its cost.
+    """The embedding of ``store``, with another ``on_too_long`` if one is given, and its cost.
 
     Raises:
         ConfigurationError: The store has none, or it is not ours.
     """
 
-    def __init__(self, store: VectorStore) -> None:
+    def __init__(self, store: VectorStore, on_too_long: OnTooLongOrCollect | None) -> None:
         if not isinstance(store, VectorStore):
             raise ConfigurationError(
                 f"a VectorStore of LangChain belongs here, not {type(store).__name__}"
@@ -265,6 +294,12 @@ class _Embedder:
             raise ConfigurationError(
                 f"the embedding of this {name} is {kind}: make the store with NexusFlowEmbeddings"
             )
+        self.of_store = embeddings
+        if on_too_long is not None:
+            checks.one_of("on_too_long", on_too_long, (*ON_TOO_LONG, "collect"))
+            policy = "error" if on_too_long == "collect" else on_too_long
+            if policy != embeddings.on_too_long:
+                embeddings = embeddings.model_copy(update={"on_too_long": policy})
         self.embeddings: NexusFlowEmbeddings = embeddings
         own = type(embeddings)
         self._streams = (
@@ -453,7 +488,7 @@ class _Filling:
                 part = _next(steps, self._attempt(part))
 
     def _attempt(self, part: list[Ready]) -> Exception | None:
-        with self._embedder.embeddings._holding(*vectors_of(part)):
+        with self._embedder.of_store._holding(*vectors_of(part)):
             try:
                 self._store.add_documents(
                     [item.document for item in part], ids=[item.id for item in part]
@@ -519,7 +554,7 @@ class _AsyncFilling:
                 part = _next(steps, await self._attempt(part))
 
     async def _attempt(self, part: list[Ready]) -> Exception | None:
-        with self._embedder.embeddings._holding(*vectors_of(part)):
+        with self._embedder.of_store._holding(*vectors_of(part)):
             try:
                 async with self._turn:
                     await self._store.aadd_documents(

@@ -84,15 +84,19 @@ class Run:
 
     Args:
         size: Maximum documents per write.
+        check_text: Raises an ``InvalidInputError`` for a text that cannot be sent.
         collect_blank: Whether blank documents are left out; otherwise one ends the run.
         collect_refused: Whether refused documents are left out; otherwise they are an error at the
             end.
+        collect_long: Whether documents that are too long are left out; otherwise one ends the run.
         progress: Called with the number of documents done since the last call.
     """
 
     size: int
+    check_text: Callable[[str], object]
     collect_blank: bool
     collect_refused: bool
+    collect_long: bool
     progress: Callable[[int], object] | None = None
     added: int = 0
     present: int = 0
@@ -173,12 +177,9 @@ class Run:
         if record.known and (before := self._seen.note(str(name), place)) is not None:
             raise InvalidInputError(twice(str(name), before, place), index=place)
         try:
-            check_text(document.page_content)
+            self.check_text(document.page_content)
         except InvalidInputError as error:
-            reason = reason_of(error)
-            if reason == "blank" and not self.collect_blank:
-                raise InvalidInputError(f"document {place} is blank", index=place) from None
-            self._leave_out(record, reason, str(error))
+            self._refuse(record, error)
         else:
             self._slice.append(record)
 
@@ -210,8 +211,11 @@ class Run:
         error = embedded.error
         if embedded.vector is not None:
             self._ready.append(Ready(record, embedded.vector, sent))
+        elif isinstance(error, InvalidInputError):
+            with self.ending():
+                self._refuse(record, error)
         elif error is not None:
-            self._leave_out(record, reason_of(error), reason_in_words(error), error)
+            self._leave_out(record, "refused", reason_in_words(error), error)
 
     def full(self) -> Iterator[list[Ready]]:
         """Yield the slices that are full."""
@@ -269,6 +273,19 @@ class Run:
         self._store_failed = True
         if not isinstance(self._problem, NexusFlowError):
             self._problem = failed(f"writing {len(part)} documents to", store, error)
+
+    def _refuse(self, record: Record, error: InvalidInputError) -> None:
+        """Leave out a document whose text cannot be sent.
+
+        Raises:
+            InvalidInputError: It is blank or too long, and such documents are not left out.
+        """
+        reason, words = reason_of(error), reason_in_words(error)
+        collect = {"blank": self.collect_blank, "too long": self.collect_long}
+        if not collect.get(reason, True):
+            said = words.replace("the text", f"document {record.place}", 1)
+            raise InvalidInputError(said, index=record.place)
+        self._leave_out(record, reason, words)
 
     # -- what could not be stored --------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,12 @@ from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.left_out import LeftOut, reason_in_words, reason_of
 from nexusflow_integrations._core.request.long_texts import check_document
-from nexusflow_integrations._core.settings import ON_REFUSED, OnRefused
+from nexusflow_integrations._core.settings import (
+    ON_REFUSED,
+    ON_TOO_LONG,
+    OnRefused,
+    OnTooLongOrCollect,
+)
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.errors import (
     BadRequestError,
@@ -59,6 +65,7 @@ def embed_nodes(
     *,
     on_refused: OnRefused = "collect",
     on_blank: OnRefused = "collect",
+    on_too_long: OnTooLongOrCollect | None = None,
     show_progress: bool = False,
 ) -> EmbeddedNodes:
     """Embed nodes; leave out and report those that are blank or that the server refuses.
@@ -73,16 +80,20 @@ def embed_nodes(
             ``left_out``, ``"raise"`` raises a ``RefusedTextsError`` once all others are embedded.
         on_blank: What to do with a node without text: ``"collect"`` puts it into ``left_out``,
             ``"raise"`` raises an ``InvalidInputError`` before anything is sent.
+        on_too_long: What to do with a node that has too many tokens: ``"collect"`` puts it into
+            ``left_out``, ``"error"`` raises an ``InvalidInputError``, ``"split"``, ``"truncate"``
+            and ``"send"`` are those of the embedding model. Default: what the model is set to, but
+            ``"collect"`` instead of ``"error"``.
         show_progress: Show a tqdm bar.
 
     Raises:
         ConfigurationError: The embedding model is not a ``NexusFlowEmbedding``.
-        InvalidInputError: An item is not a node, or is blank; ``index`` says where. Nothing was
-            sent.
+        InvalidInputError: An item is not a node, or is blank or too long; ``index`` says where.
+            Nothing was sent.
         NexusFlowError: Any other failure; ``finished`` holds the vectors so far, by the index of
             their node.
     """
-    run = _Run(nodes, embed_model, on_refused, on_blank)
+    run = _Run(nodes, embed_model, on_refused, on_blank, on_too_long)
     for part in run.parts("get_text_embedding_batch", "_get_text_embeddings"):
         with part:
             if run.by_hooks:
@@ -98,10 +109,11 @@ async def aembed_nodes(
     *,
     on_refused: OnRefused = "collect",
     on_blank: OnRefused = "collect",
+    on_too_long: OnTooLongOrCollect | None = None,
     show_progress: bool = False,
 ) -> EmbeddedNodes:
     """Embed like ``embed_nodes``, without blocking the event loop."""
-    run = _Run(nodes, embed_model, on_refused, on_blank)
+    run = _Run(nodes, embed_model, on_refused, on_blank, on_too_long)
     for part in run.parts("aget_text_embedding_batch", "_aget_text_embeddings"):
         with part:
             if run.by_hooks:
@@ -135,6 +147,9 @@ class EmbedNodes(TransformComponent):
     on_blank: OnRefused = Field(default="collect", exclude=True)
     """As for ``embed_nodes``."""
 
+    on_too_long: OnTooLongOrCollect | None = Field(default=None, exclude=True)
+    """As for ``embed_nodes``."""
+
     _done: EmbeddedNodes = PrivateAttr(default_factory=EmbeddedNodes)
 
     @classmethod
@@ -160,6 +175,7 @@ class EmbedNodes(TransformComponent):
             self.embed_model,
             on_refused=self.on_refused,
             on_blank=self.on_blank,
+            on_too_long=self.on_too_long,
             show_progress=show_progress,
         )
         return self._noted(done)
@@ -173,6 +189,7 @@ class EmbedNodes(TransformComponent):
             self.embed_model,
             on_refused=self.on_refused,
             on_blank=self.on_blank,
+            on_too_long=self.on_too_long,
             show_progress=show_progress,
         )
         return self._noted(done)
@@ -235,13 +252,18 @@ class _Run:
         embed_model: BaseEmbedding | None,
         on_refused: OnRefused,
         on_blank: OnRefused,
+        on_too_long: OnTooLongOrCollect | None,
     ) -> None:
-        self.model = _model(embed_model)
+        self.model = _model(embed_model, on_too_long)
         self.by_hooks = False
         self.vectors: dict[int, Vector] = {}
         self.refused: dict[int, NexusFlowError] = {}
         self._raises_refused = checks.one_of("on_refused", on_refused, ON_REFUSED) == "raise"
-        raises_blank = checks.one_of("on_blank", on_blank, ON_REFUSED) == "raise"
+        raises = set()
+        if checks.one_of("on_blank", on_blank, ON_REFUSED) == "raise":
+            raises.add("blank")
+        if on_too_long == "error":
+            raises.add("too long")
         self._left_out: dict[int, LeftOut] = {}
         self._parts: list[Usage] = []
         self._before = self.model.usage
@@ -253,8 +275,9 @@ class _Run:
             try:
                 self._texts[place] = check_document(text, settings)
             except InvalidInputError as error:
-                if reason_of(error) == "blank" and raises_blank:
-                    said = f"node {place} is blank: {node_name(node)}"
+                if reason_of(error) in raises:
+                    words = reason_in_words(error).replace("the text", f"node {place}", 1)
+                    said = f"{words}: {node_name(node)}"
                     raise InvalidInputError(said, index=place) from None
                 self.leave_out(place, error)
 
@@ -312,7 +335,9 @@ class _Run:
         )
 
 
-def _model(embed_model: BaseEmbedding | None) -> NexusFlowEmbedding:
+def _model(
+    embed_model: BaseEmbedding | None, on_too_long: OnTooLongOrCollect | None
+) -> NexusFlowEmbedding:
     if embed_model is None:
         try:
             embed_model = Settings.embed_model
@@ -324,6 +349,12 @@ def _model(embed_model: BaseEmbedding | None) -> NexusFlowEmbedding:
         raise ConfigurationError(
             f"the embedding model must be a NexusFlowEmbedding, not {type(embed_model).__name__}"
         )
+    if on_too_long is not None:
+        checks.one_of("on_too_long", on_too_long, (*ON_TOO_LONG, "collect"))
+        policy = "error" if on_too_long == "collect" else on_too_long
+        if policy != embed_model.on_too_long:
+            embed_model = copy(embed_model)
+            embed_model.on_too_long = policy
     return embed_model
 
 

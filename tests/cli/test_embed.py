@@ -246,6 +246,31 @@ def test_a_text_that_is_too_long_is_named_by_line_too(
     assert np.array_equal(found[[0, 2]], NexusFlow(dimensions=64).embed(["otter", "panda"]))
 
 
+def test_on_too_long_splits_or_truncates_in_place_of_leaving_out(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.txt", tmp_path / "out.npy"
+    source.write_text(f"otter\n{'word ' * 20_000}\npanda\n")
+    _, aside = nexusflow("embed", str(source), "-o", str(out), *SMALL, code=5)
+    assert "line 2: is too long" in " ".join(aside.split())
+    assert "set --on-too-long to 'split'" in " ".join(aside.split())
+    for policy in ("split", "truncate"):
+        nexusflow("embed", str(source), "-o", str(out), *SMALL, "--on-too-long", policy)
+        long = NexusFlow(dimensions=64, on_too_long=policy).embed("word " * 20_000)
+        assert np.allclose(np.load(out)[1], long, atol=1e-6)
+
+
+def test_estimate_counts_what_is_too_long_as_unfit_unless_it_is_split(
+    nexusflow: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "in.txt").write_text(f"otter\n{'word ' * 20_000}\n")
+    arguments = ("embed", str(tmp_path / "in.txt"), "--estimate")
+    found = nexusflow.json(*arguments)
+    assert (found["texts"], found["unfit"]) == (1, 1)
+    found = nexusflow.json(*arguments, "--on-too-long", "split")
+    assert (found["texts"], found["unfit"]) == (2, 0)
+
+
 def test_json_lists_what_was_refused(
     nexusflow: Command, service: LocalServer, tmp_path: Path
 ) -> None:

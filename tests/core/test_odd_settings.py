@@ -109,6 +109,8 @@ CALLS: list[tuple[str, Callable[..., object]]] = [
     ("role", lambda made, **given: list(made.embed_stream(["a text"], **given))),
     ("role", lambda made, **given: made.estimate(["a text"], **given)),
     ("on_refused", lambda made, **given: made.embed(["a text"], **given)),
+    ("on_blank", lambda made, **given: made.embed(["a text"], **given)),
+    ("on_too_long", lambda made, **given: made.embed(["a text"], **given)),
     ("progress", lambda made, **given: made.embed(["a text"], **given)),
     ("ordered", lambda made, **given: list(made.embed_stream(["a text"], **given))),
     ("dimensions", lambda made, **given: made.resized(**given).embed("a text")),
@@ -130,7 +132,7 @@ def _not_called(value: object) -> bool:
 
 async def test_arguments_of_an_async_call_are_refused_before_anything_is_sent() -> None:
     made = NexusFlow(KEY, base_url="http://127.0.0.1:1")
-    for name in ("role", "on_refused", "progress"):
+    for name in ("role", "on_refused", "on_blank", "on_too_long", "progress"):
         for value in (5, "x", np.array([1, 2]), b"query"):
             with pytest.raises(ConfigurationError, match=f"^{name} must be "):
                 await made.aembed(["a text"], **{name: value})

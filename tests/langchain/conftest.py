@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,6 +22,10 @@ from langchain_core.rate_limiters import BaseRateLimiter
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
 from nexusflow_integrations.langchain import embeddings as adapter
 from nexusflow_integrations.local import LocalServer
+
+TESTS = Path(__file__).parents[1]
+if str(TESTS) not in sys.path:
+    sys.path.append(str(TESTS))  # for what tests of several folders share
 
 _numbers = itertools.count()
 

@@ -359,6 +359,44 @@ async def test_on_blank_raise_raises_before_a_list_is_sent(
     assert server.stats.requests == 0
 
 
+LONG = "word " * 20_000
+
+
+@TWINS
+async def test_a_document_that_is_too_long_is_left_out_unless_the_embedding_handles_it(
+    twin: str, make: Make
+) -> None:
+    done = await add(twin, in_memory(make()).store, source(3, {1: LONG}))
+    assert [(left.place, left.reason) for left in done.left_out] == [(1, "too long")]
+    assert done.left_out[0].message.startswith("the text is too long: it has about 2")
+    split = await add(twin, in_memory(make(on_too_long="split")).store, source(3, {1: LONG}))
+    assert (split.added, split.usage.split) == (3, 1)
+
+
+@TWINS
+async def test_on_too_long_overrides_the_embedding_for_one_run(
+    twin: str, make: Make, server: LocalServer
+) -> None:
+    place = in_memory(make(on_too_long="split"))
+    done = await add(twin, place.store, source(3, {1: LONG}), on_too_long="collect")
+    assert [left.reason for left in done.left_out] == ["too long"]
+    place = in_memory(make())
+    done = await add(twin, place.store, source(3, {1: LONG}), on_too_long="split")
+    assert (done.added, place.size(), done.usage.split) == (3, 3, 1)
+    assert done.usage.tokens == place.store.embeddings.usage.tokens > 0
+
+    server.reset_stats()
+    place = in_memory(make())
+    with pytest.raises(errors.InvalidInputError, match=r"^document 5 is too long: it") as raised:
+        await add(twin, place.store, source(20, {5: LONG}), on_too_long="error")
+    assert raised.value.index == 5
+    assert server.stats.requests == 0
+    with pytest.raises(errors.InvalidInputError, match=r"^document 5 is too long: it"):
+        await add(twin, place.store, iter(source(20, {5: LONG})), on_too_long="error")
+    with pytest.raises(errors.ConfigurationError, match=r"^on_too_long must be"):
+        await add(twin, place.store, source(1), on_too_long="raise")
+
+
 @TWINS
 async def test_an_error_in_a_generator_leaves_what_came_before_in_the_store(
     twin: str, make: Make

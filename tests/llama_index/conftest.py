@@ -8,9 +8,11 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -31,6 +33,10 @@ from pydantic import PrivateAttr
 
 from nexusflow_integrations.llama_index import NexusFlowEmbedding
 from nexusflow_integrations.local import LocalServer
+
+TESTS = Path(__file__).parents[1]
+if str(TESTS) not in sys.path:
+    sys.path.append(str(TESTS))  # for what tests of several folders share
 
 _numbers = itertools.count()
 

@@ -117,6 +117,30 @@ def test_a_node_that_is_too_long_is_left_out_or_split_as_the_model_says(
     assert len(run(way, nodes_of(5, {4: long}), embedding).nodes) == 5
 
 
+def test_on_too_long_overrides_the_model_for_one_call(
+    way: str, embedding: NexusFlowEmbedding, server: LocalServer
+) -> None:
+    nodes = nodes_of(3, {1: "word " * 20_000})
+    with pytest.raises(
+        InvalidInputError, match=r"^node 1 is too long: .*: node 'node-1' of"
+    ) as one:
+        run(way, nodes, embedding, on_too_long="error")
+    assert one.value.index == 1
+    assert server.stats.requests == 0
+    done = run(way, nodes, embedding, on_too_long="split")
+    assert (len(done.nodes), done.usage.split) == (3, 1)
+    assert done.usage.tokens == embedding.usage.tokens > 0
+    assert embedding.on_too_long == "error"
+    embedding.on_too_long = "truncate"
+    assert [left.reason for left in run(way, nodes, embedding, on_too_long="collect").left_out] == [
+        "too long"
+    ]
+    step = EmbedNodes(embed_model=embedding, on_too_long="collect")
+    assert len(step(nodes)) == 2
+    with pytest.raises(ConfigurationError, match=r"^on_too_long must be"):
+        run(way, nodes, embedding, on_too_long="raise")
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_or_only_bad_nodes_are_no_error(
     way: str, embedding: NexusFlowEmbedding, count: int

@@ -192,6 +192,7 @@ class Engine:
         lists = RowLists(len(call.texts)) if call.lists else None
         on_progress = None if caller is None else caller.on_progress
         gathered = call.sink = CallResults(len(call.texts), on_progress, lists=lists)
+        gathered.leave_out(call.unsent)
         failure: NexusFlowError
         terms = call.terms or Terms(call.settings)
         try:
@@ -241,7 +242,7 @@ class Engine:
         def send(source: Source, step: Send) -> Coroutine[Any, Any, Reply]:
             return admit_and_send(call, call.sender, source, step)
 
-        call.ledger.texts += len(call.texts)
+        call.ledger.texts += len(call.texts) - len(call.unsent)
         source: Callable[[Texts], Source] = partial(DirectSource, plan=_plan(settings))
         if call.cache is not None:
             cache = self._cache(call.cache)

@@ -191,6 +191,8 @@ class Job:
 
     async def _run(self, texts: Sequence[str]) -> None:
         wanted = list(enumerate(texts))
+        if unsent := self._gathered.unsent:
+            wanted = [item for item in wanted if item[0] not in unsent]
         copies: dict[int, int] = {}
         if len(set(texts)) < len(texts):
             first: dict[str, int] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import (
     APIStatusError,
+    InvalidInputError,
     InvalidResponseError,
     NexusFlowError,
     RefusedTextsError,
@@ -39,18 +41,24 @@ class EmbeddingArray(np.ndarray[Any, np.dtype[np.float32]]):
 
 
 class EmbeddingList(list[Any]):
-    """Vectors in order, ``None`` where a text was refused; what ``on_refused="collect"`` returns.
+    """Vectors in order, ``None`` for texts that were left out; what ``"collect"`` returns.
 
     Attributes:
-        refused: Index to the server's reason.
+        refused: Index to the server's error, for texts that it refused.
+        left_out: Index to the error, for all texts that have no vector: refused, blank or too long.
         usage: What the call sent and cost.
     """
 
     def __init__(
-        self, rows: Iterable[Vectors | None], refused: Mapping[int, APIStatusError], usage: Usage
+        self,
+        rows: Iterable[Vectors | None],
+        refused: Mapping[int, APIStatusError],
+        usage: Usage,
+        unsent: Mapping[int, InvalidInputError] = MappingProxyType({}),
     ) -> None:
         super().__init__(rows)
         self.refused = dict(refused)
+        self.left_out: dict[int, NexusFlowError] = dict(sorted({**unsent, **refused}.items()))
         self.usage = usage
 
 
@@ -118,6 +126,7 @@ class CallResults:
         self._fresh = 0
         self.vectors: Vectors | None = None
         self.refusals: dict[int, APIStatusError] = {}
+        self.unsent: Mapping[int, InvalidInputError] = {}
         self.done = bytearray(count)
         self.duplicates: Mapping[int, int] = {}  # index to the number of duplicates of its text
         self.waiting: dict[int, list[asyncio.Future[None]]] = {}
@@ -155,6 +164,11 @@ class CallResults:
 
     def refused(self, item: Item, error: APIStatusError) -> None:
         self.refuse(item.index, error)
+
+    def leave_out(self, errors: Mapping[int, InvalidInputError]) -> None:
+        """Take the errors of texts that are not sent."""
+        self.unsent = errors
+        self._fresh += len(errors)
 
     def refuse(self, index: int, error: APIStatusError) -> None:
         self.refusals[index] = error
@@ -229,9 +243,15 @@ class CallResults:
         return {index: self.vectors[index] for index, done in enumerate(self.done) if done}
 
     def result(
-        self, usage: Usage, *, single: bool, collect: bool
+        self, usage: Usage, *, single: bool, collect: bool, gaps: bool = False
     ) -> EmbeddingArray | EmbeddingList:
         """Return the result for the caller, once the call has ended.
+
+        Args:
+            usage: What the call sent.
+            single: Whether the input was one text.
+            collect: Whether refused texts are ``None`` in the result, instead of an error.
+            gaps: Whether the caller expects a list even if ``collect`` is false.
 
         Raises:
             RefusedTextsError: Some texts were refused, and refusals are not collected.
@@ -239,16 +259,16 @@ class CallResults:
         refusals, vectors = self.refusals, self.vectors
         if refusals and (single or not collect):
             raise self.refused_error()
-        if self.done.count(1) + len(refusals) != self.count:
+        if self.done.count(1) + len(refusals) + len(self.unsent) != self.count:
             raise NexusFlowError(
                 "the call ended without all vectors; this is a bug in this package"
             )
-        if collect and not single:
+        if (collect or gaps) and not single:
             rows = [
-                None if index in refusals or vectors is None else vectors[index]
+                vectors[index] if self.done[index] and vectors is not None else None
                 for index in range(self.count)
             ]
-            return EmbeddingList(rows, refusals, usage)
+            return EmbeddingList(rows, refusals, usage, self.unsent)
         if vectors is None:
             raise NexusFlowError("the call ended without vectors; this is a bug in this package")
         array = (vectors[0] if single else vectors).view(EmbeddingArray)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import re
 from asyncio import AbstractEventLoop
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -63,6 +63,7 @@ from nexusflow_integrations.errors import (
     APITimeoutError,
     AuthenticationError,
     BudgetExceededError,
+    InvalidInputError,
     InvalidResponseError,
     NexusFlowError,
     NotFoundError,
@@ -165,7 +166,8 @@ class Call:
 
     ``until`` is the deadline in monotonic seconds. ``stopping`` is set when the call is going to
     fail: the tasks ``in_flight`` (with a request sent) may finish, but nothing more is sent.
-    ``shortened`` holds the indices of texts that were too long.
+    ``shortened`` holds the indices of texts that were too long. ``unsent`` holds the errors of
+    texts that are left out, by index.
     """
 
     texts: Sequence[str]
@@ -182,6 +184,7 @@ class Call:
     cache: str | RedisAddress | None = None
     terms: Terms | None = None
     lists: bool = False
+    unsent: Mapping[int, InvalidInputError] = field(default_factory=dict)
 
     endpoint: EndpointState = field(init=False)
     sink: Sink = field(init=False)

@@ -7,6 +7,7 @@ same pieces, and the same vector in a cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -40,10 +41,24 @@ def check_lengths(texts: Sequence[str], settings: Settings, *, single: bool = Fa
                 check_length(text, settings, None if single else index)
 
 
+def sort_out_long(
+    texts: Sequence[str], settings: Settings, left_out: dict[int, InvalidInputError]
+) -> None:
+    """Add the errors of texts that are clearly too long to ``left_out``, by index."""
+    limit = longest(settings)
+    for index, text in enumerate(texts):
+        if len(text) > limit and index not in left_out:
+            try:
+                check_length(text, settings, index)
+            except InvalidInputError as error:
+                left_out[index] = error
+
+
 def longest(settings: Settings) -> float:
     """Return the number of characters up to which no text can be too long."""
     limit = settings.token_limit
-    return limit if limit is not None and settings.on_too_long == "error" else float("inf")
+    checked = limit is not None and settings.on_too_long in ("error", "collect")
+    return cast("int", limit) if checked else float("inf")
 
 
 def check_length(text: str, settings: Settings, index: int | None = None) -> None:
