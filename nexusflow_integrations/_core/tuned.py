@@ -1,0 +1,112 @@
+"""The settings of a search that were chosen by measuring, and the file that holds them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.models import DEFAULT_MODEL
+from nexusflow_integrations._core.settings import check_dimensions
+from nexusflow_integrations.errors import ConfigurationError
+
+VERSION = 1
+_MOST_CHARACTERS = 1_000_000
+
+
+@dataclass(frozen=True)
+class TunedSettings:
+    """How documents are cut, embedded and searched.
+
+    Attributes:
+        model: Name of the embedding model.
+        dimensions: Size of the vectors; ``None`` is the service's default.
+        passage_characters: Most characters of a passage.
+        overlap: Characters that a passage repeats from the end of the one before.
+        headings: Whether each passage begins with the headings above it.
+        query_instruction: Text put in front of each query, or ``None``.
+        document_instruction: Text put in front of each document, or ``None``.
+        hybrid: Whether the results of a keyword search are mixed in.
+
+    Raises:
+        ConfigurationError: A value is invalid; the message names it.
+    """
+
+    model: str = DEFAULT_MODEL
+    dimensions: int | None = None
+    passage_characters: int = 800
+    overlap: int = 0
+    headings: bool = True
+    query_instruction: str | None = None
+    document_instruction: str | None = None
+    hybrid: bool = False
+
+    def __post_init__(self) -> None:
+        most = checks.whole("passage_characters", self.passage_characters, 50, _MOST_CHARACTERS)
+        checked: dict[str, Any] = {
+            "model": checks.word("model", self.model, "the name of a model"),
+            "dimensions": check_dimensions(self.dimensions, self.model),
+            "passage_characters": most,
+            "overlap": checks.whole("overlap", self.overlap, 0, most // 2),
+            "headings": checks.flag("headings", self.headings),
+            "query_instruction": checks.optional_text("query_instruction", self.query_instruction),
+            "document_instruction": checks.optional_text(
+                "document_instruction", self.document_instruction
+            ),
+            "hybrid": checks.flag("hybrid", self.hybrid),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def for_client(self) -> dict[str, Any]:
+        """Return the arguments for ``NexusFlow`` and every adapter; those left out are defaults.
+
+        ``NexusFlowEmbeddings(**settings.for_client())`` embeds as was measured.
+        """
+        names = ("model", "dimensions", "query_instruction", "document_instruction")
+        found = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file, replacing it only when it is complete."""
+        target = Path(path)
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        text = json.dumps({"version": VERSION, **asdict(self)}, ensure_ascii=False, indent=2)
+        try:
+            part.write_text(f"{text}\n", "utf-8")
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TunedSettings:
+        """Read a file that ``save`` wrote.
+
+        Raises:
+            ConfigurationError: It is not such a file, or a later version of this package wrote it.
+            OSError: It cannot be read.
+        """
+        name = os.fspath(path)
+        try:
+            held = json.loads(Path(path).read_text("utf-8"))
+        except ValueError:  # also UnicodeDecodeError
+            raise ConfigurationError(
+                f"{name!r} is not a file of settings: it is not JSON"
+            ) from None
+        if not isinstance(held, dict) or not isinstance(held.get("version"), int):
+            raise ConfigurationError(f"{name!r} is not a settings file: it has no version")
+        if held.pop("version") != VERSION:
+            raise ConfigurationError(
+                f"{name!r} was written by another version of this package: tune again"
+            )
+        if unknown := held.keys() - {item.name for item in fields(cls)}:
+            raise ConfigurationError(
+                f"{name!r} has a setting that is not known: {checks.shown(min(unknown))}"
+            )
+        try:
+            return cls(**held)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{name!r}: {error}") from None
