@@ -841,6 +841,16 @@ class NexusFlow:
                 ledger.snapshot(self._price), single=single, collect=collect, gaps=gaps
             )
 
+    def _limited(self, budget: Budget) -> NexusFlow:
+        """Return a copy of this client, on the same usage, that may spend at most ``budget``."""
+        if self._budget is not None:
+            raise ConfigurationError("the client has a budget of its own: give one budget, not two")
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._budget = check_budget(budget)
+        twin._guard = twin._new_guard()
+        return twin
+
     def _succeed(self, former: NexusFlow) -> None:
         """Take over the budget and the usage of ``former``, which is no longer used."""
         self._guard = former._guard

@@ -21,12 +21,12 @@ FRAMEWORKS = {
     *("langchain_core", "langchain_chroma", "llama_index", "chromadb", "typer", "rich"),
     *("ray", "haystack", "lancedb", "llm", "pydantic_ai"),
 }
-COMMANDS = {"cli", "report"}
+COMMANDS = {"cli", "report", "tune"}
 ADAPTERS = {path.stem for path in PACKAGE.glob("[!_]*") if not path.name.startswith("py.")} - {
     *("client", "errors", "local"),
     *COMMANDS,
 }
-PUBLIC = ["", *sorted({"client", "errors", "cli", "local", "report"} | ADAPTERS)]
+PUBLIC = ["", *sorted({"client", "errors", "cli", "local", "report", "tune"} | ADAPTERS)]
 
 
 def _imports(path: Path) -> set[str]:

@@ -31,6 +31,12 @@ class Keywords:
 
         The score is BM25's: at least 0, without a unit, not comparable between questions.
         """
+        return [
+            Passage.of(self._documents[place], score) for place, score in self.places(question, k)
+        ]
+
+    def places(self, question: str, k: int) -> list[tuple[int, float]]:
+        """Return the places of these documents, and their scores."""
         tokens = self._tokens([question])
         known = [[token for token in tokens[0] if token in self._index.vocab_dict]]
         if not known[0]:
@@ -38,10 +44,15 @@ class Keywords:
         k = min(k, len(self._documents))
         places, scores = self._index.retrieve(known, k=k, show_progress=False)
         return [
-            Passage.of(self._documents[place], float(score))
+            (int(place), float(score))
             for place, score in zip(places[0], scores[0], strict=True)
             if score > 0
         ]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the index in memory, without its vocabulary."""
+        return sum(part.nbytes for part in self._index.scores.values() if hasattr(part, "nbytes"))
 
     def _tokens(self, texts: list[str]) -> list[list[str]]:
         tokens: list[list[str]] = bm25s.tokenize(

@@ -1,0 +1,38 @@
+"""Choose by measuring: size of vectors, passages, instructions, keywords, for your own documents.
+
+    from nexusflow_integrations.tune import tune
+
+    result = tune({"guide.md": text}, client=NexusFlow(cache=True))
+    print(result.sentence())
+    result.settings.save("tuned.json")
+
+Without questions, they are made from the documents.
+"""
+
+from __future__ import annotations
+
+from nexusflow_integrations._core.tuned import TunedSettings
+from nexusflow_integrations.tune.questions import Answer, Document, Question, read_questions
+from nexusflow_integrations.tune.result import TuneResult
+from nexusflow_integrations.tune.run import Plan, PlannedStage, Tuning, tune
+from nexusflow_integrations.tune.scores import MEASURES, Interval
+from nexusflow_integrations.tune.search import Measured
+from nexusflow_integrations.tune.settings import Cutting, Setting
+
+__all__ = [
+    "MEASURES",
+    "Answer",
+    "Cutting",
+    "Document",
+    "Interval",
+    "Measured",
+    "Plan",
+    "PlannedStage",
+    "Question",
+    "Setting",
+    "TuneResult",
+    "TunedSettings",
+    "Tuning",
+    "read_questions",
+    "tune",
+]

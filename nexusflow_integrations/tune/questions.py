@@ -1,0 +1,342 @@
+"""Questions whose answers are known: read from a file, or made from the documents themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from nexusflow_integrations.cli.rag.passages import sentences
+from nexusflow_integrations.errors import ConfigurationError
+
+MOST_MADE = 300
+"""Most questions made from the documents."""
+
+_LINE = re.compile(r"(.+):(\d+)")
+_HEADING = re.compile(r"(#{1,6}\s+)(\S.*?)\s*#*\s*$")
+_FENCE = re.compile(r"\s*(```|~~~)")
+_PROSE = re.compile(r"[^\W_]|[\"'“‘(（《]")
+_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text to search.
+
+    Attributes:
+        source: Its name. Several documents may share one: finding any of them is then the same.
+        text: All of it; it is cut into passages later.
+    """
+
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One thing that answers a question.
+
+    Attributes:
+        source: A document; alone, all of it is the answer.
+        line: A line of it, from 1: the passage with this line is the answer.
+        quotes: Sentences as they stand in a document, up to white space: a passage with any of
+            them whole is the answer.
+    """
+
+    source: str | None = None
+    line: int | None = None
+    quotes: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of a document is the answer."""
+        return self.line is None and not self.quotes
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and what answers it; any of several answers is right."""
+
+    text: str
+    answers: tuple[Answer, ...]
+
+    @property
+    def by_source(self) -> bool:
+        """Whether results are judged by their source, so that each source counts once."""
+        return any(answer.whole for answer in self.answers)
+
+
+def read_questions(path: Path, sources: Collection[str]) -> list[Question]:
+    """Read questions from JSONL.
+
+    Each line is an object: ``question``; and ``source`` (``a.md``, or ``a.md:12`` for one line),
+    ``quote`` (a sentence of a document), or both. Each of the two may also be a list of
+    alternatives.
+
+    Raises:
+        ConfigurationError: A line is not of this form; the message names it.
+        OSError: The file cannot be read.
+    """
+    found = []
+    for number, raw in enumerate(path.read_bytes().splitlines(), 1):
+        if raw.strip():
+            try:
+                found.append(_question(raw, sources))
+            except ValueError as error:
+                raise ConfigurationError(f"{path.name}, line {number}: {error}") from None
+    if not found:
+        raise ConfigurationError(f"{path.name} holds no question")
+    return found
+
+
+def _question(raw: bytes, sources: Collection[str]) -> Question:
+    try:
+        record: Any = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise ValueError("is not JSON") from None
+    if not isinstance(record, dict):
+        raise ValueError("is not a JSON object")
+    text = record.get("question")
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("has no text in 'question'")
+    places, quotes = (_texts(record, name) for name in ("source", "quote"))
+    if quotes and len(places) > 1:
+        raise ValueError("has a 'quote' and several in 'source': name the one that holds it")
+    answers = [_place(name, sources) for name in places]
+    if quotes:
+        source = answers[0].source if answers else None
+        answers = [Answer(source, quotes=(quote,)) for quote in quotes]
+    if not answers:
+        raise ValueError("has neither 'source' nor 'quote' to say what answers it")
+    return Question(text, tuple(answers))
+
+
+def _texts(record: dict[str, Any], name: str) -> list[str]:
+    value = record.get(name)
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str) and item.strip() for item in values):
+        raise ValueError(f"has something else than text in {name!r}")
+    return values
+
+
+def _place(name: str, sources: Collection[str]) -> Answer:
+    if name not in sources and (found := _LINE.fullmatch(name)):
+        return Answer(found[1], int(found[2]))
+    return Answer(name)
+
+
+def check_questions(questions: Sequence[Question], documents: Sequence[Document]) -> None:
+    """Look for every answer in the documents.
+
+    Raises:
+        ConfigurationError: There is no question, or an answer is in no document; the message names
+            the question.
+    """
+    if not questions:
+        raise ConfigurationError("there are no questions")
+    texts: dict[str, list[str]] = {}
+    for document in documents:
+        texts.setdefault(document.source, []).append(document.text)
+    plain: dict[str | None, str] = {}
+    for number, question in enumerate(questions, 1):
+        if not question.text.strip():
+            raise ConfigurationError(f"question {number} is blank")
+        if not question.answers:
+            raise ConfigurationError(f"question {number} names nothing that answers it")
+        for answer in question.answers:
+            where = f"question {number} ({question.text[:60]!r})"
+            if answer.source is not None and answer.source not in texts:
+                raise ConfigurationError(f"{where}: there is no document {answer.source!r}")
+            held = texts if answer.source is None else {answer.source: texts[answer.source]}
+            if answer.line is not None:
+                longest = max(len(text.splitlines()) for found in held.values() for text in found)
+                if not 1 <= answer.line <= longest:
+                    raise ConfigurationError(
+                        f"{where}: {answer.source!r} has {longest} lines, not {answer.line}"
+                    )
+            if answer.quotes:
+                if answer.source not in plain:
+                    plain[answer.source] = "\0".join(
+                        one_line(text) for found in held.values() for text in found
+                    )
+                if not any(one_line(quote) in plain[answer.source] for quote in answer.quotes):
+                    raise ConfigurationError(
+                        f"{where}: no document holds the quote {answer.quotes[0][:60]!r}"
+                    )
+
+
+def one_line(text: str) -> str:
+    """Return ``text`` with every run of white space as one blank, to compare quotes."""
+    return " ".join(text.split())
+
+
+# -- made from the documents ---------------------------------------------------------------------
+
+
+def make_questions(
+    documents: Sequence[Document], most: int = MOST_MADE
+) -> tuple[list[Document], list[Question]]:
+    """Make questions from the documents, and take each out of the documents.
+
+    A sentence is asked, and the passage it was taken from is the answer; or a heading, and the
+    section under it is. Neither is left in the documents, where it would find itself. The choice is
+    the same every time.
+
+    Returns:
+        The documents without these sentences and headings, and at most ``most`` questions; at most
+        a third of them are headings.
+    """
+    asked = [
+        candidate
+        for place, document in enumerate(documents)
+        for candidate in _candidates(place, document.text)
+    ]
+    counts: dict[str, int] = {}
+    for item in asked:
+        counts[item.text] = counts.get(item.text, 0) + 1
+    asked = [item for item in asked if counts[item.text] == 1]
+    asked.sort(key=lambda item: hashlib.sha256(item.text.encode("utf-8", "replace")).digest())
+    headings = [item for item in asked if item.heading]
+    # Half of the headings stay, so that their effect can still be measured.
+    headings = headings[: min(len(headings) // 2, most // 3)]
+    chosen = [item for item in asked if not item.heading][: most - len(headings)] + headings
+    texts = [document.text for document in documents]
+    for item in sorted(chosen, key=lambda item: -item.start):
+        texts[item.place] = texts[item.place][: item.start] + texts[item.place][item.end :]
+    left = [replace(item, text=text) for item, text in zip(documents, texts, strict=True)]
+    chosen.sort(key=lambda item: (item.place, item.start))
+    return left, [
+        Question(item.text, (Answer(documents[item.place].source, quotes=item.beside),))
+        for item in chosen
+    ]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    place: int
+    start: int
+    end: int
+    text: str
+    beside: tuple[str, ...]
+    heading: bool = False
+
+
+def _candidates(place: int, text: str) -> Iterator[_Candidate]:
+    heading: tuple[int, int, str] | None = None
+    for start, paragraph in _paragraphs(text):
+        if found := _HEADING.match(paragraph):
+            at = start + found.start(2)
+            heading = (at, start + found.end(2), found[2])
+            continue
+        if not _PROSE.match(paragraph):
+            continue
+        parts = sentences(paragraph)
+        if heading is not None and parts and _words(heading[2]) >= 2:
+            yield _Candidate(place, *heading, (parts[0],), heading=True)
+        heading = None
+        middle = [
+            number
+            for number in range(1, len(parts) - 1)
+            if _words(parts[number]) >= 6 and len(parts[number]) <= 250
+        ]
+        for number in middle[:1]:
+            words = r"\s+".join(map(re.escape, parts[number].split()))
+            if there := re.search(words, paragraph):
+                yield _Candidate(
+                    place,
+                    start + there.start(),
+                    start + there.end(),
+                    parts[number],
+                    (parts[number - 1], parts[number + 1]),
+                )
+
+
+def _words(text: str) -> float:
+    return len(text.split()) + len(_CJK.findall(text)) / 2
+
+
+def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
+    """Yield paragraphs and headings with their offset, without blocks of code."""
+    at, begin, fenced = 0, None, False
+    for line in text.splitlines(keepends=True):
+        fence = bool(_FENCE.match(line))
+        heading = not fenced and bool(_HEADING.match(line))
+        if begin is not None and (fence or heading or not line.strip()):
+            yield begin, text[begin:at]
+            begin = None
+        if heading:
+            yield at, line.rstrip()
+        elif not fence and not fenced and line.strip() and begin is None:
+            begin = at
+        fenced ^= fence
+        at += len(line)
+    if begin is not None:
+        yield begin, text[begin:]
+
+
+# -- judging -------------------------------------------------------------------------------------
+
+
+class Truth:
+    """Which passages of one cutting answer which question."""
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        sources: Sequence[str],
+        lines: Sequence[int],
+        texts: Iterable[str],
+    ) -> None:
+        """Look for the answers in passages; the three sequences have an item for each.
+
+        Args:
+            questions: What is asked.
+            sources: Where a passage comes from.
+            lines: Its first line, from 1.
+            texts: Its text.
+        """
+        self._sources = list(sources)
+        self._lines = list(lines)
+        self._texts = [one_line(text) for text in texts]
+        self._of: dict[str, list[int]] = {}
+        for place, source in enumerate(self._sources):
+            self._of.setdefault(source, []).append(place)
+        self._names = [self._answering(question) for question in questions]
+        self._by_source = [question.by_source for question in questions]
+        self.right = [set(names.values()) for names in self._names]
+        """For each question, the names that answer it; none if no passage holds the answer."""
+
+    def name(self, question: int, place: int) -> str:
+        """Return by what name a passage is judged for a question.
+
+        Several passages that hold the same answer have one name, so that neither shorter nor
+        overlapping passages count twice.
+        """
+        found = self._names[question].get(place)
+        if found is not None:
+            return found
+        return f"s{self._sources[place]}" if self._by_source[question] else f"p{place}"
+
+    def _answering(self, question: Question) -> dict[int, str]:
+        names: dict[int, str] = {}
+        for number, answer in enumerate(question.answers):
+            if answer.whole:
+                found = self._of.get(str(answer.source), [])
+                names |= dict.fromkeys(found, f"s{answer.source}")
+            else:
+                names |= dict.fromkeys(self._places(answer), f"a{number}")
+        return names
+
+    def _places(self, answer: Answer) -> list[int]:
+        where = range(len(self._texts)) if answer.source is None else self._of[answer.source]
+        if answer.line is None:
+            quotes = [one_line(quote) for quote in answer.quotes]
+            return [i for i in where if any(quote in self._texts[i] for quote in quotes)]
+        begun = [i for i in where if self._lines[i] <= (answer.line or 0)] or list(where)[:1]
+        last = max((self._lines[i] for i in begun), default=0)
+        return [i for i in begun if self._lines[i] == last]

@@ -1,0 +1,186 @@
+"""What was measured, what is chosen, and the sentence that says so."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from nexusflow_integrations._core.tuned import TunedSettings
+from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations.tune.questions import Question
+from nexusflow_integrations.tune.scores import MEASURES, Bootstrap, Interval
+from nexusflow_integrations.tune.search import POINT, Measured, best_of, difference
+
+FEW = 0.05
+"""If only larger differences can be told apart, there are too few questions to choose well."""
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """The result of a run.
+
+    Attributes:
+        questions: The questions.
+        made: Whether they were made from the documents.
+        measured: Every setting that was tried, in the order of the stages.
+        chosen: The smallest and cheapest that cannot be told from the best.
+        model: Name of the model.
+        cut_sizes: Sizes whose vectors are the beginning of the largest ones: cut, not paid for.
+        paid_sizes: Sizes whose vectors are not: each was embedded by itself.
+        skipped: What the budget did not allow, one line each.
+        left_out: Passages that the service refused; no setting can find them.
+        predicted_tokens: Tokens expected by the estimates made before each embedding.
+        usage: What was sent and billed.
+    """
+
+    questions: tuple[Question, ...]
+    made: bool
+    measured: tuple[Measured, ...]
+    chosen: Measured
+    model: str
+    cut_sizes: tuple[int, ...]
+    paid_sizes: tuple[int, ...]
+    skipped: tuple[str, ...]
+    left_out: int
+    predicted_tokens: int
+    usage: Usage
+
+    @property
+    def settings(self) -> TunedSettings:
+        """The chosen settings, to be saved or applied."""
+        return self.chosen.setting.tuned(self.model)
+
+    @cached_property
+    def best(self) -> Measured:
+        """The setting with the highest mean nDCG@10 that can be applied."""
+        return best_of(self.measured)
+
+    @cached_property
+    def _bootstrap(self) -> Bootstrap:
+        return Bootstrap(len(self.questions))
+
+    def score(self, item: Measured, column: int = 0) -> Interval:
+        """Return a score of ``item``; ``column`` is a place in ``MEASURES``."""
+        return self._bootstrap.interval(item.scores[:, column])
+
+    def difference(self, item: Measured, column: int = 0) -> Interval:
+        """Return how much better than the best ``item`` is, paired by question."""
+        return difference(item, self.best, self._bootstrap, column)
+
+    @cached_property
+    def tellable(self) -> float:
+        """Smallest difference of nDCG@10 that was told apart, as the median over the settings."""
+        widths = sorted(
+            (found.high - found.low) / 2
+            for item in self.measured
+            if (found := self.difference(item)).high > found.low
+        )
+        return widths[len(widths) // 2] if widths else 0.0
+
+    @property
+    def too_few(self) -> bool:
+        """Whether the questions are too few to choose well."""
+        return self.tellable > FEW
+
+    def sentence(self) -> str:
+        """Return the choice in one sentence, or that the questions are too few."""
+        chosen, best, apart = self.chosen, self.best, self.difference(self.chosen)
+        if chosen is best:
+            why = f"nothing is better than its nDCG@10 of {best.mean:.3f}"
+            if others := sum(item.bytes < chosen.bytes for item in self.measured):
+                why += f", and the {others} smaller ones lose more than a point or clearly"
+        else:
+            why = (
+                f"its nDCG@10 of {chosen.mean:.3f} cannot be told from the best, {best.mean:.3f}"
+                f" with {best.setting} (difference {apart.value:+.3f}, 95 % between"
+                f" {apart.low:+.3f} and {apart.high:+.3f}), at"
+                f" {chosen.bytes / best.bytes:.0%} of its bytes"
+            )
+        if self.too_few:
+            return (
+                f"The questions are too few: differences below {self.tellable:.2f} cannot be told"
+                f" apart. With these, take {chosen.setting}: {why}."
+            )
+        return f"Take {chosen.setting}: {why}."
+
+    def notes(self) -> list[str]:
+        """Return what else a reader has to know, one sentence each."""
+        notes = []
+        if self.made:
+            notes.append(
+                "The questions were made from the documents: sentences and headings taken out of"
+                " them. Questions of real users are worth more."
+            )
+        if self.paid_sizes:
+            sizes = ", ".join(map(str, self.paid_sizes))
+            notes.append(
+                f"The service's vectors of {sizes} numbers are not the beginning of its largest"
+                " ones, so each of these sizes was embedded and paid for by itself."
+            )
+        words = [item for item in self.measured if item.setting.method == "keywords"]
+        if words:
+            item = max(words, key=lambda item: item.mean)
+            apart = self.difference(item)
+            if apart.value > 0 or (apart.includes_zero and apart.value >= -POINT):
+                notes.append(
+                    f"Keywords alone cannot be told from the best: nDCG@10 {item.mean:.3f}, without"
+                    " any vector."
+                )
+        if len({item.setting.cutting.characters for item in self.measured}) > 1:
+            notes.append(
+                "Longer passages hold an answer more easily, and cost more tokens of the model"
+                " that reads them."
+            )
+        if self.left_out:
+            notes.append(f"{self.left_out} passages were refused and cannot be found.")
+        return [*notes, *(f"Not tried: {item}." for item in self.skipped)]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything but the scores of single questions, for ``--json``."""
+        return {
+            "questions": len(self.questions),
+            "made": self.made,
+            "tellable": round(self.tellable, 4),
+            "too_few": self.too_few,
+            "choice": asdict(self.settings),
+            "sentence": self.sentence(),
+            "notes": self.notes(),
+            "cut_sizes": list(self.cut_sizes),
+            "paid_sizes": list(self.paid_sizes),
+            "predicted_tokens": self.predicted_tokens,
+            "tokens": self.usage.tokens,
+            "list_price": self.usage.cost,
+            "currency": self.usage.currency,
+            "settings": [self._row(item) for item in self.measured],
+        }
+
+    def _row(self, item: Measured) -> dict[str, Any]:
+        setting = item.setting
+        return {
+            "setting": str(setting),
+            "method": setting.method,
+            "dimensions": setting.dimensions,
+            "storage": setting.storage,
+            **asdict(setting.cutting),
+            "query_instruction": setting.query_instruction,
+            "document_instruction": setting.document_instruction,
+            "chosen": item is self.chosen,
+            "best": item is self.best,
+            "scores": {
+                name: {
+                    **_rounded(self.score(item, column)),
+                    "difference": _rounded(self.difference(item, column)),
+                }
+                for column, name in enumerate(MEASURES)
+            },
+            "passages": item.passages,
+            "tokens": item.tokens,
+            "list_price": self.usage.price.of(item.tokens),
+            "bytes": item.bytes,
+            "milliseconds": round(1000 * item.seconds, 3),
+        }
+
+
+def _rounded(found: Interval) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in asdict(found).items()}

@@ -1,0 +1,562 @@
+"""Measure settings on documents: embed what a stage needs, rank, and judge."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.comparing import TOLERANCE, deviation
+from nexusflow_integrations._core.models import model_named
+from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations._core.tuned import TunedSettings
+from nexusflow_integrations._core.usage import Budget, Price, Usage
+from nexusflow_integrations._core.vectors import Vectors
+from nexusflow_integrations.cli.rag import corpus
+from nexusflow_integrations.cli.rag.passages import cut
+from nexusflow_integrations.client import NexusFlow
+from nexusflow_integrations.errors import BudgetExceededError, ConfigurationError
+from nexusflow_integrations.tune.questions import (
+    Document,
+    Question,
+    Truth,
+    check_questions,
+    make_questions,
+)
+from nexusflow_integrations.tune.result import TuneResult
+from nexusflow_integrations.tune.retrieval import (
+    STORAGES,
+    Places,
+    Storage,
+    Vectored,
+    bytes_of_vectors,
+    fused,
+    shortened,
+)
+from nexusflow_integrations.tune.scores import DEPTH, Bootstrap, judge, need_measures, tellable
+from nexusflow_integrations.tune.search import (
+    Measured,
+    Options,
+    Stage,
+    choose,
+    drive,
+    possible_cuttings,
+    search,
+)
+from nexusflow_integrations.tune.settings import Cutting, Setting
+
+if TYPE_CHECKING:
+    from nexusflow_integrations.cli.rag.keywords import Keywords
+
+QUERY_INSTRUCTION = "Instruct: Given a question, retrieve passages that answer it\nQuery: "
+"""The form that the model's family documents."""
+_POOL = 100
+"""Passages that each ranking contributes."""
+_PROBED = 5
+_TIMED = 30
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """What a stage may cost at most, before anything is paid for.
+
+    Attributes:
+        name: What is varied.
+        tokens: Estimated tokens that are not in the cache, for the dearest case.
+    """
+
+    name: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will measure with, and what it may cost.
+
+    Attributes:
+        questions: How many questions there are.
+        made: Whether they were made from the documents.
+        tellable: The smallest difference of nDCG@10 that they can tell apart, about.
+        documents: Number of documents.
+        stages: In order; those whose turn does not come cost nothing.
+        token_error: Largest measured relative error of the tokens.
+        price: The price of a token.
+    """
+
+    questions: int
+    made: bool
+    tellable: float
+    documents: int
+    stages: tuple[PlannedStage, ...]
+    token_error: float
+    price: Price
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all stages."""
+        return sum(stage.tokens for stage in self.stages)
+
+    @property
+    def cost(self) -> float:
+        """Price of ``tokens``."""
+        return self.price.of(self.tokens)
+
+
+class Tuning:
+    """One run: plan it, look at the plan, run it.
+
+    Args:
+        documents: Texts to search: a mapping from name to text, or pairs of both. A name may
+            occur several times: finding any of its texts is then the same.
+        questions: Questions and their answers; ``None`` makes them from the documents.
+        client: A client without instructions, best with a ``cache``: a run that was killed then
+            pays nothing twice. Default: the service, with the cache in the user's folder.
+        budget: The most to spend; stages that would exceed it are left out.
+        start: The settings to begin with, whose model is ignored. Default: this package's.
+        sizes: Sizes to compare. Default: all that the model has.
+        lengths, overlaps, headings, query_instructions, document_instructions, hybrid, storages:
+            What else to try; see `Options`.
+
+    Raises:
+        ConfigurationError: An argument is invalid, an answer is in no document, or no questions
+            can be made of the documents.
+        ImportError: A package of the extra ``tune`` is missing.
+    """
+
+    def __init__(
+        self,
+        documents: Mapping[str, str] | Iterable[tuple[str, str]],
+        questions: Iterable[Question] | None = None,
+        *,
+        client: NexusFlow | None = None,
+        budget: Budget | None = None,
+        start: TunedSettings | None = None,
+        sizes: Sequence[int] | None = None,
+        lengths: Sequence[int] = (400, 800, 1600),
+        overlaps: Sequence[float] = (0.125,),
+        headings: bool = True,
+        query_instructions: Sequence[str] = (QUERY_INSTRUCTION,),
+        document_instructions: Sequence[str] = (),
+        hybrid: bool = True,
+        storages: Sequence[Storage] = STORAGES,
+    ) -> None:
+        need_measures()
+        with needed("Tuning", "bm25s", "Stemmer", install="nexusflow-integrations[tune]"):
+            import bm25s  # noqa: F401
+            import Stemmer  # noqa: F401
+        self._client = NexusFlow(cache=True) if client is None else client
+        settings = self._client.settings
+        if settings.query_instruction or settings.document_instruction:
+            raise ConfigurationError(
+                "the client has an instruction: pass a client without, and the instructions as"
+                " query_instructions=[...] or document_instructions=[...]"
+            )
+        self._budget = budget
+        if budget is not None:
+            self._client = self._client._limited(budget)
+        self._options = Options(
+            _sizes(sizes, self._client),
+            tuple(checks.whole("lengths", item, 50) for item in lengths),
+            tuple(checks.number("overlaps", item, least=0, most=0.5) for item in overlaps),
+            checks.flag("headings", headings),
+            tuple(query_instructions),
+            tuple(document_instructions),
+            checks.flag("hybrid", hybrid),
+            tuple(checks.one_of("storages", item, STORAGES) for item in storages),
+        )
+        self._documents = _documents(documents)
+        self.made = questions is None
+        """Whether the questions were made from the documents."""
+        if questions is None:
+            self._documents, self.questions = make_questions(self._documents)
+            if not self.questions:
+                raise ConfigurationError(
+                    "no questions can be made of these documents, which have no paragraphs of"
+                    " three sentences: pass questions"
+                )
+        else:
+            self.questions = list(questions)
+        check_questions(self.questions, self._documents)
+        start = TunedSettings() if start is None else start
+        self._first = Setting(
+            Cutting(start.passage_characters, start.overlap, start.headings),
+            self._options.sizes[0],
+            query_instruction=start.query_instruction,
+            document_instruction=start.document_instruction,
+        )
+        self._corpora: dict[Cutting, _Passages] = {}
+        self._largest = self._client.resized(self._options.sizes[0])
+
+    def plan(self) -> Plan:
+        """Return what the run may cost; nothing is sent."""
+        asked = [question.text for question in self.questions]
+        estimate = self._largest.estimate(asked)
+        queries = estimate.tokens
+        stages = []
+        for name, cases in possible_cuttings(self._first.cutting, self._options).items():
+            tokens = max((sum(map(self._missing, case)) for case in cases), default=0)
+            if name == "method":
+                tokens += queries + self._probe_tokens()
+            stages.append(PlannedStage(name, tokens))
+            if name == "passage length" and self._options.query_instructions:
+                texts = [text + item for text in self._options.query_instructions for item in asked]
+                stages.append(
+                    PlannedStage("query instruction", self._largest.estimate(texts).tokens)
+                )
+        if self._options.document_instructions:
+            most = max(self._passages(cutting).tokens for cutting in self._corpora)
+            tokens = len(self._options.document_instructions) * most
+            stages.append(PlannedStage("document instruction", tokens))
+        return Plan(
+            len(self.questions),
+            self.made,
+            tellable(len(self.questions)),
+            len(self._documents),
+            tuple(stages),
+            estimate.token_error,
+            self._client.price,
+        )
+
+    def run(self, progress: Callable[[str], object] = lambda _: None) -> TuneResult:
+        """Measure, and return what was found.
+
+        Args:
+            progress: Called with what is done next, in a few words.
+
+        Raises:
+            BudgetExceededError: The budget does not suffice for the first stage.
+            NexusFlowError: Embedding failed. With a cache, the next run goes on where this one
+                ended.
+        """
+        bootstrap = Bootstrap(len(self.questions))
+        measuring = _Measuring(self, self._largest)
+
+        def measure(stage: Stage) -> list[Measured]:
+            progress(stage.name)
+            return measuring.stage(stage)
+
+        found = drive(search(self._first, self._options, bootstrap), measure)
+        return TuneResult(
+            questions=tuple(self.questions),
+            made=self.made,
+            measured=tuple(found),
+            chosen=choose(found, bootstrap),
+            model=self._client.model,
+            cut_sizes=tuple(measuring.cut_sizes),
+            paid_sizes=tuple(measuring.paid_sizes),
+            skipped=tuple(measuring.skipped),
+            left_out=measuring.left_out,
+            predicted_tokens=round(measuring.predicted),
+            usage=measuring.usage,
+        )
+
+    def _passages(self, cutting: Cutting) -> _Passages:
+        if cutting not in self._corpora:
+            self._corpora[cutting] = _Passages.of(self._documents, cutting, self._client)
+        return self._corpora[cutting]
+
+    def _missing(self, cutting: Cutting) -> int:
+        """Return the tokens of passages whose vectors are not in the cache."""
+        return self._largest.estimate(self._passages(cutting).texts).tokens
+
+    def _probe_tokens(self) -> int:
+        texts = list(chain(*self._probe()))
+        return sum(
+            self._client.resized(size).estimate(texts).tokens for size in self._options.sizes[1:]
+        )
+
+    def _probe(self) -> tuple[list[str], list[str]]:
+        passages = self._passages(self._first.cutting).texts
+        questions = [question.text for question in self.questions]
+        return _spread(passages), _spread(questions)
+
+
+def _spread(texts: Sequence[str]) -> list[str]:
+    distinct = list(dict.fromkeys(texts))
+    return distinct[:: max(1, len(distinct) // _PROBED)][:_PROBED]
+
+
+def tune(
+    documents: Mapping[str, str] | Iterable[tuple[str, str]],
+    questions: Iterable[Question] | None = None,
+    **settings: Any,
+) -> TuneResult:
+    """Measure which settings find the answers in documents, and choose; see `Tuning`.
+
+    The result's ``settings.save(path)`` writes what ``nexusflow index --settings`` and
+    ``open_collection`` take.
+    """
+    return Tuning(documents, questions, **settings).run()
+
+
+def _sizes(given: Sequence[int] | None, client: NexusFlow) -> tuple[int, ...]:
+    known = model_named(client.model).sizes
+    if given is None:
+        if not known:
+            raise ConfigurationError(f"the sizes of {client.model!r} are not known: pass sizes=...")
+        return known
+    sizes = {client.resized(size).dimensions or 0 for size in given} - {0}
+    if not sizes:
+        raise ConfigurationError("sizes: name at least one")
+    return tuple(sorted(sizes, reverse=True))
+
+
+def _documents(given: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[Document]:
+    pairs = given.items() if isinstance(given, Mapping) else given
+    documents = []
+    for number, pair in enumerate(pairs):
+        if not (
+            isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(x, str) for x in pair)
+        ):
+            raise ConfigurationError(f"documents: item {number} is not a pair of name and text")
+        documents.append(Document(*pair))
+    if not any(document.text.strip() for document in documents):
+        raise ConfigurationError("documents: there is no text")
+    return documents
+
+
+# -- measuring -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Passages:
+    """The documents in one cutting.
+
+    Attributes:
+        sources, lines, texts: For each passage.
+        tokens: Estimated tokens of all of them.
+    """
+
+    sources: list[str]
+    lines: list[int]
+    texts: list[str]
+    tokens: int
+
+    @classmethod
+    def of(cls, documents: Sequence[Document], cutting: Cutting, client: NexusFlow) -> _Passages:
+        sources, lines, texts = [], [], []
+        for document in documents:
+            for line, text in cut(document.text, cutting.characters):
+                sources.append(document.source)
+                lines.append(line)
+                texts.append(text)
+        return cls(sources, lines, texts, client._uncached().estimate(texts).tokens)
+
+    @cached_property
+    def keywords(self) -> Keywords:
+        from nexusflow_integrations.cli.rag.keywords import Keywords
+
+        pairs = zip(self.texts, self.sources, strict=True)
+        return Keywords([corpus.Document(*pair) for pair in pairs])
+
+    def truth(self, questions: Sequence[Question]) -> Truth:
+        return Truth(questions, self.sources, self.lines, self.texts)
+
+
+@dataclass
+class _Measuring:
+    """Embeds what settings need, each text once, and measures them."""
+
+    tuning: Tuning
+    largest: NexusFlow
+    predicted: float = 0.0
+    cut_sizes: list[int] = field(default_factory=list)
+    paid_sizes: list[int] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    left_out: int = 0
+    _clients: dict[int, NexusFlow] = field(default_factory=dict)
+    _before: Usage = field(default_factory=Usage)
+    _held: dict[int, dict[str, Vectors]] = field(default_factory=dict)
+    _ranked: dict[Setting, tuple[list[Places], float]] = field(default_factory=dict)
+    _truths: dict[Cutting, Truth] = field(default_factory=dict)
+    _per_estimate: dict[str, float] = field(default_factory=dict)
+
+    def stage(self, stage: Stage) -> list[Measured]:
+        """Measure what the budget allows; what it does not is noted in ``skipped``."""
+        found: list[Measured] = []
+        if first := not self._truths:
+            needed = self.tuning.plan().stages[0].tokens
+            if needed > self._left():
+                raise BudgetExceededError(
+                    f"the first stage needs about {needed:,} tokens, and the budget allows"
+                    f" {self._left():,.0f}: nothing was sent"
+                )
+            self._probe_sizes()
+        kept = [item for item in stage.settings if first or not self._same_passages(item)]
+        for setting in kept:
+            if (measured := self._within_budget(setting, must=first)) is None:
+                self.skipped.append(f"{stage.name}: {setting}: the budget does not suffice")
+                break
+            found.append(measured)
+        return found
+
+    def _within_budget(self, setting: Setting, *, must: bool) -> Measured | None:
+        if not must and self._missing(setting) > self._left():
+            return None
+        try:
+            return self._measure(setting)
+        except BudgetExceededError:
+            if must:
+                raise
+            return None
+
+    @property
+    def usage(self) -> Usage:
+        """What was sent and billed so far."""
+        total = Usage(price=self.largest.price)
+        for client in self._clients.values():
+            total += client.usage
+        return total - self._before
+
+    def _client(self, size: int) -> NexusFlow:
+        if size not in self._clients:
+            client = self._clients[size] = self.tuning._client.resized(size)
+            self._before += client.usage
+        return self._clients[size]
+
+    def _probe_sizes(self) -> None:
+        """Find out which sizes are the beginning of the largest: these are not paid for."""
+        largest, *smaller = self.tuning._options.sizes
+        passages, questions = self.tuning._probe()
+        rows = np.concatenate(
+            [
+                self._embed("passages", passages, largest),
+                self._embed("questions", questions, largest),
+            ]
+        )
+        for size in smaller:
+            own = self._embed("passages", [*passages, *questions], size)
+            apart = max(map(deviation, shortened(rows, size), shortened(own, size)))
+            (self.cut_sizes if apart <= TOLERANCE else self.paid_sizes).append(size)
+
+    def _embed(self, kind: str, texts: Sequence[str], size: int) -> Vectors:
+        """Return the vectors of ``texts``, float32 of shape (n, size); of a refused one, zeros."""
+        held = self._held.setdefault(size, {})
+        missing = list(dict.fromkeys(text for text in texts if text not in held))
+        if missing:
+            client = self._client(size)
+            estimate = client.estimate(missing).tokens
+            self.predicted += self._per_estimate.get(kind, 1.0) * estimate
+            before = client.usage.tokens
+            rows = client.embed(missing, on_refused="collect")
+            if (billed := client.usage.tokens - before) and estimate:
+                # How the service counts, learnt from what it billed last.
+                self._per_estimate[kind] = billed / estimate
+            blank = np.zeros(size, np.float32)
+            self.left_out += sum(row is None for row in rows)
+            held |= {
+                text: blank if row is None else row for text, row in zip(missing, rows, strict=True)
+            }
+        return np.array([held[text] for text in texts], np.float32)
+
+    def _same_passages(self, setting: Setting) -> bool:
+        """Return whether an earlier cutting gives the same passages, as of short texts."""
+        passages = self.tuning._passages(setting.cutting).texts
+        return any(
+            cutting != setting.cutting and self.tuning._passages(cutting).texts == passages
+            for cutting in self._truths
+        )
+
+    def _missing(self, setting: Setting) -> float:
+        """Return the tokens that the vectors of a setting will cost."""
+        if setting.method == "keywords":
+            return 0.0
+        size, tokens = self._embedded_size(setting), 0.0
+        held = self._held.get(size, {})
+        for kind, texts in self._texts(setting).items():
+            missing = [text for text in texts if text not in held]
+            estimate = self._client(size).estimate(missing).tokens if missing else 0
+            tokens += self._per_estimate.get(kind, 1.0) * estimate
+        return tokens
+
+    def _left(self) -> float:
+        budget = self.tuning._budget
+        if budget is None:
+            return math.inf
+        return budget.in_tokens(self.largest.price) - self.usage.tokens
+
+    def _embedded_size(self, setting: Setting) -> int:
+        size = setting.dimensions
+        return size if size in self.paid_sizes else self.tuning._options.sizes[0]
+
+    def _texts(self, setting: Setting) -> dict[str, list[str]]:
+        front, ask = setting.document_instruction or "", setting.query_instruction or ""
+        passages = self.tuning._passages(setting.cutting)
+        return {
+            "passages": [front + text for text in passages.texts],
+            "questions": [ask + question.text for question in self.tuning.questions],
+        }
+
+    def _vectors(self, setting: Setting) -> list[Vectors]:
+        """Return the vectors of the passages and of the questions, in the setting's size."""
+        size = self._embedded_size(setting)
+        return [
+            shortened(self._embed(kind, texts, size), setting.dimensions)
+            for kind, texts in self._texts(setting).items()
+        ]
+
+    def _ranking(self, setting: Setting) -> tuple[list[Places], float]:
+        """Return the places of each question's passages, and the median time of a question."""
+        key = setting
+        if key in self._ranked:
+            return self._ranked[key]
+        questions = self.tuning.questions
+        if setting.method == "hybrid":
+            vectors, one = self._ranking(setting.with_method("vectors"))
+            keywords, other = self._ranking(setting.with_method("keywords"))
+            began = time.perf_counter()
+            places = [fused(*pair, k=_POOL) for pair in zip(vectors, keywords, strict=True)]
+            joining = (time.perf_counter() - began) / len(questions)
+            self._ranked[key] = places, one + other + joining
+        elif setting.method == "keywords":
+            words = self.tuning._passages(setting.cutting).keywords
+            places, times = [], []
+            for question in questions:
+                began = time.perf_counter()
+                places.append(
+                    np.array([at for at, _ in words.places(question.text, _POOL)], np.int64)
+                )
+                times.append(time.perf_counter() - began)
+            self._ranked[key] = places, float(np.median(times))
+        else:
+            rows, queries = self._vectors(setting)
+            times = []
+            index = Vectored(rows, setting.storage)
+            for query in queries[:_TIMED]:
+                began = time.perf_counter()
+                index.nearest(query[None], _POOL)
+                times.append(time.perf_counter() - began)
+            self._ranked[key] = index.nearest(queries, _POOL), float(np.median(times))
+        return self._ranked[key]
+
+    def _measure(self, setting: Setting) -> Measured:
+        passages = self.tuning._passages(setting.cutting)
+        places, seconds = self._ranking(setting)
+        if setting.cutting not in self._truths:
+            self._truths[setting.cutting] = passages.truth(self.tuning.questions)
+        truth = self._truths[setting.cutting]
+        ranked = []
+        for number, found in enumerate(places):
+            names = [truth.name(number, place) for place in found.tolist()]
+            ranked.append(list(dict.fromkeys(names))[:DEPTH])
+        size = bytes_of_vectors(len(passages.texts), setting.dimensions, setting.storage)
+        if setting.method != "vectors":
+            size += passages.keywords.nbytes
+        tokens = 0 if setting.method == "keywords" else self._tokens(setting)
+        return Measured(
+            setting, judge(ranked, truth.right), tokens, size, len(passages.texts), seconds
+        )
+
+    def _tokens(self, setting: Setting) -> int:
+        passages = self.tuning._passages(setting.cutting)
+        if not setting.document_instruction:
+            return passages.tokens
+        texts = [setting.document_instruction + text for text in passages.texts]
+        return self.largest._uncached().estimate(texts).tokens

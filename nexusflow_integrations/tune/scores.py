@@ -1,0 +1,117 @@
+"""Scores of rankings, by `ir-measures`, and how far they would be off with other questions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nexusflow_integrations._core.needed import needed
+
+MEASURES = ("nDCG@10", "recall@5", "hit@1")
+DEPTH = 10
+"""Results that are judged."""
+
+Floats = NDArray[np.float64]
+_SAMPLES = 2000
+_SEED = 19
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A score, or the difference of two, as the mean over all questions.
+
+    Attributes:
+        value: The mean.
+        low: See ``high``.
+        high: With as many other questions of the same kind, the mean would lie between ``low`` and
+            ``high`` in 95 % of cases.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def includes_zero(self) -> bool:
+        """Whether a difference could be none."""
+        return self.low <= 0 <= self.high
+
+
+def need_measures() -> None:
+    """Raise the ``ImportError`` that says what to install, before anything is paid for."""
+    with needed("Tuning", "ir_measures", install="nexusflow-integrations[tune]"):
+        import ir_measures  # noqa: F401
+
+
+def judge(ranked: Sequence[Sequence[str]], right: Sequence[Collection[str]]) -> Floats:
+    """Score rankings.
+
+    Args:
+        ranked: For each question, the names found, best first.
+        right: For each question, the names that answer it. None at all scores 0.
+
+    Returns:
+        Float64 of shape (questions, 3): ``MEASURES``, each from 0 to 1.
+    """
+    need_measures()
+    import ir_measures
+    from ir_measures import R, Success, nDCG
+
+    columns = {nDCG @ DEPTH: 0, R @ 5: 1, Success @ 1: 2}
+    scores = np.zeros((len(ranked), len(columns)))
+    truth: dict[str, Mapping[str, int]] = {
+        str(i): dict.fromkeys(names, 1) for i, names in enumerate(right) if names
+    }
+    if not truth:
+        return scores
+    run = {
+        # trec_eval orders by score, so the rank has to be one.
+        str(i): {name: float(-rank) for rank, name in enumerate(dict.fromkeys(names))}
+        for i, names in enumerate(ranked)
+        if str(i) in truth
+    }
+    for found in ir_measures.iter_calc([*columns], truth, run):
+        scores[int(found.query_id), columns[found.measure]] = found.value
+    return scores
+
+
+class Bootstrap:
+    """Resamples one set of questions; all settings are resampled alike, so pairs stay pairs."""
+
+    def __init__(self, questions: int) -> None:
+        random = np.random.default_rng(_SEED)
+        # How often each question is drawn, in two samples that do not depend on each other.
+        first, second = (_counts(random, questions) for _ in range(2))
+        # The measured mean is itself one of many: both it and another set's vary.
+        self._weights = (first - second) / questions
+
+    def interval(self, scores: Floats) -> Interval:
+        """Return the mean of ``scores``, float64 of shape (questions,), and its interval.
+
+        The mean of these questions and that of other ones both vary, so this is wider than a
+        confidence interval of the mean, by the square root of two.
+        """
+        mean = float(scores.mean())
+        apart = self._weights @ scores
+        low, high = np.quantile(apart, (0.025, 0.975))
+        return Interval(mean, mean + float(low), mean + float(high))
+
+
+def _counts(random: np.random.Generator, questions: int) -> NDArray[np.int64]:
+    drawn = random.integers(0, questions, (_SAMPLES, questions))
+    drawn += np.arange(_SAMPLES)[:, None] * questions
+    return np.bincount(drawn.ravel(), minlength=_SAMPLES * questions).reshape(_SAMPLES, -1)
+
+
+def tellable(questions: int, deviation: float = 0.3) -> float:
+    """Return the smallest difference of two scores that ``questions`` questions can tell apart.
+
+    Args:
+        questions: How many there are.
+        deviation: Standard deviation of one question's difference. Before anything is measured it
+            is assumed to be 0.3, which is on the safe side for settings that are alike.
+    """
+    return float(1.96 * deviation * np.sqrt(2 / questions))

@@ -1,0 +1,259 @@
+"""Which settings are tried, one dimension of choice after the other, and which is chosen.
+
+Not a full grid: each stage varies one thing of the setting that has won so far. The stages come in
+an order in which the first have the largest effect. Nothing here sends or measures anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nexusflow_integrations.tune.retrieval import STORAGES, Storage
+from nexusflow_integrations.tune.scores import Bootstrap, Floats, Interval
+from nexusflow_integrations.tune.settings import METHODS, Cutting, Method, Setting
+
+POINT = 0.01
+"""One point of nDCG@10: the chosen setting's mean is at most this far below the best."""
+_STEP = POINT / 2
+"""What another way of cutting or another instruction has to gain, so that stages do not add up."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A setting and what was measured.
+
+    Attributes:
+        setting: The setting.
+        scores: ``MEASURES`` of each question, float64 of shape (questions, 3).
+        tokens: Tokens to embed all passages, as estimated; 0 without vectors.
+        bytes: Size of the index: vectors and keywords, without the texts.
+        passages: Number of passages.
+        seconds: Median time to search for one question, its embedding not included.
+    """
+
+    setting: Setting
+    scores: Floats
+    tokens: int
+    bytes: int
+    passages: int
+    seconds: float
+
+    @property
+    def quality(self) -> Floats:
+        """nDCG@10 of each question, shape (questions,)."""
+        return self.scores[:, 0]
+
+    @property
+    def mean(self) -> float:
+        """Mean nDCG@10."""
+        return float(self.quality.mean())
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be tried.
+
+    Attributes:
+        sizes: Sizes of vectors, largest first.
+        lengths: Most characters of a passage.
+        overlaps: Overlaps, as a share of the length.
+        headings: Whether to try passages without the headings above them.
+        query_instructions: Texts to put in front of each query.
+        document_instructions: Texts to put in front of each passage.
+        hybrid: Whether to try keywords, alone and together with vectors.
+        storages: Formats of vectors to compare.
+    """
+
+    sizes: tuple[int, ...]
+    lengths: tuple[int, ...] = (400, 800, 1600)
+    overlaps: tuple[float, ...] = (0.125,)
+    headings: bool = True
+    query_instructions: tuple[str, ...] = ()
+    document_instructions: tuple[str, ...] = ()
+    hybrid: bool = True
+    storages: tuple[Storage, ...] = STORAGES
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The methods to try."""
+        return METHODS if self.hybrid else ("vectors",)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Settings to be measured together.
+
+    Attributes:
+        name: What they vary, for a reader.
+        settings: The settings; new ones only.
+        paid: Whether they may need vectors that were not embedded before.
+    """
+
+    name: str
+    settings: tuple[Setting, ...]
+    paid: bool = True
+
+
+Search = Generator[Stage, Sequence[Measured], None]
+"""Yields stages, and is sent what was measured, which may be fewer settings than were asked for."""
+
+
+def search(first: Setting, options: Options, bootstrap: Bootstrap) -> Search:
+    """Try one dimension of choice after the other, from ``first``, which has the largest size.
+
+    Stages that could only raise the score are left out once the best setting is within one point
+    of a perfect score: none could be told to be better.
+    """
+    measured = list((yield Stage("method", _methods([first], options))))
+    if not measured:
+        return
+    current = _usable(measured)[0].setting
+    for name, vary in _VARIED:
+        others = [
+            setting for setting in dict.fromkeys(vary(current, options)) if setting != current
+        ]
+        best = max(measured, key=lambda item: item.mean)
+        if not others or 1 - best.mean <= POINT:
+            continue
+        measured += yield Stage(name, _new(_methods(others, options), measured))
+        current = _winner(current, measured, bootstrap)
+    sized = [replace(current, dimensions=size) for size in options.sizes]
+    measured += yield Stage("size", _new(_methods(sized, options), measured), paid=False)
+    chosen = choose(measured, bootstrap).setting
+    stored = tuple(replace(chosen, storage=storage) for storage in options.storages)
+    if stored := _new(stored, measured):
+        yield Stage("storage", stored, paid=False)
+
+
+def drive(stages: Search, measure: Callable[[Stage], Sequence[Measured]]) -> list[Measured]:
+    """Measure every stage, and return all that was measured."""
+    found: list[Measured] = []
+    try:
+        stage = next(stages)
+        while True:
+            rows = measure(stage)
+            found += rows
+            stage = stages.send(rows)
+    except StopIteration:
+        return found
+
+
+def _methods(settings: Sequence[Setting], options: Options) -> tuple[Setting, ...]:
+    return tuple(
+        dict.fromkeys(item.with_method(method) for item in settings for method in options.methods)
+    )
+
+
+def _new(settings: Sequence[Setting], measured: Sequence[Measured]) -> tuple[Setting, ...]:
+    known = {item.setting for item in measured}
+    return tuple(item for item in settings if item not in known)
+
+
+def _usable(measured: Sequence[Measured]) -> list[Measured]:
+    return [item for item in measured if item.setting.usable]
+
+
+def _winner(current: Setting, measured: Sequence[Measured], bootstrap: Bootstrap) -> Setting:
+    """Return how to go on: as before, unless something else is clearly better."""
+    same = replace(current, method="vectors")
+    kept = [item for item in measured if replace(item.setting, method="vectors") == same]
+    best = max(_usable(measured), key=lambda item: item.mean)
+    ahead = max(_usable(kept), key=lambda item: item.mean)
+    if _as_good(ahead, best, bootstrap, _STEP):
+        return current
+    return replace(best.setting, method="vectors")
+
+
+def _lengths(current: Setting, options: Options) -> list[Setting]:
+    return [
+        replace(current, cutting=replace(current.cutting, characters=length))
+        for length in options.lengths
+    ]
+
+
+def _queries(current: Setting, options: Options) -> list[Setting]:
+    return [replace(current, query_instruction=text) for text in options.query_instructions]
+
+
+def _headings(current: Setting, options: Options) -> list[Setting]:
+    cutting = current.cutting
+    if not options.headings:
+        return []
+    return [replace(current, cutting=replace(cutting, headings=not cutting.headings))]
+
+
+def _overlaps(current: Setting, options: Options) -> list[Setting]:
+    cutting = current.cutting
+    return [
+        replace(current, cutting=replace(cutting, overlap=round(share * cutting.characters)))
+        for share in options.overlaps
+    ]
+
+
+def _documents(current: Setting, options: Options) -> list[Setting]:
+    return [replace(current, document_instruction=text) for text in options.document_instructions]
+
+
+_VARIED: tuple[tuple[str, Callable[[Setting, Options], list[Setting]]], ...] = (
+    ("passage length", _lengths),
+    ("query instruction", _queries),
+    ("headings", _headings),
+    ("overlap", _overlaps),
+    ("document instruction", _documents),
+)
+
+
+def possible_cuttings(first: Cutting, options: Options) -> dict[str, list[list[Cutting]]]:
+    """Return, for each stage that cuts anew, what it may have to embed: one list per case."""
+    base = Setting(first, options.sizes[0])
+    lengths = [item.cutting for item in dict.fromkeys([base, *_lengths(base, options)])]
+    other = [
+        [item.cutting for item in _headings(replace(base, cutting=cutting), options)]
+        for cutting in lengths
+    ]
+    overlapping = [
+        [item.cutting for item in _overlaps(replace(base, cutting=cutting), options)]
+        for cutting in lengths
+    ]
+    return {
+        "method": [[first]],
+        "passage length": [[cutting for cutting in lengths if cutting != first]],
+        "headings": other,
+        "overlap": overlapping,
+    }
+
+
+# -- choosing ------------------------------------------------------------------------------------
+
+
+def difference(item: Measured, best: Measured, bootstrap: Bootstrap, column: int = 0) -> Interval:
+    """Return how much better ``item`` is than ``best``, paired by question."""
+    return bootstrap.interval(item.scores[:, column] - best.scores[:, column])
+
+
+def _as_good(item: Measured, best: Measured, bootstrap: Bootstrap, most: float) -> bool:
+    if item.mean >= best.mean:
+        return True
+    apart = difference(item, best, bootstrap)
+    return apart.value >= -most and apart.includes_zero
+
+
+def best_of(measured: Sequence[Measured]) -> Measured:
+    """Return the usable setting with the highest mean nDCG@10; of equals the smallest."""
+    return max(_usable(measured), key=lambda item: (item.mean, *(-part for part in _price(item))))
+
+
+def choose(measured: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
+    """Return the smallest and cheapest usable setting that cannot be told from the best.
+
+    Its mean nDCG@10 is at most one point lower, and the interval of the difference includes 0.
+    """
+    best = best_of(measured)
+    good = [item for item in _usable(measured) if _as_good(item, best, bootstrap, POINT)]
+    return min(good, key=_price)
+
+
+def _price(item: Measured) -> tuple[Any, ...]:
+    return (item.bytes, item.tokens, item.setting.query_instruction is not None)

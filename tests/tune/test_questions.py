@@ -1,0 +1,195 @@
+"""Questions from files and from documents, and which passages answer them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nexusflow_integrations.errors import ConfigurationError
+from nexusflow_integrations.tune.questions import (
+    Answer,
+    Document,
+    Question,
+    Truth,
+    check_questions,
+    make_questions,
+    one_line,
+    read_questions,
+)
+
+_GUIDE = """# Red pandas
+
+Red pandas live in the mountains of Asia. They sleep in trees during most of the day. Few people
+have seen one in the wild.
+
+## What they like to eat
+
+They eat bamboo. Now and then they also eat the eggs of birds. In winter there is less of both.
+
+```
+# not a heading. Not a sentence. Nor is this one here at all.
+```
+
+## How they sleep
+
+On a branch, with the tail over the nose. When it is hot their legs hang down from it. Then they
+look dead.
+"""
+
+
+def _read(tmp_path: Path, *records: object) -> list[Question]:
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(f"{json.dumps(record)}\n" for record in records), "utf-8")
+    return read_questions(file, {"a.md", "odd:7"})
+
+
+def test_a_line_names_a_source_a_line_or_a_quote(tmp_path: Path) -> None:
+    found = _read(
+        tmp_path,
+        {"question": "one?", "source": "a.md"},
+        {"question": "two?", "source": ["a.md:12", "odd:7"]},
+        {"question": "three?", "quote": "They sleep."},
+        {"question": "four?", "source": "a.md", "quote": ["This.", "That."]},
+    )
+    assert [question.answers for question in found] == [
+        (Answer("a.md"),),
+        (Answer("a.md", 12), Answer("odd:7")),
+        (Answer(None, quotes=("They sleep.",)),),
+        (Answer("a.md", quotes=("This.",)), Answer("a.md", quotes=("That.",))),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ({"source": "a.md"}, "has no text in 'question'"),
+        ({"question": " ", "source": "a.md"}, "has no text in 'question'"),
+        ({"question": "one?"}, "neither 'source' nor 'quote'"),
+        ({"question": "one?", "source": 7}, "something else than text in 'source'"),
+        ({"question": "one?", "quote": [""]}, "something else than text in 'quote'"),
+        ({"question": "one?", "source": ["a.md", "b.md"], "quote": "x"}, "several in 'source'"),
+        (["one?"], "is not a JSON object"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, record: object, problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^questions.jsonl, line 2: ") as raised:
+        _read(tmp_path, {"question": "one?", "source": "a.md"}, record)
+    assert problem in str(raised.value)
+
+
+def test_a_file_without_questions_or_json_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="holds no question"):
+        _read(tmp_path)
+    (tmp_path / "bad.jsonl").write_text("{")
+    with pytest.raises(ConfigurationError, match=r"bad.jsonl, line 1: is not JSON"):
+        read_questions(tmp_path / "bad.jsonl", ())
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (Answer("b.md"), "there is no document 'b.md'"),
+        (Answer("a.md", 99), "'a.md' has 17 lines, not 99"),
+        (Answer("a.md", quotes=("Blue pandas",)), "no document holds the quote 'Blue pandas'"),
+        (Answer(quotes=("Blue pandas",)), "no document holds the quote 'Blue pandas'"),
+    ],
+)
+def test_an_answer_that_is_in_no_document_is_an_error(answer: Answer, problem: str) -> None:
+    good = Question("What?", (Answer("a.md", quotes=("Few people have seen one",)),))
+    documents = [Document("a.md", _GUIDE)]
+    check_questions([good], documents)
+    with pytest.raises(ConfigurationError, match=r"^question 2 \('Where\?'\): ") as raised:
+        check_questions([good, Question("Where?", (answer,))], documents)
+    assert problem in str(raised.value)
+
+
+def test_questions_are_taken_out_of_the_documents() -> None:
+    left, questions = make_questions([Document("a.md", _GUIDE)])
+    check_questions(questions, left)
+    assert make_questions([Document("a.md", _GUIDE)]) == (left, questions)
+    texts = [question.text for question in questions]
+    assert "They sleep in trees during most of the day." in texts
+    assert "Now and then they also eat the eggs of birds." in texts
+    headings = ("Red pandas", "What they like to eat", "How they sleep")
+    assert sum(text in headings for text in texts) == 1, "half of the headings stay"
+    assert not [text for text in texts if "not a heading" in text]
+    for text in texts:
+        assert text in one_line(_GUIDE)
+        assert text not in one_line(left[0].text).replace("Red pandas live", "")
+
+
+def test_a_heading_is_answered_by_the_section_under_it() -> None:
+    guide = "# Top of it\n\nOne. Two.\n\n## What pandas eat\n\nBamboo. Eggs.\n"
+    _, questions = make_questions([Document("a.md", guide)])
+    assert questions in (
+        [Question("Top of it", (Answer("a.md", quotes=("One.",)),))],
+        [Question("What pandas eat", (Answer("a.md", quotes=("Bamboo.",)),))],
+    )
+
+
+def test_chinese_sentences_make_questions() -> None:
+    text = "小熊猫住在亚洲的山里。白天的大部分时间它们都在树上睡觉。很少有人见过野生的小熊猫。"
+    left, questions = make_questions([Document("a.md", text)])
+    assert [question.text for question in questions] == ["白天的大部分时间它们都在树上睡觉。"]
+    assert left[0].text == "小熊猫住在亚洲的山里。很少有人见过野生的小熊猫。"
+
+
+def test_a_sentence_that_stands_twice_is_not_asked() -> None:
+    text = "One is here. The same sentence stands in both of them. Two is there."
+    assert make_questions([Document("a.md", text), Document("b.md", text)])[1] == []
+
+
+def test_at_most_as_many_questions_are_made_as_are_wanted() -> None:
+    documents = [
+        Document(
+            f"{i}.md",
+            f"# Heading number {i}\n\nA{i}. What the number {i} has to say is this. B{i}.",
+        )
+        for i in range(60)
+    ]
+    _, questions = make_questions(documents, 30)
+    assert len(questions) == 30
+    assert sum(question.text.startswith("Heading") for question in questions) == 10
+
+
+# -- judging -------------------------------------------------------------------------------------
+
+
+def _truth(answer: Answer) -> Truth:
+    return Truth(
+        [Question("?", (answer,))],
+        ["a.md", "a.md", "a.md", "b.md"],
+        [1, 5, 5, 1],
+        ["One. Two.", "Two.\nThree   four.", "Five.", "Two."],
+    )
+
+
+def test_a_source_is_found_by_any_of_its_passages_and_counts_once() -> None:
+    truth = _truth(Answer("a.md"))
+    names = [truth.name(0, place) for place in range(4)]
+    assert truth.right == [{names[0]}]
+    assert names[0] == names[1] == names[2] != names[3]
+
+
+def test_a_quote_is_found_by_the_passages_that_hold_it_whole() -> None:
+    truth = _truth(Answer("a.md", quotes=("Three four.",)))
+    assert [truth.name(0, place) in truth.right[0] for place in range(4)] == [
+        *(False, True, False, False)
+    ]
+    everywhere = _truth(Answer(quotes=("Two.",)))
+    found = [everywhere.name(0, place) for place in (0, 1, 3)]
+    assert {*found} == everywhere.right[0]
+    assert len({*found}) == 1, "overlapping passages are one answer"
+
+
+def test_a_line_is_found_by_the_passages_that_begin_last_before_it() -> None:
+    for line, expected in ((1, {0}), (4, {0}), (5, {1, 2}), (9, {1, 2})):
+        truth = _truth(Answer("a.md", line))
+        found = {place for place in range(4) if truth.name(0, place) in truth.right[0]}
+        assert found == expected, line
+
+
+def test_an_answer_that_was_cut_apart_is_in_no_passage() -> None:
+    assert _truth(Answer(quotes=("Two. Three four. Five.",))).right == [set()]

@@ -1,0 +1,271 @@
+"""Whole runs against a local server: what is paid, what is chosen, what holds after a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ir_measures", reason="comes with the extra `tune`")
+
+from nexusflow_integrations import Budget, NexusFlow
+from nexusflow_integrations.errors import (
+    APIConnectionError,
+    BudgetExceededError,
+    ConfigurationError,
+    NexusFlowError,
+)
+from nexusflow_integrations.local import LocalServer
+from nexusflow_integrations.tune import Answer, Question, TuneResult, Tuning, tune
+
+pytestmark = pytest.mark.timeout(300)
+
+_ANIMALS = [
+    "panda",
+    "otter",
+    "heron",
+    "badger",
+    "lynx",
+    "viper",
+    "stork",
+    "mole",
+    "newt",
+    "crane",
+    "hare",
+    "toad",
+]
+_DOINGS = ("sleeps in a hollow", "eats what the river brings", "hides from the winter storms")
+
+
+def _documents() -> dict[str, str]:
+    filler = "Nobody knows how many of them there are, and counting takes long. " * 6
+    return {
+        f"{animal}.md": "\n\n".join(
+            f"## Part {number}\n\nThe {animal} {doing}. {filler}\n\nIt was seen {number} times."
+            for number, doing in enumerate(_DOINGS)
+        )
+        for animal in _ANIMALS
+    }
+
+
+def _questions() -> list[Question]:
+    return [
+        Question(f"{doing[-16:-5]} or {animal[1:]}s", (Answer(quotes=(f"The {animal} {doing}.",)),))
+        for animal in _ANIMALS
+        for doing in _DOINGS
+    ]
+
+
+@pytest.fixture(scope="module")
+def cutting_server() -> Iterator[LocalServer]:
+    with LocalServer("hash", record_texts=True) as server:
+        yield server
+
+
+@pytest.fixture
+def local(cutting_server: LocalServer) -> LocalServer:
+    cutting_server.reset_stats()
+    return cutting_server
+
+
+def _client(server: LocalServer, **settings: Any) -> NexusFlow:
+    return NexusFlow(server.api_key, base_url=server.base_url, **settings)
+
+
+def _tuning(client: NexusFlow, **settings: Any) -> Tuning:
+    settings = {"sizes": [2048, 512, 64], **settings}
+    return Tuning(_documents(), _questions(), client=client, **settings)
+
+
+def _sent(server: LocalServer) -> list[str]:
+    return list(server.stats.received)
+
+
+def _without_times(result: TuneResult) -> list[Any]:
+    return [{**row, "milliseconds": 0} for row in result.as_json()["settings"]]
+
+
+def test_the_plan_sends_nothing_and_says_what_the_questions_can_tell(local: LocalServer) -> None:
+    plan = _tuning(_client(local)).plan()
+    assert local.stats.requests == 0
+    assert (plan.questions, plan.documents, plan.made) == (36, 12, False)
+    assert 0.1 < plan.tellable < 0.2
+    assert plan.tokens == sum(stage.tokens for stage in plan.stages)
+    assert plan.cost == plan.price.of(plan.tokens)
+
+
+def test_each_text_is_paid_for_once_for_all_sizes(local: LocalServer) -> None:
+    result = _tuning(_client(local)).run()
+    assert result.cut_sizes == (512, 64)
+    assert result.paid_sizes == ()
+    twice = local.stats.duplicates
+    assert len(twice) == 10
+    assert set(twice.values()) == {3}, "a few are asked for in the other two sizes as well"
+    assert local.stats.tokens == result.usage.tokens
+    sizes = {item.setting.dimensions for item in result.measured}
+    assert sizes == {0, 2048, 512, 64}
+
+
+def test_a_cut_vector_scores_as_the_servers_own() -> None:
+    with LocalServer("hash") as server:
+        once = _tuning(_client(server), storages=["float32"]).run()
+    for size in (512, 64):
+        with LocalServer("hash") as server:
+            alone = _tuning(_client(server), sizes=[size], storages=["float32"]).run()
+        mine = next(item for item in alone.measured if item.setting.dimensions == size)
+        same = [item for item in once.measured if item.setting == mine.setting]
+        assert all(np.allclose(item.scores, mine.scores) for item in same)
+
+
+def test_sizes_that_cannot_be_cut_are_each_paid_for_and_named() -> None:
+    with LocalServer("hash", sizes="independent", record_texts=True) as server:
+        result = _tuning(_client(server)).run()
+        assert result.paid_sizes == (512, 64)
+        assert result.cut_sizes == ()
+        assert any("512, 64 numbers are not the beginning" in note for note in result.notes())
+        asked = _questions()[0].text
+        assert _sent(server).count(asked) == 3
+        size = 64
+        alone = _tuning(_client(server), sizes=[size], storages=["float32"]).run()
+    mine = next(item for item in alone.measured if item.setting.dimensions == size)
+    same = next(item for item in result.measured if item.setting == mine.setting)
+    assert np.allclose(mine.scores, same.scores), "measured with the size's own vectors"
+
+
+def test_what_was_billed_is_what_was_predicted(local: LocalServer) -> None:
+    result = _tuning(_client(local)).run()
+    assert result.predicted_tokens == pytest.approx(result.usage.tokens, rel=0.05)
+
+
+def test_a_run_that_failed_goes_on_and_pays_nothing_twice(
+    local: LocalServer, tmp_path: Path
+) -> None:
+    whole = _tuning(_client(local)).run()
+    local.reset_stats()
+    cache = tmp_path / "cache.db"
+    failing = _tuning(_client(local, cache=cache))
+
+    def stop(stage: str) -> None:
+        if stage == "query instruction":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        failing.run(stop)
+    paid = local.stats.tokens
+    assert 0 < paid < whole.usage.tokens
+    again = _tuning(_client(local, cache=cache))
+    assert again.plan().tokens < _tuning(_client(local)).plan().tokens
+    result = again.run()
+    assert local.stats.tokens == whole.usage.tokens
+    assert result.usage.tokens == whole.usage.tokens - paid
+    assert _without_times(result) == _without_times(whole)
+
+
+def test_the_budget_holds_and_what_it_left_out_is_named(local: LocalServer) -> None:
+    whole = _tuning(_client(local)).run()
+    local.reset_stats()
+    budget = Budget(tokens=whole.usage.tokens * 3 // 4)
+    result = _tuning(_client(local), budget=budget).run()
+    assert local.stats.tokens <= whole.usage.tokens * 3 // 4
+    assert result.skipped
+    assert all("the budget does not suffice" in line for line in result.skipped)
+    assert any(note.startswith("Not tried: ") for note in result.notes())
+    assert {item.setting.dimensions for item in result.measured} >= {2048, 512, 64}
+
+
+def test_a_budget_that_is_too_small_for_the_first_stage_is_an_error(local: LocalServer) -> None:
+    with pytest.raises(BudgetExceededError, match=r"needs about [\d,]+ tokens"):
+        _tuning(_client(local), budget=Budget(tokens=50)).run()
+    assert local.stats.requests == 0
+
+
+def test_two_budgets_are_one_too_many(local: LocalServer) -> None:
+    client = _client(local, budget=Budget(tokens=50))
+    with pytest.raises(ConfigurationError, match="one budget, not two"):
+        _tuning(client, budget=Budget(tokens=50))
+
+
+def test_the_clients_own_usage_is_not_counted(local: LocalServer) -> None:
+    client = _client(local, dimensions=2048)
+    client.embed("something else, before")
+    before = client.usage.tokens
+    result = _tuning(client).run()
+    assert result.usage.tokens == local.stats.tokens - before
+
+
+def test_short_texts_are_not_tried_in_other_lengths(local: LocalServer) -> None:
+    documents = [(f"intent {i % 4}", f"{_ANIMALS[i]} {_DOINGS[i % 3]}") for i in range(12)]
+    questions = [Question(f"{_ANIMALS[i]}s", (Answer(f"intent {i % 4}"),)) for i in range(12)]
+    result = tune(documents, questions, client=_client(local), sizes=[64])
+    assert len({item.setting.cutting for item in result.measured}) == 1
+
+
+def test_without_questions_they_are_made_and_called_that(local: LocalServer) -> None:
+    documents = {
+        name: f"{text}\n\nFirst comes {name}. Then it says what a {name} is not. It ends."
+        for name, text in _documents().items()
+    }
+    result = tune(documents, client=_client(local), sizes=[64], overlaps=[])
+    assert result.made
+    assert any("made from the documents" in note for note in result.notes())
+    passages = [text for text in _sent(local) if text not in {q.text for q in result.questions}]
+    assert not [q for q in result.questions if any(q.text in text for text in passages)]
+
+
+def test_the_choice_is_a_setting_that_a_client_takes(local: LocalServer) -> None:
+    result = tune(_documents(), _questions(), client=_client(local), sizes=[2048, 64])
+    client = _client(local, **result.settings.for_client())
+    assert client.dimensions == result.chosen.setting.dimensions
+    assert str(result.chosen.setting) in result.sentence()
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"sizes": []}, "sizes"),
+        ({"sizes": [300]}, "dimensions"),
+        ({"lengths": [3]}, "lengths"),
+        ({"overlaps": [0.9]}, "overlaps"),
+        ({"storages": ["int4"]}, "storages"),
+    ],
+)
+def test_a_wrong_argument_is_named_before_anything_is_sent(
+    settings: dict[str, Any], problem: str, local: LocalServer
+) -> None:
+    with pytest.raises(ConfigurationError, match=problem):
+        _tuning(_client(local), **settings)
+    assert local.stats.requests == 0
+
+
+def test_documents_that_are_none_are_refused(local: LocalServer) -> None:
+    for documents in ({}, {"a": " "}, ["a"], [("a", 7)]):
+        with pytest.raises(ConfigurationError, match="documents"):
+            tune(documents, client=_client(local))  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="pass questions"):
+        tune({"a": "One sentence."}, client=_client(local))
+    with pytest.raises(ConfigurationError, match="there are no questions"):
+        tune({"a": "One sentence."}, [], client=_client(local))
+
+
+def test_a_client_with_an_instruction_is_refused(local: LocalServer) -> None:
+    with pytest.raises(ConfigurationError, match="query_instructions="):
+        _tuning(_client(local, query_instruction="ask: "))
+
+
+def test_passages_that_are_refused_are_counted_and_not_found(local: LocalServer) -> None:
+    documents = {**_documents(), "odd.md": "panda " * 100}
+    client = _client(local, max_text_tokens=None)
+    result = tune(documents, _questions(), client=client, sizes=[64])
+    assert result.left_out == 0
+    assert replace(result, left_out=3).notes()[-1] == "3 passages were refused and cannot be found."
+
+
+def test_without_a_service_the_error_is_the_clients() -> None:
+    client = NexusFlow("k", base_url="http://127.0.0.1:9/v1", max_retries=0)
+    with pytest.raises(NexusFlowError) as raised:
+        _tuning(client).run()
+    assert isinstance(raised.value, APIConnectionError)

@@ -1,0 +1,118 @@
+"""The order of the stages, and the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from nexusflow_integrations.tune.scores import Bootstrap
+from nexusflow_integrations.tune.search import (
+    Measured,
+    Options,
+    Stage,
+    best_of,
+    choose,
+    drive,
+    search,
+)
+from nexusflow_integrations.tune.settings import Cutting, Setting
+
+_QUESTIONS = 400
+_BOOTSTRAP = Bootstrap(_QUESTIONS)
+_OPTIONS = Options((2048, 1024, 64), query_instructions=("ask: ",))
+_FIRST = Setting(Cutting(), 2048)
+_NOISE = np.random.default_rng(1).normal(0, 0.1, (_QUESTIONS, 1))
+
+
+def _measured(setting: Setting, mean: float, own_noise: float = 0.0) -> Measured:
+    random = np.random.default_rng([*f"{setting}{setting.query_instruction}".encode()])
+    noise = _NOISE + own_noise * random.normal(size=(_QUESTIONS, 1))
+    scores = np.repeat(mean + noise - noise.mean(), 3, axis=1)
+    passages = 800_000 // setting.cutting.characters
+    return Measured(setting, scores, 1000, max(1, setting.dimensions) * passages, passages, 0.001)
+
+
+def _run(mean: Callable[[Setting], float], options: Options = _OPTIONS) -> list[Stage]:
+    stages = []
+
+    def measure(stage: Stage) -> list[Measured]:
+        stages.append(stage)
+        return [_measured(setting, mean(setting), own_noise=0.1) for setting in stage.settings]
+
+    drive(search(_FIRST, options, _BOOTSTRAP), measure)
+    return stages
+
+
+def test_each_stage_varies_one_thing_of_the_setting_that_won() -> None:
+    def mean(setting: Setting) -> float:
+        return 0.7 + 0.1 * (setting.cutting.characters == 400) - 0.05 * (setting.dimensions < 2048)
+
+    stages = {stage.name: stage.settings for stage in _run(mean)}
+    assert list(stages) == [
+        *("method", "passage length", "query instruction", "headings", "overlap"),
+        *("size", "storage"),
+    ]
+    assert {item.cutting.characters for item in stages["passage length"]} == {400, 1600}
+    for name in ("query instruction", "headings", "overlap", "size", "storage"):
+        assert {item.cutting.characters for item in stages[name]} == {400}, name
+    assert {item.cutting.overlap for item in stages["overlap"]} == {50}
+    assert {item.dimensions for item in stages["size"]} == {1024, 64}
+    assert {item.storage for item in stages["storage"]} == {"int8", "binary"}
+
+
+def test_nothing_is_measured_twice() -> None:
+    settings = [item for stage in _run(lambda _: 0.5) for item in stage.settings]
+    assert len(settings) == len(set(settings))
+
+
+def test_without_a_clear_gain_the_defaults_stay() -> None:
+    stages = _run(lambda setting: 0.7 + 0.004 * (setting.cutting.characters == 1600))
+    assert {item.cutting.characters for item in stages[-1].settings} == {800}
+
+
+def test_nothing_more_is_paid_for_once_nothing_can_win() -> None:
+    stages = _run(lambda _: 0.995)
+    assert [stage.name for stage in stages] == ["method", "size", "storage"]
+    assert [stage.paid for stage in stages] == [True, False, False]
+
+
+def test_a_stage_that_could_not_be_measured_changes_nothing() -> None:
+    names = []
+
+    def measure(stage: Stage) -> list[Measured]:
+        names.append(stage.name)
+        if stage.paid and len(names) > 1:
+            return []
+        return [_measured(setting, 0.6) for setting in stage.settings]
+
+    found = drive(search(_FIRST, _OPTIONS, _BOOTSTRAP), measure)
+    assert {item.setting.cutting for item in found} == {Cutting()}
+    assert names[-1] == "storage"
+
+
+def test_the_smallest_that_cannot_be_told_from_the_best_is_chosen() -> None:
+    means = {2048: 0.80, 1024: 0.797, 512: 0.795, 256: 0.77, 64: 0.6}
+    found = [
+        _measured(Setting(Cutting(), size), mean, own_noise=0.1) for size, mean in means.items()
+    ]
+    assert best_of(found).setting.dimensions == 2048
+    assert choose(found, _BOOTSTRAP).setting.dimensions == 512
+
+
+def test_a_small_difference_that_is_certain_counts() -> None:
+    found = [_measured(Setting(Cutting(), size), mean) for size, mean in ((64, 0.795), (128, 0.8))]
+    assert choose(found, _BOOTSTRAP).setting.dimensions == 128
+
+
+def test_what_few_questions_cannot_tell_apart_is_still_at_most_a_point_worse() -> None:
+    found = [_measured(Setting(Cutting(), 2048), 0.8), _measured(Setting(Cutting(), 64), 0.75, 3.0)]
+    assert choose(found, _BOOTSTRAP).setting.dimensions == 2048
+
+
+@pytest.mark.parametrize("other", [{"storage": "binary"}, {"method": "keywords"}])
+def test_what_an_index_cannot_run_is_compared_and_not_chosen(other: dict[str, str]) -> None:
+    good = _measured(Setting(Cutting(), 64, **other), 0.9)  # type: ignore[arg-type]
+    found = [_measured(Setting(Cutting(), 2048), 0.5), good]
+    assert choose(found, _BOOTSTRAP).setting == Setting(Cutting(), 2048)
