@@ -121,7 +121,7 @@ def demo(
             "--corpus",
             "-c",
             help="[bold]stdlib[/bold] (Python's docstrings), [bold]topics[/bold] (its reference),"
-            " or a folder of Markdown or text.",
+            " or a folder of texts.",
         ),
     ] = "stdlib",
     framework: Annotated[Framework, typer.Option("--framework", "-f")] = Framework.all,
@@ -187,9 +187,7 @@ def demo(
 
 
 def index(
-    path: Annotated[
-        str, typer.Argument(help="A folder or file of Markdown or text; or stdlib, or topics.")
-    ],
+    path: Annotated[str, typer.Argument(help="A folder or file of texts; or stdlib, or topics.")],
     framework: Annotated[
         Framework,
         typer.Option("--framework", "-f", help="Which one `ask` and `search` ask through."),
@@ -449,7 +447,7 @@ def _next_lines(
     lines = [(f'nexusflow ask "{example}"', "ask this index something else")]
     if corpus == "stdlib" and not evaluate:
         lines.append(("nexusflow demo --evaluate", f"{len(QUESTIONS)} questions, beside BM25"))
-    lines.append(("nexusflow index FOLDER", "your own Markdown or text"))
+    lines.append(("nexusflow index FOLDER", "your own texts"))
     if opened.endpoint.local_model and not has_key():
         lines.append(("export NEXUSFLOW_API_KEY=…", "the same with text-embedding-v4"))
     elif chat is None and not opened.endpoint.local_model:

@@ -96,7 +96,7 @@ def test_a_folder_gives_its_text_files_with_the_line_each_passage_begins_at(
     assert [(item.source, item.text) for item in found.documents] == [
         ("b.txt:1", "The end."),
         ("sub/a.md:3", "Pandas\n\nThey climb."),
-        ("sub/a.md:7", "Food\n\nBamboo."),
+        ("sub/a.md:7", "Pandas > Food\n\nBamboo."),
     ]
     assert found.documents[0].url == (tmp_path / "b.txt").resolve().as_uri()
 
@@ -228,7 +228,7 @@ def test_a_named_pipe_is_left_out_and_not_waited_for(tmp_path: Path) -> None:
 def test_the_reason_why_nothing_was_found_is_the_real_one(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="there is no file or folder"):
         corpus.load(str(tmp_path / "gone"))
-    with pytest.raises(CorpusError, match=r"holds no text to search \(files read: \.markdown"):
+    with pytest.raises(CorpusError, match=r"holds no text to search \(files read: \.adoc"):
         corpus.load(str(tmp_path))
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(CorpusError, match=r"; 1 file of other types left out: 1 \.png"):
@@ -244,3 +244,20 @@ def test_the_reason_why_nothing_was_found_is_the_real_one(tmp_path: Path) -> Non
 def test_a_document_belongs_to_its_file() -> None:
     assert Document("a", "x/y.md:12").origin == "x/y.md"
     assert Document("a", "random.shuffle").origin == "random.shuffle"
+
+
+def test_the_suffix_says_how_headings_are_marked(tmp_path: Path) -> None:
+    files = {
+        "a.adoc": "= Zoo\n\nadoc",
+        "b.mdx": "# Zoo\n\nmdx",
+        "c.org": "* Zoo\norg",
+        "d.rst": "Zoo\n===\n\nrst",
+        "e.rst.txt": "Zoo\n===\n\nrst.txt",
+        "f.py": "class Zoo:\n    pass",
+        "g.txt": "# Zoo\n\ntxt",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    texts = [item.text for item in corpus.folder(tmp_path).documents]
+    assert texts[:5] == [f"Zoo\n\n{kind}" for kind in ("adoc", "mdx", "org", "rst", "rst.txt")]
+    assert texts[5:] == ["Zoo\n\nclass Zoo:\n    pass", "# Zoo\n\ntxt"]

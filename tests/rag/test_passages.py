@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexusflow_integrations.cli.rag.passages import cut, first_part, sentences
+from nexusflow_integrations.cli.rag.structure import KINDS, blocks
 
 
 def test_sentences_end_at_stops_of_english_and_chinese() -> None:
@@ -62,18 +65,149 @@ def test_a_paragraph_that_is_too_long_is_cut_after_a_sentence() -> None:
     assert all(len(passage) <= 100 for passage in found)
 
 
+def lines_and_titles(text: str, kind: str) -> list[tuple[int, str]]:
+    return [
+        (line, passage.partition("\n\n")[0])
+        for line, passage in cut(text, kind=kind)
+        if "\n\n" in passage
+    ]
+
+
+RST = """\
+=====
+ Zoo
+=====
+
+A place for animals.
+
+Pandas
+======
+
+They climb trees.
+
+Food
+----
+
+Bamboo::
+
+    Not a title
+    -----------
+
+:ref:`Otters <otter>` and ``code``
+==================================
+
+They swim.
+"""
+
+
+def test_titles_of_restructuredtext_are_headings_in_the_order_of_their_adornments() -> None:
+    assert list(cut(RST, kind="rst")) == [
+        (5, "Zoo\n\nA place for animals."),
+        (10, "Zoo > Pandas\n\nThey climb trees."),
+        (15, "Zoo > Pandas > Food\n\nBamboo::\n\n    Not a title\n    -----------"),
+        (23, "Zoo > Otters and ``code``\n\nThey swim."),
+    ]
+
+
+def test_a_table_or_a_transition_is_no_title() -> None:
+    text = "One\n\n----\n\n=====  ====\nName   Food\n=====  ====\npanda  tree\n=====  ====\n"
+    assert len(list(cut(text, kind="rst"))) == 1
+    assert [block.level for block in blocks(text, "rst")] == [0, 0, 0]
+
+
+def test_a_comment_in_a_code_fence_is_no_heading() -> None:
+    text = "# Setup\n\n```sh\n# install it\n\n## twice\npip install x\n```\n\nDone.\n"
+    assert list(cut(text)) == [(3, "Setup\n\n" + text.partition("\n\n")[2].rstrip())]
+
+
+def test_the_path_of_headings_stands_before_a_passage() -> None:
+    text = "# A\n\n## B\n\n### C *d* [e](f)\n\none\n\n## G\n\ntwo\n\nH\n===\n\nthree\n"
+    assert list(cut(text)) == [
+        (7, "A > B > C d e\n\none"),
+        (11, "A > G\n\ntwo"),
+        (16, "H\n\nthree"),
+    ]
+    assert [passage for _, passage in cut(text, headings=False)] == ["one", "two", "three"]
+
+
+def test_front_matter_is_no_heading() -> None:
+    assert list(cut("---\ntitle: Zoo\n---\n# Pandas\n\nClimb.\n")) == [
+        (1, "---\ntitle: Zoo\n---"),
+        (6, "Pandas\n\nClimb."),
+    ]
+
+
+def test_each_piece_of_a_long_paragraph_cites_its_own_line() -> None:
+    sentence = "Pandas climb the {} tree."
+    text = "\n".join(sentence.format(number) for number in range(100, 200))
+    found = list(cut(text, 120))
+    assert len(found) == 25
+    for line, passage in found:
+        assert passage.startswith(sentence.format(99 + line))
+
+
+def test_code_is_cut_at_the_ends_of_lines() -> None:
+    code = "".join(f"print('a. b {number}')\n" for number in range(40))
+    found = [passage for _, passage in cut(f"```python\n{code}```\n", 200)]
+    assert len(found) > 3
+    assert all(passage.endswith(("')", "```")) for passage in found)
+
+
+def test_passages_overlap_by_whole_sentences_if_asked() -> None:
+    text = " ".join(f"Sentence number {number}." for number in range(10, 50))
+    found = [passage for _, passage in cut(text, 200, overlap=45)]
+    assert all(len(passage) <= 200 for passage in found)
+    for before, after in pairwise(found):
+        repeated = after[: len("Sentence number 10.") * 2 + 1]
+        assert before.endswith(repeated)
+
+
+def test_headings_of_asciidoc_and_org_are_seen_and_those_in_listings_are_not() -> None:
+    assert lines_and_titles("= Zoo\n\n== Food\n\nGood.\n\n----\n== no\n----\n", "adoc") == [
+        (5, "Zoo > Food")
+    ]
+    assert lines_and_titles("* Zoo  :tag:\n** Food\n*Bold* and good.\n", "org") == [
+        (3, "Zoo > Food")
+    ]
+
+
+def test_classes_and_functions_of_python_are_sections_with_their_comments() -> None:
+    text = (
+        '"""About pandas."""\n\nimport os\n\n# What eats.\n@decorated\nclass Panda:\n'
+        '    """Eats."""\n\n    def climb(self):\n        return 1\n\n\nNAME = "x"\n'
+    )
+    assert list(cut(text, kind="py")) == [
+        (1, '"""About pandas."""\n\nimport os'),
+        (5, 'Panda\n\n# What eats.\n@decorated\nclass Panda:\n    """Eats."""'),
+        (10, "Panda > climb\n\n    def climb(self):\n        return 1"),
+        (14, 'NAME = "x"'),
+    ]
+    assert list(cut("def broken(:\n", kind="py")) == [(1, "def broken(:")]
+
+
+def test_lines_that_end_as_on_windows_are_counted_the_same() -> None:
+    assert list(cut(RST.replace("\n", "\r\n"), kind="rst")) == list(cut(RST, kind="rst"))
+
+
 @settings(max_examples=200, deadline=None)
 @given(
-    st.text(st.sampled_from("ab .。!?\n#汉字-"), max_size=400),
+    st.text(st.sampled_from("ab .。!?\n#汉字-=*`"), max_size=400),
     st.integers(min_value=20, max_value=120),
+    st.sampled_from([0, 30]),
+    st.sampled_from(sorted(KINDS)),
 )
-def test_no_passage_is_empty_or_too_long_and_no_letter_is_lost(text: str, most: int) -> None:
-    found = list(cut(text, most))
+def test_no_passage_is_empty_or_too_long_and_no_letter_is_lost(
+    text: str, most: int, overlap: int, kind: str
+) -> None:
+    found = list(cut(text, most, overlap, kind=kind))
     assert all(passage.strip() and len(passage) <= most for _, passage in found)
     lines = [line for line, _ in found]
     assert lines == sorted(lines)
-    plain = "".join(line for line in text.splitlines() if not line.startswith("#"))
-    letters = sorted(char for char in plain if char in "ab汉字")
+    rows = text.split("\n")
+    for block in blocks(text, kind):
+        if block.level:
+            rows[block.line : block.body] = [""] * (block.body - block.line)
+    letters = sorted(char for char in "".join(rows) if char in "ab汉字")
     kept = "".join(passage for _, passage in found)
     assert all(kept.count(char) >= letters.count(char) for char in set(letters))
 

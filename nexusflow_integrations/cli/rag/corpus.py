@@ -48,7 +48,15 @@ FURTHER = (
 """Further modules, for a larger limit."""
 # fmt: on
 
-TEXT_SUFFIXES = frozenset({".md", ".markdown", ".txt", ".rst"})
+KINDS = {
+    **dict.fromkeys((".md", ".markdown", ".mdx"), "md"),
+    **dict.fromkeys((".adoc", ".asciidoc"), "adoc"),
+    ".rst": "rst",
+    ".org": "org",
+    ".py": "py",
+    ".txt": "plain",
+}
+"""Suffix of a file of text to how its headings are marked."""
 _LARGEST_FILE = 10_000_000
 _LINE = re.compile(r":\d+$")
 _SIGNATURE = re.compile(r"[\w.]+\(.*\)(\s*->.*)?")
@@ -244,7 +252,7 @@ def topics(limit: int | None = None) -> Corpus:
 
 def _topic_passages(all_topics: dict[str, str]) -> Iterator[Document]:
     for topic, text in sorted(all_topics.items()):
-        for _, passage in cut(text):
+        for _, passage in cut(text, kind="rst"):
             yield Document(passage, f"help({topic!r})")
 
 
@@ -252,7 +260,7 @@ def _topic_passages(all_topics: dict[str, str]) -> Iterator[Document]:
 
 
 def folder(path: Path, limit: int | None = None) -> Corpus:
-    """Return the Markdown and text files under ``path``, cut into passages of 800 characters.
+    """Return the text files under ``path``, cut into passages of at most 800 characters.
 
     Left out are hidden files and folders, ``node_modules``, what ``.gitignore`` names, and what
     cannot be read.
@@ -301,7 +309,7 @@ def _text_files(path: Path, skipped: list[Skipped], others: Counter[str]) -> Ite
             if not wanted(name, is_folder=False):
                 continue
             suffix = Path(name).suffix.lower()
-            if suffix in TEXT_SUFFIXES:
+            if suffix in KINDS:
                 yield Path(root, name)
             else:
                 others[suffix or "without a suffix"] += 1
@@ -312,8 +320,15 @@ def _file_passages(files: list[Path], base: Path, skipped: list[Skipped]) -> Ite
         source = file.relative_to(base).as_posix()
         text = _read(file, source, skipped)
         if text is not None:
-            for line, passage in cut(text):
+            for line, passage in cut(text, kind=_kind(file)):
                 yield Document(passage, f"{source}:{line}", file.resolve().as_uri())
+
+
+def _kind(file: Path) -> str:
+    """Return how the headings of a file are marked; Sphinx's ``a.rst.txt`` is reStructuredText."""
+    name = file.name.lower()
+    inner = Path(name.removesuffix(".txt")).suffix
+    return KINDS.get(inner) or KINDS.get(Path(name).suffix, "plain")
 
 
 def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
@@ -364,7 +379,7 @@ def _nothing(path: Path, files: list[Path], skipped: list[Skipped], left_out: st
         return f"nothing in {str(path)!r} can be read: {skipped[0]}{more}"
     if files:
         return f"{str(path)!r} holds no text: it is empty or blank"
-    suffixes = ", ".join(sorted(TEXT_SUFFIXES))
+    suffixes = ", ".join(sorted(KINDS))
     return f"{str(path)!r} holds no text to search (files read: {suffixes})" + (
         f"; {left_out}" if left_out else ""
     )

@@ -1,9 +1,13 @@
-"""Cutting text: into sentences, and into passages of whole paragraphs."""
+"""Cutting text: into sentences, and into passages of whole paragraphs under their headings."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from nexusflow_integrations.cli.rag.structure import Block, blocks
 
 PASSAGE_CHARACTERS = 800
 """A few hundred tokens: long enough to answer a question, short enough to have one topic."""
@@ -14,7 +18,14 @@ _SENTENCE_END = re.compile(
     # Chinese: no white space.
     r"|(?<=[。！？])(?![”’）])|(?<=[。！？][”’）])"
 )
-_HEADING = re.compile(r"#{1,6}\s+(\S.*?)\s*#*$")
+_EMPTY_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
+_ITEM = re.compile(r"\n(?=[^\S\n]*(?:[-*+•]|\d{1,3}[.)])\s)")
+_LINE_END = re.compile(r"\n")
+_SPACE = re.compile(r"\s+")
+_PROSE = (_EMPTY_LINES, _ITEM, _SENTENCE_END, _LINE_END, _SPACE)
+_CODE = (_EMPTY_LINES, _LINE_END, _SPACE)
+_CODE_BEGINS = re.compile(r"```|~~~|\||>>>|[^\S\n]")
+_UNDER = " > "
 
 
 def sentences(text: str) -> list[str]:
@@ -46,59 +57,128 @@ def first_part(text: str, most: int) -> str:
     return head.rsplit(" ", 1)[0] if len(head) == most and " " in head else head
 
 
-def cut(text: str, most: int = PASSAGE_CHARACTERS) -> Iterator[tuple[int, str]]:
+def cut(
+    text: str,
+    most: int = PASSAGE_CHARACTERS,
+    overlap: int = 0,
+    headings: bool = True,
+    kind: str = "md",
+) -> Iterator[tuple[int, str]]:
     """Cut ``text`` into passages of at most ``most`` characters, of whole paragraphs if they fit.
 
-    A Markdown heading starts a new passage and is repeated in every passage under it.
+    A heading starts a new passage. Its path, such as ``Zoo > Pandas > Food``, is the first
+    paragraph of every passage under it.
+
+    Args:
+        text: The text of a file.
+        most: The most characters of a passage, its path of headings included.
+        overlap: The most characters of a passage's end that the next one under the same heading
+            repeats: whole sentences or lines; a quarter of ``most`` at most.
+        headings: Whether to put the path of headings in front.
+        kind: How headings are marked: a key of ``structure.KINDS``.
 
     Yields:
-        The number of the passage's first line, counted from 1, and the passage.
+        The number of the line where the passage begins, counted from 1, its headings not included;
+        and the passage.
     """
-    heading, start, kept = "", 0, ""
-    for line, paragraph in _paragraphs(text):
-        found = _HEADING.match(paragraph.splitlines()[0])
-        room = most - len(heading) - 2
-        if kept and (found or len(kept) + 2 + len(paragraph) > room):
-            yield start, _under(heading, kept)
-            kept = ""
-        if found:
-            heading = found.group(1)[: most // 4]
-            paragraph = "\n".join(paragraph.splitlines()[1:]).strip()
-            if not paragraph:
-                continue
-            line += 1
-        for piece in _pieces(paragraph, most - len(heading) - 2):
-            if kept and len(kept) + 2 + len(piece) > most - len(heading) - 2:
-                yield start, _under(heading, kept)
-                kept = ""
-            start = start if kept else line
-            kept = f"{kept}\n\n{piece}" if kept else piece
-    if kept:
-        yield start, _under(heading, kept)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    overlap = min(overlap, most // 4)
+    lines = [0, *(found.end() for found in _LINE_END.finditer(text))]
+    path: dict[int, str] = {}
+    for level, title, begins in _sections(blocks(text, kind), [*lines, len(text)]):
+        path = {above: name for above, name in path.items() if above < level}
+        path[level] = title
+        prefix = _prefix([name for name in path.values() if name], most // 4) if headings else ""
+        room = most - len(prefix)
+        pieces = [
+            piece
+            for start, end in pairwise(begins)
+            for piece in _pieces(text, start, end, room - overlap)
+        ]
+        for start, end in _packed(text, pieces, room, overlap):
+            yield bisect_right(lines, start), prefix + text[start:end]
 
 
-def _under(heading: str, passage: str) -> str:
-    return f"{heading}\n\n{passage}" if heading else passage
+def _sections(found: list[Block], lines: list[int]) -> Iterator[tuple[int, str, list[int]]]:
+    """Yield level, title, and where the blocks of the section begin and the last one ends."""
+    level, title, begins = 0, "", [0]
+    for block in found:
+        if block.level:
+            yield level, title, [*begins, lines[block.line]]
+            level, title, begins = block.level, block.title, []
+        begins.append(lines[block.body if block.level else block.line])
+    yield level, title, [*begins, lines[-1]]
 
 
-def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
-    held: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            held.append(line.rstrip())
-        elif held:
-            yield number - len(held), "\n".join(held)
-            held = []
-    if held:
-        yield len(text.splitlines()) + 1 - len(held), "\n".join(held)
+def _prefix(names: list[str], most: int) -> str:
+    """Return the path of headings; the outer ones are left out if it would be too long."""
+    for first in range(len(names)):
+        path = _UNDER.join(names[first:])
+        if len(path) <= most:
+            return f"{path}\n\n"
+    return f"{names[-1][:most].rstrip()}\n\n" if names else ""
 
 
-def _pieces(paragraph: str, most: int) -> Iterator[str]:
-    """Cut a paragraph that is too long: after a sentence, else after a word, else anywhere."""
-    while len(paragraph) > most:
-        ends = [match.end() for match in _SENTENCE_END.finditer(paragraph, 0, most)]
-        at = ends[-1] if ends else paragraph.rfind(" ", 1, most) + 1 or most
-        yield paragraph[:at].strip()
-        paragraph = paragraph[at:].lstrip()
-    if paragraph:
-        yield paragraph
+def _pieces(text: str, start: int, end: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut a block that is too long: after a paragraph, a sentence, a line, a word, or anywhere."""
+    is_code = _CODE_BEGINS.match(text, start)
+    for first, last in _cut_at(_EMPTY_LINES, text, start, end, most):
+        code = is_code or _CODE_BEGINS.match(text, first)
+        yield from _finer(_CODE if code else _PROSE, text, first, last, most)
+
+
+def _finer(
+    ends: Sequence[re.Pattern[str]], text: str, start: int, end: int, most: int
+) -> Iterator[tuple[int, int]]:
+    if end - start <= most:
+        yield start, end
+    elif not ends:
+        yield from ((at, min(at + most, end)) for at in range(start, end, most))
+    else:
+        for first, last in _cut_at(ends[0], text, start, end, most):
+            yield from _finer(ends[1:], text, first, last, most)
+
+
+def _cut_at(
+    ends: re.Pattern[str], text: str, start: int, end: int, most: int
+) -> Iterator[tuple[int, int]]:
+    places = []
+    if end - start > most:
+        places = [found.end() for found in ends.finditer(text, start, end)]
+    yield from pairwise([start, *places, end])
+
+
+def _packed(
+    text: str, pieces: list[tuple[int, int]], most: int, overlap: int
+) -> Iterator[tuple[int, int]]:
+    """Join pieces to passages without white space at their ends, except an indent."""
+    begin = done = -1
+    for start, end in pieces:
+        start, end = _trimmed(text, start, end)
+        if start >= end:
+            continue
+        if begin < 0:
+            begin = start
+        elif end - begin > most:
+            yield begin, done
+            begin = _repeated(text, begin, start, min(overlap, most - (end - start)))
+        done = end
+    if begin >= 0:
+        yield begin, done
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    body = text[start:end]
+    indent = len(body) - len(body.lstrip())
+    if "\n" in body[:indent] or start == 0 or text[start - 1] == "\n":
+        indent = body.rfind("\n", 0, indent) + 1
+    return start + indent, start + len(body.rstrip())
+
+
+def _repeated(text: str, begin: int, start: int, overlap: int) -> int:
+    """Return where the sentences or lines that end before ``start`` and fit ``overlap`` begin."""
+    for ends in (_SENTENCE_END, _LINE_END):
+        for found in ends.finditer(text, max(begin + 1, start - overlap), start):
+            if found.end() < start:
+                return found.end()
+    return start

@@ -1,0 +1,208 @@
+"""The blocks of a text: its headings with their levels, and where each paragraph begins."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from nexusflow_integrations._core.needed import needed
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+
+_FRONT_MATTER = re.compile(r"---\n.*?\n(?:---|\.\.\.)(?:\n|\Z)", re.DOTALL)
+_ADORNMENT = re.compile(r"([!-/:-@[-`{-~])\1*")
+_SHORT_ADORNMENT = 4
+_ROLE = re.compile(r":[\w:.+-]+:`[!~]?([^`<]*?)(?:\s*<[^`>]*>)?`")
+_ASCIIDOC = re.compile(r"(={1,6})\s+(\S.*)")
+_ASCIIDOC_VERBATIM = re.compile(r"(-{4,}|\.{4,}|\+{4,}|/{4,}|```)(?:(?<=`)\w+)?\s*")
+_ORG = re.compile(r"(\*+)\s+(\S.*?)(?:\s+:[\w@:]+:)?\s*")
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a text that is cut only if it is too long.
+
+    Attributes:
+        line: Its first line, counted from 0. It ends where the next block begins.
+        level: 1 for a heading at the top, 2 for one below it, ...; 0 if it is not a heading.
+        title: The words of the heading; empty to end the section of that level.
+        body: For a heading, the first line after it.
+    """
+
+    line: int
+    level: int = 0
+    title: str = ""
+    body: int = 0
+
+
+def blocks(text: str, kind: str) -> list[Block]:
+    r"""Return the blocks of ``text`` in order.
+
+    Args:
+        text: With ``\n`` at the end of each line.
+        kind: One of `KINDS`; text of another kind has paragraphs and no headings.
+    """
+    return sorted(KINDS.get(kind, _paragraphs)(text), key=lambda block: block.line)
+
+
+def _paragraphs(text: str) -> Iterator[Block]:
+    """Begin a block after each empty line; what is indented belongs to the block before."""
+    blank = True
+    for number, line in enumerate(text.split("\n")):
+        if blank and line[:1].strip():
+            yield Block(number)
+        blank = not line.strip()
+
+
+# -- Markdown ------------------------------------------------------------------------------------
+
+
+@cache
+def _markdown_parser() -> MarkdownIt:
+    with needed("Reading Markdown", "markdown_it", install="nexusflow-integrations[cli]"):
+        from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark").enable("table")
+    parser.core.ruler.enableOnly(["normalize", "block"])  # the words of paragraphs stay as they are
+    return parser
+
+
+def _markdown(text: str) -> Iterator[Block]:
+    parser = _markdown_parser()
+    found = _FRONT_MATTER.match(text)
+    if found:  # to CommonMark it is a heading
+        yield Block(0)
+        text = "\n" * text.count("\n", 0, found.end()) + text[found.end() :]
+    tokens = parser.parse(text)
+    for place, token in enumerate(tokens):
+        if token.level or not token.map or token.nesting < 0:
+            continue
+        first, end = token.map
+        if token.type == "heading_open":
+            yield Block(first, int(token.tag[1]), _words(tokens[place + 1].content), end)
+        else:
+            yield Block(first)
+
+
+def _words(title: str) -> str:
+    """Return the words of a heading, without marks and addresses of links."""
+    (inline,) = _inline_parser().parseInline(title)
+    children = inline.children or []
+    shown = "".join(" " if "break" in child.type else child.content for child in children)
+    return " ".join(shown.split())
+
+
+@cache
+def _inline_parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    return MarkdownIt("commonmark", {"html": False})
+
+
+# -- reStructuredText ----------------------------------------------------------------------------
+
+
+def _restructured(text: str) -> Iterator[Block]:
+    """Find titles as docutils does: by adornments, whose order of use makes the levels."""
+    lines = [line.rstrip() for line in text.split("\n")]
+    levels: dict[tuple[str, bool], int] = {}
+    number = 0
+    blank = True
+    while number < len(lines):
+        over = blank and _is_title(lines[number : number + 3])
+        if over or (blank and _is_title(["", *lines[number : number + 2]])):
+            title, under = lines[number + over], lines[number + 1 + over]
+            level = levels.setdefault((under[0], over), len(levels) + 1)
+            number, first = number + 2 + over, number
+            yield Block(first, level, _ROLE.sub(r"\1", title.strip()), number)
+            continue
+        if blank and lines[number][:1].strip():
+            yield Block(number)
+        blank = not lines[number]
+        number += 1
+
+
+def _is_title(lines: list[str]) -> bool:
+    """Return whether the lines are a title: the line above it or an empty string, it, and below."""
+    if len(lines) < 3:
+        return False
+    over, title, under = lines
+    if not title.strip() or not _ADORNMENT.fullmatch(under) or (title[0] == " " and not over):
+        return False
+    if over:
+        return over == under and not _ADORNMENT.fullmatch(title)
+    return len(under) >= min(_SHORT_ADORNMENT, len(title)) and not _ADORNMENT.fullmatch(title)
+
+
+# -- others --------------------------------------------------------------------------------------
+
+
+def _asciidoc(text: str) -> Iterator[Block]:
+    fence, blank = "", True
+    for number, line in enumerate(text.split("\n")):
+        if fence:
+            fence = "" if line.rstrip() == fence else fence
+        elif found := _ASCIIDOC.fullmatch(line):
+            yield Block(number, len(found[1]), found[2].strip(), number + 1)
+        else:
+            if blank and line.strip():
+                yield Block(number)
+            if opened := _ASCIIDOC_VERBATIM.fullmatch(line):
+                fence = opened[1]
+        blank = not line.strip() and not fence
+
+
+def _org(text: str) -> Iterator[Block]:
+    blank = True
+    for number, line in enumerate(text.split("\n")):
+        if found := _ORG.fullmatch(line):
+            yield Block(number, len(found[1]), found[2], number + 1)
+        elif blank and line.strip():
+            yield Block(number)
+        blank = not line.strip()
+
+
+def _python(text: str) -> Iterator[Block]:
+    """Take classes and functions for sections, with their own lines and the comments above them."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        yield from _paragraphs(text)
+        return
+    yield from _definitions(tree, 1, text.split("\n"))
+
+
+def _definitions(parent: ast.AST, level: int, lines: list[str]) -> Iterator[Block]:
+    below = False  # whether the statement before is a definition
+    for child in ast.iter_child_nodes(parent):
+        if not isinstance(child, ast.stmt):
+            continue
+        above = getattr(child, "decorator_list", [])
+        first = min([child.lineno, *(item.lineno for item in above)]) - 1
+        while first and lines[first - 1].lstrip().startswith("#"):
+            first -= 1
+        if isinstance(child, _DEFINITIONS):
+            yield Block(first, level, child.name, first)
+            yield from _definitions(child, level + 1, lines)
+        elif below:
+            yield Block(first, level, "", first)
+        elif level == 1:
+            yield Block(first)
+        below = isinstance(child, _DEFINITIONS)
+
+
+KINDS = {
+    "md": _markdown,
+    "rst": _restructured,
+    "adoc": _asciidoc,
+    "org": _org,
+    "py": _python,
+    "plain": _restructured,
+}
+"""Name to the function that finds the blocks."""
