@@ -481,7 +481,7 @@ def _origin(url: str) -> tuple[str, str, int | None]:
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration with its defaults filled in and every setting checked."""
     if not isinstance(config, Mapping):
-        raise ConfigurationError("the configuration is no object of names and values")
+        raise ConfigurationError("the configuration is not an object of names and values")
     given = {name: value for name, value in config.items() if value is not None}
     if unknown := sorted(str(name)[:40] for name in given if name not in _STORED):
         raise ConfigurationError(

@@ -28,12 +28,12 @@ from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.call.background import BackgroundLoop
 from nexusflow_integrations._core.call.caller import (
     NO_HOOKS,
+    Callback,
     Caller,
     CallingTask,
     CallingThread,
     Hooks,
     Progress,
-    Told,
 )
 from nexusflow_integrations._core.call.imports import import_all
 from nexusflow_integrations._core.fields import OURS, Fields
@@ -88,7 +88,7 @@ _NOT_PICKLED = (
     *("_key", "_http_client", "_async_http_client", "_on_usage"),
     *("_guard", "_presence", "_terms"),
 )
-_TOLD = ("http_client", "async_http_client", "on_usage")
+_MISSED_WHEN_UNPICKLED = ("http_client", "async_http_client", "on_usage")
 """Settings that a pickle leaves out; unpickling warns about them."""
 logger = logging.getLogger("nexusflow_integrations")
 GIVE_BACK = 2.0
@@ -290,7 +290,7 @@ class NexusFlow:
         self._budget = check_budget(budget)
         self._guard = self._new_guard()
         on_usage = checks.function("on_usage", on_usage)
-        self._on_usage = None if on_usage is None else Told("on_usage", on_usage)
+        self._on_usage = None if on_usage is None else Callback("on_usage", on_usage)
         self._http_client = checks.http_client("http_client", http_client, asynchronous=False)
         self._async_http_client = checks.http_client(
             "async_http_client", async_http_client, asynchronous=True
@@ -708,7 +708,9 @@ class NexusFlow:
         # Without the key and what is bound to this process. A worker process reads the key from its
         # environment.
         state = dict(self.__dict__)
-        state["_left_out"] = [name for name in _TOLD if getattr(self, f"_{name}") is not None]
+        state["_left_out"] = [
+            name for name in _MISSED_WHEN_UNPICKLED if getattr(self, f"_{name}") is not None
+        ]
         for name in _NOT_PICKLED:
             state.pop(name)
         state["_size"] = None
@@ -721,10 +723,9 @@ class NexusFlow:
         self._key = EnvironmentKey(unpickled=type(self).__name__)
         if left_out := self.__dict__.pop("_left_out", None):
             logger.warning(
-                "this %s was unpickled, and goes without the %s that it had: what lives in one"
-                " process does not travel",
+                "this %s was unpickled without its %s: objects of one process are not pickled",
                 type(self).__name__,
-                " and the ".join(left_out),
+                " and ".join(left_out),
             )
         self._guard = self._new_guard()
         self._take_part()
@@ -866,7 +867,7 @@ class NexusFlow:
             if given is not None:
                 given(usage)
 
-        twin._on_usage = Told("on_usage", both)
+        twin._on_usage = Callback("on_usage", both)
         return twin
 
     def _uncached(self) -> NexusFlow:
@@ -1020,7 +1021,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
     except RuntimeError:
         raise ConfigurationError(
-            "no event loop of asyncio runs here: under trio, call the sync method in a thread, as"
+            "no asyncio event loop is running: under trio, call the sync method in a thread, as"
             " in trio.to_thread.run_sync(client.embed, texts)"
         ) from None
 

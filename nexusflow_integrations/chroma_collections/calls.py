@@ -113,7 +113,8 @@ def _pause(what: str, error: Exception, attempt: int, left: float) -> float:
     said = str(error).lower()
     status = _status(error)
     if status == 413 or (status != 404 and _TOO_LARGE.search(said)):
-        raise TooLargeError(f"{what} failed: the server takes no request as large") from error
+        too_large = f"{what} failed: the server does not accept a request this large"
+        raise TooLargeError(too_large) from error
     pause = PAUSE * (1 << (attempt - 1))
     if pause >= left or not _passing(error, said):
         again = "" if attempt == 1 else f" {attempt} times"

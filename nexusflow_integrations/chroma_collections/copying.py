@@ -498,7 +498,7 @@ def _write(target: Any, rows: list[tuple[str, Row]]) -> Plan[None]:
         except TooLargeError:
             if len(part) == 1:
                 raise CollectionError(
-                    f"the server takes no document as large as {part[0][0]!r}"
+                    f"the server does not accept a document as large as {part[0][0]!r}"
                 ) from None
             yield from _write(target, part[: len(part) // 2])
             yield from _write(target, part[len(part) // 2 :])

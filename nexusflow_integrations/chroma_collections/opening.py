@@ -232,15 +232,15 @@ def fitting(
     for setting, old, new in _differing(collection, stored, given):
         raise ConfigurationError(
             f"collection {collection.name!r} was made with {setting}={old!r}, and this"
-            f" embedding function has {new!r}: their vectors are not comparable; give none to"
-            " take the one that is stored, or make another collection"
+            f" embedding function has {new!r}: their vectors are not comparable; leave it out"
+            " to use the stored one, or make another collection"
         )
     if stored.query_instruction != given.query_instruction:
         raise ConfigurationError(
             f"collection {collection.name!r} was made with"
             f" query_instruction={stored.query_instruction!r}, and this embedding function has"
-            f" {given.query_instruction!r}, so the same question would find other documents; give"
-            " none to take the one that is stored, or change it for all with"
+            f" {given.query_instruction!r}, so the same question would find other documents; leave"
+            " it out to use the stored one, or change it for all with"
             ' collection.modify(configuration={"embedding_function": ...})'
         )
     if stored.service not in (None, given.service) and not address_changed:
@@ -304,13 +304,13 @@ def _check_comparable(
     """Refuse a collection whose vectors are not comparable, before anything is paid for."""
     if all_ids and not ids:
         raise ConfigurationError(
-            f"collection {name!r} stores vectors without documents, so nobody can say whether they"
-            " are comparable; make another collection"
+            f"collection {name!r} stores vectors without documents, so it cannot be checked"
+            " whether they are comparable; make another collection"
         )
     size = rows[0].size if rows else None
     if None not in (size, function.dimensions) and size != function.dimensions:
         raise ConfigurationError(
-            f"collection {name!r} has vectors of {size} numbers, and this embedding function has"
+            f"collection {name!r} has vectors of size {size}, and this embedding function has"
             f" dimensions={function.dimensions}"
         )
 

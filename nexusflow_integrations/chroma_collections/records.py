@@ -83,7 +83,11 @@ async def arows(columns: Sequence[Iterable[Any] | AsyncIterable[Any]]) -> AsyncI
 
 def _record(place: int, row: Sequence[Any]) -> Record:
     if short := [_NAMES[n] for n, value in enumerate(row) if value is _MISSING]:
-        raise ValueError(f"there are only {place} {' and '.join(short)}, and more of the rest")
+        long = [_NAMES[n] for n, value in enumerate(row) if value is not _MISSING]
+        items = "item" if place == 1 else "items"
+        raise ValueError(
+            f"{' and '.join(short)} ended after {place} {items}, and {' and '.join(long)} did not"
+        )
     metadata = row[2] if len(row) > 2 else None
     if isinstance(metadata, dict):  # Chroma's HTTP client accepts only plain strings as keys
         metadata = {

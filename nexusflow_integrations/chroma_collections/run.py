@@ -74,7 +74,7 @@ class Write:
         """Return two writes of half the documents each, for a server with a size limit."""
         if len(self.ready) == 1:
             raise CollectionError(
-                f"the server takes no document as large as {self.ready[0].record.id!r}"
+                f"the server does not accept a document as large as {self.ready[0].record.id!r}"
             )
         middle = len(self.ready) // 2
         return [Write(part, self.add_only) for part in (self.ready[:middle], self.ready[middle:])]

@@ -192,7 +192,7 @@ def _catch_up(system: Any, path: str) -> None:
         # Replaces the index in memory; calls under way finish with the old one.
         system.instance(ServerAPI).start()
     except Exception as error:
-        raise CollectionError(f"cannot open {path} anew: {error}") from error
+        raise CollectionError(f"cannot open {path} again: {error}") from error
 
 
 def _state(path: str) -> tuple[int, ...]:

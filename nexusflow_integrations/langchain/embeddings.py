@@ -565,7 +565,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         limiter = self.rate_limiter
         if limiter is not None and not _travels(limiter):
             logger.warning(
-                "the pickle of a NexusFlowEmbeddings goes without its rate_limiter, a %s, which"
+                "a NexusFlowEmbeddings is pickled without its rate_limiter, a %s, which"
                 " cannot be pickled: set limits with requests_per_minute or pacer",
                 type(limiter).__name__,
             )

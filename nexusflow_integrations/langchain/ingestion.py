@@ -285,7 +285,7 @@ class _Embedder:
     def __init__(self, store: VectorStore, on_too_long: OnTooLongOrCollect | None) -> None:
         if not isinstance(store, VectorStore):
             raise ConfigurationError(
-                f"a VectorStore of LangChain belongs here, not {type(store).__name__}"
+                f"expected a LangChain VectorStore, not {type(store).__name__}"
             )
         embeddings = store.embeddings
         name = type(store).__name__

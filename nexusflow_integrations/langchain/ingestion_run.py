@@ -159,12 +159,12 @@ class Run:
     def _take(self, row: Row) -> None:
         place, document, name = row
         if document is MISSING:
-            raise InvalidInputError(f"there are only {place} documents, and more ids", index=place)
+            raise InvalidInputError(f"documents ended after {place}, and ids did not", index=place)
         if name is MISSING:
-            raise InvalidInputError(f"there are only {place} ids, and more documents", index=place)
+            raise InvalidInputError(f"ids ended after {place}, and documents did not", index=place)
         if not isinstance(document, Document):
             raise InvalidInputError(
-                f"document {place} is no Document of LangChain but {type(document).__name__}",
+                f"document {place} is not a LangChain Document but a {type(document).__name__}",
                 index=place,
             )
         name = document.id if name is None else name

@@ -655,9 +655,8 @@ class NexusFlowEmbedding(BaseEmbedding):
         self._pickled_in, self._left_out = private["_pickled_in"], private.get("_left_out", [])
         if self._left_out:
             warnings.warn(
-                "this NexusFlowEmbedding was unpickled, and goes without the"
-                f" {' and the '.join(self._left_out)} that it had: what lives in one process does"
-                " not travel",
+                "this NexusFlowEmbedding was unpickled without its"
+                f" {' and '.join(self._left_out)}: objects of one process are not pickled",
                 stacklevel=2,
             )
 

@@ -360,11 +360,11 @@ def _model(
 
 def _checked(nodes: Iterable[Any]) -> list[BaseNode]:
     if isinstance(nodes, (BaseNode, str)) or not isinstance(nodes, Iterable):
-        raise InvalidInputError(f"a list of nodes belongs here, not {type(nodes).__name__}")
+        raise InvalidInputError(f"expected a list of nodes, not {type(nodes).__name__}")
     items = list(nodes)
     for place, node in enumerate(items):
         if not isinstance(node, BaseNode):
             raise InvalidInputError(
-                f"item {place} is not a node of LlamaIndex but {type(node).__name__}", index=place
+                f"item {place} is not a LlamaIndex node but a {type(node).__name__}", index=place
             )
     return items

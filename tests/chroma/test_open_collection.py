@@ -358,7 +358,7 @@ def test_a_collection_of_the_same_vectors_is_adopted_without_paying_for_the_rest
     ("rows", "reason"),
     [
         pytest.param([[0.125] * 64] * 2, "differently", id="other vectors"),
-        pytest.param([[0.125] * 128] * 2, "vectors of 128 numbers", id="another size"),
+        pytest.param([[0.125] * 128] * 2, "vectors of size 128", id="another size"),
         pytest.param(None, "without documents", id="no documents"),
     ],
 )

@@ -520,7 +520,9 @@ def test_a_document_that_is_too_large_for_the_server_loses_no_vector_of_the_othe
         upsert(**fields)
 
     collection.upsert = refusing
-    with pytest.raises(errors.CollectionError, match="no document as large as 'id7'") as caught:
+    with pytest.raises(
+        errors.CollectionError, match="does not accept a document as large as 'id7'"
+    ) as caught:
         sync_documents(collection, **numbered(20))
     written = {int(name.removeprefix("id")) for name in held(collection)}
     assert written | set(caught.value.finished) == set(range(20))

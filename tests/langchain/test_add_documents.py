@@ -272,7 +272,7 @@ async def test_a_store_with_another_embedding_is_refused(twin: str) -> None:
     with pytest.raises(errors.ConfigurationError, match="DeterministicFakeEmbedding") as raised:
         await add(twin, store, source(3))
     assert isinstance(raised.value, ModelError)
-    with pytest.raises(errors.ConfigurationError, match="VectorStore of LangChain belongs here"):
+    with pytest.raises(errors.ConfigurationError, match="expected a LangChain VectorStore"):
         await add(twin, object(), source(3))
 
 
@@ -282,10 +282,10 @@ async def test_a_store_with_another_embedding_is_refused(twin: str) -> None:
     [
         ("a text", None, "documents must be an iterable, not str"),
         (Document("a"), None, "documents is one document"),
-        ([Document("a"), "b"], None, "document 1 is no Document of LangChain but str"),
+        ([Document("a"), "b"], None, "document 1 is not a LangChain Document but a str"),
         ([Document("a")], "a", "ids must be an iterable"),
-        ([Document("a"), Document("b")], ["x"], "only 1 ids, and more documents"),
-        ([Document("a")], ["x", "y"], "only 1 documents, and more ids"),
+        ([Document("a"), Document("b")], ["x"], "ids ended after 1, and documents did not"),
+        ([Document("a")], ["x", "y"], "documents ended after 1, and ids did not"),
         ([Document("a"), Document("b")], ["x", "x"], "id 'x' appears twice: at 0 and at 1"),
     ],
 )

@@ -192,7 +192,7 @@ def test_a_limiter_that_cannot_be_pickled_is_left_out_with_a_word(
     limited = make(rate_limiter=InMemoryRateLimiter(requests_per_second=1_000))
     again = pickle.loads(pickle.dumps(limited))
     assert again.rate_limiter is None
-    assert "goes without its rate_limiter, a InMemoryRateLimiter" in caplog.text
+    assert "is pickled without its rate_limiter, a InMemoryRateLimiter" in caplog.text
     assert limited.rate_limiter is not None
 
 

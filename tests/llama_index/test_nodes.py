@@ -188,9 +188,9 @@ def test_what_is_no_node_or_no_model_of_ours_is_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match="not MockEmbedding"):
         run(way, nodes_of(2), MockEmbedding(embed_dim=3))
-    with pytest.raises(InvalidInputError, match="item 1 is not a node of LlamaIndex but str"):
+    with pytest.raises(InvalidInputError, match="item 1 is not a LlamaIndex node but a str"):
         run(way, [*nodes_of(1), "text"], embedding)
-    with pytest.raises(InvalidInputError, match="a list of nodes belongs here"):
+    with pytest.raises(InvalidInputError, match="expected a list of nodes"):
         run(way, nodes_of(1)[0], embedding)
     assert server.stats.requests == 0
 

@@ -70,6 +70,6 @@ def test_what_else_does_not_travel_is_said_where_it_is_missing(
     embedding.rate_limiter = Locked()
     embedding.on_usage = lambda usage: None
     pickled = pickle.dumps(embedding)
-    with pytest.warns(UserWarning, match="without the on_usage and the rate_limiter that it had"):
+    with pytest.warns(UserWarning, match="without its on_usage and rate_limiter"):
         again = pickle.loads(pickled)
     assert len(again.get_text_embedding("a")) == 64

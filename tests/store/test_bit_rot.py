@@ -95,8 +95,8 @@ def test_damage_is_said_once(
             assert store.claim(keys[:2], 8).hits == {}
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert f"the cache {store.path} holds vectors that are not" in record.message
-    assert ": 2 of those just read" in record.message
+    assert f"the cache {store.path} is damaged: " in record.message
+    assert ": 2 of the vectors just read" in record.message
 
 
 def test_a_row_whose_own_copy_of_its_key_is_damaged_is_found_by_the_index(

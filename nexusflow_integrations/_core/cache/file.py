@@ -194,7 +194,7 @@ class CacheFile:
             raise
         except sqlite3.DatabaseError as error:
             if "malformed" not in str(error):
-                return self._foreign("no database at all")
+                return self._foreign("not a database")
             if self._size("-wal") or self._size("-journal"):
                 return None  # the missing part may be in the log: let SQLite read both
             return self.damaged(error)
@@ -202,7 +202,7 @@ class CacheFile:
             db.close()
         if header.pages:
             return self._header_complaint(header)
-        return self._foreign("no database at all") if self._size() else None
+        return self._foreign("not a database") if self._size() else None
 
     def _header_complaint(self, header: _Header) -> CacheError | None:
         if header.application != APPLICATION_ID or header.version < SCHEMA_VERSION:

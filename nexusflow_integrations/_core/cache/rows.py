@@ -46,9 +46,8 @@ class DamageLog:
         if damaged and not self._has_said:
             self._has_said = True
             logger.warning(
-                "the cache %s holds vectors that are not what was stored there: %d of those just"
-                " read have a wrong checksum. They count as absent and are paid for again; a disk"
-                " or memory may be failing",
+                "the cache %s is damaged: %d of the vectors just read have a wrong checksum. They"
+                " count as absent and are paid for again; a disk or memory may be failing",
                 self._place,
                 damaged,
             )

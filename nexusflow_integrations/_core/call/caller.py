@@ -153,7 +153,7 @@ def raised_by_signal_handler(error: BaseException) -> bool:
     return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-class Told:
+class Callback:
     """A callback of the user: its errors are logged and do not end the call.
 
     Only the first error is logged. Ctrl-C, ``SystemExit`` and errors of signal handlers propagate.
@@ -286,7 +286,7 @@ class CallingThread(Caller):
     ) -> None:
         self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
         super().__init__(self._news.put, hooks, progress=progress is not None)
-        self._progress = None if progress is None else Told("progress", progress)
+        self._progress = None if progress is None else Callback("progress", progress)
         self._deadline = deadline
 
     def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> T:
@@ -339,7 +339,7 @@ class CallingTask(Caller):
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[Any] = asyncio.Queue()
         super().__init__(self._pass_on, hooks, progress=progress is not None)
-        self._progress = None if progress is None else Told("progress", progress)
+        self._progress = None if progress is None else Callback("progress", progress)
         self._deadline = deadline
 
     def _pass_on(self, news: Any) -> None:

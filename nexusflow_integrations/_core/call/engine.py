@@ -288,7 +288,7 @@ async def _within(call: Call, work: Awaitable[bool]) -> None:
             raise
         raise APITimeoutError(
             f"the deadline of {call.settings.deadline:g} s has passed, and the function that gives"
-            " the API key has not answered"
+            " the API key has not returned"
         ) from None
 
 

@@ -199,8 +199,8 @@ class CallResults:
             self.vectors = np.empty((self.count, size), dtype=np.float32)
         elif self.vectors.shape[1] != size:
             raise InvalidResponseError(
-                f"vectors of {size} numbers came where others have {self.vectors.shape[1]};"
-                " ask for a size (dimensions=...), or clear the cache if the server's changed"
+                f"some vectors have {size} dimensions and others {self.vectors.shape[1]}; pass"
+                " dimensions=..., and clear the cache if the server's default has changed"
             )
         return self.vectors
 

@@ -229,8 +229,8 @@ class CachedSource:
         if claimed.repaid:
             self._ledger.repaid += claimed.repaid
             logger.warning(
-                "up to %d texts had been sent, and their vectors not kept, by a process that ended"
-                " or stood still; they are paid for again",
+                "up to %d texts were sent by a process that ended or was stopped before it kept"
+                " their vectors; they are paid for again",
                 claimed.repaid,
             )
         if self._renewing is None and self._claimed:
@@ -260,8 +260,8 @@ class CachedSource:
         self._lost |= gone
         if self._losses.total() == len(gone):
             logger.info(
-                "claims on texts ran out before they were sent, as this process stood still or its"
-                " cache could not be used; what nobody else has paid for is claimed again"
+                "claims on texts expired before they were sent, because this process was stopped"
+                " or its cache could not be used; texts that nobody else sent are claimed again"
             )
         raise ClaimsLost
 
