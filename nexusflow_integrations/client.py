@@ -38,7 +38,7 @@ from nexusflow_integrations._core.call.caller import (
 from nexusflow_integrations._core.call.imports import import_all
 from nexusflow_integrations._core.fields import OURS, Fields
 from nexusflow_integrations._core.key_sources import EnvironmentKey, key_source
-from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
+from nexusflow_integrations._core.models import DEFAULT_MODEL, model_named, texts_a_request
 from nexusflow_integrations._core.pace.terms import Presence, Terms
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.secret import Headers, secret_arguments
@@ -110,6 +110,7 @@ class ClientOptions(TypedDict, total=False):
     tokens_per_minute: float | None
     pacer: SharedLimits | None
     cache: bool | str | os.PathLike[str] | RedisAddress | None
+    derive: bool
     budget: Budget | SharedBudget | None
     price: Price | None
     on_usage: Callable[[Usage], object] | None
@@ -199,6 +200,10 @@ class NexusFlow:
         cache: Path of a file that stores every vector, across processes and crashes; ``True`` for a
             file in the user's cache folder; or the ``redis://`` URL of a server, for workers on
             several hosts (needs the extra ``[redis]``). Off by default.
+        derive: Serve ``dimensions`` by cutting larger vectors to it: those in the cache, and new
+            ones, which are fetched at the model's largest size. The first call compares a few
+            vectors; if the service's smaller vectors are not cut from its largest, this has no
+            effect, and a warning is logged. Needs ``cache`` and ``dimensions``.
         budget: The most this client may spend: a ``Budget``. Or a budget shared with other
             processes: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, or any object with the
             methods of ``SharedBudget``.
@@ -245,6 +250,7 @@ class NexusFlow:
         extra_body: Mapping[str, Any] | None = None,
         default_query: Mapping[str, object] | None = None,
         cache: bool | str | os.PathLike[str] | RedisAddress | None = None,
+        derive: bool = False,
         budget: Budget | SharedBudget | None = None,
         price: Price | None = None,
         on_usage: Callable[[Usage], object] | None = None,
@@ -287,6 +293,7 @@ class NexusFlow:
         self._key = key_source(api_key)
         self._price = check_price(price, self._settings.model)
         self._cache = _cache_path(cache)
+        self._derive = self._check_derive(derive)
         self._budget = check_budget(budget)
         self._guard = self._new_guard()
         on_usage = checks.function("on_usage", on_usage)
@@ -552,12 +559,14 @@ class NexusFlow:
         if unsent:
             prepared = [text for place, text in enumerate(prepared) if place not in unsent]
         distinct = list(dict.fromkeys(prepared))
+        held, comparisons = self._held(distinct)
         return estimate(
             distinct,
-            held=self._held(distinct),
+            held=held,
             given=len(prepared),
             settings=self._settings,
             price=self._price,
+            comparisons=comparisons,
         )
 
     def verify_cache(self) -> bool:
@@ -598,13 +607,14 @@ class NexusFlow:
             )
         return True
 
-    def _held(self, texts: list[str]) -> set[str]:
+    def _held(self, texts: list[str]) -> tuple[set[str], int]:
         if self._cache is None:
-            return set()
+            return set(), 0
         from nexusflow_integrations._core.call.engine import engine
 
         background, running = engine()
-        return background.submit(running.held(texts, self._settings, self._cache)).result()
+        asked = running.held(texts, self._settings, self._cache, derive=self._derive)
+        return background.submit(asked).result()
 
     def _recorded(self, ledger: Ledger) -> AbstractContextManager[None]:
         return _Recorded(observed(self._settings, ledger), lambda: self._report(ledger))
@@ -879,6 +889,23 @@ class NexusFlow:
 
     # -- internal ------------------------------------------------------------------------------
 
+    def _check_derive(self, value: object) -> bool:
+        if not checks.flag("derive", value):
+            return False
+        settings = self._settings
+        lacking = {
+            "a cache: pass cache=...": self._cache is None,
+            "a size: pass dimensions=...": settings.dimensions is None,
+            "a model whose sizes are known": not model_named(settings.model).sizes,
+            "on_too_long other than 'split': the mean of pieces cannot be cut": (
+                settings.on_too_long == "split"
+            ),
+        }
+        for needed, lacks in lacking.items():
+            if lacks:
+                raise ConfigurationError(f"derive=True needs {needed}")
+        return True
+
     def _take_part(self) -> None:
         """Apply the limits to the account, for as long as this client or a copy is in use."""
         presence = self._presence = Presence()
@@ -1011,6 +1038,7 @@ class NexusFlow:
             terms=self._terms,
             lists=lists,
             unsent=unsent,
+            derive=self._derive,
         )
         background, running = engine()
         return background, _counted(running, call, self._spent, caller, stop)

@@ -58,6 +58,8 @@ class Usage:
             for longer than its claims hold; at most this many are paid for twice.
         split: Texts that were too long and were sent in pieces.
         truncated: Texts that were too long and were sent without their end.
+        derived: Texts whose vector was cut from a larger one, which was stored or fetched
+            (``derive=True``).
         price: The price that ``cost`` uses.
     """
 
@@ -72,6 +74,7 @@ class Usage:
     repaid: int = 0
     split: int = 0
     truncated: int = 0
+    derived: int = 0
     price: Price = field(default_factory=Price)
 
     @property
@@ -114,6 +117,7 @@ class Ledger:
     repaid: int = 0
     split: int = 0
     truncated: int = 0
+    derived: int = 0
 
     def sent(self, *, retry: bool) -> None:
         self.requests += 1

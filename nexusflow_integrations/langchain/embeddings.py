@@ -315,6 +315,10 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     """A file that stores every vector, ``True`` for a file in the user's cache folder, or the URL
     of a Redis server, whose password is left out of ``repr``, ``dumps`` and pickles."""
 
+    derive: bool = False
+    """Serve ``dimensions`` by cutting larger vectors in ``cache``, if the service cuts its smaller
+    vectors in the same way; see ``NexusFlow``."""
+
     rate_limiter: BaseRateLimiter | None = Field(default=None, exclude=True, repr=False)
     """LangChain's rate limiter, as for chat models, to share one limit with other models.
 

@@ -218,6 +218,8 @@ class NexusFlowEmbedding(BaseEmbedding):
         encoding_format: ``base64`` (a quarter of the bytes) or ``float``.
         cache: Path of this package's own cache file, ``True`` for a file in the user's cache
             folder, or the URL of a Redis server; see ``NexusFlow``.
+        derive: Serve ``dimensions`` by cutting larger vectors in ``cache``, if the service cuts its
+            smaller vectors in the same way; see ``NexusFlow``.
         budget: The most that may be spent: a ``Budget``, or a budget shared with other processes: a
             ``ClusterLimits`` or the like.
         price: Price list for ``usage``; the default is the API page's.
@@ -264,6 +266,7 @@ class NexusFlowEmbedding(BaseEmbedding):
     cache: bool | str | os.PathLike[str] | RedisAddress | None = Field(
         default=None, exclude=True, repr=False
     )
+    derive: bool = Field(default=False, exclude=True)
     allow_http: bool = Field(default=False, exclude=True, repr=False)
     api_key: Any = Field(default=None, exclude=True, repr=False)
     pacer: Any = Field(default=None, exclude=True, repr=False)

@@ -268,3 +268,19 @@ def _copied(folder: Path, target: Path) -> Path:
     # A client keeps its database open for the life of the process, and reads a copy afresh.
     shutil.copytree(folder, target)
     return target
+
+
+def test_derive_belongs_to_the_process_and_is_not_stored(
+    make: Make, server: LocalServer, tmp_path: Path
+) -> None:
+    documents = [f"document {number}" for number in range(12)]
+    make(dimensions=2048, cache=tmp_path / "cache.sqlite", derive=True)(documents)
+    function = make(dimensions=64, cache=tmp_path / "cache.sqlite", derive=True)
+    assert "derive" not in function.get_config()
+    rows = function(documents)
+    assert function.usage.derived == function.usage.cached == len(documents)
+    for row, plain in zip(rows, make()(documents), strict=True):
+        assert row == pytest.approx(plain, abs=1e-6)
+    assert NexusFlowEmbeddingFunction.build_from_config(function.get_config()).dimensions == 64
+    with pytest.raises(errors.ConfigurationError, match="derive=True needs a cache"):
+        make(derive=True)

@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import pydantic
 import pytest
+from langchain_core.load import dumps
 from pydantic import SecretStr
 
 import nexusflow_integrations
@@ -275,3 +276,27 @@ print(sorted({"langsmith.run_helpers", "tqdm", "openai", "tiktoken"} & sys.modul
 """
     printed = run(code, tmp_path, NEXUSFLOW_API_KEY=key, NEXUSFLOW_BASE_URL=server.base_url)
     assert printed.strip() == "[]"
+
+
+def test_derive_serves_a_size_from_larger_vectors_and_is_written_by_dumps(
+    server: LocalServer, key: str, tmp_path: Path
+) -> None:
+    def make(size: int) -> NexusFlowEmbeddings:
+        settings: dict[str, Any] = {"cache": tmp_path / "cache.sqlite", "derive": True}
+        return NexusFlowEmbeddings(
+            api_key=key, base_url=server.base_url, dimensions=size, **settings
+        )
+
+    texts = [f"text {number}" for number in range(12)]
+    make(2048).embed_documents(texts)
+    small = make(64)
+    vectors = small.embed_documents(texts)
+    assert small.usage.derived == small.usage.cached == len(texts)
+    assert len(small.embed_documents(texts, dimensions=128)[0]) == 128
+    assert small.usage.derived == 2 * len(texts)
+    plain = NexusFlowEmbeddings(api_key=key, base_url=server.base_url, dimensions=64)
+    np.testing.assert_allclose(vectors, plain.embed_documents(texts), atol=1e-6)
+    assert small.lc_attributes["cache"] == str(tmp_path / "cache.sqlite")
+    assert '"derive": true' in dumps(small)
+    with pytest.raises(errors.ConfigurationError, match="derive=True needs a cache"):
+        NexusFlowEmbeddings(dimensions=64, derive=True)

@@ -179,6 +179,27 @@ def test_the_packages_own_cache_file_serves_the_next_object(
     assert server.stats.requests == 10
 
 
+def test_derive_serves_a_size_from_larger_vectors_beside_an_embeddings_cache(
+    batch: Batch, server: LocalServer, key: str, texts: Texts, tmp_path: Any, store: SimpleKVStore
+) -> None:
+    def make(size: int, **options: Any) -> NexusFlowEmbedding:
+        settings: dict[str, Any] = {"cache": tmp_path / "vectors.sqlite", "derive": True, **options}
+        return NexusFlowEmbedding(
+            api_key=key, api_base=server.base_url, dimensions=size, **settings
+        )
+
+    batch(make(512), texts(30))
+    server.reset_stats()
+    small = make(64, embeddings_cache=store)
+    expected = batch(make(64, cache=None, derive=False), texts(50))
+    for _ in range(2):
+        assert batch(small, texts(50)) == [pytest.approx(row, abs=1e-6) for row in expected]
+    assert small.usage.derived == 50
+    assert [text for text in texts(50) if server.stats.received.count(text) > 1] == texts(50)[30:]
+    assert "derive" not in small.to_dict()
+    assert "cache" not in small.to_dict()
+
+
 # -- a store that takes its time, or fails ---------------------------------------------------------
 
 

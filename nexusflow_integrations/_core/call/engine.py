@@ -7,13 +7,21 @@ here needs a lock.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, background_loop
 from nexusflow_integrations._core.call.caller import Caller
 from nexusflow_integrations._core.call.coalescing import Coalescer
+from nexusflow_integrations._core.call.deriving import (
+    Comparison,
+    at_size,
+    compared,
+    derived,
+    larger_sizes,
+)
 from nexusflow_integrations._core.call.job import Job, Stop, StoppedElsewhere, admit_and_send
 from nexusflow_integrations._core.call.results import CallResults, RowLists
 from nexusflow_integrations._core.call.sources import (
@@ -25,12 +33,14 @@ from nexusflow_integrations._core.call.sources import (
     Texts,
 )
 from nexusflow_integrations._core.clock import monotonic
+from nexusflow_integrations._core.comparing import FIXED_TEXTS
 from nexusflow_integrations._core.offload import Worker
 from nexusflow_integrations._core.pace.terms import Terms
 from nexusflow_integrations._core.request.batching import max_tokens, plan_batches
 from nexusflow_integrations._core.request.endpoint import EndpointState
 from nexusflow_integrations._core.request.exchange import (
     Call,
+    LearntSize,
     Reply,
     Send,
     Stopped,
@@ -47,7 +57,9 @@ from nexusflow_integrations._core.request.transport import (
 )
 from nexusflow_integrations._core.secret import ApiKey, Headers, Secret, without_frames
 from nexusflow_integrations._core.settings import Settings
-from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
+from nexusflow_integrations._core.usage import Ledger
+from nexusflow_integrations._core.vectors import Vectors
+from nexusflow_integrations.errors import APITimeoutError, InvalidResponseError, NexusFlowError
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.cache.cache import Cache, Store
@@ -66,6 +78,7 @@ class Engine:
         self._endpoints: dict[tuple[str, ApiKey | AskedKey, str], EndpointState] = {}
         self._coalescers: dict[tuple[object, ...], Coalescer] = {}
         self._caches: dict[str | RedisAddress, Cache] = {}
+        self._comparisons: dict[tuple[object, ...], Comparison] = {}
         self._pacing: dict[EndpointState, Worker] = {}
         self._background = background
         self._pool = Pool()
@@ -117,7 +130,7 @@ class Engine:
             shared, self._pacing[endpoint].submit, endpoint.admission.pump, endpoint.clock
         )
 
-    def _coalescer_of(self, call: Call) -> Coalescer:
+    def _coalescer_of(self, call: Call, cut_to: int | None) -> Coalescer:
         """Return the coalescer that ``call`` may join: same vectors, same payer, same store."""
         settings = call.settings
         vectors = (
@@ -126,6 +139,7 @@ class Engine:
             settings.dimensions,
             settings.added,
             settings.on_too_long,
+            cut_to,
         )
         name = (*vectors, call.account, call.cache)
         coalescer = self._coalescers.get(name)
@@ -141,14 +155,33 @@ class Engine:
         return self._caches[place]
 
     async def held(
-        self, texts: Sequence[str], settings: Settings, place: str | RedisAddress
-    ) -> set[str]:
-        """Return the texts whose vectors the store at ``place`` holds."""
+        self, texts: Sequence[str], settings: Settings, place: str | RedisAddress, *, derive: bool
+    ) -> tuple[set[str], int]:
+        """Return the texts whose vectors the store at ``place`` holds.
+
+        Also at how many sizes the fixed texts have to be asked for first, with ``derive``. Before
+        that, only vectors of the wanted size count.
+        """
         cache = self._cache(place)
-        key = _keyer(cache, settings)
-        keys = {key(text): text for text in texts}
         within = settings.deadline / 2 if settings.deadline else float("inf")
-        return {keys[found] for found in await cache.present(list(keys), within)}
+        sources: tuple[int | None, ...] = (settings.dimensions,)
+        to_ask = 0
+        larger = larger_sizes(settings) if derive else ()
+        if larger and settings.dimensions is not None:
+            sizes = (*larger, settings.dimensions)
+            comparison = self._comparison(settings, place)
+            if comparison.lacks(sizes):
+                rows = await compared(cache, partial(_keyer_at, cache, settings), sizes, within)
+                to_ask = len(sizes) - len(rows)
+                if not to_ask:
+                    comparison.learn(sizes, rows)
+            sources = comparison.sources(sizes) or sources
+        held: set[str] = set()
+        for size in sources:
+            key = _keyer_at(cache, settings, size)
+            keys = {key(text): text for text in texts if text not in held}
+            held |= {keys[found] for found in await cache.present(list(keys), within)}
+        return held, to_ask
 
     def _sender(self, call: Call) -> Sender:
         settings, key = call.settings, call.key
@@ -246,19 +279,25 @@ class Engine:
         source: Callable[[Texts], Source] = partial(DirectSource, plan=_plan(settings))
         if call.cache is not None:
             cache = self._cache(call.cache)
+            sources = await self._sources(call, cache) if call.derive else ()
+            if sources:
+                gathered.cut_to = settings.dimensions
+                recall = partial(
+                    derived,
+                    cache,
+                    partial(_keyer_at, cache, settings),
+                    sources,
+                    call.ledger,
+                    lambda: (call.until - endpoint.clock()) / 4,
+                )
+                settings = call.settings = at_size(settings, sources[0])
             source = _cached(cache, call, gathered)
+            if sources:
+                source = _recalled(source, recall, call, gathered)
             self._share_pace(endpoint, cache, settings, call.account)
         if caller is not None and caller.recalls:
-            source = partial(
-                RecalledSource,
-                source=source,
-                recall=caller.recall,
-                gathered=gathered,
-                ledger=call.ledger,
-                least=settings.batch_size,
-                most=settings.max_concurrency * settings.batch_size,
-            )
-        coalescer = self._coalescer_of(call)
+            source = _recalled(source, caller.recall, call, gathered)
+        coalescer = self._coalescer_of(call, gathered.cut_to)
         job = Job(
             call,
             gathered,
@@ -268,14 +307,79 @@ class Engine:
             caller=caller,
             is_stoppable=stop is not None,
         )
-        if stop is None:
-            await job.run(call.texts)
-            return
-        stop.join(job)
         try:
-            await job.run(call.texts)
+            if stop is None:
+                await job.run(call.texts)
+                return
+            stop.join(job)
+            try:
+                await job.run(call.texts)
+            finally:
+                stop.leave(job)
         finally:
-            stop.leave(job)
+            call.ledger.derived += gathered.derived
+
+    def _comparison(self, settings: Settings, place: str | RedisAddress) -> Comparison:
+        name = (settings.base_url, settings.model, settings.added, place)
+        return self._comparisons.setdefault(name, Comparison())
+
+    async def _sources(self, call: Call, cache: Cache) -> tuple[int, ...]:
+        """Return the sizes from which vectors are cut for ``call``, largest first; may be none.
+
+        The first time, the fixed texts are asked for at the sizes at which they are not stored.
+        """
+        settings, place = call.settings, call.cache
+        larger = larger_sizes(settings)
+        if not larger or settings.dimensions is None or place is None:
+            return ()
+        sizes = (*larger, settings.dimensions)
+        comparison = self._comparison(settings, place)
+        if comparison.lacks(sizes):
+            left = call.until - call.endpoint.clock()
+            rows = await compared(cache, partial(_keyer_at, cache, settings), sizes, left / 4)
+            missing = [size for size in sizes if size not in rows]
+            asked = await asyncio.gather(
+                *(self._ask(call, size) for size in missing), return_exceptions=True
+            )
+            for size, own in zip(missing, asked, strict=True):
+                if isinstance(own, BaseException):
+                    raise own
+                if own:
+                    rows[size] = own
+            comparison.learn(sizes, rows)
+        sources = comparison.sources(sizes)
+        if not sources:
+            comparison.warn(settings.dimensions, settings.model)
+        return sources
+
+    async def _ask(self, call: Call, size: int) -> list[Vectors]:
+        """Return the vectors of the fixed texts at ``size``; none if the server has no such size.
+
+        They are paid for by ``call``, but are not texts of it.
+        """
+        settings = at_size(call.settings, size)
+        if call.until < float("inf"):
+            left = max(call.until - call.endpoint.clock(), 0.001)
+            settings = replace(settings, deadline=left)
+        ledger = Ledger()
+        part = replace(
+            call,
+            texts=FIXED_TEXTS,
+            settings=settings,
+            ledger=ledger,
+            size=LearntSize(),
+            lists=False,
+            unsent={},
+            derive=False,
+        )
+        try:
+            results = await self.embed(part)
+        except InvalidResponseError:
+            return []
+        finally:
+            ledger.texts = ledger.cached = ledger.refused = 0
+            call.ledger.add(ledger)
+        return [] if results.refusals else [*results.finished().values()]
 
 
 async def _within(call: Call, work: Awaitable[bool]) -> None:
@@ -340,13 +444,35 @@ def limits_kept_in(
     )
 
 
+def _recalled(
+    source: Callable[[Texts], Source],
+    recall: Callable[[list[str]], Awaitable[Mapping[int, Vectors]]],
+    call: Call,
+    gathered: CallResults,
+) -> Callable[[Texts], Source]:
+    settings = call.settings
+    return partial(
+        RecalledSource,
+        source=source,
+        recall=recall,
+        gathered=gathered,
+        ledger=call.ledger,
+        least=settings.batch_size,
+        most=settings.max_concurrency * settings.batch_size,
+    )
+
+
 def _keyer(cache: Cache, settings: Settings) -> Callable[[str], bytes]:
+    return _keyer_at(cache, settings, settings.dimensions)
+
+
+def _keyer_at(cache: Cache, settings: Settings, size: int | None) -> Callable[[str], bytes]:
     # By now the instruction is part of the text.
     def keyer(added: str) -> Callable[[str], bytes]:
         return cache.store.keyer(
             base_url=settings.base_url,
             model=settings.model,
-            dimensions=settings.dimensions,
+            dimensions=size,
             added=added,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nexusflow_integrations._core.comparing import FIXED_TEXTS
 from nexusflow_integrations._core.request.batching import item_of, max_tokens, plan_batches
 from nexusflow_integrations._core.request.tokens import RULE_ERROR, estimate_tokens, exact_counter
 from nexusflow_integrations._core.settings import Settings
@@ -20,7 +21,9 @@ class Estimate:
         repeated: Duplicate texts, which are sent only once.
         cached: Texts whose vector is in the cache; they cost nothing.
         requests: Requests for the rest, without retries.
-        tokens: Tokens of the rest.
+        tokens: Tokens of the rest. With ``derive=True`` and a cache that was not compared with the
+            service yet, both include the comparison, and only vectors of the wanted size count as
+            cached.
         exact: Whether tokens were counted with the model's own tokenizer (``pip install
             quicktok-v1``); otherwise the total is off by up to ``token_error``.
         token_error: Largest measured relative error of ``tokens``.
@@ -49,11 +52,18 @@ class Estimate:
 
 
 def estimate(
-    texts: Sequence[str], *, held: set[str], given: int, settings: Settings, price: Price
+    texts: Sequence[str],
+    *,
+    held: set[str],
+    given: int,
+    settings: Settings,
+    price: Price,
+    comparisons: int = 0,
 ) -> Estimate:
     """Return the estimate for the distinct ``texts``; ``held`` are those that the cache holds.
 
-    ``given`` is the number of texts before duplicates were removed.
+    ``given`` is the number of texts before duplicates were removed, ``comparisons`` at how many
+    sizes the fixed texts have to be asked for.
     """
     missing = [text for text in texts if text not in held]
     counter = exact_counter()
@@ -63,7 +73,8 @@ def estimate(
         max_texts=settings.batch_size,
         max_tokens=max_tokens(settings),
     )
-    requests = sum(1 for _ in batches)
+    requests = sum(1 for _ in batches) + comparisons
+    tokens += comparisons * sum(map(counter or estimate_tokens, FIXED_TEXTS))
     return Estimate(
         texts=given,
         repeated=given - len(texts),

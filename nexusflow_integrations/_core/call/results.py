@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from nexusflow_integrations._core.request.batching import Batch, Item
+from nexusflow_integrations._core.sizes import cut_to_size
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import (
@@ -111,8 +112,11 @@ class RowLists:
 class CallResults:
     """The results of one call: rows by index in one array, refusals, and other calls that wait.
 
-    ``lists`` is set if the caller wants lists of floats.
+    ``lists`` is set if the caller wants lists of floats. ``cut_to`` is the size to which larger
+    vectors are cut; ``uncut`` then holds what came for the texts that are not stored yet.
     """
+
+    cut_to: int | None = None
 
     def __init__(
         self,
@@ -132,8 +136,14 @@ class CallResults:
         self.waiting: dict[int, list[asyncio.Future[None]]] = {}
         self.lists = lists
         self.listed: list[list[float]] | None = None
+        self.uncut: dict[int, Vectors] = {}
+        self.derived = 0
 
     def rows(self, batch: Batch, vectors: Vectors) -> None:
+        if self.cut_to is not None:
+            self.uncut.update(zip((item.index for item in batch), vectors, strict=True))
+            vectors = cut_to_size(vectors, self.cut_to)
+            self.derived += len(batch)
         first = batch[0].index
         places: Sequence[int] = range(first, first + len(batch))
         if batch[-1].index == places[-1]:
@@ -156,6 +166,9 @@ class CallResults:
 
     def row(self, index: int, vector: Vectors) -> None:
         """Take one row that was found, not requested."""
+        if self.cut_to not in (None, vector.shape[0]):
+            vector = cut_to_size(vector, self.cut_to)
+            self.derived += 1
         self._array(vector.shape[0])[index] = vector
         self.done[index] = 1
         self._fresh += 1 + self.duplicates.get(index, 0)
@@ -192,6 +205,8 @@ class CallResults:
 
     def takes(self, size: int) -> bool:
         """Return whether a row of ``size`` numbers fits the existing rows."""
+        if self.cut_to is not None:
+            return size == self.cut_to
         return self.vectors is None or self.vectors.shape[1] == size
 
     def _array(self, size: int) -> Vectors:
@@ -235,6 +250,15 @@ class CallResults:
             return np.empty((0, 0), dtype=np.float32)
         rows: Vectors = self.vectors[list(places)]
         return rows
+
+    def received(self, places: Sequence[int]) -> Vectors:
+        """Return a float32 copy, of shape (m, d), of the rows as the server sent them.
+
+        Each can be asked for once.
+        """
+        if self.cut_to is None:
+            return self.rows_at(places)
+        return np.stack([self.uncut.pop(place) for place in places])
 
     def finished(self) -> dict[int, Vectors]:
         """Return the finished rows, by index."""

@@ -200,13 +200,16 @@ class CachedSource:
 
     async def _claim(self, texts: Sequence[_Text], most: int) -> None:
         vectors = self._gathered.vectors
+        size = self._dimensions
+        if size is None and vectors is not None:
+            size = vectors.shape[1]
         # Not together with texts claimed earlier: their claims may have expired.
         at_once = self._is_one_batch and not self._claimed and self._gate.is_open
         if at_once:
             self._fresh_until = self._clock() + FRESH
         claimed = await self._cache.claim(
             [key for _, _, key in texts],
-            self._dimensions if vectors is None else vectors.shape[1],
+            size,
             self._patience(),
             call=self._call,
             most=most,
@@ -293,7 +296,7 @@ class CachedSource:
         if not paid or gathered.vectors is None:
             return None
         # A copy: it may be stored later than the caller gets the vectors, and changes them.
-        copies = gathered.vectors[[index for index, _ in paid]]
+        copies = gathered.received([index for index, _ in paid])
         rows = [(key, row) for (_, key), row in zip(paid, copies, strict=True)]
         return self._cache.put(rows, self._patience())
 

@@ -162,7 +162,7 @@ class LearntSize:
 
 @dataclass(eq=False, kw_only=True)
 class Call:
-    """One call: what the client asks for and, after ``lists``, what the engine sets at its start.
+    """One call: what the client asks for and, after ``derive``, what the engine sets at its start.
 
     ``until`` is the deadline in monotonic seconds. ``stopping`` is set when the call is going to
     fail: the tasks ``in_flight`` (with a request sent) may finish, but nothing more is sent.
@@ -185,6 +185,7 @@ class Call:
     terms: Terms | None = None
     lists: bool = False
     unsent: Mapping[int, InvalidInputError] = field(default_factory=dict)
+    derive: bool = False
 
     endpoint: EndpointState = field(init=False)
     sink: Sink = field(init=False)
