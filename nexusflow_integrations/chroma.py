@@ -38,6 +38,7 @@ from nexusflow_integrations._core.hosts import is_loopback
 from nexusflow_integrations._core.key_sources import AskedKey, EnvironmentKey, key_source
 from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations._core.other_frameworks import missing
 from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
@@ -323,6 +324,11 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             source._check_service()
         return source._connect(source._find_key())
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing(self, name)
+
     def __repr__(self) -> str:
         # Without a configuration: shown in a traceback, where the constructor failed.
         config = vars(self).get("_config", {})
@@ -524,7 +530,10 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _listed(documents: Documents) -> Documents:
     if isinstance(documents, str):
-        raise InvalidInputError("expected a list of texts, not one string: write [text]")
+        raise InvalidInputError(
+            "expected a list of texts, not one string: write [text]; a store of LangChain takes a"
+            " nexusflow_integrations.langchain.NexusFlowEmbeddings"
+        )
     return documents
 
 

@@ -39,8 +39,9 @@ from nexusflow_integrations._core.call.imports import import_all
 from nexusflow_integrations._core.fields import OURS, Fields
 from nexusflow_integrations._core.key_sources import EnvironmentKey, key_source
 from nexusflow_integrations._core.models import DEFAULT_MODEL, model_named, texts_a_request
+from nexusflow_integrations._core.other_frameworks import missing
 from nexusflow_integrations._core.pace.terms import Presence, Terms
-from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
+from nexusflow_integrations._core.redis.address import WANTED, RedisAddress, address_or_path
 from nexusflow_integrations._core.secret import Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
     DEFAULT_MAX_CONCURRENCY,
@@ -663,6 +664,11 @@ class NexusFlow:
         twin._spent = Total()
         return twin
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing(self, name)
+
     def __repr__(self) -> str:
         if "_settings" not in vars(self):
             return "NexusFlow()"  # in a traceback, where the constructor failed
@@ -1102,4 +1108,4 @@ def _cache_path(
             return os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
     except Exception:  # noqa: BLE001, S110 - an object of the user's own
         pass
-    raise checks.refuse("cache", "a path, the URL of a Redis server, True, False or None", cache)
+    raise checks.refuse("cache", WANTED, cache)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-from nexusflow_integrations._core.checks import refuse
+from nexusflow_integrations._core.checks import refuse, shown
 from nexusflow_integrations.errors import ConfigurationError
 
 OURS = ("model", "input", "encoding_format", "dimensions")
@@ -47,14 +47,18 @@ class Fields:
         wanted = "a dict of names and JSON values or None"
         try:
             values = dict(given) if isinstance(given, Mapping) else None
-            written = json.dumps(
-                values, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True
-            )
-            written.encode()
-        except Exception:  # noqa: BLE001 - a mapping or a value of the user's own
-            raise refuse(name, wanted, given) from None
-        if values is None or not all(isinstance(key, str) and key for key in values):
+        except Exception:  # noqa: BLE001 - a mapping of the user's own
+            values = None
+        if values is None:
             raise refuse(name, wanted, given)
+        for key, value in values.items():
+            if not isinstance(key, str) or not key:
+                raise ConfigurationError(f"{name} must have names that are texts, not {shown(key)}")
+            if (bad := _not_json(value)) is not None:
+                raise ConfigurationError(
+                    f"{name} must hold JSON values, and that of {key[:60]!a} {bad}"
+                )
+        written = _written(values)
         if flat and not all(isinstance(value, (str, int, float)) for value in values.values()):
             raise ConfigurationError(f"{name} must map names to texts or numbers")
         for key in taken:
@@ -94,6 +98,25 @@ class Fields:
 
     def __repr__(self) -> str:
         return f"Fields({getattr(self, 'text', '') or '{}'})"
+
+
+def _not_json(value: object) -> str | None:
+    """Return why ``value`` cannot be sent as JSON, or ``None``."""
+    try:
+        _written(value).encode()
+    except UnicodeEncodeError:
+        return "holds a lone surrogate (half a character)"
+    except ValueError as error:
+        return "is not finite" if "JSON compliant" in str(error) else "contains itself"
+    except Exception:  # noqa: BLE001 - whatever a value of the user's own raises
+        return f"is or holds something else ({type(value).__name__[:60]})"
+    return None
+
+
+def _written(value: object) -> str:
+    return json.dumps(
+        value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True
+    )
 
 
 NO_FIELDS = Fields("")

@@ -8,7 +8,9 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from inspect import isawaitable, iscoroutinefunction
+from functools import partial
+from inspect import isawaitable, iscoroutinefunction, signature
+from types import CodeType
 from typing import Any, Protocol
 
 from nexusflow_integrations._core import forks
@@ -114,6 +116,15 @@ class AskedKey:
     """
 
     def __init__(self, function: Callable[[], Any]) -> None:
+        self._name = _name_of(function)
+        try:
+            signature(function).bind()
+        except TypeError:
+            raise ConfigurationError(
+                f"api_key must be a function without arguments, and {self._name} needs some"
+            ) from None
+        except Exception:  # noqa: BLE001, S110 - what has no signature, is tried
+            pass
         self._function = function
         self.key: ApiKey | None = None
         self._lock: asyncio.Lock | None = None
@@ -152,16 +163,42 @@ class AskedKey:
                 return await _on(loop, self._function)
             found = await _in_thread(self._function)
             return found if isinstance(found, ApiKey) else await _on(loop, lambda: found)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{error}; it came from {self._name}") from None
         except NexusFlowError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever the function raises
             # Without its message and traceback, which may hold the key.
             raise ConfigurationError(
-                f"api_key: the function that gives the key raised {type(error).__name__}"
+                f"api_key: {self._name} raised {type(error).__name__}{_line_of(error)}"
             ) from None
 
     def __repr__(self) -> str:
         return "AskedKey()"
+
+
+def _name_of(function: Any) -> str:
+    """Return the name of ``function``, with the file and the line where it is defined."""
+    inner = function
+    while isinstance(inner, partial):
+        inner = inner.func
+    called = attribute(type(inner), "__call__")
+    code = attribute(inner, "__code__") or attribute(called, "__code__")
+    name = attribute(inner, "__qualname__") or type(inner).__qualname__
+    place = (
+        f" ({code.co_filename}, line {code.co_firstlineno})" if isinstance(code, CodeType) else ""
+    )
+    return f"the function {name}{place}"
+
+
+def _line_of(error: BaseException) -> str:
+    """Return where ``error`` was raised."""
+    at = error.__traceback__
+    if at is None:
+        return ""
+    while at.tb_next is not None:
+        at = at.tb_next
+    return f" in {at.tb_frame.f_code.co_filename}, line {at.tb_lineno}"
 
 
 async def _on(loop: Loop | None, work: Callable[[], Awaitable[Any]]) -> ApiKey:

@@ -10,14 +10,17 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
+from inspect import signature
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
-from nexusflow_integrations._core.checks import refuse
+from nexusflow_integrations._core.checks import did_you_mean, refuse
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 _MARK = "**********"
 _SHORTEST = 8
 """Shorter header values are not redacted in server texts: they could be ordinary words."""
+
+_UNKNOWN_ARGUMENT = re.compile(r"unexpected keyword argument '(.{1,60}?)'")
 
 E = TypeVar("E", bound=BaseException)
 P = ParamSpec("P")
@@ -43,11 +46,24 @@ def secret_arguments(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except (NexusFlowError, TypeError, ValueError) as error:
+            if isinstance(error, TypeError):
+                _add_hint(error, function)
             raise without_frames(error) from error.__cause__
         finally:
             del args, kwargs
 
     return called
+
+
+def _add_hint(error: TypeError, function: Callable[..., object]) -> None:
+    """Let an error for an argument that ``function`` does not have say which was meant."""
+    named = _UNKNOWN_ARGUMENT.search(str(error))
+    at = error.__traceback__
+    if named is None or at is None or at.tb_next is not None:  # not raised by the call itself
+        return
+    place = function.__qualname__.removesuffix(".__init__")
+    hint = did_you_mean(named[1], list(signature(function).parameters))
+    error.args = (f"{place} has no argument {named[1]!r}{hint}",)
 
 
 class Secret:

@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Any, cast
 from nexusflow_integrations._core import checks, forks
 from nexusflow_integrations._core.call.caller import NO_HOOKS, Hooks
 from nexusflow_integrations._core.forks import Lock
-from nexusflow_integrations._core.key_sources import EnvironmentKey
+from nexusflow_integrations._core.key_sources import AskedKey, EnvironmentKey, key_source
 from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
 from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations._core.other_frameworks import missing
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
-from nexusflow_integrations._core.secret import ApiKey, Headers, secret_arguments
+from nexusflow_integrations._core.secret import Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
     BATCH_SIZE,
     DEFAULT_MAX_CONCURRENCY,
@@ -44,7 +45,7 @@ from nexusflow_integrations._core.settings import (
 from nexusflow_integrations._core.texts import check_text, check_texts
 from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations.client import ClientSettings, NexusFlow
-from nexusflow_integrations.errors import NexusFlowError
+from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 with needed(
     "nexusflow_integrations.langchain",
@@ -124,9 +125,32 @@ _NOT_THE_CORES = ("chunk_size", "rate_limiter", "show_progress_bar", "trace_text
 
 
 def _hidden_key(key: object) -> object:
-    if isinstance(key, ApiKey):
-        key = key.reveal()
-    return SecretStr(key) if isinstance(key, str) else key
+    if isinstance(key, (str, SecretStr)):
+        return SecretStr(key) if isinstance(key, str) else key
+    if callable(key) and isinstance(key_source(key), AskedKey):
+        return key
+    return SecretStr(resolve_api_key(key).reveal())
+
+
+def _once_each(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return ``settings`` without names that are ``None`` beside another name of the same field.
+
+    Raises:
+        ConfigurationError: Two names of one field have values.
+    """
+    chosen: dict[str, str] = {}
+    kept = dict(settings)
+    for name in settings:
+        other = chosen.setdefault(_FIELD_OF.get(name, name), name)
+        if other != name:
+            if settings[name] is not None and settings[other] is not None:
+                raise ConfigurationError(
+                    f"{other} and {name} are two names of one setting; give one"
+                )
+            unset = name if settings[name] is None else other
+            chosen[_FIELD_OF.get(name, name)] = name if unset == other else other
+            del kept[unset]
+    return kept
 
 
 def _as_budget(value: object) -> object:
@@ -153,6 +177,15 @@ _FIELDS = {
     "http_async_client": "async_http_client",
 }
 """Names of arguments here to names in the client, where they differ."""
+_FIELD_OF = {
+    **dict.fromkeys(("api_key", "openai_api_key"), "nexusflow_api_key"),
+    **dict.fromkeys(("base_url", "openai_api_base"), "nexusflow_api_base"),
+    "timeout": "request_timeout",
+    "batch_size": "chunk_size",
+    "headers": "default_headers",
+    "async_http_client": "http_async_client",
+}
+"""Other names of a field, to the field."""
 _noted = False
 _building = Lock()
 _holders = Lock()
@@ -365,15 +398,17 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
         @secret_arguments
         def __init__(self, **settings: Any) -> None:
+            settings = _once_each(settings)
             names = {_FIELDS[name]: name for name in settings if name in _FIELDS}
             if "batch_size" not in settings:
                 names["batch_size"] = "chunk_size"
             for name in settings.keys() & NAMES.keys():
-                settings.setdefault(NAMES[name], settings.pop(name))
+                settings[NAMES[name]] = settings.pop(name)
             note = take_over(settings)
-            for name in settings.keys() & _HIDDEN.keys():
-                if settings[name] is not None or "timeout" in name:
-                    settings[name] = _HIDDEN[name](settings[name])
+            with checks.named(names):
+                for name in settings.keys() & _HIDDEN.keys():
+                    if settings[name] is not None or "timeout" in name:
+                        settings[name] = _HIDDEN[name](settings[name])
             most = texts_a_request(settings.get("model", DEFAULT_MODEL), None)
             if most != BATCH_SIZE and "batch_size" not in settings:
                 settings.setdefault("chunk_size", most)
@@ -548,8 +583,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         Copies, also deep ones, share http clients and the rate limiter.
         """
         if update:
-            names = {field.alias: name for name, field in type(self).model_fields.items()}
-            changed = {names.get(name, name): value for name, value in update.items()}
+            changed = {_FIELD_OF.get(name, name): value for name, value in update.items()}
             twin = type(self)(**{**dict(self), **changed})
             if not changed.keys() & _ACCOUNT:
                 twin.client._succeed(self.client)  # the same budget, not a copy of it
@@ -578,6 +612,16 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         state["__dict__"] = {**state["__dict__"], **gone}
         state["__pydantic_private__"] = {"_client": None, "_held": (), "_unpickled": True}
         return state
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                if name.startswith("_"):
+                    raise
+            raise missing(self, name)
 
     def __hash__(self) -> int:
         return hash((type(self), self.model, self.dimensions))

@@ -35,6 +35,7 @@ from nexusflow_integrations._core.checks import has_methods, known_arguments, na
 from nexusflow_integrations._core.key_sources import AskedKey, key_source
 from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
 from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations._core.other_frameworks import missing
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
 from nexusflow_integrations._core.request.long_texts import is_cut
 from nexusflow_integrations._core.request.tokens import estimate_tokens
@@ -277,6 +278,7 @@ class NexusFlowEmbedding(BaseEmbedding):
     http_client: Any = Field(default=None, exclude=True, repr=False)
     async_http_client: Any = Field(default=None, exclude=True, repr=False)
 
+    _made: bool = PrivateAttr(default=False)
     _built: tuple[dict[str, Any], NexusFlow] | None = PrivateAttr(default=None)
     _pickled_in: int | None = PrivateAttr(default=None)
     _left_out: list[str] = PrivateAttr(default_factory=list)
@@ -302,14 +304,36 @@ class NexusFlowEmbedding(BaseEmbedding):
                 # Fixed now, not read from the environment later: the vectors depend on it.
                 self.api_base = resolve_base_url(self.api_base, allow_http=self.allow_http)
                 self._core()  # raises now if a setting is invalid
+            self._made = True
 
         @secret_arguments
         def __setattr__(self, name: str, value: Any) -> None:
+            if not getattr(self, "_made", False) or name not in type(self).model_fields:
+                super().__setattr__(name, _hidden(name, value))
+                return
+            before = getattr(self, name)
             super().__setattr__(name, _hidden(name, value))
+            try:
+                _check_objects({name: value})
+                with named(_ALIASES):
+                    NexusFlow(**self._settings())
+            except ConfigurationError:
+                super().__setattr__(name, before)
+                raise
 
     @classmethod
     def class_name(cls) -> str:
         return "NexusFlowEmbedding"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                if name.startswith("_"):
+                    raise
+            raise missing(self, name)
 
     def __hash__(self) -> int:
         return hash(type(self))  # its fields may change, and equal objects have equal hashes
@@ -357,12 +381,7 @@ class NexusFlowEmbedding(BaseEmbedding):
     def _core(self) -> NexusFlow:
         if self._pickled_in is not None:
             self._check_worker(self._pickled_in)
-        settings = {name: getattr(self, name) for name in _SHARED}
-        settings["model"] = self.model_name
-        settings["base_url"] = self.api_base
-        settings["batch_size"] = texts_a_request(self.model_name, self.embed_batch_size)
-        if self.num_workers:
-            settings["max_concurrency"] = min(self.num_workers, self.max_concurrency)
+        settings = self._settings()
         built = self._built
         if built is None or built[0] != settings:
             with named(_ALIASES):
@@ -371,6 +390,19 @@ class NexusFlowEmbedding(BaseEmbedding):
                 client._succeed(built[1])
             self._built = built = settings, client
         return built[1]
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings of the client, from the fields as they are now."""
+        settings = {name: getattr(self, name) for name in _SHARED}
+        settings["model"] = self.model_name
+        settings["base_url"] = self.api_base
+        with named({"batch_size": "embed_batch_size"}):
+            size = whole("batch_size", self.embed_batch_size, 1, 2048)
+        settings["batch_size"] = texts_a_request(self.model_name, size)
+        if self.num_workers:
+            most = whole("max_concurrency", self.max_concurrency, 1, 1024)
+            settings["max_concurrency"] = min(whole("num_workers", self.num_workers, 0), most)
+        return settings
 
     def _check_worker(self, pickled_in: int) -> None:
         """Refuse settings that would have another meaning in a worker process than intended.
@@ -1007,6 +1039,18 @@ def _hidden(name: str, value: Any) -> Any:
     return plain_timeout(value) if name == "timeout" else value
 
 
+def _check_objects(given: Mapping[str, Any]) -> None:
+    """Raise a ``ConfigurationError`` for an object of the wrong kind, which LlamaIndex accepts."""
+    if (store := given.get("embeddings_cache")) is not None:
+        kinds = import_module("llama_index.core.storage.kvstore.types")
+        if not isinstance(store, kinds.BaseKVStore):
+            raise refuse("embeddings_cache", "a BaseKVStore of LlamaIndex or None", store)
+    for name, methods, wanted in _DUCKS:
+        value = given.get(name)
+        if value is not None and not has_methods(value, *methods):
+            raise refuse(name, f"a {wanted} of LlamaIndex or None", value)
+
+
 def _named(cls: type[NexusFlowEmbedding], given: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments under the names of the fields.
 
@@ -1021,14 +1065,7 @@ def _named(cls: type[NexusFlowEmbedding], given: dict[str, Any]) -> dict[str, An
             given[name] = given.pop(alias)
             if given[name] is not None and not isinstance(given[name], str):
                 raise refuse(alias, "text", given[name])
-    if (store := given.get("embeddings_cache")) is not None:
-        kinds = import_module("llama_index.core.storage.kvstore.types")
-        if not isinstance(store, kinds.BaseKVStore):
-            raise refuse("embeddings_cache", "a BaseKVStore of LlamaIndex or None", store)
-    for name, methods, wanted in _DUCKS:
-        value = given.get(name)
-        if value is not None and not has_methods(value, *methods):
-            raise refuse(name, f"a {wanted} of LlamaIndex or None", value)
+    _check_objects(given)
     if unknown := sorted(given.keys() - cls.model_fields.keys()):
         known_arguments(cls, unknown, [*cls.model_fields, *_ALIASES])
     return given

@@ -125,14 +125,14 @@ def test_a_field_of_ours_is_refused(make: Make, name: str) -> None:
 )
 @pytest.mark.parametrize("setting", ["extra_body", "default_query"])
 def test_a_value_that_is_not_a_json_object_is_refused(make: Make, setting: str, value: Any) -> None:
-    with pytest.raises(ConfigurationError, match=f"^{setting} must be a dict"):
+    with pytest.raises(ConfigurationError, match=f"^{setting} must (be|hold|have) "):
         make(**{setting: value})
 
 
 def test_a_body_that_contains_itself_or_is_too_large_is_refused(make: Make) -> None:
     endless: dict[str, Any] = {}
     endless["a"] = endless
-    with pytest.raises(ConfigurationError, match=r"^extra_body must be a dict"):
+    with pytest.raises(ConfigurationError, match=r"^extra_body .* of 'a' contains itself"):
         make(extra_body=endless)
     with pytest.raises(ConfigurationError, match=r"^extra_body must be at most 65,536 characters"):
         make(extra_body={"a": "x" * 70_000})

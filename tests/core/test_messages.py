@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import pickle
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from nexusflow_integrations import NexusFlow, errors
+from nexusflow_integrations.redis import RedisLimits
 
 _accounts = count()
 
@@ -77,3 +79,76 @@ def test_an_unpickled_client_says_what_it_goes_without(
     caplog.clear()
     pickle.loads(pickle.dumps(NexusFlow()))
     assert caplog.records == []
+
+
+def test_an_unknown_setting_is_named_with_the_one_that_was_meant() -> None:
+    with pytest.raises(
+        TypeError, match=r"^NexusFlow has no argument 'model_name'; did you mean 'm"
+    ):
+        NexusFlow(model_name="x")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^RedisLimits has no argument 'timeot'$"):
+        RedisLimits("redis://127.0.0.1:1", timeot=1)  # type: ignore[call-arg]
+
+
+class Own:
+    def __repr__(self) -> str:
+        raise AssertionError
+
+
+CYCLE: dict[str, Any] = {}
+CYCLE["a"] = CYCLE
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (5, "must be a dict of names and JSON values or None, not 5"),
+        ({"a": Own()}, "must hold JSON values, and that of 'a' is or holds something else (Own)"),
+        ({"a": [{1}]}, "must hold JSON values, and that of 'a' is or holds something else (list)"),
+        ({"a": float("nan")}, "must hold JSON values, and that of 'a' is not finite"),
+        ({"a": CYCLE}, "must hold JSON values, and that of 'a' contains itself"),
+        ({"a": "\ud800"}, "must hold JSON values, and that of 'a' holds a lone surrogate"),
+        ({5: "a"}, "must have names that are texts, not 5"),
+    ],
+)
+def test_a_field_that_cannot_be_sent_is_named(given: Any, said: str) -> None:
+    with pytest.raises(errors.ConfigurationError) as caught:
+        NexusFlow("key", extra_body=given)
+    assert str(caught.value).startswith(f"extra_body {said}")
+
+
+@pytest.mark.parametrize(
+    ("cache", "said"),
+    [
+        ("True", "cache is the text 'True': pass True or False"),
+        ("false", "cache is the text 'false'"),
+        ("1", "cache is the text '1'"),
+        ("redis:/x", "cache begins like a URL of a Redis server, and is none"),
+        ("rediss:host", "cache begins like a URL of a Redis server, and is none"),
+        ({}, "cache must be a path, the URL of a Redis server, True, False or None, not dict"),
+        (5, "cache must be a path, the URL of a Redis server, True, False or None, not 5"),
+    ],
+)
+def test_what_was_no_path_makes_no_file(
+    cache: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.ConfigurationError) as caught:
+        NexusFlow("key", cache=cache)
+    assert str(caught.value).startswith(said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("embed_documents", "LangChain takes a nexusflow_integrations.langchain.NexusFlowEmbed"),
+        ("get_text_embedding_batch", "LlamaIndex takes a nexusflow_integrations.llama_index.Nex"),
+        ("name", "Chroma takes a nexusflow_integrations.chroma.NexusFlowEmbeddingFunction"),
+        ("nonsense", "has no attribute 'nonsense'"),
+    ],
+)
+def test_a_framework_that_gets_a_client_says_what_it_takes(name: str, said: str) -> None:
+    with pytest.raises(AttributeError, match=said):
+        getattr(NexusFlow("key"), name)
+    assert not hasattr(NexusFlow("key"), name)

@@ -120,9 +120,8 @@ def test_a_changed_field_of_llama_index_shows_no_secret() -> None:
             setattr(embedding, name, value)
         assert leaks(caught.value, KEY, HEADER, PASSWORD) == []
     embedding.api_key, embedding.default_headers = KEY, HEADERS
-    embedding.dimensions = 3
     with pytest.raises(errors.ConfigurationError, match="dimensions") as caught:
-        embedding.get_text_embedding("a")
+        embedding.dimensions = 3
     assert leaks(caught.value, KEY, HEADER) == []
 
 

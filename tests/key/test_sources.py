@@ -9,6 +9,7 @@ import pickle
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -204,9 +205,10 @@ def raising() -> str:
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (raising, "the function that gives the key raised RuntimeError"),
-        (lambda: None, "no API key"),
-        (lambda: 5, "api_key must be text, not int"),
+        (raising, r"the function raising \(.*test_sources.py, line \d+\) raised RuntimeError in"),
+        (partial(raising), r"the function raising \(.*test_sources.py, line \d+\) raised"),
+        (lambda: None, "no API key.*; it came from the function <lambda>"),
+        (lambda: 5, "api_key must be text, not int; it came from the function <lambda>"),
         (lambda: f"{SECRET}\n", "api_key contains a line break"),
     ],
 )
@@ -218,6 +220,41 @@ def test_what_gives_no_key_is_an_error_that_shows_none(
         upstream.client(function).embed("a")
     assert SECRET not in shown(caught.value)
     assert upstream.statuses == []
+
+
+class Vault:
+    def __call__(self, path: str) -> str:
+        return path
+
+    async def read(self, path: str) -> str:
+        return path
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda request: "key", "<lambda>"),
+        (Vault(), "Vault"),
+        (Vault().read, "Vault.read"),
+        (partial(Vault().read), "Vault.read"),
+    ],
+)
+def test_a_function_that_needs_arguments_is_refused_at_construction(
+    function: Any, name: str
+) -> None:
+    said = (
+        r"^api_key must be a function without arguments, and the function"
+        rf" .*{name} \(.*test_sources.py, line \d+\) needs some"
+    )
+    with pytest.raises(errors.ConfigurationError, match=said):
+        NexusFlow(function)
+
+
+@pytest.mark.parametrize(
+    "function", [partial(Vault(), "key"), lambda request=None: "key", lambda *a, **b: "key"]
+)
+def test_a_function_that_can_be_called_without_arguments_is_taken(function: Any) -> None:
+    NexusFlow(function)
 
 
 def shown(error: BaseException) -> str:

@@ -149,6 +149,60 @@ def test_an_unknown_name_gets_the_one_that_means_the_same(name: str, meant: str)
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"api_key": "a"}, {"nexusflow_api_key": "b"}),
+        ({"api_key": "a"}, {"openai_api_key": "b"}),
+        ({"base_url": "https://a.example/v1"}, {"openai_api_base": "https://b.example/v1"}),
+        ({"timeout": 5}, {"request_timeout": 6}),
+        ({"chunk_size": 5}, {"batch_size": 6}),
+        ({"headers": {}}, {"default_headers": {}}),
+    ],
+)
+def test_two_names_of_one_setting_at_once_are_refused(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    for given in ({**one, **other}, {**other, **one}):
+        first, second = given
+        said = f"^{first} and {second} are two names of one setting; give one"
+        with pytest.raises(ConfigurationError, match=said):
+            NexusFlowEmbeddings(**given)
+    for unset in one:
+        NexusFlowEmbeddings(**{unset: None, **other})  # None is as good as not given
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("api_key", 5, "api_key must be text, not int"),
+        ("nexusflow_api_key", 5, "nexusflow_api_key must be text, not int"),
+        ("cache", {}, "cache must be a path, the URL of a Redis server, True, False or None, not"),
+        ("cache", "true", "cache is the text 'true'"),
+        ("headers", 5, "headers must be a dict of names and values or None, not 5"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_in_one_sentence(
+    name: str, value: Any, said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{said}"):
+        NexusFlowEmbeddings(**{name: value})
+
+
+def test_a_copy_may_be_changed_by_any_name() -> None:
+    made = NexusFlowEmbeddings(api_key="a", timeout=5, chunk_size=5)
+    copied = made.model_copy(update={"batch_size": 7, "timeout": 6, "base_url": "https://a.b/v1"})
+    assert (copied.chunk_size, copied.request_timeout) == (7, 6)
+    assert copied.client.base_url == "https://a.b/v1"
+
+
+def test_another_framework_that_gets_it_says_what_it_takes() -> None:
+    with pytest.raises(AttributeError, match=r"Chroma takes a nexusflow_integrations\.chroma\.Nex"):
+        NexusFlowEmbeddings().name  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        NexusFlowEmbeddings().nonsense  # type: ignore[attr-defined]  # noqa: B018
+
+
 @pytest.mark.parametrize("path", ["/embeddings", "/embeddings/", "/"])
 def test_the_address_of_the_endpoint_itself_is_understood(
     make: Make, server: LocalServer, path: str

@@ -53,6 +53,35 @@ def test_model_and_base_url_are_other_names_of_model_name_and_api_base() -> None
     assert (embedding.model_name, embedding.api_base) == ("other", "http://127.0.0.1:9/v1")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("dimensions", 100, "dimensions must be one of"),
+        ("timeout", -1, "timeout must be a number above 0"),
+        ("embed_batch_size", 0, "embed_batch_size must be a whole number from 1 to 2,048"),
+        ("num_workers", -1, "num_workers must be a whole number from 0"),
+        ("api_base", "nowhere", "api_base must look like"),
+        ("cache", "True", "cache is the text 'True'"),
+        ("rate_limiter", 5, "rate_limiter must be a rate limiter of LlamaIndex or None"),
+    ],
+)
+def test_a_field_that_is_changed_is_checked_and_stays_what_it_was(
+    name: str, value: Any, said: str
+) -> None:
+    embedding = NexusFlowEmbedding(dimensions=256)
+    before = getattr(embedding, name)
+    with pytest.raises(ConfigurationError, match=f"^{said}"):
+        setattr(embedding, name, value)
+    assert getattr(embedding, name) == before
+    embedding.dimensions = 512
+    assert embedding.client.dimensions == 512
+
+
+def test_another_framework_that_gets_it_says_what_it_takes() -> None:
+    with pytest.raises(AttributeError, match=r"LangChain takes a nexusflow_integrations\.langcha"):
+        NexusFlowEmbedding().embed_documents  # type: ignore[attr-defined]  # noqa: B018
+
+
 def test_two_names_of_one_setting_at_once_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="model_name and model"):
         NexusFlowEmbedding(model="a", model_name="b")  # type: ignore[call-arg]
@@ -105,9 +134,6 @@ def test_a_changed_field_counts_from_the_next_call_on(embedding: NexusFlowEmbedd
     assert len(embedding.get_text_embedding("a text")) == 64
     embedding.dimensions = 128
     assert len(embedding.get_text_embedding("a text")) == 128
-    embedding.dimensions = 100
-    with pytest.raises(ConfigurationError, match="dimensions"):
-        embedding.get_text_embedding("a text")
 
 
 def test_no_dimensions_takes_the_size_of_the_server(server: LocalServer, key: str) -> None:

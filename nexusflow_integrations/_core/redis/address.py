@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -15,6 +17,10 @@ PASSWORD_ENV = "NEXUSFLOW_REDIS_PASSWORD"  # noqa: S105 - its name, not the pass
 """The variable that holds the password if the URL has none."""
 _OPTIONS = {"db", "username", "password", "socket_timeout", "socket_connect_timeout"}
 _SHAPE = "redis://host:6379/0, rediss://host:6379/0 or unix:///path/to/socket?db=0"
+
+WANTED = "a path, the URL of a Redis server, True, False or None"
+_WORDS = {"true", "false", "none", "yes", "no", "on", "off", "1", "0"}
+_ALMOST_REDIS = re.compile(r"(rediss?|unix):", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -109,6 +115,20 @@ def address_or_path(cache: T) -> T | RedisAddress:
     """Return a ``RedisAddress`` if ``cache`` is a URL, else ``cache`` itself.
 
     Raises:
-        ConfigurationError: It is a URL, but not of a Redis server.
+        ConfigurationError: It is neither a path nor the URL of a Redis server, or it is a word that
+            somebody meant for True or False, and that would become the name of a file.
     """
-    return RedisAddress(cache) if isinstance(cache, str) and "://" in cache else cache
+    if isinstance(cache, str):
+        if "://" in cache:
+            return RedisAddress(cache)
+        if cache.strip().lower() in _WORDS:
+            raise ConfigurationError(
+                f"cache is the text {cache[:20]!r}: pass True or False, or the path of a file"
+            )
+        if _ALMOST_REDIS.match(cache):
+            raise ConfigurationError(
+                "cache begins like a URL of a Redis server, and is none: redis://HOST:PORT is one"
+            )
+    elif not (cache is None or isinstance(cache, (bool, os.PathLike, RedisAddress))):
+        raise refuse("cache", WANTED, cache)
+    return cache
