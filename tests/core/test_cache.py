@@ -8,8 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -19,6 +18,8 @@ from nexusflow_integrations._core.cache.cache import Cache
 from nexusflow_integrations._core.cache.in_file import Claimed
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
+
+T = TypeVar("T")
 
 LOCKED = StoreUnavailable("the cache cannot be used: database is locked")
 FOREIGN = CacheError("notes.txt is not a cache file of nexusflow-integrations")
@@ -77,8 +78,8 @@ class Store:
         self._ask("confirm")
         return set(keys) - self.claims
 
-    def together(self) -> AbstractContextManager[object]:
-        return nullcontext()
+    def together(self, work: Callable[[], T]) -> T:
+        return work()
 
     def probe(self) -> None:
         self._ask("probe")

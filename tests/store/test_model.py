@@ -147,10 +147,12 @@ class Stores(RuleBasedStateMachine):
         given_up: list[bytes],
         sent: list[bytes],
     ) -> None:
-        with self.stores[who].together():
+        def work() -> None:
             self.put(who, [row])
             self.release(who, call, given_up)
             self.confirm(who, call, sent)
+
+        self.stores[who].together(work)
 
     @rule(seconds=st.sampled_from([0.5, 4.0, HOLD, 90_000.0]))
     def time_passes(self, seconds: float) -> None:

@@ -120,6 +120,27 @@ def test_a_row_that_is_written_as_the_file_goes_is_written_again(
     assert store_on().present(keys) == {keys[0]}
 
 
+def test_writes_together_into_a_file_that_is_removed_meanwhile_are_done_in_the_new_one(
+    path: Path, store_on: Make, keys: list[bytes], vector: Vector, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = store_on()
+    store.open()
+    store.claim(keys[:2], 2)
+    turns = []
+
+    def work() -> set[bytes]:
+        store.put([(keys[0], vector())])
+        if not turns:
+            path.unlink()
+        turns.append(1)
+        return store.confirm(keys[1:2])
+
+    assert store.together(work) == {keys[1]}  # nobody holds a claim in the new file
+    assert len(turns) == 2
+    assert store_on().present(keys) == {keys[0]}
+    assert caplog.text.count("was removed or replaced") == 1
+
+
 def test_a_file_of_somebody_else_in_its_place_is_left_alone_and_gone_without(
     path: Path, store_on: Make, keys: list[bytes], vector: Vector
 ) -> None:

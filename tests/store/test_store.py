@@ -273,15 +273,21 @@ def test_writes_together_are_all_done_or_none(
     store: VectorStore, keys: list[bytes], vector: Vector
 ) -> None:
     store.claim(keys[:2], 8)
-    with suppress(ZeroDivisionError), store.together():
+
+    def half() -> None:
         store.put([(keys[0], vector())])
         store.release(keys[1:2])
         1 / 0  # noqa: B018
+
+    def whole() -> set[bytes]:
+        store.put([(keys[0], vector())])
+        return store.confirm(keys[1:3])
+
+    with suppress(ZeroDivisionError):
+        store.together(half)
     assert store.present(keys) == set()
     assert store.claim(keys[:2], 8).busy == keys[:2]
-    with store.together():
-        store.put([(keys[0], vector())])
-        assert store.confirm(keys[1:3]) == {keys[2]}
+    assert store.together(whole) == {keys[2]}
     assert store.present(keys) == {keys[0]}
 
 

@@ -18,7 +18,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import AbstractContextManager
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -106,8 +105,8 @@ class Store(Protocol):
     def confirm(self, keys: Sequence[bytes], call: int = 0) -> set[bytes]:
         """Renew claims and mark them as sent; return those that ``call`` no longer holds."""
 
-    def together(self) -> AbstractContextManager[object]:
-        """Do all writes of a block in one transaction, if the store has transactions."""
+    def together(self, work: Callable[[], T]) -> T:
+        """Do all writes of ``work`` in one transaction, if the store has transactions."""
 
     def probe(self) -> None:
         """Write something without effect, to see whether the store works."""
@@ -504,19 +503,23 @@ class Cache:
 
 def _write(store: Store, parcels: Sequence[_Parcel], *, is_probe: bool) -> None:
     rows = [row for parcel in parcels for row in parcel.rows]
-    confirmed: dict[int, list[_Parcel]] = {}
-    with store.together():
+    to_confirm: dict[int, list[_Parcel]] = {}
+    for parcel in parcels:
+        if parcel.to_confirm:
+            to_confirm.setdefault(parcel.call, []).append(parcel)
+
+    def work() -> None:
         if rows:
             store.put(rows)
         for parcel in parcels:
-            if parcel.to_confirm:
-                confirmed.setdefault(parcel.call, []).append(parcel)
-            elif parcel.keys:
+            if parcel.keys and not parcel.to_confirm:
                 store.release(parcel.keys, parcel.call)
-        for call, some in confirmed.items():
+        for call, some in to_confirm.items():
             lost = store.confirm([key for parcel in some for key in parcel.keys], call)
             for parcel in some:
                 parcel.lost = lost.intersection(parcel.keys)
+
+    store.together(work)
     if is_probe and not rows:
         store.probe()
 

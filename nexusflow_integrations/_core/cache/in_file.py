@@ -20,11 +20,11 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.cache.boot import boot_number
@@ -50,6 +50,8 @@ from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import CacheError
 
 logger = logging.getLogger("nexusflow_integrations")
+
+T = TypeVar("T")
 
 _CHUNKS = (8, 16, 64, 512)  # few different statements, so that SQLite prepares each one only once
 _MIN_CLAIM = 0.1
@@ -227,11 +229,8 @@ class VectorStore:
 
         Once this returns they survive the death of the process.
         """
-        if not rows:
-            return
-        self._put(rows)
-        if self._file.has_moved():  # removed or replaced while they were written
-            self._put(rows)
+        if rows:
+            self.together(partial(self._put, rows))
 
     def _put(self, rows: Sequence[tuple[bytes, Vectors]]) -> None:
         day = self._today()
@@ -275,13 +274,13 @@ class VectorStore:
         """
         now = self.clock()
         times = [now, now + self.claim_seconds]
-        with self.together():
+        with self.transaction() as db:
             held = self._on_claims(
                 "UPDATE claim SET since = ?, until = ?, sent = 1", times, keys, call
             )
             if held == len(keys):
                 return set()
-            owner, claims = self._owner_of(call), self._claims(self._connection(), keys)
+            owner, claims = self._owner_of(call), self._claims(db, keys)
         return {key for key in keys if key not in claims or claims[key].owner != owner}
 
     def _on_claims(
@@ -473,9 +472,19 @@ class VectorStore:
         with self._held(), self._explained():
             yield self._connection()
 
-    def together(self) -> AbstractContextManager[object]:
-        """Do all writes of a block in one transaction: all of them are done, or none."""
-        return self.transaction()
+    def together(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns, all of whose writes are done, or none.
+
+        If the file was removed or replaced meanwhile, ``work`` is done once more in the new one.
+        """
+        with self._held():
+            is_part = self._db is not None and self._db.in_transaction
+            with self.transaction():
+                done = work()
+            if is_part or not self._file.has_moved():
+                return done
+            with self.transaction():
+                return work()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -484,12 +493,12 @@ class VectorStore:
         Inside another transaction it becomes a part of that one.
         """
         with self._held(), self._explained():
+            if self._db is not None and self._db.in_transaction:
+                yield self._db
+                return
             if self._db is not None and self._file.has_moved():
                 self._leave()
             db = self._connection()
-            if db.in_transaction:
-                yield db
-                return
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeVar
@@ -373,9 +373,9 @@ class RedisStore:
 
         return self._using(work) if keys else set()
 
-    def together(self) -> AbstractContextManager[object]:
-        """Do nothing: here each write is a separate step."""
-        return nullcontext()
+    def together(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns: here each write is a separate step."""
+        return work()
 
     def probe(self) -> None:
         """Write a number that nobody reads, to see whether the server accepts writes."""
