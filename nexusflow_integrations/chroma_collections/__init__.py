@@ -23,6 +23,7 @@ from nexusflow_integrations.chroma_collections.copying import (
 )
 from nexusflow_integrations.chroma_collections.exchanging import aexchange_names, exchange_names
 from nexusflow_integrations.chroma_collections.opening import aopen_collection, open_collection
+from nexusflow_integrations.chroma_collections.records import SameIdTwiceError
 from nexusflow_integrations.chroma_collections.syncing import (
     Synced,
     async_documents,
@@ -32,6 +33,7 @@ from nexusflow_integrations.chroma_collections.syncing import (
 __all__ = [
     "Added",
     "Copied",
+    "SameIdTwiceError",
     "Synced",
     "aadd_documents",
     "acopy_collection",

@@ -152,7 +152,7 @@ def _sentence(error: Exception, what: str) -> str:
 
 
 class SameIdTwiceError(InvalidInputError, DuplicateIDError):
-    """Two documents of the source have the same id."""
+    """Two documents of the source have the same id; ``index`` is the place of the second."""
 
 
 class SeenIds(seen_ids.SeenIds):

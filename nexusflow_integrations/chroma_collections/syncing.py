@@ -103,7 +103,7 @@ def sync_documents(
             again first, and nothing is written if most of them get another vector.
 
     Raises:
-        InvalidInputError: An id occurs twice; the message has both places.
+        SameIdTwiceError: An id occurs twice; the message has both places.
         ValueError: The numbers of ids and documents differ.
         ConfigurationError: The embedding function is not NexusFlow's, the collection needs the sync
             or async twin of this function, or (``verify``) the service returns vectors that differ
