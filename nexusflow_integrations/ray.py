@@ -86,7 +86,7 @@ class DriverKey:
 
 
 class EmbedBatch:
-    """Embeds one column of a dataset: ``ds.map_batches(EmbedBatch, concurrency=4, ...)``.
+    """Embeds one column of a dataset: ``ds.map_batches(EmbedBatch, compute=..., ...)``.
 
     Adds a column of vectors and a column of errors; all other columns are unchanged. A text that
     cannot be sent, or that the server refuses, gets no vector and a message in the error column

@@ -298,7 +298,7 @@ def test_a_deadline_holds_while_it_is_asked_for(upstream: Upstream) -> None:
         waiting.wait(60)
         return upstream.key
 
-    with pytest.raises(errors.APITimeoutError, match="gives the API key has not answered"):
+    with pytest.raises(errors.APITimeoutError, match="gives the API key has not returned"):
         upstream.client(give, deadline=0.2).embed("a")
     waiting.set()
 
