@@ -16,6 +16,7 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import sys
 import warnings
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -23,7 +24,7 @@ from contextvars import ContextVar
 from functools import partial
 from importlib import import_module
 from inspect import signature
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -127,6 +128,14 @@ _SELDOM = {
     "on_too_long": "error",
 }
 """Fields that ``to_dict`` includes only if they differ from these defaults."""
+_PLAIN = (
+    *("embed_batch_size", "num_workers", "max_concurrency", "timeout", "deadline"),
+    *("query_timeout", "query_deadline", "max_retries", "requests_per_minute"),
+    *("tokens_per_minute", "encoding_format", "derive", "allow_http"),
+)
+"""Fields that change no vector and are numbers, texts or flags."""
+_WORKFLOW_STATE = ("workflows.context.serializers", "llama_index.core.workflow.context_serializers")
+"""Modules that write the state of a workflow. They call ``to_dict`` as everything else does."""
 _ALIASES = {"model": "model_name", "base_url": "api_base"}
 _dispatcher = get_dispatcher(__name__)
 _spent: ContextVar[Usage | None] = ContextVar("nexusflow_spent", default=None)
@@ -355,6 +364,36 @@ class NexusFlowEmbedding(BaseEmbedding):
             for name, value in held.items()
             if name not in _SELDOM or value not in (_SELDOM[name], {})
         }
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Return what changes a vector; for the state of a workflow, the limits as well.
+
+        Raises:
+            ConfigurationError: The state of a workflow is written as JSON, and there is a budget or
+                a pacer, which it cannot hold.
+        """
+        held = super().to_dict(**kwargs)
+        caller: FrameType | None = sys._getframe(1)
+        while caller is not None and caller.f_code.co_name == "to_dict":
+            caller = caller.f_back
+        if caller is not None and caller.f_globals.get("__name__") in _WORKFLOW_STATE:
+            held |= self._process_settings()
+        return held
+
+    def _process_settings(self) -> dict[str, Any]:
+        """Return the fields that change no vector, as JSON."""
+        for name in ("budget", "pacer"):
+            if getattr(self, name) is not None:
+                raise ConfigurationError(
+                    f"the state of a workflow cannot hold the {name} of a NexusFlowEmbedding as"
+                    " JSON: create the model in the step that uses it, or use a PickleSerializer"
+                )
+        fields = type(self).model_fields
+        settings = {name: getattr(self, name) for name in _PLAIN}
+        settings["cache"] = self.cache if isinstance(self.cache, bool) else None
+        if settings["cache"] is None and self.cache is not None:
+            settings["cache"] = str(self.cache)  # without the password of a Redis server
+        return {name: value for name, value in settings.items() if value != fields[name].default}
 
     def to_payload(self) -> dict[str, Any]:
         """Return what events and callbacks may see of this model: no key, no headers, no URL."""
