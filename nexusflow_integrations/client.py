@@ -797,22 +797,34 @@ class NexusFlow:
             return self._nothing(collect=collect or gaps)
         ledger = Ledger()
         with self._recorded(ledger):
-            caller = CallingThread(hooks, progress, deadline=settings.deadline)
-            gathered = caller.wait(
-                *self._start(
-                    texts,
-                    ledger,
-                    settings=settings,
-                    caller=caller,
-                    urgent=single or role == "query",
-                    batch_size=batch_size,
-                    lists=lists and not (single or collect or gaps),
-                    unsent=unsent,
-                )
+            call, background, running = self._call(
+                texts,
+                ledger,
+                settings=settings,
+                urgent=single or role == "query",
+                batch_size=batch_size,
+                lists=lists and not (single or collect or gaps),
+                unsent=unsent,
             )
+            gathered = None
+            if hooks is NO_HOOKS and progress is None:
+                gathered = self._embed_here(running, call)
+            if gathered is None:
+                caller = CallingThread(hooks, progress, deadline=settings.deadline)
+                work = _counted(running, call, self._spent, caller, None)
+                gathered = caller.wait(background, work)
             return gathered.result(
                 ledger.snapshot(self._price), single=single, collect=collect, gaps=gaps
             )
+
+    def _embed_here(self, running: Engine, call: Call) -> CallResults | None:
+        gathered = None
+        try:
+            gathered = running.embed_here(call)
+        finally:
+            if call.ledger.requests:
+                self._spent.add(call.ledger)
+        return gathered
 
     async def _aembed(
         self,
@@ -1020,6 +1032,30 @@ class NexusFlow:
         stop: Stop | None = None,
     ) -> tuple[BackgroundLoop, Coroutine[Any, Any, CallResults]]:
         """Return the work of a call made on ``loop``, or in a thread without an event loop."""
+        call, background, running = self._call(
+            texts,
+            ledger,
+            settings=settings,
+            urgent=urgent,
+            loop=loop,
+            batch_size=batch_size,
+            lists=lists,
+            unsent=unsent,
+        )
+        return background, _counted(running, call, self._spent, caller, stop)
+
+    def _call(
+        self,
+        texts: list[str],
+        ledger: Ledger,
+        *,
+        settings: Settings,
+        urgent: bool,
+        loop: asyncio.AbstractEventLoop | None = None,
+        batch_size: int | None = None,
+        lists: bool = False,
+        unsent: Mapping[int, InvalidInputError] = MappingProxyType({}),
+    ) -> tuple[Call, BackgroundLoop, Engine]:
         self._import()
         from nexusflow_integrations._core.call.engine import engine
         from nexusflow_integrations._core.request.exchange import Call, LearntSize
@@ -1046,8 +1082,7 @@ class NexusFlow:
             unsent=unsent,
             derive=self._derive,
         )
-        background, running = engine()
-        return background, _counted(running, call, self._spent, caller, stop)
+        return call, *engine()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:

@@ -135,8 +135,14 @@ class Ledger:
         for name, count in vars(other).items():
             setattr(self, name, getattr(self, name) + count)
 
+    def reset(self) -> None:
+        vars(self).update(_NOTHING)
+
     def snapshot(self, price: Price) -> Usage:
         return Usage(**vars(self), price=price)
+
+
+_NOTHING = vars(Ledger())
 
 
 class Total:

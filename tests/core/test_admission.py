@@ -244,3 +244,52 @@ async def test_the_pacer_gets_the_tokens_of_each_request_when_it_is_sent() -> No
     await asyncio.gather(*(queue.enter(tokens) for tokens in (11, 22, 33)))
     assert [tokens for tokens, _ in pacer.took] == [11, 22, 33]
     assert [at - start for _, at in pacer.took] == pytest.approx([0.0, 0.5, 1.0])
+
+
+@timed
+async def test_room_is_lent_to_threads_only_while_nothing_waits_and_nothing_is_paced() -> None:
+    queue = admission(2)
+    assert not queue.try_enter("before the first call")
+    queue.lend()
+    assert queue.try_enter("a")
+    assert queue.try_enter("b")
+    assert not queue.try_enter("c")
+    assert not queue.exit("c")
+    waiting = asyncio.ensure_future(queue.enter(10))
+    await settle()
+    assert not waiting.done()
+    assert queue.exit("a")  # somebody waits: the loop has to pump
+    assert not queue.try_enter("d")
+    queue.exit("d")
+    queue.pump()
+    await settle()
+    assert waiting.done()
+    assert queue.in_flight + len(queue.threads) == 2
+    queue.exit("b")
+    queue.leave()
+    assert queue.try_enter("e")
+    paced = admission(2, per_minute=60)
+    paced.lend()
+    assert not paced.try_enter("f")
+
+
+@timed
+async def test_the_loop_takes_back_what_it_lends() -> None:
+    queue = admission(3)
+    queue.lend()
+    assert queue.try_enter("a")
+    for _ in range(2):
+        await asyncio.wait_for(queue.enter(10), 1)
+    assert not queue.try_enter("b")
+    queue.exit("b")
+    assert queue.in_flight == 2
+    assert queue.threads == {"a"}
+
+
+@timed
+async def test_a_smaller_window_is_lent_smaller() -> None:
+    queue = admission(4)
+    queue.lend()
+    queue.window.failed(sent_at=0.0, now=1.0)
+    queue.lend()
+    assert [queue.try_enter(name) for name in "abcd"] == [True, True, False, False]

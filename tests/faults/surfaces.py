@@ -53,6 +53,50 @@ def core(base_url: str, api_key: str, options: Mapping[str, Any]) -> Iterator[Em
 
 
 @contextmanager
+def core_direct(base_url: str, api_key: str, options: Mapping[str, Any]) -> Iterator[Embed]:
+    """Calls of one request are sent by the calling thread, from the first one on."""
+    from nexusflow_integrations import NexusFlow
+
+    with NexusFlow(api_key=api_key, base_url=base_url, **options) as client:
+        used_already(client)
+        yield lambda texts: as_rows(client.embed(list(texts)))
+
+
+def used_already(client: Any) -> None:
+    """Leave behind what a first call leaves: the endpoint's state, and where it was connected."""
+    from urllib.parse import urlsplit
+    from weakref import ref
+
+    client._import()
+    from nexusflow_integrations._core.call.engine import engine
+    from nexusflow_integrations._core.clock import monotonic
+    from nexusflow_integrations._core.request.blocking import Peer
+
+    background, running = engine()
+
+    async def first_call() -> None:
+        endpoint = running._endpoint(client._settings, client._key.account)
+        endpoint.begin(client._terms)
+        endpoint.end(client._terms)
+        running._pool.session()
+
+    background.submit(first_call()).result(10)
+    parts = urlsplit(client.base_url)
+    host, port = parts.hostname or "", parts.port or 443
+    address = ("127.0.0.1" if host == "localhost" else host, port)
+    peer = Peer(address, ref(_CLOSED), monotonic())
+    running._connections.peers[host, port, parts.scheme == "https"] = peer
+
+
+class _Closed:
+    def is_closing(self) -> bool:
+        return True
+
+
+_CLOSED = _Closed()
+
+
+@contextmanager
 def core_async(base_url: str, api_key: str, options: Mapping[str, Any]) -> Iterator[Embed]:
     from nexusflow_integrations import NexusFlow
 
@@ -110,7 +154,7 @@ def chroma(base_url: str, api_key: str, options: Mapping[str, Any]) -> Iterator[
     yield lambda texts: as_rows(function(list(texts)))
 
 
-CORE = {"core": core, "core_async": core_async}
+CORE = {"core": core, "core_async": core_async, "core_direct": core_direct}
 ADAPTERS = {
     "langchain": langchain,
     "langchain_async": langchain_async,

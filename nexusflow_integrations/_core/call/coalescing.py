@@ -13,6 +13,9 @@ class Coalescer:
 
     def __init__(self) -> None:
         self._carriers: dict[str, tuple[CallResults, int]] = {}
+        # Texts that calling threads send themselves. Each side enters a text in its own table
+        # before it looks into the other one, so at least one of them sees the other.
+        self._of_threads: dict[str, tuple[CallResults, int]] = {}
 
     def join(
         self, texts: Iterable[tuple[int, str]], gathered: CallResults
@@ -20,7 +23,7 @@ class Coalescer:
         """Split ``texts`` into those to embed here and those that another call is embedding."""
         if not self._carriers:
             self._carriers = {text: (gathered, index) for index, text in texts}
-            return list(texts), []
+            return self._without_those_of_threads(list(texts), [], gathered)
         mine = []
         others = []
         for index, text in texts:
@@ -29,11 +32,48 @@ class Coalescer:
                 mine.append((index, text))
             else:
                 others.append((index, text, carrier, place))
-        return mine, others
+        return self._without_those_of_threads(mine, others, gathered)
+
+    def _without_those_of_threads(
+        self,
+        mine: list[tuple[int, str]],
+        others: list[tuple[int, str, CallResults, int]],
+        gathered: CallResults,
+    ) -> tuple[list[tuple[int, str]], list[tuple[int, str, CallResults, int]]]:
+        if not self._of_threads:
+            return mine, others
+        left = []
+        for index, text in mine:
+            found = self._of_threads.get(text)
+            if found is None or found[0] is gathered:
+                left.append((index, text))
+            else:
+                del self._carriers[text]
+                others.append((index, text, *found))
+        return left, others
+
+    def enter(self, texts: Texts, gathered: CallResults) -> bool:
+        """Enter the texts that a calling thread will send, from that thread.
+
+        Returns whether no other call is embedding any of them. Either way, ``exit`` must follow.
+        """
+        found = [self._of_threads.setdefault(text, (gathered, index)) for index, text in texts]
+        # The other table only now: a call on the loop enters there first, and then looks here.
+        return all(carrier is gathered for carrier, _ in found) and not any(
+            text in self._carriers for _, text in texts
+        )
+
+    def exit(self, texts: Texts, gathered: CallResults) -> None:
+        """Remove what ``enter`` entered; may be repeated."""
+        for _, text in texts:
+            found = self._of_threads.get(text)
+            if found is not None and found[0] is gathered:
+                self._of_threads.pop(text, None)
 
     def is_embedding(self, text: str, carrier: CallResults, place: int) -> bool:
         """Return whether ``carrier`` is still embedding ``text``."""
-        return self._carriers.get(text) == (carrier, place)
+        one = (carrier, place)
+        return self._carriers.get(text) == one or self._of_threads.get(text) == one
 
     def leave(self, texts: Texts, gathered: CallResults) -> None:
         """Remove this call's texts; calls that still wait for one must send it themselves."""

@@ -1,7 +1,7 @@
 """The engine: what all calls of a process share, on one event loop, and how a call starts.
 
-One engine runs on the background loop of the process. Only that loop touches its state, so nothing
-here needs a lock.
+One engine runs on the background loop of the process. Only that loop changes its state, so nothing
+here needs a lock. A call of one request that need not wait is driven by its own thread: ``direct``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, background_loop
 from nexusflow_integrations._core.call.caller import Caller
@@ -22,6 +23,7 @@ from nexusflow_integrations._core.call.deriving import (
     derived,
     larger_sizes,
 )
+from nexusflow_integrations._core.call.direct import DirectCall, fits
 from nexusflow_integrations._core.call.job import Job, Stop, StoppedElsewhere, admit_and_send
 from nexusflow_integrations._core.call.results import CallResults, RowLists
 from nexusflow_integrations._core.call.sources import (
@@ -37,6 +39,7 @@ from nexusflow_integrations._core.comparing import FIXED_TEXTS
 from nexusflow_integrations._core.offload import Worker
 from nexusflow_integrations._core.pace.terms import Terms
 from nexusflow_integrations._core.request.batching import max_tokens, plan_batches
+from nexusflow_integrations._core.request.blocking import BlockingSender, Connections, Peer
 from nexusflow_integrations._core.request.endpoint import EndpointState
 from nexusflow_integrations._core.request.exchange import (
     Call,
@@ -47,6 +50,7 @@ from nexusflow_integrations._core.request.exchange import (
 )
 from nexusflow_integrations._core.request.long_texts import is_cut
 from nexusflow_integrations._core.request.transport import (
+    KEEPALIVE,
     AiohttpSender,
     AsyncHttpxSender,
     HttpxSender,
@@ -81,12 +85,16 @@ class Engine:
         self._comparisons: dict[tuple[object, ...], Comparison] = {}
         self._pacing: dict[EndpointState, Worker] = {}
         self._background = background
-        self._pool = Pool()
+        self._pool = Pool(self._connected)
+        self._connections = Connections(lambda: self._pool.trust)
+        self._ending_idle: asyncio.TimerHandle | None = None
         self._own_sender = lru_cache(maxsize=MOST_SENDERS)(self._make_sender)
+        self._sender_here = lru_cache(maxsize=MOST_SENDERS)(self._make_sender_here)
         background.on_close(self._close)
 
     async def _close(self) -> None:
         await self._pool.close()
+        self._connections.close()
         await asyncio.gather(*(cache.close() for cache in self._caches.values()))
         for worker in self._pacing.values():
             worker.end()
@@ -144,7 +152,7 @@ class Engine:
         name = (*vectors, call.account, call.cache)
         coalescer = self._coalescers.get(name)
         if coalescer is None:
-            coalescer = self._coalescers[name] = Coalescer()
+            coalescer = self._coalescers.setdefault(name, Coalescer())
         return coalescer
 
     def _cache(self, place: str | RedisAddress) -> Cache:
@@ -186,9 +194,7 @@ class Engine:
     def _sender(self, call: Call) -> Sender:
         settings, key = call.settings, call.key
         assert key is not None
-        url, headers = f"{settings.base_url}/embeddings", settings.default_headers
-        if settings.default_query:
-            url += settings.default_query.query
+        url, headers = _url(settings), settings.default_headers
         if call.http_client is not None:
             return HttpxSender(call.http_client, _target(url, key, headers))
         if call.async_http_client is not None and call.client_loop is not None:
@@ -214,6 +220,46 @@ class Engine:
     ) -> AiohttpSender:
         return AiohttpSender(self._pool, _target(url, key, headers), proxy)
 
+    def _make_sender_here(self, url: str, key: ApiKey, headers: Headers) -> BlockingSender:
+        return BlockingSender(self._connections, _target(url, key, headers))
+
+    def _connected(self, url: Any, transport: Any) -> None:
+        """Let calling threads connect where aiohttp just did."""
+        address = transport.get_extra_info("peername")
+        if isinstance(address, tuple):
+            origin = (url.raw_host, url.port, url.scheme == "https")
+            self._connections.peers[origin] = Peer(address, ref(transport), monotonic())
+        if self._ending_idle is None:
+            self._end_idle()
+
+    def _end_idle(self) -> None:
+        self._connections.end_idle()
+        self._ending_idle = self._background.loop.call_later(KEEPALIVE, self._end_idle)
+
+    def embed_here(self, call: Call) -> CallResults | None:
+        """Embed like ``embed``, in the calling thread, if it needs no more than one request.
+
+        Returns ``None`` if the call has to go through ``embed``.
+        """
+        settings = call.settings
+        if not fits(call):
+            return None
+        endpoint = self._endpoints.get((settings.base_url, call.account, settings.model))
+        if endpoint is None or call.terms is None or not endpoint.knows(call.terms):
+            return None
+        url = _url(settings)
+        assert call.key is not None
+        if proxy_for(url) is not None:
+            return None
+        sender = self._sender_here(url, call.key, settings.default_headers)
+        coalescer = self._coalescer_of(call, None)
+        later = self._background.call_soon
+        direct = DirectCall(call, endpoint, coalescer, sender, later)
+        try:
+            return direct.run()
+        finally:
+            direct.end()
+
     async def embed(
         self, call: Call, caller: Caller | None = None, stop: Stop | None = None
     ) -> CallResults:
@@ -235,6 +281,8 @@ class Engine:
                 await self._run(call, gathered, caller, stop)
             finally:
                 endpoint.end(terms)
+                if call.sent is not None:  # another call has embedded the text meanwhile
+                    call.ledger.sent(retry=False)
             await gathered.make_lists()
             return gathered
         except Stopped:
@@ -265,7 +313,7 @@ class Engine:
         if call.key is not None:
             # The first sender loads certificates, so it is made before the deadline starts.
             call.sender = self._sender(call)
-        if settings.deadline:
+        if settings.deadline and call.until == float("inf"):
             call.until = endpoint.clock() + settings.deadline
         if call.keys is not None:
             call.renew = partial(self._renew, call)
@@ -380,6 +428,11 @@ class Engine:
             ledger.texts = ledger.cached = ledger.refused = 0
             call.ledger.add(ledger)
         return [] if results.refusals else [*results.finished().values()]
+
+
+def _url(settings: Settings) -> str:
+    url = f"{settings.base_url}/embeddings"
+    return url + settings.default_query.query if settings.default_query else url
 
 
 async def _within(call: Call, work: Awaitable[bool]) -> None:

@@ -75,6 +75,10 @@ SendStep = Callable[[Source, Send], Coroutine[Any, Any, Reply]]
 
 async def admit_and_send(call: Call, sender: Sender, source: Source, step: Send) -> Reply:
     endpoint = call.endpoint
+    sent, call.sent = call.sent, None
+    if sent is not None and sent[0] == step.body:
+        step.admitted = True
+        return sent[1]
     await _enter(call, source, step)
     step.admitted = True
     sent_at = endpoint.clock()
@@ -231,7 +235,9 @@ class Job:
         # The other call may have ended while this one waited for another text of it.
         if not carrier.settled(place) and self._coalescer.is_embedding(text, carrier, place):
             self._other = carrier.settling(place)
-            await self._other
+            # Again, now that it would be woken: the other call may be that of another thread.
+            if not carrier.settled(place) and self._coalescer.is_embedding(text, carrier, place):
+                await self._other
             if self._call.stopping:
                 raise Stopped
         if carrier.done[place] and carrier.vectors is not None:

@@ -2,6 +2,11 @@
 
 A request is sent when the window has room and the pacer allows it. Queries go before documents, so
 that a search does not wait behind a bulk load. The queue runs on one event loop and needs no lock.
+
+While nothing waits, the room that is left is lent to calling threads, which may then send without
+asking the loop: ``try_enter``. The loop takes it back when it needs it. Both sides write first and
+look second (the thread enters a set, the loop lowers what it lends), so together they never exceed
+the window, and no lock is held that a signal handler could find taken.
 """
 
 from __future__ import annotations
@@ -25,6 +30,9 @@ class AdmissionQueue:
         self.pacer = pacer
         self.window = window
         self.in_flight = 0
+        self.threads: set[object] = set()
+        """The requests that calling threads have in flight."""
+        self._lent = 0
         self._clock = clock
         self._order = count()
         self._waiting: list[tuple[int, int, int, asyncio.Future[None]]] = []
@@ -41,6 +49,7 @@ class AdmissionQueue:
         turn: asyncio.Future[None] = loop.create_future()
         level = (0 if urgent else 2) + (not again)
         heapq.heappush(self._waiting, (level, next(self._order), tokens, turn))
+        self._lent = 0
         self.pump()
         try:
             await turn
@@ -64,16 +73,40 @@ class AdmissionQueue:
         return not self._waiting and self._room() > 0
 
     def _room(self) -> int:
-        """Return how many requests could be sent now; 0 if they are paced."""
+        """Return how many requests could be sent now; none if they are paced."""
         if isinstance(self.pacer, FoundLimit) and self.pacer.rate is None:
-            return int(self.window.size) - self.in_flight
-        return 0
+            return int(self.window.size) - self.in_flight - len(self.threads)
+        return -len(self.threads)
 
     def leave(self) -> None:
         """Record that a request is no longer in flight."""
         self.in_flight -= 1
         if self._waiting:
             self.pump()
+        else:
+            self.lend()
+
+    def lend(self) -> None:
+        """Lend the room that is left to calling threads, if nothing waits for it."""
+        self._lent = 0 if self._waiting else max(0, self._room() + len(self.threads))
+
+    def try_enter(self, request: object) -> bool:
+        """Count ``request`` of a calling thread as in flight, if it need not wait.
+
+        Called in that thread. Either way ``exit`` must follow.
+        """
+        if not self._lent:
+            return False
+        self.threads.add(request)
+        return len(self.threads) <= self._lent
+
+    def exit(self, request: object) -> bool:
+        """Record that ``request`` is not in flight; may be repeated.
+
+        Returns whether something waits, so that the loop has to ``pump``.
+        """
+        self.threads.discard(request)
+        return bool(self._waiting)
 
     def pump(self) -> None:
         """Admit the requests that may be sent now; set a timer for the next one."""
@@ -96,7 +129,9 @@ class AdmissionQueue:
 
     def _admit(self, tokens: int) -> float | None:
         """Admit and return 0, or return the seconds to wait, or ``None`` if there is no room."""
-        if not self.window.allows(self.in_flight):
+        if self._lent:
+            self._lent = max(0, min(self._lent, int(self.window.size) - self.in_flight - 1))
+        if not self.window.allows(self.in_flight + max(self._lent, len(self.threads))):
             return None
         now = self._clock()
         wait = self.pacer.wait(now)

@@ -64,6 +64,9 @@ class TermsInForce:
         self.pacer: SharedLimits | None = None
         self.max_concurrency = 0
 
+    def __contains__(self, terms: Terms) -> bool:
+        return terms in self._calls
+
     def begin(self, terms: Terms, ended: Callable[[], None]) -> None:
         """Count a call. ``ended`` is called, in any thread, when the client is collected."""
         calls = self._calls.get(terms)

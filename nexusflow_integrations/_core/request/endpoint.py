@@ -7,9 +7,10 @@ as a rate limit, applies to all others at once.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nexusflow_integrations._core.pace.admission import AdmissionQueue
 from nexusflow_integrations._core.pace.pacing import FoundLimit, GivenLimits, Pacer
@@ -26,6 +27,8 @@ logger = logging.getLogger("nexusflow_integrations")
 
 ALIVE = 10.0
 """Seconds for which a success counts as proof that the server works."""
+MOST_REPORTS = 64
+"""Reports of calling threads after which the event loop is woken to read them."""
 
 
 @dataclass(eq=False)
@@ -91,6 +94,27 @@ class EndpointState:
         self.given: tuple[float | None, float | None] = (None, None)
         self.paced_by: object = None
         self._shared: SharedLimits | None = None
+        self._reports: deque[Success] = deque()
+
+    def knows(self, terms: Terms) -> bool:
+        """Whether the limits of a client apply already; may be asked in any thread."""
+        return terms in self._in_force
+
+    def report(self, success: Success) -> None:
+        """Record a success of a request that a calling thread has sent, in that thread."""
+        self._reports.append(success)
+        if self._later is not None and (
+            self.outage is not None or len(self._reports) >= MOST_REPORTS
+        ):
+            self._later(self.read_reports)
+
+    def read_reports(self) -> None:
+        """Apply what calling threads have reported, on the event loop."""
+        while self._reports:
+            success = self._reports.popleft()
+            self.retry_budget.first_attempt()
+            self._good(success.now, success.sent_at, success.estimated, success.billed, 0)
+            self.window.succeeded(success.in_flight)
 
     def begin(self, terms: Terms) -> None:
         """Record that a call of a client with ``terms`` begins."""
@@ -113,7 +137,10 @@ class EndpointState:
 
     def _apply(self) -> None:
         force = self._in_force
+        if self._reports:
+            self.read_reports()
         self.window.set_limit(force.max_concurrency)
+        self.admission.lend()
         given = (force.requests_per_minute, force.tokens_per_minute)
         if given == self.given and force.pacer is self._shared:
             return
@@ -134,6 +161,7 @@ class EndpointState:
         """Use ``pacer``, which is shared through ``paced_by`` if that is set."""
         self.pacer = self.admission.pacer = pacer
         self.paced_by = paced_by
+        self.admission.lend()
 
     def learn_batch_limit(self, limit: int) -> None:
         if self.batch_limit is None or limit < self.batch_limit:
@@ -149,11 +177,16 @@ class EndpointState:
         self, now: float, *, sent_at: float, retries: int, estimated: int, billed: int | None
     ) -> None:
         """Record a success of a request sent at ``sent_at``."""
+        self._good(now, sent_at, estimated, billed, retries)
+        self.window.succeeded(self.admission.in_flight + 1)
+
+    def _good(
+        self, now: float, sent_at: float, estimated: int, billed: int | None, retries: int
+    ) -> None:
         self._last_good = now
         self.pacer.succeeded(now)
         if billed is not None:
             self.pacer.settle(estimated, billed)
-        self.window.succeeded(self.admission.in_flight + 1)
         if retries:
             self.retry_budget.refund(retries)
         # A request sent before the outage does not prove that it is over.
@@ -163,7 +196,75 @@ class EndpointState:
 
     def bad(self, failure: Failure | None, sent_at: float, now: float) -> None:
         """Record a failed request; ``failure`` is ``None`` if there was no valid answer."""
+        if self._reports:
+            self.read_reports()
         if failure is not None and failure.kind is Kind.THROTTLE:
             self.pacer.throttled(sent_at=sent_at, now=now, hint=failure.retry_after)
         else:
             self.window.failed(sent_at, now)
+        self.admission.lend()
+
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """What a calling thread reports of a request: times in monotonic seconds, tokens.
+
+    ``in_flight`` is how many requests, this one included, calling threads had in flight.
+    """
+
+    now: float
+    sent_at: float
+    estimated: int
+    billed: int | None
+    in_flight: int
+
+
+class NeedsLoop(Exception):  # noqa: N818 - it never leaves the core
+    """An exchange in a calling thread needs what only the event loop may do."""
+
+
+class SeenFromThread:
+    """An endpoint as an exchange in a calling thread uses it: it reads, and reports a success.
+
+    Raises:
+        NeedsLoop: The exchange wants to change anything else.
+    """
+
+    __slots__ = ("_endpoint",)
+
+    def __init__(self, endpoint: EndpointState) -> None:
+        self._endpoint = endpoint
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        return self._endpoint.clock
+
+    @property
+    def batch_limit(self) -> int | None:
+        return self._endpoint.batch_limit
+
+    @property
+    def base64_refused(self) -> bool:
+        return self._endpoint.base64_refused
+
+    @base64_refused.setter
+    def base64_refused(self, _: bool) -> None:
+        raise NeedsLoop
+
+    @property
+    def retry_budget(self) -> SeenFromThread:
+        return self
+
+    def first_attempt(self) -> None:
+        """Counted with the report, or by the exchange that repeats this one on the loop."""
+
+    def good(
+        self, now: float, *, sent_at: float, retries: int, estimated: int, billed: int | None
+    ) -> None:
+        if retries:
+            raise NeedsLoop
+        in_flight = len(self._endpoint.admission.threads)
+        self._endpoint.report(Success(now, sent_at, estimated, billed, in_flight))
+
+    def __getattr__(self, name: str) -> Any:
+        raise NeedsLoop

@@ -167,7 +167,8 @@ class Call:
     ``until`` is the deadline in monotonic seconds. ``stopping`` is set when the call is going to
     fail: the tasks ``in_flight`` (with a request sent) may finish, but nothing more is sent.
     ``shortened`` holds the indices of texts that were too long. ``unsent`` holds the errors of
-    texts that are left out, by index.
+    texts that are left out, by index. ``sent`` is the body of a request that the calling thread has
+    sent already, and its reply.
     """
 
     texts: Sequence[str]
@@ -197,6 +198,7 @@ class Call:
     renew: Callable[[ApiKey | None], Awaitable[bool]] | None = field(init=False, default=None)
     proven: ApiKey | None = field(init=False, default=None)
     old_keys: list[ApiKey] = field(init=False, default_factory=list)
+    sent: tuple[bytes, Reply] | None = field(init=False, default=None)
 
     @property
     def secrets(self) -> list[Secret]:

@@ -62,13 +62,22 @@ class Target:
         }
 
 
-_TOO_LARGE = TransportFault("the answer is larger than 16 MiB; it was not read")
+TOO_LARGE = TransportFault("the answer is larger than 16 MiB; it was not read")
+
+KEEPALIVE = 15.0
+"""Seconds until an idle connection is closed: before gateways usually close it."""
 
 
 class Pool:
-    """The connections of the process: one aiohttp session on the background loop."""
+    """The connections of the process: one aiohttp session on the background loop.
 
-    def __init__(self) -> None:
+    Args:
+        connected: Called with the URL and the transport of each new connection.
+    """
+
+    def __init__(self, connected: Callable[[Any, Any], object] = lambda *_: None) -> None:
+        self._connected = connected
+        self.trust: ssl.SSLContext | None = None
         self._session: Any = None
         self._used: WeakSet[Any] = WeakSet()
 
@@ -76,7 +85,8 @@ class Pool:
         """Return the session; open it at the first call."""
         if self._session is None:
             try:
-                self._session = _open_session(self._used)
+                self.trust = _trust()
+                self._session = _open_session(self.trust, self._used, self._connected)
             except OSError as error:
                 raise APIConnectionError(
                     "the trusted certificates could not be read (see SSL_CERT_FILE):"
@@ -93,7 +103,9 @@ class Pool:
         await asyncio.sleep(0)
 
 
-def _open_session(used: WeakSet[Any]) -> Any:
+def _open_session(
+    trust: ssl.SSLContext, used: WeakSet[Any], connected: Callable[[Any, Any], object]
+) -> Any:
     class Request(aiohttp.ClientRequest):
         async def send(self, conn: Any) -> aiohttp.ClientResponse:
             headers: Any = self.headers
@@ -101,8 +113,9 @@ def _open_session(used: WeakSet[Any]) -> Any:
             # request: the vectors of another one.
             if conn.protocol is not None and conn.protocol.should_close:
                 raise aiohttp.ServerDisconnectedError
-            if conn.transport is not None:
+            if conn.transport is not None and conn.transport not in used:
                 used.add(conn.transport)
+                connected(self.url, conn.transport)
             secrets = [item for item in headers.items() if isinstance(item[1], Secret)]
             for name, secret in secrets:
                 headers[name] = secret.reveal()
@@ -111,12 +124,11 @@ def _open_session(used: WeakSet[Any]) -> Any:
             finally:
                 headers.update(secrets)
 
-    # The admission queue limits the requests in flight, so the pool needs no limit. Idle
-    # connections are closed before gateways usually close them.
+    # The admission queue limits the requests in flight, so the pool needs no limit.
     connector = aiohttp.TCPConnector(
         limit=0,
-        keepalive_timeout=15,
-        ssl=_trust(),
+        keepalive_timeout=KEEPALIVE,
+        ssl=trust,
         resolver=aiohttp.ThreadedResolver(cast("asyncio.AbstractEventLoop", _NameService())),
     )
     return aiohttp.ClientSession(
@@ -251,10 +263,10 @@ class AiohttpSender:
                 if not response.closed:  # it is closed if it was read to the end
                     response.close()
             if received is None:
-                return _TOO_LARGE
+                return TOO_LARGE
             return Answer(response.status, response.headers, received)
         except asyncio.TimeoutError:
-            return _timed_out(timeout)
+            return timed_out(timeout)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return _aiohttp_fault(error)
 
@@ -275,7 +287,7 @@ async def _read(response: Any) -> bytes | None:
     return bytes(parts)
 
 
-def _timed_out(timeout: float) -> TransportFault:
+def timed_out(timeout: float) -> TransportFault:
     return TransportFault(f"no complete answer within {timeout:.3g} s", timed_out=True)
 
 
@@ -299,7 +311,7 @@ def _aiohttp_fault(error: Exception) -> TransportFault:
         )
     if isinstance(error, ssl.SSLError):
         return TransportFault("the TLS connection broke")
-    return TransportFault(_broken_off(error))
+    return TransportFault(broken_off(error))
 
 
 def _certificate_fault(error: BaseException) -> TransportFault:
@@ -317,7 +329,7 @@ def _certificate_fault(error: BaseException) -> TransportFault:
     )
 
 
-def _broken_off(error: BaseException) -> str:
+def broken_off(error: BaseException) -> str:
     # Only the type: messages of HTTP libraries may quote headers, and so the key.
     return f"the connection broke before the answer was complete ({type(error).__name__})"
 
@@ -364,7 +376,7 @@ class HttpxSender:
             target=self._answer, args=(body, timeout, answered), name="nexusflow-httpx", daemon=True
         ).start()
         # Not `wait_for`: before Python 3.12 it may lose a cancellation if the response has arrived.
-        timer = loop.call_later(timeout, _settle, answered, _timed_out(timeout))
+        timer = loop.call_later(timeout, _settle, answered, timed_out(timeout))
         try:
             return await answered
         finally:
@@ -396,7 +408,7 @@ class HttpxSender:
                 for part in response.iter_raw():
                     parts += part
                     if len(parts) > MAX_RESPONSE_BYTES:
-                        return _TOO_LARGE
+                        return TOO_LARGE
             finally:
                 response.close()
             return _httpx_answer(response, parts)
@@ -430,7 +442,7 @@ class AsyncHttpxSender:
             work = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(sending, self._loop))
             try:
                 done, _ = await asyncio.wait([work], timeout=timeout)  # not `wait_for`, as above
-                return work.result() if done else _timed_out(timeout)
+                return work.result() if done else timed_out(timeout)
             finally:
                 work.cancel()
         except RuntimeError:
@@ -456,7 +468,7 @@ class AsyncHttpxSender:
                 async for part in response.aiter_raw():
                     parts += part
                     if len(parts) > MAX_RESPONSE_BYTES:
-                        return _TOO_LARGE
+                        return TOO_LARGE
             finally:
                 await response.aclose()
             return _httpx_answer(response, parts)
@@ -480,7 +492,7 @@ def _httpx_fault(error: Exception, timeout: float) -> TransportFault:
     """Classify an exception of httpx or httpx2, whose unrelated classes have the same names."""
     names = {cls.__name__ for cls in type(error).__mro__}
     if "TimeoutException" in names:
-        return _timed_out(timeout)
+        return timed_out(timeout)
     if _caused_by_certificate(error):
         return _certificate_fault(_root(error))
     if names & {"InvalidURL", "UnsupportedProtocol", "LocalProtocolError"}:
@@ -488,7 +500,7 @@ def _httpx_fault(error: Exception, timeout: float) -> TransportFault:
     if names & {"ConnectError", "ProxyError"}:
         return TransportFault(f"cannot connect: {_root(error)}", maybe_billed=False)
     if names & {"TransportError", "RequestError", "OSError"}:
-        return TransportFault(_broken_off(error))
+        return TransportFault(broken_off(error))
     return TransportFault(
         f"the http client that was passed in failed ({type(error).__name__})", retryable=False
     )

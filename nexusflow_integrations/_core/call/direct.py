@@ -1,0 +1,175 @@
+"""Calls of one request, driven by the calling thread.
+
+A query that need not wait gains nothing from the event loop, but two switches between threads. So
+the calling thread steps through the same ``exchange`` itself and sends its request with
+``BlockingSender``. What it shares with the loop, it reads, or changes by single operations that the
+interpreter does not interrupt: there is no lock that a signal handler or a fork could find taken.
+
+Only the usual outcome is handled here, checked vectors. For any other, the loop runs the exchange
+from the start, with the reply at hand instead of a first request. So retries, refusals, limits and
+errors are decided in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from nexusflow_integrations._core.call.caller import raised_by_signal_handler
+from nexusflow_integrations._core.call.results import CallResults
+from nexusflow_integrations._core.request.batching import item_of
+from nexusflow_integrations._core.request.blocking import fault
+from nexusflow_integrations._core.request.endpoint import NeedsLoop, SeenFromThread
+from nexusflow_integrations._core.request.exchange import (
+    Call,
+    Reply,
+    Send,
+    Step,
+    Steps,
+    exchange,
+)
+from nexusflow_integrations._core.request.wire import Answer, TransportFault
+from nexusflow_integrations.errors import NexusFlowError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nexusflow_integrations._core.call.coalescing import Coalescer
+    from nexusflow_integrations._core.request.blocking import BlockingSender, Connection
+    from nexusflow_integrations._core.request.endpoint import EndpointState
+
+
+def fits(call: Call) -> bool:
+    """Return whether ``call`` asks for nothing but one request: no store, budget or own client."""
+    settings, texts = call.settings, call.texts
+    return (
+        len(texts) <= settings.batch_size
+        and call.key is not None
+        and call.cache is None
+        and call.guard is None
+        and not call.unsent
+        and call.http_client is None
+        and call.client_loop is None
+        and settings.on_too_long in ("error", "send")
+        and (len(texts) == 1 or len(set(texts)) == len(texts))
+    )
+
+
+class ResultsHere(CallResults):
+    """Filled in a calling thread; calls waiting for its texts are woken by the loop at its end."""
+
+    def _wake(self, index: int) -> None:
+        pass
+
+    def wake_all(self) -> None:
+        for index in list(self.waiting):
+            super()._wake(index)
+
+
+class DirectCall:
+    """A call of one batch, from the calling thread.
+
+    Args:
+        call: It fits.
+        endpoint: Where it goes, in use by the client.
+        coalescer: The texts in flight.
+        sender: Sends its request.
+        later: Calls a function on the event loop.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        endpoint: EndpointState,
+        coalescer: Coalescer,
+        sender: BlockingSender,
+        later: Callable[[Callable[[], object]], None],
+    ) -> None:
+        self._call = call
+        self._endpoint = endpoint
+        self._coalescer = coalescer
+        self._sender = sender
+        self._later = later
+        self._texts = list(enumerate(call.texts))
+        self._gathered = ResultsHere(len(call.texts))
+        self._request = object()
+        self._has_ended = False
+
+    def run(self) -> CallResults | None:
+        """Send and return the results; ``None`` if the event loop has to go on with the call.
+
+        Raises:
+            BaseException: Ctrl-C, or what a signal handler raised.
+        """
+        call, endpoint = self._call, self._endpoint
+        if not self._may_go():
+            return None
+        call.endpoint = SeenFromThread(endpoint)  # type: ignore[assignment]
+        call.sink = self._gathered
+        if call.settings.deadline:
+            call.until = endpoint.clock() + call.settings.deadline
+        steps = exchange([item_of(index, text) for index, text in self._texts], call)
+        try:
+            step = next(steps)
+            if self._is_done(steps, step):
+                call.ledger.texts += len(self._texts)
+                return self._gathered
+            if isinstance(step, Send):
+                step.admitted = False  # the loop counts it
+        except (NeedsLoop, NexusFlowError):
+            pass
+        finally:
+            steps.close()
+        call.ledger.reset()
+        return None
+
+    def _is_done(self, steps: Steps, step: Step) -> bool:
+        """Carry out the first step; return whether it was the only one."""
+        call, clock = self._call, self._endpoint.clock
+        if not isinstance(step, Send):
+            return False
+        connection = self._sender.connection(step.timeout)
+        if connection is None:
+            return False
+        step.admitted = True
+        sent_at = clock()
+        outcome = self._send(connection, step)
+        reply = Reply(outcome, sent_at, clock())
+        call.sent = (step.body, reply)
+        if isinstance(outcome, Answer) and 200 <= outcome.status < 300:
+            try:
+                steps.send(reply)
+            except StopIteration:
+                call.sent = None
+                return True
+        return False
+
+    def _may_go(self) -> bool:
+        return (
+            self._endpoint.outage is None
+            and asyncio._get_running_loop() is None  # a loop must not be blocked in a socket
+            and self._endpoint.admission.try_enter(self._request)
+            and self._coalescer.enter(self._texts, self._gathered)
+        )
+
+    def _send(self, connection: Connection, step: Send) -> Answer | TransportFault:
+        try:
+            return self._sender.send(connection, step.body, step.timeout)
+        except Exception as error:
+            outcome = fault(error, step.timeout)
+            if outcome is None or raised_by_signal_handler(error):
+                raise
+            return outcome
+
+    def end(self) -> None:
+        """Leave the tables that all calls share; may be repeated."""
+        self._coalescer.exit(self._texts, self._gathered)
+        if self._gathered.waiting:
+            self._later(self._gathered.wake_all)
+        if self._endpoint.admission.exit(self._request):
+            self._later(self._endpoint.admission.pump)
+        self._has_ended = True
+
+    def __del__(self) -> None:
+        if not self._has_ended:  # a signal handler has raised in the middle of `end`
+            self.end()

@@ -1,0 +1,319 @@
+"""Calls that their own thread sends: what holds for those of the event loop holds for them.
+
+The fault table throws every fault at them, as ``core_direct``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from faults.server import FaultServer, Wire, always, expected_vector, once
+from faults.surfaces import used_already
+
+from nexusflow_integrations import Budget, NexusFlow
+from nexusflow_integrations._core.call.direct import fits
+from nexusflow_integrations._core.request.blocking import BlockingSender
+from nexusflow_integrations._core.request.exchange import Call
+from nexusflow_integrations._core.request.transport import AiohttpSender
+from nexusflow_integrations._core.usage import BudgetGuard, Ledger
+
+from .scene import KEY, SIZE, assert_right, client_of, lane_of, run, until
+
+
+@pytest.fixture
+def senders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Who sent each request, in order."""
+    found: list[str] = []
+    here, loop = BlockingSender.send, AiohttpSender.send
+
+    def send_here(self: Any, *arguments: Any) -> Any:
+        found.append("thread")
+        return here(self, *arguments)
+
+    async def send_on_loop(self: Any, *arguments: Any) -> Any:
+        found.append("loop")
+        return await loop(self, *arguments)
+
+    monkeypatch.setattr(BlockingSender, "send", send_here)
+    monkeypatch.setattr(AiohttpSender, "send", send_on_loop)
+    return found
+
+
+def in_use(server: FaultServer, **options: Any) -> NexusFlow:
+    client = client_of(server, **options)
+    used_already(client)
+    return client
+
+
+def test_only_a_first_call_and_calls_of_several_requests_go_through_the_loop(
+    server: FaultServer, senders: list[str]
+) -> None:
+    client = client_of(server)
+    for name in ("first", "second", "third"):
+        assert np.array_equal(client.embed(name), expected_vector(name, SIZE))
+    assert senders == ["loop", "thread", "thread"]
+    ten = [f"text {n}" for n in range(10)]
+    assert_right(client.embed(ten), ten)
+    assert senders[3:] == ["thread"]
+    eleven = [f"another {n}" for n in range(11)]
+    assert_right(client.embed(eleven), eleven)
+    assert senders[4:] == ["loop", "loop"]
+    assert server.connections <= 4  # two of each way
+    assert client.usage.requests == 6
+    assert client.usage.texts == 24
+
+
+def _call(**options: Any) -> Call:
+    client = NexusFlow(KEY, **options.pop("settings", {}))
+    given: dict[str, Any] = {
+        "texts": ["a text"],
+        "settings": client.settings,
+        "key": client._key.key,
+        "keys": client._key,
+        "ledger": Ledger(),
+    }
+    return Call(**{**given, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, True),
+        ({"texts": ["a", "b"]}, True),
+        ({"texts": ["a", "a"]}, False),
+        ({"texts": [f"{n}" for n in range(11)]}, False),
+        ({"key": None}, False),
+        ({"cache": "vectors.db"}, False),
+        ({"guard": BudgetGuard(1000)}, False),
+        ({"http_client": object()}, False),
+        ({"client_loop": object()}, False),
+        ({"settings": {"on_too_long": "split"}}, False),
+        ({"settings": {"on_too_long": "send"}}, True),
+    ],
+)
+def test_what_may_be_sent_by_the_calling_thread(options: dict[str, Any], wanted: bool) -> None:
+    assert fits(_call(**options)) is wanted
+
+
+def test_a_query_on_a_thread_with_a_running_loop_does_not_block_in_a_socket(
+    server: FaultServer, senders: list[str]
+) -> None:
+    import asyncio
+
+    client = in_use(server)
+
+    async def ask() -> Any:
+        return client.embed("in a notebook")
+
+    assert np.array_equal(asyncio.run(ask()), expected_vector("in a notebook", SIZE))
+    assert senders == ["loop"]
+
+
+def test_a_given_limit_leaves_calls_to_the_loop(server: FaultServer, senders: list[str]) -> None:
+    client = in_use(server, requests_per_minute=6000)
+    client.embed("at a pace")
+    client.embed("at a pace, again")
+    assert senders == ["loop", "loop"]
+
+
+def test_threads_and_loop_together_stay_within_the_window(server: FaultServer) -> None:
+    client = in_use(server, max_concurrency=3)
+    failed: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(12):
+                if number < 2:
+                    some = [f"bulk {number} {turn} {n}" for n in range(30)]
+                    assert_right(client.embed(some), some)
+                else:
+                    name = f"query {number} {turn}"
+                    assert np.array_equal(client.embed(name), expected_vector(name, SIZE))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(240)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not failed
+    assert server.max_in_flight <= 3
+    until(lambda: lane_of(client).admission.in_flight == 0)
+    assert not lane_of(client).admission.threads
+    assert client.usage.requests == len(server.requests) == 2 * 12 * 3 + 6 * 12
+
+
+def test_a_text_that_a_thread_is_sending_is_not_sent_by_others(server: FaultServer) -> None:
+    go_on = threading.Event()
+
+    def when_told(wire: Wire) -> None:
+        assert go_on.wait(120)
+        wire.right()
+
+    server.script = always(when_told)
+    client = in_use(server)
+    found: list[Any] = []
+
+    def ask() -> None:
+        found.append(client.embed("the same question"))
+
+    first = threading.Thread(target=ask)
+    first.start()
+    until(lambda: server.in_flight)
+    others = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in others:
+        thread.start()
+    until(lambda: _waiting() == 3)
+    go_on.set()
+    for thread in [first, *others]:
+        thread.join(120)
+    assert len(found) == 4
+    for row in found:
+        assert np.array_equal(row, expected_vector("the same question", SIZE))
+    assert server.texts["the same question"] == 1
+    assert client.usage.cached == 3
+
+
+def _waiting() -> int:
+    """How many calls on the loop wait for a text that a thread is sending."""
+    from nexusflow_integrations._core.call.engine import engine
+
+    background, running = engine()
+
+    async def count() -> int:
+        return sum(
+            len(waiters)
+            for coalescer in running._coalescers.values()
+            for carrier, _ in list(coalescer._of_threads.values())
+            for waiters in carrier.waiting.values()
+        )
+
+    found: int = background.submit(count()).result(60)
+    return found
+
+
+@pytest.mark.usefixtures("short_delays")
+def test_a_text_whose_sender_fails_is_sent_by_the_call_that_waited(server: FaultServer) -> None:
+    go_on = threading.Event()
+
+    def fail_when_told(wire: Wire) -> None:
+        assert go_on.wait(120)
+        wire.reset()
+
+    server.script = once(fail_when_told)
+    client, found = in_use(server), []
+    threads = [threading.Thread(target=lambda: found.append(client.embed("why?")))]
+    threads[0].start()
+    until(lambda: server.in_flight)
+    threads.append(threading.Thread(target=lambda: found.append(client.embed("why?"))))
+    threads[1].start()
+    until(lambda: _waiting() == 1)
+    go_on.set()
+    for thread in threads:
+        thread.join(120)
+    assert len(found) == 2
+    for row in found:
+        assert np.array_equal(row, expected_vector("why?", SIZE))
+    assert server.texts["why?"] == 2
+    assert client.usage.requests == 2
+
+
+SIGNALS = """
+    import signal, sys, threading, time, traceback
+    import numpy as np
+    from faults.server import expected_vector
+    from faults.surfaces import used_already
+    from nexusflow_integrations import NexusFlow
+    from nexusflow_integrations._core.call.engine import engine
+
+    class Enough(Exception):
+        pass
+
+    raised = {"KeyboardInterrupt": KeyboardInterrupt, "TimeoutError": TimeoutError,
+              "Enough": Enough}[sys.argv[3]]
+
+    def handler(*_):
+        raise raised
+
+    signal.signal(signal.SIGUSR1, handler)
+    client = NexusFlow(sys.argv[2], base_url=sys.argv[1], dimensions=64, timeout=100)
+    used_already(client)
+    endpoint = next(iter(engine()[1]._endpoints.values()))
+
+    def interrupt():
+        while not endpoint.admission.threads:
+            time.sleep(0.001)
+        time.sleep(0.2)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        client.embed("held")
+    except raised as error:
+        shown = traceback.TracebackException.from_exception(error, capture_locals=True)
+        print(sys.argv[2] in "".join(shown.format()))
+    print(client.usage.requests, len(endpoint.admission.threads), endpoint.admission.in_flight)
+    print(np.array_equal(client.embed("after"), expected_vector("after", 64)))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to threads here")
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "TimeoutError", "Enough"])
+def test_what_a_signal_handler_raises_ends_the_call_and_is_not_taken_for_a_fault(
+    server: FaultServer, raised: str
+) -> None:
+    server.script = once(lambda wire: wire.hold())
+    done = run(SIGNALS, server.base_url, KEY, raised, seconds=100)
+    assert done == (0, "False\n1 0 0\nTrue\n", "")
+
+
+FORKS = """
+    import os, signal, sys
+    import numpy as np
+    from faults.server import expected_vector
+    from nexusflow_integrations import NexusFlow
+
+    signal.alarm(200)
+    client = NexusFlow(sys.argv[2], base_url=sys.argv[1], dimensions=64)
+
+    def ask(name):
+        for n in range(3):
+            text = f"{name} {n}"
+            assert np.array_equal(client.embed(text), expected_vector(text, 64)), text
+
+    ask("before")
+    for child in range(3):
+        if not (pid := os.fork()):
+            code = 3
+            try:
+                ask(f"child {child}")
+                code = 0
+            finally:
+                os._exit(code)
+        ask(f"parent {child}")
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_parent_and_children_of_a_fork_never_share_a_connection(server: FaultServer) -> None:
+    assert run(FORKS, server.base_url, KEY) == (0, "0\n0\n0\n", "")
+    users: dict[int, set[str]] = {}
+    for request in server.requests:
+        for text in request.texts:
+            name = " ".join(text.split()[:2]) if text.startswith("child") else "parent"
+            users.setdefault(request.connection, set()).add(name)
+    assert all(len(names) == 1 for names in users.values())
+
+
+def test_a_budget_is_kept_by_the_loop(server: FaultServer, senders: list[str]) -> None:
+    client = in_use(server, budget=Budget(tokens=1000))
+    client.embed("within the budget")
+    assert senders == ["loop"]
