@@ -130,6 +130,9 @@ def serve(
         LocalSizes,
         typer.Option(help="Whether a smaller vector is the beginning of the largest one."),
     ] = LocalSizes.cut,
+    log_requests: Annotated[
+        bool, typer.Option("--log", help="Print a line for each request on standard error.")
+    ] = False,
 ) -> None:
     """Serve the embeddings API on this machine, with a small model in the service's place."""
     from nexusflow_integrations.local import serve as run
@@ -148,6 +151,7 @@ def serve(
             body_limit=body_limit,
             threads=threads,
             sizes=sizes.value,
+            log_requests=log_requests,
         )
     except ValueError as error:
         raise UsageProblem(str(error)) from None

@@ -213,6 +213,8 @@ def index(
     indexes = Indexes(store)
     if estimate:
         _estimate(screen, indexes, path, texts, dimensions, local, fresh, as_json)
+        if texts.skipped:
+            raise typer.Exit(PARTLY)
         return
     with session(
         lambda endpoint: indexes.place(path, texts.name, endpoint),

@@ -51,6 +51,9 @@ class InputFormat(str, Enum):
 
     text = "text"
     jsonl = "jsonl"
+    json = "json"
+    csv = "csv"
+    tsv = "tsv"
 
 
 class OutputFormat(str, Enum):
@@ -70,14 +73,30 @@ class TooLong(Enum):
     send = "send"
 
 
-_INPUTS = {".jsonl": InputFormat.jsonl, ".ndjson": InputFormat.jsonl}
-_OUTPUTS = {".npy": OutputFormat.npy, ".parquet": OutputFormat.parquet, ".pq": OutputFormat.parquet}
+_INPUTS = {
+    ".jsonl": InputFormat.jsonl,
+    ".ndjson": InputFormat.jsonl,
+    ".json": InputFormat.json,
+    ".csv": InputFormat.csv,
+    ".tsv": InputFormat.tsv,
+}
+_OUTPUTS = {
+    "": OutputFormat.jsonl,
+    ".jsonl": OutputFormat.jsonl,
+    ".ndjson": OutputFormat.jsonl,
+    ".npy": OutputFormat.npy,
+    ".parquet": OutputFormat.parquet,
+    ".pq": OutputFormat.parquet,
+}
 
 
 def embed(
     source: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="Text or JSONL, a text a line; - is standard input."),
+        typer.Argument(
+            metavar="FILE",
+            help="Text or JSONL, a text a line; JSON, CSV or TSV; - is stdin.",
+        ),
     ] = "-",
     output: Annotated[
         str,
@@ -85,15 +104,20 @@ def embed(
     ] = "-",
     input_format: Annotated[
         InputFormat | None,
-        typer.Option("--input", help="Default: jsonl if FILE ends in .jsonl, else text."),
+        typer.Option("--input", help="Default: by how FILE's name ends, else text."),
     ] = None,
     output_format: Annotated[
         OutputFormat | None,
         typer.Option("--format", help="Default: by how the file's name ends, else jsonl."),
     ] = None,
     text_field: Annotated[
-        str, typer.Option("--field", help="Field of a JSONL object that holds the text.")
-    ] = "text",
+        str | None,
+        typer.Option(
+            "--field",
+            show_default=False,
+            help="Field or column that holds the text. [dim]Default: text.[/dim]",
+        ),
+    ] = None,
     dimensions: DimensionsOption = None,
     on_too_long: Annotated[
         TooLong,
@@ -111,7 +135,7 @@ def embed(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Embed lines of text or JSONL, to JSONL, NPY or Parquet; run again, it pays for the rest.
+    """Embed lines of text, JSONL, JSON or CSV, to JSONL, NPY or Parquet; run again for the rest.
 
     The output holds a row for each text, in order. It appears when it is complete, never before.
     A text that is refused has an empty row, is named by its line, and makes the exit code 5.
@@ -156,15 +180,18 @@ class _Job:
         output: str,
         input_format: InputFormat | None,
         output_format: OutputFormat | None,
-        text_field: str,
+        text_field: str | None,
     ) -> None:
         self.source = None if source == "-" else Path(source)
         self.output = None if output == "-" else Path(output)
-        self._field = text_field
+        self._field = text_field or "text"
         suffix = self.source.suffix.lower() if self.source else ""
         self._input = input_format or _INPUTS.get(suffix, InputFormat.text)
         suffix = self.output.suffix.lower() if self.output else ""
-        self._format = output_format or _OUTPUTS.get(suffix, OutputFormat.jsonl)
+        known = output_format or _OUTPUTS.get(suffix)
+        self._format = known or OutputFormat.jsonl
+        if text_field is not None and self._input is InputFormat.text:
+            raise UsageProblem("--field is for JSONL, JSON and CSV; for one of these say --input")
         if self.source is None and sys.stdin.isatty():
             raise UsageProblem("name a FILE of texts, or pipe them in")
         if self.source is not None and not self.source.is_file():
@@ -182,6 +209,11 @@ class _Job:
                 raise UsageProblem(f"the output {str(self.output)!r} is a folder")
             if self.source is not None and self.output.resolve() == self.source.resolve():
                 raise UsageProblem("the output would replace the input")
+            if known is None:
+                raise UsageProblem(
+                    f"{str(self.output)!r} cannot be written as {suffix}: end its name in .jsonl,"
+                    " .npy or .parquet, or say --format"
+                )
         if self._format is OutputFormat.parquet:
             rows.need_parquet()
 
@@ -206,13 +238,22 @@ class _Job:
             )
             if self._input is InputFormat.text:
                 yield from rows.lines_of_text(file)
-            else:
+            elif self._input is InputFormat.jsonl:
                 yield from rows.lines_of_json(file, self._field)
+            elif self._input is InputFormat.json:
+                yield from rows.items_of_json(file.read(), self._field)
+            else:
+                yield from rows.rows_of_table(
+                    file, self._field, "," if self._input is InputFormat.csv else "\t"
+                )
 
     def total(self) -> int | None:
         """Count the texts, which is impossible for a pipe."""
         if self.source is None or not self.source.is_file():
             return None
+        if self._input not in (InputFormat.text, InputFormat.jsonl):
+            with self.lines() as lines:
+                return sum(1 for _ in lines)
         with self.source.open("rb") as file:
             return sum(1 for line in file if line.strip())
 
@@ -297,6 +338,8 @@ def _estimate(job: _Job, screen: Screen, client: NexusFlow, as_json: bool) -> No
     screen.estimate(found, unfit)
     if as_json:
         print_json(estimate_json(found) | {"unfit": unfit})
+    if unfit:
+        raise typer.Exit(PARTLY)
 
 
 def _summary(bar: Embedding, output: str, client: NexusFlow, endpoint: Endpoint) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.cli.rag.corpus import CorpusError
 from nexusflow_integrations.cli.rag.indexes import UnusableIndexError
 from nexusflow_integrations.cli.rag.session import ChatError
+from nexusflow_integrations.cli.rows import InputProblemError
 from nexusflow_integrations.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -43,7 +44,14 @@ class CannotListenError(Exception):
         super().__init__(f"port {port} of {host} {why}")
 
 
-_OURS = (CannotListenError, UsageProblem, CorpusError, UnusableIndexError, ChatError)
+_OURS = (
+    CannotListenError,
+    ChatError,
+    CorpusError,
+    InputProblemError,
+    UnusableIndexError,
+    UsageProblem,
+)
 _SPEAK_FOR_THEMSELVES = (NexusFlowError, *_OURS, StoreUnavailable, ImportError, OSError)
 
 
@@ -67,7 +75,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _code(error: Exception) -> int:
-    if isinstance(error, (UsageProblem, ConfigurationError)):
+    if isinstance(error, (UsageProblem, InputProblemError, ConfigurationError)):
         return REFUSED if "no API key" in str(error) else USAGE
     if isinstance(error, (AuthenticationError, PermissionDeniedError)):
         return REFUSED

@@ -128,7 +128,7 @@ def size(text: str) -> int:
 
 
 def budget(text: str, price: Price) -> Budget:
-    """Return a budget such as ``200k tokens``, ``¥2.50`` or ``2.50 CNY``.
+    """Return a budget such as ``200k tokens``, ``¥2.50``, ``2.50 CNY`` or ``0``.
 
     Raises:
         UsageProblem: It is not valid, or has another currency than ``price``.
@@ -136,6 +136,8 @@ def budget(text: str, price: Price) -> Budget:
     text = text.strip()
     sign = _SIGNS.get(text[:1])
     number, unit = _split(text[1:] if sign else text) or (0.0, "?")
+    if text == "0":  # of any unit
+        return Budget(tokens=0)
     tokens = re.fullmatch(r"([km]?)\s*tokens?", unit.lower())
     if tokens and not sign:
         return Budget(tokens=int(number * _MULTIPLES[tokens[1].upper()]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ from nexusflow_integrations.errors import InvalidResponseError
 
 _GROUP = 2000
 """Rows of Parquet held until they are written: 16 MB at 2,048 numbers each."""
+
+
+class InputProblemError(Exception):
+    """The input as a whole cannot be read; the message is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +66,84 @@ def lines_of_json(source: Iterable[bytes], name: str) -> Iterator[Line]:
         except orjson.JSONDecodeError:
             yield Line(number, problem="is not JSON")
             continue
-        if isinstance(found, str):
-            yield Line(number, found, {"text": found})
-        elif not isinstance(found, dict):
-            yield Line(number, problem="is neither a JSON object nor a string")
-        elif name not in found:
-            yield Line(number, record=found, problem=f"has no field {name!r}")
-        else:
-            yield Line(number, found[name], found)
+        yield _line(number, found, name)
 
 
-def _decoded(source: Iterable[bytes]) -> Iterator[tuple[int, str | None]]:
+def items_of_json(data: bytes, name: str) -> Iterator[Line]:
+    """Yield the items of a JSON array: strings, or objects whose field ``name`` is the text.
+
+    An item's number is its place in the array, counted from 1.
+
+    Raises:
+        InputProblemError: It is not a JSON array.
+    """
+    try:
+        found = orjson.loads(data.removeprefix(codecs.BOM_UTF8))
+    except orjson.JSONDecodeError as error:
+        raise InputProblemError(
+            f"the input is not JSON (line {error.lineno}); for an object a line say --input jsonl"
+        ) from None
+    if not isinstance(found, list):
+        raise InputProblemError("the input is JSON but not an array of texts or objects")
+    for number, item in enumerate(found, 1):
+        yield _line(number, item, name)
+
+
+def rows_of_table(source: Iterable[bytes], name: str, separator: str) -> Iterator[Line]:
+    """Yield the rows of CSV or TSV with a header, whose column ``name`` is the text.
+
+    A row's number is that of its last line.
+
+    Raises:
+        InputProblemError: There is no such column, a line is not UTF-8, or a quote is not closed.
+    """
+    reader = csv.DictReader(_utf8(source), delimiter=separator, strict=True)
+    try:
+        columns = reader.fieldnames or ()
+        if columns and name not in columns:
+            raise InputProblemError(
+                f"the input has no column {name!r}: choose one with --field ({', '.join(columns)})"
+            )
+        for row in reader:
+            record = {key: value for key, value in row.items() if isinstance(key, str)}
+            if None in row:
+                problem = f"has more than {len(columns)} columns"
+                yield Line(reader.line_num, record=record, problem=problem)
+            elif row[name] is None:
+                yield Line(reader.line_num, record=record, problem=f"has no column {name!r}")
+            else:
+                yield Line(reader.line_num, row[name], record)
+    except csv.Error as error:
+        raise InputProblemError(f"line {reader.line_num} is not CSV: {error}") from None
+
+
+def _utf8(source: Iterable[bytes]) -> Iterator[str]:
+    for number, text in _decoded(source, ends=True):
+        if text is None:
+            raise InputProblemError(f"line {number} is not UTF-8")
+        yield text
+
+
+def _line(number: int, found: Any, name: str) -> Line:
+    if isinstance(found, str):
+        return Line(number, found, {"text": found})
+    if not isinstance(found, dict):
+        return Line(number, problem="is neither a JSON object nor a string")
+    if name not in found:
+        return Line(number, record=found, problem=f"has no field {name!r}")
+    return Line(number, found[name], found)
+
+
+def _decoded(source: Iterable[bytes], ends: bool = False) -> Iterator[tuple[int, str | None]]:
+    """Yield the lines with their numbers, with or without their ends; ``None`` if not UTF-8."""
     for number, raw in enumerate(source, 1):
-        yield number, _decode(raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw)
+        text = _decode(raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw)
+        yield number, text if ends or text is None else text.rstrip("\r\n")
 
 
 def _decode(raw: bytes) -> str | None:
     try:
-        return raw.decode().rstrip("\r\n")
+        return raw.decode()
     except UnicodeDecodeError:
         return None
 

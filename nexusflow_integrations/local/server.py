@@ -27,6 +27,14 @@ _ANY_KEY = "sk-air-local"
 _START_PATIENCE = 30.0
 _STOP_PATIENCE = 10.0
 _GRACE = 2
+_ACCESS_LOG: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"plain": {"format": "%(asctime)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
+    "loggers": {"uvicorn.access": {"handlers": ["stderr"], "level": "INFO", "propagate": False}},
+}
+"""Prints each request; its default stream is standard error."""
 
 
 class LocalServer:
@@ -254,10 +262,14 @@ def serve(
     body_limit: int = 1 << 20,
     threads: int = 1,
     sizes: Sizes = "cut",
+    log_requests: bool = False,
 ) -> None:
     """Print the address and the model, then serve in the foreground until Ctrl-C.
 
     Arguments and errors are those of `LocalServer`; also:
+
+    Args:
+        log_requests: Print a line for each request on standard error: method, path and status.
 
     Raises:
         OSError: the address is in use or cannot be bound.
@@ -281,7 +293,7 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}/v1"
         print(_start_lines(url, model, any_key=key is None), file=sys.stderr, flush=True)
-        server, _ = _uvicorn(api)
+        server, _ = _uvicorn(api, log_requests=log_requests)
         try:
             server.run(sockets=[listener])
         except KeyboardInterrupt:
@@ -319,7 +331,9 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _uvicorn(api: LocalApi) -> tuple[uvicorn.Server, threading.Event]:
+def _uvicorn(
+    api: LocalApi, *, log_requests: bool = False
+) -> tuple[uvicorn.Server, threading.Event]:
     """Return uvicorn's server for the app, and an event that is set when it is ready."""
     import uvicorn
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -344,9 +358,9 @@ def _uvicorn(api: LocalApi) -> tuple[uvicorn.Server, threading.Event]:
         http=CountedProtocol,
         ws="none",
         lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
+        log_config=_ACCESS_LOG if log_requests else None,
+        log_level="info" if log_requests else "warning",
+        access_log=log_requests,
         server_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=_GRACE,

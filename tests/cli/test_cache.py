@@ -185,6 +185,10 @@ def test_budgets_in_tokens_are_read(text: str) -> None:
     assert budget(text, Price()).tokens == 2500
 
 
+def test_a_budget_of_nothing_needs_no_unit() -> None:
+    assert budget("0", Price()).tokens == 0
+
+
 @pytest.mark.parametrize("text", ["¥2.50", "2.5 CNY", "2.50cny", "¥ 2.5"])
 def test_budgets_in_money_are_read(text: str) -> None:
     assert budget(text, Price()).money == 2.5

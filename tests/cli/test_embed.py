@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -135,6 +136,38 @@ def test_a_jsonl_object_keeps_its_other_fields(
     assert service.stats.received == ("小熊猫吃竹子。",)
 
 
+def test_tables_and_json_are_read_as_what_they_are(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    with (tmp_path / "in.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerows([["id", "body"], ["1", "one, two\nthree"], ["2", "four"]])
+    (tmp_path / "in.tsv").write_text("\ufeffid\tbody\r\n1\tone\r\n", "utf-8")
+    (tmp_path / "in.json").write_text(json.dumps([{"id": 1, "body": "one"}, "two"], indent=1))
+    out = tmp_path / "out.jsonl"
+    expected = {
+        "in.csv": [{"id": "1", "body": "one, two\nthree"}, {"id": "2", "body": "four"}],
+        "in.tsv": [{"id": "1", "body": "one"}],
+        "in.json": [{"id": 1, "body": "one"}, {"text": "two"}],
+    }
+    for name, records in expected.items():
+        nexusflow("embed", str(tmp_path / name), "--field", "body", "-o", str(out), *SMALL)
+        found = rows(out)
+        assert [len(row.pop("embedding")) for row in found] == [64] * len(records)
+        assert found == records
+
+
+def test_a_row_without_its_text_is_named_and_the_others_are_done(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    source.write_text("id,text\n1,one\n2\n3,three,four\n4,five\n")
+    _, aside = nexusflow("embed", str(source), "-o", str(out), *SMALL, code=5)
+    assert "line 3: has no column 'text'" in aside
+    assert "line 4: has more than 2 columns" in aside
+    assert [row["embedding"] is None for row in rows(out)] == [False, True, True, False]
+
+
 def test_standard_input_and_output_make_a_pipe(clean: None, service: LocalServer) -> None:
     done = CliRunner().invoke(app, ["embed", *SMALL], input="otter\r\npanda\n")
     assert done.exit_code == 0, done.output
@@ -265,7 +298,7 @@ def test_estimate_counts_what_is_too_long_as_unfit_unless_it_is_split(
 ) -> None:
     (tmp_path / "in.txt").write_text(f"otter\n{'word ' * 20_000}\n")
     arguments = ("embed", str(tmp_path / "in.txt"), "--estimate")
-    found = nexusflow.json(*arguments)
+    found = json.loads(nexusflow(*arguments, "--json", code=5)[0])
     assert (found["texts"], found["unfit"]) == (1, 1)
     found = nexusflow.json(*arguments, "--on-too-long", "split")
     assert (found["texts"], found["unfit"]) == (2, 0)
@@ -323,7 +356,8 @@ def test_estimate_knows_what_the_cache_holds(
 
 def test_estimate_counts_what_cannot_be_sent(nexusflow: Command, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(BAD)
-    found = nexusflow.json("embed", str(tmp_path / "in.jsonl"), "--estimate")
+    arguments = ("embed", str(tmp_path / "in.jsonl"), "--estimate", "--json")
+    found = json.loads(nexusflow(*arguments, code=5)[0])
     assert (found["texts"], found["unfit"]) == (2, 6)
 
 
@@ -371,6 +405,10 @@ def test_a_second_run_pays_nothing_and_no_cache_pays_again(
         (("texts.txt", "--format", "npy"), "name -o FILE.npy"),
         (("texts.txt", "--json"), "name -o FILE"),
         (("texts.txt", "--budget", "5"), "is not a budget"),
+        (("texts.txt", "-o", "out.csv"), "cannot be written as .csv: end its name in .jsonl"),
+        (("texts.txt", "--field", "body"), "--field is for JSONL, JSON and CSV"),
+        (("texts.txt", "--input", "csv"), "has no column 'text': choose one with --field (text nu"),
+        (("texts.txt", "--input", "json"), "the input is not JSON (line 1)"),
         (("texts.txt", "--cache", "x", "--no-cache"), "exclude each other"),
         (("texts.txt", "--dimensions", "100"), "dimensions must be one of"),
     ],

@@ -151,6 +151,15 @@ def test_an_estimate_sends_and_writes_nothing(
     assert held(store) == {PANDA, OTTER, CHINESE}
 
 
+def test_an_estimate_names_what_would_be_left_out_and_ends_in_5(
+    nexusflow: Command, zoo: Path, store: Path
+) -> None:
+    (zoo / "latin.txt").write_bytes(b"caf\xe9")
+    shown, aside = nexusflow("index", str(zoo), "--estimate", code=5)
+    assert "1 left out." in shown
+    assert "left out latin.txt:1: not UTF-8" in aside
+
+
 def test_an_estimate_needs_no_key(nexusflow: Command, zoo: Path, store: Path) -> None:
     assert nexusflow.json("index", str(zoo), "--estimate")["added"] == 3
 

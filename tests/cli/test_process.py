@@ -171,7 +171,7 @@ def test_ctrl_c_while_indexing_ends_in_130_without_a_traceback(
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_serve_serves_until_ctrl_c(environment: dict[str, str], tmp_path: Path) -> None:
-    options = ("--model", "hash", "--api-key", "sk-air-one", "--sizes", "independent")
+    options = ("--model", "hash", "--api-key", "sk-air-one", "--sizes", "independent", "--log")
     with subprocess.Popen(
         [*COMMAND, "serve", "--port", "0", *options],
         env=environment,
@@ -197,5 +197,7 @@ def test_serve_serves_until_ctrl_c(environment: dict[str, str], tmp_path: Path) 
             first.append([number > 0 for number in vector])
         assert first[0] != first[1]
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=300)
+        _, said = process.communicate(timeout=300)
+        assert said.count('"POST /v1/embeddings HTTP/1.1" 200') == 2
+        assert "sk-air-one" not in said
         assert process.returncode == 0

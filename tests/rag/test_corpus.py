@@ -211,6 +211,19 @@ def test_a_gitignore_above_the_repository_does_not_count(tmp_path: Path) -> None
     assert sources(tmp_path / "repository") == ["a.md"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
+def test_a_link_that_leads_out_of_the_folder_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("Not yours.")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.txt").write_text("Words.")
+    (folder / "inside.md").symlink_to(folder / "a.txt")
+    (folder / "outside.txt").symlink_to(tmp_path / "secret.txt")
+    found = corpus.folder(folder)
+    assert [item.text for item in found.documents] == ["Words."]
+    assert (found.skipped, found.others) == ((), "1 link that leads out of the folder left out")
+
+
 def test_a_limit_that_cuts_something_off_is_known(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# A\n\nOne.\n\n# B\n\nTwo.\n")
     assert not corpus.folder(tmp_path, 1).complete

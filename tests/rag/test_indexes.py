@@ -94,7 +94,7 @@ def test_a_name_may_be_shortened_as_long_as_it_is_one(indexes: Indexes) -> None:
     stand(indexes, "docs", 3)
     assert indexes.find("docs-a").name == "docs-aaa@x"
     assert indexes.find("docs").name == "docs"
-    with pytest.raises(UnusableIndexError, match="several indexes are called 'docs-'"):
+    with pytest.raises(UnusableIndexError, match="the names of several indexes begin with 'docs-'"):
         indexes.find("docs-")
     with pytest.raises(UnusableIndexError, match="no index is called 'x'; there are"):
         indexes.find("x")

@@ -289,8 +289,10 @@ def _truncate(item: Item, most: float, call: Call, ledger: Ledger) -> Item:
     if not call.size.said:
         call.size.said = True
         logger.warning(
-            "a text has more than the %s tokens that the model accepts and is truncated; usage"
-            " counts such texts",
+            "text %s has about %s tokens and is truncated to the %s that the model accepts; usage"
+            " counts such texts, and further ones are not logged",
+            item.index,
+            f"{item.tokens:,}",
             f"{call.settings.token_limit:,}",
         )
     return truncated(item, most)

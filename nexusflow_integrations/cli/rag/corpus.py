@@ -63,6 +63,8 @@ _SIGNATURE = re.compile(r"[\w.]+\(.*\)(\s*->.*)?")
 _FEWEST_CHARACTERS = 15
 _KINDS_SHOWN = 5
 _IGNORED = ""
+_OUTSIDE = "/"
+"""Keys beside the suffixes: what ``.gitignore`` names, and links that lead out of the folder."""
 
 
 class CorpusError(Exception):
@@ -308,11 +310,20 @@ def _text_files(path: Path, skipped: list[Skipped], others: Counter[str]) -> Ite
         for name in files:
             if not wanted(name, is_folder=False):
                 continue
-            suffix = Path(name).suffix.lower()
-            if suffix in KINDS:
-                yield Path(root, name)
+            file, suffix = Path(root, name), Path(name).suffix.lower()
+            if suffix in KINDS and file.is_symlink() and _leads_out(file, path):
+                others[_OUTSIDE] += 1
+            elif suffix in KINDS:
+                yield file
             else:
                 others[suffix or "without a suffix"] += 1
+
+
+def _leads_out(link: Path, folder: Path) -> bool:
+    try:
+        return not link.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle: reading it says so
+        return False
 
 
 def _file_passages(files: list[Path], base: Path, skipped: list[Skipped]) -> Iterator[Document]:
@@ -358,7 +369,7 @@ def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
 
 def _others(others: Counter[str]) -> str:
     """Return ``7 files of other types left out: 5 .png, 2 .zip``."""
-    ignored = others.pop(_IGNORED, 0)
+    ignored, outside = others.pop(_IGNORED, 0), others.pop(_OUTSIDE, 0)
     lines = []
     if others:
         total, shown = sum(others.values()), others.most_common(_KINDS_SHOWN)
@@ -369,6 +380,9 @@ def _others(others: Counter[str]) -> str:
     if ignored:
         what = "" if others else (" file or folder" if ignored == 1 else " files or folders")
         lines.append(f"{ignored:,}{what} ignored (.gitignore, node_modules)")
+    if outside:
+        links = "1 link that leads" if outside == 1 else f"{outside:,} links that lead"
+        lines.append(f"{links} out of the folder left out")
     return "; ".join(lines)
 
 

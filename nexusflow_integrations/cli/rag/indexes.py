@@ -273,9 +273,10 @@ class Indexes:
         alike = exact or [index for index in indexes if index.name.startswith(name)]
         if len(alike) == 1:
             return alike[0]
-        problem = "several indexes are called" if alike else "no index is called"
         names = ", ".join(index.name for index in (alike or indexes)) or "none"
-        raise UnusableIndexError(f"{problem} {name!r}; there are: {names}")
+        if alike:
+            raise UnusableIndexError(f"the names of several indexes begin with {name!r}: {names}")
+        raise UnusableIndexError(f"no index is called {name!r}; there are: {names}")
 
 
 def _nearness(corpus: str, near: Path | None) -> int:
