@@ -6,9 +6,9 @@
 
 ``sync_documents`` makes a collection match its source. ``add_documents`` only adds.
 ``copy_collection`` moves a collection to another model or size while the old one stays in use, and
-``exchange_names`` undoes that. ``aopen_collection``, ``async_documents``, ``aadd_documents``,
-``acopy_collection`` and ``aexchange_names`` do the same with an ``AsyncHttpClient``, without
-blocking the event loop.
+``exchange_names`` undoes that. ``hybrid_query`` searches by vectors and keywords at once.
+``aopen_collection``, ``async_documents``, ``aadd_documents``, ``acopy_collection`` and
+``aexchange_names`` do the same with an ``AsyncHttpClient``, without blocking the event loop.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from nexusflow_integrations.chroma_collections.copying import (
     copy_collection,
 )
 from nexusflow_integrations.chroma_collections.exchanging import aexchange_names, exchange_names
+from nexusflow_integrations.chroma_collections.hybrid import Hit, ahybrid_query, hybrid_query
 from nexusflow_integrations.chroma_collections.opening import aopen_collection, open_collection
 from nexusflow_integrations.chroma_collections.records import SameIdTwiceError
 from nexusflow_integrations.chroma_collections.syncing import (
@@ -33,16 +34,19 @@ from nexusflow_integrations.chroma_collections.syncing import (
 __all__ = [
     "Added",
     "Copied",
+    "Hit",
     "SameIdTwiceError",
     "Synced",
     "aadd_documents",
     "acopy_collection",
     "add_documents",
     "aexchange_names",
+    "ahybrid_query",
     "aopen_collection",
     "async_documents",
     "copy_collection",
     "exchange_names",
+    "hybrid_query",
     "open_collection",
     "sync_documents",
 ]

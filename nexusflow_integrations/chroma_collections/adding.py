@@ -13,6 +13,7 @@ from chromadb.api.models.Collection import Collection
 from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, check_timeout
 from nexusflow_integrations.chroma_collections.embedding import Embedder, check_kind
 from nexusflow_integrations.chroma_collections.filling import AsyncFilling, Filling
+from nexusflow_integrations.chroma_collections.keyword_index import refresh
 from nexusflow_integrations.chroma_collections.records import arows, check_columns, rows
 from nexusflow_integrations.chroma_collections.run import SLICE, Run
 from nexusflow_integrations.chroma_collections.writer import aonly_writer, only_writer
@@ -91,6 +92,8 @@ def add_documents(
     run = Run.of(slice_size, most, progress, add_only=True)
     with closing(run), only_writer(collection, writer_wait):
         Filling(run, calls, verify=verify).fill(rows(columns), embedder)
+        if run.added:
+            refresh(collection)
     return _added(run)
 
 

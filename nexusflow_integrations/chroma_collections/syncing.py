@@ -15,6 +15,7 @@ from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, check_timeout
 from nexusflow_integrations.chroma_collections.embedding import Embedder, check_kind
 from nexusflow_integrations.chroma_collections.filling import AsyncFilling, Filling
+from nexusflow_integrations.chroma_collections.keyword_index import refresh
 from nexusflow_integrations.chroma_collections.ownership import check_where
 from nexusflow_integrations.chroma_collections.records import (
     SeenIds,
@@ -136,6 +137,8 @@ def sync_documents(
             if _may_remove(run, remove):
                 filling.gone()
                 filling.remove()
+            if run.added or run.changed or run.removed:
+                refresh(collection)
         return _synced(run, embedder.usage)
 
 

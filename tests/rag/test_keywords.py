@@ -1,4 +1,4 @@
-"""The baseline is a fair one: stems, stop words, names taken apart, Chinese in pairs."""
+"""The baseline is a fair one: stems, stop words, names taken apart, Chinese words."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_parts_of_a_name_match() -> None:
     assert names("unified") == ["difflib.unified_diff"]
 
 
-def test_chinese_matches_by_pairs_of_characters() -> None:
+def test_chinese_matches_by_words() -> None:
     assert names("谁吃竹子？") == ["zoo.md:1"]
     assert names("中国的首都") == ["zoo.md:3"]
 

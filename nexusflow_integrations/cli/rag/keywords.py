@@ -1,20 +1,14 @@
-"""BM25, the baseline without a model: `bm25s`, with English stop words and stems.
-
-Chinese is written without blanks, so its characters are indexed in pairs, as is usual.
-"""
+"""BM25, the baseline without a model: `bm25s`, over the words of `words_of`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import bm25s
-import Stemmer
 
+from nexusflow_integrations._core.keywords import words_of
 from nexusflow_integrations.cli.rag.corpus import Document
 from nexusflow_integrations.cli.rag.pipeline import Passage
-
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 
 
 class Keywords:
@@ -22,7 +16,6 @@ class Keywords:
 
     def __init__(self, documents: Sequence[Document]) -> None:
         self._documents = list(documents)
-        self._stemmer = Stemmer.Stemmer("english")
         self._index = bm25s.BM25()
         self._index.index(self._tokens([item.text for item in documents]), show_progress=False)
 
@@ -55,17 +48,4 @@ class Keywords:
         return sum(part.nbytes for part in self._index.scores.values() if hasattr(part, "nbytes"))
 
     def _tokens(self, texts: list[str]) -> list[list[str]]:
-        tokens: list[list[str]] = bm25s.tokenize(
-            [_CJK.sub(_pairs, text.replace("_", " ")) for text in texts],
-            stopwords="en",
-            stemmer=self._stemmer,
-            return_ids=False,
-            show_progress=False,
-        )
-        return tokens
-
-
-def _pairs(run: re.Match[str]) -> str:
-    text = run.group()
-    pairs = [text[i : i + 2] for i in range(max(1, len(text) - 1))]
-    return f" {' '.join(pairs)} "
+        return [words_of(text) for text in texts]

@@ -1,0 +1,75 @@
+"""Words for a keyword search, and joining its ranking with others.
+
+English words are reduced to their stems, and stop words are left out (``bm25s``, ``PyStemmer``).
+Chinese has no blanks between words; ``rjieba`` finds them. Japanese and Korean characters are
+indexed in pairs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import cache, lru_cache
+from typing import TypeVar
+
+from nexusflow_integrations._core.needed import needed
+
+T = TypeVar("T", bound=Hashable)
+
+FUSION = 60
+"""The constant of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009)."""
+
+_HAN = r"\u3400-\u9fff\uf900-\ufaff"
+_OTHER = r"\u3040-\u30ff\uac00-\ud7af"
+_UNSPACED = re.compile(f"[{_HAN}{_OTHER}]+")
+_ONLY_HAN = re.compile(f"[{_HAN}]+")
+_WORD = re.compile(rf"\b\w\w+\b|[{_HAN}{_OTHER}]")
+_STEMS = 1 << 18
+"""Words whose stems are remembered."""
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text by which it is found, in order; stop words are left out.
+
+    Raises:
+        ImportError: A package is missing; the message says what to install.
+    """
+    stop_words, stem, cut = _tools()
+
+    def spaced(run: re.Match[str]) -> str:
+        found = run.group()
+        if _ONLY_HAN.fullmatch(found):
+            return f" {' '.join(cut(found))} "
+        return f" {' '.join(found[at : at + 2] for at in range(max(1, len(found) - 1)))} "
+
+    words = _WORD.findall(_UNSPACED.sub(spaced, text.replace("_", " ").lower()))
+    return [stem(word) for word in words if word not in stop_words]
+
+
+def fused(rankings: Iterable[Sequence[T]], k: int = FUSION) -> list[tuple[T, float]]:
+    """Join rankings by reciprocal rank fusion.
+
+    Args:
+        rankings: Each with the best first, and nothing twice.
+        k: A larger one lets lower ranks count for more.
+
+    Returns:
+        All that was ranked with its score, the sum of ``1 / (k + rank)`` over the rankings, ranks
+        counted from 1; the best first, and of equal ones the one that was ranked first.
+    """
+    scores: dict[T, float] = {}
+    for ranking in rankings:
+        for rank, item in enumerate(ranking, 1):
+            scores[item] = scores.get(item, 0.0) + 1 / (k + rank)
+    return sorted(scores.items(), key=lambda pair: -pair[1])
+
+
+@cache
+def _tools() -> tuple[frozenset[str], Callable[[str], str], Callable[[str], list[str]]]:
+    packages = ("bm25s", "Stemmer", "rjieba")
+    with needed("A keyword search", *packages, install="nexusflow-integrations[hybrid]"):
+        import rjieba
+        import Stemmer
+        from bm25s.stopwords import STOPWORDS_EN
+    stem = lru_cache(_STEMS)(Stemmer.Stemmer("english").stemWord)
+    return frozenset(STOPWORDS_EN), stem, rjieba.cut

@@ -1,0 +1,322 @@
+"""The keyword index of a collection: a derivative of its documents, beside them on disk.
+
+Chroma says nowhere that a collection has changed, and any program may change it. So an index keeps
+a hash of each document that it was made from. It is compared with the documents of the collection
+when a process first uses it, and again after each write to Chroma's database file; if they differ,
+it is made anew. It is therefore never wrong, whoever wrote, and however they ended.
+
+An index is written into a new folder; then one file that names this folder is replaced. A process
+that is killed in between leaves a folder that nothing refers to; the next one that writes removes
+it. Checksums find files that are damaged or incomplete, as after a power cut. The index belongs to
+the collection's id, so that it stays right if names are exchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import uuid
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nexusflow_integrations._core import forks
+from nexusflow_integrations._core.keywords import words_of
+from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations.chroma_collections.writer import folder_of
+from nexusflow_integrations.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from chromadb.api.models.Collection import Collection
+
+logger = logging.getLogger("nexusflow_integrations")
+
+FOLDER = "nexusflow-keywords"
+"""Folder of all keyword indexes, in the folder of the ``PersistentClient``."""
+CURRENT = "current.json"
+PAGE = 1_000
+"""Documents per read."""
+ATTEMPTS = 3
+"""How often documents are read again because the collection changed meanwhile."""
+MOST_OPEN = 8
+"""Indexes that a process keeps open."""
+
+_FORMAT = 1
+_PACKAGES = ("bm25s", "PyStemmer", "rjieba")
+
+State = tuple[object, ...]
+Digests = dict[str, int]
+"""Id to a hash of the document."""
+
+
+class KeywordIndex:
+    """Documents indexed by their words.
+
+    Args:
+        digests: All documents, in the order of the index.
+        ranks: ``bm25s.BM25``; ``None`` if no document has a word.
+    """
+
+    def __init__(self, digests: Digests, ranks: Any) -> None:
+        self.ids = [*digests]
+        self.digests = digests
+        self._ranks = ranks
+
+    @classmethod
+    def of(cls, pages: Iterator[tuple[list[str], list[str]]]) -> KeywordIndex:
+        """Index ids and documents, page by page."""
+        bm25s = _bm25s()
+        digests: Digests = {}
+        vocabulary: dict[str, int] = {}
+        words: list[list[int]] = []
+        for ids, texts in pages:
+            digests |= zip(ids, map(digest, texts), strict=True)
+            words += [
+                [vocabulary.setdefault(word, len(vocabulary)) for word in words_of(text)]
+                for text in texts
+            ]
+        ranks = None
+        if vocabulary:
+            ranks = bm25s.BM25()
+            ranks.index(bm25s.tokenization.Tokenized(words, vocabulary), show_progress=False)
+        return cls(digests, ranks)
+
+    def ranked(self, text: str) -> Iterator[str]:
+        """Yield the ids of the documents that share a word with ``text``, best first."""
+        if self._ranks is None:
+            return
+        words = [word for word in words_of(text) if word in self._ranks.vocab_dict]
+        if not words:
+            return
+        scores: NDArray[np.float32] = self._ranks.get_scores(words)
+        places = np.flatnonzero(scores > 0)
+        for place in places[np.argsort(-scores[places], kind="stable")].tolist():
+            yield self.ids[place]
+
+    def save(self, folder: Path) -> dict[str, int]:
+        """Write it into the existing, empty ``folder``; return a checksum of each file."""
+        if self._ranks is not None:
+            self._ranks.save(str(folder), show_progress=False)
+        (folder / "ids.json").write_text(json.dumps(self.ids), encoding="utf-8")
+        np.save(folder / "digests.npy", np.fromiter(self.digests.values(), np.uint64))
+        return {path.name: _checksum(path) for path in folder.iterdir()}
+
+    @classmethod
+    def load(cls, folder: Path, checksums: Mapping[str, int]) -> KeywordIndex:
+        """Open what ``save`` wrote, without keeping all of it in memory.
+
+        Raises:
+            Exception: It is not complete, or damaged.
+        """
+        if any(_checksum(folder / name) != value for name, value in checksums.items()):
+            raise ValueError("a file is damaged")
+        ids = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
+        hashes = np.load(folder / "digests.npy").tolist()
+        has_words = len(checksums) > 2
+        ranks = _bm25s().BM25.load(str(folder), mmap=True) if has_words else None
+        return cls(dict(zip(ids, hashes, strict=True)), ranks)
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            found = zlib.crc32(part, found)
+    return found
+
+
+def digest(text: str) -> int:
+    """Return a hash of 64 bits."""
+    hashed = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(hashed.digest(), "little")
+
+
+# -- the index of a collection ---------------------------------------------------------------------
+
+
+@dataclass
+class _Open:
+    index: KeywordIndex
+    state: State
+
+
+_lock = forks.Lock()
+_open: OrderedDict[tuple[str, str], _Open] = OrderedDict()
+"""Folder and collection id to an index that fitted at a state of the folder; the last used last."""
+
+
+def folder_for(collection: Collection) -> Path:
+    """Return the folder of the keyword index of ``collection``.
+
+    Raises:
+        ConfigurationError: The collection is in memory, or on a server.
+    """
+    folder = folder_of(collection)
+    if folder is None:
+        raise ConfigurationError(
+            "a keyword index is kept beside the collection, in the folder of a PersistentClient;"
+            f" collection {collection.name!r} has none: it is in memory, or on a server"
+        )
+    return folder / FOLDER / str(collection.id)
+
+
+def fitting_index(collection: Collection) -> KeywordIndex:
+    """Return the keyword index of ``collection``, made or made anew if necessary.
+
+    Reads all documents at the first call in a process, and after each write to the database.
+
+    Raises:
+        ConfigurationError: The collection is in memory, or on a server.
+        ImportError: A package is missing; the message says what to install.
+    """
+    home = folder_for(collection)
+    database = home.parent.parent
+    name = os.path.realpath(database), str(collection.id)
+    with _lock:
+        held = _open.get(name)
+        if held is not None and held.state == _state(database):
+            _open.move_to_end(name)
+            return held.index
+        former = _stored(home) if held is None else held.index
+        for _ in range(ATTEMPTS):
+            state = _state(database)
+            if former is not None and _digests(collection) == former.digests:
+                index = former
+            else:
+                index = KeywordIndex.of(_pages(collection))
+            if _state(database) == state:
+                if index is not former:
+                    _store(index, home, collection)
+                _open[name] = _Open(index, state)
+                _open.move_to_end(name)
+                while len(_open) > MOST_OPEN:
+                    _open.popitem(last=False)
+                break
+        return index  # also if the collection never stands still: nothing fits it better
+
+
+def refresh(collection: Collection) -> None:
+    """Bring the keyword index of ``collection`` up to date, if it has one.
+
+    If that fails, the next query does it: the documents themselves are stored.
+    """
+    if folder_of(collection) is None or not folder_for(collection).is_dir():
+        return
+    try:
+        fitting_index(collection)
+    except Exception as error:  # noqa: BLE001
+        logger.warning(
+            "the keyword index of collection %r could not be updated (%s: %s); the next"
+            " hybrid_query makes it anew",
+            collection.name,
+            type(error).__name__,
+            error,
+        )
+
+
+def _pages(collection: Collection) -> Iterator[tuple[list[str], list[str]]]:
+    offset = 0
+    while True:
+        page = collection.get(limit=PAGE, offset=offset, include=["documents"])
+        ids, texts = page["ids"], page["documents"] or []
+        yield ids, [text or "" for text in texts]
+        if len(ids) < PAGE:
+            return
+        offset += len(ids)
+
+
+def _digests(collection: Collection) -> Digests:
+    found: Digests = {}
+    for ids, texts in _pages(collection):
+        found |= zip(ids, map(digest, texts), strict=True)
+    return found
+
+
+def _state(folder: Path) -> State:
+    """Return a value that changes with every write to Chroma's database."""
+    found: list[object] = []
+    for name in ("chroma.sqlite3", "chroma.sqlite3-wal"):
+        with suppress(OSError), (folder / name).open("rb") as file:
+            status = os.fstat(file.fileno())
+            # The header has a counter of changes, or the salt of the write-ahead log.
+            found += [status.st_ino, status.st_mtime_ns, status.st_size, file.read(32)]
+    return tuple(found)
+
+
+def _made_by() -> list[str]:
+    """Return what determines how words are cut."""
+    return [str(_FORMAT), *(f"{name} {version(name)}" for name in _PACKAGES)]
+
+
+def _stored(home: Path) -> KeywordIndex | None:
+    """Return the index on disk; ``None`` if there is none that can be used."""
+    try:
+        current = json.loads((home / CURRENT).read_text(encoding="utf-8"))
+        if current["made_by"] != _made_by():
+            return None
+        return KeywordIndex.load(home / current["folder"], current["checksums"])
+    except Exception:  # noqa: BLE001 - missing, incomplete or damaged: it is made anew
+        return None
+
+
+def _store(index: KeywordIndex, home: Path, collection: Collection) -> None:
+    """Write the index, then make it the current one; remove others.
+
+    If the disk is full or may not be written, the index is only used in this process.
+    """
+    fresh = home / uuid.uuid4().hex
+    try:
+        fresh.mkdir(parents=True)
+        current = {
+            "folder": fresh.name,
+            "checksums": index.save(fresh),
+            "made_by": _made_by(),
+            "database": [collection.tenant, collection.database],
+        }
+        written = home / f"{fresh.name}.json"
+        written.write_text(json.dumps(current), encoding="utf-8")
+        os.replace(written, home / CURRENT)
+    except OSError:
+        shutil.rmtree(fresh, ignore_errors=True)
+        return
+    for other in home.iterdir():
+        if other.name not in (CURRENT, fresh.name):
+            with suppress(OSError):
+                if other.is_dir():
+                    shutil.rmtree(other, ignore_errors=True)
+                else:
+                    other.unlink()
+    _remove_orphans(home, collection)
+
+
+def _remove_orphans(home: Path, collection: Collection) -> None:
+    """Remove the indexes of collections of the same database that were deleted."""
+    place = collection.tenant, collection.database
+    client: Any = collection._client
+    there: set[str] = set()
+    while found := client.list_collections(PAGE, len(there), *place):
+        there |= {str(one.id) for one in found}
+    for other in home.parent.iterdir():
+        if other.name in there:
+            continue
+        with suppress(OSError, ValueError, KeyError):
+            current = json.loads((other / CURRENT).read_text(encoding="utf-8"))
+            if tuple(current["database"]) == place:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def _bm25s() -> Any:
+    with needed("A keyword search", "bm25s", install="nexusflow-integrations[hybrid]"):
+        import bm25s
+    return bm25s

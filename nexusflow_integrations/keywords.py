@@ -1,0 +1,11 @@
+"""Words for a keyword search (BM25) in English and Chinese, and joining its ranking with others.
+
+    retriever = BM25Retriever.from_texts(texts, preprocess_func=words_of)
+
+``hybrid_query`` of ``nexusflow_integrations.chroma_collections`` and the command cut words in the
+same way. Needs ``pip install "nexusflow-integrations[hybrid]"``.
+"""
+
+from nexusflow_integrations._core.keywords import fused, words_of
+
+__all__ = ["fused", "words_of"]
