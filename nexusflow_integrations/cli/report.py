@@ -38,7 +38,6 @@ class ProjectionName(str, Enum):
     auto = "auto"
     pca = "pca"
     tsne = "tsne"
-    umap = "umap"
 
 
 def report(
@@ -77,9 +76,10 @@ def report(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write one HTML file about a collection: map, retrieval, scores, duplicates, outliers, cost.
+    """Write one HTML file about a collection: failed questions, duplicates, outliers, map, cost.
 
-    The file needs no network. Only the questions are embedded, and paid for.
+    The file needs no network. Only the questions are embedded and paid for, and three short
+    documents to check that the model is the same.
     """
     if not output.parent.is_dir():
         raise UsageProblem(f"the folder {str(output.parent)!r} is not there")
@@ -92,7 +92,7 @@ def report(
         if path is not None
         else _from_index(store, collection, asked)
     )
-    with opening as (found, function, chosen, title), screen.waiting(f"reading {title} …"):
+    with opening as (found, function, chosen, title, model), screen.waiting(f"reading {title} …"):
         done = write_report(
             found,
             output,
@@ -102,6 +102,7 @@ def report(
             limit=limit,
             projection=projection.value,
             title=title,
+            model=model,
         )
     _show(screen, done)
     if as_json:
@@ -121,7 +122,10 @@ def report(
         webbrowser.open(done.path.resolve().as_uri())
 
 
-_Opened = tuple["Collection", "NexusFlowEmbeddingFunction | None", "Sequence[Question]", str]
+_Opened = tuple[
+    "Collection", "NexusFlowEmbeddingFunction | None", "Sequence[Question]", str, "str | None"
+]
+"""Collection, function, questions, title, and the name of a local model."""
 
 
 @contextmanager
@@ -142,10 +146,10 @@ def _from_path(
         raise UsageProblem(f"{problem} there are: {', '.join(names) or 'none'}")
     collection = client.get_collection(name, embedding_function=None)
     if not (local and asked):
-        yield collection, None, asked or (), name
+        yield collection, None, asked or (), name, None
         return
     with open_endpoint(local=True) as endpoint:
-        yield collection, _function(endpoint), asked, name
+        yield collection, _function(endpoint), asked, name, endpoint.local_model
 
 
 @contextmanager
@@ -171,10 +175,10 @@ def _from_index(
             for item in QUESTIONS
         ]
     if not asked:
-        yield collection, None, (), about.title
+        yield collection, None, (), about.title, about.local_model
         return
     with reopened(index) as opened:
-        yield collection, _function(opened.endpoint), asked, about.title
+        yield collection, _function(opened.endpoint), asked, about.title, about.local_model
 
 
 def _function(endpoint: Endpoint) -> NexusFlowEmbeddingFunction:
@@ -219,7 +223,6 @@ def _show(screen: Screen, report: Report) -> None:
     screen.out.print(f"{texts}, map by {report.projection}: {report.path}")
     judged = len(report.ranks)
     if judged:
-        ranks = [rank for rank in report.ranks if rank is not None]
-        hits = [f"{sum(rank <= most for rank in ranks) / judged:.2f}" for most in CUTS]
+        hits = [f"{sum(rank <= most for rank in report.ranks) / judged:.2f}" for most in CUTS]
         rates = ", ".join(f"hit@{cut} {hit}" for cut, hit in zip(CUTS, hits, strict=True))
         screen.out.print(f"{rates} over {count(judged, 'question')}")

@@ -7,7 +7,8 @@
   const X = floats(data.x), Y = floats(data.y), N = data.ids.length;
   const near = new Int32Array(bytes(data.near.places).buffer), nearScores = floats(data.near.scores);
   const groupings = data.groupings.map((item) => ({ ...item, of: bytes(item.of) }));
-  const COLOURS = ["#4c78d8", "#e4803c", "#2fa67a", "#d24f74", "#8a63c9", "#b8912a", "#2f9fb8", "#c45fb0", "#7a9a3a", "#a0674b", "#5f7f95", "#8d8f98"];
+  // As many as measure.COLOURS, and the grey of the others.
+  const COLOURS = ["#4c78d8", "#e4803c", "#2fa67a", "#d24f74", "#8a63c9", "#b8912a", "#2f9fb8", "#c45fb0", "#7a9a3a", "#a0674b", "#9a9da6"];
   const whole = (number) => number.toLocaleString("en");
   const score = (number) => number.toFixed(3);
 
@@ -24,6 +25,11 @@
   }
   const show = (node, ...children) => node.replaceChildren(...children.filter(Boolean));
   const label = (at) => data.sources[at] || data.ids[at];
+  const link = (at) => data.links[at] || "";
+  function named(at) {
+    const to = link(at);
+    return to ? h("a", { class: "source", href: to, target: "_blank", rel: "noopener noreferrer" }, label(at)) : h("span", { class: "source" }, label(at));
+  }
   function brief(text, words, length) {
     let from = 0;
     if (words && words.length) {
@@ -93,7 +99,7 @@
     for (let at = 0; at < N; at++) {
       const x = screenX(X[at]), y = screenY(Y[at]);
       if (x < -9 || y < -9 || x > width + 9 || y > height + 9) continue;
-      (visible(at) ? groups[colouring.of[at] % COLOURS.length] : faded).push(x, y);
+      (visible(at) ? groups[colouring.colours[colouring.of[at]]] : faded).push(x, y);
     }
     const dots = (list, colour, alpha, radius) => {
       pen.fillStyle = colour; pen.globalAlpha = alpha; pen.beginPath();
@@ -104,8 +110,9 @@
       pen.fill();
     };
     dots(faded, style.getPropertyValue("--dim"), 0.16, size * 0.8);
-    groups.forEach((list, place) => dots(list, COLOURS[place], 0.85, size));
+    for (let place = groups.length - 1; place >= 0; place--) dots(groups[place], COLOURS[place], place === COLOURS.length - 1 ? 0.45 : 0.85, size);
     pen.globalAlpha = 1;
+    names(style);
     const ring = (at, colour, radius) => {
       if (at < 0) return;
       pen.strokeStyle = colour; pen.lineWidth = 2; pen.beginPath();
@@ -122,6 +129,31 @@
     }
     ring(selected, style.getPropertyValue("--accent"), size + 4);
     ring(hovered, style.getPropertyValue("--ink"), size + 3);
+  }
+  // Where each group is: the medians of its points.
+  for (const item of groupings) {
+    const xs = item.names.map(() => []), ys = item.names.map(() => []);
+    for (let at = 0; at < N; at++) { xs[item.of[at]].push(X[at]); ys[item.of[at]].push(Y[at]); }
+    const middle = (list) => list.sort((a, b) => a - b)[list.length >> 1];
+    item.middles = item.names.map((_, place) => [middle(xs[place]), middle(ys[place])]);
+  }
+  function names(style) {
+    if (selected >= 0 || terms.length || groupings.length === 0 || N < 12) return;
+    const taken = [], tall = width < 500 ? 10 : 12;
+    pen.font = `600 ${tall}px system-ui, sans-serif`; pen.textAlign = "center"; pen.textBaseline = "middle";
+    pen.lineWidth = 3; pen.lineJoin = "round";
+    colouring.names.forEach((name, place) => {
+      if (colouring.colours[place] === COLOURS.length - 1 || (only >= 0 && only !== place)) return;
+      const text = name.length > 26 ? `${name.slice(0, 25)}…` : name, half = pen.measureText(text).width / 2 + 3;
+      const x = screenX(colouring.middles[place][0]), y = screenY(colouring.middles[place][1]);
+      const at = Math.max(half, Math.min(width - half, x));
+      if (Math.abs(at - x) > half || y < tall || y > height - tall) return;
+      const box = [at - half, y - tall, at + half, y + tall];
+      if (taken.some((other) => box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3])) return;
+      taken.push(box);
+      pen.strokeStyle = style.getPropertyValue("--page"); pen.strokeText(text, at, y);
+      pen.fillStyle = style.getPropertyValue("--ink"); pen.fillText(text, at, y);
+    });
   }
   const redraw = () => { if (!waiting) { waiting = true; requestAnimationFrame(draw); } };
   function resize() {
@@ -198,9 +230,9 @@
   canvas.setAttribute("aria-label", `${whole(N)} texts. Close points have similar meaning. Use the search field to reach them with the keyboard.`);
 
   function row(at, words, number, extra) {
-    return h("li", {}, h("button", { class: `row small ${extra || ""}`, onclick: () => reveal(at) },
-      h("span", { class: "grow" }, h("span", { class: "source" }, label(at)),
-        h("span", { class: "clip dim" }, marked(brief(data.texts[at], words, 160), words))),
+    return h("li", {}, h("div", { class: `row small ${extra || ""}` },
+      h("div", { class: "grow" }, named(at),
+        h("button", { class: "text clip dim", onclick: () => reveal(at) }, marked(brief(data.texts[at], words, 160) || data.ids[at], words))),
       number === null ? null : h("span", { class: "number" }, number)));
   }
   function select(at) {
@@ -208,7 +240,7 @@
     const others = [];
     for (let k = 0; k < data.near.many; k++) others.push(row(near[at * data.near.many + k], terms, score(nearScores[at * data.near.many + k])));
     const back = terms.length || only >= 0 ? h("button", { class: "back small", onclick: () => { list(); redraw(); } }, "← back to the list") : null;
-    show($("side"), back, h("div", { class: "head", id: "chosen" }, label(at)),
+    show($("side"), back, h("div", { class: "head", id: "chosen" }, named(at)),
       h("div", { class: "dim small" }, groupings.map((item) => `${item.label}: ${item.names[item.of[at]]}`).join(" · ")),
       h("div", { class: "full small" }, marked(data.texts[at], terms)),
       others.length ? h("h3", {}, "Nearest neighbours") : null, h("ol", { class: "rows" }, ...others));
@@ -253,7 +285,7 @@
     item.of.forEach((place) => counts[place]++);
     show($("legend"), ...item.names.map((name, place) => {
       const dot = h("span", { class: "dot" });
-      dot.style.background = COLOURS[place % COLOURS.length];
+      dot.style.background = COLOURS[item.colours[place]];
       return h("button", { "aria-pressed": "false", onclick: (event) => {
         only = only === place ? -1 : place;
         [...$("legend").children].forEach((other) => other.setAttribute("aria-pressed", String(other === event.currentTarget && only === place)));
@@ -265,34 +297,53 @@
   show($("colours"), ...groupings.map((item) => h("button", { onclick: () => colour(item) }, item.label)));
   $("colours").hidden = groupings.length < 2;
 
-  // -- retrieval ------------------------------------------------------------------------------
+  // -- questions ------------------------------------------------------------------------------
+  const GOOD = 3;
+  const judged = data.questions.filter((item) => item.expected.length);
+  const failed = judged.filter((item) => item.rank > GOOD);
+  const verdict = (question) => question.expected.length
+    ? h("p", { class: `${question.rank <= GOOD ? "good" : "bad"} small` }, `First correct result: #${whole(question.rank)} (cosine ${score(question.score)}).`)
+    : null;
+  function hits(question, most) {
+    const right = new Set(question.right), first = question.hits.slice(0, most);
+    const list = first.map(([at, value]) => row(at, question.words, score(value), right.has(at) ? "right" : ""));
+    if (question.first !== null && !first.some(([at]) => right.has(at))) list.push(row(question.first, question.words, `${whole(question.rank)}. ${score(question.score)}`, "right"));
+    return list;
+  }
   function answer(question, button) {
     [...$("questions").querySelectorAll("button")].forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
-    const right = new Set(question.right), shown = question.hits.some(([at]) => right.has(at));
-    let verdict = null;
-    if (question.expected.length) {
-      if (question.rank === null) verdict = h("p", { class: "bad small" }, "The expected document is not in this collection.");
-      else verdict = h("p", { class: `${question.rank <= 3 ? "good" : "bad"} small` }, `First correct result: #${whole(question.rank)} (cosine ${score(question.score)}).`);
-    }
-    const list = question.hits.map(([at, value]) => row(at, question.words, score(value), right.has(at) ? "right" : ""));
-    if (question.first !== null && !shown) list.push(row(question.first, question.words, `${whole(question.rank)}. ${score(question.score)}`, "right"));
-    show($("answer"), h("div", { class: "head" }, marked(question.text, question.words)), verdict, h("ol", { class: "rows scroll" }, ...list));
+    show($("answer"), h("div", { class: "head" }, marked(question.text, question.words)), verdict(question), h("ol", { class: "rows scroll" }, ...hits(question, question.hits.length)));
   }
-  if (data.questions.length) {
-    $("inspector").hidden = false;
-    const judged = data.questions.filter((item) => item.expected.length);
-    if (judged.length) {
-      const rate = (most) => (judged.filter((item) => item.rank !== null && item.rank <= most).length / judged.length).toFixed(2);
-      $("rates").textContent = `hit@1 ${rate(1)} · hit@3 ${rate(3)} · hit@5 ${rate(5)} over ${whole(judged.length)} questions`;
-    }
-    const buttons = data.questions.map((item) => {
-      const place = !item.expected.length ? "" : item.rank === null ? "–" : `#${whole(item.rank)}`;
-      const tone = !place ? "" : item.rank !== null && item.rank <= 3 ? "good" : "bad";
+  function ask(list) {
+    const buttons = list.map((item) => {
+      const place = item.expected.length ? `#${whole(item.rank)}` : "";
+      const tone = !place ? "" : item.rank <= GOOD ? "good" : "bad";
       const button = h("button", { class: "row small", onclick: () => answer(item, button) }, h("span", { class: "grow" }, item.text), h("span", { class: `number ${tone}` }, place));
       return button;
     });
     show($("questions"), ...buttons.map((button) => h("li", {}, button)));
-    answer(data.questions[0], buttons[0]);
+    if (list.length) answer(list[0], buttons[0]);
+  }
+  if (data.questions.length) {
+    $("inspector").hidden = false;
+    if (judged.length) {
+      const rate = (most) => (judged.filter((item) => item.rank <= most).length / judged.length).toFixed(2);
+      $("rates").textContent = `hit@1 ${rate(1)} · hit@3 ${rate(3)} · hit@5 ${rate(5)} over ${whole(judged.length)} questions`;
+    }
+    // The worst first; questions without expected ids last, in their order.
+    const worst = [...data.questions].sort((a, b) => (b.rank || 0) - (a.rank || 0));
+    const choices = [[`${whole(failed.length)} not in the first ${GOOD}`, worst.filter((item) => item.rank > GOOD)], [`all ${whole(data.questions.length)}`, worst]];
+    const buttons = choices.map(([name, list]) => h("button", { onclick: (event) => pressed(event.currentTarget, list) }, name));
+    const pressed = (button, list) => {
+      buttons.forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
+      ask(list);
+    };
+    show($("which"), ...buttons);
+    $("which").hidden = failed.length === 0;
+    const start = failed.length ? 0 : 1;
+    pressed(buttons[start], choices[start][1]);
+    const printed = failed.length ? failed : judged;
+    show($("printed"), ...printed.slice(0, 100).map((item) => h("section", {}, h("div", { class: "head" }, item.text), verdict(item), h("ol", { class: "rows" }, ...hits(item, GOOD)))));
   }
 
   // -- the cards ------------------------------------------------------------------------------
@@ -322,9 +373,9 @@
   }
   show($("histogram"), bars());
   show($("near-duplicates"), data.near_duplicates.length
-    ? h("ol", { class: "rows scroll" }, ...data.near_duplicates.map(([one, two, value]) => h("li", {}, h("button", { class: "row small", onclick: () => reveal(one) },
-      h("span", { class: "grow" }, h("span", { class: "source" }, label(one)), h("span", { class: "dim" }, " and "), h("span", { class: "source" }, label(two)),
-        h("span", { class: "clip dim" }, brief(data.texts[one], [], 120))), h("span", { class: "number" }, score(value))))))
+    ? h("ol", { class: "rows scroll" }, ...data.near_duplicates.map(([one, two, value]) => h("li", {}, h("div", { class: "row small" },
+      h("div", { class: "grow" }, named(one), h("span", { class: "dim" }, " and "), named(two),
+        h("button", { class: "text clip dim", onclick: () => reveal(one) }, brief(data.texts[one], [], 120) || data.ids[one])), h("span", { class: "number" }, score(value))))))
     : h("p", { class: "dim small" }, "No two texts have a cosine of 0.95 or more."));
   show($("outliers"), h("p", { class: "dim small" }, "Farthest from their nearest neighbours, by mean cosine."),
     h("ol", { class: "rows scroll" }, ...data.outliers.map(([at, value]) => row(at, [], score(value)))));
@@ -333,10 +384,28 @@
   const facts = [["Texts shown", `${whole(N)}${data.total > N ? ` of ${whole(data.total)}, a sample` : ""}`],
     ["Tokens", `about ${whole(data.cost.tokens)}${give}`], ["Cost of embedding", `${money(data.cost.price)} at the list price of ${data.cost.million} ${data.cost.currency} per million`]];
   if (data.questions.length) facts.push(["Cost of this report", `${whole(data.cost.asked_tokens)} tokens for ${whole(data.questions.length)} questions, ${money(data.cost.asked_price)} at the list price`]);
-  show($("cost"), ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  const percent = (share) => `${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %`;
+  const where = data.endpoint === "localhost" ? "this machine" : data.endpoint;
   $("title").textContent = data.title;
-  $("facts").textContent = `${whole(N)}${data.total > N ? ` of ${whole(data.total)}` : ""} texts · ${whole(data.dimensions)} dimensions · map by ${data.projection}`;
-  $("made").textContent = `Made on ${data.made}.`;
+  $("facts").textContent = [`${whole(N)}${data.total > N ? ` of ${whole(data.total)} texts, a random sample` : " texts"}`,
+    data.model ? `${data.model}${where ? ` at ${where}` : ""}` : "model not stored", `${whole(data.dimensions)} dimensions`, data.made].join(" · ");
+  $("quality").textContent = N < 3 ? "" : `Map by ${data.projection}: ${percent(data.kept)} of the nearest neighbours are among the ten nearest on the map.`
+    + (data.variance === null ? " All vectors are equal." : data.projection === "PCA" ? ` Its two axes show ${percent(data.variance)} of the variance.` : ` Two straight axes (PCA) would show ${percent(data.variance)} of the variance; distances between groups mean little.`);
+  if (data.compared) facts.push(["Model", `${whole(data.compared)} documents were embedded again and have the vectors that are stored`]);
+  else if (data.questions.length) facts.push(["Model", "not compared: the collection stores no documents"]);
+  show($("cost"), ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  function found(at) { return { id: data.ids[at], source: data.sources[at], text: data.texts[at] }; }
+  $("export").onclick = () => {
+    const out = { title: data.title, collection: data.collection, model: data.model, endpoint: data.endpoint, dimensions: data.dimensions, made: data.made, version: data.version, texts: N, total: data.total,
+      questions: data.questions.map((item) => ({ question: item.text, expected: item.expected, rank: item.rank, hits: item.hits.map(([at, value]) => ({ ...found(at), cosine: value })) })),
+      near_duplicates: data.near_duplicates.map(([one, two, value]) => ({ one: found(one), two: found(two), cosine: value })),
+      outliers: data.outliers.map(([at, value]) => ({ ...found(at), cosine: value })) };
+    const link = h("a", { href: URL.createObjectURL(new Blob([JSON.stringify(out, null, 1)], { type: "application/json" })), download: `${data.title.replace(/[^\p{L}\p{N}._-]+/gu, "-").slice(0, 60)}.json` });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  };
+  $("print").onclick = () => print();
+  $("made").textContent = `Made by nexusflow-integrations ${data.version} on ${data.made}.`;
   colour(groupings[0]);
   resize();
   document.documentElement.dataset.ready = "yes";

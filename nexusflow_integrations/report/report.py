@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nexusflow_integrations import __version__
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import ConfigurationError
@@ -53,17 +55,16 @@ class Report:
         path: The file.
         points: Documents on the map.
         total: Documents in the collection; more than ``points`` if a sample was taken.
-        projection: The projection of the map: ``PCA``, ``t-SNE`` or ``UMAP``.
-        ranks: For each question with expected ids, the rank of the first correct document, from 1;
-            ``None`` if none of them is in the collection.
-        usage: The usage of embedding the questions.
+        projection: The projection of the map: ``PCA`` or ``t-SNE``.
+        ranks: For each question with expected ids, the rank of the first correct document, from 1.
+        usage: The usage of embedding the questions, and of comparing the model.
     """
 
     path: Path
     points: int
     total: int
     projection: str
-    ranks: tuple[int | None, ...]
+    ranks: tuple[int, ...]
     usage: Usage
 
 
@@ -73,6 +74,7 @@ class _Held:
     ids: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
     vectors: list[Any] = field(default_factory=list)
 
 
@@ -83,52 +85,74 @@ def write_report(
     questions: Iterable[str | Question] = (),
     embedding_function: NexusFlowEmbeddingFunction | None = None,
     source: str = "source",
+    url: str = "url",
     limit: int = LIMIT,
     projection: measure.Projection = "auto",
     title: str | None = None,
+    model: str | None = None,
 ) -> Report:
     """Write one self-contained HTML file about a Chroma collection.
 
+    If there are questions, up to three short documents are embedded too, to check that the vectors
+    are of the model that embeds the questions.
+
     Args:
-        collection: The collection; only questions are embedded.
+        collection: The collection; it is only read.
         path: File to write; it is replaced only when it is complete.
         questions: Questions to rank the documents for, by exact cosine with every point shown.
         embedding_function: Embeds the questions. Default: the one stored in the collection.
         source: Name of the metadata field with a document's source.
+        url: Name of the metadata field with an address to link the source to. A source that is
+            itself an address needs none. Only http, https and file become links.
         limit: Most points on the map; of a larger collection, a fixed random sample is taken.
-        projection: Projection of the map. ``auto`` is UMAP if installed, else t-SNE up to 2,000
-            points, else PCA.
+        projection: Projection of the map. ``auto`` is t-SNE, and PCA for fewer than 12 points or
+            where two dimensions show all of the variance.
         title: Title of the page. Default: the name of the collection.
+        model: Name of the model to show. Default: the embedding function's.
 
     Raises:
-        ConfigurationError: The collection is empty, or the questions cannot be embedded for it.
-        ImportError: scikit-learn is missing, or UMAP if it was requested.
+        ConfigurationError: The collection is empty, an expected id is not in it, or its vectors are
+            not those of the embedding function. Only the last is found out by a request.
+        ImportError: scikit-learn or openTSNE is missing.
         NexusFlowError: Embedding the questions failed.
     """
-    measure.need_sklearn()  # before anything is embedded
+    measure.need_packages()  # before anything is embedded
     asked = [Question(item) if isinstance(item, str) else item for item in questions]
-    held = _read(collection, source, limit, {name for item in asked for name in item.expected})
-    if not held.ids:
-        raise ConfigurationError(f"the collection {collection.name!r} is empty")
+    held = _read(collection, source, url, limit, asked)
     vectors = measure.unit(np.asarray(held.vectors, np.float32))
-    inspected, usage = _inspect(collection, embedding_function, asked, held, vectors)
-    near = measure.neighbours(vectors)
-    points, made_by = measure.project(vectors, projection)
-    groupings = [measure.sources(held.sources), measure.clusters(vectors, held.texts)]
+    function = embedding_function or _stored(collection, asked)
+    inspected, usage, compared = _inspect(collection, function, asked, held, vectors)
+    near, low = measure.neighbours(vectors), measure.reduced(vectors)
+    layout = measure.project(low, near, projection)
+    near = near.first(measure.NEIGHBOURS)
+    groupings = [measure.sources(held.sources), measure.clusters(low, held.texts)]
     shown = max(240, min(4000, _CHARACTERS // len(held.ids)))
     data = {
         "title": title or collection.name,
+        "collection": collection.name,
+        "model": model or (function.model_name if function else None),
+        "endpoint": function.service if function else None,
+        "compared": compared,
         "total": held.total,
         "dimensions": int(vectors.shape[1]),
         "made": time.strftime("%Y-%m-%d"),
-        "projection": made_by,
-        "x": _packed(points[:, 0], "<f4"),
-        "y": _packed(points[:, 1], "<f4"),
+        "version": __version__,
+        "projection": layout.method,
+        "kept": round(layout.kept, 4),
+        "variance": round(low.flat, 4) if low.shares.any() else None,
+        "x": _packed(layout.points[:, 0], "<f4"),
+        "y": _packed(layout.points[:, 1], "<f4"),
         "ids": held.ids,
         "texts": [text if len(text) <= shown else f"{text[:shown]} …" for text in held.texts],
         "sources": held.sources,
+        "links": held.links if any(held.links) else [],
         "groupings": [
-            {"label": item.label, "names": item.names, "of": _packed(item.of, "u1")}
+            {
+                "label": item.label,
+                "names": item.names,
+                "of": _packed(item.of, "u1"),
+                "colours": measure.colours(item, layout.points),
+            }
             for item in groupings
             if item is not None
         ],
@@ -151,14 +175,19 @@ def write_report(
     finally:
         part.unlink(missing_ok=True)
     ranks = tuple(item["rank"] for item in inspected if item["expected"])
-    return Report(target, len(held.ids), held.total, made_by, ranks, usage)
+    return Report(target, len(held.ids), held.total, layout.method, ranks, usage)
 
 
-def _read(collection: Collection, source: str, limit: int, wanted: set[str]) -> _Held:
+def _read(
+    collection: Collection, source: str, url: str, limit: int, asked: Sequence[Question]
+) -> _Held:
     held = _Held(collection.count())
     names: list[str] = []
     for offset in range(0, held.total, _PAGE):
         names += collection.get(include=[], limit=_PAGE, offset=offset)["ids"]
+    if not names:
+        raise ConfigurationError(f"the collection {collection.name!r} is empty")
+    wanted = _expected(collection.name, set(names), asked)
     if len(names) > limit:
         chosen = set(np.random.default_rng(0).choice(len(names), limit, replace=False).tolist())
         # Keep the expected documents, so that their ranks are known.
@@ -175,19 +204,41 @@ def _read(collection: Collection, source: str, limit: int, wanted: set[str]) -> 
             held.texts.append((texts[place] if texts else None) or "")
             note = (notes[place] if notes else None) or {}
             held.sources.append(str(note.get(source, "")))
+            held.links.append(_link(str(note.get(url) or held.sources[-1])))
     return held
+
+
+def _expected(name: str, ids: set[str], asked: Sequence[Question]) -> set[str]:
+    for question in asked:
+        missing = [expected for expected in question.expected if expected not in ids]
+        if missing:
+            raise ConfigurationError(
+                f"the question {question.text!r} expects the id {missing[0]!r}, which is not in the"
+                f" collection {name!r}: correct the id, or leave it out"
+            )
+    return {expected for question in asked for expected in question.expected}
+
+
+def _link(address: str) -> str:
+    """Return ``address`` if a browser may follow it from a page that holds foreign texts."""
+    return address if re.match(r"(https?|file)://[^\s]+$", address) else ""
 
 
 def _inspect(
     collection: Collection,
-    given: NexusFlowEmbeddingFunction | None,
+    function: NexusFlowEmbeddingFunction | None,
     asked: list[Question],
     held: _Held,
     vectors: measure.Floats,
-) -> tuple[list[dict[str, Any]], Usage]:
+) -> tuple[list[dict[str, Any]], Usage, int]:
+    """Return the questions with their hits, their usage, and how many documents were compared."""
     if not asked:
-        return [], Usage()
-    function = given or _stored(collection)
+        return [], Usage(), 0
+    if function is None:
+        raise ConfigurationError(
+            f"the collection {collection.name!r} does not store its embedding function: pass"
+            " embedding_function=..."
+        )
     before = function.usage.tokens, function.usage.requests
     found = measure.unit(np.asarray(function.embed_query([item.text for item in asked])))
     if found.shape[1] != vectors.shape[1]:
@@ -195,6 +246,7 @@ def _inspect(
             f"the questions have {found.shape[1]} dimensions and the collection has"
             f" {vectors.shape[1]}: pass the embedding function that filled it"
         )
+    compared = _compare(collection, function, held)
     usage = function.usage
     usage = Usage(
         tokens=usage.tokens - before[0], requests=usage.requests - before[1], price=usage.price
@@ -205,7 +257,7 @@ def _inspect(
         order = np.argsort(-scores, kind="stable")
         rank = np.empty(len(order), np.int64)
         rank[order] = np.arange(1, len(order) + 1)
-        right = [places[name] for name in question.expected if name in places]
+        right = [places[name] for name in question.expected]
         first = min(right, key=lambda place: rank[place], default=None)
         inspected.append(
             {
@@ -219,19 +271,33 @@ def _inspect(
                 "first": first,
             }
         )
-    return inspected, usage
+    return inspected, usage, compared
 
 
-def _stored(collection: Collection) -> NexusFlowEmbeddingFunction:
+def _compare(collection: Collection, function: NexusFlowEmbeddingFunction, held: _Held) -> int:
+    """Check that the function returns the vectors of the shortest documents; return how many."""
+    from nexusflow_integrations.chroma_collections.verifying import check_same, sampled
+
+    ids, texts, stored = sampled(
+        {"ids": held.ids, "documents": held.texts, "embeddings": held.vectors}
+    )
+    if texts:
+        check_same(collection.name, ids, stored, function._uncached()(texts))
+    return len(texts)
+
+
+def _stored(collection: Collection, asked: Sequence[Question]) -> NexusFlowEmbeddingFunction | None:
     from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 
     stored = collection.configuration_json.get("embedding_function") or {}
     if stored.get("name") != NexusFlowEmbeddingFunction.name():
-        raise ConfigurationError(
-            f"the collection {collection.name!r} does not store its embedding function: pass"
-            " embedding_function=..."
-        )
-    return NexusFlowEmbeddingFunction.build_from_config(stored["config"])
+        return None
+    try:
+        return NexusFlowEmbeddingFunction.build_from_config(stored["config"])
+    except ConfigurationError:
+        if asked:
+            raise
+        return None  # a map needs none
 
 
 def _cost(held: _Held, usage: Usage) -> dict[str, Any]:

@@ -42,7 +42,10 @@ def fill(folder: Path, function: NexusFlowEmbeddingFunction, count: int) -> Any:
     collection.add(
         ids=[f"id-{number}" for number in range(count)] + ["evil"],
         documents=texts,
-        metadatas=[{"source": f"{text.split()[1]}.md:{n}"} for n, text in enumerate(texts[:-1])]
+        metadatas=[
+            {"source": f"{text.split()[1]}.md:{n}", "url": f"https://zoo.example/{n}"}
+            for n, text in enumerate(texts[:-1])
+        ]
         + [{"source": "<b>evil</b>"}],
     )
     return collection

@@ -61,7 +61,8 @@ def page(tmp_path_factory: pytest.TempPathFactory, running_server: Any) -> Path:
     collection = fill(folder / "chroma", function, 120)
     asked = [
         Question("Who hides thing number 16?", ["id-16"]),
-        Question("</script><b>beetle", ["gone"]),
+        Question("</script><b>beetle", ["id-1"]),
+        Question("something about otters"),
     ]
     return write_report(collection, folder / "out.html", questions=asked, projection="pca").path
 
@@ -141,7 +142,7 @@ def test_typing_filters_the_points_and_lists_them_with_the_words_marked(opened: 
         "otter",
         "hides",
     }
-    rows[0].click()
+    rows[0].find_element(By.CSS_SELECTOR, "button").click()
     assert len(opened.find_elements(By.CSS_SELECTOR, "#side .full")) == 1
     one(opened, "#side .back").click()
     assert len(opened.find_elements(By.CSS_SELECTOR, "#side .row")) == 6
@@ -158,7 +159,7 @@ def test_a_click_selects_the_point_and_shows_what_is_near(opened: Any) -> None:
     near = opened.find_elements(By.CSS_SELECTOR, "#side .row")
     assert len(near) == 6
     chosen = text_of(opened, "#side .full")
-    near[0].click()
+    near[0].find_element(By.CSS_SELECTOR, "button").click()
     assert text_of(opened, "#side .full") != chosen
 
 
@@ -178,22 +179,73 @@ def test_a_group_of_the_legend_is_shown_alone_and_colours_change(opened: Any) ->
     assert len(names) > 2
 
 
+def test_questions_that_failed_come_first_and_alone(opened: Any) -> None:
+    assert one(opened, "main section").get_attribute("id") == "inspector"
+    shown = opened.find_elements(By.CSS_SELECTOR, "#questions li")
+    assert [item.text.splitlines()[0] for item in shown] == ["</script><b>beetle"]
+    assert "First correct result: #" in text_of(opened, "#answer")
+    assert "</script><b>beetle" in text_of(opened, "#answer .head")
+    one(opened, "#which button:nth-child(2)").click()
+    assert len(opened.find_elements(By.CSS_SELECTOR, "#questions li")) == 3
+
+
 def test_a_question_shows_its_hits_and_where_the_right_one_fell(opened: Any) -> None:
+    one(opened, "#which button:nth-child(2)").click()
+    one(opened, "#questions li:nth-child(2) button").click()
     assert "First correct result: #1" in text_of(opened, "#answer")
     first = one(opened, "#answer .row")
     assert "thing number 16." in first.text
     assert "right" in first.get_attribute("class")
     assert "hides" in {mark.text for mark in first.find_elements(By.CSS_SELECTOR, "mark")}
-    one(opened, "#questions li:nth-child(2) button").click()
-    assert "not in this collection" in text_of(opened, "#answer")
-    assert "</script><b>beetle" in text_of(opened, "#answer .head")
+    one(opened, "#questions li:nth-child(3) button").click()
+    assert "First correct" not in text_of(opened, "#answer")
+
+
+def test_questions_hits_and_outliers_are_exported_as_json(opened: Any) -> None:
+    made = """
+    const done = arguments[0], make = URL.createObjectURL;
+    URL.createObjectURL = (blob) => {
+      blob.text().then(done);
+      URL.createObjectURL = make;
+      return '#';
+    };
+    document.getElementById('export').click();
+    """
+    found = json.loads(opened.execute_async_script(made))
+    assert found["collection"] == "zoo"
+    assert found["model"] == "text-embedding-v4"
+    asked = found["questions"][0]
+    assert (asked["question"], asked["expected"]) == ("Who hides thing number 16?", ["id-16"])
+    assert asked["hits"][asked["rank"] - 1]["id"] == "id-16"
+    assert len(found["outliers"]) == 12
+
+
+def test_a_source_with_an_address_is_a_link(opened: Any) -> None:
+    link = one(opened, "#outliers a.source")
+    assert link.get_attribute("href").startswith("https://zoo.example/")
+    assert link.get_attribute("rel") == "noopener noreferrer"
+
+
+def test_the_printed_page_holds_the_failed_questions_and_no_controls(opened: Any) -> None:
+    assert not one(opened, "#printed").is_displayed()
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert "beetle" in one(opened, "#printed").text
+        for hidden in ("#print", "#search", "#questions", "#side"):
+            assert not one(opened, hidden).is_displayed()
+        assert opened.execute_cdp_cmd("Page.printToPDF", {})["data"]
+    finally:
+        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 def test_the_cards_are_filled(opened: Any) -> None:
     assert len(opened.find_elements(By.CSS_SELECTOR, "#histogram rect")) > 10
     assert len(opened.find_elements(By.CSS_SELECTOR, "#outliers .row")) == 12
     assert "CNY" in text_of(opened, "#cost")
-    one(opened, "#outliers .row").click()
+    assert "3 documents were embedded again" in text_of(opened, "#cost")
+    assert "text-embedding-v4 at this machine · 128 dimensions" in text_of(opened, "#facts")
+    assert "of the variance" in text_of(opened, "#quality")
+    one(opened, "#outliers .row button").click()
     assert text_of(opened, "#chosen")
 
 
