@@ -8,7 +8,7 @@
   const near = new Int32Array(bytes(data.near.places).buffer), nearScores = floats(data.near.scores);
   const groupings = data.groupings.map((item) => ({ ...item, of: bytes(item.of) }));
   // As many as measure.COLOURS, and the grey of the others.
-  const COLOURS = ["#4c78d8", "#e4803c", "#2fa67a", "#d24f74", "#8a63c9", "#b8912a", "#2f9fb8", "#c45fb0", "#7a9a3a", "#a0674b", "#9a9da6"];
+  const COLOURS = ["#4c78d8", "#e4803c", "#2fa67a", "#d24f74", "#8a63c9", "#b8912a", "#2f9fb8", "#c45fb0", "#7a9a3a", "#a0674b", "#5f7f95", "#9a9da6"];
   const whole = (number) => number.toLocaleString("en");
   const score = (number) => number.toFixed(3);
 

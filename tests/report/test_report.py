@@ -18,7 +18,7 @@ import pytest
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.errors import ConfigurationError, InvalidInputError
 from nexusflow_integrations.local import LocalServer
-from nexusflow_integrations.report import Question, write_report
+from nexusflow_integrations.report import Question, measure, write_report
 
 from .conftest import EVIL, KEY, documents, fill
 
@@ -223,6 +223,13 @@ def test_the_page_says_model_endpoint_size_date_and_what_the_map_shows(
     assert 0 < data["kept"] <= 1
     named = write_report(collection, tmp_path / "named.html", model="my-model").path
     assert Page(named).data["model"] == "my-model"
+
+
+def test_the_page_has_every_colour_that_groups_get(collection: Any, tmp_path: Path) -> None:
+    script = Page(write_report(collection, tmp_path / "out.html", projection="pca").path).scripts[1]
+    colours = re.search(r"const COLOURS = \[(.*)\]", script)
+    assert colours is not None
+    assert len(colours[1].split(",")) == measure.COLOURS + 1  # and the grey of the others
 
 
 def test_only_addresses_that_are_safe_to_follow_become_links(tmp_path: Path) -> None:
