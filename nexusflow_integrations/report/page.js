@@ -388,7 +388,7 @@
   const where = data.endpoint === "localhost" ? "this machine" : data.endpoint;
   $("title").textContent = data.title;
   $("facts").textContent = [`${whole(N)}${data.total > N ? ` of ${whole(data.total)} texts, a random sample` : " texts"}`,
-    data.model ? `${data.model}${where ? ` at ${where}` : ""}` : "model not stored", `${whole(data.dimensions)} dimensions`, data.made].join(" · ");
+    data.model ? `${data.model}${where ? ` ${data.endpoint === "localhost" ? "on" : "at"} ${where}` : ""}` : "model not stored", `${whole(data.dimensions)} dimensions`, data.made].join(" · ");
   $("quality").textContent = N < 3 ? "" : `Map by ${data.projection}: ${percent(data.kept)} of the nearest neighbours are among the ten nearest on the map.`
     + (data.variance === null ? " All vectors are equal." : data.projection === "PCA" ? ` Its two axes show ${percent(data.variance)} of the variance.` : ` Two straight axes (PCA) would show ${percent(data.variance)} of the variance; distances between groups mean little.`);
   if (data.compared) facts.push(["Model", `${whole(data.compared)} documents were embedded again and have the vectors that are stored`]);
