@@ -45,7 +45,7 @@ def test_every_stored_setting_is_used_or_refused(
 
 @pytest.mark.parametrize("config", [None, [], "x", 5, [["model_name", "x"]]])
 def test_a_stored_configuration_that_is_none_is_refused(config: Any) -> None:
-    with pytest.raises(ConfigurationError, match="no object of names and values"):
+    with pytest.raises(ConfigurationError, match="not an object of names and values"):
         NexusFlowEmbeddingFunction.build_from_config(config)
 
 

@@ -465,6 +465,7 @@ def start(server: LocalServer, folder: Path, *arguments: str) -> subprocess.Pope
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kills without notice")
 def test_a_killed_run_leaves_no_output_and_the_next_one_pays_only_for_the_rest(
     tmp_path: Path,

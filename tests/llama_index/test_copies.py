@@ -255,6 +255,7 @@ def _nodes(texts: list[str]) -> list[TextNode]:
     return [TextNode(text=text, id_=str(number)) for number, text in enumerate(texts)]
 
 
+@pytest.mark.slow
 def test_spawned_workers_embed_with_the_key_of_their_environment(
     server: LocalServer,
     key: str,
@@ -286,6 +287,7 @@ def test_worker_processes_of_an_async_pipeline_embed_too(
     assert {len(node.embedding) for node in done} == {64}
 
 
+@pytest.mark.slow
 def test_spawned_workers_without_a_key_say_how_to_give_them_one(
     embedding: NexusFlowEmbedding, texts: Texts
 ) -> None:
@@ -295,6 +297,7 @@ def test_spawned_workers_without_a_key_say_how_to_give_them_one(
     assert embedding.get_text_embedding("a text")
 
 
+@pytest.mark.slow
 def test_workers_refuse_a_budget_that_each_would_spend(
     server: LocalServer, key: str, texts: Texts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +342,7 @@ def test_a_worker_refuses_limits_that_each_worker_would_keep_for_itself(
     assert embedding.client  # it was never pickled
 
 
+@pytest.mark.slow
 def test_what_workers_spend_is_counted_in_the_workers(
     server: LocalServer,
     key: str,
