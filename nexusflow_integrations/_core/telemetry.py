@@ -4,14 +4,16 @@ Uses only the OpenTelemetry API (extra ``otel``), and only if the application ha
 Otherwise the cost is one dictionary look-up per call. Texts and vectors are never recorded.
 
 Names follow the GenAI semantic conventions for embeddings (status: development), as emitted by the
-published Python packages.
+published Python packages. If the application uses OpenInference, which has names of its own for
+tokens, they are recorded under those too: on the span of LlamaIndex's embedding model, if there is
+one, else on this one.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -28,6 +30,14 @@ TOKENS = "gen_ai.client.token.usage"
 
 _UNOBSERVED = nullcontext()
 
+_OPENINFERENCE = "openinference.instrumentation"
+_TOKEN_COUNTS = ("llm.token_count.prompt", "llm.token_count.total")
+_OF_LLAMA_INDEX = {
+    *("get_text_embedding", "get_query_embedding", "get_text_embedding_batch", "__call__"),
+    *("aget_text_embedding", "aget_query_embedding", "aget_text_embedding_batch", "acall"),
+}
+"""Methods of an embedding model that get a span of OpenInference, named after class and method."""
+
 
 def observed(settings: Settings, ledger: Ledger) -> AbstractContextManager[None]:
     """Record the block as one embeddings operation, with the usage in ``ledger``."""
@@ -38,6 +48,7 @@ def observed(settings: Settings, ledger: Ledger) -> AbstractContextManager[None]
 @contextmanager
 def _spanned(api: Any, settings: Settings, ledger: Ledger) -> Iterator[None]:
     common = _attributes(settings)
+    outer = api.get_current_span() if _OPENINFERENCE in sys.modules else None
     span = api.get_tracer(SCOPE).start_span(
         f"{OPERATION} {settings.model}", kind=api.SpanKind.CLIENT, attributes=common
     )
@@ -53,11 +64,30 @@ def _spanned(api: Any, settings: Settings, ledger: Ledger) -> Iterator[None]:
         raise
     finally:
         span.set_attribute("gen_ai.usage.input_tokens", ledger.tokens)
+        if outer is not None:
+            _count_tokens(span, outer, settings.model, ledger.tokens)
         if settings.dimensions is not None:
             span.set_attribute("gen_ai.embeddings.dimension.count", settings.dimensions)
         span.set_attribute("gen_ai.request.encoding_formats", [settings.encoding_format])
         span.end()
         _measure(common | failure, time.perf_counter() - started, ledger.tokens)
+
+
+def _of_llama_index(span: Any) -> bool:
+    name = str(getattr(span, "name", "")).rpartition(".")[2]
+    return name in _OF_LLAMA_INDEX and bool(span.is_recording())
+
+
+def _count_tokens(span: Any, outer: Any, model: str, tokens: int) -> None:
+    """Record ``tokens`` by OpenInference's names on ``outer``, or else on ``span``."""
+    before: Mapping[str, Any] = {}
+    if _of_llama_index(outer):  # its method may make several calls
+        span, before = outer, getattr(outer, "attributes", None) or {}
+    else:
+        span.set_attribute("openinference.span.kind", "EMBEDDING")
+        span.set_attribute("embedding.model_name", model)
+    for name in _TOKEN_COUNTS:
+        span.set_attribute(name, int(before.get(name, 0)) + tokens)
 
 
 def _attributes(settings: Settings) -> dict[str, str | int]:

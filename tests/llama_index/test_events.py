@@ -148,6 +148,10 @@ def test_openinference_records_our_events_without_complaint(
     (span,) = exporter.get_finished_spans()
     assert span.attributes["embedding.embeddings.11.embedding.text"] == "text number 11"
     assert span.attributes["embedding.model_name"] == "text-embedding-v4"
+    tokens = embedding.usage.tokens
+    assert tokens > 0
+    assert span.attributes["llm.token_count.prompt"] == tokens
+    assert span.attributes["llm.token_count.total"] == tokens
 
 
 def test_callbacks_come_in_pairs_with_texts_and_vectors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[InMemorySpanExpo
     meters = MeterProvider([reader])
     monkeypatch.setattr(trace, "get_tracer", tracers.get_tracer)
     monkeypatch.setattr(metrics, "get_meter", meters.get_meter)
+    # Another test of this process may have imported OpenInference.
+    monkeypatch.delitem(sys.modules, "openinference.instrumentation", raising=False)
     telemetry._instruments.cache_clear()
     yield spans, reader
     telemetry._instruments.cache_clear()
@@ -133,3 +136,33 @@ def test_an_application_without_opentelemetry_pays_no_import(server: LocalServer
         "assert not any(name.startswith('opentelemetry') for name in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_where_openinference_is_used_a_call_has_its_names_for_tokens_too(
+    recorded: tuple[InMemorySpanExporter, Any],
+    server: LocalServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "openinference.instrumentation", sys)
+    client = NexusFlow(server.api_key, base_url=server.base_url, dimensions=64)
+    client.embed(["a b c", "d"])
+    (span,) = recorded[0].get_finished_spans()
+    assert span.attributes is not None
+    tokens = client.usage.tokens
+    assert span.attributes["openinference.span.kind"] == "EMBEDDING"
+    assert span.attributes["embedding.model_name"] == "text-embedding-v4"
+    assert span.attributes["llm.token_count.prompt"] == tokens > 0
+    assert span.attributes["llm.token_count.total"] == tokens
+
+
+def test_the_span_of_a_program_of_its_own_gets_no_tokens(
+    recorded: tuple[InMemorySpanExporter, Any],
+    server: LocalServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "openinference.instrumentation", sys)
+    client = NexusFlow(server.api_key, base_url=server.base_url, dimensions=64)
+    with trace.get_tracer("app").start_as_current_span("GET /search"):
+        client.embed("a")
+    outer = next(span for span in recorded[0].get_finished_spans() if span.name == "GET /search")
+    assert dict(outer.attributes or {}) == {}
