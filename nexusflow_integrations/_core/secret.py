@@ -11,10 +11,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from inspect import signature
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
 from nexusflow_integrations._core.checks import did_you_mean, refuse
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _MARK = "**********"
 _SHORTEST = 8
@@ -99,6 +102,12 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash(self._value)
+
+    def __copy__(self) -> Self:
+        return self  # it does not change, and stays in this process
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a secret cannot be pickled")
