@@ -13,7 +13,12 @@ import pytest
 from llama_index.core import Document, MockEmbedding, Settings, VectorStoreIndex
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core.schema import (
+    NodeRelationship,
+    RelatedNodeInfo,
+    TextNode,
+    TransformComponent,
+)
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import SimpleVectorStore
 
@@ -359,3 +364,42 @@ def test_a_document_deleted_from_the_docstore_is_tried_again(
     assert step.left_out == ()
     piped(way, pipeline, documents=documents)
     assert [again.document for again in step.left_out] == ["d1"]
+
+
+class Halves(TransformComponent):
+    """Cuts each document in two, at a bar."""
+
+    def __call__(self, nodes: Any, **_: Any) -> Any:
+        return [
+            TextNode(
+                text=text,
+                relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id=node.node_id)},
+            )
+            for node in nodes
+            for text in node.get_content().split("|")
+        ]
+
+
+def test_a_document_that_is_tried_again_as_the_guide_says_is_not_stored_twice(
+    embedding: NexusFlowEmbedding, way: str
+) -> None:
+    step = EmbedNodes(embed_model=embedding)
+    store = SimpleVectorStore()
+    pipeline = IngestionPipeline(
+        transformations=[Halves(), step],
+        docstore=SimpleDocumentStore(),
+        vector_store=store,
+        docstore_strategy=DocstoreStrategy.UPSERTS_AND_DELETE,
+        disable_cache=True,
+    )
+    documents = [Document(text="a|b", id_="d0"), Document(text=f"c|{REFUSED}", id_="d1")]
+    for _ in range(3):
+        piped(way, pipeline, documents=documents)
+        for left in step.left_out:
+            pipeline.docstore.delete_document(left.document, raise_error=False)
+            store.delete(left.document)
+        assert len(store.data.embedding_dict) == 2
+    documents[1] = Document(text="c|d", id_="d1")
+    piped(way, pipeline, documents=documents)
+    assert step.left_out == ()
+    assert len(store.data.embedding_dict) == 4
