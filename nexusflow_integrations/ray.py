@@ -387,9 +387,9 @@ class ClusterLimits:
         self._held_until = time.monotonic() + waits[-1]
         return cast("list[float]", waits)
 
-    def owe(self, tokens: float, late: float = 0.0) -> None:
+    def adjust(self, tokens: float, late: float = 0.0) -> None:
         """Charge ``tokens`` (refund them if negative) and ``late`` seconds."""
-        self._call("owe", tokens, late, timeout=ASK_TIMEOUT)
+        self._call("adjust", tokens, late, timeout=ASK_TIMEOUT)
 
     def throttled(self, ago: float) -> None:
         """Slow all workers down: a request sent ``ago`` seconds ago exceeded the rate limit."""
@@ -498,14 +498,14 @@ class _Coordinator:
         if worker not in self._seen:
             self._limits.hold(now + held)  # send times that the previous actor granted to it
         self._seen[worker] = now
-        self._limits.owe(owed, late)
+        self._limits.adjust(owed, late)
         waits = [self._limits.slot(tokens, now) - now for _ in range(count)]
         self._leases += 1
         self._requests += count
         return waits, self._workers(now)
 
-    def owe(self, tokens: float, late: float) -> None:
-        self._limits.owe(tokens, late)
+    def adjust(self, tokens: float, late: float) -> None:
+        self._limits.adjust(tokens, late)
 
     def throttled(self, ago: float) -> None:
         now = time.monotonic()

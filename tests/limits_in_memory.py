@@ -21,7 +21,7 @@ class Limits:
         self.leases += 1
         return [0.0] * count
 
-    def owe(self, tokens: float, late: float = 0.0) -> None:
+    def adjust(self, tokens: float, late: float = 0.0) -> None:
         pass
 
     def throttled(self, ago: float) -> None:

@@ -164,7 +164,7 @@ def plain_timeout(value: object) -> Any:
 
 def check_pacer(value: object) -> tuple[float | None, float | None]:
     """Return the requests and tokens per minute of ``value``, which keeps shared limits."""
-    if isinstance(value, type) or not has_methods(value, "lease", "owe", "throttled"):
+    if isinstance(value, type) or not has_methods(value, "lease", "adjust", "throttled"):
         raise refuse("pacer", "a RedisLimits, a ClusterLimits or the like", value)
     requests, tokens = (
         optional_number(f"pacer.{name}", attribute(value, name, "nothing"))

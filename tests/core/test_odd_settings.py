@@ -153,7 +153,7 @@ class Shares:
     def lease(self, count: int, tokens: int, **late: float) -> list[float]:
         return [0.0] * count
 
-    def owe(self, tokens: float, late: float = 0.0) -> None:
+    def adjust(self, tokens: float, late: float = 0.0) -> None:
         pass
 
     def throttled(self, ago: float) -> None:
@@ -166,7 +166,7 @@ class Shares:
 @pytest.mark.parametrize(
     ("setting", "part"),
     [
-        *(("pacer", part) for part in ("lease", "owe", "throttled", "requests_per_minute")),
+        *(("pacer", part) for part in ("lease", "adjust", "throttled", "requests_per_minute")),
         *(("budget", part) for part in ("draw", "tokens")),
     ],
 )

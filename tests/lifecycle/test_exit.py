@@ -71,7 +71,7 @@ HANGING = """
         requests_per_minute, tokens_per_minute, processes = 600.0, None, 1
         def lease(self, *_, **__):
             time.sleep(60)
-        owe = throttled = lease
+        adjust = throttled = lease
 
     class Budget:
         tokens = 1_000_000

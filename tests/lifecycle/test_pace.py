@@ -67,7 +67,7 @@ class CountedLimits:
         self.threads.add(threading.current_thread().name)
         return [0.0] * count
 
-    def owe(self, tokens: float, late: float = 0.0) -> None:
+    def adjust(self, tokens: float, late: float = 0.0) -> None:
         pass
 
     def throttled(self, ago: float) -> None:

@@ -177,7 +177,7 @@ class OddLimits:
             raise self._answer
         return self._answer
 
-    def owe(self, tokens: float, late: float = 0.0) -> None:
+    def adjust(self, tokens: float, late: float = 0.0) -> None:
         raise ZeroDivisionError
 
     def throttled(self, ago: float) -> None:

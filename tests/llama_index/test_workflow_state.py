@@ -59,7 +59,7 @@ def test_what_json_cannot_hold_is_refused_and_not_forgotten(name: str) -> None:
         def lease(self, *args: Any, **options: Any) -> list[float]:
             return []
 
-        def owe(self, *args: Any, **options: Any) -> None:
+        def adjust(self, *args: Any, **options: Any) -> None:
             pass
 
         def throttled(self, ago: float) -> None:

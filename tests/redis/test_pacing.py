@@ -55,7 +55,7 @@ steps = st.one_of(
         st.one_of(st.just(0.0), st.floats(-5_000, 5_000)),
         st.one_of(st.just(0.0), st.floats(0, 0.3)),
     ),
-    st.tuples(st.just("owe"), st.floats(-5_000, 5_000), st.sampled_from([0.0, 0.05])),
+    st.tuples(st.just("adjust"), st.floats(-5_000, 5_000), st.sampled_from([0.0, 0.05])),
     st.tuples(st.just("throttled"), st.floats(0, 2)),
 )
 

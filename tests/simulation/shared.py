@@ -82,14 +82,14 @@ class ScriptedLimits(_Service):
         self._asked.add(self._caller.pid)
         self._maybe_fail()
         now = self._world.now
-        self._limits.owe(owed_tokens, late)
+        self._limits.adjust(owed_tokens, late)
         slots = [self._limits.slot(tokens, now) - now for _ in range(count)]
         self._maybe_fail()
         return slots
 
-    def owe(self, tokens: float, late: float = 0.0) -> None:
+    def adjust(self, tokens: float, late: float = 0.0) -> None:
         self._maybe_fail()
-        self._limits.owe(tokens, late)
+        self._limits.adjust(tokens, late)
 
     def throttled(self, ago: float) -> None:
         self._maybe_fail()

@@ -105,9 +105,9 @@ def test_after_a_rest_nothing_is_saved_up(pacer_on: MakePacer, clock: Clock) -> 
 def test_what_was_billed_beyond_the_estimate_is_waited_for_by_all(pacer_on: MakePacer) -> None:
     one, other = (pacer_on(requests=None, tokens=6_000) for _ in range(2))
     assert reserve(one, 50) == 0
-    one.owe(40)
+    one.adjust(40)
     assert reserve(other, 10) == pytest.approx(90 / 99, abs=1e-6)
-    other.owe(-9)
+    other.adjust(-9)
     assert reserve(one, 10) == pytest.approx(91 / 99, abs=1e-6)
 
 
@@ -187,7 +187,7 @@ def test_a_row_that_is_no_state_is_unknown(
 def test_a_send_time_that_nobody_can_have_meant_is_not_believed(pacer_on: MakePacer) -> None:
     pacer = pacer_on()
     reserve(pacer, 1)
-    pacer.owe(0, late=1e300)
+    pacer.adjust(0, late=1e300)
     assert reserve(pacer, 1) == pytest.approx(3600)
 
 

@@ -66,15 +66,15 @@ class SharedPacer:
     ) -> list[float]:
         """Reserve ``count`` requests; see ``SharedLimits.lease``."""
         with self._limits() as (limits, now):
-            limits.owe(owed_tokens, late)
+            limits.adjust(owed_tokens, late)
             slots = [limits.slot(tokens, now) for _ in range(count)]
         done = self._store.clock()
         return [slot - done for slot in slots]
 
-    def owe(self, tokens: float, late: float = 0.0) -> None:
+    def adjust(self, tokens: float, late: float = 0.0) -> None:
         """Charge ``tokens`` (refund them if negative) and ``late`` seconds."""
         with self._limits() as (limits, _):
-            limits.owe(tokens, late)
+            limits.adjust(tokens, late)
 
     def throttled(self, ago: float) -> None:
         """Slow all processes down: a request sent ``ago`` seconds ago exceeded the rate limit."""

@@ -151,7 +151,7 @@ class AccountLimits:
         """Reserve ``count`` requests; see ``SharedLimits.lease``."""
         return self._run(owed=owed_tokens, late=late, count=count, tokens=tokens)
 
-    def owe(self, tokens: float, late: float = 0.0) -> None:
+    def adjust(self, tokens: float, late: float = 0.0) -> None:
         """Charge ``tokens`` (refund them if negative) and ``late`` seconds."""
         self._run(owed=tokens, late=late)
 

@@ -102,7 +102,7 @@ class SharedLimits(Protocol):
             time that has passed.
         """
 
-    def owe(self, tokens: float, late: float = 0.0) -> None:
+    def adjust(self, tokens: float, late: float = 0.0) -> None:
         """Charge ``tokens`` (refund them if negative) and ``late`` seconds."""
 
     def throttled(self, ago: float) -> None:
@@ -152,7 +152,7 @@ class SlotLimits(GivenLimits):
             if bucket is not None:
                 bucket.next_at = max(bucket.next_at, until)
 
-    def owe(self, tokens: float, seconds: float) -> None:
+    def adjust(self, tokens: float, seconds: float) -> None:
         if self._requests is not None:
             self._requests.next_at += seconds
         if self._tokens is not None:
@@ -281,7 +281,7 @@ class LeasedPacer:
             self._owing = False
             return
         owed, self._owed = self._owed, 0.0
-        offload(self._submit, lambda: self._shared.owe(owed), self._paid, self._fail)
+        offload(self._submit, lambda: self._shared.adjust(owed), self._paid, self._fail)
 
     def _paid(self, _: None) -> None:
         self._pay()

@@ -167,13 +167,13 @@ class Asked:
             coordinator.limits.hold(self._held_until)
         coordinator.asked[self._number] = now
         self.processes = coordinator.processes(now)
-        coordinator.limits.owe(owed_tokens, late)
+        coordinator.limits.adjust(owed_tokens, late)
         slots = [coordinator.limits.slot(tokens, now) for _ in range(count)]
         self._held_until = slots[-1]
         return [slot - now for slot in slots]
 
-    def owe(self, tokens: float, late: float = 0.0) -> None:
-        self._fleet.coordinator.limits.owe(tokens, late)
+    def adjust(self, tokens: float, late: float = 0.0) -> None:
+        self._fleet.coordinator.limits.adjust(tokens, late)
 
     def throttled(self, ago: float) -> None:
         now = self._fleet.loop.time()
