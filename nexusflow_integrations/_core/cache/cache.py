@@ -149,7 +149,7 @@ class _Watch:
         self._timer.cancel()
 
 
-class _Question(Generic[T]):
+class _PendingRead(Generic[T]):
     """A pending request to the store, and ``otherwise``, the result to continue with without it."""
 
     __slots__ = ("answer", "job", "otherwise", "watch")
@@ -170,7 +170,7 @@ class _Question(Generic[T]):
             self.job.cancel()
 
 
-class _Parcel:
+class _PendingWrite:
     """Rows to put, or claims of a call to confirm or release.
 
     ``stored`` is done when waiting may end; its result is the claims that were lost.
@@ -219,9 +219,9 @@ class Cache:
         self._has_worked = False
         self._pause = FIRST_PAUSE
         self._timer: asyncio.TimerHandle | None = None
-        self._asked: dict[_Question[Any], None] = {}  # in the order in which they were asked
-        self._parcels: deque[_Parcel] = deque()
-        self._writing: list[_Parcel] | None = None
+        self._reads: dict[_PendingRead[Any], None] = {}  # oldest first
+        self._writes: deque[_PendingWrite] = deque()
+        self._writing: list[_PendingWrite] | None = None
         self._is_due = False
         self._watch: _Watch | None = None
         self._held = 0
@@ -292,36 +292,36 @@ class Cache:
         """
         if self._is_off:
             return otherwise
-        question = _Question(otherwise, _Watch(self._overdue))
+        read = _PendingRead(otherwise, _Watch(self._overdue))
 
         def then(result: T) -> None:
-            self._answered(question)
+            self._answered(read)
             self._has_worked = True
-            if not question.answer.done():
-                question.answer.set_result(result)
+            if not read.answer.done():
+                read.answer.set_result(result)
             else:
-                unused(result, None if question.answer.cancelled() else otherwise)
+                unused(result, None if read.answer.cancelled() else otherwise)
 
         def failed(error: BaseException) -> None:
-            self._answered(question)
+            self._answered(read)
             if isinstance(error, (CacheError, ImportError)):
-                if not question.answer.done():
-                    question.answer.set_exception(error)
+                if not read.answer.done():
+                    read.answer.set_exception(error)
             elif not isinstance(error, CancelledError):
                 self._turn_off(error)
-            question.give_up()
+            read.give_up()
 
-        self._asked[question] = None
-        question.job = offload(self._submit, work, then, failed)
+        self._reads[read] = None
+        read.job = offload(self._submit, work, then, failed)
         hurry = None
         if within < PATIENCE:
             loop = asyncio.get_running_loop()
-            hurry = loop.call_later(within, self._go_on_without, question)
+            hurry = loop.call_later(within, self._go_on_without, read)
         try:
-            return await question.answer
+            return await read.answer
         except asyncio.CancelledError:
-            question.cancel()
-            answer = question.answer
+            read.cancel()
+            answer = read.answer
             if not answer.cancelled() and answer.exception() is None:
                 unused(answer.result(), None)  # it arrived at the moment of the cancellation
             raise
@@ -329,13 +329,13 @@ class Cache:
             if hurry is not None:
                 hurry.cancel()
 
-    def _go_on_without(self, question: _Question[Any]) -> None:
+    def _go_on_without(self, read: _PendingRead[Any]) -> None:
         # The store may still claim later what the call pays for now.
-        question.give_up()
+        read.give_up()
 
-    def _answered(self, question: _Question[Any]) -> None:
-        question.watch.cancel()
-        self._asked.pop(question, None)
+    def _answered(self, read: _PendingRead[Any]) -> None:
+        read.watch.cancel()
+        self._reads.pop(read, None)
 
     # -- writes --------------------------------------------------------------------------------
 
@@ -353,13 +353,13 @@ class Cache:
             self._lost += len(rows)
             return None
         self._held += size
-        parcel = _Parcel(rows)
-        self._send(parcel)
+        write = _PendingWrite(rows)
+        self._send(write)
         if self._is_off:
             return None
         if within < PATIENCE:
-            asyncio.get_running_loop().call_later(within, parcel.settle)
-        return parcel.stored
+            asyncio.get_running_loop().call_later(within, write.settle)
+        return write.stored
 
     async def confirm(
         self, keys: Sequence[bytes], call: int, within: float = PATIENCE
@@ -371,19 +371,19 @@ class Cache:
         """
         if self._is_off:
             return set()
-        parcel = _Parcel((), keys, call, to_confirm=True)
-        self._send(parcel)
+        write = _PendingWrite((), keys, call, to_confirm=True)
+        self._send(write)
         if within < PATIENCE:
-            asyncio.get_running_loop().call_later(within, parcel.settle)
-        return await parcel.stored
+            asyncio.get_running_loop().call_later(within, write.settle)
+        return await write.stored
 
     def release(self, keys: Sequence[bytes], call: int) -> None:
         """Release ``keys``, which ``call`` will not pay for."""
         if keys and not self._is_off:  # they expire by themselves
-            self._send(_Parcel((), keys, call))
+            self._send(_PendingWrite((), keys, call))
 
-    def _send(self, parcel: _Parcel) -> None:
-        self._parcels.append(parcel)
+    def _send(self, write: _PendingWrite) -> None:
+        self._writes.append(write)
         if not (self._is_off or self._is_due or self._writing is not None):
             self._is_due = True
             asyncio.get_running_loop().call_soon(self._write)  # together with others that are ready
@@ -392,10 +392,10 @@ class Cache:
         self._is_due = False
         if self._writing is not None:
             return
-        writing: list[_Parcel] = []
+        writing: list[_PendingWrite] = []
         count = 0
-        while self._parcels and count < ROWS_AT_ONCE:
-            writing.append(self._parcels.popleft())
+        while self._writes and count < ROWS_AT_ONCE:
+            writing.append(self._writes.popleft())
             count += len(writing[-1].rows)
         self._writing = writing
         if not self._is_off:
@@ -404,20 +404,20 @@ class Cache:
         offload(self._submit, work, self._written, self._unwritten)
 
     def _written(self, _: None) -> None:
-        for parcel in self._end_writing():
-            self._held -= sum(vector.nbytes for _, vector in parcel.rows)
-            if parcel.rows:
+        for write in self._end_writing():
+            self._held -= sum(vector.nbytes for _, vector in write.rows)
+            if write.rows:
                 self._pause = FIRST_PAUSE
-            parcel.settle()
+            write.settle()
         self._turn_on()
-        if self._parcels:
+        if self._writes:
             self._write()
 
     def _unwritten(self, error: BaseException) -> None:
         writing = self._end_writing()
-        for parcel in writing:
-            parcel.give_up()
-        self._parcels.extendleft(p for p in reversed(writing) if not p.to_confirm)
+        for write in writing:
+            write.give_up()
+        self._writes.extendleft(p for p in reversed(writing) if not p.to_confirm)
         if not self._is_off:
             self._turn_off(error)
         elif isinstance(error, CacheError) and not self._has_worked:
@@ -425,7 +425,7 @@ class Cache:
         else:
             self._try_later()
 
-    def _end_writing(self) -> list[_Parcel]:
+    def _end_writing(self) -> list[_PendingWrite]:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
@@ -445,12 +445,12 @@ class Cache:
             logger.warning("the cache is off until it works again: %s", why)
         else:  # by its name only: the message may contain an address with a password
             logger.warning("the cache is off until it works again: %s", type(why).__name__)
-        for question in list(self._asked):
-            question.give_up()
-            question.cancel()
-        for parcel in (*(self._writing or ()), *self._parcels):
-            parcel.give_up()
-        self._parcels = deque(parcel for parcel in self._parcels if not parcel.to_confirm)
+        for read in list(self._reads):
+            read.give_up()
+            read.cancel()
+        for write in (*(self._writing or ()), *self._writes):
+            write.give_up()
+        self._writes = deque(write for write in self._writes if not write.to_confirm)
         self._try_later()
 
     def _try_later(self) -> None:
@@ -481,11 +481,11 @@ class Cache:
 
     async def close(self) -> None:
         """Store pending rows and close the store; give up after ``CLOSING`` seconds."""
-        for timer in (self._timer, self._watch, *(one.watch for one in self._asked)):
+        for timer in (self._timer, self._watch, *(one.watch for one in self._reads)):
             if timer is not None:
                 timer.cancel()
-        left = [*self._parcels]
-        self._parcels.clear()
+        left = [*self._writes]
+        self._writes.clear()
         ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def end(result: bool | BaseException) -> None:
@@ -495,38 +495,38 @@ class Cache:
         offload(self._submit, partial(_write_and_close, self.store, left), end, end)
         await asyncio.wait([ended], timeout=CLOSING)
         if not (ended.done() and ended.result()):
-            self._parcels.extend(left)
-        self._lost += sum(len(one.rows) for one in (*(self._writing or ()), *self._parcels))
+            self._writes.extend(left)
+        self._lost += sum(len(one.rows) for one in (*(self._writing or ()), *self._writes))
         self._tell_lost()
         self._worker.end()
 
 
-def _write(store: Store, parcels: Sequence[_Parcel], *, is_probe: bool) -> None:
-    rows = [row for parcel in parcels for row in parcel.rows]
-    to_confirm: dict[int, list[_Parcel]] = {}
-    for parcel in parcels:
-        if parcel.to_confirm:
-            to_confirm.setdefault(parcel.call, []).append(parcel)
+def _write(store: Store, writes: Sequence[_PendingWrite], *, is_probe: bool) -> None:
+    rows = [row for write in writes for row in write.rows]
+    to_confirm: dict[int, list[_PendingWrite]] = {}
+    for write in writes:
+        if write.to_confirm:
+            to_confirm.setdefault(write.call, []).append(write)
 
     def work() -> None:
         if rows:
             store.put(rows)
-        for parcel in parcels:
-            if parcel.keys and not parcel.to_confirm:
-                store.release(parcel.keys, parcel.call)
+        for write in writes:
+            if write.keys and not write.to_confirm:
+                store.release(write.keys, write.call)
         for call, some in to_confirm.items():
-            lost = store.confirm([key for parcel in some for key in parcel.keys], call)
-            for parcel in some:
-                parcel.lost = lost.intersection(parcel.keys)
+            lost = store.confirm([key for write in some for key in write.keys], call)
+            for write in some:
+                write.lost = lost.intersection(write.keys)
 
     store.together(work)
     if is_probe and not rows:
         store.probe()
 
 
-def _write_and_close(store: Store, parcels: Sequence[_Parcel]) -> bool:
+def _write_and_close(store: Store, writes: Sequence[_PendingWrite]) -> bool:
     try:
-        _write(store, parcels, is_probe=False)
+        _write(store, writes, is_probe=False)
     except (StoreUnavailable, CacheError):
         return False
     finally:
