@@ -46,7 +46,7 @@ class Terms:
         return given != (None, None, None)
 
 
-class TermsInForce:
+class EffectiveLimits:
     """The limits that apply to one account.
 
     Attributes:

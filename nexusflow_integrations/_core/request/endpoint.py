@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nexusflow_integrations._core.pace.admission import AdmissionQueue
 from nexusflow_integrations._core.pace.pacing import FoundLimit, GivenLimits, Pacer
-from nexusflow_integrations._core.pace.terms import Terms, TermsInForce
+from nexusflow_integrations._core.pace.terms import EffectiveLimits, Terms
 from nexusflow_integrations._core.pace.window import Window
 from nexusflow_integrations._core.request.failures import Failure, Kind
 from nexusflow_integrations._core.request.retry import RetryBudget
@@ -80,7 +80,7 @@ class EndpointState:
         self.clock = clock
         self._pace_with = pace_with
         self._later = later
-        self._in_force = TermsInForce()
+        self._limits = EffectiveLimits()
         self._found = FoundLimit()
         self._last_given: GivenLimits | None = None
         self.pacer: Pacer = self._found
@@ -98,7 +98,7 @@ class EndpointState:
 
     def knows(self, terms: Terms) -> bool:
         """Whether the limits of a client apply already; may be asked in any thread."""
-        return terms in self._in_force
+        return terms in self._limits
 
     def report(self, success: Success) -> None:
         """Record a success of a request that a calling thread has sent, in that thread."""
@@ -118,17 +118,17 @@ class EndpointState:
 
     def begin(self, terms: Terms) -> None:
         """Record that a call of a client with ``terms`` begins."""
-        self._in_force.begin(terms, self._client_ended)
+        self._limits.begin(terms, self._client_ended)
         self._apply()
 
     def end(self, terms: Terms) -> None:
         """Record that a call has ended."""
-        if self._in_force.end(terms):
+        if self._limits.end(terms):
             self.review()
 
     def review(self) -> None:
         """Apply the limits of the clients that are still in use."""
-        self._in_force.review()
+        self._limits.review()
         self._apply()
 
     def _client_ended(self) -> None:
@@ -136,16 +136,16 @@ class EndpointState:
             self._later(self.review)
 
     def _apply(self) -> None:
-        force = self._in_force
+        effective = self._limits
         if self._reports:
             self.read_reports()
-        self.window.set_limit(force.max_concurrency)
+        self.window.set_limit(effective.max_concurrency)
         self.admission.lend()
-        given = (force.requests_per_minute, force.tokens_per_minute)
-        if given == self.given and force.pacer is self._shared:
+        given = (effective.requests_per_minute, effective.tokens_per_minute)
+        if given == self.given and effective.pacer is self._shared:
             return
-        if force.pacer is not None and self._pace_with is not None:
-            self._pace_with(self, force.pacer)
+        if effective.pacer is not None and self._pace_with is not None:
+            self._pace_with(self, effective.pacer)
         elif given == (None, None):
             self.use_pacer(self._found)
         else:
@@ -154,7 +154,7 @@ class EndpointState:
                 limits.follow(self._last_given)  # keep what the previous pacer owed
             self._last_given = limits
             self.use_pacer(limits)
-        self.given, self._shared = given, force.pacer
+        self.given, self._shared = given, effective.pacer
         self.admission.pump()  # waiting requests may now be due earlier, or later
 
     def use_pacer(self, pacer: Pacer, paced_by: object = None) -> None:
