@@ -8,14 +8,14 @@ import itertools
 import pytest
 
 from nexusflow_integrations._core.pace.admission import READY, AdmissionQueue
-from nexusflow_integrations._core.pace.pacing import FoundLimit, GivenLimits
+from nexusflow_integrations._core.pace.pacing import DetectedLimit, GivenLimits
 from nexusflow_integrations._core.pace.window import Window
 
 from .timed import timed
 
 
 def admission(limit: int = 2, per_minute: float | None = None) -> AdmissionQueue:
-    pacer = FoundLimit() if per_minute is None else GivenLimits(per_minute, None)
+    pacer = DetectedLimit() if per_minute is None else GivenLimits(per_minute, None)
     return AdmissionQueue(pacer, Window(limit=limit), asyncio.get_running_loop().time)
 
 
@@ -208,7 +208,7 @@ async def test_a_smaller_window_admits_none_until_enough_have_left() -> None:
 async def test_a_replaced_pacer_is_used_from_the_next_turn_on() -> None:
     queue = admission(10, per_minute=60)
     await queue.enter(10)
-    queue.pacer = FoundLimit()
+    queue.pacer = DetectedLimit()
     began = asyncio.get_running_loop().time()
     await queue.enter(10)
     assert asyncio.get_running_loop().time() == began

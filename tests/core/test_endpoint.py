@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from nexusflow_integrations._core.pace.pacing import FoundLimit, GivenLimits
+from nexusflow_integrations._core.pace.pacing import DetectedLimit, GivenLimits
 from nexusflow_integrations._core.pace.terms import Terms
 from nexusflow_integrations._core.request.endpoint import ALIVE, EndpointState, Outage
 from nexusflow_integrations._core.request.failures import judge
@@ -28,7 +28,7 @@ def endpoint(clock: Clock) -> EndpointState:
 
 
 def test_without_limits_the_limit_is_found_out(endpoint: EndpointState) -> None:
-    assert isinstance(endpoint.pacer, FoundLimit)
+    assert isinstance(endpoint.pacer, DetectedLimit)
     assert endpoint.admission.pacer is endpoint.pacer
 
 
@@ -93,7 +93,7 @@ def test_throttling_slows_the_pace_but_not_the_window(
     size = endpoint.window.size
     endpoint.bad(judge(no(429, "rate_limit_exceeded"), secrets=()), clock() - 1, clock())
     assert endpoint.window.size == size
-    assert isinstance(endpoint.pacer, FoundLimit)
+    assert isinstance(endpoint.pacer, DetectedLimit)
     assert endpoint.pacer.rate is not None
 
 
@@ -105,7 +105,7 @@ def test_a_fault_shrinks_the_window_but_not_the_pace(
     failure = judge(no(503), secrets=()) if answered else None
     endpoint.bad(failure, clock() - 1, clock())
     assert endpoint.window.size < size
-    assert isinstance(endpoint.pacer, FoundLimit)
+    assert isinstance(endpoint.pacer, DetectedLimit)
     assert endpoint.pacer.rate is None
 
 
@@ -131,7 +131,7 @@ def test_the_pacer_gets_the_wait_that_the_server_asked_for(
 
 
 def test_an_endpoint_remembers_through_what_its_pace_is_shared(endpoint: EndpointState) -> None:
-    shared, source = FoundLimit(), object()
+    shared, source = DetectedLimit(), object()
     endpoint.use_pacer(shared, source)
     assert (endpoint.pacer, endpoint.admission.pacer, endpoint.paced_by) == (shared, shared, source)
 

@@ -14,7 +14,7 @@ from nexusflow_integrations._core.pace.pacing import (
     BETA,
     MIN_RATE,
     SAFETY,
-    FoundLimit,
+    DetectedLimit,
     Gcra,
     GivenLimits,
     Pacer,
@@ -164,7 +164,7 @@ def test_an_unknown_limit_is_used_to_85_percent_with_under_10_percent_refused(
     per_second: int, burst: float, hint: float | None
 ) -> None:
     out = simulate(
-        FoundLimit(),
+        DetectedLimit(),
         120,
         requests=Bucket(lambda _: per_second, max(burst, 1.5 / per_second)),
         hint=hint,
@@ -174,14 +174,14 @@ def test_an_unknown_limit_is_used_to_85_percent_with_under_10_percent_refused(
 
 
 def test_an_unknown_token_limit_is_found_too() -> None:
-    out = simulate(FoundLimit(), 120, tokens=Bucket(lambda _: 4000), size=lambda: 200)
+    out = simulate(DetectedLimit(), 120, tokens=Bucket(lambda _: 4000), size=lambda: 200)
     assert out.rate(10, 120) >= 0.85 * 20
     assert out.refused_share < 0.10
 
 
 def test_after_the_limit_changes_both_ways_it_converges_again() -> None:
     out = simulate(
-        FoundLimit(),
+        DetectedLimit(),
         240,
         requests=Bucket(lambda t: 100 if t < 60 else 20 if t < 120 else 100),
     )
@@ -193,7 +193,7 @@ def test_after_the_limit_changes_both_ways_it_converges_again() -> None:
 
 
 def test_without_any_refusal_it_never_paces() -> None:
-    pacer = FoundLimit()
+    pacer = DetectedLimit()
     for number in range(1000):
         assert pacer.wait(number / 1000) == 0.0
         pacer.take(100, number / 1000)
@@ -201,8 +201,8 @@ def test_without_any_refusal_it_never_paces() -> None:
     assert pacer.rate is None
 
 
-def paced(good: int = 20) -> FoundLimit:
-    pacer = FoundLimit()
+def paced(good: int = 20) -> DetectedLimit:
+    pacer = DetectedLimit()
     for number in range(good):
         pacer.succeeded(number / good)
     return pacer
@@ -247,7 +247,7 @@ def test_the_cut_is_to_a_share_of_what_really_came_through() -> None:
 
 
 def test_no_number_of_refusals_pushes_the_rate_below_the_least() -> None:
-    pacer = FoundLimit()
+    pacer = DetectedLimit()
     for number in range(1, 60):
         pacer.throttled(sent_at=number - 0.5, now=float(number), hint=None)
     assert pacer.rate == MIN_RATE
@@ -275,7 +275,7 @@ def test_no_history_makes_a_pacer_wait_for_ever_or_a_negative_time(
     history: list[tuple[str, float]], kind: str
 ) -> None:
     pacer: Pacer = {
-        "found": FoundLimit(),
+        "found": DetectedLimit(),
         "requests": GivenLimits(600, None),
         "tokens": GivenLimits(None, 6000),
         "both": GivenLimits(600, 6000),
@@ -426,20 +426,20 @@ def test_a_refusal_slows_tokens_like_requests_and_a_pause_regains_at_most_the_li
 
 
 def test_a_refusal_before_any_good_answer_starts_the_search_at_one_a_second() -> None:
-    pacer = FoundLimit()
+    pacer = DetectedLimit()
     pacer.throttled(sent_at=9.0, now=10.0, hint=None)
     assert pacer.rate == pytest.approx(BETA * 1.0)
 
 
 def test_a_single_good_answer_before_the_first_refusal_counts() -> None:
-    pacer = FoundLimit()
+    pacer = DetectedLimit()
     pacer.succeeded(9.1)
     pacer.throttled(sent_at=9.0, now=10.0, hint=None)
     assert pacer.rate == pytest.approx(BETA / 0.9)
 
 
 def test_a_refusal_of_a_request_sent_in_the_moment_of_a_cut_belongs_to_that_cut() -> None:
-    pacer = FoundLimit()
+    pacer = DetectedLimit()
     pacer.throttled(sent_at=9.0, now=10.0, hint=None)
     rate = pacer.rate
     pacer.throttled(sent_at=10.0, now=10.4, hint=None)
@@ -447,7 +447,7 @@ def test_a_refusal_of_a_request_sent_in_the_moment_of_a_cut_belongs_to_that_cut(
 
 
 def test_a_burst_above_the_known_rate_does_not_raise_it() -> None:
-    pacer = FoundLimit(rate=2.0)
+    pacer = DetectedLimit(rate=2.0)
     for number in range(20):
         pacer.succeeded(9.5 + number / 100)
     pacer.throttled(sent_at=9.0, now=10.0, hint=None)
@@ -455,7 +455,7 @@ def test_a_burst_above_the_known_rate_does_not_raise_it() -> None:
 
 
 def test_a_search_for_the_limit_may_continue_after_hours() -> None:
-    pacer = FoundLimit()
+    pacer = DetectedLimit()
     pacer.succeeded(1000.0)
     pacer.throttled(sent_at=1000.0, now=1000.1, hint=None)
     now = 1000.1 + 3 * 3600

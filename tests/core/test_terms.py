@@ -10,7 +10,7 @@ from weakref import ref
 
 import pytest
 
-from nexusflow_integrations._core.pace.pacing import FoundLimit, GivenLimits
+from nexusflow_integrations._core.pace.pacing import DetectedLimit, GivenLimits
 from nexusflow_integrations._core.pace.terms import Presence, Terms
 from nexusflow_integrations._core.request.endpoint import EndpointState
 from nexusflow_integrations._core.settings import Settings
@@ -50,7 +50,7 @@ def clock() -> Clock:
 @pytest.fixture
 def endpoint(clock: Clock) -> EndpointState:
     def pace_with(endpoint: EndpointState, shared: Any) -> None:
-        endpoint.use_pacer(FoundLimit(), paced_by=shared)
+        endpoint.use_pacer(DetectedLimit(), paced_by=shared)
 
     return EndpointState(clock, pace_with, at_once)
 
@@ -185,14 +185,14 @@ def test_what_was_learnt_about_the_server_stays_when_all_clients_are_gone(
     endpoint.learn_batch_limit(4)
     endpoint.base64_refused = True
     endpoint.pacer.throttled(sent_at=clock(), now=clock(), hint=None)
-    assert isinstance(endpoint.pacer, FoundLimit)
+    assert isinstance(endpoint.pacer, DetectedLimit)
     found = endpoint.pacer.rate
     client.close()
     limited = Client(endpoint, requests_per_minute=60)
     limited.call()
     limited.close()
     Client(endpoint).call()
-    assert isinstance(endpoint.pacer, FoundLimit)
+    assert isinstance(endpoint.pacer, DetectedLimit)
     assert endpoint.pacer.rate == found
     assert (endpoint.batch_limit, endpoint.base64_refused) == (4, True)
 

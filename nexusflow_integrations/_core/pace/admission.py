@@ -16,7 +16,7 @@ import heapq
 from collections.abc import Callable
 from itertools import count
 
-from nexusflow_integrations._core.pace.pacing import FoundLimit, Pacer
+from nexusflow_integrations._core.pace.pacing import DetectedLimit, Pacer
 from nexusflow_integrations._core.pace.window import Window
 
 READY = 4
@@ -74,7 +74,7 @@ class AdmissionQueue:
 
     def _room(self) -> int:
         """Return how many requests could be sent now; none if they are paced."""
-        if isinstance(self.pacer, FoundLimit) and self.pacer.rate is None:
+        if isinstance(self.pacer, DetectedLimit) and self.pacer.rate is None:
             return int(self.window.size) - self.in_flight - len(self.threads)
         return -len(self.threads)
 

@@ -156,7 +156,7 @@ MEASURE = 1.0
 
 
 @dataclass
-class FoundLimit:
+class DetectedLimit:
     """Finds the limit by trial: no pacing until the first refusal, then CUBIC around it.
 
     A refusal cuts the rate to ``BETA`` of what the server actually accepted. The rate then grows

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nexusflow_integrations._core.pace.admission import AdmissionQueue
-from nexusflow_integrations._core.pace.pacing import FoundLimit, GivenLimits, Pacer
+from nexusflow_integrations._core.pace.pacing import DetectedLimit, GivenLimits, Pacer
 from nexusflow_integrations._core.pace.terms import EffectiveLimits, Terms
 from nexusflow_integrations._core.pace.window import Window
 from nexusflow_integrations._core.request.failures import Failure, Kind
@@ -81,9 +81,9 @@ class EndpointState:
         self._pace_with = pace_with
         self._later = later
         self._limits = EffectiveLimits()
-        self._found = FoundLimit()
+        self._detected = DetectedLimit()
         self._last_given: GivenLimits | None = None
-        self.pacer: Pacer = self._found
+        self.pacer: Pacer = self._detected
         self.window = Window(limit=DEFAULT_MAX_CONCURRENCY)
         self.admission = AdmissionQueue(self.pacer, self.window, clock)
         self.retry_budget = RetryBudget()
@@ -147,7 +147,7 @@ class EndpointState:
         if effective.pacer is not None and self._pace_with is not None:
             self._pace_with(self, effective.pacer)
         elif given == (None, None):
-            self.use_pacer(self._found)
+            self.use_pacer(self._detected)
         else:
             limits = GivenLimits(*given)
             if self._last_given is not None:
