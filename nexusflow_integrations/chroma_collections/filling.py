@@ -159,7 +159,7 @@ class Filling(_Filling):
             texts = chain(() if first is None else (first,), texts)
             with closing(self._embedded(embedder, texts)) as stream:
                 for embedded in stream:
-                    self._run.landed(embedded)
+                    self._run.add(embedded)
                     self._do(self._write_on(self._run.full()))
             self._do(self._write_on(self._run.rest()))
             self.check()
@@ -257,7 +257,7 @@ class AsyncFilling(_Filling):
             texts = _achain(first, texts)
             async with aclosing(self._embedded(embedder, texts)) as stream:
                 async for embedded in stream:
-                    self._run.landed(embedded)
+                    self._run.add(embedded)
                     await self._do(self._write_on(self._run.full()))
             await self._do(self._write_on(self._run.rest()))
             self.check()

@@ -113,7 +113,7 @@ class Run:
     rescued: dict[int, Vectors] = field(default_factory=dict)
     seen: SeenIds = field(default_factory=SeenIds)
     _slice: list[Record] = field(default_factory=list)
-    _flying: dict[int, Ready] = field(default_factory=dict)
+    _in_flight: dict[int, Ready] = field(default_factory=dict)
     _sent: int = 0
     _ready: deque[Ready] = field(default_factory=deque)
     _metadata_only: deque[Ready] = field(default_factory=deque)
@@ -206,15 +206,15 @@ class Run:
         return LeftOut(record.id, record.place, "invalid metadata", words)
 
     def _send(self, record: Record, *, fresh: bool, cleared: tuple[str, ...]) -> str:
-        self._flying[self._sent] = Ready(record, None, fresh, cleared)
+        self._in_flight[self._sent] = Ready(record, None, fresh, cleared)
         self._sent += 1
         return record.document
 
     # -- writing -------------------------------------------------------------------------------
 
-    def landed(self, embedded: Embedded) -> None:
+    def add(self, embedded: Embedded) -> None:
         """Take one result."""
-        item = self._flying.pop(embedded.index)
+        item = self._in_flight.pop(embedded.index)
         if embedded.vector is not None:
             self._ready.append(item._replace(vector=embedded.vector))
         elif embedded.error is not None:
@@ -248,9 +248,9 @@ class Run:
 
     def pretend(self) -> None:
         """For a dry run, count pending documents as written."""
-        for item in self._flying.values():
+        for item in self._in_flight.values():
             self.written(Write([item], self.add_only))
-        self._flying.clear()
+        self._in_flight.clear()
 
     def put_back(self, write: Write) -> None:
         """Keep documents that could not be written."""
@@ -259,7 +259,7 @@ class Run:
 
     def rescue(self, error: NexusFlowError) -> None:
         """Take the vectors that were embedded before the stream failed."""
-        found = [(self._flying.pop(at), row) for at, row in error.finished.items()]
+        found = [(self._in_flight.pop(at), row) for at, row in error.finished.items()]
         self._ready.extend(item._replace(vector=row) for item, row in found)
         self.rescued = {item.record.place: row for item, row in found}
 

@@ -449,17 +449,17 @@ class _Filling:
         try:
             with closing(self._embedder.stream(self._missing(rows))) as stream:
                 for embedded, sent in stream:
-                    run.landed(embedded, sent)
+                    run.add(embedded, sent)
                     self._write(run.full)
         except NexusFlowError as error:
-            run.broke_off(error, self._embedder.recorded)
+            run.rescue(error, self._embedder.recorded)
         finally:
             self._write(run.rest)
         run.check()
 
     def _missing(self, rows: Iterator[Row]) -> Iterator[str]:
         # Ends early at an error, so that what is in flight by then is finished and written first.
-        while self._run.goes_on:
+        while self._run.should_read:
             chunk: list[Row] = []
             with self._run.ending():
                 for row in islice(rows, self._run.size):
@@ -512,16 +512,16 @@ class _AsyncFilling:
         try:
             async with aclosing(self._embedder.astream(self._missing(rows))) as stream:
                 async for embedded, sent in stream:
-                    run.landed(embedded, sent)
+                    run.add(embedded, sent)
                     await self._write(run.full)
         except NexusFlowError as error:
-            run.broke_off(error, self._embedder.recorded)
+            run.rescue(error, self._embedder.recorded)
         finally:
             await self._write(run.rest)
         run.check()
 
     async def _missing(self, rows: AsyncIterator[Row]) -> AsyncIterator[str]:
-        while self._run.goes_on:
+        while self._run.should_read:
             chunk: list[Row] = []
             with self._run.ending():
                 async for row in rows:

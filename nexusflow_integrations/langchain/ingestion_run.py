@@ -107,7 +107,7 @@ class Run:
     _store_failed: bool = False
     _seen: SeenIds = field(default_factory=SeenIds)
     _slice: list[Record] = field(default_factory=list)
-    _flying: dict[int, Record] = field(default_factory=dict)
+    _in_flight: dict[int, Record] = field(default_factory=dict)
     _sent: int = 0
     _ready: deque[Ready] = field(default_factory=deque)
     _unwritten: dict[int, Ready] = field(default_factory=dict)
@@ -115,7 +115,7 @@ class Run:
     # -- ending the run ------------------------------------------------------------------------
 
     @property
-    def goes_on(self) -> bool:
+    def should_read(self) -> bool:
         """Whether to read more."""
         return self._problem is None
 
@@ -127,10 +127,10 @@ class Run:
         except Exception as error:  # noqa: BLE001
             self._problem = self._problem or error
 
-    def broke_off(self, error: NexusFlowError, sent: Mapping[str, Vectors] | None) -> None:
+    def rescue(self, error: NexusFlowError, sent: Mapping[str, Vectors] | None) -> None:
         """Take what was embedded before embedding ended with ``error``."""
         for index, vector in error.finished.items():
-            self._ready.append(Ready(self._flying.pop(index), vector, sent))
+            self._ready.append(Ready(self._in_flight.pop(index), vector, sent))
         if not isinstance(self._problem, NexusFlowError):
             self._problem = error
 
@@ -194,7 +194,7 @@ class Run:
         for record in self._slice:
             other = stored.get(str(record.id)) if record.known else None
             if other is None:
-                self._flying[self._sent] = record
+                self._in_flight[self._sent] = record
                 self._sent += 1
                 yield record.document.page_content
             else:
@@ -205,9 +205,9 @@ class Run:
 
     # -- writing -------------------------------------------------------------------------------
 
-    def landed(self, embedded: Embedded, sent: Mapping[str, Vectors] | None) -> None:
+    def add(self, embedded: Embedded, sent: Mapping[str, Vectors] | None) -> None:
         """Take the result of one text."""
-        record = self._flying.pop(embedded.index)
+        record = self._in_flight.pop(embedded.index)
         error = embedded.error
         if embedded.vector is not None:
             self._ready.append(Ready(record, embedded.vector, sent))
