@@ -116,7 +116,7 @@ def _pause(what: str, error: Exception, attempt: int, left: float) -> float:
         too_large = f"{what} failed: the server does not accept a request this large"
         raise TooLargeError(too_large) from error
     pause = PAUSE * (1 << (attempt - 1))
-    if pause >= left or not _passing(error, said):
+    if pause >= left or not _is_transient(error, said):
         again = "" if attempt == 1 else f" {attempt} times"
         raise CollectionError(
             f"{what} failed{again}: {type(error).__name__}: {str(error)[:500]}"
@@ -124,7 +124,7 @@ def _pause(what: str, error: Exception, attempt: int, left: float) -> float:
     return pause
 
 
-def _passing(error: Exception, said: str) -> bool:
+def _is_transient(error: Exception, said: str) -> bool:
     """Return whether another attempt may succeed.
 
     An error inside the store (500) is final. After a full disk the second write of an embedded

@@ -162,7 +162,7 @@ def copy_collection(
     if dry_run:
         carry_out(work.open(create=False), calls)
         if work.is_done or work.same:
-            return carry_out(work.foresee(), calls)
+            return carry_out(work.preview(), calls)
         with closing(work.run()) as run:
             filling = Filling(run, Calls(work.target or _NOTHING, timeout))
             usage = filling.estimate(_records(calls, work.source, run.size, ()), work.embedder())
@@ -173,7 +173,7 @@ def copy_collection(
     with only_writer(client, writer_wait):
         carry_out(work.open(create=True), calls)
         if work.is_done:
-            return carry_out(work.foresee(), calls)
+            return carry_out(work.preview(), calls)
         embedder = None if work.same else work.embedder()
         while not work.is_complete:
             with closing(work.run()) as run:
@@ -225,7 +225,7 @@ async def acopy_collection(
     if dry_run:
         await acarry_out(work.open(create=False), calls)
         if work.is_done or work.same:
-            return await acarry_out(work.foresee(), calls)
+            return await acarry_out(work.preview(), calls)
         with closing(work.run()) as run:
             filling = AsyncFilling(run, AsyncCalls(work.target or _ASYNC_NOTHING, timeout))
             records = _arecords(calls, work.source, run.size, ())
@@ -237,7 +237,7 @@ async def acopy_collection(
     async with aonly_writer(client, writer_wait):
         await acarry_out(work.open(create=True), calls)
         if work.is_done:
-            return await acarry_out(work.foresee(), calls)
+            return await acarry_out(work.preview(), calls)
         embedder = None if work.same else work.embedder()
         while not work.is_complete:
             with closing(work.run()) as run:
@@ -421,7 +421,7 @@ class _Work:
         yield from exchange(self.source, self.target)
         self.exchanged = True
 
-    def foresee(self) -> Plan[Copied]:
+    def preview(self) -> Plan[Copied]:
         """Return the work to do where nothing has to be embedded."""
         if self.is_done:
             return Copied(present=(yield Step("reading", self.source.count, {})), exchanged=True)
