@@ -389,7 +389,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         if not (origin in known or origin in _named_here or is_loopback(host)):
             raise ConfigurationError(
                 f"this collection's stored configuration points at {scheme}://{host[:80]}, which"
-                " this process has not named, so nothing was sent; if the host is yours, set"
+                " this process has not configured, so nothing was sent; if the host is yours, set"
                 " NEXUSFLOW_BASE_URL or open the collection with"
                 " embedding_function=NexusFlowEmbeddingFunction(api_base=...)"
             )
@@ -402,9 +402,9 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         here = _service_at(resolve_base_url(allow_http=True))
         if stored != here:
             raise ConfigurationError(
-                f"the vectors of this collection are of {stored}, and this process asks {here}, so"
-                " nothing was sent: their vectors are not comparable; set NEXUSFLOW_BASE_URL to the"
-                " address of the first, or, if it is the same service at a new address, call"
+                f"the vectors of this collection come from {stored}, and this process uses {here},"
+                " so nothing was sent: their vectors are not comparable; set NEXUSFLOW_BASE_URL to"
+                " the address of the first, or, if it is the same service at a new address, call"
                 " open_collection(..., address_changed=True) once"
             )
 

@@ -263,8 +263,7 @@ class NexusFlow:
         if pacer is not None:
             if requests_per_minute is not None or tokens_per_minute is not None:
                 raise ConfigurationError(
-                    "the limits are the pacer's: leave out requests_per_minute and"
-                    " tokens_per_minute"
+                    "pacer has its own limits: leave out requests_per_minute and tokens_per_minute"
                 )
             requests_per_minute, tokens_per_minute = check_pacer(pacer)
         self._settings = Settings(

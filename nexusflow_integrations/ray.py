@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["ClusterLimits", "ClusterState", "DriverKey", "EmbedBatch"]
 
 DIMENSIONS = 1024
-"""The model's default size: all blocks of a dataset need the same size before the first answer."""
+"""The model's default size: it must be known before the first response, the same for all blocks."""
 RESTART_PAUSE = 1.0
 """Seconds for which a restarted actor grants no send times: those that the previous one granted may
 still be used, and the server counts requests over a second."""
@@ -348,12 +348,12 @@ class ClusterLimits:
         """How many workers asked for send times recently."""
         return self._processes
 
-    # -- the actor's life ----------------------------------------------------------------------
+    # -- lifecycle -----------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Start the actor or connect to it. Call this in the driver: the actor then lives as long.
+        """Start the actor or connect to it. Call this in the driver.
 
-        An actor started by a worker ends with that worker, unless it is ``detached``.
+        An actor ends with the process that started it, unless it is ``detached``.
 
         Raises:
             ConfigurationError: The actor of this name has other limits.
@@ -375,7 +375,7 @@ class ClusterLimits:
         """Return the state of the actor."""
         return ClusterState(*self._call("state", timeout=DRAW_TIMEOUT))
 
-    # -- what a client asks --------------------------------------------------------------------
+    # -- called by clients ---------------------------------------------------------------------
 
     def lease(
         self, count: int, tokens: int, *, owed_tokens: float = 0.0, late: float = 0.0
@@ -404,7 +404,7 @@ class ClusterLimits:
         call = (drawer.name, drawer.draws, least, wanted, unused, kept)
         return Grant(*self._call("draw", *call, timeout=DRAW_TIMEOUT))
 
-    # -- inside --------------------------------------------------------------------------------
+    # -- internal ------------------------------------------------------------------------------
 
     def _call(self, method: str, *arguments: Any, timeout: float) -> Any:
         try:

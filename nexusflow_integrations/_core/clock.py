@@ -1,8 +1,8 @@
-"""The clocks, taken once, where tools that freeze the time of a program do not reach.
+"""The clocks, kept where tools that freeze time do not replace them.
 
-freezegun replaces the functions of ``time`` in every module, but not what a class holds. Under a
-clock that stands still no wait of ours would end. A module that stands in for ``time`` here (the
-simulation's) is asked.
+freezegun replaces the functions of ``time`` in every module, but not the attributes of a class.
+With a frozen clock, waits would never end. If ``time`` is replaced in this module by another
+module (as the simulation does), that one is used.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Real:
 
 
 def monotonic() -> float:
-    """Return seconds that only grow."""
+    """Return seconds that never decrease."""
     return Real.monotonic() if time is Real.module else time.monotonic()
 
 
 def keep_running(loop: asyncio.AbstractEventLoop) -> None:
-    """Have ``loop`` go by a clock that cannot be frozen; one written in C has its own."""
+    """Make ``loop`` use a clock that cannot be frozen; loops written in C have their own."""
     with suppress(AttributeError):
         loop.time = Real.monotonic  # type: ignore[method-assign]

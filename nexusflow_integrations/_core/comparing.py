@@ -1,4 +1,4 @@
-"""Whether two vectors of one text are of the same model, up to rounding."""
+"""Whether two vectors of one text come from the same model, up to rounding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FIXED_TEXTS = (
     "7 Zwerge, 3 Wünsche und kein Schuh.",
     "数据库里保存着向量。",
 )
-"""Whose vectors a cache keeps to be compared; never to change: what is kept goes by them."""
+"""A cache keeps the vectors of these texts for comparison, so they must never change."""
 
 
 def deviation(stored: Vectors, fresh: Vectors) -> float:

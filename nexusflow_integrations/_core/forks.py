@@ -148,8 +148,8 @@ class _Importing(Lock):
         if self.is_nested:
             super().__exit__()
             raise ConfigurationError(
-                "this call, in a signal handler, has interrupted imports that it needs; make a"
-                " first call before a handler may run"
+                "this call, in a signal handler, interrupted imports that it needs; make a"
+                " first call before the handler can run"
             )
 
 

@@ -24,14 +24,14 @@ class LeftOut:
     """One document that was left out.
 
     Attributes:
-        id: Its id as the source gave it; ``None`` where there is none that could be used.
-        place: Where it is in the source, counted from 0.
+        id: Its id in the source; ``None`` if it has no usable id.
+        place: Its position in the source, counted from 0.
         reason: ``"refused"`` by the server, ``"blank"``, ``"too long"``, ``"invalid text"``,
             ``"invalid id"``, ``"invalid metadata"`` or ``"refused by the store"``.
         message: The reason in one sentence.
-        error: The server's or the store's refusal, where there is one.
-        source: The file or address that it comes from, where its metadata says so.
-        document: Id of the document that it is a part of, where that is known.
+        error: The server's or the store's refusal, if there is one.
+        source: The file or address that it comes from, if its metadata says so.
+        document: Id of the document that it is a part of, if known.
     """
 
     id: str | None
@@ -58,7 +58,7 @@ def reason_of(error: NexusFlowError) -> Reason:
 
 
 def reason_in_words(error: NexusFlowError) -> str:
-    """Return the same as a sentence, without the place of the text in a list that was made here."""
+    """Return the reason as a sentence, without the index of the text in an internal list."""
     if isinstance(error, InvalidInputError):
         return re.sub(r"^text \d+ ", "the text ", str(error))
     return f"the server refused it: {error}"

@@ -36,7 +36,7 @@ MODELS = {
 }
 _UNKNOWN = Model()
 _MOST = 2048
-"""Texts a request to a model of which nothing is known, whatever was wanted."""
+"""Maximum texts per request for an unknown model, whatever is requested."""
 
 
 def model_named(name: object) -> Model:

@@ -1,4 +1,4 @@
-"""What to use where an object of this package was given to another framework than its own."""
+"""Hints for users who passed an object of this package to a framework it is not for."""
 
 from __future__ import annotations
 

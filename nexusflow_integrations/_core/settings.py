@@ -54,7 +54,7 @@ ON_REFUSED = ("raise", "collect")
 OnTooLong = Literal["error", "split", "truncate", "send"]
 ON_TOO_LONG = ("error", "split", "truncate", "send")
 OnTooLongOrCollect = Literal["error", "collect", "split", "truncate", "send"]
-"""The same, where a result can have gaps."""
+"""The same for calls whose result can leave texts out."""
 
 
 @secret_arguments
@@ -126,8 +126,8 @@ def resolve_base_url(value: str | None = None, *, allow_http: bool = False) -> s
         )
     if scheme == "http" and not allow_http and not is_loopback(host):
         raise ConfigurationError(
-            f"base_url is plain http to {host}, which would show the API key to everyone on the"
-            " way: use https (or allow_http=True on a network you trust)"
+            f"base_url is plain http to {host}, which would expose the API key on the network: use"
+            " https (or allow_http=True on a network you trust)"
         )
     return f"{scheme}://{place}{parts['path']}"
 

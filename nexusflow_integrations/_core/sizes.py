@@ -1,4 +1,4 @@
-"""Sizes of vectors: cut a vector to a smaller one, and see whether a service does the same."""
+"""Sizes of vectors: cut vectors to a smaller size, and check whether a service does the same."""
 
 from __future__ import annotations
 

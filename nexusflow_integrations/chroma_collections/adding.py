@@ -29,8 +29,8 @@ class Added:
 
     Attributes:
         added: Embedded and written.
-        present: Left alone, and not paid for: the collection had their ids and texts.
-        differing: Left alone although the collection has a different text under their id;
+        present: Already in the collection with the same text; not paid for.
+        differing: Not written, because the collection has a different text under their id;
             ``sync_documents`` would write them.
     """
 

@@ -385,10 +385,10 @@ class _Work:
             run.removed += len(gone)
 
     def check(self, run: Run) -> Plan[None]:
-        """Find out whether the target holds what the source holds: then it is complete.
+        """Set ``is_complete`` if the target has all documents of the source.
 
         Raises:
-            CollectionError: It does not, however often it was read.
+            CollectionError: It does not after ``PASSES`` readings of the source.
         """
         changed = self.end_pass(run)
         source = yield Step("reading", self.source.count, {})
@@ -402,7 +402,7 @@ class _Work:
             )
 
     def end_pass(self, run: Run) -> bool:
-        """Count what a reading copied or removed; return whether that was anything."""
+        """Count what a reading copied or removed; return whether there was anything."""
         new = {str(item.id): item for item in run.left_out}
         self.left_out |= new
         self._written += run.added + run.changed
@@ -422,7 +422,7 @@ class _Work:
         self.exchanged = True
 
     def preview(self) -> Plan[Copied]:
-        """Return the work to do where nothing has to be embedded."""
+        """Return what a copy would do if nothing has to be embedded; change nothing."""
         if self.is_done:
             return Copied(present=(yield Step("reading", self.source.count, {})), exchanged=True)
         with closing(self.run()) as run:

@@ -42,10 +42,10 @@ PAGE = 1_000
 
 
 class _Filling:
-    """What filling a collection asks of it, as plans for the sync and the async client.
+    """Fills a collection; its steps are plans for the sync and the async client.
 
     Args:
-        run: What has been read and not written.
+        run: The documents that were read and are not written yet.
         calls: Calls of the collection.
         verify: Whether to compare a few vectors of the collection with new ones from the service,
             before the first vector is written.

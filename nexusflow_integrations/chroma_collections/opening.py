@@ -245,8 +245,8 @@ def fitting(
         )
     if stored.service not in (None, given.service) and not address_changed:
         raise ConfigurationError(
-            f"the vectors of collection {collection.name!r} are of {stored.service}, and this"
-            f" embedding function asks {given.service}: their vectors are not comparable; make"
+            f"the vectors of collection {collection.name!r} come from {stored.service}, and this"
+            f" embedding function uses {given.service}: their vectors are not comparable; make"
             " another collection, or, if it is the same service at a new address, call"
             " open_collection(..., address_changed=True) once"
         )
@@ -274,11 +274,12 @@ def _differing(
 def _stored_in(collection: Collection | AsyncCollection) -> NexusFlowEmbeddingFunction:
     persisted = collection.configuration_json.get("embedding_function") or {}
     if not _is_ours(collection):
+        name = persisted.get("name")
+        kind = f"the embedding function {name!r}" if name else "no embedding function"
         raise ConfigurationError(
-            f"collection {collection.name!r} stores"
-            f" {persisted.get('name', 'no')!r} as its embedding function, not 'nexusflow', so"
-            " nobody can say whether the vectors are comparable; make another collection, or, if it"
-            " was filled from the same model, call open_collection(..., adopt=True) once"
+            f"collection {collection.name!r} stores {kind}, so it is not"
+            " known whether the vectors are comparable; make another collection, or, if it was"
+            " filled from the same model, call open_collection(..., adopt=True) once"
         )
     return NexusFlowEmbeddingFunction.build_from_config(persisted["config"])
 
@@ -348,9 +349,9 @@ def check_arguments(function: object, configuration: CreateCollectionConfigurati
         )
     if function is not None and function.name() != NexusFlowEmbeddingFunction.name():
         raise ConfigurationError(
-            f"the name() of {type(function).__name__} must stay"
-            f" {NexusFlowEmbeddingFunction.name()!r}, not {function.name()!r}, under which the"
-            " collection finds it again"
+            f"the name() of {type(function).__name__} must be"
+            f" {NexusFlowEmbeddingFunction.name()!r}, not {function.name()!r}: the collection"
+            " stores the name to find the function again"
         )
     if configuration and configuration.get("embedding_function") is not None:
         raise ConfigurationError(

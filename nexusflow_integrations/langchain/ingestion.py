@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 __all__ = ["Added", "aadd_documents", "add_documents"]
 
 SLICE = 250
-"""Documents a write: enough for the store to be fast, few enough to hold in memory."""
+"""Documents per write: enough for the store to be fast, few enough to hold in memory."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Added:
 
     Attributes:
         added: Embedded and in the store.
-        present: Left alone, and not paid for: the store already had them under their ids.
-        differing: Left alone although the store has a different text or metadata under their id.
+        present: Already in the store under their ids; not paid for.
+        differing: Not written, because the store has a different text or metadata under their id.
         left_out: Those that could not be stored, each with its reason.
         usage: What the run sent and cost.
     """
@@ -290,7 +290,7 @@ class _Embedder:
         embeddings = store.embeddings
         name = type(store).__name__
         if not isinstance(embeddings, NexusFlowEmbeddings):
-            kind = "none that it shows" if embeddings is None else type(embeddings).__name__
+            kind = "not known" if embeddings is None else f"a {type(embeddings).__name__}"
             raise ConfigurationError(
                 f"the embedding of this {name} is {kind}: make the store with NexusFlowEmbeddings"
             )

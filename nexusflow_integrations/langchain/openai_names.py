@@ -62,7 +62,7 @@ def take_over(settings: dict[str, Any]) -> str:
             " ('split' is what OpenAIEmbeddings does)"
         )
     if nothing:
-        parts.append(f"ignores {', '.join(nothing)}, which mean nothing here")
+        parts.append(f"ignores {', '.join(nothing)}, which have no meaning here")
     return " and ".join(parts)
 
 

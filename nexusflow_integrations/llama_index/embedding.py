@@ -471,7 +471,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         if (self.requests_per_minute or self.tokens_per_minute) and not self.cache:
             raise ConfigurationError(
                 "this is a worker process, and each worker would send as fast as the limits allow:"
-                " embed in one process, or give cache=, where workers keep the limits together"
+                " embed in one process, or give cache=, through which workers share the limits"
             )
 
     # -- the six hooks: one call of the client each, which splits at 10 and runs in parallel -------
@@ -740,7 +740,7 @@ _SHARED = NexusFlowEmbedding.model_fields.keys() & signature(NexusFlow).paramete
 
 
 class _Work:
-    """One call: its hooks for the client, and what is known of its texts."""
+    """One call: its hooks for the client, and the state of its texts."""
 
     def __init__(
         self, embedding: NexusFlowEmbedding, client: NexusFlow, texts: str | list[str], role: Role

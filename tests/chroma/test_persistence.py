@@ -108,7 +108,7 @@ def test_the_key_may_also_be_an_argument(folder: Path, running_server: LocalServ
 def test_another_process_that_asks_another_service_does_not_mix_vectors(folder: Path) -> None:
     outcome = run("reopen", folder, NEXUSFLOW_API_KEY=KEY)
     for what in ("query_texts", "add_documents", "upsert", "update"):
-        assert "are of localhost, and this process asks https://nexusflow.vip" in outcome[what]
+        assert "come from localhost, and this process uses https://nexusflow.vip" in outcome[what]
     assert (outcome["count"], outcome["get"]) == (2, ["red pandas"])
 
 

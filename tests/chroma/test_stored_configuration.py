@@ -130,7 +130,7 @@ def test_the_environment_can_name_a_host(sends: Sends, monkeypatch: pytest.Monke
     monkeypatch.setenv("NEXUSFLOW_BASE_URL", "https://proxy.example/nexusflow/v1")
     config = {"api_base": "https://proxy.example/v1"}
     assert sends(config) == [("https://proxy.example/v1/embeddings", f"Bearer {KEY}")]
-    with pytest.raises(errors.ConfigurationError, match="has not named"):
+    with pytest.raises(errors.ConfigurationError, match="has not configured"):
         sends({"api_base": "https://proxy.example:444/v1"})
 
 
@@ -150,7 +150,7 @@ def test_rebuilding_names_no_host(sends: Sends, monkeypatch: pytest.MonkeyPatch)
     config = {"api_base": "https://evil.example/v1"}
     for _ in range(2):
         NexusFlowEmbeddingFunction.build_from_config(config)
-        with pytest.raises(errors.ConfigurationError, match="has not named"):
+        with pytest.raises(errors.ConfigurationError, match="has not configured"):
             sends(config)
 
 
@@ -158,7 +158,7 @@ def test_a_pickled_rebuilt_function_is_still_not_trusted(monkeypatch: pytest.Mon
     monkeypatch.setenv("NEXUSFLOW_API_KEY", KEY)
     config = {"api_base": "https://evil.example/v1"}
     pickled = pickle.dumps(NexusFlowEmbeddingFunction.build_from_config(config))
-    with pytest.raises(errors.ConfigurationError, match="has not named"):
+    with pytest.raises(errors.ConfigurationError, match="has not configured"):
         pickle.loads(pickled)(["a"])
 
 
@@ -229,7 +229,7 @@ def _changed(node: Any, change: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"api_base": "https://evil.example/v1"}, "has not named"),
+        ({"api_base": "https://evil.example/v1"}, "has not configured"),
         ({"api_key_env_var": "OTHER_SECRET"}, "api_key_env_var"),
         ({"default_headers": {"X": "y"}}, "default_headers"),
         ({"dimensions": 63}, "dimensions"),

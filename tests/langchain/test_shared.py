@@ -34,7 +34,7 @@ def test_a_shared_budget_holds(make: Make) -> None:
 
 
 def test_limits_and_a_pacer_at_once_are_refused(make: Make) -> None:
-    with pytest.raises(ConfigurationError, match="the limits are the pacer's"):
+    with pytest.raises(ConfigurationError, match="pacer has its own limits"):
         make(pacer=Limits(), requests_per_minute=5)
 
 

@@ -83,7 +83,7 @@ def test_a_client_asks_the_pacer_it_was_given_in_a_thread_of_its_own() -> None:
 
 
 def test_limits_are_said_to_the_pacer_or_to_the_client_and_not_to_both() -> None:
-    with pytest.raises(ConfigurationError, match="the limits are the pacer's"):
+    with pytest.raises(ConfigurationError, match="pacer has its own limits"):
         NexusFlow(KEY, pacer=CountedLimits(), tokens_per_minute=100)
 
 

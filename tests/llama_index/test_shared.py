@@ -23,7 +23,7 @@ def test_a_pacer_is_asked_and_a_shared_budget_holds(embedding: NexusFlowEmbeddin
 
 
 def test_limits_and_a_pacer_at_once_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="the limits are the pacer's"):
+    with pytest.raises(ConfigurationError, match="pacer has its own limits"):
         NexusFlowEmbedding(pacer=Limits(), requests_per_minute=5)
 
 

@@ -91,7 +91,7 @@ def test_where_the_service_does_not_cut_a_size_is_paid_for_and_the_log_says_so(
         client_of(256).embed(["another text"])
     assert [record.getMessage() for record in caplog.records] == [
         "the service does not cut vectors of size 256 of 'text-embedding-v4' from its largest:"
-        " derive=True has no effect on this size, which is paid for by itself"
+        " derive=True has no effect on this size, which is paid for separately"
     ]
     assert paid(server) == 2 * len(TEXTS)
     assert (client.usage.cached, client.usage.derived) == (0, 0)

@@ -1,1 +1,1 @@
-"""What was paid for already, and who is paying now."""
+"""Stored vectors, and claims on those that a process is paying for."""

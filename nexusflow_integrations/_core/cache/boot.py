@@ -17,7 +17,7 @@ def boot_number() -> int:
     """Return a number for this boot of this host, above 0 and below 2**56.
 
     On systems other than Linux it is the same for all boots. Times of another boot are then treated
-    as times of this boot, so that an old claim may count for as long as a claim holds.
+    as times of this boot, so that an old claim may count for as long as a new one would.
     """
     try:
         boot_id = _BOOT_ID.read_bytes()

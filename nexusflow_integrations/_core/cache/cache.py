@@ -47,7 +47,7 @@ LONGEST_PAUSE = 60.0
 CLOSING = 1.0
 """Seconds that the exit of the process waits for rows to be stored and the store to be closed."""
 MOST_HELD = 64 << 20
-"""Bytes of vectors that are held until they are stored: 16,000 of 1024 numbers."""
+"""Bytes of vectors that may wait to be stored: 16,000 vectors of 1024 numbers."""
 ROWS_AT_ONCE = 1_000
 """Maximum rows per commit, which takes milliseconds."""
 
@@ -432,7 +432,7 @@ class Cache:
         writing, self._writing = self._writing or [], None
         return writing
 
-    # -- off, and on again ---------------------------------------------------------------------
+    # -- failure and recovery ------------------------------------------------------------------
 
     def _overdue(self) -> None:
         self._turn_off(StoreUnavailable(f"{self.store.path} has not answered for {PATIENCE:g} s"))

@@ -473,9 +473,9 @@ class VectorStore:
             yield self._connection()
 
     def together(self, work: Callable[[], T]) -> T:
-        """Return what ``work`` returns, all of whose writes are done, or none.
+        """Run ``work`` in one transaction and return its result.
 
-        If the file was removed or replaced meanwhile, ``work`` is done once more in the new one.
+        If the file was removed or replaced meanwhile, ``work`` runs again in the new file.
         """
         with self._held():
             is_part = self._db is not None and self._db.in_transaction
@@ -515,7 +515,7 @@ class VectorStore:
     def _leave(self) -> None:
         """Close a file that was moved or removed, or whose log is gone."""
         logger.warning(
-            "the cache %s was removed or replaced while it was open; going on with what is there",
+            "the cache %s was removed or replaced while it was open; using the new file",
             self.path,
         )
         db, self._db = self._db, None

@@ -54,8 +54,8 @@ _NEVER = 1e18
 T = TypeVar("T")
 
 # A claim is "owner ticket since until sent". The owner, in hexadecimal, ends in the number of the
-# call; the ticket is another for each question, so that one whose answer was lost may be asked
-# again; sent is 1 if a request with the text has been sent.
+# call. Each request to claim has its own ticket, so that it can be repeated if its answer was lost.
+# sent is 1 if a request with the text has been sent.
 _READ = (
     CLOCK
     + """
@@ -66,7 +66,7 @@ local function read(claim)
   since, till = tonumber(since), tonumber(till)
   if since and till then return owner, ticket, since, till, sent end
 end
--- It holds for as long as a claim can last, whatever it says.
+-- A claim is valid for at most the usual time, whatever it says.
 local function is_live(since, till, now, hold, slack)
   return since - slack <= now and now < math.min(till, since + hold)
 end
@@ -78,11 +78,11 @@ end
 _CLAIM = (
     _READ
     + """
--- KEYS: the claims, then the vectors. ARGV: now, owner, ticket, how long it holds, slack of the
--- clock, how many to claim, 1 if they are sent at once, and for each vector what was found there
--- and is none.
--- Answers for each: the vector that somebody put meanwhile, 0 busy, 1 ours, 2 ours though somebody
--- has sent it, 3 left alone.
+-- KEYS: the claims, then the vectors. ARGV: now, owner, ticket, seconds that a claim is valid,
+-- slack of the clock, how many to claim, 1 if they are sent at once, and for each vector the
+-- invalid value that was read before.
+-- Returns for each: the vector if it was stored meanwhile, 0 for busy, 1 for claimed, 2 for claimed
+-- although another owner has sent it, 3 for not claimed.
 local now, owner, ticket = clock(ARGV[1]), ARGV[2], ARGV[3]
 local hold, slack, most = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local answers = {}
@@ -111,7 +111,8 @@ return answers
 _RELEASE = (
     _READ
     + """
--- KEYS: the claims. ARGV: owner, or only its beginning for all its calls, then keys of vectors.
+-- KEYS: the claims. ARGV: the owner, or the beginning that all its calls share, then keys of
+-- vectors.
 for i = 2, #ARGV do
   local holder = read(redis.call('HGET', KEYS[1], ARGV[i]))
   if holder and string.sub(holder, 1, #ARGV[1]) == ARGV[1] then
@@ -123,8 +124,8 @@ end
 _RENEW = (
     _READ
     + """
--- KEYS: the claims. ARGV: now, owner, how long they hold, 1 if they are sent now, then keys of
--- vectors. Answers those that the owner no longer holds.
+-- KEYS: the claims. ARGV: now, owner, seconds that a claim is valid, 1 if the texts are sent now,
+-- then keys of vectors. Returns the keys that the owner no longer holds.
 local now, lost = clock(ARGV[1]), {}
 for i = 5, #ARGV do
   local holder, call, _, _, sent = read(redis.call('HGET', KEYS[1], ARGV[i]))
@@ -141,8 +142,8 @@ return lost
 _SURVEY = (
     _READ
     + """
--- KEYS: the claims. ARGV: now, seconds after which nobody comes back to a claim, how long one
--- holds, slack of the clock. Answers how many claims are live.
+-- KEYS: the claims. ARGV: now, seconds after which a claim is abandoned, seconds that it is valid,
+-- slack of the clock. Returns how many claims are live.
 local now, live = clock(ARGV[1]), 0
 local all = redis.call('HGETALL', KEYS[1])
 for i = 1, #all, 2 do

@@ -80,8 +80,8 @@ class BackgroundLoop:
             try:
                 self.loop.run_forever()
             except BaseException as error:  # noqa: BLE001, PERF203 - SystemExit, of the user's
-                # It ends the call that raised it; the loop has to go on for all others.
-                logger.debug("%s went through the event loop", type(error).__name__)
+                # It ends the call that raised it; the loop must keep running for all others.
+                logger.debug("the event loop continues after %s", type(error).__name__)
             else:
                 return
 

@@ -108,7 +108,7 @@ class Ask:
         self.awaited = awaited
 
     def do(self) -> None:
-        """Do it in this thread.
+        """Do the work in this thread.
 
         Raises:
             BaseException: Ctrl-C, or what a signal handler raised.
@@ -125,7 +125,7 @@ class Ask:
             self._answered(outcome)
 
     async def ado(self) -> None:
-        """Do it on this event loop.
+        """Do the work on this event loop.
 
         Raises:
             BaseException: This task was cancelled.
@@ -178,13 +178,13 @@ class Callback:
         else:
             if isinstance(returned, Coroutine):
                 returned.close()
-                self._log("returned a coroutine, which nobody awaits: it must be a plain function")
+                self._log("returned a coroutine, which is not awaited: it must be a plain function")
 
     def _log(self, problem: str, error: Exception | None = None) -> None:
         if not self._logged:
             self._logged = True
             logger.error(
-                "%s %s; the call goes on, and further problems of it are not logged",
+                "%s %s; the call continues, and further errors of it are not logged",
                 self._name,
                 problem,
                 exc_info=error,

@@ -50,17 +50,17 @@ class Comparison:
         self._has_said: set[int] = set()
 
     def lacks(self, sizes: Sequence[int]) -> bool:
-        """Return whether a size other than the first, the largest, was not compared yet."""
+        """Return whether some of ``sizes`` was not compared yet with the first, the largest."""
         return any(size not in self._is_cut for size in sizes[1:])
 
     def learn(self, sizes: Sequence[int], rows: dict[int, list[Vectors]]) -> None:
-        """Compare ``rows``, the fixed texts by size; a size without rows counts as not cut."""
+        """Compare ``rows``, vectors of the fixed texts by size; without rows, a size is not cut."""
         is_cut = cut_sizes(rows) if sizes[0] in rows else {}
         for size in sizes[1:]:
             self._is_cut.setdefault(size, is_cut.get(size, False))
 
     def sources(self, sizes: Sequence[int]) -> tuple[int, ...]:
-        """Return those of ``sizes`` that hold vectors for the last, the wanted one.
+        """Return those of ``sizes`` from which vectors of the last, the wanted one, can be cut.
 
         Empty if the wanted size is not cut or not compared yet.
         """
@@ -70,12 +70,12 @@ class Comparison:
         return tuple(size for size in sizes if size == sizes[0] or self._is_cut.get(size))
 
     def warn(self, size: int, model: str) -> None:
-        """Log once that ``size`` is paid for by itself."""
+        """Log once that ``size`` is paid for separately."""
         if size not in self._has_said:
             self._has_said.add(size)
             logger.warning(
                 "the service does not cut vectors of size %d of %r from its largest: derive=True"
-                " has no effect on this size, which is paid for by itself",
+                " has no effect on this size, which is paid for separately",
                 size,
                 model,
             )

@@ -167,8 +167,8 @@ class Engine:
     ) -> tuple[set[str], int]:
         """Return the texts whose vectors the store at ``place`` holds.
 
-        Also at how many sizes the fixed texts have to be asked for first, with ``derive``. Before
-        that, only vectors of the wanted size count.
+        With ``derive``, also the number of sizes at which the fixed texts must be embedded first.
+        Until then, only vectors of the wanted size count.
         """
         cache = self._cache(place)
         within = settings.deadline / 2 if settings.deadline else float("inf")

@@ -62,8 +62,8 @@ def estimate(
 ) -> Estimate:
     """Return the estimate for the distinct ``texts``; ``held`` are those that the cache holds.
 
-    ``given`` is the number of texts before duplicates were removed, ``comparisons`` at how many
-    sizes the fixed texts have to be asked for.
+    ``given`` is the number of texts before duplicates were removed, ``comparisons`` the
+    number of sizes at which the fixed texts must be embedded.
     """
     missing = [text for text in texts if text not in held]
     counter = exact_counter()

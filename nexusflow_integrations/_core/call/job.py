@@ -31,7 +31,7 @@ from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 
 TURN = 0.25
-"""Seconds for which a turn at the admission queue is valid; later requests have gone since."""
+"""Seconds for which a turn at the admission queue is valid; then later requests go first."""
 MOST_TURNS = 3
 """Turns for which one request waits: a slow store must not delay it for ever."""
 DRAIN = 5.0

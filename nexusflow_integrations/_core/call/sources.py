@@ -232,8 +232,8 @@ class CachedSource:
         if claimed.repaid:
             self._ledger.repaid += claimed.repaid
             logger.warning(
-                "up to %d texts were sent by a process that ended or was stopped before it kept"
-                " their vectors; they are paid for again",
+                "up to %d texts were sent, but not stored, by a process that ended or was stopped;"
+                " they are paid for again",
                 claimed.repaid,
             )
         if self._renewing is None and self._claimed:
@@ -375,7 +375,7 @@ class RecalledSource:
         self._gathered.report()
         count = len(self._missing)
         if self._asked < len(self._texts):
-            count -= count % self._least  # what fills no request waits for more
+            count -= count % self._least  # the rest waits until it fills a request
         if count:
             self._sources.append(self._make(self._missing[:count]))
             self._missing = self._missing[count:]

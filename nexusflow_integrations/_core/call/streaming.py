@@ -270,7 +270,7 @@ class Stream:
 
     def _abandon(self) -> None:
         if self._background is not None and self._running:
-            # First: what a cancelled call leaves free must not go to one that is cancelled next.
+            # First, or a place that one cancelled call frees would go to another of them.
             self._background.call_soon(self._stop.request)
         for one in self._running:
             one.cancel()
@@ -305,7 +305,7 @@ class _Signal:
             self._loop.call_soon_threadsafe(self._event.set)
 
     async def wait(self) -> None:
-        """Wait for the next end."""
+        """Wait until the next future ends."""
         await self._event.wait()
         self._event.clear()
 

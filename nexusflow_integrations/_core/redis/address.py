@@ -127,7 +127,7 @@ def address_or_path(cache: T) -> T | RedisAddress:
             )
         if _ALMOST_REDIS.match(cache):
             raise ConfigurationError(
-                "cache begins like a URL of a Redis server, and is none: redis://HOST:PORT is one"
+                "cache starts like the URL of a Redis server, but is not one: write redis://HOST:PORT"
             )
     elif not (cache is None or isinstance(cache, (bool, os.PathLike, RedisAddress))):
         raise refuse("cache", WANTED, cache)

@@ -15,7 +15,7 @@ from nexusflow_integrations._core.settings import Settings
 MAX_BODY_BYTES = 900_000
 """Below the common request body limit of 1 MiB."""
 MAX_BATCH_TOKENS = 81_920
-"""Tokens of a request to a model of which nothing else is known: ten texts of 8,192."""
+"""Maximum tokens per request for an unknown model: ten texts of 8,192."""
 _PER_TEXT_BYTES = 1  # the comma
 _ENVELOPE_BYTES = 256
 _MOST_BYTES_A_CHARACTER = 6  # an escaped control character; UTF-8 alone takes 4
