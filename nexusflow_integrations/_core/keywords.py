@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cache, lru_cache
+from importlib import import_module
 from typing import TypeVar
 
 from nexusflow_integrations._core.needed import needed
@@ -64,12 +65,24 @@ def fused(rankings: Iterable[Sequence[T]], k: int = FUSION) -> list[tuple[T, flo
     return sorted(scores.items(), key=lambda pair: -pair[1])
 
 
-@cache
-def _tools() -> tuple[frozenset[str], Callable[[str], str], Callable[[str], list[str]]]:
+def check_packages() -> None:
+    """Check that the packages of a keyword search are installed.
+
+    Raises:
+        ImportError: One is missing; the message says what to install.
+    """
     packages = ("bm25s", "Stemmer", "rjieba")
     with needed("A keyword search", *packages, install="nexusflow-integrations[hybrid]"):
-        import rjieba
-        import Stemmer
-        from bm25s.stopwords import STOPWORDS_EN
+        for name in packages:
+            import_module(name)
+
+
+@cache
+def _tools() -> tuple[frozenset[str], Callable[[str], str], Callable[[str], list[str]]]:
+    check_packages()
+    import rjieba
+    import Stemmer
+    from bm25s.stopwords import STOPWORDS_EN
+
     stem = lru_cache(_STEMS)(Stemmer.Stemmer("english").stemWord)
     return frozenset(STOPWORDS_EN), stem, rjieba.cut

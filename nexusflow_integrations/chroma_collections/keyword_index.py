@@ -32,8 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nexusflow_integrations._core import forks
-from nexusflow_integrations._core.keywords import words_of
-from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations._core.keywords import check_packages, words_of
 from nexusflow_integrations.chroma_collections.writer import folder_of
 from nexusflow_integrations.errors import ConfigurationError
 
@@ -317,6 +316,7 @@ def _remove_orphans(home: Path, collection: Collection) -> None:
 
 
 def _bm25s() -> Any:
-    with needed("A keyword search", "bm25s", install="nexusflow-integrations[hybrid]"):
-        import bm25s
+    check_packages()
+    import bm25s
+
     return bm25s

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations._core.keywords import check_packages
 from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.settings import resolve_base_url
 from nexusflow_integrations._core.usage import Price
@@ -92,6 +92,14 @@ ChatOption = Annotated[
     ),
 ]
 Bm25Option = Annotated[bool, typer.Option("--bm25", help="Also show the hits of BM25.")]
+HybridOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--hybrid/--no-hybrid",
+        show_default=False,
+        help="Search by keywords, too. [dim]Default: as the index was made.[/dim]",
+    ),
+]
 FreshOption = Annotated[
     bool,
     typer.Option("--fresh", help="Build it anew; the old one answers until the new is complete."),
@@ -194,6 +202,15 @@ def index(
     ] = Framework.chroma,
     limit: LimitOption = None,
     dimensions: DimensionsOption = None,
+    hybrid: Annotated[
+        bool | None,
+        typer.Option(
+            "--hybrid/--no-hybrid",
+            show_default=False,
+            help="Whether `ask` and `search` use keywords, too. [dim]Default: as before, else"
+            " not.[/dim]",
+        ),
+    ] = None,
     budget: BudgetOption = None,
     estimate: EstimateOption = False,
     local: LocalOption = False,
@@ -207,6 +224,8 @@ def index(
     What cannot be read or stored is left out, named, and makes the exit code 5.
     """
     _check_fresh(fresh, limit)
+    if hybrid:
+        _need_keywords()
     most = None if budget is None else read_budget(budget, Price())
     screen = AskScreen(quiet=as_json)
     texts = corpora.load(path, limit)
@@ -222,6 +241,7 @@ def index(
         local=local or None,
         dimensions=dimensions,
         budget=most,
+        hybrid=hybrid,
     ) as opened:
         screen.setting(opened.endpoint, texts, opened.index)
         done = _update(screen, opened, texts, path, fresh=fresh)
@@ -248,13 +268,14 @@ def ask(
     index: IndexOption = None,
     framework: AskedFramework = None,
     top_k: TopOption = 3,
+    hybrid: HybridOption = None,
     bm25: Bm25Option = False,
     chat_model: ChatOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from an index made by `index` or `demo`."""
-    _ask(question, index, framework, top_k, bm25, chat_model, store, as_json, answer=True)
+    _ask(question, index, framework, top_k, hybrid, bm25, chat_model, store, as_json, answer=True)
 
 
 def search(
@@ -262,12 +283,13 @@ def search(
     index: IndexOption = None,
     framework: AskedFramework = None,
     top_k: TopOption = 5,
+    hybrid: HybridOption = None,
     bm25: Bm25Option = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the passages of an index that are nearest to a question."""
-    _ask(question, index, framework, top_k, bm25, None, store, as_json, answer=False)
+    _ask(question, index, framework, top_k, hybrid, bm25, None, store, as_json, answer=False)
 
 
 def _ask(
@@ -275,6 +297,7 @@ def _ask(
     index: str | None,
     framework: Framework | None,
     top_k: int,
+    hybrid: bool | None,
     bm25: bool,
     chat_model: str | None,
     store: Path | None,
@@ -286,11 +309,19 @@ def _ask(
         _need_keywords()
     screen = AskScreen(quiet=as_json)
     chosen = Indexes(store).find(index, Path.cwd())
-    _check_chat(chat_model, embedded=chosen.about().local_model is not None)
-    with reopened(chosen, framework.names() if framework else ()) as opened:
+    about = chosen.about()
+    _check_chat(chat_model, embedded=about.local_model is not None)
+    frameworks = framework.names() if framework else ()
+    if hybrid is None:
+        hybrid = about.hybrid and frameworks in ((), ("chroma",))
+    if hybrid:
+        frameworks = _hybrid_frameworks(frameworks)
+    with reopened(chosen, frameworks) as opened:
         chat = _chat(chat_model, opened) if answer else None
         with screen.waiting(f"opening {opened.index.name} …"):
-            found = [opened.search(name, question, top_k) for name in opened.frameworks]
+            found = [
+                opened.search(name, question, top_k, hybrid=hybrid) for name in opened.frameworks
+            ]
         keywords = _keywords(opened.documents()) if bm25 else None
         screen.question(question)
         screen.asked(opened.index, opened.endpoint)
@@ -303,7 +334,7 @@ def _ask(
             screen.comparison(found)
         screen.cost(opened.usage(), opened.endpoint, brief=True)
         if as_json:
-            print_json(_found_json(opened, question, found, answers, beside))
+            print_json(_found_json(opened, question, found, answers, beside) | {"hybrid": hybrid})
 
 
 # -- steps that commands share -------------------------------------------------------------------
@@ -315,8 +346,15 @@ def _source(corpus: str) -> str:
 
 def _need_keywords() -> None:
     """Raise the ``ImportError`` that says what to install, before anything is paid for."""
-    with needed("BM25", "bm25s", "Stemmer", install="bm25s[stem]"):
-        import nexusflow_integrations.cli.rag.keywords as _  # noqa: F401
+    check_packages()
+
+
+def _hybrid_frameworks(asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the framework of a hybrid search, and check that its packages are there."""
+    if asked not in ((), ("chroma",)):
+        raise UsageProblem("--hybrid is a search of Chroma: leave out --framework")
+    _need_keywords()
+    return ("chroma",)
 
 
 def _keywords(documents: Sequence[corpora.Document]) -> Keywords:

@@ -227,6 +227,44 @@ def test_bm25_beside_a_search_reads_the_index_and_not_the_folder(
     assert [item["source"] for item in found["bm25"]] == ["otter.txt:1"]
 
 
+def test_a_hybrid_search_finds_by_keywords_too_where_it_is_asked_for(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    (zoo / "form.txt").write_text("Form QX-7731 is for visitors.")
+    nexusflow("index", str(zoo))
+
+    def hits(*options: str) -> tuple[bool, list[tuple[str, float]]]:
+        found = nexusflow.json("search", "form QX-7731 for visitors", *options)
+        passages = found["frameworks"]["chroma"]["passages"]
+        return found["hybrid"], [(item["source"], item["score"]) for item in passages]
+
+    assert hits()[0] is False
+    on, found = hits("--hybrid")
+    assert on
+    assert found[0] == ("form.txt:1", 1.0)
+    assert all(0 < score < 1 for _, score in found[1:])
+    service.reset_stats()
+    nexusflow("index", str(zoo), "--hybrid")
+    assert service.stats.texts == 0
+    for _ in range(2):
+        assert hits() == (True, found)
+        assert hits("--no-hybrid")[0] is False
+        nexusflow("index", str(zoo))  # follows the folder, and remembers
+    answered, _ = nexusflow("ask", "form QX-7731 for visitors")
+    assert "“Form QX-7731 is for visitors.” [1]" in answered
+    assert nexusflow.json("search", "form", "-f", "langchain")["hybrid"] is False
+    nexusflow("index", str(zoo), "--no-hybrid")
+    assert hits()[0] is False
+
+
+def test_a_hybrid_search_through_another_framework_is_wrong_usage(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    nexusflow("index", str(zoo))
+    said = nexusflow.sentence("search", "x", "--hybrid", "-f", "langchain", code=2)
+    assert "leave out --framework" in said
+
+
 # -- failures ------------------------------------------------------------------------------------
 
 
@@ -315,6 +353,7 @@ def test_a_missing_bm25_ends_in_3_before_anything_is_embedded(
     monkeypatch.delitem(sys.modules, "nexusflow_integrations.cli.rag.keywords", raising=False)
     monkeypatch.setitem(sys.modules, "Stemmer", None)
     assert "pip install" in nexusflow.sentence("demo", "-c", str(zoo), "--bm25", code=3)
+    assert "pip install" in nexusflow.sentence("index", str(zoo), "--hybrid", code=3)
     assert service.stats.requests == 0
 
 

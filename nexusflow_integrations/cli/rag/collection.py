@@ -222,6 +222,14 @@ def stored(collection: Collection) -> dict[str, Document]:
     return held
 
 
+def make_keyword_index(collection: Collection) -> None:
+    """Make the keyword index of a collection, so that the first search need not."""
+    from nexusflow_integrations.chroma_collections.keyword_index import fitting_index
+
+    with reading():
+        fitting_index(collection)
+
+
 def update(
     collection: Collection, plan: Plan, progress: Callable[[int], object] | None = None
 ) -> Updated:

@@ -44,6 +44,7 @@ class About:
         dimensions: The requested size, or ``None``.
         documents: Number of documents.
         folder: Name of the Chroma folder in use.
+        hybrid: Whether `ask` and `search` use keywords, too, unless they are asked not to.
     """
 
     corpus: str
@@ -55,6 +56,7 @@ class About:
     dimensions: int | None
     documents: int
     folder: str
+    hybrid: bool = False
 
     @property
     def model(self) -> str:

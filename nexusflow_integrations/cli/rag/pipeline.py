@@ -21,7 +21,8 @@ class Passage:
         text: Its text.
         source: Where it comes from.
         url: Where to read on, or an empty string.
-        score: Similarity; from a pipeline the cosine, from -1 to 1.
+        score: Similarity; from a pipeline the cosine, from -1 to 1, or, of a hybrid search, the
+            share of the highest possible score, from 0 to 1.
     """
 
     text: str

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
+from nexusflow_integrations._core.keywords import check_packages
 from nexusflow_integrations._core.request.failures import clean
 from nexusflow_integrations._core.settings import resolve_base_url
 from nexusflow_integrations._core.usage import Budget, Usage
@@ -16,6 +17,7 @@ from nexusflow_integrations.cli.rag.answer import Quote, quote
 from nexusflow_integrations.cli.rag.collection import (
     DamagedError,
     Updated,
+    make_keyword_index,
     open_to_read,
     open_to_write,
     plan,
@@ -28,6 +30,7 @@ from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
 from nexusflow_integrations.cli.rag.indexes import About, Index, UnusableIndexError
 from nexusflow_integrations.cli.rag.pipeline import Chat, Passage, Pipeline, open_pipeline
 from nexusflow_integrations.cli.rag.questions import Question
+from nexusflow_integrations.cli.rag.with_chroma import ChromaPipeline
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import CollectionError, ConfigurationError, NexusFlowError
 
@@ -75,13 +78,17 @@ class Found:
 
 @dataclass
 class Session:
-    """One endpoint and one index, in use."""
+    """One endpoint and one index, in use.
+
+    ``hybrid`` is stored with the index when it is updated; ``None`` leaves it as it is.
+    """
 
     endpoint: Endpoint
     index: Index
     frameworks: tuple[str, ...]
     cache: bool
     budget: Budget | None = None
+    hybrid: bool | None = None
     pipelines: dict[str, Pipeline] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
 
@@ -108,6 +115,8 @@ class Session:
             NexusFlowError: Embedding or writing failed.
         """
         began = time.perf_counter()
+        if self._hybrid():
+            check_packages()
         with self.index.alone():
             folder = self.index.draft(fresh=fresh)
             with self._sound():
@@ -123,6 +132,9 @@ class Session:
                 wanted = plan(corpus, stored(collection), self._replaced() if fresh else None)
                 done = update(collection, wanted, lambda more: progress(more, self.meter.total))
                 documents = collection.count()
+                hybrid = self._hybrid()
+                if hybrid:
+                    make_keyword_index(collection)
             if not documents:
                 raise UnusableIndexError(f"no passage could be stored: {done.left_out[0]}")
             self.index.describe(
@@ -136,6 +148,7 @@ class Session:
                     dimensions=self.endpoint.dimensions,
                     documents=documents,
                     folder=folder,
+                    hybrid=hybrid,
                 )
             )
         return replace(
@@ -143,6 +156,12 @@ class Session:
             left_out=(*corpus.skipped, *done.left_out),
             seconds=time.perf_counter() - began,
         )
+
+    def _hybrid(self) -> bool:
+        if self.hybrid is not None:
+            return self.hybrid
+        about = self.index.described()
+        return about is not None and about.hybrid
 
     def _replaced(self) -> dict[str, Document]:
         """Return the documents of the index about to be replaced, as far as it can be read."""
@@ -167,12 +186,16 @@ class Session:
                 )
         return self.pipelines[framework]
 
-    def search(self, framework: str, question: str, k: int) -> Found:
-        """Search with a framework."""
+    def search(self, framework: str, question: str, k: int, *, hybrid: bool = False) -> Found:
+        """Search with a framework; ``hybrid``, which only Chroma can, also by keywords."""
         pipeline = self.open(framework)
+        find = pipeline.search
+        if hybrid:
+            assert isinstance(pipeline, ChromaPipeline)
+            find = pipeline.search_hybrid
         began = time.perf_counter()
         with self._sound():
-            passages = pipeline.search(question, k)
+            passages = find(question, k)
         return Found(framework, passages, time.perf_counter() - began)
 
     def documents(self) -> list[Document]:
@@ -245,6 +268,7 @@ def session(
     dimensions: int | None = None,
     model: str | None = None,
     budget: Budget | None = None,
+    hybrid: bool | None = None,
 ) -> Iterator[Session]:
     """Open the endpoint for as long as the block runs.
 
@@ -256,10 +280,16 @@ def session(
         frameworks: Short names.
         local, dimensions, model: As for ``open_endpoint``.
         budget: The most that updating the index may cost.
+        hybrid: Whether `ask` and `search` use keywords, too; ``None`` leaves it as it is.
     """
     with open_endpoint(local=local, dimensions=dimensions, model=model) as endpoint:
         yield Session(
-            endpoint, place(endpoint), tuple(frameworks), endpoint.local_model is None, budget
+            endpoint,
+            place(endpoint),
+            tuple(frameworks),
+            endpoint.local_model is None,
+            budget,
+            hybrid,
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nexusflow_integrations._core.keywords import FUSION
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli.rag.answer import INSTRUCTIONS, numbered
 from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, Passage
@@ -50,6 +51,21 @@ class ChromaPipeline:
             for text, metadata, distance in zip(texts[0], metadatas[0], distances[0], strict=True)
         ]
 
+    def search_hybrid(self, question: str, k: int) -> list[Passage]:
+        """Search by vectors and keywords; return the ``k`` best passages, best first.
+
+        The score is the share of the highest possible one, that of a passage which is first by
+        both: from 0 to 1, comparable only within one question.
+        """
+        from nexusflow_integrations.chroma_collections import hybrid_query
+
+        hits = hybrid_query(self._collection, question, k)
+        notes = [hit.metadata or {} for hit in hits]
+        return [
+            Passage(hit.document, str(note["source"]), str(note["url"]), hit.score / _HIGHEST)
+            for hit, note in zip(hits, notes, strict=True)
+        ]
+
     def write(self, question: str, passages: Sequence[Passage], chat: Chat) -> Iterator[str]:
         """Let a chat model write the answer; yields it piece by piece."""
         with needed("An answer written by a chat model", "openai", install="openai"):
@@ -72,4 +88,5 @@ class ChromaPipeline:
                     yield piece.choices[0].delta.content or ""
 
 
+_HIGHEST = 2 / (FUSION + 1)
 _INSTALL = "nexusflow-integrations[chroma]"
