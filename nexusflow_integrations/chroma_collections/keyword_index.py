@@ -106,7 +106,7 @@ class KeywordIndex:
     def save(self, folder: Path) -> dict[str, int]:
         """Write it into the existing, empty ``folder``; return a checksum of each file."""
         if self._ranks is not None:
-            self._ranks.save(str(folder), show_progress=False)
+            self._ranks.save(str(folder))
         (folder / "ids.json").write_text(json.dumps(self.ids), encoding="utf-8")
         np.save(folder / "digests.npy", np.fromiter(self.digests.values(), np.uint64))
         return {path.name: _checksum(path) for path in folder.iterdir()}
