@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 HANGS = 3
 """Attempts without a response that fit into the time of a call."""
+READS = 3
+"""Attempts at a read that fails inside the store."""
 PAUSE = 0.25
 """Seconds before the second attempt, twice as many before the third, and so on."""
 _BUSY = ("locked", "busy", "timed out", "timeout", "temporarily", "unavailable")
@@ -116,7 +118,8 @@ def _pause(what: str, error: Exception, attempt: int, left: float) -> float:
         too_large = f"{what} failed: the server does not accept a request this large"
         raise TooLargeError(too_large) from error
     pause = PAUSE * (1 << (attempt - 1))
-    if pause >= left or not _is_transient(error, said):
+    failed_read = what == "reading" and status == 500 and attempt < READS
+    if pause >= left or not (failed_read or _is_transient(error, said)):
         again = "" if attempt == 1 else f" {attempt} times"
         raise CollectionError(
             f"{what} failed{again}: {type(error).__name__}: {str(error)[:500]}"
@@ -127,8 +130,8 @@ def _pause(what: str, error: Exception, attempt: int, left: float) -> float:
 def _is_transient(error: Exception, said: str) -> bool:
     """Return whether another attempt may succeed.
 
-    An error inside the store (500) is final. After a full disk the second write of an embedded
-    Chroma waited for ever in 8 of 42 cases, and held the interpreter's lock while it did.
+    A write that failed inside the store (500) is not repeated. After a full disk the second write
+    of an embedded Chroma waited for ever in 8 of 42 cases, and held the interpreter's lock.
     """
     if isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError)):
         return True

@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_the_old_passages_and_names_what_was_paid_for(
     assert counted(tmp_path) == len(NEW)
 
 
-def test_an_error_inside_the_store_is_final() -> None:
+def test_a_write_that_failed_inside_the_store_is_not_repeated_but_a_read_is() -> None:
     attempts = []
 
     def write() -> None:
@@ -173,6 +173,9 @@ def test_an_error_inside_the_store_is_final() -> None:
     with pytest.raises(errors.CollectionError, match=r"writing 20 documents failed: .*is full"):
         Calls(None, timeout=30)("writing 20 documents", write)
     assert len(attempts) == 1
+    with pytest.raises(errors.CollectionError, match="reading failed 3 times: InternalError"):
+        Calls(None, timeout=30)("reading", write)
+    assert len(attempts) == 4
 
 
 def test_a_server_that_is_killed_and_started_again_is_waited_for(

@@ -483,11 +483,11 @@ def test_a_process_that_is_killed_while_it_copies_loses_nothing_and_pays_little_
     filled(client, make, 300)
     server.reset_stats()
     command = [sys.executable, "-c", COPYING, folder, server.base_url]
-    copying = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    copying = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert copying.stdout
-    for _ in range(4):  # it is ready, and has written three slices
-        copying.stdout.readline()
+    lines = [copying.stdout.readline() for _ in range(4)]  # ready, then three slices written
     copying.kill()
+    assert all(lines), copying.communicate(timeout=60)
     copying.communicate(timeout=60)
     paid = server.stats.texts
     assert paid >= 60
