@@ -25,7 +25,8 @@ class TunedSettings:
         model: Name of the embedding model.
         dimensions: Size of the vectors; ``None`` is the service's default.
         passage_characters: Most characters of a passage.
-        overlap: Characters that a passage repeats from the end of the one before.
+        overlap: Characters that a passage repeats from the end of the one before; at
+            most a quarter.
         headings: Whether each passage begins with the headings above it.
         query_instruction: Text put in front of each query, or ``None``.
         document_instruction: Text put in front of each document, or ``None``.
@@ -50,7 +51,7 @@ class TunedSettings:
             "model": checks.word("model", self.model, "the name of a model"),
             "dimensions": check_dimensions(self.dimensions, self.model),
             "passage_characters": most,
-            "overlap": checks.whole("overlap", self.overlap, 0, most // 2),
+            "overlap": checks.whole("overlap", self.overlap, 0, most // 4),
             "headings": checks.flag("headings", self.headings),
             "query_instruction": checks.optional_text("query_instruction", self.query_instruction),
             "document_instruction": checks.optional_text(

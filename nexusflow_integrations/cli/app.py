@@ -20,6 +20,7 @@ from nexusflow_integrations.cli.indexes import indexes
 from nexusflow_integrations.cli.options import JsonOption, print_json
 from nexusflow_integrations.cli.report import report
 from nexusflow_integrations.cli.screen import Screen
+from nexusflow_integrations.cli.tune import tune
 
 __all__ = ["app"]
 
@@ -75,7 +76,7 @@ def _root(
     return
 
 
-for command in (demo, index, ask, search):
+for command in (demo, index, ask, search, tune):
     app.command()(command)
 app.add_typer(indexes, name="indexes")
 

@@ -88,8 +88,9 @@ class TuneResult:
         chosen, best, apart = self.chosen, self.best, self.difference(self.chosen)
         if chosen is best:
             why = f"nothing is better than its nDCG@10 of {best.mean:.3f}"
-            if others := sum(item.bytes < chosen.bytes for item in self.measured):
-                why += f", and the {others} smaller ones lose more than a point or clearly"
+            smaller = [item for item in self.measured if item.setting.usable]
+            if any(item.bytes < chosen.bytes for item in smaller):
+                why += ", and what is smaller loses more than half a point, or certainly loses"
         else:
             why = (
                 f"its nDCG@10 of {chosen.mean:.3f} cannot be told from the best, {best.mean:.3f}"

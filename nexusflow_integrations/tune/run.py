@@ -14,8 +14,8 @@ import numpy as np
 
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.comparing import TOLERANCE, deviation
+from nexusflow_integrations._core.keywords import words_of
 from nexusflow_integrations._core.models import model_named
-from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations._core.vectors import Vectors
@@ -114,7 +114,8 @@ class Tuning:
 
     Args:
         documents: Texts to search: a mapping from name to text, or pairs of both. A name may
-            occur several times: finding any of its texts is then the same.
+            occur several times: finding any of its texts is then the same. Its suffix says how
+            headings are marked, as ``.md`` or ``.rst``.
         questions: Questions and their answers; ``None`` makes them from the documents.
         client: A client without instructions, best with a ``cache``: a run that was killed then
             pays nothing twice. Default: the service, with the cache in the user's folder.
@@ -148,9 +149,7 @@ class Tuning:
         storages: Sequence[Storage] = STORAGES,
     ) -> None:
         need_measures()
-        with needed("Tuning", "bm25s", "Stemmer", install="nexusflow-integrations[tune]"):
-            import bm25s  # noqa: F401
-            import Stemmer  # noqa: F401
+        words_of("")  # raises what to install, before anything is paid for
         self._client = NexusFlow(cache=True) if client is None else client
         settings = self._client.settings
         if settings.query_instruction or settings.document_instruction:
@@ -164,7 +163,7 @@ class Tuning:
         self._options = Options(
             _sizes(sizes, self._client),
             tuple(checks.whole("lengths", item, 50) for item in lengths),
-            tuple(checks.number("overlaps", item, least=0, most=0.5) for item in overlaps),
+            tuple(checks.number("overlaps", item, least=0, most=0.25) for item in overlaps),
             checks.flag("headings", headings),
             tuple(query_instructions),
             tuple(document_instructions),
@@ -343,7 +342,13 @@ class _Passages:
     def of(cls, documents: Sequence[Document], cutting: Cutting, client: NexusFlow) -> _Passages:
         sources, lines, texts = [], [], []
         for document in documents:
-            for line, text in cut(document.text, cutting.characters):
+            for line, text in cut(
+                document.text,
+                cutting.characters,
+                cutting.overlap,
+                cutting.headings,
+                kind=corpus.kind_of(document.source),
+            ):
                 sources.append(document.source)
                 lines.append(line)
                 texts.append(text)

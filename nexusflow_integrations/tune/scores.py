@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from nexusflow_integrations._core.needed import needed
 
 MEASURES = ("nDCG@10", "recall@5", "hit@1")
+"""Names of the scores, in the order of the columns."""
 DEPTH = 10
 """Results that are judged."""
 
@@ -87,6 +88,10 @@ class Bootstrap:
         first, second = (_counts(random, questions) for _ in range(2))
         # The measured mean is itself one of many: both it and another set's vary.
         self._weights = (first - second) / questions
+        # A bootstrap of few values is too narrow: by their variance, and by Student's t against the
+        # normal distribution, here to the first order.
+        freedom = max(1, questions - 1)
+        self._wider = float(np.sqrt(questions / freedom) * (1 + 1.21 / freedom))
 
     def interval(self, scores: Floats) -> Interval:
         """Return the mean of ``scores``, float64 of shape (questions,), and its interval.
@@ -95,7 +100,7 @@ class Bootstrap:
         confidence interval of the mean, by the square root of two.
         """
         mean = float(scores.mean())
-        apart = self._weights @ scores
+        apart = self._wider * (self._weights @ scores)
         low, high = np.quantile(apart, (0.025, 0.975))
         return Interval(mean, mean + float(low), mean + float(high))
 

@@ -15,9 +15,10 @@ from nexusflow_integrations.tune.scores import Bootstrap, Floats, Interval
 from nexusflow_integrations.tune.settings import METHODS, Cutting, Method, Setting
 
 POINT = 0.01
-"""One point of nDCG@10: the chosen setting's mean is at most this far below the best."""
-_STEP = POINT / 2
-"""What another way of cutting or another instruction has to gain, so that stages do not add up."""
+"""One point of nDCG@10: what the choice should lose at most, with other questions of the kind."""
+ALLOWED = POINT / 2
+"""What it may lose with these questions, so that it holds with others. Also what another way of
+cutting or another instruction has to gain."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def _winner(current: Setting, measured: Sequence[Measured], bootstrap: Bootstrap
     kept = [item for item in measured if replace(item.setting, method="vectors") == same]
     best = max(_usable(measured), key=lambda item: item.mean)
     ahead = max(_usable(kept), key=lambda item: item.mean)
-    if _as_good(ahead, best, bootstrap, _STEP):
+    if _as_good(ahead, best, bootstrap):
         return current
     return replace(best.setting, method="vectors")
 
@@ -233,11 +234,11 @@ def difference(item: Measured, best: Measured, bootstrap: Bootstrap, column: int
     return bootstrap.interval(item.scores[:, column] - best.scores[:, column])
 
 
-def _as_good(item: Measured, best: Measured, bootstrap: Bootstrap, most: float) -> bool:
+def _as_good(item: Measured, best: Measured, bootstrap: Bootstrap) -> bool:
     if item.mean >= best.mean:
         return True
     apart = difference(item, best, bootstrap)
-    return apart.value >= -most and apart.includes_zero
+    return apart.value >= -ALLOWED and apart.includes_zero
 
 
 def best_of(measured: Sequence[Measured]) -> Measured:
@@ -248,10 +249,10 @@ def best_of(measured: Sequence[Measured]) -> Measured:
 def choose(measured: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
     """Return the smallest and cheapest usable setting that cannot be told from the best.
 
-    Its mean nDCG@10 is at most one point lower, and the interval of the difference includes 0.
+    Its mean nDCG@10 is at most half a point lower, and the interval of the difference includes 0.
     """
     best = best_of(measured)
-    good = [item for item in _usable(measured) if _as_good(item, best, bootstrap, POINT)]
+    good = [item for item in _usable(measured) if _as_good(item, best, bootstrap)]
     return min(good, key=_price)
 
 

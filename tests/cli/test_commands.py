@@ -15,6 +15,7 @@ from .conftest import Command
 
 COMMANDS = (
     *("demo", "index", "indexes", "ask", "search", "embed", "report", "cache", "serve", "doctor"),
+    "tune",
 )
 ALL = {"langchain", "llama-index", "chroma"}
 QUESTION = ("--question", "Who eats bamboo?")

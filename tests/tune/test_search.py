@@ -106,7 +106,7 @@ def test_a_small_difference_that_is_certain_counts() -> None:
     assert choose(found, _BOOTSTRAP).setting.dimensions == 128
 
 
-def test_what_few_questions_cannot_tell_apart_is_still_at_most_a_point_worse() -> None:
+def test_what_few_questions_cannot_tell_apart_is_still_at_most_half_a_point_worse() -> None:
     found = [_measured(Setting(Cutting(), 2048), 0.8), _measured(Setting(Cutting(), 64), 0.75, 3.0)]
     assert choose(found, _BOOTSTRAP).setting.dimensions == 2048
 

@@ -60,6 +60,7 @@ KINDS = {
 _LARGEST_FILE = 10_000_000
 _LINE = re.compile(r":\d+$")
 _SIGNATURE = re.compile(r"[\w.]+\(.*\)(\s*->.*)?")
+_TOPIC = re.compile(r"help\('.*'\)")
 _FEWEST_CHARACTERS = 15
 _KINDS_SHOWN = 5
 _IGNORED = ""
@@ -161,6 +162,35 @@ def load(name: str, limit: int | None = None) -> Corpus:
     return folder(Path(name), limit)
 
 
+def whole(name: str) -> tuple[list[tuple[str, str]], tuple[Skipped, ...]]:
+    """Return the texts of the corpus of that name before they are cut, with their sources.
+
+    The docstrings are those of ``stdlib``. What cannot be read is in the second list.
+
+    Raises:
+        CorpusError: No such path, or no text in it that can be read.
+    """
+    if name == "stdlib":
+        return [(item.source, item.text) for item in stdlib().documents], ()
+    if name == "topics":
+        return [(f"help({topic!r})", text) for topic, text in sorted(_topics().items())], ()
+    path = Path(name)
+    if not path.exists():
+        raise CorpusError(f"there is no file or folder {str(path)!r}")
+    skipped: list[Skipped] = []
+    others: Counter[str] = Counter()
+    base = path if path.is_dir() else path.parent
+    files = sorted(_text_files(path, skipped, others)) if path.is_dir() else [path]
+    sources = [file.relative_to(base).as_posix() for file in files]
+    read = [_read(file, source, skipped) for file, source in zip(files, sources, strict=True)]
+    texts = [
+        (source, text) for source, text in zip(sources, read, strict=True) if text and text.strip()
+    ]
+    if not texts:
+        raise CorpusError(_nothing(path, files, skipped, _others(others)))
+    return texts, tuple(skipped)
+
+
 # -- the standard library ----------------------------------------------------------------------
 
 
@@ -240,16 +270,21 @@ def topics(limit: int | None = None) -> Corpus:
     Raises:
         CorpusError: This Python was installed without them.
     """
+    documents, complete = _front(_topic_passages(_topics()), limit)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    title = f"{len(documents)} passages of Python {version}'s reference"
+    return Corpus("topics", title, documents, complete=complete)
+
+
+def _topics() -> dict[str, str]:
     try:
         from pydoc_data import topics as data
     except ImportError:
         raise CorpusError(
             "this Python was installed without pydoc_data: try --corpus stdlib"
         ) from None
-    documents, complete = _front(_topic_passages(data.topics), limit)
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    title = f"{len(documents)} passages of Python {version}'s reference"
-    return Corpus("topics", title, documents, complete=complete)
+    found: dict[str, str] = data.topics
+    return found
 
 
 def _topic_passages(all_topics: dict[str, str]) -> Iterator[Document]:
@@ -331,13 +366,13 @@ def _file_passages(files: list[Path], base: Path, skipped: list[Skipped]) -> Ite
         source = file.relative_to(base).as_posix()
         text = _read(file, source, skipped)
         if text is not None:
-            for line, passage in cut(text, kind=_kind(file)):
+            for line, passage in cut(text, kind=kind_of(file.name)):
                 yield Document(passage, f"{source}:{line}", file.resolve().as_uri())
 
 
-def _kind(file: Path) -> str:
+def kind_of(name: str) -> str:
     """Return how the headings of a file are marked; Sphinx's ``a.rst.txt`` is reStructuredText."""
-    name = file.name.lower()
+    name = "topic.rst" if _TOPIC.fullmatch(name) else name.lower()
     inner = Path(name.removesuffix(".txt")).suffix
     return KINDS.get(inner) or KINDS.get(Path(name).suffix, "plain")
 

@@ -1,0 +1,217 @@
+"""``nexusflow tune``: measure which settings find the answers, and choose."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from nexusflow_integrations._core.usage import Price
+from nexusflow_integrations.cli.exits import PARTLY, UsageProblem
+from nexusflow_integrations.cli.options import (
+    BudgetOption,
+    CacheOption,
+    EstimateOption,
+    JsonOption,
+    LocalOption,
+    YesOption,
+    print_json,
+)
+from nexusflow_integrations.cli.options import budget as read_budget
+from nexusflow_integrations.cli.rag import corpus as corpora
+from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
+from nexusflow_integrations.cli.rag.questions import QUESTIONS
+from nexusflow_integrations.cli.screen import INDENT, Screen, money
+from nexusflow_integrations.cli.words import count
+from nexusflow_integrations.client import NexusFlow
+
+if TYPE_CHECKING:
+    from nexusflow_integrations.tune import Plan, Question, TuneResult
+
+__all__ = ["tune"]
+
+_ROWS = 12
+_WIDE = 130
+
+
+def tune(
+    path: Annotated[
+        str, typer.Argument(help="A folder or file of Markdown or text; or stdlib, or topics.")
+    ],
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            "--questions",
+            "-q",
+            dir_okay=False,
+            help='JSONL: {"question": …, "source": "a.md:12"} or {"question": …, "quote": …}.'
+            " [dim]Default: made from the texts.[/dim]",
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", dir_okay=False, help="The settings file to write.")
+    ] = Path("tuned.json"),
+    page: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Also write an HTML page.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Also write a plot, as SVG.")
+    ] = None,
+    budget: BudgetOption = None,
+    estimate: EstimateOption = False,
+    yes: YesOption = False,
+    local: LocalOption = False,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure which size, passages, instruction and keywords find the answers in your texts.
+
+    The plan and its price are shown before anything is sent. The choice is written to a file that
+    `index --settings` takes.
+    """
+    for file in filter(None, (output, page, plot)):
+        if not file.parent.is_dir():
+            raise UsageProblem(f"the folder {str(file.parent)!r} is not there")
+    if questions is not None and not questions.is_file():
+        raise UsageProblem(f"the file {str(questions)!r} is not there")
+    most = None if budget is None else read_budget(budget, Price())
+    screen = Screen(quiet=as_json)
+    texts, skipped = corpora.whole(path)
+    from nexusflow_integrations.tune import Tuning
+    from nexusflow_integrations.tune.page import write_page, write_plot
+
+    with open_endpoint(local=local or None) as endpoint:
+        # The embedded server has another address each time, so its vectors are not kept.
+        kept = cache or (endpoint.local_model is None or None)
+        client = NexusFlow(endpoint.api_key, base_url=endpoint.base_url, cache=kept)
+        tuning = Tuning(texts, _questions(questions, path, texts), client=client, budget=most)
+        plan = tuning.plan()
+        _show_plan(screen, plan, endpoint)
+        if estimate:
+            if as_json:
+                print_json(_plan_json(plan))
+            return
+        if endpoint.local_model is None and not yes and not as_json and sys.stdin.isatty():
+            typer.confirm("Go on?", default=True, abort=True, err=True)
+
+        def progress(stage: str) -> None:
+            screen.err.print(Text(f"measuring: {stage} …", style="dim"))
+
+        result = tuning.run(progress)
+    result.settings.save(output)
+    if page is not None:
+        write_page(result, page)
+    if plot is not None:
+        write_plot(result, plot)
+    if as_json:
+        print_json({"plan": _plan_json(plan), **result.as_json(), "path": str(output)})
+    else:
+        _show(screen, result, endpoint, output)
+        for item in skipped:
+            screen.err.print(Text(f"left out: {item}", style="yellow"))
+    if skipped or result.left_out or result.skipped:
+        raise typer.Exit(PARTLY)
+
+
+def _questions(
+    path: Path | None, corpus: str, texts: list[tuple[str, str]]
+) -> list[Question] | None:
+    from nexusflow_integrations.tune import Answer, Question, read_questions
+
+    names = sorted({name for name, _ in texts})
+    if path is not None:
+        return read_questions(path, names)
+    if corpus != "stdlib":
+        return None
+    asked = [
+        Question(item.text, tuple(Answer(name) for name in names if item.accepts(name)))
+        for item in QUESTIONS
+    ]
+    return [question for question in asked if question.answers]
+
+
+def _plan_json(plan: Plan) -> dict[str, Any]:
+    return {
+        "questions": plan.questions,
+        "made": plan.made,
+        "tellable": round(plan.tellable, 4),
+        "documents": plan.documents,
+        "stages": [{"name": stage.name, "tokens": stage.tokens} for stage in plan.stages],
+        "tokens": plan.tokens,
+        "token_error": plan.token_error,
+        "list_price": plan.cost,
+        "currency": plan.price.currency,
+    }
+
+
+def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint) -> None:
+    made = ", made from the texts" if plan.made else ""
+    screen.out.print(
+        f"{count(plan.questions, 'question')}{made}, about {count(plan.documents, 'text')}:"
+        f" differences of nDCG@10 above about {plan.tellable:.2f} can be told apart."
+    )
+    screen.head("Plan")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right")
+    for stage in plan.stages:
+        table.add_row(stage.name, f"{stage.tokens:,} tokens")
+    error = f" ±{plan.token_error:.0%}" if plan.token_error else ""
+    table.add_row(Text("at most", style="bold"), f"{plan.tokens:,}{error} tokens")
+    screen.out.print(Padding(table, INDENT))
+    paid = f"{money(plan.cost, plan.price)} at the list price"
+    if endpoint.local_model is not None:
+        paid += "; the embedded model is free"
+    note = (
+        f"{paid}. Sizes, keywords and formats need no further tokens, if the service's smaller"
+        " vectors are the beginning of its largest ones."
+    )
+    screen.out.print(Padding(Text(note, style="dim"), INDENT))
+
+
+def _show(screen: Screen, result: TuneResult, endpoint: Endpoint, output: Path) -> None:
+    from nexusflow_integrations.tune import MEASURES
+    from nexusflow_integrations.tune.page import rows
+
+    screen.head("Measured", "difference from the best in points, 95 % interval")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("setting", header_style="dim", overflow="fold")
+    # What a narrow terminal has room for; --page and --json have all.
+    columns = [*MEASURES, "tokens", "price", "bytes", "a query"]
+    wide = screen.out.width >= _WIDE
+    shown = (
+        range(len(columns)) if wide else [columns.index(n) for n in ("nDCG@10", "hit@1", "bytes")]
+    )
+    for place in shown:
+        table.add_column(columns[place], header_style="dim", justify="right", overflow="fold")
+    found = rows(result)
+    top = {id(item) for item, _ in found[:_ROWS]} | {id(result.chosen)}
+    for item, (name, *cells) in found:
+        if id(item) in top or item.setting.method == "keywords":
+            row = [cells[place] for place in shown]
+            table.add_row(name, *row, style="bold" if item is result.chosen else "")
+    screen.out.print(Padding(table, INDENT))
+    if len(found) > _ROWS:
+        note = f"The best of {len(found)} settings; --page and --json show all."
+        screen.out.print(Padding(Text(note, style="dim"), INDENT))
+    screen.head("Choice")
+    screen.out.print(Padding(Text(result.sentence()), INDENT))
+    for note in result.notes():
+        screen.out.print(Padding(Text(note, style="dim"), INDENT))
+    usage = result.usage
+    paid = "free" if endpoint.local_model is not None else money(usage.cost, usage.price)
+    screen.out.print(
+        Padding(
+            Text(
+                f"{usage.tokens:,} tokens billed ({result.predicted_tokens:,} predicted), {paid}.",
+                style="dim",
+            ),
+            INDENT,
+        )
+    )
+    screen.out.print(Padding(Text(f"Written to {output}."), INDENT))

@@ -1,0 +1,248 @@
+"""The plot of a run, as SVG, and the page about it: one HTML file that loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from nexusflow_integrations.cli.words import count, in_bytes
+from nexusflow_integrations.tune.result import TuneResult
+from nexusflow_integrations.tune.scores import MEASURES, Interval
+from nexusflow_integrations.tune.search import Measured
+
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 720, 400, 56, 46, 18, 18
+_COLOURS = {"vectors": "#3056d3", "keywords": "#b8912a", "hybrid": "#12805c"}
+_QUESTIONS_SHOWN = 300
+_STYLE = """
+table { border-collapse: collapse; width: 100%; font-size: 13px; }
+th, td { text-align: left; padding: 4px 10px 4px 0; vertical-align: top; }
+th { color: var(--dim); font-weight: 600; }
+tr + tr td { border-top: 1px solid var(--line); }
+td.number { text-align: right; }
+.scrolled { overflow-x: auto; }
+.chosen td { background: var(--soft); font-weight: 600; }
+"""
+
+
+def write_page(result: TuneResult, path: str | os.PathLike[str]) -> None:
+    """Write the page; the file is replaced only when it is complete."""
+    _write(Path(path), page(result))
+
+
+def write_plot(result: TuneResult, path: str | os.PathLike[str]) -> None:
+    """Write the plot as an SVG file."""
+    _write(Path(path), plot(result))
+
+
+def _write(target: Path, text: str) -> None:
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(text.encode("utf-8", "replace"))
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# -- the plot ------------------------------------------------------------------------------------
+
+
+def plot(result: TuneResult) -> str:
+    """Return an SVG of nDCG@10 over the bytes of the index, with the choice marked."""
+    shown = result.measured
+    sizes = [max(1, item.bytes) for item in shown]
+    across = _scale(math.log10(min(sizes)), math.log10(max(sizes)), _LEFT, _WIDTH - _RIGHT)
+    low, high = min(item.mean for item in shown), max(item.mean for item in shown)
+    up = _scale(low, high, _HEIGHT - _BOTTOM, _TOP)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img"'
+        ' font-family="sans-serif" font-size="11" fill="#7a8290">'
+        "<title>nDCG@10 over the bytes of the index</title>"
+    ]
+    for step in range(5):
+        value = low + (high - low) * step / 4
+        y = up(value)
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"'
+            f' stroke="#8884"/><text x="{_LEFT - 8}" y="{y + 4:.1f}"'
+            f' text-anchor="end">{value:.3f}</text>'
+        )
+    for power in range(math.floor(math.log10(min(sizes))), math.ceil(math.log10(max(sizes))) + 1):
+        x = across(power)
+        if _LEFT <= x <= _WIDTH - _RIGHT:
+            parts.append(
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"'
+                f' stroke="#8884"/><text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}"'
+                f' text-anchor="middle">{in_bytes(10 ** max(0, power))}</text>'
+            )
+    parts.append(
+        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 8}" text-anchor="middle">bytes of the index</text>'
+    )
+    for place, (method, colour) in enumerate(_COLOURS.items()):
+        parts.append(
+            f'<circle cx="{_LEFT + 12 + 90 * place}" cy="{_HEIGHT - 12}" r="4" fill="{colour}"/>'
+            f'<text x="{_LEFT + 20 + 90 * place}" y="{_HEIGHT - 8}">{method}</text>'
+        )
+    for item in shown:
+        x, y = across(math.log10(max(1, item.bytes))), up(item.mean)
+        full = item.setting.storage == "float32"
+        colour = _COLOURS[item.setting.method]
+        fill = f'fill="{colour}"' if full else f'fill="none" stroke="{colour}" stroke-width="1.5"'
+        parts.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {fill}>'
+            f"<title>{escape(str(item.setting))}: {item.mean:.3f}, {in_bytes(item.bytes)}</title>"
+            "</circle>"
+        )
+        if item is result.chosen:
+            anchor = "end" if x > _WIDTH / 2 else "start"
+            beside = x + (-14 if anchor == "end" else 14)
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" fill="none" stroke="#c2371f"'
+                f' stroke-width="2"/><text x="{beside:.1f}" y="{y + 4:.1f}" fill="#c2371f"'
+                f' font-weight="bold" text-anchor="{anchor}">{escape(str(item.setting))}</text>'
+            )
+    return "".join([*parts, "</svg>"])
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    spread = high - low or 1.0
+    inside = (end - start) * 0.94
+    first = start + (end - start) * 0.03
+    return lambda value: first + (value - low) / spread * inside
+
+
+# -- the page ------------------------------------------------------------------------------------
+
+
+def page(result: TuneResult) -> str:
+    """Return the page. Texts are escaped, whatever they contain; it has no script."""
+    style = (files("nexusflow_integrations.report") / "page.css").read_text("utf-8") + _STYLE
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    title = "What was measured, and what is chosen"
+    usage = result.usage
+    facts = (
+        f"{count(len(result.questions), 'question')}; differences above {result.tellable:.3f} of"
+        f" nDCG@10 can be told apart. {usage.tokens:,} tokens were billed, {usage.cost:.4f}"
+        f" {usage.currency} at the list price."
+    )
+    return "".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src'
+            f" data:; base-uri 'none'; form-action 'none'; style-src 'sha256-{digest}'\">\n"
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            '<meta name="referrer" content="no-referrer">\n<link rel="icon" href="data:,">\n'
+            f"<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n",
+            f'<header><h1>{title}</h1><p class="facts">{escape(facts)}</p></header>\n<main>\n',
+            _card("The choice", f"<p>{escape(result.sentence())}</p>", *_paragraphs(result)),
+            _card("Quality and size", plot(result)),
+            _card("Settings", _settings(result)),
+            _card("Questions that a setting loses", _questions(result)),
+            '</main>\n<footer class="dim">This file loads nothing and sends nothing.</footer>\n'
+            "</body>\n</html>\n",
+        ]
+    )
+
+
+def _card(title: str, *parts: str) -> str:
+    return f'<section class="card wide"><h2>{title}</h2>{"".join(parts)}</section>\n'
+
+
+def _paragraphs(result: TuneResult) -> list[str]:
+    return [f'<p class="dim">{escape(note)}</p>' for note in result.notes()]
+
+
+def _table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join(
+        f'<tr class="{kind}">{"".join(f"<td>{escape(cell)}</td>" for cell in row)}</tr>'
+        for kind, row in rows
+    )
+    return f'<div class="scrolled"><table><tr>{cells}</tr>{body}</table></div>'
+
+
+def _settings(result: TuneResult) -> str:
+    head = ["setting", *MEASURES, "tokens", "price", "bytes", "a query"]
+    return _table(head, ((_kind(result, item), row) for item, row in rows(result))) + (
+        '<p class="dim">Below each score, the difference from the best, and where 95 % of the'
+        " differences would be with as many other questions. A query is searched in memory, and"
+        " its embedding is not included.</p>"
+    )
+
+
+def _kind(result: TuneResult, item: Measured) -> str:
+    return "chosen" if item is result.chosen else ""
+
+
+def rows(result: TuneResult) -> list[tuple[Measured, list[str]]]:
+    """Return the cells of each setting: name, scores, tokens, price, bytes, time; best first."""
+    found = []
+    for item in sorted(result.measured, key=lambda item: (-item.mean, item.bytes)):
+        scores = [
+            f"{result.score(item, column).value:.3f} {apart(result.difference(item, column))}"
+            for column in range(len(MEASURES))
+        ]
+        cost = f"{result.usage.price.of(item.tokens):.4f} {result.usage.currency}"
+        tail = [f"{item.tokens:,}", cost, in_bytes(item.bytes), f"{1000 * item.seconds:.2f} ms"]
+        found.append((item, [str(item.setting), *scores, *tail]))
+    return found
+
+
+def apart(found: Interval) -> str:
+    """Return a difference in points with its interval: ``-1.2 [-2.0, -0.3]``."""
+    if not (found.value or found.low or found.high):
+        return ""
+    low, high = (f"{100 * value:+.1f}" for value in (found.low, found.high))
+    return f"{100 * found.value:+.1f} [{low}, {high}]"
+
+
+def _questions(result: TuneResult) -> str:
+    shown = _beside_each_other(result)
+    lost = [
+        number
+        for number in range(len(result.questions))
+        if any(item.scores[number, 1] == 0 for item in shown)
+    ]
+    if not lost:
+        return "<p>None of these settings loses a question.</p>"
+    table = _table(
+        ["question", *(str(item.setting) for item in shown)],
+        (
+            ("", [result.questions[number].text, *(_mark(item, number) for item in shown)])
+            for number in lost[:_QUESTIONS_SHOWN]
+        ),
+    )
+    said = f"{len(lost):,} of {count(len(result.questions), 'question')} are lost by one of these"
+    more = f", the first {_QUESTIONS_SHOWN} of them here" if len(lost) > _QUESTIONS_SHOWN else ""
+    return (
+        f'<p class="dim">{said}{more}. ● the first result answers, ○ one of the first five does,'
+        f" – none does.</p>{table}"
+    )
+
+
+def _mark(item: Measured, number: int) -> str:
+    if item.scores[number, 2]:
+        return "●"
+    return "○" if item.scores[number, 1] else "–"
+
+
+def _beside_each_other(result: TuneResult) -> list[Measured]:
+    """Return the choice, the best, the first, and the best of each kind."""
+    kinds = [
+        [item for item in result.measured if item.setting.method == method] for method in _COLOURS
+    ]
+    kinds += [
+        [item for item in result.measured if item.setting.storage == storage]
+        for storage in ("int8", "binary")
+    ]
+    best = [max(kind, key=lambda item: item.mean) for kind in kinds if kind]
+    found: list[Measured] = []
+    for item in [result.chosen, result.best, result.measured[0], *best]:
+        if all(item is not other for other in found):
+            found.append(item)
+    return found

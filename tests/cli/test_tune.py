@@ -1,0 +1,143 @@
+"""``nexusflow tune``: the plan before anything is paid, the table, the files it writes."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+pytest.importorskip("ir_measures", reason="comes with the extra `tune`")
+
+from nexusflow_integrations.local import LocalServer
+from nexusflow_integrations.tune import TunedSettings
+
+from .conftest import Command
+
+pytestmark = pytest.mark.timeout(600)
+
+_EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Texts about animals, and questions with their answers."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    questions = []
+    for number, animal in enumerate(("panda", "otter", "heron", "lynx", "viper", "mole")):
+        lines = [f"# The {animal}", ""]
+        for part in ("sleeps", "eats", "hides"):
+            filler = f"There is much more to be said of the {part[:-1]}ing of it. " * 4
+            lines += [f"## How it {part}", "", f"It {part} at the {animal}'s pool. {filler}", ""]
+            questions.append(
+                {"question": f"{part} {animal[:3]} {_EVIL}", "quote": f"at the {animal}'s pool."}
+            )
+        (texts / f"{number}.md").write_text("\n".join(lines))
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    return texts
+
+
+def _ask(folder: Path) -> tuple[str, ...]:
+    return ("tune", str(folder), "-q", str(folder.parent / "q.jsonl"))
+
+
+def test_the_estimate_sends_and_writes_nothing(
+    nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "tuned.json"
+    said, _ = nexusflow(*_ask(folder), "--estimate", "-o", str(output))
+    assert said.startswith("18 questions, about 6 texts")
+    assert re.search(r"at most +[\d,]+ ±15% tokens", said)
+    plan = nexusflow.json(*_ask(folder), "--estimate", "-o", str(output))
+    assert plan["tokens"] == sum(stage["tokens"] for stage in plan["stages"]) > 0
+    assert service.stats.requests == 0
+    assert not output.exists()
+
+
+def test_the_choice_is_written_and_the_page_and_plot_show_it(
+    nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
+) -> None:
+    files = [tmp_path / name for name in ("tuned.json", "page.html", "plot.svg")]
+    options = [
+        f"--{name}={file}" for name, file in zip(("output", "page", "plot"), files, strict=True)
+    ]
+    found = nexusflow.json(*_ask(folder), *options)
+    assert found["choice"] | {"version": 1} == json.loads(files[0].read_text())
+    settings = TunedSettings.load(files[0])
+    chosen = [row for row in found["settings"] if row["chosen"]]
+    assert [row["dimensions"] for row in chosen] == [settings.dimensions]
+    assert found["tokens"] == service.stats.tokens
+    assert found["sentence"].startswith(("Take ", "The questions are too few"))
+    for row in found["settings"]:
+        score = row["scores"]["nDCG@10"]
+        assert score["low"] <= score["value"] <= score["high"]
+
+    page = files[1].read_text("utf-8")
+    assert _EVIL not in page
+    HTMLParser().feed(page)
+    assert "<script" not in page
+    assert "http" not in re.sub(r'content="[^"]*"|xmlns="[^"]*"|http-equiv', "", page)
+    assert chosen[0]["setting"] in page
+    root = ElementTree.fromstring(files[2].read_text("utf-8"))
+    circles = root.findall("{http://www.w3.org/2000/svg}circle")
+    assert len(circles) == len(found["settings"]) + 3 + 1, "three for the legend, one ring"
+
+
+def test_a_second_run_pays_nothing(
+    nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
+) -> None:
+    output = f"--output={tmp_path / 'tuned.json'}"
+    first = nexusflow.json(*_ask(folder), output)
+    service.reset_stats()
+    again = nexusflow.json(*_ask(folder), output)
+    assert (again["tokens"], service.stats.requests) == (0, 0)
+    assert again["choice"] == first["choice"]
+    assert again["plan"]["tokens"] < first["plan"]["tokens"]
+
+
+def test_the_table_names_every_measure_and_the_file(
+    nexusflow: Command,
+    service: LocalServer,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    said, _ = nexusflow(*_ask(folder), f"--output={tmp_path / 'tuned.json'}")
+    plan, _, table = said.partition("Measured")
+    assert "Plan" in plan
+    for word in ("nDCG@10", "recall@5", "hit@1", "tokens", "Choice", "Written to"):
+        assert word in table, word
+
+
+def test_what_the_budget_left_out_is_named(
+    nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
+) -> None:
+    output = f"--output={tmp_path / 'tuned.json'}"
+    plan = nexusflow.json(*_ask(folder), output, "--estimate")
+    most = plan["tokens"] * 65 // 100
+    said, _ = nexusflow(*_ask(folder), output, f"--budget={most} tokens", code=5)
+    assert "Not tried: " in said
+    assert service.stats.tokens <= most
+
+
+def test_what_is_wrong_is_said_before_anything_is_sent(
+    nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"question": "What?", "source": "9.md"}')
+    for arguments, said in (
+        (("tune", str(tmp_path / "none")), "there is no file or folder"),
+        (("tune", str(folder), "-q", str(tmp_path / "none")), "is not there"),
+        (("tune", str(folder), "-q", str(bad)), "there is no document '9.md'"),
+        ((*_ask(folder), "-o", str(tmp_path / "no" / "x")), "is not there"),
+        ((*_ask(folder), "--budget", "much"), "is not a budget"),
+        ((*_ask(folder), "--budget", "3 tokens"), "the first stage needs about"),
+    ):
+        code = 1 if said in ("there is no file or folder", "the first stage needs about") else 2
+        assert said in nexusflow.sentence(*arguments, code=code)
+    assert service.stats.requests == 0
