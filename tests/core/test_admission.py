@@ -9,7 +9,7 @@ import pytest
 
 from nexusflow_integrations._core.pace.admission import READY, AdmissionQueue
 from nexusflow_integrations._core.pace.pacing import DetectedLimit, GivenLimits
-from nexusflow_integrations._core.pace.window import Window
+from nexusflow_integrations._core.pace.window import START, Window
 
 from .timed import timed
 
@@ -97,9 +97,9 @@ async def test_a_request_that_gave_up_its_turn_goes_before_new_ones_of_its_kind(
 async def test_an_open_queue_wants_as_many_as_could_be_sent_now() -> None:
     queue = admission(20)
     assert queue.is_open
-    assert queue.wanted(0) == 16  # the initial window
-    assert queue.wanted(3) == 13
-    for _ in range(16):
+    assert queue.wanted(0) == START
+    assert queue.wanted(3) == START - 3
+    for _ in range(START):
         await queue.enter(10)
     assert not queue.is_open
     assert queue.wanted(0) == READY
@@ -244,6 +244,20 @@ async def test_the_pacer_gets_the_tokens_of_each_request_when_it_is_sent() -> No
     await asyncio.gather(*(queue.enter(tokens) for tokens in (11, 22, 33)))
     assert [tokens for tokens, _ in pacer.took] == [11, 22, 33]
     assert [at - start for _, at in pacer.took] == pytest.approx([0.0, 0.5, 1.0])
+
+
+@timed
+async def test_after_a_response_the_next_is_admitted_only_when_the_response_was_read() -> None:
+    queue = admission(1)
+    await queue.enter(10)
+    waiting = asyncio.ensure_future(queue.enter(10))
+    await settle()
+    queue.leave()
+    assert queue.in_flight == 0
+    queue.pacer.throttled(sent_at=0.0, now=asyncio.get_running_loop().time(), hint=None)
+    await settle()
+    assert not waiting.done()
+    waiting.cancel()
 
 
 @timed

@@ -6,15 +6,38 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nexusflow_integrations._core.pace.window import DECREASE, START, Window
+from nexusflow_integrations._core.pace.window import DECREASE, FULL, SLOW_START, START, Window
 
 
-def test_it_starts_below_its_limit_and_doubles_a_round_trip() -> None:
+def test_it_starts_below_its_limit_and_triples_a_round_trip() -> None:
     window = Window(limit=64)
     assert window.size == START
     for _ in range(START):
-        window.succeeded(START)
-    assert window.size == 2 * START
+        window.succeeded(int(window.size), 1.0)  # more are sent at once
+    assert window.size == 3 * START
+
+
+def test_200_requests_with_the_default_limit_need_no_more_rounds_than_with_a_full_window() -> None:
+    window, left, rounds = Window(limit=32), 200, 0
+    while left > 0:
+        sent = min(left, int(window.size))
+        for _ in range(sent):
+            window.succeeded(int(window.size), float(rounds))
+        left, rounds = left - sent, rounds + 1
+    assert rounds == -(-200 // 32)
+
+
+def test_a_server_that_takes_no_more_at_once_gets_no_more_for_a_while() -> None:
+    window = Window(limit=32)
+    for others in (11, 9, 6, 4):
+        window.full(others, now=1.0)
+    assert window.size == 4
+    window.succeeded(4, now=1.0 + FULL / 2)
+    assert window.size == 4
+    window.succeeded(4, now=1.0 + FULL)
+    assert window.size == 4.25
+    window.full(0, now=30.0)
+    assert window.size == 1
 
 
 def test_it_never_starts_above_its_limit() -> None:
@@ -28,7 +51,7 @@ def test_after_a_fault_it_grows_by_one_per_round_trip() -> None:
     size = window.size
     assert size == pytest.approx(20 * DECREASE)
     for _ in range(int(size)):
-        window.succeeded(int(size))
+        window.succeeded(int(size), 3.0)
     assert window.size == pytest.approx(size + 1, abs=0.1)
 
 
@@ -44,7 +67,7 @@ def test_one_burst_of_faults_counts_once_and_later_faults_again() -> None:
 def test_a_window_that_is_not_used_does_not_grow() -> None:
     window = Window(limit=64)
     for _ in range(100):
-        window.succeeded(3)
+        window.succeeded(3, 1.0)
     assert window.size == START
 
 
@@ -78,9 +101,9 @@ class Windows(RuleBasedStateMachine):
     @rule()
     def succeed(self) -> None:
         before = self.window.size
-        self.window.succeeded(len(self.out))
+        self.window.succeeded(len(self.out), self.now)
         self.out.pop(0)
-        assert before <= self.window.size <= before + 1
+        assert before <= self.window.size <= before + SLOW_START
 
     @precondition(lambda self: self.out)
     @rule()

@@ -36,7 +36,7 @@ class AdmissionQueue:
         self._clock = clock
         self._order = count()
         self._waiting: list[tuple[int, int, int, asyncio.Future[None]]] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
 
     async def enter(self, tokens: int, *, urgent: bool = False, again: bool = False) -> None:
         """Wait until a request of about ``tokens`` may be sent, and count it as in flight.
@@ -81,10 +81,13 @@ class AdmissionQueue:
     def leave(self) -> None:
         """Record that a request is no longer in flight."""
         self.in_flight -= 1
-        if self._waiting:
-            self.pump()
-        else:
+        if not self._waiting:
             self.lend()
+            return
+        # Not now: the response just received may be a refusal, after which nothing should be sent.
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_soon(self.pump)
 
     def lend(self) -> None:
         """Lend the room that is left to calling threads, if nothing waits for it."""

@@ -27,8 +27,8 @@ class Pacer(Protocol):
     def throttled(self, *, sent_at: float, now: float, hint: float | None) -> None:
         """Record that a request sent at ``sent_at`` exceeded the rate limit."""
 
-    def succeeded(self, now: float) -> None:
-        """Record that a request succeeded."""
+    def succeeded(self, now: float, sent_at: float | None = None) -> None:
+        """Record that a request succeeded, which was sent at ``sent_at`` if that is known."""
 
 
 SLACK = 0.1
@@ -137,7 +137,7 @@ class GivenLimits:
         self._cut_at = self._share_at = now
         self._share = max(0.1, self._share * 0.9)
 
-    def succeeded(self, now: float) -> None:
+    def succeeded(self, now: float, sent_at: float | None = None) -> None:
         pass
 
 
@@ -148,7 +148,9 @@ PLATEAU = 8.0
 MIN_RATE = 0.2
 """Requests per second; refusals never push the rate below this."""
 SEARCH = 2.0
-"""Factor by which the rate grows each second while the limit is still unknown."""
+"""Factor by which the rate grows each second while nothing is known of the limit."""
+SEARCH_NEAR = 1.4
+"""The same once a burst has shown about where it is."""
 LONGEST_SEARCH = 30.0
 """Seconds after which the growth stops (at 2^30): the exponent must not overflow a float."""
 MEASURE = 1.0
@@ -167,6 +169,8 @@ class DetectedLimit:
 
     rate: float | None = None
     _searching: bool = False
+    _is_first: bool = False
+    _is_near: bool = False
     _refused_rate: float = 0.0
     _cut_at: float = float("-inf")
     _held_until: float = float("-inf")
@@ -188,7 +192,8 @@ class DetectedLimit:
 
     def _rate_at(self, now: float) -> float:
         if self._searching:
-            growth: float = SEARCH ** min(now - self._cut_at, LONGEST_SEARCH)
+            passed = min(now - self._cut_at, LONGEST_SEARCH)
+            growth: float = (SEARCH_NEAR if self._is_near else SEARCH) ** passed
             return max(MIN_RATE, self._refused_rate * BETA * growth)
         grown: float = ((now - self._cut_at) / PLATEAU - 1.0) ** 3
         return max(MIN_RATE, self._refused_rate * (1.0 + (1.0 - BETA) * grown))
@@ -203,6 +208,7 @@ class DetectedLimit:
         known = self.rate
         # What passed in a burst before the first refusal says little about the limit. Search from
         # there first: up with time, down with each refusal.
+        self._is_first = known is None
         self._searching = known is None or (self._searching and now - self._cut_at < MEASURE / 2)
         if passed > 0:
             refused = passed if known is None else min(passed, known)
@@ -215,13 +221,27 @@ class DetectedLimit:
         self._cut_at = now
         self._good_since_cut = False
         self.rate = self._rate_at(now)
-        self._gcra = Gcra(self.rate, next_at=now)
+        # After the first refusal, the rest of its burst will soon say more.
+        self._gcra = Gcra(self.rate, next_at=now + 0.3 / self.rate)
 
-    def succeeded(self, now: float) -> None:
+    def succeeded(self, now: float, sent_at: float | None = None) -> None:
         self._good.append(now)
         self._good_since_cut = True
         while self._good and self._good[0] < now - MEASURE:
             self._good.popleft()
+        if self._is_first and sent_at is not None and sent_at <= self._cut_at:
+            self._learn_from_burst(now)
+
+    def _learn_from_burst(self, now: float) -> None:
+        """Search upwards from what passed of the burst that met the first refusal.
+
+        Such limits are for each second, so a burst shows at least a second's worth of this one.
+        """
+        passed = len(self._good) / MEASURE
+        if passed >= self._refused_rate:
+            self._refused_rate, self._is_near = passed, True
+            self.rate = self._rate_at(now)
+            self._gcra.next_at = min(self._gcra.next_at, now + 1 / self.rate)
 
     def _measured(self, now: float) -> float:
         """Return successful requests per second, over the last ``MEASURE`` seconds at most."""

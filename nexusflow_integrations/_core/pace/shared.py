@@ -262,7 +262,7 @@ class LeasedPacer:
                 self._fail,
             )
 
-    def succeeded(self, now: float) -> None:
+    def succeeded(self, now: float, sent_at: float | None = None) -> None:
         """Do nothing: with given limits there is nothing to learn from a success."""
 
     # -- the other thread ----------------------------------------------------------------------

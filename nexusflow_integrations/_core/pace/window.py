@@ -1,7 +1,7 @@
 """How many requests may be in flight: slow start, then additive increase, multiplicative decrease.
 
 The loss signal is a server fault (5xx, timeout, reset), not a rate limit, which the pacer handles.
-As in TCP (RFC 5681), the window doubles each round trip until the first fault, then grows by one
+As in TCP (RFC 5681), the window multiplies each round trip until the first fault, then grows by one
 each round trip. It does not grow while it is not used.
 """
 
@@ -9,9 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-START = 16
-"""First window: half of the default, so that a warm-up costs no round trip on 200 requests."""
+START = 12
+"""First window: a burst that a small quota refuses only in part."""
+SLOW_START = 2
+"""Growth for each success before the first fault. The second window is the default limit, so that
+the small first one costs no round trip on 200 requests."""
 DECREASE = 0.7
+FULL = 10.0
+"""Seconds for which the window does not grow after the server has refused to take more at once."""
 
 
 @dataclass
@@ -22,6 +27,7 @@ class Window:
     size: float = START
     _slow_start: bool = True
     _cut_at: float = float("-inf")
+    _full_until: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.size = float(min(self.size, self.limit))
@@ -34,11 +40,13 @@ class Window:
     def allows(self, in_flight: int) -> bool:
         return in_flight < int(self.size)
 
-    def succeeded(self, in_flight: int) -> None:
+    def succeeded(self, in_flight: int, now: float) -> None:
         """Record a success while ``in_flight`` requests, this one included, were in flight."""
-        if in_flight * 2 < self.size:
+        if in_flight * 2 < self.size or now < self._full_until:
             return
-        self.size = min(float(self.limit), self.size + (1 if self._slow_start else 1 / self.size))
+        self.size = min(
+            float(self.limit), self.size + (SLOW_START if self._slow_start else 1 / self.size)
+        )
 
     def failed(self, sent_at: float, now: float) -> None:
         """Record a fault of a request sent at ``sent_at``; one burst of faults counts once."""
@@ -47,3 +55,9 @@ class Window:
         self._cut_at = now
         self._slow_start = False
         self.size = max(1.0, self.size * DECREASE)
+
+    def full(self, in_flight: int, now: float) -> None:
+        """Record that the server refused a request because ``in_flight`` others were in flight."""
+        self._slow_start = False
+        self._full_until = now + FULL
+        self.size = max(1.0, min(self.size, float(in_flight)))

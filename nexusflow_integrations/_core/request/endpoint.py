@@ -114,7 +114,7 @@ class EndpointState:
             success = self._reports.popleft()
             self.retry_budget.first_attempt()
             self._good(success.now, success.sent_at, success.estimated, success.billed, 0)
-            self.window.succeeded(success.in_flight)
+            self.window.succeeded(success.in_flight, success.now)
 
     def begin(self, terms: Terms) -> None:
         """Record that a call of a client with ``terms`` begins."""
@@ -178,13 +178,13 @@ class EndpointState:
     ) -> None:
         """Record a success of a request sent at ``sent_at``."""
         self._good(now, sent_at, estimated, billed, retries)
-        self.window.succeeded(self.admission.in_flight + 1)
+        self.window.succeeded(self.admission.in_flight + 1, now)
 
     def _good(
         self, now: float, sent_at: float, estimated: int, billed: int | None, retries: int
     ) -> None:
         self._last_good = now
-        self.pacer.succeeded(now)
+        self.pacer.succeeded(now, sent_at)
         if billed is not None:
             self.pacer.settle(estimated, billed)
         if retries:
@@ -198,7 +198,9 @@ class EndpointState:
         """Record a failed request; ``failure`` is ``None`` if there was no valid answer."""
         if self._reports:
             self.read_reports()
-        if failure is not None and failure.kind is Kind.THROTTLE:
+        if failure is not None and failure.too_many_at_once:
+            self.window.full(self.admission.in_flight, now)
+        elif failure is not None and failure.kind is Kind.THROTTLE:
             self.pacer.throttled(sent_at=sent_at, now=now, hint=failure.retry_after)
         else:
             self.window.failed(sent_at, now)

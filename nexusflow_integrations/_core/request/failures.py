@@ -63,12 +63,14 @@ class Failure:
     """A classified error response.
 
     ``retry_after`` is in seconds; ``batch_limit`` is the most texts that the server accepts.
+    ``too_many_at_once`` is whether a rate limit is on requests in flight.
     """
 
     kind: Kind
     error: APIStatusError
     retry_after: float | None = None
     batch_limit: int | None = None
+    too_many_at_once: bool = False
 
 
 _BILLING = re.compile(
@@ -81,6 +83,7 @@ _THROTTLE = re.compile(
     r"|exceeded your current quota",
     re.IGNORECASE,
 )
+_AT_ONCE = re.compile(r"concurren(t|cy)|in parallel|simultaneous", re.IGNORECASE)
 _MODERATION = re.compile(
     r"data_?inspection_?failed|content_filter|inappropriate content", re.IGNORECASE
 )
@@ -127,6 +130,7 @@ def judge(answer: Answer, *, secrets: Secrets, now: float | None = None) -> Fail
         error,
         retry_after=wait,
         batch_limit=max(1, int(limit.group(1))) if limit else None,
+        too_many_at_once=kind is Kind.THROTTLE and bool(_AT_ONCE.search(words)),
     )
 
 

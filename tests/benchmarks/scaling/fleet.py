@@ -81,6 +81,10 @@ class Scene:
     """The most by which a worker's timers fire late."""
     shared: bool = True
     """Whether the workers use the coordinator; else each paces alone, with the whole limit."""
+    known: bool = True
+    """Whether the workers know the quota; else each finds it by trial."""
+    concurrency: int | None = None
+    """The most requests that the service processes at once; unknown to the workers."""
     lost: tuple[float, int] | None = None
     """When, and how many workers are lost at once, with all they hold."""
     down: tuple[float, float] | None = None
@@ -247,6 +251,8 @@ class Worker:
 
     def pacer(self, number: int) -> Pacer:
         scene = self.fleet.scene
+        if not scene.known:
+            return self.endpoint.pacer
         if not scene.shared:
             return GivenLimits(scene.requests_per_minute, scene.tokens_per_minute)
         asked = Asked(self.fleet, number)
@@ -299,7 +305,7 @@ class Service:
         scene = fleet.scene
         self.fleet = fleet
         self.chance = chance
-        quotas = Quotas(scene.requests_per_minute, scene.tokens_per_minute)
+        quotas = Quotas(scene.requests_per_minute, scene.tokens_per_minute, scene.concurrency)
         self.admission = QuotaGate(quotas, fleet.loop.time())
         body = write_answer(np.ones((TEXTS, 64), np.float32), tokens=0, encoding_format="base64")
         self.body = body.replace(b'_tokens":0', b'_tokens":%d')

@@ -116,3 +116,24 @@ def test_the_page_shows_the_results_that_are_beside_it(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "scaling.md").read_text()
     for name, table in tables(json.loads(RESULTS.read_text()), tmp_path).items():
         assert f"<!-- begin {name} -->\n{table}<!-- end {name} -->" in page, name
+
+
+@pytest.mark.parametrize(("seconds", "most_refused"), [(10.0, 0.05), (44.0, 0.03)])
+def test_an_unknown_quota_is_used_from_the_first_seconds_on(
+    seconds: float, most_refused: float
+) -> None:
+    scenes = [
+        Scene(1, 600, seconds=seconds, warm=0.0, known=False, spread=0.1, seed=seed)
+        for seed in range(8)
+    ]
+    found = [simulate(scene) for scene in scenes]
+    assert min(run.admitted for run in found) >= 0.8 * 10 * seconds
+    assert sum(run.refused for run in found) < most_refused * sum(run.sent for run in found)
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_a_service_that_takes_few_at_once_is_kept_busy(at_once: int) -> None:
+    scene = Scene(1, seconds=5.0, warm=0.0, known=False, concurrency=at_once, spread=0.1)
+    found = simulate(scene)
+    assert found.good >= at_once * 5.0 / 0.15 / 1.3
+    assert found.failed == 0
