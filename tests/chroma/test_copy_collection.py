@@ -185,7 +185,7 @@ def test_a_source_that_is_written_to_meanwhile_is_caught_up_with(either: Any, ma
     assert new.keys() == old.keys() == ({*expected(40, 64), "new"} - {"id3"})
 
 
-def test_a_source_that_never_stands_still_keeps_its_name(client: Any, make: Make) -> None:
+def test_a_source_that_keeps_changing_keeps_its_name(client: Any, make: Make) -> None:
     collection = filled(client, make, 5)
     numbers = itertools.count()
 
@@ -403,7 +403,7 @@ def test_killed_at_any_call_one_of_the_two_answers_and_calling_again_completes_i
 
 
 @pytest.mark.parametrize("after", [1, 2])
-def test_an_exchange_that_was_interrupted_is_completed_by_whoever_comes_next(
+def test_an_interrupted_exchange_is_completed_by_the_next_call(
     either: Any, make: Make, kill_after: Callable[[int], Any], after: int
 ) -> None:
     filled(either, make)
@@ -574,7 +574,7 @@ print(opened)
 """
 
 
-def test_whoever_opens_a_collection_while_names_are_exchanged_finds_it(
+def test_a_collection_is_found_while_its_name_is_exchanged(
     client: Any, make: Make, server: LocalServer, tmp_path: Path
 ) -> None:
     filled(client, make, 5)

@@ -38,7 +38,7 @@ def test_everything_one_does_with_a_collection_warns_of_nothing(
         assert collection.configuration["hnsw"]["space"] == "cosine"
 
 
-def test_a_space_that_the_user_names_stands(client: Any, make: Make) -> None:
+def test_a_space_that_the_user_sets_is_kept(client: Any, make: Make) -> None:
     for space in ("l2", "ip", "cosine"):
         collection = client.create_collection(
             f"docs-{space}", embedding_function=make(), configuration={"hnsw": {"space": space}}
@@ -179,7 +179,7 @@ thread.join()
     assert in_a_process(code) == "0"
 
 
-def test_asking_the_root_for_it_registers_it() -> None:
+def test_importing_it_from_the_root_registers_it() -> None:
     code = """
 import nexusflow_integrations
 from chromadb.utils.embedding_functions import known_embedding_functions

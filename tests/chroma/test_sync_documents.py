@@ -95,7 +95,7 @@ def test_changed_texts_are_paid_for_changed_metadata_is_not_and_what_is_gone_is_
 
 
 @pytest.mark.parametrize(("remove", "left"), [(True, 3), (False, 3), ("all", 0)])
-def test_an_empty_source_removes_nothing_unless_all_is_said(
+def test_an_empty_source_removes_nothing_unless_remove_is_all(
     collection: Any, remove: Any, left: int
 ) -> None:
     sync_documents(collection, **numbered(3))
@@ -106,7 +106,7 @@ def test_an_empty_source_removes_nothing_unless_all_is_said(
 
 @pytest.mark.parametrize(("remove", "left"), [(True, 3), ("all", 0)])
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_a_source_of_blank_texts_removes_nothing_unless_all_is_said(
+def test_a_source_of_blank_texts_removes_nothing_unless_remove_is_all(
     collection: Any, remove: Any, left: int, dry_run: bool
 ) -> None:
     sync_documents(collection, **numbered(3))
@@ -123,7 +123,7 @@ def test_without_remove_what_is_gone_stays(collection: Any) -> None:
     assert collection.count() == 3
 
 
-def test_a_source_that_breaks_off_removes_nothing(collection: Any) -> None:
+def test_a_source_that_fails_removes_nothing(collection: Any) -> None:
     sync_documents(collection, **numbered(600))
 
     def documents() -> Iterator[str]:
@@ -600,7 +600,7 @@ def test_a_subclass_that_gives_too_few_vectors_is_refused_by_name(client: Any, m
     assert collection.count() == 0
 
 
-def test_the_wrong_twin_and_what_is_no_collection_are_refused_by_name(collection: Any) -> None:
+def test_the_wrong_twin_and_a_wrong_collection_are_refused_by_name(collection: Any) -> None:
     with pytest.raises(errors.ConfigurationError, match="takes a Collection of Chroma, not str"):
         sync_documents("docs", **numbered(1))  # type: ignore[arg-type]
 

@@ -24,7 +24,7 @@ def _public() -> Iterator[str]:
                 yield from ast.literal_eval(node.value)
 
 
-def test_every_public_name_stands_in_the_reference() -> None:
+def test_every_public_name_is_in_the_reference() -> None:
     pages = "\n".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
     shown = set(re.findall(r"^::: [\w.]+?\.(\w+)$", pages, re.MULTILINE))
     for module in re.findall(r"^::: nexusflow_integrations\.([\w.]+)$", pages, re.MULTILINE):

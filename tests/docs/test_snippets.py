@@ -131,5 +131,5 @@ def test_each_row_of_the_readmes_table_names_a_test() -> None:
     assert [row for row in rows if "::test_" not in row] == []
 
 
-def test_the_first_code_of_the_readme_stands_in_its_first_fifteen_lines() -> None:
+def test_the_first_code_of_the_readme_is_in_its_first_fifteen_lines() -> None:
     assert _snippets(ROOT / "README.md")[0].line <= 15

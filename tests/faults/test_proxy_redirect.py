@@ -218,7 +218,9 @@ def test_a_tunnel_that_closes_is_a_connection_error(network: Network) -> None:
     assert run.proxy.attempts <= 6
 
 
-def test_a_tunnel_to_a_stranger_is_refused_before_anything_is_sent(network: Network) -> None:
+def test_a_tunnel_to_an_untrusted_server_is_refused_before_anything_is_sent(
+    network: Network,
+) -> None:
     run = network.run(authority=trustme.CA())
     for outcome in run.outcomes:
         assert "APIConnectionError" in outcome.errors

@@ -63,7 +63,7 @@ PLANTED: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("how", PLANTED)
-def test_a_key_that_stands_in_a_frame_is_found(how: str) -> None:
+def test_a_key_in_a_frame_is_found(how: str) -> None:
     assert leaks(caught_with(PLANTED[how]), KEY)
 
 

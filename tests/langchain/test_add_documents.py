@@ -305,7 +305,7 @@ def test_an_async_iterable_names_the_twin_that_takes_it(make: Make) -> None:
         add_documents(in_memory(make()).store, documents())  # type: ignore[arg-type]
 
 
-def test_a_loader_is_told_from_its_documents(make: Make) -> None:
+def test_a_loader_is_distinguished_from_its_documents(make: Make) -> None:
     class Loader:
         def lazy_load(self) -> Iterator[Document]:
             yield Document("a")
@@ -329,7 +329,7 @@ async def test_an_impossible_setting_is_refused_by_its_name(
 
 
 @TWINS
-async def test_an_id_that_is_no_text_is_left_out(twin: str, make: Make) -> None:
+async def test_a_document_whose_id_is_not_text_is_left_out(twin: str, make: Make) -> None:
     documents = [Document(text) for text in "abc"]
     done = await add(twin, in_memory(make()).store, documents, ids=["x", "", b"z"])
     assert done.added == 1

@@ -186,7 +186,7 @@ def test_a_changed_copy_keeps_budget_and_usage_where_the_account_stays(make: Mak
         assert embeddings.model_copy(update=update).usage.texts == 0
 
 
-def test_a_limiter_that_cannot_be_pickled_is_left_out_with_a_word(
+def test_a_limiter_that_cannot_be_pickled_is_left_out_with_a_warning(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     limited = make(rate_limiter=InMemoryRateLimiter(requests_per_second=1_000))

@@ -105,7 +105,7 @@ def test_one_object_serves_many_threads(make: Make) -> None:
         assert all(rows == expected for rows in pool.map(call, range(8)))
 
 
-def test_a_text_that_stands_twice_is_sent_once(make: Make, server: LocalServer) -> None:
+def test_a_duplicate_text_is_sent_once(make: Make, server: LocalServer) -> None:
     rows = make().embed_documents(["same"] * 30)
     assert server.stats.received == ("same",)
     assert rows == [rows[0]] * 30
@@ -155,7 +155,7 @@ async def test_a_bad_query_is_refused_before_any_request(
     assert server.stats.requests == 0
 
 
-async def test_the_query_instruction_stands_before_queries_only(
+async def test_the_query_instruction_is_prepended_to_queries_only(
     make: Make, server: LocalServer
 ) -> None:
     embeddings = make(query_instruction="Find: ")

@@ -224,7 +224,7 @@ def test_a_wrong_key_at_a_real_server_is_an_authentication_error(
     assert server.stats.requests == 1
 
 
-def test_an_error_that_is_nobodys_kind_goes_on_as_it_is_and_is_freed_when_it_is_dropped(
+def test_an_error_of_another_kind_is_raised_unchanged_and_freed(
     answering: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Own(errors.NexusFlowError):

@@ -84,7 +84,7 @@ def test_a_text_that_is_too_long_is_an_error_that_langchain_knows(
     assert server.stats.requests == 0
 
 
-def test_or_it_is_split_as_openai_embeddings_does(
+def test_a_long_text_can_be_split_as_openai_embeddings_does(
     make: Callable[..., NexusFlowEmbeddings],
 ) -> None:
     embeddings = make(on_too_long="split")

@@ -63,7 +63,7 @@ def test_model_kwargs_are_fields_of_the_body(strict: None) -> None:
         NexusFlowEmbeddings(model_kwargs="user")  # type: ignore[call-arg]
 
 
-def test_what_is_none_there_by_default_is_taken_without_a_word(strict: None) -> None:
+def test_arguments_that_are_none_by_default_are_accepted_silently(strict: None) -> None:
     names = ("client", "async_client", "openai_proxy", "deployment", "organization", "headers")
     NexusFlowEmbeddings(**dict.fromkeys((*names, "model_kwargs", "default_query", "timeout")))
 

@@ -89,7 +89,7 @@ def refuse(wire: Any) -> None:
     says(400, error("data_inspection_failed"))(wire)
 
 
-def test_a_text_that_stands_twice_and_is_refused_is_refused_in_both_places(server: Any) -> None:
+def test_a_duplicate_text_that_is_refused_is_refused_in_both_places(server: Any) -> None:
     from faults.server import marked
 
     server.script = marked("unwanted", refuse)

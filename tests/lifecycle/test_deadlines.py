@@ -36,7 +36,7 @@ SOON = 12.0  # much less than the drips last, and than the limit that must not b
 
 @pytest.mark.parametrize("how", ["sync", "async"])
 @pytest.mark.parametrize("name", DRIPS)
-def test_a_deadline_holds_against_whatever_drips(server: Any, name: str, how: str) -> None:
+def test_a_deadline_holds_against_slow_drip_responses(server: Any, name: str, how: str) -> None:
     server.script = type(server.script)(behaviour(name))
     client = client_of(server, timeout=60.0, deadline=0.5)
     began = time.monotonic()

@@ -82,7 +82,7 @@ def test_a_client_asks_the_pacer_it_was_given_in_a_thread_of_its_own() -> None:
     assert all(name.startswith("nexusflow-pacer") for name in limits.threads)
 
 
-def test_limits_are_said_to_the_pacer_or_to_the_client_and_not_to_both() -> None:
+def test_limits_are_set_on_the_pacer_or_on_the_client_but_not_on_both() -> None:
     with pytest.raises(ConfigurationError, match="pacer has its own limits"):
         NexusFlow(KEY, pacer=CountedLimits(), tokens_per_minute=100)
 

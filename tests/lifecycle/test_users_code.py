@@ -187,7 +187,7 @@ class OddLimits:
 @pytest.mark.parametrize(
     "answer", [ZeroDivisionError(), None, [], ["soon"], [float("nan")], [float("inf")], 3]
 )
-def test_vectors_arrive_though_a_pacer_is_no_use(answer: Any, server: FaultServer) -> None:
+def test_vectors_arrive_although_a_pacer_is_unusable(answer: Any, server: FaultServer) -> None:
     client = client_of(server, pacer=OddLimits(answer), deadline=60.0)
     assert_right(client.embed(TEXTS), TEXTS)
 
@@ -207,7 +207,7 @@ class OddBudget:
 @pytest.mark.parametrize(
     "grant", [ZeroDivisionError(), None, 5, (1, 2, False), Grant("9", 9, False), Grant(-1, 9, True)]
 )
-def test_a_shared_budget_that_is_no_use_is_one_typed_error(grant: Any, server: FaultServer) -> None:
+def test_an_unusable_shared_budget_is_one_typed_error(grant: Any, server: FaultServer) -> None:
     client = client_of(server, budget=OddBudget(grant), deadline=60.0)
     with pytest.raises(BudgetExceededError, match="could not be reached"):
         client.embed(TEXTS)

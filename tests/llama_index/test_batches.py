@@ -133,7 +133,7 @@ def test_a_text_that_cannot_be_sent_is_named_before_anything_is(
     assert upstream.requests == []
 
 
-def test_one_string_is_no_list_of_texts(batch: Batch, upstream: Any) -> None:
+def test_one_string_is_not_a_list_of_texts(batch: Batch, upstream: Any) -> None:
     with pytest.raises(InvalidInputError, match="not one string"):
         batch(upstream.embedding(), "a text")
 

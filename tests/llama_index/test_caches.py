@@ -138,7 +138,7 @@ def test_an_object_with_a_cache_can_be_dumped(upstream: Any, store: SimpleKVStor
     assert "embeddings_cache" not in embedding.to_json()
 
 
-def test_a_cache_that_is_no_key_value_store_is_refused(upstream: Any) -> None:
+def test_a_cache_that_is_not_a_key_value_store_is_refused(upstream: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"embeddings_cache must be a BaseKVStore"):
         upstream.embedding(embeddings_cache={})
 
@@ -359,7 +359,7 @@ def test_a_store_that_fails_loses_nothing_that_was_finished_before_a_failure(
     ],
     ids=["short", "nan", "nested", "words", "empty", "none", "nothing", "no dict"],
 )
-def test_a_value_that_is_no_vector_of_the_right_length_counts_as_absent(
+def test_a_value_that_is_not_a_vector_of_the_right_length_counts_as_absent(
     batch: Batch, single: Any, upstream: Any, value: Any
 ) -> None:
     class Holding(SimpleKVStore):
@@ -487,7 +487,7 @@ def test_a_subclass_with_hooks_does_without_a_store_that_fails(
     assert single(doubled, "text", "text number 3") == right[3]
 
 
-def test_a_document_instruction_stands_before_documents_and_makes_other_keys(
+def test_a_document_instruction_is_prepended_to_documents_and_changes_keys(
     batch: Batch, upstream: Any, store: SimpleKVStore
 ) -> None:
     plain = upstream.embedding(embeddings_cache=store)

@@ -235,7 +235,7 @@ def test_the_token_counting_handler_counts_every_text_once(
     assert counter.total_embedding_token_count == 95 * 3
 
 
-def test_the_callback_manager_that_llama_index_puts_in_is_the_one_told(
+def test_the_callback_manager_that_llama_index_sets_is_the_one_called(
     embedding: NexusFlowEmbedding, heard: CallbackManager, callbacks: Any
 ) -> None:
     Settings.callback_manager = heard
@@ -277,7 +277,7 @@ def test_a_failed_batch_is_one_opentelemetry_span_with_the_error(
     assert span.attributes["error.type"] == "AuthenticationError"
 
 
-def test_on_usage_is_told_once_a_call(
+def test_on_usage_is_called_once_per_call(
     batch: Batch, single: Any, upstream: Any, texts: Texts
 ) -> None:
     told: list[Usage] = []

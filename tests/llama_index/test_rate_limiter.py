@@ -95,7 +95,7 @@ def test_it_is_not_asked_for_cached_texts(
     assert len(limiter.asked) == len(upstream.requests) == 4
 
 
-def test_one_that_limits_tokens_is_told_how_many(batch: Batch, upstream: Any, texts: Texts) -> None:
+def test_a_limiter_of_tokens_gets_their_number(batch: Batch, upstream: Any, texts: Texts) -> None:
     limiter = Counting(tokens_per_minute=10_000)
     embedding = upstream.embedding(rate_limiter=limiter)
     batch(embedding, ["word " * 84] * 1 + texts(9))

@@ -63,7 +63,7 @@ def test_limits_that_cannot_be_pickled_are_not_forgotten(
     assert len(again.get_text_embedding("a")) == 64
 
 
-def test_what_else_does_not_travel_is_said_where_it_is_missing(
+def test_a_worker_names_what_was_not_pickled(
     embedding: NexusFlowEmbedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEXUSFLOW_API_KEY", embedding.api_key.get_secret_value())

@@ -94,7 +94,7 @@ def test_a_missing_package_says_what_was_used_what_is_missing_and_what_to_type(
 
 
 @pytest.mark.parametrize("module", ["starlette", "uvicorn", "onnxruntime"])
-def test_a_missing_module_is_said_likewise(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_module_is_named_too(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     find = model_files.util.find_spec
     monkeypatch.setattr(
         model_files.util, "find_spec", lambda name: None if name == module else find(name)

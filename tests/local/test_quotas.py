@@ -51,7 +51,7 @@ def test_a_quota_under_one_a_second_still_admits_one() -> None:
     assert admitted(gate, 10.0) == 1
 
 
-def test_refused_requests_are_charged_nothing_and_told_when_to_come_back() -> None:
+def test_refused_requests_cost_nothing_and_get_a_retry_after() -> None:
     gate = QuotaGate(Quotas(requests_per_minute=60), 0.0)
     assert gate.admit(1, 0.0) is None
     for _ in range(5):

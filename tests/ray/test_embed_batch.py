@@ -98,7 +98,7 @@ async def test_columns_are_named_by_the_caller_and_replaced_where_they_exist(ser
         await step(pa.table({"text": ["a"]}))
 
 
-async def test_a_failure_of_the_whole_batch_is_raised_or_collected_as_told(server: Any) -> None:
+async def test_a_failure_of_the_whole_batch_is_raised_or_collected_as_set(server: Any) -> None:
     table = pa.table({"text": [f"text {n} of some more words" for n in range(400)]})
     spent = {"budget": Budget(tokens=1_500), "batch_size": 2, "max_concurrency": 2}
     with pytest.raises(BudgetExceededError):

@@ -67,14 +67,14 @@ def test_addresses_are_equal_if_all_of_the_url_is() -> None:
         "redis://:hunter2@host/\n",
     ],
 )
-def test_what_is_no_url_of_a_server_is_refused_without_repeating_it(url: str) -> None:
+def test_an_invalid_server_url_is_refused_without_repeating_it(url: str) -> None:
     for refuse in (RedisAddress, lambda url: NexusFlow("k", cache=url)):
         with pytest.raises(ConfigurationError) as caught:
             refuse(url)
         assert "hunter2" not in str(caught.value)
 
 
-def test_a_path_is_no_address() -> None:
+def test_a_path_is_not_an_address() -> None:
     for path in ("cache.db", "/redis/cache.db", "redis:6379", True, None):
         assert address_or_path(path) is path
 

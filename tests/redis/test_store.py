@@ -43,7 +43,7 @@ def test_an_evicted_vector_counts_as_absent(
     assert set(claimed.hits) == set(keys[5:])
 
 
-def test_a_row_that_somebody_replaced_counts_as_absent(
+def test_a_replaced_row_counts_as_absent(
     store: RedisStore, redis_server: Any, keys: list[bytes], vector: Vector
 ) -> None:
     store.put([(key, vector()) for key in keys[:4]])
@@ -62,7 +62,7 @@ def test_a_row_that_somebody_replaced_counts_as_absent(
     assert set(store.claim(keys[:4], 8).hits) == set(keys[:4])
 
 
-def test_a_claim_that_somebody_damaged_is_none(
+def test_a_damaged_claim_is_ignored(
     store: RedisStore, redis_server: Any, keys: list[bytes]
 ) -> None:
     store.claim(keys[:1], 8)
@@ -72,7 +72,7 @@ def test_a_claim_that_somebody_damaged_is_none(
     assert store.claim(keys[:1], 8).mine == keys[:1]
 
 
-def test_claims_that_nobody_came_back_to_are_dropped_after_a_week(
+def test_abandoned_claims_are_dropped_after_a_week(
     redis_server: Any, store_on: Make, keys: list[bytes]
 ) -> None:
     now = 1_800_000_000.0
@@ -294,7 +294,7 @@ def test_what_is_not_ours_is_an_error_and_left_alone(
         assert everything(client) == before
 
 
-def test_a_server_that_is_none_of_redis_is_an_error(store_on: Make) -> None:
+def test_a_server_that_is_not_redis_is_an_error(store_on: Make) -> None:
     def answer() -> None:
         connection, _ = http.accept()
         connection.recv(1_000)
@@ -416,7 +416,7 @@ def test_naming_a_server_imports_nothing_and_connects_to_nothing() -> None:
     subprocess.run([sys.executable, "-c", code], timeout=120, check=True)
 
 
-def test_an_address_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_is_not_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     RedisStore(RedisAddress("redis://127.0.0.1:1")).close()
     assert list(tmp_path.iterdir()) == []

@@ -135,7 +135,7 @@ def test_a_file_that_is_not_a_whole_cache_of_ours_is_refused_and_left_alone(
     assert "left alone" in str(caught.value)
 
 
-def test_damage_in_the_midst_of_the_file_is_an_error_when_it_is_met_and_is_left_alone(
+def test_damage_inside_the_file_is_an_error_when_it_is_read_and_is_left_alone(
     path: Path, store_on: Make
 ) -> None:
     keys = filled(path, 100)
@@ -367,7 +367,7 @@ def test_neither_a_text_nor_the_key_nor_an_instruction_is_in_any_byte(
         assert hidden.encode("utf-16-le") not in content
 
 
-def test_accounts_are_told_apart_by_url_key_and_model() -> None:
+def test_accounts_are_distinguished_by_url_key_and_model() -> None:
     ids = {
         account_id(base_url=url, key=ApiKey(key), model=model)
         for url in ("https://a", "https://b")

@@ -174,7 +174,7 @@ def test_a_row_with_a_flipped_bit_is_unknown(pacer_on: MakePacer, store: VectorS
 
 
 @pytest.mark.parametrize("garbage", [b"", b"x" * 60, "text", 7, 1.5])
-def test_a_row_that_is_no_state_is_unknown(
+def test_a_row_that_is_not_a_state_counts_as_unknown(
     pacer_on: MakePacer, store: VectorStore, garbage: object
 ) -> None:
     pacer = pacer_on()
@@ -184,7 +184,7 @@ def test_a_row_that_is_no_state_is_unknown(
     assert reserve(pacer, 1) == 0
 
 
-def test_a_send_time_that_nobody_can_have_meant_is_not_believed(pacer_on: MakePacer) -> None:
+def test_an_implausible_send_time_is_ignored(pacer_on: MakePacer) -> None:
     pacer = pacer_on()
     reserve(pacer, 1)
     pacer.adjust(0, late=1e300)
@@ -301,7 +301,7 @@ def refused(sent: list[float], **limits: float) -> int:
 
 
 @pytest.mark.parametrize("tokens", [None, 20_000])
-def test_processes_that_were_told_the_same_limit_stay_under_it_together(
+def test_processes_with_the_same_limit_stay_under_it_together(
     path: Path, work: Work, outcome: Outcome, start_together: Together, tokens: float | None
 ) -> None:
     ready = path.with_name("ready")
@@ -427,7 +427,7 @@ def leased(pacer_on: MakePacer, clock: Clock) -> Callable[..., Leased]:
     return make
 
 
-async def test_a_gate_waits_until_a_send_time_is_there_and_is_told(
+async def test_a_queue_waits_until_send_times_arrive_and_is_notified(
     leased: Callable[..., Leased],
 ) -> None:
     made = leased()
@@ -467,7 +467,7 @@ async def test_leases_grow_while_they_are_used_up_and_stay_within_a_tenth_of_a_s
     assert sizes[-1] == 10
 
 
-async def test_a_send_time_that_goes_unused_lapses_and_gives_its_tokens_back(
+async def test_an_unused_send_time_expires_and_returns_its_tokens(
     leased: Callable[..., Leased], pacer_on: MakePacer, clock: Clock
 ) -> None:
     made = leased(requests=None, tokens=6_000)
@@ -706,7 +706,7 @@ def thread() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-async def test_a_gate_lets_all_through_in_order_and_never_blocks_its_loop(
+async def test_a_queue_admits_all_in_order_and_never_blocks_its_loop(
     pacer_on: MakePacer, thread: ThreadPoolExecutor
 ) -> None:
     shared = pacer_on(requests=6_000, clock=time.time)
@@ -727,7 +727,7 @@ async def test_a_gate_lets_all_through_in_order_and_never_blocks_its_loop(
     assert admission.in_flight == 0
 
 
-async def test_a_gate_whose_thread_is_held_up_goes_on_when_it_is_free(
+async def test_a_queue_whose_thread_is_blocked_continues_when_it_is_free(
     pacer_on: MakePacer, thread: ThreadPoolExecutor
 ) -> None:
     shared = pacer_on(clock=time.time)

@@ -102,7 +102,7 @@ def check(server: LocalServer, done: list[dict[str, Any]]) -> None:
 @both
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="a signal of POSIX")
 @pytest.mark.parametrize("stream", [False, True], ids=["embed", "stream"])
-def test_a_process_that_is_stopped_and_goes_on_pays_only_for_what_nobody_took_over(
+def test_a_suspended_process_pays_only_for_what_nobody_took_over(
     start: Callable[..., subprocess.Popen[str]],
     outcome: Outcome,
     server: LocalServer,

@@ -65,7 +65,7 @@ def test_what_was_put_comes_back_bit_for_bit(
     ],
 )
 @pytest.mark.parametrize("dimensions", [4, None])
-def test_a_row_that_is_no_vector_counts_as_absent_and_is_replaced(
+def test_a_row_that_is_not_a_vector_counts_as_absent_and_is_replaced(
     store: VectorStore, keys: list[bytes], bad: np.ndarray, dimensions: int | None
 ) -> None:
     good = np.array([1, 2, 3, 4], np.float32)
@@ -77,7 +77,7 @@ def test_a_row_that_is_no_vector_counts_as_absent_and_is_replaced(
     assert set(store.claim(keys[:2], dimensions).hits) == set(keys[:2])
 
 
-def test_a_row_that_somebody_damaged_counts_as_absent(
+def test_a_damaged_row_counts_as_absent(
     store: VectorStore, keys: list[bytes], vector: Vector, path: Path
 ) -> None:
     store.put([(key, vector()) for key in keys[:4]])
@@ -238,7 +238,7 @@ def test_a_claim_is_confirmed_as_long_as_nobody_has_taken_it(
 
 
 @both
-def test_a_claim_of_one_call_is_none_of_another_of_the_same_process(
+def test_a_claim_of_one_call_does_not_belong_to_another_of_the_same_process(
     store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock
 ) -> None:
     assert store.claim(keys[:2], 8, call=1).mine == keys[:2]
@@ -362,7 +362,7 @@ def test_no_claim_is_believed_for_longer_than_a_claim_can_last(
         pytest.param("", "", id="nothing"),
     ],
 )
-def test_a_claim_that_nobody_can_have_made_holds_nothing(
+def test_an_impossible_claim_is_ignored(
     store: VectorStore, store_on: Make, keys: list[bytes], since: object, until: object
 ) -> None:
     store.claim(keys[:1], 8)
@@ -375,7 +375,7 @@ def test_a_claim_that_nobody_can_have_made_holds_nothing(
 
 @both
 @pytest.mark.parametrize("owner", [-1, 2**63 - 1, "me", "ffffffffffffffffffffffff"])
-def test_a_claim_of_an_owner_that_nobody_can_be_is_no_error(
+def test_a_claim_of_an_impossible_owner_is_no_error(
     store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock, owner: object
 ) -> None:
     store.claim(keys[:1], 8)
@@ -388,7 +388,7 @@ def test_a_claim_of_an_owner_that_nobody_can_be_is_no_error(
     assert other.claim(keys[:1], 8).mine == keys[:1]
 
 
-def test_claims_of_another_boot_hold_nothing(
+def test_claims_of_another_boot_are_ignored(
     store: VectorStore, store_on: Make, keys: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.claim(keys[:2], 8)
@@ -419,7 +419,7 @@ def test_closing_gives_up_all_claims(store: VectorStore, store_on: Make, keys: l
     assert claimed.repaid == 0
 
 
-def test_claims_that_nobody_came_back_to_are_dropped_after_a_week(
+def test_abandoned_claims_are_dropped_after_a_week(
     path: Path, store_on: Make, keys: list[bytes], clock: Clock
 ) -> None:
     def claims() -> int:
@@ -673,7 +673,7 @@ def test_true_is_the_users_cache_folder(
     assert store_on("~/here.db").path == tmp_path / "here.db"
 
 
-def test_false_is_no_path() -> None:
+def test_false_is_not_a_path() -> None:
     with pytest.raises(ValueError, match="path"):
         VectorStore(False)
 

@@ -117,7 +117,7 @@ SEAM = {"_embed", "_aembed", "_succeed", "_counted", "_uncached", "_agive_back"}
 
 
 @pytest.mark.parametrize("name", sorted(ADAPTERS))
-def test_an_adapter_uses_of_the_clients_inside_only_what_is_named_for_it(name: str) -> None:
+def test_an_adapter_uses_only_the_listed_internals_of_the_client(name: str) -> None:
     nodes = [node for path in _files(name) for node in ast.walk(ast.parse(path.read_text()))]
     own = {
         node.attr
@@ -163,6 +163,6 @@ def test_every_folder_of_the_core_is_a_room_that_how_it_works_names() -> None:
     assert all(f"`{room}/`" in page for room in folders)
 
 
-def test_every_setting_of_the_client_stands_in_the_types_that_adapters_hand_on() -> None:
+def test_every_setting_of_the_client_is_in_the_types_that_adapters_pass_on() -> None:
     named = {"api_key", "dimensions"}
     assert ClientSettings.__optional_keys__ == signature(NexusFlow).parameters.keys() - named
