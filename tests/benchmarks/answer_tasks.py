@@ -1,4 +1,4 @@
-"""What a client returns when a server answers badly: the same five answers for each client."""
+"""What each client returns for the same five bad responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One embeddings server, one real ``chroma run``, and a process that has named nothing yet."""
+"""One embeddings server, one real ``chroma run``, and a process without any configuration."""
 
 from __future__ import annotations
 

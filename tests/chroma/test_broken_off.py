@@ -1,4 +1,4 @@
-"""A sync that is killed, interrupted, or loses its disk or its server: what the collection has."""
+"""What a collection holds after a sync that was killed or lost its disk or server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Before a run writes, it finds a service that has changed its model; and raises no false alarm."""
+"""Before a run writes, it detects that the service has changed its model, without false alarms."""
 
 from __future__ import annotations
 

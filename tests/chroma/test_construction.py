@@ -1,4 +1,4 @@
-"""Chroma rebuilds embedding functions two or three times a call, so rebuilding has to be free."""
+"""Chroma rebuilds embedding functions several times per call, so rebuilding must cost nothing."""
 
 from __future__ import annotations
 

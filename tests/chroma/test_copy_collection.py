@@ -1,4 +1,4 @@
-"""Another model or size without a gap: a copy beside the collection that answers, then its name."""
+"""Move a collection to another model or size while it stays in use: copy, then exchange names."""
 
 from __future__ import annotations
 

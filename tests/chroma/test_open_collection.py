@@ -1,4 +1,4 @@
-"""Opening a collection: made if need be, refused where vectors would not be comparable."""
+"""Open a collection: create it if needed, refuse it if vectors would not be comparable."""
 
 from __future__ import annotations
 

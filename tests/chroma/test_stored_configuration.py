@@ -1,4 +1,4 @@
-"""Whoever can write the database can write the configuration; it must not lead the key astray."""
+"""The stored configuration can be altered in the database; it must not send the key elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What docs/guides/beside.md says of tools that run a program themselves."""
+"""What docs/guides/beside.md says about tools that run a program themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Troubleshooting goes by error message, and every message in it is one that users really get."""
+"""Troubleshooting is organised by error message, and users really get each of the messages."""
 
 from __future__ import annotations
 

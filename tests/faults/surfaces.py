@@ -1,4 +1,4 @@
-"""The seven ways in: each opens one client on an address and embeds lists of texts with it."""
+"""The seven interfaces: each opens one client on an address and embeds lists of texts with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The catalogue is whole and says what it means."""
+"""The catalogue is complete and well-formed."""
 
 from __future__ import annotations
 

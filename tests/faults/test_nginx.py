@@ -1,4 +1,4 @@
-"""A real gateway before the server: nginx with the limits, errors and habits it has in the wild."""
+"""nginx as a real gateway in front of the server, with its usual limits and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the fault server says it does is really on the wire."""
+"""The fault server really sends what its behaviours describe."""
 
 from __future__ import annotations
 

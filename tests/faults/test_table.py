@@ -1,4 +1,4 @@
-"""Every fault through every way in: the right vector for every text, or one clear typed error.
+"""Every fault with every interface: the right vector for every text, or one clear typed error.
 
 Never a wrong vector, never a hang, never a retry storm. The faults are data, in `catalogue.py`.
 """

@@ -1,4 +1,4 @@
-"""Passwords of a Redis server, where the server is not as hoped for."""
+"""Passwords of a Redis server in its error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The instrument itself: it finds what is there, and nothing where there is nothing."""
+"""The search for leaks: it finds secrets that are there, and has no false positives."""
 
 from __future__ import annotations
 

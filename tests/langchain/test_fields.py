@@ -1,4 +1,4 @@
-"""The names that LangChain's users know, and what is said about the others."""
+"""The arguments that LangChain's users know, and the errors for unknown ones."""
 
 from __future__ import annotations
 

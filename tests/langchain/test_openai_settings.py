@@ -1,4 +1,4 @@
-"""What ``OpenAIEmbeddings`` takes is taken: under our name, or noted once."""
+"""Arguments of ``OpenAIEmbeddings`` are accepted: under our name, or with one warning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LangChain's rate limiter: once a batch that is sent, before it is, where the call came from."""
+"""LangChain's rate limiter is acquired before each batch is sent, in the caller's context."""
 
 from __future__ import annotations
 

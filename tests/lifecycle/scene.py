@@ -1,4 +1,4 @@
-"""What the tests of this folder share: clients, the right vectors, subprocesses, quiet."""
+"""Shared by the tests of this folder: clients, expected vectors, subprocesses, idle checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that their own thread sends: what holds for those of the event loop holds for them.
+"""Calls sent from the caller's thread behave like those sent on the event loop.
 
 The fault table throws every fault at them, as ``core_direct``.
 """

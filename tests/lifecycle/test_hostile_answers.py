@@ -1,4 +1,4 @@
-"""While one server's answer is judged, calls to other servers go on."""
+"""While one server's response is validated, calls to other servers continue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dead server is not stormed, a short outage is outlived, queries pass before a backfill."""
+"""Few retries to a dead server, calls survive a short outage, queries go before a backfill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``NexusFlow.resized``: another size, and all else the same."""
+"""``NexusFlow.resized``: another size, everything else unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An ``embeddings_cache`` never gives one thing's vector to another, and saves what it should."""
+"""An ``embeddings_cache`` never mixes up vectors, and stores all that it should."""
 
 from __future__ import annotations
 

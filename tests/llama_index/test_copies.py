@@ -1,4 +1,4 @@
-"""Dicts, pickles and copies: what changes the vector goes along, the key never leaves."""
+"""Dicts, pickles and copies hold what changes the vector, and never the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A failure sends nothing more, orphans nothing, and loses nothing that was paid for."""
+"""After a failure nothing more is sent, no task remains, and nothing paid for is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other models than the one that the service lists."""
+"""Models other than the one that the service lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A LlamaIndex rate limiter is asked once a request, before it, and told the tokens."""
+"""A LlamaIndex rate limiter is acquired once before each request, with its tokens."""
 
 from __future__ import annotations
 

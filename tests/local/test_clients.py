@@ -1,4 +1,4 @@
-"""Clients of other hands speak to the server: it is the real protocol."""
+"""Third-party clients can use the server, so it speaks the real protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that other packages carry: missing, altered, or the ones expected."""
+"""Model files in other packages: missing, altered, or as expected."""
 
 from __future__ import annotations
 

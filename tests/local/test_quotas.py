@@ -1,4 +1,4 @@
-"""Quotas: the decisions by a clock that the test holds, then once over the wire."""
+"""Quotas: the decisions with a simulated clock, then once over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user who has nothing yet: empty folders, and an environment with no setting of anybody's."""
+"""A new user: empty folders, and an environment without settings."""
 
 from __future__ import annotations
 

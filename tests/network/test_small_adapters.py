@@ -1,4 +1,4 @@
-"""The frameworks of the small adapters reach for nobody, Haystack where its telemetry is off."""
+"""The small adapters' frameworks connect to nobody (Haystack with its telemetry off)."""
 
 from __future__ import annotations
 

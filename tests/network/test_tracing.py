@@ -1,4 +1,4 @@
-"""The means of the other tests: they notice what they are there to notice."""
+"""The tracing that the other tests rely on detects connections and files."""
 
 from __future__ import annotations
 

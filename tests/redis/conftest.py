@@ -1,4 +1,4 @@
-"""Stores on a real server, and a proxy before it that breaks what a test wants broken."""
+"""Stores on a real server, and a proxy in front of it that breaks connections on demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A URL with a password is read, shown, copied and pickled without giving it away."""
+"""A URL with a password is parsed, shown, copied and pickled without revealing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cache="redis://..."`` end to end: what goes wrong costs no vector and no second payment."""
+"""``cache="redis://..."`` end to end: failures lose no vector and pay for none twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The script is the arithmetic: both run side by side, on one clock that the test holds."""
+"""The Lua script agrees with the Python arithmetic on one simulated clock."""
 
 from __future__ import annotations
 

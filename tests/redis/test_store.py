@@ -1,4 +1,4 @@
-"""What only a server can do or suffer: eviction, other people's data, a fork, pruning by use."""
+"""What is specific to a Redis server: eviction, foreign data, forks, pruning by use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that takes one key, which the environment holds and nothing else may."""
+"""A server that accepts one key, which only the environment may hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store on a fresh file, a clock that the test holds, and workers that are real processes."""
+"""A store on a fresh file, a simulated clock, and workers that are real processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cache=`` from end to end: what is paid is counted on the server's side of the wire."""
+"""``cache=`` end to end: the server counts what is paid for."""
 
 from __future__ import annotations
 

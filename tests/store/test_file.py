@@ -1,4 +1,4 @@
-"""The file: what is not ours is left alone, what cannot be written is said, nothing leaks."""
+"""The file: foreign files are not changed, write errors are reported, nothing leaks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One limit for all: by a clock that the test holds, then with real processes and a real server."""
+"""Shared limits: with a simulated clock, then with real processes and a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one store finds, claims, keeps and forgets, by a clock that the test holds."""
+"""What one store finds, claims, keeps and drops, with a simulated clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests run in processes of their own: ``python workers.py JOB OPTIONS``."""
+"""What the tests run in separate processes: ``python workers.py JOB OPTIONS``."""
 
 from __future__ import annotations
 

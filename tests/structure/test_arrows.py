@@ -1,4 +1,4 @@
-"""Which part may know which: arrows run from the adapters to the core, and never back."""
+"""Which part may import which: from the adapters to the core, never back."""
 
 from __future__ import annotations
 

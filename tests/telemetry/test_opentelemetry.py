@@ -1,4 +1,4 @@
-"""What an application that traces sees of a call; real spans and metrics, read back in memory."""
+"""The spans and metrics that a tracing application gets for a call, exported to memory."""
 
 from __future__ import annotations
 
