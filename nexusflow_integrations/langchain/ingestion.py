@@ -161,13 +161,14 @@ async def aadd_documents(
     with ALSO_LANGCHAINS:
         embedder = _Embedder(store, on_too_long)
         _check_iterables(documents, ids)
-        run = _run(
-            documents, ids, embedder, on_refused, on_blank, on_too_long, progress, slice_size
+        # In a thread: a run notes the ids of its documents in a temporary file.
+        run = await asyncio.to_thread(
+            _run, documents, ids, embedder, on_refused, on_blank, on_too_long, progress, slice_size
         )
         try:
             await _AsyncFilling(store, embedder, run).fill(_arows(documents, ids))
         finally:
-            run.close()
+            await asyncio.to_thread(run.close)
         return _added(run, embedder.usage)
 
 
@@ -531,7 +532,7 @@ class _AsyncFilling:
             if not chunk:
                 return
             with self._run.ending():
-                found = await self._look_up(self._run.take(chunk))
+                found = await self._look_up(await asyncio.to_thread(self._run.take, chunk))
                 for text in self._run.compare(found):
                     yield text
 

@@ -544,9 +544,9 @@ class NexusFlowEmbedding(BaseEmbedding):
             RefusedTextsError: The server refused some texts; the others are in ``finished``.
             NexusFlowError: Any other failure.
         """
+        texts = list(rows_of(texts))
         if self._overrides("_get_text_embeddings"):
             return super().get_text_embedding_batch(texts, show_progress, **kwargs)
-        texts = list(rows_of(texts))
         with naming_texts(texts):
             return self._embed(check_texts(texts), "document", show_progress)
 
@@ -554,9 +554,9 @@ class NexusFlowEmbedding(BaseEmbedding):
         self, texts: list[str], show_progress: bool = False, **kwargs: Any
     ) -> list[Vector]:
         """Embed documents like ``get_text_embedding_batch``, without blocking the event loop."""
+        texts = list(rows_of(texts))
         if self._overrides("_aget_text_embeddings"):
             return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
-        texts = list(rows_of(texts))
         with naming_texts(texts):
             return await self._aembed(check_texts(texts), "document", show_progress)
 

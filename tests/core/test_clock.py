@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,60 @@ def test_a_constructor_blocks_no_event_loop(tmp_path: Path, *, rich: bool) -> No
         cwd=tmp_path,
     )
     assert done.stdout.startswith("done"), done.stderr[-2000:]
+
+
+CALLS = """
+import asyncio, sys
+from blockbuster import blockbuster_ctx
+from langchain_core.documents import Document
+from langchain_core.vectorstores import InMemoryVectorStore
+from llama_index.core.schema import TextNode
+from nexusflow_integrations import NexusFlow
+from nexusflow_integrations.langchain import NexusFlowEmbeddings, aadd_documents
+from nexusflow_integrations.llama_index import NexusFlowEmbedding, aembed_nodes
+
+async def main():
+    texts = [f"text {number}" for number in range(30)]
+    with blockbuster_ctx():
+        for cache in (None, "vectors.sqlite3"):
+            client = NexusFlow(dimensions=64, cache=cache)
+            await client.aembed(texts)
+            assert len([item async for item in client.aembed_stream(texts)]) == 30
+            await client.aclose()
+            langchain = NexusFlowEmbeddings(dimensions=64, cache=cache)
+            await langchain.aembed_documents(texts)
+            await langchain.aembed_query("a")
+            documents = [Document("a", id="1"), Document(" ", id="2")]
+            done = await aadd_documents(InMemoryVectorStore(langchain), documents)
+            assert (done.added, len(done.left_out)) == (1, 1)
+            llama_index = NexusFlowEmbedding(dimensions=64, cache=cache)
+            await llama_index.aget_text_embedding_batch(texts)
+            await aembed_nodes([TextNode(text="a")], llama_index)
+
+asyncio.run(main())
+print("done", "rich" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_no_call_blocks_an_event_loop(tmp_path: Path, *, rich: bool) -> None:
+    pytest.importorskip("blockbuster")
+    pytest.importorskip("langchain_core")
+    pytest.importorskip("llama_index.core")
+    local = pytest.importorskip("nexusflow_integrations.local")
+    before = "import rich\n" if rich else "import sys; sys.modules['rich'] = None\n"
+    with local.LocalServer("hash") as server:
+        where = {"NEXUSFLOW_API_KEY": server.api_key, "NEXUSFLOW_BASE_URL": server.base_url}
+        done = subprocess.run(
+            [sys.executable, "-c", before + CALLS],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            cwd=tmp_path,
+            env={**os.environ, **where},
+        )
+    assert done.stdout.startswith("done"), done.stderr[-4000:]
 
 
 def test_a_relative_path_is_that_of_the_folder_where_the_client_was_made(

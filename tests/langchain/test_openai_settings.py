@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import numpy as np
 import pydantic
 import pytest
 
@@ -216,3 +217,15 @@ def test_a_404_without_a_version_says_so(make: Make, server: LocalServer) -> Non
     address = server.base_url.removesuffix("/v1")
     with pytest.raises(Exception, match=f"is it {address}/v1\\?"):
         make(base_url=address).embed_query("a")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [lambda: np.array(["a", "b"]), lambda: iter(["a", "b"]), lambda: {"a": 0, "b": 0}.keys()],
+    ids=["numpy", "iterator", "keys"],
+)
+async def test_any_iterable_of_texts_is_taken(make: Make, texts: Any) -> None:
+    embeddings = make()
+    right = embeddings.embed_documents(["a", "b"])
+    assert np.allclose(embeddings.embed_documents(texts()), right)
+    assert np.allclose(await embeddings.aembed_documents(texts()), right)

