@@ -325,7 +325,7 @@ def _ask(
         keywords = _keywords(opened.documents()) if bm25 else None
         screen.question(question)
         screen.asked(opened.index, opened.endpoint)
-        screen.passages(found[0].passages)
+        screen.passages(found[0].passages, hybrid=hybrid)
         beside = keywords.search(question, top_k) if keywords else None
         if beside is not None:
             screen.beside(found[0].passages, beside)

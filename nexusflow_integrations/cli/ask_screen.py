@@ -99,9 +99,10 @@ class AskScreen(Screen):
         self.out.print()
         self.out.print(Rule(Text(text, style="bold"), style="dim", align="left"))
 
-    def passages(self, passages: Sequence[Passage]) -> None:
+    def passages(self, passages: Sequence[Passage], *, hybrid: bool = False) -> None:
         """Show the passages found: number, score, source and the beginning of the text."""
-        self.head("Passages", "by cosine with the question")
+        by = "by rank among vectors and keywords; 1 is first in both"
+        self.head("Passages", by if hybrid else "by cosine with the question")
         if not passages:
             self.out.print(Padding("nothing", INDENT))
         for number, passage in enumerate(passages, 1):

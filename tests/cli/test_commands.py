@@ -252,6 +252,7 @@ def test_a_hybrid_search_finds_by_keywords_too_where_it_is_asked_for(
         assert hits("--no-hybrid")[0] is False
         nexusflow("index", str(zoo))  # follows the folder, and remembers
     answered, _ = nexusflow("ask", "form QX-7731 for visitors")
+    assert "by rank among vectors and keywords" in answered
     assert "“Form QX-7731 is for visitors.” [1]" in answered
     assert nexusflow.json("search", "form", "-f", "langchain")["hybrid"] is False
     nexusflow("index", str(zoo), "--no-hybrid")
