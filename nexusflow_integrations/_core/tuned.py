@@ -63,12 +63,14 @@ class TunedSettings:
             object.__setattr__(self, name, value)
 
     def for_client(self) -> dict[str, Any]:
-        """Return the arguments for ``NexusFlow`` and every adapter; those left out are defaults.
+        """Return the arguments for ``NexusFlow`` and the adapters; those left out are defaults.
 
-        ``NexusFlowEmbeddings(**settings.for_client())`` embeds as was measured.
+        ``NexusFlowEmbeddings(**settings.for_client())`` embeds as was measured. Another model than
+        the default is called ``model``, and by Chroma's function ``model_name``.
         """
-        names = ("model", "dimensions", "query_instruction", "document_instruction")
+        names = ("dimensions", "query_instruction", "document_instruction")
         found = {name: getattr(self, name) for name in names}
+        found["model"] = None if self.model == DEFAULT_MODEL else self.model
         return {name: value for name, value in found.items() if value is not None}
 
     def save(self, path: str | os.PathLike[str]) -> None:

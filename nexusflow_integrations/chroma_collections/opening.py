@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from nexusflow_integrations.chroma import COMPARED, NexusFlowEmbeddingFunction  
 from chromadb.errors import NotFoundError
 
 from nexusflow_integrations._core.settings import DIMENSIONS
+from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations.chroma_collections.exchanging import complete, is_interrupted
 from nexusflow_integrations.chroma_collections.plans import (
     acarry_out,
@@ -52,6 +54,7 @@ def open_collection(
     address_changed: bool = False,
     verify: bool = False,
     adopt: bool = False,
+    settings: TunedSettings | str | os.PathLike[str] | None = None,
 ) -> Collection:
     """Open or create a collection, and make sure that its vectors stay comparable.
 
@@ -78,6 +81,7 @@ def open_collection(
         adopt: Whether to take over a collection that another embedding function filled, if its
             documents get the same vectors, verified in the same way. The collection then stores
             this function and cannot be opened with the former one.
+        settings: What `tune` chose, or the path of its file, in place of ``embedding_function``.
 
     Raises:
         NexusFlowError: With ``verify`` or ``adopt``: the documents cannot be embedded.
@@ -87,6 +91,7 @@ def open_collection(
             to compare with.
         chromadb.errors.NotFoundError: The collection does not exist, and ``create`` is false.
     """
+    embedding_function = _tuned(embedding_function, settings)
     check_arguments(embedding_function, configuration)
     stored = _opened(client, name, create=create)
     if stored is None:
@@ -119,6 +124,25 @@ def open_collection(
     return using
 
 
+def _tuned(
+    function: NexusFlowEmbeddingFunction | None,
+    settings: TunedSettings | str | os.PathLike[str] | None,
+) -> NexusFlowEmbeddingFunction | None:
+    if settings is None:
+        return function
+    if function is not None:
+        raise ConfigurationError(
+            "settings=... names the embedding function, too: leave out embedding_function, or pass"
+            " NexusFlowEmbeddingFunction(**settings.for_client(), ...) alone"
+        )
+    if not isinstance(settings, TunedSettings):
+        settings = TunedSettings.load(settings)
+    named = settings.for_client()
+    if "model" in named:
+        named["model_name"] = named.pop("model")
+    return NexusFlowEmbeddingFunction(**named)
+
+
 async def aopen_collection(
     client: AsyncClientAPI,
     name: str,
@@ -130,8 +154,10 @@ async def aopen_collection(
     address_changed: bool = False,
     verify: bool = False,
     adopt: bool = False,
+    settings: TunedSettings | str | os.PathLike[str] | None = None,
 ) -> AsyncCollection:
     """Open or make a collection like ``open_collection``, with an ``AsyncHttpClient``."""
+    embedding_function = _tuned(embedding_function, settings)
     check_arguments(embedding_function, configuration)
     stored = await _aopened(client, name, create=create)
     if stored is None:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nexusflow_integrations._core.keywords import check_packages
+from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.settings import resolve_base_url
+from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations._core.usage import Price
 from nexusflow_integrations.cli.ask_screen import AskScreen
 from nexusflow_integrations.cli.exits import PARTLY, UsageProblem
@@ -103,6 +105,15 @@ HybridOption = Annotated[
 FreshOption = Annotated[
     bool,
     typer.Option("--fresh", help="Build it anew; the old one answers until the new is complete."),
+]
+SettingsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        exists=True,
+        dir_okay=False,
+        help="File that `tune` wrote: size, passages, instructions, keywords.",
+    ),
 ]
 IndexOption = Annotated[
     str | None,
@@ -211,6 +222,7 @@ def index(
             " not.[/dim]",
         ),
     ] = None,
+    settings: SettingsOption = None,
     budget: BudgetOption = None,
     estimate: EstimateOption = False,
     local: LocalOption = False,
@@ -224,14 +236,24 @@ def index(
     What cannot be read or stored is left out, named, and makes the exit code 5.
     """
     _check_fresh(fresh, limit)
+    tuned = None if settings is None else TunedSettings.load(settings)
+    if tuned is not None:
+        if dimensions is not None:
+            raise UsageProblem("--settings names the size, too: leave out --dimensions")
+        if tuned.model != DEFAULT_MODEL:
+            raise UsageProblem(f"the settings are for {tuned.model!r}, not for {DEFAULT_MODEL!r}")
+        hybrid = tuned.hybrid if hybrid is None else hybrid
     if hybrid:
         _need_keywords()
     most = None if budget is None else read_budget(budget, Price())
     screen = AskScreen(quiet=as_json)
-    texts = corpora.load(path, limit)
+    texts = corpora.load(path, limit, tuned or TunedSettings())
     indexes = Indexes(store)
     if estimate:
-        _estimate(screen, indexes, path, texts, dimensions, local, fresh, as_json)
+        service = Endpoint(
+            resolve_base_url(), ApiKey(""), tuned.dimensions if tuned else dimensions, tuned=tuned
+        )
+        _estimate(screen, indexes, path, texts, service, local, fresh, as_json)
         if texts.skipped:
             raise typer.Exit(PARTLY)
         return
@@ -242,6 +264,7 @@ def index(
         dimensions=dimensions,
         budget=most,
         hybrid=hybrid,
+        tuned=tuned,
     ) as opened:
         screen.setting(opened.endpoint, texts, opened.index)
         done = _update(screen, opened, texts, path, fresh=fresh)
@@ -396,16 +419,15 @@ def _estimate(
     indexes: Indexes,
     path: str,
     texts: corpora.Corpus,
-    dimensions: int | None,
+    service: Endpoint,
     local: bool,
     fresh: bool,
     as_json: bool,
 ) -> None:
     """Show what `index` would do and cost with the service; nothing is sent or written."""
-    service = Endpoint(resolve_base_url(), ApiKey(""), dimensions)
     held = {} if fresh else _held(indexes.place(path, texts.name, service))
     wanted = plan(texts, held)
-    client = NexusFlow(dimensions=dimensions, cache=True if has_key() and not local else None)
+    client = NexusFlow(**service.vectors, cache=True if has_key() and not local else None)
     found = client.estimate(wanted.new(held))
     changes = replace(wanted.counts(held), left_out=texts.skipped)
     screen.changes(changes)

@@ -8,10 +8,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import chromadb
+import numpy as np
 import pytest
 
 pytest.importorskip("ir_measures", reason="comes with the extra `tune`")
 
+from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+from nexusflow_integrations.chroma_collections import open_collection
+from nexusflow_integrations.errors import ConfigurationError
 from nexusflow_integrations.local import LocalServer
 from nexusflow_integrations.tune import TunedSettings
 
@@ -141,3 +146,48 @@ def test_what_is_wrong_is_said_before_anything_is_sent(
         code = 1 if said in ("there is no file or folder", "the first stage needs about") else 2
         assert said in nexusflow.sentence(*arguments, code=code)
     assert service.stats.requests == 0
+
+
+def test_an_index_is_made_and_asked_with_the_settings_of_the_file(
+    nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
+) -> None:
+    file, store = tmp_path / "tuned.json", f"--store={tmp_path / 'store'}"
+    TunedSettings(dimensions=64, passage_characters=200, query_instruction="ask: ").save(file)
+    usual = nexusflow.json("index", str(folder), store)
+    tuned = nexusflow.json("index", str(folder), store, "--settings", str(file))
+    assert tuned["index"] != usual["index"], "vectors of other settings are kept apart"
+    assert tuned["added"] > usual["added"], "shorter passages"
+    again = nexusflow.json("index", str(folder), store, "--settings", str(file))
+    assert (again["index"], again["added"]) == (tuned["index"], 0)
+    service.reset_stats()
+    found = nexusflow.json("search", "who sleeps?", store, "--index", tuned["index"])
+    assert found["endpoint"]["dimensions"] == 64
+    assert service.stats.tokens > len("who sleeps?") // 4, "the instruction is sent, too"
+    assert all(len(item["text"]) <= 200 for item in found["frameworks"]["chroma"]["passages"])
+
+
+def test_settings_and_a_size_do_not_go_together(
+    nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "tuned.json"
+    TunedSettings(dimensions=64).save(file)
+    arguments = ("index", str(folder), "--settings", str(file), "--dimensions", "128")
+    assert "leave out --dimensions" in nexusflow.sentence(*arguments, code=2)
+    assert service.stats.requests == 0
+
+
+def test_a_collection_opens_with_the_settings_of_the_file(
+    service: LocalServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "tuned.json"
+    TunedSettings(dimensions=64).save(file)
+    collection = open_collection(chromadb.EphemeralClient(), "tuned-by-file", settings=file)
+    collection.add(ids=["a"], documents=["one text"])
+    assert np.shape(collection.get(include=["embeddings"])["embeddings"]) == (1, 64)
+    with pytest.raises(ConfigurationError, match="leave out embedding_function"):
+        open_collection(
+            chromadb.EphemeralClient(),
+            "tuned-by-file",
+            NexusFlowEmbeddingFunction(dimensions=64),
+            settings=file,
+        )

@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
+from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations.cli.first_bytes import not_text
 from nexusflow_integrations.cli.rag.ignored import Ignored
 from nexusflow_integrations.cli.rag.passages import cut, first_part
@@ -62,6 +63,7 @@ _LINE = re.compile(r":\d+$")
 _SIGNATURE = re.compile(r"[\w.]+\(.*\)(\s*->.*)?")
 _TOPIC = re.compile(r"help\('.*'\)")
 _FEWEST_CHARACTERS = 15
+_DEFAULT = TunedSettings()
 _KINDS_SHOWN = 5
 _IGNORED = ""
 _OUTSIDE = "/"
@@ -144,13 +146,14 @@ class Corpus:
         return frozenset(_LINE.sub("", item.source) for item in self.skipped)
 
 
-def load(name: str, limit: int | None = None) -> Corpus:
+def load(name: str, limit: int | None = None, tuned: TunedSettings = _DEFAULT) -> Corpus:
     """Return the corpus of that name: ``stdlib``, ``topics``, or the path of a folder or file.
 
     Args:
         name: For a folder with the name of a corpus, use ``./stdlib``.
         limit: Maximum number of documents, from the front; ``None`` means 500 for ``stdlib`` and
             all for others.
+        tuned: How to cut.
 
     Raises:
         CorpusError: No such path, or nothing in it.
@@ -158,8 +161,8 @@ def load(name: str, limit: int | None = None) -> Corpus:
     if name == "stdlib":
         return stdlib(500 if limit is None else limit)
     if name == "topics":
-        return topics(limit)
-    return folder(Path(name), limit)
+        return topics(limit, tuned)
+    return folder(Path(name), limit, tuned)
 
 
 def whole(name: str) -> tuple[list[tuple[str, str]], tuple[Skipped, ...]]:
@@ -264,13 +267,13 @@ def _docs_url(module: str, name: str) -> str:
 # -- the language reference ---------------------------------------------------------------------
 
 
-def topics(limit: int | None = None) -> Corpus:
+def topics(limit: int | None = None, tuned: TunedSettings = _DEFAULT) -> Corpus:
     """Return the reference topics of ``help()``, cut into passages of at most 800 characters.
 
     Raises:
         CorpusError: This Python was installed without them.
     """
-    documents, complete = _front(_topic_passages(_topics()), limit)
+    documents, complete = _front(_topic_passages(_topics(), tuned), limit)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     title = f"{len(documents)} passages of Python {version}'s reference"
     return Corpus("topics", title, documents, complete=complete)
@@ -287,16 +290,16 @@ def _topics() -> dict[str, str]:
     return found
 
 
-def _topic_passages(all_topics: dict[str, str]) -> Iterator[Document]:
+def _topic_passages(all_topics: dict[str, str], tuned: TunedSettings) -> Iterator[Document]:
     for topic, text in sorted(all_topics.items()):
-        for _, passage in cut(text, kind="rst"):
+        for _, passage in _cut(text, tuned, "rst"):
             yield Document(passage, f"help({topic!r})")
 
 
 # -- a folder -----------------------------------------------------------------------------------
 
 
-def folder(path: Path, limit: int | None = None) -> Corpus:
+def folder(path: Path, limit: int | None = None, tuned: TunedSettings = _DEFAULT) -> Corpus:
     """Return the text files under ``path``, cut into passages of at most 800 characters.
 
     Left out are hidden files and folders, ``node_modules``, what ``.gitignore`` names, and what
@@ -311,7 +314,7 @@ def folder(path: Path, limit: int | None = None) -> Corpus:
     others: Counter[str] = Counter()
     base = path if path.is_dir() else path.parent
     files = sorted(_text_files(path, skipped, others)) if path.is_dir() else [path]
-    documents, complete = _front(_file_passages(files, base, skipped), limit)
+    documents, complete = _front(_file_passages(files, base, skipped, tuned), limit)
     left_out = _others(others)
     if not documents:
         raise CorpusError(_nothing(path, files, skipped, left_out))
@@ -361,12 +364,18 @@ def _leads_out(link: Path, folder: Path) -> bool:
         return False
 
 
-def _file_passages(files: list[Path], base: Path, skipped: list[Skipped]) -> Iterator[Document]:
+def _cut(text: str, tuned: TunedSettings, kind: str) -> Iterator[tuple[int, str]]:
+    return cut(text, tuned.passage_characters, tuned.overlap, tuned.headings, kind)
+
+
+def _file_passages(
+    files: list[Path], base: Path, skipped: list[Skipped], tuned: TunedSettings
+) -> Iterator[Document]:
     for file in files:
         source = file.relative_to(base).as_posix()
         text = _read(file, source, skipped)
         if text is not None:
-            for line, passage in cut(text, kind=kind_of(file.name)):
+            for line, passage in _cut(text, tuned, kind_of(file.name)):
                 yield Document(passage, f"{source}:{line}", file.resolve().as_uri())
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.secret import ApiKey
@@ -14,6 +16,7 @@ from nexusflow_integrations._core.settings import (
     resolve_api_key,
     resolve_base_url,
 )
+from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations.errors import ConfigurationError
 
 
@@ -26,12 +29,23 @@ class Endpoint:
         api_key: The key.
         dimensions: The size to request, or ``None``.
         local_model: The model of the embedded server; ``None`` for the service.
+        tuned: Settings from a file; their size is ``dimensions``.
     """
 
     base_url: str
     api_key: ApiKey
     dimensions: int | None = None
     local_model: str | None = None
+    tuned: TunedSettings | None = None
+
+    @property
+    def vectors(self) -> dict[str, Any]:
+        """What a client or an adapter needs to make the same vectors."""
+        found: dict[str, Any] = {"dimensions": self.dimensions}
+        if self.tuned is not None:
+            found["query_instruction"] = self.tuned.query_instruction
+            found["document_instruction"] = self.tuned.document_instruction
+        return found
 
     @property
     def model(self) -> str:
@@ -46,7 +60,11 @@ class Endpoint:
         """
         place = self.local_model or self.base_url.partition("://")[2].removesuffix("/v1")
         plain = "".join(char if char.isalnum() or char in ".-" else "-" for char in place)
-        return plain if self.dimensions is None else f"{plain}-{self.dimensions}"
+        if self.dimensions is not None:
+            plain += f"-{self.dimensions}"
+        if self.tuned is not None:
+            plain += f"-{hashlib.sha256(repr(self.tuned).encode()).hexdigest()[:6]}"
+        return plain
 
 
 def has_key() -> bool:
@@ -56,13 +74,18 @@ def has_key() -> bool:
 
 @contextmanager
 def open_endpoint(
-    *, local: bool | None = None, dimensions: int | None = None, model: str | None = None
+    *,
+    local: bool | None = None,
+    dimensions: int | None = None,
+    model: str | None = None,
+    tuned: TunedSettings | None = None,
 ) -> Iterator[Endpoint]:
     """Yield the service, or the embedded server, which runs until the block ends.
 
     Args:
         local: Whether to run the embedded server; ``None`` does so if there is no key.
         dimensions: The size to request.
+        tuned: Settings from a file, which name the size instead.
         model: The model of the embedded server, one of ``nexusflow_integrations.local.MODELS``;
             default: the one for 16 languages.
 
@@ -70,7 +93,7 @@ def open_endpoint(
         ConfigurationError: A setting is invalid, or the service is selected and there is no key.
         ImportError: The embedded server is selected and a package that it needs is missing.
     """
-    check_dimensions(dimensions)
+    dimensions = check_dimensions(dimensions if tuned is None else tuned.dimensions)
     if local is None:
         local = not has_key()
         if local and os.environ.get("NEXUSFLOW_BASE_URL"):
@@ -79,9 +102,9 @@ def open_endpoint(
                 " pass --local for the embedded model"
             )
     if not local:
-        yield Endpoint(resolve_base_url(), resolve_api_key(), dimensions)
+        yield Endpoint(resolve_base_url(), resolve_api_key(), dimensions, tuned=tuned)
         return
     from nexusflow_integrations.local import LocalServer
 
     with LocalServer(model) if model else LocalServer() as server:
-        yield Endpoint(server.base_url, ApiKey(server.api_key), dimensions, server.model)
+        yield Endpoint(server.base_url, ApiKey(server.api_key), dimensions, server.model, tuned)

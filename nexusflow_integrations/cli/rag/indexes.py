@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from nexusflow_integrations._core.cache.file import default_path
 from nexusflow_integrations._core.models import DEFAULT_MODEL
@@ -45,6 +46,7 @@ class About:
         documents: Number of documents.
         folder: Name of the Chroma folder in use.
         hybrid: Whether `ask` and `search` use keywords, too, unless they are asked not to.
+        tuned: The settings of the file that it was made with, if any.
     """
 
     corpus: str
@@ -57,6 +59,7 @@ class About:
     documents: int
     folder: str
     hybrid: bool = False
+    tuned: dict[str, Any] | None = None
 
     @property
     def model(self) -> str:
@@ -132,7 +135,10 @@ class Index:
         if about is None:
             return "nexusflow index PATH --fresh"
         options = " --local" if about.local_model else ""
-        options += f" --dimensions {about.dimensions}" if about.dimensions else ""
+        if about.tuned is not None:
+            options += " --settings FILE"
+        elif about.dimensions:
+            options += f" --dimensions {about.dimensions}"
         return f"nexusflow index {shlex.quote(about.corpus)}{options} --fresh"
 
     def damaged(self, reason: str) -> UnusableIndexError:

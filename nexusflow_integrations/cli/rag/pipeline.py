@@ -87,7 +87,7 @@ def open_pipeline(framework: str, directory: Path, endpoint: Endpoint, **setting
     settings = {
         "api_key": endpoint.api_key,
         base_url: endpoint.base_url,
-        "dimensions": endpoint.dimensions,
+        **endpoint.vectors,
         **settings,
     }
     pipeline: Pipeline = make(directory, **settings)

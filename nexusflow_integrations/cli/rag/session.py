@@ -6,12 +6,13 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from threading import Lock
 
 from nexusflow_integrations._core.keywords import check_packages
 from nexusflow_integrations._core.request.failures import clean
 from nexusflow_integrations._core.settings import resolve_base_url
+from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations._core.usage import Budget, Usage
 from nexusflow_integrations.cli.rag.answer import Quote, quote
 from nexusflow_integrations.cli.rag.collection import (
@@ -124,7 +125,7 @@ class Session:
                     self.index.directory / folder,
                     api_key=self.endpoint.api_key,
                     api_base=self.endpoint.base_url,
-                    dimensions=self.endpoint.dimensions,
+                    **self.endpoint.vectors,
                     on_usage=self.meter,
                     cache=self.cache,
                     budget=self.budget,
@@ -149,6 +150,7 @@ class Session:
                     documents=documents,
                     folder=folder,
                     hybrid=hybrid,
+                    tuned=None if self.endpoint.tuned is None else asdict(self.endpoint.tuned),
                 )
             )
         return replace(
@@ -230,7 +232,7 @@ class Session:
         client = NexusFlow(
             self.endpoint.api_key,
             base_url=self.endpoint.base_url,
-            dimensions=self.endpoint.dimensions,
+            **self.endpoint.vectors,
             on_usage=self.meter,
             cache=self.cache,
         )
@@ -269,6 +271,7 @@ def session(
     model: str | None = None,
     budget: Budget | None = None,
     hybrid: bool | None = None,
+    tuned: TunedSettings | None = None,
 ) -> Iterator[Session]:
     """Open the endpoint for as long as the block runs.
 
@@ -278,11 +281,11 @@ def session(
     Args:
         place: Returns the index of an endpoint.
         frameworks: Short names.
-        local, dimensions, model: As for ``open_endpoint``.
+        local, dimensions, model, tuned: As for ``open_endpoint``.
         budget: The most that updating the index may cost.
         hybrid: Whether `ask` and `search` use keywords, too; ``None`` leaves it as it is.
     """
-    with open_endpoint(local=local, dimensions=dimensions, model=model) as endpoint:
+    with open_endpoint(local=local, dimensions=dimensions, model=model, tuned=tuned) as endpoint:
         yield Session(
             endpoint,
             place(endpoint),
@@ -318,6 +321,7 @@ def reopened(index: Index, frameworks: Sequence[str] = ()) -> Iterator[Session]:
         local=about.local_model is not None,
         dimensions=about.dimensions,
         model=about.local_model,
+        tuned=None if about.tuned is None else TunedSettings(**about.tuned),
     ) as opened:
         index.touch()
         yield opened
