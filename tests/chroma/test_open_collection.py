@@ -433,9 +433,9 @@ def test_a_collection_of_another_function_is_refused(client: Any, make: Make, ot
         client.create_collection("docs", embedding_function=None)
     else:
         client.create_collection("docs")
-    with pytest.raises(errors.ConfigurationError, match="not 'nexusflow'"):
+    with pytest.raises(errors.ConfigurationError, match="so it is not known"):
         open_collection(client, "docs", make())
-    with pytest.raises(errors.ConfigurationError, match="not 'nexusflow'"):
+    with pytest.raises(errors.ConfigurationError, match="so it is not known"):
         open_collection(client, "docs")
 
 
@@ -461,6 +461,6 @@ def test_adding_to_a_collection_of_another_model_is_refused_before_paying(
     with pytest.raises(errors.ConfigurationError, match="model_name"):
         add_documents(mixed, ids=["1"], documents=["red pandas"])
     client.create_collection("other-docs")
-    with pytest.raises(errors.ConfigurationError, match="not 'nexusflow'"):
+    with pytest.raises(errors.ConfigurationError, match="so it is not known"):
         add_documents(client.get_collection("other-docs"), ids=["1"], documents=["red pandas"])
     assert server.stats.requests == 0
