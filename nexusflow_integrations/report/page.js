@@ -300,7 +300,7 @@
   // -- questions ------------------------------------------------------------------------------
   const GOOD = 3;
   const judged = data.questions.filter((item) => item.expected.length);
-  const failed = judged.filter((item) => item.rank > GOOD);
+  const failed = judged.filter((item) => item.rank > GOOD).sort((a, b) => b.rank - a.rank);
   const verdict = (question) => question.expected.length
     ? h("p", { class: `${question.rank <= GOOD ? "good" : "bad"} small` }, `First correct result: #${whole(question.rank)} (cosine ${score(question.score)}).`)
     : null;
