@@ -43,6 +43,12 @@ def test_every_stored_setting_is_used_or_refused(
     )
 
 
+def test_no_document_may_be_left_without_a_vector() -> None:
+    NexusFlowEmbeddingFunction(on_too_long="split")
+    with pytest.raises(ConfigurationError, match=r"^on_too_long must be 'error' or 'split'"):
+        NexusFlowEmbeddingFunction(on_too_long="collect")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("config", [None, [], "x", 5, [["model_name", "x"]]])
 def test_a_stored_configuration_that_is_none_is_refused(config: Any) -> None:
     with pytest.raises(ConfigurationError, match="not an object of names and values"):

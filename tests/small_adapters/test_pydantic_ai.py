@@ -8,7 +8,7 @@ from pydantic_ai import Embedder, models
 from pydantic_ai.embeddings import EmbeddingSettings
 
 from nexusflow_integrations import NexusFlow
-from nexusflow_integrations.errors import AuthenticationError, ConfigurationError
+from nexusflow_integrations.errors import AuthenticationError, ConfigurationError, InvalidInputError
 from nexusflow_integrations.local import LocalServer
 from nexusflow_integrations.pydantic_ai import NexusFlowEmbeddingModel
 
@@ -81,3 +81,19 @@ async def test_errors_are_ours(wrong_key: str) -> None:
     with pytest.raises(AuthenticationError) as refused:
         await Embedder(NexusFlowEmbeddingModel()).embed_query("pandas")
     assert wrong_key not in str(refused.value)
+
+
+async def test_a_client_that_leaves_texts_out_raises_here(server: LocalServer) -> None:
+    client = NexusFlow(
+        server.api_key,
+        base_url=server.base_url,
+        dimensions=64,
+        on_refused="collect",
+        on_blank="collect",
+        on_too_long="collect",
+    )
+    model = NexusFlowEmbeddingModel(client)
+    with pytest.raises(InvalidInputError, match="is blank"):
+        await model.embed(["a", " "], input_type="document")
+    found = await model.embed(["a", "b"], input_type="document")
+    assert len(found.embeddings) == 2

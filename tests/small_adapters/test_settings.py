@@ -32,6 +32,14 @@ def test_haystack_refuses_an_option_by_its_own_name() -> None:
             NexusFlowTextEmbedder(options=options)
 
 
+@pytest.mark.parametrize("name", ["on_refused", "on_blank", "on_too_long"])
+def test_haystack_leaves_no_document_without_a_vector(name: str) -> None:
+    from nexusflow_integrations.haystack import NexusFlowDocumentEmbedder
+
+    with pytest.raises(ConfigurationError, match=name):
+        NexusFlowDocumentEmbedder(options={name: "collect"})
+
+
 @pytest.mark.parametrize("name", ["api_key", "model", "dimensions", "query_instruction", "cache"])
 def test_lancedb(name: str, refused: Refused) -> None:
     from nexusflow_integrations.lancedb import NexusFlowEmbeddings
