@@ -58,9 +58,10 @@ def breakdown(spec: dict[str, Any]) -> dict[str, Any]:
     stages["retries, pace, gathering: the rest"] = max(0.0, first - sum(stages.values()))
     # Measured batch by batch, as the client makes the lists.
     lister = NexusFlow(KEY, base_url=spec["url"])
-    lister._want_lists()
     kept: list[Any] = []
-    stages["lists of floats"] = _spent(lambda: kept.append(lister.embed(texts).tolist())) - warm
+    stages["lists of floats"] = (
+        _spent(lambda: kept.append(lister._embed(texts, lists=True).tolist())) - warm
+    )
     checked += vectors.check(texts, kept[0])
     return {
         "stages": {name: spent / count * 1e6 for name, spent in stages.items()},
@@ -98,13 +99,14 @@ def _http(url: str, texts: list[str], requests: int) -> float:
     from nexusflow_integrations._core.call.engine import _target
     from nexusflow_integrations._core.request import batching, wire
     from nexusflow_integrations._core.request.transport import AiohttpSender, Pool
+    from nexusflow_integrations._core.secret import ApiKey, Headers
 
     items = [batching.item_of(place, text) for place, text in enumerate(texts)]
     body = wire.encode_request(items, model=MODEL, encoding_format="base64", dimensions=None)
 
     async def run() -> float:
         pool = Pool()
-        sender = AiohttpSender(pool, _target(url, KEY, ()))
+        sender = AiohttpSender(pool, _target(url, ApiKey(KEY), Headers()))
 
         async def some(times: int) -> None:
             for _ in range(times):
