@@ -78,17 +78,20 @@ class KeywordIndex:
         bm25s = _bm25s()
         digests: Digests = {}
         vocabulary: dict[str, int] = {}
-        words: list[list[int]] = []
+        # By id: an id comes twice if it was removed and added again between two pages.
+        words: dict[str, list[int]] = {}
         for ids, texts in pages:
-            digests |= zip(ids, map(digest, texts), strict=True)
-            words += [
-                [vocabulary.setdefault(word, len(vocabulary)) for word in words_of(text)]
-                for text in texts
-            ]
+            for name, text in zip(ids, texts, strict=True):
+                digests[name] = digest(text)
+                words[name] = [
+                    vocabulary.setdefault(word, len(vocabulary)) for word in words_of(text)
+                ]
         ranks = None
         if vocabulary:
             ranks = bm25s.BM25()
-            ranks.index(bm25s.tokenization.Tokenized(words, vocabulary), show_progress=False)
+            ranks.index(
+                bm25s.tokenization.Tokenized([*words.values()], vocabulary), show_progress=False
+            )
         return cls(digests, ranks)
 
     def ranked(self, text: str) -> Iterator[str]:
