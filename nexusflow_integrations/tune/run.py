@@ -122,8 +122,13 @@ class Tuning:
         budget: The most to spend; stages that would exceed it are left out.
         start: The settings to begin with, whose model is ignored. Default: this package's.
         sizes: Sizes to compare. Default: all that the model has.
-        lengths, overlaps, headings, query_instructions, document_instructions, hybrid, storages:
-            What else to try; see `Options`.
+        lengths: See `Options`, like all that follow.
+        overlaps: See `Options`.
+        headings: See `Options`.
+        query_instructions: See `Options`.
+        document_instructions: See `Options`.
+        hybrid: See `Options`.
+        storages: See `Options`.
 
     Raises:
         ConfigurationError: An argument is invalid, an answer is in no document, or no questions
