@@ -193,6 +193,7 @@ def demo(
         screen.comparison(found)
         scores = _evaluate(screen, opened, keywords) if evaluate and keywords else None
         screen.cost(opened.usage(), opened.endpoint)
+        screen.chat_cost(chat)
         screen.next(_next_lines(corpus, evaluate, chat, opened))
         if as_json:
             print_json(
@@ -348,6 +349,8 @@ def _ask(
         keywords = _keywords(opened.documents()) if bm25 else None
         screen.question(question)
         screen.asked(opened.index, opened.endpoint)
+        if not answer and not found[0].is_close(opened.endpoint.model):
+            screen.nothing_close(found[0].passages)
         screen.passages(found[0].passages, hybrid=hybrid)
         beside = keywords.search(question, top_k) if keywords else None
         if beside is not None:
@@ -356,6 +359,7 @@ def _ask(
         if len(found) > 1:
             screen.comparison(found)
         screen.cost(opened.usage(), opened.endpoint, brief=True)
+        screen.chat_cost(chat)
         if as_json:
             print_json(_found_json(opened, question, found, answers, beside) | {"hybrid": hybrid})
 
@@ -459,10 +463,17 @@ def _answer(
                 "text": screen.written(
                     opened.write(item, question, chat), chat.model, item.framework
                 ),
+                # Not every endpoint reports them while it streams.
+                "tokens": None,
+                "list_price": None,
             }
             for item in found
         ]
-    quotes = opened.quote(question, found[0].passages)
+    passages = found[0].passages
+    if not found[0].is_close(opened.endpoint.model):
+        screen.nothing_close(passages)
+        return [{"kind": "none", "text": "", "quotes": []}]
+    quotes = opened.quote(question, passages)
     screen.quotes(quotes)
     text = " ".join(f"“{item.text}” [{item.passage}]" for item in quotes)
     return [{"kind": "quoted", "text": text, "quotes": [asdict(item) for item in quotes]}]
@@ -564,6 +575,7 @@ def _found_json(
             for item in found
         },
         "agree": agree(found),
+        "close": found[0].is_close(endpoint.model),
         **({"bm25": _passages_json(beside)} if beside is not None else {}),
         **({"answers": answers} if answers is not None else {}),
         "cost": _cost_json(opened),

@@ -19,7 +19,7 @@ from nexusflow_integrations.cli.rag.collection import Updated
 from nexusflow_integrations.cli.rag.corpus import Corpus, Skipped
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
 from nexusflow_integrations.cli.rag.indexes import Index
-from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Passage
+from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Chat, Passage
 from nexusflow_integrations.cli.rag.session import CUTS, Found, agree
 from nexusflow_integrations.cli.screen import INDENT, Screen, home, money, price_line
 from nexusflow_integrations.cli.words import count, time_left
@@ -135,6 +135,18 @@ class AskScreen(Screen):
         for item in quotes:
             line = Text.assemble(f"“{item.text}” ", (f"[{item.passage}]", "cyan"))
             self.out.print(Padding(line, INDENT))
+
+    def nothing_close(self, passages: Sequence[Passage]) -> None:
+        """Say that no passage is near enough to answer."""
+        best = f": the best score is {passages[0].score:.3f}" if passages else ""
+        self.out.print()
+        self.out.print(Text(f"Nothing close found{best}.", style="yellow"))
+
+    def chat_cost(self, chat: Chat | None) -> None:
+        """Say that the price does not include the chat model's."""
+        if chat is not None:
+            line = f"Without the tokens and the price of {chat.model}, which are not known here."
+            self.out.print(Padding(Text(line, style="dim"), INDENT))
 
     def written(self, pieces: Iterator[str], model: str, framework: str) -> str:
         """Show an answer as it is written; returns all of it."""

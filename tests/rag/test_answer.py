@@ -11,7 +11,7 @@ import pytest
 
 from nexusflow_integrations import NexusFlow
 from nexusflow_integrations._core.secret import ApiKey
-from nexusflow_integrations.cli.rag.answer import numbered, quote
+from nexusflow_integrations.cli.rag.answer import is_close, numbered, quote
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
 from nexusflow_integrations.cli.rag.indexes import Index
 from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Chat, Passage, Pipeline
@@ -66,6 +66,45 @@ def test_one_short_passage_is_quoted_rather_than_nothing(client: NexusFlow) -> N
     assert [item.text for item in quote("What?", [Passage("Yes.", "a", "", 1.0)], client)] == [
         "Yes."
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Zoo > Pandas\n\nWhat do they eat?\n\nBamboo is what they eat.",
+        "Food\n\n```python\nprint('no. of pandas.')\n```\n\nBamboo is what they eat.",
+        "Food\n\n| a. | b. |\n|----|----|\n| c. | d. |\n\nBamboo is what they eat.",
+        "Food\n\n====  ====\n\n>>> eat('bamboo.')\n\n- Bamboo is what they eat.",
+        "Food\n\nExample::\n\n    eat('bamboo.')\n\nBamboo is what they eat.",
+        "食物\n\n它们吃什么？\n\nBamboo is what they eat.",
+        "## Food\n.. index:: bamboo.\n\nBamboo is what they eat.",
+    ],
+)
+def test_no_heading_question_table_or_code_is_quoted(client: NexusFlow, text: str) -> None:
+    quotes = quote("What do they eat?", [Passage(text, "a.md:1", "", 0.5)], client)
+    assert [item.text for item in quotes] == ["Bamboo is what they eat."]
+
+
+def test_where_there_is_no_sentence_the_items_of_a_list_are_quoted(client: NexusFlow) -> None:
+    text = "Food\n\n- bamboo, 20 kg a day\n- two apples\n"
+    quotes = quote("What do they eat?", [Passage(text, "a.md:1", "", 0.5)], client)
+    assert {item.text for item in quotes} <= {"bamboo, 20 kg a day", "two apples"}
+    assert quotes
+
+
+def test_where_there_is_only_a_question_nothing_is_quoted(client: NexusFlow) -> None:
+    assert quote("What?", [Passage("FAQ\n\nWhat do they eat?", "a", "", 1.0)], client) == []
+    assert client.usage.requests == 0
+
+
+def test_nothing_is_close_below_the_score_that_was_measured() -> None:
+    far, near = Passage("a", "a", "", 0.05), Passage("b", "b", "", 0.9)
+    assert is_close([near, far], "minilm-use-gated")
+    assert not is_close([far], "minilm-use-gated")
+    assert is_close([far], "text-embedding-v4")  # not measured
+    assert not is_close([], "text-embedding-v4")
+    assert Found("chroma", [far], 0.0, hybrid=True).is_close("minilm-use-gated")  # not a cosine
+    assert not Found("chroma", [far], 0.0).is_close("minilm-use-gated")
 
 
 def test_passages_are_numbered_as_they_are_cited() -> None:

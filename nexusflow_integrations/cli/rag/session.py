@@ -14,7 +14,7 @@ from nexusflow_integrations._core.request.failures import clean
 from nexusflow_integrations._core.settings import resolve_base_url
 from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations._core.usage import Budget, Usage
-from nexusflow_integrations.cli.rag.answer import Quote, quote
+from nexusflow_integrations.cli.rag.answer import Quote, is_close, quote
 from nexusflow_integrations.cli.rag.collection import (
     DamagedError,
     Updated,
@@ -70,11 +70,17 @@ class Found:
         framework: Its short name.
         passages: Nearest first.
         seconds: From the question to the passages, embedding included.
+        hybrid: Whether the scores are those of a hybrid search, not cosines.
     """
 
     framework: str
     passages: list[Passage]
     seconds: float
+    hybrid: bool = False
+
+    def is_close(self, model: str) -> bool:
+        """Return whether the best passage may answer the question, as far as is known."""
+        return bool(self.passages) and (self.hybrid or is_close(self.passages, model))
 
 
 @dataclass
@@ -198,7 +204,7 @@ class Session:
         began = time.perf_counter()
         with self._sound():
             passages = find(question, k)
-        return Found(framework, passages, time.perf_counter() - began)
+        return Found(framework, passages, time.perf_counter() - began, hybrid)
 
     def documents(self) -> list[Document]:
         """Return the documents of the index."""
