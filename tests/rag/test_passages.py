@@ -130,6 +130,15 @@ def test_the_path_of_headings_stands_before_a_passage() -> None:
     assert [passage for _, passage in cut(text, headings=False)] == ["one", "two", "three"]
 
 
+def test_the_outer_headings_of_a_long_path_are_left_out_first() -> None:
+    names = ["Things to know about animals", "Red pandas and others", "Where they live"]
+    text = "".join(f"{'#' * level} {name}\n\n" for level, name in enumerate(names, 1))
+    assert [passage for _, passage in cut(f"{text}Here.")] == [" > ".join(names[1:]) + "\n\nHere."]
+    ((_, passage),) = cut(f"# {'long ' * 40}\n\nHere.")
+    assert len(passage) < 60
+    assert passage.startswith("long long")
+
+
 def test_front_matter_is_no_heading() -> None:
     assert list(cut("---\ntitle: Zoo\n---\n# Pandas\n\nClimb.\n")) == [
         (1, "---\ntitle: Zoo\n---"),
