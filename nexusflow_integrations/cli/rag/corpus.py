@@ -22,6 +22,15 @@ from types import ModuleType
 
 from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations.cli.first_bytes import not_text
+from nexusflow_integrations.cli.rag.converted import (
+    CONVERTED,
+    INSTALL,
+    TABLES,
+    NotConvertedError,
+    can_convert,
+    markdown,
+    table_rows,
+)
 from nexusflow_integrations.cli.rag.ignored import Ignored
 from nexusflow_integrations.cli.rag.passages import cut, first_part
 from nexusflow_integrations.cli.words import count
@@ -349,12 +358,13 @@ def _text_files(path: Path, skipped: list[Skipped], others: Counter[str]) -> Ite
             if not wanted(name, is_folder=False):
                 continue
             file, suffix = Path(root, name), Path(name).suffix.lower()
-            if suffix in KINDS and file.is_symlink() and _leads_out(file, path):
-                others[_OUTSIDE] += 1
-            elif suffix in KINDS:
-                yield file
-            else:
+            known = suffix in KINDS or suffix in TABLES
+            if not known and not (suffix in CONVERTED and can_convert()):
                 others[suffix or "without a suffix"] += 1
+            elif file.is_symlink() and _leads_out(file, path):
+                others[_OUTSIDE] += 1
+            else:
+                yield file
 
 
 def _leads_out(link: Path, folder: Path) -> bool:
@@ -374,16 +384,37 @@ def _file_passages(
     for file in files:
         source = file.relative_to(base).as_posix()
         text = _read(file, source, skipped)
-        if text is not None:
-            for line, passage in _cut(text, tuned, kind_of(file.name)):
-                yield Document(passage, f"{source}:{line}", file.resolve().as_uri())
+        if text is None:
+            continue
+        url = file.resolve().as_uri()
+        try:
+            for line, passage in _passages(file, text, tuned):
+                yield Document(passage, f"{source}:{line}" if line else source, url)
+        except NotConvertedError as error:
+            skipped.append(Skipped(source, str(error)))
+
+
+def _passages(file: Path, text: str, tuned: TunedSettings) -> Iterator[tuple[int, str]]:
+    """Yield the passages of a file and where they begin; 0 if a line would mean nothing."""
+    suffix, kind = file.suffix.lower(), kind_of(file.name)
+    if suffix in TABLES:
+        for line, row in table_rows(text, TABLES[suffix]):
+            yield from ((line, passage) for _, passage in _cut(row, tuned, kind))
+        return
+    for line, passage in _cut(text, tuned, kind):
+        yield 0 if suffix in CONVERTED else line, passage
 
 
 def kind_of(name: str) -> str:
     """Return how the headings of a file are marked; Sphinx's ``a.rst.txt`` is reStructuredText."""
     name = "topic.rst" if _TOPIC.fullmatch(name) else name.lower()
+    suffix = Path(name).suffix
+    if suffix in CONVERTED:
+        return "md"
+    if suffix in TABLES:
+        return "none"
     inner = Path(name.removesuffix(".txt")).suffix
-    return KINDS.get(inner) or KINDS.get(Path(name).suffix, "plain")
+    return KINDS.get(inner) or KINDS.get(suffix, "plain")
 
 
 def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
@@ -400,15 +431,19 @@ def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
     except OSError as error:
         skipped.append(Skipped(source, error.strerror or type(error).__name__))
         return None
-    if kind := not_text(data):
-        skipped.append(Skipped(source, f"not text: {kind}"))
-        return None
+    suffix = file.suffix.lower()
     try:
+        if suffix in CONVERTED:
+            return markdown(data, suffix)
+        if kind := not_text(data):
+            raise NotConvertedError(f"not text: {kind}")
         return data.decode("utf-8-sig")
+    except NotConvertedError as error:
+        skipped.append(Skipped(source, str(error)))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         skipped.append(Skipped(f"{source}:{line}", "not UTF-8"))
-        return None
+    return None
 
 
 def _others(others: Counter[str]) -> str:
@@ -420,7 +455,8 @@ def _others(others: Counter[str]) -> str:
         kinds = [f"{number:,} {suffix}" for suffix, number in shown]
         if rest := total - sum(number for _, number in shown):
             kinds.append(f"{rest:,} more")
-        lines.append(f"{count(total, 'file')} of other types left out: {', '.join(kinds)}")
+        more = f' (for some: pip install "{INSTALL}")' if others.keys() & CONVERTED.keys() else ""
+        lines.append(f"{count(total, 'file')} of other types left out: {', '.join(kinds)}{more}")
     if ignored:
         what = "" if others else (" file or folder" if ignored == 1 else " files or folders")
         lines.append(f"{ignored:,}{what} ignored (.gitignore, node_modules)")
@@ -437,7 +473,7 @@ def _nothing(path: Path, files: list[Path], skipped: list[Skipped], left_out: st
         return f"nothing in {str(path)!r} can be read: {skipped[0]}{more}"
     if files:
         return f"{str(path)!r} holds no text: it is empty or blank"
-    suffixes = ", ".join(sorted(KINDS))
+    suffixes = ", ".join(sorted([*KINDS, *TABLES, *(CONVERTED if can_convert() else ())]))
     return f"{str(path)!r} holds no text to search (files read: {suffixes})" + (
         f"; {left_out}" if left_out else ""
     )

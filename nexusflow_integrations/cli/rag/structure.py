@@ -159,13 +159,23 @@ def _asciidoc(text: str) -> Iterator[Block]:
 
 
 def _org(text: str) -> Iterator[Block]:
+    lines = text.split("\n")
     blank = True
-    for number, line in enumerate(text.split("\n")):
+    for number, line in enumerate(lines):
         if found := _ORG.fullmatch(line):
-            yield Block(number, len(found[1]), found[2], number + 1)
-        elif blank and line.strip():
+            yield Block(number, len(found[1]), found[2], _below_drawer(lines, number + 1))
+        elif blank and line[:1].strip():
             yield Block(number)
         blank = not line.strip()
+
+
+def _below_drawer(lines: list[str], line: int) -> int:
+    """Return the first line after the properties of an Org heading."""
+    if line < len(lines) and lines[line].strip() == ":PROPERTIES:":
+        for number in range(line + 1, min(line + 100, len(lines))):
+            if lines[number].strip() == ":END:":
+                return number + 1
+    return line
 
 
 def _python(text: str) -> Iterator[Block]:

@@ -1,0 +1,101 @@
+"""Files that are not plain text, converted: HTML, notebooks, PDF, DOCX, and tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from nexusflow_integrations._core.needed import needed
+
+INSTALL = "nexusflow-integrations[files]"
+CONVERTED = {
+    ".html": "HtmlConverter",
+    ".htm": "HtmlConverter",
+    ".ipynb": "IpynbConverter",
+    ".docx": "DocxConverter",
+    ".pdf": "PdfConverter",
+}
+"""Suffix to the converter of markitdown, which makes Markdown."""
+TABLES = {".csv": ",", ".tsv": "\t"}
+"""Suffix to what separates the columns."""
+
+_TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
+_STARTS = {".docx": (b"PK\x03\x04", "a DOCX file"), ".pdf": (b"%PDF-", "a PDF")}
+
+
+class NotConvertedError(Exception):
+    """A file cannot be converted; the message says why, in a few words."""
+
+
+def can_convert() -> bool:
+    """Return whether the package that converts is installed."""
+    return find_spec("markitdown") is not None
+
+
+def markdown(data: bytes, suffix: str) -> str:
+    """Return the Markdown of a file.
+
+    Args:
+        data: The file.
+        suffix: A key of `CONVERTED`.
+
+    Raises:
+        ImportError: The package that converts is missing; the message says what to type.
+        NotConvertedError: It is not what its name says, or has no text.
+    """
+    start, kind = _STARTS.get(suffix, (b"", ""))
+    if not data.startswith(start):
+        raise NotConvertedError(f"not {kind}")
+    with needed(f"Reading {suffix}", "markitdown", install=INSTALL), _no_telemetry():
+        import markitdown
+        from markitdown import converters
+    if suffix in (".html", ".htm", ".ipynb"):
+        try:
+            data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise NotConvertedError("not UTF-8") from None
+    info = markitdown.StreamInfo(extension=suffix, charset="utf-8")
+    try:
+        converter = getattr(converters, CONVERTED[suffix])()
+        text = str(converter.convert(io.BytesIO(data), info).markdown)
+    except Exception as error:  # noqa: BLE001 - each parser has errors of its own
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise NotConvertedError(f"cannot be read as {suffix}: {said}") from None
+    if suffix == ".pdf" and not text.strip():
+        raise NotConvertedError("a PDF without text, such as a scan")
+    return text
+
+
+@contextmanager
+def _no_telemetry() -> Iterator[None]:
+    """Switch off what onnxruntime sends: markitdown imports it for a detector not used here."""
+    if _TELEMETRY_OFF in os.environ:
+        yield
+        return
+    os.environ[_TELEMETRY_OFF] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_TELEMETRY_OFF, None)
+
+
+def table_rows(text: str, separator: str) -> Iterator[tuple[int, str]]:
+    """Yield each row of CSV or TSV as its last line's number and lines of ``column: value``.
+
+    Raises:
+        NotConvertedError: A quote is not closed, or a field is too long.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        columns = next(reader, [])
+        for row in reader:
+            named = zip([*columns, *[""] * (len(row) - len(columns))], row, strict=False)
+            shown = (f"{name}: {value}" if name else value for name, value in named if value)
+            if passage := "\n".join(shown):
+                yield reader.line_num, passage
+    except csv.Error as error:
+        raise NotConvertedError(f"not a table, in line {reader.line_num}: {error}") from None

@@ -1,0 +1,109 @@
+"""Files of many types become passages. Those in ``files`` were written by real programs.
+
+pandoc 2.17 wrote the DOCX, HTML, AsciiDoc, Org and reStructuredText, nbformat the notebook, and
+Chromium printed the PDF.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from nexusflow_integrations.cli.rag import corpus
+from nexusflow_integrations.cli.rag.corpus import CorpusError
+
+FILES = Path(__file__).parent / "files"
+OTTERS = {
+    "zoo.adoc": "Zoo > Otters",
+    "zoo.docx": "Zoo > Otters",
+    "zoo.html": "Zoo > Otters",
+    "zoo.ipynb": "Zoo > Otters",
+    "zoo.org": "Zoo > Otters",
+    "zoo.pdf": "",  # a PDF has no headings
+    "zoo.rst": "Zoo > Otters",
+}
+CONVERTED = ("zoo.docx", "zoo.html", "zoo.ipynb", "zoo.pdf")
+
+
+@pytest.mark.parametrize("name", OTTERS)
+def test_a_file_of_a_real_program_is_read_with_its_headings(name: str) -> None:
+    if name in CONVERTED:
+        pytest.importorskip("markitdown")
+    documents = corpus.load(str(FILES / name)).documents
+    (found,) = [item for item in documents if "The otter eats fish." in item.text]
+    assert found.text.startswith(OTTERS[name])
+    assert found.origin == name
+    # Lines of the converted text are not lines of the file.
+    assert (found.source == name) == (name in CONVERTED)
+    assert not any(word in item.text for item in documents for word in ("<p", "PROPERTIES", "{"))
+
+
+def test_code_of_a_notebook_stays_code() -> None:
+    pytest.importorskip("markitdown")
+    first = corpus.load(str(FILES / "zoo.ipynb")).documents[0].text
+    assert first.startswith("Zoo\n\nThe zoo opens at nine.")
+    assert '```python\n# not a heading\nprint("bamboo")\n```' in first
+
+
+def test_a_row_of_a_table_is_a_passage_with_its_columns_and_line(tmp_path: Path) -> None:
+    (tmp_path / "zoo.csv").write_text('animal,food\npanda,"bamboo,\nmuch"\notter,\n,\n')
+    (tmp_path / "zoo.tsv").write_text("animal\tfood\nfinch\tseeds\tred\n")
+    assert [(item.source, item.text) for item in corpus.folder(tmp_path).documents] == [
+        ("zoo.csv:3", "animal: panda\nfood: bamboo,\nmuch"),
+        ("zoo.csv:4", "animal: otter"),
+        ("zoo.tsv:2", "animal: finch\nfood: seeds\nred"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a.pdf", b"plain text", "not a PDF"),
+        ("a.docx", b"plain text", "not a DOCX file"),
+        ("a.html", b"caf\xe9", "not UTF-8"),
+        ("a.docx", b"PK\x03\x04broken", "cannot be read as .docx: "),
+        ("a.ipynb", b"{}}", "cannot be read as .ipynb: "),
+        ("a.csv", b'one\n"two', "not a table, in line 2: "),
+    ],
+)
+def test_a_file_that_cannot_be_converted_is_named_and_the_others_are_read(
+    tmp_path: Path, name: str, data: bytes, reason: str
+) -> None:
+    if not name.endswith("csv"):
+        pytest.importorskip("markitdown")
+    (tmp_path / name).write_bytes(data)
+    (tmp_path / "b.txt").write_text("Words.")
+    found = corpus.folder(tmp_path)
+    assert [item.text for item in found.documents] == ["Words."]
+    (left_out,) = found.skipped
+    assert left_out.source == name
+    assert left_out.reason.startswith(reason)
+
+
+def test_without_the_extra_the_files_are_counted_and_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "markitdown", None)
+    monkeypatch.setattr(corpus, "can_convert", lambda: False)
+    shutil.copy(FILES / "zoo.pdf", tmp_path)
+    (tmp_path / "b.txt").write_text("Words.")
+    found = corpus.folder(tmp_path)
+    hint = '(for some: pip install "nexusflow-integrations[files]")'
+    assert found.others == f"1 file of other types left out: 1 .pdf {hint}"
+    assert found.skipped == ()
+    with pytest.raises(ImportError, match=r"markitdown: pip install .nexusflow-integrations\[file"):
+        corpus.load(str(tmp_path / "zoo.pdf"))
+
+
+def test_a_pdf_without_text_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    converters = pytest.importorskip("markitdown.converters")
+
+    class Empty:
+        markdown = " \n"
+
+    monkeypatch.setattr(converters.PdfConverter, "convert", lambda *_: Empty())
+    with pytest.raises(CorpusError, match="a PDF without text, such as a scan"):
+        corpus.load(str(FILES / "zoo.pdf"))
