@@ -154,8 +154,7 @@ def embed(
     if as_json and output == "-":
         raise UsageProblem("--json and the vectors cannot both go to standard output: name -o FILE")
     with open_endpoint(local=local or None, dimensions=dimensions) as endpoint:
-        # The embedded server's port differs each time, and so would its cache keys.
-        remembered = None if no_cache or endpoint.local_model else cache or True
+        remembered = None if no_cache else cache or True
         client = _client(endpoint, remembered, limit, on_too_long)
         paid = endpoint.local_model is None
         with job.lines() as lines, _embedding(screen, job.total(), client, paid=paid) as bar:
@@ -267,13 +266,16 @@ class _Job:
 def _client(
     endpoint: Endpoint, cache: bool | str | None, limit: Budget | None, on_too_long: TooLong
 ) -> NexusFlow:
+    # The embedded server's port differs each time; its vectors are remembered under one address.
     return NexusFlow(
         endpoint.api_key,
-        base_url=endpoint.base_url,
+        base_url=endpoint.lasting_url,
         dimensions=endpoint.dimensions,
         cache=cache,
         budget=limit,
         on_too_long=on_too_long.value,
+        http_client=endpoint.http_client(),
+        allow_http=endpoint.local_model is not None,
     )
 
 
@@ -395,7 +397,8 @@ class Embedding:
         done = count(self.done, "text")
         if self._total is not None:
             done = f"{self.done:,} of {count(self._total, 'text')}"
-        rest = "; what was paid for is in the cache: run again for the rest" if remembered else ""
+        what = "what was paid for" if self._paid else "what was embedded"
+        rest = f"; {what} is in the cache: run again for the rest" if remembered else ""
         self._console.print(f"stopped after {done}{rest}")
 
     def _note(self) -> str:

@@ -576,3 +576,15 @@ def test_the_embedded_model_has_no_price() -> None:
     paid = Endpoint("https://nexusflow.vip/v1", ApiKey("k"))
     assert price_line(usage, paid) == "¥0.5 at the list price of ¥0.5 per million tokens."
     assert cost_json(usage, paid)["list_price"] == 0.5
+
+
+def test_the_embedded_model_is_not_asked_twice_for_a_text(
+    nexusflow: Command, texts: Path, tmp_path: Path
+) -> None:
+    arguments = ("embed", str(texts), "-o", str(tmp_path / "out.npy"), "--local", *SMALL)
+    first = nexusflow.json(*arguments)
+    vectors = np.load(tmp_path / "out.npy")
+    assert (first["cost"]["cached"], first["cost"]["paid"]) == (0, False)
+    again = nexusflow.json(*arguments)
+    assert (again["cost"]["cached"], again["cost"]["requests"]) == (100, 0)
+    assert np.array_equal(np.load(tmp_path / "out.npy"), vectors)

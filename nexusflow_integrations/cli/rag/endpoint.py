@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
+
 from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.settings import (
@@ -53,6 +55,19 @@ class Endpoint:
         return self.local_model or DEFAULT_MODEL
 
     @property
+    def lasting_url(self) -> str:
+        """The service's URL; for the embedded server one that does not change with its port."""
+        if self.local_model is None:
+            return self.base_url
+        return f"http://{self.local_model}.embedded.localhost/v1"
+
+    def http_client(self) -> httpx.Client | None:
+        """Return a client that sends what goes to ``lasting_url`` to the embedded server."""
+        if self.local_model is None:
+            return None
+        return httpx.Client(transport=_ToPort(httpx.URL(self.base_url)), timeout=None)  # noqa: S113
+
+    @property
     def name(self) -> str:
         """Identifies its vectors; safe in file names: ``minilm-use-gated``, ``nexusflow.vip-512``.
 
@@ -65,6 +80,16 @@ class Endpoint:
         if self.tuned is not None:
             plain += f"-{hashlib.sha256(repr(self.tuned).encode()).hexdigest()[:6]}"
         return plain
+
+
+class _ToPort(httpx.HTTPTransport):
+    def __init__(self, server: httpx.URL) -> None:
+        super().__init__()
+        self._server = server
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        request.url = request.url.copy_with(host=self._server.host, port=self._server.port)
+        return super().handle_request(request)
 
 
 def has_key() -> bool:
