@@ -123,14 +123,16 @@ def test_a_cut_vector_scores_as_the_servers_own() -> None:
 
 def test_sizes_that_cannot_be_cut_are_each_paid_for_and_named() -> None:
     with LocalServer("hash", sizes="independent", record_texts=True) as server:
-        result = _tuning(_client(server)).run()
+        only: dict[str, Any] = {"lengths": [], "overlaps": [], "headings": False}
+        only |= {"query_instructions": [], "storages": ["float32"]}
+        result = _tuning(_client(server), **only).run()
         assert result.paid_sizes == (512, 64)
         assert result.cut_sizes == ()
         assert any("512, 64 numbers are not the beginning" in note for note in result.notes())
         asked = _questions()[0].text
         assert _sent(server).count(asked) == 3
         size = 64
-        alone = _tuning(_client(server), sizes=[size], storages=["float32"]).run()
+        alone = _tuning(_client(server), sizes=[size], **only).run()
     mine = next(item for item in alone.measured if item.setting.dimensions == size)
     same = next(item for item in result.measured if item.setting == mine.setting)
     assert np.allclose(mine.scores, same.scores), "measured with the size's own vectors"
