@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import ssl
+import sys
 import threading
 from typing import Any
 
@@ -17,7 +20,8 @@ from faults.surfaces import used_already
 
 from nexusflow_integrations import Budget, NexusFlow
 from nexusflow_integrations._core.call.direct import fits
-from nexusflow_integrations._core.request.blocking import BlockingSender
+from nexusflow_integrations._core.request import blocking
+from nexusflow_integrations._core.request.blocking import BlockingSender, Connections, Peer
 from nexusflow_integrations._core.request.exchange import Call
 from nexusflow_integrations._core.request.transport import AiohttpSender
 from nexusflow_integrations._core.usage import BudgetGuard, Ledger
@@ -311,6 +315,53 @@ def test_parent_and_children_of_a_fork_never_share_a_connection(server: FaultSer
             name = " ".join(text.split()[:2]) if text.startswith("child") else "parent"
             users.setdefault(request.connection, set()).add(name)
     assert all(len(names) == 1 for names in users.values())
+
+
+class Link:
+    """A socket, or a connection on one, that nobody reads."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def setsockopt(self, *_: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_connections_can_be_closed_while_threads_open_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket, "create_connection", Link)
+    monkeypatch.setattr(blocking, "Connection", Link)
+    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    connections = Connections(lambda: trust)
+    origin = ("127.0.0.1", 80, False)
+    connections.peers[origin] = Peer(origin[:2], lambda: None, float("inf"))  # type: ignore[arg-type]
+    has_ended = threading.Event()
+    opened: list[Any] = []
+
+    def opens() -> None:
+        while not has_ended.is_set() and len(opened) < 50_000:
+            opened.append(connections.take(origin, 1.0))
+
+    threads = [threading.Thread(target=opens) for _ in range(2)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(300):
+            connections.close()
+    finally:
+        sys.setswitchinterval(interval)
+        has_ended.set()
+        for thread in threads:
+            thread.join()
+    assert None not in opened
+    connections.close()
+    assert not connections.end_idle()
 
 
 def test_a_budget_is_kept_by_the_loop(server: FaultServer, senders: list[str]) -> None:

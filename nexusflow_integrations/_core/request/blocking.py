@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse, IncompleteRead, RemoteDisconnected
 from typing import Any, cast
-from weakref import WeakSet, ref
+from weakref import WeakValueDictionary, ref
 
 from yarl import URL
 
@@ -188,7 +188,8 @@ class Connections:
         self._trust = trust
         self._idle: dict[Origin, deque[Connection]] = {}
         # Weak: an interrupt may lose a connection before anybody has a reference to it.
-        self._open: WeakSet[Connection] = WeakSet()
+        # By id: other threads may add to it while `close` goes through it, unlike a WeakSet.
+        self._open: WeakValueDictionary[int, Connection] = WeakValueDictionary()
         self._unfit: set[Origin] = set()
         forks.in_child(self._forget)
 
@@ -198,8 +199,9 @@ class Connections:
 
     def close(self) -> None:
         """Close all connections, also those in use, here; in a child, the parent's stay open."""
-        for connection in list(self._open):
-            self.drop(connection)
+        for found in self._open.valuerefs():
+            if (connection := found()) is not None:
+                self.drop(connection)
 
     def take(self, origin: Origin, timeout: float) -> Connection | None:
         """Return a connection to ``origin``, or ``None`` if the event loop has to send."""
@@ -228,7 +230,7 @@ class Connections:
             idle.append(connection)
 
     def drop(self, connection: Connection) -> None:
-        self._open.discard(connection)
+        self._open.pop(id(connection), None)
         with suppress(OSError):
             connection.close()
 
@@ -270,7 +272,7 @@ class Connections:
                 )
                 secured.do_handshake()
             connection = Connection(raw)
-            self._open.add(connection)
+            self._open[id(connection)] = connection
         except (OSError, ValueError):
             self.peers.pop(origin, None)
             if raw is not None:
