@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faults.server import FaultServer, Wire, always, expected_vector, once
+from faults.behaviours import right_after
+from faults.server import FaultServer, Wire, always, expected_vector, marked, once
 from faults.surfaces import used_already
 
 from nexusflow_integrations import Budget, NexusFlow
@@ -315,6 +316,51 @@ def test_parent_and_children_of_a_fork_never_share_a_connection(server: FaultSer
             name = " ".join(text.split()[:2]) if text.startswith("child") else "parent"
             users.setdefault(request.connection, set()).add(name)
     assert all(len(names) == 1 for names in users.values())
+
+
+FORKING_HANDLER = """
+    import os, signal, sys, threading, time
+    import numpy as np
+    from faults.server import expected_vector
+    from faults.surfaces import used_already
+    from nexusflow_integrations import NexusFlow, errors
+    from nexusflow_integrations._core.call.engine import engine
+
+    child = None
+
+    def handler(*_):
+        global child
+        child = os.fork()
+        signal.alarm(100)
+
+    signal.signal(signal.SIGUSR1, handler)
+    client = NexusFlow(sys.argv[2], base_url=sys.argv[1], dimensions=64, timeout=50)
+    used_already(client)
+    endpoint = next(iter(engine()[1]._endpoints.values()))
+
+    def interrupt():
+        while not endpoint.admission.threads:
+            time.sleep(0.001)
+        time.sleep(0.2)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        outcome = np.array_equal(client.embed("held"), expected_vector("held", 64))
+    except errors.APIConnectionError as error:
+        outcome = "signal handler" in str(error)
+    again = np.array_equal(client.embed("after"), expected_vector("after", 64))
+    if not child:
+        os._exit(0 if outcome and again else 3)
+    print(outcome, again, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_signal_handler_that_forks_leaves_no_child_hanging(server: FaultServer) -> None:
+    server.script = marked("held", right_after(2.0))
+    done = run(FORKING_HANDLER, server.base_url, KEY, seconds=150)
+    assert done == (0, "True True 0\n", "")
 
 
 class Link:

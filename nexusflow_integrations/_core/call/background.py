@@ -147,6 +147,9 @@ class LoopCall(Generic[T]):
 
     A waiting thread gets the outcome sooner through a queue than through the future of ``submit``,
     whose locks, callbacks and extra turn of the loop take a tenth of the time of a query.
+
+    Raises:
+        APIConnectionError: The loop belongs to the parent of this process.
     """
 
     def __init__(
@@ -158,6 +161,12 @@ class LoopCall(Generic[T]):
         self._loop = background.loop
         self._tell = tell
         self._task: asyncio.Task[None] | None = None
+        if background in _inherited:
+            work.close()
+            raise APIConnectionError(
+                "a signal handler has forked this process in the middle of this call, which only"
+                " the parent can finish; further calls of this process are not affected"
+            )
         self._loop.call_soon_threadsafe(self._begin, work)
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> None:
