@@ -64,10 +64,22 @@ def running_server() -> Iterator[LocalServer]:
         yield server
 
 
+def reset(server: LocalServer) -> None:
+    """Set the counts to zero, once the server has counted what earlier tests have sent."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        while connection.recv(4096):  # answered after all that was there before
+            pass
+    until = time.monotonic() + 60
+    while server.stats.in_flight and time.monotonic() < until:
+        time.sleep(0.01)
+    server.reset_stats()
+
+
 @pytest.fixture
 def server(running_server: LocalServer) -> LocalServer:
     """A server that takes one key, its counts at zero."""
-    running_server.reset_stats()
+    reset(running_server)
     return running_server
 
 
@@ -82,7 +94,7 @@ def _running_slow_server() -> Iterator[LocalServer]:
 @pytest.fixture
 def slow_server(_running_slow_server: LocalServer) -> LocalServer:
     """A server that takes any key and answers after 200 ms, so that requests overlap."""
-    _running_slow_server.reset_stats()
+    reset(_running_slow_server)
     return _running_slow_server
 
 

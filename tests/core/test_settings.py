@@ -95,8 +95,7 @@ def test_a_key_is_not_shown_by_printing_or_pickling() -> None:
         assert "secret" not in shown
     with pytest.raises(TypeError):
         pickle.dumps(key)
-    with pytest.raises(TypeError):
-        copy.deepcopy(key)
+    assert copy.deepcopy(key) is key  # recorders of HTTP copy headers
     assert not hasattr(key, "__dict__")
 
 

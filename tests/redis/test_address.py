@@ -75,7 +75,7 @@ def test_an_invalid_server_url_is_refused_without_repeating_it(url: str) -> None
 
 
 def test_a_path_is_not_an_address() -> None:
-    for path in ("cache.db", "/redis/cache.db", "redis:6379", True, None):
+    for path in ("cache.db", "/redis/cache.db", "./redis", True, None):
         assert address_or_path(path) is path
 
 
