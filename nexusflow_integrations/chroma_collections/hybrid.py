@@ -98,7 +98,8 @@ def hybrid_query(
     )
     by_vector = found["ids"][0]
     best = fused([by_vector, by_keyword])[:n_results]
-    records = _records(found, 0)
+    # Chroma's query also returns ids that another program has just removed, without a text.
+    records = {name: record for name, record in _records(found, 0).items() if record[0]}
     if missing := [name for name, _ in best if name not in records]:
         got: Any = collection.get(ids=missing, include=["documents", "metadatas"])
         records |= _records({key: [got[key]] for key in ("ids", "documents", "metadatas")}, 0)

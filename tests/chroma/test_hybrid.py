@@ -162,6 +162,30 @@ def another_process(collection: Any) -> None:
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, timeout=300)
 
 
+def test_a_document_that_is_removed_during_the_query_is_no_hit(
+    collection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import sys, chromadb\n"
+        "chromadb.PersistentClient(sys.argv[1]).get_collection('docs',"
+        " embedding_function=None).delete(ids=['bus'])\n"
+    )
+    collection.add(
+        ids=["bare"], embeddings=collection.get(["bus"], include=["embeddings"])["embeddings"]
+    )
+    assert hybrid_query(collection, "bus")[0].id == "bus"
+    folder = home_of(collection).parent.parent
+    real = type(collection).query
+
+    def query(there: Any, **options: Any) -> Any:
+        subprocess.run([sys.executable, "-c", code, str(folder)], check=True, timeout=300)
+        return real(there, **options)
+
+    monkeypatch.setattr(type(collection), "query", query)
+    found = {hit.id: hit.document for hit in hybrid_query(collection, "bus")}
+    assert found == {name: text for name, text in DOCUMENTS.items() if name != "bus"} | {"bare": ""}
+
+
 @pytest.mark.parametrize("change", [other_hands, a_sync, another_process])
 @pytest.mark.parametrize("begin_anew", [False, True])
 def test_whoever_changes_the_collection_the_index_fits(
