@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nexusflow_integrations._core.pace.window import START
 from nexusflow_integrations._core.request import retry
 from nexusflow_integrations.errors import APITimeoutError
 
@@ -292,7 +293,7 @@ CTRL_C = """
 def test_f122_ctrl_c_ends_a_sync_call_at_once_and_the_process_quietly(
     server: Any, where: str
 ) -> None:
-    window = 16  # the first
+    window = START
 
     def refuse(wire: Any) -> None:
         while len(server.requests) < window:  # an outage keeps back what has not gone out yet
