@@ -52,14 +52,14 @@ nexusflow cache info
 nexusflow --help
 """
 
-# As far as its first picture: what follows runs the other examples.
+# As far as its first picture: what follows does the same as the other examples.
 TOUR = f"""
 import shutil, sys, nbclient, nbformat
 from pathlib import Path
 for path in Path({str(EXAMPLES)!r}).glob("*.py"):
     shutil.copy(path, ".")
 notebook = nbformat.read({str(EXAMPLES / "tour.ipynb")!r}, as_version=4)
-first = next(n for n, cell in enumerate(notebook.cells) if cell.source.startswith("Image"))
+first = next(n for n, cell in enumerate(notebook.cells) if "plt.plot(" in cell.source)
 del notebook.cells[first + 1 :]
 client = nbclient.NotebookClient(notebook, timeout=900, startup_timeout=300)
 client.create_kernel_manager().kernel_spec.argv[0] = sys.executable
@@ -97,7 +97,7 @@ PROGRAMS = {
     "demo": Program(["nexusflow", "demo", "--limit", "10"], "`nexusflow demo`"),
     "serve": Program([sys.executable, "-c", SERVE], "`nexusflow serve`"),
     "without a key": Program(
-        ["sh", "-c", "nexusflow doctor && echo 'a text' | nexusflow embed"], "`nexusflow serve`"
+        ["sh", "-c", "nexusflow doctor && echo 'a text' | nexusflow embed"], "`nexusflow demo`"
     ),
     "commands": Program(
         ["sh", "-c", COMMANDS],
