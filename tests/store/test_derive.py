@@ -17,7 +17,11 @@ from nexusflow_integrations._core.cache.cache import store_at
 from nexusflow_integrations._core.comparing import FIXED_TEXTS
 from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations._core.settings import DIMENSIONS
-from nexusflow_integrations.errors import BudgetExceededError, ConfigurationError
+from nexusflow_integrations.errors import (
+    BadRequestError,
+    BudgetExceededError,
+    ConfigurationError,
+)
 from nexusflow_integrations.local import LocalServer
 
 both_stores = pytest.mark.parametrize("kept_in", ["file", "redis"])
@@ -288,6 +292,33 @@ def test_a_server_that_ignores_the_size_is_one_that_does_not_cut(place: str) -> 
     http = httpx.Client(transport=httpx.MockTransport(answer))
     client = NexusFlow("sk", dimensions=1024, cache=place, derive=True, http_client=http)
     assert client.embed(TEXTS).shape == (len(TEXTS), 1024)
+
+
+@pytest.mark.parametrize("lacking", [2048, 512])
+def test_a_service_without_one_of_the_sizes_serves_the_others(place: str, lacking: int) -> None:
+    import json
+
+    import httpx
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked = json.loads(request.content)
+        if asked["dimensions"] == lacking:
+            return httpx.Response(400, json={"error": {"message": f"no size {lacking}"}})
+        rows = [np.random.default_rng(len(text)).standard_normal(2048) for text in asked["input"]]
+        rows = [row[: asked["dimensions"]] for row in rows]
+        data = [
+            {"index": place, "embedding": [*(row / np.linalg.norm(row))]}
+            for place, row in enumerate(rows)
+        ]
+        return httpx.Response(200, json={"data": data, "model": "m"})
+
+    http = httpx.Client(transport=httpx.MockTransport(answer))
+    settings: dict[str, Any] = {"cache": place, "http_client": http}
+    derived = NexusFlow("sk", dimensions=256, derive=True, **settings).embed(TEXTS)
+    plain = NexusFlow("sk", dimensions=256, http_client=http).embed(TEXTS)
+    np.testing.assert_allclose(derived, plain, atol=1e-6)
+    with pytest.raises(BadRequestError, match=f"no size {lacking}"):
+        NexusFlow("sk", dimensions=lacking, derive=True, **settings).embed(TEXTS)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,12 @@ from nexusflow_integrations._core.secret import ApiKey, Headers, Secret, without
 from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations._core.vectors import Vectors
-from nexusflow_integrations.errors import APITimeoutError, InvalidResponseError, NexusFlowError
+from nexusflow_integrations.errors import (
+    APITimeoutError,
+    BadRequestError,
+    InvalidResponseError,
+    NexusFlowError,
+)
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.cache.cache import Cache, Store
@@ -422,7 +427,7 @@ class Engine:
         )
         try:
             results = await self.embed(part)
-        except InvalidResponseError:
+        except (BadRequestError, InvalidResponseError):
             return []
         finally:
             ledger.texts = ledger.cached = ledger.refused = 0
