@@ -83,4 +83,4 @@ def test_rebuilt_functions_share_the_connections(
         assert found["ids"] == [["1"]]
     assert rebuilt >= 20
     assert server.stats.requests == 20
-    assert server.stats.connections == 0
+    assert server.stats.connections <= 1  # a calling thread opens one of its own
