@@ -11,6 +11,7 @@ from typing import Any
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.settings import check_dimensions
+from nexusflow_integrations._core.whole_file import whole
 from nexusflow_integrations.errors import ConfigurationError
 
 VERSION = 1
@@ -75,14 +76,9 @@ class TunedSettings:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, replacing it only when it is complete."""
-        target = Path(path)
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
         text = json.dumps({"version": VERSION, **asdict(self)}, ensure_ascii=False, indent=2)
-        try:
-            part.write_text(f"{text}\n", "utf-8")
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
+        with whole(Path(path)) as file:
+            file.write(f"{text}\n".encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TunedSettings:

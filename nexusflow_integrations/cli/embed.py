@@ -19,6 +19,7 @@ from rich.text import Text
 
 from nexusflow_integrations._core.texts import check_text
 from nexusflow_integrations._core.usage import Budget, Price, Usage
+from nexusflow_integrations._core.whole_file import whole
 from nexusflow_integrations.cli import rows
 from nexusflow_integrations.cli.exits import PARTLY, UsageProblem
 from nexusflow_integrations.cli.first_bytes import LOOKED_AT, not_text
@@ -294,7 +295,7 @@ def _run(
         file: Any = (
             typer.get_binary_stream("stdout")
             if job.output is None
-            else stack.enter_context(rows.whole(job.output))
+            else stack.enter_context(whole(job.output))
         )
         writer = job.writer(file, client.dimensions)
         for item in stack.enter_context(closing(client.embed_stream(texts()))):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import codecs
 import csv
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -286,21 +283,3 @@ def _pyarrow() -> tuple[Any, Any]:
     with needed("Parquet", "pyarrow", install="pyarrow"):
         # It has no type hints, so nothing is lost by importing it by name.
         return import_module("pyarrow"), import_module("pyarrow.parquet")
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file that is renamed to ``path`` if the block succeeds, and removed if it fails.
-
-    A killed process leaves ``NAME.PID.part`` behind, which cannot be mistaken for a result.
-    """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

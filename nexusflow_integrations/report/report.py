@@ -15,6 +15,7 @@ import numpy as np
 
 from nexusflow_integrations import __version__
 from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations._core.whole_file import whole
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import ConfigurationError
 from nexusflow_integrations.report import measure
@@ -168,12 +169,8 @@ def write_report(
         "cost": _cost(held, usage),
     }
     target = Path(path)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        part.write_text(render(data), "utf-8")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(target) as file:
+        file.write(render(data).encode())
     ranks = tuple(item["rank"] for item in inspected if item["expected"])
     return Report(target, len(held.ids), held.total, layout.method, ranks, usage)
 

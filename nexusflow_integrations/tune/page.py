@@ -11,6 +11,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from nexusflow_integrations._core.whole_file import whole
 from nexusflow_integrations.cli.words import count, in_bytes
 from nexusflow_integrations.tune.result import TuneResult
 from nexusflow_integrations.tune.scores import MEASURES, Interval
@@ -32,21 +33,17 @@ td.number { text-align: right; }
 
 def write_page(result: TuneResult, path: str | os.PathLike[str]) -> None:
     """Write the page; the file is replaced only when it is complete."""
-    _write(Path(path), page(result))
+    _write(path, page(result))
 
 
 def write_plot(result: TuneResult, path: str | os.PathLike[str]) -> None:
     """Write the plot as an SVG file."""
-    _write(Path(path), plot(result))
+    _write(path, plot(result))
 
 
-def _write(target: Path, text: str) -> None:
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(text.encode("utf-8", "replace"))
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+def _write(path: str | os.PathLike[str], text: str) -> None:
+    with whole(Path(path)) as file:
+        file.write(text.encode("utf-8", "replace"))
 
 
 # -- the plot ------------------------------------------------------------------------------------
