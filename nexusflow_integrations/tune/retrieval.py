@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nexusflow_integrations._core.keywords import fused
 from nexusflow_integrations._core.vectors import Vectors
 
 Storage = Literal["float32", "int8", "binary"]
@@ -17,10 +18,8 @@ STORAGES: tuple[Storage, ...] = ("float32", "int8", "binary")
 Places = NDArray[np.int64]
 """Places of passages, best first: shape (k,)."""
 
-_FUSION = 60
-"""The constant of reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009)."""
 _RESCORED = 4
-"""Candidates by Hamming distance for each result, ranked anew by the query's full numbers."""
+"""Candidates by Hamming distance for each result, ranked again by the query's full vector."""
 _BLOCK = 1 << 24
 """Most scores held at once."""
 
@@ -102,11 +101,8 @@ def _best(scores: Vectors, k: int) -> Places:
 _ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 
 
-def fused(*rankings: Places, k: int) -> Places:
-    """Join rankings by reciprocal rank fusion: places, best first."""
-    scores: dict[int, float] = {}
-    for ranking in rankings:
-        for rank, place in enumerate(ranking.tolist(), 1):
-            scores[place] = scores.get(place, 0.0) + 1 / (_FUSION + rank)
-    best = sorted(scores, key=lambda place: (-scores[place], place))[:k]
-    return np.array(best, np.int64)
+def joined(*rankings: Places, k: int) -> Places:
+    """Join rankings by reciprocal rank fusion: places, best first, of equal ones the first."""
+    scored = fused(ranking.tolist() for ranking in rankings)
+    best = sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:k]
+    return np.array([place for place, _ in best], np.int64)

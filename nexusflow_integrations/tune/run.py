@@ -37,7 +37,7 @@ from nexusflow_integrations.tune.retrieval import (
     Storage,
     Vectored,
     bytes_of_vectors,
-    fused,
+    joined,
     shortened,
 )
 from nexusflow_integrations.tune.scores import DEPTH, Bootstrap, judge, need_measures, tellable
@@ -522,7 +522,7 @@ class _Measuring:
             vectors, one = self._ranking(setting.with_method("vectors"))
             keywords, other = self._ranking(setting.with_method("keywords"))
             began = time.perf_counter()
-            places = [fused(*pair, k=_POOL) for pair in zip(vectors, keywords, strict=True)]
+            places = [joined(*pair, k=_POOL) for pair in zip(vectors, keywords, strict=True)]
             joining = (time.perf_counter() - began) / len(questions)
             self._ranked[key] = places, one + other + joining
         elif setting.method == "keywords":

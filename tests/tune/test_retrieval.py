@@ -10,7 +10,7 @@ from nexusflow_integrations.tune.retrieval import (
     Storage,
     Vectored,
     bytes_of_vectors,
-    fused,
+    joined,
     shortened,
 )
 
@@ -57,8 +57,8 @@ def test_shortened_vectors_have_unit_length() -> None:
 
 def test_fusion_puts_first_what_both_rankings_found() -> None:
     first, second = np.array([1, 2, 3]), np.array([4, 2, 5])
-    assert fused(first, second, k=3).tolist() == [2, 1, 4]
-    assert fused(first, np.array([], np.int64), k=9).tolist() == [1, 2, 3]
+    assert joined(first, second, k=3).tolist() == [2, 1, 4]
+    assert joined(first, np.array([], np.int64), k=9).tolist() == [1, 2, 3]
 
 
 def test_bytes_are_those_of_the_numbers() -> None:
