@@ -398,6 +398,11 @@ class FaultServer:
         with self.lock:
             return len(self._open)
 
+    def has_unread(self) -> bool:
+        """Whether a peer has connected or sent something that no thread has read yet."""
+        with self.lock:
+            return bool(readable(0, self._listener)) or any(map(_has_data, self._open))
+
     def gaps(self) -> list[float]:
         """Seconds from each answer's last bytes, or its end without any, to the next request."""
         with self.lock:
@@ -536,6 +541,13 @@ class FaultServer:
             return False
         script.behaviour(wire)
         return True
+
+
+def _has_data(sock: socket.socket) -> bool:
+    try:  # below TLS, too
+        return bool(socket.socket.recv(sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        return False
 
 
 def _hang_up(sock: socket.socket) -> None:

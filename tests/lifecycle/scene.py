@@ -84,6 +84,7 @@ def assert_quiet(client: NexusFlow, server: FaultServer, *, requests: int | None
     """Nothing is in flight, no task is left, and nothing more is sent."""
     until(lambda: lane_of(client).admission.in_flight == 0)
     until(lambda: not tasks())
+    until(lambda: not server.has_unread())  # what was sent before is counted when it is read
     sent = len(server.requests) if requests is None else requests
     time.sleep(0.15)
     assert len(server.requests) == sent
