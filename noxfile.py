@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.options.sessions = [
     "tests",
@@ -32,22 +34,48 @@ FOR_THE_CORE = ("pytest>=9", "pytest-asyncio>=1.5", "pytest-timeout>=2.4", "hypo
 FOR_SERVERS = ("psutil>=7", "trustme>=1.1", "opentelemetry-sdk>=1.27")
 
 
+FEW = 5
+"""How many failures may be races of busy processes; more are a fault."""
+
+
 def _group(name: str) -> list[str]:
     return nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), name)
+
+
+def _pytest(session: nox.Session, *arguments: str) -> None:
+    """Run tests in parallel; if only a few fail, run those once more, alone, as CPython's CI does.
+
+    Thousands of them kill, stop and race real processes, four at once on a machine that may do
+    other things too. The log shows what failed first; a test that fails twice fails the task.
+    """
+    cache = Path(session.create_tmp(), "pytest").resolve()
+    shutil.rmtree(cache, ignore_errors=True)
+    command = ("pytest", "-q", "-o", f"cache_dir={cache}", *arguments)
+    try:
+        session.run(*command)
+    except CommandFailed as error:
+        failed = cache / "v" / "cache" / "lastfailed"
+        if error.reason != "Returned code 1" or not failed.exists():
+            raise
+        again = json.loads(failed.read_text())
+        if len(again) > FEW:
+            raise
+        session.log(f"Once more, alone: {', '.join(again)}")
+        session.run(*command, "-n", "0", "--last-failed")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run all tests that need nothing but this machine, but the slow ones."""
     session.install(*PINS, "-e", ".[all]", *_group("test"), *_group("examples"))
-    session.run("pytest", "-q", *PARALLEL, *session.posargs)
+    _pytest(session, *PARALLEL, *session.posargs)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
     """Run the slow tests: the examples, the real model, whole benchmarks."""
     session.install(*PINS, "-e", ".[all]", *_group("test"), *_group("examples"))
-    session.run("pytest", "-q", "-m", "slow", "-n", "2", "--dist", "loadfile", *session.posargs)
+    _pytest(session, "-m", "slow", "-n", "2", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session
@@ -83,7 +111,7 @@ ADAPTERS = ("tests/langchain", "tests/llama_index", "tests/chroma", "tests/core"
 def frameworks(session: nox.Session, resolution: str) -> None:
     """Test the adapters with the lowest supported and with the newest frameworks."""
     session.install("--resolution", resolution, "-e", ".[all]", *_group("test"))
-    session.run("pytest", "-q", *PARALLEL, *ADAPTERS, *session.posargs)
+    _pytest(session, *PARALLEL, *ADAPTERS, *session.posargs)
 
 
 @nox.session(venv_backend="uv")
