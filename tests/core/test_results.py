@@ -50,6 +50,25 @@ def test_rows_of_any_batches_in_any_order_end_at_their_index(
         assert gathered.settled(place) == (place in places)
 
 
+@given(st.permutations(range(6)), st.integers(1, 6))
+def test_rows_of_a_batch_in_any_order_end_at_their_index(order: list[int], size: int) -> None:
+    # Texts whose claims were lost are handed out again in the order in which they were lost.
+    gathered = CallResults(6, lists=None)
+    places = order[:size]
+    gathered.rows([item_of(place, "t") for place in places], rows_of(places))
+    finished = gathered.finished()
+    assert set(finished) == set(places)
+    assert all(row.tolist() == [place + 0.5] * 3 for place, row in finished.items())
+
+
+def test_a_call_that_lost_a_text_keeps_the_other_vectors() -> None:
+    gathered = CallResults(2)
+    gathered.row(1, np.ones(3, np.float32))
+    with pytest.raises(NexusFlowError, match="without all vectors") as raised:
+        gathered.result(Usage(), single=False, collect=False)
+    assert list(raised.value.finished) == [1]
+
+
 def test_a_row_of_another_size_than_the_others_is_an_error_naming_both() -> None:
     gathered = CallResults(2)
     gathered.row(0, np.ones(3, np.float32))

@@ -78,9 +78,6 @@ def _kept(run: Run, outcome: Outcome) -> None:
     """Vectors that came before a failure are in the error."""
     if not isinstance(outcome.error, NexusFlowError):
         return
-    stops = outcome.client.process.stops
-    if sum(outcome.began < to and since < outcome.ended for since, to in stops) > 1:
-        return  # stopped again and again, its caller takes the loop for blocked
     have = {outcome.visit.texts[index] for index in outcome.rows}
     for sent in run.server.sent:
         if sent.arrived and sent.call in outcome.calls and not have.issuperset(sent.texts):

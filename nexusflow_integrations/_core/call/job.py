@@ -40,6 +40,10 @@ DRAIN = 5.0
 STOPPED = DRAIN + 5.0
 """Seconds within which a stopped call has ended, with its results written to the store."""
 
+PARTS = 10
+"""Such waits are made of this many: a pause of the whole process then ends only one of them, and
+what arrived meanwhile is still read."""
+
 
 class StoppedElsewhere(NexusFlowError):  # noqa: N818 - it is never raised to a user
     """A call was stopped because another one failed; the other one's error is the one to raise."""
@@ -310,11 +314,15 @@ class Job:
             if task not in self._call.in_flight:
                 task.cancel()
         if self._drained is None and self._tasks:
-            self._drained = asyncio.get_running_loop().call_later(DRAIN, self._end)
+            self._drain(PARTS)
 
-    def _end(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+    def _drain(self, parts: int) -> None:
+        if parts:
+            loop = asyncio.get_running_loop()
+            self._drained = loop.call_later(DRAIN / PARTS, self._drain, parts - 1)
+        else:
+            for task in self._tasks:
+                task.cancel()
 
     async def _work(self, source: Source) -> None:
         call, caller, gathered = self._call, self._caller, self._gathered

@@ -144,15 +144,14 @@ class CallResults:
             self.uncut.update(zip((item.index for item in batch), vectors, strict=True))
             vectors = cut_to_size(vectors, self.cut_to)
             self.derived += len(batch)
-        first = batch[0].index
-        places: Sequence[int] = range(first, first + len(batch))
-        if batch[-1].index == places[-1]:
-            # Batches keep the order of the input, so these are all rows between the two.
-            self._array(vectors.shape[1])[first : first + len(batch)] = vectors
+        places = [item.index for item in batch]
+        first = places[0]
+        array = self._array(vectors.shape[1])
+        if places == list(range(first, first + len(batch))):
+            array[first : first + len(batch)] = vectors
             self.done[first : first + len(batch)] = b"\1" * len(batch)
-        else:
-            places = [item.index for item in batch]
-            self._array(vectors.shape[1])[places] = vectors
+        else:  # texts between them are not sent, or these had to be looked up again
+            array[places] = vectors
             for place in places:
                 self.done[place] = 1
         if self.lists is not None:
@@ -284,9 +283,11 @@ class CallResults:
         if refusals and (single or not collect):
             raise self.refused_error()
         if self.done.count(1) + len(refusals) + len(self.unsent) != self.count:
-            raise NexusFlowError(
+            error = NexusFlowError(
                 "the call ended without all vectors; this is a bug in this package"
             )
+            error.finished = self.finished()
+            raise error
         if (collect or gaps) and not single:
             rows = [
                 vectors[index] if self.done[index] and vectors is not None else None

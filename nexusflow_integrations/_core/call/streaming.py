@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Outcome
-from nexusflow_integrations._core.call.job import STOPPED, Stop, StoppedElsewhere
+from nexusflow_integrations._core.call.job import PARTS, STOPPED, Stop, StoppedElsewhere
 from nexusflow_integrations._core.call.results import CallResults
 from nexusflow_integrations._core.request.long_texts import check_length, longest
 from nexusflow_integrations._core.settings import Settings
@@ -189,7 +189,8 @@ class Stream:
                     with self._recorded(one.ledger):
                         found = one.future.result()
                 except NexusFlowError as error:
-                    wait([other.future for other in running], timeout=STOPPED)
+                    for _ in range(PARTS):
+                        wait([other.future for other in running], timeout=STOPPED / PARTS)
                     raise self._rescued(error, one) from None
                 except BaseException:  # Ctrl-C
                     self._abandon()
@@ -231,11 +232,12 @@ class Stream:
                     with self._recorded(one.ledger):
                         found = await asyncio.wrap_future(one.future)
                 except NexusFlowError as error:
-                    until = loop.time() + STOPPED
-                    timer = loop.call_at(until, ended.set, None)
-                    while loop.time() < until and not all(o.future.done() for o in running):
-                        await ended.wait()
-                    timer.cancel()
+                    for _ in range(PARTS):
+                        until = loop.time() + STOPPED / PARTS
+                        timer = loop.call_at(until, ended.set, None)
+                        while loop.time() < until and not all(o.future.done() for o in running):
+                            await ended.wait()
+                        timer.cancel()
                     raise self._rescued(error, one) from None
                 for result in one.chunk.results(found):
                     yield result
