@@ -3,43 +3,62 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 
 
 class SeenIds:
-    """All ids of a source with their positions, in a temporary file so that memory stays flat."""
+    """All ids of a source with their positions, in a temporary file so that memory stays flat.
+
+    All methods block. They may be called from any thread.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # a cancelled task leaves a thread that may still write
+
+    @cached_property
+    def _db(self) -> sqlite3.Connection:
         # An empty name makes a private database on disk, which SQLite removes at close.
-        self._db = sqlite3.connect("", check_same_thread=False)
-        self._db.execute("CREATE TABLE seen(id TEXT PRIMARY KEY, place INTEGER) WITHOUT ROWID")
-        self._db.execute("CREATE TABLE gone(id TEXT PRIMARY KEY) WITHOUT ROWID")
+        db = sqlite3.connect("", check_same_thread=False)
+        db.execute("CREATE TABLE seen(id TEXT PRIMARY KEY, place INTEGER) WITHOUT ROWID")
+        db.execute("CREATE TABLE gone(id TEXT PRIMARY KEY) WITHOUT ROWID")
+        return db
 
     def note(self, name: str, place: int) -> int | None:
         """Record an id; return the position where it was seen before, if any."""
-        before = self._db.execute("SELECT place FROM seen WHERE id = ?", (name,)).fetchone()
-        if before is not None:
-            return int(before[0])
-        self._db.execute("INSERT INTO seen VALUES(?, ?)", (name, place))
-        return None
+        with self._lock:
+            before = self._db.execute("SELECT place FROM seen WHERE id = ?", (name,)).fetchone()
+            if before is not None:
+                return int(before[0])
+            self._db.execute("INSERT INTO seen VALUES(?, ?)", (name, place))
+            return None
 
     def note_gone(self, stored: Iterable[str]) -> None:
         """Record those of the ``stored`` ids that are not in the source."""
-        self._db.executemany(
-            "INSERT OR IGNORE INTO gone SELECT ?1 WHERE NOT EXISTS"
-            " (SELECT 1 FROM seen WHERE id = ?1)",
-            ((name,) for name in stored),
-        )
+        with self._lock:
+            self._db.executemany(
+                "INSERT OR IGNORE INTO gone SELECT ?1 WHERE NOT EXISTS"
+                " (SELECT 1 FROM seen WHERE id = ?1)",
+                ((name,) for name in stored),
+            )
 
     def gone(self, count: int) -> Iterator[list[str]]:
         """Yield what ``note_gone`` found, up to ``count`` ids at a time."""
-        cursor = self._db.execute("SELECT id FROM gone")
-        while found := cursor.fetchmany(count):
+        with self._lock:
+            cursor = self._db.execute("SELECT id FROM gone")
+        while True:
+            with self._lock:
+                found = cursor.fetchmany(count)
+            if not found:
+                return
             yield [name for (name,) in found]
 
     def close(self) -> None:
         """Remove the temporary file."""
-        self._db.close()
+        with self._lock:
+            if "_db" in vars(self):
+                self._db.close()
 
 
 def twice(name: str, before: int, place: int) -> str:

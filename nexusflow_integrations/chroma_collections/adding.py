@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import aclosing, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -116,21 +117,20 @@ async def aadd_documents(
     check_kind(collection, AsyncCollection, "aadd_documents", "add_documents")
     check_columns(ids, documents, metadatas)
     columns: list[Any] = [ids, documents, *([] if metadatas is None else [metadatas])]
-    _check_lists(columns)
+    await asyncio.to_thread(_check_lists, columns)
     embedder = Embedder(collection)
     calls = AsyncCalls(collection, check_timeout(store_timeout, embedder.deadline))
     most = await calls("reading", collection._client.get_max_batch_size)
     run = Run.of(slice_size, most, progress, add_only=True)
-    with closing(run):
-        async with aonly_writer(collection, writer_wait):
-            await AsyncFilling(run, calls, verify=verify).fill(arows(columns), embedder)
+    async with aclosing(run), aonly_writer(collection, writer_wait):
+        await AsyncFilling(run, calls, verify=verify).fill(arows(columns), embedder)
     return _added(run)
 
 
 def _check_lists(columns: Sequence[Any]) -> None:
     if all(isinstance(column, Sequence) for column in columns):
         with closing(Run(SLICE, None, add_only=True)) as trial:
-            trial.take(list(rows(columns)))
+            trial.seen.add(trial.take(list(rows(columns))))
 
 
 def _added(run: Run) -> Added:

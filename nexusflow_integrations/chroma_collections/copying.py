@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Container, Iterator
-from contextlib import closing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -30,6 +31,7 @@ from nexusflow_integrations.chroma_collections.exchanging import (
 from nexusflow_integrations.chroma_collections.filling import PAGE, AsyncFilling, Filling, note_gone
 from nexusflow_integrations.chroma_collections.opening import check_arguments, fitting, same_space
 from nexusflow_integrations.chroma_collections.plans import (
+    Blocking,
     Plan,
     Step,
     acarry_out,
@@ -226,7 +228,7 @@ async def acopy_collection(
         await acarry_out(work.open(create=False), calls)
         if work.is_done or work.same:
             return await acarry_out(work.preview(), calls)
-        with closing(work.run()) as run:
+        async with aclosing(work.run()) as run:
             filling = AsyncFilling(run, AsyncCalls(work.target or _ASYNC_NOTHING, timeout))
             records = _arecords(calls, work.source, run.size, ())
             usage = await filling.estimate(records, work.embedder())
@@ -240,7 +242,7 @@ async def acopy_collection(
             return await acarry_out(work.preview(), calls)
         embedder = None if work.same else work.embedder()
         while not work.is_complete:
-            with closing(work.run()) as run:
+            async with aclosing(work.run()) as run:
                 if embedder is None:
                     await acarry_out(work.transfer(run), calls)
                 else:
@@ -288,7 +290,7 @@ class _Work:
             raise ConfigurationError(
                 f"exchange must be True, False or 'anyway', not {self.wanted!r}"
             )
-        Run(self.size, None, add_only=False).close()  # raises now if the size is invalid
+        Run(self.size, None, add_only=False)  # raises now if the size is invalid
 
     @property
     def deadline(self) -> float | None:
@@ -357,7 +359,8 @@ class _Work:
         """Copy what the target does not have, including vectors."""
         offset = 0
         while ids := (found := (yield _page(self.source, offset, run.size, _WHOLE)))["ids"]:
-            run.seen.add(Record(offset + n, name, "", None) for n, name in enumerate(ids))
+            seen = [Record(offset + n, name, "", None) for n, name in enumerate(ids)]
+            yield Blocking(partial(run.seen.add, seen))
             rows, there = _rows(found), {}
             if self.target is not None:
                 there = _rows((yield _get(self.target, ids, _WHOLE)))
@@ -376,7 +379,8 @@ class _Work:
     def prune(self, run: Run, *, dry: bool = False) -> Plan[None]:
         """Remove from the target what the source does not have."""
         yield from note_gone(run, self.target)
-        for ids in run.seen.gone(run.size):
+        pages = run.seen.gone(run.size)
+        while ids := (yield Blocking(partial(next, pages, None))):
             # Checked again: pages shift while others remove documents from the source.
             still = set((yield _get(self.source, ids, []))["ids"]) - set(self.left_out)
             gone = [name for name in ids if name not in still]
@@ -425,10 +429,13 @@ class _Work:
         """Return what a copy would do if nothing has to be embedded; change nothing."""
         if self.is_done:
             return Copied(present=(yield Step("reading", self.source.count, {})), exchanged=True)
-        with closing(self.run()) as run:
+        run = self.run()
+        try:
             yield from self.transfer(run, dry=True)
             if self.target is not None:
                 yield from self.prune(run, dry=True)
+        finally:
+            yield Blocking(run.close)
         self.end_pass(run)
         return self.copied(None)
 

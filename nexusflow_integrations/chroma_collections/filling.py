@@ -12,13 +12,20 @@ from collections.abc import (
     Iterator,
 )
 from contextlib import aclosing, closing, suppress
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.chroma_collections.calls import TooLargeError
 from nexusflow_integrations.chroma_collections.embedding import Embedder
-from nexusflow_integrations.chroma_collections.plans import Plan, Step, acarry_out, carry_out
+from nexusflow_integrations.chroma_collections.plans import (
+    Blocking,
+    Plan,
+    Step,
+    acarry_out,
+    carry_out,
+)
 from nexusflow_integrations.chroma_collections.records import Record
 from nexusflow_integrations.chroma_collections.run import Run, Stored, Write, stored_by_id
 from nexusflow_integrations.chroma_collections.verifying import (
@@ -74,8 +81,10 @@ class _Filling:
         fields = {"limit": READ, "include": ["documents", "embeddings"]}
         return sampled((yield Step("reading", self._collection.get, fields)))
 
-    def _look_up(self, ids: list[str]) -> Plan[tuple[Stored, set[str] | None]]:
-        if not ids:
+    def _take(self, records: list[Record]) -> Plan[tuple[Stored, set[str] | None]]:
+        """Take the next slice of the source; return what the collection has of it, and owns."""
+        yield Blocking(partial(self._run.seen.add, self._run.take(records)))
+        if not (ids := self._run.ids):
             return {}, None
         get = self._collection.get
         fields: dict[str, Any] = {"ids": ids, "include": ["documents", "metadatas"]}
@@ -86,8 +95,10 @@ class _Filling:
         return stored, set((yield Step("reading", get, fields))["ids"])
 
     def _remove(self) -> Plan[None]:
-        for ids in self._run.seen.gone(self._run.size):
-            yield Step("removing documents", self._collection.delete, {"ids": ids})
+        pages = self._run.seen.gone(self._run.size)
+        while ids := (yield Blocking(partial(next, pages, None))):
+            if not self._dry_run:
+                yield Step("removing documents", self._collection.delete, {"ids": ids})
             self._run.removed += len(ids)
 
     def _keep(self) -> Plan[None]:
@@ -135,7 +146,7 @@ def note_gone(run: Run, collection: Any) -> Plan[None]:
     offset = 0
     fields: dict[str, Any] = {"where": run.where, "limit": PAGE, "include": []}
     while found := (yield Step("reading", collection.get, {**fields, "offset": offset}))["ids"]:
-        run.seen.note_gone(found)
+        yield Blocking(partial(run.seen.note_gone, found))
         offset += len(found)
 
 
@@ -220,7 +231,7 @@ class Filling(_Filling):
             if not chunk:
                 return
             try:
-                stored, owned = self._do(self._look_up(self._run.take(chunk)))
+                stored, owned = self._do(self._take(chunk))
             except Exception as error:  # noqa: BLE001 - also of the caller's own callback
                 self._problem = error
                 return
@@ -235,7 +246,7 @@ class Filling(_Filling):
         self._do(note_gone(self._run, self._collection))
 
     def remove(self) -> None:
-        """Remove what ``gone`` has collected."""
+        """Remove what ``gone`` has collected; after ``estimate``, only count it."""
         self._do(self._remove())
 
 
@@ -320,7 +331,7 @@ class AsyncFilling(_Filling):
             if not chunk:
                 return
             try:
-                stored, owned = await self._do(self._look_up(self._run.take(chunk)))
+                stored, owned = await self._do(self._take(chunk))
             except Exception as error:  # noqa: BLE001
                 self._problem = error
                 return

@@ -1,11 +1,13 @@
 """Plans: sequences of Chroma calls, for sync and async clients.
 
 A plan is a generator that yields calls and receives each result or error. It does no I/O itself, so
-the same plan works for the sync and the async client.
+the same plan works for the sync and the async client. Work on a local file is yielded too, and the
+async client does it in a thread.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -22,7 +24,13 @@ class Step(NamedTuple):
     fields: dict[str, Any]
 
 
-Plan = Generator[Step, Any, T]
+class Blocking(NamedTuple):
+    """Local work that would block an event loop."""
+
+    do: Callable[[], Any]
+
+
+Plan = Generator[Step | Blocking, Any, T]
 
 
 class _Call(Protocol):
@@ -41,7 +49,10 @@ def carry_out(plan: Plan[T], call: _Call) -> T:
             return result
         answer = failure = None
         try:
-            answer = call(step.what, step.method, **step.fields)
+            if isinstance(step, Blocking):
+                answer = step.do()
+            else:
+                answer = call(step.what, step.method, **step.fields)
         except BaseException as error:  # noqa: BLE001 - the plan decides
             failure = error
 
@@ -58,7 +69,10 @@ async def acarry_out(plan: Plan[T], call: Callable[..., Awaitable[Any]]) -> T:
             return result
         answer = failure = None
         try:
-            answer = await call(step.what, step.method, **step.fields)
+            if isinstance(step, Blocking):
+                answer = await asyncio.to_thread(step.do)
+            else:
+                answer = await call(step.what, step.method, **step.fields)
         except BaseException as error:  # noqa: BLE001
             failure = error
 

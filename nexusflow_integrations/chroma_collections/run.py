@@ -1,7 +1,8 @@
-"""The state of one run over a source, without I/O: what was read and is not written yet."""
+"""The state of one run over a source: what was read and is not written yet."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ def _replacing(item: Ready) -> dict[str, Any] | None:
 
 @dataclass
 class Run:
-    """The state of a run.
+    """The state of a run, without I/O: only ``seen`` and closing it use a temporary file.
 
     Args:
         size: Maximum documents per write.
@@ -139,14 +140,19 @@ class Run:
         """Remove the temporary file of ids."""
         self.seen.close()
 
+    async def aclose(self) -> None:
+        """Remove it without blocking the event loop."""
+        await asyncio.to_thread(self.close)
+
     # -- reading -------------------------------------------------------------------------------
 
-    def take(self, records: Sequence[Record]) -> list[str]:
-        """Take the next slice of the source; return the ids to look up.
+    def take(self, records: Sequence[Record]) -> list[Record]:
+        """Take the next slice of the source; return the records to note in ``seen``.
 
         Raises:
-            InvalidInputError: An id occurs twice, or (``add_only``) a document cannot be stored.
+            InvalidInputError: With ``add_only``, a document cannot be stored.
         """
+        noted = []
         self.read += len(records)
         self._slice = []
         for record in records:
@@ -158,7 +164,12 @@ class Run:
             else:
                 self._leave_out(fault)
             if fault is None or fault.id is not None:
-                self.seen.add([record])
+                noted.append(record)
+        return noted
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the slice to look up."""
         return [record.id for record in self._slice]
 
     def compare(self, stored: Stored, owned: set[str] | None = None) -> Iterator[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import aclosing, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -130,7 +131,7 @@ def sync_documents(
             usage = filling.estimate(rows(columns), embedder)
             if _may_remove(run, remove):
                 filling.gone()
-                run.removed = sum(map(len, run.seen.gone(SLICE)))
+                filling.remove()
             return _synced(run, usage)
         with only_writer(collection, writer_wait):
             filling.fill(rows(columns), embedder)
@@ -166,19 +167,19 @@ async def async_documents(
     _check_remove(remove)
     check_where(where)
     columns: list[Any] = [ids, documents, *([] if metadatas is None else [metadatas])]
-    _check_lists(columns)
+    await asyncio.to_thread(_check_lists, columns)
     embedder = Embedder(collection)
     calls = AsyncCalls(collection, check_timeout(store_timeout, embedder.deadline))
     most = await calls("reading", collection._client.get_max_batch_size)
     run = Run.of(slice_size, most, progress, add_only=False, where=where)
     filling = AsyncFilling(run, calls, verify=verify)
-    with closing(run):
+    async with aclosing(run):
         await filling.begin()
         if dry_run:
             usage = await filling.estimate(arows(columns), embedder)
             if _may_remove(run, remove):
                 await filling.gone()
-                run.removed = sum(map(len, run.seen.gone(SLICE)))
+                await filling.remove()
             return _synced(run, usage)
         async with aonly_writer(collection, writer_wait):
             await filling.fill(arows(columns), embedder)
