@@ -41,7 +41,13 @@ from nexusflow_integrations.cli.rag.collection import (
 )
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key
 from nexusflow_integrations.cli.rag.indexes import Index, Indexes
-from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Chat, Passage
+from nexusflow_integrations.cli.rag.pipeline import (
+    CHAT_VARIABLE,
+    FRAMEWORKS,
+    Chat,
+    Passage,
+    chat_of,
+)
 from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.cli.rag.session import (
     CUTS,
@@ -61,7 +67,6 @@ __all__ = ["ask", "demo", "index", "search"]
 
 DEFAULT_QUESTION = "How do I pick a random item from a list?"
 _LANGUAGES = {"en": "English", "zh": "Chinese"}
-_CHAT_VARIABLE = "NEXUSFLOW_CHAT_MODEL"
 
 
 class Framework(str, Enum):
@@ -90,7 +95,7 @@ ChatOption = Annotated[
     str | None,
     typer.Option(
         help="Chat model that writes the answer, such as qwen3.5-plus; without one the answer is"
-        f" quoted from the passages. [dim]Or {_CHAT_VARIABLE}.[/dim]"
+        f" quoted from the passages. [dim]Or {CHAT_VARIABLE}.[/dim]"
     ),
 ]
 Bm25Option = Annotated[bool, typer.Option("--bm25", help="Also show the hits of BM25.")]
@@ -402,10 +407,7 @@ def _check_chat(model: str | None, *, embedded: bool) -> None:
 
 
 def _chat(model: str | None, opened: Session) -> Chat | None:
-    model = model or os.environ.get(_CHAT_VARIABLE)
-    if not model or opened.endpoint.local_model:
-        return None
-    return Chat(model, opened.endpoint.base_url, opened.endpoint.api_key)
+    return chat_of(model, opened.endpoint)
 
 
 def _update(

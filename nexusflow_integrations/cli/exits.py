@@ -8,7 +8,6 @@ import re
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.cli.rag.corpus import CorpusError
 from nexusflow_integrations.cli.rag.indexes import UnusableIndexError
-from nexusflow_integrations.cli.rag.session import ChatError
 from nexusflow_integrations.cli.rows import InputProblemError
 from nexusflow_integrations.errors import (
     AuthenticationError,
@@ -46,7 +45,6 @@ class CannotListenError(Exception):
 
 _OURS = (
     CannotListenError,
-    ChatError,
     CorpusError,
     InputProblemError,
     UnusableIndexError,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,14 +26,15 @@ from nexusflow_integrations.cli.options import (
 )
 from nexusflow_integrations.cli.options import budget as read_budget
 from nexusflow_integrations.cli.rag import corpus as corpora
-from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
+from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
+from nexusflow_integrations.cli.rag.pipeline import CHAT_VARIABLE, chat_of
 from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.cli.screen import INDENT, Screen, money
 from nexusflow_integrations.cli.words import count
 from nexusflow_integrations.client import NexusFlow
 
 if TYPE_CHECKING:
-    from nexusflow_integrations.tune import Plan, Question, TuneResult
+    from nexusflow_integrations.tune import ChatPrice, Plan, PlannedChat, Question, TuneResult
 
 __all__ = ["tune"]
 
@@ -62,6 +65,23 @@ def tune(
     plot: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Also write a plot, as SVG.")
     ] = None,
+    chat_model: Annotated[
+        str | None,
+        typer.Option(
+            help="Chat model that writes the questions, such as qwen3.5-plus, if there is no"
+            f" --questions. [dim]Or {CHAT_VARIABLE}.[/dim]"
+        ),
+    ] = None,
+    chat_questions: Annotated[
+        int, typer.Option(min=1, help="The most questions that the chat model writes.")
+    ] = 100,
+    chat_price: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SENT/WRITTEN",
+            help="Price of a million tokens of the chat model, like [bold]0.8/4.8[/bold].",
+        ),
+    ] = None,
     budget: BudgetOption = None,
     estimate: EstimateOption = False,
     yes: YesOption = False,
@@ -79,17 +99,34 @@ def tune(
             raise UsageProblem(f"the folder {str(file.parent)!r} is not there")
     if questions is not None and not questions.is_file():
         raise UsageProblem(f"the file {str(questions)!r} is not there")
+    if questions is not None and chat_model is not None:
+        raise UsageProblem("--chat-model writes the questions: leave it out, or --questions")
+    if chat_model is not None and (local or not has_key()):
+        raise UsageProblem("the embedded server has no chat model: set NEXUSFLOW_API_KEY for one")
     most = None if budget is None else read_budget(budget, Price())
+    price = None if chat_price is None else _chat_price(chat_price)
     screen = Screen(quiet=as_json)
     texts, skipped = corpora.whole(path)
-    from nexusflow_integrations.tune import Tuning
+    from nexusflow_integrations.tune import ChatModel, Tuning
     from nexusflow_integrations.tune.page import write_page, write_plot
 
     with open_endpoint(local=local or None) as endpoint:
         # The embedded server has another address each time, so its vectors are not kept.
         kept = cache or (endpoint.local_model is None or None)
         client = NexusFlow(endpoint.api_key, base_url=endpoint.base_url, cache=kept)
-        tuning = Tuning(texts, _questions(questions, path, texts), client=client, budget=most)
+        asked, chat = _questions(questions, path, texts), chat_of(chat_model, endpoint)
+        model = None
+        if chat is not None and (asked is None or chat_model is not None):
+            asked = None
+            model = ChatModel(
+                chat.model,
+                chat.api_key,
+                chat.base_url,
+                price,
+                chat_questions,
+                output.with_suffix(".questions.jsonl"),
+            )
+        tuning = Tuning(texts, asked, client=client, chat=model, budget=most)
         plan = tuning.plan()
         _show_plan(screen, plan, endpoint)
         if estimate:
@@ -135,6 +172,18 @@ def _questions(
     return [question for question in asked if question.answers]
 
 
+def _chat_price(text: str) -> ChatPrice:
+    from nexusflow_integrations.tune import ChatPrice
+
+    found = re.fullmatch(r"[^\d./]?(\d*\.?\d+)/[^\d./]?(\d*\.?\d+)", text.replace(" ", ""))
+    if found is None:
+        raise UsageProblem(
+            f"{text!r} is not a price: write those of a million tokens sent and written, like"
+            " 0.8/4.8"
+        )
+    return ChatPrice(float(found[1]), float(found[2]))
+
+
 def _plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "questions": plan.questions,
@@ -146,11 +195,24 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
         "token_error": plan.token_error,
         "list_price": plan.cost,
         "currency": plan.price.currency,
+        "chat": None if plan.chat is None else _chat_json(plan.chat),
+    }
+
+
+def _chat_json(chat: PlannedChat) -> dict[str, Any]:
+    return {
+        "model": chat.model,
+        "calls": chat.calls,
+        "sent_tokens": chat.sent,
+        "most_written_tokens": chat.most_written,
+        "most_price": None if isnan(chat.cost) else chat.cost,
     }
 
 
 def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint) -> None:
     made = ", made from the texts" if plan.made else ""
+    if plan.chat is not None:
+        made = f" at most, written by {plan.chat.model}"
     screen.out.print(
         f"{count(plan.questions, 'question')}{made}, about {count(plan.documents, 'text')}:"
         f" differences of nDCG@10 above about {plan.tellable:.2f} can be told apart."
@@ -167,9 +229,16 @@ def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint) -> None:
     paid = f"{money(plan.cost, plan.price)} at the list price"
     if endpoint.local_model is not None:
         paid += "; the embedded model is free"
+    if (chat := plan.chat) is not None:
+        most = "price not known" if isnan(chat.cost) else f"at most {money(chat.cost, plan.price)}"
+        said = (
+            f"And {count(chat.calls, 'call')} of {chat.model}: about {chat.sent:,} tokens sent, at"
+            f" most {chat.most_written:,} written, {most}."
+        )
+        screen.out.print(Padding(Text(said), INDENT))
     note = (
-        f"{paid}. Sizes, keywords and formats need no further tokens, if the service's smaller"
-        " vectors are the beginning of its largest ones."
+        f"{paid} for embeddings. Sizes, keywords and formats need no further tokens, if the"
+        " service's smaller vectors are the beginning of its largest ones."
     )
     screen.out.print(Padding(Text(note, style="dim"), INDENT))
 
@@ -214,4 +283,10 @@ def _show(screen: Screen, result: TuneResult, endpoint: Endpoint, output: Path) 
             INDENT,
         )
     )
+    if (chat := result.chat) is not None:
+        counted = f"{chat.sent:,} tokens sent and {chat.written:,} written"
+        price = "price not known" if isnan(chat.cost) else money(chat.cost, usage.price)
+        said = f"{counted}, {price}" if chat.known else "tokens not known"
+        line = f"{chat.model}: {count(chat.calls, 'call')}, {said}."
+        screen.out.print(Padding(Text(line, style="dim"), INDENT))
     screen.out.print(Padding(Text(f"Written to {output}."), INDENT))

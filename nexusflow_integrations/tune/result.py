@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import isnan
 from typing import Any
 
 from nexusflow_integrations._core.tuned import TunedSettings
@@ -11,6 +12,7 @@ from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.tune.questions import Question
 from nexusflow_integrations.tune.scores import MEASURES, Bootstrap, Interval
 from nexusflow_integrations.tune.search import POINT, Measured, best_of, difference
+from nexusflow_integrations.tune.written import ChatUsage
 
 FEW = 0.05
 """If only larger differences can be told apart, there are too few questions to choose well."""
@@ -31,7 +33,9 @@ class TuneResult:
         skipped: What the budget did not allow, one line each.
         left_out: Passages that the service refused; no setting can find them.
         predicted_tokens: Tokens expected by the estimates made before each embedding.
-        usage: What was sent and billed.
+        usage: What was sent and billed, without the chat model's.
+        chat: What the chat model was asked that wrote the questions; ``None`` without one.
+        unwritten: Questions that the budget did not allow to be written.
     """
 
     questions: tuple[Question, ...]
@@ -45,6 +49,8 @@ class TuneResult:
     left_out: int
     predicted_tokens: int
     usage: Usage
+    chat: ChatUsage | None = None
+    unwritten: int = 0
 
     @property
     def settings(self) -> TunedSettings:
@@ -113,6 +119,18 @@ class TuneResult:
                 "The questions were made from the documents: sentences and headings taken out of"
                 " them. Questions of real users are worth more."
             )
+        if self.chat is not None:
+            notes.append(
+                f"The questions were written by {self.chat.model}, each about one passage; others"
+                " may answer them, too. Questions of real users are worth more."
+            )
+            if self.chat.useless:
+                notes.append(
+                    f"{self.chat.useless} of {self.chat.calls} answers of {self.chat.model} held no"
+                    " question."
+                )
+        if self.unwritten:
+            notes.append(f"{self.unwritten} questions were not written: the budget.")
         if self.paid_sizes:
             sizes = ", ".join(map(str, self.paid_sizes))
             notes.append(
@@ -153,7 +171,18 @@ class TuneResult:
             "tokens": self.usage.tokens,
             "list_price": self.usage.cost,
             "currency": self.usage.currency,
+            "chat": None if self.chat is None else self._chat_json(self.chat),
             "settings": [self._row(item) for item in self.measured],
+        }
+
+    def _chat_json(self, chat: ChatUsage) -> dict[str, Any]:
+        return {
+            "model": chat.model,
+            "calls": chat.calls,
+            "useless": chat.useless,
+            "sent_tokens": chat.sent if chat.known else None,
+            "written_tokens": chat.written if chat.known else None,
+            "price": None if isnan(chat.cost) else chat.cost,
         }
 
     def _row(self, item: Measured) -> dict[str, Any]:

@@ -51,6 +51,7 @@ from nexusflow_integrations.tune.search import (
     search,
 )
 from nexusflow_integrations.tune.settings import Cutting, Setting
+from nexusflow_integrations.tune.written import ChatModel, PlannedChat, Writer
 
 if TYPE_CHECKING:
     from nexusflow_integrations.cli.rag.keywords import Keywords
@@ -81,8 +82,10 @@ class Plan:
     """What a run will measure with, and what it may cost.
 
     Attributes:
-        questions: How many questions there are.
+        questions: How many questions there are, or will be written at most.
         made: Whether they were made from the documents.
+        chat: What the chat model will be asked that writes them; ``None`` without one. Its tokens
+            and price are not in the others.
         tellable: The smallest difference of nDCG@10 that they can tell apart, about.
         documents: Number of documents.
         stages: In order; those whose turn does not come cost nothing.
@@ -97,6 +100,7 @@ class Plan:
     stages: tuple[PlannedStage, ...]
     token_error: float
     price: Price
+    chat: PlannedChat | None = None
 
     @property
     def tokens(self) -> int:
@@ -119,7 +123,10 @@ class Tuning:
         questions: Questions and their answers; ``None`` makes them from the documents.
         client: A client without instructions, best with a ``cache``: a run that was killed then
             pays nothing twice. Default: the service, with the cache in the user's folder.
-        budget: The most to spend; stages that would exceed it are left out.
+        chat: A chat model that writes the questions; see `ChatModel`. ``plan`` says how often it
+            will be asked, and ``run`` asks it first.
+        budget: The most to spend, the chat model included; stages that would exceed it are left
+            out.
         start: The settings to begin with, whose model is ignored. Default: this package's.
         sizes: Sizes to compare. Default: all that the model has.
         lengths: See `Options`, like all that follow.
@@ -142,6 +149,7 @@ class Tuning:
         questions: Iterable[Question] | None = None,
         *,
         client: NexusFlow | None = None,
+        chat: ChatModel | None = None,
         budget: Budget | None = None,
         start: TunedSettings | None = None,
         sizes: Sequence[int] | None = None,
@@ -162,9 +170,8 @@ class Tuning:
                 "the client has an instruction: pass a client without, and the instructions as"
                 " query_instructions=[...] or document_instructions=[...]"
             )
-        self._budget = budget
-        if budget is not None:
-            self._client = self._client._limited(budget)
+        self._unlimited = self._client
+        self._limit(budget)
         self._options = Options(
             _sizes(sizes, self._client),
             tuple(checks.whole("lengths", item, 50) for item in lengths),
@@ -176,9 +183,15 @@ class Tuning:
             tuple(checks.one_of("storages", item, STORAGES) for item in storages),
         )
         self._documents = _documents(documents)
-        self.made = questions is None
+        self.made = questions is None and chat is None
         """Whether the questions were made from the documents."""
-        if questions is None:
+        self._writer: Writer | None = None
+        if chat is not None:
+            if questions is not None:
+                raise ConfigurationError("chat: writes questions; leave it out, or questions")
+            self._writer = Writer(chat, self._documents, budget)
+            self.questions: list[Question] = []
+        elif questions is None:
             self._documents, self.questions = make_questions(self._documents)
             if not self.questions:
                 raise ConfigurationError(
@@ -187,7 +200,8 @@ class Tuning:
                 )
         else:
             self.questions = list(questions)
-        check_questions(self.questions, self._documents)
+        if self._writer is None:
+            check_questions(self.questions, self._documents)
         start = TunedSettings() if start is None else start
         self._first = Setting(
             Cutting(start.passage_characters, start.overlap, start.headings),
@@ -198,9 +212,36 @@ class Tuning:
         self._corpora: dict[Cutting, _Passages] = {}
         self._largest = self._client.resized(self._options.sizes[0])
 
+    def _limit(self, budget: Budget | None) -> None:
+        self._budget = budget
+        self._client = self._unlimited if budget is None else self._unlimited._limited(budget)
+
+    def _asked(self) -> list[str]:
+        """Return the questions; of those to be written, texts that are at least as long."""
+        if self._writer is not None and not self.questions:
+            return self._writer.expected
+        return [question.text for question in self.questions]
+
+    def _write_questions(self, progress: Callable[[str], object]) -> None:
+        """Let the chat model write the questions; the budget keeps enough for the first stage."""
+        if (writer := self._writer) is None or self.questions:
+            return
+        first = self.plan().stages[0].tokens
+        progress(f"questions, written by {writer.model}")
+        questions = writer.write(first, self._client.price.of(first))
+        if not questions:
+            raise BudgetExceededError(
+                f"the first stage needs about {first:,} tokens, and the budget allows no question"
+                " besides: nothing was sent"
+            )
+        self.questions = questions
+        check_questions(questions, self._documents)
+        self._limit(writer.rest())
+        self._largest = self._client.resized(self._options.sizes[0])
+
     def plan(self) -> Plan:
         """Return what the run may cost; nothing is sent."""
-        asked = [question.text for question in self.questions]
+        asked = self._asked()
         estimate = self._largest.estimate(asked)
         queries = estimate.tokens
         stages = []
@@ -219,13 +260,14 @@ class Tuning:
             tokens = len(self._options.document_instructions) * most
             stages.append(PlannedStage("document instruction", tokens))
         return Plan(
-            len(self.questions),
+            len(asked),
             self.made,
-            tellable(len(self.questions)),
+            tellable(len(asked)),
             len(self._documents),
             tuple(stages),
             estimate.token_error,
             self._client.price,
+            None if self._writer is None else self._writer.plan(self._largest),
         )
 
     def run(self, progress: Callable[[str], object] = lambda _: None) -> TuneResult:
@@ -236,9 +278,12 @@ class Tuning:
 
         Raises:
             BudgetExceededError: The budget does not suffice for the first stage.
+            ChatError: The chat model did not answer, or wrote no questions. Those that it wrote
+                are kept for the next run.
             NexusFlowError: Embedding failed. With a cache, the next run goes on where this one
                 ended.
         """
+        self._write_questions(progress)
         bootstrap = Bootstrap(len(self.questions))
         measuring = _Measuring(self, self._largest)
 
@@ -259,6 +304,8 @@ class Tuning:
             left_out=measuring.left_out,
             predicted_tokens=round(measuring.predicted),
             usage=measuring.usage,
+            chat=None if self._writer is None else self._writer.usage,
+            unwritten=0 if self._writer is None else self._writer.unasked,
         )
 
     def _passages(self, cutting: Cutting) -> _Passages:
@@ -278,8 +325,7 @@ class Tuning:
 
     def _probe(self) -> tuple[list[str], list[str]]:
         passages = self._passages(self._first.cutting).texts
-        questions = [question.text for question in self.questions]
-        return _spread(passages), _spread(questions)
+        return _spread(passages), _spread(self._asked())
 
 
 def _spread(texts: Sequence[str]) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -22,12 +23,16 @@ class ChatServer:
     Attributes:
         asked: The bodies of the chat requests, in order.
         pieces: What the model answers, piece by piece.
+        reply: Makes the answer of a request that is not streamed from its body instead.
+        usage: Tokens that such an answer says, as ``prompt_tokens``, ``completion_tokens``.
         status: Status of the answers; anything but 200 is an error that echoes the key.
     """
 
     def __init__(self, pieces: Sequence[str] = ("Use ", "`random.choice`", " [1].")) -> None:
         self.pieces = list(pieces)
         self.status = 200
+        self.reply: Callable[[dict[str, Any]], str] | None = None
+        self.usage: dict[str, int] | None = None
         self.asked: list[dict[str, object]] = []
         self.keys: list[str] = []
         app = Starlette(
@@ -54,10 +59,14 @@ class ChatServer:
             error = {"message": f"Incorrect API key provided: {key}", "code": "invalid_api_key"}
             return JSONResponse({"error": error}, self.status)
         if not self.asked[-1].get("stream"):
-            message = {"role": "assistant", "content": "".join(self.pieces)}
+            made = "".join(self.pieces) if self.reply is None else self.reply(self.asked[-1])
+            message = {"role": "assistant", "content": made}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            whole = {"id": "chat-1", "object": "chat.completion", "created": 1}
-            return JSONResponse(whole | {"model": "qwen3.5-plus", "choices": [choice]})
+            whole: dict[str, Any] = {"id": "chat-1", "object": "chat.completion", "created": 1}
+            whole |= {"model": "qwen3.5-plus", "choices": [choice]}
+            if self.usage is not None:
+                whole["usage"] = self.usage | {"total_tokens": sum(self.usage.values())}
+            return JSONResponse(whole)
         return StreamingResponse(self._stream(), media_type="text/event-stream")
 
     async def _stream(self) -> AsyncIterator[str]:

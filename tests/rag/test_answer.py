@@ -14,9 +14,9 @@ from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations.cli.rag.answer import is_close, numbered, quote
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
 from nexusflow_integrations.cli.rag.indexes import Index
-from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Chat, Passage, Pipeline
+from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Chat, ChatError, Passage, Pipeline
 from nexusflow_integrations.cli.rag.questions import Question
-from nexusflow_integrations.cli.rag.session import ChatError, Found, Session, agree, hit_rates
+from nexusflow_integrations.cli.rag.session import Found, Session, agree, hit_rates
 
 from .chat_server import ChatServer
 

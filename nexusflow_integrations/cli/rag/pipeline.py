@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations.cli.rag.corpus import Document
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
+from nexusflow_integrations.errors import NexusFlowError
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Passage:
         return cls(document.text, document.source, document.url, score)
 
 
+class ChatError(NexusFlowError):
+    """The chat model did not answer; the message is one sentence, without the key."""
+
+
 @dataclass(frozen=True)
 class Chat:
     """A chat model behind an OpenAI-compatible endpoint."""
@@ -43,6 +49,21 @@ class Chat:
     model: str
     base_url: str
     api_key: ApiKey
+
+
+CHAT_VARIABLE = "NEXUSFLOW_CHAT_MODEL"
+"""Names the chat model where no option does."""
+
+
+def chat_of(model: str | None, endpoint: Endpoint) -> Chat | None:
+    """Return the chat model of the service, by name or by ``CHAT_VARIABLE``; else ``None``.
+
+    The embedded server has none.
+    """
+    model = model or os.environ.get(CHAT_VARIABLE)
+    if not model or endpoint.local_model:
+        return None
+    return Chat(model, endpoint.base_url, endpoint.api_key)
 
 
 class Pipeline(Protocol):

@@ -29,7 +29,13 @@ from nexusflow_integrations.cli.rag.collection import (
 from nexusflow_integrations.cli.rag.corpus import Corpus, Document
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
 from nexusflow_integrations.cli.rag.indexes import About, Index, UnusableIndexError
-from nexusflow_integrations.cli.rag.pipeline import Chat, Passage, Pipeline, open_pipeline
+from nexusflow_integrations.cli.rag.pipeline import (
+    Chat,
+    ChatError,
+    Passage,
+    Pipeline,
+    open_pipeline,
+)
 from nexusflow_integrations.cli.rag.questions import Question
 from nexusflow_integrations.cli.rag.with_chroma import ChromaPipeline
 from nexusflow_integrations.client import NexusFlow
@@ -38,10 +44,6 @@ from nexusflow_integrations.errors import CollectionError, ConfigurationError, N
 _SAME_SCORE = 1e-3
 _CLASS = re.compile(r"\b[A-Z]\w*Error: ")
 _ANOTHER = "; make another collection"
-
-
-class ChatError(Exception):
-    """The chat model did not answer; the message is one sentence, without the key."""
 
 
 class Meter:
