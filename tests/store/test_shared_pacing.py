@@ -26,8 +26,10 @@ from nexusflow_integrations._core.pace.in_file import SharedPacer
 from nexusflow_integrations._core.pace.pacing import GivenLimits, Pacer
 from nexusflow_integrations._core.pace.shared import (
     ASK_AGAIN,
+    IDLE,
     LAPSE,
     LeasedPacer,
+    given_back,
 )
 from nexusflow_integrations._core.pace.window import Window
 from nexusflow_integrations._core.unavailable import StoreUnavailable
@@ -478,6 +480,60 @@ async def test_an_unused_send_time_expires_and_returns_its_tokens(
     assert made.wait() > 0
     await made.thread.work()
     assert reserve(pacer_on(requests=None, tokens=6_000), 1) <= 1.02
+
+
+@pytest.mark.parametrize(
+    ("charges", "requests", "tokens", "expected"),
+    [
+        ([10, 10], 20.0, 1e9, (0.1 * 1e9 - 20, -0.1)),  # the seconds count for both limits
+        ([10], 2.0, 100.0, (40.0, -0.5)),
+        ([10], 1.0, 100.0, (-10.0, 0.0)),  # no room for a second request in the same second
+        ([], 20.0, 100.0, (0.0, 0.0)),
+    ],
+)
+def test_unused_send_times_are_given_back_as_far_as_a_burst_is_allowed(
+    charges: list[int], requests: float, tokens: float, expected: tuple[float, float]
+) -> None:
+    assert given_back(charges, requests, tokens) == pytest.approx(expected)
+
+
+class Recorded:
+    """Limits that record what is reported; send times are a twentieth of a second apart."""
+
+    requests_per_minute, tokens_per_minute = 1_200.0, None
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+        self.adjusted: list[float] = []
+
+    def lease(self, count: int, tokens: int, **_: float) -> list[float]:
+        return [0.05 * n for n in range(count)]
+
+    def adjust(self, tokens: float, late: float = 0.0) -> None:
+        self.adjusted.append(late)
+
+    def throttled(self, ago: float) -> None:
+        raise AssertionError("nothing was refused")
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(1, []), (2, [-0.05])])
+async def test_a_process_that_has_nothing_more_to_send_gives_its_send_time_to_the_others(
+    processes: int, expected: list[float]
+) -> None:
+    thread, shared, now = Thread(), Recorded(processes), 100.0
+    pacer = LeasedPacer(shared, thread.submit, lambda: None, lambda: now)
+    pacer.wait(now)
+    await thread.work()
+    assert pacer._timer is not None
+    pacer._timer.cancel()
+    now += IDLE - 0.001
+    pacer._look()
+    assert len(pacer._slots) == 1
+    now += 0.002
+    pacer._look()
+    await thread.work()
+    assert shared.adjusted == pytest.approx(expected)
+    assert len(pacer._slots) == (processes == 1)
 
 
 async def test_what_a_request_really_took_reaches_the_others_without_another_request(

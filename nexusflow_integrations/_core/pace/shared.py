@@ -30,9 +30,11 @@ logger = logging.getLogger("nexusflow_integrations")
 MAX_AHEAD = 3600.0
 """Seconds; a stored send time further in the future is cut to this."""
 LEASE_SECONDS = 0.1
-"""Seconds of the rate that one process may reserve at once; what it does not use is lost to all."""
+"""Seconds of the rate that one process may reserve at once."""
 MOST_AT_ONCE = 128
 """The most requests that one process may reserve at once."""
+IDLE = 0.03
+"""Seconds after its time at which an unused send time shows that no request waits here."""
 LAPSE = 0.25
 """Seconds after its time at which an unused send time expires."""
 PATIENCE = 1.0
@@ -54,6 +56,29 @@ def account_id(*, base_url: str, key: ApiKey | AskedKey, model: str) -> bytes:
         len(data).to_bytes(8, "big") + data for data in (part.encode() for part in parts)
     )
     return hashlib.sha256(framed).digest()[:16]
+
+
+def given_back(
+    charges: list[int], requests_per_second: float, tokens_per_second: float
+) -> tuple[float, float]:
+    """Return what to charge for unused send times: tokens and seconds, both negative.
+
+    Others may hold later send times, so what is given back comes in addition to those. The server
+    allows one second's worth at once, of which one request uses its part.
+
+    Args:
+        charges: The tokens that each was charged.
+        requests_per_second: Limit.
+        tokens_per_second: Limit.
+    """
+    room = max(0.0, 1.0 - 1.0 / requests_per_second)
+    seconds = min(len(charges) / requests_per_second, room)
+    # The seconds are credited to both limits, the tokens only to theirs.
+    return seconds * tokens_per_second - sum(charges), -seconds
+
+
+def _nothing(_: object) -> None:
+    pass
 
 
 def _room(units: float, per_second: float) -> float:
@@ -103,7 +128,7 @@ class SharedLimits(Protocol):
         """
 
     def adjust(self, tokens: float, late: float = 0.0) -> None:
-        """Charge ``tokens`` (refund them if negative) and ``late`` seconds."""
+        """Charge ``tokens`` and ``late`` seconds; refund them if negative."""
 
     def throttled(self, ago: float) -> None:
         """Slow all processes down: a request sent ``ago`` seconds ago exceeded the rate limit."""
@@ -163,9 +188,10 @@ class LeasedPacer:
     """A ``Pacer`` for an event loop that gets its send times from ``SharedLimits`` in a thread.
 
     Send times are requested when a request waits for one, and the next before the last is used.
-    Unused ones expire; no other process can use them. If the limits cannot be reached or do not
-    answer, the process paces alone within its share of them (one of ``processes``). It asks again
-    every ``ASK_AGAIN`` seconds, but never while it still waits for an answer.
+    Once no request waits, unused ones are given back, if there are other processes. If the limits
+    cannot be reached or do not answer, the process paces alone within its share of them (one of
+    ``processes``). It asks again every ``ASK_AGAIN`` seconds, but never while it still waits for an
+    answer.
 
     Args:
         shared: Where send times come from.
@@ -204,6 +230,7 @@ class LeasedPacer:
         self._alone: GivenLimits | None = None
         self._ask_at = 0.0
         self._last: tuple[int, float] | None = None  # tokens of the last request, and when
+        self._timer: asyncio.TimerHandle | None = None
 
     def wait(self, now: float) -> float:
         """Return the seconds until a request may be sent; if not known, ask in a thread."""
@@ -320,6 +347,27 @@ class LeasedPacer:
             logger.warning("the shared limits can be reached again; pacing together")
         self._slots.extend(slots)
         self._ready()
+        self._watch(self._clock())
+
+    def _watch(self, now: float) -> None:
+        """Look again when the next send time is overdue: if it is still unused, nothing waits."""
+        if self._slots and self._timer is None:
+            pause = max(0.0, self._slots[0][0] - now) + IDLE
+            self._timer = asyncio.get_running_loop().call_later(pause, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._clock()
+        if not self._slots or now - self._slots[0][0] < IDLE:
+            self._watch(now)
+            return
+        if self._processes() == 1:
+            return  # no one else could use them, and the next request may still catch up
+        unused = [charged for at, charged in self._slots if now - at <= LAPSE]
+        self._slots.clear()
+        self._size = 1
+        tokens, seconds = given_back(unused, self._requests_per_second, self._tokens_per_second)
+        offload(self._submit, lambda: self._shared.adjust(tokens, seconds), _nothing, self._fail)
 
     def _not_leased(self, error: BaseException) -> None:
         self._asking = False
@@ -333,16 +381,19 @@ class LeasedPacer:
             self._pace_alone(type(error).__name__)
         self._ready()
 
+    def _processes(self) -> int:
+        try:
+            return max(1, self._shared.processes)
+        except Exception:  # noqa: BLE001 - limits written by the user may raise anything
+            return 1
+
     def _pace_alone(self, why: str) -> None:
         self._ask_at = self._clock() + ASK_AGAIN
         if self._alone is not None:
             return
         logger.warning("pacing alone until the shared limits can be reached again: %s", why)
         requests, tokens = self._limits
-        try:
-            processes = max(1, self._shared.processes)
-        except Exception:  # noqa: BLE001 - limits written by the user may raise anything
-            processes = 1
+        processes = self._processes()
         self._alone = GivenLimits(requests and requests / processes, tokens and tokens / processes)
         if self._last is not None:
             self._alone.take(*self._last)

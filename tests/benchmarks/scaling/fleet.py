@@ -41,6 +41,8 @@ from .clock import SimulatedLoop
 
 TEXTS = 10
 """Texts per request, the API's maximum."""
+PIECE = 25
+"""Requests of a piece of a worker that pauses: a batch of 250 rows."""
 ACTIVE = 10.0
 """Seconds since its last call for which a worker counts as active. This and the next two are the
 values of the Ray actor."""
@@ -81,6 +83,8 @@ class Scene:
     """The most by which a worker's timers fire late."""
     shared: bool = True
     """Whether the workers use the coordinator; else each paces alone, with the whole limit."""
+    pause: float = 0.0
+    """Seconds between a worker's pieces of ``PIECE`` requests, in which it sends nothing."""
     known: bool = True
     """Whether the workers know the quota; else each finds it by trial."""
     concurrency: int | None = None
@@ -247,7 +251,10 @@ class Worker:
         self.chance = random.Random(f"{scene.seed} {number}")
         self.cpu_free_at = 0.0
         self.paying = 0
-        self.tasks = [fleet.task(self.run()) for _ in range(scene.in_flight)]
+        if scene.pause:
+            self.tasks = [fleet.task(self.run_in_pieces())]
+        else:
+            self.tasks = [fleet.task(self.run()) for _ in range(scene.in_flight)]
 
     def pacer(self, number: int) -> Pacer:
         scene = self.fleet.scene
@@ -259,19 +266,26 @@ class Worker:
         return LeasedPacer(asked, asked.submit, self.endpoint.admission.pump, asked.clock)
 
     async def run(self) -> None:
-        found = self.fleet.found
         while True:
-            mean = self.fleet.scene.tokens
-            sizes = [max(1, int(self.chance.gauss(mean, mean / 5))) for _ in range(TEXTS)]
-            batch = [Item(n, "x", size) for n, size in enumerate(sizes)]
-            # Estimates of real corpora were up to 15 % off, in the same direction for all texts.
-            billed = int(sum(sizes) * self.chance.uniform(1.0, 1.15))
-            call = Call(texts=(), settings=self.settings, key=ApiKey("sk-air-x"), ledger=Ledger())
-            call.endpoint, call.sink = self.endpoint, Nowhere()
-            try:
-                await drive(exchange(batch, call), partial(self.send, billed))
-            except NexusFlowError:
-                found.failed += self.fleet.counting
+            await self.embed()
+
+    async def run_in_pieces(self) -> None:
+        while True:
+            await asyncio.gather(*(self.embed() for _ in range(PIECE)))
+            await self.fleet.loop.elapse(self.fleet.scene.pause)
+
+    async def embed(self) -> None:
+        mean = self.fleet.scene.tokens
+        sizes = [max(1, int(self.chance.gauss(mean, mean / 5))) for _ in range(TEXTS)]
+        batch = [Item(n, "x", size) for n, size in enumerate(sizes)]
+        # Estimates of real corpora were up to 15 % off, in the same direction for all texts.
+        billed = int(sum(sizes) * self.chance.uniform(1.0, 1.15))
+        call = Call(texts=(), settings=self.settings, key=ApiKey("sk-air-x"), ledger=Ledger())
+        call.endpoint, call.sink = self.endpoint, Nowhere()
+        try:
+            await drive(exchange(batch, call), partial(self.send, billed))
+        except NexusFlowError:
+            self.fleet.found.failed += self.fleet.counting
 
     async def send(self, billed: int, step: Send) -> Reply:
         clock, admission = self.fleet.loop.time, self.endpoint.admission

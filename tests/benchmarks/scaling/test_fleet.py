@@ -60,6 +60,14 @@ def test_a_shared_quota_is_used_up_and_hardly_ever_refused(workers: int, limit: 
     assert found["failed"] == 0
 
 
+@pytest.mark.parametrize("workers", [2, 4])
+def test_what_a_pausing_worker_leaves_of_its_lease_is_used_by_the_others(workers: int) -> None:
+    scene = Scene(workers, 1_200, seconds=20, warm=5, pause=0.5)
+    found = figures(scene, simulate(scene))
+    assert 0.97 < found["used"] <= 1.01
+    assert found["refused"] < 0.01
+
+
 def test_workers_that_share_nothing_are_refused() -> None:
     scene = replace(QUOTA, workers=4, shared=False)
     assert figures(scene, simulate(scene))["refused"] > 0.1
