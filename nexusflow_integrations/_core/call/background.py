@@ -6,7 +6,8 @@ caller's event loop (``asyncio.run`` twice). A sync call works inside a running 
 Ctrl-C cancels what is in flight, which a thread blocked in a socket could not do.
 
 The loop's thread does not survive ``fork``. A child starts a new one and never touches the old
-loop: its sockets belong to the parent.
+loop: its sockets belong to the parent. If a signal handler forks while its own thread waits for a
+call, the child ends that call with an error.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import atexit
 import logging
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class BackgroundLoop:
             ) from None
         keep_running(self.loop)
         self._closers: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self.calls: set[LoopCall[Any]] = set()
+        self._futures: set[Future[Any]] = set()
         self._thread = threading.Thread(
             target=self._run, name="nexusflow-integrations", daemon=True
         )
@@ -87,7 +90,18 @@ class BackgroundLoop:
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Start ``work`` on the loop; cancelling the future cancels the work."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        return future
+
+    def give_up(self) -> None:
+        """End, in the child of a fork, everything that its thread may wait for."""
+        for call in list(self.calls):
+            call.give_up()
+        for future in list(self._futures):
+            with suppress(InvalidStateError):
+                future.set_exception(_forked())
 
     def call_soon(self, work: Callable[[], object]) -> None:
         """Call ``work`` on the loop, from any thread; do nothing if the loop has ended."""
@@ -158,15 +172,14 @@ class LoopCall(Generic[T]):
         work: Coroutine[Any, Any, T],
         tell: Callable[[Outcome[T]], object],
     ) -> None:
+        self._background = background
         self._loop = background.loop
         self._tell = tell
         self._task: asyncio.Task[None] | None = None
         if background in _inherited:
             work.close()
-            raise APIConnectionError(
-                "a signal handler has forked this process in the middle of this call, which only"
-                " the parent can finish; further calls of this process are not affected"
-            )
+            raise _forked()
+        background.calls.add(self)
         self._loop.call_soon_threadsafe(self._begin, work)
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> None:
@@ -186,16 +199,31 @@ class LoopCall(Generic[T]):
             self._tell(outcome)
         finally:
             self._task = None  # an error holds this frame, and the task may hold the error
+            self._background.calls.discard(self)
             del self._tell
 
     def cancel(self) -> None:
         """Cancel the work, from any thread."""
+        if self._background in _inherited:
+            return
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._stop)
+
+    def give_up(self) -> None:
+        """Report an error as the outcome: this process is a child, without the loop's thread."""
+        with suppress(InvalidStateError, RuntimeError):  # it has ended, or its event loop has
+            self._tell(Outcome(error=_forked()))
 
     def _stop(self) -> None:
         if self._task is not None:
             self._loop.call_soon(self._task.cancel)  # one turn later, when it has certainly started
+
+
+def _forked() -> APIConnectionError:
+    return APIConnectionError(
+        "a signal handler has forked this process in the middle of this call, which only the parent"
+        " can finish; further calls of this process are not affected"
+    )
 
 
 _lock = forks.Lock()
@@ -226,10 +254,11 @@ def _close_at_exit() -> None:
 
 def _forget_after_fork() -> None:
     global _current
-    if _current is not None:
+    former, _current = _current, None
+    if former is not None:
         # Never collected: that would close descriptors that are shared with the parent's epoll.
-        _inherited.append(_current)
-        _current = None
+        _inherited.append(former)
+        former.give_up()
 
 
 atexit.register(_close_at_exit)
