@@ -128,7 +128,8 @@ def _deadline(run: Run, outcome: Outcome) -> None:
 def _time_for_the_request(run: Run, outcome: Outcome) -> None:
     """A call that nothing but the store holds up has time left to send something.
 
-    Seen where nobody else calls meanwhile, and the process has had nothing but good answers.
+    Seen where nobody else calls meanwhile, or has died with claims that it could not release, and
+    the process has had nothing but good answers.
     """
     process, began, ended = outcome.client.process, outcome.began, outcome.ended
     options = run.scenario.clients[outcome.client.number]
@@ -137,6 +138,7 @@ def _time_for_the_request(run: Run, outcome: Outcome) -> None:
         or "stream" in outcome.visit.kind
         or options.keys() & {"pacer", "requests_per_minute", "budget", "shared_budget"}
         or process.stopped_for(began, ended)
+        or any(incident.what == "die" for incident in run.scenario.incidents)
         or any(one.process is process and one.fate != "right" for one in run.server.sent)
     ):
         return
