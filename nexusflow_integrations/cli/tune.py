@@ -244,14 +244,13 @@ def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint) -> None:
 
 
 def _show(screen: Screen, result: TuneResult, endpoint: Endpoint, output: Path) -> None:
-    from nexusflow_integrations.tune import MEASURES
-    from nexusflow_integrations.tune.page import rows
+    from nexusflow_integrations.tune.page import COLUMNS, rows
 
     screen.head("Measured", "difference from the best in points, 95 % interval")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("setting", header_style="dim", overflow="fold")
     # What a narrow terminal has room for; --page and --json have all.
-    columns = [*MEASURES, "tokens", "price", "bytes", "a query"]
+    columns = [*COLUMNS]
     wide = screen.out.width >= _WIDE
     shown = (
         range(len(columns)) if wide else [columns.index(n) for n in ("nDCG@10", "hit@1", "bytes")]

@@ -15,11 +15,13 @@ from nexusflow_integrations._core.whole_file import whole
 from nexusflow_integrations.cli.words import count, in_bytes
 from nexusflow_integrations.tune.result import TuneResult
 from nexusflow_integrations.tune.scores import MEASURES, Interval
-from nexusflow_integrations.tune.search import Measured
+from nexusflow_integrations.tune.search import READ, Measured
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 720, 400, 56, 46, 18, 18
 _COLOURS = {"vectors": "#3056d3", "keywords": "#b8912a", "hybrid": "#12805c"}
 _QUESTIONS_SHOWN = 300
+COLUMNS = (*MEASURES, f"in {READ:,}", "tokens", "price", "bytes", "a query")
+"""Names of the columns of a table of settings, after the setting's own."""
 _STYLE = """
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
 th, td { text-align: left; padding: 4px 10px 4px 0; vertical-align: top; }
@@ -164,11 +166,13 @@ def _table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> st
 
 
 def _settings(result: TuneResult) -> str:
-    head = ["setting", *MEASURES, "tokens", "price", "bytes", "a query"]
-    return _table(head, ((_kind(result, item), row) for item, row in rows(result))) + (
+    return _table(
+        ["setting", *COLUMNS], ((_kind(result, item), row) for item, row in rows(result))
+    ) + (
         '<p class="dim">Below each score, the difference from the best, and where 95 % of the'
-        " differences would be with as many other questions. A query is searched in memory, and"
-        " its embedding is not included.</p>"
+        f" differences would be with as many other questions. {COLUMNS[len(MEASURES)]}: how often"
+        " the first passages of that many characters hold an answer. A query is searched in"
+        " memory, and its embedding is not included.</p>"
     )
 
 
@@ -177,15 +181,29 @@ def _kind(result: TuneResult, item: Measured) -> str:
 
 
 def rows(result: TuneResult) -> list[tuple[Measured, list[str]]]:
-    """Return the cells of each setting: name, scores, tokens, price, bytes, time; best first."""
+    """Return the cells of each setting, its name and ``COLUMNS``; best first.
+
+    Settings with passages of another length, whose scores are not comparable, come last.
+    """
+    length = result.chosen.setting.cutting.characters
     found = []
-    for item in sorted(result.measured, key=lambda item: (-item.mean, item.bytes)):
+    for item in sorted(
+        result.measured,
+        key=lambda item: (item.setting.cutting.characters != length, -item.mean, item.bytes),
+    ):
         scores = [
             f"{result.score(item, column).value:.3f} {apart(result.difference(item, column))}"
             for column in range(len(MEASURES))
         ]
         cost = f"{result.usage.price.of(item.tokens):.4f} {result.usage.currency}"
-        tail = [f"{item.tokens:,}", cost, in_bytes(item.bytes), f"{1000 * item.seconds:.2f} ms"]
+        read = f"{item.read.mean():.3f}"
+        tail = [
+            read,
+            f"{item.tokens:,}",
+            cost,
+            in_bytes(item.bytes),
+            f"{1000 * item.seconds:.2f} ms",
+        ]
         found.append((item, [str(item.setting), *scores, *tail]))
     return found
 

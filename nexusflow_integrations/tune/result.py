@@ -11,7 +11,7 @@ from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.tune.questions import Question
 from nexusflow_integrations.tune.scores import MEASURES, Bootstrap, Interval
-from nexusflow_integrations.tune.search import POINT, Measured, best_of, difference
+from nexusflow_integrations.tune.search import POINT, READ, Measured, best_of, difference, readings
 from nexusflow_integrations.tune.written import ChatUsage
 
 FEW = 0.05
@@ -59,8 +59,8 @@ class TuneResult:
 
     @cached_property
     def best(self) -> Measured:
-        """The setting with the highest mean nDCG@10 that can be applied."""
-        return best_of(self.measured)
+        """The setting with the highest mean nDCG@10 that can be applied, of the chosen length."""
+        return best_of(self.measured, self._bootstrap)
 
     @cached_property
     def _bootstrap(self) -> Bootstrap:
@@ -73,6 +73,16 @@ class TuneResult:
     def difference(self, item: Measured, column: int = 0) -> Interval:
         """Return how much better than the best ``item`` is, paired by question."""
         return difference(item, self.best, self._bootstrap, column)
+
+    def read(self) -> dict[int, float]:
+        """Return, for each length of passages, how often the first ``READ`` characters answer.
+
+        As `best_length` compares them: of vectors alone and with keywords, the better.
+        """
+        return {
+            length: float(item.read.mean())
+            for length, item in sorted(readings(self.measured).items())
+        }
 
     @cached_property
     def tellable(self) -> float:
@@ -146,10 +156,13 @@ class TuneResult:
                     f"Keywords alone cannot be told from the best: nDCG@10 {item.mean:.3f}, without"
                     " any vector."
                 )
-        if len({item.setting.cutting.characters for item in self.measured}) > 1:
+        read = self.read()
+        if len(read) > 1:
+            shares = ", ".join(f"{share:.3f} with {length:,}" for length, share in read.items())
             notes.append(
-                "Longer passages hold an answer more easily, and cost more tokens of the model"
-                " that reads them."
+                f"Lengths of passages are compared by how often the first {READ:,} characters found"
+                f" hold an answer: {shares}. Their nDCG@10 is not comparable, as longer ones are"
+                " more to read."
             )
         if self.left_out:
             notes.append(f"{self.left_out} passages were refused and cannot be found.")
@@ -159,6 +172,7 @@ class TuneResult:
         """Return everything but the scores of single questions, for ``--json``."""
         return {
             "questions": len(self.questions),
+            "read": {str(length): round(share, 4) for length, share in self.read().items()},
             "made": self.made,
             "tellable": round(self.tellable, 4),
             "too_few": self.too_few,
@@ -204,6 +218,7 @@ class TuneResult:
                 }
                 for column, name in enumerate(MEASURES)
             },
+            "read": round(float(item.read.mean()), 4),
             "passages": item.passages,
             "tokens": item.tokens,
             "list_price": self.usage.price.of(item.tokens),

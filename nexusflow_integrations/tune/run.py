@@ -42,6 +42,7 @@ from nexusflow_integrations.tune.retrieval import (
 )
 from nexusflow_integrations.tune.scores import DEPTH, Bootstrap, judge, need_measures, tellable
 from nexusflow_integrations.tune.search import (
+    READ,
     Measured,
     Options,
     Stage,
@@ -416,6 +417,18 @@ class _Passages:
         return Truth(questions, self.sources, self.lines, self.texts)
 
 
+def _is_read(question: int, places: list[int], truth: Truth, passages: _Passages) -> bool:
+    """Return whether an answer is in the first ``READ`` characters of passages, or in the first."""
+    used = 0
+    for place in places:
+        used += len(passages.texts[place])
+        if used > READ and used > len(passages.texts[place]):
+            return False
+        if truth.name(question, place) in truth.right[question]:
+            return True
+    return False
+
+
 @dataclass
 class _Measuring:
     """Embeds what settings need, each text once, and measures them."""
@@ -602,12 +615,21 @@ class _Measuring:
         for number, found in enumerate(places):
             names = [truth.name(number, place) for place in found.tolist()]
             ranked.append(list(dict.fromkeys(names))[:DEPTH])
+        read = [
+            _is_read(number, found.tolist(), truth, passages) for number, found in enumerate(places)
+        ]
         size = bytes_of_vectors(len(passages.texts), setting.dimensions, setting.storage)
         if setting.method != "vectors":
             size += passages.keywords.nbytes
         tokens = 0 if setting.method == "keywords" else self._tokens(setting)
         return Measured(
-            setting, judge(ranked, truth.right), tokens, size, len(passages.texts), seconds
+            setting,
+            judge(ranked, truth.right),
+            tokens,
+            size,
+            len(passages.texts),
+            seconds,
+            np.array(read, np.float64),
         )
 
     def _tokens(self, setting: Setting) -> int:

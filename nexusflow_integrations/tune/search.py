@@ -14,6 +14,8 @@ from nexusflow_integrations.tune.retrieval import STORAGES, Storage
 from nexusflow_integrations.tune.scores import Bootstrap, Floats, Interval
 from nexusflow_integrations.tune.settings import METHODS, Cutting, Method, Setting
 
+READ = 4000
+"""Characters of passages that are read for a question, when lengths of passages are compared."""
 POINT = 0.01
 """One point of nDCG@10: what the choice should lose at most, with other questions of the kind."""
 ALLOWED = POINT / 2
@@ -32,6 +34,8 @@ class Measured:
         bytes: Size of the index: vectors and keywords, without the texts.
         passages: Number of passages.
         seconds: Median time to search for one question, its embedding not included.
+        read: For each question, 1 if its answer is in the first passages that have at most
+            ``READ`` characters together, else 0; float64 of shape (questions,).
     """
 
     setting: Setting
@@ -40,6 +44,7 @@ class Measured:
     bytes: int
     passages: int
     seconds: float
+    read: Floats
 
     @property
     def quality(self) -> Floats:
@@ -115,11 +120,15 @@ def search(first: Setting, options: Options, bootstrap: Bootstrap) -> Search:
         others = [
             setting for setting in dict.fromkeys(vary(current, options)) if setting != current
         ]
-        best = max(measured, key=lambda item: item.mean)
+        best = max(_same_length(measured, current), key=lambda item: item.mean)
         if not others or 1 - best.mean <= POINT:
             continue
         measured += yield Stage(name, _new(_methods(others, options), measured))
-        current = _winner(current, measured, bootstrap)
+        if vary is _lengths:
+            characters = best_length(measured, bootstrap)
+            current = replace(current, cutting=replace(current.cutting, characters=characters))
+        else:
+            current = _winner(current, _same_length(measured, current), bootstrap)
     sized = [replace(current, dimensions=size) for size in options.sizes]
     measured += yield Stage("size", _new(_methods(sized, options), measured), paid=False)
     chosen = choose(measured, bootstrap).setting
@@ -154,6 +163,42 @@ def _new(settings: Sequence[Setting], measured: Sequence[Measured]) -> tuple[Set
 
 def _usable(measured: Sequence[Measured]) -> list[Measured]:
     return [item for item in measured if item.setting.usable]
+
+
+def _same_length(measured: Sequence[Measured], setting: Setting) -> list[Measured]:
+    characters = setting.cutting.characters
+    return [item for item in measured if item.setting.cutting.characters == characters]
+
+
+def best_length(measured: Sequence[Measured], bootstrap: Bootstrap) -> int:
+    """Return the length of passages with which the same amount of text holds most answers.
+
+    nDCG@10 would always favour long passages: ten of them are more to read. The length of the
+    first setting stays, unless another is certainly better.
+    """
+    first, best = measured[0].setting, readings(measured)
+    own = best[first.cutting.characters]
+    other = max(best.values(), key=lambda item: item.read.mean())
+    if bootstrap.interval(other.read - own.read).low > 0:
+        return other.setting.cutting.characters
+    return first.cutting.characters
+
+
+def readings(measured: Sequence[Measured]) -> dict[int, Measured]:
+    """Return the setting of each length of passages by which lengths are compared.
+
+    All differ from the first setting by no more than the length and the method, of which the one
+    with more answers in the first ``READ`` characters counts.
+    """
+    first = replace(measured[0].setting, method="vectors")
+    best: dict[int, Measured] = {}
+    for item in _usable(measured):
+        characters = item.setting.cutting.characters
+        moved = replace(first, cutting=replace(first.cutting, characters=characters))
+        if replace(item.setting, method="vectors") == moved:
+            ahead = best.get(characters, item)
+            best[characters] = max(ahead, item, key=lambda item: item.read.mean())
+    return best
 
 
 def _winner(current: Setting, measured: Sequence[Measured], bootstrap: Bootstrap) -> Setting:
@@ -241,9 +286,14 @@ def _as_good(item: Measured, best: Measured, bootstrap: Bootstrap) -> bool:
     return apart.value >= -ALLOWED and apart.includes_zero
 
 
-def best_of(measured: Sequence[Measured]) -> Measured:
-    """Return the usable setting with the highest mean nDCG@10; of equals the smallest."""
-    return max(_usable(measured), key=lambda item: (item.mean, *(-part for part in _price(item))))
+def best_of(measured: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
+    """Return the usable setting with the highest mean nDCG@10; of equals the smallest.
+
+    Only among those with passages of the best length: see `best_length`.
+    """
+    characters = best_length(measured, bootstrap)
+    fit = [item for item in _usable(measured) if item.setting.cutting.characters == characters]
+    return max(fit, key=lambda item: (item.mean, *(-part for part in _price(item))))
 
 
 def choose(measured: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
@@ -251,8 +301,9 @@ def choose(measured: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
 
     Its mean nDCG@10 is at most half a point lower, and the interval of the difference includes 0.
     """
-    best = best_of(measured)
-    good = [item for item in _usable(measured) if _as_good(item, best, bootstrap)]
+    best = best_of(measured, bootstrap)
+    fit = _usable(_same_length(measured, best.setting))
+    good = [item for item in fit if _as_good(item, best, bootstrap)]
     return min(good, key=_price)
 
 

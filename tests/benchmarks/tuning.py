@@ -115,7 +115,11 @@ class Measurer:
             }
             self._known |= {item: found.get(item) for item in new}
         known = [self._known[item] for item in stage.settings]
-        return [replace(item, scores=item.scores[half]) for item in known if item is not None]
+        return [
+            replace(item, scores=item.scores[half], read=item.read[half])
+            for item in known
+            if item is not None
+        ]
 
     def score(self, setting: Setting, half: np.ndarray) -> float:
         item = self._known[setting]
@@ -135,9 +139,10 @@ def split(tuning: Tuning, measurer: Measurer, random: np.random.Generator) -> di
         )
 
     bootstrap, found = run(mine)
-    _, elsewhere = run(other)
+    bootstrap_there, elsewhere = run(other)
+    best_here = best_of(found, bootstrap)
     chosen = choose(found, bootstrap)
-    best = best_of(elsewhere)
+    best = best_of(elsewhere, bootstrap_there)
     there = measurer.score(chosen.setting, other)
     interval = bootstrap.interval(chosen.quality)
     default = replace(tuning._first, dimensions=1024)
@@ -145,6 +150,8 @@ def split(tuning: Tuning, measurer: Measurer, random: np.random.Generator) -> di
     apart = there - measurer.score(default, other)
     return {
         "regret": best.mean - there,
+        "regret_of_best": best.mean - measurer.score(best_here.setting, other),
+        "same_length": best.setting.cutting.characters == chosen.setting.cutting.characters,
         "covered": interval.low <= there <= interval.high,
         "difference_covered": between.low <= apart <= between.high,
         "chosen": str(chosen.setting),
@@ -155,6 +162,26 @@ def measurer_scores(measurer: Measurer, setting: Setting, half: np.ndarray) -> A
     item = measurer._known[setting]
     assert item is not None
     return item.scores[half, 0]
+
+
+def by_length(tuning: Tuning, measurer: Measurer) -> dict[str, Any]:
+    """Compare lengths of passages by what the first ``READ`` characters of them answer.
+
+    Each with its difference from the default, and 1.96 standard errors of it.
+    """
+    everything, found = np.arange(len(tuning.questions)), {}
+    for method in ("vectors", "hybrid"):
+        usual = tuning._first.with_method(method)
+        settings = [
+            replace(usual, cutting=replace(usual.cutting, characters=length))
+            for length in tuning._options.lengths
+        ]
+        measured = measurer(Stage("passage length", (usual, *settings)), everything)
+        for item in measured:
+            apart = item.read - measured[0].read
+            error = 1.96 * apart.std() / np.sqrt(len(apart))
+            found[str(item.setting)] = [item.read.mean(), apart.mean(), error]
+    return found
 
 
 def prove(corpus: Corpus, client: NexusFlow, splits: int) -> dict[str, Any]:
@@ -190,6 +217,9 @@ def prove(corpus: Corpus, client: NexusFlow, splits: int) -> dict[str, Any]:
         "regret_median": float(np.median(regrets)),
         "regret_90": float(np.quantile(regrets, 0.9)),
         "within_a_point": float(np.mean(regrets <= 0.01)),
+        "best_within_a_point": float(np.mean([half["regret_of_best"] <= 0.01 for half in halves])),
+        "same_length": float(np.mean([half["same_length"] for half in halves])),
+        "lengths": by_length(tuning, measurer),
         "first_split_regret": float(regrets[0]),
         "covered": float(np.mean([half["covered"] for half in halves])),
         "difference_covered": float(np.mean([half["difference_covered"] for half in halves])),

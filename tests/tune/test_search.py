@@ -12,6 +12,7 @@ from nexusflow_integrations.tune.search import (
     Measured,
     Options,
     Stage,
+    best_length,
     best_of,
     choose,
     drive,
@@ -26,12 +27,16 @@ _FIRST = Setting(Cutting(), 2048)
 _NOISE = np.random.default_rng(1).normal(0, 0.1, (_QUESTIONS, 1))
 
 
-def _measured(setting: Setting, mean: float, own_noise: float = 0.0) -> Measured:
+def _measured(
+    setting: Setting, mean: float, own_noise: float = 0.0, reads: float | None = None
+) -> Measured:
     random = np.random.default_rng([*f"{setting}{setting.query_instruction}".encode()])
     noise = _NOISE + own_noise * random.normal(size=(_QUESTIONS, 1))
     scores = np.repeat(mean + noise - noise.mean(), 3, axis=1)
     passages = 800_000 // setting.cutting.characters
-    return Measured(setting, scores, 1000, max(1, setting.dimensions) * passages, passages, 0.001)
+    size = max(1, setting.dimensions) * passages
+    read = scores[:, 0] if reads is None else reads + 0 * scores[:, 0]
+    return Measured(setting, scores, 1000, size, passages, 0.001, read)
 
 
 def _run(mean: Callable[[Setting], float], options: Options = _OPTIONS) -> list[Stage]:
@@ -67,6 +72,23 @@ def test_nothing_is_measured_twice() -> None:
     assert len(settings) == len(set(settings))
 
 
+def test_long_passages_do_not_win_by_being_more_to_read() -> None:
+    def measured(characters: int, mean: float, reads: float) -> Measured:
+        return _measured(Setting(Cutting(characters), 2048), mean, reads=reads)
+
+    found = [measured(800, 0.7, 0.8), measured(1600, 0.9, 0.75), measured(400, 0.6, 0.8)]
+    assert choose(found, _BOOTSTRAP).setting.cutting.characters == 800
+    found += [measured(200, 0.5, 0.85)]
+    assert best_length(found, _BOOTSTRAP) == 200
+    assert choose(found, _BOOTSTRAP).setting.cutting.characters == 200
+
+
+def test_another_length_has_to_be_certainly_better() -> None:
+    noisy = _measured(Setting(Cutting(400), 2048), 0.71, own_noise=1.0)
+    found = [_measured(Setting(Cutting(), 2048), 0.7), noisy]
+    assert best_length(found, _BOOTSTRAP) == 800
+
+
 def test_without_a_clear_gain_the_defaults_stay() -> None:
     stages = _run(lambda setting: 0.7 + 0.004 * (setting.cutting.characters == 1600))
     assert {item.cutting.characters for item in stages[-1].settings} == {800}
@@ -97,7 +119,7 @@ def test_the_smallest_that_cannot_be_told_from_the_best_is_chosen() -> None:
     found = [
         _measured(Setting(Cutting(), size), mean, own_noise=0.1) for size, mean in means.items()
     ]
-    assert best_of(found).setting.dimensions == 2048
+    assert best_of(found, _BOOTSTRAP).setting.dimensions == 2048
     assert choose(found, _BOOTSTRAP).setting.dimensions == 512
 
 
