@@ -173,13 +173,15 @@ class NexusFlowDocumentEmbedder(_Embedder):
             InvalidInputError: A document has nothing to embed; ``index`` says which.
             NexusFlowError: Any other failure; its ``finished`` holds the vectors so far.
         """
-        vectors = self.client.embed(map(self._text, rows_of(documents)))
+        documents = list(rows_of(documents))
+        vectors = self.client.embed(map(self._text, documents))
         return self._answer(documents, vectors)
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])
     async def run_async(self, documents: list[Document]) -> dict[str, Any]:
         """Embed like ``run``, without blocking the event loop."""
-        vectors = await self.client.aembed(map(self._text, rows_of(documents)))
+        documents = list(rows_of(documents))
+        vectors = await self.client.aembed(map(self._text, documents))
         return self._answer(documents, vectors)
 
     def _text(self, document: Document) -> str:

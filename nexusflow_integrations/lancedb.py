@@ -11,7 +11,7 @@ from typing import Any
 from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.secret import secret_arguments
-from nexusflow_integrations._core.texts import rows_of
+from nexusflow_integrations._core.texts import check_text, rows_of
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import ConfigurationError
 
@@ -62,7 +62,7 @@ class NexusFlowEmbeddings(TextEmbeddingFunction):
         return [next(rows) if text else None for text in texts]
 
     def compute_query_embeddings(self, query: str) -> list[Any]:
-        return [self._client.embed(query, role="query")]
+        return [self._client.embed(check_text(query), role="query")]
 
     # LanceDB's versions would retry every failure and then raise a plain Exception.
     compute_query_embeddings_with_retry = compute_query_embeddings

@@ -62,7 +62,8 @@ def take_over(settings: dict[str, Any]) -> str:
             " ('split' is what OpenAIEmbeddings does)"
         )
     if nothing:
-        parts.append(f"ignores {', '.join(nothing)}, which have no meaning here")
+        have = "has" if len(nothing) == 1 else "have"
+        parts.append(f"ignores {', '.join(nothing)}, which {have} no meaning here")
     return " and ".join(parts)
 
 

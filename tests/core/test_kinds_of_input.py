@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import inspect
 from collections import OrderedDict, UserDict, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -111,3 +112,66 @@ def test_a_table_is_refused_and_its_column_accepted(package: str, table: str) ->
     with pytest.raises(InvalidInputError, match="pass one column of it"):
         check_texts(made)
     assert check_texts(made["text"]) == ["a", "b"]
+
+
+SEVERAL: dict[str, Callable[[], Any]] = {
+    "array": lambda: np.array(["a", "b"]),
+    "array of objects": lambda: np.array(["a", "b"], dtype=object),
+    "list of numpy strings": lambda: [np.str_("a"), np.str_("b")],
+    "generator": lambda: (text for text in "ab"),
+    "Series": lambda: pytest.importorskip("pandas").Series(["a", "b"], index=[7, 3]),
+    "column": Column,
+}
+
+
+def by_client(key: str, base_url: str) -> list[Callable[[Any], Any]]:
+    client = NexusFlow(key, base_url=base_url, dimensions=64)
+
+    async def streamed(texts: Any) -> list[Any]:
+        return [item.vector async for item in client.aembed_stream(texts)]
+
+    return [
+        client.embed,
+        lambda texts: [item.vector for item in client.embed_stream(texts)],
+        client.aembed,
+        streamed,
+    ]
+
+
+def by_langchain(key: str, base_url: str) -> list[Callable[[Any], Any]]:
+    pytest.importorskip("langchain_core")
+    from nexusflow_integrations.langchain import NexusFlowEmbeddings
+
+    made = NexusFlowEmbeddings(api_key=key, base_url=base_url, dimensions=64)
+    return [made.embed_documents, made.aembed_documents]
+
+
+def by_llama_index(key: str, base_url: str) -> list[Callable[[Any], Any]]:
+    pytest.importorskip("llama_index.core")
+    from nexusflow_integrations.llama_index import NexusFlowEmbedding
+
+    made = NexusFlowEmbedding(api_key=key, base_url=base_url, dimensions=64)
+    return [made.get_text_embedding_batch, made.aget_text_embedding_batch]
+
+
+def by_chroma(key: str, base_url: str) -> list[Callable[[Any], Any]]:
+    pytest.importorskip("chromadb")
+    from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+
+    made = NexusFlowEmbeddingFunction(api_key=key, api_base=base_url, dimensions=64)
+    return [made, made.embed_query]
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+@pytest.mark.parametrize("by", [by_client, by_langchain, by_llama_index, by_chroma])
+async def test_every_interface_embeds_arrays_columns_and_generators(
+    by: Callable[[str, str], list[Callable[[Any], Any]]], kind: str
+) -> None:
+    local = pytest.importorskip("nexusflow_integrations.local")
+    with local.LocalServer("hash") as server:
+        rows = NexusFlow(server.api_key, base_url=server.base_url, dimensions=64).embed(["a", "b"])
+        for embed in by(server.api_key, server.base_url):
+            found = embed(SEVERAL[kind]())
+            if inspect.isawaitable(found):
+                found = await found
+            np.testing.assert_allclose(np.array(list(found), np.float32), rows, atol=1e-6)

@@ -87,7 +87,7 @@ def test_what_means_nothing_here_is_noted_once(name: str, monkeypatch: pytest.Mo
         NexusFlowEmbeddings(**{name: NO_MEANING[name]})
         NexusFlowEmbeddings(**{name: NO_MEANING[name]})
     (note,) = caught
-    assert str(note.message) == (f"NexusFlowEmbeddings ignores {name}, which have no meaning here")
+    assert str(note.message) == (f"NexusFlowEmbeddings ignores {name}, which has no meaning here")
     assert note.filename == __file__
 
 

@@ -51,6 +51,15 @@ def test_a_pipeline_finds_the_nearest_document() -> None:
     assert found["retriever"]["documents"][0].content == "Red pandas climb trees."
 
 
+async def test_documents_may_come_from_a_generator() -> None:
+    embedder = NexusFlowDocumentEmbedder(dimensions=64)
+    for answer in (
+        embedder.run(documents=iter(DOCUMENTS)),
+        await embedder.run_async(documents=iter(DOCUMENTS)),
+    ):
+        assert [made.id for made in answer["documents"]] == [given.id for given in DOCUMENTS]
+
+
 def test_documents_come_back_in_order_as_copies_with_their_embeddings() -> None:
     answer = NexusFlowDocumentEmbedder(dimensions=64).run(documents=DOCUMENTS)
     assert [document.id for document in answer["documents"]] == [given.id for given in DOCUMENTS]

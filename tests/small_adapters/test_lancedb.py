@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import lancedb
+import numpy as np
+import pyarrow as pa
 import pytest
 from lancedb.embeddings import get_registry
 from lancedb.pydantic import LanceModel, Vector
 
 import nexusflow_integrations.lancedb
-from nexusflow_integrations.errors import AuthenticationError, ConfigurationError
+from nexusflow_integrations.errors import AuthenticationError, ConfigurationError, InvalidInputError
 from nexusflow_integrations.local import LocalServer
 
 ROWS = [
@@ -37,6 +39,26 @@ def table(folder: Path, function: Any) -> Any:
         vector: Vector(function.ndims()) = function.VectorField()
 
     return lancedb.connect(folder).create_table("texts", schema=Row)
+
+
+SEVERAL = [
+    pytest.param(lambda: np.array(["a", "b"]), id="array"),
+    pytest.param(lambda: np.array(["a", "b"], dtype=object), id="array of objects"),
+    pytest.param(lambda: (text for text in "ab"), id="generator"),
+    pytest.param(lambda: pa.chunked_array([["a"], ["b"]]), id="column"),
+]
+
+
+@pytest.mark.parametrize("several", SEVERAL)
+def test_texts_may_be_any_column_and_a_query_is_one_string(several: Any) -> None:
+    function = make()
+    found, expected = (
+        function.compute_source_embeddings(several()),
+        function.generate_embeddings(["a", "b"]),
+    )
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(InvalidInputError, match="not a string"):
+        function.compute_query_embeddings(several())
 
 
 def test_the_registry_knows_it_by_name() -> None:
