@@ -143,6 +143,7 @@ def test_killed_at_random_moments_and_run_again_it_has_lost_nothing_and_pays_onl
     assert counted(tmp_path) == len(NEW)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_passages_and_names_what_was_paid_for(
     tmp_path: Path, paid: LocalServer
 ) -> None:
@@ -178,6 +179,7 @@ def test_a_write_that_failed_inside_the_store_is_not_repeated_but_a_read_is() ->
     assert len(attempts) == 4
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_started_again_is_waited_for(
     chroma: ChromaRun, paid: LocalServer
 ) -> None:

@@ -368,6 +368,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Callable[[], 
     return kill_after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [128, 64], ids=["embedded again", "copied"])
 def test_killed_at_any_call_one_of_the_two_answers_and_calling_again_completes_it(
     client: Any, make: Make, kill_after: Callable[[int], Callable[[], int]], size: int

@@ -108,6 +108,7 @@ def counted(folder: Path) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_two_processes_that_wait_for_each_other_damage_nothing(
     start: Start, tmp_path: Path
 ) -> None:
@@ -145,6 +146,7 @@ def test_the_second_writer_gets_an_error_that_says_what_to_do(
     assert says(other) == "wrote"
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_killed_leaves_no_lock(start: Start, tmp_path: Path, make: Make) -> None:
     killed = start("killed", "add", 0)
     write(killed, 100_000)

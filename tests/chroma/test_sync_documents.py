@@ -611,6 +611,7 @@ def test_the_wrong_twin_and_a_wrong_collection_are_refused_by_name(collection: A
         sync_documents(collection, ids=["a"], documents=texts())  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
     import tracemalloc
 

@@ -508,6 +508,7 @@ def test_a_reader_that_goes_away_ends_the_run_without_a_word_about_it(tmp_path: 
     assert "/cli/" not in aside
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(
     nexusflow: Command, service: LocalServer, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def test_a_report_of_a_chroma_folder_costs_nothing_without_questions(
     assert service.stats.requests == 0
 
 
+@pytest.mark.slow
 def test_questions_are_asked_and_judged(
     nexusflow: Command, service: LocalServer, chroma: Path, tmp_path: Path
 ) -> None:

@@ -106,6 +106,7 @@ print("done", "rich" in sys.modules)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rich", [True, False])
 def test_no_call_blocks_an_event_loop(tmp_path: Path, *, rich: bool) -> None:
     pytest.importorskip("blockbuster")

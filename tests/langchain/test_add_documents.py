@@ -554,6 +554,7 @@ def test_progress_counts_every_document_once(make: Make) -> None:
     assert sum(steps) == 100
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_however_many_documents_come(server: LocalServer) -> None:
     code = f"""
 import resource, sys

@@ -296,6 +296,7 @@ def test_a_pipelines_error_names_node_document_and_file(
     assert alone.value.status_code == 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_async", [False, True])
 def test_an_indexs_error_quotes_the_text_beyond_the_first_window(
     embedding: NexusFlowEmbedding, use_async: bool

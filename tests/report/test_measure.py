@@ -13,6 +13,8 @@ from nexusflow_integrations.report import measure
 
 pytestmark = pytest.mark.timeout(600)
 
+PROJECTIONS = ["auto", "pca", pytest.param("tsne", marks=pytest.mark.slow)]
+
 
 def blobs(count: int = 90, groups: int = 3) -> tuple[measure.Floats, np.ndarray]:
     random = np.random.default_rng(0)
@@ -27,9 +29,7 @@ def layout(vectors: measure.Floats, projection: str = "auto") -> measure.Layout:
     return measure.project(low, near, projection)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("projection", "method"), [("auto", "t-SNE"), ("pca", "PCA"), ("tsne", "t-SNE")]
-)
+@pytest.mark.parametrize(("projection", "method"), [("auto", "t-SNE"), ("pca", "PCA")])
 def test_a_map_keeps_neighbours_together_and_fits_the_unit_square(
     projection: str, method: str
 ) -> None:
@@ -44,6 +44,7 @@ def test_a_map_keeps_neighbours_together_and_fits_the_unit_square(
     assert np.array_equal(found.points, layout(vectors, projection).points)
 
 
+@pytest.mark.slow
 def test_tsne_shows_what_two_principal_components_cannot() -> None:
     vectors, _ = blobs(600, 30)
     apart = {name: layout(vectors, name) for name in ("pca", "auto")}
@@ -53,7 +54,7 @@ def test_tsne_shows_what_two_principal_components_cannot() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 11, 12, 13])
-@pytest.mark.parametrize("projection", ["auto", "pca", "tsne"])
+@pytest.mark.parametrize("projection", PROJECTIONS)
 def test_a_handful_of_points_has_a_map_too(count: int, projection: str) -> None:
     found = layout(blobs(count)[0], projection)
     assert found.points.shape == (count, 2)
@@ -75,7 +76,7 @@ FEW = {
 
 
 @pytest.mark.parametrize("kind", FEW)
-@pytest.mark.parametrize("projection", ["auto", "pca", "tsne"])
+@pytest.mark.parametrize("projection", PROJECTIONS)
 def test_few_distinct_vectors_have_map_and_clusters_without_a_warning(
     kind: str, projection: str, recwarn: pytest.WarningsRecorder
 ) -> None:

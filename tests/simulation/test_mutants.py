@@ -13,6 +13,7 @@ ENOUGH = 1000
 """The number of runs within which it must notice."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.what)
 def test_it_notices_that(mutant: Mutant) -> None:
     with mutant.living(), closing(failures(range(ENOUGH))) as runs:

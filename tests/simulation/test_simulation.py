@@ -26,6 +26,7 @@ def test_seeds_that_once_found_a_fault_keep_all_invariants(seed: int) -> None:
     assert [report for _, report in failures([seed]) if report] == []
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_run() -> None:
     """Twice in this process, and in others, where sets have another order."""
     here = _fingerprints()

@@ -98,6 +98,7 @@ def test_processes_on_one_corpus_pay_once(
     assert len({one["checksum"] for one in done}) == 1
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("server", [200], indirect=True)  # a second and more, to be killed in
 @pytest.mark.parametrize("trial", range(2))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -206,10 +207,12 @@ THOROUGH = settings(
 )
 
 
+@pytest.mark.slow
 def test_three_stores_on_one_file_behave_like_plain_dictionaries() -> None:
     run_state_machine_as_test(Stores, settings=THOROUGH)
 
 
+@pytest.mark.slow
 def test_three_stores_on_one_server_behave_like_plain_dictionaries(redis_server: Any) -> None:
     class StoresOnRedis(Stores):
         def __init__(self) -> None:

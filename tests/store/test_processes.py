@@ -92,6 +92,7 @@ def test_processes_that_make_the_same_file_at_once_all_get_it(
         assert len(noted(path, "paid")) == 20
 
 
+@pytest.mark.slow
 @both
 def test_a_killed_process_loses_nothing_it_kept_and_only_repays_what_was_in_flight(
     tmp_path: Path, place: str, work: Work, outcome: Outcome

@@ -126,6 +126,7 @@ def test_the_page_shows_the_results_that_are_beside_it(tmp_path: Path) -> None:
         assert f"<!-- begin {name} -->\n{table}<!-- end {name} -->" in page, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "most_refused"), [(10.0, 0.05), (44.0, 0.03)])
 def test_an_unknown_quota_is_used_from_the_first_seconds_on(
     seconds: float, most_refused: float
