@@ -58,7 +58,7 @@ def call(per_minute: float | None = None) -> Call:
 
 
 def step() -> Send:
-    return Send(b"", (item_of(0, "a"),), 10, 60.0, urgent=False)
+    return Send(b"", (item_of(0, "a"),), 10, 60.0, urgent=False, encoding="base64")
 
 
 @timed

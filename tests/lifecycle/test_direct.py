@@ -11,6 +11,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ from faults.surfaces import used_already
 
 from nexusflow_integrations import Budget, NexusFlow
 from nexusflow_integrations._core.call.direct import fits
+from nexusflow_integrations._core.call.engine import engine
 from nexusflow_integrations._core.request import blocking
 from nexusflow_integrations._core.request.blocking import BlockingSender, Connections, Peer
 from nexusflow_integrations._core.request.exchange import Call
 from nexusflow_integrations._core.request.transport import AiohttpSender
+from nexusflow_integrations._core.request.wire import Answer
 from nexusflow_integrations._core.usage import BudgetGuard, Ledger
 
 from .scene import KEY, SIZE, assert_right, client_of, lane_of, run, until
@@ -414,3 +417,48 @@ def test_a_budget_is_kept_by_the_loop(server: FaultServer, senders: list[str]) -
     client = in_use(server, budget=Budget(tokens=1000))
     client.embed("within the budget")
     assert senders == ["loop"]
+
+
+def test_time_to_connect_is_part_of_the_timeout(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = in_use(server, timeout=30.0)
+    connection, send = BlockingSender.connection, BlockingSender.send
+    left: list[float] = []
+
+    def slow_connection(self: Any, timeout: float) -> Any:
+        time.sleep(0.2)
+        return connection(self, timeout)
+
+    def noting_send(self: Any, found: Any, body: bytes, timeout: float) -> Any:
+        left.append(timeout)
+        return send(self, found, body, timeout)
+
+    monkeypatch.setattr(BlockingSender, "connection", slow_connection)
+    monkeypatch.setattr(BlockingSender, "send", noting_send)
+    assert np.array_equal(client.embed("a text"), expected_vector("a text", SIZE))
+    assert len(left) == 1
+    assert left[0] <= 29.8
+
+
+def test_a_threads_reply_is_used_although_base64_was_refused_in_the_meantime(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = in_use(server)
+    endpoints = [
+        endpoint
+        for (base_url, *_), endpoint in engine()[1]._endpoints.items()
+        if base_url == client.settings.base_url
+    ]
+
+    def refused(*_: Any) -> Answer:
+        for endpoint in endpoints:
+            endpoint.base64_refused = True
+        return Answer(429, {"retry-after": "0.3"}, b"{}")
+
+    monkeypatch.setattr(BlockingSender, "send", refused)
+    before, began = client.usage, time.monotonic()
+    assert np.array_equal(client.embed("a text"), expected_vector("a text", SIZE))
+    assert time.monotonic() - began >= 0.3
+    sent = client.usage - before
+    assert (sent.requests, sent.retries) == (2, 1)

@@ -77,6 +77,8 @@ class DirectCall:
         later: Calls a function on the event loop.
     """
 
+    _has_ended = True
+
     def __init__(
         self,
         call: Call,
@@ -128,14 +130,15 @@ class DirectCall:
         call, clock = self._call, self._endpoint.clock
         if not isinstance(step, Send):
             return False
+        until = clock() + step.timeout
         connection = self._sender.connection(step.timeout)
         if connection is None:
             return False
         step.admitted = True
         sent_at = clock()
-        outcome = self._send(connection, step)
+        outcome = self._send(connection, step, until - sent_at)
         reply = Reply(outcome, sent_at, clock())
-        call.sent = (step.body, reply)
+        call.sent = (step, reply)
         if isinstance(outcome, Answer) and 200 <= outcome.status < 300:
             try:
                 steps.send(reply)
@@ -152,9 +155,9 @@ class DirectCall:
             and self._coalescer.enter(self._texts, self._gathered)
         )
 
-    def _send(self, connection: Connection, step: Send) -> Answer | TransportFault:
+    def _send(self, connection: Connection, step: Send, timeout: float) -> Answer | TransportFault:
         try:
-            return self._sender.send(connection, step.body, step.timeout)
+            return self._sender.send(connection, step.body, timeout)
         except Exception as error:
             outcome = fault(error, step.timeout)
             if outcome is None or raised_by_signal_handler(error):

@@ -80,9 +80,11 @@ SendStep = Callable[[Source, Send], Coroutine[Any, Any, Reply]]
 async def admit_and_send(call: Call, sender: Sender, source: Source, step: Send) -> Reply:
     endpoint = call.endpoint
     sent, call.sent = call.sent, None
-    if sent is not None and sent[0] == step.body:
-        step.admitted = True
-        return sent[1]
+    if sent is not None:
+        if sent[0].body == step.body:
+            step.admitted = True
+            return sent[1]
+        call.ledger.sent(retry=False)  # the batch has been split since
     await _enter(call, source, step)
     step.admitted = True
     sent_at = endpoint.clock()

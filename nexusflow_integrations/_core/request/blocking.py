@@ -310,7 +310,8 @@ class BlockingSender:
         """Return the response to ``body`` within ``timeout`` seconds.
 
         Raises:
-            OSError: As for ``Connection.exchange``, which see; ``fault`` says what it means.
+            OSError, HTTPException, NotHttp: See ``Connection.exchange``; ``fault`` returns what
+                they mean.
         """
         is_usable = False
         try:

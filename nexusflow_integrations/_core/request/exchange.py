@@ -20,7 +20,7 @@ import re
 from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from nexusflow_integrations._core.request import retry
 from nexusflow_integrations._core.request.batching import Batch, Item, halves, plan_batches
@@ -94,6 +94,7 @@ class Send:
     tokens: int
     timeout: float
     urgent: bool
+    encoding: Literal["base64", "float"]
     admitted: bool = False
 
 
@@ -167,8 +168,8 @@ class Call:
     ``until`` is the deadline in monotonic seconds. ``stopping`` is set when the call is going to
     fail: the tasks ``in_flight`` (with a request sent) may finish, but nothing more is sent.
     ``shortened`` holds the indices of texts that were too long. ``unsent`` holds the errors of
-    texts that are left out, by index. ``sent`` is the body of a request that the calling thread has
-    sent already, and its reply.
+    texts that are left out, by index. ``sent`` is what the calling thread has sent already, and
+    the reply.
     """
 
     texts: Sequence[str]
@@ -198,7 +199,7 @@ class Call:
     renew: Callable[[ApiKey | None], Awaitable[bool]] | None = field(init=False, default=None)
     proven: ApiKey | None = field(init=False, default=None)
     old_keys: list[ApiKey] = field(init=False, default_factory=list)
-    sent: tuple[bytes, Reply] | None = field(init=False, default=None)
+    sent: tuple[Send, Reply] | None = field(init=False, default=None)
 
     @property
     def secrets(self) -> list[Secret]:
@@ -359,6 +360,8 @@ def _send_until_judged(
                         yield from exchange(piece, call, ledger, sink)
                     return None
             encoding = "float" if endpoint.base64_refused else settings.encoding_format
+            if call.sent is not None:
+                encoding = call.sent[0].encoding  # or its reply would not be for this body
             body = encode_request(
                 batch,
                 model=settings.model,
@@ -370,7 +373,7 @@ def _send_until_judged(
             key = call.key
             try:
                 timeout = min(settings.timeout, _remaining(call))
-                step = Send(body, batch, tokens, timeout, call.urgent)
+                step = Send(body, batch, tokens, timeout, call.urgent, encoding)
                 reply: Reply = yield step
             except BaseException:
                 admitted = step is not None and step.admitted
