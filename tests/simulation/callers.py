@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import random
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from nexusflow_integrations._core.vectors import Vectors
 
 from .process import Process
 from .scenario import Visit
+from .threads import Buried, ProgramThread
 
 VISIT: ContextVar[Outcome | None] = ContextVar("VISIT", default=None)
 """The caller of the current call, also set on the engine's loop."""
@@ -69,6 +71,7 @@ class Outcome:
     refused: dict[int, BaseException] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     progress: int = 0
+    thread: ProgramThread | None = None
     is_complete: bool = False
 
 
@@ -85,6 +88,13 @@ class Callers:
         outcome = Outcome(visit, of, process.world.now)
         self.outcomes.append(outcome)
         process.world.note(f"{process.name} begins to {visit.kind}", len(visit.texts))
+        if visit.is_in_thread:
+            name = f"thread {process.world.seed} {len(self.outcomes)}"
+            thread = outcome.thread = ProgramThread(process, random.Random(name))
+            thread.start(partial(_visit_here, outcome))
+            if visit.cancel_after is not None:
+                process.later(visit.cancel_after, thread.interrupt)
+            return
         task = process.loop.create_task(_visit(outcome))
         if visit.cancel_after is not None:
             cancel = partial(process.loop.call_soon_threadsafe, task.cancel)
@@ -102,19 +112,48 @@ def _note_call(call: Call) -> None:
 
 async def _visit(outcome: Outcome) -> None:
     VISIT.set(outcome)
-    world = outcome.client.process.world
     try:
         if "stream" in outcome.visit.kind:
             await _stream(outcome)
         else:
             await _embed(outcome)
     except BaseException as error:
-        outcome.error = error.with_traceback(None)
-        for index, row in getattr(error, "finished", {}).items():
-            outcome.rows[index] = row
+        _note_error(outcome, error)
+    _note_end(outcome)
+
+
+def _visit_here(outcome: Outcome) -> None:
+    """Make a sync call, in a thread of the program."""
+    VISIT.set(outcome)
+    visit, real = outcome.visit, outcome.client.real
+    try:
+        if visit.kind == "query":
+            outcome.rows[0] = real.embed(visit.texts[0], role="query")
+        else:
+            _note_result(outcome, real.embed(visit.texts))
+        outcome.is_complete = True
+    except Buried:
+        raise
+    except BaseException as error:
+        _note_error(outcome, error)
+    _note_end(outcome)
+
+
+def _note_result(outcome: Outcome, result: Any) -> None:
+    outcome.rows.update((i, row) for i, row in enumerate(result) if row is not None)
+    outcome.refused.update(getattr(result, "refused", {}))
+
+
+def _note_error(outcome: Outcome, error: BaseException) -> None:
+    outcome.error = error.with_traceback(None)
+    outcome.rows.update(getattr(error, "finished", {}))
+
+
+def _note_end(outcome: Outcome) -> None:
+    process, world = outcome.client.process, outcome.client.process.world
     outcome.ended = world.now
     came = type(outcome.error).__name__ if outcome.error else "well"
-    world.note(f"{outcome.client.process.name} ends to {outcome.visit.kind}", came)
+    world.note(f"{process.name} ends to {outcome.visit.kind}", came)
 
 
 async def _embed(outcome: Outcome) -> None:
@@ -127,9 +166,7 @@ async def _embed(outcome: Outcome) -> None:
         found = await real.aembed(visit.texts[0], role="query")
         outcome.rows[0] = found
     else:
-        result = await real.aembed(visit.texts, progress=progress)
-        outcome.rows.update((i, row) for i, row in enumerate(result) if row is not None)
-        outcome.refused.update(getattr(result, "refused", {}))
+        _note_result(outcome, await real.aembed(visit.texts, progress=progress))
     outcome.is_complete = True
 
 

@@ -70,7 +70,7 @@ def _complete(outcome: Outcome) -> None:
     count = len(outcome.visit.texts)
     if outcome.is_complete and outcome.rows.keys() | outcome.refused.keys() != set(range(count)):
         raise Broken("every text: a call succeeded without a result for each text")
-    if outcome.is_complete and outcome.visit.kind == "embed" and outcome.progress != count:
+    if outcome.is_complete and outcome.visit.reports and outcome.progress != count:
         raise Broken(f"every text: progress reported {outcome.progress} of {count} texts")
 
 
@@ -102,10 +102,12 @@ def _typed_error(run: Run, outcome: Outcome) -> None:
     if error is None:
         return
     if isinstance(error, asyncio.CancelledError):
-        fits = visit.cancel_after is not None
+        fits = visit.cancel_after is not None and not visit.is_in_thread
+    elif isinstance(error, KeyboardInterrupt):
+        fits = visit.cancel_after is not None and visit.is_in_thread
     elif isinstance(error, errors.APITimeoutError):
         fits = settings.deadline is not None or any(
-            sent.closed_at - sent.sent_at >= settings.timeout for sent in run.server.sent
+            sent.closed_at - sent.began_at >= settings.timeout for sent in run.server.sent
         )
     elif isinstance(error, errors.BudgetExceededError):
         fits = run.options[outcome.client.number].get("budget") is not None
@@ -121,6 +123,8 @@ def _deadline(run: Run, outcome: Outcome) -> None:
     if deadline is None or outcome.ended is None or "stream" in outcome.visit.kind:
         return
     took = outcome.ended - outcome.began
+    if outcome.thread is not None:
+        took -= outcome.thread.paused
     if took - process.stopped_for(outcome.began, outcome.ended) > deadline + SLACK:
         raise Broken(f"the deadline: {took:.2f} s instead of {deadline} s")
 
@@ -157,6 +161,8 @@ def _nothing_left(run: Run) -> None:
                 raise Broken(f"nothing is left: {len(tasks)} tasks on the {name}'s loop: {tasks}")
         if not all(thread.is_idle for thread in process.threads):
             raise Broken("nothing is left: work in a thread")
+        if not all(thread.has_ended for thread in process.program_threads):
+            raise Broken("nothing is left: a thread of the program")
         for what in process.engine.leftovers():
             raise Broken(f"nothing is left: {what}")
     for process, complaint in run.world.complaints:

@@ -12,7 +12,7 @@ from types import FunctionType
 from typing import Any
 
 from nexusflow_integrations._core import usage
-from nexusflow_integrations._core.call import coalescing, engine, job, sources
+from nexusflow_integrations._core.call import coalescing, direct, engine, job, sources
 from nexusflow_integrations._core.pace import admission, pacing, window
 from nexusflow_integrations._core.request import exchange, wire
 
@@ -42,7 +42,8 @@ class Mutant:
         source = textwrap.dedent(inspect.getsource(original))
         assert source.count(self.old) == 1, f"{self.what}: the source has changed"
         flags = __future__.annotations.compiler_flag
-        code = compile(source.replace(self.old, self.new), "mutant", "exec", flags, True)
+        file = original.__code__.co_filename  # where threads pause between lines
+        code = compile(source.replace(self.old, self.new), file, "exec", flags, True)
         made: dict[str, Any] = {}
         exec(code, original.__globals__, made)
         places = [self.owner]
@@ -209,5 +210,62 @@ MUTANTS = (
         exchange,
         "_send_until_judged",
         "ledger.sent(retry=attempts > 0)",
+    ),
+    Mutant(
+        "the admission queue is not informed that a thread's request has ended",
+        admission.AdmissionQueue,
+        "exit",
+        "self.threads.discard(request)",
+    ),
+    Mutant(
+        "a thread does not wake the admission queue at its end",
+        direct.DirectCall,
+        "end",
+        "self._later(self._endpoint.admission.pump)",
+    ),
+    Mutant(
+        "the event loop does not count the requests of threads",
+        admission.AdmissionQueue,
+        "_admit",
+        "self.in_flight + max(self._lent, len(self.threads))",
+        "self.in_flight",
+    ),
+    Mutant(
+        "a thread does not release its texts at its end",
+        direct.DirectCall,
+        "end",
+        "self._coalescer.exit(self._texts, self._gathered)",
+    ),
+    Mutant(
+        "calls that wait for a thread's text are not woken at its end",
+        direct.DirectCall,
+        "end",
+        "self._later(self._gathered.wake_all)",
+    ),
+    Mutant(
+        "a thread does not look for texts that the event loop is sending",
+        coalescing.Coalescer,
+        "enter",
+        "text in self._carriers",
+        "False",
+    ),
+    Mutant(
+        "the event loop does not look for texts that threads are sending",
+        coalescing.Coalescer,
+        "join",
+        "return self._without_those_of_threads(mine, others, gathered)",
+        "return mine, others",
+    ),
+    Mutant(
+        "the event loop repeats a thread's request instead of using its reply",
+        direct.DirectCall,
+        "_is_done",
+        "call.sent = (step, reply)",
+    ),
+    Mutant(
+        "what a thread counted is counted again by the event loop",
+        direct.DirectCall,
+        "run",
+        "call.ledger.reset()",
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -15,6 +16,7 @@ from nexusflow_integrations._core.call.results import CallResults
 from nexusflow_integrations._core.request.exchange import Call
 from nexusflow_integrations._core.request.transport import Sender
 
+from .threads import ProgramThread, SimulatedBlockingSender
 from .world import Loop, World
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class Process:
         self.runs = self.is_alive = True
         self.stops: list[tuple[float, float]] = []
         self.threads: list[SimulatedThread] = []
+        self.program_threads: list[ProgramThread] = []
         self.on_call: Callable[[Call], object] = lambda _: None
         self._held: list[Callable[[], object]] = []
         self.loop = Loop(world, self)
@@ -123,6 +126,22 @@ class _Engine(Engine):
     def _sender(self, call: Call) -> Sender:
         return self._process.server.sender(self._process, call)
 
+    def _make_sender_here(self, *_: Any) -> Any:
+        process = self._process
+        name = f"sender {process.world.seed} {process.pid}"
+        return SimulatedBlockingSender(process.server, random.Random(name))
+
+    def embed_here(self, call: Call) -> CallResults | None:
+        self._process.on_call(call)
+        ProgramThread.current().call = call
+        results = None
+        try:
+            results = super().embed_here(call)
+        finally:
+            if results is not None:
+                self.ended[call] = self._process.world.now
+        return results
+
     async def embed(self, call: Call, *args: Any, **options: Any) -> CallResults:
         self._process.on_call(call)
         try:
@@ -137,9 +156,13 @@ class _Engine(Engine):
                 yield f"{endpoint.admission.in_flight} requests in flight"
             if any(not turn.done() for *_, turn in endpoint.admission._waiting):
                 yield "a waiting request in the admission queue"
+            if endpoint.admission.threads:
+                yield f"{len(endpoint.admission.threads)} requests of calling threads in flight"
         for coalescer in self._coalescers.values():
             if coalescer._carriers:
                 yield f"texts registered as in flight: {sorted(coalescer._carriers)}"
+            if coalescer._of_threads:
+                yield f"texts of calling threads in flight: {sorted(coalescer._of_threads)}"
 
 
 class SimulatedThread:

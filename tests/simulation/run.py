@@ -198,6 +198,10 @@ class Run:
                 task.cancel()
             for loop in self.world.loops:
                 loop.turn()
+        for process in self.processes:
+            for thread in process.program_threads:
+                if not thread.has_ended:
+                    process._do(thread.bury)
         for loop in self.world.loops:
             loop.close()
         for store in self.world.stores:
@@ -220,7 +224,8 @@ class Run:
 
 def _rests(process: Process) -> bool:
     threads_are_idle = all(thread.is_idle for thread in process.threads)
-    return threads_are_idle and not process.loop.tasks and not process.background.loop.tasks
+    are_idle = threads_are_idle and all(one.has_ended for one in process.program_threads)
+    return are_idle and not process.loop.tasks and not process.background.loop.tasks
 
 
 def failure_of(run: Run) -> str | None:

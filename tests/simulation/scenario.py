@@ -24,6 +24,8 @@ class Visit:
         reads: Number of results of a stream after which the reader stops.
         reading: Seconds that the reader takes for one result.
         drops: Whether it then leaves the stream to the garbage collector.
+        is_in_thread: Whether a thread of the program makes it as a sync call; cancelling it is
+            Ctrl-C.
     """
 
     begin: float
@@ -35,6 +37,12 @@ class Visit:
     reads: int | None = None
     reading: float = 0.0
     drops: bool = False
+    is_in_thread: bool = False
+
+    @property
+    def reports(self) -> bool:
+        """Whether the caller is told the progress; a sync call then needs the event loop."""
+        return self.kind == "embed" and not self.is_in_thread
 
 
 @dataclass
@@ -100,6 +108,10 @@ def scenario(seed: int) -> Scenario:
         for _ in range(processes * chance.choice([1, 2, 3, 5]))
     ]
     incidents = [] if is_calm else _incidents(chance, processes, clients, vocabulary)
+    if store is None:  # calls with a cache go through the event loop
+        _use_threads(
+            random.Random(f"program threads {seed}"), processes, clients, visits, vocabulary
+        )
     return Scenario(
         processes,
         clients,
@@ -196,6 +208,37 @@ def _visit(
             visit.reads = chance.randrange(count + 1)
             visit.drops = chance.random() < 0.5
     return visit
+
+
+def _use_threads(
+    chance: random.Random,
+    processes: int,
+    clients: list[dict[str, Any]],
+    visits: list[Visit],
+    vocabulary: list[str],
+) -> None:
+    """Let some seeds make sync calls in threads, most of them with what goes without the loop."""
+    if chance.random() < 0.3:
+        return
+    for visit in visits:
+        visit.is_in_thread = "stream" not in visit.kind and chance.random() < 0.5
+    if chance.random() < 0.2:
+        return
+    widest = chance.choice([None, 1, 2])
+    for options in clients:
+        options["max_concurrency"] = widest or options["max_concurrency"]
+        for name in ("pacer", "requests_per_minute", "budget", "shared_budget"):
+            options.pop(name, None)
+    # The first call of a process needs the event loop, so bursts come after some others.
+    for _ in range(chance.choice([1, 2, 4])):
+        begin = ARRIVALS * (0.2 + 0.8 * chance.random())
+        for _ in range(chance.choice([2, 3, 5])):
+            visit = _visit(chance, processes, clients, vocabulary)
+            if "stream" in visit.kind:
+                visit.kind, visit.texts = "query", [chance.choice(vocabulary)]
+            visit.begin = begin + chance.choice([0.0, 0.0, 1e-5, 0.1]) * chance.random()
+            visit.is_in_thread = chance.random() < 0.8
+            visits.append(visit)
 
 
 def _incidents(

@@ -20,11 +20,13 @@ from typing import Any
 import nexusflow_integrations._core
 import nexusflow_integrations.client
 from nexusflow_integrations._core.cache import cache as cache_module
+from nexusflow_integrations._core.call import caller as caller_module
 from nexusflow_integrations._core.call import engine as engine_module
 from nexusflow_integrations._core.offload import Worker
 
 from .process import Process, SimulatedThread
 from .store import NotingCache, ScriptedStore
+from .threads import SimulatedQueues
 from .world import World
 
 
@@ -92,6 +94,8 @@ def simulated(world: World) -> Iterator[None]:
                 replace(module, name, stand_in)
     replace(cache_module, "store_at", store_at)
     replace(cache_module, "Cache", NotingCache)
+    replace(caller_module, "queue", SimulatedQueues)
+    replace(engine_module, "proxy_for", lambda _: None)
     replace(engine_module, "background_loop", lambda: _running(world).background)
     engines = dict(engine_module._engines)
     try:

@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,8 @@ class Sent:
     """One request, as recorded by the simulation.
 
     ``billed`` is in tokens; ``fate`` is what the server did; ``reported`` the tokens that it said.
-    ``closed_at`` is when the client finished it, ``answered`` whether it got a response.
+    ``began_at`` is when the client began to connect for it, ``closed_at`` when it finished it, and
+    ``answered`` whether it got a response.
     """
 
     number: int
@@ -91,6 +92,7 @@ class Sent:
     closed_at: float = float("inf")
     answered: bool = False
     hint: float | None = None
+    began_at: float = 0.0
 
     @property
     def arrived(self) -> bool:
@@ -110,7 +112,38 @@ class Server:
         self._level_at = world.now
 
     def sender(self, process: Process, call: Call) -> SimulatedSender:
-        return SimulatedSender(self._world, self, process, call)
+        return SimulatedSender(self, process, call)
+
+    def take(
+        self,
+        process: Process,
+        call: Call,
+        asked: dict[str, Any],
+        answered: Callable[[Answer | TransportFault], object],
+    ) -> Sent:
+        """Send a request; ``answered`` is called with the response, outside of all loops."""
+        world, number = self._world, len(self.sent)
+        size = asked.get("dimensions", self.script.size)
+        sent = Sent(number, process, call, asked["input"], size, world.now)
+        sent.began_at = world.now
+        self.sent.append(sent)
+        world.note(f"{process.name} sends request {number}", _short(sent.texts))
+
+        def receive() -> None:
+            if sent.closed_at < world.now - self.script.latency:
+                return  # the connection was closed before the request arrived
+            outcome, thinking = self.receive(sent, asked)
+            world.note(f"request {number}: {sent.fate}", sent.billed)
+            if thinking < float("inf"):
+                world.after(thinking + self.travel(), partial(answered, outcome))
+
+        world.after(self.travel(), receive)
+        return sent
+
+    def close(self, sent: Sent) -> None:
+        """Record that the client has finished a request."""
+        sent.closed_at = self._world.now
+        self._world.note(f"{sent.process.name} finishes request {sent.number}")
 
     def travel(self) -> float:
         """Return random seconds for the network time of a request or a response."""
@@ -279,20 +312,12 @@ def _no(status: int, code: str | None, message: str, **headers: str) -> Answer:
 class SimulatedSender:
     """The sender of one call."""
 
-    def __init__(self, world: World, server: Server, process: Process, call: Call) -> None:
-        self._world = world
+    def __init__(self, server: Server, process: Process, call: Call) -> None:
         self._server = server
         self._process = process
         self._call = call
 
     async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
-        world, server, process = self._world, self._server, self._process
-        asked = json.loads(body)
-        size = asked.get("dimensions", server.script.size)
-        number = len(server.sent)
-        sent = Sent(number, process, self._call, asked["input"], size, world.now)
-        server.sent.append(sent)
-        world.note(f"{process.name} sends request {number}", _short(sent.texts))
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Answer | TransportFault] = loop.create_future()
 
@@ -300,24 +325,15 @@ class SimulatedSender:
             if not answered.done():
                 answered.set_result(outcome)
 
-        def receive() -> None:
-            if sent.closed_at < world.now - server.script.latency:
-                return  # the connection was closed before the request arrived
-            outcome, thinking = server.receive(sent, asked)
-            world.note(f"request {number}: {sent.fate}", sent.billed)
-            if thinking < float("inf"):
-                answer = partial(loop.call_soon_threadsafe, settle, outcome)
-                world.after(thinking + server.travel(), answer)
-
-        world.after(server.travel(), receive)
+        arrived = partial(loop.call_soon_threadsafe, settle)
+        sent = self._server.take(self._process, self._call, json.loads(body), arrived)
         late = TransportFault(f"no complete answer within {timeout:.3g} s", timed_out=True)
         timer = loop.call_later(timeout, settle, late)
         try:
             outcome = await answered
         finally:
             timer.cancel()
-            sent.closed_at = world.now
-            world.note(f"{process.name} finishes request {number}")
+            self._server.close(sent)
         sent.answered = outcome is not late
         return outcome
 
