@@ -6,19 +6,22 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from nexusflow_integrations.cli.rag import corpus
 from nexusflow_integrations.cli.rag.passages import sentences
+from nexusflow_integrations.cli.rag.structure import Block, blocks
 from nexusflow_integrations.errors import ConfigurationError
 
 MOST_MADE = 300
 """Most questions made from the documents."""
 
 _LINE = re.compile(r"(.+):(\d+)")
-_HEADING = re.compile(r"(#{1,6}\s+)(\S.*?)\s*#*\s*$")
+_HEADING = re.compile(r"( {0,3}#{1,6}\s+)(\S.*?)\s*#*\s*$")
 _FENCE = re.compile(r"\s*(```|~~~)")
 _PROSE = re.compile(r"[^\W_]|[\"'“‘(（《]")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
@@ -191,10 +194,14 @@ def make_questions(
         The documents without these sentences and headings, and at most ``most`` questions; at most
         a third of them are headings.
     """
+    documents = [
+        replace(item, text=item.text.replace("\r\n", "\n").replace("\r", "\n"))
+        for item in documents
+    ]
     asked = [
         candidate
         for place, document in enumerate(documents)
-        for candidate in _candidates(place, document.text)
+        for candidate in _candidates(place, document)
     ]
     counts: dict[str, int] = {}
     for item in asked:
@@ -226,33 +233,34 @@ class _Candidate:
     heading: bool = False
 
 
-def _candidates(place: int, text: str) -> Iterator[_Candidate]:
-    heading: tuple[int, int, str] | None = None
-    for start, paragraph in _paragraphs(text):
-        if found := _HEADING.match(paragraph):
-            at = start + found.start(2)
-            heading = (at, start + found.end(2), found[2])
+def _candidates(place: int, document: Document) -> Iterator[_Candidate]:
+    heading: _Part | None = None
+    for part in _parts(document.text, corpus.kind_of(document.source)):
+        if part.heading:
+            heading = part
             continue
-        if not _PROSE.match(paragraph):
+        if not _PROSE.match(part.text):
             continue
-        parts = sentences(paragraph)
-        if heading is not None and parts and _words(heading[2]) >= 2:
-            yield _Candidate(place, *heading, (parts[0],), heading=True)
+        found = sentences(part.text)
+        if heading is not None and found and _words(heading.text) >= 2:
+            yield _Candidate(
+                place, heading.start, heading.end, heading.text, (found[0],), heading=True
+            )
         heading = None
         middle = [
             number
-            for number in range(1, len(parts) - 1)
-            if _words(parts[number]) >= 6 and len(parts[number]) <= 250
+            for number in range(1, len(found) - 1)
+            if _words(found[number]) >= 6 and len(found[number]) <= 250
         ]
         for number in middle[:1]:
-            words = r"\s+".join(map(re.escape, parts[number].split()))
-            if there := re.search(words, paragraph):
+            words = r"\s+".join(map(re.escape, found[number].split()))
+            if there := re.search(words, part.text):
                 yield _Candidate(
                     place,
-                    start + there.start(),
-                    start + there.end(),
-                    parts[number],
-                    (parts[number - 1], parts[number + 1]),
+                    part.start + there.start(),
+                    part.start + there.end(),
+                    found[number],
+                    (found[number - 1], found[number + 1]),
                 )
 
 
@@ -260,23 +268,46 @@ def _words(text: str) -> float:
     return len(text.split()) + len(_CJK.findall(text)) / 2
 
 
-def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
-    """Yield paragraphs and headings with their offset, without blocks of code."""
-    at, begin, fenced = 0, None, False
-    for line in text.splitlines(keepends=True):
+@dataclass(frozen=True)
+class _Part:
+    """A paragraph or a heading; of a heading, what has to go for its words to be gone."""
+
+    start: int
+    end: int
+    text: str
+    heading: bool = False
+
+
+def _parts(text: str, kind: str) -> Iterator[_Part]:
+    """Yield paragraphs and headings, without blocks of code."""
+    lines = text.split("\n")
+    starts = [0, *accumulate(len(line) + 1 for line in lines)]
+    headings = {block.line: block for block in blocks(text, kind) if block.title}
+    begin, below, fenced = None, 0, False
+    for number, line in enumerate([*lines, ""]):
         fence = bool(_FENCE.match(line))
-        heading = not fenced and bool(_HEADING.match(line))
+        heading = headings.get(number)
         if begin is not None and (fence or heading or not line.strip()):
-            yield begin, text[begin:at]
+            yield _Part(begin, starts[number], text[begin : starts[number]])
             begin = None
-        if heading:
-            yield at, line.rstrip()
-        elif not fence and not fenced and line.strip() and begin is None:
-            begin = at
+        if heading is not None:
+            below = max(below, heading.body)
+            yield _heading(heading, lines, starts)
+        elif number >= below and not fence and not fenced and line.strip() and begin is None:
+            begin = starts[number]
         fenced ^= fence
-        at += len(line)
-    if begin is not None:
-        yield begin, text[begin:]
+
+
+def _heading(block: Block, lines: list[str], starts: list[int]) -> _Part:
+    """Return a heading; its mark stays if it has one in its line, so that the section does."""
+    line = lines[block.line]
+    if found := _HEADING.match(line):
+        at = starts[block.line]
+        return _Part(at + found.start(2), at + found.end(2), found[2], heading=True)
+    if not line.startswith(block.title) and (place := line.find(block.title)) >= 0:
+        at = starts[block.line] + place
+        return _Part(at, at + len(block.title), block.title, heading=True)
+    return _Part(starts[block.line], starts[block.body], block.title, heading=True)
 
 
 # -- judging -------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nexusflow_integrations.cli.rag.corpus import kind_of
+from nexusflow_integrations.cli.rag.passages import cut
 from nexusflow_integrations.errors import ConfigurationError
 from nexusflow_integrations.tune.questions import (
     Answer,
@@ -127,6 +129,42 @@ def test_a_heading_is_answered_by_the_section_under_it() -> None:
         [Question("Top of it", (Answer("a.md", quotes=("One.",)),))],
         [Question("What pandas eat", (Answer("a.md", quotes=("Bamboo.",)),))],
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "marked"),
+    [
+        ("a.md", "## {}\n\n"),
+        ("a.md", "{}\n---\n\n"),
+        ("a.rst", "{}\n==================\n\n"),
+        ("a.rst", "==================\n{}\n==================\n\n"),
+        ("a.adoc", "== {}\n\n"),
+        ("a.org", "** {} :tag:\n:PROPERTIES:\n:ID: 7\n:END:\n"),
+    ],
+)
+def test_headings_are_asked_in_every_form_that_the_cutter_knows(name: str, marked: str) -> None:
+    titles = ("Sleep in winter", "Food and drink", "Where they live", "How they fight")
+    text = "\n".join(f"{marked.format(title)}They are {title[::-1]}.\n" for title in titles)
+    left, questions = make_questions([Document(name, text)])
+    asked = [question.text for question in questions]
+    assert len(asked) == 2, "half of the headings stay"
+    assert set(asked) <= set(titles)
+    for question in questions:
+        assert question.answers == (Answer(name, quotes=(f"They are {question.text[::-1]}.",)),)
+        assert question.text not in left[0].text
+    for title in set(titles) - set(asked):
+        assert marked.format(title) in left[0].text
+    passages = list(cut(left[0].text, 800, kind=kind_of(name)))
+    assert all(title not in passage for title in asked for _, passage in passages)
+
+
+def test_neither_line_ends_nor_lines_of_code_hide_a_heading() -> None:
+    text = "# One title\n\nSay this.\n\n```\n# no title\n```\n\n# Two titles\n\nSay that.\n"
+    _, questions = make_questions([Document("a.md", text)])
+    _, others = make_questions([Document("a.md", text.replace("\n", "\r\n"))])
+    assert questions == others
+    (question,) = questions
+    assert question.text in ("One title", "Two titles")
 
 
 def test_chinese_sentences_make_questions() -> None:
