@@ -503,6 +503,19 @@ async def test_a_rate_limiter_is_asked_for_each_batch(
     assert done.usage.texts == 301
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_rate_limiter_is_asked_for_the_comparison_of_sizes_too(
+    asynchronous: bool, make: Make, server: LocalServer, turns: Any, tmp_path: Path
+) -> None:
+    limiter = turns(server)
+    embeddings = make(rate_limiter=limiter, cache=tmp_path / "v.db", derive=True)
+    if asynchronous:
+        await embeddings.aembed_documents(["a text"])
+    else:
+        embeddings.embed_documents(["a text"])
+    assert len(limiter.gone) == server.stats.requests > 1
+
+
 class Prefixed(NexusFlowEmbeddings):
     """A subclass that changes what is sent."""
 

@@ -210,6 +210,15 @@ class Caller:
         self.recalls = hooks.recall is not None
         self.hears_of_batches = hooks is not NO_HOOKS
 
+    def for_own_texts(self) -> Caller | None:
+        """Return the caller of texts that are not the call's: only the rate limiter hears of them.
+
+        ``None`` without one.
+        """
+        if self._hooks.permit is None:
+            return None
+        return Caller(self._tell, Hooks(permit=self._hooks.permit), progress=False)
+
     async def recall(self, texts: list[str]) -> Mapping[int, Vectors]:
         """Return the vectors that the caller already has, by index in ``texts``."""
         if self._hooks.recall is None:

@@ -332,7 +332,7 @@ class Engine:
         source: Callable[[Texts], Source] = partial(DirectSource, plan=_plan(settings))
         if call.cache is not None:
             cache = self._cache(call.cache)
-            sources = await self._sources(call, cache) if call.derive else ()
+            sources = await self._sources(call, cache, caller) if call.derive else ()
             if sources:
                 gathered.cut_to = settings.dimensions
                 recall = partial(
@@ -376,7 +376,7 @@ class Engine:
         name = (settings.base_url, settings.model, settings.added, place)
         return self._comparisons.setdefault(name, Comparison())
 
-    async def _sources(self, call: Call, cache: Cache) -> tuple[int, ...]:
+    async def _sources(self, call: Call, cache: Cache, caller: Caller | None) -> tuple[int, ...]:
         """Return the sizes from which vectors are cut for ``call``, largest first; may be none.
 
         The first time, the fixed texts are asked for at the sizes at which they are not stored.
@@ -391,8 +391,9 @@ class Engine:
             left = call.until - call.endpoint.clock()
             rows = await compared(cache, partial(_keyer_at, cache, settings), sizes, left / 4)
             missing = [size for size in sizes if size not in rows]
+            limited = None if caller is None else caller.for_own_texts()
             asked = await asyncio.gather(
-                *(self._ask(call, size) for size in missing), return_exceptions=True
+                *(self._ask(call, size, limited) for size in missing), return_exceptions=True
             )
             for size, own in zip(missing, asked, strict=True):
                 if isinstance(own, BaseException):
@@ -405,7 +406,7 @@ class Engine:
             comparison.warn(settings.dimensions, settings.model)
         return sources
 
-    async def _ask(self, call: Call, size: int) -> list[Vectors]:
+    async def _ask(self, call: Call, size: int, caller: Caller | None) -> list[Vectors]:
         """Return the vectors of the fixed texts at ``size``; none if the server has no such size.
 
         They are paid for by ``call``, but are not texts of it.
@@ -426,7 +427,7 @@ class Engine:
             derive=False,
         )
         try:
-            results = await self.embed(part)
+            results = await self.embed(part, caller)
         except (BadRequestError, InvalidResponseError):
             return []
         finally:
