@@ -552,6 +552,12 @@ class NexusFlow:
             InvalidInputError: A text cannot be sent.
             CacheError: The cache file is corrupt, is not ours, or has a newer format.
         """
+        return self._estimate(texts, role)
+
+    def _estimate(
+        self, texts: Iterable[str], role: Role = "document", *, comparing: bool = True
+    ) -> Estimate:
+        """Estimate; with ``comparing=False`` as after a call that has compared the sizes."""
         self._import()
         from nexusflow_integrations._core.call.estimate import estimate
 
@@ -566,7 +572,7 @@ class NexusFlow:
             given=len(prepared),
             settings=self._settings,
             price=self._price,
-            comparisons=comparisons,
+            comparisons=comparisons if comparing else 0,
         )
 
     def verify_cache(self) -> bool:

@@ -209,7 +209,8 @@ class Filling(_Filling):
         usage = Usage(price=client.usage.price)
         texts = self.missing(records)
         while chunk := list(islice(texts, PAGE)):
-            usage += _expected(client.estimate(chunk))
+            # Only the first call compares the sizes of vectors.
+            usage += _expected(client._estimate(chunk, comparing=not usage.texts))
             self._run.pretend()
         self._do(self._write(self._run.rest()))
         self.check()
@@ -306,13 +307,19 @@ class AsyncFilling(_Filling):
         client = embedder.client
         usage = Usage(price=client.usage.price)
         chunk: list[str] = []
+
+        async def expect() -> Usage:
+            compare = not usage.texts and bool(chunk)
+            found = await asyncio.to_thread(client._estimate, chunk, comparing=compare)
+            return usage + _expected(found)
+
         async for text in self.missing(records):
             chunk.append(text)
             if len(chunk) == PAGE:
-                usage += _expected(await asyncio.to_thread(client.estimate, chunk))
+                usage = await expect()
                 self._run.pretend()
                 chunk = []
-        usage += _expected(await asyncio.to_thread(client.estimate, chunk))
+        usage = await expect()
         self._run.pretend()
         await self._do(self._write(self._run.rest()))
         self.check()

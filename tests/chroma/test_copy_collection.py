@@ -19,6 +19,7 @@ from chromadb.errors import NotFoundError
 
 from nexusflow_integrations import Budget, errors
 from nexusflow_integrations import chroma as adapter
+from nexusflow_integrations._core.settings import DIMENSIONS
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import (
     Copied,
@@ -32,6 +33,7 @@ from nexusflow_integrations.chroma_collections import (
     open_collection,
     sync_documents,
 )
+from nexusflow_integrations.chroma_collections.filling import PAGE
 from nexusflow_integrations.local import LocalServer
 
 from .test_add_documents import numbered
@@ -221,6 +223,23 @@ def test_a_dry_run_touches_nothing_and_says_what_it_would_cost(
     assert said.usage.tokens >= done.usage.tokens > 0
     again = copy_collection(either, "docs", "docs-2", make(dimensions=128), dry_run=True)
     assert (again.embedded, again.present, again.usage.tokens) == (0, 30, 0)
+
+
+async def test_a_dry_run_counts_the_comparison_of_sizes_once(
+    chroma_port: int, make: Make, server: LocalServer, tmp_path: Path
+) -> None:
+    http = chromadb.HttpClient(host="127.0.0.1", port=chroma_port)
+    name = f"docs-{uuid4()}"
+    add_documents(open_collection(http, name, make()), **numbered(PAGE + 50))
+    function = make(dimensions=128, cache=str(tmp_path / "vectors.db"), derive=True)
+    paid = server.stats.requests
+    said = copy_collection(http, name, f"{name}-2", function, dry_run=True)
+    client = await chromadb.AsyncHttpClient(host="127.0.0.1", port=chroma_port)
+    also = await acopy_collection(client, name, f"{name}-2", function, dry_run=True)
+    http.delete_collection(name)
+    assert server.stats.requests == paid
+    sizes = sum(size >= 128 for size in DIMENSIONS)
+    assert said.usage.requests == also.usage.requests == sizes + PAGE // 10 + 50 // 10
 
 
 def test_a_budget_that_runs_out_leaves_the_old_one_and_the_next_run_pays_for_the_rest(

@@ -113,7 +113,7 @@ def test_no_module_is_named_for_nothing() -> None:
 
 
 # What an adapter may use of the client that its users should not: named, and few.
-SEAM = {"_embed", "_aembed", "_succeed", "_counted", "_uncached", "_agive_back"}
+SEAM = {"_embed", "_aembed", "_succeed", "_counted", "_uncached", "_agive_back", "_estimate"}
 
 
 @pytest.mark.parametrize("name", sorted(ADAPTERS))
