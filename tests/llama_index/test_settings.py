@@ -9,8 +9,10 @@ from typing import Any
 import pydantic
 import pytest
 
+from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations.errors import ConfigurationError
 from nexusflow_integrations.llama_index import NexusFlowEmbedding
+from nexusflow_integrations.local import LocalServer
 
 
 @pytest.mark.parametrize("name", [*NexusFlowEmbedding.model_fields, "model", "base_url"])
@@ -52,3 +54,20 @@ def test_no_base_url_only_looks_like_this_machine(
     monkeypatch.setenv("NEXUSFLOW_BASE_URL", url)
     with pytest.raises(ConfigurationError, match=r"^api_base "):
         NexusFlowEmbedding()
+
+
+# -- settings chosen by measuring ----------------------------------------------------------------
+
+
+def test_a_file_that_tune_wrote_makes_an_embedding(server: LocalServer, tmp_path: Path) -> None:
+    file = tmp_path / "tuned.json"
+    TunedSettings(dimensions=128, query_instruction="ask: ", document_instruction="text: ").save(
+        file
+    )
+    place = {"api_key": server.api_key, "api_base": server.base_url}
+    tuned = NexusFlowEmbedding(**place, **TunedSettings.load(file).for_client())
+    plain = NexusFlowEmbedding(**place, dimensions=128)
+    assert tuned.get_query_embedding("who?") == plain.get_text_embedding("ask: who?")
+    assert tuned.get_text_embedding("they") == plain.get_text_embedding("text: they")
+    other = TunedSettings(model="another-model", dimensions=7).for_client()
+    assert NexusFlowEmbedding(**place, **other).model_name == "another-model"
