@@ -294,6 +294,35 @@ def test_a_server_that_ignores_the_size_is_one_that_does_not_cut(place: str) -> 
     assert client.embed(TEXTS).shape == (len(TEXTS), 1024)
 
 
+def test_a_service_that_no_longer_cuts_is_found_by_verifying_the_cache(place: str) -> None:
+    import httpx
+
+    cuts = True
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        import json
+
+        asked = json.loads(request.content)
+        size = asked["dimensions"]
+        rows = [
+            np.random.default_rng([len(text), 0 if cuts else size]).standard_normal(2048)[:size]
+            for text in asked["input"]
+        ]
+        data = [
+            {"index": place, "embedding": [*(row / np.linalg.norm(row))]}
+            for place, row in enumerate(rows)
+        ]
+        return httpx.Response(200, json={"data": data, "model": "m"})
+
+    http = httpx.Client(transport=httpx.MockTransport(answer))
+    client = NexusFlow("sk", dimensions=64, cache=place, http_client=http, derive=True)
+    assert client.embed(TEXTS).usage.derived == len(TEXTS)
+    assert client.verify_cache()
+    cuts = False
+    with pytest.raises(ConfigurationError, match="differently than when"):
+        client.verify_cache()
+
+
 @pytest.mark.parametrize("lacking", [2048, 512])
 def test_a_service_without_one_of_the_sizes_serves_the_others(place: str, lacking: int) -> None:
     import json
