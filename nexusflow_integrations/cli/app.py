@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
+import re
 from dataclasses import asdict
 from enum import Enum
 from typing import Annotated, Any
@@ -100,29 +102,41 @@ class LocalSizes(str, Enum):
 @app.command()
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free port.")] = 8765,
-    model: Annotated[LocalModel, typer.Option(help="What to run.")] = LocalModel.gated,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")
+    ] = 8765,
+    model: Annotated[
+        LocalModel,
+        typer.Option(
+            metavar="NAME", help="minilm-use-gated, use, minilm or hash (random vectors)."
+        ),
+    ] = LocalModel.gated,
     api_key: Annotated[
         str | None,
         typer.Option(
             envvar="NEXUSFLOW_SERVE_KEY",
             show_default=False,
-            help="The only key that is accepted. [dim]Default: any.[/dim]",
+            help="The only key to accept. [dim]Default: any key.[/dim]",
         ),
     ] = None,
-    requests_per_minute: Annotated[float | None, typer.Option(min=0, help="Quota.")] = None,
-    tokens_per_minute: Annotated[float | None, typer.Option(min=0, help="Quota.")] = None,
+    requests_per_minute: Annotated[
+        float | None, typer.Option(min=0, help="Requests to allow per minute.")
+    ] = None,
+    tokens_per_minute: Annotated[
+        float | None, typer.Option(min=0, help="Tokens to allow per minute.")
+    ] = None,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of requests in progress.")
     ] = None,
     growth: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Most requests a second may admit, as a multiple of the second before."
+            min=0,
+            help="Most requests in a second, as a multiple of the busiest of the last five.",
         ),
     ] = None,
     latency_ms: Annotated[
-        float, typer.Option(min=0, help="Added delay of every answer, in milliseconds.")
+        float, typer.Option(min=0, help="Delay to add to every response, in milliseconds.")
     ] = 0.0,
     body_limit: Annotated[int, typer.Option(min=1, help="Maximum size of a request, in bytes.")] = 1
     << 20,
@@ -177,3 +191,13 @@ def doctor(as_json: JsonOption = False) -> None:
 app.command()(embed)
 app.command()(report)
 app.add_typer(cache, name="cache")
+
+
+def _fill_lines(group: typer.Typer) -> None:
+    """Let the help of the commands fill the width: Typer keeps the line breaks of docstrings."""
+    for item in group.registered_commands:
+        item.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(item.callback) or "")
+
+
+for group in (app, indexes, cache):
+    _fill_lines(group)

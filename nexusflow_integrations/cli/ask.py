@@ -39,7 +39,7 @@ from nexusflow_integrations.cli.rag.collection import (
     plan,
     stored,
 )
-from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key
+from nexusflow_integrations.cli.rag.endpoint import Endpoint, default_local_model, has_key
 from nexusflow_integrations.cli.rag.indexes import Index, Indexes
 from nexusflow_integrations.cli.rag.pipeline import (
     CHAT_VARIABLE,
@@ -104,12 +104,14 @@ HybridOption = Annotated[
     typer.Option(
         "--hybrid/--no-hybrid",
         show_default=False,
-        help="Search by keywords, too. [dim]Default: as the index was made.[/dim]",
+        help="Search by keywords too. [dim]Default: as the index was made.[/dim]",
     ),
 ]
 FreshOption = Annotated[
     bool,
-    typer.Option("--fresh", help="Build it anew; the old one answers until the new is complete."),
+    typer.Option(
+        "--fresh", help="Build a new index; the old one stays in use until it is complete."
+    ),
 ]
 SettingsOption = Annotated[
     Path | None,
@@ -125,20 +127,26 @@ IndexOption = Annotated[
     typer.Option(
         "--index",
         "-i",
-        help="Name of the index, or its beginning. [dim]Default: that of the folder you are in,"
-        " else the one used last.[/dim]",
+        help="Name of the index, or how it begins. [dim]Default: the index of this folder, else"
+        " the last one used.[/dim]",
     ),
 ]
 AskedFramework = Annotated[
     Framework | None,
-    typer.Option("--framework", "-f", help="Which one asks. [dim]Default: of the index.[/dim]"),
+    typer.Option(
+        "--framework",
+        "-f",
+        metavar="NAME",
+        help="Search through langchain, llama-index, chroma or all."
+        " [dim]Default: the index's.[/dim]",
+    ),
 ]
 
 
 def demo(
-    question: Annotated[str, typer.Option("--question", "-q", help="In any language.")] = (
-        DEFAULT_QUESTION
-    ),
+    question: Annotated[
+        str, typer.Option("--question", "-q", help="Question to ask, in any language.")
+    ] = (DEFAULT_QUESTION),
     corpus: Annotated[
         str,
         typer.Option(
@@ -148,12 +156,18 @@ def demo(
             " or a folder of texts.",
         ),
     ] = "stdlib",
-    framework: Annotated[Framework, typer.Option("--framework", "-f")] = Framework.all,
+    framework: Annotated[
+        Framework,
+        typer.Option(
+            "--framework", "-f", metavar="NAME", help="langchain, llama-index, chroma or all."
+        ),
+    ] = Framework.all,
     limit: LimitOption = None,
     top_k: TopOption = 3,
     bm25: Bm25Option = False,
     evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Score a fixed set of questions, also with BM25.")
+        bool,
+        typer.Option("--evaluate", help="Score a fixed set of questions, with BM25 beside it."),
     ] = False,
     dimensions: DimensionsOption = None,
     chat_model: ChatOption = None,
@@ -165,7 +179,7 @@ def demo(
     """Answer a question over a real corpus through LangChain, LlamaIndex and Chroma.
 
     Needs no key and no internet: without NEXUSFLOW_API_KEY a small model runs on this machine,
-    behind the same protocol. What was indexed is kept, so the second run pays nothing.
+    behind the same API. The index is kept, so the second run pays nothing.
     """
     if evaluate and corpus != "stdlib":
         raise UsageProblem(
@@ -215,7 +229,12 @@ def index(
     path: Annotated[str, typer.Argument(help="A folder or file of texts; or stdlib, or topics.")],
     framework: Annotated[
         Framework,
-        typer.Option("--framework", "-f", help="Which one `ask` and `search` ask through."),
+        typer.Option(
+            "--framework",
+            "-f",
+            metavar="NAME",
+            help="What `ask` and `search` use: langchain, llama-index, chroma or all.",
+        ),
     ] = Framework.chroma,
     limit: LimitOption = None,
     dimensions: DimensionsOption = None,
@@ -224,8 +243,8 @@ def index(
         typer.Option(
             "--hybrid/--no-hybrid",
             show_default=False,
-            help="Whether `ask` and `search` use keywords, too. [dim]Default: as before, else"
-            " not.[/dim]",
+            help="Whether `ask` and `search` use keywords too. [dim]Default: as before; no for a"
+            " new index.[/dim]",
         ),
     ] = None,
     settings: SettingsOption = None,
@@ -236,10 +255,10 @@ def index(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Index texts, for `ask` and `search`; run again, it follows what changed.
+    """Index texts for `ask` and `search`; run it again after they change.
 
-    Only what is new or changed is paid for. What is gone is removed last.
-    What cannot be read or stored is left out, named, and makes the exit code 5.
+    Only new and changed texts are paid for. Texts that are gone are removed last. What cannot be
+    read or stored is left out and named, and the exit code is 5.
     """
     _check_fresh(fresh, limit)
     tuned = None if settings is None else TunedSettings.load(settings)
@@ -256,10 +275,15 @@ def index(
     texts = corpora.load(path, limit, tuned or TunedSettings())
     indexes = Indexes(store)
     if estimate:
-        service = Endpoint(
-            resolve_base_url(), ApiKey(""), tuned.dimensions if tuned else dimensions, tuned=tuned
+        # Without a key the price is still the service's, for which many will want to know it.
+        endpoint = Endpoint(
+            resolve_base_url(),
+            ApiKey(""),
+            tuned.dimensions if tuned else dimensions,
+            default_local_model() if local else None,
+            tuned,
         )
-        _estimate(screen, indexes, path, texts, service, local, fresh, as_json)
+        _estimate(screen, indexes, path, texts, endpoint, fresh, as_json)
         if texts.skipped:
             raise typer.Exit(PARTLY)
         return
@@ -277,7 +301,7 @@ def index(
         screen.changes(done)
         screen.cost(opened.usage(), opened.endpoint)
         screen.next(
-            [('nexusflow ask "…"', "answer from it"), ('nexusflow search "…"', "find in it")]
+            [('nexusflow ask "…"', "ask a question"), ('nexusflow search "…"', "find passages")]
         )
         if as_json:
             print_json(
@@ -293,7 +317,7 @@ def index(
 
 
 def ask(
-    question: Annotated[str, typer.Argument(help="In any language.")],
+    question: Annotated[str, typer.Argument(help="Question to answer, in any language.")],
     index: IndexOption = None,
     framework: AskedFramework = None,
     top_k: TopOption = 3,
@@ -397,7 +421,9 @@ def _keywords(documents: Sequence[corpora.Document]) -> Keywords:
 
 def _check_fresh(fresh: bool, limit: int | None) -> None:
     if fresh and limit is not None:
-        raise UsageProblem("--limit removes nothing and --fresh does: use one of them")
+        raise UsageProblem(
+            "--fresh rebuilds the whole index and --limit reads part of the texts: use one of them"
+        )
 
 
 def _check_chat(model: str | None, *, embedded: bool) -> None:
@@ -425,22 +451,24 @@ def _estimate(
     indexes: Indexes,
     path: str,
     texts: corpora.Corpus,
-    service: Endpoint,
-    local: bool,
+    endpoint: Endpoint,
     fresh: bool,
     as_json: bool,
 ) -> None:
-    """Show what `index` would do and cost with the service; nothing is sent or written."""
-    held = {} if fresh else _held(indexes.place(path, texts.name, service))
+    """Show what `index` would do and cost at ``endpoint``; nothing is sent or written."""
+    held = {} if fresh else _held(indexes.place(path, texts.name, endpoint))
     wanted = plan(texts, held)
-    client = NexusFlow(**service.vectors, cache=True if has_key() and not local else None)
+    paid = has_key() and endpoint.local_model is None
+    client = NexusFlow(**endpoint.vectors, cache=True if paid else None)
     found = client.estimate(wanted.new(held))
     changes = replace(wanted.counts(held), left_out=texts.skipped)
     screen.changes(changes)
-    screen.estimate(found)
+    screen.estimate(found, local=endpoint.local_model is not None)
     screen.left_out(texts.skipped)
     if as_json:
-        print_json(_updated_json(changes) | estimate_json(found))
+        print_json(
+            _updated_json(changes) | estimate_json(found, local=endpoint.local_model is not None)
+        )
 
 
 def _held(index: Index) -> dict[str, corpora.Document]:

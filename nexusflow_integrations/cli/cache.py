@@ -28,6 +28,7 @@ from nexusflow_integrations.cli.options import (
     seconds,
     size,
 )
+from nexusflow_integrations.cli.rag.endpoint import embedded_model
 from nexusflow_integrations.cli.screen import INDENT, Screen, home
 from nexusflow_integrations.cli.words import count, in_bytes
 from nexusflow_integrations.errors import ConfigurationError
@@ -49,7 +50,14 @@ def info(path: CacheOption = None, as_json: JsonOption = False) -> None:
     with _opened(path) as store:
         found = store.info()
     if as_json:
-        print_json(asdict(found) | {"path": str(found.path), "hit_rate": round(found.hit_rate, 4)})
+        models = [
+            {**asdict(item), "embedded_model": embedded_model(item.base_url)}
+            for item in found.models
+        ]
+        print_json(
+            asdict(found)
+            | {"path": str(found.path), "hit_rate": round(found.hit_rate, 4), "models": models}
+        )
     else:
         _show_info(Screen(), found)
 
@@ -70,19 +78,19 @@ def prune(
     path: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove vectors that were not used for long, or shrink to a size.
+    """Remove vectors that were not used for a long time, or shrink to a size.
 
-    A size that leaves next to nothing asks first.
+    Asks first if the size would remove almost everything.
     """
     if older_than is None and to is None:
-        raise UsageProblem("say what to remove: --older-than 30d, or --to 500MB, or both")
+        raise UsageProblem("name what to remove: --older-than 30d, or --to 500MB, or both")
     age = None if older_than is None else seconds(older_than)
     most = None if to is None else size(to)
     with _opened(path) as store:
         if most is not None and not yes:
             held = store.info()
             if held.vectors and most < max(_EMPTY, held.bytes / 100):
-                _confirm(f"{in_bytes(most)} leave next to none of", store, as_json)
+                _confirm(f"shrinking to {in_bytes(most)} keeps almost none of", store, as_json)
         _report(store, store.prune(max_age=age, max_bytes=most), as_json)
 
 
@@ -92,16 +100,16 @@ def clear(
     path: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove all vectors and all counts; what is embedded again is paid for again."""
+    """Remove all vectors and all counts; embedding them again is paid for again."""
     with _opened(path) as store:
-        if not yes:
-            _confirm("this removes all of", store, as_json)
+        if not yes and store.info().vectors:
+            _confirm("this removes", store, as_json)
         _report(store, store.clear(), as_json)
 
 
 @cache.command()
 def verify(path: CacheOption = None, as_json: JsonOption = False) -> None:
-    """Compare cached vectors with what the service answers now; keep some the first time."""
+    """Compare cached vectors with the service's answers; the first run stores some to compare."""
     resolve_api_key()  # raises now if there is no key
     place = True if path is None else address_or_path(path)
     with _opened(path) as store:
@@ -136,7 +144,7 @@ def verified(rows: ModelRows, place: Any) -> Verified:
             return Verified(rows, "same", "the service answers with the same vectors")
     except ConfigurationError as error:
         return Verified(rows, "changed", str(error))
-    return Verified(rows, "kept", "kept three vectors, to compare with next time")
+    return Verified(rows, "kept", "stored three vectors to compare with next time")
 
 
 @contextmanager
@@ -177,12 +185,12 @@ def _show_info(screen: Screen, info: CacheInfo) -> None:
     rows.add_column(overflow="fold")
     rows.add_row("Cache", home(info.path))
     if not info.bytes:
-        rows.add_row("Size", "nothing was cached yet")
+        rows.add_row("Size", "nothing cached yet")
         screen.out.print(rows)
         return
     rows.add_row("Size", f"{in_bytes(info.bytes)}, {count(info.vectors, 'vector')}")
     asked = info.hits + info.misses
-    rate = f"{info.hit_rate:.1%} of {count(asked, 'text')}" if asked else "not asked yet"
+    rate = f"{info.hit_rate:.1%} of {count(asked, 'text')}" if asked else "no text looked up yet"
     rows.add_row("Hit rate", rate)
     if info.created is not None and info.used is not None:
         rows.add_row("In use", f"since {_day(info.created)}, last on {_day(info.used)}")
@@ -198,11 +206,12 @@ def _show_info(screen: Screen, info: CacheInfo) -> None:
     table.add_column("vectors", justify="right", header_style="dim", no_wrap=True)
     table.add_column("endpoint", header_style="dim", overflow="fold")
     for item in info.models:
+        embedded = embedded_model(item.base_url)
         table.add_row(
-            Text(item.model, style="bold"),
-            "server's own" if item.dimensions is None else str(item.dimensions),
+            Text(embedded or item.model, style="bold"),
+            "default" if item.dimensions is None else str(item.dimensions),
             f"{item.vectors:,}",
-            item.base_url,
+            "embedded in the command" if embedded else item.base_url,
         )
     screen.out.print(Padding(table, INDENT))
 
@@ -218,9 +227,9 @@ def _show_removed(screen: Screen, removed: Pruned, left: CacheInfo) -> None:
 def _show_verified(screen: Screen, found: list[Verified]) -> None:
     """Show the results of the comparison."""
     if not found:
-        screen.out.print("The cache holds no vectors of the service that is asked.")
+        screen.out.print("The cache holds no vectors of this endpoint.")
     for item in found:
-        size = "server's own size" if item.rows.dimensions is None else str(item.rows.dimensions)
+        size = "default size" if item.rows.dimensions is None else str(item.rows.dimensions)
         style = "red" if item.status == "changed" else "green"
         screen.out.print(Text(f"{item.rows.model}, {size}: {item.message}", style=style))
 

@@ -26,8 +26,8 @@ from nexusflow_integrations.cli.cache import of_service, verified
 from nexusflow_integrations.cli.exits import FAILED, REFUSED, explain
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
 from nexusflow_integrations.cli.rag.indexes import Index, Indexes, UnusableIndexError
-from nexusflow_integrations.cli.screen import Screen
-from nexusflow_integrations.cli.words import count
+from nexusflow_integrations.cli.screen import Screen, home
+from nexusflow_integrations.cli.words import count, in_bytes
 from nexusflow_integrations.errors import ConfigurationError
 
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim")}
@@ -122,9 +122,9 @@ def _installed(name: str) -> str:
 def _cache() -> str:
     path = default_path()
     try:
-        return f"{path}, {path.stat().st_size / 1e6:,.1f} MB"
+        return f"{home(path)}, {in_bytes(path.stat().st_size)}"
     except OSError:
-        return f"{path}, not there yet"
+        return f"{home(path)}, not created yet"
 
 
 def _key() -> str:
@@ -187,7 +187,7 @@ def _compare_cache(found: Findings) -> None:
     finally:
         store.close()
     for rows in kinds[:_MOST]:
-        size = "the server's size" if rows.dimensions is None else f"{rows.dimensions} numbers"
+        size = "default size" if rows.dimensions is None else f"{rows.dimensions} numbers"
         item = verified(rows, True)
         text = f"{rows.model}, {size}: {item.message}"
         found.note("Cached vectors", text, ok=item.status != "changed")
@@ -212,7 +212,8 @@ def _index(index: Index, endpoint: Endpoint) -> str:
         dimensions=index.about().dimensions,
     )
     passages = count(collection.count(), "passage")
-    return f"{passages}, and the service answers with the same vectors"
+    who = endpoint.local_model or "the service"
+    return f"{passages}, and {who} gives the same vectors"
 
 
 def _first(endpoint: Endpoint) -> str:

@@ -44,6 +44,7 @@ from nexusflow_integrations.errors import InvalidInputError, NexusFlowError
 __all__ = ["embed"]
 
 _REDRAW = 0.1
+_SLOW = 10
 _TEXT_NUMBER = re.compile(r"^text \d+ ")
 
 
@@ -96,7 +97,7 @@ def embed(
         str,
         typer.Argument(
             metavar="FILE",
-            help="Text or JSONL, a text a line; JSON, CSV or TSV; - is stdin.",
+            help="Text or JSONL with one text per line, JSON, CSV or TSV; - is standard input.",
         ),
     ] = "-",
     output: Annotated[
@@ -105,11 +106,15 @@ def embed(
     ] = "-",
     input_format: Annotated[
         InputFormat | None,
-        typer.Option("--input", help="Default: by how FILE's name ends, else text."),
+        typer.Option(
+            "--input", help="Format of FILE. [dim]Default: by its suffix, else text.[/dim]"
+        ),
     ] = None,
     output_format: Annotated[
         OutputFormat | None,
-        typer.Option("--format", help="Default: by how the file's name ends, else jsonl."),
+        typer.Option(
+            "--format", help="Format of the output. [dim]Default: by its suffix, else jsonl.[/dim]"
+        ),
     ] = None,
     text_field: Annotated[
         str | None,
@@ -124,7 +129,9 @@ def embed(
         TooLong,
         typer.Option(
             "--on-too-long",
-            help="Texts over the model's limit: report them, or split, truncate or send them.",
+            metavar="ACTION",
+            help="What to do with texts over the model's limit: collect (report them), split,"
+            " truncate or send.",
         ),
     ] = TooLong.collect,
     budget: BudgetOption = None,
@@ -132,14 +139,14 @@ def embed(
     local: LocalOption = False,
     cache: CacheOption = None,
     no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Remember nothing, and pay for every text.")
+        bool, typer.Option("--no-cache", help="Use no cache, and pay for every text.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Embed lines of text, JSONL, JSON or CSV, to JSONL, NPY or Parquet; run again for the rest.
+    """Embed lines of text, JSONL, JSON or CSV to JSONL, NPY or Parquet; run again to resume.
 
-    The output holds a row for each text, in order. It appears when it is complete, never before.
-    A text that is refused has an empty row, is named by its line, and makes the exit code 5.
+    The output has one row per text, in order, and appears only when it is complete. A text that
+    is refused has an empty row and is reported by its line number, and the exit code is 5.
     """
     job = _Job(source, output, input_format, output_format, text_field)
     limit = None if budget is None else read_budget(budget, Price())
@@ -150,7 +157,7 @@ def embed(
         held = None if no_cache or local or not has_key() else cache or True
         # What the service would charge; nothing is sent, so no key is needed.
         client = NexusFlow(dimensions=dimensions, cache=held, on_too_long=on_too_long.value)
-        _estimate(job, screen, client, as_json)
+        _estimate(job, screen, client, local, as_json)
         return
     if as_json and output == "-":
         raise UsageProblem("--json and the vectors cannot both go to standard output: name -o FILE")
@@ -191,12 +198,12 @@ class _Job:
         known = output_format or _OUTPUTS.get(suffix)
         self._format = known or OutputFormat.jsonl
         if text_field is not None and self._input is InputFormat.text:
-            raise UsageProblem("--field is for JSONL, JSON and CSV; for one of these say --input")
+            raise UsageProblem("--field is for JSONL, JSON and CSV: name the format with --input")
         if self.source is None and sys.stdin.isatty():
             raise UsageProblem("name a FILE of texts, or pipe them in")
         if self.source is not None and not self.source.is_file():
-            what = "a folder" if self.source.is_dir() else "not there"
-            raise UsageProblem(f"the file {str(self.source)!r} is {what}")
+            what = "is a folder" if self.source.is_dir() else "does not exist"
+            raise UsageProblem(f"the input {str(self.source)!r} {what}")
         if kind := not_text(self._head()):
             name = "standard input" if self.source is None else repr(str(self.source))
             raise UsageProblem(f"{name} is not text: it is {kind}")
@@ -204,7 +211,7 @@ class _Job:
             raise UsageProblem(f"standard output is JSONL: name -o FILE.{self._format.value}")
         if self.output is not None:
             if not self.output.parent.is_dir():
-                raise UsageProblem(f"the folder {str(self.output.parent)!r} is not there")
+                raise UsageProblem(f"the folder {str(self.output.parent)!r} does not exist")
             if self.output.is_dir():
                 raise UsageProblem(f"the output {str(self.output)!r} is a folder")
             if self.source is not None and self.output.resolve() == self.source.resolve():
@@ -326,7 +333,7 @@ def _fault(line: rows.Line) -> str | None:
     return None
 
 
-def _estimate(job: _Job, screen: Screen, client: NexusFlow, as_json: bool) -> None:
+def _estimate(job: _Job, screen: Screen, client: NexusFlow, local: bool, as_json: bool) -> None:
     count = 0
 
     def texts() -> Iterator[str]:
@@ -338,9 +345,9 @@ def _estimate(job: _Job, screen: Screen, client: NexusFlow, as_json: bool) -> No
 
     found = client.estimate(texts())
     unfit = count - found.texts
-    screen.estimate(found, unfit)
+    screen.estimate(found, unfit, local=local)
     if as_json:
-        print_json(estimate_json(found) | {"unfit": unfit})
+        print_json(estimate_json(found, local=local) | {"unfit": unfit})
     if unfit:
         raise typer.Exit(PARTLY)
 
@@ -407,7 +414,7 @@ class Embedding:
         speed = task.speed or self.done / max(self.seconds, 1e-6)
         parts = [
             f"{_short(self.done)}/{_short(self._total)}" if self._total else _short(self.done),
-            f"{speed:,.0f} texts/s",
+            _rate(speed),
             f"{_short(usage.tokens)} tokens",
         ]
         if self._paid:
@@ -439,16 +446,23 @@ def _show_embedded(
     screen: Screen, bar: Embedding, output: str, usage: Usage, endpoint: Endpoint
 ) -> None:
     """Show what was written and what it cost, on standard error: output may be a pipe."""
+    if not bar.done:
+        screen.err.print("No texts: nothing to embed.")
+        return
     speed = bar.done / max(bar.seconds, 1e-6)
     where = "" if output == "-" else f" to {output}"
     cached = f", {usage.cached:,} from the cache" if usage.cached else ""
     screen.err.print(
-        f"{count(bar.done, 'text')}{where}: {speed:,.0f} texts/s,"
+        f"{count(bar.done, 'text')}{where}: {_rate(speed)},"
         f" {count(usage.tokens, 'token')} in {count(usage.requests, 'request')}{cached}."
     )
     screen.err.print(Text(price_line(usage, endpoint), style="dim"))
     if bar.refused:
         screen.err.print(f"{count(bar.refused, 'text')} failed (see above).")
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.1f} texts/s" if speed < _SLOW else f"{speed:,.0f} texts/s"
 
 
 def _short(number: int) -> str:

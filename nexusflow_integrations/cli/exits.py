@@ -35,12 +35,12 @@ class CannotListenError(Exception):
 
     def __init__(self, host: str, port: int, error: OSError) -> None:
         if error.errno == errno.EADDRINUSE:
-            why = "is in use: choose another --port, or 0 for any that is free"
+            text = f"port {port} of {host} is in use: choose another --port, or 0 for a free one"
         elif error.errno in (errno.EACCES, errno.EPERM):
-            why = "needs rights that you do not have: choose a --port above 1023"
+            text = f"port {port} of {host} needs more rights: choose a --port above 1023"
         else:
-            why = f"cannot be listened on: {error.strerror or error}"
-        super().__init__(f"port {port} of {host} {why}")
+            text = f"cannot listen on port {port} of {host}: {error.strerror or error}"
+        super().__init__(text)
 
 
 _OURS = (

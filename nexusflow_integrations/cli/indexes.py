@@ -35,12 +35,12 @@ indexes = typer.Typer(
     cls=_ListsByDefault, help="List, show or remove the indexes of `index` and `demo`."
 )
 
-NameArgument = Annotated[str, typer.Argument(help="Name of the index, or its beginning.")]
+NameArgument = Annotated[str, typer.Argument(help="Name of the index, or how it begins.")]
 
 
 @indexes.command("list")
 def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """List all indexes, the one used last first."""
+    """List all indexes, most recently used first."""
     found = Indexes(store)
     rows = [_described(index) for index in found.all()]
     if as_json:
@@ -66,7 +66,7 @@ def remove(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove an index; the texts that it was made of stay where they are."""
+    """Remove an index; your texts stay where they are."""
     index = Indexes(store).find(name)
     row = _described(index)
     if not yes:
@@ -105,13 +105,13 @@ def _amount(row: dict[str, Any]) -> str:
 
 def _show_list(screen: Screen, folder: Path, rows: list[dict[str, Any]]) -> None:
     if not rows:
-        screen.out.print(f"There is no index in {home(folder)}.")
+        screen.out.print(f"There is no index in {home(folder)} yet.")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("index", style="bold", header_style="dim", overflow="fold")
     table.add_column("passages", justify="right", header_style="dim", no_wrap=True)
     table.add_column("size", justify="right", header_style="dim", no_wrap=True)
-    table.add_column("of", header_style="dim", overflow="fold")
+    table.add_column("texts", header_style="dim", overflow="fold")
     for row in rows:
         table.add_row(
             row["name"],
@@ -119,7 +119,7 @@ def _show_list(screen: Screen, folder: Path, rows: list[dict[str, Any]]) -> None
             in_bytes(row["bytes"]),
             home(row["corpus"]) if row["usable"] else Text("unfinished or damaged", style="red"),
         )
-    screen.out.print(f"In {home(folder)}, the one used last first:")
+    screen.out.print(f"Indexes in {home(folder)}, most recently used first:")
     screen.out.print(Padding(table, INDENT))
 
 
@@ -131,7 +131,7 @@ def _show_one(screen: Screen, row: dict[str, Any]) -> None:
     table.add_row("Folder", home(row["directory"]))
     table.add_row("Size", _amount(row))
     if row["usable"]:
-        table.add_row("Of", home(row["corpus"]))
+        table.add_row("Texts", home(row["corpus"]))
         size = f", {row['dimensions']} numbers" if row["dimensions"] else ""
         table.add_row("Model", f"{row['model']}{size}")
         table.add_row("Endpoint", row["base_url"] or "embedded in the command")

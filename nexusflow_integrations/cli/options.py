@@ -12,7 +12,7 @@ import typer
 from nexusflow_integrations._core.settings import DIMENSIONS
 from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations.cli.exits import UsageProblem
-from nexusflow_integrations.cli.rag.endpoint import Endpoint
+from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.call.estimate import Estimate
@@ -21,18 +21,18 @@ DimensionsOption = Annotated[
     int | None,
     typer.Option(help="Size of the vectors: " + ", ".join(map(str, DIMENSIONS)) + "."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 LocalOption = Annotated[
     bool, typer.Option("--local", help="Use the embedded model even where a key is set.")
 ]
 BudgetOption = Annotated[
     str | None,
-    typer.Option(help="The most to spend: [bold]'200k tokens'[/bold], [bold]¥2.50[/bold]."),
+    typer.Option(help="The most to spend, like [bold]'200k tokens'[/bold] or [bold]¥2.50[/bold]."),
 ]
 EstimateOption = Annotated[
-    bool, typer.Option("--estimate", help="Say what it would cost, and send nothing.")
+    bool, typer.Option("--estimate", help="Show what it would cost, and send nothing.")
 ]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 StoreOption = Annotated[
     Path | None,
     typer.Option(
@@ -46,7 +46,7 @@ StoreOption = Annotated[
 
 def _no_folder(place: str | None) -> str | None:
     if place is not None and Path(place).is_dir():
-        raise typer.BadParameter(f"{place!r} is a directory; name a file in it")
+        raise typer.BadParameter(f"{place!r} is a folder; name a file in it")
     return place
 
 
@@ -57,7 +57,7 @@ CacheOption = Annotated[
         metavar="FILE|URL",
         callback=_no_folder,
         show_default=False,
-        help="The cache: a file, or redis://HOST:PORT/0, whose password is looked for in"
+        help="The cache: a file, or redis://HOST:PORT/0 with its password in"
         " NEXUSFLOW_REDIS_PASSWORD. [dim]Default: a file in the user's cache folder.[/dim]",
     ),
 ]
@@ -87,8 +87,11 @@ def cost_json(usage: Usage, endpoint: Endpoint) -> dict[str, Any]:
     }
 
 
-def estimate_json(found: Estimate) -> dict[str, Any]:
-    """Return the estimated requests and cost of a run."""
+def estimate_json(found: Estimate, *, local: bool) -> dict[str, Any]:
+    """Return the estimated requests and cost of a run.
+
+    Without a key the price is the service's, and ``paid`` is false: the embedded model would run.
+    """
     return {
         "texts": found.texts,
         "repeated": found.repeated,
@@ -96,8 +99,9 @@ def estimate_json(found: Estimate) -> dict[str, Any]:
         "requests": found.requests,
         "tokens": found.tokens,
         "token_error": found.token_error,
-        "list_price": found.cost,
+        "list_price": 0.0 if local else found.cost,
         "currency": found.price.currency,
+        "paid": has_key() and not local,
     }
 
 

@@ -45,7 +45,7 @@ def report(
         str | None,
         typer.Argument(
             help="Name of a Chroma collection; without --path, of an index made by `index` or"
-            " `demo`. [dim]Default: that of the folder you are in, else the one used last.[/dim]"
+            " `demo`. [dim]Default: the index of this folder, else the last one used.[/dim]"
         ),
     ] = None,
     path: Annotated[
@@ -61,18 +61,22 @@ def report(
             "--questions",
             "-q",
             dir_okay=False,
-            help='Questions to ask, one a line, or JSONL: {"question": …, "expected": [ids]}.',
+            help='Questions to ask, one a line, or JSONL: {"question": …, "expected": \\[ids]}.',
         ),
     ] = None,
     source: Annotated[
-        str, typer.Option(help="Metadata that says where a document comes from.")
+        str, typer.Option(help="Metadata field that names where a document comes from.")
     ] = "source",
-    limit: Annotated[int, typer.Option(min=1, help="Sample above this many points.")] = 10_000,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Most points to show; a larger collection is sampled.")
+    ] = 10_000,
     projection: Annotated[ProjectionName, typer.Option(help="Projection method of the map.")] = (
         ProjectionName.auto
     ),
     local: LocalOption = False,
-    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    open_it: Annotated[
+        bool, typer.Option("--open", help="Open the report in the browser.")
+    ] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -82,7 +86,7 @@ def report(
     documents to check that the model is the same.
     """
     if not output.parent.is_dir():
-        raise UsageProblem(f"the folder {str(output.parent)!r} is not there")
+        raise UsageProblem(f"the folder {str(output.parent)!r} does not exist")
     from nexusflow_integrations.report import write_report
 
     screen = Screen(quiet=as_json)
@@ -142,7 +146,7 @@ def _from_path(
     if name is None and len(names) == 1:
         name = names[0]
     if name is None or name not in names:
-        problem = "which collection?" if name is None else f"no collection is called {name!r};"
+        problem = "which collection?" if name is None else f"there is no collection named {name!r};"
         raise UsageProblem(f"{problem} there are: {', '.join(names) or 'none'}")
     collection = client.get_collection(name, embedding_function=None)
     if not (local and asked):
@@ -193,7 +197,7 @@ def _questions(path: Path) -> list[Question]:
     from nexusflow_integrations.report import Question
 
     if not path.is_file():
-        raise UsageProblem(f"the file {str(path)!r} is not there")
+        raise UsageProblem(f"the file {str(path)!r} does not exist")
     asked = []
     with path.open("rb") as file:
         lines = (
@@ -208,7 +212,7 @@ def _questions(path: Path) -> list[Question]:
             if not problem and not (isinstance(line.text, str) and line.text.strip()):
                 problem = "holds no question"
             if not problem and not isinstance(expected, list):
-                problem = "has something else than a list of ids in 'expected'"
+                problem = "'expected' is not a list of ids"
             if problem:
                 raise ConfigurationError(f"{path.name}, line {line.number}: {problem}")
             asked.append(Question(line.text, [str(item) for item in expected]))

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nexusflow_integrations._core.usage import Price, Usage
-from nexusflow_integrations.cli.rag.endpoint import Endpoint
+from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.call.estimate import Estimate
@@ -47,8 +47,8 @@ class Screen:
         self.out.print()
         self.out.print(Text.assemble((title, "bold"), f"  {aside}" if aside else "", style=""))
 
-    def estimate(self, found: Estimate, unfit: int = 0) -> None:
-        """Show what embedding would send and cost."""
+    def estimate(self, found: Estimate, unfit: int = 0, *, local: bool = False) -> None:
+        """Show what embedding would send and cost; nothing with the embedded model."""
         self.head("Estimate")
         rows = Table.grid(padding=(0, 2))
         rows.add_column(style="bold", no_wrap=True)
@@ -64,7 +64,12 @@ class Screen:
         error = f" ±{found.token_error:.0%}" if found.token_error else ""
         rows.add_row("Tokens", f"{found.tokens:,}{error}")
         rows.add_row("Requests", f"{found.requests:,}")
-        rows.add_row("Price", f"{money(found.cost, found.price)} at the list price")
+        paid = f"{money(found.cost, found.price)} at the list price"
+        if local:
+            paid = "none; the embedded model is free"
+        elif not has_key():
+            paid += " of the service; without a key the embedded model is used, which is free"
+        rows.add_row("Price", paid)
         self.out.print(Padding(rows, INDENT))
         self.out.print(Padding(Text("Nothing was sent.", style="dim"), INDENT))
 

@@ -96,11 +96,14 @@ def tune(
     """
     for file in filter(None, (output, page, plot)):
         if not file.parent.is_dir():
-            raise UsageProblem(f"the folder {str(file.parent)!r} is not there")
+            raise UsageProblem(f"the folder {str(file.parent)!r} does not exist")
     if questions is not None and not questions.is_file():
-        raise UsageProblem(f"the file {str(questions)!r} is not there")
+        raise UsageProblem(f"the file {str(questions)!r} does not exist")
     if questions is not None and chat_model is not None:
-        raise UsageProblem("--chat-model writes the questions: leave it out, or --questions")
+        raise UsageProblem(
+            "--questions and --chat-model exclude each other: one gives the questions, the other"
+            " writes them"
+        )
     if chat_model is not None and (local or not has_key()):
         raise UsageProblem("the embedded server has no chat model: set NEXUSFLOW_API_KEY for one")
     most = None if budget is None else read_budget(budget, Price())
@@ -226,9 +229,9 @@ def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint) -> None:
     error = f" ±{plan.token_error:.0%}" if plan.token_error else ""
     table.add_row(Text("at most", style="bold"), f"{plan.tokens:,}{error} tokens")
     screen.out.print(Padding(table, INDENT))
-    paid = f"{money(plan.cost, plan.price)} at the list price"
+    paid = f"{money(plan.cost, plan.price)} at the list price for embeddings"
     if endpoint.local_model is not None:
-        paid += "; the embedded model is free"
+        paid = f"The embedded model is free; with the service: {paid}"
     if (chat := plan.chat) is not None:
         most = "price not known" if isnan(chat.cost) else f"at most {money(chat.cost, plan.price)}"
         said = (
@@ -237,7 +240,7 @@ def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint) -> None:
         )
         screen.out.print(Padding(Text(said), INDENT))
     note = (
-        f"{paid} for embeddings. Sizes, keywords and formats need no further tokens, if the"
+        f"{paid}. Sizes, keywords and formats need no further tokens, if the"
         " service's smaller vectors are the beginning of its largest ones."
     )
     screen.out.print(Padding(Text(note, style="dim"), INDENT))

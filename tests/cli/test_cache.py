@@ -76,8 +76,24 @@ def test_a_cache_on_a_server_is_shown_pruned_and_emptied(
 
 def test_info_of_the_users_cache_makes_no_file(nexusflow: Command, tmp_path: Path) -> None:
     shown, _ = nexusflow("cache", "info")
-    assert "nothing was cached yet" in shown
+    assert "nothing cached yet" in shown
     assert not (tmp_path / "cache").exists()
+
+
+def test_info_names_the_embedded_model(nexusflow: Command, file: Path) -> None:
+    with sqlite3.connect(file) as db:
+        db.execute("UPDATE kind SET base_url = 'http://minilm.embedded.localhost/v1'")
+    db.close()
+    found = nexusflow.json("cache", "info", "--cache", str(file))
+    assert {row["embedded_model"] for row in found["models"]} == {"minilm"}
+    shown, _ = nexusflow("cache", "info", "--cache", str(file))
+    assert "minilm " in shown
+    assert "text-embedding-v4" not in shown
+    assert "localhost" not in shown
+
+
+def test_clearing_an_empty_cache_needs_no_confirmation(nexusflow: Command) -> None:
+    assert nexusflow("cache", "clear")[0].startswith("Removed 0 vectors")
 
 
 def test_prune_by_size_comes_down_to_it(nexusflow: Command, file: Path) -> None:
@@ -95,7 +111,7 @@ def test_a_size_that_leaves_next_to_nothing_asks_first(
     nexusflow: Command, file: Path, most: str
 ) -> None:
     said = nexusflow.sentence("cache", "prune", "--to", most, "--cache", str(file), code=2)
-    assert "leave next to none of the 604 vectors" in said
+    assert "keeps almost none of the 604 vectors" in said
     assert said.endswith("confirm with --yes")
     assert nexusflow.json("cache", "info", "--cache", str(file))["vectors"] == 604
     nexusflow("cache", "prune", "--to", most, "--yes", "--cache", str(file))

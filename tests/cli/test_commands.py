@@ -280,7 +280,7 @@ def test_no_index_yet(nexusflow: Command) -> None:
 
 def test_an_index_of_another_name(nexusflow: Command, service: LocalServer, zoo: Path) -> None:
     nexusflow("index", str(zoo))
-    assert "no index is called 'x'" in nexusflow.sentence("ask", "y", "--index", "x", code=1)
+    assert "there is no index named 'x'" in nexusflow.sentence("ask", "y", "--index", "x", code=1)
 
 
 @pytest.mark.parametrize(
@@ -373,8 +373,7 @@ def test_an_error_that_nobody_foresaw_is_one_sentence_too(
 def test_a_taken_port_is_one_sentence(nexusflow: Command, service: LocalServer) -> None:
     said = nexusflow.sentence("serve", "--model", "hash", "--port", str(service.port), code=1)
     assert said == (
-        f"port {service.port} of 127.0.0.1 is in use: choose another --port, or 0 for any that is"
-        " free"
+        f"port {service.port} of 127.0.0.1 is in use: choose another --port, or 0 for a free one"
     )
 
 
@@ -454,3 +453,18 @@ def test_doctor_shows_a_proxy_without_its_password(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     shown, _ = nexusflow("doctor")
     assert "HTTPS_PROXY proxy.example" in shown
+
+
+@pytest.mark.parametrize("command", ["embed", "index", "tune", "demo"])
+def test_the_lines_of_a_help_text_are_filled(nexusflow: Command, command: str) -> None:
+    shown, _ = nexusflow(command, "--help")
+    about = "\n".join(line.strip() for line in shown.partition("╭─")[0].splitlines())
+    *lines, _last = about.strip().split("\n\n")[-1].splitlines()
+    assert lines
+    assert all(len(line) > 60 for line in lines)
+
+
+def test_help_shows_brackets(nexusflow: Command) -> None:
+    shown, _ = nexusflow("report", "--help")
+    words = " ".join(shown.replace("│", " ").split())
+    assert '"expected": [ids]}' in words

@@ -398,10 +398,10 @@ def test_a_second_run_pays_nothing_and_no_cache_pays_again(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("nothing.txt",), "is not there"),
+        (("nothing.txt",), "does not exist"),
         ((".",), "is a folder"),
         (("texts.txt", "-o", "texts.txt"), "would replace the input"),
-        (("texts.txt", "-o", "no/such/out.npy"), "is not there"),
+        (("texts.txt", "-o", "no/such/out.npy"), "does not exist"),
         (("texts.txt", "--format", "npy"), "name -o FILE.npy"),
         (("texts.txt", "--json"), "name -o FILE"),
         (("texts.txt", "--budget", "5"), "is not a budget"),

@@ -131,7 +131,10 @@ def test_a_limit_removes_nothing(
     assert found.get("indexed", found)["removed"] == 0
     assert held(store) == {PANDA, OTTER, CHINESE}
     said = nexusflow.sentence(*command, str(zoo), "--limit", "1", "--fresh", code=2)
-    assert said == "--limit removes nothing and --fresh does: use one of them"
+    assert (
+        said
+        == "--fresh rebuilds the whole index and --limit reads part of the texts: use one of them"
+    )
 
 
 def test_an_estimate_sends_and_writes_nothing(
@@ -161,7 +164,20 @@ def test_an_estimate_names_what_would_be_left_out_and_ends_in_5(
 
 
 def test_an_estimate_needs_no_key(nexusflow: Command, zoo: Path, store: Path) -> None:
-    assert nexusflow.json("index", str(zoo), "--estimate")["added"] == 3
+    found = nexusflow.json("index", str(zoo), "--estimate")
+    assert (found["added"], found["paid"]) == (3, False)
+    shown, _ = nexusflow("index", str(zoo), "--estimate")
+    assert "the embedded model is used, which is free" in " ".join(shown.split())
+
+
+def test_an_estimate_for_the_embedded_model_is_free(
+    nexusflow: Command, service: LocalServer, zoo: Path, store: Path
+) -> None:
+    found = nexusflow.json("index", str(zoo), "--estimate", "--local")
+    assert (found["added"], found["list_price"], found["paid"]) == (3, 0.0, False)
+    shown, _ = nexusflow("index", str(zoo), "--estimate", "--local")
+    assert "none; the embedded model is free" in shown
+    assert "¥" not in shown
 
 
 def test_a_budget_is_not_passed_and_what_was_paid_for_is_kept(

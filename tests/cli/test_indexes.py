@@ -70,7 +70,7 @@ def test_removing_asks_first(nexusflow: Command, filled: Indexes, zoo: Path) -> 
 
 def test_where_there_is_none_that_is_said(nexusflow: Command) -> None:
     assert nexusflow("indexes", "list")[0].startswith("There is no index in ")
-    assert "no index is called 'zoo'" in nexusflow.sentence("indexes", "show", "zoo", code=1)
+    assert "there is no index" in nexusflow.sentence("indexes", "show", "zoo", code=1)
 
 
 def test_doctor_compares_the_indexes_of_the_service_that_is_asked(

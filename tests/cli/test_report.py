@@ -108,11 +108,14 @@ def test_an_index_of_a_folder_has_no_questions_of_its_own(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("nothing", "-p", "chroma"), "no collection is called 'nothing'; there are: town, zoo"),
+        (
+            ("nothing", "-p", "chroma"),
+            "there is no collection named 'nothing'; there are: town, zoo",
+        ),
         (("-p", "chroma"), "which collection? there are: town, zoo"),
         (("zoo", "-p", "empty"), "holds no Chroma collections"),
-        (("zoo", "-p", "chroma", "-o", "no/such/out.html"), "is not there"),
-        (("zoo", "-p", "chroma", "-q", "no-such.txt"), "is not there"),
+        (("zoo", "-p", "chroma", "-o", "no/such/out.html"), "does not exist"),
+        (("zoo", "-p", "chroma", "-q", "no-such.txt"), "does not exist"),
         (("zoo", "-p", "chroma", "-q", "bad.jsonl"), "bad.jsonl, line 2: has no field 'question'"),
     ],
 )

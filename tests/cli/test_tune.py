@@ -137,9 +137,9 @@ def test_what_is_wrong_is_said_before_anything_is_sent(
     bad.write_text('{"question": "What?", "source": "9.md"}')
     for arguments, said in (
         (("tune", str(tmp_path / "none")), "there is no file or folder"),
-        (("tune", str(folder), "-q", str(tmp_path / "none")), "is not there"),
+        (("tune", str(folder), "-q", str(tmp_path / "none")), "does not exist"),
         (("tune", str(folder), "-q", str(bad)), "there is no document '9.md'"),
-        ((*_ask(folder), "-o", str(tmp_path / "no" / "x")), "is not there"),
+        ((*_ask(folder), "-o", str(tmp_path / "no" / "x")), "does not exist"),
         ((*_ask(folder), "--budget", "much"), "is not a budget"),
         ((*_ask(folder), "--budget", "3 tokens"), "the first stage needs about"),
     ):

@@ -217,8 +217,8 @@ class CacheFile:
 
     def _foreign(self, what: str) -> CacheError:
         return CacheError(
-            f"{self.path} is not a cache file of nexusflow-integrations but {what};"
-            " it was left alone: name another file"
+            f"{self.path} is not a cache file of nexusflow-integrations: it is {what};"
+            " it was left alone; name another file"
         )
 
     def damaged(self, why: object) -> CacheError:

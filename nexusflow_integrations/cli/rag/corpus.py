@@ -468,13 +468,15 @@ def _others(others: Counter[str]) -> str:
 
 def _nothing(path: Path, files: list[Path], skipped: list[Skipped], left_out: str) -> str:
     """Return why there is no text in ``path``."""
+    if skipped and files == [path]:
+        return f"{str(path)!r} cannot be read: {skipped[0].reason}"
     if skipped:
         more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
         return f"nothing in {str(path)!r} can be read: {skipped[0]}{more}"
     if files:
         return f"{str(path)!r} holds no text: it is empty or blank"
     suffixes = ", ".join(sorted([*KINDS, *TABLES, *(CONVERTED if can_convert() else ())]))
-    return f"{str(path)!r} holds no text to search (files read: {suffixes})" + (
+    return f"{str(path)!r} holds no file that can be read, which end in {suffixes}" + (
         f"; {left_out}" if left_out else ""
     )
 

@@ -59,7 +59,7 @@ class Endpoint:
         """The service's URL; for the embedded server one that does not change with its port."""
         if self.local_model is None:
             return self.base_url
-        return f"http://{self.local_model}.embedded.localhost/v1"
+        return f"http://{self.local_model}{_EMBEDDED}"
 
     def http_client(self) -> httpx.Client | None:
         """Return a client that sends what goes to ``lasting_url`` to the embedded server."""
@@ -82,6 +82,15 @@ class Endpoint:
         return plain
 
 
+_EMBEDDED = ".embedded.localhost/v1"
+
+
+def embedded_model(base_url: str) -> str | None:
+    """Return the model whose ``lasting_url`` this is; ``None`` for the URL of a service."""
+    name = base_url.removeprefix("http://").removesuffix(_EMBEDDED)
+    return name if base_url == f"http://{name}{_EMBEDDED}" else None
+
+
 class _ToPort(httpx.HTTPTransport):
     def __init__(self, server: httpx.URL) -> None:
         super().__init__()
@@ -90,6 +99,13 @@ class _ToPort(httpx.HTTPTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         request.url = request.url.copy_with(host=self._server.host, port=self._server.port)
         return super().handle_request(request)
+
+
+def default_local_model() -> str:
+    """Return the name of the model that the embedded server runs."""
+    from nexusflow_integrations.local import encoder
+
+    return encoder.DEFAULT_MODEL
 
 
 def has_key() -> bool:

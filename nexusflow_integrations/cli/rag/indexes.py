@@ -228,6 +228,9 @@ def _number(folder: Path) -> int:
     return int(digits) if digits.isdecimal() else 0
 
 
+_NO_INDEX = "there is no index yet: run `nexusflow demo` or `nexusflow index FOLDER` first"
+
+
 class Indexes:
     """The indexes under one folder; by default in the user's cache folder."""
 
@@ -272,19 +275,19 @@ class Indexes:
         if name is None:
             usable = [(index, about) for index in indexes if (about := index.described())]
             if not usable:
-                raise UnusableIndexError(
-                    "there is no index yet: run `nexusflow demo` or `nexusflow index FOLDER` first"
-                )
+                raise UnusableIndexError(_NO_INDEX)
             nearest = max(_nearness(about.corpus, near) for _, about in usable)
             return next(i for i, about in usable if _nearness(about.corpus, near) == nearest)
         exact = [index for index in indexes if index.name == name]
         alike = exact or [index for index in indexes if index.name.startswith(name)]
         if len(alike) == 1:
             return alike[0]
-        names = ", ".join(index.name for index in (alike or indexes)) or "none"
+        if not indexes:
+            raise UnusableIndexError(_NO_INDEX)
+        names = ", ".join(index.name for index in (alike or indexes))
         if alike:
             raise UnusableIndexError(f"the names of several indexes begin with {name!r}: {names}")
-        raise UnusableIndexError(f"no index is called {name!r}; there are: {names}")
+        raise UnusableIndexError(f"there is no index named {name!r}; the indexes are: {names}")
 
 
 def _nearness(corpus: str, near: Path | None) -> int:
