@@ -21,6 +21,7 @@ from nexusflow_integrations.cli.ask_screen import AskScreen
 from nexusflow_integrations.cli.exits import PARTLY, UsageProblem
 from nexusflow_integrations.cli.options import (
     BudgetOption,
+    ChatPriceOption,
     DimensionsOption,
     EstimateOption,
     JsonOption,
@@ -31,6 +32,7 @@ from nexusflow_integrations.cli.options import (
     print_json,
 )
 from nexusflow_integrations.cli.options import budget as read_budget
+from nexusflow_integrations.cli.options import chat_price as read_chat_price
 from nexusflow_integrations.cli.rag import corpus as corpora
 from nexusflow_integrations.cli.rag.collection import (
     DamagedError,
@@ -45,6 +47,7 @@ from nexusflow_integrations.cli.rag.pipeline import (
     CHAT_VARIABLE,
     FRAMEWORKS,
     Chat,
+    ChatTokens,
     Passage,
     chat_of,
 )
@@ -171,6 +174,7 @@ def demo(
     ] = False,
     dimensions: DimensionsOption = None,
     chat_model: ChatOption = None,
+    chat_price: ChatPriceOption = None,
     local: LocalOption = False,
     fresh: FreshOption = False,
     store: StoreOption = None,
@@ -187,6 +191,7 @@ def demo(
         )
     _check_chat(chat_model, embedded=local or not has_key())
     _check_fresh(fresh, limit)
+    price = None if chat_price is None else read_chat_price(chat_price)
     if bm25 or evaluate:
         _need_keywords()
     screen = AskScreen(quiet=as_json)
@@ -212,11 +217,11 @@ def demo(
         screen.comparison(found)
         scores = _evaluate(screen, opened, keywords) if evaluate and keywords else None
         screen.cost(opened.usage(), opened.endpoint)
-        screen.chat_cost(chat)
+        bill = _bill(screen, opened, chat, price, answers, brief=False)
         screen.next(_next_lines(corpus, evaluate, chat, opened))
         if as_json:
             print_json(
-                _found_json(opened, question, found, answers, beside)
+                _found_json(opened, question, found, answers, beside, bill)
                 | {"corpus": {"name": texts.name, "title": texts.title}}
                 | {"indexed": _updated_json(done)}
                 | ({"hit_rates": scores} if scores else {})
@@ -324,11 +329,24 @@ def ask(
     hybrid: HybridOption = None,
     bm25: Bm25Option = False,
     chat_model: ChatOption = None,
+    chat_price: ChatPriceOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from an index made by `index` or `demo`."""
-    _ask(question, index, framework, top_k, hybrid, bm25, chat_model, store, as_json, answer=True)
+    _ask(
+        question,
+        index,
+        framework,
+        top_k,
+        hybrid,
+        bm25,
+        chat_model,
+        chat_price,
+        store,
+        as_json,
+        answer=True,
+    )
 
 
 def search(
@@ -342,7 +360,7 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Show the passages of an index that are nearest to a question."""
-    _ask(question, index, framework, top_k, hybrid, bm25, None, store, as_json, answer=False)
+    _ask(question, index, framework, top_k, hybrid, bm25, None, None, store, as_json, answer=False)
 
 
 def _ask(
@@ -353,11 +371,13 @@ def _ask(
     hybrid: bool | None,
     bm25: bool,
     chat_model: str | None,
+    chat_price: str | None,
     store: Path | None,
     as_json: bool,
     *,
     answer: bool,
 ) -> None:
+    price = None if chat_price is None else read_chat_price(chat_price)
     if bm25:
         _need_keywords()
     screen = AskScreen(quiet=as_json)
@@ -388,9 +408,11 @@ def _ask(
         if len(found) > 1:
             screen.comparison(found)
         screen.cost(opened.usage(), opened.endpoint, brief=True)
-        screen.chat_cost(chat)
+        bill = _bill(screen, opened, chat, price, answers or [], brief=True)
         if as_json:
-            print_json(_found_json(opened, question, found, answers, beside) | {"hybrid": hybrid})
+            print_json(
+                _found_json(opened, question, found, answers, beside, bill) | {"hybrid": hybrid}
+            )
 
 
 # -- steps that commands share -------------------------------------------------------------------
@@ -485,20 +507,20 @@ def _answer(
     screen: AskScreen, opened: Session, found: list[Found], question: str, chat: Chat | None
 ) -> list[dict[str, Any]]:
     if chat is not None:
-        return [
-            {
-                "kind": "written",
-                "model": chat.model,
-                "framework": item.framework,
-                "text": screen.written(
-                    opened.write(item, question, chat), chat.model, item.framework
-                ),
-                # Not every endpoint reports them while it streams.
-                "tokens": None,
-                "list_price": None,
-            }
-            for item in found
-        ]
+        answers = []
+        for item in found:
+            pieces = opened.write(item, question, chat)
+            text, tokens = screen.written(pieces, chat.model, item.framework)
+            answers.append(
+                {
+                    "kind": "written",
+                    "model": chat.model,
+                    "framework": item.framework,
+                    "text": text,
+                    "tokens": None if tokens is None else asdict(tokens),
+                }
+            )
+        return answers
     passages = found[0].passages
     if not found[0].is_close(opened.endpoint.model):
         screen.nothing_close(passages)
@@ -507,6 +529,36 @@ def _answer(
     screen.quotes(quotes)
     text = " ".join(f"“{item.text}” [{item.passage}]" for item in quotes)
     return [{"kind": "quoted", "text": text, "quotes": [asdict(item) for item in quotes]}]
+
+
+def _bill(
+    screen: AskScreen,
+    opened: Session,
+    chat: Chat | None,
+    price: tuple[float, float] | None,
+    answers: list[dict[str, Any]],
+    *,
+    brief: bool,
+) -> dict[str, Any]:
+    """Show what the chat model cost, and return it for JSON; ``None`` is not known."""
+    if chat is None:
+        return {}
+    counts = [answer["tokens"] for answer in answers]
+    tokens = cost = None
+    if None not in counts:
+        tokens = ChatTokens(*(sum(item[name] for item in counts) for name in ("sent", "written")))
+        if price is not None:
+            cost = (tokens.sent * price[0] + tokens.written * price[1]) / 1_000_000
+    usage = opened.usage()
+    screen.chat_cost(chat, tokens, cost, usage, brief=brief)
+    return {
+        "chat": {
+            "model": chat.model,
+            "tokens": None if tokens is None else asdict(tokens),
+            "price": cost,
+        },
+        "total_price": None if cost is None else usage.cost + cost,
+    }
 
 
 def _evaluate(
@@ -586,6 +638,7 @@ def _found_json(
     found: list[Found],
     answers: list[dict[str, Any]] | None,
     beside: list[Passage] | None,
+    bill: dict[str, Any],
 ) -> dict[str, Any]:
     endpoint = opened.endpoint
     return {
@@ -608,5 +661,5 @@ def _found_json(
         "close": found[0].is_close(endpoint.model),
         **({"bm25": _passages_json(beside)} if beside is not None else {}),
         **({"answers": answers} if answers is not None else {}),
-        "cost": _cost_json(opened),
+        "cost": _cost_json(opened) | bill,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Group, RenderableType
@@ -19,7 +19,7 @@ from nexusflow_integrations.cli.rag.collection import Updated
 from nexusflow_integrations.cli.rag.corpus import Corpus, Skipped
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
 from nexusflow_integrations.cli.rag.indexes import Index
-from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Chat, Passage
+from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Chat, ChatTokens, Passage
 from nexusflow_integrations.cli.rag.session import CUTS, Found, agree
 from nexusflow_integrations.cli.screen import INDENT, Screen, home, money, price_line
 from nexusflow_integrations.cli.words import count, time_left
@@ -142,22 +142,45 @@ class AskScreen(Screen):
         self.out.print()
         self.out.print(Text(f"Nothing close found{best}.", style="yellow"))
 
-    def chat_cost(self, chat: Chat | None) -> None:
-        """Say that the price does not include the chat model's."""
-        if chat is not None:
-            line = f"Without the tokens and the price of {chat.model}, which are not known here."
-            self.out.print(Padding(Text(line, style="dim"), INDENT))
+    def chat_cost(
+        self,
+        chat: Chat,
+        tokens: ChatTokens | None,
+        cost: float | None,
+        usage: Usage,
+        *,
+        brief: bool,
+    ) -> None:
+        """Show the tokens and price of the chat model, and the sum with those of ``usage``."""
+        if tokens is None:
+            line = f"{chat.model}: tokens and price not known"
+        else:
+            line = f"{chat.model}: {tokens.sent:,} tokens sent, {tokens.written:,} written: "
+            line += "price not known" if cost is None else money(cost, usage.price)
+            line += f"; in all {usage.tokens + tokens.sent + tokens.written:,} tokens"
+            line += "" if cost is None else f", {money(usage.cost + cost, usage.price)}"
+        shown = Text(line, style="dim")
+        self.out.print(shown if brief else Padding(shown, INDENT))
 
-    def written(self, pieces: Iterator[str], model: str, framework: str) -> str:
-        """Show an answer as it is written; returns all of it."""
-        text = next(pieces, "")  # before the heading, in case it fails
+    def written(
+        self, pieces: Generator[str, None, ChatTokens | None], model: str, framework: str
+    ) -> tuple[str, ChatTokens | None]:
+        """Show an answer as it is written; returns all of it, and its tokens."""
+        text, tokens = "", None
+
+        def each() -> Iterator[str]:
+            nonlocal tokens
+            tokens = yield from pieces
+
+        shown = each()
+        text = next(shown, "")  # before the heading, in case it fails
         self.head("Answer", f"written by {model} through {FRAMEWORKS[framework]}")
         self.out.print(Text(text), end="", soft_wrap=True)
-        for piece in pieces:
+        for piece in shown:
             text += piece
             self.out.print(Text(piece), end="", soft_wrap=True)
         self.out.print()
-        return text
+        return text, tokens
 
     def comparison(self, found: Sequence[Found]) -> None:
         """Show what each framework found first, and whether they agree."""

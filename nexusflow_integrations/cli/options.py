@@ -29,6 +29,13 @@ BudgetOption = Annotated[
     str | None,
     typer.Option(help="The most to spend, like [bold]'200k tokens'[/bold] or [bold]¥2.50[/bold]."),
 ]
+ChatPriceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SENT/WRITTEN",
+        help="Price of a million tokens of the chat model, like [bold]0.8/4.8[/bold].",
+    ),
+]
 EstimateOption = Annotated[
     bool, typer.Option("--estimate", help="Show what it would cost, and send nothing.")
 ]
@@ -155,6 +162,21 @@ def budget(text: str, price: Price) -> Budget:
     raise UsageProblem(
         f"{text!r} is not a budget: write it like '200k tokens' or '2.50 {price.currency}'"
     )
+
+
+def chat_price(text: str) -> tuple[float, float]:
+    """Return the prices of a million tokens sent and written, from text such as ``0.8/4.8``.
+
+    Raises:
+        UsageProblem: It is not valid.
+    """
+    found = re.fullmatch(r"[^\d./]?(\d*\.?\d+)/[^\d./]?(\d*\.?\d+)", text.replace(" ", ""))
+    if found is None:
+        raise UsageProblem(
+            f"{text!r} is not a price: write those of a million tokens sent and written, like"
+            " 0.8/4.8"
+        )
+    return float(found[1]), float(found[2])
 
 
 def _split(text: str) -> tuple[float, str] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from math import isnan
 from pathlib import Path
@@ -18,6 +17,7 @@ from nexusflow_integrations.cli.exits import PARTLY, UsageProblem
 from nexusflow_integrations.cli.options import (
     BudgetOption,
     CacheOption,
+    ChatPriceOption,
     EstimateOption,
     JsonOption,
     LocalOption,
@@ -25,6 +25,7 @@ from nexusflow_integrations.cli.options import (
     print_json,
 )
 from nexusflow_integrations.cli.options import budget as read_budget
+from nexusflow_integrations.cli.options import chat_price as read_chat_price
 from nexusflow_integrations.cli.rag import corpus as corpora
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
 from nexusflow_integrations.cli.rag.pipeline import CHAT_VARIABLE, chat_of
@@ -75,13 +76,7 @@ def tune(
     chat_questions: Annotated[
         int, typer.Option(min=1, help="The most questions that the chat model writes.")
     ] = 100,
-    chat_price: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SENT/WRITTEN",
-            help="Price of a million tokens of the chat model, like [bold]0.8/4.8[/bold].",
-        ),
-    ] = None,
+    chat_price: ChatPriceOption = None,
     budget: BudgetOption = None,
     estimate: EstimateOption = False,
     yes: YesOption = False,
@@ -178,13 +173,7 @@ def _questions(
 def _chat_price(text: str) -> ChatPrice:
     from nexusflow_integrations.tune import ChatPrice
 
-    found = re.fullmatch(r"[^\d./]?(\d*\.?\d+)/[^\d./]?(\d*\.?\d+)", text.replace(" ", ""))
-    if found is None:
-        raise UsageProblem(
-            f"{text!r} is not a price: write those of a million tokens sent and written, like"
-            " 0.8/4.8"
-        )
-    return ChatPrice(float(found[1]), float(found[2]))
+    return ChatPrice(*read_chat_price(text))
 
 
 def _plan_json(plan: Plan) -> dict[str, Any]:

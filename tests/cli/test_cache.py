@@ -165,7 +165,7 @@ def test_a_file_that_is_not_a_cache_is_one_sentence_and_left_alone(
 
 def test_a_folder_is_wrong_usage(nexusflow: Command, tmp_path: Path) -> None:
     _, aside = nexusflow("cache", "info", "--cache", str(tmp_path), code=2)
-    assert "directory" in aside
+    assert "folder" in aside
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_verify_and_doctor_find_a_service_that_changed_its_model(
         NexusFlow(cache=True).embed(TEXTS[:5])
         kept = {check["name"]: check for check in nexusflow.json("doctor")["checks"]}
         assert kept["Cached vectors"]["ok"]
-        assert "kept" in kept["Cached vectors"]["text"]
+        assert "stored" in kept["Cached vectors"]["text"]
         assert "same vectors" in " ".join(nexusflow("doctor")[0].split())
         port = service.port
     with LocalServer("minilm", port=port):

@@ -229,7 +229,7 @@ def test_the_bar_of_a_pipe_knows_no_end() -> None:
         counts = Embedding(console, bar, None, NexusFlow("none"))
         counts._began -= 1
         counts.advanced(1, None)
-        assert re.fullmatch(r"1  1 texts/s  0 tokens  ¥0", bar.tasks[0].fields["note"])
+        assert re.fullmatch(r"1  1\.0 texts/s  0 tokens  ¥0", bar.tasks[0].fields["note"])
 
 
 # -- refused texts -------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def test_doctor_compares_the_indexes_of_the_service_that_is_asked(
     found = nexusflow.json("doctor")
     (check,) = [check for check in found["checks"] if check["name"].startswith("Index ")]
     assert check["ok"]
-    assert "passages, and the service answers with the same vectors" in check["text"]
+    assert "passages, and the service gives the same vectors" in check["text"]
     (index,) = Indexes().all()
     collection = open_to_read(index.chroma)
     held = collection.get(include=[])["ids"]

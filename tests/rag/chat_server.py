@@ -24,7 +24,9 @@ class ChatServer:
         asked: The bodies of the chat requests, in order.
         pieces: What the model answers, piece by piece.
         reply: Makes the answer of a request that is not streamed from its body instead.
-        usage: Tokens that such an answer says, as ``prompt_tokens``, ``completion_tokens``.
+        usage: Tokens that an answer reports, as ``prompt_tokens`` and ``completion_tokens``; a
+            streamed one only if the request asks for it.
+        knows_stream_options: Whether a request with ``stream_options`` is accepted.
         status: Status of the answers; anything but 200 is an error that echoes the key.
     """
 
@@ -33,6 +35,7 @@ class ChatServer:
         self.status = 200
         self.reply: Callable[[dict[str, Any]], str] | None = None
         self.usage: dict[str, int] | None = None
+        self.knows_stream_options = True
         self.asked: list[dict[str, object]] = []
         self.keys: list[str] = []
         app = Starlette(
@@ -58,6 +61,10 @@ class ChatServer:
         if self.status != 200:
             error = {"message": f"Incorrect API key provided: {key}", "code": "invalid_api_key"}
             return JSONResponse({"error": error}, self.status)
+        options = self.asked[-1].get("stream_options")
+        if options is not None and not self.knows_stream_options:
+            refusal = {"message": "unknown parameter: stream_options", "code": "unknown"}
+            return JSONResponse({"error": refusal}, 400)
         if not self.asked[-1].get("stream"):
             made = "".join(self.pieces) if self.reply is None else self.reply(self.asked[-1])
             message = {"role": "assistant", "content": made}
@@ -67,9 +74,11 @@ class ChatServer:
             if self.usage is not None:
                 whole["usage"] = self.usage | {"total_tokens": sum(self.usage.values())}
             return JSONResponse(whole)
-        return StreamingResponse(self._stream(), media_type="text/event-stream")
+        return StreamingResponse(
+            self._stream(counted=options is not None), media_type="text/event-stream"
+        )
 
-    async def _stream(self) -> AsyncIterator[str]:
+    async def _stream(self, *, counted: bool) -> AsyncIterator[str]:
         for number, piece in enumerate([*self.pieces, None]):
             chunk = {
                 "id": "chat-1",
@@ -87,6 +96,11 @@ class ChatServer:
                 ],
             }
             yield f"data: {json.dumps(chunk)}\n\n"
+        if counted and self.usage is not None:
+            usage = self.usage | {"total_tokens": sum(self.usage.values())}
+            last = {"id": "chat-1", "object": "chat.completion.chunk", "created": 1}
+            last |= {"model": "qwen3.5-plus", "choices": [], "usage": usage}
+            yield f"data: {json.dumps(last)}\n\n"
         yield "data: [DONE]\n\n"
 
     def __enter__(self) -> ChatServer:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from nexusflow_integrations import NexusFlow
 from nexusflow_integrations._core.secret import ApiKey
+from nexusflow_integrations._core.usage import Price
 from nexusflow_integrations.cli.rag.answer import is_close, numbered, quote
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
 from nexusflow_integrations.cli.rag.indexes import Index
-from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Chat, ChatError, Passage, Pipeline
+from nexusflow_integrations.cli.rag.pipeline import (
+    FRAMEWORKS,
+    Chat,
+    ChatError,
+    ChatTokens,
+    Passage,
+    Pipeline,
+)
 from nexusflow_integrations.cli.rag.questions import Question
 from nexusflow_integrations.cli.rag.session import Found, Session, agree, hit_rates
 
@@ -126,6 +135,8 @@ def chat_server(_chat_server: ChatServer) -> ChatServer:
     _chat_server.asked.clear()
     _chat_server.keys.clear()
     _chat_server.status = 200
+    _chat_server.usage = {"prompt_tokens": 300, "completion_tokens": 40}
+    _chat_server.knows_stream_options = True
     return _chat_server
 
 
@@ -159,6 +170,36 @@ def test_the_model_is_given_instructions_passages_and_question(
     assert chat_server.keys == ["sk-air-very-secret"]
 
 
+def _tokens(pieces: Generator[str, None, ChatTokens | None]) -> ChatTokens | None:
+    """Read an answer to its end; return its tokens."""
+    found: list[ChatTokens | None] = []
+
+    def read() -> Iterator[str]:
+        found.append((yield from pieces))
+
+    list(read())
+    return found[0]
+
+
+def test_the_tokens_of_an_answer_are_returned(
+    pipeline: Pipeline, chat: Chat, chat_server: ChatServer
+) -> None:
+    assert _tokens(pipeline.write("Which?", PASSAGES, chat)) == ChatTokens(300, 40)
+    chat_server.usage = None
+    assert _tokens(pipeline.write("Which?", PASSAGES, chat)) is None
+
+
+def test_an_endpoint_that_refuses_to_count_answers_uncounted(
+    pipeline: Pipeline, chat: Chat, chat_server: ChatServer, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    chat_server.knows_stream_options = False
+    name = next(short for short, title in FRAMEWORKS.items() if title == pipeline.framework)
+    opened = Session(endpoint, Index(tmp_path), (name,), cache=False, pipelines={name: pipeline})
+    pieces = list(opened.write(Found(name, PASSAGES, 0.0), "Which?", chat))
+    assert "".join(pieces) == "Use `random.choice` [1]."
+    assert len(chat_server.asked) == 2
+
+
 def test_a_refusal_is_one_sentence_without_the_key(
     pipeline: Pipeline, chat: Chat, chat_server: ChatServer, endpoint: Endpoint, tmp_path: Path
 ) -> None:
@@ -189,6 +230,7 @@ def test_the_command_shows_what_the_model_writes_and_hides_the_key_it_echoes(
     pytest.importorskip("openai")
     typer = pytest.importorskip("typer.testing")
     from nexusflow_integrations.cli.app import app
+    from nexusflow_integrations.cli.screen import money
 
     monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-very-secret")
     monkeypatch.setenv("NEXUSFLOW_BASE_URL", chat_server.base_url)
@@ -205,6 +247,32 @@ def test_the_command_shows_what_the_model_writes_and_hides_the_key_it_echoes(
     answer = json.loads(typer.CliRunner().invoke(app, [*demo, "--json"]).stdout)["answers"][0]
     assert answer["kind"] == "written"
     assert answer["text"] == "Use `random.choice` [1]."
+    assert answer["tokens"] == {"sent": 300, "written": 40}
+
+    index = json.loads(typer.CliRunner().invoke(app, [*demo, "--json"]).stdout)["index"]
+    ask = ["ask", "Who eats?", "-i", index, "--chat-model", "qwen3.5-plus"]
+    shown = typer.CliRunner().invoke(app, [*ask, "--chat-price", "0.8/4.8"])
+    said = " ".join(shown.stdout.split())
+    tokens = int(re.search(r"(\d+) tokens? in ", said)[1])  # type: ignore[index]
+    assert said.endswith(
+        f"qwen3.5-plus: 300 tokens sent, 40 written: ¥0.000432; in all {tokens + 340} tokens,"
+        f" {money(tokens * 0.5 / 1e6 + 0.000432, Price())}"
+    )
+    cost = json.loads(
+        typer.CliRunner().invoke(app, [*ask, "--chat-price", "0.8/4.8", "--json"]).stdout
+    )["cost"]
+    assert cost["chat"]["tokens"] == {"sent": 300, "written": 40}
+    assert cost["chat"]["price"] == pytest.approx(0.000432)
+    assert cost["total_price"] == pytest.approx(cost["list_price"] + 0.000432)
+
+    shown = typer.CliRunner().invoke(app, ask)
+    assert "40 written: price not known; in all " in " ".join(shown.stdout.split())
+    chat_server.usage = None
+    shown = typer.CliRunner().invoke(app, ask)
+    assert shown.stdout.rstrip().endswith("qwen3.5-plus: tokens and price not known")
+    cost = json.loads(typer.CliRunner().invoke(app, [*ask, "--json"]).stdout)["cost"]
+    assert cost["chat"] == {"model": "qwen3.5-plus", "tokens": None, "price": None}
+    assert cost["total_price"] is None
 
     chat_server.status = 401
     refused = typer.CliRunner().invoke(app, demo)

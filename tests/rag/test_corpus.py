@@ -241,7 +241,7 @@ def test_a_named_pipe_is_left_out_and_not_waited_for(tmp_path: Path) -> None:
 def test_the_reason_why_nothing_was_found_is_the_real_one(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="there is no file or folder"):
         corpus.load(str(tmp_path / "gone"))
-    with pytest.raises(CorpusError, match=r"holds no file that can be read, which end in \.adoc"):
+    with pytest.raises(CorpusError, match=r"holds no text: none of its files ends in \.adoc"):
         corpus.load(str(tmp_path))
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(CorpusError, match=r"; 1 file of other types left out: 1 \.png"):

@@ -96,7 +96,7 @@ def test_a_name_may_be_shortened_as_long_as_it_is_one(indexes: Indexes) -> None:
     assert indexes.find("docs").name == "docs"
     with pytest.raises(UnusableIndexError, match="the names of several indexes begin with 'docs-'"):
         indexes.find("docs-")
-    with pytest.raises(UnusableIndexError, match="there is no index yet"):
+    with pytest.raises(UnusableIndexError, match="there is no index named 'x'; the indexes are: "):
         indexes.find("x")
 
 

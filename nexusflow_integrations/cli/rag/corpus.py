@@ -476,7 +476,7 @@ def _nothing(path: Path, files: list[Path], skipped: list[Skipped], left_out: st
     if files:
         return f"{str(path)!r} holds no text: it is empty or blank"
     suffixes = ", ".join(sorted([*KINDS, *TABLES, *(CONVERTED if can_convert() else ())]))
-    return f"{str(path)!r} holds no file that can be read, which end in {suffixes}" + (
+    return f"{str(path)!r} holds no text: none of its files ends in {suffixes}" + (
         f"; {left_out}" if left_out else ""
     )
 

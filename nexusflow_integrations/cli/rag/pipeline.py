@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,11 +44,34 @@ class ChatError(NexusFlowError):
 
 @dataclass(frozen=True)
 class Chat:
-    """A chat model behind an OpenAI-compatible endpoint."""
+    """A chat model behind an OpenAI-compatible endpoint.
+
+    Attributes:
+        model: Its name.
+        base_url: Root of the API.
+        api_key: The key.
+        counted: Whether to ask the endpoint how many tokens a streamed answer took.
+    """
 
     model: str
     base_url: str
     api_key: ApiKey
+    counted: bool = True
+
+
+@dataclass(frozen=True)
+class ChatTokens:
+    """Tokens of an answer, as the endpoint counted them: ``sent`` to the model, and ``written``."""
+
+    sent: int
+    written: int
+
+    @classmethod
+    def of(cls, sent: object, written: object) -> ChatTokens | None:
+        """Return the counts that a response holds; ``None`` if it holds none."""
+        if type(sent) is int and type(written) is int and min(sent, written) >= 0:
+            return cls(sent, written)
+        return None
 
 
 CHAT_VARIABLE = "NEXUSFLOW_CHAT_MODEL"
@@ -79,8 +102,13 @@ class Pipeline(Protocol):
     def search(self, question: str, k: int) -> list[Passage]:
         """Embed the question and return the ``k`` nearest passages, nearest first."""
 
-    def write(self, question: str, passages: Sequence[Passage], chat: Chat) -> Iterator[str]:
-        """Let a chat model write the answer; yields it piece by piece."""
+    def write(
+        self, question: str, passages: Sequence[Passage], chat: Chat
+    ) -> Generator[str, None, ChatTokens | None]:
+        """Let a chat model write the answer; yields it piece by piece, and returns its tokens.
+
+        ``None`` if the endpoint does not report them.
+        """
 
 
 COLLECTION = "passages"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from threading import Lock
@@ -32,6 +32,7 @@ from nexusflow_integrations.cli.rag.indexes import About, Index, UnusableIndexEr
 from nexusflow_integrations.cli.rag.pipeline import (
     Chat,
     ChatError,
+    ChatTokens,
     Passage,
     Pipeline,
     open_pipeline,
@@ -246,21 +247,27 @@ class Session:
         )
         return quote(question, passages, client)
 
-    def write(self, found: Found, question: str, chat: Chat) -> Iterator[str]:
+    def write(
+        self, found: Found, question: str, chat: Chat
+    ) -> Generator[str, None, ChatTokens | None]:
         """Let a chat model answer, with the framework that found the passages.
+
+        Yields the answer piece by piece, and returns its tokens, if the endpoint reports them.
 
         Raises:
             ChatError: It did not answer.
             ImportError: The framework's chat class is not installed.
         """
         try:
-            yield from self.open(found.framework).write(question, found.passages, chat)
+            return (yield from self.open(found.framework).write(question, found.passages, chat))
         except (ImportError, NexusFlowError):
             raise
         except Exception as error:  # noqa: BLE001 - each framework and its SDK has errors of its own
             reason = clean(str(error), [chat.api_key], 300)
-        else:
-            return
+            # Not every endpoint knows the option; it is refused before anything is written.
+            uncounted = chat.counted and "stream_options" in str(error)
+        if uncounted:
+            return (yield from self.write(found, question, replace(chat, counted=False)))
         # Outside the handler: the frames of an SDK hold the key.
         raise ChatError(f"the chat model {chat.model} did not answer: {reason}")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nexusflow_integrations._core.keywords import FUSION
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli.rag.answer import INSTRUCTIONS, numbered
-from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, Passage
+from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, ChatTokens, Passage
 
 
 class ChromaPipeline:
@@ -66,11 +66,15 @@ class ChromaPipeline:
             for hit, note in zip(hits, notes, strict=True)
         ]
 
-    def write(self, question: str, passages: Sequence[Passage], chat: Chat) -> Iterator[str]:
-        """Let a chat model write the answer; yields it piece by piece."""
+    def write(
+        self, question: str, passages: Sequence[Passage], chat: Chat
+    ) -> Generator[str, None, ChatTokens | None]:
+        """Let a chat model write the answer; yields it piece by piece, and returns its tokens."""
         with needed("An answer written by a chat model", "openai", install="openai"):
             from openai import OpenAI
 
+        extra = {"stream_options": {"include_usage": True}} if chat.counted else {}
+        tokens = None
         with OpenAI(base_url=chat.base_url, api_key=chat.api_key.reveal()) as client:
             stream = client.chat.completions.create(
                 model=chat.model,
@@ -82,10 +86,14 @@ class ChromaPipeline:
                     },
                 ],
                 stream=True,
+                extra_body=extra,
             )
             for piece in stream:
                 if piece.choices:
                     yield piece.choices[0].delta.content or ""
+                if (usage := piece.usage) is not None:
+                    tokens = ChatTokens.of(usage.prompt_tokens, usage.completion_tokens)
+        return tokens
 
 
 _HIGHEST = 2 / (FUSION + 1)

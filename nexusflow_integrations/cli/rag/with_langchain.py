@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli.rag.answer import INSTRUCTIONS, numbered
-from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, Passage
+from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, ChatTokens, Passage
 
 
 class LangChainPipeline:
@@ -57,8 +57,10 @@ class LangChainPipeline:
             for found, distance in self._store.similarity_search_with_score(question, k)
         ]
 
-    def write(self, question: str, passages: Sequence[Passage], chat: Chat) -> Iterator[str]:
-        """Let a chat model write the answer; yields it piece by piece."""
+    def write(
+        self, question: str, passages: Sequence[Passage], chat: Chat
+    ) -> Generator[str, None, ChatTokens | None]:
+        """Let a chat model write the answer; yields it piece by piece, and returns its tokens."""
         with needed(
             "An answer written through LangChain", "langchain_openai", install="langchain-openai"
         ):
@@ -71,9 +73,16 @@ class LangChainPipeline:
             [("system", INSTRUCTIONS), ("human", "{passages}\n\nQuestion: {question}")]
         )
         key = SecretStr(chat.api_key.reveal())
-        model = ChatOpenAI(model=chat.model, base_url=chat.base_url, api_key=key)
-        chain = prompt | model | StrOutputParser()
-        yield from chain.stream({"passages": numbered(passages), "question": question})
+        model = ChatOpenAI(
+            model=chat.model, base_url=chat.base_url, api_key=key, stream_usage=chat.counted
+        )
+        chain = prompt | model
+        tokens = None
+        for piece in chain.stream({"passages": numbered(passages), "question": question}):
+            yield StrOutputParser().invoke(piece)
+            if (usage := piece.usage_metadata) is not None:
+                tokens = ChatTokens.of(usage["input_tokens"], usage["output_tokens"])
+        return tokens
 
 
 _INSTALL = "nexusflow-integrations[langchain,demo]"

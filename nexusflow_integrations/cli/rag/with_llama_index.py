@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli.rag.answer import INSTRUCTIONS, numbered
-from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, Passage
+from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, ChatTokens, Passage
 
 
 class LlamaIndexPipeline:
@@ -61,8 +61,10 @@ class LlamaIndexPipeline:
             for found in self._index.as_retriever(similarity_top_k=k).retrieve(question)
         ]
 
-    def write(self, question: str, passages: Sequence[Passage], chat: Chat) -> Iterator[str]:
-        """Let a chat model write the answer; yields it piece by piece."""
+    def write(
+        self, question: str, passages: Sequence[Passage], chat: Chat
+    ) -> Generator[str, None, ChatTokens | None]:
+        """Let a chat model write the answer; yields it piece by piece, and returns its tokens."""
         from llama_index.core.llms import ChatMessage
 
         with needed(
@@ -77,13 +79,18 @@ class LlamaIndexPipeline:
             api_base=chat.base_url,
             api_key=chat.api_key.reveal(),
             is_chat_model=True,
+            additional_kwargs=({"stream_options": {"include_usage": True}} if chat.counted else {}),
         )
         messages = [
             ChatMessage(role="system", content=INSTRUCTIONS),
             ChatMessage(role="user", content=f"{numbered(passages)}\n\nQuestion: {question}"),
         ]
+        tokens = None
         for piece in model.stream_chat(messages):
             yield piece.delta or ""
+            if (usage := getattr(piece.raw, "usage", None)) is not None:
+                tokens = ChatTokens.of(usage.prompt_tokens, usage.completion_tokens)
+        return tokens
 
 
 _INSTALL = "nexusflow-integrations[llama-index,demo]"
