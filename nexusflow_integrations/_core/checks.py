@@ -194,13 +194,16 @@ _SAME = [
     {"on_too_long", "truncate", "truncation"},
 ]
 """Names that mean the same in this package and in others like it."""
+_OTHERS = {"mode"}
+"""Names of other packages that look like one of ours and mean something else."""
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """Return the question whether one of ``known`` was meant, or an empty text."""
     same = next((names for names in _SAME if name in names), set())
     likely = [other for other in known if other in same]
-    likely = likely or get_close_matches(name, known, n=1, cutoff=0.75)
+    if not likely and name not in _OTHERS:
+        likely = get_close_matches(name, known, n=1, cutoff=0.75)
     return f"; did you mean {likely[0]!r}?" if likely else ""
 
 

@@ -37,6 +37,8 @@ def test_building_one_needs_no_key_and_no_server() -> None:
 
 
 def test_an_unknown_argument_is_refused_by_name_with_a_hint() -> None:
+    with pytest.raises(TypeError, match=r"no argument 'mode'$"):  # not 'model'
+        NexusFlowEmbedding(mode="similarity")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="no argument 'dimension'; did you mean 'dimensions'"):
         NexusFlowEmbedding(dimension=512)  # type: ignore[call-arg]
 
