@@ -156,6 +156,54 @@ def test_texts_left_over_by_a_call_that_failed_are_sent_together_too() -> None:
     assert server.most > 8
 
 
+def test_an_array_changed_by_its_caller_changes_no_row_of_a_call_that_shared_a_text() -> None:
+    released = asyncio.Event()
+
+    async def until_released(_: Server) -> None:
+        await released.wait()
+
+    async def a_moment(_: Server) -> None:
+        await asyncio.sleep(0.05)
+
+    async def run() -> CallResults:
+        engine = engine_over(Server(until_released), Server(a_moment))
+
+        def call(texts: list[str]) -> asyncio.Task[CallResults]:
+            return asyncio.create_task(engine.embed(call_of(texts)))
+
+        slow, fast = call(["text 0"]), call(["text 1"])
+        await asyncio.sleep(0)
+        sharing = call(["text 0", "text 1"])
+        mine = (await fast).vectors
+        assert mine is not None
+        mine[:] = 0  # while the other call still waits for its first text
+        released.set()
+        await slow
+        return await sharing
+
+    check(asyncio.run(asyncio.wait_for(run(), 60)), ["text 0", "text 1"])
+
+
+def test_calls_that_cut_texts_at_different_lengths_share_none() -> None:
+    async def a_moment(_: Server) -> None:
+        await asyncio.sleep(0.05)
+
+    text = " ".join(f"word{number}" for number in range(400))
+
+    async def run() -> list[CallResults]:
+        engine = engine_over(Server(a_moment))
+        calls = [
+            engine.embed(call_of([text], on_too_long="truncate", max_text_tokens=most))
+            for most in (100, 200)
+        ]
+        return list(await asyncio.gather(*calls))
+
+    short, long = asyncio.run(asyncio.wait_for(run(), 60))
+    assert short.vectors is not None
+    assert long.vectors is not None
+    assert short.vectors.tolist() != long.vectors.tolist()
+
+
 def test_progress_reports_all_that_was_finished_before_a_call_failed() -> None:
     refused = no(400, "data_inspection_failed", "inappropriate content")
     server = Server(answers={1: refused, 3: WRONG_KEY})

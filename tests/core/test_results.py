@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexusflow_integrations._core.call.coalescing import Coalescer
 from nexusflow_integrations._core.call.results import (
     CallResults,
     EmbeddingArray,
     EmbeddingList,
     RowLists,
 )
-from nexusflow_integrations._core.request.batching import item_of, plan_batches
+from nexusflow_integrations._core.request.batching import Item, item_of, plan_batches
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.errors import (
     BadRequestError,
@@ -109,6 +110,22 @@ def test_a_call_that_waits_for_a_text_is_woken_by_its_row_its_refusal_or_the_end
         assert gathered.waiting == {}
 
     asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+def test_a_row_that_a_calling_thread_lends_is_copied_before_its_caller_may_change_it() -> None:
+    coalescer = Coalescer()
+    carrier, waiting = CallResults(1), CallResults(1)
+    assert coalescer.enter([(0, "text")], carrier)
+    mine, others = coalescer.join([(0, "text")], waiting)
+    assert (mine, others) == ([], [(0, "text", carrier, 0)])
+    carrier.rows([Item(0, "text", 1)], rows_of([0]))
+    coalescer.exit([(0, "text")], carrier)
+    carrier.part()
+    assert carrier.vectors is not None
+    carrier.vectors[:] = 0
+    lent = carrier.lend(0)
+    assert lent is not None
+    assert lent.tolist() == rows_of([0])[0].tolist()
 
 
 def test_an_array_knows_its_usage_and_parts_of_it_do_not() -> None:

@@ -31,6 +31,7 @@ class Coalescer:
             if carrier is gathered and place == index:
                 mine.append((index, text))
             else:
+                carrier.lent.add(place)
                 others.append((index, text, carrier, place))
         return self._without_those_of_threads(mine, others, gathered)
 
@@ -45,11 +46,15 @@ class Coalescer:
         left = []
         for index, text in mine:
             found = self._of_threads.get(text)
-            if found is None or found[0] is gathered:
-                left.append((index, text))
-            else:
-                del self._carriers[text]
-                others.append((index, text, *found))
+            if found is not None and found[0] is not gathered:
+                carrier, place = found
+                carrier.lent.add(place)
+                # Again: a thread that has removed its text in between may not see that it is lent.
+                if self._of_threads.get(text) == found:
+                    del self._carriers[text]
+                    others.append((index, text, carrier, place))
+                    continue
+            left.append((index, text))
         return left, others
 
     def enter(self, texts: Texts, gathered: CallResults) -> bool:

@@ -167,6 +167,7 @@ class DirectCall:
     def end(self) -> None:
         """Leave the tables that all calls share; may be repeated."""
         self._coalescer.exit(self._texts, self._gathered)
+        self._gathered.part()
         if self._gathered.waiting:
             self._later(self._gathered.wake_all)
         if self._endpoint.admission.exit(self._request):

@@ -152,6 +152,7 @@ class Engine:
             settings.dimensions,
             settings.added,
             settings.on_too_long,
+            settings.token_limit,
             cut_to,
         )
         name = (*vectors, call.account, call.cache)
@@ -288,6 +289,7 @@ class Engine:
                 endpoint.end(terms)
                 if call.sent is not None:  # another call has embedded the text meanwhile
                     call.ledger.sent(retry=False)
+                gathered.part()
             await gathered.make_lists()
             return gathered
         except Stopped:

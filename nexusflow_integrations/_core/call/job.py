@@ -246,8 +246,8 @@ class Job:
                 await self._other
             if self._call.stopping:
                 raise Stopped
-        if carrier.done[place] and carrier.vectors is not None:
-            self._gathered.row(index, carrier.vectors[place])
+        if (row := carrier.lend(place)) is not None:
+            self._gathered.row(index, row)
             self._call.ledger.cached += 1
         elif place in carrier.refusals:
             self._gathered.refuse(index, carrier.refusals[place])

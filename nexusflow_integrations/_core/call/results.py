@@ -114,6 +114,8 @@ class CallResults:
 
     ``lists`` is set if the caller wants lists of floats. ``cut_to`` is the size to which larger
     vectors are cut; ``uncut`` then holds what came for the texts that are not stored yet.
+    ``lent`` names the rows that other calls want, too. From ``part`` on, the caller may change its
+    array, so ``parted`` holds a copy of these rows.
     """
 
     cut_to: int | None = None
@@ -138,6 +140,8 @@ class CallResults:
         self.listed: list[list[float]] | None = None
         self.uncut: dict[int, Vectors] = {}
         self.derived = 0
+        self.lent: set[int] = set()
+        self.parted: dict[int, Vectors] | None = None
 
     def rows(self, batch: Batch, vectors: Vectors) -> None:
         if self.cut_to is not None:
@@ -226,6 +230,27 @@ class CallResults:
     def settled(self, index: int) -> bool:
         """Return whether there is a row or a refusal for ``index``."""
         return bool(self.done[index]) or index in self.refusals
+
+    def part(self) -> None:
+        """Copy the rows that other calls may still read, before the caller gets the array."""
+        if self.parted is None:
+            # `list` copies in one step: a call on the loop may add to it meanwhile.
+            self.parted = {
+                index: self._copied(index) for index in list(self.lent) if self.done[index]
+            }
+
+    def lend(self, index: int) -> Vectors | None:
+        """Return a copy of a row for another call, or ``None`` if there is none."""
+        if not self.done[index] or self.vectors is None:
+            return None
+        row = self._copied(index)
+        # Looked up after copying: the caller, in another thread, may have got the array meanwhile.
+        return row if self.parted is None else self.parted.get(index)
+
+    def _copied(self, index: int) -> Vectors:
+        assert self.vectors is not None
+        row: Vectors = self.vectors[index].copy()
+        return row
 
     def settling(self, index: int) -> asyncio.Future[None]:
         """Return a future that is done when ``index`` is settled or the call has ended."""
