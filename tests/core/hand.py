@@ -62,6 +62,9 @@ class Sink:
         assert item.index not in self.refusals
         self.refusals[item.index] = error
 
+    def is_refused(self, item: Item) -> bool:
+        return item.index in self.refusals
+
 
 def vector_of(text: str, size: int = SIZE) -> Vectors:
     """Return the vector of a text in these tests."""

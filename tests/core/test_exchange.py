@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from nexusflow_integrations import errors
 from nexusflow_integrations._core.request import retry
+from nexusflow_integrations._core.request.batching import item_of
 from nexusflow_integrations._core.request.endpoint import EndpointState
 from nexusflow_integrations._core.request.exchange import (
     AwaitSettled,
     Follow,
     LearntSize,
+    Reply,
     Send,
     Sleep,
     Stopped,
@@ -330,6 +332,38 @@ def test_any_texts_at_fault_are_found_and_the_others_survive(bad: set[int]) -> N
     assert done.requests <= 1 + len(bad) * 2 * math.ceil(math.log2(10))
     for index in bad:
         assert "data_inspection_failed" in str(of.sink.refusals[index])  # type: ignore[attr-defined]
+
+
+def test_a_text_in_pieces_that_is_refused_leaves_the_other_batches_of_its_call_alone() -> None:
+    clock = Clock()
+    of = call(clock, on_too_long="split", max_text_tokens=100)
+    long = " ".join(f"word{number}" for number in range(120))
+
+    def answered(step: Any) -> Reply:
+        refused = any("word1 " in text or text == "bad" for text in sent(step))
+        return answer_to(step, MODERATED if refused else None, clock)
+
+    def sent(step: Any) -> list[str]:
+        texts: list[str] = json.loads(step.body)["input"]
+        return texts
+
+    in_pieces = exchange([item_of(3, long)], of)
+    others = exchange(items(["bad", "fine", "good"]), of)
+    step = next(in_pieces)
+    while len(sent(step)) > 1:
+        step = in_pieces.send(answered(step))
+    step = in_pieces.send(answered(step))  # a piece was refused
+    other = next(others)
+    while sent(other) != ["fine"]:
+        other = others.send(answered(other))
+    with contextlib.suppress(StopIteration):
+        while True:
+            step = in_pieces.send(answered(step))
+    with contextlib.suppress(StopIteration):
+        while True:
+            other = others.send(answered(other))
+    all_right(of.sink, ["bad", "fine", "good", long], but={0, 3})
+    assert of.ledger.refused == 2
 
 
 def test_a_refusal_and_a_passing_fault_do_not_disturb_each_other() -> None:

@@ -181,6 +181,9 @@ class CallResults:
     def refused(self, item: Item, error: APIStatusError) -> None:
         self.refuse(item.index, error)
 
+    def is_refused(self, item: Item) -> bool:
+        return item.index in self.refusals
+
     def leave_out(self, errors: Mapping[int, InvalidInputError]) -> None:
         """Take the errors of texts that are not sent."""
         self.unsent = errors

@@ -149,6 +149,9 @@ class Sink(Protocol):
     def refused(self, item: Item, error: APIStatusError) -> None:
         """Take the server's refusal of one text."""
 
+    def is_refused(self, item: Item) -> bool:
+        """Return whether ``item`` was refused."""
+
 
 @dataclass
 class LearntSize:
@@ -254,10 +257,15 @@ def exchange(
         and len(batch[0].text) > SHORTEST
         and TOO_LONG.search(str(failure.error))
     ):
-        ledger.refused -= 1
         yield from _shorter(batch[0], call, ledger, sink)
     else:
-        sink.refused(batch[0], failure.error)
+        _refuse(batch[0], failure.error, ledger, sink)
+
+
+def _refuse(item: Item, error: APIStatusError, ledger: Ledger, sink: Sink) -> None:
+    if not isinstance(sink, Pieces):  # of a text in pieces, the text is counted
+        ledger.refused += 1
+    sink.refused(item, error)
 
 
 def _shortened(batch: Batch, call: Call, ledger: Ledger, sink: Sink) -> Generator[Step, Any, Batch]:
@@ -302,7 +310,6 @@ def _truncate(item: Item, most: float, call: Call, ledger: Ledger) -> Item:
 def _in_pieces(item: Item, most: float, call: Call, ledger: Ledger, sink: Sink) -> Steps:
     """Embed a text in pieces of ``most`` tokens; its vector is their mean."""
     into = sink if isinstance(sink, Pieces) else Pieces()
-    refused = ledger.refused
     pieces = pieces_of(item, most)
     for batch in plan_batches(pieces, max_texts=call.settings.batch_size):
         yield from exchange(batch, call, ledger, into)
@@ -315,22 +322,19 @@ def _in_pieces(item: Item, most: float, call: Call, ledger: Ledger, sink: Sink) 
     if into.error is None:
         sink.rows([item], into.vector())
     else:
-        ledger.refused = refused + 1
-        sink.refused(item, into.error)
+        _refuse(item, into.error, ledger, sink)
 
 
 def _bisect(batch: Batch, call: Call, failure: Failure, ledger: Ledger, sink: Sink) -> Steps:
     """Send both halves separately, to find the texts at fault."""
     left, right = halves(batch)
     logger.info("a batch of %d texts was refused (%s); splitting it", len(batch), failure.error)
-    refused_before = ledger.refused
     yield from exchange(left, call, ledger, sink)
     certain = failure.kind is Kind.REFUSED and not TOO_LONG.search(str(failure.error))
-    if certain and len(right) == 1 and ledger.refused == refused_before:
+    if certain and len(right) == 1 and not any(map(sink.is_refused, left)):
         # All other texts passed moderation, so this one is the text refused; no request is needed.
         # (Not so for "too long", which may have meant the whole request.)
-        ledger.refused += 1
-        sink.refused(right[0], failure.error)
+        _refuse(right[0], failure.error, ledger, sink)
         return
     yield from exchange(right, call, ledger, sink)
 
@@ -407,8 +411,6 @@ def _send_until_judged(
             if kind in (Kind.REFUSED, Kind.TOO_LARGE) or (
                 kind is Kind.BATCH_LIMIT and len(batch) > 1
             ):
-                if len(batch) == 1:
-                    ledger.refused += 1
                 return verdict if isinstance(verdict, Failure) else None
             error = _error(verdict, reply, call, attempts)
             if isinstance(error, AuthenticationError) and (yield from _renewed(key, call)):

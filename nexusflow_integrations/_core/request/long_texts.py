@@ -147,6 +147,9 @@ class Pieces:
     def refused(self, item: Item, error: APIStatusError) -> None:
         self.error = self.error or error
 
+    def is_refused(self, item: Item) -> bool:
+        return self.error is not None
+
     def vector(self) -> Vectors:
         """Return the mean, scaled to unit length: float32 of shape (1, d)."""
         assert self._sum is not None

@@ -235,6 +235,9 @@ class Nowhere:
     def refused(self, item: Item, error: object) -> None:
         raise AssertionError("the service refuses no text")
 
+    def is_refused(self, item: Item) -> bool:
+        return False
+
 
 class Worker:
     """A process with an endless supply of texts."""
