@@ -280,7 +280,7 @@ def index(
     texts = corpora.load(path, limit, tuned or TunedSettings())
     indexes = Indexes(store)
     if estimate:
-        # Without a key the price is still the service's, for which many will want to know it.
+        # Without a key the price is the service's: many ask for it before they get a key.
         endpoint = Endpoint(
             resolve_base_url(),
             ApiKey(""),

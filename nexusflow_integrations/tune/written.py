@@ -280,7 +280,7 @@ _SHORTEST_QUOTE = 10
 # -- asking --------------------------------------------------------------------------------------
 
 
-class _Purse:
+class _Allowance:
     """What the chat model may still cost; a call reserves the most that it can."""
 
     def __init__(self, chat: ChatModel, budget: Budget | None, kept: int, kept_money: float):
@@ -378,11 +378,11 @@ class Writer:
             ChatError: The model did not answer, or none of its answers held a question; after ten
                 of these no more are paid for.
         """
-        purse = _Purse(self._chat, self._budget, kept, kept_money)
+        allowance = _Allowance(self._chat, self._budget, kept, kept_money)
         self.unasked = 0
         problem = ""
         try:
-            self._ask_all(purse)
+            self._ask_all(allowance)
         except ChatError:
             raise
         except Exception as error:  # noqa: BLE001 - the SDK has errors of its own
@@ -405,7 +405,7 @@ class Writer:
         assert isinstance(self._chat.api_key, ApiKey)
         return self._chat.api_key
 
-    def _ask_all(self, purse: _Purse) -> None:
+    def _ask_all(self, allowance: _Allowance) -> None:
         from openai import OpenAI
 
         _end_line(self._chat.file)
@@ -414,7 +414,7 @@ class Writer:
         def one(asked: Asked) -> None:
             if not stop.is_set():
                 try:
-                    self._ask(client, asked, purse)
+                    self._ask(client, asked, allowance)
                 except BaseException:
                     stop.set()
                     raise
@@ -432,13 +432,16 @@ class Writer:
                     raise self._useless()
             finally:
                 stop.set()
-                self._spent = (before[0] + purse.spent_tokens, before[1] + purse.spent_money)
+                self._spent = (
+                    before[0] + allowance.spent_tokens,
+                    before[1] + allowance.spent_money,
+                )
 
-    def _ask(self, client: OpenAI, asked: Asked, purse: _Purse) -> None:
+    def _ask(self, client: OpenAI, asked: Asked, allowance: _Allowance) -> None:
         # No tokenizer makes more tokens than bytes; the frame of a message adds a few.
         reserved = len(f"{INSTRUCTIONS}{asked.text}".encode("utf-8", "replace")) + _FRAME
         with self._lock:
-            if not purse.reserve(reserved, MOST_WRITTEN):
+            if not allowance.reserve(reserved, MOST_WRITTEN):
                 self.unasked += 1
                 return
         answer = client.chat.completions.create(
@@ -453,7 +456,7 @@ class Writer:
         question = question_of(asked, text, self._texts[asked.source])
         with self._lock:
             if counted:
-                purse.settle((reserved, MOST_WRITTEN), counted)
+                allowance.settle((reserved, MOST_WRITTEN), counted)
             self._count(counted, useless=question is None)
             if question is not None:
                 self._keep(asked, question)

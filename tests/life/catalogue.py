@@ -132,11 +132,11 @@ ELSEWHERE = (
     ),
     (
         "the Chroma server is killed and started again midway",
-        "waited for; no text is paid for twice",
+        "the call waits; no text is paid for twice",
         "tests/chroma/test_broken_off.py",
     ),
     (
-        "the Chroma server stays away",
+        "the Chroma server does not come back",
         "`CollectionError`; the next run pays for the rest",
         "tests/chroma/test_broken_off.py",
     ),
@@ -223,7 +223,7 @@ def _(life: Life) -> None:
 
 
 @event(
-    "one document more",
+    "one document is added",
     Outcome(1),
     Outcome(1),
     Outcome(1),
@@ -235,7 +235,7 @@ def _(life: Life) -> None:
 
 
 @event(
-    "one document less",
+    "one document is removed",
     Outcome(0),
     Outcome(0),
     Outcome(0),

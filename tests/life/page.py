@@ -14,16 +14,15 @@ HEAD = """\
 
 <!-- Written by python -m tests.life.page from tests/life/catalogue.py; do not edit. -->
 
-What happens to a Chroma collection that is to hold what a source holds, for
-[`sync_documents`](guides/chroma.md#keep-a-collection-true-to-its-source) and three other ways to do
-it. Each cell is a test with a real `PersistentClient`, on a collection of 20 documents unless the
-event says otherwise: the number of texts paid for, then the error that was raised, if any, then
-what is wrong with the collection afterwards. A cell with nothing but a number is a collection that
-holds what it should.
+How well a Chroma collection follows its source, with
+[`sync_documents`](guides/chroma.md#keep-a-collection-true-to-its-source) and three other
+tools. Each cell is a test with a real `PersistentClient`, on a collection of 20 documents unless
+the event says otherwise: the number of texts paid for, then the error that was raised, if any, then
+what is wrong with the collection afterwards. If a cell has only a number, the collection is right.
 
 - **lost**: documents that should be there and are not. After an error these are the old documents,
   or new ones that could have been stored.
-- **stale**: documents that have another text than they should.
+- **stale**: documents that still have an old text.
 
 All four use this package's embeddings with retries off. `sync_documents` has its default settings:
 in a new process it compares up to three stored vectors with the service before it writes the first

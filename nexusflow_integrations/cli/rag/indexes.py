@@ -89,7 +89,7 @@ class Index:
 
     @property
     def size(self) -> int:
-        """Bytes on the disk."""
+        """Size on disk, in bytes."""
         files = (file for file in self.directory.rglob("*") if file.is_file())
         return sum(file.stat().st_size for file in files)
 
@@ -205,7 +205,7 @@ class Index:
         if not self.directory.is_dir():
             return
         with self.alone():
-            # First: without a description nobody uses it.
+            # First, because an index without a description is not used.
             (self.directory / _ABOUT).unlink(missing_ok=True)
             for folder in self._folders():
                 shutil.rmtree(folder)
