@@ -216,6 +216,21 @@ def test_a_split_text_is_cached_as_the_whole_and_not_taken_for_the_servers(
     assert upstream.texts.count(LONG) == 1
 
 
+@pytest.mark.parametrize("policy", ["split", "truncate"])
+def test_a_text_that_only_the_server_finds_too_long_is_not_cached_as_the_whole(
+    upstream: Upstream, tmp_path: Path, policy: str
+) -> None:
+    cache = tmp_path / "vectors.sqlite3"
+    words = "Range of input length should be [1, 100]"
+    upstream.refuses = lambda text: words if len(text) > 100 else None
+    text = " ".join(f"w{number}" for number in range(60))
+    cut = upstream.client(on_too_long=policy, cache=cache).embed([text, "short"])
+    upstream.refuses = lambda _: None
+    whole = upstream.client(on_too_long="send", cache=cache).embed([text, "short"])
+    assert not np.allclose(whole[0], cut[0])
+    np.testing.assert_allclose(whole[0], vector_of(text), atol=1e-6)
+
+
 def test_a_refused_piece_refuses_its_text_once_and_no_other(upstream: Upstream) -> None:
     upstream.refuses = lambda text: "data_inspection_failed" if "word20 " in text else None
     client = upstream.client(on_too_long="split")

@@ -479,6 +479,8 @@ def _cached(cache: Cache, call: Call, gathered: CallResults) -> Callable[[Texts]
         chunk=settings.max_concurrency * settings.batch_size,
         admission=call.endpoint.admission,
         time_left=lambda: call.until - call.endpoint.clock(),
+        # The key was made before the server found the text too long, so it names the whole text.
+        is_storable=lambda item: item.index not in call.shortened or is_cut(item.text, settings),
     )
 
 

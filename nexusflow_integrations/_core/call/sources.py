@@ -111,6 +111,7 @@ class CachedSource:
         admission: The admission queue that batches have to pass.
         time_left: Time left for the call, in seconds. Only a part of it is spent waiting for the
             cache.
+        is_storable: Whether the vector that came for an item belongs to its key.
     """
 
     def __init__(
@@ -127,8 +128,10 @@ class CachedSource:
         chunk: int,
         admission: AdmissionQueue,
         time_left: Callable[[], float],
+        is_storable: Callable[[Item], bool] = lambda _: True,
     ) -> None:
         self._plan = plan
+        self._is_storable = is_storable
         self._cache = cache
         self._call = cache.new_call()
         self._dimensions = dimensions
@@ -283,7 +286,7 @@ class CachedSource:
         for item in batch:
             if gathered.settled(item.index) or not is_lost:
                 key = self._claimed.pop(item.index)
-                if gathered.done[item.index]:
+                if gathered.done[item.index] and self._is_storable(item):
                     paid.append((item.index, key))
                 else:
                     unpaid.append(key)
