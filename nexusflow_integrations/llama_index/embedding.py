@@ -38,7 +38,6 @@ from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.other_frameworks import missing
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
-from nexusflow_integrations._core.request.long_texts import is_cut
 from nexusflow_integrations._core.request.tokens import estimate_tokens
 from nexusflow_integrations._core.secret import Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
@@ -683,14 +682,14 @@ class NexusFlowEmbedding(BaseEmbedding):
         if own:
             cls = type(self)
             parts = (*parts, cls.__module__, cls.__qualname__, role, sorted(self.to_dict().items()))
-        prefix = hashlib.sha256(f"{parts!r}\0".encode())
         settings = client.settings
-        cut = f"{settings.on_too_long} {settings.token_limit}\0".encode()
+        if settings.on_too_long in ("split", "truncate"):
+            # For every text: the server may find one too long that the estimate lets pass.
+            parts = (*parts, settings.on_too_long, settings.token_limit)
+        prefix = hashlib.sha256(f"{parts!r}\0".encode())
 
         def key(text: str) -> str:
             digest = prefix.copy()
-            if is_cut(text, settings):
-                digest.update(cut)
             digest.update(text.encode())
             return digest.hexdigest()
 

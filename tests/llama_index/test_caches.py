@@ -55,6 +55,26 @@ def test_one_text_and_many_share_the_cache(
     assert sorted(map(len, upstream.requests)) == [1, 9]
 
 
+def test_a_text_that_only_the_server_finds_too_long_is_not_cached_for_another_policy(
+    batch: Batch, upstream: Any, store: SimpleKVStore
+) -> None:
+    def answer(texts: list[str]) -> Any:
+        if any(len(text) > 100 for text in texts):
+            return 400, {"error": {"message": "Range of input length should be [1, 100]"}}
+        return None
+
+    upstream.answer = answer
+    text = " ".join(f"w{number}" for number in range(60))
+    rows = {
+        policy: batch(upstream.embedding(embeddings_cache=store, on_too_long=policy), [text])
+        for policy in ("split", "truncate")
+    }
+    upstream.answer = lambda _: None
+    rows["send"] = batch(upstream.embedding(embeddings_cache=store, on_too_long="send"), [text])
+    assert rows["send"] == [upstream.vector_of(text)]
+    assert rows["split"] != rows["truncate"] != rows["send"] != rows["split"]
+
+
 def test_a_query_with_an_instruction_does_not_get_the_vector_of_an_equal_document(
     batch: Batch, single: Any, upstream: Any, store: SimpleKVStore
 ) -> None:

@@ -76,7 +76,7 @@ def test_a_text_that_is_too_long_is_an_error_or_split(embedding: NexusFlowEmbedd
     embedding.on_too_long = "truncate"
     assert embedding.get_text_embedding_batch([f"{LONG} red"])[0] != one
     assert embedding.get_text_embedding("a")
-    assert embedding.usage.requests == sent + 2
+    assert embedding.usage.requests == sent + 3
     assert store is embedding.embeddings_cache
 
 
