@@ -116,6 +116,8 @@ def report(
                 "points": done.points,
                 "total": done.total,
                 "projection": done.projection,
+                "model": done.model,
+                "endpoint": done.endpoint,
                 "ranks": list(done.ranks),
                 "tokens": done.usage.tokens,
                 "list_price": done.usage.cost,
@@ -225,6 +227,9 @@ def _show(screen: Screen, report: Report) -> None:
     if report.total == report.points:
         texts = count(report.points, "text")
     screen.out.print(f"{texts}, map by {report.projection}: {report.path}")
+    if report.model is not None:
+        where = f" at {report.endpoint}" if report.endpoint else ""
+        screen.out.print(f"vectors of {report.model}{where}")
     judged = len(report.ranks)
     if judged:
         hits = [f"{sum(rank <= most for rank in report.ranks) / judged:.2f}" for most in CUTS]

@@ -59,6 +59,7 @@ class Report:
         projection: The projection of the map: ``PCA`` or ``t-SNE``.
         ranks: For each question with expected ids, the rank of the first correct document, from 1.
         usage: The usage of embedding the questions, and of comparing the model.
+        model, endpoint: What the collection's vectors are from, if that is known.
     """
 
     path: Path
@@ -67,6 +68,8 @@ class Report:
     projection: str
     ranks: tuple[int, ...]
     usage: Usage
+    model: str | None
+    endpoint: str | None
 
 
 @dataclass
@@ -128,11 +131,13 @@ def write_report(
     near = near.first(measure.NEIGHBOURS)
     groupings = [measure.sources(held.sources), measure.clusters(low, held.texts)]
     shown = max(240, min(4000, _CHARACTERS // len(held.ids)))
+    model = model or (function.model_name if function else None)
+    endpoint = function.service if function else None
     data = {
         "title": title or collection.name,
         "collection": collection.name,
-        "model": model or (function.model_name if function else None),
-        "endpoint": function.service if function else None,
+        "model": model,
+        "endpoint": endpoint,
         "compared": compared,
         "total": held.total,
         "dimensions": int(vectors.shape[1]),
@@ -172,7 +177,8 @@ def write_report(
     with whole(target) as file:
         file.write(render(data).encode())
     ranks = tuple(item["rank"] for item in inspected if item["expected"])
-    return Report(target, len(held.ids), held.total, layout.method, ranks, usage)
+    size = len(held.ids)
+    return Report(target, size, held.total, layout.method, ranks, usage, model, endpoint)
 
 
 def _read(

@@ -197,7 +197,7 @@ class Tuning:
             if not self.questions:
                 raise ConfigurationError(
                     "no questions can be made of these documents, which have no paragraphs of"
-                    " three sentences: pass questions"
+                    " three sentences: pass questions of your own"
                 )
         else:
             self.questions = list(questions)

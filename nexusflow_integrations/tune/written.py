@@ -334,7 +334,7 @@ class Writer:
         if not self._asked:
             raise ConfigurationError(
                 "no questions can be written about these documents, which have no passage of two"
-                f" sentences and {_SHORTEST_PASSAGE} characters: pass questions"
+                f" sentences and {_SHORTEST_PASSAGE} characters: pass questions of your own"
             )
         self._lock = threading.Lock()
         self._written = self._read()
