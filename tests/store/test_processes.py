@@ -41,8 +41,11 @@ _spec.loader.exec_module(workers)
 
 
 def noted(log: Path, what: str) -> list[bytes]:
+    """Return the keys in a log, but one whose line a kill has cut off."""
     file = Path(f"{log}.{what}")
-    return [bytes.fromhex(line) for line in file.read_text().split()] if file.exists() else []
+    lines = file.read_text().split() if file.exists() else []
+    whole = len(workers.key_of(0).hex())
+    return [bytes.fromhex(line) for line in lines if len(line) == whole]
 
 
 def check_integrity(path: Path | str) -> None:

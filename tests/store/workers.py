@@ -41,9 +41,9 @@ def vector_of(key: bytes) -> np.ndarray:
 
 
 def note(log: str, keys: list[bytes]) -> None:
-    """Append keys to a file in one write, so that a kill leaves all of them or none."""
+    """Append keys to a file, a line each; a kill may cut off the last ones."""
     fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(fd, b"".join(key.hex().encode() + b"\n" for key in keys))
+    os.write(fd, b"\n" + b"".join(key.hex().encode() + b"\n" for key in keys))
     os.close(fd)
 
 
