@@ -201,8 +201,8 @@ class NexusFlow:
         cache: Path of a file that stores every vector, across processes and crashes; ``True`` for a
             file in the user's cache folder; or the ``redis://`` URL of a server, for workers on
             several hosts (needs the extra ``[redis]``). Off by default.
-        derive: Serve ``dimensions`` by cutting larger vectors to it: those in the cache, and new
-            ones, which are fetched at the model's largest size. The first call compares a few
+        derive: Make vectors of size ``dimensions`` by cutting larger ones: those in the cache, and
+            new ones, which are fetched at the model's largest size. The first call compares a few
             vectors; if the service's smaller vectors are not cut from its largest, this has no
             effect, and a warning is logged. Needs ``cache`` and ``dimensions``.
         budget: The most this client may spend: a ``Budget``. Or a budget shared with other
@@ -382,7 +382,7 @@ class NexusFlow:
             on_blank: The same.
             on_too_long: The same.
             progress: Called in this thread with the number of texts completed since the last call,
-                so ``tqdm.update`` fits.
+                so ``tqdm.update`` can be passed.
 
         Returns:
             For one text, a float32 array of shape (d,); for a list, one of shape (n, d), rows in

@@ -46,7 +46,7 @@ class _Embedder:
     """The settings, named as in Haystack's own embedders.
 
     ``options`` holds other settings of ``NexusFlow`` (``timeout``, ``cache``, ...) as plain values,
-    except those for leaving texts out.
+    but not ``on_refused`` or ``on_blank``.
     """
 
     api_key: Secret = _KEY

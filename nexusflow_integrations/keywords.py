@@ -2,8 +2,8 @@
 
     retriever = BM25Retriever.from_texts(texts, preprocess_func=words_of)
 
-``hybrid_query`` of ``nexusflow_integrations.chroma_collections`` and the command cut words in the
-same way. Needs ``pip install "nexusflow-integrations[hybrid]"``.
+``hybrid_query`` of ``nexusflow_integrations.chroma_collections`` and the command split texts into
+words in the same way. Needs ``pip install "nexusflow-integrations[hybrid]"``.
 """
 
 from nexusflow_integrations._core.keywords import fused, words_of

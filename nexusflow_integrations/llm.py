@@ -22,7 +22,7 @@ __all__ = ["NexusFlowEmbeddingModel", "register_embedding_models"]
 
 
 class NexusFlowEmbeddingModel(EmbeddingModel):
-    """The model with one size; with ``None``, named ``nexusflow``, the server's default size."""
+    """The model at one size; ``None``, named ``nexusflow``, is the server's default size."""
 
     needs_key = "nexusflow"
     key_env_var = "NEXUSFLOW_API_KEY"

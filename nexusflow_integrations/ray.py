@@ -39,18 +39,19 @@ if TYPE_CHECKING:
 __all__ = ["ClusterLimits", "ClusterState", "DriverKey", "EmbedBatch"]
 
 DIMENSIONS = 1024
-"""The model's default size: it must be known before the first response, the same for all blocks."""
+"""The model's default size: all blocks need the same, before the first response."""
 RESTART_PAUSE = 1.0
-"""Seconds for which a restarted actor grants no send times: those that the previous one granted may
-still be used, and the server counts requests over a second."""
+"""Seconds after a restart during which the actor permits no requests: those that the previous one
+permitted may still be sent, and the server counts requests over a second."""
 ACTIVE = 10.0
 """Seconds without a lease after which a worker no longer counts as active."""
 ASK_TIMEOUT = 20.0
-"""Seconds to wait for the actor, which may be restarting, before a worker paces alone."""
+"""Seconds to wait for the actor, which may be restarting, before a worker goes on alone."""
 DRAW_TIMEOUT = 60.0
 """Seconds to wait for a part of the budget; without one nothing is sent."""
 SAVE_AHEAD = 200
-"""1/200 of the budget is saved as granted ahead of use; a restart may lose that much."""
+"""The actor saves the budget as spent in steps of 1/200, before it grants a step; a restart may
+lose one."""
 
 
 class DriverKey:
@@ -101,9 +102,9 @@ class EmbedBatch:
     Pickles contain no client, and no key except that of a ``DriverKey``.
 
     Args:
-        api_key: ``None`` takes ``NEXUSFLOW_API_KEY`` of the worker's environment. A ``DriverKey``,
-            or another object with ``get_secret_value``, brings it from the driver. A plain string
-            is not accepted, because Ray may print it.
+        api_key: ``None`` reads ``NEXUSFLOW_API_KEY`` from the worker's environment. A
+            ``DriverKey``, or another object with ``get_secret_value``, brings it from the driver. A
+            plain string is not accepted, because Ray may print it.
         text: Name of the column of texts.
         embedding: Name of the column of vectors.
         error: Name of the column of errors.
@@ -283,7 +284,7 @@ class ClusterLimits:
     """
 
     patience = ASK_TIMEOUT
-    """Seconds that a worker waits for send times before it paces alone."""
+    """Seconds that a worker waits for the actor before it keeps its share of the limits alone."""
 
     def __init__(
         self,
@@ -388,7 +389,7 @@ class ClusterLimits:
         return cast("list[float]", waits)
 
     def adjust(self, tokens: float, late: float = 0.0) -> None:
-        """Charge ``tokens`` (refund them if negative) and ``late`` seconds."""
+        """Add ``tokens`` to those used (fewer if negative), and ``late`` seconds to the delay."""
         self._call("adjust", tokens, late, timeout=ASK_TIMEOUT)
 
     def throttled(self, ago: float) -> None:

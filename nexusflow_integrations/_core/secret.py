@@ -1,7 +1,7 @@
 """Secrets that must not be printed: the API key, header values, addresses with a password.
 
 Tools such as Sentry, ``pytest -l`` and rich show the local variables of an error's frames. So a
-secret is kept in a ``Secret`` until the expression that sends it.
+secret is kept in a ``Secret`` and revealed only in the expression that sends it.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def resolve_api_key(value: object = None, env: str = KEY_VARIABLE) -> ApiKey:
         raise ConfigurationError("api_key is empty")
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigurationError(
-            "api_key contains a line break, a blank or another character that no key has;"
+            "api_key contains a line break, a space or another character that no key has;"
             " was more than the key copied?"
         )
     return ApiKey(key)

@@ -64,7 +64,7 @@ def add_documents(
         documents: The texts. Lists are checked completely before anything is sent.
         metadatas: One for each document, ``None`` for none.
         progress: Called with the number of documents done since the last call, written or already
-            there, so ``tqdm.update`` fits.
+            there, so ``tqdm.update`` can be passed.
         slice_size: Maximum documents per write, up to the client's own maximum.
         store_timeout: Seconds that one read or write of the collection may take, including retries;
             at most the embedding function's ``deadline``.

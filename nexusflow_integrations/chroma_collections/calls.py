@@ -135,7 +135,7 @@ def _is_transient(error: Exception, said: str) -> bool:
     """
     if isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError)):
         return True
-    if isinstance(error, asyncio.TimeoutError):  # another class than TimeoutError before 3.11
+    if isinstance(error, asyncio.TimeoutError):  # not the same class as TimeoutError before 3.11
         return True
     status = _status(error)
     if status in (429, 502, 503, 504):

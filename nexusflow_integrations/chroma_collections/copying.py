@@ -133,7 +133,7 @@ def copy_collection(
         dry_run: Only report what would be done and what it would cost; nothing is sent or written.
         progress: Called with the number of documents done since the last call.
         slice_size: Maximum documents per write; fewer if vectors are large.
-        store_timeout: Seconds that one call of Chroma may take, including retries; at most the
+        store_timeout: Seconds that one call to Chroma may take, including retries; at most the
             embedding function's ``deadline``.
         writer_wait: Seconds to wait for another process that writes to the same folder.
         verify: As for ``sync_documents``, if the target already has documents.

@@ -102,7 +102,7 @@ class Embedder:
             start += len(chunk)
 
     async def astream(self, texts: AsyncIterable[str]) -> AsyncGenerator[Embedded, None]:
-        """The same without blocking the event loop."""
+        """Yield what ``stream`` yields, without blocking the event loop."""
         if self._plain:
             stream = self.client._counted(self._parts.append).aembed_stream(texts)
             try:

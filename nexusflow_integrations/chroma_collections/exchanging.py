@@ -41,7 +41,7 @@ def exchange_names(
 ) -> None:
     """Exchange the names of two collections; calling it again undoes this.
 
-    This takes three calls of Chroma. Between the first two, for some milliseconds, no collection
+    This takes three calls to Chroma. Between the first two, for some milliseconds, no collection
     has the name ``first``. If the process ends there, the next call of ``open_collection``,
     ``copy_collection`` or this function completes the exchange. A call that completes an
     interrupted exchange does not start another one.
@@ -53,7 +53,7 @@ def exchange_names(
         client: Any of Chroma's synchronous clients.
         first: Name of the collection in use; it is missing for the shorter time.
         second: Name of the other collection.
-        store_timeout: Seconds that one call of Chroma may take, including retries.
+        store_timeout: Seconds that one call to Chroma may take, including retries.
         writer_wait: Seconds to wait for another process that writes to the same folder.
 
     Raises:

@@ -265,8 +265,8 @@ def fitting(
         raise ConfigurationError(
             f"collection {collection.name!r} was made with"
             f" query_instruction={stored.query_instruction!r}, and this embedding function has"
-            f" {given.query_instruction!r}, so the same question would find other documents; leave"
-            " it out to use the stored one, or change it for all with"
+            f" {given.query_instruction!r}, so the same question would find different documents;"
+            " leave it out to use the stored one, or change it for all with"
             ' collection.modify(configuration={"embedding_function": ...})'
         )
     if stored.service not in (None, given.service) and not address_changed:

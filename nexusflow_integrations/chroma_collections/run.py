@@ -51,7 +51,7 @@ class Ready(NamedTuple):
 
 @dataclass
 class Write:
-    """Documents for one call of Chroma: all with vectors, or all without."""
+    """Documents for one call to Chroma: all with vectors, or all without."""
 
     ready: list[Ready]
     add_only: bool
@@ -150,7 +150,7 @@ class Run:
         """Take the next slice of the source; return the records to note in ``seen``.
 
         Raises:
-            InvalidInputError: With ``add_only``, a document cannot be stored.
+            InvalidInputError: A document cannot be stored, and ``add_only`` is set.
         """
         noted = []
         self.read += len(records)

@@ -38,7 +38,7 @@ class Commands(TyperGroup):
             typer.echo("nexusflow: stopped", err=True)
             raise typer.Exit(STOPPED) from None
         except Exception as error:
-            # Typer's own exceptions know their exit code; it handles a closed pipe as well.
+            # Typer's own exceptions know their exit code. Typer also handles a closed pipe.
             its_own = hasattr(error, "exit_code") or isinstance(error, typer.Abort)
             closed = isinstance(error, OSError) and error.errno == errno.EPIPE
             if its_own or closed or os.environ.get("NEXUSFLOW_DEBUG"):

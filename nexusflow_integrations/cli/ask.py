@@ -183,7 +183,7 @@ def demo(
     """Answer a question over a real corpus through LangChain, LlamaIndex and Chroma.
 
     Needs no key and no internet: without NEXUSFLOW_API_KEY a small model runs on this machine,
-    behind the same API. The index is kept, so the second run pays nothing.
+    behind the same API. The index is kept, so a second run costs nothing.
     """
     if evaluate and corpus != "stdlib":
         raise UsageProblem(
@@ -423,12 +423,12 @@ def _source(corpus: str) -> str:
 
 
 def _need_keywords() -> None:
-    """Raise the ``ImportError`` that says what to install, before anything is paid for."""
+    """Check, before anything is paid for, that the packages of a hybrid search are installed."""
     check_packages()
 
 
 def _hybrid_frameworks(asked: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the framework of a hybrid search, and check that its packages are there."""
+    """Return the framework of a hybrid search, and check that its packages are installed."""
     if asked not in ((), ("chroma",)):
         raise UsageProblem("--hybrid is a search of Chroma: leave out --framework")
     _need_keywords()

@@ -101,7 +101,7 @@ class AskScreen(Screen):
 
     def passages(self, passages: Sequence[Passage], *, hybrid: bool = False) -> None:
         """Show the passages found: number, score, source and the beginning of the text."""
-        by = "by rank among vectors and keywords; 1 is first in both"
+        by = "by rank among vectors and keywords together; 1 = first in both"
         self.head("Passages", by if hybrid else "by cosine with the question")
         if not passages:
             self.out.print(Padding("nothing", INDENT))

@@ -274,7 +274,7 @@ class _Job:
 def _client(
     endpoint: Endpoint, cache: bool | str | None, limit: Budget | None, on_too_long: TooLong
 ) -> NexusFlow:
-    # The embedded server's port differs each time; its vectors are remembered under one address.
+    # The embedded server's port differs each time; its vectors are cached under a fixed address.
     return NexusFlow(
         endpoint.api_key,
         base_url=endpoint.lasting_url,

@@ -33,7 +33,7 @@ ChatPriceOption = Annotated[
     str | None,
     typer.Option(
         metavar="SENT/WRITTEN",
-        help="Price of a million tokens of the chat model, like [bold]0.8/4.8[/bold].",
+        help="Chat model's price per million prompt and answer tokens, like [bold]0.8/4.8[/bold].",
     ),
 ]
 EstimateOption = Annotated[
@@ -165,7 +165,7 @@ def budget(text: str, price: Price) -> Budget:
 
 
 def chat_price(text: str) -> tuple[float, float]:
-    """Return the prices of a million tokens sent and written, from text such as ``0.8/4.8``.
+    """Return the prices of a million prompt and answer tokens, from text such as ``0.8/4.8``.
 
     Raises:
         UsageProblem: It is not valid.

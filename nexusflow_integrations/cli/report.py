@@ -44,7 +44,7 @@ def report(
     collection: Annotated[
         str | None,
         typer.Argument(
-            help="Name of a Chroma collection; without --path, of an index made by `index` or"
+            help="Name of a Chroma collection, or, without --path, of an index made by `index` or"
             " `demo`. [dim]Default: the index of this folder, else the last one used.[/dim]"
         ),
     ] = None,
@@ -82,8 +82,8 @@ def report(
 ) -> None:
     """Write one HTML file about a collection: failed questions, duplicates, outliers, map, cost.
 
-    The file needs no network. Only the questions are embedded and paid for, and three short
-    documents to check that the model is the same.
+    The file needs no network. Only the questions, and three short documents to check that the model
+    is the same, are embedded and paid for.
     """
     if not output.parent.is_dir():
         raise UsageProblem(f"the folder {str(output.parent)!r} does not exist")

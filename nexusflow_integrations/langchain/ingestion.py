@@ -118,7 +118,7 @@ def add_documents(
             and ``"send"`` are those of the embedding. Default: what the embedding is set to, but
             ``"collect"`` instead of ``"error"``.
         progress: Called with the number of documents done since the last call, including those left
-            out, so ``tqdm.update`` fits.
+            out, so ``tqdm.update`` can be passed.
         slice_size: Documents per write, from 1 to 1,000.
 
     Raises:

@@ -67,9 +67,9 @@ class LocalApi:
         body_limit: Bytes of the largest request body.
         latency_ms: Milliseconds added to every response of the embeddings endpoint.
         record_texts: Whether the stats keep the texts received.
-        too_long: What happens to a text of more than 8,192 tokens: ``"refuse"``, a 400, as users of
-            the service have seen it, or ``"truncate"``, as its documentation says.
-        sizes: ``"cut"``: a smaller size is the beginning of the largest, scaled to unit length.
+        too_long: What happens to a text of more than 8,192 tokens: ``"refuse"`` responds
+            with 400, as users of the service have seen; ``"truncate"`` is what it documents.
+        sizes: ``"cut"``: a smaller vector is the first part of the largest, scaled to unit length.
             ``"independent"``: it is not. Which of them the service does is not documented.
 
     Raises:

@@ -29,7 +29,7 @@ BINS = 40
 _PAIRS = 20_000
 _REDUCED = 50
 _ATTRACTING = 15
-"""Neighbours that attract a point of the map by t-SNE."""
+"""Number of nearest neighbours per point that t-SNE uses."""
 _MOST_CLUSTERS = 30
 _MOST_GROUPS = 40
 _NAMED = 0.8
@@ -69,9 +69,9 @@ class Neighbours:
     places: Integers
     scores: Floats
 
-    def first(self, many: int) -> Neighbours:
-        """Return the nearest ``many`` of each point."""
-        return Neighbours(self.places[:, :many], self.scores[:, :many])
+    def first(self, count: int) -> Neighbours:
+        """Return the ``count`` nearest neighbours of each point."""
+        return Neighbours(self.places[:, :count], self.scores[:, :count])
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def reduced(vectors: Floats) -> Reduced:
 def project(low: Reduced, near: Neighbours, projection: Projection) -> Layout:
     """Return the map of points whose principal components and neighbours are known.
 
-    ``auto`` is t-SNE, and PCA for fewer than 12 points. Vectors that two components describe, such
+    ``auto`` is t-SNE, or PCA for fewer than 12 points. Vectors that two components describe, such
     as equal or collinear ones, are always shown by PCA.
     """
     count = len(low.points)
@@ -316,8 +316,8 @@ def sources(labels: Sequence[str]) -> Grouping | None:
 def colours(grouping: Grouping, points: Floats) -> list[int]:
     """Return a colour for each group, as an index; the groups near to each other differ.
 
-    There are more groups than colours that can be told apart, so a colour is used again where it
-    is far away on the map. ``OTHERS`` has the last, which is grey.
+    There are more groups than colours that the eye can distinguish, so groups that are far apart
+    on the map share a colour. ``OTHERS`` has the last, which is grey.
     """
     named = [name for name in grouping.names if name != OTHERS]
     centres = np.array(

@@ -109,14 +109,14 @@ def write_report(
         url: Name of the metadata field with an address to link the source to. A source that is
             itself an address needs none. Only http, https and file become links.
         limit: Most points on the map; of a larger collection, a fixed random sample is taken.
-        projection: Projection of the map. ``auto`` is t-SNE, and PCA for fewer than 12 points or
+        projection: Projection of the map. ``auto`` is t-SNE, or PCA for fewer than 12 points and
             where two dimensions show all of the variance.
         title: Title of the page. Default: the name of the collection.
         model: Name of the model to show. Default: the embedding function's.
 
     Raises:
         ConfigurationError: The collection is empty, an expected id is not in it, or its vectors are
-            not those of the embedding function. Only the last is found out by a request.
+            not those of the embedding function. Only the last of these needs a request to detect.
         ImportError: scikit-learn or openTSNE is missing.
         NexusFlowError: Embedding the questions failed.
     """
@@ -223,7 +223,7 @@ def _expected(name: str, ids: set[str], asked: Sequence[Question]) -> set[str]:
 
 
 def _link(address: str) -> str:
-    """Return ``address`` if a browser may follow it from a page that holds foreign texts."""
+    """Return ``address`` if it is safe as a link on a page with untrusted text, else ``""``."""
     return address if re.match(r"(https?|file)://[^\s]+$", address) else ""
 
 

@@ -46,7 +46,7 @@ class Answer:
 
     Attributes:
         source: A document; alone, all of it is the answer.
-        line: A line of it, from 1: the passage with this line is the answer.
+        line: A line of the document, from 1: the passage with this line is the answer.
         quotes: Sentences as they stand in a document, up to white space: a passage with any of
             them whole is the answer.
     """
@@ -77,9 +77,9 @@ class Question:
 def read_questions(path: Path, sources: Collection[str]) -> list[Question]:
     """Read questions from JSONL.
 
-    Each line is an object: ``question``; and ``source`` (``a.md``, or ``a.md:12`` for one line),
-    ``quote`` (a sentence of a document), or both. Each of the two may also be a list of
-    alternatives.
+    Each line is an object with ``question`` and at least one of ``source`` (``a.md``, or
+    ``a.md:12`` for one line) and ``quote`` (a sentence of a document). Each of these two may also
+    be a list of alternatives.
 
     Raises:
         ConfigurationError: A line is not of this form; the message names it.
@@ -186,8 +186,8 @@ def make_questions(
 ) -> tuple[list[Document], list[Question]]:
     """Make questions from the documents, and take each out of the documents.
 
-    A sentence is asked, and the passage it was taken from is the answer; or a heading, and the
-    section under it is. Neither is left in the documents, where it would find itself. The choice is
+    A question is a sentence, answered by the passage it was taken from, or a heading, answered by
+    its section. Neither is left in the documents, where it would find itself. The choice is
     the same every time.
 
     Returns:
@@ -270,7 +270,7 @@ def _words(text: str) -> float:
 
 @dataclass(frozen=True)
 class _Part:
-    """A paragraph or a heading; of a heading, what has to go for its words to be gone."""
+    """A paragraph or a heading; for a heading, all that must be deleted to remove its text."""
 
     start: int
     end: int

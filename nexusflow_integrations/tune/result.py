@@ -26,7 +26,7 @@ class TuneResult:
         questions: The questions.
         made: Whether they were made from the documents.
         measured: Every setting that was tried, in the order of the stages.
-        chosen: The smallest and cheapest that cannot be told from the best.
+        chosen: The smallest and cheapest that is not measurably worse than the best.
         model: Name of the model.
         cut_sizes: Sizes whose vectors are the beginning of the largest ones: cut, not paid for.
         paid_sizes: Sizes whose vectors are not: each was embedded by itself.
@@ -109,8 +109,8 @@ class TuneResult:
                 why += ", and what is smaller loses more than half a point, or certainly loses"
         else:
             why = (
-                f"its nDCG@10 of {chosen.mean:.3f} cannot be told from the best, {best.mean:.3f}"
-                f" with {best.setting} (difference {apart.value:+.3f}, 95 % between"
+                f"its nDCG@10 of {chosen.mean:.3f} is not measurably below the best,"
+                f" {best.mean:.3f} with {best.setting} (difference {apart.value:+.3f}, 95 % between"
                 f" {apart.low:+.3f} and {apart.high:+.3f}), at"
                 f" {chosen.bytes / best.bytes:.0%} of its bytes"
             )
@@ -153,8 +153,8 @@ class TuneResult:
             apart = self.difference(item)
             if apart.value > 0 or (apart.includes_zero and apart.value >= -POINT):
                 notes.append(
-                    f"Keywords alone cannot be told from the best: nDCG@10 {item.mean:.3f}, without"
-                    " any vector."
+                    "Keywords alone are not measurably worse than the best: nDCG@10"
+                    f" {item.mean:.3f}, without any vector."
                 )
         read = self.read()
         if len(read) > 1:

@@ -71,7 +71,7 @@ class PlannedStage:
 
     Attributes:
         name: What is varied.
-        tokens: Estimated tokens that are not in the cache, for the dearest case.
+        tokens: Estimated tokens that are not in the cache, in the most expensive case.
     """
 
     name: str
@@ -85,8 +85,8 @@ class Plan:
     Attributes:
         questions: How many questions there are, or will be written at most.
         made: Whether they were made from the documents.
-        chat: What the chat model will be asked that writes them; ``None`` without one. Its tokens
-            and price are not in the others.
+        chat: The requests to the chat model that writes the questions; ``None`` without one. Its
+            tokens and price are not in the others.
         tellable: The smallest difference of nDCG@10 that they can tell apart, about.
         documents: Number of documents.
         stages: In order; those whose turn does not come cost nothing.
@@ -218,7 +218,7 @@ class Tuning:
         self._client = self._unlimited if budget is None else self._unlimited._limited(budget)
 
     def _asked(self) -> list[str]:
-        """Return the questions; of those to be written, texts that are at least as long."""
+        """Return the questions, or texts at least as long if they have yet to be written."""
         if self._writer is not None and not self.questions:
             return self._writer.expected
         return [question.text for question in self.questions]
@@ -491,7 +491,7 @@ class _Measuring:
         return self._clients[size]
 
     def _probe_sizes(self) -> None:
-        """Find out which sizes are the beginning of the largest: these are not paid for."""
+        """Find which smaller sizes are cut from the largest vectors; those need no requests."""
         largest, *smaller = self.tuning._options.sizes
         passages, questions = self.tuning._probe()
         rows = np.concatenate(

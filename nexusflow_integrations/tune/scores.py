@@ -86,7 +86,7 @@ class Bootstrap:
         random = np.random.default_rng(_SEED)
         # How often each question is drawn, in two samples that do not depend on each other.
         first, second = (_counts(random, questions) for _ in range(2))
-        # The measured mean is itself one of many: both it and another set's vary.
+        # The measured mean is itself a random draw: it varies, and so does that of another set.
         self._weights = (first - second) / questions
         # A bootstrap of few values is too narrow: by their variance, and by Student's t against the
         # normal distribution, here to the first order.

@@ -19,8 +19,8 @@ READ = 4000
 POINT = 0.01
 """One point of nDCG@10: what the choice should lose at most, with other questions of the kind."""
 ALLOWED = POINT / 2
-"""What it may lose with these questions, so that it holds with others. Also what another way of
-cutting or another instruction has to gain."""
+"""The largest loss accepted with these questions, so that the loss with others stays below a point.
+Also what another way of cutting or another instruction has to gain."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def search(first: Setting, options: Options, bootstrap: Bootstrap) -> Search:
     """Try one dimension of choice after the other, from ``first``, which has the largest size.
 
     Stages that could only raise the score are left out once the best setting is within one point
-    of a perfect score: none could be told to be better.
+    of a perfect score: no gain would be measurable.
     """
     measured = list((yield Stage("method", _methods([first], options))))
     if not measured:
@@ -297,7 +297,7 @@ def best_of(measured: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
 
 
 def choose(measured: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
-    """Return the smallest and cheapest usable setting that cannot be told from the best.
+    """Return the smallest and cheapest usable setting that is not measurably worse than the best.
 
     Its mean nDCG@10 is at most half a point lower, and the interval of the difference includes 0.
     """

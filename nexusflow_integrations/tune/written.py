@@ -1,7 +1,7 @@
-"""Questions written by a chat model: one for each of some passages, with the sentence that answers.
+"""Questions written by a chat model: one per sampled passage, with the sentence that answers it.
 
-Which passages are asked about, and what an answer of the model is worth, is decided without
-sending anything; `Writer` sends.
+Passages are sampled, and the model's answers checked, without sending anything; only `Writer` makes
+requests.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 @dataclass(frozen=True)
 class ChatPrice:
-    """The price of a million tokens of a chat model, in the currency of the embedding model's.
+    """What a million tokens of a chat model cost, in the currency of the embedding model's price.
 
     Attributes:
-        sent: Of the prompt.
-        written: Of the answer, reasoning included.
+        sent: Price of prompt tokens.
+        written: Price of the answer's tokens, reasoning included.
     """
 
     sent: float
@@ -123,7 +123,7 @@ class PlannedChat:
     Attributes:
         model: Its name.
         calls: Calls to it, one for each question.
-        sent: Tokens of the prompts, as estimated by the tokens of the embedding model.
+        sent: Prompt tokens, estimated as for the embedding model.
         most_written: The most tokens that the model may answer with, which is sent as a limit.
         cost: The most that this costs; NaN if the price is not known.
     """
@@ -145,7 +145,7 @@ class ChatUsage:
         useless: Those without a question that can be used.
         sent: Tokens of the prompts.
         written: Tokens of the answers.
-        unknown: Answers that did not say; their tokens are in neither of the two.
+        unknown: Answers without token counts, which are in neither ``sent`` nor ``written``.
         price: What it costs, or ``None``.
     """
 
@@ -243,7 +243,7 @@ def question_of(asked: Asked, answer: str, texts: Sequence[str]) -> Question | N
     """Return the question that an answer of a model holds, or ``None``.
 
     The quote, or the sentence of the passage that it nearly is, is what answers it. Without one,
-    the passage at the line is.
+    the whole passage answers it.
 
     Args:
         asked: What the model was asked about.
@@ -352,7 +352,7 @@ class Writer:
 
     @property
     def expected(self) -> list[str]:
-        """Texts as long as the questions may be at most, in the languages of the documents."""
+        """Texts at least as long as the questions can be, in the languages of the documents."""
         return [
             self._written[asked.key].text if asked.key in self._written else asked.text[:_LONGEST]
             for asked in self._asked

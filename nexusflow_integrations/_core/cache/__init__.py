@@ -1,1 +1,1 @@
-"""Stored vectors, and claims on those that a process is paying for."""
+"""Stored vectors, and claims on vectors that a process is paying for now."""

@@ -309,7 +309,7 @@ class Engine:
             stop.request()
         failure.finished = gathered.finished()
         try:
-            raise failure  # outside the except blocks: no context
+            raise failure  # outside the except blocks, so that it has no __context__
         finally:
             del failure
 

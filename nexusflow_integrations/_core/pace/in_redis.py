@@ -20,7 +20,8 @@ _PROCESSES = b"nexusflow:processes:"
 _RECENT = 60.0
 """Seconds for which a process counts as one of those that share the limits."""
 _PATIENCE = 0.5
-"""Seconds to wait for the server; then a process paces alone, which is better than waiting."""
+"""Seconds to wait for the server. After that a process keeps its share of the limits alone, which
+is better than waiting."""
 _KEPT = 86_400
 """Seconds after which the state of an unused account expires."""
 

@@ -221,7 +221,7 @@ class DetectedLimit:
         self._cut_at = now
         self._good_since_cut = False
         self.rate = self._rate_at(now)
-        # After the first refusal, the rest of its burst will soon say more.
+        # The other requests of the same burst will soon be refused or not, which says more.
         self._gcra = Gcra(self.rate, next_at=now + 0.3 / self.rate)
 
     def succeeded(self, now: float, sent_at: float | None = None) -> None:

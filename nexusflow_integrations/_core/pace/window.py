@@ -21,7 +21,7 @@ FULL = 10.0
 
 @dataclass
 class Window:
-    """``size`` requests may be in flight, at most ``limit``."""
+    """``size`` requests may be in flight; ``size`` never exceeds ``limit``."""
 
     limit: int
     size: float = START

@@ -117,7 +117,7 @@ class EndpointState:
             self.window.succeeded(success.in_flight, success.now)
 
     def begin(self, terms: Terms) -> None:
-        """Record that a call of a client with ``terms`` begins."""
+        """Record the start of a call by a client with these ``terms``."""
         self._limits.begin(terms, self._client_ended)
         self._apply()
 

@@ -109,9 +109,9 @@ def quote(
 
 
 def _quotable(passage: Passage) -> list[str]:
-    """Return the sentences of a passage; if there are none, its other lines that may answer.
+    """Return the sentences of a passage; if there are none, other lines that could be an answer.
 
-    Headings, questions, rules of tables and code are neither.
+    Headings, questions, rules of tables and code are never returned.
     """
     text = _prose(passage.text.removeprefix(f"{passage.source}: "))
     found = [_MARKER.sub("", item, count=1) for item in sentences(text)]

@@ -132,8 +132,8 @@ def chroma_client(directory: Path) -> ClientAPI:
     """Return Chroma's ``PersistentClient`` of a folder, without telemetry.
 
     Raises:
-        ImportError: Chroma is missing; the message says what to type.
-        DamagedError: The folder is not Chroma's, or damaged.
+        ImportError: Chroma is missing; the message says what to install.
+        DamagedError: It is not a folder of Chroma, or is damaged.
     """
     with needed("An index", "chromadb", install="nexusflow-integrations[chroma]"):
         import chromadb

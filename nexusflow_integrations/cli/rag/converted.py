@@ -32,7 +32,7 @@ class NotConvertedError(Exception):
 
 
 def can_convert() -> bool:
-    """Return whether the package that converts is installed."""
+    """Return whether ``markitdown``, which converts files, is installed."""
     return find_spec("markitdown") is not None
 
 
@@ -44,7 +44,7 @@ def markdown(data: bytes, suffix: str) -> str:
         suffix: A key of `CONVERTED`.
 
     Raises:
-        ImportError: The package that converts is missing; the message says what to type.
+        ImportError: The package that converts is missing; the message says what to install.
         NotConvertedError: It is not what its name says, or has no text.
     """
     start, kind = _STARTS.get(suffix, (b"", ""))
@@ -84,7 +84,9 @@ def _no_telemetry() -> Iterator[None]:
 
 
 def table_rows(text: str, separator: str) -> Iterator[tuple[int, str]]:
-    """Yield each row of CSV or TSV as its last line's number and lines of ``column: value``.
+    """Yield, for each row of CSV or TSV, the number of its last line and its text.
+
+    The text has a line ``column: value`` for each column.
 
     Raises:
         NotConvertedError: A quote is not closed, or a field is too long.

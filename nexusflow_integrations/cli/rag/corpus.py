@@ -133,7 +133,7 @@ class Corpus:
         title: What it is, for a reader.
         documents: The passages, in a fixed order.
         skipped: Files and folders that could not be read, with the reason.
-        complete: Whether these are all documents, not cut off by a limit.
+        complete: False if a limit left out some documents.
         others: A line about files of other types, or an empty string.
     """
 

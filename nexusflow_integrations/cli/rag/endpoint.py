@@ -124,7 +124,7 @@ def open_endpoint(
     """Yield the service, or the embedded server, which runs until the block ends.
 
     Args:
-        local: Whether to run the embedded server; ``None`` does so if there is no key.
+        local: Whether to run the embedded server; ``None`` runs it only if no key is set.
         dimensions: The size to request.
         tuned: Settings from a file, which name the size instead.
         model: The model of the embedded server, one of ``nexusflow_integrations.local.MODELS``;

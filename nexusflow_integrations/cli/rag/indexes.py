@@ -265,8 +265,8 @@ class Indexes:
         """Return the index whose name equals or begins with ``name``.
 
         Without a name, it is the index of the folder ``near``: of the nearest folder that contains
-        ``near``, else of one inside ``near``, else any. Of several, the most recently used one is
-        returned; unusable ones are skipped.
+        ``near``, else of one inside ``near``, else any. If several fit, the most recently used
+        one is returned; unusable ones are skipped.
 
         Raises:
             UnusableIndexError: There is none, or several have this name.

@@ -13,7 +13,7 @@ PASSAGE_CHARACTERS = 800
 """A few hundred tokens: long enough to answer a question, short enough to have one topic."""
 
 PATH_CHARACTERS = 50
-"""The most of a path of headings; its outer ones are left out first.
+"""The longest path of headings, in characters; the outer headings are left out first.
 
 Over the Python tutorial, whole paths were found worse: see tests/benchmarks/cutting.py.
 """
@@ -158,7 +158,7 @@ def _cut_at(
 def _packed(
     text: str, pieces: list[tuple[int, int]], most: int, overlap: int
 ) -> Iterator[tuple[int, int]]:
-    """Join pieces to passages without white space at their ends, except an indent."""
+    """Join pieces into passages; white space at their ends is stripped, but an indent is kept."""
     begin = done = -1
     for start, end in pieces:
         start, end = _trimmed(text, start, end)

@@ -61,7 +61,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class ChatTokens:
-    """Tokens of an answer, as the endpoint counted them: ``sent`` to the model, and ``written``."""
+    """The endpoint's token counts: ``sent`` in the prompt, ``written`` in the answer."""
 
     sent: int
     written: int
@@ -129,7 +129,7 @@ def open_pipeline(framework: str, directory: Path, endpoint: Endpoint, **setting
 
     Raises:
         KeyError: No such framework.
-        ImportError: A package is missing; the message says what to type.
+        ImportError: A package is missing; the message says what to install.
     """
     module, name, base_url = _HOMES[framework]
     make = getattr(importlib.import_module(f"nexusflow_integrations.cli.rag.{module}"), name)

@@ -129,7 +129,7 @@ def _restructured(text: str) -> Iterator[Block]:
 
 
 def _is_title(lines: list[str]) -> bool:
-    """Return whether the lines are a title: the line above it or an empty string, it, and below."""
+    """Return whether three lines are a title: an overline or nothing, the text, an underline."""
     if len(lines) < 3:
         return False
     over, title, under = lines

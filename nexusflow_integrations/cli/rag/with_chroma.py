@@ -20,7 +20,7 @@ class ChromaPipeline:
         **settings: Of ``NexusFlowEmbeddingFunction``: ``api_key``, ``api_base``, ...
 
     Raises:
-        ImportError: A package is missing; the message says what to type.
+        ImportError: A package is missing; the message says what to install.
     """
 
     framework = "Chroma"

@@ -19,7 +19,7 @@ class LangChainPipeline:
         **settings: Of ``NexusFlowEmbeddings``: ``api_key``, ``base_url``, ...
 
     Raises:
-        ImportError: A package is missing; the message says what to type.
+        ImportError: A package is missing; the message says what to install.
     """
 
     framework = "LangChain"

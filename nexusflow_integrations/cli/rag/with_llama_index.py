@@ -20,7 +20,7 @@ class LlamaIndexPipeline:
         **settings: Of ``NexusFlowEmbedding``: ``api_key``, ``api_base``, ...
 
     Raises:
-        ImportError: A package is missing; the message says what to type.
+        ImportError: A package is missing; the message says what to install.
     """
 
     framework = "LlamaIndex"
