@@ -48,7 +48,7 @@ def _pytest(session: nox.Session, *arguments: str) -> None:
     Thousands of them kill, stop and race real processes, four at once on a machine that may do
     other things too. The log shows what failed first; a test that fails twice fails the task.
     """
-    cache = Path(session.create_tmp(), "pytest").resolve()
+    cache = Path(session.virtualenv.location, "pytest").resolve()  # create_tmp would set TMPDIR
     shutil.rmtree(cache, ignore_errors=True)
     command = ("pytest", "-q", "-o", f"cache_dir={cache}", *arguments)
     try:

@@ -214,6 +214,7 @@ def test_a_gitignore_above_the_repository_does_not_count(tmp_path: Path) -> None
 @pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
 def test_a_link_that_leads_out_of_the_folder_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("Not yours.")
+    (tmp_path / ".gitignore").write_text("*\n")  # of where the link leads
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a.txt").write_text("Words.")

@@ -39,7 +39,7 @@ class Ignored:
         """Return whether ``path`` is left out; its parent folder must not be."""
         if path.name in _NEVER:
             return True
-        path = path.resolve().parent / path.name if path.is_symlink() else path.resolve()
+        path = path.parent.resolve() / path.name  # a link is judged by where it is
         for parent in path.parents:
             spec = self._spec(parent)
             if spec is not None:
