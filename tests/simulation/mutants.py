@@ -106,12 +106,6 @@ MUTANTS = (
         "billed = 0",
     ),
     Mutant(
-        "a call does not release its texts when it ends",
-        job.Job,
-        "_run_distinct",
-        "self._coalescer.leave(mine, self._gathered)",
-    ),
-    Mutant(
         "calls that wait for a call's text are not woken at its end",
         coalescing.Coalescer,
         "leave",
