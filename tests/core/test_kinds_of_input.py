@@ -165,13 +165,11 @@ def by_chroma(key: str, base_url: str) -> list[Callable[[Any], Any]]:
 @pytest.mark.parametrize("kind", SEVERAL)
 @pytest.mark.parametrize("by", [by_client, by_langchain, by_llama_index, by_chroma])
 async def test_every_interface_embeds_arrays_columns_and_generators(
-    by: Callable[[str, str], list[Callable[[Any], Any]]], kind: str
+    by: Callable[[str, str], list[Callable[[Any], Any]]], kind: str, server: Any
 ) -> None:
-    local = pytest.importorskip("nexusflow_integrations.local")
-    with local.LocalServer("hash") as server:
-        rows = NexusFlow(server.api_key, base_url=server.base_url, dimensions=64).embed(["a", "b"])
-        for embed in by(server.api_key, server.base_url):
-            found = embed(SEVERAL[kind]())
-            if inspect.isawaitable(found):
-                found = await found
-            np.testing.assert_allclose(np.array(list(found), np.float32), rows, atol=1e-6)
+    rows = NexusFlow(server.api_key, base_url=server.base_url, dimensions=64).embed(["a", "b"])
+    for embed in by(server.api_key, server.base_url):
+        found = embed(SEVERAL[kind]())
+        if inspect.isawaitable(found):
+            found = await found
+        np.testing.assert_allclose(np.array(list(found), np.float32), rows, atol=1e-6)
