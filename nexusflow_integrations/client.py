@@ -826,6 +826,8 @@ class NexusFlow:
         gathered = None
         try:
             gathered = running.embed_here(call)
+            if gathered is None:
+                call.ledger.reset()  # the event loop counts again, what was sent included
         finally:
             if call.ledger.requests:
                 self._spent.add(call.ledger)

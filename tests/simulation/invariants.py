@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SLACK = 0.05
 """Seconds by which a deadline may be missed."""
+ROUNDING = 1e-9
+"""Seconds of error in the difference of two times of the simulated clock."""
 
 
 def check(run: Run) -> None:
@@ -107,7 +109,8 @@ def _typed_error(run: Run, outcome: Outcome) -> None:
         fits = visit.cancel_after is not None and visit.is_in_thread
     elif isinstance(error, errors.APITimeoutError):
         fits = settings.deadline is not None or any(
-            sent.closed_at - sent.began_at >= settings.timeout for sent in run.server.sent
+            sent.closed_at - sent.began_at >= settings.timeout - ROUNDING
+            for sent in run.server.sent
         )
     elif isinstance(error, errors.BudgetExceededError):
         fits = run.options[outcome.client.number].get("budget") is not None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
+from nexusflow_integrations import client
 from nexusflow_integrations._core import usage
 from nexusflow_integrations._core.call import coalescing, direct, engine, job, sources
 from nexusflow_integrations._core.pace import admission, pacing, window
@@ -258,8 +259,8 @@ MUTANTS = (
     ),
     Mutant(
         "what a thread counted is counted again by the event loop",
-        direct.DirectCall,
-        "run",
+        client.NexusFlow,
+        "_embed_here",
         "call.ledger.reset()",
     ),
 )

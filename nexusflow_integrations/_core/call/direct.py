@@ -116,13 +116,10 @@ class DirectCall:
             if self._is_done(steps, step):
                 call.ledger.texts += len(self._texts)
                 return self._gathered
-            if isinstance(step, Send):
-                step.admitted = False  # the loop counts it
         except (NeedsLoop, NexusFlowError):
             pass
         finally:
             steps.close()
-        call.ledger.reset()
         return None
 
     def _is_done(self, steps: Steps, step: Step) -> bool:
