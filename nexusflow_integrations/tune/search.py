@@ -120,7 +120,7 @@ def search(first: Setting, options: Options, bootstrap: Bootstrap) -> Search:
         others = [
             setting for setting in dict.fromkeys(vary(current, options)) if setting != current
         ]
-        best = max(_same_length(measured, current), key=lambda item: item.mean)
+        best = max(_of_length(measured, current.cutting.characters), key=lambda item: item.mean)
         if not others or 1 - best.mean <= POINT:
             continue
         measured += yield Stage(name, _new(_methods(others, options), measured))
@@ -128,7 +128,7 @@ def search(first: Setting, options: Options, bootstrap: Bootstrap) -> Search:
             characters = best_length(measured, bootstrap)
             current = replace(current, cutting=replace(current.cutting, characters=characters))
         else:
-            current = _winner(current, _same_length(measured, current), bootstrap)
+            current = _winner(current, _of_length(measured, current.cutting.characters), bootstrap)
     sized = [replace(current, dimensions=size) for size in options.sizes]
     measured += yield Stage("size", _new(_methods(sized, options), measured), paid=False)
     chosen = choose(measured, bootstrap).setting
@@ -165,8 +165,7 @@ def _usable(measured: Sequence[Measured]) -> list[Measured]:
     return [item for item in measured if item.setting.usable]
 
 
-def _same_length(measured: Sequence[Measured], setting: Setting) -> list[Measured]:
-    characters = setting.cutting.characters
+def _of_length(measured: Sequence[Measured], characters: int) -> list[Measured]:
     return [item for item in measured if item.setting.cutting.characters == characters]
 
 
@@ -291,8 +290,7 @@ def best_of(measured: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
 
     Only among those with passages of the best length: see `best_length`.
     """
-    characters = best_length(measured, bootstrap)
-    fit = [item for item in _usable(measured) if item.setting.cutting.characters == characters]
+    fit = _usable(_of_length(measured, best_length(measured, bootstrap)))
     return max(fit, key=lambda item: (item.mean, *(-part for part in _price(item))))
 
 
@@ -302,7 +300,7 @@ def choose(measured: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
     Its mean nDCG@10 is at most half a point lower, and the interval of the difference includes 0.
     """
     best = best_of(measured, bootstrap)
-    fit = _usable(_same_length(measured, best.setting))
+    fit = _usable(_of_length(measured, best.setting.cutting.characters))
     good = [item for item in fit if _as_good(item, best, bootstrap)]
     return min(good, key=_price)
 
