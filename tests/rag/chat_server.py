@@ -32,12 +32,7 @@ class ChatServer:
 
     def __init__(self, pieces: Sequence[str] = ("Use ", "`random.choice`", " [1].")) -> None:
         self.pieces = list(pieces)
-        self.status = 200
-        self.reply: Callable[[dict[str, Any]], str] | None = None
-        self.usage: dict[str, int] | None = None
-        self.knows_stream_options = True
-        self.asked: list[dict[str, object]] = []
-        self.keys: list[str] = []
+        self.reset()
         app = Starlette(
             routes=[
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
@@ -48,6 +43,15 @@ class ChatServer:
             uvicorn.Config(app, port=0, log_config=None, lifespan="off", ws="none")
         )
         self._thread = threading.Thread(target=self._server.run, daemon=True)
+
+    def reset(self) -> None:
+        """Answer as usual again, and forget the requests."""
+        self.status = 200
+        self.reply: Callable[[dict[str, Any]], str] | None = None
+        self.usage: dict[str, int] | None = {"prompt_tokens": 300, "completion_tokens": 40}
+        self.knows_stream_options = True
+        self.asked: list[dict[str, object]] = []
+        self.keys: list[str] = []
 
     @property
     def base_url(self) -> str:

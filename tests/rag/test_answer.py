@@ -132,11 +132,7 @@ def _chat_server() -> Iterator[ChatServer]:
 
 @pytest.fixture
 def chat_server(_chat_server: ChatServer) -> ChatServer:
-    _chat_server.asked.clear()
-    _chat_server.keys.clear()
-    _chat_server.status = 200
-    _chat_server.usage = {"prompt_tokens": 300, "completion_tokens": 40}
-    _chat_server.knows_stream_options = True
+    _chat_server.reset()
     return _chat_server
 
 

@@ -56,11 +56,8 @@ def _server() -> Iterator[ChatServer]:
 
 @pytest.fixture
 def server(_server: ChatServer) -> ChatServer:
-    _server.asked.clear()
-    _server.keys.clear()
-    _server.status = 200
+    _server.reset()
     _server.reply = _reply
-    _server.usage = {"prompt_tokens": 300, "completion_tokens": 40}
     return _server
 
 
