@@ -47,6 +47,7 @@ from nexusflow_integrations.cli.rag.pipeline import (
     CHAT_VARIABLE,
     FRAMEWORKS,
     Chat,
+    ChatPrice,
     ChatTokens,
     Passage,
     chat_of,
@@ -193,7 +194,7 @@ def demo(
     _check_fresh(fresh, limit)
     price = None if chat_price is None else read_chat_price(chat_price)
     if bm25 or evaluate:
-        _need_keywords()
+        check_packages()
     screen = AskScreen(quiet=as_json)
     texts = corpora.load(corpus, limit)
     indexes = Indexes(store)
@@ -203,7 +204,7 @@ def demo(
         local=local or None,
         dimensions=dimensions,
     ) as opened:
-        chat = _chat(chat_model, opened)
+        chat = chat_of(chat_model, opened.endpoint)
         screen.setting(opened.endpoint, texts, opened.index)
         done = _update(screen, opened, texts, corpus, fresh=fresh)
         keywords = _keywords(opened.documents()) if bm25 or evaluate else None
@@ -274,7 +275,7 @@ def index(
             raise UsageProblem(f"the settings are for {tuned.model!r}, not for {DEFAULT_MODEL!r}")
         hybrid = tuned.hybrid if hybrid is None else hybrid
     if hybrid:
-        _need_keywords()
+        check_packages()
     most = None if budget is None else read_budget(budget, Price())
     screen = AskScreen(quiet=as_json)
     texts = corpora.load(path, limit, tuned or TunedSettings())
@@ -379,7 +380,7 @@ def _ask(
 ) -> None:
     price = None if chat_price is None else read_chat_price(chat_price)
     if bm25:
-        _need_keywords()
+        check_packages()
     screen = AskScreen(quiet=as_json)
     chosen = Indexes(store).find(index, Path.cwd())
     about = chosen.about()
@@ -390,7 +391,7 @@ def _ask(
     if hybrid:
         frameworks = _hybrid_frameworks(frameworks)
     with reopened(chosen, frameworks) as opened:
-        chat = _chat(chat_model, opened) if answer else None
+        chat = chat_of(chat_model, opened.endpoint) if answer else None
         with screen.waiting(f"opening {opened.index.name} …"):
             found = [
                 opened.search(name, question, top_k, hybrid=hybrid) for name in opened.frameworks
@@ -422,16 +423,11 @@ def _source(corpus: str) -> str:
     return corpus if corpus in ("stdlib", "topics") else os.path.realpath(corpus)
 
 
-def _need_keywords() -> None:
-    """Check, before anything is paid for, that the packages of a hybrid search are installed."""
-    check_packages()
-
-
 def _hybrid_frameworks(asked: tuple[str, ...]) -> tuple[str, ...]:
     """Return the framework of a hybrid search, and check that its packages are installed."""
     if asked not in ((), ("chroma",)):
         raise UsageProblem("--hybrid is a search of Chroma: leave out --framework")
-    _need_keywords()
+    check_packages()
     return ("chroma",)
 
 
@@ -452,10 +448,6 @@ def _check_chat(model: str | None, *, embedded: bool) -> None:
     if model and embedded:
         what = "ask an index of the service" if has_key() else "set NEXUSFLOW_API_KEY for one"
         raise UsageProblem(f"the embedded server has no chat model: {what}")
-
-
-def _chat(model: str | None, opened: Session) -> Chat | None:
-    return chat_of(model, opened.endpoint)
 
 
 def _update(
@@ -480,17 +472,16 @@ def _estimate(
     """Show what `index` would do and cost at ``endpoint``; nothing is sent or written."""
     held = {} if fresh else _held(indexes.place(path, texts.name, endpoint))
     wanted = plan(texts, held)
-    paid = has_key() and endpoint.local_model is None
+    local = endpoint.local_model is not None
+    paid = has_key() and not local
     client = NexusFlow(**endpoint.vectors, cache=True if paid else None)
     found = client.estimate(wanted.new(held))
     changes = replace(wanted.counts(held), left_out=texts.skipped)
     screen.changes(changes)
-    screen.estimate(found, local=endpoint.local_model is not None)
+    screen.estimate(found, local=local)
     screen.left_out(texts.skipped)
     if as_json:
-        print_json(
-            _updated_json(changes) | estimate_json(found, local=endpoint.local_model is not None)
-        )
+        print_json(_updated_json(changes) | estimate_json(found, local=local))
 
 
 def _held(index: Index) -> dict[str, corpora.Document]:
@@ -535,7 +526,7 @@ def _bill(
     screen: AskScreen,
     opened: Session,
     chat: Chat | None,
-    price: tuple[float, float] | None,
+    price: ChatPrice | None,
     answers: list[dict[str, Any]],
     *,
     brief: bool,
@@ -548,7 +539,7 @@ def _bill(
     if None not in counts:
         tokens = ChatTokens(*(sum(item[name] for item in counts) for name in ("sent", "written")))
         if price is not None:
-            cost = (tokens.sent * price[0] + tokens.written * price[1]) / 1_000_000
+            cost = price.of(tokens.sent, tokens.written)
     usage = opened.usage()
     screen.chat_cost(chat, tokens, cost, usage, brief=brief)
     return {

@@ -13,6 +13,7 @@ from nexusflow_integrations._core.settings import DIMENSIONS
 from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key
+from nexusflow_integrations.cli.rag.pipeline import ChatPrice
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.call.estimate import Estimate
@@ -164,7 +165,7 @@ def budget(text: str, price: Price) -> Budget:
     )
 
 
-def chat_price(text: str) -> tuple[float, float]:
+def chat_price(text: str) -> ChatPrice:
     """Return the prices of a million prompt and answer tokens, from text such as ``0.8/4.8``.
 
     Raises:
@@ -176,7 +177,7 @@ def chat_price(text: str) -> tuple[float, float]:
             f"{text!r} is not a price: write those of a million tokens sent and written, like"
             " 0.8/4.8"
         )
-    return float(found[1]), float(found[2])
+    return ChatPrice(float(found[1]), float(found[2]))
 
 
 def _split(text: str) -> tuple[float, str] | None:

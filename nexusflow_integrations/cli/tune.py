@@ -35,7 +35,7 @@ from nexusflow_integrations.cli.words import count
 from nexusflow_integrations.client import NexusFlow
 
 if TYPE_CHECKING:
-    from nexusflow_integrations.tune import ChatPrice, Plan, PlannedChat, Question, TuneResult
+    from nexusflow_integrations.tune import Plan, PlannedChat, Question, TuneResult
 
 __all__ = ["tune"]
 
@@ -102,7 +102,7 @@ def tune(
     if chat_model is not None and (local or not has_key()):
         raise UsageProblem("the embedded server has no chat model: set NEXUSFLOW_API_KEY for one")
     most = None if budget is None else read_budget(budget, Price())
-    price = None if chat_price is None else _chat_price(chat_price)
+    price = None if chat_price is None else read_chat_price(chat_price)
     screen = Screen(quiet=as_json)
     texts, skipped = corpora.whole(path)
     from nexusflow_integrations.tune import ChatModel, Tuning
@@ -168,12 +168,6 @@ def _questions(
         for item in QUESTIONS
     ]
     return [question for question in asked if question.answers]
-
-
-def _chat_price(text: str) -> ChatPrice:
-    from nexusflow_integrations.tune import ChatPrice
-
-    return ChatPrice(*read_chat_price(text))
 
 
 def _plan_json(plan: Plan) -> dict[str, Any]:

@@ -12,14 +12,14 @@ Without questions, they are made from the documents, or written by a chat model.
 from __future__ import annotations
 
 from nexusflow_integrations._core.tuned import TunedSettings
-from nexusflow_integrations.cli.rag.pipeline import ChatError
+from nexusflow_integrations.cli.rag.pipeline import ChatError, ChatPrice
 from nexusflow_integrations.tune.questions import Answer, Document, Question, read_questions
 from nexusflow_integrations.tune.result import TuneResult
 from nexusflow_integrations.tune.run import Plan, PlannedStage, Tuning, tune
 from nexusflow_integrations.tune.scores import MEASURES, Interval
 from nexusflow_integrations.tune.search import Measured
 from nexusflow_integrations.tune.settings import Cutting, Setting
-from nexusflow_integrations.tune.written import ChatModel, ChatPrice, ChatUsage, PlannedChat
+from nexusflow_integrations.tune.written import ChatModel, ChatUsage, PlannedChat
 
 __all__ = [
     "MEASURES",

@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from math import nan
 from pathlib import Path
@@ -27,7 +27,7 @@ from nexusflow_integrations._core.settings import resolve_api_key, resolve_base_
 from nexusflow_integrations._core.usage import Budget
 from nexusflow_integrations.cli.rag import corpus
 from nexusflow_integrations.cli.rag.passages import cut, sentences
-from nexusflow_integrations.cli.rag.pipeline import ChatError
+from nexusflow_integrations.cli.rag.pipeline import ChatError, ChatPrice, ChatTokens
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import ConfigurationError
 from nexusflow_integrations.tune.questions import Answer, Document, Question, one_line
@@ -60,28 +60,6 @@ _REASONING = re.compile(r"\A(?:.*?</think>|\s*<think>.*)", re.DOTALL)
 _LABEL = re.compile(r"\A[\s>*#-]*(?:(?:question|问题)\s*[:：])?[\s*\"“「]*", re.IGNORECASE)
 _ASKS = re.compile(r"[?？][\s*\"”」]*\Z")
 _LETTER = re.compile(r"[^\W\d_]")
-
-
-@dataclass(frozen=True)
-class ChatPrice:
-    """What a million tokens of a chat model cost, in the currency of the embedding model's price.
-
-    Attributes:
-        sent: Price of prompt tokens.
-        written: Price of the answer's tokens, reasoning included.
-    """
-
-    sent: float
-    written: float
-
-    def __post_init__(self) -> None:
-        for name in ("sent", "written"):
-            value = checks.number(f"price: {name}", getattr(self, name), least=0)
-            object.__setattr__(self, name, value)
-
-    def of(self, sent: int, written: int) -> float:
-        """Return the price of so many tokens."""
-        return (sent * self.sent + written * self.written) / 1_000_000
 
 
 @dataclass(frozen=True)
@@ -455,8 +433,8 @@ class Writer:
         text, counted = _content(answer), _counted(answer)
         question = question_of(asked, text, self._texts[asked.source])
         with self._lock:
-            if counted:
-                allowance.settle((reserved, MOST_WRITTEN), counted)
+            if counted is not None:
+                allowance.settle((reserved, MOST_WRITTEN), (counted.sent, counted.written))
             self._count(counted, useless=question is None)
             if question is not None:
                 self._keep(asked, question)
@@ -471,17 +449,16 @@ class Writer:
             f" one of them was {self._last!r}"
         )
 
-    def _count(self, counted: tuple[int, int] | None, *, useless: bool) -> None:
-        sent, written = counted or (0, 0)
+    def _count(self, counted: ChatTokens | None, *, useless: bool) -> None:
+        tokens = counted or ChatTokens(0, 0)
         usage = self.usage
-        self.usage = ChatUsage(
-            usage.model,
-            usage.calls + 1,
-            usage.useless + useless,
-            usage.sent + sent,
-            usage.written + written,
-            usage.unknown + (counted is None),
-            usage.price,
+        self.usage = replace(
+            usage,
+            calls=usage.calls + 1,
+            useless=usage.useless + useless,
+            sent=usage.sent + tokens.sent,
+            written=usage.written + tokens.written,
+            unknown=usage.unknown + (counted is None),
         )
 
     def _keep(self, asked: Asked, question: Question) -> None:
@@ -526,13 +503,11 @@ def _content(answer: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _counted(answer: Any) -> tuple[int, int] | None:
+def _counted(answer: Any) -> ChatTokens | None:
     """Return the tokens of the prompt and of the answer, if the endpoint says them."""
     usage = getattr(answer, "usage", None)
-    counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-    if all(isinstance(count, int) and count >= 0 for count in counts):
-        return counts[0] or 0, counts[1] or 0
-    return None
+    names = ("prompt_tokens", "completion_tokens")
+    return ChatTokens.of(*(getattr(usage, name, None) for name in names))
 
 
 def _end_line(file: Path | None) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations.cli.rag.corpus import Document
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
@@ -58,6 +59,11 @@ class Chat:
     api_key: ApiKey
     counted: bool = True
 
+    @property
+    def extra_body(self) -> dict[str, Any]:
+        """Fields of a streamed request besides the usual ones."""
+        return {"stream_options": {"include_usage": True}} if self.counted else {}
+
 
 @dataclass(frozen=True)
 class ChatTokens:
@@ -72,6 +78,28 @@ class ChatTokens:
         if type(sent) is int and type(written) is int and min(sent, written) >= 0:
             return cls(sent, written)
         return None
+
+
+@dataclass(frozen=True)
+class ChatPrice:
+    """What a million tokens of a chat model cost, in the currency of the embedding model's price.
+
+    Attributes:
+        sent: Price of prompt tokens.
+        written: Price of the answer's tokens, reasoning included.
+    """
+
+    sent: float
+    written: float
+
+    def __post_init__(self) -> None:
+        for name in ("sent", "written"):
+            value = checks.number(f"price: {name}", getattr(self, name), least=0)
+            object.__setattr__(self, name, value)
+
+    def of(self, sent: int, written: int) -> float:
+        """Return the price of so many tokens."""
+        return (sent * self.sent + written * self.written) / 1_000_000
 
 
 CHAT_VARIABLE = "NEXUSFLOW_CHAT_MODEL"

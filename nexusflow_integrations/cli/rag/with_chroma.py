@@ -73,7 +73,6 @@ class ChromaPipeline:
         with needed("An answer written by a chat model", "openai", install="openai"):
             from openai import OpenAI
 
-        extra = {"stream_options": {"include_usage": True}} if chat.counted else {}
         tokens = None
         with OpenAI(base_url=chat.base_url, api_key=chat.api_key.reveal()) as client:
             stream = client.chat.completions.create(
@@ -86,7 +85,7 @@ class ChromaPipeline:
                     },
                 ],
                 stream=True,
-                extra_body=extra,
+                extra_body=chat.extra_body,
             )
             for piece in stream:
                 if piece.choices:

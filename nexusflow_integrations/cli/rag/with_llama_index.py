@@ -79,7 +79,7 @@ class LlamaIndexPipeline:
             api_base=chat.base_url,
             api_key=chat.api_key.reveal(),
             is_chat_model=True,
-            additional_kwargs=({"stream_options": {"include_usage": True}} if chat.counted else {}),
+            additional_kwargs=chat.extra_body,
         )
         messages = [
             ChatMessage(role="system", content=INSTRUCTIONS),
