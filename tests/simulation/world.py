@@ -86,13 +86,20 @@ class World:
     def _go_on(self, end: float) -> bool:
         """Run one turn of a loop or one event; return ``False`` if there is none before ``end``."""
         now, events = self.now, self._events
-        loops = [loop for loop in self.loops if loop.process.runs and loop.next_at <= now]
-        due = bool(events) and events[0][0] <= now
+        soonest = events[0][0] if events else float("inf")
+        due = soonest <= now
+        loops = []
+        for loop in self.loops:
+            if not loop.process.runs:
+                continue
+            if loop._ready:
+                loops.append(loop)
+            elif loop._scheduled:
+                at = loop._scheduled[0].when()
+                if at <= now:
+                    loops.append(loop)
+                soonest = min(soonest, at)
         if not loops and not due:
-            times = [loop.next_at for loop in self.loops if loop.process.runs]
-            if events:
-                times.append(events[0][0])
-            soonest = min(times, default=float("inf"))
             if soonest > end:
                 return False
             self.now = soonest
@@ -116,13 +123,6 @@ class Loop(base_events.BaseEventLoop):
         self._tasks: list[asyncio.Task[Any]] = []
         self._selector = self  # the base class asks this for ready sockets
         world.loops.append(self)
-
-    @property
-    def next_at(self) -> float:
-        """The time of its next timer, or now if callbacks are ready."""
-        if self._ready:
-            return 0.0
-        return self._scheduled[0].when() if self._scheduled else float("inf")
 
     def time(self) -> float:
         return self._world.now
