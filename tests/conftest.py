@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import enum
+import gc
 import logging
 import math
 import shutil
@@ -43,6 +44,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it sends to the background deaf to Ctrl-C, and so all its children, which
     # some tests press it for.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Spare each later garbage collection the tests and modules, which stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 KEY = "sk-air-very-secret"

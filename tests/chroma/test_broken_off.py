@@ -109,7 +109,7 @@ def paid_twice(server: LocalServer) -> int:
 @pytest.mark.parametrize(
     ("seed", "number"),
     [
-        pytest.param(1, signal.SIGKILL, id="kill -9"),
+        pytest.param(1, signal.SIGKILL, id="kill -9", marks=pytest.mark.slow),
         pytest.param(2, signal.SIGKILL, id="kill -9, later", marks=pytest.mark.slow),
         pytest.param(3, signal.SIGINT, id="Ctrl-C", marks=pytest.mark.slow),
     ],

@@ -495,6 +495,7 @@ copy_collection(
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_copies_loses_nothing_and_pays_little_twice(
     make: Make, server: LocalServer, tmp_path: Path
 ) -> None:

@@ -352,7 +352,14 @@ hybrid_query(collection, "a bus")
 
 @pytest.mark.skipif(os.name != "posix", reason="kills")
 @pytest.mark.parametrize(
-    "moment", ["before saving", "after saving", "before the exchange", "before cleaning up"]
+    "moment",
+    [
+        *(
+            pytest.param(moment, marks=pytest.mark.slow)
+            for moment in ("before saving", "after saving", "before cleaning up")
+        ),
+        "before the exchange",
+    ],
 )
 def test_a_run_that_is_killed_leaves_no_wrong_index(
     collection: Any, server: LocalServer, moment: str

@@ -99,7 +99,13 @@ def outcomes(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str,
     return found
 
 
-@pytest.mark.parametrize("mode", ["plain", "with a cache file", "pool"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "plain",
+        *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("with a cache file", "pool")),
+    ],
+)
 def test_f139_a_fork_at_any_moment_of_the_first_call_leaves_children_that_embed(
     server: Any, tmp_path: Path, mode: str
 ) -> None:

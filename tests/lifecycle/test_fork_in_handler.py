@@ -80,7 +80,15 @@ SCRIPT = """
 
 
 @pytest.mark.parametrize(
-    "door", ["embed", "stream", "unordered", "deadline", "langchain", "llama_index"]
+    "door",
+    [
+        "embed",
+        "deadline",
+        *(
+            pytest.param(door, marks=pytest.mark.slow)
+            for door in ("stream", "unordered", "langchain", "llama_index")
+        ),
+    ],
 )
 def test_the_child_of_a_handler_gets_an_error_for_the_call_that_it_interrupted(
     server: Any, door: str, tmp_path: Path

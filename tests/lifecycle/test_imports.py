@@ -164,6 +164,7 @@ def imported(paths: Mapping[str, str], *places: str) -> str:
     return out + (err if "failed" in out else "")
 
 
+@pytest.mark.slow
 def test_no_thread_of_ours_imports_anything(server: Any, tmp_path: Path) -> None:
     assert imported(PATHS, server.base_url, KEY, str(tmp_path), "") == ""
 
@@ -174,5 +175,6 @@ def test_no_thread_of_ours_imports_anything_for_a_framework(framework: str, serv
     assert imported({framework: FRAMEWORKS[framework]}, server.base_url, KEY, "", "") == ""
 
 
+@pytest.mark.slow
 def test_no_thread_of_ours_imports_anything_for_redis(server: Any, redis_server: Any) -> None:
     assert imported(REDIS, server.base_url, KEY, "", redis_server.url) == ""

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import nexusflow_integrations
 
 TESTS = """
@@ -66,6 +68,7 @@ def run(folder: Path, tests: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_its_fixtures_serve_another_projects_tests(tmp_path: Path) -> None:
     assert "4 passed" in run(tmp_path, TESTS)
 

@@ -115,7 +115,8 @@ PROGRAMS = {
         [sys.executable, "-c", TOUR], "`tour.ipynb`", (*PLOTS, "nbclient", "ipykernel")
     ),
 }
-ALL = [pytest.param(name, marks=() if name == "demo" else pytest.mark.slow) for name in PROGRAMS]
+QUICK = "without a key"
+ALL = [pytest.param(name, marks=() if name == QUICK else pytest.mark.slow) for name in PROGRAMS]
 
 pytestmark = pytest.mark.timeout(1800)
 

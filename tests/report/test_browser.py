@@ -37,6 +37,7 @@ FLAGS = (
 )
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(600),
     pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver"),
 ]
@@ -267,7 +268,6 @@ def test_it_fits_phones_and_desktops_in_both_schemes(opened: Any, scheme: str, w
         opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-@pytest.mark.slow
 def test_ten_thousand_points_are_drawn_and_hovered_over(browser: Any, tmp_path: Path) -> None:
     count = 10_000
     random = np.random.default_rng(0)

@@ -28,13 +28,8 @@ def _start(framework: str, server: LocalServer, folder: Path) -> subprocess.Pope
     )
 
 
-@pytest.mark.parametrize(
-    "framework",
-    [
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("langchain", "llama_index")),
-        "chroma",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["langchain", "llama_index", "chroma"])
 @pytest.mark.timeout(1200)
 def test_a_run_killed_half_way_pays_again_at_most_for_what_was_in_flight(
     framework: str, tmp_path: Path

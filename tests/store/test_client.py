@@ -125,8 +125,15 @@ def test_after_a_kill_the_next_run_pays_again_for_no_more_than_was_in_flight(
     assert any("paid for again" in line for line in done["logged"])
 
 
-@both
-@pytest.mark.parametrize("limit", ["requests", "tokens"])
+@pytest.mark.parametrize(
+    ("kept_in", "limit"),
+    [
+        pytest.param("file", "requests", id="requests-file"),
+        pytest.param("file", "tokens", id="tokens-file", marks=pytest.mark.slow),
+        pytest.param("redis", "requests", id="requests-redis", marks=pytest.mark.slow),
+        pytest.param("redis", "tokens", id="tokens-redis", marks=pytest.mark.slow),
+    ],
+)
 def test_processes_with_one_key_keep_its_limit_together(
     tmp_path: Path,
     place: str,

@@ -83,6 +83,7 @@ def test_processes_that_race_for_the_same_texts_pay_once_and_lose_nothing(
     store.close()
 
 
+@pytest.mark.slow
 def test_processes_that_make_the_same_file_at_once_all_get_it(
     tmp_path: Path, work: Work, outcome: Outcome
 ) -> None:

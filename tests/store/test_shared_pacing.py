@@ -324,7 +324,7 @@ def test_processes_with_the_same_limit_stay_under_it_together(
     ("limits", "texts"),
     [
         pytest.param({"requests_per_minute": 1_500}, 1, id="requests"),
-        pytest.param({"tokens_per_minute": 30_000}, 10, id="tokens"),
+        pytest.param({"tokens_per_minute": 30_000}, 10, id="tokens", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_at_one_server_are_hardly_refused(

@@ -99,9 +99,16 @@ def check(server: LocalServer, done: list[dict[str, Any]]) -> None:
     assert bool(said) is (repaid > 0)
 
 
-@both
+@pytest.mark.parametrize(
+    ("kept_in", "stream"),
+    [
+        pytest.param("file", False, id="embed-file"),
+        pytest.param("file", True, id="stream-file", marks=pytest.mark.slow),
+        pytest.param("redis", False, id="embed-redis", marks=pytest.mark.slow),
+        pytest.param("redis", True, id="stream-redis", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="a signal of POSIX")
-@pytest.mark.parametrize("stream", [False, True], ids=["embed", "stream"])
 def test_a_suspended_process_pays_only_for_what_nobody_took_over(
     start: Callable[..., subprocess.Popen[str]],
     outcome: Outcome,
@@ -135,6 +142,7 @@ def jumping(clock: Path, by: float, after: float) -> Iterator[None]:
     timer.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept_in", ["redis"])
 @pytest.mark.parametrize("jump", [-60.0, 60.0])
 def test_a_servers_clock_that_jumps_costs_no_more_than_what_was_being_paid(

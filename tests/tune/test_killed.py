@@ -28,6 +28,7 @@ def _start(server: LocalServer, cache: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_killed_while_it_embeds_pays_again_at_most_for_what_was_in_flight(
     tmp_path: Path,

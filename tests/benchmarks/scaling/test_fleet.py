@@ -42,6 +42,7 @@ def test_a_simulation_in_which_all_wait_for_each_other_ends_with_an_error() -> N
     loop.close()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_another_one_another() -> None:
     scene = replace(QUOTA, workers=3, seconds=5)
     assert simulate(scene) == simulate(scene)
