@@ -131,6 +131,10 @@ class NotingCache(Cache):
         self._note()
         super()._go_on_without(question)
 
+    def _turn_off(self, why: BaseException) -> None:
+        self._note()
+        super()._turn_off(why)
+
     async def confirm(
         self, keys: Sequence[bytes], call: int, within: float = PATIENCE
     ) -> set[bytes]:

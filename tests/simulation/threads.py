@@ -28,7 +28,7 @@ from nexusflow_integrations._core.request.wire import Answer, TransportFault
 
 if TYPE_CHECKING:
     from .process import Process
-    from .server import Server
+    from .server import Sent, Server
 
 HOP = 50e-6
 """Seconds until a thread runs after it has been woken."""
@@ -52,6 +52,7 @@ class ProgramThread:
     def __init__(self, process: Process, chance: random.Random) -> None:
         self.process = process
         self.call: Call | None = None
+        self.sent: Sent | None = None
         self.has_ended = False
         self.paused = 0.0
         self.connected_from = 0.0
@@ -124,6 +125,8 @@ class ProgramThread:
     def interrupt(self) -> None:
         """Raise ``KeyboardInterrupt`` where it waits, as Ctrl-C would."""
         if not self.has_ended:
+            if self.sent is not None:
+                self.sent.interrupted = True
             self._raise = KeyboardInterrupt()
             self._step()
 
@@ -198,19 +201,22 @@ class SimulatedBlockingSender:
         thread = ProgramThread.current()
         assert thread.call is not None
         found: list[Answer | TransportFault] = []
+        has_ended = False
 
         def answered(outcome: Answer | TransportFault) -> None:
-            if not found:
+            if not found and not has_ended:
                 found.append(outcome)
                 thread.wake()
 
         sent = self._server.take(thread.process, thread.call, json.loads(body), answered)
+        thread.sent = sent
         sent.began_at = thread.connected_from
         try:
             thread.wait(timeout)
             if not found:
                 raise TimeoutError
         finally:
+            has_ended = True
             self._server.close(sent)
         outcome = found[0]
         sent.answered = True
