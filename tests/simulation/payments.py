@@ -15,6 +15,7 @@ from .world import Broken
 
 if TYPE_CHECKING:
     from .run import Run
+    from .threads import ProgramThread
 
 
 def check(run: Run) -> None:
@@ -82,7 +83,9 @@ def check_given_back(run: Run) -> None:
 def _usage(client: Client, sent: list[Sent]) -> None:
     usage, before = client.real.usage, client.given
     requests = usage.requests - before.requests
-    if requests != len(sent):
+    # A thread counts its request just before it sends it, and may be interrupted in between.
+    unsent = sum(_counted_unsent(thread, client) for thread in client.process.program_threads)
+    if not 0 <= requests - len(sent) <= unsent:
         raise Broken(f"usage: {requests} requests are counted, and {len(sent)} were sent")
     arrived = [one for one in sent if one.arrived]
     most = sum(map(_tokens, arrived))
@@ -90,6 +93,13 @@ def _usage(client: Client, sent: list[Sent]) -> None:
     tokens = usage.tokens - before.tokens
     if not least <= tokens <= most:
         raise Broken(f"usage: {tokens} tokens are counted, and {most} were billed")
+
+
+def _counted_unsent(thread: ProgramThread, client: Client) -> bool:
+    """Whether ``thread`` may have counted a request of ``client`` that it did not send."""
+    if thread.call is None or thread.call.settings is not client.real.settings:
+        return False
+    return thread.interrupted and thread.sent is None
 
 
 def _tokens(sent: Sent) -> int:

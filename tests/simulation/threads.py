@@ -54,6 +54,7 @@ class ProgramThread:
         self.call: Call | None = None
         self.sent: Sent | None = None
         self.has_ended = False
+        self.interrupted = False
         self.paused = 0.0
         self.connected_from = 0.0
         self._chance = chance
@@ -125,6 +126,7 @@ class ProgramThread:
     def interrupt(self) -> None:
         """Raise ``KeyboardInterrupt`` where it waits, as Ctrl-C would."""
         if not self.has_ended:
+            self.interrupted = True
             if self.sent is not None:
                 self.sent.interrupted = True
             self._raise = KeyboardInterrupt()
