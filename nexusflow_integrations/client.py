@@ -811,23 +811,31 @@ class NexusFlow:
                 lists=lists and not (single or collect or gaps),
                 unsent=unsent,
             )
-            gathered = None
-            if hooks is NO_HOOKS and progress is None:
-                gathered = self._embed_here(running, call)
-            if gathered is None:
+            gathered = caller = None
+            if hooks is not NO_HOOKS:
                 caller = CallingThread(hooks, progress, deadline=settings.deadline)
+            if progress is None and not hooks.decide:
+                gathered = self._embed_here(running, call, caller)
+            if gathered is None:
+                if caller is None:
+                    caller = CallingThread(hooks, progress, deadline=settings.deadline)
                 work = _counted(running, call, self._spent, caller, None)
                 gathered = caller.wait(background, work)
             return gathered.result(
                 ledger.snapshot(self._price), single=single, collect=collect, gaps=gaps
             )
 
-    def _embed_here(self, running: Engine, call: Call) -> CallResults | None:
+    def _embed_here(
+        self, running: Engine, call: Call, caller: CallingThread | None
+    ) -> CallResults | None:
+        begun = None if caller is None else partial(caller.begin_here, call.texts)
         gathered = None
         try:
-            gathered = running.embed_here(call)
+            gathered = running.embed_here(call, begun)
             if gathered is None:
                 call.ledger.reset()  # the event loop counts again, what was sent included
+            elif caller is not None:
+                caller.end_here(call.texts, gathered, call.ledger)
         finally:
             if call.ledger.requests:
                 self._spent.add(call.ledger)

@@ -21,6 +21,7 @@ from faults.server import FaultServer, Wire, always, expected_vector, marked, on
 from faults.surfaces import used_already
 
 from nexusflow_integrations import Budget, NexusFlow
+from nexusflow_integrations._core.call.caller import BatchEnd, Hooks
 from nexusflow_integrations._core.call.direct import fits
 from nexusflow_integrations._core.call.engine import engine
 from nexusflow_integrations._core.request import blocking
@@ -74,6 +75,81 @@ def test_only_a_first_call_and_calls_of_several_requests_go_through_the_loop(
     assert server.connections <= 4  # two of each way
     assert client.usage.requests == 6
     assert client.usage.texts == 24
+
+
+class Heard:
+    """Hooks that note what they hear."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[int, list[str]]] = []
+        self.ended: list[BatchEnd] = []
+        self.hooks = Hooks(begun=lambda *what: self.begun.append(what), ended=self.ended.append)
+
+
+def test_hooks_that_only_hear_of_a_request_leave_it_to_the_calling_thread(
+    server: FaultServer, senders: list[str]
+) -> None:
+    client, heard = in_use(server), Heard()
+    senders.clear()
+    row = client._embed("heard of", role="query", hooks=heard.hooks)
+    assert senders == ["thread"]
+    assert heard.begun == [(0, ["heard of"])]
+    (end,) = heard.ended
+    assert (end.number, end.texts, end.ledger.requests) == (0, ["heard of"], 1)
+    assert np.array_equal(end.vectors, [row])
+    assert np.array_equal(row, expected_vector("heard of", SIZE))
+
+
+def test_hooks_that_decide_leave_a_request_to_the_loop(
+    server: FaultServer, senders: list[str]
+) -> None:
+    client = in_use(server)
+    senders.clear()
+    client._embed("permitted", hooks=Hooks(permit=lambda _: None))
+    client._embed("asked for", hooks=Hooks(recall=lambda _: {}))
+    assert senders == ["loop", "loop"]
+
+
+@pytest.mark.usefixtures("short_delays")
+def test_a_request_that_the_loop_repeats_is_heard_of_once(
+    server: FaultServer, senders: list[str]
+) -> None:
+    client, heard = in_use(server), Heard()
+    senders.clear()
+    server.script = once(lambda wire: wire.reset())
+    row = client._embed("again", hooks=heard.hooks)
+    assert senders == ["thread", "loop"]
+    assert heard.begun == [(0, ["again"])]
+    assert [(end.number, end.texts, end.ledger.requests) for end in heard.ended] == [
+        (0, ["again"], 2)
+    ]
+    assert np.array_equal(row, expected_vector("again", SIZE))
+
+
+def test_a_hook_that_raises_is_logged_and_loses_no_vector(
+    server: FaultServer, senders: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    client = in_use(server)
+    senders.clear()
+    row = client._embed("kept", hooks=Hooks(begun=fail, ended=fail))
+    assert senders == ["thread"]
+    assert np.array_equal(row, expected_vector("kept", SIZE))
+    assert caplog.text.count("ZeroDivisionError") == 1
+
+
+def test_a_hook_may_embed_the_same_text(server: FaultServer) -> None:
+    client = in_use(server, deadline=30)
+    within: list[Any] = []
+    hooks = Hooks(
+        begun=lambda *_: within.append(client.embed("nested")),
+        ended=lambda _: within.append(client.embed("nested")),
+    )
+    for row in (client._embed("nested", hooks=hooks), *within):
+        assert np.array_equal(row, expected_vector("nested", SIZE))
+    assert len(within) == 2
 
 
 def _call(**options: Any) -> Call:

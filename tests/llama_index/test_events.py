@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
 from functools import singledispatch
 from typing import Any
@@ -14,6 +15,7 @@ from llama_index.core.callbacks import CallbackManager, EventPayload, TokenCount
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent
 
 from nexusflow_integrations import Usage
+from nexusflow_integrations._core.request.blocking import BlockingSender
 from nexusflow_integrations.errors import AuthenticationError, NexusFlowError
 from nexusflow_integrations.llama_index import NexusFlowEmbedding, NexusFlowEmbeddingEndEvent
 from nexusflow_integrations.local import LocalServer
@@ -50,6 +52,31 @@ def test_one_text_has_one_start_and_one_end_under_its_span(
     (span,) = spans.of(f"{'a' if way == 'async' else ''}get_{role}_embedding")
     assert started.span_id == ended.span_id == span
     assert (ended.chunks, ended.embeddings) == (["some text"], [vector])
+
+
+@pytest.mark.parametrize("role", ["query", "text"])
+def test_a_later_text_is_sent_by_the_calling_thread_and_has_the_same_events(
+    role: str,
+    embedding: NexusFlowEmbedding,
+    events: Any,
+    spans: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    embedding.get_query_embedding("a first text, through the event loop")
+    senders, send = [], BlockingSender.send
+
+    def noting(self: Any, *arguments: Any) -> Any:
+        senders.append(threading.current_thread())
+        return send(self, *arguments)
+
+    monkeypatch.setattr(BlockingSender, "send", noting)
+    vector = getattr(embedding, f"get_{role}_embedding")("some text")
+    assert senders == [threading.current_thread()]
+    *_, started = events.named("EmbeddingStartEvent")
+    *_, ended = events.named("EmbeddingEndEvent")
+    assert started.span_id == ended.span_id == spans.of(f"get_{role}_embedding")[-1]
+    assert (ended.chunks, ended.embeddings) == (["some text"], [vector])
+    assert ended.usage.requests == 1
 
 
 def test_the_usage_of_the_ends_is_what_the_server_billed(

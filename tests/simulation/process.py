@@ -132,12 +132,14 @@ class _Engine(Engine):
         name = f"sender {process.world.seed} {process.pid}"
         return SimulatedBlockingSender(process.server, random.Random(name))
 
-    def embed_here(self, call: Call) -> CallResults | None:
+    def embed_here(
+        self, call: Call, begun: Callable[[], object] | None = None
+    ) -> CallResults | None:
         self._process.on_call(call)
         ProgramThread.current().call = call
         results = None
         try:
-            results = super().embed_here(call)
+            results = super().embed_here(call, begun)
         finally:
             if results is not None:
                 self.ended[call] = self._process.world.now

@@ -14,7 +14,7 @@ import queue
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Outcome
 from nexusflow_integrations._core.clock import monotonic
+from nexusflow_integrations._core.request.batching import item_of
 from nexusflow_integrations.errors import APITimeoutError, LimiterError
 
 if TYPE_CHECKING:
@@ -77,6 +78,11 @@ class Hooks:
     permit: Callable[[list[str]], Any] | None = None
     begun: Callable[[int, list[str]], Any] | None = None
     ended: Callable[[BatchEnd], Any] | None = None
+
+    @property
+    def decide(self) -> bool:
+        """Whether they decide what is sent or when, rather than only hear of it."""
+        return self.recall is not None or self.permit is not None
 
 
 NO_HOOKS = Hooks()
@@ -204,6 +210,7 @@ class Caller:
         self._tell = tell
         self._hooks = hooks
         self._turn: asyncio.Lock | None = None
+        self._begun_here = False
         self._warned = False
         self.on_progress: Progress | None = tell if progress else None
         self._numbers = itertools.count()
@@ -243,7 +250,7 @@ class Caller:
                 name = type(error).__name__
                 raise LimiterError(f"the rate limiter failed: {name}: {error}") from error
         number = next(self._numbers)
-        if self._hooks.begun is not None:
+        if self._hooks.begun is not None and not (self._begun_here and number == 0):
             self._tell(Ask(partial(self._hooks.begun, number, texts), self._note))
         return number
 
@@ -313,6 +320,19 @@ class CallingThread(Caller):
             loop_call.cancel()  # Ctrl-C, or an error of the caller's own progress
             raise
         return result
+
+    def begin_here(self, texts: Sequence[str]) -> None:
+        """Report that this thread begins to send its only batch itself."""
+        self._begun_here = True
+        if self._hooks.begun is not None:
+            Ask(partial(self._hooks.begun, 0, list(texts)), self._note).do()
+
+    def end_here(self, texts: Sequence[str], gathered: CallResults, ledger: Ledger) -> None:
+        """Report the result of the batch that this thread has sent."""
+        batch = [item_of(index, text) for index, text in enumerate(texts)]
+        self.end(0, batch, gathered, ledger, failed=False)
+        while not self._news.empty():
+            self._news.get().do()
 
     def _next(self, until: float | None) -> Any:
         if until is None:

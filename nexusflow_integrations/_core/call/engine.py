@@ -242,10 +242,13 @@ class Engine:
         self._connections.end_idle()
         self._ending_idle = self._background.loop.call_later(KEEPALIVE, self._end_idle)
 
-    def embed_here(self, call: Call) -> CallResults | None:
+    def embed_here(
+        self, call: Call, begun: Callable[[], object] | None = None
+    ) -> CallResults | None:
         """Embed like ``embed``, in the calling thread, if it needs no more than one request.
 
-        Returns ``None`` if the call has to go through ``embed``.
+        ``begun`` is called before that is tried. Returns ``None`` if the call has to go through
+        ``embed``.
         """
         settings = call.settings
         if not fits(call):
@@ -260,6 +263,8 @@ class Engine:
         sender = self._sender_here(url, call.key, settings.default_headers)
         coalescer = self._coalescer_of(call, None)
         later = self._background.call_soon
+        if begun is not None:
+            begun()  # before the call takes a place that others may wait for
         direct = DirectCall(call, endpoint, coalescer, sender, later)
         try:
             return direct.run()
