@@ -530,19 +530,27 @@ class NexusFlowEmbedding(BaseEmbedding):
         return (await self._aembed(check_text(text), "document"))[0]
 
     def get_text_embedding_batch(
-        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+        self,
+        texts: list[str],
+        show_progress: bool = False,
+        *,
+        dimensions: int | None = None,
+        **kwargs: Any,
     ) -> list[Vector]:
         """Embed documents, many requests at a time: n lists of d floats, in the order of ``texts``.
 
-        Equal texts are sent once. After a failure nothing more is sent, and requests in flight get
-        a few seconds to finish. Everything that is finished is in the ``embeddings_cache``, if
-        there is one, and in the error's ``finished``.
+        ``dimensions`` overrides the object's for this call. Equal texts are sent once. After a
+        failure nothing more is sent, and requests in flight get a few seconds to finish. Everything
+        that is finished is in the ``embeddings_cache``, if there is one, and in the error's
+        ``finished``.
 
         Raises:
             InvalidInputError: A text cannot be sent. Nothing was sent.
             RefusedTextsError: The server refused some texts; the others are in ``finished``.
             NexusFlowError: Any other failure.
         """
+        if (resized := self._resized(dimensions)) is not None:
+            return resized.get_text_embedding_batch(texts, show_progress, **kwargs)
         texts = list(rows_of(texts))
         if self._overrides("_get_text_embeddings"):
             return super().get_text_embedding_batch(texts, show_progress, **kwargs)
@@ -550,9 +558,16 @@ class NexusFlowEmbedding(BaseEmbedding):
             return self._embed(check_texts(texts), "document", show_progress)
 
     async def aget_text_embedding_batch(
-        self, texts: list[str], show_progress: bool = False, **kwargs: Any
+        self,
+        texts: list[str],
+        show_progress: bool = False,
+        *,
+        dimensions: int | None = None,
+        **kwargs: Any,
     ) -> list[Vector]:
         """Embed documents like ``get_text_embedding_batch``, without blocking the event loop."""
+        if (resized := self._resized(dimensions)) is not None:
+            return await resized.aget_text_embedding_batch(texts, show_progress, **kwargs)
         texts = list(rows_of(texts))
         if self._overrides("_aget_text_embeddings"):
             return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
@@ -577,6 +592,12 @@ class NexusFlowEmbedding(BaseEmbedding):
         with naming_nodes(nodes):
             vectors = await self._aembed(texts_of(nodes), "document", show_progress)
             return with_vectors(nodes, vectors)
+
+    def _resized(self, dimensions: int | None) -> NexusFlowEmbedding | None:
+        """Return a copy for vectors of another size, which shares everything else, or ``None``."""
+        if dimensions in (None, self.dimensions):
+            return None
+        return self.model_copy(update={"dimensions": dimensions})
 
     def _embed(
         self,

@@ -11,10 +11,12 @@ from itertools import chain
 from typing import Any
 
 import pytest
+from llama_index.core.storage.kvstore import SimpleKVStore
 
 from nexusflow_integrations.errors import (
     APITimeoutError,
     AuthenticationError,
+    ConfigurationError,
     InvalidInputError,
 )
 from nexusflow_integrations.llama_index import NexusFlowEmbedding
@@ -31,6 +33,19 @@ def test_vectors_are_lists_of_python_floats_in_the_order_of_the_texts(
     found = batch(embedding, texts(95))
     assert found == embedding.client.embed(texts(95)).tolist()
     assert {type(number) for row in found for number in row} == {float}
+
+
+def test_dimensions_of_a_call(
+    batch: Batch, embedding: NexusFlowEmbedding, server: LocalServer
+) -> None:
+    embedding.embeddings_cache = SimpleKVStore()
+    for size in (128, 64, 128, None):
+        assert len(batch(embedding, ["a"], dimensions=size)[0]) == (size or 64)
+    assert (
+        (embedding.dimensions, embedding.usage.requests) == (64, server.stats.requests) == (64, 2)
+    )
+    with pytest.raises(ConfigurationError, match=r"^dimensions must be one of"):
+        batch(embedding, ["a"], dimensions=100)
 
 
 def test_order_is_kept_when_answers_overtake_each_other(
