@@ -76,19 +76,19 @@ class Findings:
         if ok is False:
             self.code = self.code or FAILED
 
-    def attempt(self, name: str, act: Callable[[], str]) -> bool:
+    def attempt(self, name: str, act: Callable[[], str], of: str = "") -> bool:
         """Add the result of ``act`` as good, or its error as bad; return whether it succeeded."""
         try:
-            self.note(name, act(), ok=True)
+            self.note(name, of + act(), ok=True)
         except Exception as error:  # noqa: BLE001 - whatever is wrong is the finding
-            self.fail(name, error)
+            self.fail(name, error, of)
             return False
         return True
 
-    def fail(self, name: str, error: Exception) -> None:
+    def fail(self, name: str, error: Exception, of: str = "") -> None:
         """Add a failure."""
         sentence, code = explain(error)
-        self.note(name, sentence, ok=False)
+        self.note(name, of + sentence, ok=False)
         self.code = REFUSED if REFUSED in (code, self.code) else FAILED
 
 
@@ -172,7 +172,7 @@ def _compare(found: Findings, endpoint: Endpoint) -> None:
     try:
         indexes = [index for index in Indexes().all() if _is_of(index, endpoint)]
         for index in indexes[:_MOST]:
-            found.attempt(f"Index {index.name}", partial(_index, index, endpoint))
+            found.attempt("Index", partial(_index, index, endpoint), f"{index.name}: ")
     except ImportError as error:
         found.note("Indexes", explain(error)[0])
 

@@ -22,7 +22,7 @@ from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations._core.whole_file import whole
 from nexusflow_integrations.cli import rows
 from nexusflow_integrations.cli.exits import PARTLY, UsageProblem
-from nexusflow_integrations.cli.first_bytes import LOOKED_AT, not_text
+from nexusflow_integrations.cli.first_bytes import not_text
 from nexusflow_integrations.cli.options import (
     BudgetOption,
     CacheOption,
@@ -201,12 +201,10 @@ class _Job:
             raise UsageProblem("--field is for JSONL, JSON and CSV: name the format with --input")
         if self.source is None and sys.stdin.isatty():
             raise UsageProblem("name a FILE of texts, or pipe them in")
-        if self.source is not None and not self.source.is_file():
-            what = "is a folder" if self.source.is_dir() else "does not exist"
-            raise UsageProblem(f"the input {str(self.source)!r} {what}")
-        if kind := not_text(self._head()):
-            name = "standard input" if self.source is None else repr(str(self.source))
-            raise UsageProblem(f"{name} is not text: it is {kind}")
+        if self.source is not None:
+            rows.check_input(self.source, "input")
+        elif kind := not_text(_piped()):
+            raise UsageProblem(f"standard input is not text: it is {kind}")
         if self.output is None and self._format is not OutputFormat.jsonl:
             raise UsageProblem(f"standard output is JSONL: name -o FILE.{self._format.value}")
         if self.output is not None:
@@ -223,14 +221,6 @@ class _Job:
                 )
         if self._format is OutputFormat.parquet:
             rows.need_parquet()
-
-    def _head(self) -> bytes:
-        """Return the first bytes of the input; for a pipe, those that are available."""
-        if self.source is None:
-            stdin: Any = typer.get_binary_stream("stdin")
-            return bytes(stdin.peek()) if hasattr(stdin, "peek") else b""
-        with self.source.open("rb") as file:
-            return file.read(LOOKED_AT)
 
     def lines(self) -> closing[Generator[rows.Line, None, None]]:
         """Return the lines that are not empty."""
@@ -269,6 +259,12 @@ class _Job:
         if self._format is OutputFormat.npy:
             return rows.Npy(file, dimensions)
         return rows.Parquet(file) if self._format is OutputFormat.parquet else rows.JsonLines(file)
+
+
+def _piped() -> bytes:
+    """Return the first bytes of standard input, those that are available."""
+    stdin: Any = typer.get_binary_stream("stdin")
+    return bytes(stdin.peek()) if hasattr(stdin, "peek") else b""
 
 
 def _client(
@@ -405,8 +401,10 @@ class Embedding:
         done = count(self.done, "text")
         if self._total is not None:
             done = f"{self.done:,} of {count(self._total, 'text')}"
-        what = "what was paid for" if self._paid else "what was embedded"
-        rest = f"; {what} is in the cache: run again for the rest" if remembered else ""
+        rest = ""
+        if remembered and self._client.usage.tokens:
+            what = "what was paid for" if self._paid else "what was embedded"
+            rest = f"; {what} is in the cache: run again for the rest"
         self._console.print(f"stopped after {done}{rest}")
 
     def _note(self) -> str:

@@ -7,7 +7,7 @@ import re
 
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.cli.rag.corpus import CorpusError
-from nexusflow_integrations.cli.rag.indexes import UnusableIndexError
+from nexusflow_integrations.cli.rag.indexes import NoIndexError, UnusableIndexError
 from nexusflow_integrations.cli.rows import InputProblemError
 from nexusflow_integrations.errors import (
     AuthenticationError,
@@ -23,6 +23,7 @@ REFUSED = 4
 PARTLY = 5
 STOPPED = 130
 
+_FOR_PYTHON = "pass api_key=... or set the environment variable"
 _CHROMAS_TAIL = re.compile(r" in (add|upsert|update|query)\.$")
 
 
@@ -43,6 +44,8 @@ class CannotListenError(Exception):
         super().__init__(text)
 
 
+_INPUT = (CorpusError, InputProblemError, NoIndexError)
+"""The input is missing or cannot be read."""
 _OURS = (
     CannotListenError,
     CorpusError,
@@ -67,13 +70,14 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = _CHROMAS_TAIL.sub("", " ".join(str(error).split()))
+    text = text.replace(_FOR_PYTHON, "set the environment variable")
     if isinstance(error, _SPEAK_FOR_THEMSELVES):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text[:300]} (NEXUSFLOW_DEBUG=1 shows where)"
 
 
 def _code(error: Exception) -> int:
-    if isinstance(error, (UsageProblem, InputProblemError, ConfigurationError)):
+    if isinstance(error, (UsageProblem, *_INPUT, ConfigurationError)):
         return REFUSED if "no API key" in str(error) else USAGE
     if isinstance(error, (AuthenticationError, PermissionDeniedError)):
         return REFUSED

@@ -198,8 +198,7 @@ def _function(endpoint: Endpoint) -> NexusFlowEmbeddingFunction:
 def _questions(path: Path) -> list[Question]:
     from nexusflow_integrations.report import Question
 
-    if not path.is_file():
-        raise UsageProblem(f"the file {str(path)!r} does not exist")
+    rows.check_input(path, "file")
     asked = []
     with path.open("rb") as file:
         lines = (

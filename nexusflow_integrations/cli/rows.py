@@ -7,6 +7,7 @@ import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ import orjson
 
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.vectors import Vectors
+from nexusflow_integrations.cli.first_bytes import LOOKED_AT, not_text
 from nexusflow_integrations.errors import InvalidResponseError
 
 _GROUP = 2000
@@ -22,6 +24,30 @@ _GROUP = 2000
 
 class InputProblemError(Exception):
     """The input as a whole cannot be read; the message is one sentence."""
+
+
+def check_input(path: Path, what: str) -> None:
+    """Check that a file is there, can be read and may be text.
+
+    Args:
+        path: The file.
+        what: What the message calls it, such as ``input``.
+
+    Raises:
+        InputProblemError: It is missing, cannot be read, or is not text.
+    """
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise InputProblemError(f"the {what} {str(path)!r} {problem}")
+    try:
+        with path.open("rb") as file:
+            head = file.read(LOOKED_AT)
+    except OSError as error:
+        raise InputProblemError(
+            f"the {what} {str(path)!r} cannot be read: {error.strerror}"
+        ) from None
+    if kind := not_text(head):
+        raise InputProblemError(f"the {what} {str(path)!r} is not text: it is {kind}")
 
 
 @dataclass(frozen=True, slots=True)

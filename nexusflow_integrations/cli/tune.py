@@ -30,6 +30,7 @@ from nexusflow_integrations.cli.rag import corpus as corpora
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
 from nexusflow_integrations.cli.rag.pipeline import CHAT_VARIABLE, chat_of
 from nexusflow_integrations.cli.rag.questions import QUESTIONS
+from nexusflow_integrations.cli.rows import check_input
 from nexusflow_integrations.cli.screen import INDENT, Screen, money
 from nexusflow_integrations.cli.words import count
 from nexusflow_integrations.client import NexusFlow
@@ -92,8 +93,8 @@ def tune(
     for file in filter(None, (output, page, plot)):
         if not file.parent.is_dir():
             raise UsageProblem(f"the folder {str(file.parent)!r} does not exist")
-    if questions is not None and not questions.is_file():
-        raise UsageProblem(f"the file {str(questions)!r} does not exist")
+    if questions is not None:
+        check_input(questions, "file")
     if questions is not None and chat_model is not None:
         raise UsageProblem(
             "--questions and --chat-model exclude each other: one gives the questions, the other"

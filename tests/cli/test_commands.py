@@ -270,17 +270,53 @@ def test_a_hybrid_search_through_another_framework_is_wrong_usage(
 # -- failures ------------------------------------------------------------------------------------
 
 
-def test_a_path_that_is_not_there(nexusflow: Command) -> None:
-    assert "there is no file or folder" in nexusflow.sentence("index", "/no/such/thing", code=1)
+MISSING = "/no/such/thing"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("index", MISSING),
+        ("index", MISSING, "--estimate"),
+        ("demo", "-c", MISSING),
+        ("tune", MISSING),
+        ("embed", MISSING),
+        ("embed", MISSING, "--estimate"),
+        ("index", "zoo", "--settings", MISSING),
+        ("tune", "zoo", "-q", MISSING),
+        ("report", "-p", MISSING),
+        ("report", "-q", MISSING),
+        ("report", MISSING),
+        ("ask", "Who?", "-i", MISSING),
+        ("search", "Who?", "-i", MISSING),
+        ("indexes", "show", MISSING),
+        ("indexes", "remove", MISSING),
+    ],
+    ids=" ".join,
+)
+def test_an_input_that_is_not_there_ends_in_2_in_every_command(
+    nexusflow: Command, zoo: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(zoo.parent)
+    nexusflow(*arguments, code=2)
+
+
+@pytest.mark.parametrize("command", [("index",), ("tune",), ("embed",), ("tune", "zoo", "-q")])
+def test_an_input_without_text_ends_in_2_in_every_command(
+    nexusflow: Command, zoo: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(zoo.parent)
+    Path("a.txt").write_bytes(b"%PDF-1.7\n")
+    assert "a PDF" in nexusflow.sentence(*command, "a.txt", code=2)
 
 
 def test_no_index_yet(nexusflow: Command) -> None:
-    assert "run `nexusflow demo`" in nexusflow.sentence("ask", "anything", code=1)
+    assert "run `nexusflow demo`" in nexusflow.sentence("ask", "anything", code=2)
 
 
 def test_an_index_of_another_name(nexusflow: Command, service: LocalServer, zoo: Path) -> None:
     nexusflow("index", str(zoo))
-    assert "there is no index named 'x'" in nexusflow.sentence("ask", "y", "--index", "x", code=1)
+    assert "there is no index named 'x'" in nexusflow.sentence("ask", "y", "--index", "x", code=2)
 
 
 @pytest.mark.parametrize(
@@ -339,6 +375,11 @@ def test_a_key_that_goes_missing_ends_in_4(
     nexusflow("index", str(zoo))
     monkeypatch.delenv("NEXUSFLOW_API_KEY")
     assert "no API key" in nexusflow.sentence("ask", "Who eats fish?", code=4)
+
+
+def test_a_missing_key_is_not_said_in_the_words_of_python(nexusflow: Command) -> None:
+    said = nexusflow.sentence("cache", "verify", code=4)
+    assert said == "no API key: set the environment variable NEXUSFLOW_API_KEY"
 
 
 def test_a_missing_package_ends_in_3(

@@ -438,7 +438,9 @@ def test_a_failure_leaves_the_output_that_was_there(
     out = tmp_path / "out.jsonl"
     out.write_text("precious")
     monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-wrong-very-secret")
-    nexusflow("embed", str(texts), "-o", str(out), code=4)
+    _, aside = nexusflow("embed", str(texts), "-o", str(out), code=4)
+    assert "stopped after 0 of" in aside
+    assert "paid" not in aside
     assert out.read_text() == "precious"
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
 
@@ -547,7 +549,7 @@ def test_a_file_that_is_not_text_is_refused_before_anything_is_paid_for(
     source = tmp_path / "lines.txt"
     source.write_bytes(data)
     said = nexusflow.sentence("embed", str(source), "-o", str(tmp_path / "o.jsonl"), code=2)
-    assert said == f"{str(source)!r} is not text: it is {kind}"
+    assert said == f"the input {str(source)!r} is not text: it is {kind}"
     assert service.stats.requests == 0
 
 

@@ -116,9 +116,9 @@ def test_a_folder_that_turns_out_empty_removes_nothing(
     for file in zoo.iterdir():
         file.unlink()
     for option in ((), ("--fresh",)):
-        assert "holds no text" in nexusflow.sentence("index", str(zoo), *option, code=1)
+        assert "holds no text" in nexusflow.sentence("index", str(zoo), *option, code=2)
     zoo.rmdir()
-    assert "there is no file or folder" in nexusflow.sentence("index", str(zoo), code=1)
+    assert "there is no file or folder" in nexusflow.sentence("index", str(zoo), code=2)
     assert held(store) == {PANDA, OTTER, CHINESE}
 
 
@@ -226,7 +226,7 @@ def test_a_damaged_index_says_how_to_build_it_again_and_does_not_block_others(
     assert held(store) == {PANDA, OTTER, CHINESE}
 
     (index.directory / "index.json").write_text("{")
-    assert "no index yet" in nexusflow.sentence("search", "fish", code=1)
+    assert "no index yet" in nexusflow.sentence("search", "fish", code=2)
     assert "is damaged: run" in nexusflow.sentence("search", "fish", "-i", index.name, code=1)
     (tmp_path / "notes.txt").write_text("Rain on Monday.")
     nexusflow("index", str(tmp_path / "notes.txt"))

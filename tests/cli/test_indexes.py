@@ -70,7 +70,7 @@ def test_removing_asks_first(nexusflow: Command, filled: Indexes, zoo: Path) -> 
 
 def test_where_there_is_none_that_is_said(nexusflow: Command) -> None:
     assert nexusflow("indexes", "list")[0].startswith("There is no index in ")
-    assert "there is no index" in nexusflow.sentence("indexes", "show", "zoo", code=1)
+    assert "there is no index" in nexusflow.sentence("indexes", "show", "zoo", code=2)
 
 
 def test_doctor_compares_the_indexes_of_the_service_that_is_asked(
@@ -78,8 +78,9 @@ def test_doctor_compares_the_indexes_of_the_service_that_is_asked(
 ) -> None:
     nexusflow("index", str(zoo))
     found = nexusflow.json("doctor")
-    (check,) = [check for check in found["checks"] if check["name"].startswith("Index ")]
+    (check,) = [check for check in found["checks"] if check["name"] == "Index"]
     assert check["ok"]
+    assert check["text"].startswith("zoo-")
     assert "passages, and the service gives the same vectors" in check["text"]
     (index,) = Indexes().all()
     collection = open_to_read(index.chroma)
@@ -87,3 +88,4 @@ def test_doctor_compares_the_indexes_of_the_service_that_is_asked(
     collection.update(ids=held, embeddings=[[1.0] * 1024] * len(held))
     shown, _ = nexusflow("doctor", code=1)
     assert "differently" in shown
+    assert "zoo-" in shown

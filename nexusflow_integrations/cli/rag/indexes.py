@@ -28,7 +28,11 @@ _PREFIX = "chroma-"
 
 
 class UnusableIndexError(Exception):
-    """There is no such index, or it cannot be used now; the message is one sentence."""
+    """An index cannot be used now; the message is one sentence."""
+
+
+class NoIndexError(UnusableIndexError):
+    """There is no such index, or several have its name."""
 
 
 @dataclass(frozen=True)
@@ -269,13 +273,13 @@ class Indexes:
         one is returned; unusable ones are skipped.
 
         Raises:
-            UnusableIndexError: There is none, or several have this name.
+            NoIndexError: There is none, or several have this name.
         """
         indexes = self.all()
         if name is None:
             usable = [(index, about) for index in indexes if (about := index.described())]
             if not usable:
-                raise UnusableIndexError(_NO_INDEX)
+                raise NoIndexError(_NO_INDEX)
             nearest = max(_nearness(about.corpus, near) for _, about in usable)
             return next(i for i, about in usable if _nearness(about.corpus, near) == nearest)
         exact = [index for index in indexes if index.name == name]
@@ -283,11 +287,11 @@ class Indexes:
         if len(alike) == 1:
             return alike[0]
         if not indexes:
-            raise UnusableIndexError(_NO_INDEX)
+            raise NoIndexError(_NO_INDEX)
         names = ", ".join(index.name for index in (alike or indexes))
         if alike:
-            raise UnusableIndexError(f"the names of several indexes begin with {name!r}: {names}")
-        raise UnusableIndexError(f"there is no index named {name!r}; the indexes are: {names}")
+            raise NoIndexError(f"the names of several indexes begin with {name!r}: {names}")
+        raise NoIndexError(f"there is no index named {name!r}; the indexes are: {names}")
 
 
 def _nearness(corpus: str, near: Path | None) -> int:
