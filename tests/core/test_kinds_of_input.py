@@ -104,9 +104,7 @@ def test_any_iterable_of_texts_is_accepted(texts: Any) -> None:
     assert check_texts(texts) == ["a", "b"]
 
 
-@pytest.mark.parametrize(
-    ("package", "table"), [("pandas", "DataFrame"), ("polars", "DataFrame"), ("pyarrow", "table")]
-)
+@pytest.mark.parametrize(("package", "table"), [("pandas", "DataFrame"), ("pyarrow", "table")])
 def test_a_table_is_refused_and_its_column_accepted(package: str, table: str) -> None:
     made = getattr(pytest.importorskip(package), table)({"text": ["a", "b"]})
     with pytest.raises(InvalidInputError, match="pass one column of it"):
