@@ -120,8 +120,9 @@ def report(
                 "endpoint": done.endpoint,
                 "ranks": list(done.ranks),
                 "tokens": done.usage.tokens,
-                "list_price": done.usage.cost,
+                "list_price": 0.0 if model else done.usage.cost,
                 "currency": done.usage.currency,
+                "paid": not model,
             }
         )
     if open_it:

@@ -141,11 +141,13 @@ def tune(
         result = tuning.run(progress)
     result.settings.save(output)
     if page is not None:
-        write_page(result, page)
+        write_page(result, page, local_model=endpoint.local_model)
     if plot is not None:
         write_plot(result, plot)
     if as_json:
-        print_json({"plan": _plan_json(plan), **result.as_json(), "path": str(output)})
+        found = {"plan": _plan_json(plan), **result.as_json(), "path": str(output)}
+        paid = endpoint.local_model is None
+        print_json(found | {"paid": paid} | ({} if paid else {"list_price": 0.0}))
     else:
         _show(screen, result, endpoint, output)
         for item in skipped:

@@ -382,8 +382,8 @@
   const money = (amount) => amount === 0 ? `0 ${data.cost.currency}` : `${amount >= 0.01 ? amount.toFixed(2) : amount.toPrecision(2)} ${data.cost.currency}`;
   const give = data.cost.error ? ` ±${Math.round(data.cost.error * 100)}%` : "";
   const facts = [["Texts shown", `${whole(N)}${data.total > N ? ` of ${whole(data.total)}, a sample` : ""}`],
-    ["Tokens", `about ${whole(data.cost.tokens)}${give}`], ["Cost of embedding", `${money(data.cost.price)} at the list price of ${data.cost.million} ${data.cost.currency} per million`]];
-  if (data.questions.length) facts.push(["Cost of this report", `${whole(data.cost.asked_tokens)} tokens for ${whole(data.questions.length)} questions, ${money(data.cost.asked_price)} at the list price`]);
+    ["Tokens", `about ${whole(data.cost.tokens)}${give}`], ["Cost of embedding", data.cost.free ? "none: a local model" : `${money(data.cost.price)} at the list price of ${data.cost.million} ${data.cost.currency} per million`]];
+  if (data.questions.length) facts.push(["Cost of this report", `${whole(data.cost.asked_tokens)} tokens for ${data.questions.length === 1 ? "1 question" : `${whole(data.questions.length)} questions`}${data.cost.free ? "" : `, ${money(data.cost.asked_price)} at the list price`}`]);
   const percent = (share) => `${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %`;
   const where = data.endpoint === "localhost" ? "this machine" : data.endpoint;
   $("title").textContent = data.title;
@@ -391,7 +391,7 @@
     data.model ? `${data.model}${where ? ` ${data.endpoint === "localhost" ? "on" : "at"} ${where}` : ""}` : "model not stored", `${whole(data.dimensions)} dimensions`, data.made].join(" · ");
   $("quality").textContent = N < 3 ? "" : `Map by ${data.projection}: ${percent(data.kept)} of the nearest neighbours are among the ten nearest on the map.`
     + (data.variance === null ? " All vectors are equal." : data.projection === "PCA" ? ` Its two axes show ${percent(data.variance)} of the variance.` : ` Two straight axes (PCA) would show ${percent(data.variance)} of the variance; distances between groups mean little.`);
-  if (data.compared) facts.push(["Model", `${whole(data.compared)} documents were embedded again and have the vectors that are stored`]);
+  if (data.compared) facts.push(["Model", data.compared === 1 ? "1 document was embedded again and has the vector that is stored" : `${whole(data.compared)} documents were embedded again and have the vectors that are stored`]);
   else if (data.questions.length) facts.push(["Model", "not compared: the collection stores no documents"]);
   show($("cost"), ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
   function found(at) { return { id: data.ids[at], source: data.sources[at], text: data.texts[at] }; }

@@ -112,7 +112,8 @@ def write_report(
         projection: Projection of the map. ``auto`` is t-SNE, or PCA for fewer than 12 points and
             where two dimensions show all of the variance.
         title: Title of the page. Default: the name of the collection.
-        model: Name of the model to show. Default: the embedding function's.
+        model: Name of the model to show, such as that of a local server; no price is shown for it.
+            Default: the embedding function's.
 
     Raises:
         ConfigurationError: The collection is empty, an expected id is not in it, or its vectors are
@@ -131,6 +132,7 @@ def write_report(
     near = near.first(measure.NEIGHBOURS)
     groupings = [measure.sources(held.sources), measure.clusters(low, held.texts)]
     shown = max(240, min(4000, _CHARACTERS // len(held.ids)))
+    free = model is not None
     model = model or (function.model_name if function else None)
     endpoint = function.service if function else None
     data = {
@@ -171,7 +173,7 @@ def write_report(
         "near_duplicates": measure.near_duplicates(near, _NEAR_DUPLICATE, _SHOWN),
         "outliers": measure.outliers(near, _SHOWN),
         "questions": inspected,
-        "cost": _cost(held, usage),
+        "cost": _cost(held, usage) | {"free": free},
     }
     target = Path(path)
     with whole(target) as file:

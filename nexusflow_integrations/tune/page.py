@@ -27,15 +27,25 @@ table { border-collapse: collapse; width: 100%; font-size: 13px; }
 th, td { text-align: left; padding: 4px 10px 4px 0; vertical-align: top; }
 th { color: var(--dim); font-weight: 600; }
 tr + tr td { border-top: 1px solid var(--line); }
-td.number { text-align: right; }
+th + th, td + td { white-space: nowrap; }
 .scrolled { overflow-x: auto; }
+.scrolled svg { display: block; min-width: 600px; }
 .chosen td { background: var(--soft); font-weight: 600; }
 """
 
 
-def write_page(result: TuneResult, path: str | os.PathLike[str]) -> None:
-    """Write the page; the file is replaced only when it is complete."""
-    _write(path, page(result))
+def write_page(
+    result: TuneResult, path: str | os.PathLike[str], *, local_model: str | None = None
+) -> None:
+    """Write the page; the file is replaced only when it is complete.
+
+    Args:
+        result: What was measured.
+        path: The HTML file.
+        local_model: Name of the local model that was measured in place of the service's, if any:
+            it is free, and the page says so.
+    """
+    _write(path, page(result, local_model))
 
 
 def write_plot(result: TuneResult, path: str | os.PathLike[str]) -> None:
@@ -118,7 +128,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 # -- the page ------------------------------------------------------------------------------------
 
 
-def page(result: TuneResult) -> str:
+def page(result: TuneResult, local_model: str | None = None) -> str:
     """Return the page. Texts are escaped, whatever they contain; it has no script."""
     style = (files("nexusflow_integrations.report") / "page.css").read_text("utf-8") + _STYLE
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -126,9 +136,18 @@ def page(result: TuneResult) -> str:
     usage = result.usage
     facts = (
         f"{count(len(result.questions), 'question')}; differences above {result.tellable:.3f} of"
-        f" nDCG@10 can be told apart. {usage.tokens:,} tokens were billed, {usage.cost:.4f}"
-        f" {usage.currency} at the list price."
+        " nDCG@10 can be told apart."
     )
+    if local_model is None:
+        facts += (
+            f" {result.model}: {usage.tokens:,} tokens were billed, {usage.cost:.4f}"
+            f" {usage.currency} at the list price."
+        )
+    else:
+        facts += (
+            f" Measured with {local_model}, a local model, which is free: {usage.tokens:,} tokens."
+            " Prices are those of the service."
+        )
     return "".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -139,7 +158,7 @@ def page(result: TuneResult) -> str:
             f"<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n",
             f'<header><h1>{title}</h1><p class="facts">{escape(facts)}</p></header>\n<main>\n',
             _card("The choice", f"<p>{escape(result.sentence())}</p>", *_paragraphs(result)),
-            _card("Quality and size", plot(result)),
+            _card("Quality and size", f'<div class="scrolled">{plot(result)}</div>'),
             _card("Settings", _settings(result)),
             _card("Questions that a setting loses", _questions(result)),
             '</main>\n<footer class="dim">This file loads nothing and sends nothing.</footer>\n'

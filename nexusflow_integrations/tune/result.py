@@ -68,7 +68,7 @@ class TuneResult:
 
     def score(self, item: Measured, column: int = 0) -> Interval:
         """Return a score of ``item``; ``column`` is a place in ``MEASURES``."""
-        return self._bootstrap.interval(item.scores[:, column])
+        return self._bootstrap.interval(item.scores[:, column], lowest=0.0)
 
     def difference(self, item: Measured, column: int = 0) -> Interval:
         """Return how much better than the best ``item`` is, paired by question."""
@@ -103,7 +103,7 @@ class TuneResult:
         """Return the choice in one sentence, or that the questions are too few."""
         chosen, best, apart = self.chosen, self.best, self.difference(self.chosen)
         if chosen is best:
-            why = f"nothing is better than its nDCG@10 of {best.mean:.3f}"
+            why = f"nothing that can be applied is better than its nDCG@10 of {best.mean:.3f}"
             smaller = [item for item in self.measured if item.setting.usable]
             if any(item.bytes < chosen.bytes for item in smaller):
                 why += ", and what is smaller loses more than half a point, or certainly loses"

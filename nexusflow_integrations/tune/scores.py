@@ -93,8 +93,10 @@ class Bootstrap:
         freedom = max(1, questions - 1)
         self._wider = float(np.sqrt(questions / freedom) * (1 + 1.21 / freedom))
 
-    def interval(self, scores: Floats) -> Interval:
+    def interval(self, scores: Floats, lowest: float = -1.0) -> Interval:
         """Return the mean of ``scores``, float64 of shape (questions,), and its interval.
+
+        It lies between ``lowest`` and 1, as the mean does: -1 for a difference, 0 for a score.
 
         The mean of these questions and that of other ones both vary, so this is wider than a
         confidence interval of the mean, by the square root of two.
@@ -102,7 +104,7 @@ class Bootstrap:
         mean = float(scores.mean())
         apart = self._wider * (self._weights @ scores)
         low, high = np.quantile(apart, (0.025, 0.975))
-        return Interval(mean, mean + float(low), mean + float(high))
+        return Interval(mean, max(lowest, mean + float(low)), min(1.0, mean + float(high)))
 
 
 def _counts(random: np.random.Generator, questions: int) -> NDArray[np.int64]:

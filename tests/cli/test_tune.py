@@ -87,9 +87,22 @@ def test_the_choice_is_written_and_the_page_and_plot_show_it(
     assert "<script" not in page
     assert "http" not in re.sub(r'content="[^"]*"|xmlns="[^"]*"|http-equiv', "", page)
     assert chosen[0]["setting"] in page
+    assert "tokens were billed" in page
+    assert found["paid"]
     root = ElementTree.fromstring(files[2].read_text("utf-8"))
     circles = root.findall("{http://www.w3.org/2000/svg}circle")
     assert len(circles) == len(found["settings"]) + 3 + 1, "three for the legend, one ring"
+
+
+def test_no_price_is_shown_for_the_embedded_model(
+    nexusflow: Command, folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    page = tmp_path / "page.html"
+    found = nexusflow.json(*_ask(folder), f"--output={tmp_path / 't.json'}", f"--page={page}")
+    assert (found["paid"], found["list_price"]) == (False, 0.0)
+    assert "a local model, which is free" in page.read_text("utf-8")
+    assert "billed" not in page.read_text("utf-8")
 
 
 def test_a_second_run_pays_nothing(

@@ -222,7 +222,9 @@ def test_the_page_says_model_endpoint_size_date_and_what_the_map_shows(
     assert 0 < data["variance"] < 1
     assert 0 < data["kept"] <= 1
     named = write_report(collection, tmp_path / "named.html", model="my-model").path
-    assert Page(named).data["model"] == "my-model"
+    named_data = Page(named).data
+    assert (named_data["model"], named_data["cost"]["free"]) == ("my-model", True)
+    assert not data["cost"]["free"]
 
 
 def test_the_page_has_every_colour_that_groups_get(collection: Any, tmp_path: Path) -> None:

@@ -52,6 +52,14 @@ def test_the_interval_covers_the_mean_of_as_many_other_questions(questions: int)
     assert 0.92 <= covered <= 0.98
 
 
+def test_no_interval_is_wider_than_what_is_possible() -> None:
+    bootstrap = Bootstrap(3)
+    apart = bootstrap.interval(np.array([1.0, -1.0, 0.0]))
+    assert (apart.low, apart.high) == (-1, 1)
+    score = bootstrap.interval(np.array([1.0, 0.0, 1.0]), lowest=0.0)
+    assert (score.low, score.high) == (0, 1)
+
+
 def test_settings_that_score_alike_on_every_question_do_not_differ() -> None:
     found = Bootstrap(50).interval(np.zeros(50))
     assert (found.value, found.low, found.high) == (0, 0, 0)
