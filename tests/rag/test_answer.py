@@ -101,8 +101,20 @@ def test_where_there_is_no_sentence_the_items_of_a_list_are_quoted(client: Nexus
     assert quotes
 
 
-def test_where_there_is_only_a_question_nothing_is_quoted(client: NexusFlow) -> None:
-    assert quote("What?", [Passage("FAQ\n\nWhat do they eat?", "a", "", 1.0)], client) == []
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FAQ\n\nWhat do they eat?",
+        "Zoo > Setup\n\n```sh\npip install a-panda\n```",
+        "Zoo > Setup\n\n```sh\n\npip install a-panda\n\n```\n",
+        "```sh\n\npip install a-panda\n\npip install bamboo\n```",
+        "Zoo\n\n    eat(bamboo)\n",
+    ],
+)
+def test_where_there_is_only_a_question_or_code_nothing_is_quoted(
+    client: NexusFlow, text: str
+) -> None:
+    assert quote("What?", [Passage(text, "a", "", 1.0)], client) == []
     assert client.usage.requests == 0
 
 

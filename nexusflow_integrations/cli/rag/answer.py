@@ -122,10 +122,9 @@ def _quotable(passage: Passage) -> list[str]:
 
 def _prose(text: str) -> str:
     """Return the text without headings, tables and code."""
-    text = _FENCED.sub("", text)
     path, below, body = text.partition("\n\n")
-    if below and "\n" not in path and not _STATED.search(path):
+    if below and "\n" not in path and not _STATED.search(path) and not _FENCED.match(path):
         text = body  # the path of headings
-    lines = _INDENTED.sub("", text).split("\n")
+    lines = _INDENTED.sub("", _FENCED.sub("", text)).split("\n")
     kept = ("" if _NOT_PROSE.match(line) else line for line in lines)
     return "".join(f"\n\n{line}" if _MARKER.match(line.lstrip()) else f"\n{line}" for line in kept)
