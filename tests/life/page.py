@@ -15,7 +15,7 @@ HEAD = """\
 <!-- Written by python -m tests.life.page from tests/life/catalogue.py; do not edit. -->
 
 How well a Chroma collection follows its source, with
-[`sync_documents`](guides/chroma.md#keep-a-collection-true-to-its-source) and three other
+[`sync_documents`](guides/chroma-collections.md) and three other
 tools. Each cell is a test with a real `PersistentClient`, on a collection of 20 documents unless
 the event says otherwise: the number of texts paid for, then the error that was raised, if any, then
 what is wrong with the collection afterwards. If a cell has only a number, the collection is right.
