@@ -263,8 +263,8 @@ def index(
 ) -> None:
     """Index texts for `ask` and `search`; run it again after they change.
 
-    Only new and changed texts are paid for. Texts that are gone are removed last. What cannot be
-    read or stored is left out and named, and the exit code is 5.
+    Only new and changed texts are paid for. Texts that are gone are removed last. Files and
+    passages that cannot be read or stored are left out and named; the exit code is then 5.
     """
     _check_fresh(fresh, limit)
     tuned = None if settings is None else TunedSettings.load(settings)

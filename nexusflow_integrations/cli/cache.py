@@ -1,4 +1,4 @@
-"""``nexusflow cache``: what the cache holds, and how it is made smaller."""
+"""``nexusflow cache``: shows the embedding cache, shrinks or clears it."""
 
 from __future__ import annotations
 

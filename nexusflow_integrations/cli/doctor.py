@@ -42,7 +42,7 @@ _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 _KEY_START = "sk-air-"
 _UNIT = 1e-3
 _MOST = 5
-"""Maximum indexes, and models in the cache, to compare: the most recently used, or largest."""
+"""How many indexes (the last used) and models in the cache (the largest) are compared."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Findings:
             self.code = self.code or FAILED
 
     def attempt(self, name: str, act: Callable[[], str], of: str = "") -> bool:
-        """Add the result of ``act`` as good, or its error as bad; return whether it succeeded."""
+        """Add the result of ``act`` as a good finding, or its error as a bad one; return which."""
         try:
             self.note(name, of + act(), ok=True)
         except Exception as error:  # noqa: BLE001 - whatever is wrong is the finding

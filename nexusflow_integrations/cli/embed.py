@@ -313,7 +313,7 @@ def _run(
 
 
 def _reason(line: rows.Line, error: NexusFlowError) -> str:
-    # Its message counts texts of the stream and names a setting; users count lines.
+    # Its message counts texts and names a setting; users of the command count lines.
     said = _TEXT_NUMBER.sub("", " ".join(str(error).split()))
     return _fault(line) or said.replace("set on_too_long=", "set --on-too-long to ")
 

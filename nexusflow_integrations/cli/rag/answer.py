@@ -35,7 +35,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 
 CLOSE = {"minilm-use-gated": 0.2}
-"""Model to the cosine below which the nearest passage does not answer; unknown for the service.
+"""The cosine below which the nearest passage does not answer, by model; the service's is unknown.
 
 Measured by tests/benchmarks/closeness.py: of 79 questions that the docstrings or the Python
 tutorial answer, 4 have a lower best score; of 50 about something else, 8 have a higher one.

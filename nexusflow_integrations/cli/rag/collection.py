@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chromadb.api.models.Collection import Collection
 
 _PAGE = 5_000
-"""Documents a read: SQLite takes at most 32,766 variables."""
+"""Documents per read: SQLite takes at most 32,766 variables in a statement."""
 
 
 class DamagedError(Exception):
@@ -175,7 +175,7 @@ def open_to_write(directory: Path, **settings: Any) -> Collection:
 
     Args:
         directory: Created if it does not exist.
-        **settings: Of ``NexusFlowEmbeddingFunction``.
+        **settings: Settings of ``NexusFlowEmbeddingFunction``.
     """
     client = chroma_client(directory)
     from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction

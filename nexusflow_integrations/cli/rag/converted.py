@@ -19,9 +19,9 @@ CONVERTED = {
     ".docx": "DocxConverter",
     ".pdf": "PdfConverter",
 }
-"""Suffix to the converter of markitdown, which makes Markdown."""
+"""The markitdown converter of each suffix; it returns Markdown."""
 TABLES = {".csv": ",", ".tsv": "\t"}
-"""Suffix to what separates the columns."""
+"""The column separator of each suffix."""
 
 _TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 _STARTS = {".docx": (b"PK\x03\x04", "a DOCX file"), ".pdf": (b"%PDF-", "a PDF")}
@@ -45,7 +45,7 @@ def markdown(data: bytes, suffix: str) -> str:
 
     Raises:
         ImportError: The package that converts is missing; the message says what to install.
-        NotConvertedError: It is not what its name says, or has no text.
+        NotConvertedError: The file is not of the type that its name says, or has no text.
     """
     start, kind = _STARTS.get(suffix, (b"", ""))
     if not data.startswith(start):
@@ -72,7 +72,7 @@ def markdown(data: bytes, suffix: str) -> str:
 
 @contextmanager
 def _no_telemetry() -> Iterator[None]:
-    """Switch off what onnxruntime sends: markitdown imports it for a detector not used here."""
+    """Turn off onnxruntime's telemetry: markitdown imports it for a detector not used here."""
     if _TELEMETRY_OFF in os.environ:
         yield
         return

@@ -66,7 +66,7 @@ KINDS = {
     ".py": "py",
     ".txt": "plain",
 }
-"""Suffix of a file of text to how its headings are marked."""
+"""How headings are marked in text files, by suffix."""
 _LARGEST_FILE = 10_000_000
 _LINE = re.compile(r":\d+$")
 _SIGNATURE = re.compile(r"[\w.]+\(.*\)(\s*->.*)?")
@@ -76,7 +76,7 @@ _DEFAULT = TunedSettings()
 _KINDS_SHOWN = 5
 _IGNORED = ""
 _OUTSIDE = "/"
-"""Keys beside the suffixes: what ``.gitignore`` names, and links that lead out of the folder."""
+"""Keys that are not suffixes: files that ``.gitignore`` excludes, and links out of the folder."""
 
 
 class CorpusError(Exception):
@@ -104,7 +104,7 @@ class Document:
 
     @property
     def origin(self) -> str:
-        """The file it is a part of, without the line."""
+        """The file that contains it, without the line number."""
         return _LINE.sub("", self.source)
 
 
@@ -113,7 +113,7 @@ class Skipped:
     """A file or passage that was left out.
 
     Attributes:
-        source: ``a.md:12``, or ``a.md`` for all of it.
+        source: ``a.md:12``, or ``a.md`` for the whole file.
         reason: Why, in a few words.
     """
 
@@ -159,10 +159,10 @@ def load(name: str, limit: int | None = None, tuned: TunedSettings = _DEFAULT) -
     """Return the corpus of that name: ``stdlib``, ``topics``, or the path of a folder or file.
 
     Args:
-        name: For a folder with the name of a corpus, use ``./stdlib``.
+        name: If a folder has the name of a corpus, write ``./stdlib``.
         limit: Maximum number of documents, from the front; ``None`` means 500 for ``stdlib`` and
             all for others.
-        tuned: How to cut.
+        tuned: Settings that say how to cut.
 
     Raises:
         CorpusError: No such path, or nothing in it.
@@ -255,7 +255,7 @@ def _docstring(module: str, name: str, thing: object) -> Document | None:
     doc = inspect.getdoc(thing) or ""
     lines = doc.partition(">>>")[0].splitlines()  # prose without its examples
     while lines and (not lines[0].strip() or _SIGNATURE.fullmatch(lines[0].strip())):
-        lines.pop(0)  # what it does answers a question, not how it is called
+        lines.pop(0)  # the description answers questions, the signature does not
     doc = first_part("\n".join(lines).strip(), 400)
     if len(doc) < _FEWEST_CHARACTERS:
         return None
@@ -311,8 +311,8 @@ def _topic_passages(all_topics: dict[str, str], tuned: TunedSettings) -> Iterato
 def folder(path: Path, limit: int | None = None, tuned: TunedSettings = _DEFAULT) -> Corpus:
     """Return the text files under ``path``, cut into passages of at most 800 characters.
 
-    Left out are hidden files and folders, ``node_modules``, what ``.gitignore`` names, and what
-    cannot be read.
+    Hidden files and folders, ``node_modules``, files that ``.gitignore`` excludes, and files that
+    cannot be read are left out.
 
     Raises:
         CorpusError: No such path, or no text in it that can be read.
@@ -370,7 +370,7 @@ def _text_files(path: Path, skipped: list[Skipped], others: Counter[str]) -> Ite
 def _leads_out(link: Path, folder: Path) -> bool:
     try:
         return not link.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # links in a circle: reading it says so
+    except (OSError, RuntimeError):  # a loop of links, which reading reports
         return False
 
 
@@ -395,7 +395,7 @@ def _file_passages(
 
 
 def _passages(file: Path, text: str, tuned: TunedSettings) -> Iterator[tuple[int, str]]:
-    """Yield the passages of a file and where they begin; 0 if a line would mean nothing."""
+    """Yield each passage with its first line's number, or 0 if a line number means nothing."""
     suffix, kind = file.suffix.lower(), kind_of(file.name)
     if suffix in TABLES:
         for line, row in table_rows(text, TABLES[suffix]):
@@ -421,7 +421,7 @@ def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
     """Return the text of a file; if there is none, add the reason to ``skipped``."""
     try:
         status = file.stat()
-        if not stat.S_ISREG(status.st_mode):  # to read a named pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # reading a named pipe would block for ever
             skipped.append(Skipped(source, "not a regular file"))
             return None
         if status.st_size > _LARGEST_FILE:

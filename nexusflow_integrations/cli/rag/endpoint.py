@@ -56,13 +56,13 @@ class Endpoint:
 
     @property
     def lasting_url(self) -> str:
-        """The service's URL; for the embedded server one that does not change with its port."""
+        """The service's URL, or for the embedded server a URL that does not depend on its port."""
         if self.local_model is None:
             return self.base_url
         return f"http://{self.local_model}{_EMBEDDED}"
 
     def http_client(self) -> httpx.Client | None:
-        """Return a client that sends what goes to ``lasting_url`` to the embedded server."""
+        """Return an HTTP client that sends requests for ``lasting_url`` to the embedded server."""
         if self.local_model is None:
             return None
         return httpx.Client(transport=_ToPort(httpx.URL(self.base_url)), timeout=None)  # noqa: S113

@@ -173,9 +173,9 @@ class Index:
             ) from None
 
     def draft(self, *, fresh: bool) -> str:
-        """Return the name of the Chroma folder to write to; call it while holding ``alone``.
+        """Return the name of the Chroma folder to write to; the caller holds ``alone``.
 
-        It is the one in use; the one of a first run that was stopped; or, with ``fresh`` or a
+        It is the folder in use, the folder of a first run that was stopped, or, with ``fresh`` or a
         damaged description, a new one.
         """
         folders = self._folders()
@@ -224,7 +224,7 @@ class Index:
     def _clean(self, kept: str) -> None:
         for folder in self._folders():
             if folder.name != kept:
-                shutil.rmtree(folder, ignore_errors=True)  # if still in use: next time
+                shutil.rmtree(folder, ignore_errors=True)  # still in use: removed next time
 
 
 def _number(folder: Path) -> int:

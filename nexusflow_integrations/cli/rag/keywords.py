@@ -1,4 +1,4 @@
-"""BM25, the baseline without a model: `bm25s`, over the words of `words_of`."""
+"""BM25, the baseline without a model: ``bm25s`` on the words that ``words_of`` returns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Keywords:
         ]
 
     def places(self, question: str, k: int) -> list[tuple[int, float]]:
-        """Return the places of these documents, and their scores."""
+        """Return the indices of these documents, and their scores."""
         tokens = self._tokens([question])
         known = [[token for token in tokens[0] if token in self._index.vocab_dict]]
         if not known[0]:

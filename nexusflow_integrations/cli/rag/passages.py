@@ -15,7 +15,7 @@ PASSAGE_CHARACTERS = 800
 PATH_CHARACTERS = 50
 """The longest path of headings, in characters; the outer headings are left out first.
 
-Over the Python tutorial, whole paths were found worse: see tests/benchmarks/cutting.py.
+On the Python tutorial, whole paths find fewer answers: see tests/benchmarks/cutting.py.
 """
 
 _SENTENCE_END = re.compile(

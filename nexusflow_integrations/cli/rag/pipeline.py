@@ -98,12 +98,12 @@ class ChatPrice:
             object.__setattr__(self, name, value)
 
     def of(self, sent: int, written: int) -> float:
-        """Return the price of so many tokens."""
+        """Return the price of these tokens."""
         return (sent * self.sent + written * self.written) / 1_000_000
 
 
 CHAT_VARIABLE = "NEXUSFLOW_CHAT_MODEL"
-"""Names the chat model where no option does."""
+"""Environment variable that names the chat model if no option does."""
 
 
 def chat_of(model: str | None, endpoint: Endpoint) -> Chat | None:
@@ -143,7 +143,7 @@ COLLECTION = "passages"
 """Name of the one Chroma collection of an index."""
 
 FRAMEWORKS = {"langchain": "LangChain", "llama-index": "LlamaIndex", "chroma": "Chroma"}
-"""Short name to the framework's name in its own spelling."""
+"""The name of each framework in its own spelling, by short name."""
 
 
 def open_pipeline(framework: str, directory: Path, endpoint: Endpoint, **settings: Any) -> Pipeline:

@@ -52,7 +52,7 @@ def blocks(text: str, kind: str) -> list[Block]:
 
 
 def _paragraphs(text: str) -> Iterator[Block]:
-    """Begin a block after each empty line; what is indented belongs to the block before."""
+    """Begin a block after each empty line; indented lines belong to the block before."""
     blank = True
     for number, line in enumerate(text.split("\n")):
         if blank and line[:1].strip():
@@ -76,7 +76,7 @@ def _markdown_parser() -> MarkdownIt:
 def _markdown(text: str) -> Iterator[Block]:
     parser = _markdown_parser()
     found = _FRONT_MATTER.match(text)
-    if found:  # to CommonMark it is a heading
+    if found:  # CommonMark takes it for a heading
         yield Block(0)
         text = "\n" * text.count("\n", 0, found.end()) + text[found.end() :]
     tokens = parser.parse(text)
@@ -109,7 +109,7 @@ def _inline_parser() -> MarkdownIt:
 
 
 def _restructured(text: str) -> Iterator[Block]:
-    """Find titles as docutils does: by adornments, whose order of use makes the levels."""
+    """Find titles as docutils does: the order in which adornments appear gives the levels."""
     lines = [line.rstrip() for line in text.split("\n")]
     levels: dict[tuple[str, bool], int] = {}
     number = 0
@@ -179,7 +179,7 @@ def _below_drawer(lines: list[str], line: int) -> int:
 
 
 def _python(text: str) -> Iterator[Block]:
-    """Take classes and functions for sections, with their own lines and the comments above them."""
+    """Treat classes and functions as sections, which begin with the comments above them."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -215,4 +215,4 @@ KINDS = {
     "py": _python,
     "plain": _restructured,
 }
-"""Name to the function that finds the blocks."""
+"""The function that finds the blocks, by kind."""

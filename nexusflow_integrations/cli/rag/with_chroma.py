@@ -17,7 +17,7 @@ class ChromaPipeline:
 
     Args:
         directory: Folder of a Chroma ``PersistentClient``.
-        **settings: Of ``NexusFlowEmbeddingFunction``: ``api_key``, ``api_base``, ...
+        **settings: Settings of ``NexusFlowEmbeddingFunction``: ``api_key``, ``api_base``, ...
 
     Raises:
         ImportError: A package is missing; the message says what to install.

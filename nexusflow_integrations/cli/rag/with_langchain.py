@@ -16,7 +16,7 @@ class LangChainPipeline:
 
     Args:
         directory: Folder of a Chroma ``PersistentClient``.
-        **settings: Of ``NexusFlowEmbeddings``: ``api_key``, ``base_url``, ...
+        **settings: Settings of ``NexusFlowEmbeddings``: ``api_key``, ``base_url``, ...
 
     Raises:
         ImportError: A package is missing; the message says what to install.

@@ -17,7 +17,7 @@ class LlamaIndexPipeline:
 
     Args:
         directory: Folder of a Chroma ``PersistentClient``.
-        **settings: Of ``NexusFlowEmbedding``: ``api_key``, ``api_base``, ...
+        **settings: Settings of ``NexusFlowEmbedding``: ``api_key``, ``api_base``, ...
 
     Raises:
         ImportError: A package is missing; the message says what to install.
