@@ -23,7 +23,7 @@ Integers = npt.NDArray[np.int32]
 
 NEIGHBOURS = 6
 COLOURS = 11
-"""Colours of groups on the page, beside the grey of ``OTHERS``."""
+"""Number of colours for groups on the page, besides the grey of ``OTHERS``."""
 OTHERS = "others"
 BINS = 40
 _PAIRS = 20_000
@@ -35,11 +35,11 @@ _MOST_GROUPS = 40
 _NAMED = 0.8
 """Share of the texts in named groups at which sources need not be shortened further."""
 _BLOCK = 20_000_000
-"""The most cosines that are held at once."""
+"""Maximum number of cosines in memory at once."""
 _EQUAL = 1e-9
-"""Total variance of vectors of length 1 up to which they count as equal."""
+"""Vectors of length 1 count as equal if their total variance is at most this."""
 _FLAT = 0.999
-"""Share of the variance in two components above which PCA shows everything."""
+"""If two components hold a larger share of the variance than this, PCA shows everything."""
 _SEED = 7
 
 _FILLERS = {"does", "did", "doing"}  # missing in scikit-learn's list of stop words
@@ -160,7 +160,7 @@ def _tsne(low: Reduced, near: Neighbours) -> Floats:
     )
     first = low.points[:, :2].astype(np.float64)
     first *= 1e-4 / first[:, 0].std()
-    # Points that begin in one place would never part.
+    # Points that start at the same place would never separate.
     first += np.random.default_rng(_SEED).normal(scale=1e-6, size=first.shape)
     settings = {
         "negative_gradient_method": "fft" if count > 1000 else "bh",
@@ -205,7 +205,7 @@ def neighbours(vectors: Floats, most: int = _ATTRACTING) -> Neighbours:
     for start in range(0, count if most else 0, step):
         block = vectors[start : start + step] @ vectors.T
         rows = np.arange(len(block))
-        block[rows, start + rows] = -np.inf  # nobody is a neighbour of itself
+        block[rows, start + rows] = -np.inf  # no point is its own neighbour
         best = np.argpartition(-block, most - 1, axis=1)[:, :most]
         cosines = np.take_along_axis(block, best, 1)
         order = np.lexsort((best, -cosines))
@@ -285,10 +285,10 @@ def clusters(low: Reduced, texts: Sequence[str]) -> Grouping:
 
 
 def sources(labels: Sequence[str]) -> Grouping | None:
-    """Return groups by source; ``None`` if all texts share one, or hardly any do.
+    """Return groups by source; ``None`` if all texts have one source, or few texts share one.
 
     Sources such as ``random.choice`` or ``guide/start.md:12`` are shortened, to the file, the
-    folder or the first part, until few texts are left to the others.
+    folder or the first part, until few texts remain in ``OTHERS``.
     """
     ways: tuple[Callable[[str], str], ...] = (
         lambda label: label,
@@ -314,10 +314,10 @@ def sources(labels: Sequence[str]) -> Grouping | None:
 
 
 def colours(grouping: Grouping, points: Floats) -> list[int]:
-    """Return a colour for each group, as an index; the groups near to each other differ.
+    """Return a colour index for each group; groups near each other get different colours.
 
     There are more groups than colours that the eye can distinguish, so groups that are far apart
-    on the map share a colour. ``OTHERS`` has the last, which is grey.
+    on the map share a colour. ``OTHERS`` gets the last colour, grey.
     """
     named = [name for name in grouping.names if name != OTHERS]
     centres = np.array(

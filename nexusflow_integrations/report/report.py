@@ -32,7 +32,7 @@ _PAGE = 1000
 _NEAR_DUPLICATE = 0.95
 _SHOWN = 12
 _CHARACTERS = 8_000_000
-"""The most characters of all texts together in the file; longer texts are truncated."""
+"""Maximum characters of all texts in the file; if there are more, texts are truncated."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Report:
         projection: The projection of the map: ``PCA`` or ``t-SNE``.
         ranks: For each question with expected ids, the rank of the first correct document, from 1.
         usage: The usage of embedding the questions, and of comparing the model.
-        model, endpoint: What the collection's vectors are from, if that is known.
+        model, endpoint: The model and the endpoint that made the vectors, if known.
     """
 
     path: Path

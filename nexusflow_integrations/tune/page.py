@@ -42,8 +42,8 @@ def write_page(
     Args:
         result: What was measured.
         path: The HTML file.
-        local_model: Name of the local model that was measured in place of the service's, if any:
-            it is free, and the page says so.
+        local_model: Name of the local model, if one was measured instead of the service's. It is
+            free, and the page says so.
     """
     _write(path, page(result, local_model))
 
@@ -188,10 +188,10 @@ def _settings(result: TuneResult) -> str:
     return _table(
         ["setting", *COLUMNS], ((_kind(result, item), row) for item, row in rows(result))
     ) + (
-        '<p class="dim">Below each score, the difference from the best, and where 95 % of the'
-        f" differences would be with as many other questions. {COLUMNS[len(MEASURES)]}: how often"
-        " the first passages of that many characters hold an answer. A query is searched in"
-        " memory, and its embedding is not included.</p>"
+        '<p class="dim">Below each score is its difference from the best one, with the interval'
+        " that would hold 95 % of such differences for as many other questions."
+        f" {COLUMNS[len(MEASURES)]}: how often the first passages of that many characters hold an"
+        " answer. The time of a query is that of a search in memory, without its embedding.</p>"
     )
 
 

@@ -18,7 +18,7 @@ from nexusflow_integrations.cli.rag.structure import Block, blocks
 from nexusflow_integrations.errors import ConfigurationError
 
 MOST_MADE = 300
-"""Most questions made from the documents."""
+"""Maximum number of questions made from the documents."""
 
 _LINE = re.compile(r"(.+):(\d+)")
 _HEADING = re.compile(r"( {0,3}#{1,6}\s+)(\S.*?)\s*#*\s*$")
@@ -32,8 +32,8 @@ class Document:
     """A text to search.
 
     Attributes:
-        source: Its name. Several documents may share one: finding any of them is then the same.
-        text: All of it; it is cut into passages later.
+        source: Its name. Documents that share a source count as one: finding any of them is enough.
+        text: The whole text; it is cut into passages later.
     """
 
     source: str
@@ -45,10 +45,10 @@ class Answer:
     """One thing that answers a question.
 
     Attributes:
-        source: A document; alone, all of it is the answer.
+        source: A document; without a line or quotes, the whole document is the answer.
         line: A line of the document, from 1: the passage with this line is the answer.
-        quotes: Sentences as they stand in a document, up to white space: a passage with any of
-            them whole is the answer.
+        quotes: Sentences of a document, word for word except for white space: a passage that
+            contains one of them whole is the answer.
     """
 
     source: str | None = None
@@ -57,7 +57,7 @@ class Answer:
 
     @property
     def whole(self) -> bool:
-        """Whether all of a document is the answer."""
+        """Whether a whole document is the answer."""
         return self.line is None and not self.quotes
 
 
@@ -184,11 +184,11 @@ def one_line(text: str) -> str:
 def make_questions(
     documents: Sequence[Document], most: int = MOST_MADE
 ) -> tuple[list[Document], list[Question]]:
-    """Make questions from the documents, and take each out of the documents.
+    """Make questions from the documents, and remove their text from the documents.
 
-    A question is a sentence, answered by the passage it was taken from, or a heading, answered by
-    its section. Neither is left in the documents, where it would find itself. The choice is
-    the same every time.
+    A question is a sentence, answered by the passage that contained it, or a heading, answered by
+    its section. Both are removed from the documents, where they would find themselves. The choice
+    is the same every time.
 
     Returns:
         The documents without these sentences and headings, and at most ``most`` questions; at most
@@ -299,7 +299,7 @@ def _parts(text: str, kind: str) -> Iterator[_Part]:
 
 
 def _heading(block: Block, lines: list[str], starts: list[int]) -> _Part:
-    """Return a heading; its mark stays if it has one in its line, so that the section does."""
+    """Return a heading; a mark in its line, such as ``##``, stays, and with it the section."""
     line = lines[block.line]
     if found := _HEADING.match(line):
         at = starts[block.line]
@@ -323,7 +323,7 @@ class Truth:
         lines: Sequence[int],
         texts: Iterable[str],
     ) -> None:
-        """Look for the answers in passages; the three sequences have an item for each.
+        """Look for the answers in passages; the three sequences have one item per passage.
 
         Args:
             questions: What is asked.
@@ -343,7 +343,7 @@ class Truth:
         """For each question, the names that answer it; none if no passage holds the answer."""
 
     def name(self, question: int, place: int) -> str:
-        """Return by what name a passage is judged for a question.
+        """Return the name under which a passage is judged for a question.
 
         Several passages that hold the same answer have one name, so that neither shorter nor
         overlapping passages count twice.

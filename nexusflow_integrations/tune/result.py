@@ -15,7 +15,7 @@ from nexusflow_integrations.tune.search import POINT, READ, Measured, best_of, d
 from nexusflow_integrations.tune.written import ChatUsage
 
 FEW = 0.05
-"""If only larger differences can be told apart, there are too few questions to choose well."""
+"""There are too few questions to choose well if they only tell larger differences apart."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class TuneResult:
         measured: Every setting that was tried, in the order of the stages.
         chosen: The smallest and cheapest that is not measurably worse than the best.
         model: Name of the model.
-        cut_sizes: Sizes whose vectors are the beginning of the largest ones: cut, not paid for.
-        paid_sizes: Sizes whose vectors are not: each was embedded by itself.
+        cut_sizes: Sizes whose vectors are the beginning of the largest ones: they were cut, not
+            paid for.
+        paid_sizes: Sizes whose vectors are not: each was embedded and paid for.
         skipped: What the budget did not allow, one line each.
         left_out: Passages that the service refused; no setting can find them.
         predicted_tokens: Tokens expected by the estimates made before each embedding.
@@ -67,7 +68,7 @@ class TuneResult:
         return Bootstrap(len(self.questions))
 
     def score(self, item: Measured, column: int = 0) -> Interval:
-        """Return a score of ``item``; ``column`` is a place in ``MEASURES``."""
+        """Return a score of ``item``; ``column`` is an index into ``MEASURES``."""
         return self._bootstrap.interval(item.scores[:, column], lowest=0.0)
 
     def difference(self, item: Measured, column: int = 0) -> Interval:
@@ -77,7 +78,7 @@ class TuneResult:
     def read(self) -> dict[int, float]:
         """Return, for each length of passages, how often the first ``READ`` characters answer.
 
-        As `best_length` compares them: of vectors alone and with keywords, the better.
+        As in `best_length`, the better of vectors alone and vectors with keywords counts.
         """
         return {
             length: float(item.read.mean())

@@ -1,6 +1,6 @@
 """Ranking passages: by vectors in several formats, by keywords, and by both.
 
-Everything is exact, in memory, with numpy: what is compared is the settings, not a database.
+Everything is exact and in memory, with numpy: settings are compared, not databases.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from nexusflow_integrations._core.vectors import Vectors
 Storage = Literal["float32", "int8", "binary"]
 STORAGES: tuple[Storage, ...] = ("float32", "int8", "binary")
 Places = NDArray[np.int64]
-"""Places of passages, best first: shape (k,)."""
+"""Indices of passages, best first: shape (k,)."""
 
 _RESCORED = 4
-"""Candidates by Hamming distance for each result, ranked again by the query's full vector."""
+"""Candidates by Hamming distance per result; the query's full vector ranks them again."""
 _BLOCK = 1 << 24
-"""Most scores held at once."""
+"""Maximum number of scores in memory at once."""
 
 
 def unit(rows: Vectors) -> Vectors:
@@ -45,8 +45,8 @@ class Vectored:
     """Passages ranked by the cosine of their vectors.
 
     Args:
-        rows: Vectors of the passages, float32 of shape (n, d), unit length. A row of zeros, which
-            has no vector, comes after those that are at all similar.
+        rows: Vectors of the passages, float32 of shape (n, d), unit length. A row of zeros is a
+            passage without a vector, and ranks below all that are similar.
         storage: ``int8`` scales each row so that its largest number is 127. ``binary`` keeps the
             signs: the candidates have the smallest Hamming distance, and are ranked by the dot
             product of the query's numbers with the signs.

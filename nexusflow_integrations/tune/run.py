@@ -80,16 +80,16 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will measure with, and what it may cost.
+    """The plan of a run: what it measures with, and what it may cost.
 
     Attributes:
-        questions: How many questions there are, or will be written at most.
+        questions: Number of questions, or the most that will be written.
         made: Whether they were made from the documents.
-        chat: The requests to the chat model that writes the questions; ``None`` without one. Its
-            tokens and price are not in the others.
-        tellable: The smallest difference of nDCG@10 that they can tell apart, about.
+        chat: The requests to the chat model that writes the questions; ``None`` without one. The
+            other fields do not include its tokens and price.
+        tellable: About the smallest difference of nDCG@10 that the questions can tell apart.
         documents: Number of documents.
-        stages: In order; those whose turn does not come cost nothing.
+        stages: The stages in order; a stage that is not reached costs nothing.
         token_error: Largest measured relative error of the tokens.
         price: The price of a token.
     """
@@ -118,9 +118,9 @@ class Tuning:
     """One run: plan it, look at the plan, run it.
 
     Args:
-        documents: Texts to search: a mapping from name to text, or pairs of both. A name may
-            occur several times: finding any of its texts is then the same. Its suffix says how
-            headings are marked, as ``.md`` or ``.rst``.
+        documents: Texts to search: a mapping from name to text, or pairs of both. If a name occurs
+            several times, finding any of its texts is enough. Its suffix says how headings are
+            marked, as ``.md`` or ``.rst``.
         questions: Questions and their answers; ``None`` makes them from the documents.
         client: A client without instructions, best with a ``cache``: a run that was killed then
             pays nothing twice. Default: the service, with the cache in the user's folder.
@@ -378,10 +378,10 @@ def _documents(given: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[Doc
 
 @dataclass(frozen=True)
 class _Passages:
-    """The documents in one cutting.
+    """The documents as one cutting divides them.
 
     Attributes:
-        sources, lines, texts: For each passage.
+        sources, lines, texts: One item per passage.
         tokens: Estimated tokens of all of them.
     """
 
@@ -448,7 +448,7 @@ class _Measuring:
     _per_estimate: dict[str, float] = field(default_factory=dict)
 
     def stage(self, stage: Stage) -> list[Measured]:
-        """Measure what the budget allows; what it does not is noted in ``skipped``."""
+        """Measure what the budget allows, and note the rest in ``skipped``."""
         found: list[Measured] = []
         if first := not self._truths:
             needed = self.tuning.plan().stages[0].tokens
@@ -506,7 +506,7 @@ class _Measuring:
             (self.cut_sizes if apart <= TOLERANCE else self.paid_sizes).append(size)
 
     def _embed(self, kind: str, texts: Sequence[str], size: int) -> Vectors:
-        """Return the vectors of ``texts``, float32 of shape (n, size); of a refused one, zeros."""
+        """Return the vectors of ``texts``, float32 of shape (n, size); zeros for a refused one."""
         held = self._held.setdefault(size, {})
         missing = list(dict.fromkeys(text for text in texts if text not in held))
         if missing:
@@ -526,7 +526,7 @@ class _Measuring:
         return np.array([held[text] for text in texts], np.float32)
 
     def _same_passages(self, setting: Setting) -> bool:
-        """Return whether an earlier cutting gives the same passages, as of short texts."""
+        """Return whether an earlier cutting gives the same passages, as it does for short texts."""
         passages = self.tuning._passages(setting.cutting).texts
         return any(
             cutting != setting.cutting and self.tuning._passages(cutting).texts == passages
@@ -572,7 +572,7 @@ class _Measuring:
         ]
 
     def _ranking(self, setting: Setting) -> tuple[list[Places], float]:
-        """Return the places of each question's passages, and the median time of a question."""
+        """Return the indices of each question's passages, and the median time per question."""
         key = setting
         if key in self._ranked:
             return self._ranked[key]

@@ -1,4 +1,4 @@
-"""Scores of rankings, by `ir-measures`, and how far they would be off with other questions."""
+"""Scores of rankings, by ``ir-measures``, and how much they vary with other questions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Interval:
 
     @property
     def includes_zero(self) -> bool:
-        """Whether a difference could be none."""
+        """Whether the interval includes 0."""
         return self.low <= 0 <= self.high
 
 
@@ -88,8 +88,8 @@ class Bootstrap:
         first, second = (_counts(random, questions) for _ in range(2))
         # The measured mean is itself a random draw: it varies, and so does that of another set.
         self._weights = (first - second) / questions
-        # A bootstrap of few values is too narrow: by their variance, and by Student's t against the
-        # normal distribution, here to the first order.
+        # A bootstrap of few values is too narrow. This corrects the variance and, to first order,
+        # the difference between Student's t and the normal distribution.
         freedom = max(1, questions - 1)
         self._wider = float(np.sqrt(questions / freedom) * (1 + 1.21 / freedom))
 
@@ -117,7 +117,7 @@ def tellable(questions: int, deviation: float = 0.3) -> float:
     """Return the smallest difference of two scores that ``questions`` questions can tell apart.
 
     Args:
-        questions: How many there are.
+        questions: Number of questions.
         deviation: Standard deviation of one question's difference. Before anything is measured it
             is assumed to be 0.3, which is on the safe side for settings that are alike.
     """

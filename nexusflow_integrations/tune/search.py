@@ -1,7 +1,7 @@
 """Which settings are tried, one dimension of choice after the other, and which is chosen.
 
-Not a full grid: each stage varies one thing of the setting that has won so far. The stages come in
-an order in which the first have the largest effect. Nothing here sends or measures anything.
+This is not a full grid: each stage varies one property of the best setting so far. The stages with
+the largest effect come first. Nothing here sends or measures anything.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from nexusflow_integrations.tune.settings import METHODS, Cutting, Method, Setti
 READ = 4000
 """Characters of passages that are read for a question, when lengths of passages are compared."""
 POINT = 0.01
-"""One point of nDCG@10: what the choice should lose at most, with other questions of the kind."""
+"""One point of nDCG@10: the most that the choice should lose with other such questions."""
 ALLOWED = POINT / 2
 """The largest loss accepted with these questions, so that the loss with others stays below a point.
-Also what another way of cutting or another instruction has to gain."""
+Another way of cutting or another instruction has to gain as much."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Stage:
 
     Attributes:
         name: What they vary, for a reader.
-        settings: The settings; new ones only.
+        settings: The settings that were not measured before.
         paid: Whether they may need vectors that were not embedded before.
     """
 
@@ -103,7 +103,7 @@ class Stage:
 
 
 Search = Generator[Stage, Sequence[Measured], None]
-"""Yields stages, and is sent what was measured, which may be fewer settings than were asked for."""
+"""Yields stages, and is sent what was measured, which may be fewer settings."""
 
 
 def search(first: Setting, options: Options, bootstrap: Bootstrap) -> Search:
@@ -184,10 +184,10 @@ def best_length(measured: Sequence[Measured], bootstrap: Bootstrap) -> int:
 
 
 def readings(measured: Sequence[Measured]) -> dict[int, Measured]:
-    """Return the setting of each length of passages by which lengths are compared.
+    """Return the setting that represents each length of passages in the comparison.
 
-    All differ from the first setting by no more than the length and the method, of which the one
-    with more answers in the first ``READ`` characters counts.
+    It differs from the first setting only in length and method; the method with more answers in the
+    first ``READ`` characters counts.
     """
     first = replace(measured[0].setting, method="vectors")
     best: dict[int, Measured] = {}
@@ -201,7 +201,7 @@ def readings(measured: Sequence[Measured]) -> dict[int, Measured]:
 
 
 def _winner(current: Setting, measured: Sequence[Measured], bootstrap: Bootstrap) -> Setting:
-    """Return how to go on: as before, unless something else is clearly better."""
+    """Return what to continue with: the same as before, unless something else is clearly better."""
     same = replace(current, method="vectors")
     kept = [item for item in measured if replace(item.setting, method="vectors") == same]
     best = max(_usable(measured), key=lambda item: item.mean)
@@ -286,7 +286,7 @@ def _as_good(item: Measured, best: Measured, bootstrap: Bootstrap) -> bool:
 
 
 def best_of(measured: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
-    """Return the usable setting with the highest mean nDCG@10; of equals the smallest.
+    """Return the usable setting with the highest mean nDCG@10; of several, the smallest.
 
     Only among those with passages of the best length: see `best_length`.
     """

@@ -29,7 +29,7 @@ class Cutting:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured at once.
+    """One setting to measure.
 
     Attributes:
         cutting: How documents are cut.
@@ -49,9 +49,9 @@ class Setting:
 
     @property
     def usable(self) -> bool:
-        """Whether this package's own index can run it: keywords alone and other formats it cannot.
+        """Whether this package's own index can run it.
 
-        These are measured for comparison.
+        It cannot run keywords alone or other formats, which are measured for comparison.
         """
         return self.method != "keywords" and self.storage == "float32"
 

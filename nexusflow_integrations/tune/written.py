@@ -46,7 +46,7 @@ INSTRUCTIONS = (
 """The system prompt."""
 
 MOST_WRITTEN = 1024
-"""Most tokens of one answer: models that reason first need more than the question has."""
+"""Maximum tokens of one answer; models that reason first need more than a question takes."""
 
 _LONGEST = 200
 _SHORTEST_PASSAGE = 100
@@ -115,7 +115,7 @@ class PlannedChat:
 
 @dataclass(frozen=True)
 class ChatUsage:
-    """What a chat model was asked, and what it said that it counted.
+    """Calls to a chat model, with the token counts that it reported.
 
     Attributes:
         model: Its name.
@@ -137,7 +137,7 @@ class ChatUsage:
 
     @property
     def known(self) -> bool:
-        """Whether every answer said how many tokens it took."""
+        """Whether every answer reported its tokens."""
         return not self.unknown
 
     @property
@@ -235,7 +235,7 @@ def question_of(asked: Asked, answer: str, texts: Sequence[str]) -> Question | N
     if sentence := _sentence(one_line(quote), asked, "\0".join(map(one_line, texts))):
         return Question(question, (Answer(asked.source, quotes=(sentence,)),))
     if len(texts) > 1:
-        return None  # the line alone would not say of which
+        return None  # a line number alone would not say of which document
     return Question(question, (Answer(asked.source, asked.line),))
 
 
@@ -259,7 +259,7 @@ _SHORTEST_QUOTE = 10
 
 
 class _Allowance:
-    """What the chat model may still cost; a call reserves the most that it can."""
+    """The chat model's remaining budget; a call reserves the most that it can cost."""
 
     def __init__(self, chat: ChatModel, budget: Budget | None, kept: int, kept_money: float):
         self._price = chat.price
@@ -271,7 +271,7 @@ class _Allowance:
         self.spent_money = 0.0
 
     def reserve(self, sent: int, written: int) -> bool:
-        """Count a call as if it cost so much; return whether it may be made."""
+        """Reserve the cost of a call; return whether the budget allows it."""
         tokens, money = self.spent_tokens + sent + written, self.spent_money
         if self._price is not None:
             money += self._price.of(sent, written)
@@ -283,7 +283,7 @@ class _Allowance:
         return True
 
     def settle(self, reserved: tuple[int, int], counted: tuple[int, int]) -> None:
-        """Count what a call did cost instead of what was reserved for it."""
+        """Replace what was reserved for a call by what it cost."""
         self.spent_tokens += sum(counted) - sum(reserved)
         if self._price is not None:
             self.spent_money += self._price.of(*counted) - self._price.of(*reserved)
@@ -511,7 +511,7 @@ def _counted(answer: Any) -> ChatTokens | None:
 
 
 def _end_line(file: Path | None) -> None:
-    """Remove a line that a run was killed in; end one that only lacks its end."""
+    """Remove a line that was cut off when a run was killed; end one that lacks only its newline."""
     if file is None or not file.exists():
         return
     content = file.read_bytes()
