@@ -107,7 +107,7 @@ class TuneResult:
             why = f"nothing that can be applied is better than its nDCG@10 of {best.mean:.3f}"
             smaller = [item for item in self.measured if item.setting.usable]
             if any(item.bytes < chosen.bytes for item in smaller):
-                why += ", and what is smaller loses more than half a point, or certainly loses"
+                why += ", and all smaller ones are measurably or more than half a point below it"
         else:
             why = (
                 f"its nDCG@10 of {chosen.mean:.3f} is not measurably below the best,"
