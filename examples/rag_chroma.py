@@ -48,7 +48,7 @@ def main(argv=None):
             documents=[p.text for p in passages],
             metadatas=[{"source": p.url or p.source} for p in passages],
         )
-        print(f"{done.added} added, {done.removed} removed, {done.usage.tokens} tokens paid")
+        print(f"{done.added} added, {done.removed} removed, {done.usage.tokens} tokens sent")
         found = collection.query(query_texts=[args.question], n_results=3)
     context = "\n\n".join(f"[{n}] {text}" for n, text in enumerate(found["documents"][0], 1))
     answer = context

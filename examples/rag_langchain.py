@@ -28,7 +28,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("question", nargs="?", default="How do I pick a random item from a list?")
     parser.add_argument("--folder", default="stdlib", help="of text files")
-    parser.add_argument("--cache", default="rag_langchain.sqlite3", help="file of paid vectors")
+    parser.add_argument("--cache", default="rag_langchain.sqlite3", help="file of the vectors")
     parser.add_argument("--port", type=int, default=8799, help="of the local server")
     args = parser.parse_args(argv)
     key = os.getenv("NEXUSFLOW_API_KEY")
@@ -42,7 +42,7 @@ def main(argv=None):
         # In memory; the next run pays nothing all the same, for its vectors are in the cache.
         store = InMemoryVectorStore(embeddings)
         store.add_documents(documents)
-        print(f"{embeddings.usage.tokens} tokens paid, {embeddings.usage.cached} texts cached")
+        print(f"{embeddings.usage.tokens} tokens sent, {embeddings.usage.cached} texts cached")
         hits = store.similarity_search(args.question, 3)
     context = "\n\n".join(f"[{n}] {hit.page_content}" for n, hit in enumerate(hits, 1))
     answer = context

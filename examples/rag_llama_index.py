@@ -31,7 +31,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("question", nargs="?", default="How do I pick a random item from a list?")
     parser.add_argument("--folder", default="stdlib", help="of text files")
-    parser.add_argument("--cache", default="rag_llama_index.sqlite3", help="file of paid vectors")
+    parser.add_argument("--cache", default="rag_llama_index.sqlite3", help="file of the vectors")
     parser.add_argument("--port", type=int, default=8799, help="of the local server")
     args = parser.parse_args(argv)
     key = os.getenv("NEXUSFLOW_API_KEY")
@@ -46,7 +46,7 @@ def main(argv=None):
         embedding = NexusFlowEmbedding(**service, cache=args.cache)
         # In memory; the next run pays nothing all the same, for its vectors are in the cache.
         index = VectorStoreIndex(nodes, embed_model=embedding)
-        print(f"{embedding.usage.tokens} tokens paid, {embedding.usage.cached} texts cached")
+        print(f"{embedding.usage.tokens} tokens sent, {embedding.usage.cached} texts cached")
         hits = index.as_retriever(similarity_top_k=3).retrieve(args.question)
     context = "\n\n".join(f"[{n}] {hit.text}" for n, hit in enumerate(hits, 1))
     answer = context

@@ -1,14 +1,18 @@
 """The command ``nexusflow``; `main` is its entry point.
 
 Frameworks, models and servers are imported only when a command needs them, so ``--help`` is
-instant. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a package is missing, 4 the key is missing
-or refused, 5 something was left out and the rest is done, 130 stopped by Ctrl-C. If a command
-fails, standard error ends in one sentence; ``NEXUSFLOW_DEBUG=1`` shows the traceback instead.
+instant. Exit codes: 0 done, 1 failed, 2 wrong usage, or an input that is missing or cannot be read,
+3 a package is missing, 4 the key is missing or refused, 5 something was left out and the rest is
+done, 130 stopped by Ctrl-C. If a command fails, standard error ends in one sentence;
+``NEXUSFLOW_DEBUG=1`` shows the traceback instead.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+from typing import Any
 
 __all__ = ["main"]
 
@@ -26,7 +30,28 @@ def main() -> None:
         sys.exit(_say_missing())
     except KeyboardInterrupt:
         sys.exit(130)
-    app()
+    code: Any = 0
+    try:
+        app()
+    except SystemExit as ended:
+        code = ended.code
+    except OSError as error:  # help is printed before there is a command that could fail
+        if os.environ.get("NEXUSFLOW_DEBUG"):
+            raise
+        code = _say_unwritten(error)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Else Python flushes once more, and reports it in its own words and exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or _say_unwritten(error)
+    sys.exit(code)
+
+
+def _say_unwritten(error: OSError) -> int:
+    if error.errno != errno.EPIPE:
+        print(f"nexusflow: standard output: {error.strerror}", file=sys.stderr)
+    return 1
 
 
 def _say_missing() -> int:

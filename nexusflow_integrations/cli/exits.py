@@ -68,7 +68,10 @@ def explain(error: Exception) -> tuple[str, int]:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        # Files that are written are named; what is left is the output.
+        full = "standard output" if error.errno == errno.ENOSPC else None
+        name = error.filename or full
+        return f"{name}: {error.strerror}" if name else error.strerror
     text = _CHROMAS_TAIL.sub("", " ".join(str(error).split()))
     text = text.replace(_FOR_PYTHON, "set the environment variable")
     if isinstance(error, _SPEAK_FOR_THEMSELVES):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -123,6 +124,12 @@ def rows_of_table(source: Iterable[bytes], name: str, separator: str) -> Iterato
     reader = csv.DictReader(_utf8(source), delimiter=separator, strict=True)
     try:
         columns = reader.fieldnames or ()
+        if len(columns) == 1 and name not in columns and re.search("[;\t|]", columns[0]):
+            tabs = "\t" in columns[0]
+            cut = "a tab: say --input tsv" if tabs else "; or |: write it with commas"
+            raise InputProblemError(
+                f"the input has one column, {columns[0]!r}, which seems to be separated by {cut}"
+            )
         if columns and name not in columns:
             raise InputProblemError(
                 f"the input has no column {name!r}: choose one with --field ({', '.join(columns)})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -23,8 +24,10 @@ from typer.testing import CliRunner
 from nexusflow_integrations import NexusFlow
 from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.usage import Ledger, Usage
+from nexusflow_integrations._core.whole_file import whole
 from nexusflow_integrations.cli.app import app
 from nexusflow_integrations.cli.embed import Embedding
+from nexusflow_integrations.cli.exits import explain
 from nexusflow_integrations.cli.options import cost_json
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
 from nexusflow_integrations.cli.rows import Line, Npy, lines_of_text
@@ -409,6 +412,8 @@ def test_a_second_run_pays_nothing_and_no_cache_pays_again(
         (("texts.txt", "--field", "body"), "--field is for JSONL, JSON and CSV"),
         (("texts.txt", "--input", "csv"), "has no column 'text': choose one with --field (text nu"),
         (("texts.txt", "--input", "json"), "the input is not JSON (line 1)"),
+        (("semicolons.csv",), "separated by ; or |: write it with commas"),
+        (("tabs.csv",), "separated by a tab: say --input tsv"),
         (("texts.txt", "--cache", "x", "--no-cache"), "exclude each other"),
         (("texts.txt", "--dimensions", "100"), "dimensions must be one of"),
     ],
@@ -422,6 +427,8 @@ def test_wrong_usage_is_one_sentence_and_sends_nothing(
     said: str,
 ) -> None:
     monkeypatch.chdir(texts.parent)
+    Path("semicolons.csv").write_text("id;text\n1;one\n")
+    Path("tabs.csv").write_text("id\ttext\n1\tone\n")
     before = texts.read_bytes()
     assert said in nexusflow.sentence("embed", *arguments, code=2)
     assert service.stats.requests == 0
@@ -443,6 +450,14 @@ def test_a_failure_leaves_the_output_that_was_there(
     assert "paid" not in aside
     assert out.read_text() == "precious"
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path: Path) -> None:
+    out = tmp_path / "out.npy"
+    with pytest.raises(OSError, match="No space") as caught, whole(out):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert explain(caught.value) == (f"{out}: No space left on device", 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- the process ---------------------------------------------------------------------------------

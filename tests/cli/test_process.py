@@ -147,6 +147,28 @@ def test_without_typer_the_command_says_what_to_install(
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), ("cache", "info"), ("indexes", "list", "--json")]
+)
+def test_output_that_cannot_be_written_ends_in_1_with_one_sentence(
+    environment: dict[str, str], tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments],
+            env=environment,
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "nexusflow: standard output: No space left on device\n"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_while_indexing_ends_in_130_without_a_traceback(
     environment: dict[str, str], tmp_path: Path

@@ -147,6 +147,10 @@ class Index:
 
     def damaged(self, reason: str) -> UnusableIndexError:
         """Return the error of an index whose Chroma folder cannot be read."""
+        if "disk is full" in reason:
+            return UnusableIndexError(
+                f"the index {self.name!r} cannot be written: the disk of {self.directory} is full"
+            )
         return UnusableIndexError(
             f"the index {self.name!r} cannot be read ({reason}): build it again with"
             f" `{self.rebuilding()}`"
