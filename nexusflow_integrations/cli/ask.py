@@ -52,7 +52,7 @@ from nexusflow_integrations.cli.rag.pipeline import (
     Passage,
     chat_of,
 )
-from nexusflow_integrations.cli.rag.questions import QUESTIONS
+from nexusflow_integrations.cli.rag.questions import EXAMPLE, QUESTIONS
 from nexusflow_integrations.cli.rag.session import (
     CUTS,
     Found,
@@ -589,7 +589,7 @@ def _evaluate(
 def _next_lines(
     corpus: str, evaluate: bool, chat: Chat | None, opened: Session
 ) -> list[tuple[str, str]]:
-    example = "怎样比较两段文本？" if corpus == "stdlib" else "…"
+    example = EXAMPLE if corpus == "stdlib" else "…"
     lines = [(f'nexusflow ask "{example}"', "ask this index something else")]
     if corpus == "stdlib" and not evaluate:
         lines.append(("nexusflow demo --evaluate", f"{len(QUESTIONS)} questions, beside BM25"))

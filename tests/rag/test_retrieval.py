@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from nexusflow_integrations.cli.rag.answer import is_close
 from nexusflow_integrations.cli.rag.collection import Updated
 from nexusflow_integrations.cli.rag.corpus import Corpus
 from nexusflow_integrations.cli.rag.keywords import Keywords
 from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS
-from nexusflow_integrations.cli.rag.questions import QUESTIONS
+from nexusflow_integrations.cli.rag.questions import EXAMPLE, QUESTIONS
 from nexusflow_integrations.cli.rag.session import Session, agree, hit_rates
 
 Real = tuple[Session, Updated]
@@ -54,6 +55,12 @@ def test_embeddings_beat_bm25_at_3_and_reach_7_of_10(
     assert rates["en"][1] >= 0.7
     assert rates["all"][1] >= 0.7
     assert rates["zh"][1] >= 0.5
+
+
+def test_what_the_demo_suggests_to_ask_is_answered(real: Real) -> None:
+    passages = real[0].search("chroma", EXAMPLE, 3).passages
+    assert passages[0].source == "random.shuffle"
+    assert is_close(passages, "minilm-use-gated")
 
 
 def test_the_three_frameworks_find_the_same_with_the_same_scores(real: Real) -> None:

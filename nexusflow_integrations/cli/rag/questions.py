@@ -11,6 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+EXAMPLE = "怎样打乱列表的顺序？"
+"""What `demo` suggests to ask next; the local model finds its answer."""
+
 
 @dataclass(frozen=True)
 class Question:
