@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Outcome
 from nexusflow_integrations._core.clock import monotonic
-from nexusflow_integrations._core.request.batching import item_of
 from nexusflow_integrations.errors import APITimeoutError, LimiterError
 
 if TYPE_CHECKING:
@@ -329,6 +328,9 @@ class CallingThread(Caller):
 
     def end_here(self, texts: Sequence[str], gathered: CallResults, ledger: Ledger) -> None:
         """Report the result of the batch that this thread has sent."""
+        # Not at the top: it imports orjson, and importing the package should stay cheap.
+        from nexusflow_integrations._core.request.batching import item_of
+
         batch = [item_of(index, text) for index, text in enumerate(texts)]
         self.end(0, batch, gathered, ledger, failed=False)
         while not self._news.empty():
