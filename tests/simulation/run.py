@@ -177,7 +177,10 @@ class Run:
 
     def live_claims(self) -> int:
         """Return how many claims in the store a living process holds."""
-        troubled = any(not p.is_alive or p.lost_store_at < float("inf") for p in self.processes)
+        troubled = any(
+            not p.is_alive or min(p.lost_store_at, p.hurried_at) < float("inf")
+            for p in self.processes
+        )
         later = 10.5 if troubled else 0.0
         now = self.world.now + later
         store = VectorStore(self.path, clock=lambda: now)

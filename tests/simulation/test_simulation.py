@@ -20,7 +20,7 @@ def test_every_seed_keeps_all_invariants(first: int) -> None:
     assert not broken, "\n\n".join(broken)
 
 
-@pytest.mark.parametrize("seed", [25577, 33642, 6135])
+@pytest.mark.parametrize("seed", [25577, 33642, 6135, 1135388])
 def test_seeds_that_once_found_a_fault_keep_all_invariants(seed: int) -> None:
     """A pause while a stream waited; a batch out of order; Ctrl-C before a reply was counted."""
     assert [report for _, report in failures([seed]) if report] == []

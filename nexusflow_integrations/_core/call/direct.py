@@ -95,6 +95,7 @@ class DirectCall:
         self._texts = list(enumerate(call.texts))
         self._gathered = ResultsHere(len(call.texts))
         self._request = object()
+        self._steps: Steps | None = None
         self._has_ended = False
 
     def run(self) -> CallResults | None:
@@ -111,6 +112,7 @@ class DirectCall:
         if call.settings.deadline:
             call.until = endpoint.clock() + call.settings.deadline
         steps = exchange([item_of(index, text) for index, text in self._texts], call)
+        self._steps = steps
         try:
             step = next(steps)
             if self._is_done(steps, step):
@@ -163,6 +165,8 @@ class DirectCall:
 
     def end(self) -> None:
         """Leave the tables that all calls share; may be repeated."""
+        if self._steps is not None:
+            self._steps.close()  # again, as Ctrl-C may have come first: closing counts the request
         self._coalescer.exit(self._texts, self._gathered)
         self._gathered.part()
         if self._gathered.waiting:
