@@ -28,6 +28,7 @@ th, td { text-align: left; padding: 4px 10px 4px 0; vertical-align: top; }
 th { color: var(--dim); font-weight: 600; }
 tr + tr td { border-top: 1px solid var(--line); }
 th + th, td + td { white-space: nowrap; }
+td:first-child { min-width: 130px; }
 .scrolled { overflow-x: auto; }
 .scrolled svg { display: block; min-width: 600px; }
 .chosen td { background: var(--soft); font-weight: 600; }
@@ -90,7 +91,7 @@ def plot(result: TuneResult) -> str:
                 f' text-anchor="middle">{in_bytes(10 ** max(0, power))}</text>'
             )
     parts.append(
-        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 8}" text-anchor="middle">bytes of the index</text>'
+        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 8}" text-anchor="end">bytes of the index</text>'
     )
     for place, (method, colour) in enumerate(_COLOURS.items()):
         parts.append(
@@ -109,10 +110,10 @@ def plot(result: TuneResult) -> str:
         )
         if item is result.chosen:
             anchor = "end" if x > _WIDTH / 2 else "start"
-            beside = x + (-14 if anchor == "end" else 14)
+            above = y - 16 if y > _TOP + 30 else y + 24
             parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" fill="none" stroke="#c2371f"'
-                f' stroke-width="2"/><text x="{beside:.1f}" y="{y + 4:.1f}" fill="#c2371f"'
+                f' stroke-width="2"/><text x="{x:.1f}" y="{above:.1f}" fill="#c2371f"'
                 f' font-weight="bold" text-anchor="{anchor}">{escape(str(item.setting))}</text>'
             )
     return "".join([*parts, "</svg>"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexusflow_integrations.cli.rag.passages import cut, first_part, sentences
+from nexusflow_integrations.cli.rag.passages import PATH_CHARACTERS, cut, first_part, sentences
 from nexusflow_integrations.cli.rag.structure import KINDS, blocks
 
 
@@ -134,9 +134,18 @@ def test_the_outer_headings_of_a_long_path_are_left_out_first() -> None:
     names = ["Things to know about animals", "Red pandas and others", "Where they live"]
     text = "".join(f"{'#' * level} {name}\n\n" for level, name in enumerate(names, 1))
     assert [passage for _, passage in cut(f"{text}Here.")] == [" > ".join(names[1:]) + "\n\nHere."]
-    ((_, passage),) = cut(f"# {'long ' * 40}\n\nHere.")
-    assert len(passage) < 60
-    assert passage.startswith("long long")
+
+
+@pytest.mark.parametrize("word", ["heading ", "a", "熊猫"])
+def test_a_heading_that_is_too_long_is_cut_after_a_word(word: str) -> None:
+    for more in range(30, 60):
+        ((_, passage),) = cut(f"# {'x' * (more % 8)} {word * more}\n\nHere.")
+        head, _, body = passage.partition("\n\n")
+        assert body == "Here."
+        assert len(head) <= PATH_CHARACTERS
+        if len(f"{word * more}") > PATH_CHARACTERS:
+            assert head.endswith(" …")
+            assert word != "heading " or head.endswith(" heading …")
 
 
 def test_front_matter_is_no_heading() -> None:

@@ -118,12 +118,21 @@ def _sections(found: list[Block], lines: list[int]) -> Iterator[tuple[int, str, 
 
 
 def _prefix(names: list[str], most: int) -> str:
-    """Return the path of headings; the outer ones are left out if it would be too long."""
+    """Return the path of headings; the outer ones are left out if it would be too long.
+
+    If the innermost alone is too long, it is cut after a word.
+    """
     for first in range(len(names)):
         path = _UNDER.join(names[first:])
         if len(path) <= most:
             return f"{path}\n\n"
-    return f"{names[-1][:most].rstrip()}\n\n" if names else ""
+    if not names:
+        return ""
+    name, room = names[-1], most - len(" …")
+    head = name[:room]
+    if name[room] != " ":
+        head = head.rpartition(" ")[0] or head
+    return f"{head.rstrip()} …\n\n"
 
 
 def _pieces(text: str, start: int, end: int, most: int) -> Iterator[tuple[int, int]]:
