@@ -189,7 +189,7 @@ def _settings(result: TuneResult) -> str:
     return _table(
         ["setting", *COLUMNS], ((_kind(result, item), row) for item, row in rows(result))
     ) + (
-        '<p class="dim">Below each score is its difference from the best one, with the interval'
+        '<p class="dim">After each score is its difference from the best one, with the interval'
         " that would hold 95 % of such differences for as many other questions."
         f" {COLUMNS[len(MEASURES)]}: how often the first passages of that many characters hold an"
         " answer. The time of a query is that of a search in memory, without its embedding.</p>"

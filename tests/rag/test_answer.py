@@ -16,6 +16,7 @@ from nexusflow_integrations._core.usage import Price
 from nexusflow_integrations.cli.rag.answer import is_close, numbered, quote
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
 from nexusflow_integrations.cli.rag.indexes import Index
+from nexusflow_integrations.cli.rag.passages import cut
 from nexusflow_integrations.cli.rag.pipeline import (
     FRAMEWORKS,
     Chat,
@@ -92,6 +93,12 @@ def test_one_short_passage_is_quoted_rather_than_nothing(client: NexusFlow) -> N
 def test_no_heading_question_table_or_code_is_quoted(client: NexusFlow, text: str) -> None:
     quotes = quote("What do they eat?", [Passage(text, "a.md:1", "", 0.5)], client)
     assert [item.text for item in quotes] == ["Bamboo is what they eat."]
+
+
+def test_a_heading_that_was_cut_is_not_quoted_and_a_star_in_code_stays(client: NexusFlow) -> None:
+    ((_, text),) = cut(f"# {'What the panda eats ' * 5}\n\n- It eats `2 * 3` leaves - of bamboo.")
+    (found,) = quote("What does the panda eat?", [Passage(text, "a.md:3", "", 0.5)], client)
+    assert found.text == "It eats `2 * 3` leaves - of bamboo."
 
 
 def test_where_there_is_no_sentence_the_items_of_a_list_are_quoted(client: NexusFlow) -> None:

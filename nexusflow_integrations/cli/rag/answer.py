@@ -29,6 +29,9 @@ _NOT_PROSE = re.compile(
     r"\s*(?:#{1,6}\s|\||\+[-=+]+\+|>>>|\.\.\s|\$\s|={1,6}\s|([!-/:-@[-`{-~])(?:\1|[ +|])*\s*$)"
 )
 _MARKER = re.compile(r"(?:[-*+•>]|\d{1,3}[.)])\s+")
+_AT_START = re.compile(rf"^{_MARKER.pattern}")
+_CUT = " …"
+"""The end of a path of headings that was too long."""
 _STATED = re.compile(r"[.!。！…][\"'”’)\]`*_」』]*$")
 _ASKED = re.compile(r"[?？][\"'”’)\]`*_」』]*$")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -114,7 +117,7 @@ def _quotable(passage: Passage) -> list[str]:
     Headings, questions, rules of tables and code are never returned.
     """
     text = _prose(passage.text.removeprefix(f"{passage.source}: "))
-    found = [_MARKER.sub("", item, count=1) for item in sentences(text)]
+    found = [_AT_START.sub("", item) for item in sentences(text)]
     found = [item for item in found if _LETTER.search(item) and not _ASKED.search(item)]
     stated = [item for item in found if _STATED.search(item)]
     return [item for item in stated if len(item) >= _SHORTEST] or stated or found
@@ -123,7 +126,8 @@ def _quotable(passage: Passage) -> list[str]:
 def _prose(text: str) -> str:
     """Return the text without headings, tables and code."""
     path, below, body = text.partition("\n\n")
-    if below and "\n" not in path and not _STATED.search(path) and not _FENCED.match(path):
+    stated = _STATED.search(path.removesuffix(_CUT))
+    if below and "\n" not in path and not stated and not _FENCED.match(path):
         text = body  # the path of headings
     lines = _INDENTED.sub("", _FENCED.sub("", text)).split("\n")
     kept = ("" if _NOT_PROSE.match(line) else line for line in lines)
