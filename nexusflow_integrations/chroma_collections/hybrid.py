@@ -37,7 +37,7 @@ class Hit:
         score: The sum of ``1 / (60 + rank)`` over the rankings that have it; comparable only within
             one query.
         vector_rank: Its rank by vectors, from 1; ``None`` if it is not among the best there.
-        keyword_rank: Its rank by keywords, likewise.
+        keyword_rank: Its rank by keywords; ``None`` as for vectors.
     """
 
     id: str
@@ -58,7 +58,7 @@ def hybrid_query(
     the question. Which of them is better depends on the documents: measure it.
 
     Keywords come from an index in the folder of the ``PersistentClient``. It is made at the first
-    query, kept up to date by ``sync_documents`` and ``add_documents``, and made anew whenever it
+    query, kept up to date by ``sync_documents`` and ``add_documents``, and rebuilt whenever it
     does not fit the documents. A query costs one embedding, as ``collection.query`` does.
 
     Args:

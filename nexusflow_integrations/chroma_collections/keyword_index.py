@@ -3,7 +3,7 @@
 Chroma says nowhere that a collection has changed, and any program may change it. So an index keeps
 a hash of each document that it was made from. It is compared with the documents of the collection
 when a process first uses it, and again after each write to Chroma's database file; if they differ,
-it is made anew. It is therefore never wrong, whoever wrote, and however they ended.
+it is rebuilt. So it is never wrong, whichever program wrote, and however that ended.
 
 An index is written into a new folder; then one file that names this folder is replaced. A process
 that is killed in between leaves a folder that nothing refers to; the next one that writes removes
@@ -174,7 +174,7 @@ def folder_for(collection: Collection) -> Path:
 
 
 def fitting_index(collection: Collection) -> KeywordIndex:
-    """Return the keyword index of ``collection``, made or made anew if necessary.
+    """Return the keyword index of ``collection``, built or rebuilt if necessary.
 
     Reads all documents at the first call in a process, and after each write to the database.
 
@@ -205,7 +205,7 @@ def fitting_index(collection: Collection) -> KeywordIndex:
                 while len(_open) > MOST_OPEN:
                     _open.popitem(last=False)
                 break
-        return index  # also if the collection never stands still: nothing fits it better
+        return index  # even if the collection keeps changing: no other index fits it better
 
 
 def refresh(collection: Collection) -> None:
@@ -220,7 +220,7 @@ def refresh(collection: Collection) -> None:
     except Exception as error:  # noqa: BLE001
         logger.warning(
             "the keyword index of collection %r could not be updated (%s: %s); the next"
-            " hybrid_query makes it anew",
+            " hybrid_query rebuilds it",
             collection.name,
             type(error).__name__,
             error,
@@ -268,7 +268,7 @@ def _stored(home: Path) -> KeywordIndex | None:
         if current["made_by"] != _made_by():
             return None
         return KeywordIndex.load(home / current["folder"], current["checksums"])
-    except Exception:  # noqa: BLE001 - missing, incomplete or damaged: it is made anew
+    except Exception:  # noqa: BLE001 - missing, incomplete or damaged: it is rebuilt
         return None
 
 

@@ -251,7 +251,7 @@ _VARIED: tuple[tuple[str, Callable[[Setting, Options], list[Setting]]], ...] = (
 
 
 def possible_cuttings(first: Cutting, options: Options) -> dict[str, list[list[Cutting]]]:
-    """Return, for each stage that cuts anew, what it may have to embed: one list per case."""
+    """Return, for each stage that cuts again, what it may have to embed: one list per case."""
     base = Setting(first, options.sizes[0])
     lengths = [item.cutting for item in dict.fromkeys([base, *_lengths(base, options)])]
     other = [

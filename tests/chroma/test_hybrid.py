@@ -254,7 +254,7 @@ def test_an_index_that_cannot_be_kept_does_not_fail_a_sync(
 
     monkeypatch.setattr(keyword_index.KeywordIndex, "of", fails)
     assert add_documents(collection, ids=["new"], documents=["A zebra."]).added == 1
-    assert "makes it anew" in caplog.text
+    assert "rebuilds it" in caplog.text
     monkeypatch.undo()
     assert by_keyword(collection, "zebra") == ["new"]
 
