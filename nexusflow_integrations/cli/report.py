@@ -48,6 +48,10 @@ def report(
             " `demo`. [dim]Default: the index of this folder, else the last one used.[/dim]"
         ),
     ] = None,
+    index: Annotated[
+        str | None,
+        typer.Option("--index", "-i", help="The index, named as `ask` and `search` name it."),
+    ] = None,
     path: Annotated[
         Path | None,
         typer.Option("--path", "-p", file_okay=False, help="Folder of a Chroma PersistentClient."),
@@ -87,6 +91,8 @@ def report(
     """
     if not output.parent.is_dir():
         raise UsageProblem(f"the folder {str(output.parent)!r} does not exist")
+    if index is not None and (collection is not None or path is not None):
+        raise UsageProblem("--index names an index: leave out COLLECTION and --path")
     from nexusflow_integrations.report import write_report
 
     screen = Screen(quiet=as_json)
@@ -94,7 +100,7 @@ def report(
     opening = (
         _from_path(path, collection, asked, local)
         if path is not None
-        else _from_index(store, collection, asked)
+        else _from_index(store, index or collection, asked)
     )
     with opening as (found, function, chosen, title, model), screen.waiting(f"reading {title} …"):
         done = write_report(

@@ -103,6 +103,8 @@ def test_an_index_of_a_folder_has_no_questions_of_its_own(
     service.reset_stats()
     found = nexusflow.json("report", "-o", str(tmp_path / "out.html"))
     assert (found["points"], found["ranks"]) == (3, [])
+    again = nexusflow.json("report", "-i", "zoo", "-o", str(tmp_path / "out.html"))
+    assert again == found
     assert service.stats.requests == 0
 
 
@@ -114,6 +116,7 @@ def test_an_index_of_a_folder_has_no_questions_of_its_own(
             "there is no collection named 'nothing'; there are: town, zoo",
         ),
         (("-p", "chroma"), "which collection? there are: town, zoo"),
+        (("-p", "chroma", "-i", "zoo"), "leave out COLLECTION and --path"),
         (("zoo", "-p", "empty"), "holds no Chroma collections"),
         (("zoo", "-p", "chroma", "-o", "no/such/out.html"), "does not exist"),
         (("zoo", "-p", "chroma", "-q", "no-such.txt"), "does not exist"),
