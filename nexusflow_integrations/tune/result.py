@@ -104,7 +104,10 @@ class TuneResult:
         """Return the choice in one sentence, or that the questions are too few."""
         chosen, best, apart = self.chosen, self.best, self.difference(self.chosen)
         if chosen is best:
-            why = f"nothing that can be applied is better than its nDCG@10 of {best.mean:.3f}"
+            why = (
+                "of the settings that can be applied, none is better than its nDCG@10 of"
+                f" {best.mean:.3f}"
+            )
             smaller = [item for item in self.measured if item.setting.usable]
             if any(item.bytes < chosen.bytes for item in smaller):
                 why += ", and all smaller ones are measurably or more than half a point below it"
