@@ -35,7 +35,7 @@ from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.checks import known_arguments, named, one_of
 from nexusflow_integrations._core.fields import OURS, Fields
 from nexusflow_integrations._core.hosts import is_loopback
-from nexusflow_integrations._core.key_sources import AskedKey, EnvironmentKey, key_source
+from nexusflow_integrations._core.key_sources import EnvironmentKey, FunctionKey, key_source
 from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.other_frameworks import missing
@@ -182,14 +182,14 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     def _set(
         self,
         config: Mapping[str, Any],
-        api_key: ApiKey | AskedKey | None,
+        api_key: ApiKey | FunctionKey | None,
         options: ClientOptions | None = None,
     ) -> None:
         self._config = _checked(config)
         self._options: ClientOptions = {} if options is None else options
         self._api_key = api_key
         self._client: NexusFlow | None = None
-        self._client_key: ApiKey | AskedKey | None = None
+        self._client_key: ApiKey | FunctionKey | None = None
         self._rebuilt = False
 
     # -- what Chroma calls to embed ------------------------------------------------------------
@@ -368,7 +368,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         other._client = client._uncached()
         return other
 
-    def _find_key(self) -> ApiKey | AskedKey:
+    def _find_key(self) -> ApiKey | FunctionKey:
         variable = self._config["api_key_env_var"]
         if self._api_key is not None or os.environ.get(variable) or not self._rebuilt:
             return self._api_key or resolve_api_key(env=variable)
@@ -408,7 +408,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
                 " open_collection(..., address_changed=True) once"
             )
 
-    def _connect(self, key: ApiKey | AskedKey | None) -> NexusFlow:
+    def _connect(self, key: ApiKey | FunctionKey | None) -> NexusFlow:
         with _lock:
             if self._client is None or (
                 key is not None and (self._client_key is None or self._client_key != key)

@@ -38,7 +38,7 @@ from nexusflow_integrations._core.call.caller import (
 from nexusflow_integrations._core.call.imports import import_all
 from nexusflow_integrations._core.fields import OURS, Fields
 from nexusflow_integrations._core.key_sources import EnvironmentKey, key_source
-from nexusflow_integrations._core.models import DEFAULT_MODEL, model_named, texts_a_request
+from nexusflow_integrations._core.models import DEFAULT_MODEL, model_named, texts_per_request
 from nexusflow_integrations._core.other_frameworks import missing
 from nexusflow_integrations._core.pace.terms import Presence, Terms
 from nexusflow_integrations._core.redis.address import WANTED, RedisAddress, address_or_path
@@ -271,7 +271,7 @@ class NexusFlow:
             model=model,
             dimensions=dimensions,
             encoding_format=encoding_format,
-            batch_size=texts_a_request(model, None) if batch_size is None else batch_size,
+            batch_size=texts_per_request(model, None) if batch_size is None else batch_size,
             max_concurrency=max_concurrency,
             timeout=plain_timeout(timeout),
             deadline=deadline,
@@ -811,17 +811,17 @@ class NexusFlow:
                 lists=lists and not (single or collect or gaps),
                 unsent=unsent,
             )
-            gathered = caller = None
+            results = caller = None
             if hooks is not NO_HOOKS:
                 caller = CallingThread(hooks, progress, deadline=settings.deadline)
             if progress is None and not hooks.decide:
-                gathered = self._embed_here(running, call, caller)
-            if gathered is None:
+                results = self._embed_here(running, call, caller)
+            if results is None:
                 if caller is None:
                     caller = CallingThread(hooks, progress, deadline=settings.deadline)
                 work = _counted(running, call, self._spent, caller, None)
-                gathered = caller.wait(background, work)
-            return gathered.result(
+                results = caller.wait(background, work)
+            return results.result(
                 ledger.snapshot(self._price), single=single, collect=collect, gaps=gaps
             )
 
@@ -829,17 +829,17 @@ class NexusFlow:
         self, running: Engine, call: Call, caller: CallingThread | None
     ) -> CallResults | None:
         begun = None if caller is None else partial(caller.begin_here, call.texts)
-        gathered = None
+        results = None
         try:
-            gathered = running.embed_here(call, begun)
-            if gathered is None:
+            results = running.embed_here(call, begun)
+            if results is None:
                 call.ledger.reset()  # the event loop counts again, what was sent included
             elif caller is not None:
-                caller.end_here(call.texts, gathered, call.ledger)
+                caller.end_here(call.texts, results, call.ledger)
         finally:
             if call.ledger.requests:
                 self._spent.add(call.ledger)
-        return gathered
+        return results
 
     async def _aembed(
         self,
@@ -868,7 +868,7 @@ class NexusFlow:
         ledger = Ledger()
         with self._recorded(ledger):
             caller = CallingTask(hooks, progress, deadline=settings.deadline)
-            gathered = await caller.wait(
+            results = await caller.wait(
                 *self._start(
                     texts,
                     ledger,
@@ -881,7 +881,7 @@ class NexusFlow:
                     unsent=unsent,
                 )
             )
-            return gathered.result(
+            return results.result(
                 ledger.snapshot(self._price), single=single, collect=collect, gaps=gaps
             )
 

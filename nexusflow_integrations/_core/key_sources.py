@@ -30,7 +30,7 @@ class KeySource(Protocol):
         """The key; ``None`` if it has not been requested yet."""
 
     @property
-    def account(self) -> ApiKey | AskedKey:
+    def account(self) -> ApiKey | FunctionKey:
         """What identifies the account, even if its key changes."""
 
     async def renewed(self, refused: ApiKey | None, loop: Loop | None) -> ApiKey | None:
@@ -108,7 +108,7 @@ class EnvironmentKey:
         return found
 
 
-class AskedKey:
+class FunctionKey:
     """A key from a sync or async function, which is called at first use and after a 401.
 
     An async function is awaited on the caller's event loop, if it has one; a sync function is
@@ -134,7 +134,7 @@ class AskedKey:
         self._lock = None  # it belongs to the parent's event loop
 
     @property
-    def account(self) -> AskedKey:
+    def account(self) -> FunctionKey:
         return self
 
     def fingerprint(self) -> str:
@@ -174,7 +174,7 @@ class AskedKey:
             ) from None
 
     def __repr__(self) -> str:
-        return "AskedKey()"
+        return "FunctionKey()"
 
 
 def _name_of(function: Any) -> str:
@@ -245,9 +245,9 @@ def key_source(value: object) -> KeySource:
     """
     if value is None:
         return EnvironmentKey()
-    if isinstance(value, (GivenKey, EnvironmentKey, AskedKey)):
+    if isinstance(value, (GivenKey, EnvironmentKey, FunctionKey)):
         return value
     asked = callable(value) and not isinstance(value, (type, ApiKey))
     if asked and not has_methods(value, "get_secret_value"):
-        return AskedKey(value)  # type: ignore[arg-type]
+        return FunctionKey(value)  # type: ignore[arg-type]
     return GivenKey(resolve_api_key(value))

@@ -44,7 +44,7 @@ def model_named(name: object) -> Model:
     return MODELS.get(name, _UNKNOWN) if isinstance(name, str) else _UNKNOWN
 
 
-def texts_a_request(name: object, wanted: int | None) -> int:
+def texts_per_request(name: object, wanted: int | None) -> int:
     """Return ``wanted``, limited to the model's maximum if known; for ``None``, that maximum."""
     known = model_named(name)
     if wanted is None:

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, cast
 from nexusflow_integrations._core import checks, forks
 from nexusflow_integrations._core.call.caller import NO_HOOKS, Hooks
 from nexusflow_integrations._core.forks import Lock
-from nexusflow_integrations._core.key_sources import AskedKey, EnvironmentKey, key_source
-from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
+from nexusflow_integrations._core.key_sources import EnvironmentKey, FunctionKey, key_source
+from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_per_request
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.other_frameworks import missing
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
@@ -127,7 +127,7 @@ _NOT_THE_CORES = ("chunk_size", "rate_limiter", "show_progress_bar", "trace_text
 def _hidden_key(key: object) -> object:
     if isinstance(key, (str, SecretStr)):
         return SecretStr(key) if isinstance(key, str) else key
-    if callable(key) and isinstance(key_source(key), AskedKey):
+    if callable(key) and isinstance(key_source(key), FunctionKey):
         return key
     return SecretStr(resolve_api_key(key).reveal())
 
@@ -409,7 +409,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
                 for name in settings.keys() & _HIDDEN.keys():
                     if settings[name] is not None or "timeout" in name:
                         settings[name] = _HIDDEN[name](settings[name])
-            most = texts_a_request(settings.get("model", DEFAULT_MODEL), None)
+            most = texts_per_request(settings.get("model", DEFAULT_MODEL), None)
             if most != BATCH_SIZE and "batch_size" not in settings:
                 settings.setdefault("chunk_size", most)
             problem = None
@@ -676,7 +676,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     def _batch_size(self, chunk_size: int | None) -> int:
         if chunk_size is not None:
             chunk_size = checks.whole("chunk_size", chunk_size, 1)
-        return texts_a_request(self.model, chunk_size or self.chunk_size)
+        return texts_per_request(self.model, chunk_size or self.chunk_size)
 
     def _hooks(self) -> Hooks:
         limiter = self.rate_limiter

@@ -33,8 +33,8 @@ from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.call.caller import BatchEnd, Hooks
 from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
 from nexusflow_integrations._core.checks import has_methods, known_arguments, named, refuse, whole
-from nexusflow_integrations._core.key_sources import AskedKey, key_source
-from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_a_request
+from nexusflow_integrations._core.key_sources import FunctionKey, key_source
+from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_per_request
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.other_frameworks import missing
 from nexusflow_integrations._core.redis.address import RedisAddress, address_or_path
@@ -302,7 +302,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         def __init__(self, **given: Any) -> None:
             written = {field: alias for alias, field in _ALIASES.items() if alias in given}
             given = _named(type(self), given)
-            most = texts_a_request(given.get("model_name", DEFAULT_MODEL), None)
+            most = texts_per_request(given.get("model_name", DEFAULT_MODEL), None)
             if most != BATCH_SIZE:
                 given.setdefault("embed_batch_size", most)
             with named(written), named({"base_url": "api_base"}):
@@ -436,7 +436,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         settings["base_url"] = self.api_base
         with named({"batch_size": "embed_batch_size"}):
             size = whole("batch_size", self.embed_batch_size, 1, 2048)
-        settings["batch_size"] = texts_a_request(self.model_name, size)
+        settings["batch_size"] = texts_per_request(self.model_name, size)
         if self.num_workers:
             most = whole("max_concurrency", self.max_concurrency, 1, 1024)
             settings["max_concurrency"] = min(whole("num_workers", self.num_workers, 0), most)
@@ -1088,7 +1088,7 @@ def _hidden(name: str, value: Any) -> Any:
     if value is None and name != "timeout":
         return None
     if name == "api_key":
-        if callable(value) and isinstance(key_source(value), AskedKey):
+        if callable(value) and isinstance(key_source(value), FunctionKey):
             return value
         return SecretStr(resolve_api_key(value).reveal())
     if name == "default_headers":

@@ -100,10 +100,10 @@ def test_each_batch_is_permitted_once_in_order_and_sent_after_that(run: Run) -> 
         before.append(len(server.asked))
         permitted.append(texts)
 
-    gathered = run(server, Hooks(permit=permit))
+    results = run(server, Hooks(permit=permit))
     assert permitted == [TEXTS[start : start + 10] for start in range(0, 40, 10)]
     assert all(sent <= turn for turn, sent in enumerate(before))
-    assert gathered.done.count(1) == 40
+    assert results.done.count(1) == 40
 
 
 def test_hooks_run_where_the_call_came_from(run: Run) -> None:
@@ -144,8 +144,8 @@ def test_an_end_reports_the_texts_the_vectors_and_the_usage_of_the_batch_alone(r
 def test_an_end_leaves_out_what_was_refused(run: Run) -> None:
     ends: list[BatchEnd] = []
     server = Server(lambda texts: REFUSED if "text 3" in texts else None)
-    gathered = run(server, Hooks(ended=ends.append), TEXTS[:10])
-    assert list(gathered.refusals) == [3]
+    results = run(server, Hooks(ended=ends.append), TEXTS[:10])
+    assert list(results.refusals) == [3]
     (end,) = ends
     assert end.texts == [text for text in TEXTS[:10] if text != "text 3"]
     assert len(end.vectors) == 9
@@ -198,8 +198,8 @@ def test_an_error_at_the_end_of_a_batch_loses_nothing(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        gathered = run(Server(), Hooks(ended=lambda _: 1 / 0))
-    assert gathered.done.count(1) == 40
+        results = run(Server(), Hooks(ended=lambda _: 1 / 0))
+    assert results.done.count(1) == 40
     assert len(caplog.records) == 1
     assert "ZeroDivisionError" in caplog.text
 

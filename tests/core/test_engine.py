@@ -82,9 +82,9 @@ def embed(server: Server, texts: list[str], **settings: Any) -> CallResults:
     return asyncio.run(asyncio.wait_for(work, 60))
 
 
-def check(gathered: CallResults, texts: list[str]) -> None:
-    assert gathered.vectors is not None
-    assert gathered.vectors.tolist() == [vector_of(text, SIZE).tolist() for text in texts]
+def check(results: CallResults, texts: list[str]) -> None:
+    assert results.vectors is not None
+    assert results.vectors.tolist() == [vector_of(text, SIZE).tolist() for text in texts]
 
 
 def test_a_slow_server_has_all_requests_in_flight_that_the_window_allows() -> None:

@@ -38,44 +38,44 @@ def rows_of(places: list[int], size: int = 3) -> np.ndarray:
 def test_rows_of_any_batches_in_any_order_end_at_their_index(
     places: set[int], size: int, chance: random.Random
 ) -> None:
-    gathered = CallResults(40)
+    results = CallResults(40)
     items = [item_of(place, "t") for place in sorted(places)]
     batches = list(plan_batches(items, max_texts=size))
     chance.shuffle(batches)
     for batch in batches:
-        gathered.rows(batch, rows_of([item.index for item in batch]))
-    finished = gathered.finished()
+        results.rows(batch, rows_of([item.index for item in batch]))
+    finished = results.finished()
     assert set(finished) == places
     assert all(row.tolist() == [place + 0.5] * 3 for place, row in finished.items())
     for place in range(40):
-        assert gathered.settled(place) == (place in places)
+        assert results.settled(place) == (place in places)
 
 
 @given(st.permutations(range(6)), st.integers(1, 6))
 def test_rows_of_a_batch_in_any_order_end_at_their_index(order: list[int], size: int) -> None:
     # Texts whose claims were lost are handed out again in the order in which they were lost.
-    gathered = CallResults(6, lists=None)
+    results = CallResults(6, lists=None)
     places = order[:size]
-    gathered.rows([item_of(place, "t") for place in places], rows_of(places))
-    finished = gathered.finished()
+    results.rows([item_of(place, "t") for place in places], rows_of(places))
+    finished = results.finished()
     assert set(finished) == set(places)
     assert all(row.tolist() == [place + 0.5] * 3 for place, row in finished.items())
 
 
 def test_a_call_that_lost_a_text_keeps_the_other_vectors() -> None:
-    gathered = CallResults(2)
-    gathered.row(1, np.ones(3, np.float32))
+    results = CallResults(2)
+    results.row(1, np.ones(3, np.float32))
     with pytest.raises(NexusFlowError, match="without all vectors") as raised:
-        gathered.result(Usage(), single=False, collect=False)
+        results.result(Usage(), single=False, collect=False)
     assert list(raised.value.finished) == [1]
 
 
 def test_a_row_of_another_size_than_the_others_is_an_error_naming_both() -> None:
-    gathered = CallResults(2)
-    gathered.row(0, np.ones(3, np.float32))
+    results = CallResults(2)
+    results.row(0, np.ones(3, np.float32))
     with pytest.raises(InvalidResponseError, match="have 4 dimensions and others 3"):
-        gathered.row(1, np.ones(4, np.float32))
-    assert list(gathered.finished()) == [0]
+        results.row(1, np.ones(4, np.float32))
+    assert list(results.finished()) == [0]
 
 
 def test_no_finished_rows_give_an_empty_result() -> None:
@@ -84,30 +84,30 @@ def test_no_finished_rows_give_an_empty_result() -> None:
 
 def test_progress_adds_up_to_all_texts_refused_ones_too() -> None:
     heard: list[int] = []
-    gathered = CallResults(4, heard.append)
-    gathered.report()
-    gathered.rows([item_of(0, "a"), item_of(1, "b")], rows_of([0, 1]))
-    gathered.report()
-    gathered.row(2, rows_of([2])[0])
-    gathered.refused(item_of(3, "d"), BadRequestError("no"))
-    gathered.report()
-    gathered.report()
+    results = CallResults(4, heard.append)
+    results.report()
+    results.rows([item_of(0, "a"), item_of(1, "b")], rows_of([0, 1]))
+    results.report()
+    results.row(2, rows_of([2])[0])
+    results.refused(item_of(3, "d"), BadRequestError("no"))
+    results.report()
+    results.report()
     assert heard == [2, 2]
 
 
 def test_a_call_that_waits_for_a_text_is_woken_by_its_row_its_refusal_or_the_end() -> None:
     async def scene() -> None:
-        gathered = CallResults(4)
-        waits = [gathered.settling(place) for place in range(4)]
-        gathered.settling(0).cancel()
-        gathered.row(0, rows_of([0])[0])
-        gathered.rows([item_of(1, "b")], rows_of([1]))
-        gathered.refuse(2, BadRequestError("no"))
+        results = CallResults(4)
+        waits = [results.settling(place) for place in range(4)]
+        results.settling(0).cancel()
+        results.row(0, rows_of([0])[0])
+        results.rows([item_of(1, "b")], rows_of([1]))
+        results.refuse(2, BadRequestError("no"))
         assert [wait.done() for wait in waits] == [True, True, True, False]
-        gathered.wake_all()
+        results.wake_all()
         await waits[3]
-        assert not gathered.settled(3)
-        assert gathered.waiting == {}
+        assert not results.settled(3)
+        assert results.waiting == {}
 
     asyncio.run(asyncio.wait_for(scene(), 60))
 
@@ -156,13 +156,13 @@ def test_a_list_with_gaps_knows_reasons_and_usage() -> None:
 
 
 def gathered_of(count: int, *, refused: tuple[int, ...] = ()) -> CallResults:
-    gathered = CallResults(count)
+    results = CallResults(count)
     for place in range(count):
         if place in refused:
-            gathered.refuse(place, BadRequestError(f"no {place}"))
+            results.refuse(place, BadRequestError(f"no {place}"))
         else:
-            gathered.row(place, rows_of([place])[0])
-    return gathered
+            results.row(place, rows_of([place])[0])
+    return results
 
 
 def test_a_list_of_texts_gives_a_matrix_and_one_text_a_vector() -> None:
@@ -214,29 +214,29 @@ def test_the_only_texts_refusal_is_raised_as_it_is_also_where_refusals_are_colle
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_call_that_ended_without_all_vectors_never_returns_what_is_there(rows: int) -> None:
-    gathered = CallResults(2)
+    results = CallResults(2)
     for place in range(rows):
-        gathered.row(place, rows_of([place])[0])
+        results.row(place, rows_of([place])[0])
     with pytest.raises(NexusFlowError, match="a bug in this package"):
-        gathered.result(Usage(), single=False, collect=False)
+        results.result(Usage(), single=False, collect=False)
 
 
 def test_rows_found_one_by_one_are_all_reported() -> None:
     heard: list[int] = []
-    gathered = CallResults(3, heard.append)
+    results = CallResults(3, heard.append)
     for place in range(3):
-        gathered.row(place, rows_of([place])[0])
-    gathered.report()
+        results.row(place, rows_of([place])[0])
+    results.report()
     assert heard == [3]
 
 
 def test_a_row_wakes_only_calls_that_wait_for_it() -> None:
     async def scene() -> None:
-        gathered = CallResults(2)
-        waiting = gathered.settling(0)
-        gathered.row(1, rows_of([1])[0])
+        results = CallResults(2)
+        waiting = results.settling(0)
+        results.row(1, rows_of([1])[0])
         assert not waiting.done()
-        gathered.row(0, rows_of([0])[0])
+        results.row(0, rows_of([0])[0])
         await waiting
 
     asyncio.run(asyncio.wait_for(scene(), 5))

@@ -124,24 +124,24 @@ def cached(
     chunk: int = 6,
     admission: FakeGate | None = None,
 ) -> tuple[CachedSource, CallResults, Ledger]:
-    gathered, ledger = CallResults(n), Ledger()
+    results, ledger = CallResults(n), Ledger()
     source = CachedSource(
         texts(n),
         PLAN,
         cache=cache,  # type: ignore[arg-type]
         key=str.encode,
         dimensions=None,
-        gathered=gathered,
+        results=results,
         ledger=ledger,
         batch_size=3,
         chunk=chunk,
         admission=admission or FakeGate(),  # type: ignore[arg-type]
         time_left=lambda: 8.0,
     )
-    return source, gathered, ledger
+    return source, results, ledger
 
 
-async def embed_all(source: Any, gathered: CallResults, *, fail: Iterable[int] = ()) -> list[int]:
+async def embed_all(source: Any, results: CallResults, *, fail: Iterable[int] = ()) -> list[int]:
     sent: list[int] = []
     while (batch := await source.next()) is not None:
         with suppress(ClaimsLost):
@@ -149,7 +149,7 @@ async def embed_all(source: Any, gathered: CallResults, *, fail: Iterable[int] =
             good = [item for item in batch if item.index not in fail]
             sent += [item.index for item in batch]
             if good:
-                gathered.rows(good, np.stack([vector(item.index) for item in good]))
+                results.rows(good, np.stack([vector(item.index) for item in good]))
         source.keep(batch)
     source.close()
     return sent
@@ -163,8 +163,8 @@ async def test_a_direct_source_sends_every_text_in_order() -> None:
 @scene
 async def test_with_an_empty_store_everything_is_sent_once_and_stored() -> None:
     cache = FakeCache()
-    source, gathered, ledger = cached(cache, 20)
-    assert sorted(await embed_all(source, gathered)) == list(range(20))
+    source, results, ledger = cached(cache, 20)
+    assert sorted(await embed_all(source, results)) == list(range(20))
     assert set(cache.rows) == {text.encode() for _, text in texts(20)}
     assert cache.claimed == set()
     assert ledger.cached == 0
@@ -174,11 +174,11 @@ async def test_with_an_empty_store_everything_is_sent_once_and_stored() -> None:
 async def test_what_the_store_holds_is_taken_from_it_and_not_sent() -> None:
     cache = FakeCache()
     cache.rows = {f"t{n}".encode(): vector(n) for n in range(0, 20, 2)}
-    source, gathered, ledger = cached(cache, 20)
-    assert sorted(await embed_all(source, gathered)) == list(range(1, 20, 2))
+    source, results, ledger = cached(cache, 20)
+    assert sorted(await embed_all(source, results)) == list(range(1, 20, 2))
     assert ledger.cached == 10
-    assert gathered.vectors is not None
-    assert gathered.vectors[:, 0].tolist() == [n + 1 for n in range(20)]
+    assert results.vectors is not None
+    assert results.vectors[:, 0].tolist() == [n + 1 for n in range(20)]
 
 
 @scene
@@ -241,7 +241,7 @@ def test_what_another_process_pays_for_is_waited_for_and_then_taken(
     async def test() -> None:
         cache = FakeCache()
         cache.busy = {b"t1", b"t4"}
-        source, gathered, ledger = cached(cache, 6)
+        source, results, ledger = cached(cache, 6)
 
         async def other() -> None:
             await asyncio.sleep(0.02)
@@ -249,10 +249,10 @@ def test_what_another_process_pays_for_is_waited_for_and_then_taken(
             cache.busy.clear()  # and t4 was released, so it is sent here
 
         helper = asyncio.ensure_future(other())
-        assert sorted(await embed_all(source, gathered)) == [0, 2, 3, 4, 5]
+        assert sorted(await embed_all(source, results)) == [0, 2, 3, 4, 5]
         await helper
         assert ledger.cached == 1
-        assert all(gathered.done)
+        assert all(results.done)
 
     asyncio.run(asyncio.wait_for(test(), 60))
 
@@ -260,8 +260,8 @@ def test_what_another_process_pays_for_is_waited_for_and_then_taken(
 @scene
 async def test_what_failed_is_released_and_what_came_is_kept() -> None:
     cache = FakeCache()
-    source, gathered, _ = cached(cache, 6)
-    await embed_all(source, gathered, fail={1, 5})
+    source, results, _ = cached(cache, 6)
+    await embed_all(source, results, fail={1, 5})
     assert set(cache.rows) == {b"t0", b"t2", b"t3", b"t4"}
     assert cache.claimed == set()
 
@@ -284,8 +284,8 @@ async def test_claims_are_renewed_only_while_a_request_is_in_flight() -> None:
 async def test_texts_paid_for_twice_are_reported() -> None:
     cache = FakeCache()
     cache.repaid = 4
-    source, gathered, ledger = cached(cache, 6)
-    await embed_all(source, gathered)
+    source, results, ledger = cached(cache, 6)
+    await embed_all(source, results)
     assert ledger.repaid == 4
 
 
@@ -293,29 +293,29 @@ async def test_texts_paid_for_twice_are_reported() -> None:
 async def test_many_workers_share_a_source_without_sending_a_text_twice() -> None:
     cache = FakeCache()
     cache.rows = {f"t{n}".encode(): vector(n) for n in range(0, 50, 5)}
-    source, gathered, _ = cached(cache, 50)
+    source, results, _ = cached(cache, 50)
 
     async def work() -> list[int]:
         sent = []
         while (batch := await source.next()) is not None:
             await asyncio.sleep(0)
             sent += [item.index for item in batch]
-            gathered.rows(list(batch), np.stack([vector(item.index) for item in batch]))
+            results.rows(list(batch), np.stack([vector(item.index) for item in batch]))
             source.keep(batch)
         return sent
 
     sent = reduce(operator.iadd, await asyncio.gather(*[work() for _ in range(8)]), [])
     source.close()
     assert sorted(sent) == [n for n in range(50) if n % 5]
-    assert all(gathered.done)
+    assert all(results.done)
 
 
 @scene
 async def test_two_calls_of_a_process_have_claims_of_their_own() -> None:
     cache = FakeCache()
     for _ in range(2):
-        source, gathered, _ = cached(cache, 3)
-        await embed_all(source, gathered)
+        source, results, _ = cached(cache, 3)
+        await embed_all(source, results)
         cache.rows.clear()
     assert len(cache.calls) == 2
 
@@ -323,7 +323,7 @@ async def test_two_calls_of_a_process_have_claims_of_their_own() -> None:
 @scene
 async def test_texts_taken_over_by_others_are_not_sent_but_read_when_stored() -> None:
     cache = FakeCache()
-    source, gathered, ledger = cached(cache, 9)
+    source, results, ledger = cached(cache, 9)
 
     def stand_still() -> None:
         cache.confirming = lambda: None
@@ -331,37 +331,37 @@ async def test_texts_taken_over_by_others_are_not_sent_but_read_when_stored() ->
         cache.rows[b"t1"] = vector(1)  # paid for by others; t2 was released
 
     cache.confirming = stand_still
-    sent = await embed_all(source, gathered)
+    sent = await embed_all(source, results)
     assert sorted(sent) == [0, 2, 3, 4, 5, 6, 7, 8]
     assert len(sent) == len(set(sent))
     assert ledger.cached == 1
-    assert all(gathered.done)
+    assert all(results.done)
     assert cache.claimed == set()
 
 
 @scene
 async def test_a_part_of_a_batch_that_came_before_the_rest_was_lost_is_kept() -> None:
     cache = FakeCache()
-    source, gathered, _ = cached(cache, 3)
+    source, results, _ = cached(cache, 3)
     batch = await source.next()
     assert batch is not None
     await source.confirm(batch[:1])
-    gathered.rows(batch[:1], vector(0)[None])
+    results.rows(batch[:1], vector(0)[None])
     cache.lose(b"t1")
     with pytest.raises(ClaimsLost):
         await source.confirm(batch[1:])
     source.keep(batch)
     assert set(cache.rows) == {b"t0"}
     assert cache.claimed == {b"t2"}  # still to be sent here
-    assert sorted(await embed_all(source, gathered)) == [1, 2]
+    assert sorted(await embed_all(source, results)) == [1, 2]
 
 
 @scene
 async def test_a_store_that_forgets_all_claims_keeps_no_text_from_being_sent() -> None:
     cache = FakeCache()
-    source, gathered, _ = cached(cache, 7)
+    source, results, _ = cached(cache, 7)
     cache.confirming = lambda: cache.claimed.clear()
-    assert sorted(await embed_all(source, gathered)) == list(range(7))
+    assert sorted(await embed_all(source, results)) == list(range(7))
 
 
 @scene
@@ -370,10 +370,10 @@ async def test_lost_claims_are_reported_once_and_not_as_lost_money(
 ) -> None:
     caplog.set_level("INFO", "nexusflow_integrations")
     cache = FakeCache()
-    source, gathered, ledger = cached(cache, 9)
+    source, results, ledger = cached(cache, 9)
     losses = iter([True, True, False, True])
     cache.confirming = lambda: cache.claimed.clear() if next(losses, False) else None
-    await embed_all(source, gathered)
+    await embed_all(source, results)
     (record,) = caplog.records
     assert record.levelname == "INFO"
     assert "claims on texts expired before they were sent" in record.message
@@ -383,9 +383,9 @@ async def test_lost_claims_are_reported_once_and_not_as_lost_money(
 @scene
 async def test_with_an_open_queue_a_call_of_one_batch_claims_its_texts_as_sent() -> None:
     cache = FakeCache()
-    source, gathered, _ = cached(cache, 3, admission=FakeGate(is_open=True))
+    source, results, _ = cached(cache, 3, admission=FakeGate(is_open=True))
     cache.confirming = lambda: pytest.fail("asked again")
-    assert sorted(await embed_all(source, gathered)) == [0, 1, 2]
+    assert sorted(await embed_all(source, results)) == [0, 1, 2]
     assert cache.sent == [True]
 
 
@@ -395,7 +395,7 @@ async def test_texts_that_are_claimed_again_are_looked_at_together_with_those_cl
 ):
     """A stop: one claim was found to be lost, and another ran out, too."""
     cache = FakeCache()
-    source, gathered, _ = cached(cache, 3, admission=FakeGate(is_open=True))
+    source, results, _ = cached(cache, 3, admission=FakeGate(is_open=True))
     batch = await source.next()
     assert batch is not None
     source._fresh_until = 0.0
@@ -405,7 +405,7 @@ async def test_texts_that_are_claimed_again_are_looked_at_together_with_those_cl
     source.keep(batch)
     cache.lose(b"t1")
     cache.rows[b"t1"] = vector(1)
-    assert sorted(await embed_all(source, gathered)) == [0, 2]
+    assert sorted(await embed_all(source, results)) == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -419,9 +419,9 @@ def test_a_call_of_more_batches_or_one_that_waits_confirms_its_claims(
     async def test() -> None:
         cache = FakeCache()
         asked: list[bool] = []
-        source, gathered, _ = cached(cache, count, admission=FakeGate(is_open=is_open))
+        source, results, _ = cached(cache, count, admission=FakeGate(is_open=is_open))
         cache.confirming = lambda: asked.append(True)
-        await embed_all(source, gathered)
+        await embed_all(source, results)
         assert cache.sent[0] is late
         assert asked
 

@@ -22,14 +22,14 @@ def cutter(instruction: str = "", **options: int) -> Cutter:
 
 def embedded(chunk: Chunk, *, refuse: set[int] = frozenset()) -> CallResults:  # type: ignore[assignment]
     """The result of a call with the chunk's texts; index p in the chunk gets the vector [p + 1]."""
-    gathered = CallResults(len(chunk.texts))
+    results = CallResults(len(chunk.texts))
     for place, text in enumerate(chunk.texts):
         item = item_of(place, text)
         if place in refuse:
-            gathered.refused(item, BadRequestError("no", status_code=400))
+            results.refused(item, BadRequestError("no", status_code=400))
         else:
-            gathered.rows([item], np.array([[place + 1]], np.float32))
-    return gathered
+            results.rows([item], np.array([[place + 1]], np.float32))
+    return results
 
 
 MIXED = st.lists(st.sampled_from(["a", "b", "", None, "\ud800", "c", 7]), max_size=60)
@@ -42,8 +42,8 @@ def test_every_text_of_a_stream_has_exactly_one_result_in_order(
     results = []
     for chunk in cutter(batch_size=batch_size).cut(texts):
         assert 0 < len(chunk.texts) + len(chunk.invalid) <= batch_size * BATCHES_A_CHUNK
-        gathered = embedded(chunk, refuse=refuse) if chunk.texts else None
-        results += chunk.results(gathered)
+        found = embedded(chunk, refuse=refuse) if chunk.texts else None
+        results += chunk.results(found)
     assert [result.index for result in results] == list(range(len(texts)))
     for result, text in zip(results, texts, strict=True):
         sendable = text in ("a", "b", "c")

@@ -110,7 +110,7 @@ MUTANTS = (
         "calls that wait for a call's text are not woken at its end",
         coalescing.Coalescer,
         "leave",
-        "gathered.wake_all()",
+        "results.wake_all()",
     ),
     Mutant(
         "a call does not check whether another call is embedding a text",
@@ -165,7 +165,7 @@ MUTANTS = (
         "an error does not hold the vectors that came before it",
         engine.Engine,
         "embed",
-        "failure.finished = gathered.finished()",
+        "failure.finished = results.finished()",
     ),
     Mutant(
         "claims on texts that were not sent are not released",
@@ -229,13 +229,13 @@ MUTANTS = (
         "a thread does not release its texts at its end",
         direct.DirectCall,
         "end",
-        "self._coalescer.exit(self._texts, self._gathered)",
+        "self._coalescer.exit(self._texts, self._results)",
     ),
     Mutant(
         "calls that wait for a thread's text are not woken at its end",
         direct.DirectCall,
         "end",
-        "self._later(self._gathered.wake_all)",
+        "self._later(self._results.wake_all)",
     ),
     Mutant(
         "a thread does not look for texts that the event loop is sending",
@@ -248,7 +248,7 @@ MUTANTS = (
         "the event loop does not look for texts that threads are sending",
         coalescing.Coalescer,
         "join",
-        "return self._without_those_of_threads(mine, others, gathered)",
+        "return self._without_those_of_threads(mine, others, results)",
         "return mine, others",
     ),
     Mutant(

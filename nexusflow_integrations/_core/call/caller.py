@@ -254,14 +254,14 @@ class Caller:
         return number
 
     def end(
-        self, number: int, batch: Batch, gathered: CallResults, ledger: Ledger, *, failed: bool
+        self, number: int, batch: Batch, results: CallResults, ledger: Ledger, *, failed: bool
     ) -> None:
         """Report the result of ``batch``."""
         if self._hooks.ended is None:
             return
-        done = [item for item in batch if gathered.done[item.index]]
+        done = [item for item in batch if results.done[item.index]]
         if done or not failed:
-            vectors = gathered.rows_at([item.index for item in done])
+            vectors = results.rows_at([item.index for item in done])
             end = BatchEnd(number, [item.text for item in done], vectors, ledger)
             self._tell(Ask(partial(self._hooks.ended, end), self._note))
 
@@ -326,13 +326,13 @@ class CallingThread(Caller):
         if self._hooks.begun is not None:
             Ask(partial(self._hooks.begun, 0, list(texts)), self._note).do()
 
-    def end_here(self, texts: Sequence[str], gathered: CallResults, ledger: Ledger) -> None:
+    def end_here(self, texts: Sequence[str], results: CallResults, ledger: Ledger) -> None:
         """Report the result of the batch that this thread has sent."""
         # Not at the top: it imports orjson, and importing the package should stay cheap.
         from nexusflow_integrations._core.request.batching import item_of
 
         batch = [item_of(index, text) for index, text in enumerate(texts)]
-        self.end(0, batch, gathered, ledger, failed=False)
+        self.end(0, batch, results, ledger, failed=False)
         while not self._news.empty():
             self._news.get().do()
 

@@ -18,35 +18,35 @@ class Coalescer:
         self._of_threads: dict[str, tuple[CallResults, int]] = {}
 
     def join(
-        self, texts: Iterable[tuple[int, str]], gathered: CallResults
+        self, texts: Iterable[tuple[int, str]], results: CallResults
     ) -> tuple[list[tuple[int, str]], list[tuple[int, str, CallResults, int]]]:
         """Split ``texts`` into those to embed here and those that another call is embedding."""
         if not self._carriers:
-            self._carriers = {text: (gathered, index) for index, text in texts}
-            return self._without_those_of_threads(list(texts), [], gathered)
+            self._carriers = {text: (results, index) for index, text in texts}
+            return self._without_those_of_threads(list(texts), [], results)
         mine = []
         others = []
         for index, text in texts:
-            carrier, place = self._carriers.setdefault(text, (gathered, index))
-            if carrier is gathered and place == index:
+            carrier, place = self._carriers.setdefault(text, (results, index))
+            if carrier is results and place == index:
                 mine.append((index, text))
             else:
                 carrier.lent.add(place)
                 others.append((index, text, carrier, place))
-        return self._without_those_of_threads(mine, others, gathered)
+        return self._without_those_of_threads(mine, others, results)
 
     def _without_those_of_threads(
         self,
         mine: list[tuple[int, str]],
         others: list[tuple[int, str, CallResults, int]],
-        gathered: CallResults,
+        results: CallResults,
     ) -> tuple[list[tuple[int, str]], list[tuple[int, str, CallResults, int]]]:
         if not self._of_threads:
             return mine, others
         left = []
         for index, text in mine:
             found = self._of_threads.get(text)
-            if found is not None and found[0] is not gathered:
+            if found is not None and found[0] is not results:
                 carrier, place = found
                 carrier.lent.add(place)
                 # Again: a thread that has removed its text in between may not see that it is lent.
@@ -57,22 +57,22 @@ class Coalescer:
             left.append((index, text))
         return left, others
 
-    def enter(self, texts: Texts, gathered: CallResults) -> bool:
+    def enter(self, texts: Texts, results: CallResults) -> bool:
         """Enter the texts that a calling thread will send, from that thread.
 
         Returns whether no other call is embedding any of them. Either way, ``exit`` must follow.
         """
-        found = [self._of_threads.setdefault(text, (gathered, index)) for index, text in texts]
+        found = [self._of_threads.setdefault(text, (results, index)) for index, text in texts]
         # The other table only now: a call on the loop enters there first, and then looks here.
-        return all(carrier is gathered for carrier, _ in found) and not any(
+        return all(carrier is results for carrier, _ in found) and not any(
             text in self._carriers for _, text in texts
         )
 
-    def exit(self, texts: Texts, gathered: CallResults) -> None:
+    def exit(self, texts: Texts, results: CallResults) -> None:
         """Remove what ``enter`` entered; may be repeated."""
         for _, text in texts:
             found = self._of_threads.get(text)
-            if found is not None and found[0] is gathered:
+            if found is not None and found[0] is results:
                 self._of_threads.pop(text, None)
 
     def is_embedding(self, text: str, carrier: CallResults, place: int) -> bool:
@@ -80,11 +80,11 @@ class Coalescer:
         one = (carrier, place)
         return self._carriers.get(text) == one or self._of_threads.get(text) == one
 
-    def leave(self, texts: Texts, gathered: CallResults) -> None:
+    def leave(self, texts: Texts, results: CallResults) -> None:
         """Remove this call's texts; calls that still wait for one must send it themselves."""
         if len(texts) == len(self._carriers):
             self._carriers = {}  # no other call has joined
         else:
             for _, text in texts:
                 self._carriers.pop(text, None)
-        gathered.wake_all()
+        results.wake_all()

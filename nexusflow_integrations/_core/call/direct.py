@@ -93,7 +93,7 @@ class DirectCall:
         self._sender = sender
         self._later = later
         self._texts = list(enumerate(call.texts))
-        self._gathered = ResultsHere(len(call.texts))
+        self._results = ResultsHere(len(call.texts))
         self._request = object()
         self._steps: Steps | None = None
         self._has_ended = False
@@ -108,7 +108,7 @@ class DirectCall:
         if not self._may_go():
             return None
         call.endpoint = SeenFromThread(endpoint)  # type: ignore[assignment]
-        call.sink = self._gathered
+        call.sink = self._results
         if call.settings.deadline:
             call.until = endpoint.clock() + call.settings.deadline
         steps = exchange([item_of(index, text) for index, text in self._texts], call)
@@ -117,7 +117,7 @@ class DirectCall:
             step = next(steps)
             if self._is_done(steps, step):
                 call.ledger.texts += len(self._texts)
-                return self._gathered
+                return self._results
         except (NeedsLoop, NexusFlowError):
             pass
         finally:
@@ -151,7 +151,7 @@ class DirectCall:
             self._endpoint.outage is None
             and asyncio._get_running_loop() is None  # a loop must not be blocked in a socket
             and self._endpoint.admission.try_enter(self._request)
-            and self._coalescer.enter(self._texts, self._gathered)
+            and self._coalescer.enter(self._texts, self._results)
         )
 
     def _send(self, connection: Connection, step: Send, timeout: float) -> Answer | TransportFault:
@@ -167,10 +167,10 @@ class DirectCall:
         """Leave the tables that all calls share; may be repeated."""
         if self._steps is not None:
             self._steps.close()  # again, as Ctrl-C may have come first: closing counts the request
-        self._coalescer.exit(self._texts, self._gathered)
-        self._gathered.part()
-        if self._gathered.waiting:
-            self._later(self._gathered.wake_all)
+        self._coalescer.exit(self._texts, self._results)
+        self._results.part()
+        if self._results.waiting:
+            self._later(self._results.wake_all)
         if self._endpoint.admission.exit(self._request):
             self._later(self._endpoint.admission.pump)
         self._has_ended = True

@@ -72,7 +72,7 @@ from nexusflow_integrations.errors import (
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.cache.cache import Cache, Store
-    from nexusflow_integrations._core.key_sources import AskedKey
+    from nexusflow_integrations._core.key_sources import FunctionKey
     from nexusflow_integrations._core.pace.shared import LeasedPacer, SharedLimits
     from nexusflow_integrations._core.redis.address import RedisAddress
 
@@ -84,7 +84,7 @@ class Engine:
     """All endpoints and the connection pool, on one event loop."""
 
     def __init__(self, background: BackgroundLoop) -> None:
-        self._endpoints: dict[tuple[str, ApiKey | AskedKey, str], EndpointState] = {}
+        self._endpoints: dict[tuple[str, ApiKey | FunctionKey, str], EndpointState] = {}
         self._coalescers: dict[tuple[object, ...], Coalescer] = {}
         self._caches: dict[str | RedisAddress, Cache] = {}
         self._comparisons: dict[tuple[object, ...], Comparison] = {}
@@ -104,7 +104,7 @@ class Engine:
         for worker in self._pacing.values():
             worker.end()
 
-    def _endpoint(self, settings: Settings, key: ApiKey | AskedKey) -> EndpointState:
+    def _endpoint(self, settings: Settings, key: ApiKey | FunctionKey) -> EndpointState:
         name = (settings.base_url, key, settings.model)
         endpoint = self._endpoints.get(name)
         if endpoint is None:
@@ -122,7 +122,7 @@ class Engine:
         endpoint: EndpointState,
         cache: Cache,
         settings: Settings,
-        key: ApiKey | AskedKey,
+        key: ApiKey | FunctionKey,
     ) -> None:
         """Share the given limits with all processes that use the same store."""
         if endpoint.given == (None, None) or endpoint.paced_by is not None:
@@ -281,22 +281,22 @@ class Engine:
         """
         lists = RowLists(len(call.texts)) if call.lists else None
         on_progress = None if caller is None else caller.on_progress
-        gathered = call.sink = CallResults(len(call.texts), on_progress, lists=lists)
-        gathered.leave_out(call.unsent)
+        results = call.sink = CallResults(len(call.texts), on_progress, lists=lists)
+        results.leave_out(call.unsent)
         failure: NexusFlowError
         terms = call.terms or Terms(call.settings)
         try:
             endpoint = call.endpoint = self._endpoint(call.settings, call.account)
             try:
                 endpoint.begin(terms)
-                await self._run(call, gathered, caller, stop)
+                await self._run(call, results, caller, stop)
             finally:
                 endpoint.end(terms)
                 if call.sent is not None:  # another call has embedded the text meanwhile
                     call.ledger.sent(retry=False)
-                gathered.part()
-            await gathered.make_lists()
-            return gathered
+                results.part()
+            await results.make_lists()
+            return results
         except Stopped:
             failure = StoppedElsewhere("stopped, because another part of the call failed")
         except NexusFlowError as error:
@@ -312,14 +312,14 @@ class Engine:
             failure.__cause__ = error
         if stop is not None:
             stop.request()
-        failure.finished = gathered.finished()
+        failure.finished = results.finished()
         try:
             raise failure  # outside the except blocks, so that it has no __context__
         finally:
             del failure
 
     async def _run(
-        self, call: Call, gathered: CallResults, caller: Caller | None, stop: Stop | None
+        self, call: Call, results: CallResults, caller: Caller | None, stop: Stop | None
     ) -> None:
         settings, endpoint = call.settings, call.endpoint
         if call.key is not None:
@@ -341,7 +341,7 @@ class Engine:
             cache = self._cache(call.cache)
             sources = await self._sources(call, cache, caller) if call.derive else ()
             if sources:
-                gathered.cut_to = settings.dimensions
+                results.cut_to = settings.dimensions
                 recall = partial(
                     derived,
                     cache,
@@ -351,16 +351,16 @@ class Engine:
                     lambda: (call.until - endpoint.clock()) / 4,
                 )
                 settings = call.settings = at_size(settings, sources[0])
-            source = _cached(cache, call, gathered)
+            source = _cached(cache, call, results)
             if sources:
-                source = _recalled(source, recall, call, gathered)
+                source = _recalled(source, recall, call, results)
             self._share_pace(endpoint, cache, settings, call.account)
         if caller is not None and caller.recalls:
-            source = _recalled(source, caller.recall, call, gathered)
-        coalescer = self._coalescer_of(call, gathered.cut_to)
+            source = _recalled(source, caller.recall, call, results)
+        coalescer = self._coalescer_of(call, results.cut_to)
         job = Job(
             call,
-            gathered,
+            results,
             send,
             coalescer=coalescer,
             source=source,
@@ -377,7 +377,7 @@ class Engine:
             finally:
                 stop.leave(job)
         finally:
-            call.ledger.derived += gathered.derived
+            call.ledger.derived += results.derived
 
     def _comparison(self, settings: Settings, place: str | RedisAddress) -> Comparison:
         name = (settings.base_url, settings.model, settings.added, place)
@@ -470,7 +470,7 @@ def _plan(settings: Settings) -> Plan:
     )
 
 
-def _cached(cache: Cache, call: Call, gathered: CallResults) -> Callable[[Texts], Source]:
+def _cached(cache: Cache, call: Call, results: CallResults) -> Callable[[Texts], Source]:
     settings = call.settings
     return partial(
         CachedSource,
@@ -478,7 +478,7 @@ def _cached(cache: Cache, call: Call, gathered: CallResults) -> Callable[[Texts]
         cache=cache,
         key=_keyer(cache, settings),
         dimensions=settings.dimensions,
-        gathered=gathered,
+        results=results,
         ledger=call.ledger,
         batch_size=settings.batch_size,
         chunk=settings.max_concurrency * settings.batch_size,
@@ -516,14 +516,14 @@ def _recalled(
     source: Callable[[Texts], Source],
     recall: Callable[[list[str]], Awaitable[Mapping[int, Vectors]]],
     call: Call,
-    gathered: CallResults,
+    results: CallResults,
 ) -> Callable[[Texts], Source]:
     settings = call.settings
     return partial(
         RecalledSource,
         source=source,
         recall=recall,
-        gathered=gathered,
+        results=results,
         ledger=call.ledger,
         least=settings.batch_size,
         most=settings.max_concurrency * settings.batch_size,

@@ -164,7 +164,7 @@ class Job:
     def __init__(
         self,
         call: Call,
-        gathered: CallResults,
+        results: CallResults,
         send: SendStep,
         *,
         coalescer: Coalescer,
@@ -173,7 +173,7 @@ class Job:
         is_stoppable: bool = False,
     ) -> None:
         self._call = call
-        self._gathered = gathered
+        self._results = results
         self._send = send
         self._coalescer = coalescer
         self._source = source
@@ -201,7 +201,7 @@ class Job:
 
     async def _run(self, texts: Sequence[str]) -> None:
         wanted = list(enumerate(texts))
-        if unsent := self._gathered.unsent:
+        if unsent := self._results.unsent:
             wanted = [item for item in wanted if item[0] not in unsent]
         copies: dict[int, int] = {}
         if len(set(texts)) < len(texts):
@@ -212,24 +212,24 @@ class Job:
                     copies[index] = original
             wanted = [(index, text) for text, index in first.items()]
             self._call.ledger.repeated += len(copies)
-            self._gathered.duplicates = Counter(copies.values())
+            self._results.duplicates = Counter(copies.values())
         try:
             await self._run_distinct(wanted)
         finally:
             for index, original in copies.items():
-                self._gathered.repeat(index, original)
-            self._gathered.report()
+                self._results.repeat(index, original)
+            self._results.report()
 
     async def _run_distinct(self, wanted: Texts) -> None:
         while wanted:
             if self._call.stopping:
                 raise Stopped
-            mine, others = self._coalescer.join(wanted, self._gathered)
+            mine, others = self._coalescer.join(wanted, self._results)
             try:
                 if mine:
                     await self._obtain(mine)
             finally:
-                self._coalescer.leave(mine, self._gathered)
+                self._coalescer.leave(mine, self._results)
             wanted = [
                 (index, text)
                 for index, text, carrier, place in others
@@ -247,13 +247,13 @@ class Job:
             if self._call.stopping:
                 raise Stopped
         if (row := carrier.lend(place)) is not None:
-            self._gathered.row(index, row)
+            self._results.row(index, row)
             self._call.ledger.cached += 1
         elif place in carrier.refusals:
-            self._gathered.refuse(index, carrier.refusals[place])
+            self._results.refuse(index, carrier.refusals[place])
         else:
             return False
-        self._gathered.report()
+        self._results.report()
         return True
 
     async def _obtain(self, texts: Texts) -> None:
@@ -327,7 +327,7 @@ class Job:
                 task.cancel()
 
     async def _work(self, source: Source) -> None:
-        call, caller, gathered = self._call, self._caller, self._gathered
+        call, caller, results = self._call, self._caller, self._results
         kept: asyncio.Future[Any] | None = None
         while (batch := await source.next()) is not None:
             if call.stopping:
@@ -351,8 +351,8 @@ class Job:
                     call.ledger.add(ledger)
                 kept = source.keep(batch) or kept
                 if caller is not None and number is not None:
-                    caller.end(number, batch, gathered, ledger, failed=failed)
-            gathered.report()
+                    caller.end(number, batch, results, ledger, failed=failed)
+            results.report()
         if kept is not None:
             await kept
-        gathered.report()
+        results.report()

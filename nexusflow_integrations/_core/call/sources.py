@@ -104,7 +104,7 @@ class CachedSource:
         cache: Where vectors are looked up and stored.
         key: Makes the key of a text.
         dimensions: Size that the vectors must have; ``None`` accepts the stored size.
-        gathered: Receives the vectors.
+        results: Receives the vectors.
         ledger: Counts the texts that need not be paid for.
         batch_size: Maximum texts per batch.
         chunk: How many texts to look up at once.
@@ -122,7 +122,7 @@ class CachedSource:
         cache: Cache,
         key: Callable[[str], bytes],
         dimensions: int | None,
-        gathered: CallResults,
+        results: CallResults,
         ledger: Ledger,
         batch_size: int,
         chunk: int,
@@ -135,7 +135,7 @@ class CachedSource:
         self._cache = cache
         self._call = cache.new_call()
         self._dimensions = dimensions
-        self._gathered = gathered
+        self._results = results
         self._ledger = ledger
         self._batch_size = batch_size
         self._chunk = chunk
@@ -202,7 +202,7 @@ class CachedSource:
         return int(AHEAD * self._sent / passed) if passed > 0 else 0
 
     async def _claim(self, texts: Sequence[_Text], most: int) -> None:
-        vectors = self._gathered.vectors
+        vectors = self._results.vectors
         size = self._dimensions
         if size is None and vectors is not None:
             size = vectors.shape[1]
@@ -223,7 +223,7 @@ class CachedSource:
         for index, text, key in texts:
             vector = claimed.hits.get(key)
             if vector is not None:
-                self._gathered.row(index, vector)
+                self._results.row(index, vector)
                 self._ledger.cached += 1
             elif key in mine:
                 self._claimed[index] = key
@@ -231,7 +231,7 @@ class CachedSource:
             else:
                 (self._busy if key in busy else left).append((index, text, key))
         self._missing = left + self._missing
-        self._gathered.report()
+        self._results.report()
         if claimed.repaid:
             self._ledger.repaid += claimed.repaid
             logger.warning(
@@ -279,14 +279,14 @@ class CachedSource:
 
     def keep(self, batch: Batch) -> asyncio.Future[Any] | None:
         self._leaves(batch)
-        gathered = self._gathered
+        results = self._results
         is_lost = any(item.index in self._lost for item in batch)
         paid: list[tuple[int, bytes]] = []
         unpaid: list[bytes] = []
         for item in batch:
-            if gathered.settled(item.index) or not is_lost:
+            if results.settled(item.index) or not is_lost:
                 key = self._claimed.pop(item.index)
-                if gathered.done[item.index] and self._is_storable(item):
+                if results.done[item.index] and self._is_storable(item):
                     paid.append((item.index, key))
                 else:
                     unpaid.append(key)
@@ -296,10 +296,10 @@ class CachedSource:
             else:
                 self._ready.append(item)
         self._cache.release(unpaid, self._call)
-        if not paid or gathered.vectors is None:
+        if not paid or results.vectors is None:
             return None
         # A copy: it may be stored later than the caller gets the vectors, and changes them.
-        copies = gathered.received([index for index, _ in paid])
+        copies = results.received([index for index, _ in paid])
         rows = [(key, row) for (_, key), row in zip(paid, copies, strict=True)]
         return self._cache.put(rows, self._patience())
 
@@ -320,7 +320,7 @@ class RecalledSource:
         texts: All texts.
         source: Makes the source of the texts to send.
         recall: Returns the vectors that the caller has, by index in the list of texts.
-        gathered: Receives them.
+        results: Receives them.
         ledger: Counts them.
         least: Texts to ask for at first; texts are sent in multiples of it.
         most: Maximum texts to ask for at once.
@@ -332,14 +332,14 @@ class RecalledSource:
         *,
         source: Callable[[Texts], Source],
         recall: Callable[[list[str]], Awaitable[Mapping[int, Vectors]]],
-        gathered: CallResults,
+        results: CallResults,
         ledger: Ledger,
         least: int,
         most: int,
     ) -> None:
         self._make = source
         self._recall = recall
-        self._gathered = gathered
+        self._results = results
         self._ledger = ledger
         self._least, self._most = least, most
         self._chunk = least
@@ -370,12 +370,12 @@ class RecalledSource:
         self._asked += len(chunk)
         for place, (index, text) in enumerate(chunk):
             vector = found.get(place)
-            if vector is None or not self._gathered.takes(vector.shape[0]):
+            if vector is None or not self._results.takes(vector.shape[0]):
                 self._missing.append((index, text))
             else:
-                self._gathered.row(index, vector)
+                self._results.row(index, vector)
                 self._ledger.cached += 1
-        self._gathered.report()
+        self._results.report()
         count = len(self._missing)
         if self._asked < len(self._texts):
             count -= count % self._least  # the rest waits until it fills a request

@@ -62,14 +62,14 @@ class Chunk:
     texts: list[str] = field(default_factory=list)
     invalid: list[Embedded] = field(default_factory=list)
 
-    def results(self, gathered: CallResults | None) -> Iterator[Embedded]:
+    def results(self, results: CallResults | None) -> Iterator[Embedded]:
         """Yield the result of every text of the chunk, in order."""
         found = list(self.invalid)
         for place, index in enumerate(self.indices):
-            if gathered is not None and place in gathered.refusals:
-                found.append(Embedded(index, None, gathered.refusals[place]))
-            elif gathered is not None and gathered.vectors is not None:
-                found.append(Embedded(index, gathered.vectors[place]))
+            if results is not None and place in results.refusals:
+                found.append(Embedded(index, None, results.refusals[place]))
+            elif results is not None and results.vectors is not None:
+                found.append(Embedded(index, results.vectors[place]))
         yield from sorted(found, key=lambda item: item.index)
 
     def named(self, finished: Mapping[int, Vectors]) -> dict[int, Vectors]:

@@ -23,7 +23,7 @@ from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
 
 if TYPE_CHECKING:
-    from nexusflow_integrations._core.key_sources import AskedKey
+    from nexusflow_integrations._core.key_sources import FunctionKey
 
 logger = logging.getLogger("nexusflow_integrations")
 
@@ -49,7 +49,7 @@ FIRST_GUESS = 3_000
 """Tokens charged for a request before the first one is known: ten passages of 300."""
 
 
-def account_id(*, base_url: str, key: ApiKey | AskedKey, model: str) -> bytes:
+def account_id(*, base_url: str, key: ApiKey | FunctionKey, model: str) -> bytes:
     """Return 16 bytes that identify an account; the key cannot be recovered from them."""
     parts = ("nexusflow pacer 1", base_url, key.fingerprint(), model)
     framed = b"".join(

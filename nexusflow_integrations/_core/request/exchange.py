@@ -70,7 +70,7 @@ from nexusflow_integrations.errors import (
 )
 
 if TYPE_CHECKING:
-    from nexusflow_integrations._core.key_sources import AskedKey, KeySource
+    from nexusflow_integrations._core.key_sources import FunctionKey, KeySource
     from nexusflow_integrations._core.pace.terms import Terms
     from nexusflow_integrations._core.redis.address import RedisAddress
 
@@ -211,7 +211,7 @@ class Call:
         return [*keys, *self.old_keys, *self.settings.default_headers.secrets()]
 
     @property
-    def account(self) -> ApiKey | AskedKey:
+    def account(self) -> ApiKey | FunctionKey:
         """What identifies the account, even if its key changes."""
         if self.keys is not None:
             return self.keys.account
