@@ -8,6 +8,7 @@ fail, be endless, or show an API key that was passed as the wrong argument.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -23,26 +24,32 @@ MAX_SECONDS = 1e8
 LEAST = 1e-9
 """The smallest number that counts as above 0."""
 _MAX_SHOWN = 24
+_MAY_BE_KEY = re.compile(r"sk-|^\s*(?:bearer|basic|token)\b", re.IGNORECASE)
 _MAX_INTEGER = 10**20
 
 
-def shown(value: object) -> str:
-    """Return what an error message may show of ``value``."""
+def shown(value: object, *, secret: bool = False) -> str:
+    """Return what an error message may show of ``value``; of a text that may hold a key, no part.
+
+    Args:
+        value: Anything.
+        secret: Whether the setting holds secrets, so that no text of it may be shown.
+    """
     kind = type(value)
     if value is None or kind is bool or kind is float:
         return repr(value)
     if isinstance(value, int) and kind is int:
         return repr(value) if abs(value) < _MAX_INTEGER else "a very large number"
     if isinstance(value, str) and kind is str:
-        if len(value) > _MAX_SHOWN or value.startswith("sk-"):
+        if secret or len(value) > _MAX_SHOWN or _MAY_BE_KEY.search(value):
             return f"a text of {len(value)} characters"
         return ascii(value)
     return f"{kind.__name__[:60]}"
 
 
-def refuse(name: str, wanted: str, value: object) -> ConfigurationError:
-    """Return the error "``name`` must be ``wanted``, not ``value``"."""
-    return ConfigurationError(f"{name} must be {wanted}, not {shown(value)}")
+def refuse(name: str, wanted: str, value: object, *, secret: bool = False) -> ConfigurationError:
+    """Return the error "``name`` must be ``wanted``, not ``value``"; see ``shown``."""
+    return ConfigurationError(f"{name} must be {wanted}, not {shown(value, secret=secret)}")
 
 
 @contextmanager

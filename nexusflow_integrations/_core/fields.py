@@ -50,7 +50,7 @@ class Fields:
         except Exception:  # noqa: BLE001 - a mapping of the user's own
             values = None
         if values is None:
-            raise refuse(name, wanted, given)
+            raise refuse(name, wanted, given, secret=True)
         for key, value in values.items():
             if not isinstance(key, str) or not key:
                 raise ConfigurationError(f"{name} must have names that are texts, not {shown(key)}")

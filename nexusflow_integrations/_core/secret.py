@@ -13,7 +13,7 @@ from functools import wraps
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 
-from nexusflow_integrations._core.checks import did_you_mean, refuse
+from nexusflow_integrations._core.checks import did_you_mean, refuse, shown
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 if TYPE_CHECKING:
@@ -165,7 +165,8 @@ class Headers:
         except Exception:  # noqa: BLE001 - a mapping written by the user may raise anything
             pairs = None
         if pairs is None:
-            raise refuse("default_headers", "a dict of names and values or None", given)
+            wanted = "a dict of names and values or None"
+            raise refuse("default_headers", wanted, given, secret=True)
         for name, value in pairs:
             if not isinstance(name, str) or not isinstance(value, str):
                 raise ConfigurationError("default_headers must map text to text")
@@ -174,7 +175,7 @@ class Headers:
                 raise ConfigurationError(f"default_headers may not set {name}")
             if not _NAME.fullmatch(name) or not (value.isascii() and value.isprintable()):
                 raise ConfigurationError(
-                    f"default_headers: {name[:60]!a} cannot be sent; a name consists of letters,"
+                    f"default_headers: {shown(name)} cannot be sent; a name consists of letters,"
                     " digits and hyphens, a value is one line of ASCII text"
                 )
             self._values[name] = Secret(value)

@@ -257,3 +257,32 @@ def test_a_refusal_is_one_sentence(name: str, value: Any, said: str) -> None:
     shown = str(caught.value)
     assert shown.startswith(said)
     assert ". " not in shown
+
+
+SETTINGS = [name for name in inspect.signature(NexusFlow).parameters if name != "allow_http"]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "value", ["Bearer sk-not-shown", " sk-not-shown", "basic not-shown", "Token not-shown"]
+)
+def test_no_refusal_shows_a_key_that_was_passed_as_another_setting(name: str, value: str) -> None:
+    said = ""
+    try:
+        client(**{name: value})
+    except ConfigurationError as error:
+        said = str(error)
+    assert "not-shown" not in said
+
+
+@pytest.mark.parametrize("name", ["default_headers", "extra_body", "default_query"])
+def test_no_refusal_shows_any_text_of_a_setting_that_may_hold_secrets(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{name} must be a dict") as caught:
+        client(**{name: "x-key: 1234"})
+    assert "1234" not in str(caught.value)
+
+
+def test_no_refusal_shows_a_key_as_the_name_of_a_header() -> None:
+    with pytest.raises(ConfigurationError, match="cannot be sent") as caught:
+        client(default_headers={"Bearer sk-not-shown": ""})
+    assert "not-shown" not in str(caught.value)
