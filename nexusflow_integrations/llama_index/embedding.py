@@ -578,6 +578,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         self, nodes: Sequence[BaseNode], show_progress: bool = False, **kwargs: Any
     ) -> Sequence[BaseNode]:
         """Embed ``nodes`` as a step of an ``IngestionPipeline``; errors name node and document."""
+        self._check_one_size(kwargs)
         if self._overrides("get_text_embedding_batch", "_get_text_embeddings"):
             return super().__call__(nodes, show_progress=show_progress, **kwargs)
         with naming_nodes(nodes):
@@ -587,11 +588,24 @@ class NexusFlowEmbedding(BaseEmbedding):
         self, nodes: Sequence[BaseNode], show_progress: bool = False, **kwargs: Any
     ) -> Sequence[BaseNode]:
         """Embed like ``__call__``, without blocking the event loop."""
+        self._check_one_size(kwargs)
         if self._overrides("aget_text_embedding_batch", "_aget_text_embeddings"):
             return await super().acall(nodes, show_progress=show_progress, **kwargs)
         with naming_nodes(nodes):
             vectors = await self._aembed(texts_of(nodes), "document", show_progress)
             return with_vectors(nodes, vectors)
+
+    def _check_one_size(self, given: dict[str, Any]) -> None:
+        """Refuse another size for one call as a step: a pipeline caches its result by ``to_dict``.
+
+        Raises:
+            ConfigurationError: ``given`` holds one.
+        """
+        if given.get("dimensions") not in (None, self.dimensions):
+            raise ConfigurationError(
+                "dimensions must be set on the model when it embeds nodes; only"
+                " get_text_embedding_batch takes it for one call"
+            )
 
     def _resized(self, dimensions: int | None) -> NexusFlowEmbedding | None:
         """Return a copy for vectors of another size, which shares everything else, or ``None``."""

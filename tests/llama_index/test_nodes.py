@@ -404,3 +404,15 @@ def test_a_document_that_is_tried_again_as_the_guide_says_is_not_stored_twice(
     piped(way, pipeline, documents=documents)
     assert step.left_out == ()
     assert len(store.data.embedding_dict) == 4
+
+
+def test_another_size_for_one_call_over_nodes_is_refused(embedding: NexusFlowEmbedding) -> None:
+    nodes = [TextNode(text="a")]
+    for size in (128, 3):
+        with pytest.raises(ConfigurationError, match=r"^dimensions must be set on the model"):
+            embedding(nodes, dimensions=size)
+        with pytest.raises(ConfigurationError, match=r"^dimensions must be set on the model"):
+            asyncio.run(embedding.acall(nodes, dimensions=size))
+    assert embedding.usage.requests == 0
+    (node,) = embedding(nodes, dimensions=64)
+    assert len(node.embedding or []) == 64
