@@ -328,13 +328,10 @@ class CallingThread(Caller):
 
     def end_here(self, texts: Sequence[str], results: CallResults, ledger: Ledger) -> None:
         """Report the result of the batch that this thread has sent."""
-        # Not at the top: it imports orjson, and importing the package should stay cheap.
-        from nexusflow_integrations._core.request.batching import item_of
-
-        batch = [item_of(index, text) for index, text in enumerate(texts)]
-        self.end(0, batch, results, ledger, failed=False)
-        while not self._news.empty():
-            self._news.get().do()
+        if self._hooks.ended is not None:
+            vectors = results.rows_at(list(range(len(texts))))
+            end = BatchEnd(0, list(texts), vectors, ledger)
+            Ask(partial(self._hooks.ended, end), self._note).do()
 
     def _next(self, until: float | None) -> Any:
         if until is None:
