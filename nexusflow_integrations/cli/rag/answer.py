@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nexusflow_integrations.cli.rag.passages import sentences
+from nexusflow_integrations.cli.rag.passages import CUT, sentences
 from nexusflow_integrations.cli.rag.pipeline import Passage
 from nexusflow_integrations.client import NexusFlow
 
@@ -28,10 +28,7 @@ _INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?: {3,}|\t)[^\n]*(?:\n+(?: {3,}|\t)[^\
 _NOT_PROSE = re.compile(
     r"\s*(?:#{1,6}\s|\||\+[-=+]+\+|>>>|\.\.\s|\$\s|={1,6}\s|([!-/:-@[-`{-~])(?:\1|[ +|])*\s*$)"
 )
-_MARKER = re.compile(r"(?:[-*+•>]|\d{1,3}[.)])\s+")
-_AT_START = re.compile(rf"^{_MARKER.pattern}")
-_CUT = " …"
-"""The end of a path of headings that was too long."""
+_MARKER = re.compile(r"^(?:[-*+•>]|\d{1,3}[.)])\s+")
 _STATED = re.compile(r"[.!。！…][\"'”’)\]`*_」』]*$")
 _ASKED = re.compile(r"[?？][\"'”’)\]`*_」』]*$")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -117,7 +114,7 @@ def _quotable(passage: Passage) -> list[str]:
     Headings, questions, rules of tables and code are never returned.
     """
     text = _prose(passage.text.removeprefix(f"{passage.source}: "))
-    found = [_AT_START.sub("", item) for item in sentences(text)]
+    found = [_MARKER.sub("", item) for item in sentences(text)]
     found = [item for item in found if _LETTER.search(item) and not _ASKED.search(item)]
     stated = [item for item in found if _STATED.search(item)]
     return [item for item in stated if len(item) >= _SHORTEST] or stated or found
@@ -126,7 +123,7 @@ def _quotable(passage: Passage) -> list[str]:
 def _prose(text: str) -> str:
     """Return the text without headings, tables and code."""
     path, below, body = text.partition("\n\n")
-    stated = _STATED.search(path.removesuffix(_CUT))
+    stated = _STATED.search(path.removesuffix(CUT))
     if below and "\n" not in path and not stated and not _FENCED.match(path):
         text = body  # the path of headings
     lines = _INDENTED.sub("", _FENCED.sub("", text)).split("\n")

@@ -17,6 +17,8 @@ PATH_CHARACTERS = 50
 
 On the Python tutorial, whole paths find fewer answers: see tests/benchmarks/cutting.py.
 """
+CUT = " …"
+"""The end of a path of headings that was too long."""
 
 _SENTENCE_END = re.compile(
     # English: white space after a full stop and any closing quote or bracket.
@@ -128,11 +130,11 @@ def _prefix(names: list[str], most: int) -> str:
             return f"{path}\n\n"
     if not names:
         return ""
-    name, room = names[-1], most - len(" …")
+    name, room = names[-1], most - len(CUT)
     head = name[:room]
     if name[room] != " ":
         head = head.rpartition(" ")[0] or head
-    return f"{head.rstrip()} …\n\n"
+    return f"{head.rstrip()}{CUT}\n\n"
 
 
 def _pieces(text: str, start: int, end: int, most: int) -> Iterator[tuple[int, int]]:
