@@ -84,22 +84,25 @@ def _usage(client: Client, sent: list[Sent]) -> None:
     usage, before = client.real.usage, client.given
     requests = usage.requests - before.requests
     # A thread counts its request just before it sends it, and may be interrupted in between.
-    unsent = sum(_counted_unsent(thread, client) for thread in client.process.program_threads)
+    threads = [thread for thread in client.process.program_threads if thread.interrupted]
+    unsent = sum(_counted_unsent(thread, client) for thread in threads)
     if not 0 <= requests - len(sent) <= unsent:
         raise Broken(f"usage: {requests} requests are counted, and {len(sent)} were sent")
     arrived = [one for one in sent if one.arrived]
     most = sum(map(_tokens, arrived))
-    least = sum(_tokens(one) for one in arrived if not one.interrupted)
+    # Or between reading a response and counting its tokens.
+    perhaps = [one for one in arrived if any(one is thread.sent for thread in threads)]
+    least = most - sum(map(_tokens, perhaps))
     tokens = usage.tokens - before.tokens
     if not least <= tokens <= most:
         raise Broken(f"usage: {tokens} tokens are counted, and {most} were billed")
 
 
 def _counted_unsent(thread: ProgramThread, client: Client) -> bool:
-    """Whether ``thread`` may have counted a request of ``client`` that it did not send."""
+    """Whether the interrupted ``thread`` may have counted a request that it did not send."""
     if thread.call is None or thread.call.settings is not client.real.settings:
         return False
-    return thread.interrupted and thread.sent is None
+    return thread.sent is None
 
 
 def _tokens(sent: Sent) -> int:

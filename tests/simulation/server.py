@@ -76,8 +76,7 @@ class Sent:
 
     ``billed`` is in tokens; ``fate`` is what the server did; ``reported`` the tokens that it said.
     ``began_at`` is when the client began to connect for it, ``closed_at`` when it finished it, and
-    ``answered`` whether it got a response. ``interrupted`` says that the thread that sent it was
-    interrupted, perhaps between reading the response and counting it.
+    ``answered`` whether it got a response.
     """
 
     number: int
@@ -92,7 +91,6 @@ class Sent:
     reported: int | None = None
     closed_at: float = float("inf")
     answered: bool = False
-    interrupted: bool = False
     hint: float | None = None
     began_at: float = 0.0
 

@@ -127,8 +127,6 @@ class ProgramThread:
         """Raise ``KeyboardInterrupt`` where it waits, as Ctrl-C would."""
         if not self.has_ended:
             self.interrupted = True
-            if self.sent is not None:
-                self.sent.interrupted = True
             self._raise = KeyboardInterrupt()
             self._step()
 
