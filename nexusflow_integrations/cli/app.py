@@ -109,7 +109,8 @@ def serve(
     model: Annotated[
         LocalModel,
         typer.Option(
-            metavar="NAME", help="minilm-use-gated, use, minilm or hash (random vectors)."
+            metavar="NAME",
+            help="minilm-use-gated, use, minilm or hash (hashed words, not semantic).",
         ),
     ] = LocalModel.gated,
     api_key: Annotated[
