@@ -29,7 +29,7 @@ _MAX_INTEGER = 10**20
 
 
 def shown(value: object, *, secret: bool = False) -> str:
-    """Return what an error message may show of ``value``; of a text that may hold a key, no part.
+    """Return what an error message may show of ``value``: nothing of a text that may hold a key.
 
     Args:
         value: Anything.

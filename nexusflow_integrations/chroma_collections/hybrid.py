@@ -37,7 +37,7 @@ class Hit:
         score: The sum of ``1 / (60 + rank)`` over the rankings that have it; comparable only within
             one query.
         vector_rank: Its rank by vectors, from 1; ``None`` if it is not among the best there.
-        keyword_rank: Its rank by keywords; ``None`` as for vectors.
+        keyword_rank: Its rank by keywords, from 1; ``None`` if it is not among the best there.
     """
 
     id: str

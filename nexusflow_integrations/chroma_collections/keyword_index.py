@@ -3,7 +3,7 @@
 Chroma says nowhere that a collection has changed, and any program may change it. So an index keeps
 a hash of each document that it was made from. It is compared with the documents of the collection
 when a process first uses it, and again after each write to Chroma's database file; if they differ,
-it is rebuilt. So it is never wrong, whichever program wrote, and however that ended.
+it is rebuilt. So it is never wrong, whichever program wrote, even one that was killed midway.
 
 An index is written into a new folder; then one file that names this folder is replaced. A process
 that is killed in between leaves a folder that nothing refers to; the next one that writes removes

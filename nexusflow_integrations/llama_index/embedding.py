@@ -596,7 +596,7 @@ class NexusFlowEmbedding(BaseEmbedding):
             return with_vectors(nodes, vectors)
 
     def _check_one_size(self, given: dict[str, Any]) -> None:
-        """Refuse another size for one call as a step: a pipeline caches its result by ``to_dict``.
+        """Refuse ``dimensions`` of one call over nodes: a pipeline caches results by ``to_dict``.
 
         Raises:
             ConfigurationError: ``given`` holds one.

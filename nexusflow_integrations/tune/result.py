@@ -15,7 +15,7 @@ from nexusflow_integrations.tune.search import POINT, READ, Measured, best_of, d
 from nexusflow_integrations.tune.written import ChatUsage
 
 FEW = 0.05
-"""There are too few questions to choose well if they only tell larger differences apart."""
+"""Questions that can only tell larger differences apart are too few to choose well."""
 
 
 @dataclass(frozen=True)

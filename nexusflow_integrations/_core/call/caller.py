@@ -80,7 +80,7 @@ class Hooks:
 
     @property
     def decide(self) -> bool:
-        """Whether they decide what is sent or when, rather than only hear of it."""
+        """Whether they affect what is sent or when, instead of only being notified."""
         return self.recall is not None or self.permit is not None
 
 
