@@ -40,7 +40,8 @@ def main() -> None:
             raise
         code = _say_unwritten(error)
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started this process
+            sys.stdout.flush()
     except OSError as error:
         # Else Python flushes once more, and reports it in its own words and exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -37,10 +37,10 @@ def check_input(path: Path, what: str) -> None:
     Raises:
         InputProblemError: It is missing, cannot be read, or is not text.
     """
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise InputProblemError(f"the {what} {str(path)!r} {problem}")
     try:
+        if not path.is_file():
+            problem = "is a folder" if path.is_dir() else "does not exist"
+            raise InputProblemError(f"the {what} {str(path)!r} {problem}")
         with path.open("rb") as file:
             head = file.read(LOOKED_AT)
     except OSError as error:

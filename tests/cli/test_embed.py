@@ -402,6 +402,7 @@ def test_a_second_run_pays_nothing_and_no_cache_pays_again(
     ("arguments", "said"),
     [
         (("nothing.txt",), "does not exist"),
+        (("a" * 300,), "cannot be read: File name too long"),
         ((".",), "is a folder"),
         (("texts.txt", "-o", "texts.txt"), "would replace the input"),
         (("texts.txt", "-o", "no/such/out.npy"), "does not exist"),

@@ -169,6 +169,26 @@ def test_output_that_cannot_be_written_ends_in_1_with_one_sentence(
     assert done.stderr == "nexusflow: standard output: No space left on device\n"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="closes a descriptor by a shell")
+@pytest.mark.parametrize(
+    ("arguments", "code"), [("--version", 0), ("--help", 0), ("embed --local no", 2)]
+)
+def test_a_closed_standard_output_changes_no_exit_code(
+    environment: dict[str, str], tmp_path: Path, arguments: str, code: int
+) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {arguments} >&-', "sh", *COMMAND],
+        env=environment,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_while_indexing_ends_in_130_without_a_traceback(
     environment: dict[str, str], tmp_path: Path
