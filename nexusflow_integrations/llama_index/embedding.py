@@ -833,8 +833,12 @@ class _Work:
         self._rows |= new
         yield from self._save(new)
         if event := self._open.pop(end.number, None):  # unless a callback failed at its start
-            chunks = [text[self._skip :] for text in end.texts] if self._skip else end.texts
-            self._events.end(event, chunks, vectors, end.ledger.snapshot(self._price))
+            usage = end.ledger.snapshot(self._price)
+            self._events.end(event, self._chunks(end.texts), vectors, usage)
+
+    def _chunks(self, texts: list[str]) -> list[str]:
+        """Return the texts without the instruction before them."""
+        return [text[self._skip :] for text in texts] if self._skip else texts
 
     def result(self, found: EmbeddingArray | EmbeddingList) -> _Steps[list[Vector]]:
         """Return the vectors as lists, and save those that were not part of a batch."""
@@ -849,6 +853,11 @@ class _Work:
                     new[text] = row
             rows.append(row)
         yield from self._save(new)
+        for event in self._open.values():  # nothing was sent: another call embedded its texts
+            try:
+                self._events.end(event, self._chunks(self._texts), rows, None)
+            except Exception as failure:  # noqa: BLE001, PERF203 - the vectors matter
+                logger.warning("ignoring an error of a callback: %r", failure)
         return rows
 
     def save(self, finished: Mapping[int, Vectors]) -> _Steps[None]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import singledispatch
 from typing import Any
 
@@ -77,6 +79,33 @@ def test_a_later_text_is_sent_by_the_calling_thread_and_has_the_same_events(
     assert started.span_id == ended.span_id == spans.of(f"get_{role}_embedding")[-1]
     assert (ended.chunks, ended.embeddings) == (["some text"], [vector])
     assert ended.usage.requests == 1
+
+
+def test_a_text_that_another_call_is_sending_ends_with_its_vector_and_no_usage(
+    slowly: Callable[..., NexusFlowEmbedding],
+    slow_server: LocalServer,
+    events: Any,
+    heard: CallbackManager,
+    callbacks: Any,
+) -> None:
+    embedding = slowly(callback_manager=heard)
+    embedding.get_text_embedding("a first text, through the event loop")
+    sent = slow_server.stats.requests
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(embedding.get_text_embedding, "the same text")
+        deadline = time.monotonic() + 60
+        while slow_server.stats.in_flight == 0 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        second = pool.submit(embedding.get_text_embedding, "the same text")
+        assert first.result(60) == second.result(60)
+    assert slow_server.stats.requests == sent + 1
+    ended = events.named("EmbeddingEndEvent")
+    assert len(events.named("EmbeddingStartEvent")) == len(ended) == 3
+    assert [end.chunks for end in ended[1:]] == [["the same text"]] * 2
+    assert [end.embeddings for end in ended[1:]] == [[first.result()]] * 2
+    assert sorted(end.usage is None for end in ended) == [False, False, True]
+    assert callbacks.ended.keys() == callbacks.started.keys()
+    assert all(EventPayload.EXCEPTION not in end for end in callbacks.ended.values())
 
 
 def test_the_usage_of_the_ends_is_what_the_server_billed(
