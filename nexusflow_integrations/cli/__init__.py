@@ -3,8 +3,8 @@
 Frameworks, models and servers are imported only when a command needs them, so ``--help`` is
 instant. Exit codes: 0 done, 1 failed, 2 wrong usage, or an input that is missing or cannot be read,
 3 a package is missing, 4 the key is missing or refused, 5 something was left out and the rest is
-done, 130 stopped by Ctrl-C. If a command fails, standard error ends in one sentence;
-``NEXUSFLOW_DEBUG=1`` shows the traceback instead.
+done, 130 stopped by Ctrl-C. A command that fails prints one sentence to standard error, or its
+traceback if ``NEXUSFLOW_DEBUG=1`` is set.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command with the process's arguments, and exit with its code."""
+    """Run the command with this process's arguments, then exit with the command's exit code."""
     try:
         for stream in (sys.stdout, sys.stderr):
-            # A console that cannot show a character gets a question mark, not a crash.
+            # Print a question mark for each character that the console cannot show.
             getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
         from nexusflow_integrations.cli.app import app
     except ModuleNotFoundError as error:
@@ -35,15 +35,16 @@ def main() -> None:
         app()
     except SystemExit as ended:
         code = ended.code
-    except OSError as error:  # help is printed before there is a command that could fail
+    except OSError as error:  # the help could not be printed
         if os.environ.get("NEXUSFLOW_DEBUG"):
             raise
         code = _say_unwritten(error)
     try:
-        if sys.stdout is not None:  # closed by whoever started this process
+        if sys.stdout is not None:  # None if the parent process closed it
             sys.stdout.flush()
     except OSError as error:
-        # Else Python flushes once more, and reports it in its own words and exit code.
+        # Otherwise Python flushes again at exit, and reports the error with its own message and
+        # code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = code or _say_unwritten(error)
     sys.exit(code)

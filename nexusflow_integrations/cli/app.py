@@ -28,7 +28,7 @@ __all__ = ["app"]
 
 
 class Commands(TyperGroup):
-    """Ends every command with a documented exit code and, if it fails, one sentence."""
+    """A group of commands that reports every error as one sentence and a documented exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
@@ -38,7 +38,7 @@ class Commands(TyperGroup):
             typer.echo("nexusflow: stopped", err=True)
             raise typer.Exit(STOPPED) from None
         except Exception as error:
-            # Typer's own exceptions know their exit code. Typer also handles a closed pipe.
+            # Typer's own exceptions carry an exit code, and Typer handles a closed pipe.
             its_own = hasattr(error, "exit_code") or isinstance(error, typer.Abort)
             closed = isinstance(error, OSError) and error.errno == errno.EPIPE
             if its_own or closed or os.environ.get("NEXUSFLOW_DEBUG"):
@@ -71,7 +71,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[  # noqa: ARG001 - its callback does it
+    version: Annotated[  # noqa: ARG001 - the callback prints it
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
@@ -85,7 +85,7 @@ app.add_typer(indexes, name="indexes")
 
 
 class LocalModel(str, Enum):
-    """The values of ``--model`` of `serve`."""
+    """The values of the option ``--model`` of `serve`."""
 
     gated = "minilm-use-gated"
     use = "use"
@@ -94,7 +94,7 @@ class LocalModel(str, Enum):
 
 
 class LocalSizes(str, Enum):
-    """The values of ``--sizes`` of `serve`."""
+    """The values of the option ``--sizes`` of `serve`."""
 
     cut = "cut"
     independent = "independent"
@@ -134,7 +134,8 @@ def serve(
         float | None,
         typer.Option(
             min=0,
-            help="Most requests in a second, as a multiple of the busiest of the last five.",
+            help="Maximum requests per second, as a multiple of the busiest of the last five"
+            " seconds.",
         ),
     ] = None,
     latency_ms: Annotated[
@@ -151,7 +152,7 @@ def serve(
         bool, typer.Option("--log", help="Print a line for each request on standard error.")
     ] = False,
 ) -> None:
-    """Serve the embeddings API on this machine, with a small model in the service's place."""
+    """Serve the embeddings API on this machine, with a small model instead of the service."""
     from nexusflow_integrations.local import serve as run
 
     try:

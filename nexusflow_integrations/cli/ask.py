@@ -1,4 +1,4 @@
-"""``nexusflow demo``, ``index``, ``ask`` and ``search``: texts indexed, questions answered."""
+"""The commands ``nexusflow demo``, ``index``, ``ask`` and ``search``."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Framework(str, Enum):
 LimitOption = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Maximum number of documents. [dim]Default: 500 of stdlib, else all.[/dim]"
+        min=1, help="Maximum number of documents. [dim]Default: 500 for stdlib, else all.[/dim]"
     ),
 ]
 TopOption = Annotated[
@@ -108,7 +108,7 @@ HybridOption = Annotated[
     typer.Option(
         "--hybrid/--no-hybrid",
         show_default=False,
-        help="Search by keywords too. [dim]Default: as the index was made.[/dim]",
+        help="Search by keywords too. [dim]Default: as set by `index`.[/dim]",
     ),
 ]
 FreshOption = Annotated[
@@ -123,7 +123,7 @@ SettingsOption = Annotated[
         "--settings",
         exists=True,
         dir_okay=False,
-        help="File that `tune` wrote: size, passages, instructions, keywords.",
+        help="Settings file written by `tune`: size, passages, instructions, keywords.",
     ),
 ]
 IndexOption = Annotated[
@@ -131,7 +131,7 @@ IndexOption = Annotated[
     typer.Option(
         "--index",
         "-i",
-        help="Name of the index, or how it begins. [dim]Default: the index of this folder, else"
+        help="Name of an index, or how it begins. [dim]Default: the index of this folder, else"
         " the last one used.[/dim]",
     ),
 ]
@@ -142,7 +142,7 @@ AskedFramework = Annotated[
         "-f",
         metavar="NAME",
         help="Search through langchain, llama-index, chroma or all."
-        " [dim]Default: the index's.[/dim]",
+        " [dim]Default: as set by `index`.[/dim]",
     ),
 ]
 
@@ -181,7 +181,7 @@ def demo(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a question over a real corpus through LangChain, LlamaIndex and Chroma.
+    """Answer a question about a real corpus with LangChain, LlamaIndex and Chroma.
 
     Needs no key and no internet: without NEXUSFLOW_API_KEY a small model runs on this machine,
     behind the same API. The index is kept, so a second run costs nothing.
@@ -281,7 +281,7 @@ def index(
     texts = corpora.load(path, limit, tuned or TunedSettings())
     indexes = Indexes(store)
     if estimate:
-        # Without a key the price is the service's: many ask for it before they get a key.
+        # Without a key, show the service's price: users want to know it before they get a key.
         endpoint = Endpoint(
             resolve_base_url(),
             ApiKey(""),
@@ -426,7 +426,7 @@ def _source(corpus: str) -> str:
 def _hybrid_frameworks(asked: tuple[str, ...]) -> tuple[str, ...]:
     """Return the framework of a hybrid search, and check that its packages are installed."""
     if asked not in ((), ("chroma",)):
-        raise UsageProblem("--hybrid is a search of Chroma: leave out --framework")
+        raise UsageProblem("--hybrid searches with Chroma only: leave out --framework")
     check_packages()
     return ("chroma",)
 
@@ -440,14 +440,14 @@ def _keywords(documents: Sequence[corpora.Document]) -> Keywords:
 def _check_fresh(fresh: bool, limit: int | None) -> None:
     if fresh and limit is not None:
         raise UsageProblem(
-            "--fresh rebuilds the whole index and --limit reads part of the texts: use one of them"
+            "--fresh rebuilds the whole index and --limit reads only some texts: use one of the two"
         )
 
 
 def _check_chat(model: str | None, *, embedded: bool) -> None:
     if model and embedded:
-        what = "ask an index of the service" if has_key() else "set NEXUSFLOW_API_KEY for one"
-        raise UsageProblem(f"the embedded server has no chat model: {what}")
+        what = "use an index of the service" if has_key() else "set NEXUSFLOW_API_KEY for one"
+        raise UsageProblem(f"the local server has no chat model: {what}")
 
 
 def _update(
@@ -531,7 +531,7 @@ def _bill(
     *,
     brief: bool,
 ) -> dict[str, Any]:
-    """Show what the chat model cost, and return it for JSON; ``None`` is not known."""
+    """Show what the chat model cost, and return the cost for JSON; an unknown cost is ``None``."""
     if chat is None:
         return {}
     counts = [answer["tokens"] for answer in answers]
@@ -597,7 +597,7 @@ def _next_lines(
     if opened.endpoint.local_model and not has_key():
         lines.append(("export NEXUSFLOW_API_KEY=…", "the same with text-embedding-v4"))
     elif chat is None and not opened.endpoint.local_model:
-        lines.append(("--chat-model qwen3.5-plus", "an answer that is written"))
+        lines.append(("--chat-model qwen3.5-plus", "let a chat model write the answer"))
     return lines
 
 

@@ -38,7 +38,7 @@ class AskScreen(Screen):
         rows.add_column(style="bold", no_wrap=True)
         rows.add_column(overflow="fold")
         if endpoint.local_model:
-            rows.add_row("Endpoint", f"{endpoint.base_url}, the embedded server")
+            rows.add_row("Endpoint", f"{endpoint.base_url}, the local server")
             rows.add_row(
                 "Model", f"{endpoint.local_model}, a small local model, not text-embedding-v4"
             )
@@ -53,7 +53,7 @@ class AskScreen(Screen):
 
     @contextmanager
     def indexing(self, total: int) -> Iterator[Indexing]:
-        """Show a bar while the block runs."""
+        """Show a progress bar while the block runs."""
         self.out.print()
         bar = Progress(
             TextColumn("Indexing", style="bold"),
@@ -67,7 +67,7 @@ class AskScreen(Screen):
             yield Indexing(self, bar, total)
 
     def changes(self, done: Updated) -> None:
-        """Show what happened, or would happen, to the passages."""
+        """Show how many passages were added, changed and removed, or would be."""
         numbers = [
             f"{number:,} {what}"
             for number, what in (
@@ -82,7 +82,7 @@ class AskScreen(Screen):
         self.out.print(Padding(", ".join(numbers) + ".", INDENT))
 
     def left_out(self, left_out: Sequence[Skipped]) -> None:
-        """Name what was left out, on standard error."""
+        """List the files and passages that were left out, on standard error."""
         for item in left_out[:_NAMED]:
             self.err.print(Text(f"left out {item}", style="yellow"))
         if (more := len(left_out) - _NAMED) > 0:
@@ -90,7 +90,7 @@ class AskScreen(Screen):
 
     def asked(self, index: Index, endpoint: Endpoint) -> None:
         """Show which index and which model are used."""
-        where = ", embedded" if endpoint.local_model else f" at {endpoint.base_url}"
+        where = ", local" if endpoint.local_model else f" at {endpoint.base_url}"
         line = f"Index {index.name}, model {endpoint.model}{where}"
         self.out.print(Text(line, style="dim"))
 
@@ -117,7 +117,7 @@ class AskScreen(Screen):
             self.out.print(Padding(Text(_snippet(passage), style="dim"), (0, 0, 0, 6)))
 
     def beside(self, passages: Sequence[Passage], keywords: Sequence[Passage]) -> None:
-        """Show BM25's hits beside ours."""
+        """Show the hits of BM25 beside those of the vector search."""
         self.head("Beside BM25", "keyword search; its scores cannot be compared with cosines")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for name in ("", "Embeddings", "cosine", "BM25", "score"):
@@ -128,7 +128,7 @@ class AskScreen(Screen):
         self.out.print(Padding(table, INDENT))
 
     def quotes(self, quotes: Sequence[Quote]) -> None:
-        """Show a quoted answer, and say that it is quoted."""
+        """Show a quoted answer, and that it is quoted."""
         self.head("Answer", "extracted from the passages; no chat model used")
         if not quotes:
             self.out.print(Padding("No sentence in the passages could be quoted.", INDENT))
@@ -151,7 +151,7 @@ class AskScreen(Screen):
         *,
         brief: bool,
     ) -> None:
-        """Show the tokens and price of the chat model, and the sum with those of ``usage``."""
+        """Show the chat model's tokens and price, and the totals including ``usage``."""
         if tokens is None:
             line = f"{chat.model}: tokens and price not known"
         else:
@@ -165,7 +165,7 @@ class AskScreen(Screen):
     def written(
         self, pieces: Generator[str, None, ChatTokens | None], model: str, framework: str
     ) -> tuple[str, ChatTokens | None]:
-        """Show an answer as it is written; returns all of it, and its tokens."""
+        """Show an answer while the model writes it; return the whole answer and its tokens."""
         text, tokens = "", None
 
         def each() -> Iterator[str]:
@@ -173,7 +173,7 @@ class AskScreen(Screen):
             tokens = yield from pieces
 
         shown = each()
-        text = next(shown, "")  # before the heading, in case it fails
+        text = next(shown, "")  # wait for the first piece: no heading if the model fails
         self.head("Answer", f"written by {model} through {FRAMEWORKS[framework]}")
         self.out.print(Text(text), end="", soft_wrap=True)
         for piece in shown:
@@ -226,7 +226,7 @@ class AskScreen(Screen):
         self.out.print(Padding(Group(table, Text(note, style="dim")), INDENT))
 
     def cost(self, usage: Usage, endpoint: Endpoint, *, brief: bool = False) -> None:
-        """Show tokens, requests and price, and say whose price it is."""
+        """Show tokens, requests and price, and which model is priced."""
         sent = f"{count(usage.tokens, 'token')} in {count(usage.requests, 'request')}"
         if brief:
             paid = f"{money(usage.cost, usage.price)} at the list price"

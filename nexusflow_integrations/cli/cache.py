@@ -1,4 +1,4 @@
-"""``nexusflow cache``: shows the embedding cache, shrinks or clears it."""
+"""The command ``nexusflow cache``: shows, shrinks or clears the embedding cache."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ cache = typer.Typer(
 
 @cache.command()
 def info(path: CacheOption = None, as_json: JsonOption = False) -> None:
-    """Show the size of the cache, its vectors by model, and how many texts it saved."""
+    """Show the cache's size, its vectors by model, and how many texts it saved sending."""
     with _opened(path) as store:
         found = store.info()
     if as_json:
@@ -67,12 +67,14 @@ def prune(
     older_than: Annotated[
         str | None,
         typer.Option(
-            help="Remove vectors unused for longer than this: 30d, 12h, 2w. Rounded to days."
+            help="Remove vectors unused for longer than this: 30d, 12h, 2w (rounded to days)."
         ),
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option(help="Shrink to this size, least recently used first: 500MB."),
+        typer.Option(
+            help="Shrink to this size, such as 500MB; the least recently used vectors go first."
+        ),
     ] = None,
     yes: YesOption = False,
     path: CacheOption = None,
@@ -80,7 +82,7 @@ def prune(
 ) -> None:
     """Remove vectors that were not used for a long time, or shrink to a size.
 
-    Asks first if the size would remove almost everything.
+    Asks for confirmation before it removes almost everything.
     """
     if older_than is None and to is None:
         raise UsageProblem("name what to remove: --older-than 30d, or --to 500MB, or both")
@@ -90,7 +92,7 @@ def prune(
         if most is not None and not yes:
             held = store.info()
             if held.vectors and most < max(_EMPTY, held.bytes / 100):
-                _confirm(f"shrinking to {in_bytes(most)} keeps almost none of", store, as_json)
+                _confirm(f"shrinking to {in_bytes(most)} removes almost all of", store, as_json)
         _report(store, store.prune(max_age=age, max_bytes=most), as_json)
 
 
@@ -100,7 +102,7 @@ def clear(
     path: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove all vectors and all counts; embedding them again is paid for again."""
+    """Remove all vectors and all counts; embedding the texts again costs as much as before."""
     with _opened(path) as store:
         if not yes and store.info().vectors:
             _confirm("this removes", store, as_json)
@@ -110,7 +112,7 @@ def clear(
 @cache.command()
 def verify(path: CacheOption = None, as_json: JsonOption = False) -> None:
     """Compare cached vectors with the service's answers; the first run stores some to compare."""
-    resolve_api_key()  # raises now if there is no key
+    resolve_api_key()  # raises an error if there is no key
     place = True if path is None else address_or_path(path)
     with _opened(path) as store:
         found = [verified(item, place) for item in of_service(store.info())]
@@ -132,7 +134,7 @@ class Verified:
 
 
 def of_service(info: CacheInfo) -> list[ModelRows]:
-    """Return the models in the cache that belong to the current endpoint."""
+    """Return the cached models of the current endpoint."""
     return [item for item in info.models if item.base_url == resolve_base_url()]
 
 
@@ -211,7 +213,7 @@ def _show_info(screen: Screen, info: CacheInfo) -> None:
             Text(embedded or item.model, style="bold"),
             "default" if item.dimensions is None else str(item.dimensions),
             f"{item.vectors:,}",
-            "embedded in the command" if embedded else item.base_url,
+            "local server" if embedded else item.base_url,
         )
     screen.out.print(Padding(table, INDENT))
 

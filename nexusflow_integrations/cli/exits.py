@@ -27,12 +27,12 @@ _FOR_PYTHON = "pass api_key=... or set the environment variable"
 _CHROMAS_TAIL = re.compile(r" in (add|upsert|update|query)\.$")
 
 
-class UsageProblem(Exception):  # noqa: N818 - never seen as an error outside the command
-    """Options that do not go together; the message is one sentence."""
+class UsageProblem(Exception):  # noqa: N818 - only used inside the command
+    """The options cannot be used together; the message is one sentence."""
 
 
 class CannotListenError(Exception):
-    """A server cannot listen at an address; the message is one sentence."""
+    """A server cannot listen on a port; the message is one sentence."""
 
     def __init__(self, host: str, port: int, error: OSError) -> None:
         if error.errno == errno.EADDRINUSE:
@@ -68,7 +68,7 @@ def explain(error: Exception) -> tuple[str, int]:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        # Files that are written are named; what is left is the output.
+        # Errors of writing a file name the file; without a name, standard output failed.
         full = "standard output" if error.errno == errno.ENOSPC else None
         name = error.filename or full
         return f"{name}: {error.strerror}" if name else error.strerror

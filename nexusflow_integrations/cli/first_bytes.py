@@ -1,4 +1,4 @@
-"""The type of a file that is not text, by its first bytes."""
+"""Recognises the type of a file that is not text by its first bytes."""
 
 from __future__ import annotations
 

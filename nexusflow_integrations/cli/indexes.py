@@ -1,4 +1,4 @@
-"""``nexusflow indexes``: lists, shows and removes what `index` and `demo` made."""
+"""The command ``nexusflow indexes``: lists, shows and removes what `index` and `demo` made."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["indexes"]
 
 
 class _ListsByDefault(TyperGroup):
-    """Takes ``nexusflow indexes`` for ``nexusflow indexes list``."""
+    """Runs ``nexusflow indexes list`` if no subcommand is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
@@ -35,7 +35,7 @@ indexes = typer.Typer(
     cls=_ListsByDefault, help="List, show or remove the indexes of `index` and `demo`."
 )
 
-NameArgument = Annotated[str, typer.Argument(help="Name of the index, or how it begins.")]
+NameArgument = Annotated[str, typer.Argument(help="Name of an index, or the beginning of it.")]
 
 
 @indexes.command("list")
@@ -51,7 +51,7 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
 
 @indexes.command()
 def show(name: NameArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Show what one index holds."""
+    """Show the contents of one index."""
     row = _described(Indexes(store).find(name))
     if as_json:
         print_json(row)
@@ -134,7 +134,7 @@ def _show_one(screen: Screen, row: dict[str, Any]) -> None:
         table.add_row("Texts", home(row["corpus"]))
         size = f", {row['dimensions']} numbers" if row["dimensions"] else ""
         table.add_row("Model", f"{row['model']}{size}")
-        table.add_row("Endpoint", row["base_url"] or "embedded in the command")
+        table.add_row("Endpoint", row["base_url"] or "local server")
         table.add_row("Last used", row["used"])
     else:
         table.add_row("State", "unfinished or damaged: index its texts again, or remove it")

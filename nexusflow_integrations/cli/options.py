@@ -1,4 +1,4 @@
-"""Options of several commands, and parsing of amounts on the command line."""
+"""Options that several commands share, and the parsing of amounts on the command line."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ DimensionsOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 LocalOption = Annotated[
-    bool, typer.Option("--local", help="Use the embedded model even where a key is set.")
+    bool, typer.Option("--local", help="Use the local model even if a key is set.")
 ]
 BudgetOption = Annotated[
     str | None,
-    typer.Option(help="The most to spend, like [bold]'200k tokens'[/bold] or [bold]¥2.50[/bold]."),
+    typer.Option(help="Maximum to spend, like [bold]'200k tokens'[/bold] or [bold]¥2.50[/bold]."),
 ]
 ChatPriceOption = Annotated[
     str | None,
     typer.Option(
         metavar="SENT/WRITTEN",
-        help="Chat model's price per million prompt and answer tokens, like [bold]0.8/4.8[/bold].",
+        help="Price of the chat model per million prompt and answer tokens, like"
+        " [bold]0.8/4.8[/bold].",
     ),
 ]
 EstimateOption = Annotated[
@@ -83,7 +84,7 @@ def print_json(result: dict[str, Any]) -> None:
 
 
 def cost_json(usage: Usage, endpoint: Endpoint) -> dict[str, Any]:
-    """Return the cost of a run; the embedded model has no price."""
+    """Return the cost of a run for JSON; the local model is free."""
     paid = endpoint.local_model is None
     return {
         "tokens": usage.tokens,
@@ -98,7 +99,8 @@ def cost_json(usage: Usage, endpoint: Endpoint) -> dict[str, Any]:
 def estimate_json(found: Estimate, *, local: bool) -> dict[str, Any]:
     """Return the estimated requests and cost of a run.
 
-    Without a key the price is the service's, and ``paid`` is false: the embedded model would run.
+    Without a key, the price is the service's price, and ``paid`` is false because the local model
+    would run.
     """
     return {
         "texts": found.texts,
@@ -148,7 +150,7 @@ def budget(text: str, price: Price) -> Budget:
     text = text.strip()
     sign = _SIGNS.get(text[:1])
     number, unit = _split(text[1:] if sign else text) or (0.0, "?")
-    if text == "0":  # of any unit
+    if text == "0":  # zero needs no unit
         return Budget(tokens=0)
     tokens = re.fullmatch(r"([km]?)\s*tokens?", unit.lower())
     if tokens and not sign:

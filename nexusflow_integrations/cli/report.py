@@ -50,7 +50,11 @@ def report(
     ] = None,
     index: Annotated[
         str | None,
-        typer.Option("--index", "-i", help="The index, named as `ask` and `search` name it."),
+        typer.Option(
+            "--index",
+            "-i",
+            help="An index made by `index` or `demo`, as `ask` and `search` take it.",
+        ),
     ] = None,
     path: Annotated[
         Path | None,
@@ -65,7 +69,7 @@ def report(
             "--questions",
             "-q",
             dir_okay=False,
-            help='Questions to ask, one a line, or JSONL: {"question": …, "expected": \\[ids]}.',
+            help='Questions to ask, one per line, or JSONL: {"question": …, "expected": \\[ids]}.',
         ),
     ] = None,
     source: Annotated[
@@ -86,8 +90,8 @@ def report(
 ) -> None:
     """Write one HTML file about a collection: failed questions, duplicates, outliers, map, cost.
 
-    The file needs no network. Only the questions, and three short documents to check that the model
-    is the same, are embedded and paid for.
+    The file needs no network. Only the questions are embedded and paid for, and three short
+    documents that check whether the model is the same.
     """
     if not output.parent.is_dir():
         raise UsageProblem(f"the folder {str(output.parent)!r} does not exist")
@@ -138,7 +142,7 @@ def report(
 _Opened = tuple[
     "Collection", "NexusFlowEmbeddingFunction | None", "Sequence[Question]", str, "str | None"
 ]
-"""Collection, function, questions, title, and the name of a local model."""
+"""The collection, its embedding function, the questions, the title, and a local model's name."""
 
 
 @contextmanager

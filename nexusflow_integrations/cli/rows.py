@@ -1,4 +1,4 @@
-"""Rows of a text and its vector: reading lines, and writing files that are never incomplete."""
+"""Reads lines of text, and writes files of vectors that are never incomplete."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from nexusflow_integrations.cli.first_bytes import LOOKED_AT, not_text
 from nexusflow_integrations.errors import InvalidResponseError
 
 _GROUP = 2000
-"""Rows of Parquet held until they are written: 16 MB at 2,048 numbers each."""
+"""Rows that the Parquet writer collects before it writes them: 16 MB at 2,048 dimensions."""
 
 
 class InputProblemError(Exception):
-    """The input as a whole cannot be read; the message is one sentence."""
+    """The whole input cannot be read; the message is one sentence."""
 
 
 def check_input(path: Path, what: str) -> None:
-    """Check that a file is there, can be read and may be text.
+    """Check that a file exists, can be read and may be text.
 
     Args:
         path: The file.
-        what: What the message calls it, such as ``input``.
+        what: What the message calls the file, such as ``input``.
 
     Raises:
         InputProblemError: It is missing, cannot be read, or is not text.
@@ -56,9 +56,9 @@ class Line:
     """One line of the input that is not empty.
 
     Attributes:
-        number: Counted from 1, empty lines included.
-        text: What is to be embedded; ``None`` if ``problem`` is set.
-        record: Fields that JSONL output repeats beside the vector.
+        number: Number of the line, counted from 1; empty lines count, too.
+        text: The text to embed; ``None`` if ``problem`` is set.
+        record: Fields of the input that JSONL output repeats beside the vector.
         problem: Why there is no text, or ``None``.
     """
 
@@ -105,10 +105,11 @@ def items_of_json(data: bytes, name: str) -> Iterator[Line]:
         found = orjson.loads(data.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
         raise InputProblemError(
-            f"the input is not JSON (line {error.lineno}); for an object a line say --input jsonl"
+            f"the input is not JSON (line {error.lineno}); for one object per line, set --input"
+            " jsonl"
         ) from None
     if not isinstance(found, list):
-        raise InputProblemError("the input is JSON but not an array of texts or objects")
+        raise InputProblemError("the input is JSON, but not an array of texts or objects")
     for number, item in enumerate(found, 1):
         yield _line(number, item, name)
 
@@ -116,7 +117,7 @@ def items_of_json(data: bytes, name: str) -> Iterator[Line]:
 def rows_of_table(source: Iterable[bytes], name: str, separator: str) -> Iterator[Line]:
     """Yield the rows of CSV or TSV with a header, whose column ``name`` is the text.
 
-    A row's number is that of its last line.
+    The number of a row is the number of its last line.
 
     Raises:
         InputProblemError: There is no such column, a line is not UTF-8, or a quote is not closed.
@@ -126,7 +127,7 @@ def rows_of_table(source: Iterable[bytes], name: str, separator: str) -> Iterato
         columns = reader.fieldnames or ()
         if len(columns) == 1 and name not in columns and re.search("[;\t|]", columns[0]):
             tabs = "\t" in columns[0]
-            cut = "a tab: say --input tsv" if tabs else "; or |: write it with commas"
+            cut = "a tab: set --input tsv" if tabs else "; or |: use commas instead"
             raise InputProblemError(
                 f"the input has one column, {columns[0]!r}, which seems to be separated by {cut}"
             )
@@ -165,7 +166,7 @@ def _line(number: int, found: Any, name: str) -> Line:
 
 
 def _decoded(source: Iterable[bytes], ends: bool = False) -> Iterator[tuple[int, str | None]]:
-    """Yield the lines with their numbers, with or without their ends; ``None`` if not UTF-8."""
+    """Yield each line with its number; the text is ``None`` if the line is not UTF-8."""
     for number, raw in enumerate(source, 1):
         text = _decode(raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw)
         yield number, text if ends or text is None else text.rstrip("\r\n")
@@ -182,7 +183,7 @@ def _decode(raw: bytes) -> str | None:
 
 
 class Writer(Protocol):
-    """Writes one row for every line, in order: its vector, or the reason why it has none."""
+    """Writes one row for every line, in order: its vector, or the reason why there is none."""
 
     def write(self, line: Line, vector: Vectors | None, reason: str | None) -> None: ...
 
@@ -190,7 +191,7 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """The line's own object with ``embedding``; without a vector, null and an ``error``."""
+    """Writes JSONL: the input's object with ``embedding``, or with null and an ``error``."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -208,13 +209,13 @@ class JsonLines:
 
 
 class Npy:
-    """A float32 array of shape (lines, d); a line without a vector is a row of NaN."""
+    """Writes NPY: a float32 array of shape (lines, d); a line without a vector is a row of NaN."""
 
     def __init__(self, file: BinaryIO, size: int | None) -> None:
         self._file = file
         self._size = size
         self._rows = 0
-        self._missing = 0  # rows before the first vector, while the size is unknown
+        self._missing = 0  # rows without a vector, until the first vector gives the size
         if size is not None:
             self._head()
 
@@ -233,7 +234,7 @@ class Npy:
     def finish(self) -> None:
         if self._size is None:
             self._size = 0
-        # numpy leaves room in the header for the first axis to grow.
+        # Write the header again, now with the number of rows: numpy leaves room for it.
         self._file.seek(0)
         self._head()
         self._file.flush()
@@ -249,14 +250,14 @@ class Npy:
             vector = np.full(self._size or 0, np.nan, dtype=np.float32)
         elif vector.shape[0] != self._size:
             raise InvalidResponseError(
-                f"a vector of {vector.shape[0]} numbers came where others have {self._size}:"
-                " ask for a size (--dimensions)"
+                f"a vector has {vector.shape[0]} dimensions, and earlier ones have {self._size}:"
+                " set --dimensions"
             )
         self._file.write(vector.astype("<f4", copy=False).tobytes())
 
 
 class Parquet:
-    """Columns ``line``, ``id``, ``text``, ``embedding`` (a list of float32) and ``error``."""
+    """Writes Parquet with the columns ``line``, ``id``, ``text``, ``embedding`` and ``error``."""
 
     def __init__(self, file: BinaryIO) -> None:
         pa, parquet = _pyarrow()
@@ -308,11 +309,11 @@ class Parquet:
 
 
 def need_parquet() -> None:
-    """Raise the ``ImportError`` that says what to install, before anything is paid for."""
+    """Raise an ``ImportError`` that says what to install, before anything is paid for."""
     _pyarrow()
 
 
 def _pyarrow() -> tuple[Any, Any]:
     with needed("Parquet", "pyarrow", install="pyarrow"):
-        # It has no type hints, so nothing is lost by importing it by name.
+        # pyarrow has no type hints, so importing it by name loses nothing.
         return import_module("pyarrow"), import_module("pyarrow.parquet")

@@ -1,4 +1,4 @@
-"""The two consoles: results on standard output, progress and notes on standard error."""
+"""The two consoles: results go to standard output, progress and notes to standard error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Screen:
     """Both consoles, and the output that all commands share.
 
     Args:
-        quiet: Show no results, only progress: the caller prints JSON.
+        quiet: Show progress but no results, because the caller prints JSON.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -48,7 +48,7 @@ class Screen:
         self.out.print(Text.assemble((title, "bold"), f"  {aside}" if aside else "", style=""))
 
     def estimate(self, found: Estimate, unfit: int = 0, *, local: bool = False) -> None:
-        """Show what embedding would send and cost; nothing with the embedded model."""
+        """Show what embedding would send and cost; the local model costs nothing."""
         self.head("Estimate")
         rows = Table.grid(padding=(0, 2))
         rows.add_column(style="bold", no_wrap=True)
@@ -66,9 +66,9 @@ class Screen:
         rows.add_row("Requests", f"{found.requests:,}")
         paid = f"{money(found.cost, found.price)} at the list price"
         if local:
-            paid = "none; the embedded model is free"
+            paid = "none; the local model is free"
         elif not has_key():
-            paid += " of the service; without a key the embedded model is used, which is free"
+            paid += " of the service; without a key the local model is used, which is free"
         rows.add_row("Price", paid)
         self.out.print(Padding(rows, INDENT))
         self.out.print(Padding(Text("Nothing was sent.", style="dim"), INDENT))
@@ -77,7 +77,7 @@ class Screen:
 def price_line(usage: Usage, endpoint: Endpoint) -> str:
     """Return the cost of ``usage`` as text."""
     if endpoint.local_model is not None:
-        return "The embedded model is free."
+        return "The local model is free."
     price = usage.price
     return (
         f"{money(usage.cost, price)} at the list price of"

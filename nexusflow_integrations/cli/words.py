@@ -1,4 +1,4 @@
-"""Amounts in a readable form."""
+"""Formats amounts for readers."""
 
 from __future__ import annotations
 

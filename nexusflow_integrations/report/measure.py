@@ -29,20 +29,20 @@ BINS = 40
 _PAIRS = 20_000
 _REDUCED = 50
 _ATTRACTING = 15
-"""Number of nearest neighbours per point that t-SNE uses."""
+"""Number of nearest neighbours of each point that t-SNE uses."""
 _MOST_CLUSTERS = 30
 _MOST_GROUPS = 40
 _NAMED = 0.8
-"""Share of the texts in named groups at which sources need not be shortened further."""
+"""Share of texts in named groups from which on sources are not shortened further."""
 _BLOCK = 20_000_000
 """Maximum number of cosines in memory at once."""
 _EQUAL = 1e-9
-"""Vectors of length 1 count as equal if their total variance is at most this."""
+"""Vectors of length 1 count as equal if their total variance is not larger."""
 _FLAT = 0.999
-"""If two components hold a larger share of the variance than this, PCA shows everything."""
+"""If the first two components hold a larger share of the variance, PCA shows everything."""
 _SEED = 7
 
-_FILLERS = {"does", "did", "doing"}  # missing in scikit-learn's list of stop words
+_FILLERS = {"does", "did", "doing"}  # scikit-learn's list of stop words lacks these
 _WORD = re.compile(r"[^\W\d_]+")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]+")
 
@@ -51,7 +51,7 @@ _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]+")
 class Grouping:
     """The group of each point: ``of`` holds indices into ``names``; the largest group is first.
 
-    If small groups were put together, the last name is ``OTHERS``.
+    If small groups were merged, the last name is ``OTHERS``.
     """
 
     label: str
@@ -76,9 +76,9 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Reduced:
-    """Principal components: ``points`` of shape (n, k), 2 <= k <= 50, and their variance's share.
+    """Principal components: ``points`` of shape (n, k), 2 <= k <= 50, and their ``shares``.
 
-    ``shares`` has shape (k,); its sum is at most 1. Equal vectors have no variance: all zeros.
+    ``shares`` has shape (k,); its sum is at most 1. If all vectors are equal, every share is 0.
     """
 
     points: Floats
@@ -92,10 +92,10 @@ class Reduced:
 
 @dataclass(frozen=True)
 class Layout:
-    """The map: ``points`` of shape (n, 2), each axis from 0 to 1, and how it was made.
+    """The map of the points, and how it was made.
 
     Attributes:
-        points: The places.
+        points: The positions, of shape (n, 2); each axis is from 0 to 1.
         method: ``PCA`` or ``t-SNE``.
         kept: Share of the nearest neighbours of all points that are among the ten nearest on the
             map.
@@ -146,9 +146,10 @@ def project(low: Reduced, near: Neighbours, projection: Projection) -> Layout:
 
 
 def _tsne(low: Reduced, near: Neighbours) -> Floats:
-    # Measured on 9,500 docstrings with 896 dimensions, as CPU seconds, share of the ten nearest
-    # neighbours that stay, and trustworthiness: this 25 s, .43, .94; openTSNE with its defaults
-    # 54 s, .45, .91; PaCMAP 18 s, .19, .86; PCA 3 s, .02, .71. scikit-learn's t-SNE takes minutes.
+    # Measured on 9,500 docstrings with 896 dimensions: CPU time, share of the ten nearest
+    # neighbours that the map keeps, and trustworthiness. These settings: 25 s, 0.43, 0.94.
+    # openTSNE's defaults: 54 s, 0.45, 0.91. PaCMAP: 18 s, 0.19, 0.86. PCA: 3 s, 0.02, 0.71.
+    # scikit-learn's t-SNE takes minutes.
     affinity, nearest = _opentsne("affinity"), _opentsne("nearest_neighbors")
     count = len(low.points)
     near = near.first(_ATTRACTING)
@@ -160,7 +161,7 @@ def _tsne(low: Reduced, near: Neighbours) -> Floats:
     )
     first = low.points[:, :2].astype(np.float64)
     first *= 1e-4 / first[:, 0].std()
-    # Points that start at the same place would never separate.
+    # Add a little noise: points that start at the same place would never separate.
     first += np.random.default_rng(_SEED).normal(scale=1e-6, size=first.shape)
     settings = {
         "negative_gradient_method": "fft" if count > 1000 else "bh",
@@ -196,7 +197,7 @@ def _fit(points: Floats) -> Floats:
 
 
 def neighbours(vectors: Floats, most: int = _ATTRACTING) -> Neighbours:
-    """Return the exact nearest neighbours of each row of length 1, by cosine: at most ``most``."""
+    """Return the exact nearest neighbours of each row, by cosine: at most ``most``."""
     count = len(vectors)
     most = max(0, min(most, count - 1))
     places = np.empty((count, most), np.int32)
@@ -205,7 +206,7 @@ def neighbours(vectors: Floats, most: int = _ATTRACTING) -> Neighbours:
     for start in range(0, count if most else 0, step):
         block = vectors[start : start + step] @ vectors.T
         rows = np.arange(len(block))
-        block[rows, start + rows] = -np.inf  # no point is its own neighbour
+        block[rows, start + rows] = -np.inf  # a point is not its own neighbour
         best = np.argpartition(-block, most - 1, axis=1)[:, :most]
         cosines = np.take_along_axis(block, best, 1)
         order = np.lexsort((best, -cosines))
@@ -269,7 +270,7 @@ def clusters(low: Reduced, texts: Sequence[str]) -> Grouping:
     if count < 12 or many < 2:
         return Grouping("cluster", ["all"], np.zeros(count, np.uint8))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fewer clusters than asked for, because points coincide
+        warnings.simplefilter("ignore")  # scikit-learn warns if equal points leave fewer clusters
         found = _sklearn("cluster").KMeans(many, n_init=4, random_state=_SEED)
         found = found.fit_predict(low.points)
     matrix, vocabulary = _tfidf(texts)
@@ -287,8 +288,8 @@ def clusters(low: Reduced, texts: Sequence[str]) -> Grouping:
 def sources(labels: Sequence[str]) -> Grouping | None:
     """Return groups by source; ``None`` if all texts have one source, or few texts share one.
 
-    Sources such as ``random.choice`` or ``guide/start.md:12`` are shortened, to the file, the
-    folder or the first part, until few texts remain in ``OTHERS``.
+    Sources such as ``random.choice`` or ``guide/start.md:12`` are shortened to the file, the folder
+    or the first part, until few texts remain in ``OTHERS``.
     """
     ways: tuple[Callable[[str], str], ...] = (
         lambda label: label,
@@ -302,7 +303,7 @@ def sources(labels: Sequence[str]) -> Grouping | None:
         short = [way(label) or "–" for label in labels]
         counts = Counter(short)
         if len(counts) == 1:
-            break  # and so does every later way
+            break  # shorter forms would not differ, either
         if len(counts) > max(COLOURS + 1, len(labels) / 3):
             continue
         named = sum(count for _, count in counts.most_common(_MOST_GROUPS)) / len(labels)
@@ -376,7 +377,7 @@ def _tfidf(texts: Sequence[str]) -> tuple[Any, list[str]]:
     vectorizer = text.TfidfVectorizer(analyzer=analyse, max_features=5000, sublinear_tf=True)
     try:
         return vectorizer.fit_transform(texts), list(vectorizer.get_feature_names_out())
-    except ValueError:  # no words at all
+    except ValueError:  # the texts contain no words
         return np.zeros((len(texts), 1)), [""]
 
 
@@ -392,6 +393,6 @@ def _opentsne(part: str) -> Any:
 
 
 def _sklearn(part: str) -> Any:
-    # It has no type hints, so nothing is lost by importing it by name; openTSNE likewise.
+    # scikit-learn and openTSNE have no type hints, so importing them by name loses nothing.
     with needed("The report", "sklearn", install="nexusflow-integrations[report]"):
         return import_module(f"sklearn.{part}")

@@ -26,7 +26,7 @@ def render(data: dict[str, Any]) -> str:
     page = (here / "page.html").read_text("utf-8")
     pieces = []
     for name, value in parts.items():
-        # Not `replace`, which would also fill in placeholders inside the texts.
+        # `str.replace` would also replace placeholders inside the texts.
         before, _, page = page.partition(name)
         pieces += [before, value]
     return "".join([*pieces, page])
@@ -34,7 +34,7 @@ def render(data: dict[str, Any]) -> str:
 
 def _inert(data: dict[str, Any]) -> str:
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    text = text.encode("utf-8", "replace").decode()  # lone surrogates cannot be written
+    text = text.encode("utf-8", "replace").decode()  # UTF-8 cannot encode lone surrogates
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 

@@ -32,7 +32,7 @@ _PAGE = 1000
 _NEAR_DUPLICATE = 0.95
 _SHOWN = 12
 _CHARACTERS = 8_000_000
-"""Maximum characters of all texts in the file; if there are more, texts are truncated."""
+"""Maximum number of characters of all texts in the file; longer texts are truncated to fit."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Report:
 
     Attributes:
         path: The file.
-        points: Documents on the map.
-        total: Documents in the collection; more than ``points`` if a sample was taken.
+        points: Number of documents on the map.
+        total: Number of documents in the collection; more than ``points`` if a sample was taken.
         projection: The projection of the map: ``PCA`` or ``t-SNE``.
         ranks: For each question with expected ids, the rank of the first correct document, from 1.
-        usage: The usage of embedding the questions, and of comparing the model.
+        usage: The usage of embedding the questions and of checking the model.
         model, endpoint: The model and the endpoint that made the vectors, if known.
     """
 
@@ -97,18 +97,19 @@ def write_report(
 ) -> Report:
     """Write one self-contained HTML file about a Chroma collection.
 
-    If there are questions, up to three short documents are embedded too, to check that the vectors
-    are of the model that embeds the questions.
+    If there are questions, up to three short documents are embedded, too, to check that the
+    collection's vectors come from the model that embeds the questions.
 
     Args:
-        collection: The collection; it is only read.
-        path: File to write; it is replaced only when it is complete.
-        questions: Questions to rank the documents for, by exact cosine with every point shown.
+        collection: The collection; nothing in it is changed.
+        path: File to write; an existing file is replaced only when the new one is complete.
+        questions: Questions; for each, all shown documents are ranked by exact cosine.
         embedding_function: Embeds the questions. Default: the one stored in the collection.
         source: Name of the metadata field with a document's source.
         url: Name of the metadata field with an address to link the source to. A source that is
             itself an address needs none. Only http, https and file become links.
-        limit: Most points on the map; of a larger collection, a fixed random sample is taken.
+        limit: Maximum number of points on the map; a larger collection is sampled at random, always
+            with the same seed.
         projection: Projection of the map. ``auto`` is t-SNE, or PCA for fewer than 12 points and
             where two dimensions show all of the variance.
         title: Title of the page. Default: the name of the collection.
@@ -117,11 +118,11 @@ def write_report(
 
     Raises:
         ConfigurationError: The collection is empty, an expected id is not in it, or its vectors are
-            not those of the embedding function. Only the last of these needs a request to detect.
+            not those of the embedding function. Only the last check sends a request.
         ImportError: scikit-learn or openTSNE is missing.
         NexusFlowError: Embedding the questions failed.
     """
-    measure.need_packages()  # before anything is embedded
+    measure.need_packages()  # fail before anything is embedded
     asked = [Question(item) if isinstance(item, str) else item for item in questions]
     held = _read(collection, source, url, limit, asked)
     vectors = measure.unit(np.asarray(held.vectors, np.float32))
@@ -195,7 +196,7 @@ def _read(
     wanted = _expected(collection.name, set(names), asked)
     if len(names) > limit:
         chosen = set(np.random.default_rng(0).choice(len(names), limit, replace=False).tolist())
-        # Keep the expected documents, so that their ranks are known.
+        # Keep the expected documents, because their ranks are shown.
         names = [name for place, name in enumerate(names) if place in chosen or name in wanted]
     for start in range(0, len(names), _PAGE):
         page = collection.get(
@@ -236,7 +237,7 @@ def _inspect(
     held: _Held,
     vectors: measure.Floats,
 ) -> tuple[list[dict[str, Any]], Usage, int]:
-    """Return the questions with their hits, their usage, and how many documents were compared."""
+    """Return the questions with their hits, the usage, and how many documents were compared."""
     if not asked:
         return [], Usage(), 0
     if function is None:
@@ -280,7 +281,7 @@ def _inspect(
 
 
 def _compare(collection: Collection, function: NexusFlowEmbeddingFunction, held: _Held) -> int:
-    """Check that the function returns the vectors of the shortest documents; return how many."""
+    """Check the function against the shortest documents' vectors; return how many were compared."""
     from nexusflow_integrations.chroma_collections.verifying import check_same, sampled
 
     ids, texts, stored = sampled(
@@ -302,11 +303,11 @@ def _stored(collection: Collection, asked: Sequence[Question]) -> NexusFlowEmbed
     except ConfigurationError:
         if asked:
             raise
-        return None  # a map needs none
+        return None  # the map works without the embedding function
 
 
 def _cost(held: _Held, usage: Usage) -> dict[str, Any]:
-    # Only counts tokens, so it needs neither a key nor the collection's endpoint.
+    # An estimate only counts tokens, so it needs neither a key nor the collection's endpoint.
     estimate = NexusFlow("none").estimate([text for text in held.texts if text.strip()])
     return {
         "tokens": estimate.tokens,

@@ -3,7 +3,7 @@
     python tests/benchmarks/cutting.py FOLDER
 
 FOLDER holds the tutorial of CPython 3.11 as reStructuredText, ``Doc/tutorial`` in its sources.
-The embedded model finds the passages. ``langchain-text-splitters`` is needed for the comparison.
+The local model finds the passages. ``langchain-text-splitters`` is needed for the comparison.
 """
 
 from __future__ import annotations

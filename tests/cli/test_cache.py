@@ -111,7 +111,7 @@ def test_a_size_that_leaves_next_to_nothing_asks_first(
     nexusflow: Command, file: Path, most: str
 ) -> None:
     said = nexusflow.sentence("cache", "prune", "--to", most, "--cache", str(file), code=2)
-    assert "keeps almost none of the 604 vectors" in said
+    assert "removes almost all of the 604 vectors" in said
     assert said.endswith("confirm with --yes")
     assert nexusflow.json("cache", "info", "--cache", str(file))["vectors"] == 604
     nexusflow("cache", "prune", "--to", most, "--yes", "--cache", str(file))

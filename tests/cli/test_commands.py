@@ -165,7 +165,7 @@ def test_evaluate_scores_the_fixed_questions_beside_bm25(
 
 def test_a_chat_model_without_a_key_is_wrong_usage(nexusflow: Command) -> None:
     said = nexusflow.sentence("demo", "--chat-model", "qwen3.5-plus", code=2)
-    assert said == "the embedded server has no chat model: set NEXUSFLOW_API_KEY for one"
+    assert said == "the local server has no chat model: set NEXUSFLOW_API_KEY for one"
 
 
 # -- index, ask, search --------------------------------------------------------------------------

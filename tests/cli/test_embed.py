@@ -372,7 +372,7 @@ def test_the_budget_is_kept_and_what_was_paid_for_is_not_lost(
     arguments = ("embed", str(source), "-o", str(out), *SMALL)
     _, aside = nexusflow(*arguments, "--budget", "60 tokens", code=1)
     assert "the budget of 60 tokens" in aside
-    assert "run again for the rest" in " ".join(aside.split())
+    assert "run the command again to embed the rest" in " ".join(aside.split())
     assert 0 < service.stats.tokens <= 60
     assert sorted(path.name for path in tmp_path.glob("out*")) == []
     paid = service.stats.texts
@@ -407,15 +407,18 @@ def test_a_second_run_pays_nothing_and_no_cache_pays_again(
         (("texts.txt", "-o", "texts.txt"), "would replace the input"),
         (("texts.txt", "-o", "no/such/out.npy"), "does not exist"),
         (("texts.txt", "--format", "npy"), "name -o FILE.npy"),
-        (("texts.txt", "--json"), "name -o FILE"),
+        (("texts.txt", "--json"), "write the vectors to a file with -o FILE"),
         (("texts.txt", "--budget", "5"), "is not a budget"),
-        (("texts.txt", "-o", "out.csv"), "cannot be written as .csv: end its name in .jsonl"),
+        (
+            ("texts.txt", "-o", "out.csv"),
+            "cannot be written as .csv: give it a name that ends in .jsonl",
+        ),
         (("texts.txt", "--field", "body"), "--field is for JSONL, JSON and CSV"),
         (("texts.txt", "--input", "csv"), "has no column 'text': choose one with --field (text nu"),
         (("texts.txt", "--input", "json"), "the input is not JSON (line 1)"),
-        (("semicolons.csv",), "separated by ; or |: write it with commas"),
-        (("tabs.csv",), "separated by a tab: say --input tsv"),
-        (("texts.txt", "--cache", "x", "--no-cache"), "exclude each other"),
+        (("semicolons.csv",), "separated by ; or |: use commas instead"),
+        (("tabs.csv",), "separated by a tab: set --input tsv"),
+        (("texts.txt", "--cache", "x", "--no-cache"), "use either --cache or --no-cache"),
         (("texts.txt", "--dimensions", "100"), "dimensions must be one of"),
     ],
 )
@@ -590,7 +593,7 @@ def test_what_is_piped_in_is_looked_at_too(service: LocalServer, tmp_path: Path)
 def test_the_embedded_model_has_no_price() -> None:
     usage = Usage(tokens=1_000_000)
     free = Endpoint("http://127.0.0.1:1/v1", ApiKey("k"), None, "use")
-    assert price_line(usage, free) == "The embedded model is free."
+    assert price_line(usage, free) == "The local model is free."
     assert cost_json(usage, free)["list_price"] == 0
     paid = Endpoint("https://nexusflow.vip/v1", ApiKey("k"))
     assert price_line(usage, paid) == "¥0.5 at the list price of ¥0.5 per million tokens."

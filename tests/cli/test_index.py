@@ -133,7 +133,7 @@ def test_a_limit_removes_nothing(
     said = nexusflow.sentence(*command, str(zoo), "--limit", "1", "--fresh", code=2)
     assert (
         said
-        == "--fresh rebuilds the whole index and --limit reads part of the texts: use one of them"
+        == "--fresh rebuilds the whole index and --limit reads only some texts: use one of the two"
     )
 
 
@@ -167,7 +167,7 @@ def test_an_estimate_needs_no_key(nexusflow: Command, zoo: Path, store: Path) ->
     found = nexusflow.json("index", str(zoo), "--estimate")
     assert (found["added"], found["paid"]) == (3, False)
     shown, _ = nexusflow("index", str(zoo), "--estimate")
-    assert "the embedded model is used, which is free" in " ".join(shown.split())
+    assert "the local model is used, which is free" in " ".join(shown.split())
 
 
 def test_an_estimate_for_the_embedded_model_is_free(
@@ -176,7 +176,7 @@ def test_an_estimate_for_the_embedded_model_is_free(
     found = nexusflow.json("index", str(zoo), "--estimate", "--local")
     assert (found["added"], found["list_price"], found["paid"]) == (3, 0.0, False)
     shown, _ = nexusflow("index", str(zoo), "--estimate", "--local")
-    assert "none; the embedded model is free" in shown
+    assert "none; the local model is free" in shown
     assert "¥" not in shown
 
 

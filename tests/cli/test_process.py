@@ -86,7 +86,7 @@ def test_the_first_run_in_an_empty_folder_needs_no_key_and_no_network(
     assert "“Choose a random element from a non-empty sequence.” [1]" in shown
     assert "The three agree: the same passages with the same scores." in shown
     assert re.search(r"[\d,]+ tokens in [\d,]+ requests", shown)
-    assert "The embedded model is free." in shown
+    assert "The local model is free." in shown
     assert "nexusflow ask" in shown
     assert re.search(r"500 passages written in [\d.,]+ s, [\d,]+ tokens\.", done.stderr)
     for framework in ("LangChain", "LlamaIndex", "Chroma"):

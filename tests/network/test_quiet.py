@@ -38,7 +38,7 @@ with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
 assert process.returncode == 0
 """
 
-# Everything that is done with an index of the embedded model, though a key is there.
+# Everything that is done with an index of the local model, although a key is set.
 COMMANDS = """
 set -e
 printf 'one\\ntwo\\n' > lines.txt

@@ -66,7 +66,7 @@ def test_a_row_of_a_table_is_a_passage_with_its_columns_and_line(tmp_path: Path)
         ("a.html", b"caf\xe9", "not UTF-8"),
         ("a.docx", b"PK\x03\x04broken", "cannot be read as .docx: "),
         ("a.ipynb", b"{}}", "cannot be read as .ipynb: "),
-        ("a.csv", b'one\n"two', "not a table, in line 2: "),
+        ("a.csv", b'one\n"two', "not a table: line 2: "),
     ],
 )
 def test_a_file_that_cannot_be_converted_is_named_and_the_others_are_read(

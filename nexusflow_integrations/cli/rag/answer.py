@@ -35,15 +35,15 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 
 CLOSE = {"minilm-use-gated": 0.2}
-"""The cosine below which the nearest passage does not answer, by model; the service's is unknown.
+"""The cosine, by model, below which the nearest passage is no answer; unknown for the service.
 
-Measured by tests/benchmarks/closeness.py: of 79 questions that the docstrings or the Python
-tutorial answer, 4 have a lower best score; of 50 about something else, 8 have a higher one.
+Measured by tests/benchmarks/closeness.py: 4 of 79 questions that the docstrings or the Python
+tutorial answer have a lower best score; 8 of 50 questions about other subjects have a higher one.
 """
 
 
 def is_close(passages: Sequence[Passage], model: str) -> bool:
-    """Return whether the best of ``passages`` may answer the question, as far as is known."""
+    """Return whether the best of ``passages`` may answer the question; true if that is unknown."""
     best = max((passage.score for passage in passages), default=-1.0)
     return best >= CLOSE.get(model, -1.0) and bool(passages)
 
@@ -75,15 +75,15 @@ def quote(
 ) -> list[Quote]:
     """Return the sentences of ``passages`` that are most similar to the question, best first.
 
-    No chat model is used: every quote is in its passage word for word, except for white space. The
-    score of a sentence is the mean of its own cosine and its passage's, since a sentence often
-    lacks meaning without its context.
+    No chat model is used: every quote repeats its passage word for word, except for white space.
+    The score of a sentence is the mean of its own cosine and the cosine of its passage, because a
+    sentence often means little without its context.
 
     Args:
-        question: What was asked.
+        question: The question.
         passages: The passages to quote from.
         client: Embeds the question and the sentences; their tokens are billed.
-        at_most: Maximum number of quotes. Those with a much lower score than the first are left
+        at_most: Maximum number of quotes. Quotes with a much lower score than the first are left
             out.
 
     Raises:
@@ -109,7 +109,7 @@ def quote(
 
 
 def _quotable(passage: Passage) -> list[str]:
-    """Return the sentences of a passage; if there are none, other lines that could be an answer.
+    """Return the sentences of a passage; without any, return other lines that may be an answer.
 
     Headings, questions, rules of tables and code are never returned.
     """
@@ -125,7 +125,7 @@ def _prose(text: str) -> str:
     path, below, body = text.partition("\n\n")
     stated = _STATED.search(path.removesuffix(CUT))
     if below and "\n" not in path and not stated and not _FENCED.match(path):
-        text = body  # the path of headings
+        text = body  # leave out the path of headings
     lines = _INDENTED.sub("", _FENCED.sub("", text)).split("\n")
     kept = ("" if _NOT_PROSE.match(line) else line for line in lines)
     return "".join(f"\n\n{line}" if _MARKER.match(line.lstrip()) else f"\n{line}" for line in kept)

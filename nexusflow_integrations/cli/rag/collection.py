@@ -1,4 +1,4 @@
-"""The single Chroma collection of an index: open, read, update."""
+"""Opens, reads and updates the one Chroma collection of an index."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Updated:
     """The outcome of an update.
 
     Attributes:
-        added, changed, unchanged, removed: Numbers of passages.
+        added, changed, unchanged, removed: How many passages were.
         left_out: Files that could not be read, and passages that could not be stored.
         seconds: How long it took.
     """
@@ -47,7 +47,7 @@ class Updated:
 
 @dataclass(frozen=True)
 class Plan:
-    """The documents that the collection should hold, with their ids.
+    """The documents that the collection should contain, with their ids.
 
     Attributes:
         documents: The corpus, and the stored passages of files that could not be read.
@@ -60,7 +60,7 @@ class Plan:
     remove: bool
 
     def new(self, stored: Mapping[str, Document]) -> list[str]:
-        """Return the texts that have to be embedded."""
+        """Return the texts that must be embedded."""
         return [
             item.text
             for name, item in zip(self.ids, self.documents, strict=True)
@@ -68,7 +68,7 @@ class Plan:
         ]
 
     def counts(self, stored: Mapping[str, Document]) -> Updated:
-        """Return what carrying it out would change."""
+        """Return what would change if this plan were carried out."""
         pairs = list(zip(self.ids, self.documents, strict=True))
         added = sum(name not in stored for name, _ in pairs)
         same = sum(name in stored and stored[name] == item for name, item in pairs)
@@ -83,15 +83,15 @@ def plan(
 ) -> Plan:
     """Choose an id for each document of ``corpus``.
 
-    If the text is already stored, it keeps that id, so that a passage that moved inside its file is
-    not embedded again. Otherwise it replaces a removed passage of the same file, or gets a new id.
-    Stored passages of files that could not be read are kept. If a limit cut off the corpus, nothing
-    beyond the cut is replaced.
+    A document whose text is already stored keeps its id, so a passage that moved inside its file is
+    not embedded again. Any other document replaces a removed passage of the same file, or gets a
+    new id. Stored passages of files that could not be read are kept. If a limit cut off the corpus,
+    nothing beyond the cut is replaced.
 
     Args:
-        corpus: What the collection should hold.
-        stored: What it holds.
-        before: What the collection to be replaced holds; default: ``stored``.
+        corpus: The documents that the collection should contain.
+        stored: The documents that it contains now.
+        before: The documents of the collection that this one replaces; default: ``stored``.
     """
     before = stored if before is None else before
     by_text = {(item.origin, item.text): name for name, item in stored.items()}
@@ -133,7 +133,7 @@ def chroma_client(directory: Path) -> ClientAPI:
 
     Raises:
         ImportError: Chroma is missing; the message says what to install.
-        DamagedError: It is not a folder of Chroma, or is damaged.
+        DamagedError: The folder was not made by Chroma, or is damaged.
     """
     with needed("An index", "chromadb", install="nexusflow-integrations[chroma]"):
         import chromadb
@@ -148,7 +148,7 @@ def chroma_client(directory: Path) -> ClientAPI:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Turn Chroma's errors about its files into `DamagedError`; let all others propagate."""
+    """Turn Chroma's errors about its files into `DamagedError`; all other errors propagate."""
     try:
         yield
     except ImportError:
@@ -174,7 +174,7 @@ def open_to_write(directory: Path, **settings: Any) -> Collection:
     """Open or create the collection of the Chroma folder ``directory``.
 
     Args:
-        directory: Created if it does not exist.
+        directory: The folder; it is created if it does not exist.
         **settings: Settings of ``NexusFlowEmbeddingFunction``.
     """
     client = chroma_client(directory)
@@ -186,7 +186,7 @@ def open_to_write(directory: Path, **settings: Any) -> Collection:
 
 
 def open_to_compare(directory: Path, **settings: Any) -> Collection:
-    """Open the collection of the Chroma folder ``directory`` if its vectors are the service's.
+    """Open the collection of the Chroma folder ``directory`` if the service returns its vectors.
 
     Raises:
         ConfigurationError: The service returns different vectors.
@@ -201,7 +201,7 @@ def open_to_compare(directory: Path, **settings: Any) -> Collection:
 
 
 def open_to_read(directory: Path) -> Collection:
-    """Open the collection of the Chroma folder ``directory`` to read what it holds."""
+    """Open the collection of the Chroma folder ``directory`` to read its documents."""
     client = chroma_client(directory)
     with reading():
         return client.get_collection(COLLECTION, embedding_function=None)
@@ -223,7 +223,7 @@ def stored(collection: Collection) -> dict[str, Document]:
 
 
 def make_keyword_index(collection: Collection) -> None:
-    """Make the keyword index of a collection, so that the first search need not."""
+    """Build the keyword index of a collection, so that the first search does not have to."""
     from nexusflow_integrations.chroma_collections.keyword_index import fitting_index
 
     with reading():
@@ -233,7 +233,7 @@ def make_keyword_index(collection: Collection) -> None:
 def update(
     collection: Collection, plan: Plan, progress: Callable[[int], object] | None = None
 ) -> Updated:
-    """Make a collection hold what ``plan`` says; see ``sync_documents`` for what it promises."""
+    """Carry out ``plan`` on a collection; see ``sync_documents`` for the guarantees."""
     from nexusflow_integrations.chroma_collections import sync_documents
 
     done = sync_documents(

@@ -1,4 +1,4 @@
-"""Files that are not plain text, converted: HTML, notebooks, PDF, DOCX, and tables."""
+"""Converts files that are not plain text: HTML, notebooks, PDF, DOCX and tables."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ def markdown(data: bytes, suffix: str) -> str:
     """Return the Markdown of a file.
 
     Args:
-        data: The file.
+        data: The contents of the file.
         suffix: A key of `CONVERTED`.
 
     Raises:
-        ImportError: The package that converts is missing; the message says what to install.
-        NotConvertedError: The file is not of the type that its name says, or has no text.
+        ImportError: The package that converts the file is missing; the message says what to
+            install.
+        NotConvertedError: The file is not of the type that its suffix names, or has no text.
     """
     start, kind = _STARTS.get(suffix, (b"", ""))
     if not data.startswith(start):
@@ -62,7 +63,7 @@ def markdown(data: bytes, suffix: str) -> str:
     try:
         converter = getattr(converters, CONVERTED[suffix])()
         text = str(converter.convert(io.BytesIO(data), info).markdown)
-    except Exception as error:  # noqa: BLE001 - each parser has errors of its own
+    except Exception as error:  # noqa: BLE001 - each parser raises its own errors
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise NotConvertedError(f"cannot be read as {suffix}: {said}") from None
     if suffix == ".pdf" and not text.strip():
@@ -72,7 +73,7 @@ def markdown(data: bytes, suffix: str) -> str:
 
 @contextmanager
 def _no_telemetry() -> Iterator[None]:
-    """Turn off onnxruntime's telemetry: markitdown imports it for a detector not used here."""
+    """Turn off the telemetry of onnxruntime, which markitdown imports but does not use here."""
     if _TELEMETRY_OFF in os.environ:
         yield
         return
@@ -84,9 +85,9 @@ def _no_telemetry() -> Iterator[None]:
 
 
 def table_rows(text: str, separator: str) -> Iterator[tuple[int, str]]:
-    """Yield, for each row of CSV or TSV, the number of its last line and its text.
+    """Yield the number of the last line, and the text, of each row of CSV or TSV.
 
-    The text has a line ``column: value`` for each column.
+    The text contains a line ``column: value`` for each column.
 
     Raises:
         NotConvertedError: A quote is not closed, or a field is too long.
@@ -100,4 +101,4 @@ def table_rows(text: str, separator: str) -> Iterator[tuple[int, str]]:
             if passage := "\n".join(shown):
                 yield reader.line_num, passage
     except csv.Error as error:
-        raise NotConvertedError(f"not a table, in line {reader.line_num}: {error}") from None
+        raise NotConvertedError(f"not a table: line {reader.line_num}: {error}") from None

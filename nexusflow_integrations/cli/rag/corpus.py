@@ -43,7 +43,7 @@ EVERYDAY = (
     "string", "subprocess", "tempfile", "textwrap", "time", "timeit", "urllib.parse", "uuid",
     "webbrowser", "zipfile",
 )
-"""Modules of everyday scripts. Their documents come first, so a limit of 500 selects these."""
+"""Modules that everyday scripts use. Their documents come first, so a limit of 500 selects them."""
 
 FURTHER = (
     "argparse", "asyncio", "base64", "cmath", "codecs", "colorsys", "configparser",
@@ -55,7 +55,7 @@ FURTHER = (
     "traceback", "unicodedata", "unittest", "urllib.request", "warnings", "wave", "weakref",
     "xml.etree.ElementTree", "zlib", "zoneinfo",
 )
-"""Further modules, for a larger limit."""
+"""Modules whose documents follow, if the limit is larger."""
 # fmt: on
 
 KINDS = {
@@ -76,11 +76,11 @@ _DEFAULT = TunedSettings()
 _KINDS_SHOWN = 5
 _IGNORED = ""
 _OUTSIDE = "/"
-"""Keys that are not suffixes: files that ``.gitignore`` excludes, and links out of the folder."""
+"""Keys that are not suffixes: files excluded by ``.gitignore``, and links that leave the folder."""
 
 
 class CorpusError(Exception):
-    """There is nothing to search, or it cannot be read; the message is one sentence."""
+    """The corpus is empty or cannot be read; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class Document:
     """One passage.
 
     Attributes:
-        text: What is embedded.
-        source: Where it comes from, for readers: ``random.shuffle``, ``a.md:12``.
+        text: The text that is embedded.
+        source: Where the text comes from, for readers: ``random.shuffle``, ``a.md:12``.
         url: Where to read more, or an empty string.
     """
 
@@ -99,12 +99,12 @@ class Document:
 
     @cached_property
     def id(self) -> str:
-        """24 hexadecimal digits that change with the source and the text."""
+        """A hash of source and text, as 24 hexadecimal digits."""
         return hashlib.sha256(f"{self.source}\0{self.text}".encode()).hexdigest()[:24]
 
     @property
     def origin(self) -> str:
-        """The file that contains it, without the line number."""
+        """The file that contains the passage, without the line number."""
         return _LINE.sub("", self.source)
 
 
@@ -130,10 +130,10 @@ class Corpus:
 
     Attributes:
         name: Short name, safe in a file name.
-        title: What it is, for a reader.
+        title: A description for readers.
         documents: The passages, in a fixed order.
         skipped: Files and folders that could not be read, with the reason.
-        complete: False if a limit left out some documents.
+        complete: Whether all documents are here; false if a limit left out some.
         others: A line about files of other types, or an empty string.
     """
 
@@ -156,13 +156,13 @@ class Corpus:
 
 
 def load(name: str, limit: int | None = None, tuned: TunedSettings = _DEFAULT) -> Corpus:
-    """Return the corpus of that name: ``stdlib``, ``topics``, or the path of a folder or file.
+    """Return the corpus ``name``: ``stdlib``, ``topics``, or the path of a folder or file.
 
     Args:
-        name: If a folder has the name of a corpus, write ``./stdlib``.
-        limit: Maximum number of documents, from the front; ``None`` means 500 for ``stdlib`` and
-            all for others.
-        tuned: Settings that say how to cut.
+        name: Name or path. A folder named like a corpus is written ``./stdlib``.
+        limit: Maximum number of documents, from the beginning; ``None`` means 500 for ``stdlib``
+            and all for others.
+        tuned: Settings that say how to cut the texts.
 
     Raises:
         CorpusError: No such path, or nothing in it.
@@ -175,9 +175,9 @@ def load(name: str, limit: int | None = None, tuned: TunedSettings = _DEFAULT) -
 
 
 def whole(name: str) -> tuple[list[tuple[str, str]], tuple[Skipped, ...]]:
-    """Return the texts of the corpus of that name before they are cut, with their sources.
+    """Return the uncut texts of the corpus ``name`` with their sources.
 
-    The docstrings are those of ``stdlib``. What cannot be read is in the second list.
+    The docstrings are those of ``stdlib``. The second list holds what could not be read.
 
     Raises:
         CorpusError: No such path, or no text in it that can be read.
@@ -210,7 +210,7 @@ def stdlib(limit: int | None = 500) -> Corpus:
     """Return docstrings of public functions and classes: name, and the first 400 characters.
 
     Raises:
-        CorpusError: This Python runs without docstrings.
+        CorpusError: This Python was started without docstrings.
     """
     if sys.flags.optimize >= 2:
         raise CorpusError(
@@ -227,7 +227,7 @@ def _docstrings(modules: Iterable[str]) -> Iterator[Document]:
         try:
             module = importlib.import_module(name)
         except ImportError:
-            continue  # removed from, or not yet in, this version
+            continue  # this Python version does not have the module
         for public in _public_names(module):
             document = _docstring(name, public, getattr(module, public, None))
             if document is not None:
@@ -253,9 +253,9 @@ def _docstring(module: str, name: str, thing: object) -> Document | None:
     if inspect.isclass(thing) and issubclass(thing, BaseException):
         return None
     doc = inspect.getdoc(thing) or ""
-    lines = doc.partition(">>>")[0].splitlines()  # prose without its examples
+    lines = doc.partition(">>>")[0].splitlines()  # leave out the examples
     while lines and (not lines[0].strip() or _SIGNATURE.fullmatch(lines[0].strip())):
-        lines.pop(0)  # the description answers questions, the signature does not
+        lines.pop(0)  # leave out the signature: only the description answers questions
     doc = first_part("\n".join(lines).strip(), 400)
     if len(doc) < _FEWEST_CHARACTERS:
         return None
@@ -277,10 +277,10 @@ def _docs_url(module: str, name: str) -> str:
 
 
 def topics(limit: int | None = None, tuned: TunedSettings = _DEFAULT) -> Corpus:
-    """Return the reference topics of ``help()``, cut into passages of at most 800 characters.
+    """Return the reference topics that ``help()`` shows, as passages of at most 800 characters.
 
     Raises:
-        CorpusError: This Python was installed without them.
+        CorpusError: This Python was installed without the reference topics.
     """
     documents, complete = _front(_topic_passages(_topics(), tuned), limit)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -370,7 +370,7 @@ def _text_files(path: Path, skipped: list[Skipped], others: Counter[str]) -> Ite
 def _leads_out(link: Path, folder: Path) -> bool:
     try:
         return not link.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # a loop of links, which reading reports
+    except (OSError, RuntimeError):  # the links form a loop; reading the file reports it
         return False
 
 
@@ -395,7 +395,7 @@ def _file_passages(
 
 
 def _passages(file: Path, text: str, tuned: TunedSettings) -> Iterator[tuple[int, str]]:
-    """Yield each passage with its first line's number, or 0 if a line number means nothing."""
+    """Yield each passage with the number of its first line; 0 if the lines have no numbers."""
     suffix, kind = file.suffix.lower(), kind_of(file.name)
     if suffix in TABLES:
         for line, row in table_rows(text, TABLES[suffix]):
@@ -421,7 +421,7 @@ def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
     """Return the text of a file; if there is none, add the reason to ``skipped``."""
     try:
         status = file.stat()
-        if not stat.S_ISREG(status.st_mode):  # reading a named pipe would block for ever
+        if not stat.S_ISREG(status.st_mode):  # reading a named pipe would never end
             skipped.append(Skipped(source, "not a regular file"))
             return None
         if status.st_size > _LARGEST_FILE:
@@ -467,7 +467,7 @@ def _others(others: Counter[str]) -> str:
 
 
 def _nothing(path: Path, files: list[Path], skipped: list[Skipped], left_out: str) -> str:
-    """Return why there is no text in ``path``."""
+    """Return the reason why ``path`` contains no text."""
     if skipped and files == [path]:
         return f"{str(path)!r} cannot be read: {skipped[0].reason}"
     if skipped:

@@ -1,4 +1,4 @@
-"""Where texts are embedded: by the service if there is a key, else by the embedded server."""
+"""Chooses what embeds texts: the service if there is a key, else the local server."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from nexusflow_integrations.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What a client needs to know.
+    """What a client needs to connect.
 
     Attributes:
         base_url: Root of the API.
         api_key: The key.
         dimensions: The size to request, or ``None``.
-        local_model: The model of the embedded server; ``None`` for the service.
+        local_model: The model of the local server; ``None`` for the service.
         tuned: Settings from a file; their size is ``dimensions``.
     """
 
@@ -42,7 +42,7 @@ class Endpoint:
 
     @property
     def vectors(self) -> dict[str, Any]:
-        """What a client or an adapter needs to make the same vectors."""
+        """The settings with which a client or an adapter makes the same vectors."""
         found: dict[str, Any] = {"dimensions": self.dimensions}
         if self.tuned is not None:
             found["query_instruction"] = self.tuned.query_instruction
@@ -56,20 +56,20 @@ class Endpoint:
 
     @property
     def lasting_url(self) -> str:
-        """The service's URL, or for the embedded server a URL that does not depend on its port."""
+        """The service's URL, or for the local server a URL that does not depend on its port."""
         if self.local_model is None:
             return self.base_url
         return f"http://{self.local_model}{_EMBEDDED}"
 
     def http_client(self) -> httpx.Client | None:
-        """Return an HTTP client that sends requests for ``lasting_url`` to the embedded server."""
+        """Return an HTTP client that sends requests for ``lasting_url`` to the local server."""
         if self.local_model is None:
             return None
         return httpx.Client(transport=_ToPort(httpx.URL(self.base_url)), timeout=None)  # noqa: S113
 
     @property
     def name(self) -> str:
-        """Identifies its vectors; safe in file names: ``minilm-use-gated``, ``nexusflow.vip-512``.
+        """Names the vectors, also in files: ``minilm-use-gated``, ``nexusflow.vip-512``.
 
         Vectors of endpoints with different names must not be mixed in one collection.
         """
@@ -86,7 +86,7 @@ _EMBEDDED = ".embedded.localhost/v1"
 
 
 def embedded_model(base_url: str) -> str | None:
-    """Return the model whose ``lasting_url`` this is; ``None`` for the URL of a service."""
+    """Return the local model whose ``lasting_url`` is ``base_url``; ``None`` for a service."""
     name = base_url.removeprefix("http://").removesuffix(_EMBEDDED)
     return name if base_url == f"http://{name}{_EMBEDDED}" else None
 
@@ -102,7 +102,7 @@ class _ToPort(httpx.HTTPTransport):
 
 
 def default_local_model() -> str:
-    """Return the name of the model that the embedded server runs."""
+    """Return the name of the model that the local server runs."""
     from nexusflow_integrations.local import encoder
 
     return encoder.DEFAULT_MODEL
@@ -121,18 +121,18 @@ def open_endpoint(
     model: str | None = None,
     tuned: TunedSettings | None = None,
 ) -> Iterator[Endpoint]:
-    """Yield the service, or the embedded server, which runs until the block ends.
+    """Yield the service, or the local server, which runs until the block ends.
 
     Args:
-        local: Whether to run the embedded server; ``None`` runs it only if no key is set.
+        local: Whether to run the local server; ``None`` runs it only if no key is set.
         dimensions: The size to request.
-        tuned: Settings from a file, which name the size instead.
-        model: The model of the embedded server, one of ``nexusflow_integrations.local.MODELS``;
+        tuned: Settings from a file; their size replaces ``dimensions``.
+        model: The model of the local server, one of ``nexusflow_integrations.local.MODELS``;
             default: the one for 16 languages.
 
     Raises:
         ConfigurationError: A setting is invalid, or the service is selected and there is no key.
-        ImportError: The embedded server is selected and a package that it needs is missing.
+        ImportError: The local server is selected and a package that it needs is missing.
     """
     dimensions = check_dimensions(dimensions if tuned is None else tuned.dimensions)
     if local is None:
@@ -140,7 +140,7 @@ def open_endpoint(
         if local and os.environ.get("NEXUSFLOW_BASE_URL"):
             raise ConfigurationError(
                 "NEXUSFLOW_BASE_URL is set but NEXUSFLOW_API_KEY is not: set the key as well, or"
-                " pass --local for the embedded model"
+                " pass --local for the local model"
             )
     if not local:
         yield Endpoint(resolve_base_url(), resolve_api_key(), dimensions, tuned=tuned)

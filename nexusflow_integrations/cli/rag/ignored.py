@@ -17,9 +17,9 @@ _NEVER = frozenset({"node_modules"})
 class Ignored:
     """The rules for the files and folders under ``folder``.
 
-    They are in its own ``.gitignore``, in those of its subfolders, and in those of its parents up
-    to the root of the repository. If a parent's rules ignore ``folder`` itself, it was named on
-    purpose, and only its own rules apply.
+    The rules come from the ``.gitignore`` files of the folder, its subfolders, and its parents up
+    to the root of the repository. If a parent's rules ignore ``folder`` itself, the user named it
+    on purpose, so only the folder's own rules apply.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,10 +36,10 @@ class Ignored:
             self._root = folder
 
     def __call__(self, path: Path, *, is_folder: bool) -> bool:
-        """Return whether ``path`` is left out; its parent folder must not be."""
+        """Return whether ``path`` is left out; its parent folder must not be left out."""
         if path.name in _NEVER:
             return True
-        path = path.parent.resolve() / path.name  # a link is judged by where it is
+        path = path.parent.resolve() / path.name  # for a link, its own place counts, not its target
         for parent in path.parents:
             spec = self._spec(parent)
             if spec is not None:

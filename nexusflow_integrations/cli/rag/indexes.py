@@ -1,7 +1,7 @@
-"""Indexes on disk: one folder each, with a Chroma folder and a description of its contents.
+"""Indexes on disk: each is a folder with a Chroma folder and a description, ``index.json``.
 
-``index.json`` names the Chroma folder in use. A rebuild creates another one beside it, which takes
-over when ``index.json`` is replaced: exactly one of the two is in use at any moment.
+The description names the Chroma folder in use. A rebuild fills a second Chroma folder and then
+replaces the description, so exactly one of the two folders is in use at any moment.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _PREFIX = "chroma-"
 
 
 class UnusableIndexError(Exception):
-    """An index cannot be used now; the message is one sentence."""
+    """The index cannot be used now; the message is one sentence."""
 
 
 class NoIndexError(UnusableIndexError):
-    """There is no such index, or several have its name."""
+    """No index, or more than one, has the given name."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class About:
         title: What the corpus is, for a reader.
         frameworks: Short names of the frameworks that `ask` and `search` use by default.
         endpoint: Name of the endpoint that made the vectors.
-        local_model: The model of the embedded server, or ``None`` for the service.
-        base_url: Root of the service's API; ``None`` for the embedded server.
+        local_model: The model of the local server, or ``None`` for the service.
+        base_url: Root of the service's API; ``None`` for the local server.
         dimensions: The requested size, or ``None``.
         documents: Number of documents.
         folder: Name of the Chroma folder in use.
         hybrid: Whether `ask` and `search` use keywords, too, unless they are asked not to.
-        tuned: The settings of the file that it was made with, if any.
+        tuned: The settings from the file that was given when the index was made, if any.
     """
 
     corpus: str
@@ -79,12 +79,12 @@ class Index:
 
     @property
     def name(self) -> str:
-        """Its name, such as ``stdlib@minilm-use-gated``."""
+        """The name of the index, such as ``stdlib@minilm-use-gated``."""
         return self.directory.name
 
     @property
     def chroma(self) -> Path:
-        """The folder of Chroma's ``PersistentClient`` in use.
+        """The folder that Chroma's ``PersistentClient`` opens.
 
         Raises:
             UnusableIndexError: See ``about``.
@@ -99,7 +99,7 @@ class Index:
 
     @property
     def used(self) -> float:
-        """Time of last use, in seconds since 1970; 0 if it was never finished."""
+        """Time of last use, in seconds since 1970; 0 if the index was never finished."""
         with suppress(OSError):
             return (self.directory / _ABOUT).stat().st_mtime
         return 0.0
@@ -108,7 +108,7 @@ class Index:
         """Return the description.
 
         Raises:
-            UnusableIndexError: It was never finished, or its description is damaged.
+            UnusableIndexError: The index was never finished, or its description is damaged.
         """
         try:
             found = json.loads((self.directory / _ABOUT).read_text("utf-8"))
@@ -134,7 +134,7 @@ class Index:
             return None
 
     def rebuilding(self) -> str:
-        """Return the command that builds it again."""
+        """Return the command that builds the index again."""
         about = self.described()
         if about is None:
             return "nexusflow index PATH --fresh"
@@ -158,7 +158,7 @@ class Index:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes from writing to it; the lock ends with the process.
+        """Keep other processes from writing to the index; the lock ends with the process.
 
         Raises:
             UnusableIndexError: Another process is writing to it.
@@ -186,7 +186,7 @@ class Index:
         last = _number(folders[-1]) if folders else 0
         about = self.described()
         if about is not None:
-            self._clean(about.folder)  # a rebuild that was stopped
+            self._clean(about.folder)  # remove the folder of a rebuild that was stopped
             return f"{_PREFIX}{_number(Path(about.folder)) + 1}" if fresh else about.folder
         stopped = folders and not (self.directory / _ABOUT).exists() and not fresh
         return folders[-1].name if stopped else f"{_PREFIX}{last + 1}"
@@ -200,12 +200,13 @@ class Index:
         self._clean(about.folder)
 
     def touch(self) -> None:
-        """Record that it was used, which makes it the default of the next command."""
-        with suppress(OSError):  # owned by another user, or read-only: it can still be searched
+        """Record that the index was used, which makes it the default of the next command."""
+        # An index of another user, or a read-only one, can still be searched.
+        with suppress(OSError):
             (self.directory / _ABOUT).touch()
 
     def remove(self) -> None:
-        """Delete its files, and its folder if nothing else is in it.
+        """Delete the files of the index, and its folder if nothing else is in it.
 
         Raises:
             UnusableIndexError: Another process is writing to it.
@@ -213,7 +214,7 @@ class Index:
         if not self.directory.is_dir():
             return
         with self.alone():
-            # First, because an index without a description is not used.
+            # Remove the description first: an index without one is not used.
             (self.directory / _ABOUT).unlink(missing_ok=True)
             for folder in self._folders():
                 shutil.rmtree(folder)
@@ -228,7 +229,8 @@ class Index:
     def _clean(self, kept: str) -> None:
         for folder in self._folders():
             if folder.name != kept:
-                shutil.rmtree(folder, ignore_errors=True)  # still in use: removed next time
+                # A folder that is still in use is removed next time.
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _number(folder: Path) -> int:
@@ -246,14 +248,14 @@ class Indexes:
         self.folder = folder or default_path().parent / "indexes"
 
     def place(self, corpus: str, name: str, endpoint: Endpoint) -> Index:
-        """Return the index of a corpus, whether or not it exists yet.
+        """Return the index of a corpus; the index may not exist yet.
 
-        Vectors of different models or sizes are never mixed: each has its own index.
+        Vectors of different models or sizes never share an index.
 
         Args:
             corpus: ``stdlib``, ``topics`` or a path.
             name: The corpus's short name.
-            endpoint: Where it is embedded.
+            endpoint: Where the corpus is embedded.
         """
         if corpus not in ("stdlib", "topics"):
             path = os.path.realpath(corpus).encode("utf-8", "surrogateescape")
@@ -272,12 +274,12 @@ class Indexes:
     def find(self, name: str | None = None, near: Path | None = None) -> Index:
         """Return the index whose name equals or begins with ``name``.
 
-        Without a name, it is the index of the folder ``near``: of the nearest folder that contains
-        ``near``, else of one inside ``near``, else any. If several fit, the most recently used
-        one is returned; unusable ones are skipped.
+        Without a name, return the index of the nearest folder that contains ``near``, else of a
+        folder inside ``near``, else any index. If several fit, return the most recently used one.
+        Unusable indexes are skipped.
 
         Raises:
-            NoIndexError: There is none, or several have this name.
+            NoIndexError: There is no such index, or several names begin with ``name``.
         """
         indexes = self.all()
         if name is None:

@@ -12,7 +12,7 @@ from nexusflow_integrations.cli.rag.pipeline import Passage
 
 
 class Keywords:
-    """Documents indexed by their words."""
+    """An index of documents by their words."""
 
     def __init__(self, documents: Sequence[Document]) -> None:
         self._documents = list(documents)

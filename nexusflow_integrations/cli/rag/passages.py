@@ -1,4 +1,4 @@
-"""Cutting text: into sentences, and into passages of whole paragraphs under their headings."""
+"""Cuts text into sentences, and into passages of whole paragraphs under their headings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import pairwise
 from nexusflow_integrations.cli.rag.structure import Block, blocks
 
 PASSAGE_CHARACTERS = 800
-"""A few hundred tokens: long enough to answer a question, short enough to have one topic."""
+"""Default length of a passage, in characters: enough to answer a question, and one topic."""
 
 PATH_CHARACTERS = 50
 """The longest path of headings, in characters; the outer headings are left out first.
@@ -18,12 +18,12 @@ PATH_CHARACTERS = 50
 On the Python tutorial, whole paths find fewer answers: see tests/benchmarks/cutting.py.
 """
 CUT = " …"
-"""The end of a path of headings that was too long."""
+"""What a path of headings that was too long ends with."""
 
 _SENTENCE_END = re.compile(
-    # English: white space after a full stop and any closing quote or bracket.
+    # English: a sentence ends at white space after a full stop and any closing quote or bracket.
     r"(?:(?<=[.!?])|(?<=[.!?][\"'”’)]))(?<!e\.g\.)(?<!i\.e\.)\s+"
-    # Chinese: no white space.
+    # Chinese: no white space follows.
     r"|(?<=[。！？])(?![”’）])|(?<=[。！？][”’）])"
 )
 _EMPTY_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
@@ -49,7 +49,7 @@ def sentences(text: str) -> list[str]:
 
 
 def first_part(text: str, most: int) -> str:
-    """Return the first sentences of ``text``, at most ``most`` characters, on one line.
+    """Return the first sentences of ``text`` on one line, at most ``most`` characters.
 
     If the first sentence is longer, it is cut after a word.
     """
@@ -74,20 +74,20 @@ def cut(
 ) -> Iterator[tuple[int, str]]:
     """Cut ``text`` into passages of at most ``most`` characters, of whole paragraphs if they fit.
 
-    A heading starts a new passage. Its path, such as ``Zoo > Pandas > Food``, is the first
-    paragraph of every passage under it; of a long path the outer headings are left out.
+    A heading starts a new passage. The path of headings, such as ``Zoo > Pandas > Food``, is the
+    first paragraph of every passage under them; a path that is too long loses its outer headings.
 
     Args:
         text: The text of a file.
-        most: The most characters of a passage, its path of headings included.
-        overlap: The most characters of a passage's end that the next one under the same heading
-            repeats: whole sentences or lines; a quarter of ``most`` at most.
-        headings: Whether to put the path of headings in front.
+        most: Maximum characters of a passage, including its path of headings.
+        overlap: Maximum characters from the end of a passage that the next passage under the same
+            heading repeats, in whole sentences or lines; at most a quarter of ``most``.
+        headings: Whether each passage begins with its path of headings.
         kind: How headings are marked: a key of ``structure.KINDS``.
 
     Yields:
-        The number of the line where the passage begins, counted from 1, its headings not included;
-        and the passage.
+        The number of the line where the passage begins, not counting its headings, from 1; and the
+        passage.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     overlap = min(overlap, most // 4)
@@ -109,7 +109,7 @@ def cut(
 
 
 def _sections(found: list[Block], lines: list[int]) -> Iterator[tuple[int, str, list[int]]]:
-    """Yield level, title, and where the blocks of the section begin and the last one ends."""
+    """Yield each section: level, title, where its blocks begin, and where the last one ends."""
     level, title, begins = 0, "", [0]
     for block in found:
         if block.level:
@@ -122,7 +122,7 @@ def _sections(found: list[Block], lines: list[int]) -> Iterator[tuple[int, str, 
 def _prefix(names: list[str], most: int) -> str:
     """Return the path of headings; the outer ones are left out if it would be too long.
 
-    If the innermost alone is too long, it is cut after a word.
+    If the innermost heading alone is too long, it is cut after a word.
     """
     for first in range(len(names)):
         path = _UNDER.join(names[first:])
@@ -138,7 +138,7 @@ def _prefix(names: list[str], most: int) -> str:
 
 
 def _pieces(text: str, start: int, end: int, most: int) -> Iterator[tuple[int, int]]:
-    """Cut a block that is too long: after a paragraph, a sentence, a line, a word, or anywhere."""
+    """Cut a block that is too long, if possible after a paragraph, sentence, line or word."""
     is_code = _CODE_BEGINS.match(text, start)
     for first, last in _cut_at(_EMPTY_LINES, text, start, end, most):
         code = is_code or _CODE_BEGINS.match(text, first)
@@ -169,7 +169,7 @@ def _cut_at(
 def _packed(
     text: str, pieces: list[tuple[int, int]], most: int, overlap: int
 ) -> Iterator[tuple[int, int]]:
-    """Join pieces into passages; white space at their ends is stripped, but an indent is kept."""
+    """Join pieces into passages; white space around them is stripped, but an indent is kept."""
     begin = done = -1
     for start, end in pieces:
         start, end = _trimmed(text, start, end)
@@ -194,7 +194,7 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _repeated(text: str, begin: int, start: int, overlap: int) -> int:
-    """Return where the sentences or lines that end before ``start`` and fit ``overlap`` begin."""
+    """Return where the last whole sentences or lines that fit ``overlap`` begin."""
     for ends in (_SENTENCE_END, _LINE_END):
         for found in ends.finditer(text, max(begin + 1, start - overlap), start):
             if found.end() < start:

@@ -1,4 +1,4 @@
-"""The interface of a pipeline, for all frameworks; `collection` fills the collection it reads."""
+"""The interface of a pipeline, which reads the collection that `collection` fills."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Passage:
     """A document that was found.
 
     Attributes:
-        text: Its text.
-        source: Where it comes from.
-        url: Where to read on, or an empty string.
-        score: Similarity; from a pipeline the cosine, from -1 to 1, or, of a hybrid search, the
+        text: The text.
+        source: Where the text comes from.
+        url: Where to read more, or an empty string.
+        score: Similarity. A pipeline gives the cosine, from -1 to 1; a hybrid search gives the
             share of the highest possible score, from 0 to 1.
     """
 
@@ -48,10 +48,10 @@ class Chat:
     """A chat model behind an OpenAI-compatible endpoint.
 
     Attributes:
-        model: Its name.
+        model: Name of the model.
         base_url: Root of the API.
         api_key: The key.
-        counted: Whether to ask the endpoint how many tokens a streamed answer took.
+        counted: Whether to ask the endpoint for the number of tokens of a streamed answer.
     """
 
     model: str
@@ -74,7 +74,7 @@ class ChatTokens:
 
     @classmethod
     def of(cls, sent: object, written: object) -> ChatTokens | None:
-        """Return the counts that a response holds; ``None`` if it holds none."""
+        """Return the counts in a response; ``None`` if there are none."""
         if type(sent) is int and type(written) is int and min(sent, written) >= 0:
             return cls(sent, written)
         return None
@@ -82,11 +82,11 @@ class ChatTokens:
 
 @dataclass(frozen=True)
 class ChatPrice:
-    """What a million tokens of a chat model cost, in the currency of the embedding model's price.
+    """A chat model's price per million tokens, in the currency of the embedding model's price.
 
     Attributes:
         sent: Price of prompt tokens.
-        written: Price of the answer's tokens, reasoning included.
+        written: Price of the answer's tokens, including reasoning.
     """
 
     sent: float
@@ -103,13 +103,13 @@ class ChatPrice:
 
 
 CHAT_VARIABLE = "NEXUSFLOW_CHAT_MODEL"
-"""Environment variable that names the chat model if no option does."""
+"""Environment variable with the name of the chat model, used if no option names one."""
 
 
 def chat_of(model: str | None, endpoint: Endpoint) -> Chat | None:
-    """Return the chat model of the service, by name or by ``CHAT_VARIABLE``; else ``None``.
+    """Return the service's chat model: ``model``, else the one in ``CHAT_VARIABLE``, else ``None``.
 
-    The embedded server has none.
+    The local server has none.
     """
     model = model or os.environ.get(CHAT_VARIABLE)
     if not model or endpoint.local_model:
@@ -118,10 +118,10 @@ def chat_of(model: str | None, endpoint: Endpoint) -> Chat | None:
 
 
 class Pipeline(Protocol):
-    """Search and answer, the same in every framework.
+    """Searches and answers in the same way in every framework.
 
-    The three implementations differ only in the framework's API, so that anyone who knows one of
-    them can read the others. All three read the same collection.
+    The three implementations differ only in the framework's API, so a reader who knows one can read
+    the others. All three read the same collection.
     """
 
     framework: str
@@ -133,14 +133,14 @@ class Pipeline(Protocol):
     def write(
         self, question: str, passages: Sequence[Passage], chat: Chat
     ) -> Generator[str, None, ChatTokens | None]:
-        """Let a chat model write the answer; yields it piece by piece, and returns its tokens.
+        """Let a chat model write the answer; yield it piece by piece, and return its tokens.
 
-        ``None`` if the endpoint does not report them.
+        The tokens are ``None`` if the endpoint does not report them.
         """
 
 
 COLLECTION = "passages"
-"""Name of the one Chroma collection of an index."""
+"""Name of an index's only Chroma collection."""
 
 FRAMEWORKS = {"langchain": "LangChain", "llama-index": "LlamaIndex", "chroma": "Chroma"}
 """The name of each framework in its own spelling, by short name."""
@@ -156,7 +156,7 @@ def open_pipeline(framework: str, directory: Path, endpoint: Endpoint, **setting
         **settings: Further settings that the three adapters name alike, such as ``on_usage``.
 
     Raises:
-        KeyError: No such framework.
+        KeyError: There is no such framework.
         ImportError: A package is missing; the message says what to install.
     """
     module, name, base_url = _HOMES[framework]

@@ -1,8 +1,8 @@
 """Fixed questions about the standard library, each with its accepted answers.
 
-They were written in everyday words before any score was measured, and are not tuned: a question
-that every method misses stays. Some contain a keyword of their answer, which suits BM25; others
-share no word with it.
+They were written in everyday words before any score was measured, and were not tuned afterwards: a
+question that every method misses stays. Some questions contain a keyword of their answer, which
+suits BM25; others share no word with their answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 EXAMPLE = "怎样打乱列表的顺序？"
-"""What `demo` suggests to ask next; the local model finds its answer."""
+"""The question that `demo` suggests next; the local model finds its answer."""
 
 
 @dataclass(frozen=True)

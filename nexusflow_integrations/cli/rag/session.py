@@ -1,4 +1,4 @@
-"""Updating and searching an index, and counting the cost: shared by the commands."""
+"""Updates and searches an index, and counts the cost, for all commands."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ class Found:
     """What one framework found.
 
     Attributes:
-        framework: Its short name.
-        passages: Nearest first.
-        seconds: From the question to the passages, embedding included.
-        hybrid: Whether the scores are those of a hybrid search, not cosines.
+        framework: Short name of the framework.
+        passages: The passages, nearest first.
+        seconds: Time from the question to the passages, including embedding.
+        hybrid: Whether the scores come from a hybrid search instead of being cosines.
     """
 
     framework: str
@@ -82,15 +82,15 @@ class Found:
     hybrid: bool = False
 
     def is_close(self, model: str) -> bool:
-        """Return whether the best passage may answer the question, as far as is known."""
+        """Return whether the best passage may answer the question; true if that is unknown."""
         return bool(self.passages) and (self.hybrid or is_close(self.passages, model))
 
 
 @dataclass
 class Session:
-    """One endpoint and one index, in use.
+    """An open index and the endpoint that embeds for it.
 
-    ``hybrid`` is stored with the index when it is updated; ``None`` leaves it as it is.
+    Updating the index stores ``hybrid`` with it; ``None`` keeps the stored value.
     """
 
     endpoint: Endpoint
@@ -115,13 +115,14 @@ class Session:
         After any failure, the index answers at least as well as before.
 
         Args:
-            corpus: What to index. If a limit cut it off, nothing is removed.
+            corpus: What to index. If a limit cut off the corpus, nothing is removed.
             source: ``stdlib``, ``topics`` or an absolute path.
-            fresh: Rebuild it beside the one that stays in use until then.
+            fresh: Rebuild the index in a new folder; the old one stays in use until the new one is
+                complete.
             progress: Called with the passages done since the last call, and the cost so far.
 
         Raises:
-            UnusableIndexError: Another process is writing to it, or it is damaged.
+            UnusableIndexError: Another process is writing to the index, or the index is damaged.
             NexusFlowError: Embedding or writing failed.
         """
         began = time.perf_counter()
@@ -175,7 +176,7 @@ class Session:
         return about is not None and about.hybrid
 
     def _replaced(self) -> dict[str, Document]:
-        """Return the documents of the index about to be replaced, as far as it can be read."""
+        """Return the documents of the index that will be replaced; none if it cannot be read."""
         about = self.index.described()
         if about is None:
             return {}
@@ -198,7 +199,7 @@ class Session:
         return self.pipelines[framework]
 
     def search(self, framework: str, question: str, k: int, *, hybrid: bool = False) -> Found:
-        """Search with a framework; ``hybrid``, which only Chroma can, also by keywords."""
+        """Search with a framework; with ``hybrid`` also by keywords, which only Chroma supports."""
         pipeline = self.open(framework)
         find = pipeline.search
         if hybrid:
@@ -228,7 +229,7 @@ class Session:
                 f" {_CLASS.sub('', str(error))}"
             ) from None
         except ConfigurationError as error:
-            # Users of the command do not know about collections.
+            # Users of the command do not see collections, so name the index.
             said, found, _ = str(error).partition(_ANOTHER)
             if not found:
                 raise
@@ -237,7 +238,7 @@ class Session:
             ) from None
 
     def quote(self, question: str, passages: Sequence[Passage]) -> list[Quote]:
-        """Answer from the passages word for word; see ``answer.quote``."""
+        """Answer with quotes from the passages; see ``answer.quote``."""
         client = NexusFlow(
             self.endpoint.api_key,
             base_url=self.endpoint.base_url,
@@ -255,24 +256,25 @@ class Session:
         Yields the answer piece by piece, and returns its tokens, if the endpoint reports them.
 
         Raises:
-            ChatError: It did not answer.
+            ChatError: The chat model did not answer.
             ImportError: The framework's chat class is not installed.
         """
         try:
             return (yield from self.open(found.framework).write(question, found.passages, chat))
         except (ImportError, NexusFlowError):
             raise
-        except Exception as error:  # noqa: BLE001 - each framework and its SDK has errors of its own
+        except Exception as error:  # noqa: BLE001 - each framework and its SDK raises its own errors
             reason = clean(str(error), [chat.api_key], 300)
-            # Not every endpoint knows the option; it is refused before anything is written.
+            # An endpoint that does not know ``stream_options`` refuses it before it writes
+            # anything.
             uncounted = chat.counted and "stream_options" in str(error)
         if uncounted:
             return (yield from self.write(found, question, replace(chat, counted=False)))
-        # Outside the handler: the frames of an SDK hold the key.
+        # Raise outside the handler, because the frames of the SDK's error hold the key.
         raise ChatError(f"the chat model {chat.model} did not answer: {reason}")
 
     def usage(self) -> Usage:
-        """Return what everything cost so far."""
+        """Return the usage of everything so far."""
         return self.meter.total
 
 
@@ -290,15 +292,15 @@ def session(
 ) -> Iterator[Session]:
     """Open the endpoint for as long as the block runs.
 
-    With the service, vectors are stored in the user's cache. With the embedded server, which is
-    free and has a different port each time, they are not.
+    Vectors of the service are stored in the user's cache. Vectors of the local server are not: it
+    is free, and its port changes from run to run.
 
     Args:
         place: Returns the index of an endpoint.
         frameworks: Short names.
         local, dimensions, model, tuned: As for ``open_endpoint``.
         budget: The most that updating the index may cost.
-        hybrid: Whether `ask` and `search` use keywords, too; ``None`` leaves it as it is.
+        hybrid: Whether `ask` and `search` use keywords, too; ``None`` keeps the stored value.
     """
     with open_endpoint(local=local, dimensions=dimensions, model=model, tuned=tuned) as endpoint:
         yield Session(
@@ -317,11 +319,11 @@ def reopened(index: Index, frameworks: Sequence[str] = ()) -> Iterator[Session]:
 
     Args:
         index: A finished index.
-        frameworks: The frameworks to use; default: the first one it was made with.
+        frameworks: The frameworks to use; default: the first one that the index was made with.
 
     Raises:
-        ConfigurationError: It was made with the service, and there is no key or the endpoint has
-            changed.
+        ConfigurationError: The index was made with the service, and there is no key or the endpoint
+            has changed.
     """
     about = index.about()
     if about.base_url is not None and about.base_url != resolve_base_url():
@@ -368,7 +370,7 @@ CUTS = (1, 3, 5)
 def hit_rates(
     questions: Sequence[Question], search: Callable[[str, int], Sequence[Passage]]
 ) -> tuple[float, ...]:
-    """Return hit@1, hit@3 and hit@5: the share of questions with an accepted answer among these."""
+    """Return hit@1, hit@3 and hit@5: the share of questions that these first passages answer."""
     hits = [0] * len(CUTS)
     for question in questions:
         sources = [passage.source for passage in search(question.text, max(CUTS))]

@@ -30,9 +30,10 @@ class Block:
 
     Attributes:
         line: Its first line, counted from 0. It ends where the next block begins.
-        level: 1 for a heading at the top, 2 for one below it, ...; 0 if it is not a heading.
+        level: 1 for a top heading, 2 for a heading below it, and so on; 0 if the block is not a
+            heading.
         title: The words of the heading; empty to end the section of that level.
-        body: For a heading, the first line after it.
+        body: The first line after a heading.
     """
 
     line: int
@@ -45,7 +46,7 @@ def blocks(text: str, kind: str) -> list[Block]:
     r"""Return the blocks of ``text`` in order.
 
     Args:
-        text: With ``\n`` at the end of each line.
+        text: The text, with ``\n`` at the end of each line.
         kind: One of `KINDS`; text of another kind has paragraphs and no headings.
     """
     return sorted(KINDS.get(kind, _paragraphs)(text), key=lambda block: block.line)
@@ -69,14 +70,14 @@ def _markdown_parser() -> MarkdownIt:
         from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark").enable("table")
-    parser.core.ruler.enableOnly(["normalize", "block"])  # the words of paragraphs stay as they are
+    parser.core.ruler.enableOnly(["normalize", "block"])  # leave inline markup unparsed
     return parser
 
 
 def _markdown(text: str) -> Iterator[Block]:
     parser = _markdown_parser()
     found = _FRONT_MATTER.match(text)
-    if found:  # CommonMark takes it for a heading
+    if found:  # CommonMark would read front matter as a heading
         yield Block(0)
         text = "\n" * text.count("\n", 0, found.end()) + text[found.end() :]
     tokens = parser.parse(text)
@@ -91,7 +92,7 @@ def _markdown(text: str) -> Iterator[Block]:
 
 
 def _words(title: str) -> str:
-    """Return the words of a heading, without marks and addresses of links."""
+    """Return the words of a heading without markup and link addresses."""
     (inline,) = _inline_parser().parseInline(title)
     children = inline.children or []
     shown = "".join(" " if "break" in child.type else child.content for child in children)
@@ -109,7 +110,7 @@ def _inline_parser() -> MarkdownIt:
 
 
 def _restructured(text: str) -> Iterator[Block]:
-    """Find titles as docutils does: the order in which adornments appear gives the levels."""
+    """Find titles as docutils does: the order of the first adornments gives the levels."""
     lines = [line.rstrip() for line in text.split("\n")]
     levels: dict[tuple[str, bool], int] = {}
     number = 0
@@ -129,7 +130,7 @@ def _restructured(text: str) -> Iterator[Block]:
 
 
 def _is_title(lines: list[str]) -> bool:
-    """Return whether three lines are a title: an overline or nothing, the text, an underline."""
+    """Return whether three lines form a title: an optional overline, the text, an underline."""
     if len(lines) < 3:
         return False
     over, title, under = lines
@@ -179,7 +180,7 @@ def _below_drawer(lines: list[str], line: int) -> int:
 
 
 def _python(text: str) -> Iterator[Block]:
-    """Treat classes and functions as sections, which begin with the comments above them."""
+    """Treat classes and functions as sections. A section begins with the comments above it."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -189,7 +190,7 @@ def _python(text: str) -> Iterator[Block]:
 
 
 def _definitions(parent: ast.AST, level: int, lines: list[str]) -> Iterator[Block]:
-    below = False  # whether the statement before is a definition
+    below = False  # whether the previous statement is a definition
     for child in ast.iter_child_nodes(parent):
         if not isinstance(child, ast.stmt):
             continue
@@ -215,4 +216,4 @@ KINDS = {
     "py": _python,
     "plain": _restructured,
 }
-"""The function that finds the blocks, by kind."""
+"""The function that finds the blocks of each kind of text."""

@@ -1,4 +1,4 @@
-"""Search and answer with Chroma alone: its embedding function, and the ``openai`` client."""
+"""Searches with Chroma and its embedding function, and answers through the ``openai`` client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, ChatTokens
 
 
 class ChromaPipeline:
-    """The collection of an index, in the Chroma folder ``directory``.
+    """Opens the collection of an index in the Chroma folder ``directory``.
 
     Args:
         directory: Folder of a Chroma ``PersistentClient``.
@@ -54,8 +54,8 @@ class ChromaPipeline:
     def search_hybrid(self, question: str, k: int) -> list[Passage]:
         """Search by vectors and keywords; return the ``k`` best passages, best first.
 
-        The score is the share of the highest possible one, that of a passage which is first by
-        both: from 0 to 1, comparable only within one question.
+        The score is a share of the highest possible score, which a passage gets that is first in
+        both searches. Scores are from 0 to 1, and comparable only within one question.
         """
         from nexusflow_integrations.chroma_collections import hybrid_query
 
@@ -69,7 +69,7 @@ class ChromaPipeline:
     def write(
         self, question: str, passages: Sequence[Passage], chat: Chat
     ) -> Generator[str, None, ChatTokens | None]:
-        """Let a chat model write the answer; yields it piece by piece, and returns its tokens."""
+        """Let a chat model write the answer; yield it piece by piece, and return its tokens."""
         with needed("An answer written by a chat model", "openai", install="openai"):
             from openai import OpenAI
 

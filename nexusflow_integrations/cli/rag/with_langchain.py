@@ -1,4 +1,4 @@
-"""Search and answer with LangChain: its Chroma, its retriever's search, its chat model."""
+"""Searches with LangChain's Chroma store, and answers with its chat model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, ChatTokens
 
 
 class LangChainPipeline:
-    """The collection of an index, in the Chroma folder ``directory``.
+    """Opens the collection of an index in the Chroma folder ``directory``.
 
     Args:
         directory: Folder of a Chroma ``PersistentClient``.
@@ -60,7 +60,7 @@ class LangChainPipeline:
     def write(
         self, question: str, passages: Sequence[Passage], chat: Chat
     ) -> Generator[str, None, ChatTokens | None]:
-        """Let a chat model write the answer; yields it piece by piece, and returns its tokens."""
+        """Let a chat model write the answer; yield it piece by piece, and return its tokens."""
         with needed(
             "An answer written through LangChain", "langchain_openai", install="langchain-openai"
         ):

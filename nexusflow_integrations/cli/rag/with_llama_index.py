@@ -1,4 +1,4 @@
-"""Search and answer with LlamaIndex: its Chroma store, its retriever, its chat model."""
+"""Searches with LlamaIndex's Chroma store and retriever, and answers with its chat model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, ChatTokens
 
 
 class LlamaIndexPipeline:
-    """The collection of an index, in the Chroma folder ``directory``.
+    """Opens the collection of an index in the Chroma folder ``directory``.
 
     Args:
         directory: Folder of a Chroma ``PersistentClient``.
@@ -37,14 +37,14 @@ class LlamaIndexPipeline:
         client = chromadb.PersistentClient(
             str(directory), settings=Settings(anonymized_telemetry=False, is_persistent=True)
         )
-        # LlamaIndex embeds the question; Chroma's own function is not needed.
+        # LlamaIndex embeds the question, so Chroma needs no embedding function.
         collection = client.get_collection(COLLECTION, embedding_function=None)
         embed_model = NexusFlowEmbedding(**settings)
         self._index = VectorStoreIndex.from_vector_store(
             ChromaVectorStore(chroma_collection=collection),
             embed_model=embed_model,
-            # LlamaIndex's default first step is a splitter, which loads a tokenizer, or downloads
-            # it if TIKTOKEN_CACHE_DIR names a folder without one.
+            # Without this, LlamaIndex would create a splitter, which loads a tokenizer or, if
+            # TIKTOKEN_CACHE_DIR names a folder without one, downloads it.
             transformations=[embed_model],
         )
 
@@ -64,7 +64,7 @@ class LlamaIndexPipeline:
     def write(
         self, question: str, passages: Sequence[Passage], chat: Chat
     ) -> Generator[str, None, ChatTokens | None]:
-        """Let a chat model write the answer; yields it piece by piece, and returns its tokens."""
+        """Let a chat model write the answer; yield it piece by piece, and return its tokens."""
         from llama_index.core.llms import ChatMessage
 
         with needed(
