@@ -2,13 +2,13 @@
 # requires-python = ">=3.10"
 # dependencies = ["nexusflow-integrations[local]", "matplotlib>=3.9", "scikit-learn>=1.5"]
 # ///
-"""Find texts that do not belong: far from all known texts, compared with the same by TF-IDF.
+"""Find texts that are far from all known texts, and compare embeddings with TF-IDF.
 
     python anomaly_detection.py                                  # docstrings about numbers
     python anomaly_detection.py --data clinc150_data_full.json   # out of scope
 
 CLINC150: github.com/clinc/oos-eval, data/data_full.json (CC BY 3.0). Uses the service if
-NEXUSFLOW_API_KEY is set, else a small local model.
+NEXUSFLOW_API_KEY is set, otherwise a small local model.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def load(path, limit):
     if path:
         sets = json.loads(path.read_text("utf-8"))
         parts = sets["train"][::3], sets["test"][::2], sets["oos_test"][::2]
-        # Both lists are sorted by intent: a smaller run takes every n-th, not the first.
+        # Both lists are sorted by intent, so a smaller run takes every n-th text.
         return [[text for text, _ in part[:: -(-len(part) // (limit or 10**6))]] for part in parts]
     split = [(d.source.rpartition("."), d.text.partition(": ")[2]) for d in stdlib(None).documents]
     family = [text for (module, _, _), text in split if module in FAMILY]

@@ -2,12 +2,13 @@
 # requires-python = ">=3.10"
 # dependencies = ["nexusflow-integrations[chroma,local,cli]", "openai>=2"]
 # ///
-"""RAG with Chroma: keep a collection true to a folder, ask, cite.
+"""RAG with Chroma: keep a collection equal to a folder, ask, cite sources.
 
     python rag_chroma.py "How do I pick a random item from a list?" --folder notes
 
-Without a folder it reads the reference of Python. With NEXUSFLOW_API_KEY the service embeds and a
-chat model (NEXUSFLOW_CHAT_MODEL) writes; else a small local model embeds, and passages are shown.
+Without --folder it reads the docstrings of Python's standard library. If NEXUSFLOW_API_KEY is set,
+the service embeds and a chat model (NEXUSFLOW_CHAT_MODEL) writes the answer. Otherwise a small
+local model embeds, and the passages are shown.
 """
 
 import argparse
@@ -30,9 +31,9 @@ PROMPT = "Answer from the numbered passages alone and cite them, like [1].\n\n{}
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("question", nargs="?", default="How do I pick a random item from a list?")
-    parser.add_argument("--folder", default="stdlib", help="of text files")
+    parser.add_argument("--folder", default="stdlib", help="a folder of text files")
     parser.add_argument("--store", default="rag_chroma", help="folder of the collection")
-    parser.add_argument("--port", type=int, default=8799, help="of the local server")
+    parser.add_argument("--port", type=int, default=8799, help="port of the local server")
     args = parser.parse_args(argv)
     key = os.getenv("NEXUSFLOW_API_KEY")
     passages = load(args.folder).documents
@@ -40,7 +41,7 @@ def main(argv=None):
         service = {"api_key": server.api_key, "api_base": server.base_url} if server else {}
         function = NexusFlowEmbeddingFunction(**service)
         client = chromadb.PersistentClient(Path(args.store).resolve())
-        # A collection for each model: vectors of two models cannot be compared.
+        # One collection per model, because vectors of two models cannot be compared.
         collection = open_collection(client, "nexusflow" if key else "local", function)
         done = sync_documents(
             collection,

@@ -2,12 +2,13 @@
 # requires-python = ">=3.10"
 # dependencies = ["nexusflow-integrations[langchain,local,cli]", "langchain-openai>=1.0,<2"]
 # ///
-"""RAG with LangChain: index, ask, cite; the second run pays nothing.
+"""RAG with LangChain: index, ask, cite sources. The second run pays nothing.
 
     python rag_langchain.py "How do I pick a random item from a list?" --folder notes
 
-Without a folder it reads the reference of Python. With NEXUSFLOW_API_KEY the service embeds and a
-chat model (NEXUSFLOW_CHAT_MODEL) writes; else a small local model embeds, and passages are shown.
+Without --folder it reads the docstrings of Python's standard library. If NEXUSFLOW_API_KEY is set,
+the service embeds and a chat model (NEXUSFLOW_CHAT_MODEL) writes the answer. Otherwise a small
+local model embeds, and the passages are shown.
 """
 
 import argparse
@@ -27,9 +28,9 @@ PROMPT = "Answer from the numbered passages alone and cite them, like [1].\n\n{}
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("question", nargs="?", default="How do I pick a random item from a list?")
-    parser.add_argument("--folder", default="stdlib", help="of text files")
-    parser.add_argument("--cache", default="rag_langchain.sqlite3", help="file of the vectors")
-    parser.add_argument("--port", type=int, default=8799, help="of the local server")
+    parser.add_argument("--folder", default="stdlib", help="a folder of text files")
+    parser.add_argument("--cache", default="rag_langchain.sqlite3", help="the cache file")
+    parser.add_argument("--port", type=int, default=8799, help="port of the local server")
     args = parser.parse_args(argv)
     key = os.getenv("NEXUSFLOW_API_KEY")
     documents = [
@@ -39,7 +40,7 @@ def main(argv=None):
     with nullcontext() if key else LocalServer(port=args.port) as server:
         service = {"api_key": server.api_key, "base_url": server.base_url} if server else {}
         embeddings = NexusFlowEmbeddings(**service, cache=args.cache)
-        # In memory; the next run pays nothing all the same, for its vectors are in the cache.
+        # The store is in memory, but the vectors are in the cache, so the next run pays nothing.
         store = InMemoryVectorStore(embeddings)
         store.add_documents(documents)
         print(f"{embeddings.usage.tokens} tokens sent, {embeddings.usage.cached} texts cached")

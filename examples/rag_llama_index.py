@@ -5,12 +5,13 @@
 #   "llama-index-llms-openai-like>=0.5",
 # ]
 # ///
-"""RAG with LlamaIndex: index, ask, cite; the second run pays nothing.
+"""RAG with LlamaIndex: index, ask, cite sources. The second run pays nothing.
 
     python rag_llama_index.py "How do I pick a random item from a list?" --folder notes
 
-Without a folder it reads the reference of Python. With NEXUSFLOW_API_KEY the service embeds and a
-chat model (NEXUSFLOW_CHAT_MODEL) writes; else a small local model embeds, and passages are shown.
+Without --folder it reads the docstrings of Python's standard library. If NEXUSFLOW_API_KEY is set,
+the service embeds and a chat model (NEXUSFLOW_CHAT_MODEL) writes the answer. Otherwise a small
+local model embeds, and the passages are shown.
 """
 
 import argparse
@@ -30,12 +31,12 @@ PROMPT = "Answer from the numbered passages alone and cite them, like [1].\n\n{}
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("question", nargs="?", default="How do I pick a random item from a list?")
-    parser.add_argument("--folder", default="stdlib", help="of text files")
-    parser.add_argument("--cache", default="rag_llama_index.sqlite3", help="file of the vectors")
-    parser.add_argument("--port", type=int, default=8799, help="of the local server")
+    parser.add_argument("--folder", default="stdlib", help="a folder of text files")
+    parser.add_argument("--cache", default="rag_llama_index.sqlite3", help="the cache file")
+    parser.add_argument("--port", type=int, default=8799, help="port of the local server")
     args = parser.parse_args(argv)
     key = os.getenv("NEXUSFLOW_API_KEY")
-    # LlamaIndex would put the source before every text that it embeds.
+    # Otherwise LlamaIndex would put the source in front of every text that it embeds.
     hidden = {"excluded_embed_metadata_keys": ["source"]}
     nodes = [
         TextNode(id_=p.id, text=p.text, metadata={"source": p.url or p.source}, **hidden)
@@ -44,7 +45,7 @@ def main(argv=None):
     with nullcontext() if key else LocalServer(port=args.port) as server:
         service = {"api_key": server.api_key, "api_base": server.base_url} if server else {}
         embedding = NexusFlowEmbedding(**service, cache=args.cache)
-        # In memory; the next run pays nothing all the same, for its vectors are in the cache.
+        # The store is in memory, but the vectors are in the cache, so the next run pays nothing.
         index = VectorStoreIndex(nodes, embed_model=embedding)
         print(f"{embedding.usage.tokens} tokens sent, {embedding.usage.cached} texts cached")
         hits = index.as_retriever(similarity_top_k=3).retrieve(args.question)

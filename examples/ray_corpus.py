@@ -2,16 +2,16 @@
 # requires-python = ">=3.10"
 # dependencies = ["nexusflow-integrations[ray,chroma,local]"]
 # ///
-"""Embed a corpus on Ray Data, into Parquet and a Chroma server; can be interrupted and repeated.
+"""Embed a corpus with Ray Data, and write it to Parquet and a Chroma server.
 
     python ray_corpus.py notes/                            # text and Markdown files, split
     python ray_corpus.py passages.parquet --text body      # or a column of Parquet, not split
     python ray_corpus.py notes/ --requests-per-minute 1800 --tokens-per-minute 1000000
     python ray_corpus.py notes/ --chroma chroma.example.org:8000 --cache redis://cache.example.org
 
-Every vector is cached as it arrives. If the driver or a worker is killed, run the same command
-again: it writes all rows again and pays only for unfinished texts. Uses the service if
-NEXUSFLOW_API_KEY is set, else a small local model.
+You can interrupt it, because every vector is cached as it arrives. If the driver or a worker is
+killed, run the same command again: it writes all rows again and pays only for unfinished texts.
+Uses the service if NEXUSFLOW_API_KEY is set, otherwise a small local model.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def main(arguments=None):
     parser.add_argument("--cache", help="a file, or redis://... for several hosts")
     parser.add_argument("--chroma", help="host:port of a Chroma server; default: starts one")
     parser.add_argument("--collection", default="corpus")
-    parser.add_argument("--port", type=int, default=8765, help="name of the local model")
+    parser.add_argument("--port", type=int, default=8765, help="port of the local server")
     settings = parser.parse_args(arguments)
     out = settings.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@
     python recommendation.py --reader class
 
 The authors of pydoc decided which pages are related; ``help()`` shows them below each page. Uses
-the service if NEXUSFLOW_API_KEY is set, else a small local model.
+the service if NEXUSFLOW_API_KEY is set, otherwise a small local model.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     truth = related()
     pages = sorted(truth.keys() | {name for right in truth.values() for name in right})
-    plain = {name: re.sub(r"[-=*~^]{3,}", " ", topics[name]) for name in pages}  # without rules
+    plain = {name: re.sub(r"[-=*~^]{3,}", " ", topics[name]) for name in pages}  # no underlines
     passages = {name: textwrap.wrap(text, 500)[: args.limit] for name, text in plain.items()}
 
     with nullcontext() if os.getenv("NEXUSFLOW_API_KEY") else LocalServer() as server:

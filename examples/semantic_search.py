@@ -5,13 +5,14 @@
 """Semantic search compared with BM25 and a hybrid of both, and the effect of fewer dimensions.
 
     python semantic_search.py                                 # the docstrings of your Python
-    python semantic_search.py --data xquad.zh.json            # of two, the first has the questions
+    python semantic_search.py --data xquad.zh.json            # of two files, the first asks
     python semantic_search.py --data clinc150_data_full.json
     python semantic_search.py --data banking77_train.csv banking77_test.csv
 
 XQuAD: github.com/google-deepmind/xquad (CC BY-SA 4.0). CLINC150: github.com/clinc/oos-eval (CC BY
 3.0). Banking77: github.com/PolyAI-LDN/task-specific-datasets (CC BY 4.0). Uses the service if
-NEXUSFLOW_API_KEY is set, else a small local model. BM25 and the questions come from the package.
+NEXUSFLOW_API_KEY is set, otherwise a small local model. BM25 and the questions are part of this
+package.
 """
 
 import argparse
@@ -37,7 +38,7 @@ MEASURES = [nDCG @ 10, R @ 10, P @ 10]
 
 
 def load(paths, limit):
-    """Return documents, and questions with a function that tells whether a source answers them."""
+    """Return documents, and pairs of a question and a function that accepts the right sources."""
     if not paths:
         return stdlib(limit or 500).documents, [(q.text, q.accepts) for q in QUESTIONS]
     if "xquad" in paths[0].name:

@@ -2,14 +2,14 @@
 # requires-python = ">=3.10"
 # dependencies = ["nexusflow-integrations[local]", "matplotlib>=3.9", "scikit-learn>=1.5"]
 # ///
-"""Cluster texts by meaning, name the clusters by their words, and draw a map.
+"""Cluster texts by meaning, name each cluster by its most distinctive words, and draw a map.
 
     python text_clustering.py                                  # docstrings, labelled by module
     python text_clustering.py --data clinc150_data_full.json   # or banking77_test.csv
 
 CLINC150: github.com/clinc/oos-eval, data/data_full.json (CC BY 3.0). Banking77:
 github.com/PolyAI-LDN/task-specific-datasets (CC BY 4.0). Uses the service if NEXUSFLOW_API_KEY is
-set, else a small local model.
+set, otherwise a small local model.
 """
 
 import argparse
@@ -47,7 +47,7 @@ MODULES |= {"statistics", "threading", "urllib.parse"}
 
 def load(path, limit):
     """Return pairs of a text and its label, for the first ``limit`` labels."""
-    if not path:  # without the name, which would reveal the module
+    if not path:  # the text without its name, which would reveal the module
         parts = [
             (d.text.partition(": ")[2], d.source.rpartition(".")[0]) for d in stdlib(None).documents
         ]
