@@ -1,6 +1,6 @@
 """NexusFlow embeddings for LangChain, LlamaIndex and Chroma, over one shared HTTP core.
 
-``NexusFlow`` is the client; its methods take and return the other types here.
+``NexusFlow`` is the client. The other types in this package are its arguments and results.
 ``NexusFlowEmbeddings`` (LangChain), ``NexusFlowEmbedding`` (LlamaIndex) and
 ``NexusFlowEmbeddingFunction`` (Chroma) are imported on first use, so importing this package imports
 no framework.
@@ -69,7 +69,8 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        # freezegun asks every module for every name, and frameworks cannot be imported meanwhile.
+        # freezegun looks up every name of every module, and frameworks cannot be imported while it
+        # has frozen the time.
         if time.time is not Real.wall and name in _OF_FRAMEWORKS and _LAZY[name] not in sys.modules:
             raise AttributeError(f"{name} must be imported before the time is frozen")
         return getattr(importlib.import_module(_LAZY[name]), name)

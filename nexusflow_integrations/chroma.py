@@ -1,14 +1,14 @@
 """``NexusFlowEmbeddingFunction``: NexusFlow in Chroma; importing this module registers it.
 
-A collection made with it stores which model it uses, never the key. Any process that imports this
-module can reopen the collection and ask ``query_texts``. Chroma rebuilds embedding functions from
-the stored configuration several times per call, so creating one takes microseconds and opens
-nothing.
+A collection made with this function stores the name of the model, never the key. Any process that
+imports this module can reopen the collection and query it with ``query_texts``. Chroma rebuilds
+embedding functions from the stored configuration several times per call, so creating a function
+takes microseconds and opens no connection.
 
-Anyone with write access to the database can change the stored configuration, so it must not decide
-where the key is sent. A rebuilt function reads the key only from a ``NEXUSFLOW_*`` variable, and
-sends it only to the default host, to this machine, or to a host that this process has configured
-itself (``NEXUSFLOW_BASE_URL``, or ``api_base=`` of a function created here).
+Anyone with write access to the database can change the stored configuration, so that configuration
+must not decide where the key is sent. A rebuilt function reads the key only from a ``NEXUSFLOW_*``
+variable, and sends it only to the default host, to this machine, or to a host that this process has
+configured itself (``NEXUSFLOW_BASE_URL``, or ``api_base=`` of a function created here).
 
 ``AsyncCollection`` calls embedding functions on the event loop and blocks it. Await the vectors
 first and pass them instead:
@@ -78,10 +78,10 @@ _STORED = (
 )
 
 COMPARED = ("document_instruction", "extra_body", "default_query")
-"""Settings that change vectors, besides model, size and service."""
+"""Settings that change vectors, in addition to model, size and service."""
 
 _NAMES = {"model": "model_name", "base_url": "api_base"}
-"""Names of the client's settings, mapped to their names here."""
+"""Names of the client's settings, mapped to the names of this module."""
 
 _KNOWN = (*_STORED[:-1], "api_key", *ClientOptions.__optional_keys__)
 
@@ -92,9 +92,9 @@ _PORTS = {"http": 80, "https": 443}
 
 _lock = forks.Lock()
 _made_here: dict[str, NexusFlowEmbeddingFunction | None] = {}
-"""Configuration to the function made with it in this process; None: several with different keys."""
+"""The function that this process made for a configuration; ``None`` if several keys were used."""
 _named_here: dict[tuple[str, str, int | None], bool] = {}
-"""Origins configured by functions made in this process, and whether plain http is allowed."""
+"""Origins that functions made in this process use, and whether plain http is allowed."""
 
 
 @register_embedding_function
@@ -105,33 +105,37 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     ``query_instruction``, ``document_instruction``, ``extra_body`` and ``default_query``, if they
     were given. Without ``api_base``, it stores the origin of the endpoint (``service``), so that a
     process with another ``NEXUSFLOW_BASE_URL`` does not mix in vectors of another service. All
-    other settings (key, timeouts, budget, ...) belong to this process. If Chroma rebuilds the
-    function in the same process, the rebuilt one uses the newest function created with the same
-    configuration.
+    other settings (key, timeouts, budget, ...) belong to this process. If Chroma rebuilds a
+    function in the same process, the rebuilt function takes these settings from the newest function
+    that was created with the same configuration.
 
     Args:
         api_key: The key, an object with ``get_secret_value``, or a function, sync or async, that
             returns it. The function is called when a key is first needed, and again after a 401.
             Default: ``api_key_env_var``, read at the same times. The key is never stored.
         model_name: Name of the model.
-        dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` is the server's default.
-        api_base: Root of the API; it is stored. Default: ``NEXUSFLOW_BASE_URL``, else
+        dimensions: Size of the vectors: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` is the
+            server's default.
+        api_base: Root of the API. A given value is stored. Default: ``NEXUSFLOW_BASE_URL``, else
             https://nexusflow.vip/v1, read again in each process.
-        api_key_env_var: Name of the environment variable with the key, ``NEXUSFLOW_...``.
+        api_key_env_var: Name of the environment variable with the key; it must begin with
+            ``NEXUSFLOW_``.
         query_instruction: Text prepended verbatim to each query, not to documents; none by default.
-            The model's family (Qwen3-Embedding) documents the form ``"Instruct: Given a question,
-            retrieve passages that answer it\\nQuery: "``.
-        document_instruction: Text prepended verbatim to each document, not to queries. The model's
-            family documents none.
-        extra_body: Fields added to the body of each request. They are stored: do not put secrets
-            here.
-        default_query: Parameters added to the query string of each request's URL; also stored.
+            The documentation of the model's family (Qwen3-Embedding) recommends the form
+            ``"Instruct: Given a question, retrieve passages that answer it\\nQuery: "``.
+        document_instruction: Text prepended verbatim to each document, not to queries. The
+            documentation of the model's family recommends none.
+        extra_body: Fields added to the body of each request. The collection stores the fields: do
+            not put secrets in them.
+        default_query: Parameters added to the query string of each request's URL; the collection
+            stores them, too.
 
         options: All other settings of ``nexusflow_integrations.NexusFlow`` except ``on_refused``
             and ``on_blank``: each document gets a vector, or the call fails.
 
     Raises:
-        ConfigurationError: A setting is invalid. A missing key is an error only when it is needed.
+        ConfigurationError: A setting is invalid. A missing key is an error only when a request
+            needs it.
         TypeError: An argument has an unknown name.
     """
 
@@ -154,7 +158,9 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         allow_http = options.setdefault("allow_http", False)
         if "on_too_long" in options:
             one_of("on_too_long", options["on_too_long"], ON_TOO_LONG)
-        options["cache"] = address_or_path(options.get("cache"))  # its pickle has no password
+        options["cache"] = address_or_path(
+            options.get("cache")
+        )  # an address is pickled without its password
         options["default_headers"] = Headers(options.get("default_headers"))
         if api_base is not None:
             with named(_NAMES):
@@ -176,7 +182,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             api_key=None if api_key is None else key_source(api_key).account,
             options=options,
         )
-        self._connect(None)  # raises now if any setting is invalid
+        self._connect(None)  # raises an error if a setting is invalid
         self._remember()
 
     def _set(
@@ -194,7 +200,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
 
     # -- what Chroma calls to embed ------------------------------------------------------------
 
-    def __call__(self, input: Documents) -> Embeddings:  # noqa: A002 - Chroma's name for it
+    def __call__(self, input: Documents) -> Embeddings:  # noqa: A002 - Chroma calls it so
         """Embed documents.
 
         Returns:
@@ -202,12 +208,13 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
 
         Raises:
             InvalidInputError: A document cannot be sent. Nothing was sent.
-            NexusFlowError: Any other failure; its ``finished`` holds the vectors so far.
+            NexusFlowError: The call failed for another reason; ``finished`` holds the vectors so
+                far.
         """
         return _rows(self.client.embed(_listed(input)))
 
     def embed_query(self, input: Documents) -> Embeddings:  # noqa: A002
-        """Embed queries like ``__call__``, each with ``query_instruction`` before it."""
+        """Embed queries like ``__call__``, with ``query_instruction`` before each query."""
         return _rows(self.client.embed(_listed(input), role="query"))
 
     async def aembed(self, input: Documents) -> Embeddings:  # noqa: A002
@@ -232,7 +239,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     @staticmethod
     @secret_arguments
     def build_from_config(config: dict[str, Any]) -> NexusFlowEmbeddingFunction:
-        """Rebuild a function from what a collection stored; needs no key and opens nothing.
+        """Rebuild a function from a stored configuration, without a key or a connection.
 
         Raises:
             ConfigurationError: ``config`` holds an invalid or unknown setting.
@@ -254,13 +261,15 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     ) -> None:
         """Refuse a change of model, size, service or ``extra_body``: vectors would be incomparable.
 
-        Chroma calls this only after it has stored the change (``collection.modify``): after this
+        Chroma calls this method after ``collection.modify`` has stored the change: after this
         error, undo the change with another ``modify``.
         """
         before, after = _identified(old_config), _identified(new_config)
         for setting, old in before.items():
             new = after[setting]
-            if old == new or (setting == "service" and old is None):  # older versions stored none
+            if old == new or (
+                setting == "service" and old is None
+            ):  # older versions did not store the service
                 continue
             moved = (
                 "; or, if it is the same service at a new address, call"
@@ -275,7 +284,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             )
 
     def default_space(self) -> Space:
-        """Cosine, unless the collection sets another space."""
+        """The distance of new collections: cosine, unless the collection sets another one."""
         return "cosine"
 
     # -- settings ------------------------------------------------------------------------------
@@ -292,12 +301,12 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
 
     @property
     def query_instruction(self) -> str | None:
-        """The text before each query, or ``None``."""
+        """The text that is prepended to each query, or ``None``."""
         return self._config.get("query_instruction")
 
     @property
     def service(self) -> str | None:
-        """The service of the vectors: the endpoint's origin, or ``localhost`` for this machine.
+        """The service that made the vectors: an origin, or ``localhost`` for this machine.
 
         ``None`` for a stored configuration that names neither ``service`` nor ``api_base``.
         """
@@ -306,7 +315,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
 
     @property
     def usage(self) -> Usage:
-        """What all calls of this function sent and cost so far."""
+        """The tokens, requests and cost of all calls of this function so far."""
         source = self._source()
         return Usage() if source._client is None else source._client.usage
 
@@ -330,7 +339,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             raise missing(self, name)
 
     def __repr__(self) -> str:
-        # Without a configuration: shown in a traceback, where the constructor failed.
+        # A traceback shows a function without a configuration if the constructor failed.
         config = vars(self).get("_config", {})
         given = ", ".join(f"{name}={value!r}" for name, value in config.items())
         return f"NexusFlowEmbeddingFunction({given})"
@@ -338,13 +347,14 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     # -- lifecycle -----------------------------------------------------------------------------
 
     def __copy__(self) -> NexusFlowEmbeddingFunction:
-        return self  # nothing of it changes
+        return self  # a function never changes, so a copy is not needed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NexusFlowEmbeddingFunction:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process reads the key from its environment, as it does for a collection.
+        # The key is not pickled: another process reads the key from its environment, as it does for
+        # a collection.
         if self._rebuilt:
             return NexusFlowEmbeddingFunction.build_from_config, (self.get_config(),)
         settings: dict[str, Any] = {**self._config, **self._options}
@@ -360,7 +370,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         return _made_here.get(_identity(self._config)) or self
 
     def _uncached(self) -> NexusFlowEmbeddingFunction:
-        """Return a copy of this function without the cache, on the same budget and usage."""
+        """Return a copy of this function without the cache, with the same budget and usage."""
         client, source = self.client, self._source()
         other = type(self).__new__(type(self))
         vars(other).update(vars(self), _rebuilt=False)
@@ -388,7 +398,8 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         known = {_origin(DEFAULT_BASE_URL), _origin(os.environ.get("NEXUSFLOW_BASE_URL") or "")}
         if not (origin in known or origin in _named_here or is_loopback(host)):
             raise ConfigurationError(
-                f"this collection's stored configuration points at {scheme}://{host[:80]}, which"
+                f"this collection's stored configuration points at {scheme}://{host[:80]},"
+                " which"
                 " this process has not configured, so nothing was sent; if the host is yours, set"
                 " NEXUSFLOW_BASE_URL or open the collection with"
                 " embedding_function=NexusFlowEmbeddingFunction(api_base=...)"
@@ -404,7 +415,8 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             raise ConfigurationError(
                 f"the vectors of this collection come from {stored}, and this process uses {here},"
                 " so nothing was sent: their vectors are not comparable; set NEXUSFLOW_BASE_URL to"
-                " the address of the first, or, if it is the same service at a new address, call"
+                " the address of the first service, or, if both are the same service at a new"
+                " address, call"
                 " open_collection(..., address_changed=True) once"
             )
 
@@ -428,7 +440,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
                     default_query=self._config.get("default_query"),
                     **self._options,
                 )
-                if former is not None:  # a new key keeps the budget
+                if former is not None:  # keep the budget when the key changes
                     self._client._succeed(former)
             return self._client
 
@@ -453,7 +465,7 @@ def _identity(config: Mapping[str, Any]) -> str:
 
 
 def _identified(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide whether vectors are comparable."""
+    """Return the settings that vectors must share to be comparable."""
     known, base = _checked(config), config.get("api_base")
     service = None if base is None else _service_at(resolve_base_url(base, allow_http=True))
     return {
@@ -464,9 +476,9 @@ def _identified(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _service_at(base_url: str) -> str:
-    """Return the origin of a checked base URL; ``localhost`` for any port of this machine.
+    """Return the origin of a checked base URL, or ``localhost`` for this machine.
 
-    Local servers get a new port at every start.
+    The port of this machine is left out, because local servers get a new port at every start.
     """
     scheme, host, port = _origin(base_url)
     if is_loopback(host):
@@ -476,7 +488,7 @@ def _service_at(base_url: str) -> str:
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:
-    """Return scheme, host and port; empty if ``url`` is not a base URL."""
+    """Return scheme, host and port; empty values if ``url`` is not a base URL."""
     try:
         parts = urlsplit(resolve_base_url(url, allow_http=True))
     except ConfigurationError:
@@ -485,9 +497,9 @@ def _origin(url: str) -> tuple[str, str, int | None]:
 
 
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with its defaults filled in and every setting checked."""
+    """Return a configuration with all defaults filled in and every setting checked."""
     if not isinstance(config, Mapping):
-        raise ConfigurationError("the configuration is not an object of names and values")
+        raise ConfigurationError("the configuration is not a JSON object")
     given = {name: value for name, value in config.items() if value is not None}
     if unknown := sorted(str(name)[:40] for name in given if name not in _STORED):
         raise ConfigurationError(
@@ -497,7 +509,7 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     given = {"model_name": DEFAULT_MODEL, "api_key_env_var": KEY_VARIABLE} | given
     variable = given["api_key_env_var"]
     if not isinstance(variable, str) or not _KEY_VARIABLES.fullmatch(variable):
-        # Without the value: people put the key itself here.
+        # Do not show the value: it may be the key itself.
         raise ConfigurationError(
             "api_key_env_var must be the name of an environment variable NEXUSFLOW_..., in capital"
             " letters (and not the key itself)"
@@ -524,7 +536,7 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
         "extra_body": settings.extra_body.value or None,
         "default_query": settings.default_query.value or None,
     }
-    known = {name: plain.get(name, value) for name, value in given.items()}  # as JSON holds it
+    known = {name: plain.get(name, value) for name, value in given.items()}  # as JSON stores it
     return {name: value for name, value in known.items() if value is not None}
 
 
@@ -538,5 +550,5 @@ def _listed(documents: Documents) -> Documents:
 
 
 def _rows(vectors: EmbeddingArray | EmbeddingList) -> Embeddings:
-    # Views of one plain block: Chroma takes float32 rows as they are.
+    # Return views of one array: Chroma accepts float32 rows without copying them.
     return cast(Embeddings, list(np.asarray(vectors)))

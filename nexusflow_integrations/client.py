@@ -1,4 +1,4 @@
-"""``NexusFlow``: texts in, float32 vectors out, sync and async. Every adapter uses it."""
+"""``NexusFlow``, the client that every adapter uses: turns texts into float32 vectors."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ _NOT_PICKLED = (
     *("_guard", "_presence", "_terms"),
 )
 _MISSED_WHEN_UNPICKLED = ("http_client", "async_http_client", "on_usage")
-"""Settings that a pickle leaves out; unpickling warns about them."""
+"""Settings that are not pickled; unpickling warns that they are missing."""
 logger = logging.getLogger("nexusflow_integrations")
 GIVE_BACK = 2.0
 """Seconds that ``close`` waits for the rest of a shared budget to be returned."""
@@ -139,82 +139,84 @@ class ClientSettings(ClientOptions, total=False):
 class NexusFlow:
     """A client of the NexusFlow embeddings API.
 
-    Creating one is cheap: no connection is opened, and the key is read when it is first needed. All
-    clients of a process share one connection pool, and all clients of one account share one pace. A
-    client may be used from any number of threads and event loops.
+    Creating a client is cheap: it opens no connection, and reads the key only when a request needs
+    it. All clients of a process share one connection pool, and all clients of one account share one
+    send rate. A client may be used from any number of threads and event loops.
 
     Args:
-        api_key: The key, an object with ``get_secret_value``, or a function, sync or async, that
-            returns either. The function is called when a key is first needed, and again after a
-            401. Default: ``NEXUSFLOW_API_KEY``, also read again after a 401.
+        api_key: The key, an object with ``get_secret_value``, or a sync or async function that
+            returns either. The function is called when a key is first needed, and again after a 401
+            response. Default: ``NEXUSFLOW_API_KEY``, also read again after a 401.
         base_url: Root of the API. Default: ``NEXUSFLOW_BASE_URL``, else https://nexusflow.vip/v1.
         model: Name of the model. Models other than ``text-embedding-v4`` may have any size; their
             limits and price are unknown.
-        dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64 (the API page). ``None`` is the
+        dimensions: Size of the vectors: 2048, 1536, 1024, 768, 512, 256, 128 or 64. ``None`` is the
             server's default.
-        encoding_format: Format to request; either is accepted in a response. ``base64`` takes a
-            quarter of the bytes.
+        encoding_format: Format to request. ``base64`` takes a quarter of the bytes of ``float``. A
+            response may have either format.
         batch_size: Texts per request; ``None`` is the known limit of the model (10 for
             ``text-embedding-v4`` and for unknown models). If the server reports a smaller limit,
-            that is used.
+            the client uses that limit.
         max_concurrency: Maximum number of requests in flight. All clients of an account share the
             largest value in use.
-        timeout: Seconds for one attempt, from connection to last byte. Of an ``httpx.Timeout`` or a
-            tuple of seconds, the longest part counts; ``None`` is the default.
-        deadline: Seconds for a whole call with all its retries; with ``None``, only the retries
-            limit it.
+        timeout: Seconds for one attempt, from connection to last byte. For an ``httpx.Timeout`` or
+            a tuple of seconds, the longest part counts; ``None`` is the default.
+        deadline: Seconds for a whole call including its retries; with ``None``, only ``timeout``
+            and ``max_retries`` limit a call.
         query_timeout: Seconds for one attempt of a call with ``role="query"``; ``None`` is
-            ``timeout``. A user who waits for an answer has less patience than a backfill.
-        query_deadline: Seconds for the whole of such a call; ``None`` is ``deadline``.
+            ``timeout``. Set it if users wait for answers: they have less patience than a batch job.
+        query_deadline: Seconds for a whole call with ``role="query"``; ``None`` is ``deadline``.
         max_retries: Retries of a batch after faults and throttling.
-        requests_per_minute: Limit of the account, if known; otherwise it is detected. It applies to
-            all clients of the account until this one is closed or garbage-collected; the newest
-            value wins.
-        tokens_per_minute: The same for tokens.
-        pacer: Limits shared with other processes or hosts, instead of the two above: a
+        requests_per_minute: The account's limit on requests; ``None`` detects the limit. The value
+            applies to all clients of the account until this client is closed or garbage-collected;
+            the newest value wins.
+        tokens_per_minute: The account's limit on tokens, treated like ``requests_per_minute``.
+        pacer: Limits shared with other processes or hosts, instead of the two limits above: a
             ``ClusterLimits`` of ``nexusflow_integrations.ray``, a ``RedisLimits`` of
-            ``nexusflow_integrations.redis``, or any object with the methods of ``SharedLimits``. It
-            is pickled with the client.
-        on_refused: What to do if the server refuses a text: ``"raise"`` a ``RefusedTextsError``
-            once all others are finished, or ``"collect"``: the result has ``None`` in its place and
-            the reason in ``refused`` and ``left_out``.
-        on_blank: What to do with a blank text in a list: ``"raise"`` an ``InvalidInputError``
-            before anything is sent, or ``"collect"``: the result has ``None`` in its place and the
-            reason in ``left_out``.
+            ``nexusflow_integrations.redis``, or any object with the methods of ``SharedLimits``.
+            The pacer is pickled with the client.
+        on_refused: What to do if the server refuses a text. ``"raise"`` raises a
+            ``RefusedTextsError`` once all other texts are finished. With ``"collect"``, the result
+            has ``None`` in the text's place and the reason in ``refused`` and ``left_out``.
+        on_blank: What to do with a blank text in a list. ``"raise"`` raises an
+            ``InvalidInputError`` before anything is sent. With ``"collect"``, the result has
+            ``None`` in the text's place and the reason in ``left_out``.
         on_too_long: What to do with a text that has more tokens than the model accepts. ``"error"``
             raises an ``InvalidInputError`` before anything is sent, if the estimate exceeds
-            1.4 times the limit; ``"collect"`` leaves such texts of a list out, as ``on_blank``
-            does. ``"split"`` embeds the text in pieces; its vector is their mean,
-            weighted by tokens and scaled to unit length. ``"truncate"`` cuts it at the limit.
-            ``"send"`` sends it unchanged; the service may refuse it or truncate it silently.
-        max_text_tokens: Maximum tokens of a text; ``None`` is the known limit of the model (8,192
-            for ``text-embedding-v4``).
+            1.4 times the limit; ``"collect"`` leaves such texts out of the result of a list, as
+            ``on_blank`` does. ``"split"`` embeds the text in pieces; its vector is the mean of the
+            pieces' vectors, weighted by tokens and scaled to unit length. ``"truncate"`` cuts the
+            text at the limit. ``"send"`` sends the text unchanged; the service may refuse or
+            silently truncate it.
+        max_text_tokens: Maximum number of tokens of a text; ``None`` is the known limit of the
+            model (8,192 for ``text-embedding-v4``).
         query_instruction: Text prepended verbatim to each query, not to documents; none by default.
-            The model's family (Qwen3-Embedding) documents the form ``"Instruct: Given a question,
-            retrieve passages that answer it\\nQuery: "``.
-        document_instruction: Text prepended verbatim to each document, not to queries. The model's
-            family documents none.
-        extra_body: Fields added to the body of each request. They may change vectors, so they are
-            part of cache keys and are stored in Chroma collections: do not put secrets here.
+            The documentation of the model's family (Qwen3-Embedding) recommends the form
+            ``"Instruct: Given a question, retrieve passages that answer it\\nQuery: "``.
+        document_instruction: Text prepended verbatim to each document, not to queries. The
+            documentation of the model's family recommends none.
+        extra_body: Fields added to the body of each request. The fields may change vectors, so they
+            are part of cache keys and are stored in Chroma collections: do not put secrets in them.
         default_query: Parameters added to the query string of each request's URL; treated like
             ``extra_body``.
-        cache: Path of a file that stores every vector, across processes and crashes; ``True`` for a
-            file in the user's cache folder; or the ``redis://`` URL of a server, for workers on
-            several hosts (needs the extra ``[redis]``). Off by default.
-        derive: Make vectors of size ``dimensions`` by cutting larger ones: those in the cache, and
-            new ones, which are fetched at the model's largest size. The first call compares a few
-            vectors; if the service's smaller vectors are not cut from its largest, this has no
-            effect, and a warning is logged. Needs ``cache`` and ``dimensions``.
-        budget: The most this client may spend: a ``Budget``. Or a budget shared with other
+        cache: Where to store every vector for later calls and processes: the path of a file;
+            ``True`` for a file in the user's cache folder; or the ``redis://`` URL of a server, for
+            workers on several hosts (needs the extra ``[redis]``). Off by default.
+        derive: Make vectors of size ``dimensions`` by shortening larger ones: those in the cache,
+            and new ones, which are fetched at the model's largest size. The first call compares a
+            few vectors. If the service's smaller vectors are not the beginning of its largest ones,
+            the setting has no effect and a warning is logged. Needs ``cache`` and ``dimensions``.
+        budget: The most that this client may spend, as a ``Budget``; or a budget shared with other
             processes: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, or any object with the
             methods of ``SharedBudget``.
-        price: Price list for ``usage``; the default is the API page's. For a model that is not on
-            it, costs are NaN, and a budget must be in tokens.
+        price: Price list for ``usage``; the default is the list on the API page. For a model that
+            is not on the list, costs are NaN, and a budget must be in tokens.
         on_usage: Called with the ``Usage`` of each call when it ends, successfully or not. Errors
-            it raises do not affect the call; the first one is logged.
-        default_headers: Sent with every request.
-        http_client: An ``httpx.Client`` (or httpx2's) to use for sync calls; never closed by us.
-        async_http_client: The same for async calls.
+            that the function raises do not affect the call; the first error is logged.
+        default_headers: Headers that are sent with every request.
+        http_client: An ``httpx.Client`` (or the client of httpx2) to use for sync calls; this
+            client never closes it.
+        async_http_client: An ``httpx.AsyncClient`` to use for async calls; never closed, either.
         allow_http: Allow plain http to hosts other than loopback.
 
     Raises:
@@ -364,7 +366,7 @@ class NexusFlow:
 
     def embed(
         self,
-        input: str | Iterable[str],  # noqa: A002 - the API's own name for it
+        input: str | Iterable[str],  # noqa: A002 - the API calls it so
         *,
         role: Role = "document",
         on_refused: OnRefused | None = None,
@@ -377,22 +379,23 @@ class NexusFlow:
         Args:
             input: A text, or any iterable of texts.
             role: ``"query"`` prepends ``query_instruction`` instead of ``document_instruction`` to
-                each text, and sends the request before waiting documents.
+                each text, and sends the request before documents that are waiting.
             on_refused: Overrides the client's setting for this call.
-            on_blank: The same.
-            on_too_long: The same.
+            on_blank: Overrides the client's setting for this call.
+            on_too_long: Overrides the client's setting for this call.
             progress: Called in this thread with the number of texts completed since the last call,
                 so ``tqdm.update`` can be passed.
 
         Returns:
             For one text, a float32 array of shape (d,); for a list, one of shape (n, d), rows in
             the order of the input. If one of the three settings is ``"collect"``, a list of rows,
-            ``None`` for texts that were left out. Each of these has the attribute ``usage``.
+            with ``None`` for each text that was left out. Every result has the attribute ``usage``.
 
         Raises:
             InvalidInputError: A text cannot be sent. Nothing was sent.
             RefusedTextsError: The server refused some texts.
-            NexusFlowError: Any other failure; the error's ``finished`` holds the vectors so far.
+            NexusFlowError: The call failed for another reason; the error's ``finished`` holds the
+                vectors so far.
         """
         return self._embed(
             input,
@@ -464,7 +467,7 @@ class NexusFlow:
         on_too_long: OnTooLongOrCollect | None = None,
         progress: Progress | None = None,
     ) -> EmbeddingArray | EmbeddingList:
-        """Embed like ``embed``, without blocking the event loop; ``progress`` is called on it."""
+        """Embed like ``embed``, without blocking the event loop, which calls ``progress``."""
         return await self._aembed(
             input,
             role=role,
@@ -475,7 +478,7 @@ class NexusFlow:
         )
 
     def __call__(self, input: str | Iterable[str]) -> EmbeddingArray:  # noqa: A002
-        """Embed, for tools that take any callable from texts to vectors."""
+        """Embed like ``embed``, for tools that take any callable from texts to vectors."""
         return self.embed(input)
 
     # -- streaming -----------------------------------------------------------------------------
@@ -483,22 +486,23 @@ class NexusFlow:
     def embed_stream(
         self, texts: Iterable[str], *, role: Role = "document", ordered: bool = True
     ) -> Generator[Embedded, None, None]:
-        """Embed any number of texts with bounded memory; yield each result as it is ready.
+        """Embed any number of texts with bounded memory, and yield each result when it is ready.
 
-        Only as many texts are read as are needed to keep ``max_concurrency`` requests busy.
+        The stream reads only as many texts as ``max_concurrency`` requests need.
 
         Args:
-            texts: Any iterable of texts; read in this thread.
+            texts: Any iterable of texts; it is read in the calling thread.
             role: As for ``embed``.
-            ordered: Yield in the order of ``texts``; if false, in the order of completion.
+            ordered: Whether to yield in the order of ``texts``; if false, in the order of
+                completion.
 
         Yields:
             ``Embedded(index, vector, error)``: float32 of shape (d,), or ``None`` with the error of
             a text that cannot be sent or was refused. Such a text does not end the stream.
 
         Raises:
-            NexusFlowError: The stream cannot go on; the error's ``finished`` holds what was ready
-                and not yet yielded.
+            NexusFlowError: The stream cannot go on; the error's ``finished`` holds the vectors that
+                were ready but not yet yielded.
         """
         ordered = checks.flag("ordered", ordered)
         texts = rows_of(texts)
@@ -540,24 +544,25 @@ class NexusFlow:
 
     @property
     def usage(self) -> Usage:
-        """What all calls of this client sent and cost so far."""
+        """The tokens, requests and cost of all calls of this client so far."""
         return self._spent.snapshot(self._price)
 
     def estimate(self, texts: Iterable[str], *, role: Role = "document") -> Estimate:
         """Estimate the requests, cost and time of embedding ``texts``; nothing is sent.
 
-        Texts that the client is set to leave out are not counted.
+        Texts that the client's settings leave out are not counted.
 
         Raises:
             InvalidInputError: A text cannot be sent.
-            CacheError: The cache file is corrupt, is not ours, or has a newer format.
+            CacheError: The cache file is corrupt, was not made by this package, or has a newer
+                format.
         """
         return self._estimate(texts, role)
 
     def _estimate(
         self, texts: Iterable[str], role: Role = "document", *, comparing: bool = True
     ) -> Estimate:
-        """Estimate; with ``comparing=False`` as after a call that has compared the sizes."""
+        """Estimate; ``comparing=False`` leaves out the requests that compare sizes."""
         self._import()
         from nexusflow_integrations._core.call.estimate import estimate
 
@@ -576,7 +581,7 @@ class NexusFlow:
         )
 
     def verify_cache(self) -> bool:
-        """Compare vectors in the cache with what the service answers now.
+        """Compare vectors in the cache with those that the service returns now.
 
         A service can change its model without changing its address; the cache would then mix old
         and new vectors. The first call stores the vectors of three fixed texts in the cache. Each
@@ -584,7 +589,7 @@ class NexusFlow:
         tokens.
 
         Returns:
-            Whether there were stored vectors to compare; ``False`` if this call stored them.
+            ``True`` if stored vectors were compared; ``False`` if this call stored them.
 
         Raises:
             ConfigurationError: There is no cache, or the service returns different vectors.
@@ -657,7 +662,7 @@ class NexusFlow:
         return self._settings
 
     def resized(self, dimensions: int | None) -> NexusFlow:
-        """Return a client of another size with the same key, cache and budget, but its own usage.
+        """Return a client for another size, with the same key, cache and budget but its own usage.
 
         Raises:
             ConfigurationError: The model does not have this size.
@@ -676,7 +681,7 @@ class NexusFlow:
 
     def __repr__(self) -> str:
         if "_settings" not in vars(self):
-            return "NexusFlow()"  # in a traceback, where the constructor failed
+            return "NexusFlow()"  # for a traceback, if the constructor failed
         size = "" if self.dimensions is None else f", dimensions={self.dimensions}"
         return f"NexusFlow(model={self.model!r}, base_url={self.base_url!r}{size})"
 
@@ -685,15 +690,15 @@ class NexusFlow:
     def close(self) -> None:
         """Refuse further calls. The process's pool stays open for other clients.
 
-        The unspent part of what was drawn from a shared budget is returned.
+        The client returns what it drew from a shared budget and did not spend.
         """
         self._closed, self._presence = True, None
         if (given_back := self._give_back()) is not None:
-            with suppress(FutureTimeoutError):  # what is not returned counts as spent
+            with suppress(FutureTimeoutError):  # tokens that are not returned count as spent
                 given_back.result(self._closing_time)
 
     async def aclose(self) -> None:
-        """The same as ``close``, without blocking the event loop."""
+        """Close like ``close``, without blocking the event loop."""
         self._closed, self._presence = True, None
         await self._agive_back()
 
@@ -726,7 +731,7 @@ class NexusFlow:
         await self.aclose()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Without the key and what is bound to this process. A worker process reads the key from its
+        # Leave out the key and objects of this process. A worker process reads the key from its
         # environment.
         state = dict(self.__dict__)
         state["_left_out"] = [
@@ -744,7 +749,8 @@ class NexusFlow:
         self._key = EnvironmentKey(unpickled=type(self).__name__)
         if left_out := self.__dict__.pop("_left_out", None):
             logger.warning(
-                "this %s was unpickled without its %s: objects of one process are not pickled",
+                "this %s was unpickled without its %s: objects that belong to one process are not"
+                " pickled",
                 type(self).__name__,
                 " and ".join(left_out),
             )
@@ -755,7 +761,7 @@ class NexusFlow:
         return copy.copy(self)
 
     def __copy__(self) -> NexusFlow:
-        # A copy in the same process keeps what a pickle leaves out: key, http clients, guard.
+        # A copy in the same process keeps what pickling leaves out: key, HTTP clients, guard.
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin._spent = self._spent.copy()
@@ -788,9 +794,9 @@ class NexusFlow:
             progress: As for ``embed``.
             hooks: The adapter's functions, called in this thread for each batch.
             batch_size: Overrides the client's setting for this call.
-            dimensions: The same.
-            lists: Convert rows to lists of floats while requests are in flight, for ``tolist`` of
-                the result.
+            dimensions: Overrides the client's setting for this call.
+            lists: Convert rows to lists of floats while requests are in flight, so that ``tolist``
+                of the result is fast.
         """
         single = isinstance(input, str)
         instruction = self._instruction(role)
@@ -833,7 +839,8 @@ class NexusFlow:
         try:
             results = running.embed_here(call, begun)
             if results is None:
-                call.ledger.reset()  # the event loop counts again, what was sent included
+                # The event loop counts all requests again, including those that were sent here.
+                call.ledger.reset()
             elif caller is not None:
                 caller.end_here(call.texts, results, call.ledger)
         finally:
@@ -855,7 +862,7 @@ class NexusFlow:
         dimensions: int | None = None,
         lists: bool = False,
     ) -> EmbeddingArray | EmbeddingList:
-        """Embed like ``_embed``; the hooks are awaited on this event loop."""
+        """Embed like ``_embed``, but await the hooks on this event loop."""
         loop = _running_loop()
         single = isinstance(input, str)
         instruction = self._instruction(role)
@@ -886,9 +893,9 @@ class NexusFlow:
             )
 
     def _limited(self, budget: Budget) -> NexusFlow:
-        """Return a copy of this client, on the same usage, that may spend at most ``budget``."""
+        """Return a copy of this client with the same usage that may spend at most ``budget``."""
         if self._budget is not None:
-            raise ConfigurationError("the client has a budget of its own: give one budget, not two")
+            raise ConfigurationError("the client already has a budget: set only one of the two")
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin._budget = check_budget(budget)
@@ -896,7 +903,7 @@ class NexusFlow:
         return twin
 
     def _succeed(self, former: NexusFlow) -> None:
-        """Take over the budget and the usage of ``former``, which is no longer used."""
+        """Take over the budget and usage of ``former``, a client that is no longer used."""
         self._guard = former._guard
         self._spent = former._spent
 
@@ -914,7 +921,7 @@ class NexusFlow:
         return twin
 
     def _uncached(self) -> NexusFlow:
-        """Return a copy of this client without the cache, on the same budget and usage."""
+        """Return a copy of this client without the cache, with the same budget and usage."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin._cache = None
@@ -930,7 +937,7 @@ class NexusFlow:
             "a cache: pass cache=...": self._cache is None,
             "a size: pass dimensions=...": settings.dimensions is None,
             "a model whose sizes are known": not model_named(settings.model).sizes,
-            "on_too_long other than 'split': the mean of pieces cannot be cut": (
+            "on_too_long other than 'split': the mean of pieces cannot be shortened": (
                 settings.on_too_long == "split"
             ),
         }
@@ -940,7 +947,7 @@ class NexusFlow:
         return True
 
     def _take_part(self) -> None:
-        """Apply the limits to the account, for as long as this client or a copy is in use."""
+        """Apply the limits to the account while this client or a copy of it is in use."""
         presence = self._presence = Presence()
         self._terms = Terms(self._settings, self._pacer, ref(presence))
 
@@ -954,7 +961,7 @@ class NexusFlow:
         return SharedBudgetGuard(self._budget)
 
     def _import(self) -> None:
-        # Not at the top: creating a client and importing an adapter should be cheap.
+        # Import late, because creating a client and importing an adapter should be cheap.
         if not self._has_imports:
             import_all(
                 self._cache, self._pacer, async_http_client=self._async_http_client is not None
@@ -979,11 +986,11 @@ class NexusFlow:
         settings: Settings,
         on_blank: OnRefused | None = None,
     ) -> tuple[list[str], dict[int, InvalidInputError], bool]:
-        """Return the checked texts of a call, and those to leave out.
+        """Check the texts of a call, prepend the instruction, and find the texts to leave out.
 
         Returns:
-            The texts, all of them, with their instruction; the errors of those to leave out, by
-            index; and whether the caller expects a list with gaps for such texts.
+            All texts with the instruction; the errors of the texts to leave out, by index; and
+            whether the caller expects a list that has gaps for them.
         """
         collect = self._collects("on_blank", on_blank)
         unsent: dict[int, InvalidInputError] = {}
@@ -1009,7 +1016,7 @@ class NexusFlow:
 
     def _instruction(self, role: Role) -> str:
         if self._closed:
-            raise ConfigurationError("this client is closed; make another one")
+            raise ConfigurationError("this client is closed: create another one")
         if type(role) is not str or role not in ROLES:
             role = checks.one_of("role", role, ROLES)
         return self._settings.instruction(role)
@@ -1105,7 +1112,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
     except RuntimeError:
         raise ConfigurationError(
-            "no asyncio event loop is running: under trio, call the sync method in a thread, as"
+            "no asyncio event loop is running: with trio, call the sync method in a thread, as"
             " in trio.to_thread.run_sync(client.embed, texts)"
         ) from None
 
@@ -1113,7 +1120,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
 async def _counted(
     running: Engine, call: Call, spent: Total, caller: Caller | None, stop: Stop | None
 ) -> CallResults:
-    """Run ``call`` and add what it sent to ``spent``, even if its caller has gone."""
+    """Run ``call`` and add its requests to ``spent``, even if the caller no longer waits."""
     try:
         return await running.embed(call, caller, stop)
     finally:
@@ -1121,7 +1128,7 @@ async def _counted(
 
 
 class _Recorded(AbstractContextManager[None]):
-    """Wraps a call in ``span``, then reports it to ``report``, however it ended."""
+    """Runs a call inside ``span``, then reports it to ``report``, even if it failed."""
 
     def __init__(self, span: AbstractContextManager[None], report: Callable[[], None]) -> None:
         self._span = span
@@ -1152,10 +1159,10 @@ def _cache_path(
     try:
         path = os.fspath(place)
         if isinstance(path, str) and path.strip() and b"\0" not in os.fsencode(path):
-            # Neither abspath nor getcwd: tools that detect blocking calls on an event loop raise at
-            # both, although reading the current folder takes a microsecond.
+            # Use neither abspath nor getcwd: tools that detect blocking calls on an event loop
+            # raise an error for both, although reading the current folder takes a microsecond.
             folder = os.fsdecode(os.getcwdb())
             return os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
-    except Exception:  # noqa: BLE001, S110 - an object of the user's own
+    except Exception:  # noqa: BLE001, S110 - a user's object may raise anything
         pass
     raise checks.refuse("cache", WANTED, cache)

@@ -19,9 +19,9 @@
     ├── CacheError                  the cache is corrupt, not ours or of a newer version
     └── CollectionError             a vector store cannot be read or written (also RuntimeError)
 
-Each has ``finished``: the vectors that were ready when it was raised, by index in the caller's
-list, so that nothing that was paid for is lost. All can be pickled. None contains the API key, or
-more than 2,000 characters from the server.
+Every error has ``finished``: the vectors that were ready when the error was raised, by index in the
+caller's list, so that nothing that was paid for is lost. Every error can be pickled. No error
+contains the API key, or more than 2,000 characters from the server.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class NexusFlowError(Exception):
     Attributes:
         finished: Vectors that were ready when the error was raised: a mapping from the index in the
             caller's list to a float32 array of shape (d,).
-        attempts: Requests that were sent for the batch that failed.
+        attempts: Number of requests that were sent for the batch that failed.
     """
 
     def __init__(self, message: str = "", *, attempts: int = 0) -> None:
@@ -79,10 +79,10 @@ class ConfigurationError(NexusFlowError, ValueError):
 
 
 class InvalidInputError(NexusFlowError, ValueError):
-    """A text cannot be sent; raised before any request.
+    """A text cannot be sent. The error is raised before any request.
 
     Attributes:
-        index: Its index in the caller's list; ``None`` if the list itself is wrong.
+        index: The text's index in the caller's list; ``None`` if the list itself is wrong.
     """
 
     def __init__(self, message: str = "", *, index: int | None = None) -> None:
@@ -95,7 +95,7 @@ class APIConnectionError(NexusFlowError):
 
 
 class APITimeoutError(APIConnectionError, TimeoutError):
-    """No answer within ``timeout`` (one attempt) or ``deadline`` (the whole call)."""
+    """The server did not answer within ``timeout`` (one attempt) or ``deadline`` (the call)."""
 
 
 class APIStatusError(NexusFlowError):
@@ -104,7 +104,8 @@ class APIStatusError(NexusFlowError):
     Attributes:
         status_code: HTTP status.
         code: The server's error code, or ``None``.
-        request_id: The ``X-Request-ID`` response header, which support asks for, or ``None``.
+        request_id: The ``X-Request-ID`` response header, which the service's support asks for, or
+            ``None``.
         retry_after: Seconds that the server asked to wait, or ``None``.
     """
 
@@ -134,11 +135,11 @@ class AuthenticationError(APIStatusError):
 
 
 class PermissionDeniedError(APIStatusError):
-    """The account is not allowed to: no balance, no permission, or suspended."""
+    """The account may not do this: it has no balance or no permission, or is suspended."""
 
 
 class NotFoundError(APIStatusError):
-    """No such model or path."""
+    """The model or the path does not exist."""
 
 
 class RateLimitError(APIStatusError):
@@ -186,9 +187,9 @@ class LimiterError(NexusFlowError, RuntimeError):
 
 
 class CacheError(NexusFlowError):
-    """The cache is corrupt, not ours, or written by a newer version; it was not changed.
+    """The cache is corrupt, of another program or of a newer version; it was not changed.
 
-    Or the server is not a Redis server, or rejects the password.
+    The error is also raised if the server is not a Redis server or rejects the password.
     """
 
 
@@ -204,8 +205,8 @@ E = TypeVar("E", bound=BaseException)
 
 
 def _rebuild(cls: type[E], args: tuple[Any, ...], state: dict[str, Any]) -> E:
-    """Return a ``cls`` with these ``args`` and attributes, without calling its constructor."""
-    # By default exceptions unpickle with cls(*args), which fails with keyword-only arguments.
+    """Return an error of class ``cls`` without calling the constructor; for ``pickle``."""
+    # By default, exceptions unpickle with cls(*args), which fails if arguments are keyword-only.
     error = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)

@@ -1,6 +1,6 @@
 """``NexusFlowTextEmbedder`` and ``NexusFlowDocumentEmbedder`` for Haystack's pipelines.
 
-Errors are those of ``nexusflow_integrations.errors``. A call that fails returns no documents.
+A call that fails raises an error of ``nexusflow_integrations.errors`` and returns no documents.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class _Embedder:
         return {"model": self.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a pipeline stores; for the key, the name of its environment variable.
+        """Return what a pipeline stores; it stores the key as the name of its environment variable.
 
         ``default_headers``, which may hold secrets, and the password of a Redis server are left
         out.
@@ -114,7 +114,7 @@ class _Embedder:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> _Embedder:
-        """Rebuild an embedder from what a pipeline stored; needs no key."""
+        """Rebuild an embedder from what a pipeline stored; this needs no key."""
         return default_from_dict(cls, data)
 
 
@@ -127,7 +127,7 @@ class NexusFlowTextEmbedder(_Embedder):
         """Return ``embedding``, a list of floats, and ``meta``.
 
         Raises:
-            NexusFlowError: The text cannot be sent, or any other failure.
+            NexusFlowError: The text cannot be sent, or the call failed.
         """
         return self._answer(self.client.embed(self._whole(text), role="query"))
 
@@ -150,16 +150,15 @@ class NexusFlowDocumentEmbedder(_Embedder):
     """Embeds any number of documents, with parallel requests.
 
     The settings are named as in Haystack's own embedders; ``options`` holds other settings of
-    ``NexusFlow`` (``timeout``, ``cache``, ...), as plain values. The document's values of
-    ``meta_fields_to_embed`` are put in front of its content, separated by
-    ``embedding_separator``.
+    ``NexusFlow`` (``timeout``, ``cache``, ...), as plain values. The values of a document's
+    ``meta_fields_to_embed`` are put before its content, separated by ``embedding_separator``.
     """
 
     meta_fields_to_embed: list[str] = field(default_factory=list)
     embedding_separator: str = "\n"
 
     def __post_init__(self) -> None:
-        _Embedder.__post_init__(self)  # not super(): `component` has replaced the class
+        _Embedder.__post_init__(self)  # super() fails, because `component` has replaced the class
         wanted = self.meta_fields_to_embed
         if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
             raise refuse("meta_fields_to_embed", "a list of names", wanted)
@@ -167,11 +166,12 @@ class NexusFlowDocumentEmbedder(_Embedder):
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])
     def run(self, documents: list[Document]) -> dict[str, Any]:
-        """Return ``documents``, copies with their embeddings in the same order, and ``meta``.
+        """Return ``documents``, which are copies with embeddings in the same order, and ``meta``.
 
         Raises:
-            InvalidInputError: A document has nothing to embed; ``index`` says which.
-            NexusFlowError: Any other failure; its ``finished`` holds the vectors so far.
+            InvalidInputError: A document has nothing to embed; ``index`` is its index.
+            NexusFlowError: The call failed for another reason; ``finished`` holds the vectors so
+                far.
         """
         documents = list(rows_of(documents))
         vectors = self.client.embed(map(self._text, documents))

@@ -1,4 +1,4 @@
-"""Words for a keyword search (BM25) in English and Chinese, and joining its ranking with others.
+"""Words of English and Chinese texts for keyword search (BM25), and the fusion of rankings.
 
     retriever = BM25Retriever.from_texts(texts, preprocess_func=words_of)
 

@@ -1,9 +1,9 @@
 """``NexusFlowEmbeddings``: importing this module registers it with LanceDB as ``nexusflow``.
 
-A table stores no key. It stores no endpoint either, because anyone who can write the table could
-replace it. A text that is None or "" gets no vector; LanceDB handles such rows as set by
-``on_bad_vectors``. While adding rows, LanceDB turns our errors into a RuntimeError with the same
-message.
+A table stores neither the key nor the endpoint: anyone who can write to the table could replace the
+endpoint. A text that is None or "" gets no vector; LanceDB handles such rows as set by
+``on_bad_vectors``. While rows are added, LanceDB turns the errors of this package into a
+RuntimeError with the same message.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ __all__ = ["NexusFlowEmbeddings"]
 
 @register("nexusflow")
 class NexusFlowEmbeddings(TextEmbeddingFunction):
-    """Settings as in ``NexusFlow``; ``api_key`` may be a ``"$var:NAME"`` of LanceDB's registry."""
+    """Embeds for LanceDB; settings as in ``NexusFlow``; ``api_key`` may be ``"$var:NAME"``."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
     _client: NexusFlow = PrivateAttr()
@@ -64,6 +64,6 @@ class NexusFlowEmbeddings(TextEmbeddingFunction):
     def compute_query_embeddings(self, query: str) -> list[Any]:
         return [self._client.embed(check_text(query), role="query")]
 
-    # LanceDB's versions would retry every failure and then raise a plain Exception.
+    # LanceDB's own methods would retry every failure and then raise a plain Exception.
     compute_query_embeddings_with_retry = compute_query_embeddings
     compute_source_embeddings_with_retry = TextEmbeddingFunction.compute_source_embeddings

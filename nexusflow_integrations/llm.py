@@ -35,16 +35,16 @@ class NexusFlowEmbeddingModel(EmbeddingModel):
     def embed_batch(
         self, items: Iterable[str | bytes], *, key: str | None = None
     ) -> Iterator[list[float]]:
-        """Yield a vector for each text, in order; texts are read only as they are sent.
+        """Yield a vector for each text, in order; a text is read only when it can be sent.
 
         Raises:
-            NexusFlowError: A text cannot be sent or was refused, or any other failure.
+            NexusFlowError: A text cannot be sent or was refused, or the call failed.
         """
-        # A client is cheap to create: connections and limits belong to the process.
+        # A client per call is cheap: connections and limits belong to the process.
         try:
             client = NexusFlow(key or self.get_key(), dimensions=self.dimensions)
         finally:
-            del key  # so that the frames of an error do not show it
+            del key  # keep the key out of the frames of an error
         for result in client.embed_stream(cast("Iterable[str]", items)):
             if result.vector is None:
                 raise cast(NexusFlowError, result.error)

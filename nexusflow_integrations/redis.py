@@ -22,15 +22,15 @@ class RedisLimits(AccountLimits):
     """Limits of one account, for a client's ``pacer=``.
 
     All clients with the same server, database and account share the limits. The constructor does
-    not connect. A worker that cannot reach the server paces alone, within its share of the limits,
-    until it can. Pickles do not hold the password: a worker process takes it from the environment
+    not connect. While a worker cannot reach the server, it limits itself to its share of the
+    limits. Pickles do not contain the password: a worker process reads it from the environment
     variable ``NEXUSFLOW_REDIS_PASSWORD``.
 
     Args:
         url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as for ``cache=``.
-        account: Any name. Use one for each account and model: the API limits them separately.
-        requests_per_minute: Limit of the account; ``None`` for no limit.
-        tokens_per_minute: The same for tokens.
+        account: Any name. Use one name for each account and model: the API limits them separately.
+        requests_per_minute: The account's limit on requests; ``None`` for no limit.
+        tokens_per_minute: The account's limit on tokens; ``None`` for no limit.
 
     Raises:
         ConfigurationError: ``url`` is not the URL of a Redis server, or another argument is
@@ -65,7 +65,7 @@ class RedisLimits(AccountLimits):
 
     def __repr__(self) -> str:
         if "_settings" not in vars(self):
-            return "RedisLimits()"  # in the traceback of an error in __init__
+            return "RedisLimits()"  # for a traceback, if the constructor failed
         settings = "".join(f", {name}={value!r}" for name, value in self._settings.items())
         return f"RedisLimits({str(self.server.address)!r}{settings})"
 

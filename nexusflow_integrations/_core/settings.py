@@ -1,4 +1,4 @@
-"""The settings of a client: checked once, immutable, comparable, and with no key in the repr."""
+"""The settings of a client: checked once, immutable, comparable, and without the key."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TIMEOUT = 60.0
 DIMENSIONS = MODELS[DEFAULT_MODEL].sizes
 BATCH_SIZE = MODELS[DEFAULT_MODEL].batch_size
 LONGEST_INSTRUCTION = 10_000
-"""Characters; a longer one leaves no room for the text after it."""
+"""Maximum characters of an instruction; a longer one leaves no room for the text after it."""
 LARGEST = 8192
 """Maximum size of a vector, for any model."""
 DEFAULT_MAX_CONCURRENCY = 32
@@ -54,7 +54,7 @@ ON_REFUSED = ("raise", "collect")
 OnTooLong = Literal["error", "split", "truncate", "send"]
 ON_TOO_LONG = ("error", "split", "truncate", "send")
 OnTooLongOrCollect = Literal["error", "collect", "split", "truncate", "send"]
-"""The same for calls whose result can leave texts out."""
+"""Values of ``on_too_long`` for calls whose result can leave texts out."""
 
 
 @secret_arguments
@@ -62,8 +62,8 @@ def resolve_api_key(value: object = None, env: str = KEY_VARIABLE) -> ApiKey:
     """Return the key from ``value`` (text, or an object with ``get_secret_value``) or from ``env``.
 
     Raises:
-        ConfigurationError: There is no key, or it is not valid in an HTTP header. The message never
-            contains the key.
+        ConfigurationError: There is no key, or it is not valid in an HTTP header. The error's
+            message never contains the key.
     """
     if value is None:
         value = os.environ.get(env)
@@ -74,7 +74,7 @@ def resolve_api_key(value: object = None, env: str = KEY_VARIABLE) -> ApiKey:
     if not isinstance(value, (str, ApiKey)) and has_methods(value, "get_secret_value"):
         try:
             value = value.get_secret_value()  # type: ignore[attr-defined]
-        except Exception:  # noqa: BLE001 - without its words, which may hold the key
+        except Exception:  # noqa: BLE001 - the error's message may contain the key
             raise ConfigurationError("api_key could not be read from the object given") from None
     if isinstance(value, ApiKey):
         return value
@@ -95,27 +95,27 @@ def resolve_api_key(value: object = None, env: str = KEY_VARIABLE) -> ApiKey:
 def resolve_base_url(value: str | None = None, *, allow_http: bool = False) -> str:
     """Return the endpoint's root without a trailing slash, from ``value`` or NEXUSFLOW_BASE_URL.
 
-    Scheme and host are returned in lower case. No URL parser is used: parsers disagree about
-    unusual URLs, and those are refused.
+    Scheme and host are returned in lower case. No URL parser is used, because parsers disagree
+    about unusual URLs; unusual URLs are refused.
 
     Raises:
-        ConfigurationError: Not an http(s) URL, or it has credentials, a query or an ambiguous host,
-            or it is plain http to a host other than loopback, so that anyone on the network path
-            could read the key.
+        ConfigurationError: ``value`` is not an http(s) URL, or has credentials, a query or an
+            ambiguous host, or is plain http to a host other than loopback, which would let anyone
+            on the network path read the key.
     """
     url = value if value is not None else os.environ.get("NEXUSFLOW_BASE_URL") or DEFAULT_BASE_URL
     if not isinstance(url, str):
         raise refuse("base_url", "text", url)
     allow_http = flag("allow_http", allow_http)
     url = str.__str__(url).strip().rstrip("/")
-    url = url.removesuffix("/embeddings").rstrip("/")  # the address of the endpoint itself
+    url = url.removesuffix("/embeddings").rstrip("/")  # users may give the address of the endpoint
     if "@" in url:
         raise ConfigurationError("base_url must not contain a user name or password")
     if any(char in url for char in "?# "):
         raise ConfigurationError("base_url must not contain a query, a fragment or blanks")
     parts = _URL.fullmatch(url)
     if parts is None:
-        said = f", not {url[:80]!a}" if "://" in url else ""  # without "://" it may be a key
+        said = f", not {url[:80]!a}" if "://" in url else ""  # a value without "://" may be a key
         raise ConfigurationError(f"base_url must look like {DEFAULT_BASE_URL}{said}")
     scheme, place = parts["scheme"].lower(), parts["place"].lower()
     host = host_of(place)
@@ -133,7 +133,7 @@ def resolve_base_url(value: str | None = None, *, allow_http: bool = False) -> s
 
 
 def check_dimensions(value: object, model: object = DEFAULT_MODEL) -> int | None:
-    """Return ``value`` if ``model`` may have that size (or ``None``: the server's default)."""
+    """Return ``value`` if ``model`` may have this size; ``None`` is the server's default."""
     if value is None:
         return None
     sizes = model_named(model).sizes
@@ -145,10 +145,10 @@ def check_dimensions(value: object, model: object = DEFAULT_MODEL) -> int | None
 
 
 def plain_timeout(value: object) -> Any:
-    """Return a timeout in one of httpx's forms as seconds for a whole attempt.
+    """Return a timeout, in any form that httpx accepts, as seconds for a whole attempt.
 
-    For an ``httpx.Timeout`` or a tuple of seconds (connect, read, ...), that is the longest part;
-    for ``None``, the default. Any other value is returned unchanged.
+    For an ``httpx.Timeout`` or a tuple of seconds (connect, read, ...), return the longest part;
+    for ``None``, return the default. Any other value is returned unchanged.
     """
     parts = value if isinstance(value, tuple) else None
     if all(attribute(value, name, value) is not value for name in ("connect", "read", "pool")):
@@ -163,9 +163,13 @@ def plain_timeout(value: object) -> Any:
 
 
 def check_pacer(value: object) -> tuple[float | None, float | None]:
-    """Return the requests and tokens per minute of ``value``, which keeps shared limits."""
+    """Return the limits of ``value``, a pacer, on requests and tokens per minute."""
     if isinstance(value, type) or not has_methods(value, "lease", "adjust", "throttled"):
-        raise refuse("pacer", "a RedisLimits, a ClusterLimits or the like", value)
+        raise refuse(
+            "pacer",
+            "a RedisLimits, a ClusterLimits or a similar object",
+            value,
+        )
     requests, tokens = (
         optional_number(f"pacer.{name}", attribute(value, name, "nothing"))
         for name in ("requests_per_minute", "tokens_per_minute")
@@ -182,7 +186,7 @@ def _instruction(name: str, value: object) -> str | None:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a request depends on, except the key.
+    """Everything that a request depends on, except the key.
 
     Units: ``timeout`` and ``deadline`` in seconds, rates per minute, ``batch_size`` in texts.
     """
@@ -242,8 +246,8 @@ class Settings:
         vars(self).update(plain)
         if self.on_too_long in ("split", "truncate") and self.token_limit is None:
             raise ConfigurationError(
-                f"on_too_long={self.on_too_long!r} needs to know how many tokens a text may have,"
-                " which is not known of this model: pass max_text_tokens=..."
+                f"on_too_long={self.on_too_long!r} needs the model's limit on the tokens of a"
+                " text, which is unknown for this model: pass max_text_tokens=..."
             )
 
     def of(self, role: Role) -> Settings:
@@ -272,7 +276,7 @@ class Settings:
 
     @property
     def added(self) -> str:
-        """The user's additions to each request that may change a vector; empty if none."""
+        """The user's additions to each request, which may change vectors."""
         if not (self.extra_body or self.default_query):
             return ""
         return f"{self.extra_body.text}\n{self.default_query.text}"

@@ -236,7 +236,11 @@ REFUSED: list[tuple[str, Any, str]] = [
         "async_http_client must be an httpx.AsyncClient: pass a sync",
     ),
     ("http_client", httpx.Client, "http_client must be an httpx.Client or None, not type"),
-    ("pacer", object(), "pacer must be a RedisLimits, a ClusterLimits or the like, not object"),
+    (
+        "pacer",
+        object(),
+        "pacer must be a RedisLimits, a ClusterLimits or a similar object, not object",
+    ),
     ("allow_http", "no", "allow_http must be True or False, not 'no'"),
     ("default_headers", {"X-A": "ü"}, "default_headers: 'X-A' cannot be sent"),
     ("default_headers", {"X-A": "a\0b"}, "default_headers: 'X-A' cannot be sent"),
