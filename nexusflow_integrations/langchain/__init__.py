@@ -22,7 +22,8 @@ _INGESTION = "nexusflow_integrations.langchain.ingestion"
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: LangChain's vector stores take longer to import than everything else here.
+    # Import on first use: LangChain's vector stores take longer to import than everything else
+    # here.
     if name in __all__:
         return getattr(importlib.import_module(_INGESTION), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -114,12 +114,12 @@ if TYPE_CHECKING:
         async_client: None
 
 else:
-    _Budget = Any  # the client checks it
+    _Budget = Any  # the client checks the value
 
 __all__ = ["NexusFlowEmbeddings"]
 
 _ACCOUNT = {"budget", "price", "nexusflow_api_key", "nexusflow_api_base"}
-"""A change of one of these starts a new count of usage."""
+"""Fields whose change starts a new count of usage."""
 logger = logging.getLogger("nexusflow_integrations")
 _NOT_THE_CORES = ("chunk_size", "rate_limiter", "show_progress_bar", "trace_texts")
 
@@ -133,10 +133,10 @@ def _hidden_key(key: object) -> object:
 
 
 def _once_each(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return ``settings`` without names that are ``None`` beside another name of the same field.
+    """Return ``settings`` without names that are ``None`` if another name of the field is given.
 
     Raises:
-        ConfigurationError: Two names of one field have values.
+        ConfigurationError: Two names of one field have a value.
     """
     chosen: dict[str, str] = {}
     kept = dict(settings)
@@ -145,7 +145,7 @@ def _once_each(settings: dict[str, Any]) -> dict[str, Any]:
         if other != name:
             if settings[name] is not None and settings[other] is not None:
                 raise ConfigurationError(
-                    f"{other} and {name} are two names of one setting; give one"
+                    f"{other} and {name} are two names of one setting; give only one of them"
                 )
             unset = name if settings[name] is None else other
             chosen[_FIELD_OF.get(name, name)] = name if unset == other else other
@@ -176,7 +176,7 @@ _FIELDS = {
     "request_timeout": "timeout",
     "http_async_client": "async_http_client",
 }
-"""Names of arguments here to names in the client, where they differ."""
+"""The client's names of arguments that have another name here."""
 _FIELD_OF = {
     **dict.fromkeys(("api_key", "openai_api_key"), "nexusflow_api_key"),
     **dict.fromkeys(("base_url", "openai_api_base"), "nexusflow_api_base"),
@@ -185,12 +185,12 @@ _FIELD_OF = {
     "headers": "default_headers",
     "async_http_client": "http_async_client",
 }
-"""Other names of a field, to the field."""
+"""The field of each alternative name."""
 _noted = False
 _building = Lock()
 _holders = Lock()
 _recorded: ContextVar[dict[str, Vectors] | None] = ContextVar("nexusflow_recorded", default=None)
-"""Also receives the vectors of calls of this thread or task, by the text that was sent."""
+"""If set, receives the vectors of this thread's or task's calls, by the text that was sent."""
 
 
 class _Schema(GenerateJsonSchema):
@@ -208,43 +208,45 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             export NEXUSFLOW_API_KEY="sk-air-..."
 
     Instantiate:
-        Cheap: no connection is opened, and a missing key is an error only when it is first needed.
-            To replace ``OpenAIEmbeddings``, changing the import is enough: its arguments for
-            tokenizing are accepted with a warning and ignored, other unknown names are refused:
+        Creating an object opens no connection, and a missing key is an error only when a request
+        needs it. To replace ``OpenAIEmbeddings``, change the import: its arguments for tokenizing
+        are accepted with a warning and ignored. Other unknown names are refused:
 
             from nexusflow_integrations.langchain import NexusFlowEmbeddings
 
             embeddings = NexusFlowEmbeddings(dimensions=1024)
 
     Embed single text:
-        A query gets the ``query_instruction``, if any, and is sent before waiting documents:
+        ``query_instruction``, if set, is prepended to the query, and the query is sent before
+        documents that are waiting:
 
             vector = embeddings.embed_query("What is a red panda?")
 
     Embed multiple texts:
-        Requests of at most ten texts run in parallel; results keep the order. A duplicate text is
-        sent once:
+        Requests of at most ten texts run in parallel; the results are in the order of the texts. A
+        duplicate text is sent once:
 
             vectors = embeddings.embed_documents(["Red pandas climb.", "小熊猫会爬树。"])
 
     Async:
-        Equally parallel, on any number of event loops:
+        Async calls run as many requests in parallel, on any number of event loops:
 
             vectors = await embeddings.aembed_documents(texts)
 
     Chroma:
         Create the collection with its embedding function: then Chroma itself can reopen and query
-            it, and distances are cosine. LangChain's ``Chroma`` alone would store neither:
+        the collection, and distances are cosine. LangChain's ``Chroma`` alone stores neither the
+        function nor the distance:
 
             from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 
             client.create_collection("texts", embedding_function=NexusFlowEmbeddingFunction())
             store = Chroma("texts", embedding_function=embeddings, client=client)
 
-    Errors are instances both of this package's classes (``nexusflow_integrations.errors``) and of
-    LangChain's ``Model*Error``; ``finished`` holds the vectors that were ready, by index. Sync and
-    async calls may be mixed, from any thread. Pickles and ``dumps`` leave the key out; ``loads``
-    and worker processes read it from ``NEXUSFLOW_API_KEY``.
+    Every error is an instance of one of this package's classes (``nexusflow_integrations.errors``)
+    and of one of LangChain's ``Model*Error`` classes; ``finished`` holds the vectors that were
+    ready, by index. Sync and async calls may be mixed, from any thread. Pickles and ``dumps`` leave
+    the key out; ``loads`` and worker processes read the key from ``NEXUSFLOW_API_KEY``.
 
     Raises:
         pydantic.ValidationError: A name is unknown or a value has the wrong type.
@@ -263,24 +265,25 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     """Name of the model."""
 
     dimensions: int | None = None
-    """2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` is the server's default."""
+    """The size: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` is the server's default."""
 
     nexusflow_api_key: SecretStr | str | Callable[[], Any] | None = Field(
         alias="api_key",
         default_factory=lambda: SecretStr(os.environ.get("NEXUSFLOW_API_KEY", "")) or None,
     )
-    """The key, or a function, sync or async, that returns it. The function is called when a key is
-    first needed and after a 401. Default: ``NEXUSFLOW_API_KEY``, also read again after a 401."""
+    """The key, or a sync or async function that returns the key. The function is called when a key
+    is first needed, and again after a 401 response. Default: ``NEXUSFLOW_API_KEY``, also read again
+    after a 401."""
 
     nexusflow_api_base: str | None = Field(
         alias="base_url", default_factory=lambda: os.environ.get("NEXUSFLOW_BASE_URL") or None
     )
-    """Root of the API. Default: ``NEXUSFLOW_BASE_URL``, else the service's."""
+    """Root of the API. Default: ``NEXUSFLOW_BASE_URL``, else the service's root."""
 
     chunk_size: int = Field(
         default=BATCH_SIZE, ge=1, validation_alias=AliasChoices("chunk_size", "batch_size")
     )
-    """Texts per request. ``text-embedding-v4`` accepts at most 10: larger values mean 10."""
+    """Texts per request. ``text-embedding-v4`` accepts at most 10, so a larger value means 10."""
 
     max_concurrency: int = DEFAULT_MAX_CONCURRENCY
     """Maximum number of requests in flight."""
@@ -289,54 +292,57 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     """Seconds for one attempt, from connection to last byte."""
 
     deadline: float | None = None
-    """Seconds for a whole call with its retries."""
+    """Seconds for a whole call, including its retries."""
 
     query_timeout: float | None = None
     """Seconds for one attempt of a query; ``None`` is ``timeout``."""
 
     query_deadline: float | None = None
-    """Seconds for a whole query with its retries; ``None`` is ``deadline``."""
+    """Seconds for a whole query, including its retries; ``None`` is ``deadline``."""
 
     max_retries: int = 6
     """Retries of a batch after faults and throttling."""
 
     requests_per_minute: float | None = None
-    """Limit of the account, if known; otherwise it is detected."""
+    """The account's limit on requests; ``None`` detects the limit."""
 
     tokens_per_minute: float | None = None
-    """The same for tokens."""
+    """The account's limit on tokens; ``None`` detects the limit."""
 
     on_too_long: OnTooLong = "error"
     """What to do with a text that has more tokens than the model accepts: ``"error"``, ``"split"``
-    into pieces whose mean is its vector, as ``OpenAIEmbeddings`` does, ``"truncate"`` or
+    (embed it in pieces and take the mean, as ``OpenAIEmbeddings`` does), ``"truncate"`` or
     ``"send"``."""
 
     max_text_tokens: int | None = None
-    """Maximum tokens of a text; ``None`` is the known limit of the model."""
+    """Maximum number of tokens of a text; ``None`` is the known limit of the model."""
 
     pacer: Any = Field(default=None, exclude=True, repr=False)
-    """Limits shared with other processes or hosts, instead of the two above: a ``RedisLimits``, a
-    ``ClusterLimits`` or the like. ``dumps`` leaves it out."""
+    """Limits shared with other processes or hosts, instead of the two limits above: a
+    ``RedisLimits``, a ``ClusterLimits`` or a similar object. ``dumps`` leaves the pacer out."""
 
     encoding_format: EncodingFormat = "base64"
     """The format to request from the server."""
 
     query_instruction: str | None = None
-    """Text prepended verbatim to each query. The model's family (Qwen3-Embedding) documents the
-    form ``"Instruct: Given a question, retrieve passages that answer it\\nQuery: "``."""
+    """Text prepended verbatim to each query. The documentation of the model's family
+    (Qwen3-Embedding) recommends the form ``"Instruct: Given a question, retrieve passages that
+    answer it\\nQuery: "``."""
 
     document_instruction: str | None = None
-    """Text prepended verbatim to each document. The model's family documents none."""
+    """Text prepended verbatim to each document. The documentation of the model's family recommends
+    none."""
 
     extra_body: dict[str, Any] | None = None
-    """Fields added to the body of each request. ``dumps`` writes them: no secrets here."""
+    """Fields added to the body of each request. Do not put secrets in them: ``dumps`` writes
+    them."""
 
     default_query: dict[str, Any] | None = None
     """Parameters added to the query string of each request's URL; ``dumps`` writes them, too."""
 
     budget: _Budget = None
-    """The most this object may spend, or a budget shared with other processes: a ``ClusterLimits``
-    or the like, which ``loads`` refuses."""
+    """The most that this object may spend, or a budget shared with other processes: a
+    ``ClusterLimits`` or a similar object, which ``loads`` refuses."""
 
     price: Price | None = None
     """Price list of ``usage``."""
@@ -349,31 +355,33 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     of a Redis server, whose password is left out of ``repr``, ``dumps`` and pickles."""
 
     derive: bool = False
-    """Serve ``dimensions`` by cutting larger vectors in ``cache``, if the service cuts its smaller
-    vectors in the same way; see ``NexusFlow``."""
+    """Make vectors of size ``dimensions`` by shortening larger ones in ``cache``, if the service's
+    smaller vectors are the beginning of its larger ones; see ``NexusFlow``."""
 
     rate_limiter: BaseRateLimiter | None = Field(default=None, exclude=True, repr=False)
-    """LangChain's rate limiter, as for chat models, to share one limit with other models.
+    """A LangChain rate limiter, which may be shared with chat models.
 
-    It is acquired once for each batch of documents and each query, right before it is sent, but not
-    for texts that are cached, repeated or in flight in another call. This happens in the caller's
-    thread or event loop; in a sync call with a ``deadline``, in a separate thread, so that the
-    deadline holds. If the limiter raises, nothing more is sent, and the error's ``finished`` holds
-    what was paid for. The core paces retries."""
+    The limiter is acquired once for each batch of documents and each query, right before the
+    request is sent. It is not acquired for texts that are cached, repeated, or in flight in another
+    call, nor for retries. It is called in the caller's thread or event loop; a sync call with a
+    ``deadline`` calls it in a separate thread, so that the deadline holds. If the limiter raises an
+    error, nothing more is sent, and the error's ``finished`` holds the vectors that were paid
+    for."""
 
     show_progress_bar: bool = False
     """Show a tqdm bar while documents are embedded."""
 
     trace_texts: bool = False
-    """Include the texts in LangSmith runs. Vectors are never included."""
+    """Whether LangSmith runs include the texts. They never include vectors."""
 
     default_headers: Headers | Mapping[str, str] | None = Field(
         default=None, exclude=True, repr=False
     )
-    """Sent with every request. May hold secrets, so ``dumps`` leaves them out."""
+    """Headers that are sent with every request. They may hold secrets, so ``dumps`` leaves them
+    out."""
 
     http_client: Any = Field(default=None, exclude=True, repr=False)
-    """An ``httpx.Client`` (or httpx2's) for sync calls; never closed by us."""
+    """An ``httpx.Client`` (or the client of httpx2) for sync calls; this object never closes it."""
 
     http_async_client: Any = Field(
         default=None,
@@ -381,7 +389,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         repr=False,
         validation_alias=AliasChoices("http_async_client", "async_http_client"),
     )
-    """The same for async calls."""
+    """An ``httpx.AsyncClient`` for async calls; this object never closes it."""
 
     allow_http: bool = False
     """Allow plain http to hosts other than loopback."""
@@ -420,7 +428,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             if problem is not None:
                 raise problem
             with checks.named(names):
-                self._client = self._new_client()  # raises now if a setting is invalid
+                self._client = self._new_client()  # raises an error if a setting is invalid
             if note:
                 _note(note)
 
@@ -433,14 +441,14 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         *,
         dimensions: int | None = None,
     ) -> list[list[float]]:
-        """Embed ``texts``; ``chunk_size`` and ``dimensions`` override the object's for this call.
+        """Embed ``texts``; ``chunk_size`` and ``dimensions`` override the settings for this call.
 
         Returns:
             One list of floats per text, in order; ``[]`` for no texts.
 
         Raises:
-            InvalidInputError: Not a list of texts; the error names the wrong item. Nothing was
-                sent.
+            InvalidInputError: ``texts`` is not a list of texts; the error names the wrong item.
+                Nothing was sent.
             NexusFlowError: Any other failure. All errors are also LangChain's ``ModelError``.
         """
         with ALSO_LANGCHAINS:
@@ -496,7 +504,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             return cast("list[list[float]]", vectors.tolist())
 
     def embed_query(self, text: str, *, dimensions: int | None = None) -> list[float]:
-        """Embed one query; ``dimensions`` overrides the object's for this call.
+        """Embed one query; ``dimensions`` overrides the setting for this call.
 
         Raises:
             InvalidInputError: The text cannot be sent.
@@ -534,16 +542,16 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     @property
     def usage(self) -> Usage:
-        """What all calls of this object sent and cost so far."""
+        """The tokens, requests and cost of all calls of this object so far."""
         return self.client.usage
 
     @property
     def cache_namespace(self) -> str:
         """A ``namespace`` for ``CacheBackedEmbeddings`` that no other vectors share.
 
-        Derived from everything that changes a vector, including size and endpoint, and safe for
-        every byte store. With a ``query_instruction``, use a separate ``query_embedding_cache``:
-        the namespace does not distinguish queries from documents.
+        The name depends on everything that changes a vector, including size and endpoint, and every
+        byte store accepts it. With a ``query_instruction``, use a separate
+        ``query_embedding_cache``: the namespace does not distinguish queries from documents.
         """
         parts = [self.client.base_url, self.model, self.dimensions, self.query_instruction]
         parts += filter(None, (self.document_instruction, self.client.settings.added))
@@ -562,12 +570,12 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     @property
     def lc_secrets(self) -> dict[str, str]:
-        """What ``dumps`` writes in place of the key."""
+        """What ``dumps`` writes instead of the key."""
         return {"nexusflow_api_key": "NEXUSFLOW_API_KEY"}
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        """Settings that are not JSON, converted to constructor arguments that are."""
+        """Settings that are not JSON, as constructor arguments that are."""
         attributes: dict[str, Any] = {
             name: asdict(value)
             for name, value in (("budget", self.budget), ("price", self.price))
@@ -578,7 +586,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         return attributes
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Copy; with an ``update``, create a new, validated object.
+        """Return a copy; with ``update``, return a new, validated object.
 
         Copies, also deep ones, share http clients and the rate limiter.
         """
@@ -586,7 +594,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             changed = {_FIELD_OF.get(name, name): value for name, value in update.items()}
             twin = type(self)(**{**dict(self), **changed})
             if not changed.keys() & _ACCOUNT:
-                twin.client._succeed(self.client)  # the same budget, not a copy of it
+                twin.client._succeed(self.client)  # share the budget instead of copying it
             return twin
         twin = super().model_copy()
         twin._held = ()
@@ -598,7 +606,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         return self.model_copy(deep=True)
 
     def __getstate__(self) -> dict[Any, Any]:
-        # Without the key and what is bound to this process.
+        # Leave out the key and the objects that belong to this process.
         state = super().__getstate__()
         limiter = self.rate_limiter
         if limiter is not None and not _travels(limiter):
@@ -637,7 +645,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     # -- internal ------------------------------------------------------------------------------
 
     def _rows_held(self, texts: list[str]) -> list[list[float]] | None:
-        """Return the vectors of ``texts`` if all of them are held."""
+        """Return the vectors of ``texts`` if all of them are known."""
         held = ChainMap(*cast("Any", self._held))
         if any(text not in held for text in texts):
             return None
@@ -645,10 +653,10 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     @contextmanager
     def _holding(self, *vectors: Mapping[str, Vectors]) -> Iterator[None]:
-        """Let ``embed_documents`` return ``vectors`` for their texts, in every thread.
+        """Let ``embed_documents`` return ``vectors`` for the texts that they belong to.
 
-        A vector store may embed its documents in any thread, so this is not bound to one. The
-        vector of a text is the same for all callers.
+        This holds in every thread, because a vector store may embed its documents in any thread.
+        All callers get the same vector for a text.
         """
         with _holders:
             self._held += vectors
@@ -695,7 +703,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         if not self.show_progress_bar or not total:
             yield None
             return
-        with forks.importing:  # the first bar also imports tqdm
+        with forks.importing:  # the first bar imports tqdm
             try:
                 tqdm = importlib.import_module("tqdm.auto").tqdm
             except ImportError as error:
@@ -707,7 +715,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     def _run(
         self, role: Role, texts: list[str]
     ) -> AbstractContextManager[Callable[[EmbeddingArray], None]]:
-        """Report the call to LangSmith as a run, if tracing is on."""
+        """Report the call to LangSmith as a run if tracing is on."""
         return self._traced(role, texts) if texts and _is_traced() else _UNTRACED
 
     @contextmanager
@@ -744,8 +752,8 @@ _TRACING = [f"LANG{who}_TRACING{v}" for who in ("SMITH", "CHAIN") for v in ("", 
 
 
 def _is_traced() -> bool:
-    # Importing LangSmith takes longer than a query. Tracing can only be on if LangSmith is already
-    # imported or the environment enables it.
+    # Do not import LangSmith to find out: that takes longer than a query. Tracing is off unless
+    # LangSmith is already imported or the environment turns tracing on.
     if "langsmith.run_helpers" not in sys.modules and not any(map(os.environ.get, _TRACING)):
         return False
     with forks.importing:
@@ -769,7 +777,7 @@ def _note(note: str) -> None:
 def _travels(value: object) -> bool:
     try:
         pickle.dumps(value)
-    except Exception:  # noqa: BLE001 - whatever it is made of
+    except Exception:  # noqa: BLE001 - a user's object may raise anything
         return False
     return True
 
@@ -784,7 +792,7 @@ def _said(line: Mapping[str, Any]) -> str:
 
 
 def _without_inputs(error: ValidationError) -> ValidationError:
-    """Return the same error without the input values: one of them may be the key."""
+    """Return the same error without the input values, because one of them may be the key."""
     lines = [
         InitErrorDetails(
             type=PydanticCustomError(cast("Any", line["type"]), "{text}", {"text": _said(line)}),

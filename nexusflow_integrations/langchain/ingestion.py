@@ -1,4 +1,4 @@
-"""``add_documents``: add any number of documents to any vector store, leaving out bad ones."""
+"""``add_documents`` adds any number of documents to any vector store and leaves out bad ones."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 __all__ = ["Added", "aadd_documents", "add_documents"]
 
 SLICE = 250
-"""Documents per write: enough for the store to be fast, few enough to hold in memory."""
+"""Documents per write: enough for a fast store, and few enough for the memory."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,19 @@ class Added:
     """The outcome, in numbers of documents.
 
     Attributes:
-        added: Embedded and in the store.
-        present: Already in the store under their ids; not paid for.
-        differing: Not written, because the store has a different text or metadata under their id.
-        left_out: Those that could not be stored, each with its reason.
-        usage: What the run sent and cost.
+        added: Documents that were embedded and stored.
+        present: Documents that the store already had under their ids; they were not paid for.
+        differing: Documents that were not written, because the store has another text or metadata
+            under their id.
+        left_out: The documents that could not be stored, each with the reason.
+        usage: The tokens, requests and cost of the run.
     """
 
     added: int = 0
     present: int = 0
     differing: int = 0
     left_out: tuple[LeftOut, ...] = ()
-    usage: Usage = Usage()  # noqa: RUF009 - it is frozen
+    usage: Usage = Usage()  # noqa: RUF009 - the default is frozen
 
 
 def add_documents(
@@ -97,26 +98,27 @@ def add_documents(
     """Add documents to a vector store whose embedding is ``NexusFlowEmbeddings``.
 
     A document that cannot be embedded, or that the store refuses, is left out and reported; all
-    others are in the store afterwards. Documents are embedded before they are passed to the store,
-    and while one slice is written, the next ones are being embedded. Memory holds about a thousand
-    documents, however many there are.
+    others are in the store afterwards. Documents are embedded before they are passed to the store;
+    while one slice is written, the next ones are embedded. About a thousand documents are in memory
+    at a time.
 
-    Documents with an id may be added again. If the store supports ``get_by_ids``, those it already
-    has with the same text and metadata are neither sent nor paid for, so after an error, calling
-    again continues from there. Documents without an id get a random one.
+    Documents with an id may be added again. If the store supports ``get_by_ids``, documents that it
+    already has with the same text and metadata are neither sent nor paid for. So a call after an
+    error continues where the failed call ended. Documents without an id get a random one.
 
     Args:
         store: Any vector store of LangChain.
         documents: Any iterable of LangChain's ``Document``, such as a loader's ``lazy_load()``.
-        ids: One for each document. Default: each document's own ``id``.
-        on_refused: What to do if the server refuses a document: ``"collect"`` puts it into
-            ``left_out``, ``"raise"`` raises a ``RefusedTextsError`` once all others are stored.
-        on_blank: What to do with a document without text: ``"collect"`` puts it into ``left_out``,
-            ``"raise"`` raises an ``InvalidInputError`` (for a list, before anything is sent).
-        on_too_long: What to do with a document that has too many tokens: ``"collect"`` puts it into
-            ``left_out``, ``"error"`` raises an ``InvalidInputError``, ``"split"``, ``"truncate"``
-            and ``"send"`` are those of the embedding. Default: what the embedding is set to, but
-            ``"collect"`` instead of ``"error"``.
+        ids: One id for each document. Default: the ``id`` of each document.
+        on_refused: What to do if the server refuses a document: ``"collect"`` adds the document to
+            ``left_out``; ``"raise"`` raises a ``RefusedTextsError`` once all others are stored.
+        on_blank: What to do with a document without text: ``"collect"`` adds the document to
+            ``left_out``; ``"raise"`` raises an ``InvalidInputError`` (for a list, before anything
+            is sent).
+        on_too_long: What to do with a document that has too many tokens: ``"collect"`` adds the
+            document to ``left_out``; ``"error"`` raises an ``InvalidInputError``; ``"split"``,
+            ``"truncate"`` and ``"send"`` work as in ``NexusFlowEmbeddings``. Default: the setting
+            of the embedding, but ``"collect"`` instead of ``"error"``.
         progress: Called with the number of documents done since the last call, including those left
             out, so ``tqdm.update`` can be passed.
         slice_size: Documents per write, from 1 to 1,000.
@@ -125,10 +127,10 @@ def add_documents(
         ConfigurationError: The store's embedding is not a ``NexusFlowEmbeddings``. Nothing was
             sent.
         InvalidInputError: An item is not a ``Document``, an id occurs twice, or there are more
-            documents than ids; ``index`` says where. For lists, before anything is sent.
+            documents than ids; ``index`` is the place. Lists are checked before anything is sent.
         CollectionError: The store cannot be read or written. ``finished`` holds the vectors that
-            were paid for but not written, by place in ``documents``.
-        NexusFlowError: Embedding failed. What was ready is in the store.
+            were paid for but not written, by their place in ``documents``.
+        NexusFlowError: Embedding failed. The documents that were ready are in the store.
     """
     with ALSO_LANGCHAINS:
         embedder = _Embedder(store, on_too_long)
@@ -161,7 +163,7 @@ async def aadd_documents(
     with ALSO_LANGCHAINS:
         embedder = _Embedder(store, on_too_long)
         _check_iterables(documents, ids)
-        # In a thread: a run notes the ids of its documents in a temporary file.
+        # Start the run in a thread, because it writes the ids of its documents to a temporary file.
         run = await asyncio.to_thread(
             _run, documents, ids, embedder, on_refused, on_blank, on_too_long, progress, slice_size
         )
@@ -201,7 +203,7 @@ def _run(
     progress: Callable[[int], object] | None,
     slice_size: int,
 ) -> Run:
-    """Return a new run; lists are checked first, so that errors in them are raised now."""
+    """Return a new run. Lists are checked first, so that errors in them are raised early."""
     blank = checks.one_of("on_blank", on_blank, ON_REFUSED) == "collect"
     refused = checks.one_of("on_refused", on_refused, ON_REFUSED) == "collect"
     size = checks.whole("slice_size", slice_size, 1, 1_000)
@@ -277,10 +279,10 @@ def _added(run: Run, usage: Usage) -> Added:
 
 
 class _Embedder:
-    """The embedding of ``store``, with another ``on_too_long`` if one is given, and its cost.
+    """The embedding of ``store``, with another ``on_too_long`` if one is given, and its usage.
 
     Raises:
-        ConfigurationError: The store has none, or it is not ours.
+        ConfigurationError: The store's embedding is not a ``NexusFlowEmbeddings``.
     """
 
     def __init__(self, store: VectorStore, on_too_long: OnTooLongOrCollect | None) -> None:
@@ -293,7 +295,7 @@ class _Embedder:
         if not isinstance(embeddings, NexusFlowEmbeddings):
             kind = "not known" if embeddings is None else f"a {type(embeddings).__name__}"
             raise ConfigurationError(
-                f"the embedding of this {name} is {kind}: make the store with NexusFlowEmbeddings"
+                f"the embedding of this {name} is {kind}: create the store with NexusFlowEmbeddings"
             )
         self.of_store = embeddings
         if on_too_long is not None:
@@ -322,19 +324,19 @@ class _Embedder:
 
     @property
     def recorded(self) -> Mapping[str, Vectors] | None:
-        """The texts sent for the last embedded part of the stream, with their vectors."""
+        """The vectors of the last embedded part of the stream, by the text that was sent."""
         return None if self.part is None else self.part.recorded
 
     def stream(self, texts: Iterable[str]) -> Generator[Result, None, None]:
-        """Yield the result of every text, in order, with the vectors by the text that was sent."""
+        """Yield the result of every text, in order, and the vectors by the text that was sent."""
         if self._streams:
             client = self.embeddings.client._counted(self._parts.append)
             with closing(client.embed_stream(texts)) as stream:
                 for embedded in stream:
                     yield embedded, None
             return
-        # Only the class's own method applies rate limiter, traces and a subclass's changes, and it
-        # takes a list.
+        # Call the public method, which takes a list: only that method applies the rate limiter,
+        # traces and the changes of a subclass.
         rest, start = iter(texts), 0
         while chunk := list(islice(rest, SLICE)):
             part = self.part = _Part(chunk, start)
@@ -363,11 +365,11 @@ class _Embedder:
 
 
 Result = tuple[Embedded, "Mapping[str, Vectors] | None"]
-"""The result of a text; and the vectors by the text that was sent, if that may differ."""
+"""The result of a text, and the vectors by the text that was sent if that may differ."""
 
 
 class _Part:
-    """Texts that one call embeds; as a context manager, takes the errors of single texts.
+    """Texts that one call embeds. As a context manager, catches the errors of single texts.
 
     Args:
         texts: The texts of a part of the stream.
@@ -405,7 +407,7 @@ class _Part:
         elif isinstance(error, BadRequestError) and len(self._left) == 1:
             self.took([error])
         elif isinstance(error, InvalidInputError) and error.index is not None:
-            self._found[self._left.pop(error.index)] = error  # and the others were not sent
+            self._found[self._left.pop(error.index)] = error  # the other texts were not sent
         else:
             if isinstance(error, NexusFlowError):
                 places = [self._start + place for place in self._left]
@@ -438,7 +440,7 @@ async def _chunks(texts: AsyncIterable[str]) -> AsyncIterator[list[str]]:
 
 
 class _Filling:
-    """From the source into the store: read, look up, embed, write."""
+    """Moves documents from the source into the store: reads, looks up, embeds and writes them."""
 
     def __init__(self, store: VectorStore, embedder: _Embedder, run: Run) -> None:
         self._store = store
@@ -459,12 +461,12 @@ class _Filling:
         run.check()
 
     def _missing(self, rows: Iterator[Row]) -> Iterator[str]:
-        # Ends early at an error, so that what is in flight by then is finished and written first.
+        # At an error, stop reading, so that requests in flight finish and are written first.
         while self._run.should_read:
             chunk: list[Row] = []
             with self._run.ending():
                 for row in islice(rows, self._run.size):
-                    chunk.append(row)  # noqa: PERF402 - those before an error count
+                    chunk.append(row)  # noqa: PERF402 - keep the rows before an error
             if not chunk:
                 return
             with self._run.ending():
@@ -494,13 +496,13 @@ class _Filling:
                 self._store.add_documents(
                     [item.document for item in part], ids=[item.id for item in part]
                 )
-            except Exception as error:  # noqa: BLE001 - stores raise what they like
+            except Exception as error:  # noqa: BLE001 - stores raise errors of any class
                 return error
         return None
 
 
 class _AsyncFilling:
-    """The same with a store's async methods; one call of the store at a time."""
+    """Moves documents with a store's async methods, one call of the store at a time."""
 
     def __init__(self, store: VectorStore, embedder: _Embedder, run: Run) -> None:
         self._store = store

@@ -1,4 +1,4 @@
-"""The state of one run, without I/O: what was read and is not in the store yet."""
+"""The state of one run, without I/O: the documents that were read but are not stored yet."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.vectors import Vectors
 
 MISSING: Any = object()
-"""Marks that one of two iterables has ended before the other."""
+"""Marks that one of two iterables ended before the other."""
 
 _OF_A_DOCUMENT = (ValueError, TypeError, OverflowError, BadRequestError, RefusedTextsError)
 """Errors that stores raise for an invalid document, such as one with unsupported metadata."""
 
 
 class Row(NamedTuple):
-    """A document as it was passed in, unchecked; ``place`` counts from 0."""
+    """A document as the caller passed it, unchecked; ``place`` counts from 0."""
 
     place: int
     document: Any
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A document that can be embedded; ``known`` if its id was given, not generated."""
+    """A document that can be embedded; ``known`` means that its id was given, not generated."""
 
     place: int
     document: Document
@@ -54,8 +54,8 @@ class Record(NamedTuple):
 class Ready(NamedTuple):
     """A document with its vector, to be written.
 
-    ``sent`` has the vectors of its part of the source by the text that was sent, if that may differ
-    from the document's.
+    ``sent`` maps texts that were sent to vectors, for this part of the source, if the sent texts
+    may differ from those of the documents.
     """
 
     record: Record
@@ -83,12 +83,14 @@ class Run:
     """The state of a run.
 
     Args:
-        size: Maximum documents per write.
+        size: Maximum number of documents per write.
         check_text: Raises an ``InvalidInputError`` for a text that cannot be sent.
-        collect_blank: Whether blank documents are left out; otherwise one ends the run.
+        collect_blank: Whether blank documents are left out; otherwise a blank document ends the
+            run.
         collect_refused: Whether refused documents are left out; otherwise they are an error at the
             end.
-        collect_long: Whether documents that are too long are left out; otherwise one ends the run.
+        collect_long: Whether documents that are too long are left out; otherwise such a document
+            ends the run.
         progress: Called with the number of documents done since the last call.
     """
 
@@ -121,21 +123,21 @@ class Run:
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """End the run at an error, including one of the caller's iterables, once all is written."""
+        """End the run at an error, also of the caller's iterables, after writing what is ready."""
         try:
             yield
         except Exception as error:  # noqa: BLE001
             self._problem = self._problem or error
 
     def rescue(self, error: NexusFlowError, sent: Mapping[str, Vectors] | None) -> None:
-        """Take what was embedded before embedding ended with ``error``."""
+        """Take the vectors that were ready when embedding ended with ``error``."""
         for index, vector in error.finished.items():
             self._ready.append(Ready(self._in_flight.pop(index), vector, sent))
         if not isinstance(self._problem, NexusFlowError):
             self._problem = error
 
     def check(self) -> None:
-        """Raise the error that ended the run early, with the unwritten vectors in ``finished``."""
+        """Raise the error that ended the run early, with the unwritten vectors."""
         if isinstance(self._problem, NexusFlowError):
             left = (*self._unwritten.values(), *self._ready)
             self._problem.finished = {item.record.place: item.vector for item in left}
@@ -184,7 +186,7 @@ class Run:
             self._slice.append(record)
 
     def compare(self, found: Sequence[Document]) -> Iterator[str]:
-        """Yield the texts of the slice that have to be embedded.
+        """Yield the texts of the slice that must be embedded.
 
         Args:
             found: The store's documents with the ids of the slice.
@@ -236,8 +238,8 @@ class Run:
     ) -> Generator[list[Ready], Exception | None, None]:
         """Yield what to write next, and receive the outcome: ``None`` or the store's error.
 
-        A store accepts all documents of a call or none, and seldom says which ones are bad. So a
-        failed write is halved until the bad documents are isolated.
+        A store accepts all documents of a call or none, and seldom names the bad ones. So a failed
+        write is split into halves until the bad documents are alone.
         """
         self._unwritten = {item.record.place: item for item in batch}
         faults: list[tuple[Ready, Exception]] = []
@@ -256,7 +258,9 @@ class Run:
                 middle = len(part) // 2
                 parts += [part[middle:], part[:middle]]
         if len(faults) == len(batch) and (len(batch) > 1 or not self.added):
-            self._fail(batch, store, faults[0][1])  # for all of them: not caused by one document
+            self._fail(
+                batch, store, faults[0][1]
+            )  # every document failed, so the store is at fault
             return
         for item, error in faults:
             del self._unwritten[item.record.place]
@@ -278,7 +282,7 @@ class Run:
         """Leave out a document whose text cannot be sent.
 
         Raises:
-            InvalidInputError: It is blank or too long, and such documents are not left out.
+            InvalidInputError: The text is blank or too long, and such documents are not left out.
         """
         reason, words = reason_of(error), reason_in_words(error)
         collect = {"blank": self.collect_blank, "too long": self.collect_long}
@@ -317,7 +321,7 @@ class Run:
 
 
 def failed(what: str, store: str, error: Exception) -> CollectionError:
-    """Return the error for a store that could not be read or written, with its cause."""
+    """Return the error, with its cause, for a store that could not be read or written."""
     problem = CollectionError(f"{what} {store} failed: {type(error).__name__}: {str(error)[:500]}")
     problem.__cause__ = error
     return problem
@@ -336,7 +340,7 @@ def _id_problem(name: Any) -> str | None:
 
 
 def _is_same(document: Document, stored: Document) -> bool:
-    """Return whether a store has the same ``document``; stores may add their own metadata."""
+    """Return whether a store has the same ``document``, apart from metadata that it added."""
     missing = object()
     return document.page_content == stored.page_content and all(
         stored.metadata.get(key, missing) == value for key, value in document.metadata.items()

@@ -1,4 +1,4 @@
-"""Errors that are both this package's and LangChain's ``Model*Error``."""
+"""Error classes that derive from this package's errors and from LangChain's ``Model*Error``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _THEIRS: Mapping[type, type[ModelError]] = {
 
 
 def _reduce(error: NexusFlowError) -> tuple[Any, ...]:
-    # Pickle cannot import a class that was created at run time, but it can import ours.
+    # Pickle cannot import a class that was created at run time, but it can import our base class.
     return _revive, (type(error).__bases__[0], error.args, dict(error.__dict__))
 
 
@@ -67,7 +67,7 @@ _TOO_LONG: dict[type[NexusFlowError], Any] = {
 
 
 def _is_too_long(error: NexusFlowError) -> bool:
-    with forks.importing:  # imports numpy, which takes a while
+    with forks.importing:  # this imports numpy, which takes a while
         from nexusflow_integrations._core.request.failures import TOO_LONG
 
     if isinstance(error, errors.InvalidInputError):
@@ -80,7 +80,7 @@ def _is_too_long(error: NexusFlowError) -> bool:
 
 
 def native(error: NexusFlowError) -> NexusFlowError:
-    """Return ``error`` with all its attributes, as both our class and LangChain's."""
+    """Return ``error`` with all its attributes, as an instance of our class and LangChain's."""
     kinds = _TOO_LONG if _is_too_long(error) else _BOTH
     cls: type[NexusFlowError] | None = kinds.get(type(error))
     if cls is None:

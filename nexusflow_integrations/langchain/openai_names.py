@@ -1,4 +1,4 @@
-"""Arguments of ``OpenAIEmbeddings``, as our settings."""
+"""Converts arguments of ``OpenAIEmbeddings`` to settings of this package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = {
     "headers": "default_headers",
     "async_http_client": "http_async_client",
 }
-"""Names of ``OpenAIEmbeddings`` to ours with the same meaning."""
+"""Our names for arguments of ``OpenAIEmbeddings`` that have the same meaning."""
 _TOKENIZING = (
     "check_embedding_ctx_length",
     "embedding_ctx_length",
@@ -38,10 +38,10 @@ _NO_MEANING = (
 
 
 def take_over(settings: dict[str, Any]) -> str:
-    """Rename ``settings`` to our names; return warnings about those that have no meaning here.
+    """Rename ``settings`` to our names; return warnings about arguments that have no meaning here.
 
     Raises:
-        ConfigurationError: One of them is not supported here.
+        ConfigurationError: An argument is not supported here.
     """
     tokenizing, nothing = (
         [name for name in names if settings.pop(name, None) is not None]
@@ -68,7 +68,7 @@ def take_over(settings: dict[str, Any]) -> str:
 
 
 def _take_fields(settings: dict[str, Any]) -> None:
-    """Turn ``model_kwargs`` into fields of the body."""
+    """Convert ``model_kwargs`` to fields of the request's body."""
     given = settings.pop("model_kwargs", None)
     if given is None:
         return
@@ -92,5 +92,5 @@ def _take_proxy(settings: dict[str, Any]) -> None:
         for name, kind in (("http_client", httpx.Client), ("http_async_client", httpx.AsyncClient)):
             if settings.get(name) is None:
                 settings[name] = kind(proxy=proxy)
-    except Exception:  # noqa: BLE001 - without its words, which may hold a password
+    except Exception:  # noqa: BLE001 - the error's message may contain a password
         raise ConfigurationError("openai_proxy must look like http://proxy.example:3128") from None

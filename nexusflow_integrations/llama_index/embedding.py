@@ -5,7 +5,7 @@
 
     Settings.embed_model = NexusFlowEmbedding(dimensions=1024)
 
-Sync and async calls both keep many requests of at most 10 texts in flight. Results keep the order
+Sync and async calls keep many requests of at most 10 texts in flight. The results are in the order
 of the input. Vectors are lists of Python floats, as LlamaIndex expects.
 """
 
@@ -101,32 +101,32 @@ if TYPE_CHECKING:
         rate_limiter: Any
 
 else:
-    _Budget = Any  # the client checks it
+    _Budget = Any  # the client checks the value
 
 __all__ = ["NexusFlowEmbedding", "NexusFlowEmbeddingEndEvent"]
 
 Vector = list[float]
 T = TypeVar("T")
 
-_COLLECTION = "embeddings"  # LlamaIndex's own name for the collection of an embeddings_cache
+_COLLECTION = "embeddings"  # LlamaIndex gives the collection of an embeddings_cache this name
 _AT_ONCE = 64
-"""Operations of an ``embeddings_cache`` that an async call runs at once."""
+"""Maximum operations of an ``embeddings_cache`` that an async call runs at once."""
 _PATIENCE = 3
 """Consecutive failures of an ``embeddings_cache`` after which a call stops using it."""
 _PAYER = ("budget", "price", "api_key", "base_url")
-"""A change of one of these starts a new count of usage."""
+"""Fields whose change starts a new count of usage."""
 
 _DUCKS = (
     ("rate_limiter", ("acquire", "async_acquire"), "rate limiter"),
     ("callback_manager", ("on_event_start", "on_event_end"), "CallbackManager"),
 )
-"""Fields that LlamaIndex itself does not check, with the methods that are called on them."""
+"""The methods that are called on fields which LlamaIndex does not check."""
 logger = logging.getLogger("nexusflow_integrations")
 _SELDOM = {
     **dict.fromkeys(("document_instruction", "extra_body", "default_query", "max_text_tokens")),
     "on_too_long": "error",
 }
-"""Fields that ``to_dict`` includes only if they differ from these defaults."""
+"""Defaults of fields that ``to_dict`` includes only if they differ."""
 _PLAIN = (
     *("embed_batch_size", "num_workers", "max_concurrency", "timeout", "deadline"),
     *("query_timeout", "query_deadline", "max_retries", "requests_per_minute"),
@@ -134,20 +134,21 @@ _PLAIN = (
 )
 """Fields that change no vector and are numbers, texts or flags."""
 _WORKFLOW_STATE = ("workflows.context.serializers", "llama_index.core.workflow.context_serializers")
-"""Modules that write the state of a workflow. They call ``to_dict`` as everything else does."""
+"""Modules that write the state of a workflow. They call the same ``to_dict`` as all others."""
 _ALIASES = {"model": "model_name", "base_url": "api_base"}
 _dispatcher = get_dispatcher(__name__)
 _spent: ContextVar[Usage | None] = ContextVar("nexusflow_spent", default=None)
-"""Usage of the last hook of this thread or task: LlamaIndex's hooks return only vectors."""
+"""Usage of the last hook in this thread or task, because LlamaIndex's hooks return only vectors."""
 
 
 class NexusFlowEmbeddingEndEvent(EmbeddingEndEvent):
-    """LlamaIndex's event at the end of a request, with what the API billed.
+    """LlamaIndex's event at the end of a request, with the usage that the API billed.
 
-    A subclass with the same ``class_name``, so that handlers of the original also handle this one.
+    The class has the ``class_name`` of the original event, so that handlers of the original handle
+    it, too.
 
     Attributes:
-        usage: Requests, tokens and price, as the API counted; ``None`` if nothing was sent.
+        usage: Requests, tokens and price as counted by the API; ``None`` if nothing was sent.
     """
 
     usage: Usage | None = None
@@ -161,81 +162,86 @@ class _Schema(GenerateJsonSchema):
 class NexusFlowEmbedding(BaseEmbedding):
     """NexusFlow embeddings for LlamaIndex.
 
-    Creating one is cheap: no connection is opened, and the key is read when it is first needed. One
-    object serves any number of threads and event loops. Fields may be changed later: the next call
-    uses a new ``client``, which continues the budget and the ``usage`` of the former one unless
-    ``budget``, ``price``, ``api_key`` or ``api_base`` changed.
+    Creating an object is cheap: it opens no connection, and reads the key only when a request needs
+    it. One object serves any number of threads and event loops. Fields may be changed later. The
+    next call then uses a new ``client``, which continues the budget and the ``usage`` of the former
+    client unless ``budget``, ``price``, ``api_key`` or ``api_base`` changed.
 
-    ``to_dict`` holds what changes a vector (``model_name``, ``api_base``, ``dimensions``,
-    ``query_instruction``, ``document_instruction``, ``extra_body``, ``default_query``) and nothing
-    else, so the cache of an ``IngestionPipeline`` stays valid after a change of key, timeout or
-    batch size, but not of size or model. The key is never in a dict, a repr or a pickle: a worker
+    ``to_dict`` contains only what changes a vector (``model_name``, ``api_base``, ``dimensions``,
+    ``query_instruction``, ``document_instruction``, ``extra_body``, ``default_query``). So the
+    cache of an ``IngestionPipeline`` stays valid after a change of key, timeout or batch size, but
+    not after a change of size or model. The key is never in a dict, a repr or a pickle: a worker
     process reads ``NEXUSFLOW_API_KEY`` from its environment.
 
     In a worker process (``IngestionPipeline.run(num_workers=...)``) an object with a ``budget``, or
     with limits and no ``cache``, raises ``ConfigurationError``: each worker would count them
-    separately. What workers send is not included in the ``usage`` of the original object.
+    separately. The ``usage`` of the original object does not include what workers send.
 
     Args:
         model_name: Name of the model; ``model`` is accepted too.
-        api_key: The key, as text or ``SecretStr``, or a function, sync or async, that returns it.
-            The function is called when a key is first needed, and again after a 401. Default:
-            ``NEXUSFLOW_API_KEY``, also read again after a 401.
+        api_key: The key, as text or ``SecretStr``, or a sync or async function that returns the
+            key. The function is called when a key is first needed, and again after a 401 response.
+            Default: ``NEXUSFLOW_API_KEY``, also read again after a 401.
         api_base: Root of the API; ``base_url`` is accepted too. Default: ``NEXUSFLOW_BASE_URL``,
             else https://nexusflow.vip/v1.
-        dimensions: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` is the server's default.
+        dimensions: Size of the vectors: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` is the
+            server's default.
         query_instruction: Text prepended verbatim to each query, not to documents; none by default.
-            The model's family (Qwen3-Embedding) documents the form ``"Instruct: Given a question,
-            retrieve passages that answer it\\nQuery: "``.
-        document_instruction: Text prepended verbatim to each document, not to queries. The model's
-            family documents none.
+            The documentation of the model's family (Qwen3-Embedding) recommends the form
+            ``"Instruct: Given a question, retrieve passages that answer it\\nQuery: "``.
+        document_instruction: Text prepended verbatim to each document, not to queries. The
+            documentation of the model's family recommends none.
         on_too_long: What to do with a text that has more tokens than the model accepts. ``"error"``
             raises an ``InvalidInputError`` before anything is sent, if the estimate exceeds
-            1.4 times the limit. ``"split"`` embeds the text in pieces; its vector is their mean,
-            weighted by tokens and scaled to unit length. ``"truncate"`` cuts it at the limit.
-            ``"send"`` sends it unchanged; the service may refuse it or truncate it silently.
+            1.4 times the limit. ``"split"`` embeds the text in pieces; its vector is the mean of
+            the pieces' vectors, weighted by tokens and scaled to unit length. ``"truncate"`` cuts
+            the text at the limit. ``"send"`` sends the text unchanged; the service may refuse or
+            silently truncate it.
         max_text_tokens: Maximum tokens of a text; ``None`` is the known limit of the model (8,192
             for ``text-embedding-v4``).
-        extra_body: Fields added to the body of each request. ``to_dict`` includes them: do not put
-            secrets here.
+        extra_body: Fields added to the body of each request. ``to_dict`` includes the fields: do
+            not put secrets in them.
         default_query: Parameters added to the query string of each request's URL; ``to_dict``
             includes them, too.
-        embed_batch_size: Texts per request, from 1 to 2048; more than the model's limit of 10 are
-            split into several requests.
-        num_workers: Maximum requests in flight per call, sync or async; ``None`` means
+        embed_batch_size: Texts per request, from 1 to 2048; a batch larger than the model's limit
+            of 10 is split into several requests.
+        num_workers: Maximum number of requests in flight per call, sync or async; ``None`` means
             ``max_concurrency``.
-        max_concurrency: Maximum requests in flight, over all calls to the same account.
+        max_concurrency: Maximum number of requests in flight, over all calls to the same account.
         callback_manager: Notified of the start and the end of every request.
-        embeddings_cache: A LlamaIndex key-value store of vectors. Its keys are hashes over all
-            that changes the vector, so one store serves several models, sizes and instructions.
-            It is read and written while requests are in flight. If it fails, that is logged once,
-            and the call goes on without it.
-        rate_limiter: A LlamaIndex rate limiter, acquired once for each batch that is sent, not for
-            cached texts, with the estimated tokens where it limits them. ``deadline`` includes the
-            wait. If it raises, the error's ``finished`` holds what was paid for.
+        embeddings_cache: A LlamaIndex key-value store of vectors. The keys are hashes of everything
+            that changes a vector, so one store serves several models, sizes and instructions. The
+            store is read and written while requests are in flight. If the store fails, the failure
+            is logged once and the call goes on without the store.
+        rate_limiter: A LlamaIndex rate limiter. It is acquired once for each batch that is sent,
+            but not for cached texts; if it limits tokens, it gets the estimated tokens.
+            ``deadline`` includes the wait. If the limiter raises an error, the error's ``finished``
+            holds the vectors that were paid for.
         timeout: Seconds for one attempt, from connection to last byte.
-        deadline: Seconds for a whole call with all its retries; with ``None``, only the retries
-            limit it.
-        query_timeout: Seconds for one attempt of a query; ``None`` is ``timeout``. A user who waits
-            for an answer has less patience than a backfill.
-        query_deadline: Seconds for the whole of a query; ``None`` is ``deadline``.
+        deadline: Seconds for a whole call including its retries; with ``None``, only ``timeout``
+            and ``max_retries`` limit a call.
+        query_timeout: Seconds for one attempt of a query; ``None`` is ``timeout``. Set it if users
+            wait for answers: they have less patience than a batch job.
+        query_deadline: Seconds for a whole query including its retries; ``None`` is ``deadline``.
         max_retries: Retries of a request after faults and throttling.
-        requests_per_minute: Limit of the account, if known; otherwise it is detected.
-        tokens_per_minute: The same for tokens.
-        pacer: Limits shared with other processes or hosts, instead of the two above: a
-            ``RedisLimits``, a ``ClusterLimits`` or the like.
-        encoding_format: ``base64`` (a quarter of the bytes) or ``float``.
+        requests_per_minute: The account's limit on requests; ``None`` detects the limit.
+        tokens_per_minute: The account's limit on tokens; ``None`` detects the limit.
+        pacer: Limits shared with other processes or hosts, instead of the two limits above: a
+            ``RedisLimits``, a ``ClusterLimits`` or a similar object.
+        encoding_format: Format to request: ``base64``, which takes a quarter of the bytes, or
+            ``float``.
         cache: Path of this package's own cache file, ``True`` for a file in the user's cache
             folder, or the URL of a Redis server; see ``NexusFlow``.
-        derive: Serve ``dimensions`` by cutting larger vectors in ``cache``, if the service cuts its
-            smaller vectors in the same way; see ``NexusFlow``.
-        budget: The most that may be spent: a ``Budget``, or a budget shared with other processes: a
-            ``ClusterLimits`` or the like.
-        price: Price list for ``usage``; the default is the API page's.
+        derive: Make vectors of size ``dimensions`` by shortening larger ones in ``cache``, if the
+            service's smaller vectors are the beginning of its larger ones; see ``NexusFlow``.
+        budget: The most that may be spent, as a ``Budget``; or a budget shared with other
+            processes: a ``ClusterLimits`` or a similar object.
+        price: Price list for ``usage``; the default is the list on the API page.
         on_usage: Called with the ``Usage`` of each call.
-        default_headers: Sent with every request.
-        http_client: An ``httpx.Client`` to use for sync calls; never closed by us.
-        async_http_client: An ``httpx.AsyncClient`` to use for async calls; never closed by us.
+        default_headers: Headers that are sent with every request.
+        http_client: An ``httpx.Client`` to use for sync calls; this object never closes it.
+        async_http_client: An ``httpx.AsyncClient`` to use for async calls; this object never closes
+            it.
         allow_http: Allow plain http to hosts other than loopback.
 
     Raises:
@@ -246,7 +252,7 @@ class NexusFlowEmbedding(BaseEmbedding):
     model_config = ConfigDict(
         protected_namespaces=("pydantic_model_",),
         arbitrary_types_allowed=True,
-        hide_input_in_errors=True,  # it may be a header
+        hide_input_in_errors=True,  # the input may be a header
     )
 
     model_name: str = DEFAULT_MODEL
@@ -259,7 +265,7 @@ class NexusFlowEmbedding(BaseEmbedding):
     on_too_long: OnTooLong = "error"
     max_text_tokens: int | None = None
 
-    # No field below changes a vector, so none of them is in to_dict.
+    # The fields below do not change vectors, so to_dict leaves them out.
     embed_batch_size: int = Field(default=BATCH_SIZE, gt=0, le=2048, exclude=True)
     num_workers: int | None = Field(default=None, exclude=True)
     embeddings_cache: Any | None = Field(default=None, exclude=True, repr=False)
@@ -309,9 +315,9 @@ class NexusFlowEmbedding(BaseEmbedding):
                 super().__init__(**{name: _hidden(name, value) for name, value in given.items()})
                 if self.num_workers is not None:
                     whole("num_workers", self.num_workers, 0, 1 << 20)
-                # Fixed now, not read from the environment later: the vectors depend on it.
+                # Read the environment now, because the vectors depend on the endpoint.
                 self.api_base = resolve_base_url(self.api_base, allow_http=self.allow_http)
-                self._core()  # raises now if a setting is invalid
+                self._core()  # raises an error if a setting is invalid
             self._made = True
 
         @secret_arguments
@@ -344,7 +350,7 @@ class NexusFlowEmbedding(BaseEmbedding):
             raise missing(self, name)
 
     def __hash__(self) -> int:
-        return hash(type(self))  # its fields may change, and equal objects have equal hashes
+        return hash(type(self))  # the fields may change, and equal objects must have equal hashes
 
     @classmethod
     def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
@@ -356,7 +362,7 @@ class NexusFlowEmbedding(BaseEmbedding):
 
     @model_serializer(mode="wrap")
     def custom_model_dump(self, handler: Any, info: Any) -> dict[str, Any]:
-        """Leave out fields that were not given, so that a new setting does not change hashes."""
+        """Leave out fields that were not given, so that new settings do not change old hashes."""
         held = {**handler(self), "class_name": self.class_name()}
         return {
             name: value
@@ -365,11 +371,11 @@ class NexusFlowEmbedding(BaseEmbedding):
         }
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """Return what changes a vector; for the state of a workflow, the limits as well.
+        """Return what changes a vector; for the state of a workflow, return the limits as well.
 
         Raises:
-            ConfigurationError: The state of a workflow is written as JSON, and there is a budget or
-                a pacer, which it cannot hold.
+            ConfigurationError: The state of a workflow is written as JSON, and JSON cannot hold the
+                budget or pacer.
         """
         held = super().to_dict(**kwargs)
         caller: FrameType | None = sys._getframe(1)
@@ -391,11 +397,11 @@ class NexusFlowEmbedding(BaseEmbedding):
         settings = {name: getattr(self, name) for name in _PLAIN}
         settings["cache"] = self.cache if isinstance(self.cache, bool) else None
         if settings["cache"] is None and self.cache is not None:
-            settings["cache"] = str(self.cache)  # without the password of a Redis server
+            settings["cache"] = str(self.cache)  # text without the password of a Redis server
         return {name: value for name, value in settings.items() if value != fields[name].default}
 
     def to_payload(self) -> dict[str, Any]:
-        """Return what events and callbacks may see of this model: no key, no headers, no URL."""
+        """Return the fields that events and callbacks may see: no key, no headers, no URL."""
         return {
             "class_name": self.class_name(),
             "model_name": self.model_name,
@@ -410,9 +416,9 @@ class NexusFlowEmbedding(BaseEmbedding):
 
     @property
     def usage(self) -> Usage:
-        """What this object, and copies of it in this process, sent and cost so far.
+        """The usage so far of this object and of its copies in this process.
 
-        As counted by the API. An unpickled object starts counting at zero.
+        The API counts the tokens. An unpickled object starts at zero.
         """
         return self._core().usage
 
@@ -430,7 +436,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         return built[1]
 
     def _settings(self) -> dict[str, Any]:
-        """Return the settings of the client, from the fields as they are now."""
+        """Return the settings of the client for the current fields."""
         settings = {name: getattr(self, name) for name in _SHARED}
         settings["model"] = self.model_name
         settings["base_url"] = self.api_base
@@ -443,7 +449,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         return settings
 
     def _check_worker(self, pickled_in: int) -> None:
-        """Refuse settings that would have another meaning in a worker process than intended.
+        """Refuse settings that would mean something else in a worker process.
 
         Raises:
             ConfigurationError: There is no key, or a budget or limit would apply to each worker
@@ -461,7 +467,7 @@ class NexusFlowEmbedding(BaseEmbedding):
                     f" sends nothing without one: set {name} here"
                 )
         if multiprocessing.parent_process() is None and os.getppid() != pickled_in:
-            return  # read from a file, perhaps
+            return  # the pickle may have been read from a file
         if isinstance(self.budget, Budget):
             raise ConfigurationError(
                 "this is a worker process, and each worker would spend the whole budget: embed in"
@@ -470,7 +476,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         if (self.requests_per_minute or self.tokens_per_minute) and not self.cache:
             raise ConfigurationError(
                 "this is a worker process, and each worker would send as fast as the limits allow:"
-                " embed in one process, or give cache=, through which workers share the limits"
+                " embed in one process, or set cache=, through which workers share the limits"
             )
 
     # -- the six hooks: one call of the client each, which splits at 10 and runs in parallel -------
@@ -496,7 +502,7 @@ class NexusFlowEmbedding(BaseEmbedding):
     # -- the public methods: events, rate limiter and cache around every request -------------------
 
     def get_query_embedding(self, query: str) -> Vector:
-        """Embed a query, with ``query_instruction`` before it: d floats.
+        """Embed a query, with ``query_instruction`` before it; return d floats.
 
         Raises:
             InvalidInputError: The text cannot be sent.
@@ -513,7 +519,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         return (await self._aembed(query, "query"))[0]
 
     def get_text_embedding(self, text: str) -> Vector:
-        """Embed a document: d floats.
+        """Embed a document; return d floats.
 
         Raises:
             InvalidInputError: The text cannot be sent.
@@ -537,11 +543,11 @@ class NexusFlowEmbedding(BaseEmbedding):
         dimensions: int | None = None,
         **kwargs: Any,
     ) -> list[Vector]:
-        """Embed documents, many requests at a time: n lists of d floats, in the order of ``texts``.
+        """Embed documents with parallel requests; return n lists of d floats, in order.
 
-        ``dimensions`` overrides the object's for this call. Equal texts are sent once. After a
-        failure nothing more is sent, and requests in flight get a few seconds to finish. Everything
-        that is finished is in the ``embeddings_cache``, if there is one, and in the error's
+        ``dimensions`` overrides the setting for this call. Equal texts are sent once. After a
+        failure, nothing more is sent, and requests in flight get a few seconds to finish. All
+        finished vectors are in the ``embeddings_cache``, if there is one, and in the error's
         ``finished``.
 
         Raises:
@@ -596,10 +602,10 @@ class NexusFlowEmbedding(BaseEmbedding):
             return with_vectors(nodes, vectors)
 
     def _check_one_size(self, given: dict[str, Any]) -> None:
-        """Refuse ``dimensions`` of one call over nodes: a pipeline caches results by ``to_dict``.
+        """Refuse ``dimensions`` for a call over nodes: a pipeline caches results by ``to_dict``.
 
         Raises:
-            ConfigurationError: ``given`` holds one.
+            ConfigurationError: ``given`` contains ``dimensions``.
         """
         if given.get("dimensions") not in (None, self.dimensions):
             raise ConfigurationError(
@@ -608,7 +614,7 @@ class NexusFlowEmbedding(BaseEmbedding):
             )
 
     def _resized(self, dimensions: int | None) -> NexusFlowEmbedding | None:
-        """Return a copy for vectors of another size, which shares everything else, or ``None``."""
+        """Return a copy for vectors of another size that shares everything else, or ``None``."""
         if dimensions in (None, self.dimensions):
             return None
         return self.model_copy(update={"dimensions": dimensions})
@@ -656,7 +662,7 @@ class NexusFlowEmbedding(BaseEmbedding):
     # -- subclasses with their own hooks -----------------------------------------------------------
 
     def _overrides(self, *hooks: str) -> bool:
-        """Return whether a subclass overrides a hook; texts must then go through that hook."""
+        """Return whether a subclass overrides a hook, through which texts must then go."""
         classes = type(self).__mro__
         own = classes[: classes.index(NexusFlowEmbedding)]
         return any(hook in vars(cls) for cls in own for hook in hooks)
@@ -702,13 +708,13 @@ class NexusFlowEmbedding(BaseEmbedding):
     def _keys(self, role: Role, *, own: bool) -> Callable[[str], str]:
         """Return a function from a text to its key in an ``embeddings_cache``.
 
-        LlamaIndex's own key is the text alone, so that models would get each other's vectors.
+        LlamaIndex's own key is the text alone, so one model would get the vectors of another.
 
         Args:
             role: What the text is.
-            own: Whether the vector comes from a hook of a subclass. What changes it is then
+            own: Whether the vector comes from a hook of a subclass. What changes such a vector is
                 unknown, so the key includes everything in ``to_dict``, the class and the role.
-                Otherwise it includes the text with its instruction.
+                Otherwise the key includes the text with its instruction.
         """
         client = self._core()
         parts: tuple[Any, ...] = (client.base_url, self.model_name, self.dimensions)
@@ -719,7 +725,7 @@ class NexusFlowEmbedding(BaseEmbedding):
             parts = (*parts, cls.__module__, cls.__qualname__, role, sorted(self.to_dict().items()))
         settings = client.settings
         if settings.on_too_long in ("split", "truncate"):
-            # For every text: the server may find one too long that the estimate lets pass.
+            # Do this for every text: the server may find a text too long that the estimate accepts.
             parts = (*parts, settings.on_too_long, settings.token_limit)
         prefix = hashlib.sha256(f"{parts!r}\0".encode())
 
@@ -735,7 +741,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         if limiter is not None:
             tokens = {}
             if most := getattr(limiter, "tokens_per_minute", None):
-                # For more than a minute's tokens, the limiter would wait for ever.
+                # If asked for more than a minute's tokens, the limiter would wait for ever.
                 tokens["num_tokens"] = min(int(most), sum(map(estimate_tokens, texts)))
             yield _Step(
                 partial(limiter.acquire, **tokens), partial(limiter.async_acquire, **tokens)
@@ -748,7 +754,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         return self.__copy__()
 
     def __getstate__(self) -> dict[str, Any]:
-        # On a copy: LlamaIndex removes what cannot be pickled from the object itself.
+        # Pickle a copy: LlamaIndex removes what cannot be pickled from the object that it pickles.
         twin = self.__copy__()
         twin.api_key = twin._built = None
         twin._pickled_in = os.getpid()
@@ -764,17 +770,18 @@ class NexusFlowEmbedding(BaseEmbedding):
         if self._left_out:
             warnings.warn(
                 "this NexusFlowEmbedding was unpickled without its"
-                f" {' and '.join(self._left_out)}: objects of one process are not pickled",
+                f" {' and '.join(self._left_out)}: objects that belong to one process are not"
+                " pickled",
                 stacklevel=2,
             )
 
 
 _SHARED = NexusFlowEmbedding.model_fields.keys() & signature(NexusFlow).parameters.keys()
-"""Settings of the client that are fields here under the same name."""
+"""Settings of the client that are fields of this class under the same name."""
 
 
 class _Work:
-    """One call: its hooks for the client, and the state of its texts."""
+    """One call: the hooks for the client, and the state of the texts."""
 
     def __init__(
         self, embedding: NexusFlowEmbedding, client: NexusFlow, texts: str | list[str], role: Role
@@ -793,12 +800,12 @@ class _Work:
 
     @contextmanager
     def observed(self, show_progress: bool) -> Iterator[Callable[[int], object] | None]:
-        """End the events that are still open at the end; show a bar if wanted."""
+        """Show a bar if requested; at the end, end the events that are still open."""
         with self._events:
             if not show_progress:
                 yield None
                 return
-            with forks.importing:  # the first bar also imports tqdm
+            with forks.importing:  # the first bar imports tqdm
                 tqdm = import_module("tqdm.auto").tqdm
                 made = tqdm(total=len(self._texts), desc="Generating embeddings")
             with closing(made) as bar:
@@ -832,12 +839,13 @@ class _Work:
         new = dict(zip(end.texts, vectors, strict=True))
         self._rows |= new
         yield from self._save(new)
-        if event := self._open.pop(end.number, None):  # unless a callback failed at its start
+        # There is no event if a callback failed at the start.
+        if event := self._open.pop(end.number, None):
             usage = end.ledger.snapshot(self._price)
             self._events.end(event, self._chunks(end.texts), vectors, usage)
 
     def _chunks(self, texts: list[str]) -> list[str]:
-        """Return the texts without the instruction before them."""
+        """Return the texts without the prepended instruction."""
         return [text[self._skip :] for text in texts] if self._skip else texts
 
     def result(self, found: EmbeddingArray | EmbeddingList) -> _Steps[list[Vector]]:
@@ -847,21 +855,21 @@ class _Work:
         new: dict[str, Vector] = {}
         for text, vector in zip(self._texts, vectors, strict=True):
             row = self._rows.pop(text, None)
-            if row is None or len(row) != len(vector):  # a duplicate needs its own list
+            if row is None or len(row) != len(vector):  # a duplicate text needs its own list
                 row = vector.tolist()
                 if text not in self._stored:
                     new[text] = row
             rows.append(row)
         yield from self._save(new)
-        for event in self._open.values():  # nothing was sent: another call embedded its texts
+        for event in self._open.values():  # another call embedded the texts of these events
             try:
                 self._events.end(event, self._chunks(self._texts), rows, None)
-            except Exception as failure:  # noqa: BLE001, PERF203 - the vectors matter
+            except Exception as failure:  # noqa: BLE001, PERF203 - keep the vectors
                 logger.warning("ignoring an error of a callback: %r", failure)
         return rows
 
     def save(self, finished: Mapping[int, Vectors]) -> _Steps[None]:
-        """Save what was finished before the call failed."""
+        """Save the vectors that were finished before the call failed."""
         other = {self._texts[index]: row for index, row in finished.items()}
         yield from self._save(
             {text: row.tolist() for text, row in other.items() if text not in self._stored}
@@ -874,7 +882,7 @@ class _Work:
 
 
 _Held = dict[int, tuple[Vector, Vectors]]
-"""Index of a text to its vector, as a list and as float32 of shape (d,)."""
+"""The vector of each text by index, as a list and as float32 of shape (d,)."""
 
 
 class _Store:
@@ -911,7 +919,7 @@ class _Store:
                 break
             try:
                 held = self._store.get(self._key(text), collection=_COLLECTION)
-            except Exception as error:  # noqa: BLE001 - whatever the store raises
+            except Exception as error:  # noqa: BLE001 - the store may raise anything
                 self._failed("read", error)
             else:
                 self._take(held, place, found)
@@ -933,7 +941,7 @@ class _Store:
             row = list(next(iter(held.values())))
             vector = np.asarray(row, dtype=np.float32)
         except (AttributeError, StopIteration, TypeError, ValueError):
-            return  # it holds no vector
+            return  # the stored value is not a vector
         right = vector.ndim == 1 and row and len(row) == (self._size or len(row))
         if right and np.isfinite(vector).all():
             found[place] = row, vector
@@ -944,7 +952,7 @@ class _Store:
                 break
             try:
                 self._store.put(self._key(text), _value(row), collection=_COLLECTION)
-            except Exception as error:  # noqa: BLE001 - whatever the store raises
+            except Exception as error:  # noqa: BLE001 - the store may raise anything
                 self._failed("write", error)
             else:
                 self._worked("write")
@@ -966,7 +974,7 @@ class _Store:
                     return
                 try:
                     await work()
-                except Exception as error:  # noqa: BLE001 - whatever the store raises
+                except Exception as error:  # noqa: BLE001 - the store may raise anything
                     self._failed(kind, error)
 
         await asyncio.gather(*(some() for _ in range(min(_AT_ONCE, len(works)))))
@@ -983,7 +991,7 @@ class _Store:
         self._failures[kind] += 1
         if not self._embedding._store_fails:
             self._warned = self._embedding._store_fails = True
-            # By its name only: the message may contain an address with a password.
+            # Log only the class of the error: the message may contain an address with a password.
             logger.warning(
                 "the embeddings_cache failed to %s (%s); its vectors may be paid for again",
                 kind,
@@ -992,11 +1000,11 @@ class _Store:
 
 
 def _value(row: Vector) -> dict[str, Vector]:
-    return {"embedding": row.copy()}  # the other list belongs to the caller, who may change it
+    return {"embedding": row.copy()}  # copy the list, because the caller may change the original
 
 
 class _Events:
-    """The events of one call: each start event gets an end event with the vectors or the error."""
+    """The events of one call; every start event gets an end event with the vectors or the error."""
 
     def __init__(self, embedding: NexusFlowEmbedding) -> None:
         self._payload = embedding.to_payload()
@@ -1019,7 +1027,7 @@ class _Events:
             event_id=event,
         )
         ended = NexusFlowEmbeddingEndEvent(chunks=texts, embeddings=[], usage=usage)
-        ended.embeddings = vectors  # without validation, which would copy every number
+        ended.embeddings = vectors  # skip the validation, which would copy every number
         _dispatcher.event(ended)
 
     def __enter__(self) -> _Events:
@@ -1036,12 +1044,12 @@ class _Events:
                 self._callbacks.on_event_end(
                     CBEventType.EMBEDDING, payload={EventPayload.EXCEPTION: error}, event_id=event
                 )
-            except Exception as failure:  # noqa: BLE001, PERF203 - the call's own error matters
+            except Exception as failure:  # noqa: BLE001, PERF203 - the error of the call is more important
                 logger.warning("ignoring an error of a callback: %r", failure)
 
 
 class _Step(NamedTuple):
-    """Something to wait for, in a thread or on an event loop."""
+    """An operation to wait for, in a thread or on an event loop."""
 
     do: Callable[[], Any]
     ado: Callable[[], Awaitable[Any]]
@@ -1085,7 +1093,7 @@ async def _adrive(steps: _Steps[T]) -> T:
 
 
 def texts_of(nodes: Sequence[BaseNode]) -> list[str]:
-    """Return the text to embed for each node: its text with the metadata before it."""
+    """Return the text to embed for each node: the metadata, then the text."""
     return check_texts([node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes])
 
 
@@ -1107,7 +1115,7 @@ def _vectors(array: EmbeddingArray | EmbeddingList) -> list[Vector]:
 
 
 def _hidden(name: str, value: Any) -> Any:
-    """Return the value of a field as the object stores it: secrets are never printed."""
+    """Return a field's value as the object stores it; secrets are stored unprintable."""
     if value is None and name != "timeout":
         return None
     if name == "api_key":
@@ -1122,7 +1130,7 @@ def _hidden(name: str, value: Any) -> Any:
 
 
 def _check_objects(given: Mapping[str, Any]) -> None:
-    """Raise a ``ConfigurationError`` for an object of the wrong kind, which LlamaIndex accepts."""
+    """Raise a ``ConfigurationError`` if an object has the wrong type: LlamaIndex does not check."""
     if (store := given.get("embeddings_cache")) is not None:
         kinds = import_module("llama_index.core.storage.kvstore.types")
         if not isinstance(store, kinds.BaseKVStore):
@@ -1134,15 +1142,17 @@ def _check_objects(given: Mapping[str, Any]) -> None:
 
 
 def _named(cls: type[NexusFlowEmbedding], given: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments under the names of the fields.
+    """Return the arguments with the names of the fields.
 
     Raises:
         TypeError: There is no such field. The message leaves out the value, which may be a key.
-        ConfigurationError: Two names of one field are given, or a value is invalid.
+        ConfigurationError: A field is given under two names, or a value is invalid.
     """
     for alias, name in _ALIASES.items():
         if alias in given and name in given:
-            raise ConfigurationError(f"{name} and {alias} are two names of one setting; give one")
+            raise ConfigurationError(
+                f"{name} and {alias} are two names of one setting; give only one of them"
+            )
         if alias in given:
             given[name] = given.pop(alias)
             if given[name] is not None and not isinstance(given[name], str):

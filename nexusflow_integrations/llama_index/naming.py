@@ -1,4 +1,4 @@
-"""Errors that name the node or text they are about: LlamaIndex hides the indices of both."""
+"""Makes errors name the node or text they are about, because LlamaIndex hides their indices."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def node_name(node: BaseNode) -> str:
 
 
 def beginning(text: object) -> str:
-    """Return the beginning of ``text`` in quotes, on one line; nothing if it is not a text."""
+    """Return the beginning of ``text`` in quotes, on one line; empty if it is not a string."""
     if not isinstance(text, str) or not text.strip():
         return ""
     line = " ".join(text[: 4 * _BEGINNING].split())
@@ -51,7 +51,7 @@ def beginning(text: object) -> str:
 
 @contextmanager
 def naming_texts(texts: Sequence[str]) -> Iterator[None]:
-    """Make errors quote the beginning of the texts that they are about."""
+    """Add the beginning of the text to errors about a text."""
     try:
         yield
     except NexusFlowError as error:
@@ -63,7 +63,7 @@ def naming_texts(texts: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def naming_nodes(nodes: Sequence[BaseNode]) -> Iterator[None]:
-    """Make errors name the nodes that they are about, with their documents."""
+    """Add the names of node and document to errors about a node."""
     try:
         yield
     except NexusFlowError as error:
@@ -98,6 +98,6 @@ def _named(
         words = f"{about(0)}: {error}"
     else:
         return error
-    # A copy: other calls may share this error, and name the text differently.
+    # Return a copy: other calls may share this error and name the text differently.
     other = _rebuild(type(error), (words, *error.args[1:]), dict(error.__dict__))
     return other.with_traceback(error.__traceback__)

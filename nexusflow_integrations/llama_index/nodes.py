@@ -1,4 +1,4 @@
-"""``embed_nodes``: embed nodes, leaving out those that cannot be embedded."""
+"""``embed_nodes`` embeds nodes and leaves out those that cannot be embedded."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class EmbeddedNodes:
     """The outcome of ``embed_nodes``.
 
     Attributes:
-        nodes: Those that were embedded, in order, each with its ``embedding``.
-        left_out: Those that could not be embedded, each with its id, document, file and reason.
-        usage: What the call sent and cost.
+        nodes: The nodes that were embedded, in order, each with its ``embedding``.
+        left_out: The nodes that could not be embedded, each with its id, document, file and reason.
+        usage: The tokens, requests and cost of the call.
     """
 
     nodes: list[BaseNode] = field(default_factory=list)
     left_out: tuple[LeftOut, ...] = ()
-    usage: Usage = Usage()  # noqa: RUF009 - it is frozen
+    usage: Usage = Usage()  # noqa: RUF009 - the default is frozen
 
 
 def embed_nodes(
@@ -70,28 +70,28 @@ def embed_nodes(
 ) -> EmbeddedNodes:
     """Embed nodes; leave out and report those that are blank or that the server refuses.
 
-    ``VectorStoreIndex(done.nodes)`` uses the result without embedding anything again.
+    ``VectorStoreIndex(done.nodes)`` uses the result and embeds nothing again.
 
     Args:
         nodes: Any iterable of nodes or documents. Their ``embedding`` is set in place. As
-            everywhere in LlamaIndex, the embedded text is their text with the metadata before it.
+            everywhere in LlamaIndex, the metadata of a node is embedded before its text.
         embed_model: A ``NexusFlowEmbedding``. Default: ``Settings.embed_model``.
-        on_refused: What to do if the server refuses a node: ``"collect"`` puts it into
-            ``left_out``, ``"raise"`` raises a ``RefusedTextsError`` once all others are embedded.
-        on_blank: What to do with a node without text: ``"collect"`` puts it into ``left_out``,
+        on_refused: What to do if the server refuses a node: ``"collect"`` adds the node to
+            ``left_out``; ``"raise"`` raises a ``RefusedTextsError`` once all others are embedded.
+        on_blank: What to do with a node without text: ``"collect"`` adds the node to ``left_out``;
             ``"raise"`` raises an ``InvalidInputError`` before anything is sent.
-        on_too_long: What to do with a node that has too many tokens: ``"collect"`` puts it into
-            ``left_out``, ``"error"`` raises an ``InvalidInputError``, ``"split"``, ``"truncate"``
-            and ``"send"`` are those of the embedding model. Default: what the model is set to, but
+        on_too_long: What to do with a node that has too many tokens: ``"collect"`` adds the node to
+            ``left_out``; ``"error"`` raises an ``InvalidInputError``; ``"split"``, ``"truncate"``
+            and ``"send"`` work as in ``NexusFlowEmbedding``. Default: the setting of the model, but
             ``"collect"`` instead of ``"error"``.
         show_progress: Show a tqdm bar.
 
     Raises:
         ConfigurationError: The embedding model is not a ``NexusFlowEmbedding``.
-        InvalidInputError: An item is not a node, or is blank or too long; ``index`` says where.
+        InvalidInputError: An item is not a node, or is blank or too long; ``index`` is its place.
             Nothing was sent.
-        NexusFlowError: Any other failure; ``finished`` holds the vectors so far, by the index of
-            their node.
+        NexusFlowError: The call failed for another reason; ``finished`` holds the vectors so far,
+            by the index of their node.
     """
     run = _Run(nodes, embed_model, on_refused, on_blank, on_too_long)
     for part in run.parts("get_text_embedding_batch", "_get_text_embeddings"):
@@ -135,7 +135,7 @@ class EmbedNodes(TransformComponent):
 
     Nodes that are left out are removed from the pipeline and logged as a warning. ``left_out`` is
     only set in the process that embeds: with ``run(num_workers=...)``, only the warnings remain.
-    When the pipeline's cache has the result, nothing is embedded, and ``left_out`` does not change.
+    If the pipeline's cache has the result, nothing is embedded, and ``left_out`` does not change.
     """
 
     embed_model: SerializeAsAny[NexusFlowEmbedding]
@@ -158,12 +158,12 @@ class EmbedNodes(TransformComponent):
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """Nodes that the last call left out, each with its id, document, file and reason."""
+        """The nodes that the last call left out, each with its id, document, file and reason."""
         return self._done.left_out
 
     @property
     def usage(self) -> Usage:
-        """What the last call sent and cost."""
+        """The tokens, requests and cost of the last call."""
         return self._done.usage
 
     def __call__(
@@ -183,7 +183,7 @@ class EmbedNodes(TransformComponent):
     async def acall(
         self, nodes: Sequence[BaseNode], show_progress: bool = False, **kwargs: Any
     ) -> Sequence[BaseNode]:
-        """Return the same, without blocking the event loop."""
+        """Return the nodes that could be embedded, without blocking the event loop."""
         done = await aembed_nodes(
             nodes,
             self.embed_model,
@@ -208,7 +208,7 @@ class EmbedNodes(TransformComponent):
 
 
 class _Part:
-    """Nodes that are embedded by one call; as a context manager, takes their results."""
+    """Nodes that one call embeds. As a context manager, takes their results."""
 
     def __init__(self, run: _Run, places: list[int], texts: list[str]) -> None:
         self._run = run
@@ -234,7 +234,7 @@ class _Part:
             self._run.refused[self._places[0]] = error
             return True
         if isinstance(error, InvalidInputError) and error.index is not None:
-            # A subclass made it too long; the others were not sent.
+            # A subclass made the text too long; the other texts were not sent.
             self._run.leave_out(self._places.pop(error.index), error)
             del self.texts[error.index]
             self.again = bool(self.texts)
@@ -327,7 +327,7 @@ class _Run:
         return after - self._before if self.by_hooks else sum(self._parts, Usage(price=after.price))
 
     def leave_out(self, place: int, error: NexusFlowError) -> None:
-        """Note that a node has no vector, and why."""
+        """Record that a node has no vector, and the reason."""
         node, reason, words = self._nodes[place], reason_of(error), reason_in_words(error)
         why = error if reason == "refused" else None
         self._left_out[place] = LeftOut(
@@ -343,7 +343,7 @@ def _model(
             embed_model = Settings.embed_model
         except Exception as error:
             raise ConfigurationError(
-                "no embedding model: give embed_model=, or set Settings.embed_model"
+                "no embedding model: pass embed_model=, or set Settings.embed_model"
             ) from error
     if not isinstance(embed_model, NexusFlowEmbedding):
         raise ConfigurationError(

@@ -166,7 +166,7 @@ def test_two_names_of_one_setting_at_once_are_refused(
 ) -> None:
     for given in ({**one, **other}, {**other, **one}):
         first, second = given
-        said = f"^{first} and {second} are two names of one setting; give one"
+        said = f"^{first} and {second} are two names of one setting; give only one of them"
         with pytest.raises(ConfigurationError, match=said):
             NexusFlowEmbeddings(**given)
     for unset in one:
