@@ -1,4 +1,4 @@
-"""The core: everything between a list of texts and the HTTP API. Imports no framework.
+"""The core: everything between a list of texts and the HTTP API. The core imports no framework.
 
-``docs/how-it-works.md`` describes its folders.
+``docs/how-it-works.md`` describes the folders.
 """

@@ -1,7 +1,7 @@
 """Validation of settings.
 
 Each function returns the setting as a plain Python value, or raises a ``ConfigurationError`` whose
-message begins with the setting's name. Values of other types are never printed: their ``repr`` may
+message begins with the setting's name. Messages never show values of other types: a ``repr`` may
 fail, be endless, or show an API key that was passed as the wrong argument.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from nexusflow_integrations.errors import ConfigurationError
 
 MAX_SECONDS = 1e8
-"""Three years: a timeout that sockets, locks and event loops all accept."""
+"""Three years, in seconds: sockets, locks and event loops all accept such a timeout."""
 LEAST = 1e-9
 """The smallest number that counts as above 0."""
 _MAX_SHOWN = 24
@@ -29,11 +29,11 @@ _MAX_INTEGER = 10**20
 
 
 def shown(value: object, *, secret: bool = False) -> str:
-    """Return what an error message may show of ``value``: nothing of a text that may hold a key.
+    """Return what an error message may show of ``value``; it never shows a text that may be a key.
 
     Args:
         value: Anything.
-        secret: Whether the setting holds secrets, so that no text of it may be shown.
+        secret: Whether the setting may hold a secret, so that its text is not shown.
     """
     kind = type(value)
     if value is None or kind is bool or kind is float:
@@ -54,7 +54,7 @@ def refuse(name: str, wanted: str, value: object, *, secret: bool = False) -> Co
 
 @contextmanager
 def named(names: Mapping[str, str]) -> Iterator[None]:
-    """Rename the setting at the start of error messages, for adapters with other field names."""
+    """Rename the setting in error messages, for adapters with other field names."""
     try:
         yield
     except ConfigurationError as error:
@@ -89,7 +89,7 @@ def number(
     if isinstance(value, (Real, Decimal)) and not isinstance(value, bool):
         try:
             found = float(value)
-        except (ArithmeticError, ValueError):  # an int too large, a signalling NaN
+        except (ArithmeticError, ValueError):  # a very large int, or a signalling NaN
             found = math.nan
         if least <= found <= most and found < math.inf:
             return found
@@ -177,7 +177,7 @@ def http_client(name: str, value: object, *, asynchronous: bool) -> Any:
 
 
 def known_arguments(cls: type, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise a ``TypeError`` for the first name not in ``known``, without showing its value."""
+    """Raise a ``TypeError`` for the first name not in ``known``; the value is not shown."""
     known = list(known)
     for name in given:
         if name not in known:
@@ -200,13 +200,13 @@ _SAME = [
     {"max_retries", "retries", "num_retries"},
     {"on_too_long", "truncate", "truncation"},
 ]
-"""Names that mean the same in this package and in others like it."""
+"""Names of settings that have the same meaning in other packages."""
 _OTHERS = {"mode"}
-"""Names of other packages that look like one of ours and mean something else."""
+"""Names in other packages that look like one of ours but mean something else."""
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Return the question whether one of ``known`` was meant, or an empty text."""
+    """Return the question "did you mean ...?" with the closest of ``known``, or an empty text."""
     same = next((names for names in _SAME if name in names), set())
     likely = [other for other in known if other in same]
     if not likely and name not in _OTHERS:

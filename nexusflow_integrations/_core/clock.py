@@ -1,8 +1,8 @@
-"""The clocks, kept where tools that freeze time do not replace them.
+"""The clocks, stored where tools that freeze time do not replace them.
 
 freezegun replaces the functions of ``time`` in every module, but not the attributes of a class.
-With a frozen clock, waits would never end. If ``time`` is replaced in this module by another
-module (as the simulation does), that one is used.
+With a frozen clock, waits would never end. If another module replaces ``time`` in this module (as
+the simulation does), the replacement is used.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Real:
 
 
 def monotonic() -> float:
-    """Return seconds that never decrease."""
+    """Return a time in seconds that never decreases."""
     return Real.monotonic() if time is Real.module else time.monotonic()
 
 
 def keep_running(loop: asyncio.AbstractEventLoop) -> None:
-    """Make ``loop`` use a clock that cannot be frozen; loops written in C have their own."""
+    """Make ``loop`` use a clock that cannot be frozen; a loop written in C has one already."""
     with suppress(AttributeError):
         loop.time = Real.monotonic  # type: ignore[method-assign]

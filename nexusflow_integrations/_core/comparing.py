@@ -1,4 +1,4 @@
-"""Whether two vectors of one text come from the same model, up to rounding."""
+"""Decides whether two vectors of one text come from the same model, apart from rounding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from nexusflow_integrations._core.vectors import Vectors
 
 TOLERANCE = 0.02
-"""Length of the difference, as a share of the stored vector's length."""
+"""The allowed length of the difference, as a share of the stored vector's length."""
 FIXED_TEXTS = (
     "The red panda sleeps in a tree.",
     "7 Zwerge, 3 Wünsche und kein Schuh.",
@@ -17,9 +17,10 @@ FIXED_TEXTS = (
 
 
 def deviation(stored: Vectors, fresh: Vectors) -> float:
-    """Return how far ``fresh`` is from ``stored``, both of shape (d,): 0.0 for the same.
+    """Return the distance between ``fresh`` and ``stored``, both of shape (d,).
 
-    Another size, or a number that is not finite, is infinitely far.
+    The distance is a share of the length of ``stored``: 0.0 for equal vectors, infinite if the
+    sizes differ or a number is not finite.
     """
     if stored.shape != fresh.shape:
         return float("inf")

@@ -1,4 +1,4 @@
-"""The user's own fields in each request: in its body, or in the query of its URL."""
+"""The user's own fields in each request, either in the body or in the query of the URL."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nexusflow_integrations._core.checks import refuse, shown
 from nexusflow_integrations.errors import ConfigurationError
 
 OURS = ("model", "input", "encoding_format", "dimensions")
-"""Fields of the body that have settings of their own."""
+"""Fields of the body that users set through other settings."""
 _MOST_CHARACTERS = 65_536
 
 
@@ -25,7 +25,7 @@ class Fields:
         flat: Whether each value must be a text, a number or a boolean.
 
     Raises:
-        ConfigurationError: They cannot be sent.
+        ConfigurationError: The names or values cannot be sent.
     """
 
     __slots__ = ("text",)
@@ -47,7 +47,7 @@ class Fields:
         wanted = "a dict of names and JSON values or None"
         try:
             values = dict(given) if isinstance(given, Mapping) else None
-        except Exception:  # noqa: BLE001 - a mapping of the user's own
+        except Exception:  # noqa: BLE001 - a user's mapping may raise anything
             values = None
         if values is None:
             raise refuse(name, wanted, given, secret=True)
@@ -77,7 +77,7 @@ class Fields:
 
     @property
     def query(self) -> str:
-        """The names and values as the query of a URL, with its question mark; or nothing."""
+        """The names and values as the query of a URL, with the question mark; or an empty text."""
         if not self.text:
             return ""
         pairs = self.value.items()
@@ -108,7 +108,7 @@ def _not_json(value: object) -> str | None:
         return "holds a lone surrogate (half a character)"
     except ValueError as error:
         return "is not finite" if "JSON compliant" in str(error) else "contains itself"
-    except Exception:  # noqa: BLE001 - whatever a value of the user's own raises
+    except Exception:  # noqa: BLE001 - a user's value may raise anything
         return f"is or holds something else ({type(value).__name__[:60]})"
     return None
 

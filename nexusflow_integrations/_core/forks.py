@@ -1,7 +1,7 @@
 """Fork safety: pause other threads before a fork, reset locks and state in the child.
 
-Only the forking thread survives in the child. A lock that another thread held is never released
-there, an import that it had started never finishes, and neither does any other work.
+Only the forking thread survives in the child. In the child, a lock that another thread held is
+never released, and imports and other work of that thread never finish.
 
 So a fork first waits for work that must not be interrupted: at most ``IMPORTS`` seconds for imports
 and ``PAUSE`` seconds for everything else. In the child, locks are replaced, and objects drop the
@@ -10,8 +10,9 @@ work that belongs to the parent.
 
 from __future__ import annotations
 
-# Both modules take their own locks before a fork. Handlers run in reverse order of registration, so
-# importing them here makes them run after ours: our threads may need those locks to pause.
+# Both modules take their own locks before a fork, and our threads may need those locks to pause.
+# Handlers run in reverse order of registration, so these imports make the modules' handlers run
+# after ours.
 import concurrent.futures.thread  # noqa: F401
 import itertools
 import logging  # noqa: F401
@@ -26,9 +27,9 @@ from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations.errors import ConfigurationError
 
 IMPORTS = 10.0
-"""The most seconds that a fork waits for imports."""
+"""Maximum seconds that a fork waits for imports."""
 PAUSE = 3.0
-"""The most seconds that a fork waits for the event loop and the stores together."""
+"""Maximum seconds that a fork waits for the event loop and the stores together."""
 
 Resume = Callable[[], object]
 
@@ -36,7 +37,8 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def _method_of(function: Callable[..., object], owner: weakref.ref[object]) -> Callable[[], Any]:
-    # Not a WeakMethod: its callback raises if both die at once, as they do when Python ends.
+    # A WeakMethod would not do: its callback raises an error if function and object are collected
+    # at once, as they are when Python exits.
     def find() -> Any:
         one = owner()
         return None if one is None else MethodType(function, one)
@@ -76,8 +78,8 @@ _resets: _Hooks[Callable[[], object]] = _Hooks()
 def around(pause: Callable[[float], Resume | None]) -> None:
     """Call ``pause`` before every fork, in the forking thread.
 
-    It gets the monotonic time until which it may wait, and returns a function that ends the pause;
-    that one is called in the parent only. A method is held weakly.
+    ``pause`` gets the monotonic time until which it may wait, and returns a function that ends the
+    pause; only the parent calls that function. A method is stored as a weak reference.
     """
     _pauses.add(pause)
 
@@ -85,7 +87,7 @@ def around(pause: Callable[[float], Resume | None]) -> None:
 def in_child(reset: Callable[[], object]) -> None:
     """Call ``reset`` in the child of every fork, before ``fork`` returns there.
 
-    A method is held weakly.
+    A method is stored as a weak reference.
     """
     _resets.add(reset)
 
@@ -116,7 +118,8 @@ class Lock:
         self._depth -= 1
         try:
             self._lock.release()
-        except RuntimeError:  # the thread forked while it held the lock, which was then replaced
+        except RuntimeError:
+            # The thread forked while it held the lock, and the child has a new lock.
             self._depth += 1
 
     def __enter__(self) -> None:
@@ -168,7 +171,8 @@ _local = threading.local()
 
 
 def _forks() -> list[_Fork]:
-    # More than one if a signal handler forks while the interrupted thread is about to fork.
+    # There is more than one fork if a signal handler forks while the interrupted thread is about to
+    # fork.
     forks: list[_Fork] = _local.__dict__.setdefault("forks", [])
     return forks
 

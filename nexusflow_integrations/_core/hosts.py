@@ -1,7 +1,7 @@
-"""Hosts in URLs: accepted only if every parser reads them in the same way.
+"""Checks hosts in URLs: a host is accepted only if every parser reads it in the same way.
 
-The API key is sent to a host, and over plain http to this machine only. So no host may look like
-this machine to one parser and like another host to a second parser or the resolver.
+The API key is sent to the host, and over plain http only to this machine. So no host may look like
+this machine to one parser and like another host to another parser or to the resolver.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PLACE = re.compile(
 )
 _MAX_PORT = 65535
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
-"""What resolvers read as a part of an IPv4 address: decimal, octal or hexadecimal."""
+"""What resolvers read as a part of an IPv4 address: a decimal, octal or hexadecimal number."""
 
 
 def host_of(place: str) -> str | None:
@@ -36,8 +36,8 @@ def host_of(place: str) -> str | None:
 def is_plain_host(host: str) -> bool:
     """Whether ``host`` (an IPv6 address without its brackets) is unambiguous.
 
-    That is a name of ASCII labels without a dot at its end, an IPv4 address of four decimal
-    numbers, or an IPv6 address without a zone.
+    Unambiguous hosts are names of ASCII labels without a dot at the end, IPv4 addresses of four
+    decimal numbers, and IPv6 addresses without a zone.
     """
     if ":" in host:
         return isinstance(_address(host), IPv6Address) and "%" not in host

@@ -23,22 +23,22 @@ Loop = asyncio.AbstractEventLoop
 
 
 class KeySource(Protocol):
-    """Provides the key of an account, and possibly another one after a 401."""
+    """Provides the key of an account, and possibly another key after a 401 response."""
 
     @property
     def key(self) -> ApiKey | None:
-        """The key; ``None`` if it has not been requested yet."""
+        """The key; ``None`` if the key was not requested yet."""
 
     @property
     def account(self) -> ApiKey | FunctionKey:
-        """What identifies the account, even if its key changes."""
+        """A value that identifies the account, even if the key changes."""
 
     async def renewed(self, refused: ApiKey | None, loop: Loop | None) -> ApiKey | None:
         """Return another key than ``refused``, or ``None`` if there is no other.
 
         Args:
-            refused: The key that got a 401; ``None`` if there was no key yet.
-            loop: The event loop of the caller, if it has one.
+            refused: The key that got a 401 response; ``None`` if there was no key yet.
+            loop: The event loop of the caller, if the caller has one.
 
         Raises:
             ConfigurationError: There is no key.
@@ -56,12 +56,12 @@ class GivenKey:
 
 
 class EnvironmentKey:
-    """The key in an environment variable, read at first use and after a 401.
+    """The key in an environment variable, read at first use and after a 401 response.
 
     Args:
         variable: The name of the variable.
-        first: Its value, if it was read already.
-        unpickled: The class of the object, if it was unpickled without its key.
+        first: The value of the variable, if it was read already.
+        unpickled: The class of the object that was unpickled without its key, if any.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class EnvironmentKey:
         """The key.
 
         Raises:
-            ConfigurationError: There is none.
+            ConfigurationError: There is no key.
         """
         if self._key is None:
             if self._unpickled is not None and not os.environ.get(self._variable):
@@ -96,7 +96,7 @@ class EnvironmentKey:
         return self.key
 
     async def renewed(self, refused: ApiKey | None, loop: Loop | None) -> ApiKey | None:
-        if self._key != refused:  # another call was faster
+        if self._key != refused:  # another call has replaced the key
             return self._key
         try:
             found = resolve_api_key(env=self._variable)
@@ -109,9 +109,9 @@ class EnvironmentKey:
 
 
 class FunctionKey:
-    """A key from a sync or async function, which is called at first use and after a 401.
+    """A key from a sync or async function, called at first use and after a 401 response.
 
-    An async function is awaited on the caller's event loop, if it has one; a sync function is
+    An async function is awaited on the caller's event loop, if there is one; a sync function is
     called in its own thread. Calls that need a key at the same time share one function call.
     """
 
@@ -123,7 +123,7 @@ class FunctionKey:
             raise ConfigurationError(
                 f"api_key must be a function without arguments, and {self._name} needs some"
             ) from None
-        except Exception:  # noqa: BLE001, S110 - what has no signature, is tried
+        except Exception:  # noqa: BLE001, S110 - try functions without a signature
             pass
         self._function = function
         self.key: ApiKey | None = None
@@ -131,16 +131,16 @@ class FunctionKey:
         forks.in_child(self._forget)
 
     def _forget(self) -> None:
-        self._lock = None  # it belongs to the parent's event loop
+        self._lock = None  # the lock belongs to the parent's event loop
 
     @property
     def account(self) -> FunctionKey:
         return self
 
     def fingerprint(self) -> str:
-        """Return what identifies the account when processes share limits.
+        """Return a value that identifies the account when processes share limits.
 
-        It is the same for all keys from functions, since such keys change.
+        The value is the same for all keys from functions, because such keys change.
         """
         return hashlib.sha256(b"an API key that is asked for").hexdigest()
 
@@ -167,8 +167,8 @@ class FunctionKey:
             raise ConfigurationError(f"{error}; it came from {self._name}") from None
         except NexusFlowError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever the function raises
-            # Without its message and traceback, which may hold the key.
+        except Exception as error:  # noqa: BLE001 - the function may raise anything
+            # Leave out the error's message and traceback, which may hold the key.
             raise ConfigurationError(
                 f"api_key: {self._name} raised {type(error).__name__}{_line_of(error)}"
             ) from None
@@ -192,7 +192,7 @@ def _name_of(function: Any) -> str:
 
 
 def _line_of(error: BaseException) -> str:
-    """Return where ``error`` was raised."""
+    """Return the file and line where ``error`` was raised."""
     at = error.__traceback__
     if at is None:
         return ""
@@ -202,7 +202,7 @@ def _line_of(error: BaseException) -> str:
 
 
 async def _on(loop: Loop | None, work: Callable[[], Awaitable[Any]]) -> ApiKey:
-    """Await what ``work`` returns on ``loop``, or on this event loop."""
+    """Call ``work`` and await the result on ``loop``, or on this event loop."""
     if loop is None or loop is asyncio.get_running_loop():
         return await _awaited(work)
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_awaited(work), loop))
@@ -217,10 +217,10 @@ async def _in_thread(function: Callable[[], Any]) -> Any:
     answer: Future[Any] = Future()
 
     def call() -> None:
-        answer.set_running_or_notify_cancel()  # from here on it cannot be cancelled
+        answer.set_running_or_notify_cancel()  # the future can no longer be cancelled
         try:
             answer.set_result(_called(function))
-        except BaseException as error:  # noqa: BLE001 - handed on
+        except BaseException as error:  # noqa: BLE001 - passed on through the future
             answer.set_exception(error)
 
     threading.Thread(target=call, name="nexusflow-key", daemon=True).start()
@@ -241,7 +241,7 @@ def key_source(value: object) -> KeySource:
     """Return the source for the argument ``api_key``.
 
     Raises:
-        ConfigurationError: It is not a valid key or source.
+        ConfigurationError: The argument is not a valid key or source of keys.
     """
     if value is None:
         return EnvironmentKey()

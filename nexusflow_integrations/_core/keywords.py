@@ -1,7 +1,7 @@
-"""Words for a keyword search, and joining its ranking with others.
+"""Words for keyword search, and the fusion of rankings.
 
 English words are reduced to their stems, and stop words are left out (``bm25s``, ``PyStemmer``).
-Chinese has no blanks between words; ``rjieba`` finds them. Japanese and Korean characters are
+Chinese has no blanks between words; ``rjieba`` finds the words. Japanese and Korean characters are
 indexed in pairs.
 """
 
@@ -26,11 +26,11 @@ _UNSPACED = re.compile(f"[{_HAN}{_OTHER}]+")
 _ONLY_HAN = re.compile(f"[{_HAN}]+")
 _WORD = re.compile(rf"\b\w\w+\b|[{_HAN}{_OTHER}]")
 _STEMS = 1 << 18
-"""Words whose stems are remembered."""
+"""Maximum number of words whose stems are cached."""
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text by which it is found, in order; stop words are left out.
+    """Return the words by which a text is found, in order; stop words are left out.
 
     Raises:
         ImportError: A package is missing; the message says what to install.
@@ -48,15 +48,16 @@ def words_of(text: str) -> list[str]:
 
 
 def fused(rankings: Iterable[Sequence[T]], k: int = FUSION) -> list[tuple[T, float]]:
-    """Join rankings by reciprocal rank fusion.
+    """Merge rankings by reciprocal rank fusion.
 
     Args:
-        rankings: Each with the best first, and nothing twice.
-        k: A larger one lets lower ranks count for more.
+        rankings: Rankings with the best item first; no item occurs twice in one ranking.
+        k: The larger ``k`` is, the more the lower ranks count.
 
     Returns:
-        All that was ranked with its score, the sum of ``1 / (k + rank)`` over the rankings, ranks
-        counted from 1; the best first, and of equal ones the one that was ranked first.
+        All items with their scores, best first. A score is the sum of ``1 / (k + rank)`` over the
+        rankings, with ranks counted from 1. Items with equal scores are in the order of the
+        rankings.
     """
     scores: dict[T, float] = {}
     for ranking in rankings:
@@ -69,7 +70,7 @@ def check_packages() -> None:
     """Check that the packages of a keyword search are installed.
 
     Raises:
-        ImportError: One is missing; the message says what to install.
+        ImportError: A package is missing; the message says what to install.
     """
     packages = ("bm25s", "Stemmer", "rjieba")
     with needed("A keyword search", *packages, install="nexusflow-integrations[hybrid]"):

@@ -1,4 +1,4 @@
-"""A document that could not be stored, and why: what best-effort ingestion reports."""
+"""A document that an ingestion left out, and the reason."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class LeftOut:
     """One document that was left out.
 
     Attributes:
-        id: Its id in the source; ``None`` if it has no usable id.
-        place: Its position in the source, counted from 0.
+        id: The document's id in the source; ``None`` if it has no usable id.
+        place: The document's position in the source, counted from 0.
         reason: ``"refused"`` by the server, ``"blank"``, ``"too long"``, ``"invalid text"``,
             ``"invalid id"``, ``"invalid metadata"`` or ``"refused by the store"``.
         message: The reason in one sentence.
-        error: The server's or the store's refusal, if there is one.
-        source: The file or address that it comes from, if its metadata says so.
-        document: Id of the document that it is a part of, if known.
+        error: The error of the server or the store that refused the document, if any.
+        source: The file or address of the document, if its metadata has one.
+        document: Id of the whole document, if this is a part of one and the id is known.
     """
 
     id: str | None
@@ -49,7 +49,7 @@ class LeftOut:
 
 
 def reason_of(error: NexusFlowError) -> Reason:
-    """Return why a text was not embedded, by the error that it got."""
+    """Return the reason why a text was not embedded, from its error."""
     if not isinstance(error, InvalidInputError):
         return "refused"
     if "is too long" in str(error):

@@ -10,10 +10,10 @@ class Model:
     """The properties of a model, according to its documentation.
 
     Attributes:
-        sizes: Sizes of its vectors; empty if not known, in which case any size may be requested.
-        batch_size: Most texts per request.
-        max_tokens: Most tokens per text; ``None`` if not known.
-        per_million_tokens: List price of a million tokens; ``None`` if not known.
+        sizes: Sizes of the vectors; empty if unknown, in which case any size may be requested.
+        batch_size: Maximum texts per request.
+        max_tokens: Maximum tokens per text; ``None`` if unknown.
+        per_million_tokens: List price of a million tokens; ``None`` if unknown.
         currency: Currency of the price.
     """
 
@@ -26,7 +26,8 @@ class Model:
 
 DEFAULT_MODEL = "text-embedding-v4"
 MODELS = {
-    # Sizes and price: the API page. Limits: the documentation of the model behind the API.
+    # Sizes and price are from the API page, limits from the documentation of the model behind the
+    # API.
     DEFAULT_MODEL: Model(
         sizes=(2048, 1536, 1024, 768, 512, 256, 128, 64),
         batch_size=10,
@@ -36,16 +37,16 @@ MODELS = {
 }
 _UNKNOWN = Model()
 _MOST = 2048
-"""Maximum texts per request for an unknown model, whatever is requested."""
+"""Maximum texts per request for an unknown model, even if a larger number is requested."""
 
 
 def model_named(name: object) -> Model:
-    """Return the properties of the model ``name``, which need not be in the table."""
+    """Return the properties of the model ``name``; unknown models have defaults."""
     return MODELS.get(name, _UNKNOWN) if isinstance(name, str) else _UNKNOWN
 
 
 def texts_per_request(name: object, wanted: int | None) -> int:
-    """Return ``wanted``, limited to the model's maximum if known; for ``None``, that maximum."""
+    """Return ``wanted``, limited to the model's maximum; for ``None``, return that maximum."""
     known = model_named(name)
     if wanted is None:
         return known.batch_size

@@ -13,9 +13,9 @@ def needed(what: str, *modules: str, install: str, least: str = "") -> Iterator[
     Args:
         what: The feature that needs the package.
         modules: Top-level names of the modules that may be missing. The error for any other module
-            is raised unchanged, since it means a broken installation.
+            is raised unchanged, because it means a broken installation.
         install: The argument for ``pip install``.
-        least: The lowest version that has everything the block imports.
+        least: The lowest version that has everything that the block imports.
 
     Raises:
         ImportError: One of ``modules`` is missing.

@@ -1,6 +1,6 @@
-"""Run blocking work in daemon threads, which do not delay the interpreter's exit.
+"""Runs blocking work in daemon threads, which do not delay the interpreter's exit.
 
-The standard executors join their threads at exit, however long those block.
+The standard executors join their threads at exit, no matter how long the threads block.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _Jobs = SimpleQueue["tuple[Future[Any], Callable[[], Any]] | None"]
 
 
 class Worker:
-    """Runs functions one after another in a daemon thread, which starts with the first one.
+    """Runs functions one after another in a daemon thread, which starts with the first function.
 
     The thread ends when the object is collected, or after ``end``.
     """
@@ -33,7 +33,7 @@ class Worker:
         self._is_started = False
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Queue ``work``. It is skipped if the future is cancelled before its turn.
+        """Queue ``work``. The work is skipped if the future is cancelled before its turn.
 
         Raises:
             RuntimeError: The interpreter is shutting down and cannot start threads.
@@ -64,7 +64,7 @@ def _run(jobs: _Jobs) -> None:
             else:
                 future.set_result(result)
                 del result
-        del job, future, work  # do not keep them alive while waiting for the next job
+        del job, future, work  # do not keep these objects alive while waiting for the next job
 
 
 def offload(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MARK = "**********"
 _SHORTEST = 8
-"""Shorter header values are not redacted in server texts: they could be ordinary words."""
+"""Header values shorter than this are not redacted in server texts: they may be ordinary words."""
 
 _UNKNOWN_ARGUMENT = re.compile(r"unexpected keyword argument '(.{1,60}?)'")
 
@@ -31,9 +31,10 @@ T = TypeVar("T")
 
 
 def without_frames(error: E) -> E:
-    """Return ``error`` without its traceback, whose frames may hold secrets, and its context.
+    """Return ``error`` without its context and its traceback, whose frames may hold secrets.
 
-    An explicit cause stays; if it is an error of this package, its traceback is removed too.
+    An explicit cause stays; if the cause is an error of this package, its traceback is removed,
+    too.
     """
     if isinstance(error.__cause__, NexusFlowError):
         without_frames(error.__cause__)
@@ -42,7 +43,7 @@ def without_frames(error: E) -> E:
 
 
 def secret_arguments(function: Callable[P, T]) -> Callable[P, T]:
-    """Remove the frames of ``function`` from its errors, because they hold its arguments."""
+    """Remove the frames of ``function`` from its errors, because frames hold the arguments."""
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -59,10 +60,11 @@ def secret_arguments(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def _add_hint(error: TypeError, function: Callable[..., object]) -> None:
-    """Let an error for an argument that ``function`` does not have say which was meant."""
+    """Add "did you mean ...?" to an error about an unknown argument of ``function``."""
     named = _UNKNOWN_ARGUMENT.search(str(error))
     at = error.__traceback__
-    if named is None or at is None or at.tb_next is not None:  # not raised by the call itself
+    # The call itself did not raise the error.
+    if named is None or at is None or at.tb_next is not None:
         return
     place = function.__qualname__.removesuffix(".__init__")
     hint = did_you_mean(named[1], list(signature(function).parameters))
@@ -75,7 +77,7 @@ class Secret:
     __slots__ = ("_value",)
 
     mark: ClassVar[str] = "***"
-    """What replaces the secret in a text."""
+    """The text that replaces the secret in other texts."""
 
     def __init__(self, value: str) -> None:
         self._value = value
@@ -88,7 +90,7 @@ class Secret:
         return text.replace(self._value, self.mark) if self._value else text
 
     def without_part(self, text: str) -> str:
-        """Remove the beginning of the secret with which the truncated ``text`` may end."""
+        """Remove the beginning of the secret if the truncated ``text`` ends with it."""
         for length in range(len(self._value) - 1, 0, -1):
             if text.endswith(self._value[:length]):
                 return text[:-length]
@@ -104,7 +106,7 @@ class Secret:
         return hash(self._value)
 
     def __copy__(self) -> Self:
-        return self  # it does not change, and stays in this process
+        return self  # a secret does not change and stays in this process
 
     def __deepcopy__(self, memo: object) -> Self:
         return self
@@ -140,14 +142,14 @@ _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 class Headers:
-    """The user's extra headers. Names are shown; values may be secret and are not.
+    """The user's extra headers. Names are shown, but values are not, because they may be secret.
 
-    Not a ``Mapping``, because debuggers print the contents of mappings. A pickle holds the values,
-    which another process needs for its requests.
+    The class is not a ``Mapping``, because debuggers print the contents of mappings. A pickle
+    contains the values, because another process needs them for its requests.
 
     Raises:
         ConfigurationError: ``given`` is not a mapping of text to text, or a header is not valid.
-            The message shows no value.
+            The message does not show the value.
     """
 
     __slots__ = ("_values",)
@@ -162,7 +164,7 @@ class Headers:
             return
         try:
             pairs = list(given.items()) if isinstance(given, Mapping) else None
-        except Exception:  # noqa: BLE001 - a mapping written by the user may raise anything
+        except Exception:  # noqa: BLE001 - a user's mapping may raise anything
             pairs = None
         if pairs is None:
             wanted = "a dict of names and values or None"

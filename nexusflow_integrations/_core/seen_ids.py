@@ -1,4 +1,4 @@
-"""Find duplicate ids in a source of any length."""
+"""Finds duplicate ids in a source of any length."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class SeenIds:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # a cancelled task leaves a thread that may still write
+        self._lock = threading.Lock()  # the thread of a cancelled task may still be writing
 
     @cached_property
     def _db(self) -> sqlite3.Connection:
-        # An empty name makes a private database on disk, which SQLite removes at close.
+        # An empty name creates a private database on disk, which SQLite removes when it is closed.
         db = sqlite3.connect("", check_same_thread=False)
         db.execute("CREATE TABLE seen(id TEXT PRIMARY KEY, place INTEGER) WITHOUT ROWID")
         db.execute("CREATE TABLE gone(id TEXT PRIMARY KEY) WITHOUT ROWID")
@@ -35,7 +35,7 @@ class SeenIds:
             return None
 
     def note_gone(self, stored: Iterable[str]) -> None:
-        """Record those of the ``stored`` ids that are not in the source."""
+        """Record which of the ``stored`` ids are not in the source."""
         with self._lock:
             self._db.executemany(
                 "INSERT OR IGNORE INTO gone SELECT ?1 WHERE NOT EXISTS"
@@ -44,7 +44,7 @@ class SeenIds:
             )
 
     def gone(self, count: int) -> Iterator[list[str]]:
-        """Yield what ``note_gone`` found, up to ``count`` ids at a time."""
+        """Yield the ids that ``note_gone`` recorded, up to ``count`` at a time."""
         with self._lock:
             cursor = self._db.execute("SELECT id FROM gone")
         while True:

@@ -1,10 +1,11 @@
-"""One budget for many processes, on one host or on many. Processes draw tokens before use.
+"""One budget for many processes on one or many hosts. Processes draw tokens before use.
 
-``SharedBudget`` is what a process draws from. It blocks, so a thread calls it. ``Grants`` is the
-arithmetic of an implementation. ``SharedBudgetGuard`` is a client's guard over it and never blocks.
+A process draws from a ``SharedBudget``, whose methods block, so a thread calls them. ``Grants`` is
+the arithmetic of an implementation. ``SharedBudgetGuard`` is a client's guard over a shared budget
+and never blocks.
 
-Granted tokens count as spent until they are returned. So a process that dies, or a lost answer, may
-waste a part of the budget, but the budget is never exceeded.
+Granted tokens count as spent until they are returned. So a process that dies, or an answer that is
+lost, may waste a part of the budget, but the budget is never exceeded.
 """
 
 from __future__ import annotations
@@ -21,21 +22,22 @@ from nexusflow_integrations._core.usage import BudgetGuard
 from nexusflow_integrations.errors import BudgetExceededError
 
 LOST = 120.0
-"""Seconds of silence after which others no longer wait for what a process may return."""
+"""Seconds without a sign of a process after which others no longer wait for its tokens."""
 REQUESTS_AHEAD = 32
-"""A process draws enough for this many of its largest requests."""
+"""How many of its largest requests a process draws tokens for."""
 PATIENCE = 60.0
-"""Seconds that requests wait for a draw; then they fail."""
+"""Seconds that requests wait for a draw before they fail."""
 PAUSE = 0.25
-"""Seconds until a process that was granted too little asks again."""
+"""Seconds until a process that was granted too few tokens asks again."""
 LULL = 0.2
-"""Seconds without a request in flight after which a process returns what it holds."""
+"""Seconds without a request in flight after which a process returns its tokens."""
 
 
 class Grant(NamedTuple):
     """The result of a draw, in tokens.
 
-    ``left`` is what no process holds; ``pending`` is whether others may still return some.
+    ``left`` is the number of tokens that no process holds; ``pending`` is whether other processes
+    may still return some.
     """
 
     tokens: int
@@ -51,18 +53,20 @@ class SharedBudget(Protocol):
         """The whole budget."""
 
     def draw(self, least: int, wanted: int, unused: int, kept: int) -> Grant:
-        """Return ``unused`` tokens and draw new ones; blocks, called from one thread at a time.
+        """Return ``unused`` tokens and draw new ones. Blocks; only one thread at a time calls it.
 
         Args:
-            least: If fewer than this are left, grant none.
-            wanted: The most to grant.
-            unused: How many of the tokens granted before are returned.
-            kept: How many of them are still held; some may be returned later.
+            least: Grant nothing if fewer tokens are left.
+            wanted: Maximum number of tokens to grant.
+            unused: Number of tokens, granted before, that are returned now.
+            kept: Number of tokens, granted before, that the process keeps; some may be returned
+                later.
 
-        A request waits up to a minute for the result, and is not sent if there is none by then.
+        A request waits up to a minute for the result, and is not sent if there is no result by
+        then.
 
         Raises:
-            Exception: The budget cannot be reached. Tokens returned or granted may be lost.
+            Exception: The budget cannot be reached. The tokens returned or granted may be lost.
         """
 
 
@@ -72,7 +76,7 @@ class Grants:
 
     Args:
         limit: The budget, in tokens.
-        granted: Tokens granted and not returned: the most that can have been spent.
+        granted: Tokens that were granted and not returned: at most this many were spent.
     """
 
     limit: int
@@ -82,12 +86,12 @@ class Grants:
     def draw(
         self, holder: str, *, least: int, wanted: int, unused: int, kept: int, now: float
     ) -> Grant:
-        """Take ``unused`` back from ``holder`` and grant it from ``least`` to ``wanted`` tokens.
+        """Take back ``unused`` tokens of ``holder`` and grant ``least`` to ``wanted`` new ones.
 
-        Grants get smaller as the budget runs out, so that no process holds what others need.
+        Grants get smaller as the budget runs out, so that no process holds tokens that others need.
         """
         held, _ = self._held.get(holder, (0, now))
-        self.granted -= min(unused, held)  # only what this budget granted can be returned
+        self.granted -= min(unused, held)  # only tokens of this budget can be returned
         others = [
             tokens
             for name, (tokens, seen) in self._held.items()
@@ -103,15 +107,15 @@ class Grants:
 
     @property
     def at_rest(self) -> bool:
-        """Whether no process holds tokens, so that ``granted`` is what was spent."""
+        """Whether no process holds tokens, so that ``granted`` is the number of tokens spent."""
         return not any(tokens for tokens, _ in self._held.values())
 
 
 class SharedBudgetGuard(BudgetGuard):
-    """A ``BudgetGuard`` that draws from a ``SharedBudget`` in a thread; for one event loop.
+    """A ``BudgetGuard`` for one event loop that draws from a ``SharedBudget`` in a thread.
 
     Args:
-        shared: Where tokens are drawn.
+        shared: The budget from which tokens are drawn.
         clock: Returns seconds.
     """
 
@@ -122,7 +126,7 @@ class SharedBudgetGuard(BudgetGuard):
         super().__init__(shared.tokens)
 
     def _forget(self) -> None:
-        # After a fork, the tokens drawn belong to the parent.
+        # After a fork, the tokens that were drawn belong to the parent.
         super()._forget()
         self._hold_nothing()
 
@@ -167,7 +171,7 @@ class SharedBudgetGuard(BudgetGuard):
         self._rest_later()
 
     async def give_back(self) -> None:
-        """Return what no request needs, and wait until that is done."""
+        """Return the tokens that no request needs, and wait until that is done."""
         while self._drawing or (self._has_news and not self.pending):
             self._give_back()
             changed = asyncio.Event()
@@ -176,12 +180,12 @@ class SharedBudgetGuard(BudgetGuard):
 
     @property
     def _has_news(self) -> bool:
-        """Whether there are tokens to return, or all is spent and others still wait for some."""
+        """Whether there are tokens to return, or whether others wait while all tokens are spent."""
         return self.reserved == 0 and (self._available > 0 or self._held > 0)
 
     def _rest_later(self) -> None:
         if self._has_news:
-            with suppress(RuntimeError):  # no running loop: the interpreter is shutting down
+            with suppress(RuntimeError):  # without a running loop, the interpreter is shutting down
                 asyncio.get_running_loop().call_later(LULL, self._give_back)
 
     def _give_back(self) -> None:
@@ -191,13 +195,14 @@ class SharedBudgetGuard(BudgetGuard):
     def _draw(self, least: int, *, rest: bool = False) -> None:
         """Draw tokens in a thread.
 
-        With ``least``, a request waits for that many, and what is left here is returned first.
-        With ``rest``, return what is left and draw nothing. With neither, draw ahead.
+        With ``least``, a request waits for that many tokens, and the tokens left here are returned
+        first. With ``rest``, return the tokens left and draw none. With neither, draw ahead.
         """
         if self._drawing or self._pausing:
             return
         self._drawing = True
-        # Negative if the server billed more than a text can cost: that is owed first.
+        # The number is negative if the server billed more than a text can cost. Such a debt is paid
+        # first.
         unused = max(0, self._available) if least or rest else 0
         self._available -= unused
         owed = -min(0, self._available) if least else 0
@@ -239,7 +244,7 @@ class SharedBudgetGuard(BudgetGuard):
     def _failed(self, error: BaseException) -> None:
         self._end_drawing()
         self._held = 0
-        # Only the type: the message may contain an address with a password.
+        # Keep only the type: the message may contain an address with a password.
         self._denied = (0, self._clock() + PAUSE, type(error).__name__)
         self._tell()
 
@@ -249,7 +254,7 @@ class SharedBudgetGuard(BudgetGuard):
 
 
 def _checked(grant: Any) -> Grant:
-    """Return ``grant`` if it is valid; the user's code may return anything."""
+    """Return ``grant`` if it is valid, because a user's code may return anything."""
     whole = isinstance(grant, Grant) and all(type(part) is int for part in grant[:2])
     if not whole or grant.tokens < 0:
         raise TypeError

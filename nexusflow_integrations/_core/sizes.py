@@ -1,4 +1,4 @@
-"""Sizes of vectors: cut vectors to a smaller size, and check whether a service does the same."""
+"""Shortens vectors, and checks whether a service makes its smaller vectors in the same way."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from nexusflow_integrations.errors import InvalidInputError
 def cut_to_size(vectors: Any, size: int) -> Vectors:
     """Return the first ``size`` numbers of each vector, scaled to unit length.
 
-    A cut vector stands for the service's own vector of that size only where the service cuts, too
-    (``cut_sizes``).
+    A shortened vector equals the service's vector of that size only if the service shortens its
+    vectors, too (``cut_sizes``).
 
     Args:
         vectors: Array of shape (n, d), or (d,) for one vector.
@@ -28,8 +28,8 @@ def cut_to_size(vectors: Any, size: int) -> Vectors:
 
     Raises:
         ConfigurationError: ``size`` is not a whole number from 1 to d.
-        InvalidInputError: The first ``size`` numbers of a vector are all zeros or not finite, so it
-            has no direction.
+        InvalidInputError: The first ``size`` numbers of a vector are all zeros or not finite, so
+            the shortened vector has no direction.
     """
     rows = np.asarray(vectors)
     if rows.ndim not in (1, 2):
@@ -47,13 +47,13 @@ def cut_to_size(vectors: Any, size: int) -> Vectors:
 
 
 def cut_sizes(rows: Mapping[int, Sequence[Vectors]]) -> dict[int, bool]:
-    """Return which sizes a service cuts from its largest, up to ``TOLERANCE``.
+    """Return the sizes whose vectors a service cuts from its largest ones, within ``TOLERANCE``.
 
     Rounding moves a vector by at most 0.003 of its length (bfloat16) or 0.014 (int8); vectors of
     independent sizes are 1.1 or more apart (both measured; see docs/cache.md).
 
     Args:
-        rows: Size to the service's vectors of the same texts, float32 of shape (size,).
+        rows: The service's vectors of the same texts, by size; each is float32 of shape (size,).
     """
     largest = max(rows, default=0)
 

@@ -1,12 +1,13 @@
 """OpenTelemetry for one call: a span over all its requests and retries, and two metrics.
 
-Uses only the OpenTelemetry API (extra ``otel``), and only if the application has imported it.
-Otherwise the cost is one dictionary look-up per call. Texts and vectors are never recorded.
+The module uses only the OpenTelemetry API (extra ``otel``), and only if the application has
+imported it. Otherwise the cost is one dictionary look-up per call. Texts and vectors are never
+recorded.
 
 Names follow the GenAI semantic conventions for embeddings (status: development), as emitted by the
-published Python packages. If the application uses OpenInference, which has names of its own for
-tokens, they are recorded under those too: on the span of LlamaIndex's embedding model, if there is
-one, else on this one.
+published Python packages. If the application uses OpenInference, which has its own names for
+tokens, the tokens are recorded under those names, too: on the span of LlamaIndex's embedding model,
+if there is one, else on the span of this call.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _OF_LLAMA_INDEX = {
     *("get_text_embedding", "get_query_embedding", "get_text_embedding_batch", "__call__"),
     *("aget_text_embedding", "aget_query_embedding", "aget_text_embedding_batch", "acall"),
 }
-"""Methods of an embedding model that get a span of OpenInference, named after class and method."""
+"""Methods of an embedding model for which OpenInference makes a span named after the method."""
 
 
 def observed(settings: Settings, ledger: Ledger) -> AbstractContextManager[None]:
@@ -79,9 +80,9 @@ def _of_llama_index(span: Any) -> bool:
 
 
 def _count_tokens(span: Any, outer: Any, model: str, tokens: int) -> None:
-    """Record ``tokens`` by OpenInference's names on ``outer``, or else on ``span``."""
+    """Record ``tokens`` under OpenInference's names on ``outer``, or else on ``span``."""
     before: Mapping[str, Any] = {}
-    if _of_llama_index(outer):  # its method may make several calls
+    if _of_llama_index(outer):  # one method may make several calls
         span, before = outer, getattr(outer, "attributes", None) or {}
     else:
         span.set_attribute("openinference.span.kind", "EMBEDDING")

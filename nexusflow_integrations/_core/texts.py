@@ -1,4 +1,4 @@
-"""Validation of the input texts, before anything is sent."""
+"""Validates the input texts before anything is sent."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def check_text(text: object, index: int | None = None) -> str:
     """Return ``text`` if it can be embedded.
 
     Raises:
-        InvalidInputError: It is not a ``str``, is blank (the API refuses empty strings), or holds
-            a lone surrogate, which cannot be encoded.
+        InvalidInputError: ``text`` is not a ``str``, is blank (the API refuses empty strings), or
+            contains a lone surrogate, which cannot be encoded.
     """
-    # Fast path: both scans run in C and fail on lone surrogates, and the first character of most
-    # texts is visible.
+    # Fast path: both scans run in C and fail on lone surrogates. Most texts begin with a visible
+    # character.
     if isinstance(text, str) and (text.isascii() or text.isprintable()):
         first = text[:1]
         if not first.isspace() and first not in _INVISIBLE:
@@ -61,13 +61,13 @@ def check_texts(texts: Iterable[str]) -> list[str]:
 
     Raises:
         InvalidInputError: ``texts`` is not a list of texts, or an item cannot be embedded;
-            ``index`` says which.
+            ``index`` is its index.
     """
     return [check_text(text, index) for index, text in enumerate(rows_of(texts))]
 
 
 def sort_out_blank(texts: Iterable[str]) -> tuple[list[str], dict[int, InvalidInputError]]:
-    """Return ``texts`` as a list, and the errors of those that are blank, by index.
+    """Return ``texts`` as a list, and the errors of the blank texts, by index.
 
     Raises:
         InvalidInputError: As for ``check_texts``, except for blank texts.
@@ -86,7 +86,7 @@ def sort_out_blank(texts: Iterable[str]) -> tuple[list[str], dict[int, InvalidIn
 
 
 def rows_of(texts: Any) -> Iterable[Any]:
-    """Return an iterable of texts: a list, a generator, a column of a table.
+    """Return ``texts`` as an iterable of texts, such as a list, a generator or a column of a table.
 
     Raises:
         InvalidInputError: ``texts`` is not iterable, has no order, or iterating it would yield
@@ -107,7 +107,7 @@ def rows_of(texts: Any) -> Iterable[Any]:
         advice = f"{kind}: read the file first"
     elif attribute(texts, "columns") is not None:
         advice = f"{kind}, which yields the names of its columns: pass one column of it"
-    elif has_methods(texts, "to_pylist"):  # an array of pyarrow, whose items are not str
+    elif has_methods(texts, "to_pylist"):  # the items of a pyarrow array are not str
         return list(texts.to_pylist())
     elif hint := _hint(texts):
         advice = f"{kind}: pass a list of texts; the text of this one is {hint}"
@@ -120,7 +120,7 @@ def rows_of(texts: Any) -> Iterable[Any]:
 
 
 def _hint(item: object) -> str:
-    """Return where documents of LangChain or LlamaIndex hold their text, or an empty string."""
+    """Return the attribute in which a LangChain or LlamaIndex object holds its text, or ""."""
     if attribute(item, "page_content") is not None:
         return "its page_content"
     if has_methods(item, "get_content"):

@@ -1,4 +1,4 @@
-"""The settings of a search that were chosen by measuring, and the file that holds them."""
+"""The settings of a search that `nexusflow tune` chose, and the file that contains them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class TunedSettings:
     Attributes:
         model: Name of the embedding model.
         dimensions: Size of the vectors; ``None`` is the service's default.
-        passage_characters: Most characters of a passage.
-        overlap: Characters that a passage repeats from the end of the one before; at
-            most a quarter.
+        passage_characters: Maximum characters of a passage.
+        overlap: Characters that a passage repeats from the end of the previous one; at most a
+            quarter of ``passage_characters``.
         headings: Whether each passage begins with the headings above it.
-        query_instruction: Text put in front of each query, or ``None``.
-        document_instruction: Text put in front of each document, or ``None``.
-        hybrid: Whether the results of a keyword search are mixed in.
+        query_instruction: Text that is prepended to each query, or ``None``.
+        document_instruction: Text that is prepended to each document, or ``None``.
+        hybrid: Whether the results of a keyword search are added.
 
     Raises:
         ConfigurationError: A value is invalid; the message names it.
@@ -64,10 +64,11 @@ class TunedSettings:
             object.__setattr__(self, name, value)
 
     def for_client(self) -> dict[str, Any]:
-        """Return the arguments for ``NexusFlow`` and the adapters; those left out are defaults.
+        """Return the arguments for ``NexusFlow`` and the adapters; default values are left out.
 
-        ``NexusFlowEmbeddings(**settings.for_client())`` embeds as was measured. Another model than
-        the default is called ``model``, and by Chroma's function ``model_name``.
+        ``NexusFlowEmbeddings(**settings.for_client())`` embeds with the measured settings. A model
+        other than the default is in ``model``; Chroma's function calls this argument
+        ``model_name``.
         """
         names = ("dimensions", "query_instruction", "document_instruction")
         found = {name: getattr(self, name) for name in names}
@@ -85,8 +86,9 @@ class TunedSettings:
         """Read a file that ``save`` wrote.
 
         Raises:
-            ConfigurationError: It is not such a file, or a later version of this package wrote it.
-            OSError: It cannot be read.
+            ConfigurationError: The file is not a settings file, or another version of this package
+                wrote it.
+            OSError: The file cannot be read.
         """
         name = os.fspath(path)
         try:

@@ -2,4 +2,4 @@
 
 
 class StoreUnavailable(Exception):  # noqa: N818 - it never leaves the core
-    """Read-only, full, locked or unreachable; the message is one sentence."""
+    """The store is read-only, full, locked or unreachable; the message is one sentence."""

@@ -18,7 +18,7 @@ _MOST_TOKENS = 1 << 62
 
 @dataclass(frozen=True)
 class Price:
-    """The price of a million tokens; ``None`` if it is not known, in which case ``of`` is NaN.
+    """The price of a million tokens; if it is ``None``, which means unknown, ``of`` returns NaN.
 
     The default is the list price of ``text-embedding-v4``.
     """
@@ -43,21 +43,21 @@ class Price:
 
 @dataclass(frozen=True)
 class Usage:
-    """What one call, or all calls of a client so far, sent and cost.
+    """The requests, tokens and cost of one call, or of all calls of a client so far.
 
     Attributes:
-        requests: HTTP requests, retries included.
-        retries: Requests that repeated one that had failed.
-        texts: Texts passed in.
+        requests: HTTP requests, including retries.
+        retries: Requests that repeated a failed request.
+        texts: Texts that were passed in.
         cached: Texts whose vector was in the cache or came from another process or call.
         repeated: Duplicate texts of a call, which are sent only once.
         refused: Texts that the server refused.
-        tokens: Tokens billed according to the server; estimated for responses that do not say.
+        tokens: Tokens that the server billed; estimated for responses without a count.
         estimated_tokens: The part of ``tokens`` that is an estimate.
         repaid: Texts that another process had sent but not stored when it ended or was suspended
             for longer than its claims hold; at most this many are paid for twice.
         split: Texts that were too long and were sent in pieces.
-        truncated: Texts that were too long and were sent without their end.
+        truncated: Texts that were too long and were cut at the limit.
         derived: Texts whose vector was cut from a larger one, which was stored or fetched
             (``derive=True``).
         price: The price that ``cost`` uses.
@@ -79,7 +79,7 @@ class Usage:
 
     @property
     def cost(self) -> float:
-        """Price of ``tokens``, in ``currency``; NaN where the model's price is not known."""
+        """Price of ``tokens``, in ``currency``; NaN if the model's price is unknown."""
         return self.price.of(self.tokens)
 
     @property
@@ -146,10 +146,11 @@ _NOTHING = vars(Ledger())
 
 
 class Total:
-    """The sum of many ledgers. Any thread may add to it and read it without waiting.
+    """The sum of many ledgers.
 
-    So may a signal handler at any moment. No lock is needed: each change of the list is one atomic
-    operation of the interpreter, and the sum is correct after each.
+    Any thread, and a signal handler at any moment, may add to the sum and read it without waiting.
+    No lock is needed: each change of the list is one atomic operation of the interpreter, and the
+    sum is correct after each operation.
     """
 
     def __init__(self) -> None:
@@ -162,9 +163,9 @@ class Total:
 
     def _fold(self) -> None:
         folding = _folding
-        if folding.acquire(blocking=False):  # otherwise another thread is folding
+        if folding.acquire(blocking=False):  # if this fails, another thread is folding
             try:
-                count = len(self._parts)  # other threads only append
+                count = len(self._parts)  # other threads only append parts
                 self._parts[:count] = [_sum(self._parts[:count])]
             finally:
                 folding.release()
@@ -201,7 +202,7 @@ forks.in_child(_renew_lock)
 
 @dataclass(frozen=True)
 class Budget:
-    """The most a client may spend: ``tokens``, or ``money`` in the price's currency, or both."""
+    """The most that a client may spend: ``tokens``, ``money`` in the price's currency, or both."""
 
     tokens: int | None = None
     money: float | None = None
@@ -210,7 +211,8 @@ class Budget:
         if self.tokens is None and self.money is None:
             raise ConfigurationError("budget: pass tokens=..., money=..., or both")
         if self.tokens is not None:
-            tokens = number("budget: tokens", self.tokens, least=0)  # a float like 1e6 is allowed
+            # Floats such as 1e6 are allowed.
+            tokens = number("budget: tokens", self.tokens, least=0)
             object.__setattr__(self, "tokens", min(int(tokens), _MOST_TOKENS))
         if self.money is not None:
             object.__setattr__(self, "money", number("budget: money", self.money, least=0))
@@ -219,7 +221,7 @@ class Budget:
         """Return the budget as whole tokens at ``price``.
 
         Raises:
-            ConfigurationError: It is in money, and the price is not known.
+            ConfigurationError: The budget is in money, and the price is unknown.
         """
         limits = [_MOST_TOKENS if self.tokens is None else self.tokens]
         if self.money is not None and price.per_million_tokens is None:
@@ -234,7 +236,7 @@ class Budget:
 
 
 def check_price(value: object, model: object = DEFAULT_MODEL) -> Price:
-    """Return ``value``; for ``None`` the list price of ``model``, which may be unknown."""
+    """Return ``value``; for ``None``, return the list price of ``model``, which may be unknown."""
     if value is None:
         known = model_named(model)
         return Price(known.per_million_tokens, known.currency)
@@ -257,7 +259,8 @@ def check_budget(value: object) -> Any:
 class BudgetGuard:
     """A budget in use: tokens spent, and tokens that requests in flight may still cost.
 
-    A request reserves the most it can cost before it is sent, so ``spent`` never exceeds ``limit``.
+    Before a request is sent, it reserves the most that it can cost, so ``spent`` never exceeds
+    ``limit``.
     """
 
     limit: int
@@ -269,7 +272,8 @@ class BudgetGuard:
         forks.in_child(self._forget)
 
     def _forget(self) -> None:
-        # After a fork, requests in flight belong to the parent and would never be settled here.
+        # After a fork, the requests in flight belong to the parent, and would never be settled
+        # here.
         self.reserved, self._listeners = 0, []
 
     def listen(self, listener: Callable[[], None]) -> None:
@@ -288,12 +292,12 @@ class BudgetGuard:
         return self.reserved > 0
 
     def settle(self, most: int, billed: int) -> None:
-        """Replace a reservation with what was billed (0 if the request cost nothing)."""
+        """Replace a reservation with the tokens billed (0 if the request cost nothing)."""
         self.spent += billed
         self._free(most)
 
     async def give_back(self) -> None:
-        """Return unused tokens to a shared budget; this one is not shared."""
+        """Return unused tokens to a shared budget; this budget is not shared, so do nothing."""
 
     def _free(self, most: int) -> None:
         self.reserved -= most

@@ -1,4 +1,4 @@
-"""Write a file that appears under its name only when it is complete."""
+"""Writes a file that appears under its name only when it is complete."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One call: its texts in, its vectors out."""
+"""One call: takes texts and returns vectors."""

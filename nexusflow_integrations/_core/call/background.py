@@ -1,13 +1,13 @@
-"""One event loop in one thread, for all clients of the process; sync and async calls share it.
+"""The event loop of the process, in its own thread, for sync and async calls of all clients.
 
-Every call, from any thread or event loop, is submitted to this loop. So there is one connection
-pool, one pacer and one table of what is in flight, without a lock. The pool survives the end of a
-caller's event loop (``asyncio.run`` twice). A sync call works inside a running loop (Jupyter). And
-Ctrl-C cancels what is in flight, which a thread blocked in a socket could not do.
+Every call, from any thread or event loop, is submitted to this loop. So one connection pool, one
+pacer and one table of texts in flight serve all calls without a lock. The pool outlives a caller's
+event loop, such as the one of ``asyncio.run``. A sync call works inside a running event loop, as in
+Jupyter. Ctrl-C cancels requests in flight, which a thread that is blocked in a socket could not do.
 
-The loop's thread does not survive ``fork``. A child starts a new one and never touches the old
-loop: its sockets belong to the parent. If a signal handler forks while its own thread waits for a
-call, the child ends that call with an error.
+The loop's thread does not survive ``fork``. A child starts a new loop and never touches the old
+one, whose sockets belong to the parent. If a signal handler forks while the interrupted thread
+waits for a call, the child ends that call with an error.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ T = TypeVar("T")
 logger = logging.getLogger("nexusflow_integrations")
 
 LONGEST_PAUSE = 5.0
-"""Seconds after which the loop resumes even if the end of the fork was not reported."""
+"""Seconds after which the loop resumes even if nobody has reported the end of the fork."""
 CLOSING = 1.5
-"""Seconds that the exit of the process waits until everything is cancelled and closed."""
+"""Seconds that the process waits at exit until everything is cancelled and closed."""
 
 
 class BackgroundLoop:
@@ -43,7 +43,7 @@ class BackgroundLoop:
     def __init__(self) -> None:
         try:
             self.loop = asyncio.new_event_loop()
-        except OSError as error:  # no file descriptors left
+        except OSError as error:  # for example, no file descriptors are left
             raise APIConnectionError(
                 f"no event loop could be opened: {error.strerror or error}"
             ) from None
@@ -60,7 +60,8 @@ class BackgroundLoop:
     def _pause(self, until: float) -> Callable[[], None] | None:
         """Pause the loop's thread while the process forks.
 
-        It may hold locks at that moment, such as those of logging or of a TLS library.
+        Otherwise the thread may hold locks during the fork, such as those of logging or of a TLS
+        library.
         """
         if threading.get_ident() == self._thread.ident:
             return None
@@ -82,8 +83,9 @@ class BackgroundLoop:
         while True:
             try:
                 self.loop.run_forever()
-            except BaseException as error:  # noqa: BLE001, PERF203 - SystemExit, of the user's
-                # It ends the call that raised it; the loop must keep running for all others.
+            except BaseException as error:  # noqa: BLE001, PERF203 - a user's SystemExit
+                # The error ends the call that raised it; the loop must keep running for all other
+                # calls.
                 logger.debug("the event loop continues after %s", type(error).__name__)
             else:
                 return
@@ -96,7 +98,7 @@ class BackgroundLoop:
         return future
 
     def give_up(self) -> None:
-        """End, in the child of a fork, everything that its thread may wait for."""
+        """In the child of a fork, end everything that the child's thread may wait for."""
         for call in list(self.calls):
             call.give_up()
         for future in list(self._futures):
@@ -120,8 +122,9 @@ class BackgroundLoop:
         until = monotonic() + CLOSING
         try:
             self.submit(self._wind_up()).result(CLOSING)
-        except (FutureTimeoutError, RuntimeError):  # on Python 3.10 not the builtin TimeoutError
-            return  # at interpreter exit a stuck loop is left to the operating system
+        except (FutureTimeoutError, RuntimeError):
+            # On Python 3.10, this is not the builtin TimeoutError.
+            return  # at exit, leave a stuck loop to the operating system
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(max(0.1, until - monotonic()))
         if not self._thread.is_alive():
@@ -129,7 +132,8 @@ class BackgroundLoop:
 
     async def _wind_up(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
-        await asyncio.sleep(0)  # a task that has not started could not report its cancellation
+        # Let all tasks start: a task that has not started cannot report its cancellation.
+        await asyncio.sleep(0)
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
@@ -140,13 +144,13 @@ class BackgroundLoop:
 
 @dataclass(slots=True)
 class Outcome(Generic[T]):
-    """The outcome of some work: its result, or the error that ended it."""
+    """The outcome of some work: the result, or the error that ended the work."""
 
     value: T | None = None
     error: BaseException | None = None
 
     def result(self) -> T:
-        """Return the result or raise the error, once; no reference to either is kept."""
+        """Return the result or raise the error. Call this once: the reference is dropped."""
         error, self.error = self.error, None
         try:
             if error is not None:
@@ -157,7 +161,7 @@ class Outcome(Generic[T]):
 
 
 class LoopCall(Generic[T]):
-    """Work on ``background`` that reports its outcome, on that loop, the moment it ends.
+    """Work on ``background`` that reports its outcome on that loop as soon as it ends.
 
     A waiting thread gets the outcome sooner through a queue than through the future of ``submit``,
     whose locks, callbacks and extra turn of the loop take a tenth of the time of a query.
@@ -188,7 +192,7 @@ class LoopCall(Generic[T]):
     async def _do(self, work: Coroutine[Any, Any, T]) -> None:
         try:
             outcome = Outcome(await work)
-        except (asyncio.CancelledError, GeneratorExit):  # or discarded together with the loop
+        except (asyncio.CancelledError, GeneratorExit):  # GeneratorExit: the loop was discarded
             self._tell(Outcome(error=CancelledError()))
             raise
         except BaseException as error:
@@ -198,25 +202,27 @@ class LoopCall(Generic[T]):
         else:
             self._tell(outcome)
         finally:
-            self._task = None  # an error holds this frame, and the task may hold the error
+            # Break a cycle: an error holds this frame, and the task may hold the error.
+            self._task = None
             self._background.calls.discard(self)
             del self._tell
 
     def cancel(self) -> None:
-        """Cancel the work, from any thread."""
+        """Cancel the work. Any thread may call this."""
         if self._background in _inherited:
             return
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._stop)
 
     def give_up(self) -> None:
-        """Report an error as the outcome: this process is a child, without the loop's thread."""
-        with suppress(InvalidStateError, RuntimeError):  # it has ended, or its event loop has
+        """Report an error as the outcome: this process is a child without the loop's thread."""
+        with suppress(InvalidStateError, RuntimeError):  # the call or its event loop has ended
             self._tell(Outcome(error=_forked()))
 
     def _stop(self) -> None:
         if self._task is not None:
-            self._loop.call_soon(self._task.cancel)  # one turn later, when it has certainly started
+            # Cancel one turn later, when the task has certainly started.
+            self._loop.call_soon(self._task.cancel)
 
 
 def _forked() -> APIConnectionError:
@@ -232,7 +238,7 @@ _inherited: list[BackgroundLoop] = []
 
 
 def background_loop() -> BackgroundLoop:
-    """Return the process's loop, started at the first call."""
+    """Return the event loop of the process; the first call starts it."""
     global _current
     if _current is None:
         with _lock:
@@ -240,7 +246,7 @@ def background_loop() -> BackgroundLoop:
                 made = BackgroundLoop()
                 if _current is None:
                     _current = made
-                else:  # a call in a signal handler was faster
+                else:  # a call in a signal handler has started one
                     made.close()
     return _current
 
@@ -256,7 +262,7 @@ def _forget_after_fork() -> None:
     global _current
     former, _current = _current, None
     if former is not None:
-        # Never collected: that would close descriptors that are shared with the parent's epoll.
+        # Keep the loop for ever: closing it would close descriptors that the parent's epoll shares.
         _inherited.append(former)
         former.give_up()
 

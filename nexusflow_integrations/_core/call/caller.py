@@ -2,7 +2,7 @@
 
 A call runs on the engine's event loop; its caller waits in another thread or on another event loop.
 One queue carries everything to the caller: the number of finished texts, requests to run something
-there (wait for a rate limiter, handle the end of a batch), and finally the outcome.
+on the caller's side (wait for a rate limiter, handle the end of a batch), and finally the outcome.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ T = TypeVar("T")
 Progress = Callable[[int], object]
 
 GRACE = 2.0
-"""Seconds to wait for a call after its deadline, so that it can report what was finished."""
+"""Seconds to wait for a call after its deadline, so that the call can report finished vectors."""
 LAST_NOTES = 5.0
 """Seconds that an async caller's hooks for finished batches may take after the call has failed."""
 
@@ -47,8 +47,8 @@ class BatchEnd:
     """The result of a batch whose last request has ended, successfully or not.
 
     ``number`` identifies the batch. ``texts`` are the m texts of the batch that have a vector;
-    ``vectors``, float32 of shape (m, d), are their rows. ``ledger`` counts only what this batch
-    sent.
+    ``vectors``, float32 of shape (m, d), are their rows. ``ledger`` counts only the requests of
+    this batch.
     """
 
     number: int
@@ -59,18 +59,18 @@ class BatchEnd:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What an adapter does for a call, in the caller's thread or on its event loop.
+    """Functions of an adapter for a call, which run in the caller's thread or on its event loop.
 
-    For a sync call these are functions, for an async call they return awaitables. If ``recall`` or
-    ``permit`` raises, the call fails; an error of the other two is logged.
+    The functions of an async call return awaitables. If ``recall`` or ``permit`` raises, the call
+    fails; an error of the other two is logged.
 
     Attributes:
         recall: Returns the vectors that already exist for a list of texts, by index in that list:
             float32 of shape (d,).
-        permit: Returns when a batch of these texts may be sent. Called for one batch at a time, and
-            not for retries.
-        begun: Called with the number and the texts of each batch that was permitted.
-        ended: Called when a batch has ended, unless it failed without a vector.
+        permit: Blocks until a batch of these texts may be sent. It is called for one batch at a
+            time, and not for retries.
+        begun: Called with the number and the texts of each batch that may be sent.
+        ended: Called when a batch has ended, unless the batch failed without a vector.
     """
 
     recall: Callable[[list[str]], Any] | None = None
@@ -80,7 +80,7 @@ class Hooks:
 
     @property
     def decide(self) -> bool:
-        """Whether they affect what is sent or when, instead of only being notified."""
+        """Whether the functions affect what is sent or when, instead of only being notified."""
         return self.recall is not None or self.permit is not None
 
 
@@ -91,10 +91,11 @@ class Ask:
     """Work to do in the thread or on the event loop of the caller.
 
     Args:
-        do: A function, or for an async call one that returns an awaitable.
-        answered: Called there with the outcome.
+        do: A function; for an async call, a function that returns an awaitable.
+        answered: Called with the outcome, in the same thread or loop.
         given_up: Whether the outcome is no longer needed.
-        awaited: Whether the call waits for it. The work may then exceed the time the call has left.
+        awaited: Whether the call waits for the work, which may then take longer than the call has
+            left.
     """
 
     __slots__ = ("_answered", "_do", "_given_up", "awaited")
@@ -116,7 +117,7 @@ class Ask:
         """Do the work in this thread.
 
         Raises:
-            BaseException: Ctrl-C, or what a signal handler raised.
+            BaseException: Ctrl-C, or an error that a signal handler raised.
         """
         if self._given_up():
             return
@@ -150,8 +151,8 @@ class Ask:
 def raised_by_signal_handler(error: BaseException) -> bool:
     """Return whether a signal handler raised ``error``.
 
-    Such an error (for example Celery's soft time limit) is meant to stop the thread's work, like
-    Ctrl-C. It is not a failure of the code that it interrupted.
+    Like Ctrl-C, such an error (for example Celery's soft time limit) must stop the work of the
+    thread. The interrupted code did not fail.
     """
     handlers = map(signal.getsignal, signal.valid_signals())
     codes = {getattr(handler, "__code__", None) for handler in handlers} - {None}
@@ -165,7 +166,7 @@ class Callback:
 
     Args:
         name: The name of the callback in the public API.
-        function: Takes one argument; its return value is ignored.
+        function: The callback, which takes one argument; its return value is ignored.
     """
 
     def __init__(self, name: str, function: Callable[[Any], object]) -> None:
@@ -189,7 +190,7 @@ class Callback:
         if not self._logged:
             self._logged = True
             logger.error(
-                "%s %s; the call continues, and further errors of it are not logged",
+                "%s %s; the call continues, and further errors of this function are not logged",
                 self._name,
                 problem,
                 exc_info=error,
@@ -197,7 +198,7 @@ class Callback:
 
 
 class Caller:
-    """How a call reaches its caller; used on the engine's event loop.
+    """The connection from a call to its caller, for use on the engine's event loop.
 
     Args:
         tell: Puts an item into the caller's queue, from another thread.
@@ -217,9 +218,9 @@ class Caller:
         self.hears_of_batches = hooks is not NO_HOOKS
 
     def for_own_texts(self) -> Caller | None:
-        """Return the caller of texts that are not the call's: only the rate limiter hears of them.
+        """Return the caller for texts of another origin; it uses only the rate limiter.
 
-        ``None`` without one.
+        Return ``None`` if there is no rate limiter.
         """
         if self._hooks.permit is None:
             return None
@@ -292,8 +293,9 @@ class CallingThread(Caller):
     Args:
         hooks: Functions to run in this thread.
         progress: Called in this thread.
-        deadline: Seconds for the call. A thread blocked in a rate limiter or a store would not
-            notice that they have passed, so with a deadline these run in a separate thread.
+        deadline: Seconds for the call. A thread that is blocked in a rate limiter or a store would
+            not notice that the time is over, so with a deadline these functions run in a separate
+            thread.
     """
 
     def __init__(
@@ -316,12 +318,12 @@ class CallingThread(Caller):
                     self._progress(news)
             result: T = news.result()
         except BaseException:
-            loop_call.cancel()  # Ctrl-C, or an error of the caller's own progress
+            loop_call.cancel()  # Ctrl-C, or an error of the caller's function `progress`
             raise
         return result
 
     def begin_here(self, texts: Sequence[str]) -> None:
-        """Report that this thread begins to send its only batch itself."""
+        """Report that this thread starts to send its only batch."""
         self._begun_here = True
         if self._hooks.begun is not None:
             Ask(partial(self._hooks.begun, 0, list(texts)), self._note).do()
@@ -336,8 +338,8 @@ class CallingThread(Caller):
     def _next(self, until: float | None) -> Any:
         if until is None:
             return self._news.get()
-        # In two steps: after the whole process was suspended (SIGSTOP, a laptop asleep), the loop
-        # needs a moment to notice the deadline as well.
+        # Wait in two steps: if the whole process was suspended (SIGSTOP, a sleeping laptop), the
+        # loop needs a moment to notice the deadline, too.
         for timeout in (max(0.0, until - monotonic()), GRACE / 2):
             with suppress(queue.Empty):
                 return self._news.get(timeout=timeout)
@@ -345,7 +347,7 @@ class CallingThread(Caller):
 
     def _do(self, ask: Ask) -> None:
         if ask.awaited and self._deadline is not None:
-            # A daemon, so that its wait does not delay the exit of the process.
+            # Use a daemon thread, so that its wait does not delay the exit of the process.
             run = partial(copy_context().run, ask.do)
             threading.Thread(target=run, name="nexusflow-limiter", daemon=True).start()
         else:
@@ -356,8 +358,8 @@ class CallingTask(Caller):
     """A caller that waits on its event loop.
 
     Args:
-        hooks: Functions whose results are awaited there.
-        progress: Called there.
+        hooks: Functions whose results are awaited on the loop.
+        progress: Called on the loop.
         deadline: Seconds for the call.
     """
 
@@ -377,7 +379,7 @@ class CallingTask(Caller):
     async def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` on ``background``; return its result or raise its error."""
         loop_call = LoopCall(background, work, self._tell)
-        asked: dict[asyncio.Task[None], bool] = {}  # value: whether the call waits for it
+        asked: dict[asyncio.Task[None], bool] = {}  # each task, and whether the call waits for it
 
         def done(task: asyncio.Task[None]) -> None:
             del asked[task]
@@ -388,7 +390,7 @@ class CallingTask(Caller):
         if self._deadline is not None:
             late = Outcome[Any](error=_unanswered(self._deadline))
 
-            def wait_on() -> None:  # in two steps, as in CallingThread
+            def wait_on() -> None:  # wait in two steps, as in CallingThread
                 nonlocal timer
                 timer = self._loop.call_later(GRACE / 2, self._news.put_nowait, late)
 

@@ -1,4 +1,4 @@
-"""Coalescing: a text that one call of this process is embedding is not sent by another call."""
+"""Coalescing: if one call of this process is embedding a text, another call does not send it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from nexusflow_integrations._core.call.sources import Texts
 
 
 class Coalescer:
-    """The texts that calls of this process are embedding, so that each is paid for once."""
+    """The texts that calls of this process are embedding, so that each text is paid for once."""
 
     def __init__(self) -> None:
         self._carriers: dict[str, tuple[CallResults, int]] = {}
-        # Texts that calling threads send themselves. Each side enters a text in its own table
-        # before it looks into the other one, so at least one of them sees the other.
+        # The texts that calling threads send themselves. The loop and the threads each enter a text
+        # in their own table before they look into the other table, so at least one side sees the
+        # other.
         self._of_threads: dict[str, tuple[CallResults, int]] = {}
 
     def join(
         self, texts: Iterable[tuple[int, str]], results: CallResults
     ) -> tuple[list[tuple[int, str]], list[tuple[int, str, CallResults, int]]]:
-        """Split ``texts`` into those to embed here and those that another call is embedding."""
+        """Split ``texts`` into those that this call must embed and those that another embeds."""
         if not self._carriers:
             self._carriers = {text: (results, index) for index, text in texts}
             return self._without_those_of_threads(list(texts), [], results)
@@ -49,7 +50,8 @@ class Coalescer:
             if found is not None and found[0] is not results:
                 carrier, place = found
                 carrier.lent.add(place)
-                # Again: a thread that has removed its text in between may not see that it is lent.
+                # Look again: if a thread has removed its text meanwhile, it may not see that the
+                # row is lent.
                 if self._of_threads.get(text) == found:
                     del self._carriers[text]
                     others.append((index, text, carrier, place))
@@ -58,18 +60,20 @@ class Coalescer:
         return left, others
 
     def enter(self, texts: Texts, results: CallResults) -> bool:
-        """Enter the texts that a calling thread will send, from that thread.
+        """Enter the texts that the calling thread will send.
 
-        Returns whether no other call is embedding any of them. Either way, ``exit`` must follow.
+        Returns whether no other call is embedding any of these texts. In both cases, ``exit`` must
+        be called later.
         """
         found = [self._of_threads.setdefault(text, (results, index)) for index, text in texts]
-        # The other table only now: a call on the loop enters there first, and then looks here.
+        # Look into the other table only now: a call on the loop enters its texts there before it
+        # looks here.
         return all(carrier is results for carrier, _ in found) and not any(
             text in self._carriers for _, text in texts
         )
 
     def exit(self, texts: Texts, results: CallResults) -> None:
-        """Remove what ``enter`` entered; may be repeated."""
+        """Remove the texts that ``enter`` entered; may be repeated."""
         for _, text in texts:
             found = self._of_threads.get(text)
             if found is not None and found[0] is results:
@@ -83,7 +87,7 @@ class Coalescer:
     def leave(self, texts: Texts, results: CallResults) -> None:
         """Remove this call's texts; calls that still wait for one must send it themselves."""
         if len(texts) == len(self._carriers):
-            self._carriers = {}  # no other call has joined
+            self._carriers = {}  # only this call has texts in the table
         else:
             for _, text in texts:
                 self._carriers.pop(text, None)

@@ -1,9 +1,9 @@
-"""Cut vectors of a wanted size from larger ones (``derive=True``), if the service does the same.
+"""Cuts vectors of a wanted size from larger ones (``derive=True``), if the service does the same.
 
-The service is asked for a few fixed texts at each size, once for a cache, which keeps the answers.
-From then on a text is looked up at the wanted and every larger size, and what is missing is fetched
-at the largest size. The cache holds only what the service sent: vectors are cut on their way to the
-caller.
+Once for each cache, the service embeds a few fixed texts at each size, and the cache stores the
+vectors. From then on, a text is looked up at the wanted and every larger size, and missing texts
+are fetched at the largest size. The cache holds only vectors that the service sent; they are cut on
+their way to the caller.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("nexusflow_integrations")
 
 KeyerOf = Callable[[int], Callable[[str], bytes]]
-"""From a size to the function that makes the keys of texts at that size."""
+"""Maps a size to the function that makes the keys of texts at that size."""
 
 
 def larger_sizes(settings: Settings) -> tuple[int, ...]:
@@ -43,26 +43,27 @@ def at_size(settings: Settings, size: int) -> Settings:
 
 
 class Comparison:
-    """Which sizes one service, with one model and one ``extra_body``, cuts from its largest."""
+    """The sizes that one service, with one model and one ``extra_body``, cuts from its largest."""
 
     def __init__(self) -> None:
         self._is_cut: dict[int, bool] = {}
         self._has_said: set[int] = set()
 
     def lacks(self, sizes: Sequence[int]) -> bool:
-        """Return whether some of ``sizes`` was not compared yet with the first, the largest."""
+        """Return whether one of ``sizes`` was not yet compared with the first size, the largest."""
         return any(size not in self._is_cut for size in sizes[1:])
 
     def learn(self, sizes: Sequence[int], rows: dict[int, list[Vectors]]) -> None:
-        """Compare ``rows``, vectors of the fixed texts by size; without rows, a size is not cut."""
+        """Compare ``rows``, vectors of the fixed texts by size; a size without rows is not cut."""
         is_cut = cut_sizes(rows) if sizes[0] in rows else {}
         for size in sizes[1:]:
             self._is_cut.setdefault(size, is_cut.get(size, False))
 
     def sources(self, sizes: Sequence[int]) -> tuple[int, ...]:
-        """Return those of ``sizes`` from which vectors of the last, the wanted one, can be cut.
+        """Return those of ``sizes`` from which vectors of the last size can be cut.
 
-        Empty if the wanted size is not cut or not compared yet.
+        The last size is the wanted one. The result is empty if that size is not cut or was not
+        compared yet.
         """
         wanted = sizes[-1]
         if not self._is_cut.get(wanted):
@@ -70,7 +71,7 @@ class Comparison:
         return tuple(size for size in sizes if size == sizes[0] or self._is_cut.get(size))
 
     def warn(self, size: int, model: str) -> None:
-        """Log once that ``size`` is paid for separately."""
+        """Log once that texts of ``size`` are paid for separately."""
         if size not in self._has_said:
             self._has_said.add(size)
             logger.warning(
@@ -84,7 +85,7 @@ class Comparison:
 async def stored_rows(
     cache: Cache, key: Callable[[str], bytes], size: int, texts: Sequence[str], within: float
 ) -> dict[int, Vectors]:
-    """Return the stored vectors of ``size``, by place in ``texts``; claim nothing."""
+    """Return the stored vectors of ``size``, by place in ``texts``, without claiming any text."""
     keys = [key(text) for text in texts]
     found = (await cache.claim(keys, size, within, most=0)).hits
     return {place: found[key] for place, key in enumerate(keys) if key in found}
@@ -110,7 +111,7 @@ async def derived(
     within: Callable[[], float],
     texts: Sequence[str],
 ) -> dict[int, Vectors]:
-    """Return what the cache holds at any of the sizes ``sources``, cut to the last of them."""
+    """Return the cached vectors of any of the sizes ``sources``, cut to the last of these sizes."""
     wanted = sources[-1]
     rows: dict[int, Vectors] = {}
     for size in sources:

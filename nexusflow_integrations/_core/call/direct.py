@@ -1,13 +1,14 @@
 """Calls of one request, driven by the calling thread.
 
-A query that need not wait gains nothing from the event loop, but two switches between threads. So
-the calling thread steps through the same ``exchange`` itself and sends its request with
-``BlockingSender``. What it shares with the loop, it reads, or changes by single operations that the
-interpreter does not interrupt: there is no lock that a signal handler or a fork could find taken.
+For a query that does not have to wait, the event loop would only add two switches between threads.
+So the calling thread steps through the same ``exchange`` itself and sends its request with
+``BlockingSender``. It reads the state that it shares with the loop, or changes it by single
+operations that the interpreter does not interrupt: there is no lock that a signal handler or a fork
+could find taken.
 
-Only the usual outcome is handled here, checked vectors. For any other, the loop runs the exchange
-from the start, with the reply at hand instead of a first request. So retries, refusals, limits and
-errors are decided in one place.
+This module handles only the usual outcome: valid vectors. For any other outcome, the loop runs the
+exchange from the start, with the reply that has arrived instead of a first request. So retries,
+refusals, limits and errors are decided in one place.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def fits(call: Call) -> bool:
-    """Return whether ``call`` asks for nothing but one request: no store, budget or own client."""
+    """Return whether ``call`` needs only one request: no store, budget or client of the user."""
     settings, texts = call.settings, call.texts
     return (
         len(texts) <= settings.batch_size
@@ -56,7 +57,7 @@ def fits(call: Call) -> bool:
 
 
 class ResultsHere(CallResults):
-    """Filled in a calling thread; calls waiting for its texts are woken by the loop at its end."""
+    """Results that a calling thread fills; the loop then wakes the calls that wait for a text."""
 
     def _wake(self, index: int) -> None:
         pass
@@ -70,10 +71,10 @@ class DirectCall:
     """A call of one batch, from the calling thread.
 
     Args:
-        call: It fits.
-        endpoint: Where it goes, in use by the client.
+        call: A call for which ``fits`` is true.
+        endpoint: The endpoint, which the client already uses.
         coalescer: The texts in flight.
-        sender: Sends its request.
+        sender: Sends the request.
         later: Calls a function on the event loop.
     """
 
@@ -99,7 +100,7 @@ class DirectCall:
         self._has_ended = False
 
     def run(self) -> CallResults | None:
-        """Send and return the results; ``None`` if the event loop has to go on with the call.
+        """Send and return the results; ``None`` if the event loop must continue the call.
 
         Raises:
             BaseException: Ctrl-C, or what a signal handler raised.
@@ -125,7 +126,7 @@ class DirectCall:
         return None
 
     def _is_done(self, steps: Steps, step: Step) -> bool:
-        """Carry out the first step; return whether it was the only one."""
+        """Carry out the first step; return whether it was the only step."""
         call, clock = self._call, self._endpoint.clock
         if not isinstance(step, Send):
             return False
@@ -149,7 +150,7 @@ class DirectCall:
     def _may_go(self) -> bool:
         return (
             self._endpoint.outage is None
-            and asyncio._get_running_loop() is None  # a loop must not be blocked in a socket
+            and asyncio._get_running_loop() is None  # a socket must not block an event loop
             and self._endpoint.admission.try_enter(self._request)
             and self._coalescer.enter(self._texts, self._results)
         )
@@ -164,9 +165,10 @@ class DirectCall:
             return outcome
 
     def end(self) -> None:
-        """Leave the tables that all calls share; may be repeated."""
+        """Remove the call from the tables that all calls share; may be repeated."""
         if self._steps is not None:
-            self._steps.close()  # again, as Ctrl-C may have come first: closing counts the request
+            # Close again, because closing counts the request and Ctrl-C may have prevented it.
+            self._steps.close()
         self._coalescer.exit(self._texts, self._results)
         self._results.part()
         if self._results.waiting:
@@ -176,5 +178,5 @@ class DirectCall:
         self._has_ended = True
 
     def __del__(self) -> None:
-        if not self._has_ended:  # a signal handler has raised in the middle of `end`
+        if not self._has_ended:  # a signal handler raised an error during `end`
             self.end()

@@ -1,7 +1,8 @@
-"""The engine: what all calls of a process share, on one event loop, and how a call starts.
+"""The engine: the state that all calls of a process share on one event loop, and how a call starts.
 
-One engine runs on the background loop of the process. Only that loop changes its state, so nothing
-here needs a lock. A call of one request that need not wait is driven by its own thread: ``direct``.
+One engine runs on the background loop of the process. Only that loop changes the engine's state, so
+no lock is needed. The calling thread itself drives a call of one request that does not have to
+wait: see ``direct``.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.redis.address import RedisAddress
 
 MOST_SENDERS = 64
-"""Senders that are kept for reuse; a client may set different headers for each call."""
+"""Maximum number of senders kept for reuse; clients may set different headers for each call."""
 
 
 class Engine:
@@ -113,7 +114,7 @@ class Engine:
         return endpoint
 
     def _pace_with(self, endpoint: EndpointState, shared: SharedLimits) -> None:
-        """Send at the pace that ``shared`` keeps for all its users."""
+        """Send at the rate that ``shared`` keeps for all its users."""
         if endpoint.paced_by != shared:
             endpoint.use_pacer(self._leased(endpoint, shared), paced_by=shared)
 
@@ -144,7 +145,7 @@ class Engine:
         )
 
     def _coalescer_of(self, call: Call, cut_to: int | None) -> Coalescer:
-        """Return the coalescer that ``call`` may join: same vectors, same payer, same store."""
+        """Return the coalescer of calls with the same vectors, account and store as ``call``."""
         settings = call.settings
         vectors = (
             settings.base_url,
@@ -173,8 +174,8 @@ class Engine:
     ) -> tuple[set[str], int]:
         """Return the texts whose vectors the store at ``place`` holds.
 
-        With ``derive``, also the number of sizes at which the fixed texts must be embedded first.
-        Until then, only vectors of the wanted size count.
+        With ``derive``, also return the number of sizes at which the fixed texts must be embedded
+        first. Until that is done, only vectors of the wanted size count.
         """
         cache = self._cache(place)
         within = settings.deadline / 2 if settings.deadline else float("inf")
@@ -209,7 +210,7 @@ class Engine:
         return self._own_sender(url, key, headers, proxy_for(url))
 
     async def _renew(self, call: Call, refused: ApiKey | None) -> bool:
-        """Let ``call`` continue with a key other than ``refused``, if there is one."""
+        """Let ``call`` continue with a key other than ``refused``, if there is another key."""
         assert call.keys is not None
         found = await call.keys.renewed(refused, call.client_loop)
         if found is None:
@@ -230,7 +231,7 @@ class Engine:
         return BlockingSender(self._connections, _target(url, key, headers))
 
     def _connected(self, url: Any, transport: Any) -> None:
-        """Let calling threads connect where aiohttp just did."""
+        """Let calling threads connect to the address to which aiohttp has just connected."""
         address = transport.get_extra_info("peername")
         if isinstance(address, tuple):
             origin = (url.raw_host, url.port, url.scheme == "https")
@@ -245,9 +246,9 @@ class Engine:
     def embed_here(
         self, call: Call, begun: Callable[[], object] | None = None
     ) -> CallResults | None:
-        """Embed like ``embed``, in the calling thread, if it needs no more than one request.
+        """Embed like ``embed``, but in the calling thread, if one request is enough.
 
-        ``begun`` is called before that is tried. Returns ``None`` if the call has to go through
+        ``begun`` is called before the attempt. Returns ``None`` if the call must go through
         ``embed``.
         """
         settings = call.settings
@@ -264,7 +265,7 @@ class Engine:
         coalescer = self._coalescer_of(call, None)
         later = self._background.call_soon
         if begun is not None:
-            begun()  # before the call takes a place that others may wait for
+            begun()  # call it before the call takes a place for which others may wait
         direct = DirectCall(call, endpoint, coalescer, sender, later)
         try:
             return direct.run()
@@ -274,10 +275,11 @@ class Engine:
     async def embed(
         self, call: Call, caller: Caller | None = None, stop: Stop | None = None
     ) -> CallResults:
-        """Embed the texts of ``call``, which have been checked; ``stop`` may end it early.
+        """Embed the texts of ``call``, which were checked before; ``stop`` may end the call early.
 
         Raises:
-            NexusFlowError: Its ``finished`` holds the vectors that were ready.
+            NexusFlowError: The call failed; the error's ``finished`` holds the vectors that were
+                ready.
         """
         lists = RowLists(len(call.texts)) if call.lists else None
         on_progress = None if caller is None else caller.on_progress
@@ -292,7 +294,7 @@ class Engine:
                 await self._run(call, results, caller, stop)
             finally:
                 endpoint.end(terms)
-                if call.sent is not None:  # another call has embedded the text meanwhile
+                if call.sent is not None:  # another call has embedded the text in the meantime
                     call.ledger.sent(retry=False)
                 results.part()
             await results.make_lists()
@@ -300,11 +302,12 @@ class Engine:
         except Stopped:
             failure = StoppedElsewhere("stopped, because another part of the call failed")
         except NexusFlowError as error:
-            # Its frames hold headers and responses, and some tools show the frames of an error.
+            # Remove the frames: they hold headers and responses, and some tools show the frames of
+            # errors.
             failure = without_frames(error)
-        except ImportError:  # its message says what to install
+        except ImportError:  # the message says what to install
             raise
-        except Exception as error:  # noqa: BLE001 - paid vectors survive it
+        except Exception as error:  # noqa: BLE001 - keep the vectors that were paid for
             failure = NexusFlowError(
                 f"the call failed with {type(error).__name__}, which is a bug in this package or in"
                 " something that was handed to it; this error's cause says where"
@@ -314,7 +317,7 @@ class Engine:
             stop.request()
         failure.finished = results.finished()
         try:
-            raise failure  # outside the except blocks, so that it has no __context__
+            raise failure  # raise outside the except blocks, so that the error has no __context__
         finally:
             del failure
 
@@ -323,7 +326,8 @@ class Engine:
     ) -> None:
         settings, endpoint = call.settings, call.endpoint
         if call.key is not None:
-            # The first sender loads certificates, so it is made before the deadline starts.
+            # Create the sender before the deadline starts, because the first sender loads
+            # certificates.
             call.sender = self._sender(call)
         if settings.deadline and call.until == float("inf"):
             call.until = endpoint.clock() + settings.deadline
@@ -384,9 +388,10 @@ class Engine:
         return self._comparisons.setdefault(name, Comparison())
 
     async def _sources(self, call: Call, cache: Cache, caller: Caller | None) -> tuple[int, ...]:
-        """Return the sizes from which vectors are cut for ``call``, largest first; may be none.
+        """Return the sizes from which vectors are cut for ``call``, largest first; may be empty.
 
-        The first time, the fixed texts are asked for at the sizes at which they are not stored.
+        The first call for a cache requests the fixed texts at every size at which they are not
+        stored.
         """
         settings, place = call.settings, call.cache
         larger = larger_sizes(settings)
@@ -414,9 +419,9 @@ class Engine:
         return sources
 
     async def _ask(self, call: Call, size: int, caller: Caller | None) -> list[Vectors]:
-        """Return the vectors of the fixed texts at ``size``; none if the server has no such size.
+        """Return the vectors of the fixed texts at ``size``; empty if the server has no such size.
 
-        They are paid for by ``call``, but are not texts of it.
+        ``call`` pays for the fixed texts, but does not count them as its texts.
         """
         settings = at_size(call.settings, size)
         if call.until < float("inf"):
@@ -484,7 +489,8 @@ def _cached(cache: Cache, call: Call, results: CallResults) -> Callable[[Texts],
         chunk=settings.max_concurrency * settings.batch_size,
         admission=call.endpoint.admission,
         time_left=lambda: call.until - call.endpoint.clock(),
-        # The key was made before the server found the text too long, so it names the whole text.
+        # If the server found a text too long, its key was made for the whole text, not for the
+        # piece.
         is_storable=lambda item: item.index not in call.shortened or is_cut(item.text, settings),
     )
 
@@ -535,7 +541,7 @@ def _keyer(cache: Cache, settings: Settings) -> Callable[[str], bytes]:
 
 
 def _keyer_at(cache: Cache, settings: Settings, size: int | None) -> Callable[[str], bytes]:
-    # By now the instruction is part of the text.
+    # The text already contains the instruction.
     def keyer(added: str) -> Callable[[str], bytes]:
         return cache.store.keyer(
             base_url=settings.base_url,
@@ -547,7 +553,8 @@ def _keyer_at(cache: Cache, settings: Settings, size: int | None) -> Callable[[s
     plain = keyer(settings.added)
     if settings.on_too_long not in ("split", "truncate"):
         return plain
-    # The vector of a split or truncated text is not the server's, so it needs another key.
+    # The server does not return the vector of a split or truncated text, so the text needs another
+    # key.
     of_long = keyer(f"{settings.added}\n{settings.on_too_long} {settings.token_limit}")
     return lambda text: (of_long if is_cut(text, settings) else plain)(text)
 
@@ -557,7 +564,7 @@ def _target(url: str, key: ApiKey, headers: Headers) -> Target:
     usual = {
         "Content-Type": "application/json",
         "Accept": "application/json",
-        # Decompressing costs more than it saves: base64 shrinks by a quarter.
+        # Compression saves only a quarter of base64, and decompressing costs more than that.
         "Accept-Encoding": "identity",
         "User-Agent": "nexusflow-integrations",
     }
@@ -579,6 +586,7 @@ def engine() -> tuple[BackgroundLoop, Engine]:
     background = background_loop()
     found = _engines.get(background)
     if found is None:
-        # A fork leaves the parent's engine behind under the parent's loop; it is never used again.
+        # After a fork, the parent's engine stays in the table under the parent's loop, and is never
+        # used again.
         found = _engines.setdefault(background, Engine(background))
     return background, found

@@ -1,4 +1,4 @@
-"""Estimate the requests, cost and time of embedding texts, without sending anything."""
+"""Estimates the requests, cost and time of embedding texts without sending anything."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Estimate:
         repeated: Duplicate texts, which are sent only once.
         cached: Texts whose vector is in the cache; they cost nothing.
         requests: Requests for the rest, without retries.
-        tokens: Tokens of the rest. With ``derive=True`` and a cache that was not compared with the
-            service yet, both include the comparison, and only vectors of the wanted size count as
-            cached.
+        tokens: Tokens of the rest. With ``derive=True`` and a cache that was not yet compared with
+            the service, requests and tokens include the comparison, and only vectors of the wanted
+            size count as cached.
         exact: Whether tokens were counted with the model's own tokenizer (``pip install
             quicktok-v1``); otherwise the total is off by up to ``token_error``.
         token_error: Largest measured relative error of ``tokens``.
-        price: The price used.
+        price: The price that ``cost`` uses.
         seconds: Shortest possible time within the client's limits; ``None`` without limits.
     """
 
@@ -42,7 +42,7 @@ class Estimate:
 
     @property
     def token_error(self) -> float:
-        """The relative error of ``tokens``; 0 if counted exactly."""
+        """The relative error of ``tokens``; 0 if the tokens were counted exactly."""
         return 0.0 if self.exact else RULE_ERROR
 
     @property

@@ -1,8 +1,9 @@
-"""Imports for a first call, done by the calling thread.
+"""The imports that a first call needs, done by the calling thread.
 
-They are not done when a client is created, which should be cheap. Nor on the event loop: after a
-fork the child would have an import that never finishes, and a deadline would be running. So modules
-that are otherwise imported later, at a first look-up or a first error, are listed here too.
+The imports do not happen when a client is created, because that should be cheap. They do not happen
+on the event loop, either: a fork during an import would leave the child with an import that never
+finishes, and the time of the import would count towards the deadline. So this module also lists
+modules that would otherwise be imported later, at a first look-up or a first error.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ _HTTPX = ("anyio.lowlevel", "anyio.streams.tls", "anyio._backends._asyncio")
 
 
 def import_all(cache: str | RedisAddress | None, pacer: object, *, async_http_client: bool) -> None:
-    """Import what calls of a client with these settings need.
+    """Import the modules that calls of a client with these settings need.
 
     Raises:
         ImportError: A package is not installed.
-        APIConnectionError: A file could not be read; there may be no file descriptor left.
+        APIConnectionError: A file could not be read; perhaps no file descriptor is left.
         ConfigurationError: This process was forked while another thread was importing.
     """
     with forks.importing:
@@ -63,6 +64,6 @@ def _import_all(cache: str | RedisAddress | None, pacer: object, async_http_clie
     for address in servers:
         redis_package(address)
     if async_http_client:
-        with suppress(ImportError):  # internal modules of httpx's dependencies, which may change
+        with suppress(ImportError):  # these internal modules of httpx's dependencies may change
             for name in _HTTPX:
                 import_module(name)

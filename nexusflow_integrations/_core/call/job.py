@@ -1,4 +1,4 @@
-"""One call in progress: workers that take batches from a source and drive their exchanges."""
+"""One call in progress: workers take batches from a source and drive their exchanges."""
 
 from __future__ import annotations
 
@@ -33,26 +33,28 @@ from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 TURN = 0.25
 """Seconds for which a turn at the admission queue is valid; then later requests go first."""
 MOST_TURNS = 3
-"""Turns for which one request waits: a slow store must not delay it for ever."""
+"""Maximum number of turns that one request takes, so that a slow store cannot delay it for ever."""
 DRAIN = 5.0
-"""Seconds that requests in flight get to finish and be kept, when another call has failed."""
+"""Seconds in which requests in flight may finish after another call has failed."""
 
 STOPPED = DRAIN + 5.0
 """Seconds within which a stopped call has ended, with its results written to the store."""
 
 PARTS = 10
-"""Such waits are made of this many: a pause of the whole process then ends only one of them, and
-what arrived meanwhile is still read."""
+"""The number of parts in which such a wait is made.
+
+If the process is suspended, only one part ends, so responses that arrived are still read.
+"""
 
 
-class StoppedElsewhere(NexusFlowError):  # noqa: N818 - it is never raised to a user
-    """A call was stopped because another one failed; the other one's error is the one to raise."""
+class StoppedElsewhere(NexusFlowError):  # noqa: N818 - users never see it
+    """A call was stopped because another call failed, whose error is raised to the user."""
 
 
 class Stop:
-    """Stops several calls together: nothing more is sent, and what is in flight is kept.
+    """Stops several calls together: nothing more is sent, and requests in flight are kept.
 
-    Used on the event loop only, but may be created anywhere.
+    An object may be created anywhere, but is used only on the event loop.
     """
 
     def __init__(self) -> None:
@@ -60,7 +62,7 @@ class Stop:
         self._requested = False
 
     def request(self) -> None:
-        """Stop all calls that have joined or will join."""
+        """Stop all calls that have joined, and those that join later."""
         self._requested = True
         for call in list(self._calls):
             call.stop()
@@ -84,7 +86,7 @@ async def admit_and_send(call: Call, sender: Sender, source: Source, step: Send)
         if sent[0].body == step.body:
             step.admitted = True
             return sent[1]
-        call.ledger.sent(retry=False)  # the batch has been split since
+        call.ledger.sent(retry=False)  # the batch was split after the request
     await _enter(call, source, step)
     step.admitted = True
     sent_at = endpoint.clock()
@@ -99,10 +101,10 @@ async def admit_and_send(call: Call, sender: Sender, source: Source, step: Send)
 
 
 async def _enter(call: Call, source: Source, step: Send) -> None:
-    """Pass the admission queue, and check that the batch should still be sent.
+    """Wait in the admission queue, then check that the batch should still be sent.
 
-    If the check takes so long that the turn expires, wait for another turn: otherwise delayed
-    requests could all be sent at once.
+    If the check takes so long that the turn expires, wait for another turn. Otherwise many delayed
+    requests could be sent at once.
     """
     endpoint = call.endpoint
     sure_until = float("-inf")
@@ -123,7 +125,7 @@ async def _enter(call: Call, source: Source, step: Send) -> None:
 
 
 async def drive(steps: Steps, send: Callable[[Send], Coroutine[Any, Any, Reply]]) -> None:
-    """Carry out what ``steps`` yields, until it ends."""
+    """Carry out the steps that ``steps`` yields until it ends."""
     reply: Reply | bool | None = None
     try:
         while True:
@@ -156,7 +158,7 @@ async def _signalled(
 
 
 class Job:
-    """One call in progress: a few workers that take batches from one source.
+    """One call in progress: a few workers take batches from one source.
 
     ``is_stoppable`` says whether ``stop`` may be called from outside.
     """
@@ -180,7 +182,8 @@ class Job:
         self._caller = caller if caller is not None and caller.hears_of_batches else None
         self._is_stoppable = is_stoppable
         self._tasks: Sequence[asyncio.Task[None]] = ()
-        self._other: asyncio.Future[None] | None = None  # a text that another call embeds
+        # Done when another call has embedded a text.
+        self._other: asyncio.Future[None] | None = None
         self._drained: asyncio.TimerHandle | None = None
         self._failure: NexusFlowError | None = None
 
@@ -237,11 +240,12 @@ class Job:
             ]
 
     async def _join(self, index: int, text: str, carrier: CallResults, place: int) -> bool:
-        """Take the row of a text that another call embeds; ``False`` if that call has none."""
-        # The other call may have ended while this one waited for another text of it.
+        """Take the row of a text that another call embeds; ``False`` if that call has no row."""
+        # The other call may have ended while this call waited for another one of its texts.
         if not carrier.settled(place) and self._coalescer.is_embedding(text, carrier, place):
             self._other = carrier.settling(place)
-            # Again, now that it would be woken: the other call may be that of another thread.
+            # Check again, now that this call would be woken: another thread may drive the other
+            # call.
             if not carrier.settled(place) and self._coalescer.is_embedding(text, carrier, place):
                 await self._other
             if self._call.stopping:
@@ -269,9 +273,9 @@ class Job:
             source.close()
 
     async def _work_together(self, source: Source, most: int) -> None:
-        """Work with up to ``most`` tasks; add one at each turn of the loop that brings no response.
+        """Work with up to ``most`` tasks; add one at each turn of the loop without a response.
 
-        A slow server soon gets all of them. A server that responds as fast as its responses are
+        With a slow server, all tasks soon run. A server that responds as fast as its responses are
         read gets only a few connections, which costs less and takes no longer.
         """
         ledger = self._call.ledger
@@ -281,7 +285,7 @@ class Job:
                 answered = ledger.requests
                 await asyncio.sleep(0)
                 if self._call.stopping or any(task.done() for task in tasks):
-                    break  # there are no more batches, or the call has failed
+                    break  # no batches are left, or the call has failed
                 if ledger.requests == answered:
                     tasks.append(asyncio.create_task(self._work(source)))
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -295,7 +299,7 @@ class Job:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
         if self._failure is not None:
-            raise self._failure  # its worker may have been cancelled while it stored its rows
+            raise self._failure  # the worker may have been cancelled while it stored its rows
         for result in results:
             if isinstance(result, BaseException) and not isinstance(
                 result, (Stopped, asyncio.CancelledError)
@@ -305,7 +309,7 @@ class Job:
             raise Stopped
 
     def stop(self) -> None:
-        """Send nothing more and keep what is already paid for; tasks that only wait are cancelled.
+        """Send nothing more, keep what is already paid for, and cancel tasks that only wait.
 
         After ``DRAIN`` seconds, requests in flight are cancelled, too.
         """
@@ -341,9 +345,9 @@ class Job:
                 await drive(exchange(batch, call, ledger), partial(self._send, source))
                 failed = False
             except ClaimsLost:
-                pass  # its texts are handed out again, or found in the store
+                pass  # the texts are handed out again, or are in the store
             except NexusFlowError as error:
-                call.stopping = True  # at once, before the admission queue lets in the next
+                call.stopping = True  # stop before the admission queue admits the next request
                 self._failure = self._failure or error
                 raise
             finally:

@@ -1,4 +1,4 @@
-"""Collecting the vectors of a call, and the types that callers get."""
+"""Collects the vectors of a call, and defines the types that callers get."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from nexusflow_integrations.errors import (
 
 
 class EmbeddingArray(np.ndarray[Any, np.dtype[np.float32]]):
-    """A float32 array, (n, d) for a list of texts or (d,) for one text, that knows its ``usage``.
+    """A float32 array with ``usage``; its shape is (n, d) for a list of texts, (d,) for one text.
 
-    Arrays derived from it (slices, sums) have ``usage`` None: usage belongs to the whole call.
+    Arrays that are derived from it (slices, sums) have ``usage`` None, because usage belongs to the
+    whole call.
     """
 
     usage: Usage | None
@@ -36,18 +37,18 @@ class EmbeddingArray(np.ndarray[Any, np.dtype[np.float32]]):
         self.usage = self._lists = None
 
     def tolist(self) -> Any:
-        """Return the numbers as lists of floats, without work if the call has made them."""
+        """Return the numbers as lists of floats; this is free if the call has made the lists."""
         lists, self._lists = self._lists, None
         return super().tolist() if lists is None else lists
 
 
 class EmbeddingList(list[Any]):
-    """Vectors in order, ``None`` for texts that were left out; what ``"collect"`` returns.
+    """Vectors in order, with ``None`` for texts that were left out; ``"collect"`` returns this.
 
     Attributes:
-        refused: Index to the server's error, for texts that it refused.
-        left_out: Index to the error, for all texts that have no vector: refused, blank or too long.
-        usage: What the call sent and cost.
+        refused: The server's error for each text that it refused, by index.
+        left_out: The error for each text without a vector (refused, blank or too long), by index.
+        usage: The tokens, requests and cost of the call.
     """
 
     def __init__(
@@ -64,14 +65,14 @@ class EmbeddingList(list[Any]):
 
 
 ROWS_AT_ONCE = 64
-"""Rows of 1024 numbers that become lists in about 2 ms."""
+"""Number of rows that are converted at once: rows of 1024 numbers take about 2 ms."""
 
 
 class RowLists:
     """Rows as lists of floats, made batch by batch on the event loop while requests are pending.
 
-    Making them takes several times as long as decoding the rows. After the last response, the
-    caller would have to wait for it. As a callback of the loop, it runs while requests are pending.
+    Making the lists takes several times as long as decoding the rows. If that happened after the
+    last response, the caller would wait for it.
     """
 
     def __init__(self, count: int) -> None:
@@ -85,7 +86,7 @@ class RowLists:
 
     def _make(self) -> None:
         places, vectors = self._waiting.popleft()
-        if self._waiting:  # even if this batch fails
+        if self._waiting:  # schedule the next batch first, in case this one fails
             asyncio.get_running_loop().call_soon(self._make)
         for place, row in zip(places, vectors.tolist(), strict=True):
             self._rows[place] = row
@@ -100,7 +101,7 @@ class RowLists:
             some = self._rows[start:stop]
             if None in some:
                 if start:
-                    await asyncio.sleep(0)  # leave time for other tasks of the loop
+                    await asyncio.sleep(0)  # let other tasks of the loop run
                 some = [
                     vector.tolist() if row is None else row
                     for row, vector in zip(some, vectors[start:stop], strict=True)
@@ -113,8 +114,8 @@ class CallResults:
     """The results of one call: rows by index in one array, refusals, and other calls that wait.
 
     ``lists`` is set if the caller wants lists of floats. ``cut_to`` is the size to which larger
-    vectors are cut; ``uncut`` then holds what came for the texts that are not stored yet.
-    ``lent`` names the rows that other calls want, too. From ``part`` on, the caller may change its
+    vectors are cut; ``uncut`` then holds the larger vectors that are not stored yet. ``lent`` holds
+    the indices of the rows that other calls want, too. After ``part``, the caller may change its
     array, so ``parted`` holds a copy of these rows.
     """
 
@@ -134,7 +135,7 @@ class CallResults:
         self.refusals: dict[int, APIStatusError] = {}
         self.unsent: Mapping[int, InvalidInputError] = {}
         self.done = bytearray(count)
-        self.duplicates: Mapping[int, int] = {}  # index to the number of duplicates of its text
+        self.duplicates: Mapping[int, int] = {}  # number of duplicates of each text, by index
         self.waiting: dict[int, list[asyncio.Future[None]]] = {}
         self.lists = lists
         self.listed: list[list[float]] | None = None
@@ -154,7 +155,7 @@ class CallResults:
         if places == list(range(first, first + len(batch))):
             array[first : first + len(batch)] = vectors
             self.done[first : first + len(batch)] = b"\1" * len(batch)
-        else:  # texts between them are not sent, or these had to be looked up again
+        else:  # the batch skips texts that are not sent, or that were looked up again
             array[places] = vectors
             for place in places:
                 self.done[place] = 1
@@ -168,7 +169,7 @@ class CallResults:
                 self._wake(item.index)
 
     def row(self, index: int, vector: Vectors) -> None:
-        """Take one row that was found, not requested."""
+        """Take one row that was found instead of requested."""
         if self.cut_to not in (None, vector.shape[0]):
             vector = cut_to_size(vector, self.cut_to)
             self.derived += 1
@@ -237,7 +238,8 @@ class CallResults:
     def part(self) -> None:
         """Copy the rows that other calls may still read, before the caller gets the array."""
         if self.parted is None:
-            # `list` copies in one step: a call on the loop may add to it meanwhile.
+            # Copy the set with `list`, in one step: a call on the loop may add to the set
+            # meanwhile.
             self.parted = {
                 index: self._copied(index) for index in list(self.lent) if self.done[index]
             }
@@ -247,7 +249,8 @@ class CallResults:
         if not self.done[index] or self.vectors is None:
             return None
         row = self._copied(index)
-        # Looked up after copying: the caller, in another thread, may have got the array meanwhile.
+        # Look this up after copying: the caller, in another thread, may have got the array
+        # meanwhile.
         return row if self.parted is None else self.parted.get(index)
 
     def _copied(self, index: int) -> Vectors:
@@ -262,17 +265,17 @@ class CallResults:
         return waiter
 
     def wake_all(self) -> None:
-        """Wake all calls that still wait: this call ends without their texts."""
+        """Wake all calls that still wait, because this call ends without their texts."""
         for index in list(self.waiting):
             self._wake(index)
 
     async def make_lists(self) -> None:
-        """Convert all rows to lists, if the caller wants lists and all rows are there."""
+        """Convert all rows to lists if the caller wants lists and no row is missing."""
         if self.lists is not None and self.vectors is not None and not self.refusals:
             self.listed = await self.lists.of(self.vectors)
 
     def rows_at(self, places: Sequence[int]) -> Vectors:
-        """Return a float32 copy, of shape (m, d), of the rows at ``places``, all of them done."""
+        """Return a float32 copy, of shape (m, d), of the rows at ``places``, which are all done."""
         if self.vectors is None:
             return np.empty((0, 0), dtype=np.float32)
         rows: Vectors = self.vectors[list(places)]
@@ -281,7 +284,7 @@ class CallResults:
     def received(self, places: Sequence[int]) -> Vectors:
         """Return a float32 copy, of shape (m, d), of the rows as the server sent them.
 
-        Each can be asked for once.
+        Each row can be requested once.
         """
         if self.cut_to is None:
             return self.rows_at(places)
@@ -299,7 +302,7 @@ class CallResults:
         """Return the result for the caller, once the call has ended.
 
         Args:
-            usage: What the call sent.
+            usage: The usage of the call.
             single: Whether the input was one text.
             collect: Whether refused texts are ``None`` in the result, instead of an error.
             gaps: Whether the caller expects a list even if ``collect`` is false.
@@ -329,7 +332,7 @@ class CallResults:
         return array
 
     def refused_error(self) -> NexusFlowError:
-        """Return the error of a call with refused texts; its ``finished`` holds the others."""
+        """Return the error of a call with refused texts; ``finished`` holds the other vectors."""
         refusals = self.refusals
         if self.count == 1:
             return refusals[0]

@@ -1,4 +1,4 @@
-"""Where a call's batches come from: from all its texts, or from those the store does not hold."""
+"""The sources of a call's batches: all of its texts, or the texts that the store does not have."""
 
 from __future__ import annotations
 
@@ -27,48 +27,48 @@ Plan = Callable[[Iterable[Item]], Iterator[Batch]]
 POLL = 0.075
 """Average seconds between two lookups of texts that another process is paying for."""
 AHEAD = 0.1
-"""Texts are claimed for this many seconds of sending at once: one by one costs more."""
+"""Number of seconds of sending for which texts are claimed at once; single claims cost more."""
 FRESH = 0.25
-"""Seconds after which the claims of a call of one batch, which is sent at once, are checked."""
+"""Seconds after which the claims of a call that sends its only batch at once are checked."""
 SURE = 0.9
-"""The fraction of a claim's time during which nobody else can have taken it over."""
+"""The fraction of a claim's time in which no other process can have taken over the claim."""
 MOST_LOSSES = 3
-"""How often a text is looked up again because its claim was lost, before it is sent anyway."""
+"""How often a text whose claim was lost is looked up again before it is sent anyway."""
 
 _Text = tuple[int, str, bytes]
 
 
 class ClaimsLost(Exception):  # noqa: N818 - it never leaves the core
-    """Another process may be paying for texts of this batch by now: it must not be sent."""
+    """Another process may now be paying for texts of this batch, so the batch must not be sent."""
 
 
 class Source(Protocol):
     """Hands out batches to any number of workers."""
 
     async def next(self) -> Batch | None:
-        """Return the next batch to send, or ``None`` if there is no more."""
+        """Return the next batch to send, or ``None`` if there are no more batches."""
 
     async def confirm(self, batch: Batch) -> float:
-        """Check, right before sending ``batch``, that it should still be sent.
+        """Check, right before ``batch`` is sent, that it should still be sent.
 
-        ``batch`` is a batch that was handed out, or a part of one.
+        ``batch`` is a batch that was handed out, or a part of such a batch.
 
         Returns the seconds, from the moment of the call, for which the answer remains valid.
 
         Raises:
-            ClaimsLost: It must not be sent. Its texts are handed out again where necessary, once
-                ``keep`` was called for the whole batch.
+            ClaimsLost: The batch must not be sent. Its texts are handed out again where necessary,
+                after ``keep`` was called for the whole batch.
         """
 
     def keep(self, batch: Batch) -> asyncio.Future[Any] | None:
-        """Store what is known about ``batch``, however its exchange ended.
+        """Store the results of ``batch``, even if its exchange failed.
 
         Returns a future to wait for before the call ends, or ``None``. Later confirmations happen
         after this write.
         """
 
     def close(self) -> None:
-        """Give up what was not sent."""
+        """Give up the texts that were not sent."""
 
 
 class DirectSource:
@@ -91,12 +91,12 @@ class DirectSource:
 
 
 class CachedSource:
-    """Sends only texts that the store does not hold and nobody else is paying for.
+    """Sends only texts that are not in the store and that no other process is paying for.
 
-    Texts are claimed a few batches at a time, as many as will be sent next, so that two processes
-    on one corpus share the work. A claim is a lease: it expires if this process is suspended. So
-    ``confirm`` checks the store again right before sending, and nothing is sent that another
-    process may have taken over.
+    Only the texts of the next few batches are claimed at a time, so that two processes with one
+    corpus share the work. A claim is a lease: it expires if this process is suspended. So
+    ``confirm`` checks the store again right before sending, and a text that another process may
+    have taken over is not sent.
 
     Args:
         texts: Index and text, without duplicates.
@@ -109,9 +109,9 @@ class CachedSource:
         batch_size: Maximum texts per batch.
         chunk: How many texts to look up at once.
         admission: The admission queue that batches have to pass.
-        time_left: Time left for the call, in seconds. Only a part of it is spent waiting for the
-            cache.
-        is_storable: Whether the vector that came for an item belongs to its key.
+        time_left: Returns the seconds left for the call. Only a part of this time is spent waiting
+            for the cache.
+        is_storable: Returns whether the vector that was received for an item belongs to its key.
     """
 
     def __init__(
@@ -142,12 +142,13 @@ class CachedSource:
         self._gate = admission
         self._time_left = time_left
         self._pending = [(index, text, key(text)) for index, text in reversed(texts)]
-        self._missing: list[_Text] = []  # looked up, and not claimed by anybody at that time
+        # Texts that were looked up, and that nobody had claimed then.
+        self._missing: list[_Text] = []
         self._busy: list[_Text] = []
         self._ready: list[Item] = []
         self._batches: list[Batch] = []
         self._claimed: dict[int, bytes] = {}
-        self._unsent: set[int] = set()  # the first texts of batches not yet sent
+        self._unsent: set[int] = set()  # the first texts of batches that were not sent yet
         self._lost: set[int] = set()
         self._losses: Counter[int] = Counter()
         self._asking = 0
@@ -188,7 +189,7 @@ class CachedSource:
         if texts:
             await self._claim(texts, most)
         planned = list(self._plan(self._ready))
-        # A short last batch waits for more texts, as long as more may come.
+        # While more texts may come, a last batch that is not full waits for them.
         more = (self._missing or self._pending) and planned
         self._ready = list(planned.pop()) if more and len(planned[-1]) < self._batch_size else []
         self._batches = planned[::-1]
@@ -206,7 +207,8 @@ class CachedSource:
         size = self._dimensions
         if size is None and vectors is not None:
             size = vectors.shape[1]
-        # Not together with texts claimed earlier: their claims may have expired.
+        # Do not send together with texts that were claimed earlier, because their claims may have
+        # expired.
         at_once = self._is_one_batch and not self._claimed and self._gate.is_open
         if at_once:
             self._fresh_until = self._clock() + FRESH
@@ -248,7 +250,7 @@ class CachedSource:
             await self._cache.renew(list(self._claimed.values()), self._call)
 
     def _patience(self) -> float:
-        return self._time_left() / 4  # the rest is for the request
+        return self._time_left() / 4  # leave the rest of the time for the request
 
     async def confirm(self, batch: Batch) -> float:
         self._leaves(batch)
@@ -262,7 +264,7 @@ class CachedSource:
         gone = {places[key] for key in lost}
         self._losses.update(gone)
         if all(self._losses[index] > MOST_LOSSES for index in gone):
-            return sure  # a store that forgets claims must not keep a text from being sent for ever
+            return sure  # send anyway: a store that loses claims must not hold back a text for ever
         self._lost |= gone
         if self._losses.total() == len(gone):
             logger.info(
@@ -298,7 +300,7 @@ class CachedSource:
         self._cache.release(unpaid, self._call)
         if not paid or results.vectors is None:
             return None
-        # A copy: it may be stored later than the caller gets the vectors, and changes them.
+        # Store a copy: the caller may get the vectors, and change them, before they are stored.
         copies = results.received([index for index, _ in paid])
         rows = [(key, row) for (_, key), row in zip(paid, copies, strict=True)]
         return self._cache.put(rows, self._patience())
@@ -320,9 +322,9 @@ class RecalledSource:
         texts: All texts.
         source: Makes the source of the texts to send.
         recall: Returns the vectors that the caller has, by index in the list of texts.
-        results: Receives them.
-        ledger: Counts them.
-        least: Texts to ask for at first; texts are sent in multiples of it.
+        results: Receives these vectors.
+        ledger: Counts these vectors.
+        least: Number of texts to ask for at first; texts are sent in multiples of this number.
         most: Maximum texts to ask for at once.
     """
 
@@ -348,7 +350,7 @@ class RecalledSource:
         self._missing: list[tuple[int, str]] = []
         self._sources: list[Source] = []
         self._source_of: dict[int, Source] = {}
-        self._returned: dict[Source, None] = {}  # sources with texts to hand out again
+        self._returned: dict[Source, None] = {}  # sources that have texts to hand out again
         self._refill = asyncio.Lock()
 
     async def next(self) -> Batch | None:
@@ -378,7 +380,7 @@ class RecalledSource:
         self._results.report()
         count = len(self._missing)
         if self._asked < len(self._texts):
-            count -= count % self._least  # the rest waits until it fills a request
+            count -= count % self._least  # the other texts wait until they fill a request
         if count:
             self._sources.append(self._make(self._missing[:count]))
             self._missing = self._missing[count:]

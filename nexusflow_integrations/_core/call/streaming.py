@@ -1,8 +1,8 @@
-"""Streams: any number of texts with a bounded number in flight.
+"""Streams: any number of texts, of which a bounded number is in flight.
 
-Texts are read from the iterable in chunks of a few batches. Enough chunks are read to keep all
-requests busy, and the next one only when a chunk is done. So memory holds a few chunks, however
-long the iterable is.
+Texts are read from the iterable in chunks of a few batches. At first, enough chunks are read to
+keep all requests busy; later, the next chunk is read when a chunk is done. So only a few chunks are
+in memory, even if the iterable is long.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from nexusflow_integrations.errors import InvalidInputError, NexusFlowError
 BATCHES_A_CHUNK = 4
 
 Started = tuple[BackgroundLoop, Coroutine[Any, Any, CallResults]]
-"""The loop of a call, and its work."""
+"""The event loop of a call, and the call's work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """One text's result: ``vector`` is float32 of shape (d,), or ``None`` with ``error`` set.
+    """The result of one text: ``vector`` is float32 of shape (d,), or ``None`` with ``error`` set.
 
     ``index`` counts the texts from 0 in the order in which they were read.
     """
@@ -56,7 +56,7 @@ class Embedded:
 
 @dataclass
 class Chunk:
-    """Texts for one call, with their places in the stream and the errors of invalid ones."""
+    """Texts for one call, with their places in the stream and the errors of invalid texts."""
 
     indices: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -73,12 +73,12 @@ class Chunk:
         yield from sorted(found, key=lambda item: item.index)
 
     def named(self, finished: Mapping[int, Vectors]) -> dict[int, Vectors]:
-        """Return what is ``finished`` of this chunk, by index in the stream."""
+        """Return the ``finished`` vectors of this chunk, by index in the stream."""
         return {self.indices[place]: row for place, row in finished.items()}
 
 
 class Cutter:
-    """Cuts a stream into chunks; ``add`` returns one when it is full."""
+    """Cuts a stream into chunks; ``add`` returns a chunk when it is full."""
 
     def __init__(self, settings: Settings, instruction: str) -> None:
         self._size = settings.batch_size * BATCHES_A_CHUNK
@@ -87,11 +87,12 @@ class Cutter:
         self._longest = longest(settings)
         self._count = 0
         self._chunk = Chunk()
-        # Twice what is in flight: while one chunk's last request is pending, the next is under way.
+        # Use twice as many texts as fit in flight, so that the next chunk is sent while the last
+        # request of a chunk is pending.
         self.in_flight = max(2, -(-2 * settings.max_concurrency // BATCHES_A_CHUNK))
 
     def add(self, text: object) -> Chunk | None:
-        """Add the next text of the stream; a text that cannot be sent gets its result at once."""
+        """Add the next text of the stream; a text that cannot be sent gets its error at once."""
         index, self._count = self._count, self._count + 1
         try:
             whole = self._instruction + check_text(text, index)
@@ -141,12 +142,12 @@ class Stream:
     """A few calls at a time, one for each chunk of texts.
 
     Args:
-        settings: The client's.
-        instruction: Prepended to each text.
-        start: Makes a call for texts, given a ledger and the ``Stop`` of all calls of the stream.
+        settings: The settings of the client.
+        instruction: Text that is prepended to each text.
+        start: Starts a call for texts, with a ledger and the ``Stop`` of all calls of the stream.
         recorded: Wraps the end of a call in telemetry, and reports the call.
         report: Reports a call that nobody waits for.
-        ordered: Yield in the order of the texts; if false, in the order of completion.
+        ordered: Whether to yield in the order of the texts; if false, in the order of completion.
     """
 
     def __init__(
@@ -181,7 +182,8 @@ class Stream:
                     if chunk is not None:
                         self._launch(chunk)
                     if not self._is_ready():
-                        continue  # yield what is ready before reading more, which may take long
+                        # Yield ready results before reading more texts, which may take long.
+                        continue
                 if not self._ordered:
                     wait([one.future for one in running], return_when=FIRST_COMPLETED)
                 one = self._take()
@@ -216,7 +218,8 @@ class Stream:
                 if more and reading is None and len(running) < self._cutter.in_flight:
                     reading = asyncio.ensure_future(_next(chunks))
                     reading.add_done_callback(ended.set)
-                # The source may be slow, or may itself wait for one of our results: watch both.
+                # Wait for the source and for results: the source may be slow, or may itself wait
+                # for a result.
                 if not self._is_ready():
                     await ended.wait()
                 if reading is not None and reading.done():
@@ -264,7 +267,7 @@ class Stream:
         return any(one.future.done() for one in self._running)
 
     def _take(self) -> _Running:
-        """Return the next chunk in order, or the first that has ended."""
+        """Return the next chunk in order, or the first chunk that has ended."""
         if not self._ordered:
             ended = (place for place, one in enumerate(self._running) if one.future.done())
             self._running.rotate(-next(ended))
@@ -272,7 +275,8 @@ class Stream:
 
     def _abandon(self) -> None:
         if self._background is not None and self._running:
-            # First, or a place that one cancelled call frees would go to another of them.
+            # Stop all calls first, or a place that one cancelled call frees would go to another
+            # such call.
             self._background.call_soon(self._stop.request)
         for one in self._running:
             one.cancel()

@@ -1,1 +1,1 @@
-"""One request: a batch of texts sent, its answer checked or retried."""
+"""One request: sends a batch of texts, checks the answer, and retries after a failure."""

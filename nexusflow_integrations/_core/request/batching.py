@@ -1,4 +1,4 @@
-"""Cut texts into batches, in order, within limits on texts, bytes and tokens."""
+"""Cuts texts into batches, in order, within limits on texts, bytes and tokens."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from nexusflow_integrations._core.request.tokens import estimate_tokens
 from nexusflow_integrations._core.settings import Settings
 
 MAX_BODY_BYTES = 900_000
-"""Below the common request body limit of 1 MiB."""
+"""Maximum bytes of a request, below the common limit of 1 MiB."""
 MAX_BATCH_TOKENS = 81_920
 """Maximum tokens per request for an unknown model: ten texts of 8,192."""
 _PER_TEXT_BYTES = 1  # the comma
 _ENVELOPE_BYTES = 256
-_MOST_BYTES_A_CHARACTER = 6  # an escaped control character; UTF-8 alone takes 4
+_MOST_BYTES_A_CHARACTER = 6  # an escaped control character takes 6, UTF-8 at most 4
 
 
-@dataclass(slots=True)  # not frozen, which triples the cost of making one for each text
+@dataclass(slots=True)  # not frozen: that would triple the cost of creating an item
 class Item:
     """One text to embed.
 
@@ -42,9 +42,10 @@ Batch = Sequence[Item]
 
 
 def max_tokens(settings: Settings) -> float:
-    """Return the most tokens that a request may have, for the model and the limit per minute.
+    """Return the maximum tokens of a request, for the model and the limit per minute.
 
-    The server applies the limit to each second, and refuses a request with more tokens than that.
+    The server applies the limit to each second, and refuses a request with more tokens than one
+    second allows.
     """
     model = model_named(settings.model)
     most = model.batch_size * model.max_tokens if model.max_tokens else MAX_BATCH_TOKENS
@@ -65,8 +66,8 @@ def plan_batches(
 ) -> Iterator[Batch]:
     """Cut ``items`` into batches, lazily and in order.
 
-    No batch exceeds a limit, except that a text which alone exceeds one gets a batch of its own.
-    Concatenated, the batches are the items.
+    No batch exceeds a limit, except that a text which alone exceeds a limit gets its own batch. The
+    batches together contain all items in order.
     """
     source = iter(items)
     rest: list[Item] = []
@@ -80,7 +81,7 @@ def _fitting(batch: Batch, max_bytes: int, max_tokens: float) -> int:
     """Return how many items from the start of ``batch`` fit into one request; at least 1."""
     tokens = sum([item.tokens for item in batch])
     characters = sum([len(item.text) for item in batch])
-    # Usually an upper bound is enough, and the bytes need not be counted.
+    # Usually an upper bound is enough, so the bytes are not counted.
     if tokens <= max_tokens and (
         _MOST_BYTES_A_CHARACTER * characters + 3 * len(batch) + _ENVELOPE_BYTES <= max_bytes
     ):

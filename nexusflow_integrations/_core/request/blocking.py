@@ -1,14 +1,14 @@
-"""Send a request from the calling thread, with ``http.client`` reading the response.
+"""Sends a request from the calling thread; ``http.client`` reads the response.
 
-The connections are separate from aiohttp's. One is opened only to an address to which aiohttp is
-or was connected a moment ago, so nothing is looked up here and no unreachable address is tried.
-Whatever else is needed (a first connection, a proxy) is left to the event loop: ``connection``
-then returns ``None``, before anything was sent.
+The connections are separate from those of aiohttp. A connection is opened only to an address to
+which aiohttp is or was recently connected, so this module needs no look-up and tries no unreachable
+address. In all other cases (a first connection, a proxy), the event loop sends: ``connection`` then
+returns ``None`` before anything was sent.
 
-The timeout is hard: before each read and write the socket gets what is left of it, so a server
-that sends a byte now and then gains nothing. There are no locks: a signal handler may interrupt
-this at any point and send a request itself. Each change of shared state is one operation that the
-interpreter does not interrupt.
+The timeout covers the whole exchange: before each read and write, the socket gets the time that is
+left, so a server cannot extend the time by sending single bytes. There are no locks, because a
+signal handler may interrupt a request at any point and send one itself. Each change of shared state
+is one operation that the interpreter does not interrupt.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from nexusflow_integrations._core.request.wire import MAX_RESPONSE_BYTES, Answer
 from nexusflow_integrations._core.secret import Secret
 
 CONNECT = 2.0
-"""Most seconds to open a connection here; the event loop then tries, with all addresses."""
+"""Maximum seconds to open a connection; after that, the event loop tries all addresses."""
 CURRENT = 60.0
-"""Seconds for which an address counts after aiohttp's connection to it was closed."""
+"""Seconds for which an address is used after aiohttp has closed its connection to it."""
 BUFFER = 1 << 16
 """Bytes to read at once."""
 
 Origin = tuple[str, int, bool]
-"""Host, port, and whether with TLS."""
+"""Host, port, and whether TLS is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,11 @@ class Peer:
 
 
 class NotHttp(Exception):  # noqa: N818 - it never leaves this module
-    """The response is ambiguous, or not valid HTTP."""
+    """The response is ambiguous or is not valid HTTP."""
 
 
 class _Raw(io.RawIOBase):
-    """The bytes of a socket, up to a point in time."""
+    """Reads the bytes of a socket until a point in time."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -94,7 +94,7 @@ def _left(until: float) -> float:
 
 
 class _Reader(io.BufferedReader):
-    """Outlives a response, which closes its file."""
+    """Do nothing: a response closes its file, but the connection is used again."""
 
     def close(self) -> None:
         pass
@@ -118,21 +118,21 @@ class Connection:
         return self._reader
 
     def is_quiet(self) -> bool:
-        """Return whether nothing has arrived, neither an end nor bytes nobody asked for."""
+        """Return whether nothing has arrived: neither the connection's end nor unexpected bytes."""
         if self._poll is None:
             return not select.select([self._socket], [], [], 0)[0]
         return not self._poll.poll(0)
 
     def exchange(self, head: Secret, body: bytes, until: float) -> tuple[Answer | None, bool]:
-        """Send a request and return its response, ``None`` if that is too large.
+        """Send a request and return its response; ``None`` if the response is too large.
 
-        Also returns whether the connection can be used again.
+        Also return whether the connection can be used again.
 
         Raises:
-            TimeoutError: There was no complete response by ``until``, in monotonic seconds.
+            TimeoutError: No complete response arrived before ``until``, in monotonic seconds.
             OSError: The connection broke.
-            HTTPException: It broke, or the response is not valid HTTP.
-            NotHttp: It is not valid either.
+            HTTPException: The connection broke, or the response is not valid HTTP.
+            NotHttp: The response is ambiguous or is not valid HTTP.
         """
         self._raw.until = until
         self._write(memoryview(head.reveal().encode("ascii") % len(body) + body), until)
@@ -140,7 +140,7 @@ class Connection:
             response = HTTPResponse(cast("socket.socket", self), method="POST")
             response.begin()
             if response.status >= 200 or response.status == 101:
-                break  # not an interim response
+                break  # skip interim responses
         _check(response)
         if response.length is None:
             received = response.read(MAX_RESPONSE_BYTES + 1)
@@ -152,7 +152,8 @@ class Connection:
             received = response.read()
         answer = Answer(response.status, response.headers, received)  # type: ignore[arg-type]
         self._raw.has_ended = True
-        has_more = bool(self._reader.peek(1))  # reads nothing: it looks into the buffer
+        # Looks into the buffer without reading from the socket.
+        has_more = bool(self._reader.peek(1))
         self._raw.has_ended = False
         return answer, not (response.will_close or has_more)
 
@@ -166,7 +167,7 @@ class Connection:
 
 
 def _check(response: HTTPResponse) -> None:
-    """Refuse what two readers of HTTP could read differently."""
+    """Refuse a response that two HTTP parsers could read differently."""
     headers = response.headers
     if headers.defects:
         raise NotHttp
@@ -187,8 +188,9 @@ class Connections:
         self.peers: dict[Origin, Peer] = {}
         self._trust = trust
         self._idle: dict[Origin, deque[Connection]] = {}
-        # Weak: an interrupt may lose a connection before anybody has a reference to it.
-        # By id: other threads may add to it while `close` goes through it, unlike a WeakSet.
+        # The references are weak, because an interrupt may lose a connection before anybody refers
+        # to it. The keys are ids, because other threads may add connections while `close` iterates,
+        # which a WeakSet does not allow.
         self._open: WeakValueDictionary[int, Connection] = WeakValueDictionary()
         self._unfit: set[Origin] = set()
         forks.in_child(self._forget)
@@ -198,7 +200,7 @@ class Connections:
         self._idle, self.peers = {}, {}
 
     def close(self) -> None:
-        """Close all connections, also those in use, here; in a child, the parent's stay open."""
+        """Close all connections, also those in use; after a fork, the parent's stay open."""
         for found in self._open.valuerefs():
             if (connection := found()) is not None:
                 self.drop(connection)
@@ -235,19 +237,19 @@ class Connections:
             connection.close()
 
     def refuse(self, origin: Origin) -> None:
-        """Leave ``origin`` to aiohttp, which may understand its responses."""
+        """Let aiohttp send to ``origin`` from now on, because it may understand the responses."""
         self._unfit.add(origin)
         self._idle.pop(origin, None)
 
     def end_idle(self) -> bool:
-        """Close what was idle for too long; return whether connections remain."""
+        """Close connections that were idle for too long; return whether connections remain."""
         oldest = monotonic() - KEEPALIVE
         for idle in list(self._idle.values()):
             while idle:
                 try:
                     connection = idle.popleft()
                 except IndexError:
-                    break  # a thread has taken it
+                    break  # a thread has taken the connection
                 if connection.idle_since > oldest:
                     idle.appendleft(connection)
                     break
@@ -286,7 +288,7 @@ class Connections:
 
 
 class BlockingSender:
-    """Sends the requests of an account from the thread that calls ``send``."""
+    """Sends the requests of an account in the thread that calls ``send``."""
 
     def __init__(self, connections: Connections, target: Target) -> None:
         self._connections = connections
@@ -303,15 +305,15 @@ class BlockingSender:
         )
 
     def connection(self, timeout: float) -> Connection | None:
-        """Return a connection, or ``None`` if the event loop has to send."""
+        """Return a connection, or ``None`` if the event loop must send."""
         return self._connections.take(self._origin, timeout)
 
     def send(self, connection: Connection, body: bytes, timeout: float) -> Answer | TransportFault:
         """Return the response to ``body`` within ``timeout`` seconds.
 
         Raises:
-            OSError, HTTPException, NotHttp: See ``Connection.exchange``; ``fault`` returns what
-                they mean.
+            OSError, HTTPException, NotHttp: See ``Connection.exchange``; ``fault`` classifies these
+                errors.
         """
         is_usable = False
         try:
@@ -329,7 +331,7 @@ class BlockingSender:
 
 
 def fault(error: Exception, timeout: float) -> TransportFault | None:
-    """Return what an error of ``BlockingSender.send`` means, ``None`` for any other error."""
+    """Return the fault for an error of ``BlockingSender.send``; ``None`` for any other error."""
     if isinstance(error, TimeoutError):
         return timed_out(timeout)
     if isinstance(error, ssl.SSLError):

@@ -1,7 +1,7 @@
-"""The state of one endpoint, shared by all calls of the process to it.
+"""The state of one endpoint, which all calls of the process to this endpoint share.
 
-There is one state for each (base URL, key, model), so what one call learns about the server, such
-as a rate limit, applies to all others at once.
+There is one state for each combination of base URL, key and model. So whatever one call learns
+about the server, such as a rate limit, applies to all other calls at once.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ logger = logging.getLogger("nexusflow_integrations")
 ALIVE = 10.0
 """Seconds for which a success counts as proof that the server works."""
 MOST_REPORTS = 64
-"""Reports of calling threads after which the event loop is woken to read them."""
+"""Number of reports of calling threads after which the event loop is woken to read them."""
 
 
 @dataclass(eq=False)
 class Outage:
-    """A time without a success: one request probes the server, the others wait for the result.
+    """A period without a success: one request probes the server, and all others wait.
 
     ``began`` is in monotonic seconds.
     """
@@ -47,7 +47,7 @@ class Outage:
         self._listeners.append(listener)
 
     def end(self, *, recovered: bool | None) -> None:
-        """Wake all that wait.
+        """Wake all requests that wait.
 
         ``recovered`` is ``True`` if the server works again, ``False`` if the probe failed, and
         ``None`` if the probe was given up and another request must probe.
@@ -61,13 +61,14 @@ class Outage:
 
 
 class EndpointState:
-    """Pace, window, retry budget and what was learnt about the server of one endpoint.
+    """The pacer, window and retry budget of one endpoint, and the limits that its server reported.
 
-    The limits given are those of the clients in use. What was learnt stays when clients go.
+    The limits that users set apply while their clients are in use. The limits that the server
+    reported stay when clients are closed.
 
     Args:
         clock: Returns seconds.
-        pace_with: Makes the endpoint use shared limits.
+        pace_with: Called to make the endpoint use shared limits.
         later: Schedules a function on the event loop of the endpoint, from any thread.
     """
 
@@ -97,11 +98,11 @@ class EndpointState:
         self._reports: deque[Success] = deque()
 
     def knows(self, terms: Terms) -> bool:
-        """Whether the limits of a client apply already; may be asked in any thread."""
+        """Return whether the limits of a client already apply; any thread may call this."""
         return terms in self._limits
 
     def report(self, success: Success) -> None:
-        """Record a success of a request that a calling thread has sent, in that thread."""
+        """In a calling thread, record the success of a request that this thread has sent."""
         self._reports.append(success)
         if self._later is not None and (
             self.outage is not None or len(self._reports) >= MOST_REPORTS
@@ -151,14 +152,14 @@ class EndpointState:
         else:
             limits = GivenLimits(*given)
             if self._last_given is not None:
-                limits.follow(self._last_given)  # keep what the previous pacer owed
+                limits.follow(self._last_given)  # keep the debt of the previous pacer
             self._last_given = limits
             self.use_pacer(limits)
         self.given, self._shared = given, effective.pacer
-        self.admission.pump()  # waiting requests may now be due earlier, or later
+        self.admission.pump()  # the times at which waiting requests are due may have changed
 
     def use_pacer(self, pacer: Pacer, paced_by: object = None) -> None:
-        """Use ``pacer``, which is shared through ``paced_by`` if that is set."""
+        """Use ``pacer``, which is shared through ``paced_by`` if that argument is set."""
         self.pacer = self.admission.pacer = pacer
         self.paced_by = paced_by
         self.admission.lend()
@@ -189,7 +190,7 @@ class EndpointState:
             self.pacer.settle(estimated, billed)
         if retries:
             self.retry_budget.refund(retries)
-        # A request sent before the outage does not prove that it is over.
+        # A request that was sent before the outage does not prove that the outage is over.
         if self.outage is not None and sent_at >= self.outage.began:
             self.outage.end(recovered=True)
             self.outage = None
@@ -209,9 +210,9 @@ class EndpointState:
 
 @dataclass(frozen=True, slots=True)
 class Success:
-    """What a calling thread reports of a request: times in monotonic seconds, tokens.
+    """A calling thread's report about a request: its tokens, and times in monotonic seconds.
 
-    ``in_flight`` is how many requests, this one included, calling threads had in flight.
+    ``in_flight`` is the number of requests, including this one, that calling threads had in flight.
     """
 
     now: float
@@ -222,14 +223,14 @@ class Success:
 
 
 class NeedsLoop(Exception):  # noqa: N818 - it never leaves the core
-    """An exchange in a calling thread needs what only the event loop may do."""
+    """An exchange in a calling thread needs something that only the event loop may do."""
 
 
 class SeenFromThread:
-    """An endpoint as an exchange in a calling thread uses it: it reads, and reports a success.
+    """An endpoint for an exchange in a calling thread, which reads and reports a success.
 
     Raises:
-        NeedsLoop: The exchange wants to change anything else.
+        NeedsLoop: The exchange tries to change anything else.
     """
 
     __slots__ = ("_endpoint",)
@@ -258,7 +259,7 @@ class SeenFromThread:
         return self
 
     def first_attempt(self) -> None:
-        """Counted with the report, or by the exchange that repeats this one on the loop."""
+        """Do nothing: the report counts the request, or the exchange that the loop repeats."""
 
     def good(
         self, now: float, *, sent_at: float, retries: int, estimated: int, billed: int | None

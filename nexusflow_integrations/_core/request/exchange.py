@@ -1,6 +1,6 @@
-"""Embed one batch: when to send, retry, split or give up, without doing any I/O.
+"""Embeds one batch: decides when to send, retry, split or give up, without doing any I/O.
 
-``exchange`` is a generator. It yields the steps it needs done and receives their results:
+``exchange`` is a generator. It yields the steps that must be done and receives their results:
 
 * ``Send``: wait for admission and send a request; receives a ``Reply``;
 * ``Sleep``: wait a number of seconds; receives ``None``;
@@ -78,15 +78,15 @@ logger = logging.getLogger("nexusflow_integrations")
 
 _VERSION = re.compile(r"/v[0-9]")
 _CUTTING = ("split", "truncate")
-"""The values of ``on_too_long`` with which texts are split or truncated."""
+"""The values of ``on_too_long`` that make texts split or truncated."""
 
 
 @dataclass(slots=True)
 class Send:
     """Wait for admission with about ``tokens``, then send ``body`` within ``timeout`` seconds.
 
-    ``batch`` holds the texts of ``body``. The driver sets ``admitted`` once the admission queue let
-    the request through: from then on it may be billed.
+    ``batch`` holds the texts of ``body``. The driver sets ``admitted`` once the admission queue
+    has admitted the request: from then on, the request may be billed.
     """
 
     body: bytes
@@ -130,7 +130,7 @@ class AwaitSettled:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Replace the call's key ``refused`` by another; receives whether there is one."""
+    """Replace the call's key ``refused`` with another one; receives whether there is one."""
 
     refused: ApiKey
     renew: Callable[[ApiKey | None], Awaitable[bool]]
@@ -141,7 +141,7 @@ Steps = Generator[Step, Any, None]
 
 
 class Sink(Protocol):
-    """Where results go as they become known."""
+    """Receives results as they become known."""
 
     def rows(self, batch: Batch, vectors: Vectors) -> None:
         """Take the float32 (len(batch), d) ``vectors`` of ``batch``."""
@@ -155,7 +155,7 @@ class Sink(Protocol):
 
 @dataclass
 class LearntSize:
-    """The size of a client's vectors if ``dimensions`` is not set: that of the first response.
+    """The size of a client's vectors if ``dimensions`` is not set: the size in the first response.
 
     ``said`` is whether a warning about truncated texts was logged.
     """
@@ -166,13 +166,13 @@ class LearntSize:
 
 @dataclass(eq=False, kw_only=True)
 class Call:
-    """One call: what the client asks for and, after ``derive``, what the engine sets at its start.
+    """One call: the fields up to ``derive`` come from the client; the engine sets the others.
 
     ``until`` is the deadline in monotonic seconds. ``stopping`` is set when the call is going to
-    fail: the tasks ``in_flight`` (with a request sent) may finish, but nothing more is sent.
-    ``shortened`` holds the indices of texts that were too long. ``unsent`` holds the errors of
-    texts that are left out, by index. ``sent`` is what the calling thread has sent already, and
-    the reply.
+    fail: then the tasks in ``in_flight``, which have sent a request, may finish, but nothing more
+    is sent. ``shortened`` holds the indices of texts that were too long. ``unsent`` holds the
+    errors of texts that are left out, by index. ``sent`` is the request that the calling thread has
+    already sent, with the reply.
     """
 
     texts: Sequence[str]
@@ -206,13 +206,13 @@ class Call:
 
     @property
     def secrets(self) -> list[Secret]:
-        """The API keys and secret headers, which a server may echo."""
+        """The API keys and secret headers, because a server may echo them."""
         keys = [] if self.key is None else [self.key]
         return [*keys, *self.old_keys, *self.settings.default_headers.secrets()]
 
     @property
     def account(self) -> ApiKey | FunctionKey:
-        """What identifies the account, even if its key changes."""
+        """A value that identifies the account, even if the key changes."""
         if self.keys is not None:
             return self.keys.account
         assert self.key is not None
@@ -220,7 +220,7 @@ class Call:
 
 
 class Stopped(Exception):  # noqa: N818 - it never leaves the core
-    """The call has failed in another batch; this one is given up without a result."""
+    """The call has failed in another batch, so this batch is given up without a result."""
 
 
 def exchange(
@@ -228,11 +228,11 @@ def exchange(
 ) -> Steps:
     """Embed ``batch``; retry and split it as needed.
 
-    Usage is counted in ``ledger``, results go to ``sink``; by default, both are the call's.
+    ``ledger`` counts the usage, and ``sink`` gets the results; by default, both belong to the call.
 
     Raises:
-        NexusFlowError: The call cannot succeed: a terminal error, or retries, time or budget ran
-            out. What finished before is in the sink.
+        NexusFlowError: The call cannot succeed, because the error is permanent, or because retries,
+            time or budget ran out. Vectors that finished before are in the sink.
     """
     ledger, sink = ledger or call.ledger, sink or call.sink
     if call.settings.on_too_long in _CUTTING:
@@ -263,7 +263,7 @@ def exchange(
 
 
 def _refuse(item: Item, error: APIStatusError, ledger: Ledger, sink: Sink) -> None:
-    if not isinstance(sink, Pieces):  # of a text in pieces, the text is counted
+    if not isinstance(sink, Pieces):  # a text in pieces is counted once, not here
         ledger.refused += 1
     sink.refused(item, error)
 
@@ -308,7 +308,7 @@ def _truncate(item: Item, most: float, call: Call, ledger: Ledger) -> Item:
 
 
 def _in_pieces(item: Item, most: float, call: Call, ledger: Ledger, sink: Sink) -> Steps:
-    """Embed a text in pieces of ``most`` tokens; its vector is their mean."""
+    """Embed a text in pieces of ``most`` tokens; its vector is the mean of the pieces' vectors."""
     into = sink if isinstance(sink, Pieces) else Pieces()
     pieces = pieces_of(item, most)
     for batch in plan_batches(pieces, max_texts=call.settings.batch_size):
@@ -332,8 +332,8 @@ def _bisect(batch: Batch, call: Call, failure: Failure, ledger: Ledger, sink: Si
     yield from exchange(left, call, ledger, sink)
     certain = failure.kind is Kind.REFUSED and not TOO_LONG.search(str(failure.error))
     if certain and len(right) == 1 and not any(map(sink.is_refused, left)):
-        # All other texts passed moderation, so this one is the text refused; no request is needed.
-        # (Not so for "too long", which may have meant the whole request.)
+        # All other texts passed moderation, so the server must have refused this text; no request
+        # is needed. (For "too long" this is unknown: the server may have meant the whole request.)
         _refuse(right[0], failure.error, ledger, sink)
         return
     yield from exchange(right, call, ledger, sink)
@@ -359,13 +359,14 @@ def _send_until_judged(
                 most = yield from _reserve(batch, call, call.guard)
                 if most == 0:
                     if probing is not None:
-                        probing.end(recovered=None)  # or the pieces would wait for this probe
+                        # Otherwise the pieces would wait for this probe.
+                        probing.end(recovered=None)
                     for piece in halves(batch):
                         yield from exchange(piece, call, ledger, sink)
                     return None
             encoding = "float" if endpoint.base64_refused else settings.encoding_format
             if call.sent is not None:
-                encoding = call.sent[0].encoding  # or its reply would not be for this body
+                encoding = call.sent[0].encoding  # the body must be the one that the reply answers
             body = encode_request(
                 batch,
                 model=settings.model,
@@ -431,12 +432,13 @@ def _send_until_judged(
 
 
 def _renewed(refused: ApiKey | None, call: Call) -> Generator[Step, Any, bool]:
-    """Whether there is another key than the one that got a 401.
+    """Return whether there is a key other than the one that got a 401 response.
 
-    A key that was refused before it had worked once is not replaced: the next one would be, too.
+    A key that was refused before it had worked once is not replaced, because the next key would be
+    refused, too.
     """
     if call.key is not refused:
-        return True  # another batch has already replaced it
+        return True  # another batch has already replaced the key
     if refused is None or call.renew is None or call.stopping:
         return False
     if call.old_keys and call.proven != refused:
@@ -450,7 +452,7 @@ def _before_retry(
     error: NexusFlowError,
     retries: int,
 ) -> Generator[Step, Any, tuple[int, Outage | None]]:
-    """Wait before a retry; return the number of retries and the outage that this one probes."""
+    """Wait before a retry; return the number of retries and the outage that this retry probes."""
     endpoint, settings = call.endpoint, call.settings
     throttled = isinstance(verdict, Failure) and verdict.kind is Kind.THROTTLE
     hint = verdict.retry_after if isinstance(verdict, Failure) else None
@@ -468,7 +470,7 @@ def _before_retry(
         remaining = call.until - endpoint.clock()
         if delay >= remaining:
             if remaining <= 0 and isinstance(error, APITimeoutError):
-                raise error  # it already names the deadline
+                raise error  # the error already names the deadline
             raise _too_late(call, f"the next retry was due in {delay:.1f} s", cause=error)
         outage = endpoint.outage
         if outage is not None and not outage.over:
@@ -486,7 +488,7 @@ def _before_retry(
         if not endpoint.retry_budget.take():
             if not endpoint.alive:
                 raise error
-            yield Sleep(delay)  # other requests succeed and will refill the retry budget
+            yield Sleep(delay)  # other requests succeed, so they will refill the retry budget
             continue
         outage = endpoint.outage = Outage(endpoint.clock())
         logger.info("%s; retry %d of %d in %.2f s", error, retries, settings.max_retries, delay)
@@ -499,7 +501,7 @@ def _before_retry(
 
 
 def _reserve(batch: Batch, call: Call, guard: BudgetGuard) -> Generator[Step, Any, int]:
-    """Reserve and return the most tokens ``batch`` can cost; 0 if only a part may fit."""
+    """Reserve and return the most tokens that ``batch`` can cost; 0 if only a part may fit."""
     most = sum(token_bound(len(item.encoded)) for item in batch)
     while not guard.reserve(most):
         if guard.pending:
@@ -528,7 +530,7 @@ def _settle(
     ):
         billed = 0
     else:
-        billed = most  # it may have been billed, and the budget must not be exceeded
+        billed = most  # the request may have been billed, and the budget must not be exceeded
     call.guard.settle(most, billed)
 
 

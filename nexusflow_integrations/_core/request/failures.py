@@ -1,4 +1,4 @@
-"""Classify error responses by status, code and message together.
+"""Classifies error responses by status, code and message together.
 
 No single field decides: the same code can mean different things under different statuses
 (``insufficient_quota`` is a rate limit under 429 and a lack of credit under 403), and gateways
@@ -37,17 +37,17 @@ MAX_TEXT = 2000
 MAX_SEARCHED = 8000
 """Characters of the server's message that are searched."""
 MAX_ERROR_BYTES = 4 * 1024 * 1024
-"""The largest error body that is parsed; of a larger one, only the beginning is searched."""
+"""The largest error body that is parsed; in a larger body, only the beginning is searched."""
 MAX_ERROR_VALUES = 100_000
 MAX_HEADER = 100
-"""The most characters of a header that holds a number or a date."""
+"""Maximum characters of a header that holds a number or a date."""
 
 Secrets = Sequence[Secret]
-"""What must be removed from the server's texts."""
+"""The secrets that must be removed from the server's texts."""
 
 
 class Kind(Enum):
-    """What to do about a failure."""
+    """What to do after a failure."""
 
     TERMINAL = "every other request would fail as well: stop"
     REFUSED = "a text is at fault: find it, embed the others"
@@ -62,8 +62,8 @@ class Kind(Enum):
 class Failure:
     """A classified error response.
 
-    ``retry_after`` is in seconds; ``batch_limit`` is the most texts that the server accepts.
-    ``too_many_at_once`` is whether a rate limit is on requests in flight.
+    ``retry_after`` is in seconds; ``batch_limit`` is the maximum number of texts that the server
+    accepts. ``too_many_at_once`` is whether the rate limit is on requests in flight.
     """
 
     kind: Kind
@@ -159,7 +159,7 @@ def _kind(status: int, code: str, words: str, names_batch_limit: bool) -> Kind:
 
 
 def _asks_too_much(words: str) -> bool:
-    """Whether a single request exceeds the limit, so that waiting would not help."""
+    """Return whether a single request exceeds the limit, so that waiting would not help."""
     numbers = _UNSATISFIABLE.search(words)
     return numbers is not None and int(numbers.group(2)) > int(numbers.group(1))
 
@@ -170,7 +170,7 @@ def judge_ok_error(
     """Classify a 2xx response without valid vectors: its body may be an error object.
 
     A known code is treated like the status that it usually comes with. Otherwise the result is
-    ``broken``, with the server's message added.
+    ``broken``, to which the server's message is added.
     """
     code, message = _code_and_message(answer.body, secrets, under_ok=True)
     if code is None and not message:
@@ -243,7 +243,7 @@ def _redirect(location: str) -> str:
         host = urlsplit(location).hostname
     except ValueError:
         host = None
-    # Only the host: the path or query of a Location may hold a token.
+    # Show only the host: the path or query of a Location may contain a token.
     return (
         f"redirected{f' to {host[:100]}' if host else ''}; redirects are not followed: check"
         " base_url"
@@ -253,7 +253,7 @@ def _redirect(location: str) -> str:
 def _code_and_message(
     body: bytes, secrets: Secrets, *, under_ok: bool = False
 ) -> tuple[str | None, str]:
-    """Find the code and the message in the known layouts of error bodies; truncate both."""
+    """Find code and message in the known layouts of error bodies; truncate both."""
     code, message = _found(body, secrets, under_ok=under_ok)
     return code and _cut(code, MAX_SEARCHED, secrets), _cut(message, MAX_SEARCHED, secrets)
 
@@ -309,7 +309,7 @@ def _cut(text: str, limit: int, secrets: Secrets) -> str:
 
 
 def _without_part(text: str, secrets: Secrets) -> str:
-    """Remove the beginning of a secret with which the truncated ``text`` may end."""
+    """Remove the beginning of a secret if the truncated ``text`` ends with it."""
     for secret in secrets:
         text = secret.without_part(text)
     return text
@@ -328,7 +328,7 @@ def clean(text: str, secrets: Secrets, limit: int = MAX_TEXT) -> str:
 # -- how long the server asks to wait ----------------------------------------------------------
 
 _GARBAGE = 86_400.0
-"""Seconds; longer waits (more than a day) are ignored as invalid."""
+"""Maximum seconds; a longer wait (more than a day) is ignored as invalid."""
 
 
 def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:

@@ -1,7 +1,7 @@
-"""Texts with more tokens than the model accepts: detected and split by estimated tokens.
+"""Detects texts with more tokens than the model accepts, and splits them, by estimated tokens.
 
-The estimate is used even if the model's own tokenizer is installed, so that a text always has the
-same pieces, and the same vector in a cache.
+The estimate is used even if the model's tokenizer is installed, so that a text always has the same
+pieces and the same vector in a cache.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import APIStatusError, InvalidInputError
 
 CLEARLY = 1.4
-"""Factor by which the estimate, which is less exact for unusual texts, must exceed the limit."""
+"""Factor by which the estimate, which is inexact for unusual texts, must exceed the limit."""
 PIECE = 0.8
-"""The most estimated tokens of a piece, as a share of the limit."""
+"""Maximum estimated tokens of a piece, as a share of the limit."""
 SHORTEST = 32
-"""Characters; if a shorter text is refused as too long, the reason must be another one."""
+"""Characters; if the server refuses a shorter text as too long, the reason must be another one."""
 _WINDOW = 200
-"""How many characters before a cut are searched for a blank."""
+"""Number of characters before a cut that are searched for a blank."""
 
 
 def check_lengths(texts: Sequence[str], settings: Settings, *, single: bool = False) -> None:
-    """Refuse texts that are clearly too long, if ``settings`` say so.
+    """Refuse texts that are clearly too long, if ``settings`` require it.
 
     Raises:
-        InvalidInputError: A text is too long; ``index`` says which.
+        InvalidInputError: A text is too long; ``index`` is its index.
     """
     limit = longest(settings)
     if max(map(len, texts), default=0) > limit:
@@ -77,7 +77,8 @@ def check_document(text: object, settings: Settings) -> str:
     """Return ``text`` if it can be sent as a document.
 
     Raises:
-        InvalidInputError: It cannot, or is clearly too long, and that is an error.
+        InvalidInputError: The text cannot be sent, or is clearly too long and ``settings`` make
+            that an error.
     """
     checked = check_text(text)
     whole = settings.instruction("document") + checked
@@ -87,7 +88,7 @@ def check_document(text: object, settings: Settings) -> str:
 
 
 def is_cut(text: str, settings: Settings) -> bool:
-    """Whether ``text`` is to be split or truncated."""
+    """Return whether ``text`` is to be split or truncated."""
     limit = settings.token_limit
     return (
         limit is not None
@@ -100,7 +101,7 @@ def is_cut(text: str, settings: Settings) -> bool:
 def pieces_of(item: Item, most: float) -> list[Item]:
     """Return pieces of at most about ``most`` tokens, all with the index of ``item``.
 
-    Concatenated, they are the text, without blank pieces, which cannot be sent.
+    Together, the pieces are the text, without blank pieces, which cannot be sent.
     """
     texts = _cut(item.text, max(1.0, most))
     return [item_of(item.index, text) for text in texts if text.strip()]
@@ -114,7 +115,7 @@ def _cut(text: str, most: float) -> list[str]:
 
 
 def _place(text: str, place: int) -> int:
-    """Return the end of a word shortly before ``place``, or ``place`` if there is none."""
+    """Return the end of a word shortly before ``place``; without one, return ``place``."""
     near = text[max(1, place - _WINDOW) : place]
     words = near.rstrip()
     if words and len(words) < len(near):

@@ -1,8 +1,8 @@
-"""When to retry: exponential backoff with full jitter, and a retry budget that all calls share.
+"""Decides when to retry: exponential backoff with full jitter, and a shared retry budget.
 
 Full jitter is from Brooker's "Exponential Backoff And Jitter" (AWS, 2015). The budget is the retry
-throttling of Finagle and the AWS SDKs: a retry costs what ten first attempts pay in, so a dead
-server gets about 10 % more requests because of retries, not a multiple.
+throttling of Finagle and the AWS SDKs: a retry costs as much as ten first attempts pay in, so
+retries send about 10 % more requests to a dead server, not a multiple.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import random
 from dataclasses import dataclass
 
 BASE_FAULT = 0.25
-"""Seconds; the longest first wait after a fault, doubled for each further one."""
+"""Longest first wait after a fault, in seconds; doubled for each further fault."""
 BASE_THROTTLE = 1.0
-"""Seconds; longer than for faults, since a rate limit needs time to pass."""
+"""Longest first wait after a rate limit, in seconds; such a limit needs time to pass."""
 MAX_DELAY = 32.0
-"""Seconds; the longest wait, unless the server asks for more."""
+"""Longest wait, in seconds, unless the server asks for more."""
 MAX_HINT = 300.0
-"""Seconds; if the server asks for more, the call fails at once instead of waiting."""
+"""Longest wait that the server may ask for, in seconds; after a longer one, the call fails."""
 
 
 def backoff(retry: int, base: float, uniform: float | None = None) -> float:
@@ -38,8 +38,8 @@ def after_hint(hint: float, uniform: float | None = None) -> float:
 class RetryBudget:
     """The retries that may still be sent, shared by all calls to one endpoint.
 
-    Every first attempt adds ``deposit``, every retry takes 1, and a retry that succeeds returns it.
-    The balance stays within [0, ``reserve``].
+    Every first attempt adds ``deposit``, every retry takes 1, and a retry that succeeds returns the
+    1. The balance stays within [0, ``reserve``].
     """
 
     reserve: float = 10.0
@@ -50,7 +50,7 @@ class RetryBudget:
         self.balance = min(self.reserve, self.balance + self.deposit)
 
     def take(self) -> bool:
-        """Take one retry; ``False`` if none is left."""
+        """Take one retry; return ``False`` if none is left."""
         if self.balance < 1:
             return False
         self.balance -= 1

@@ -1,4 +1,4 @@
-"""How many tokens a text has: estimated by a rule, or counted by the Qwen3 tokenizer.
+"""Estimates the tokens of a text by a rule, or counts them with the Qwen3 tokenizer.
 
 The rule counts Chinese, Japanese and Korean characters at 0.70 tokens, ASCII characters at 1/4.2
 and all others at 0.45. Its totals were compared with the Qwen3 tokenizer (the vendor says the model
@@ -15,7 +15,7 @@ from functools import lru_cache
 from nexusflow_integrations._core import forks
 
 RULE_ERROR = 0.15
-"""Largest measured error of the rule's total over a set of texts (see above)."""
+"""Largest measured error of the rule's total over a set of texts; see the module's docstring."""
 
 _CJK = re.compile(
     "[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef]+"
@@ -35,7 +35,7 @@ def estimate_tokens(text: str) -> int:
 
 
 def token_bound(encoded_bytes: int) -> int:
-    """Return the most tokens that ``encoded_bytes`` of UTF-8 can have, end token included.
+    """Return the most tokens that ``encoded_bytes`` of UTF-8 can have, including the end token.
 
     In a byte-level BPE every token has at least one byte.
     """

@@ -1,13 +1,14 @@
 """The three ways to send a request, and how their failures are classified.
 
 By default requests are sent with aiohttp, on the loop of ``background``: its parser is written in
-C, and its pool is as fast with a hundred connections as with one. It trusts the same certificates
-as httpx (``SSL_CERT_FILE`` included) and uses the proxy of the usual environment variables. An
-httpx client passed by the user (or one of httpx2, whose classes look the same) is used as it is and
-never closed: a sync one in worker threads, an async one on the event loop of the call.
+C, and its pool is as fast with a hundred connections as with one. aiohttp trusts the same
+certificates as httpx (including ``SSL_CERT_FILE``) and uses the proxy of the usual environment
+variables. A client of httpx (or of httpx2, whose classes look the same) that the user passed is
+used unchanged and never closed: a sync client in worker threads, an async client on the event loop
+of the call.
 
-The ``timeout`` covers everything: pool, connection, headers and the whole body, even if it arrives
-slowly. Bodies are read up to ``MAX_RESPONSE_BYTES``. Redirects are not followed.
+The ``timeout`` covers everything: pool, connection, headers and the whole body, even if the body
+arrives slowly. Bodies are read up to ``MAX_RESPONSE_BYTES``. Redirects are not followed.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Target:
 TOO_LARGE = TransportFault("the answer is larger than 16 MiB; it was not read")
 
 KEEPALIVE = 15.0
-"""Seconds until an idle connection is closed: before gateways usually close it."""
+"""Seconds until an idle connection is closed; gateways usually close it later."""
 
 
 class Pool:
@@ -82,7 +83,7 @@ class Pool:
         self._used: WeakSet[Any] = WeakSet()
 
     def session(self) -> Any:
-        """Return the session; open it at the first call."""
+        """Return the session; the first call opens it."""
         if self._session is None:
             try:
                 self.trust = _trust()
@@ -99,7 +100,7 @@ class Pool:
             await self._session.close()
             self._session = None
         for connection in list(self._used):
-            connection.abort()  # a closed TLS connection would still wait for the peer
+            connection.abort()  # closing a TLS connection would wait for the peer
         await asyncio.sleep(0)
 
 
@@ -109,8 +110,8 @@ def _open_session(
     class Request(aiohttp.ClientRequest):
         async def send(self, conn: Any) -> aiohttp.ClientResponse:
             headers: Any = self.headers
-            # Bytes that arrived on an idle connection would be read as the response to this
-            # request: the vectors of another one.
+            # If bytes arrived on an idle connection, they would be read as the response to this
+            # request: the vectors of another request.
             if conn.protocol is not None and conn.protocol.should_close:
                 raise aiohttp.ServerDisconnectedError
             if conn.transport is not None and conn.transport not in used:
@@ -120,7 +121,7 @@ def _open_session(
             for name, secret in secrets:
                 headers[name] = secret.reveal()
             try:
-                return await super().send(conn)  # writes the headers without suspending
+                return await super().send(conn)  # this writes the headers without suspending
             finally:
                 headers.update(secrets)
 
@@ -137,7 +138,7 @@ def _open_session(
         request_class=Request,
         auto_decompress=False,
         # `trust_env` would cost two thread switches per request and take credentials from ~/.netrc.
-        # We read the proxy variables once per call instead.
+        # Instead, this module reads the proxy variables once per call.
         trust_env=False,
     )
 
@@ -145,8 +146,8 @@ def _open_session(
 class _NameService:
     """The DNS look-ups of an event loop, each in a daemon thread.
 
-    The interpreter joins the threads of the loop's executor at exit, and a look-up takes tens of
-    seconds if the name server does not answer.
+    The loop's executor would not do: at exit, the interpreter joins the executor's threads, and a
+    look-up takes tens of seconds if the name server does not answer.
     """
 
     async def getaddrinfo(self, host: str, port: int, **options: int) -> Any:
@@ -159,7 +160,7 @@ class _NameService:
         found: Future[Any] = Future()
 
         def run() -> None:
-            found.set_running_or_notify_cancel()  # from here on it cannot be cancelled
+            found.set_running_or_notify_cancel()  # the future can no longer be cancelled
             try:
                 found.set_result(work())
             except Exception as error:  # noqa: BLE001 - raised in the waiting task
@@ -173,7 +174,7 @@ class _NameService:
 
 
 def _trust() -> ssl.SSLContext:
-    """Return the SSL context that httpx would use, without the cost of importing httpx."""
+    """Return the SSL context that httpx would use, without importing httpx, which is slow."""
     if file := os.environ.get("SSL_CERT_FILE"):
         return ssl.create_default_context(cafile=file)
     if folder := os.environ.get("SSL_CERT_DIR"):
@@ -185,11 +186,11 @@ def proxy_for(url: str) -> Secret | None:
     """Return the proxy for ``url`` from the environment (HTTPS_PROXY, NO_PROXY, ...).
 
     Raises:
-        ConfigurationError: It is not an http proxy. The message does not quote its address, which
-            may hold a password.
+        ConfigurationError: The proxy is not an http proxy. The message leaves out its address,
+            which may contain a password.
     """
     if _is_on_this_machine(url):
-        return None  # without TLS, a proxy would see the key
+        return None  # use no proxy: without TLS, a proxy would see the key
     found = _proxy_for(url, tuple(map(os.environ.get, _PROXY_VARIABLES)))
     if isinstance(found, str):
         raise ConfigurationError(found)
@@ -211,8 +212,9 @@ _PROXY_VARIABLES = [
 
 @lru_cache(maxsize=64)
 def _proxy_for(url: str, _variables: tuple[str | None, ...]) -> Secret | str | None:
-    """Return the proxy, or an error message (the frames of an exception would show the proxy)."""
-    # Cached until a variable changes: reading them takes a third of the time of a query.
+    """Return the proxy, or an error message: the frames of an exception would show the proxy."""
+    # The result is cached until a variable changes: reading the proxy variables takes a third of
+    # the time of a query.
     parts = urlsplit(url)
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
@@ -235,12 +237,13 @@ def _proxy_for(url: str, _variables: tuple[str | None, ...]) -> Secret | str | N
 
 
 class AiohttpSender:
-    """The default: sends through the pool of the process, and ``proxy`` if there is one."""
+    """The default sender: sends through the pool of the process, and ``proxy`` if there is one."""
 
     def __init__(self, pool: Pool, target: Target, proxy: Secret | None = None) -> None:
         self._session = pool.session()
         self._url = target.url
-        self._headers: Any = CIMultiDict(target.headers)  # or aiohttp makes one for every request
+        # Otherwise aiohttp makes one for every request.
+        self._headers: Any = CIMultiDict(target.headers)
         self._timeout = aiohttp.ClientTimeout()
         self._proxy = proxy
 
@@ -256,11 +259,11 @@ class AiohttpSender:
                 allow_redirects=False,
                 timeout=self._timeout,
             )
-            # Not `async with`, which at exit waits without a timeout until the request is written.
+            # `async with` would wait at its end, without a timeout, until the request is written.
             try:
                 received = await _read(response)
             finally:
-                if not response.closed:  # it is closed if it was read to the end
+                if not response.closed:  # a response that was read to the end is closed
                     response.close()
             if received is None:
                 return TOO_LARGE
@@ -330,27 +333,28 @@ def _certificate_fault(error: BaseException) -> TransportFault:
 
 
 def broken_off(error: BaseException) -> str:
-    # Only the type: messages of HTTP libraries may quote headers, and so the key.
+    # Show only the type: messages of HTTP libraries may quote headers, and thus the key.
     return f"the connection broke before the answer was complete ({type(error).__name__})"
 
 
 _used: WeakSet[Any] = WeakSet()
-"""Clients passed by users that have sent requests, here or in a parent process."""
+"""Users' clients that have sent requests, in this process or a parent process."""
 _inherited: WeakSet[Any] = WeakSet()
-"""Those that were used before a fork: their connections belong to the parent."""
+"""Users' clients that were used before a fork: their connections belong to the parent."""
 forks.in_child(lambda: _inherited.update(_used))
 
 
 def _note_use(client: Any) -> None:
-    """Record the use of a client; refuse one that was used before a fork.
+    """Record the use of a client; refuse a client that was used before a fork.
 
     Raises:
-        ConfigurationError: It was: both processes would read from its connections.
+        ConfigurationError: The client was used before a fork, so both processes would read from its
+            connections.
     """
     try:
         is_inherited = client in _inherited
         _used.add(client)
-    except TypeError:  # not hashable, or no weak references
+    except TypeError:  # the client cannot be hashed or weakly referenced
         return
     if is_inherited:
         raise ConfigurationError(
@@ -360,7 +364,7 @@ def _note_use(client: Any) -> None:
 
 
 class HttpxSender:
-    """Sends through an ``httpx.Client`` (or a compatible one) of the user, in worker threads."""
+    """Sends through the user's ``httpx.Client`` (or a compatible client), in worker threads."""
 
     def __init__(self, client: Any, target: Target) -> None:
         _note_use(client)
@@ -370,12 +374,13 @@ class HttpxSender:
     async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Answer | TransportFault] = loop.create_future()
-        # One daemon thread for each request: the threads of an executor would keep the interpreter
-        # from exiting until the slowest server has answered.
+        # Use one daemon thread for each request: the threads of an executor would delay the
+        # interpreter's exit until the slowest server has answered.
         threading.Thread(
             target=self._answer, args=(body, timeout, answered), name="nexusflow-httpx", daemon=True
         ).start()
-        # Not `wait_for`: before Python 3.12 it may lose a cancellation if the response has arrived.
+        # Do not use `wait_for`: before Python 3.12, it may lose a cancellation if the response has
+        # arrived.
         timer = loop.call_later(timeout, _settle, answered, timed_out(timeout))
         try:
             return await answered
@@ -388,7 +393,7 @@ class HttpxSender:
             outcome = self._send(body, timeout)
         except BaseException as error:  # noqa: BLE001 - raised in the waiting task
             outcome = error
-        with suppress(RuntimeError):  # the loop has been closed
+        with suppress(RuntimeError):  # the loop was closed
             answered.get_loop().call_soon_threadsafe(_settle, answered, outcome)
 
     def _send(self, body: bytes, timeout: float) -> Answer | TransportFault:
@@ -412,7 +417,7 @@ class HttpxSender:
             finally:
                 response.close()
             return _httpx_answer(response, parts)
-        except Exception as error:  # noqa: BLE001 - httpx's or httpx2's, recognised by name
+        except Exception as error:  # noqa: BLE001 - errors of httpx and httpx2 are recognised by name
             return _httpx_fault(error, timeout)
 
 
@@ -428,7 +433,7 @@ def _settle(
 
 
 class AsyncHttpxSender:
-    """Sends through an ``httpx.AsyncClient`` (or a compatible one), on the user's event loop."""
+    """Sends through an ``httpx.AsyncClient`` (or a compatible client), on the user's event loop."""
 
     def __init__(self, client: Any, loop: asyncio.AbstractEventLoop, target: Target) -> None:
         _note_use(client)
@@ -441,7 +446,8 @@ class AsyncHttpxSender:
         try:
             work = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(sending, self._loop))
             try:
-                done, _ = await asyncio.wait([work], timeout=timeout)  # not `wait_for`, as above
+                # `wait_for` could lose a cancellation.
+                done, _ = await asyncio.wait([work], timeout=timeout)
                 return work.result() if done else timed_out(timeout)
             finally:
                 work.cancel()
@@ -449,7 +455,7 @@ class AsyncHttpxSender:
             return TransportFault("the event loop of this call has ended", retryable=False)
         finally:
             if getcoroutinestate(sending) == CORO_CREATED:
-                sending.close()  # the user's loop ended before it was started
+                sending.close()  # the user's loop ended before the coroutine started
 
     async def _send(self, body: bytes, timeout: float) -> Answer | TransportFault:
         try:
@@ -472,14 +478,14 @@ class AsyncHttpxSender:
             finally:
                 await response.aclose()
             return _httpx_answer(response, parts)
-        except Exception as error:  # noqa: BLE001 - httpx's or httpx2's, recognised by name
+        except Exception as error:  # noqa: BLE001 - errors of httpx and httpx2 are recognised by name
             return _httpx_fault(error, timeout)
 
 
 def _httpx_read(response: Any) -> Answer:
-    """Return a response whose body was read already, such as one of a mock transport."""
+    """Return the answer for a response whose body was already read, as by a mock transport."""
     names = {name.lower(): value for name, value in response.headers.items()}
-    names.pop("content-encoding", None)  # already decoded
+    names.pop("content-encoding", None)  # the body is already decoded
     return Answer(operator.index(response.status_code), names, bytes(response.content))
 
 
@@ -489,7 +495,7 @@ def _httpx_answer(response: Any, body: bytes | bytearray) -> Answer:
 
 
 def _httpx_fault(error: Exception, timeout: float) -> TransportFault:
-    """Classify an exception of httpx or httpx2, whose unrelated classes have the same names."""
+    """Classify an exception of httpx or httpx2, whose unrelated classes have equal names."""
     names = {cls.__name__ for cls in type(error).__mro__}
     if "TimeoutException" in names:
         return timed_out(timeout)

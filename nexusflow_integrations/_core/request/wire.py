@@ -1,11 +1,11 @@
-"""Encode texts into a request body, decode and validate the vectors of a response.
+"""Encodes texts into a request body; decodes and validates the vectors of a response.
 
 Every response is validated: rows are ordered by ``index``, their number and size are checked, and
 NaN, infinity and all-zero vectors are rejected. Base64 and floats are both accepted, whichever was
 requested.
 
 Responses are decoded on the event loop that all calls of the process share. A thread would not
-help, since parsing holds the GIL; instead, `parses_fast` is checked before every parse.
+help, because parsing holds the GIL. Instead, `parses_fast` checks every body before it is parsed.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from nexusflow_integrations._core.vectors import Vectors
 _FLOAT32: np.dtype[np.float32] = np.dtype("<f4")
 
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
-"""The largest valid response, ten vectors of 2048 floats, has under 0.5 MB."""
+"""Maximum bytes of a response; the largest valid one, ten vectors of 2048 floats, has 0.5 MB."""
 MAX_VECTOR_BYTES = 256 * 1024
-"""8,192 numbers of 32 characters each."""
+"""Maximum bytes of one vector: 8,192 numbers of 32 characters each."""
 MAX_VECTOR_NUMBERS = 8192
 MAX_NUMBERS = 1 << 20
-"""Numbers in one response, for any number of texts."""
+"""Maximum numbers in one response, for any number of texts."""
 MAX_CONTAINERS = 20_000
-"""Lists and objects in one body. They are slowest to parse; a valid response has two per text."""
+"""Maximum lists and objects in one body, because they are slow to parse; a text needs two."""
 SMALL = 128 * 1024
-"""Bytes; smaller bodies are always parsed. Ten vectors of 2048 as base64 are smaller than this."""
+"""Bodies with fewer bytes are always parsed. Ten base64 vectors of 2048 numbers are smaller."""
 MAX_ENCODINGS = 2
-"""Content encodings applied one after the other."""
+"""Maximum number of content encodings that are applied one after the other."""
 
 
 class BrokenResponse(Exception):  # noqa: N818 - it never leaves the core
-    """The status is 2xx but the body is not valid; may be retried."""
+    """The status is 2xx but the body is not valid; the request may be retried."""
 
 
 class WrongDimensions(BrokenResponse):
-    """All vectors have the wrong size; not retried, since a retry would be billed again."""
+    """All vectors have the wrong size. There is no retry, because it would be billed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ class Answer:
     """A complete HTTP response; ``headers`` are looked up by lower-case names."""
 
     status: int
-    # Not in the repr: a server may echo the key, and tools print the locals of a traceback.
+    # The repr leaves out headers and body: a server may echo the key, and tools print the locals of
+    # a traceback.
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
 
@@ -64,7 +65,7 @@ class Answer:
 class TransportFault:
     """There was no valid HTTP response.
 
-    ``retryable`` is false if a retry must fail in the same way, as for TLS certificates.
+    ``retryable`` is false if a retry would fail in the same way, as for TLS certificates.
     """
 
     message: str
@@ -77,7 +78,7 @@ class TransportFault:
 class Rows:
     """A checked response: ``vectors`` float32 (n, d), in the order of the request.
 
-    ``tokens`` is what the server billed, or ``None`` if it did not say.
+    ``tokens`` is the number of tokens billed, or ``None`` if the server did not report it.
     """
 
     vectors: Vectors
@@ -87,7 +88,7 @@ class Rows:
 def encode_request(
     batch: Batch, *, model: str, encoding_format: str, dimensions: int | None, extra: str = ""
 ) -> bytes:
-    """Return the JSON body; ``dimensions`` is sent only if the user set it.
+    """Return the JSON body; ``dimensions`` is sent only if the user has set it.
 
     ``extra`` is a JSON object whose fields are added, or empty.
     """
@@ -110,11 +111,11 @@ def decode_response(body: bytes, *, count: int, dimensions: int | None, asked: b
         body: The response body, decompressed.
         count: How many texts were sent.
         dimensions: The size that every vector must have; ``None`` for any common size.
-        asked: Whether ``dimensions`` was requested, or is the size of earlier vectors.
+        asked: Whether ``dimensions`` was requested; if false, it is the size of earlier vectors.
 
     Raises:
         WrongDimensions: All vectors have one size, but not ``dimensions``.
-        BrokenResponse: Anything else is wrong; the message says what.
+        BrokenResponse: The response is not valid for another reason; the message says which.
     """
     if len(body) > max_body(count) or not parses_fast(
         body, min(count * MAX_VECTOR_NUMBERS, MAX_NUMBERS)
@@ -140,12 +141,12 @@ def decode_response(body: bytes, *, count: int, dimensions: int | None, asked: b
 
 
 def max_body(count: int) -> int:
-    """Return the most bytes that a valid response to ``count`` texts can have."""
+    """Return the maximum bytes of a valid response to ``count`` texts."""
     return min(count * MAX_VECTOR_BYTES + SMALL, MAX_RESPONSE_BYTES)
 
 
 def parses_fast(body: bytes, most_values: int) -> bool:
-    """Whether parsing ``body`` takes at most tens of milliseconds, whatever it contains."""
+    """Return whether parsing ``body`` takes at most tens of milliseconds, for any content."""
     return len(body) <= SMALL or (
         body.count(b"[") + body.count(b"{") <= MAX_CONTAINERS
         and body.count(b",") <= most_values + MAX_CONTAINERS
@@ -170,7 +171,7 @@ def _glimpse(body: bytes) -> str:
 
 
 def _place(data: list[Any], count: int) -> list[Any]:
-    """Return the ``embedding`` of each item at its ``index``; by position if no item has one."""
+    """Return the ``embedding`` of each item by ``index``; by position if no item has one."""
     try:
         indices = [item.get("index") for item in data]
         embeddings = [item["embedding"] for item in data]
@@ -196,7 +197,8 @@ def _place(data: list[Any], count: int) -> list[Any]:
 
 def _matrix(embeddings: list[Any]) -> Vectors:
     try:
-        # The usual case: all base64, decoded into one buffer without copying rows.
+        # In the usual case, all items are base64 and are decoded into one buffer without copying
+        # rows.
         raw = [b64decode(item, validate=True) for item in embeddings if type(item) is str]
     except (Base64Error, ValueError):
         raise BrokenResponse("a vector is not valid base64") from None
@@ -225,7 +227,7 @@ def _numbers(item: object) -> Vectors:
         raise BrokenResponse(f"a vector is a {type(item).__name__}, not a list of numbers")
     if not set(map(type, item)) <= {float, int}:
         raise BrokenResponse("a vector holds something that is not a number")
-    with np.errstate(over="ignore"):  # orjson rejects what is too large for a float64
+    with np.errstate(over="ignore"):  # orjson rejects numbers that are too large for a float64
         return np.array(item, dtype=np.float64).astype(np.float32)
 
 
@@ -238,8 +240,8 @@ def _stack(rows: Sequence[Vectors]) -> Vectors:
 
 
 def _check_numbers(vectors: Vectors) -> None:
-    # A cheap test passes almost always; the exact ones run only if it fails. (A sum of squares with
-    # NaN or infinity in it is not below infinity; an all-zero row begins with a zero.)
+    # A cheap test almost always passes; the exact tests run only if it fails. (A sum of squares
+    # that includes NaN or infinity is not below infinity; an all-zero row begins with a zero.)
     # `einsum` does not use BLAS, whose threads do not survive a fork.
     if np.einsum("ij,ij->", vectors, vectors) < inf and 0.0 not in vectors[:, 0].tolist():
         return
@@ -263,8 +265,8 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
     """Decompress a body with a ``Content-Encoding`` (not requested), up to ``limit`` bytes.
 
     Raises:
-        BrokenResponse: The encoding is unknown, there are too many, or the body is damaged, cut
-            off, or too large before or after decompression.
+        BrokenResponse: An encoding is unknown, there are too many encodings, or the body is
+            damaged, cut off, or too large before or after decompression.
     """
     names = [part.strip().lower() for part in encoding.split(",", MAX_ENCODINGS)]
     if len(names) > MAX_ENCODINGS:
