@@ -1,1 +1,1 @@
-"""Stored vectors, and claims on vectors that a process is paying for now."""
+"""Stores vectors, and the claims on vectors that a process is paying for now."""

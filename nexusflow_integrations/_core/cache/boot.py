@@ -1,8 +1,8 @@
 """A number that identifies the current boot of this host.
 
-Times that processes compare (the expiry of a claim, the next send time) are stored in
-``time.monotonic``, which neither NTP nor an administrator changes. It restarts at each boot, so
-each time is stored with the number of its boot.
+Processes compare times, such as the expiry of a claim or the next send time. These are times of
+``time.monotonic``, which neither NTP nor an administrator changes. That clock restarts at each
+boot, so each time is stored with the number of its boot.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def boot_number() -> int:
     """Return a number for this boot of this host, above 0 and below 2**56.
 
-    On systems other than Linux it is the same for all boots. Times of another boot are then treated
-    as times of this boot, so that an old claim may count for as long as a new one would.
+    On systems other than Linux, the number is the same for all boots. Times of another boot are
+    then treated as times of this boot, so an old claim may be valid for as long as a new one.
     """
     try:
         boot_id = _BOOT_ID.read_bytes()

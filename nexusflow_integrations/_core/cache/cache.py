@@ -1,13 +1,13 @@
-"""The cache on the event loop: runs the store in one thread, groups writes, and limits every wait.
+"""The cache on the event loop: runs the store in a thread, groups writes, and limits every wait.
 
-Rows that arrive while a commit runs go into the next one, so the store keeps up with any rate. A
-batch counts as in flight until its rows are committed, so a process that dies pays again at most
-for what was in flight.
+Rows that arrive during a commit go into the next commit, so the store keeps up with any rate. A
+batch counts as in flight until its rows are committed, so if a process dies, at most the texts in
+flight are paid for again.
 
-If the store does not answer within ``PATIENCE`` or reports that it cannot be used (a lock that
-stays, a full disk, an unreachable server), the cache is turned off, and all calls continue without
-it at once. The store is retried in the background until it works; then the vectors paid for
-meanwhile are stored.
+If the store does not answer within ``PATIENCE``, or reports that it cannot be used (a lock that
+stays, a full disk, an unreachable server), the cache is turned off and all calls continue without
+it at once. The store is retried in the background until it works; then the vectors that were paid
+for in the meantime are stored.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ logger = logging.getLogger("nexusflow_integrations")
 PATIENCE = 3.0
 """Seconds that a call waits for one answer of the store before the cache is turned off."""
 GRACE = 0.2
-"""Extra seconds: a process that was suspended finds its timers expired and its answers ready."""
+"""Extra seconds, because a process that was suspended finds expired timers and ready answers."""
 FIRST_PAUSE = 1.0
-"""Seconds until a cache that is off is retried; doubled after each failure."""
+"""Seconds until a cache that is off is retried; each failure doubles them."""
 LONGEST_PAUSE = 60.0
 CLOSING = 1.0
-"""Seconds that the exit of the process waits for rows to be stored and the store to be closed."""
+"""Seconds that the process waits at exit until rows are stored and the store is closed."""
 MOST_HELD = 64 << 20
-"""Bytes of vectors that may wait to be stored: 16,000 vectors of 1024 numbers."""
+"""Maximum bytes of vectors that wait to be stored: 16,000 vectors of 1024 numbers."""
 ROWS_AT_ONCE = 1_000
 """Maximum rows per commit, which takes milliseconds."""
 
@@ -56,10 +56,11 @@ Row = tuple[bytes, Vectors]
 
 
 class Store(Protocol):
-    """Where vectors are kept: a file (``VectorStore``) or a server (``RedisStore``).
+    """The storage of vectors: a file (``VectorStore``) or a server (``RedisStore``).
 
-    All methods except ``keyer`` block. All except ``keyer`` and ``close`` raise ``CacheError`` if
-    the data is not ours, and ``StoreUnavailable`` if the store cannot be used.
+    All methods except ``keyer`` block. All methods except ``keyer`` and ``close`` raise
+    ``CacheError`` if the data is of another program, and ``StoreUnavailable`` if the store cannot
+    be used.
     """
 
     claim_seconds: float
@@ -70,7 +71,7 @@ class Store(Protocol):
         """The location, for messages."""
 
     def keyer(self, *, base_url: str, model: str, dimensions: int | None, added: str = "") -> Keyer:
-        """Return the function that makes keys of texts."""
+        """Return the function that makes the key of a text."""
 
     def open(self) -> None:
         """Open or create the store."""
@@ -86,8 +87,8 @@ class Store(Protocol):
     ) -> Claimed:
         """Find stored vectors, and claim at most ``most`` of the keys that nobody is paying for.
 
-        ``call`` identifies the call of this process that owns the claims; ``sent`` marks them as
-        sent.
+        ``call`` identifies the call of this process that owns the claims; ``sent`` marks the claims
+        as sent.
         """
 
     def present(self, keys: Sequence[bytes]) -> set[bytes]:
@@ -106,7 +107,7 @@ class Store(Protocol):
         """Renew claims and mark them as sent; return those that ``call`` no longer holds."""
 
     def together(self, work: Callable[[], T]) -> T:
-        """Do all writes of ``work`` in one transaction, if the store has transactions."""
+        """Do all writes of ``work`` in one transaction if the store has transactions."""
 
     def probe(self) -> None:
         """Write something without effect, to see whether the store works."""
@@ -115,7 +116,7 @@ class Store(Protocol):
         """Describe the contents."""
 
     def prune(self, *, max_age: float | None = None, max_bytes: int | None = None) -> Pruned:
-        """Remove vectors unused for ``max_age`` seconds, or in excess of ``max_bytes``."""
+        """Remove vectors unused for ``max_age`` seconds, and those that exceed ``max_bytes``."""
 
     def clear(self) -> Pruned:
         """Remove all vectors."""
@@ -125,7 +126,7 @@ class Store(Protocol):
 
 
 def store_at(place: bool | str | os.PathLike[str] | RedisAddress) -> Store:
-    """Return the store in a file (``True``: the user's) or on a server; nothing is opened yet."""
+    """Return the store in a file or on a server without opening it; ``True`` is the user's file."""
     if isinstance(place, RedisAddress):
         from nexusflow_integrations._core.cache.in_redis import RedisStore
 
@@ -150,7 +151,7 @@ class _Watch:
 
 
 class _PendingRead(Generic[T]):
-    """A pending request to the store, and ``otherwise``, the result to continue with without it."""
+    """A pending request to the store; ``otherwise`` is the result to use without an answer."""
 
     __slots__ = ("answer", "job", "otherwise", "watch")
 
@@ -165,7 +166,7 @@ class _PendingRead(Generic[T]):
             self.answer.set_result(self.otherwise)
 
     def cancel(self) -> None:
-        """Cancel the request, if the store has not started it."""
+        """Cancel the request if the store has not started it."""
         if self.job is not None:
             self.job.cancel()
 
@@ -173,7 +174,8 @@ class _PendingRead(Generic[T]):
 class _PendingWrite:
     """Rows to put, or claims of a call to confirm or release.
 
-    ``stored`` is done when waiting may end; its result is the claims that were lost.
+    The future ``stored`` is done when nothing must wait any longer; its result is the keys whose
+    claims were lost.
     """
 
     __slots__ = ("call", "keys", "lost", "rows", "stored", "to_confirm")
@@ -203,11 +205,11 @@ class _PendingWrite:
 
 
 class Cache:
-    """One store, used by one event loop without blocking it.
+    """One store, which one event loop uses without being blocked.
 
     Args:
-        store: Opened at first use.
-        submit: Runs a function in the store's thread; by default in a new thread.
+        store: The store, which is opened at first use.
+        submit: Runs a function in the store's thread; by default, in a new thread.
     """
 
     def __init__(self, store: Store, submit: Submit | None = None) -> None:
@@ -245,12 +247,12 @@ class Cache:
     ) -> Claimed:
         """Return stored vectors and claim the rest for ``call``, at most ``most`` keys.
 
-        If the cache is off, or does not answer ``within`` seconds, the caller has to pay for
-        everything.
+        If the cache is off, or does not answer ``within`` seconds, the caller must pay for all
+        texts.
 
         Raises:
-            CacheError: The store is corrupt, not ours or of a newer version, and was left
-                unchanged.
+            CacheError: The store is corrupt, of another program or of a newer version; it was not
+                changed.
             ImportError: A package that the store needs is not installed.
         """
         alone = Claimed(hits={}, mine=list(keys[:most]), busy=[], repaid=0)
@@ -287,8 +289,8 @@ class Cache:
     ) -> T:
         """Return the result of ``work``, or ``otherwise`` if that takes too long.
 
-        ``unused`` receives a result that came too late, and the value that the call continues with
-        instead (none if it was cancelled).
+        ``unused`` receives a result that came too late, and the value with which the call continues
+        instead (``None`` if the call was cancelled).
         """
         if self._is_off:
             return otherwise
@@ -323,14 +325,14 @@ class Cache:
             read.cancel()
             answer = read.answer
             if not answer.cancelled() and answer.exception() is None:
-                unused(answer.result(), None)  # it arrived at the moment of the cancellation
+                unused(answer.result(), None)  # the answer arrived together with the cancellation
             raise
         finally:
             if hurry is not None:
                 hurry.cancel()
 
     def _go_on_without(self, read: _PendingRead[Any]) -> None:
-        # The store may still claim later what the call pays for now.
+        # The store may later still claim the texts that the call pays for now.
         read.give_up()
 
     def _answered(self, read: _PendingRead[Any]) -> None:
@@ -342,11 +344,10 @@ class Cache:
     def put(self, rows: Sequence[Row], within: float = PATIENCE) -> asyncio.Future[Any] | None:
         """Queue rows to commit, together with others that arrive before the commit starts.
 
-        They are kept by reference and must not be changed.
+        The rows are kept by reference and must not be changed.
 
-        Returns:
-            A future that is done when they are committed, the cache is off, or ``within`` seconds
-            have passed; ``None`` if there is nothing to wait for.
+        Returns: A future that is done when the rows are committed, the cache is off, or ``within``
+            seconds have passed; ``None`` if there is nothing to wait for.
         """
         size = sum(vector.nbytes for _, vector in rows)
         if self._held + size > MOST_HELD:
@@ -364,10 +365,10 @@ class Cache:
     async def confirm(
         self, keys: Sequence[bytes], call: int, within: float = PATIENCE
     ) -> set[bytes]:
-        """Renew the claims of ``call`` on ``keys``, and mark them as sent, together with others.
+        """Renew the claims of ``call`` on ``keys`` and mark them as sent, together with others.
 
-        Returns the keys that ``call`` no longer holds and must not send; none if the cache is off,
-        or does not answer ``within`` seconds.
+        Returns the keys that ``call`` no longer holds and must not send. The result is empty if the
+        cache is off or does not answer ``within`` seconds.
         """
         if self._is_off:
             return set()
@@ -379,14 +380,15 @@ class Cache:
 
     def release(self, keys: Sequence[bytes], call: int) -> None:
         """Release ``keys``, which ``call`` will not pay for."""
-        if keys and not self._is_off:  # they expire by themselves
+        if keys and not self._is_off:  # if the cache is off, the claims expire by themselves
             self._send(_PendingWrite((), keys, call))
 
     def _send(self, write: _PendingWrite) -> None:
         self._writes.append(write)
         if not (self._is_off or self._is_due or self._writing is not None):
             self._is_due = True
-            asyncio.get_running_loop().call_soon(self._write)  # together with others that are ready
+            # Write together with others that are ready.
+            asyncio.get_running_loop().call_soon(self._write)
 
     def _write(self) -> None:
         self._is_due = False
@@ -443,7 +445,7 @@ class Cache:
         self._is_off = True
         if isinstance(why, (StoreUnavailable, CacheError)):
             logger.warning("the cache is off until it works again: %s", why)
-        else:  # by its name only: the message may contain an address with a password
+        else:  # show only the type: the message may contain an address with a password
             logger.warning("the cache is off until it works again: %s", type(why).__name__)
         for read in list(self._reads):
             read.give_up()
@@ -461,7 +463,7 @@ class Cache:
 
     def _try_again(self) -> None:
         self._timer = None
-        self._write()  # otherwise a write is still running and will show it
+        self._write()  # if a write is still running, its outcome shows whether the cache works
 
     def _turn_on(self) -> None:
         self._has_worked = True

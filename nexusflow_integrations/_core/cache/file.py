@@ -1,7 +1,7 @@
-"""The cache file on disk: default location, creation, format check, opening.
+"""The cache file on disk: its default location, creation, format check and opening.
 
-A file that is not our cache, is damaged or was written by a newer version is refused without
-changing a byte in it or beside it.
+A file that is not a cache of this package, is damaged, or was written by a newer version is
+refused. No byte is changed in the file or beside it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError
 
 APPLICATION_ID = 0x4E465643
-"""``NFVC`` in the header of the file."""
+"""The bytes ``NFVC`` in the header of the file."""
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 2.0
-"""How long to wait for the file while another process writes; a write takes milliseconds."""
+"""Seconds to wait for the file while another process writes; a write takes milliseconds."""
 _BESIDE = ("-wal", "-shm")
 """Suffixes of the files that SQLite keeps beside an open file."""
 DAY = 86_400
@@ -37,8 +37,8 @@ except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _SCHEMA = (
-    # k: 4 bytes that stand for everything except the text, so that rows of the same kind are one
-    # range of the index, and 20 bytes of a hash over everything.
+    # k is 4 bytes that stand for everything except the text, so that rows of one kind are one range
+    # of the index, and 20 bytes of a hash of everything.
     "CREATE TABLE vector(k BLOB NOT NULL PRIMARY KEY, v BLOB NOT NULL)",
     "CREATE TABLE claim(k BLOB NOT NULL PRIMARY KEY, owner INTEGER NOT NULL,"
     " since REAL NOT NULL, until REAL NOT NULL, boot INTEGER NOT NULL DEFAULT 0,"
@@ -52,7 +52,7 @@ _SCHEMA = (
 
 
 def default_path() -> Path:
-    """Return the path of this user's cache, by the convention of the platform."""
+    """Return the path of this user's cache, which follows the convention of the platform."""
     if sys.platform == "win32":
         folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -68,7 +68,7 @@ class CacheFile:
 
     Args:
         path: Absolute path.
-        clock: Returns seconds, the same for all processes of this boot.
+        clock: Returns seconds; all processes of this boot get the same time.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
@@ -81,9 +81,9 @@ class CacheFile:
         """Open or create the file; the connection autocommits and may be used from any thread.
 
         Raises:
-            CacheError: The file is not ours, damaged or of a newer version.
-            StoreUnavailable: It cannot be created, or has no write-ahead log.
-            sqlite3.Error: It cannot be read or written.
+            CacheError: The file is of another program, damaged or of a newer version.
+            StoreUnavailable: The file cannot be created, or cannot have a write-ahead log.
+            sqlite3.Error: The file cannot be read or written.
         """
         self._target = Path(os.path.realpath(self.path))
         with _opening:
@@ -93,7 +93,7 @@ class CacheFile:
             db = sqlite3.connect(
                 self._target, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
-        # Text corrupted by damage must not raise a decoding error.
+        # Damaged text must not raise a decoding error.
         db.text_factory = lambda text: text.decode(errors="replace")
         try:
             self._prepare(db)
@@ -106,14 +106,14 @@ class CacheFile:
         return db
 
     def has_moved(self) -> bool:
-        """Whether the path no longer names the file that was opened, or its log is missing."""
+        """Whether the path no longer names the file that was opened, or the log is missing."""
         return self._identities() != self._opened
 
     def _identities(self) -> tuple[object, ...]:
         return tuple(map(self._identity, ("", *_BESIDE)))
 
     def _identity(self, suffix: str) -> tuple[int, int] | None:
-        # The unresolved path, so that a changed symbolic link is noticed.
+        # Use the unresolved path, so that a changed symbolic link is noticed.
         try:
             found = os.stat(f"{self._target}{suffix}" if suffix else self.path)
         except OSError:
@@ -121,9 +121,9 @@ class CacheFile:
         return found.st_dev, found.st_ino
 
     def remove_orphans(self) -> None:
-        """Remove the log and index of the opened file, once another file has replaced it.
+        """Remove the log and index of the opened file after another file has replaced it.
 
-        SQLite would apply the log to any file that it finds beside it.
+        SQLite would apply the log to whatever file is beside it.
         """
         if self._identity("") == self._opened[0]:
             return
@@ -164,29 +164,30 @@ class CacheFile:
 
     def _make_new(self) -> None:
         with _alone_in(self._target.parent):
-            # Only its owner may read it: texts can be guessed from vectors. We open only new files
-            # ourselves: closing a descriptor of a file that SQLite has open in this process would
-            # drop SQLite's locks.
+            # Only the owner may read the file, because texts can be guessed from vectors. Python
+            # code opens only new files: closing a descriptor of a file that SQLite has open in this
+            # process would drop SQLite's locks.
             if self._target.exists():
                 return
-            for suffix in _BESIDE:  # left by a removed file, or still open in other processes
+            # A removed file has left these, or other processes have them open.
+            for suffix in _BESIDE:
                 with suppress(OSError):
                     os.unlink(f"{self._target}{suffix}")
             os.close(os.open(self._target, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     def _check_header(self) -> None:
-        """Refuse a file that is not ours without changing a byte in it or beside it."""
+        """Refuse a file of another program without changing a byte in it or beside it."""
         until = monotonic() + BUSY_SECONDS
         chances = 5
         while (problem := self._header_problem()) is not None:
-            # Another process may be creating it: the journal exists until that is done.
+            # Another process may be creating the file: the journal exists until that is done.
             chances -= not (self._exists("-journal") and monotonic() < until)
             if not chances:
                 raise problem
             time.sleep(0.02)
 
     def _header_problem(self) -> CacheError | None:
-        # Takes no lock, so it leaves no trace.
+        # This connection takes no lock, so it leaves no trace.
         db = sqlite3.connect(f"{self._target.as_uri()}?mode=ro&immutable=1", uri=True)
         try:
             header = _header(db)
@@ -196,7 +197,7 @@ class CacheFile:
             if "malformed" not in str(error):
                 return self._foreign("not a database")
             if self._size("-wal") or self._size("-journal"):
-                return None  # the missing part may be in the log: let SQLite read both
+                return None  # a missing part may be in the log: let SQLite read both
             return self.damaged(error)
         finally:
             db.close()
@@ -243,7 +244,7 @@ class CacheFile:
             raise self.damaged("its tables are not those of a cache")
         db.execute("BEGIN IMMEDIATE")
         try:
-            # Also shows whether the file is writable: at open, not later.
+            # This also shows, when the file is opened, whether it is writable.
             db.execute("DELETE FROM claim WHERE until < ?", (self._clock() - FORGOTTEN,))
             db.execute("COMMIT")
         finally:
@@ -251,11 +252,11 @@ class CacheFile:
                 db.execute("ROLLBACK")
 
     def _create(self, db: sqlite3.Connection) -> None:
-        # Both take effect only before the first table; the second lets pruning shrink the file
-        # while others read it.
+        # Both settings take effect only before the first table exists. The second lets pruning
+        # shrink the file while others read it.
         db.execute("PRAGMA page_size = 4096")
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        # Before WAL is turned on, so that the header identifies the file from the start.
+        # Do this before WAL is turned on, so that the header identifies the file from the start.
         db.execute("BEGIN EXCLUSIVE")
         try:
             if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
@@ -275,7 +276,8 @@ class CacheFile:
                 mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
                 break
             except sqlite3.OperationalError as error:
-                # The change needs exclusive access for a moment, and does not wait for it.
+                # The change to WAL needs exclusive access for a moment, and SQLite does not wait
+                # for it.
                 if "locked" not in str(error) or monotonic() > until:
                     raise
                 time.sleep(0.01)
@@ -293,7 +295,7 @@ class _Header(NamedTuple):
 
 
 def _header(db: sqlite3.Connection) -> _Header:
-    # Pages first: if there are any, the rest was written with them.
+    # Read the page count first: if there are pages, the other values were written with them.
     names = ("page_count", "application_id", "user_version")
     return _Header(*(db.execute(f"PRAGMA {name}").fetchone()[0] for name in names))
 
@@ -304,7 +306,7 @@ _opening = forks.Lock()
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Keep other processes of this package from creating or removing files in ``folder``."""
-    if fcntl is None:  # Windows, where nobody can remove a file that is open
+    if fcntl is None:  # on Windows, an open file cannot be removed
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,14 +1,14 @@
-"""The store in a file: every vector that was paid for, and who is paying for which one now.
+"""The store in a file: the vectors that were paid for, and the claims of those who pay now.
 
-One SQLite file in WAL mode serves all processes of a host. The key of a vector is a hash of what it
-was made from (``Keyer``); texts and API keys are never written. Before a process pays for a text,
-it claims the key for some seconds, so that all others wait for the row instead of paying, too. The
-claims of a process that dies expire.
+One SQLite file in WAL mode serves all processes of a host. The key of a vector is a hash of
+everything that determines the vector (``Keyer``); texts and API keys are never written. Before a
+process pays for a text, it claims the key for some seconds, so that all other processes wait for
+the row instead of paying, too. The claims of a process that dies expire.
 
-Rows are ordinary rowid rows in pages of 4 kB: four times smaller and faster here than ``WITHOUT
-ROWID``. Everything is committed in short transactions and no cursor stays open, so that the
-write-ahead log stays small and waits stay short. A commit survives the death of the process at any
-point; a power cut may lose the last commits, but leaves the file intact
+Rows are ordinary rowid rows in pages of 4 kB: for these rows, that is four times smaller and faster
+than ``WITHOUT ROWID``. Everything is committed in short transactions and no cursor stays open, so
+that the write-ahead log stays small and waits stay short. A commit survives the death of the
+process at any point; a power cut may lose the last commits, but leaves the file intact
 (https://sqlite.org/wal.html). All methods block, so the engine calls them in a separate thread.
 """
 
@@ -53,20 +53,20 @@ logger = logging.getLogger("nexusflow_integrations")
 
 T = TypeVar("T")
 
-_CHUNKS = (8, 16, 64, 512)  # few different statements, so that SQLite prepares each one only once
+_CHUNKS = (8, 16, 64, 512)  # only a few lengths, so that SQLite prepares few statements
 _MIN_CLAIM = 0.1
 _CALLS = 1 << 20
-"""Number of calls of one process with distinct numbers."""
+"""How many calls of one process have distinct numbers."""
 
 
 class Claimed(NamedTuple):
     """The result of a claim.
 
     Attributes:
-        hits: Key to its vector, float32 of shape (d,), read-only, all of one size.
-        mine: Keys that this caller has to pay for now, and then ``put`` or ``release``.
+        hits: The stored vectors by key: float32 of shape (d,), read-only, all of one size.
+        mine: Keys that this caller must pay for now, and then ``put`` or ``release``.
         busy: Keys that another process or call is paying for: ask again later.
-        repaid: How many of ``mine`` were already sent under a claim that expired.
+        repaid: How many of ``mine`` were already sent under a claim that has expired.
     """
 
     hits: dict[bytes, Vectors]
@@ -77,7 +77,7 @@ class Claimed(NamedTuple):
 
 @dataclass
 class _Notes:
-    """Statistics from reads, saved with the next write."""
+    """Statistics from reads, which are saved with the next write."""
 
     hits: int = 0
     misses: int = 0
@@ -85,19 +85,20 @@ class _Notes:
 
 
 class VectorStore:
-    """The cache file, opened at first use, once in each process.
+    """The cache file, which each process opens once, at first use.
 
-    Meant for one dedicated thread; a lock makes it safe for others. It can be pickled, and survives
-    a fork: the child opens the file again.
+    The object is meant for one dedicated thread; a lock makes it safe for other threads. It can be
+    pickled, and survives a fork: the child opens the file again.
 
     Args:
         path: The file; ``True`` is ``default_path()``.
-        clock: For tests. By default, claims and limits use ``time.monotonic``, which is the same
-            for all processes of this boot, and days of use the wall clock.
+        clock: A clock for tests. By default, claims and limits use ``time.monotonic``, which is the
+            same for all processes of this boot, and days of use come from the wall clock.
         claim_seconds: Seconds that a claim is valid unless it is renewed.
 
-    All methods that use the file raise ``CacheError`` if it is corrupt, not ours or written by a
-    newer version (it is then left unchanged), and ``StoreUnavailable`` if it cannot be used.
+    All methods that use the file raise ``CacheError`` if the file is corrupt, of another program or
+    of a newer version (it is then not changed), and ``StoreUnavailable`` if the file cannot be
+    used.
     """
 
     def __init__(
@@ -110,7 +111,8 @@ class VectorStore:
         if path is False:
             raise ValueError("a cache needs a path, or True for the user's cache folder")
         where = default_path() if path is True else Path(path).expanduser()
-        # Not abspath, at which tools that detect blocking calls on an event loop raise.
+        # Do not use abspath: tools that detect blocking calls on an event loop raise an error for
+        # it.
         self.path = Path(os.path.normpath(os.path.join(os.fsdecode(os.getcwdb()), where)))
         self.claim_seconds = max(_MIN_CLAIM, claim_seconds)
         self._given_clock = clock
@@ -151,7 +153,7 @@ class VectorStore:
     # -- keys ----------------------------------------------------------------------------------
 
     def keyer(self, *, base_url: str, model: str, dimensions: int | None, added: str = "") -> Keyer:
-        """Return a ``Keyer``, and record its model for ``info``."""
+        """Return a ``Keyer``, and record the model for ``info``."""
         keyer = Keyer(base_url=base_url, model=model, dimensions=dimensions, added=added)
         return self._kinds.setdefault(keyer.prefix, keyer)
 
@@ -168,17 +170,18 @@ class VectorStore:
     ) -> Claimed:
         """Find stored vectors, and claim the keys that nobody is paying for.
 
-        A row that was altered, or is not a valid vector (wrong size, not finite, all zeros), counts
-        as absent. A key that this object has already claimed is ``busy`` until it is put or
-        released or the claim expires. Writes, in one short transaction, only if there is something
-        to claim.
+        A row that was altered, or that is not a valid vector (wrong size, not finite, all zeros),
+        counts as absent. A key that this object has already claimed is ``busy`` until it is put or
+        released, or the claim expires. The method writes only if there is something to claim, in
+        one short transaction.
 
         Args:
-            keys: From a ``Keyer``; duplicates are looked up once.
-            dimensions: Size that the vectors must have; ``None`` means that of the newest.
+            keys: Keys from a ``Keyer``; duplicates are looked up once.
+            dimensions: Size that the vectors must have; ``None`` means the size of the newest
+                vector.
             call: The owner of the claims: a number for each call of this process.
-            most: Maximum number of keys to claim, the first ones; ``None`` means all.
-            sent: Whether the texts are sent at once, so that the claims need no confirmation.
+            most: Maximum number of keys to claim, from the beginning; ``None`` means all.
+            sent: Whether the texts are sent at once, so that ``confirm`` is not needed.
         """
         wanted = list(dict.fromkeys(keys))
         mine: list[bytes] = []
@@ -228,7 +231,7 @@ class VectorStore:
     def put(self, rows: Sequence[tuple[bytes, Vectors]]) -> None:
         """Store vectors, float32 of shape (d,), in one transaction, and end the claims on them.
 
-        Once this returns they survive the death of the process.
+        Once this method returns, the vectors survive the death of the process.
         """
         if rows:
             self.together(partial(self._put, rows))
@@ -261,7 +264,7 @@ class VectorStore:
         self._on_claims("UPDATE claim SET since = ?, until = ?", times, keys, call)
 
     def probe(self) -> None:
-        """Write a number that nobody reads, to see whether the file is writable."""
+        """Write a number that nobody reads, to find out whether the file is writable."""
         with self.transaction() as db:
             db.execute(
                 "INSERT INTO counter VALUES('probes', 1) ON CONFLICT(name) DO UPDATE SET n = n + 1"
@@ -270,8 +273,8 @@ class VectorStore:
     def confirm(self, keys: Sequence[bytes], call: int = 0) -> set[bytes]:
         """Renew the claims of ``call`` on ``keys``, which are sent next, and mark them as sent.
 
-        Returns the keys that ``call`` no longer holds: their claims expired, and others are paying
-        or have paid for them. They must not be sent.
+        Returns the keys that ``call`` no longer holds: their claims expired, and other calls are
+        paying or have paid for the texts. These texts must not be sent.
         """
         now = self.clock()
         times = [now, now + self.claim_seconds]
@@ -287,7 +290,7 @@ class VectorStore:
     def _on_claims(
         self, statement: str, values: Sequence[Any], keys: Iterable[bytes], call: int
     ) -> int:
-        """Run ``statement`` for the ``keys`` that ``call`` has claimed; return how many."""
+        """Run ``statement`` for the ``keys`` that ``call`` has claimed; return their number."""
         owner = self._owner_of(call)
         rows = [(*values, key, owner) for key in keys]
         if not rows:
@@ -308,10 +311,10 @@ class VectorStore:
     def _judged(self, rows: Iterable[tuple[Any, ...]]) -> dict[bytes, _Claim]:
         """Return the claims of ``rows`` by key, ignoring invalid ones.
 
-        A claim is valid for at most ``claim_seconds``, whatever it says, and only during the boot
-        in which it was made.
+        A claim is valid for at most ``claim_seconds``, even if its stored time is later, and only
+        during the boot in which it was made.
         """
-        rows = list(rows)  # before the clock is read, so that no claim is newer
+        rows = list(rows)  # read the rows before the clock, so that no claim is newer than the time
         now = self.clock()
         claims = {}
         for key, owner, since, until, boot, sent in rows:
@@ -329,7 +332,7 @@ class VectorStore:
     ) -> dict[bytes, Vectors]:
         found: list[tuple[bytes, bytes, int]] = []
         for chunk in _chunks(keys):
-            # The requested key, not the one stored in the row. The cast is free for a blob, and
+            # Select the requested key instead of the stored one. The cast is free for a blob, and
             # converts any other type.
             select = _select("asked.k, CAST(v AS BLOB), rowid", "vector", len(chunk))
             found += db.execute(select, chunk).fetchall()
@@ -355,7 +358,7 @@ class VectorStore:
     # -- maintenance ---------------------------------------------------------------------------
 
     def info(self) -> CacheInfo:
-        """Describe the contents of the file; does not create one."""
+        """Describe the contents of the file; if there is no file, do not create one."""
         if not self.path.exists():
             return CacheInfo(self.path)
         with self._reading() as db:
@@ -370,13 +373,13 @@ class VectorStore:
             )
 
     def prune(self, *, max_age: float | None = None, max_bytes: int | None = None) -> Pruned:
-        """Remove vectors that were not used for long. Others may use the file meanwhile.
+        """Remove vectors that were not used for a long time, while others may use the file.
 
         Args:
-            max_age: Seconds; removes vectors unused for longer, with a precision of a day, in
-                groups of 256 neighbouring rows. ``None``: no limit.
+            max_age: Remove vectors unused for longer than this number of seconds, with a precision
+                of a day, in groups of 256 neighbouring rows. ``None`` is no limit.
             max_bytes: Maximum size of the file on disk; the least recently used vectors are removed
-                first. ``None``: no limit.
+                first. ``None`` is no limit.
         """
         return self._prune(
             stale=float("-inf") if max_age is None else self._wall_clock() - max_age - DAY,
@@ -407,7 +410,7 @@ class VectorStore:
     # -- lifecycle -----------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Open or create the file; all other methods do so themselves."""
+        """Open or create the file. All other methods do this themselves."""
         with self._held():
             self._connection()
 
@@ -417,7 +420,7 @@ class VectorStore:
             db, self._db = self._db, None
             if db is None:
                 return
-            if self._is_damaged:  # nothing is written to it any more
+            if self._is_damaged:  # do not write to a damaged file
                 db.close()
                 return
             with suppress(sqlite3.Error):
@@ -438,8 +441,9 @@ class VectorStore:
         """Close the file while the process forks.
 
         SQLite keeps in memory which locks this process holds on a file, for all connections to it.
-        A child that inherited this would wait for its parent's locks for ever, or hold no locks
-        itself (https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork).
+        A child that inherited this memory would wait for its parent's locks for ever, or hold no
+        locks itself
+        (https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork).
         """
         if not self._lock.acquire(timeout=max(0.0, until - monotonic())):
             return None
@@ -449,7 +453,7 @@ class VectorStore:
         return self._lock.release
 
     def _forget(self) -> None:
-        """Reset the state in a forked child; do not use the file if it could not be closed."""
+        """Reset the state in a forked child; never use the file if it could not be closed."""
         if self._is_in_sqlite:
             _torn.add(os.path.realpath(self.path))
             _inherited.append(self._db)
@@ -460,7 +464,7 @@ class VectorStore:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        # With a timeout: the thread that holds it may wait for a disk that no longer answers.
+        # Use a timeout: the thread that holds the lock may wait for a disk that no longer answers.
         if not self._lock.acquire(BUSY_SECONDS):
             raise StoreUnavailable(f"the cache {self.path} cannot be used: a read or write hangs")
         try:
@@ -476,7 +480,7 @@ class VectorStore:
     def together(self, work: Callable[[], T]) -> T:
         """Run ``work`` in one transaction and return its result.
 
-        If the file was removed or replaced meanwhile, ``work`` runs again in the new file.
+        If the file was removed or replaced in the meantime, ``work`` runs again in the new file.
         """
         with self._held():
             is_part = self._db is not None and self._db.in_transaction
@@ -489,9 +493,9 @@ class VectorStore:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run one short write transaction, rolled back if anything in it fails.
+        """Run one short write transaction, which is rolled back if anything in it fails.
 
-        Inside another transaction it becomes a part of that one.
+        Inside another transaction, it becomes a part of that transaction.
         """
         with self._held(), self._explained():
             if self._db is not None and self._db.in_transaction:
@@ -506,7 +510,7 @@ class VectorStore:
                 notes = self._write_notes(db)
                 db.execute("COMMIT")
             except BaseException:
-                if db.in_transaction:  # some failures roll back by themselves
+                if db.in_transaction:  # some failures have already rolled back
                     with suppress(sqlite3.Error):
                         db.execute("ROLLBACK")
                 raise
@@ -569,7 +573,7 @@ class VectorStore:
                 except CacheError as error:
                     if not self._was_open:
                         raise
-                    # A running process continues without it.
+                    # A process that is already running continues without the cache.
                     raise StoreUnavailable(str(error)) from None
             self._was_open = True
             self.boot = boot_number()
@@ -583,7 +587,7 @@ class _Claim(NamedTuple):
 
 
 def _chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes | None]]:
-    """Cut ``keys`` into pieces of a few fixed lengths, padded with keys that match no row."""
+    """Cut ``keys`` into pieces of a few fixed lengths; padding keys match no row."""
     start = 0
     while start < len(keys):
         left = len(keys) - start
@@ -608,7 +612,7 @@ def _last_rowid(db: sqlite3.Connection) -> int:
 
 
 def _closed(db: sqlite3.Connection, until: float) -> bool:
-    """Close ``db`` in a thread, since it may have to write; return whether that was in time."""
+    """Close ``db`` in a thread, because closing may write; return whether it closed in time."""
 
     def close() -> None:
         with suppress(sqlite3.Error):
@@ -622,4 +626,4 @@ def _closed(db: sqlite3.Connection, until: float) -> bool:
 
 _inherited: list[sqlite3.Connection | None] = []
 _torn: set[str] = set()
-"""Files that this process cannot use: it was forked while its parent was in the middle of them."""
+"""Files that this process cannot use, because it was forked while its parent was using them."""

@@ -1,11 +1,12 @@
 """The store on a Redis server, for workers on any number of hosts.
 
 Keys (``Keyer``) and claims are the same as in the file; texts and API keys are never sent. Each
-vector is a separate string, so that a server that is short of memory can evict it; an evicted
-vector counts as absent. All claims are in one hash, which is always in use and so is evicted last.
-Atomic steps are one Lua script or one MULTI. All clients use the server's clock. Stored vectors
-survive the death of the process; whether they survive that of the server depends on its persistence
-settings. All methods block, so the engine calls them in a separate thread.
+vector is a separate string, so that a server with too little memory can evict single vectors; an
+evicted vector counts as absent. All claims are in one hash, which is always in use and thus is
+evicted last. Each atomic step is one Lua script or one MULTI. All clients use the server's clock.
+Stored vectors survive the death of the process; whether they survive the death of the server
+depends on the server's persistence settings. All methods block, so the engine calls them in a
+separate thread.
 """
 
 from __future__ import annotations
@@ -42,20 +43,20 @@ _SIZES = b"nexusflow:sizes"
 _COUNTS = b"nexusflow:counts"
 _HASHES = (_CLAIMS, _KINDS, _SIZES, _COUNTS)
 _CALLS = 1 << 20
-"""Number of calls of one process with distinct numbers."""
+"""How many calls of one process have distinct numbers."""
 _AT_ONCE = 512
-"""Keys in one command: the server does nothing else meanwhile."""
+"""Maximum keys in one command, because the server does nothing else in the meantime."""
 _MIN_CLAIM = 0.1
 CLOCK_SLACK = 1.0
-"""Seconds that a claim may lie in the future, as after a small step back of the server's clock."""
+"""Seconds that a claim may be in the future, as after a small step back of the server's clock."""
 _NEVER = 1e18
 """Seconds."""
 
 T = TypeVar("T")
 
-# A claim is "owner ticket since until sent". The owner, in hexadecimal, ends in the number of the
-# call. Each request to claim has its own ticket, so that it can be repeated if its answer was lost.
-# sent is 1 if a request with the text has been sent.
+# A claim is "owner ticket since until sent". The owner is hexadecimal and ends with the number of
+# the call. Each request to claim has its own ticket, so that the request can be repeated if its
+# answer was lost. "sent" is 1 if a request with the text was sent.
 _READ = (
     CLOCK
     + """
@@ -66,7 +67,7 @@ local function read(claim)
   since, till = tonumber(since), tonumber(till)
   if since and till then return owner, ticket, since, till, sent end
 end
--- A claim is valid for at most the usual time, whatever it says.
+-- A claim is valid for at most the usual time, even if its stored time is later.
 local function is_live(since, till, now, hold, slack)
   return since - slack <= now and now < math.min(till, since + hold)
 end
@@ -78,11 +79,11 @@ end
 _CLAIM = (
     _READ
     + """
--- KEYS: the claims, then the vectors. ARGV: now, owner, ticket, seconds that a claim is valid,
--- slack of the clock, how many to claim, 1 if they are sent at once, and for each vector the
--- invalid value that was read before.
--- Returns for each: the vector if it was stored meanwhile, 0 for busy, 1 for claimed, 2 for claimed
--- although another owner has sent it, 3 for not claimed.
+-- KEYS: the claims, then the vectors. ARGV: the time, owner, ticket, seconds that a claim is valid,
+-- slack of the clock, number of keys to claim, 1 if the texts are sent at once, and for each vector
+-- the invalid value that was read before.
+-- Returns for each key: the vector if it was stored in the meantime, 0 for busy, 1 for claimed, 2
+-- for claimed after another owner had sent the text, 3 for not claimed.
 local now, owner, ticket = clock(ARGV[1]), ARGV[2], ARGV[3]
 local hold, slack, most = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local answers = {}
@@ -124,8 +125,8 @@ end
 _RENEW = (
     _READ
     + """
--- KEYS: the claims. ARGV: now, owner, seconds that a claim is valid, 1 if the texts are sent now,
--- then keys of vectors. Returns the keys that the owner no longer holds.
+-- KEYS: the claims. ARGV: the time, owner, seconds that a claim is valid, 1 if the texts are sent
+-- now, then keys of vectors. Returns the keys that the owner no longer holds.
 local now, lost = clock(ARGV[1]), {}
 for i = 5, #ARGV do
   local holder, call, _, _, sent = read(redis.call('HGET', KEYS[1], ARGV[i]))
@@ -142,8 +143,8 @@ return lost
 _SURVEY = (
     _READ
     + """
--- KEYS: the claims. ARGV: now, seconds after which a claim is abandoned, seconds that it is valid,
--- slack of the clock. Returns how many claims are live.
+-- KEYS: the claims. ARGV: the time, seconds after which a claim is abandoned, seconds that a claim
+-- is valid, slack of the clock. Returns the number of live claims.
 local now, live = clock(ARGV[1]), 0
 local all = redis.call('HGETALL', KEYS[1])
 for i = 1, #all, 2 do
@@ -161,10 +162,10 @@ return live
 
 @dataclass
 class _Session:
-    """The claims of one owner, and statistics to save with its next write."""
+    """The claims of one owner, and the statistics that its next write saves."""
 
     owner: str = ""
-    claimed: dict[bytes, int] = field(default_factory=dict)  # claimed key to call
+    claimed: dict[bytes, int] = field(default_factory=dict)  # the call that has claimed each key
     hits: int = 0
     misses: int = 0
     read: bool = False
@@ -173,17 +174,17 @@ class _Session:
 class RedisStore:
     """The vectors of a Redis database, with the same methods as ``VectorStore``.
 
-    Meant for one dedicated thread; a lock makes it safe for others. It can be pickled, and survives
-    a fork: the child connects again.
+    The object is meant for one dedicated thread; a lock makes it safe for other threads. It can be
+    pickled, and survives a fork: the child connects again.
 
     Args:
-        address: Which server and database. It may be shared with other applications: all our names
-            begin with ``nexusflow:``.
-        clock: For tests; the default is the server's clock.
+        address: The server and database. Other applications may use the same database: all names of
+            this package begin with ``nexusflow:``.
+        clock: A clock for tests; the default is the server's clock.
         claim_seconds: Seconds that a claim is valid unless it is renewed.
 
     All methods that use the server raise ``CacheError`` if it is not a Redis server, or if the data
-    under our names is not ours or of a newer version (it is then left unchanged), and
+    under these names is of another program or of a newer version (it is then not changed), and
     ``StoreUnavailable`` if the server cannot be used.
     """
 
@@ -221,7 +222,7 @@ class RedisStore:
         return str(self.server.address)
 
     def keyer(self, *, base_url: str, model: str, dimensions: int | None, added: str = "") -> Keyer:
-        """Return a ``Keyer``, and record its model for ``info``."""
+        """Return a ``Keyer``, and record the model for ``info``."""
         keyer = Keyer(base_url=base_url, model=model, dimensions=dimensions, added=added)
         return self._kinds.setdefault(keyer.prefix, keyer)
 
@@ -238,7 +239,8 @@ class RedisStore:
     ) -> Claimed:
         """Find stored vectors and claim the other keys, as ``VectorStore.claim`` does.
 
-        If ``dimensions`` is ``None`` and there are several sizes, the one stored last counts.
+        If ``dimensions`` is ``None`` and there are several sizes, the size of the last stored
+        vector counts.
         """
         wanted = list(dict.fromkeys(keys))
         ticket = f"{next(self._tickets):x}"
@@ -319,7 +321,7 @@ class RedisStore:
                 pipe.mset({_VECTOR + key: data[key] for key in some})
                 pipe.hdel(_CLAIMS, *some)
             pipe.hset(_SIZES, mapping=sizes)
-            # Every time: the server may have been emptied, or may have evicted them.
+            # Write these every time: the server may have been emptied, or may have evicted them.
             pipe.set(_SCHEMA, SCHEMA_VERSION, nx=True)
             for prefix in sizes.keys() & self._kinds.keys():
                 pipe.hset(_KINDS, prefix, _described(self._kinds[prefix]))
@@ -375,20 +377,20 @@ class RedisStore:
         return self._using(work) if keys else set()
 
     def together(self, work: Callable[[], T]) -> T:
-        """Return what ``work`` returns: here each write is a separate step."""
+        """Return the result of ``work``; on a server, each write is a separate step."""
         return work()
 
     def probe(self) -> None:
-        """Write a number that nobody reads, to see whether the server accepts writes."""
+        """Write a number that nobody reads, to find out whether the server accepts writes."""
         self._using(lambda client: client.hincrby(_COUNTS, "probes", 1))
 
     # -- maintenance ---------------------------------------------------------------------------
 
     def info(self) -> CacheInfo:
-        """Describe the contents; vectors added or removed meanwhile may be missed.
+        """Describe the contents; vectors that are added or removed in the meantime may be missed.
 
         ``bytes`` is the server's memory, estimated from one vector of each model; ``created`` is
-        when the first vector after the last ``clear`` was stored.
+        the time at which the first vector after the last ``clear`` was stored.
         """
 
         def work(client: Any) -> CacheInfo:
@@ -421,20 +423,22 @@ class RedisStore:
         return self.server.ask(work)
 
     def prune(self, *, max_age: float | None = None, max_bytes: int | None = None) -> Pruned:
-        """Remove vectors that were not used for long. Others may use the database meanwhile.
+        """Remove vectors that were not used for a long time, while others may use the database.
 
-        The server forgets the time of last use when it restarts. With an LFU eviction policy it
-        does not know that time at all, which raises ``StoreUnavailable``.
+        The server forgets the time of last use when it restarts. With an LFU eviction policy, it
+        does not know that time at all, so ``StoreUnavailable`` is raised.
 
         Args:
-            max_age: Seconds; removes vectors unused for longer. ``None``: no limit.
+            max_age: Remove vectors unused for longer than this number of seconds. ``None`` is no
+                limit.
             max_bytes: Maximum memory of all vectors; the least recently used are removed first.
-                ``None``: no limit.
+                ``None`` is no limit.
         """
 
         def work(client: Any) -> Pruned:
             self._check(client)
-            held: list[tuple[int, int, bytes]] = []  # seconds since its last use, bytes, name
+            # Seconds since the last use, bytes and name of each vector.
+            held: list[tuple[int, int, bytes]] = []
             for names in _name_pages(client):
                 pipe = client.pipeline(transaction=False)
                 for name in names:
@@ -476,7 +480,7 @@ class RedisStore:
     # -- lifecycle -----------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Connect, and check whose data is there; all other methods do so themselves."""
+        """Connect, and check which program made the data. All other methods do this themselves."""
         self._using(lambda _: None)
 
     def close(self) -> None:
@@ -497,7 +501,8 @@ class RedisStore:
 
     def _using(self, work: Callable[[Any], T]) -> T:
         def opened(client: Any) -> T:
-            if self._session.owner != self.server.owner:  # at first use, and after a fork
+            # This is the first use, or the first after a fork.
+            if self._session.owner != self.server.owner:
                 self._check(client)
                 client.set(_SCHEMA, SCHEMA_VERSION, nx=True)
                 self._live_claims(client, forget=FORGOTTEN)
@@ -507,7 +512,7 @@ class RedisStore:
         return self.server.ask(opened)
 
     def _check(self, client: Any) -> None:
-        """Refuse data that is not ours, without changing it."""
+        """Refuse data of another program, without changing it."""
         pipe = client.pipeline(transaction=False)
         pipe.mget(_SCHEMA)
         for name in (_SCHEMA, *_HASHES):
@@ -555,7 +560,7 @@ def _rows(client: Any, keys: Sequence[bytes]) -> dict[bytes, bytes]:
 
 
 def _newest_size(client: Any, rows: Sequence[tuple[bytes, bytes]]) -> int:
-    """Return the dimensions to use if the caller did not specify any."""
+    """Return the dimensions to use if the caller did not set any."""
     sizes = {dimensions_of(row) for _, row in rows}
     if len(sizes) > 1:
         prefixes = {key[:KIND_BYTES] for key, _ in rows}

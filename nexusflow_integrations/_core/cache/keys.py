@@ -5,20 +5,20 @@ from __future__ import annotations
 import hashlib
 
 KIND_BYTES = 4
-"""The first bytes of a key depend on everything except the text, so that a model is one range."""
+"""Number of key bytes that depend on everything except the text, so that a model is one range."""
 TEXT_BYTES = 20
 
 
 class Keyer:
-    """Returns the keys for the texts of one client: call it with a text.
+    """Makes the keys for the texts of one client; call the object with a text.
 
     Args:
         base_url: Root of the API.
         model: Name of the model.
-        dimensions: The size requested; ``None`` (the server's default) gives other keys.
+        dimensions: The requested size; ``None`` (the server's default) gives other keys.
         added: The user's own fields of each request.
 
-    The instruction of a query is part of its text.
+    The instruction of a query is part of the text.
     """
 
     __slots__ = ("_hash", "base_url", "dimensions", "model", "prefix")

@@ -1,10 +1,10 @@
-"""The format of a stored vector: its float32 numbers and a checksum.
+"""The format of a stored vector: the float32 numbers and a checksum.
 
 The checksum, CRC-32 over key and numbers, detects bits that flip on disk or in memory. CRC-32 finds
 every change of up to three bits in a row of up to 2,800 numbers, and misses one in 4 billion of all
-others (Koopman, "32-bit cyclic redundancy codes for Internet applications", 2002). It takes a
-microsecond for 1024 numbers, a fifth of the time of a hash. It includes the key, to detect a row
-that is found under a wrong key, for example after damage to an index.
+other changes (Koopman, "32-bit cyclic redundancy codes for Internet applications", 2002). It takes
+a microsecond for 1024 numbers, a fifth of the time of a hash. It includes the key, so that it also
+detects a row under a wrong key, for example after damage to an index.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def packed(key: bytes, vector: Vectors) -> bytes:
 
 
 def is_whole(key: bytes, row: bytes) -> bool:
-    """Return whether ``row`` is what was packed under ``key``."""
+    """Return whether ``row`` is unchanged since it was packed under ``key``."""
     return zlib.crc32(row, zlib.crc32(key)) == _OVER_ITSELF and len(row) % 4 == 0
 
 
@@ -61,7 +61,7 @@ def dimensions_of(row: bytes) -> int:
 def unpacked(rows: Sequence[tuple[bytes, bytes]], dimensions: int) -> dict[bytes, Vectors]:
     """Return the vectors of those valid ``rows``, by key, that have ``dimensions``.
 
-    They are finite, not all zeros, and views of one read-only array.
+    The vectors are finite, not all zeros, and views of one read-only array.
     """
     fitting = [(key, row) for key, row in rows if dimensions_of(row) == dimensions > 0]
     if not fitting:

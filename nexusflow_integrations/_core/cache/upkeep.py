@@ -1,4 +1,4 @@
-"""Statistics of the cache file, and pruning."""
+"""The statistics of the cache file, and pruning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from nexusflow_integrations._core.cache.keys import KIND_BYTES, TEXT_BYTES
 
 BLOCK_BITS = 8
-"""The last use is stored once per 256 adjacent rows, so that reading a corpus writes little."""
+"""Number of adjacent rows that share one time of last use, so that reading writes little."""
 _VACUUM_PAGES = 2_000
 _YEAR_10000 = 253_402_300_800
 _MOST_BLOCKS = 1 << 54
@@ -22,7 +22,7 @@ _MOST_BLOCKS = 1 << 54
 class ModelRows:
     """The number of stored vectors of one model and size.
 
-    ``base_url`` and ``model`` are ``"?"`` if not known; ``dimensions`` is ``None`` if no size was
+    ``base_url`` and ``model`` are ``"?"`` if unknown; ``dimensions`` is ``None`` if no size was
     requested.
     """
 
@@ -38,15 +38,15 @@ class CacheInfo:
 
     Attributes:
         path: The file, or the URL of a server without its password.
-        bytes: Its size on disk, with the write-ahead log; for a server, approximate memory.
+        bytes: Size on disk, including the write-ahead log; for a server, the approximate memory.
         vectors: Number of vectors.
         models: Number of vectors by model.
-        hits: Texts found since the cache was created.
-        misses: Texts not found.
+        hits: Number of texts that were found since the cache was created.
+        misses: Number of texts that were not found.
         created: Day on which the oldest vector was stored, in seconds since 1970; ``None`` if
             there is none.
-        used: The same for the last use.
-        in_flight: Texts that a process has claimed and not stored yet.
+        used: Day of the last use, in seconds since 1970; ``None`` if there is none.
+        in_flight: Number of texts that a process has claimed but not stored yet.
     """
 
     path: Path | str
@@ -68,14 +68,14 @@ class CacheInfo:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What pruning removed: vectors, and bytes on disk."""
+    """The number of vectors, and of bytes on disk, that pruning removed."""
 
     vectors: int
     bytes: int
 
 
 def contents(db: sqlite3.Connection, path: Path) -> CacheInfo:
-    """Count the rows of the file at ``path``, without invalid ones."""
+    """Count the valid rows of the file at ``path``."""
     models = [
         ModelRows(base_url, model, dimensions, _count(db, prefix))
         for prefix, base_url, model, dimensions in db.execute(
@@ -119,8 +119,8 @@ def remove(
     Args:
         db: The open file.
         writing: Locks the file for one short write, so that other processes can write in between.
-        stale: Remove vectors last used at or before this time, in seconds since 1970.
-        keep: Remove more until at most this many bytes are in use.
+        stale: Remove vectors that were last used at or before this time, in seconds since 1970.
+        keep: Remove more vectors until at most this number of bytes is in use.
     """
     removed = 0
     blocks = db.execute(
@@ -147,7 +147,7 @@ def remove(
         db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
         before, free = free, _free_pages(db)
         if free >= before:
-            break  # other processes free pages as fast, or the free list is damaged
+            break  # other processes use up pages as fast, or the free list is damaged
     return removed
 
 
@@ -175,7 +175,7 @@ def _bytes_in_use(db: sqlite3.Connection) -> int:
 
 
 def _thin(db: sqlite3.Connection, block: int, rows: int) -> int:
-    """Delete the first ``rows`` of a block, and the block with the last of them."""
+    """Delete the first ``rows`` of a block; delete the block when it has no rows left."""
     span = (block << BLOCK_BITS, (block + 1) << BLOCK_BITS)
     deleted = db.execute(
         "DELETE FROM vector WHERE rowid IN (SELECT rowid FROM vector"

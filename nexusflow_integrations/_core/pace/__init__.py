@@ -1,1 +1,1 @@
-"""When a request may be sent: admission, window, limits."""
+"""Decides when a request may be sent: admission queue, window and limits."""

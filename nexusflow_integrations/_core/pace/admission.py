@@ -1,12 +1,12 @@
-"""The admission queue of an endpoint: which request may be sent next, and when.
+"""The admission queue of an endpoint: decides which request may be sent next, and when.
 
 A request is sent when the window has room and the pacer allows it. Queries go before documents, so
-that a search does not wait behind a bulk load. The queue runs on one event loop and needs no lock.
+that a search does not wait for a bulk load. The queue runs on one event loop and needs no lock.
 
-While nothing waits, the room that is left is lent to calling threads, which may then send without
-asking the loop: ``try_enter``. The loop takes it back when it needs it. Both sides write first and
-look second (the thread enters a set, the loop lowers what it lends), so together they never exceed
-the window, and no lock is held that a signal handler could find taken.
+While nothing waits, the loop lends the free room of the window to calling threads, which may then
+send without asking the loop (``try_enter``). The loop takes the room back when it needs it. Both
+sides write before they look (the thread enters a set, the loop reduces the room that it lends), so
+together they never exceed the window. They need no lock, which a signal handler could find taken.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nexusflow_integrations._core.pace.pacing import DetectedLimit, Pacer
 from nexusflow_integrations._core.pace.window import Window
 
 READY = 4
-"""How many paced requests are prepared ahead, so that the next is ready when it may be sent."""
+"""How many paced requests are prepared ahead, so that the next one is ready in time."""
 
 
 class AdmissionQueue:
@@ -41,7 +41,8 @@ class AdmissionQueue:
     async def enter(self, tokens: int, *, urgent: bool = False, again: bool = False) -> None:
         """Wait until a request of about ``tokens`` may be sent, and count it as in flight.
 
-        ``again`` is for a request that gave up its turn: it goes before those that had none.
+        Set ``again`` for a request that gave up its turn: it goes before requests that had no turn
+        yet.
         """
         if not self._waiting and self._admit(tokens) == 0:
             return
@@ -55,14 +56,14 @@ class AdmissionQueue:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.leave()  # admitted and cancelled in the same moment
+                self.leave()  # the request was admitted and cancelled at the same time
             raise
 
     def wanted(self, unsent: int) -> int:
-        """Return how many requests a call that has ``unsent`` waiting ones should prepare.
+        """Return how many requests a call should prepare that has ``unsent`` requests waiting.
 
-        As many as could be sent now; if requests are paced, a few ahead. At least one for a call
-        that has none waiting.
+        The number is how many could be sent now; if requests are paced, it is a few more. It is at
+        least one for a call that has no request waiting.
         """
         least = 0 if unsent else 1
         return max(least, max(self._room(), READY) - max(len(self._waiting), unsent))
@@ -73,7 +74,7 @@ class AdmissionQueue:
         return not self._waiting and self._room() > 0
 
     def _room(self) -> int:
-        """Return how many requests could be sent now; none if they are paced."""
+        """Return how many requests could be sent now; 0 if requests are paced."""
         if isinstance(self.pacer, DetectedLimit) and self.pacer.rate is None:
             return int(self.window.size) - self.in_flight - len(self.threads)
         return -len(self.threads)
@@ -84,19 +85,20 @@ class AdmissionQueue:
         if not self._waiting:
             self.lend()
             return
-        # Not now: the response just received may be a refusal, after which nothing should be sent.
+        # Pump later: the response just received may be a refusal, after which nothing should be
+        # sent.
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_soon(self.pump)
 
     def lend(self) -> None:
-        """Lend the room that is left to calling threads, if nothing waits for it."""
+        """Lend the free room to calling threads, if no request waits for it."""
         self._lent = 0 if self._waiting else max(0, self._room() + len(self.threads))
 
     def try_enter(self, request: object) -> bool:
-        """Count ``request`` of a calling thread as in flight, if it need not wait.
+        """Count ``request`` of a calling thread as in flight, if it does not have to wait.
 
-        Called in that thread. Either way ``exit`` must follow.
+        The calling thread calls this. In both cases, ``exit`` must be called later.
         """
         if not self._lent:
             return False
@@ -104,9 +106,9 @@ class AdmissionQueue:
         return len(self.threads) <= self._lent
 
     def exit(self, request: object) -> bool:
-        """Record that ``request`` is not in flight; may be repeated.
+        """Record that ``request`` is no longer in flight; may be repeated.
 
-        Returns whether something waits, so that the loop has to ``pump``.
+        Return whether a request waits, so that the loop must ``pump``.
         """
         self.threads.discard(request)
         return bool(self._waiting)
@@ -123,7 +125,7 @@ class AdmissionQueue:
                 continue
             wait = self._admit(tokens)
             if wait is None:
-                return  # no room: leave() calls pump() again
+                return  # the window is full: leave() calls pump() again
             if wait > 0:
                 self._timer = asyncio.get_running_loop().call_later(wait, self.pump)
                 return

@@ -1,7 +1,7 @@
-"""Limits shared by all processes of a host, stored in a row of the cache file.
+"""Limits that all processes of a host share, stored in a row of the cache file.
 
-Uses the arithmetic of ``GivenLimits``. Each send time is reserved in one short transaction, so
-processes with the same limit stay within it together.
+The arithmetic is that of ``GivenLimits``. Each send time is reserved in one short transaction, so
+all processes together stay within the limit.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from nexusflow_integrations._core.pace.shared import SlotLimits
 
 
 class Transactions(Protocol):
-    """What the limits need from a cache file."""
+    """The part of a cache file that the limits need."""
 
     @property
     def clock(self) -> Callable[[], float]:
-        """Returns seconds, the same for all processes since this boot."""
+        """Returns seconds; all processes since this boot get the same time."""
 
     @property
     def boot(self) -> int:
-        """A number that identifies this boot, known once the file is open."""
+        """A number that identifies this boot; it is known once the file is open."""
 
     def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         """Lock the file for one short write."""
@@ -36,9 +36,9 @@ class SharedPacer:
 
     Args:
         store: The cache file, whose clock all processes share.
-        account: From ``account_id``.
+        account: The result of ``account_id``.
         requests_per_minute: Limit of the account; ``None`` for no limit.
-        tokens_per_minute: The same for tokens.
+        tokens_per_minute: Limit on tokens; ``None`` for no limit.
 
     All methods raise what the methods of ``store`` raise.
     """
@@ -58,7 +58,7 @@ class SharedPacer:
 
     @property
     def processes(self) -> int:
-        """1: when the file cannot be used, most likely only this process is affected."""
+        """Always 1: if the file cannot be used, most likely only this process is affected."""
         return 1
 
     def lease(
@@ -92,8 +92,8 @@ class SharedPacer:
             state = None if row is None else _unpacked(row[0], self._account)
             if state is not None:
                 boot, seen, *owed = state
-                # A state of another boot is ignored, as if nothing had been sent. On systems
-                # where boots cannot be distinguished, `load` moves times in the future back.
+                # Ignore a state of another boot, as if nothing had been sent. On systems where
+                # boots cannot be distinguished, `load` moves back times that are in the future.
                 if boot == self._store.boot:
                     limits.load(tuple(owed), then=seen, now=now)
             yield limits, now
@@ -102,7 +102,7 @@ class SharedPacer:
 
 
 _STATE = struct.Struct("<q6d")
-"""The boot, the time of writing, and what ``SlotLimits.dump`` returns."""
+"""The boot, the time of writing, and the result of ``SlotLimits.dump``."""
 
 
 def _packed(state: tuple[float, ...], account: bytes) -> bytes:
@@ -111,7 +111,7 @@ def _packed(state: tuple[float, ...], account: bytes) -> bytes:
 
 
 def _unpacked(packed: object, account: bytes) -> tuple[Any, ...] | None:
-    """Return what was packed, or ``None`` if the checksum does not match."""
+    """Return the values that were packed, or ``None`` if the checksum does not match."""
     if not isinstance(packed, bytes) or len(packed) != _STATE.size + 4:
         return None
     data, checksum = packed[:-4], packed[-4:]

@@ -1,8 +1,8 @@
-"""Limits shared by workers on any number of hosts: ``GivenLimits`` as one Lua script.
+"""Limits that workers on any number of hosts share: ``GivenLimits`` as one Lua script.
 
-The state of an account is one string of six numbers that only the script reads and writes. The time
-is the Redis server's, because it is the clock that all hosts share. A test compares the script with
-the Python arithmetic (``GivenLimits`` and ``SlotLimits``) on a simulated clock.
+The state of an account is one string of six numbers that only the script reads and writes. The
+script uses the Redis server's clock, because all hosts share that clock. A test compares the script
+with the Python arithmetic (``GivenLimits`` and ``SlotLimits``) on a simulated clock.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from nexusflow_integrations._core.redis.server import CLOCK, RedisServer
 _ACCOUNT = b"nexusflow:pacer:"
 _PROCESSES = b"nexusflow:processes:"
 _RECENT = 60.0
-"""Seconds for which a process counts as one of those that share the limits."""
+"""Seconds for which a process counts among those that share the limits."""
 _PATIENCE = 0.5
-"""Seconds to wait for the server. After that a process keeps its share of the limits alone, which
-is better than waiting."""
+"""Seconds to wait for the server; after that, a process limits itself to its share."""
 _KEPT = 86_400
 """Seconds after which the state of an unused account expires."""
 
@@ -30,10 +29,10 @@ _SCRIPT = (
     f"local LEAST, KEPT, RECENT = {LEAST!r}, {_KEPT}, {_RECENT!r}\n"
     + CLOCK
     + """
--- KEYS: the account, and the processes that used it recently. ARGV: the calling process, now,
--- requests and tokens per minute ('' for no limit), tokens owed, seconds late, seconds since a
--- refused request was sent ('' for none), how many to reserve, tokens of each. Returns doubles: the
--- number of recent processes, and the seconds until each request may be sent.
+-- KEYS: the account, and the processes that used it recently. ARGV: the calling process, the time,
+-- requests and tokens per minute ('' for no limit), tokens to charge, seconds late, seconds since a
+-- refused request was sent ('' for none), number of requests to reserve, tokens of each request.
+-- Returns doubles: the number of recent processes, and the seconds until each request may be sent.
 local never = -math.huge
 local now = clock(ARGV[2])
 
@@ -52,7 +51,7 @@ local state = redis.call('GET', KEYS[1])
 if state and #state == 48 then
   local seen, requests_owed, tokens_owed, kept_share, kept_share_at, kept_cut_at =
     struct.unpack('<dddddd', state)
-  -- If the clock was set back, move all stored times back with it.
+  -- If the clock was set back, move all stored times back by the same amount.
   local shift = math.min(0, now - seen)
   local function paid_off(bucket, owed)
     bucket.next_at = math.min(seen + shift + owed / bucket.per_second, now + MAX_AHEAD)
@@ -74,8 +73,8 @@ end
 
 local function first(slot, bucket, units)
   if not bucket then return slot end
-  -- Earlier requests may have used up to `slack` seconds ahead; a request that needs the whole
-  -- second's worth waits for them.
+  -- Earlier requests may have been sent up to `slack` seconds early. A request that needs all units
+  -- of a second waits for that time to pass.
   local room = math.max(0, math.max(1, bucket.per_second) - units) / bucket.per_second
   return math.max(slot, bucket.next_at + math.max(0, bucket.slack - room) * 0.999)
 end
@@ -101,7 +100,7 @@ for i = 1, tonumber(ARGV[8]) do
   answer[i + 1] = struct.pack('<d', slot - now)
 end
 
--- Store what is owed, not when it is paid off: that time depends on the limit.
+-- Store the debt instead of the time at which it is paid off, which depends on the limit.
 local function owing(bucket)
   return bucket and (bucket.next_at - now) * bucket.per_second or 0
 end
@@ -119,8 +118,8 @@ class AccountLimits:
         server: The Redis server.
         account: Bytes that identify the account and the model; see ``account_id``.
         requests_per_minute: Limit of the account; ``None`` for no limit.
-        tokens_per_minute: The same for tokens.
-        clock: For tests; by default the Redis server's clock.
+        tokens_per_minute: Limit on tokens; ``None`` for no limit.
+        clock: A clock for tests; by default, the Redis server's clock.
 
     All methods raise what ``RedisServer.ask`` raises.
     """
@@ -143,7 +142,7 @@ class AccountLimits:
 
     @property
     def processes(self) -> int:
-        """How many processes asked in the last minute, as of the last answer; at least 1."""
+        """How many processes used the limits in the minute before the last answer; at least 1."""
         return self._processes
 
     def lease(

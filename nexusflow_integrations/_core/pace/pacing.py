@@ -1,8 +1,9 @@
-"""How fast to send: up to limits that the user gave, or up to a limit found by trial.
+"""Decides how fast to send: up to limits that the user set, or up to a limit found by trial.
 
 Everything here is arithmetic on a clock that the caller passes in (monotonic seconds). A pacer
-returns how long to wait (``wait``). The caller reports what was sent (``take``), what it cost
-(``settle``), what hit the rate limit (``throttled``) and what succeeded (``succeeded``).
+returns how long to wait (``wait``). The caller reports each request that was sent (``take``), its
+cost (``settle``), and whether it exceeded the rate limit (``throttled``) or succeeded
+(``succeeded``).
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ from typing import Protocol
 
 
 class Pacer(Protocol):
-    """What the admission queue uses: the classes here, or ``LeasedPacer`` for shared limits."""
+    """A pacer for the admission queue: a class below, or ``LeasedPacer`` for shared limits."""
 
     def wait(self, now: float) -> float:
-        """Return the seconds until a request may be sent; 0 for now."""
+        """Return the seconds until a request may be sent; 0 means now."""
 
     def take(self, tokens: int, now: float) -> None:
         """Record that a request of about ``tokens`` is being sent."""
 
     def settle(self, estimated: int, billed: int) -> None:
-        """Correct the estimate of a request by what the server billed."""
+        """Replace the estimate of a request with the tokens that the server billed."""
 
     def throttled(self, *, sent_at: float, now: float, hint: float | None) -> None:
         """Record that a request sent at ``sent_at`` exceeded the rate limit."""
 
     def succeeded(self, now: float, sent_at: float | None = None) -> None:
-        """Record that a request succeeded, which was sent at ``sent_at`` if that is known."""
+        """Record that a request succeeded; ``sent_at`` is when it was sent, if known."""
 
 
 SLACK = 0.1
@@ -37,11 +38,11 @@ SLACK = 0.1
 
 @dataclass
 class Gcra:
-    """Generic cell rate algorithm: ``per_second`` units each second, without bursts.
+    """The generic cell rate algorithm: ``per_second`` units each second, without bursts.
 
-    This API limits each second, and how fast the rate grows, so idle time earns no credit. A delay
-    of at most ``slack`` seconds may be caught up: timers fire late, and every late wake-up would
-    otherwise waste quota.
+    The API limits each second and the growth of the rate, so idle time earns no credit. Later
+    requests may catch up a delay of at most ``slack`` seconds, because timers fire late and every
+    late wake-up would otherwise waste quota.
     """
 
     per_second: float
@@ -59,18 +60,18 @@ class Gcra:
         self.taken_at = now
 
     def follow(self, former: Gcra) -> None:
-        """Take over the units that ``former`` owed after its last ``take``, at this rate."""
+        """Take over the debt, in units, that ``former`` had after its last ``take``."""
         owed = max(0.0, former.next_at - former.taken_at) * former.per_second
         self.taken_at = former.taken_at
         self.next_at = former.taken_at + owed / self.per_second
 
 
 REGAIN = 0.05
-"""Share of a given limit that is regained each second after a refusal."""
+"""Share of a given limit that is regained in each second after a refusal."""
 SAFETY = 0.99
-"""Share of a given limit that is used: our clock and the server's differ slightly."""
+"""Share of a given limit that is used, because our clock and the server's differ slightly."""
 LEAST = 1e-9
-"""The lowest limit per minute, one request in two thousand years; avoids a division by zero."""
+"""The lowest limit per minute, one request in two thousand years, to avoid a division by zero."""
 
 
 def _per_second(per_minute: float) -> float:
@@ -79,7 +80,7 @@ def _per_second(per_minute: float) -> float:
 
 @dataclass
 class GivenLimits:
-    """Keeps the user's limits, requests and tokens per minute; ``None`` is no limit."""
+    """Keeps the user's limits on requests and tokens per minute; ``None`` is no limit."""
 
     requests_per_minute: float | None
     tokens_per_minute: float | None
@@ -93,15 +94,15 @@ class GivenLimits:
     def __post_init__(self) -> None:
         if self.requests_per_minute:
             per_second = _per_second(self.requests_per_minute)
-            # The server allows a second's worth at once. One request uses its part of that; only
-            # the rest is room to catch up.
+            # The server allows the requests of one second at once. One request uses its part of
+            # these; only the rest is room to catch up.
             room = max(0.0, 1.0 - 1 / per_second)
             self._requests = Gcra(per_second, slack=min(SLACK, room))
         if self.tokens_per_minute:
             self._tokens = Gcra(_per_second(self.tokens_per_minute))
 
     def follow(self, former: GivenLimits) -> None:
-        """Take over what ``former`` owed."""
+        """Take over the debts of ``former``."""
         for mine, other in ((self._requests, former._requests), (self._tokens, former._tokens)):
             if mine is not None and other is not None:
                 mine.follow(other)
@@ -130,8 +131,8 @@ class GivenLimits:
         self._ratio += 0.1 * (min(10.0, max(0.1, billed / estimated)) - self._ratio)
 
     def throttled(self, *, sent_at: float, now: float, hint: float | None) -> None:
-        # Refused within the given limit: someone else uses the same quota. Slow down a little for
-        # a while, once for each burst of refusals.
+        # The server refused a request within the given limit, so someone else uses the same quota.
+        # Slow down a little for a while, once for each burst of refusals.
         if sent_at <= self._cut_at:
             return
         self._cut_at = self._share_at = now
@@ -144,27 +145,27 @@ class GivenLimits:
 BETA = 0.85
 """Factor by which a refusal cuts the rate."""
 PLATEAU = 8.0
-"""Seconds after a cut until the rate is back where it was refused; it grows beyond only then."""
+"""Seconds after a cut until the rate is back where it was refused, and may grow further."""
 MIN_RATE = 0.2
 """Requests per second; refusals never push the rate below this."""
 SEARCH = 2.0
-"""Factor by which the rate grows each second while nothing is known of the limit."""
+"""Factor by which the rate grows each second while nothing is known about the limit."""
 SEARCH_NEAR = 1.4
-"""The same once a burst has shown about where it is."""
+"""Factor by which the rate grows each second once a burst has shown roughly where the limit is."""
 LONGEST_SEARCH = 30.0
-"""Seconds after which the growth stops (at 2^30): the exponent must not overflow a float."""
+"""Seconds after which the growth stops (at 2^30), so that the power cannot overflow a float."""
 MEASURE = 1.0
 """Seconds over which the rate of successful requests is measured."""
 
 
 @dataclass
 class DetectedLimit:
-    """Finds the limit by trial: no pacing until the first refusal, then CUBIC around it.
+    """Finds the limit by trial: no pacing until the first refusal, then CUBIC.
 
-    A refusal cuts the rate to ``BETA`` of what the server actually accepted. The rate then grows
-    along a cubic curve, flat near the rate that was refused and steep far from it (Ha, Rhee and Xu,
-    "CUBIC", 2008; the AWS SDKs pace the same way). Refusals of requests sent before a cut do not
-    cut again, so one burst counts once.
+    A refusal cuts the rate to ``BETA`` times the rate that the server actually accepted. The rate
+    then grows along a cubic curve, flat near the rate that was refused and steep far from it (Ha,
+    Rhee and Xu, "CUBIC", 2008; the AWS SDKs pace the same way). Refusals of requests that were sent
+    before a cut do not cut again, so one burst counts once.
     """
 
     rate: float | None = None
@@ -206,8 +207,8 @@ class DetectedLimit:
             return
         passed = self._measured(now)
         known = self.rate
-        # What passed in a burst before the first refusal says little about the limit. Search from
-        # there first: up with time, down with each refusal.
+        # The requests of a burst that passed before the first refusal say little about the limit.
+        # So search from their rate: up with time, down with each refusal.
         self._is_first = known is None
         self._searching = known is None or (self._searching and now - self._cut_at < MEASURE / 2)
         if passed > 0:
@@ -215,13 +216,13 @@ class DetectedLimit:
         else:
             refused = (known or 2.0) / 2
         if hint is not None and not self._good_since_cut:
-            # Nothing has succeeded since the last cut: apply the hint to all requests.
+            # Nothing has succeeded since the last cut, so apply the hint to all requests.
             self._held_until = max(self._held_until, now + min(hint, 60.0))
         self._refused_rate = max(MIN_RATE, refused)
         self._cut_at = now
         self._good_since_cut = False
         self.rate = self._rate_at(now)
-        # The other requests of the same burst will soon be refused or not, which says more.
+        # Wait a moment: the outcome of the other requests of this burst will say more.
         self._gcra = Gcra(self.rate, next_at=now + 0.3 / self.rate)
 
     def succeeded(self, now: float, sent_at: float | None = None) -> None:
@@ -233,9 +234,10 @@ class DetectedLimit:
             self._learn_from_burst(now)
 
     def _learn_from_burst(self, now: float) -> None:
-        """Search upwards from what passed of the burst that met the first refusal.
+        """Search upwards from the part of the burst that passed before the first refusal.
 
-        Such limits are for each second, so a burst shows at least a second's worth of this one.
+        The limit applies to each second, so a burst shows at least how many requests one second
+        allows.
         """
         passed = len(self._good) / MEASURE
         if passed >= self._refused_rate:
@@ -244,7 +246,7 @@ class DetectedLimit:
             self._gcra.next_at = min(self._gcra.next_at, now + 1 / self.rate)
 
     def _measured(self, now: float) -> float:
-        """Return successful requests per second, over the last ``MEASURE`` seconds at most."""
+        """Return the successful requests per second, over at most the last ``MEASURE`` seconds."""
         while self._good and self._good[0] < now - MEASURE:
             self._good.popleft()
         if not self._good:

@@ -1,8 +1,8 @@
-"""Limits shared by all processes that use one account, on one host or on many.
+"""Limits that all processes of one account share, on one host or on many.
 
-``SharedLimits`` is where processes reserve send times. It blocks, so a thread calls it.
-``LeasedPacer`` is what the admission queue uses. It never blocks: a thread fetches send times
-ahead, several at once if the rate is high.
+Processes reserve send times from ``SharedLimits``, whose methods block, so a thread calls them. The
+admission queue uses ``LeasedPacer``, which never blocks: a thread fetches send times ahead, several
+at once if the rate is high.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger("nexusflow_integrations")
 
 MAX_AHEAD = 3600.0
-"""Seconds; a stored send time further in the future is cut to this."""
+"""Maximum seconds by which a stored send time may be in the future; later ones are moved."""
 LEASE_SECONDS = 0.1
-"""Seconds of the rate that one process may reserve at once."""
+"""Number of seconds for which one process may reserve send times at once."""
 MOST_AT_ONCE = 128
-"""The most requests that one process may reserve at once."""
+"""Maximum number of requests that one process may reserve at once."""
 IDLE = 0.03
-"""Seconds after its time at which an unused send time shows that no request waits here."""
+"""An unused send time that is this many seconds old shows that no request waits."""
 LAPSE = 0.25
-"""Seconds after its time at which an unused send time expires."""
+"""An unused send time that is this many seconds old expires."""
 PATIENCE = 1.0
-"""Seconds that requests wait for send times before the process paces alone."""
+"""Seconds that requests wait for send times before the process limits itself."""
 ASK_AGAIN = 5.0
-"""Seconds for which a process paces alone after the limits could not be reached."""
+"""Seconds for which a process limits itself after the limits could not be reached."""
 RECHECK = 0.25
-"""Seconds after which the queue checks again, in case no answer arrives."""
+"""Seconds after which the queue checks again if no answer arrives."""
 NO_LIMIT = 1e12
 """Per minute."""
 FIRST_GUESS = 3_000
-"""Tokens charged for a request before the first one is known: ten passages of 300."""
+"""Tokens charged for a request before any cost is known: ten passages of 300 tokens."""
 
 
 def account_id(*, base_url: str, key: ApiKey | FunctionKey, model: str) -> bytes:
@@ -61,19 +61,19 @@ def account_id(*, base_url: str, key: ApiKey | FunctionKey, model: str) -> bytes
 def given_back(
     charges: list[int], requests_per_second: float, tokens_per_second: float
 ) -> tuple[float, float]:
-    """Return what to charge for unused send times: tokens and seconds, both negative.
+    """Return the charge for unused send times, in tokens and seconds; both are negative.
 
-    Others may hold later send times, so what is given back comes in addition to those. The server
-    allows one second's worth at once, of which one request uses its part.
+    Other processes may hold later send times, so the returned ones come in addition to those. The
+    server allows the requests of one second at once, of which one request uses its part.
 
     Args:
-        charges: The tokens that each was charged.
-        requests_per_second: Limit.
-        tokens_per_second: Limit.
+        charges: The tokens charged for each send time.
+        requests_per_second: The limit on requests.
+        tokens_per_second: The limit on tokens.
     """
     room = max(0.0, 1.0 - 1.0 / requests_per_second)
     seconds = min(len(charges) / requests_per_second, room)
-    # The seconds are credited to both limits, the tokens only to theirs.
+    # The seconds are credited to both limits, the tokens only to the limit on tokens.
     return seconds * tokens_per_second - sum(charges), -seconds
 
 
@@ -82,20 +82,20 @@ def _nothing(_: object) -> None:
 
 
 def _room(units: float, per_second: float) -> float:
-    """Return the seconds of a limit that a request of ``units`` leaves over.
+    """Return the part of a second's units, in seconds, that a request of ``units`` leaves.
 
-    The limit allows one second's worth at once.
+    The limit allows the units of one second at once.
     """
     return max(0.0, max(1.0, per_second) - units) / per_second
 
 
 class SharedLimits(Protocol):
-    """The limits of one account and the send times under them, for all processes that share it.
+    """The limits of one account, from which all processes that share it reserve send times.
 
     All methods block and are called from one thread at a time. They may raise any ``Exception`` if
-    the limits cannot be reached. The process then paces alone, within its share of the limits, and
-    asks again after five seconds. It does the same if an answer takes longer than one second, or
-    than the seconds in an attribute ``patience`` of the object, if it has one.
+    the limits cannot be reached. The process then limits itself to its share, and asks again after
+    five seconds. It does the same if an answer takes longer than one second, or longer than the
+    seconds in the object's attribute ``patience``, if there is one.
     """
 
     @property
@@ -116,15 +116,14 @@ class SharedLimits(Protocol):
         """Reserve ``count`` requests of about ``tokens`` each.
 
         Args:
-            count: How many, one or more.
-            tokens: What each is charged.
-            owed_tokens: What earlier requests cost beyond their charge; negative if they cost
-                less.
-            late: Seconds by which earlier requests were sent after their time.
+            count: Number of requests, one or more.
+            tokens: Tokens to charge for each request.
+            owed_tokens: Tokens that earlier requests cost beyond their charge; negative if they
+                cost less.
+            late: Seconds by which earlier requests were sent after their send times.
 
-        Returns:
-            Seconds from now until each may be sent, rising; slightly negative for an unused send
-            time that has passed.
+        Returns: Seconds from now until each request may be sent, in rising order; slightly negative
+            for an unused send time that has passed.
         """
 
     def adjust(self, tokens: float, late: float = 0.0) -> None:
@@ -135,16 +134,16 @@ class SharedLimits(Protocol):
 
 
 class SlotLimits(GivenLimits):
-    """``GivenLimits`` for several processes: hands out send times, tracks what is owed.
+    """``GivenLimits`` for several processes: hands out send times and tracks debts.
 
-    Its stored state: the requests and tokens owed at that time, share, share_at and cut_at. Not
-    when they are paid off: that time depends on the limit.
+    The stored state is the debt in requests and tokens, share, share_at and cut_at. The time at
+    which the debt is paid off is not stored, because it depends on the limit.
     """
 
     def load(self, row: tuple[float, ...], *, then: float, now: float) -> None:
-        """Continue from what ``dump`` returned at ``then``."""
+        """Continue from the state that ``dump`` returned at ``then``."""
         requests, tokens, self._share, share_at, cut_at = row
-        # If the clock was set back, move all stored times back with it.
+        # If the clock was set back, move all stored times back by the same amount.
         shift = min(0.0, now - then)
         for bucket, owed in ((self._requests, requests), (self._tokens, tokens)):
             if bucket is not None:
@@ -160,12 +159,12 @@ class SlotLimits(GivenLimits):
         return requests, tokens, self._share, self._share_at, self._cut_at
 
     def slot(self, tokens: int, now: float) -> float:
-        """Reserve and return the first time from ``now`` on at which a request may be sent."""
+        """Reserve and return the first time, not before ``now``, at which a request may be sent."""
         slot = now
         for bucket, units in ((self._requests, 1), (self._tokens, tokens)):
             if bucket is not None:
-                # Earlier requests may have used up to ``slack`` seconds ahead; a request that
-                # needs the whole second's worth waits for them.
+                # Earlier requests may have been sent up to ``slack`` seconds early. A request that
+                # needs all units of a second waits for that time to pass.
                 missing = max(0.0, bucket.slack - _room(units, bucket.per_second))
                 slot = max(slot, bucket.next_at + missing * 0.999)
         self.take(tokens, slot)
@@ -187,16 +186,16 @@ class SlotLimits(GivenLimits):
 class LeasedPacer:
     """A ``Pacer`` for an event loop that gets its send times from ``SharedLimits`` in a thread.
 
-    Send times are requested when a request waits for one, and the next before the last is used.
-    Once no request waits, unused ones are given back, if there are other processes. If the limits
-    cannot be reached or do not answer, the process paces alone within its share of them (one of
+    Send times are requested when a request waits for one, and again before the last one is used.
+    Once no request waits, unused send times are returned if there are other processes. If the
+    limits cannot be reached or do not answer, the process limits itself to its share (one part of
     ``processes``). It asks again every ``ASK_AGAIN`` seconds, but never while it still waits for an
     answer.
 
     Args:
-        shared: Where send times come from.
+        shared: The limits from which send times are reserved.
         submit: Runs a function in another thread.
-        ready: Called on the loop when send times have arrived: the admission queue's ``pump``.
+        ready: Called on the loop when send times have arrived; the admission queue passes ``pump``.
         clock: The admission queue's clock, in seconds.
     """
 
@@ -216,9 +215,10 @@ class LeasedPacer:
         self._requests_per_second = max(shared.requests_per_minute or NO_LIMIT, LEAST) / 60
         self._tokens_per_second = max(shared.tokens_per_minute or NO_LIMIT, LEAST) / 60
         self._size = 1
-        self._slots: deque[tuple[float, int]] = deque()  # when, and what it was charged
-        # What a request is charged in advance: the highest recent cost, because the correction of
-        # a charge that was too low may come after another process was allowed to send.
+        # Each send time, and the tokens charged for it.
+        self._slots: deque[tuple[float, int]] = deque()
+        # The tokens that a request is charged in advance: the highest recent cost. If a charge is
+        # too low, its correction may come after another process was allowed to send.
         self._charge = 0.0
         self._ratio = 1.0
         self._owed = 0.0
@@ -229,11 +229,11 @@ class LeasedPacer:
         self._owing = False
         self._alone: GivenLimits | None = None
         self._ask_at = 0.0
-        self._last: tuple[int, float] | None = None  # tokens of the last request, and when
+        self._last: tuple[int, float] | None = None  # tokens and send time of the last request
         self._timer: asyncio.TimerHandle | None = None
 
     def wait(self, now: float) -> float:
-        """Return the seconds until a request may be sent; if not known, ask in a thread."""
+        """Return the seconds until a request may be sent; if unknown, start asking in a thread."""
         if self._alone is not None:
             if now >= self._ask_at:
                 self._lease(now)
@@ -245,7 +245,7 @@ class LeasedPacer:
             self._lease(now)
         if self._slots:
             return max(0.0, self._slots[0][0] - now)
-        # Not the time since asking: a suspended process was not waiting.
+        # Do not count the whole time since asking: a suspended process was not waiting.
         self._waited += min(now - self._looked_at, 2 * RECHECK)
         self._looked_at = now
         if self._waited < self._patience:
@@ -265,12 +265,12 @@ class LeasedPacer:
         self._charge = max(cost, self._charge + 0.2 * (cost - self._charge))
         room = min(_room(1, self._requests_per_second), _room(cost, self._tokens_per_second))
         if now - slot > room - Gcra.slack:
-            self._late += now - slot  # or the next one could follow too soon
+            self._late += now - slot  # otherwise the next request could follow too soon
         if not self._slots:
             self._size = min(MOST_AT_ONCE, 2 * self._size)
 
     def settle(self, estimated: int, billed: int) -> None:
-        """Correct the charge of a request by what the server billed."""
+        """Replace the charge of a request with the tokens that the server billed."""
         if self._alone is not None:
             self._alone.settle(estimated, billed)
         elif estimated > 0:
@@ -290,7 +290,7 @@ class LeasedPacer:
             )
 
     def succeeded(self, now: float, sent_at: float | None = None) -> None:
-        """Do nothing: with given limits there is nothing to learn from a success."""
+        """Do nothing: if the limits are given, a success says nothing new."""
 
     # -- the other thread ----------------------------------------------------------------------
 
@@ -303,7 +303,7 @@ class LeasedPacer:
             asyncio.get_running_loop().call_soon(self._pay)
 
     def _pay(self) -> None:
-        """Report what is owed, unless a lease has already included it."""
+        """Report the unreported tokens, unless a lease has already included them."""
         if abs(self._owed) < 1 or self._alone is not None:
             self._owing = False
             return
@@ -330,7 +330,7 @@ class LeasedPacer:
             now = self._clock()
             slots = [(now + wait, charge) for wait in waits]
             if not slots or not all(math.isfinite(at) for at, _ in slots):
-                raise ValueError  # or the pacer would ask for ever, or never send
+                raise ValueError  # otherwise the pacer would ask for ever, or never send
             return slots
 
         offload(self._submit, lease, self._leased, self._not_leased)
@@ -338,7 +338,8 @@ class LeasedPacer:
     def _leased(self, slots: list[tuple[float, int]]) -> None:
         self._asking = False
         if self._alone is not None:
-            # The shared limits do not know what this process sent while it paced alone.
+            # The shared limits do not know which requests this process sent while it limited
+            # itself.
             now = self._clock()
             shift = max(0.0, now + self._alone.wait(now) - slots[0][0])
             slots = [(at + shift, charge) for at, charge in slots]
@@ -350,7 +351,7 @@ class LeasedPacer:
         self._watch(self._clock())
 
     def _watch(self, now: float) -> None:
-        """Look again when the next send time is overdue: if it is still unused, nothing waits."""
+        """Check when the next send time is overdue: if it is still unused, no request waits."""
         if self._slots and self._timer is None:
             pause = max(0.0, self._slots[0][0] - now) + IDLE
             self._timer = asyncio.get_running_loop().call_later(pause, self._look)
@@ -362,7 +363,9 @@ class LeasedPacer:
             self._watch(now)
             return
         if self._processes() == 1:
-            return  # no one else could use them, and the next request may still catch up
+            # Keep the send times: no other process could use them, and the next request may catch
+            # up.
+            return
         unused = [charged for at, charged in self._slots if now - at <= LAPSE]
         self._slots.clear()
         self._size = 1
@@ -377,14 +380,14 @@ class LeasedPacer:
         self._owing = False
         if isinstance(error, (StoreUnavailable, CacheError)):
             self._pace_alone(str(error))
-        else:  # only the type: the message may contain an address with a password
+        else:  # show only the type: the message may contain an address with a password
             self._pace_alone(type(error).__name__)
         self._ready()
 
     def _processes(self) -> int:
         try:
             return max(1, self._shared.processes)
-        except Exception:  # noqa: BLE001 - limits written by the user may raise anything
+        except Exception:  # noqa: BLE001 - a user's limits may raise anything
             return 1
 
     def _pace_alone(self, why: str) -> None:

@@ -1,4 +1,4 @@
-"""Which limits apply to an account: those of the newest client in use that gives any."""
+"""Decides which limits apply to an account: those of the newest client in use that sets any."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Presence:
-    """Held by a client and its copies while they are in use."""
+    """A client and its copies refer to this object while they are in use."""
 
     __slots__ = ("__weakref__",)
 
 
 @dataclass(eq=False, slots=True)
 class Terms:
-    """The limits that one client gives.
+    """The limits that one client sets.
 
     They apply to all clients of the account while ``presence`` is alive (for ever if it is
     ``None``) or a call of the client is in flight.
@@ -40,7 +40,7 @@ class Terms:
 
     @property
     def limit(self) -> bool:
-        """Whether any limit is given."""
+        """Whether any limit is set."""
         settings = self.settings
         given = (self.pacer, settings.requests_per_minute, settings.tokens_per_minute)
         return given != (None, None, None)
@@ -50,10 +50,11 @@ class EffectiveLimits:
     """The limits that apply to one account.
 
     Attributes:
-        requests_per_minute: The newest limit given; ``None`` for no limit.
-        tokens_per_minute: The same for tokens.
-        pacer: The shared limits to use instead, if the newest client that gives any limit has one.
-        max_concurrency: The largest.
+        requests_per_minute: The newest limit on requests; ``None`` for no limit.
+        tokens_per_minute: The newest limit on tokens; ``None`` for no limit.
+        pacer: The shared limits to use instead, if the newest client that sets any limit has a
+            pacer.
+        max_concurrency: The largest value of all clients in use.
     """
 
     def __init__(self) -> None:
@@ -77,7 +78,7 @@ class EffectiveLimits:
             self.review()
 
     def end(self, terms: Terms) -> bool:
-        """Count the end of a call; ``True`` if it was the last of a client that is gone."""
+        """Count the end of a call; return whether it was the last call of a client that is gone."""
         self._calls[terms] -= 1
         return not (self._calls[terms] or terms.present)
 

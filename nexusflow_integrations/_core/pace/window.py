@@ -1,8 +1,8 @@
-"""How many requests may be in flight: slow start, then additive increase, multiplicative decrease.
+"""How many requests may be in flight: slow start, additive increase, multiplicative decrease.
 
 The loss signal is a server fault (5xx, timeout, reset), not a rate limit, which the pacer handles.
-As in TCP (RFC 5681), the window multiplies each round trip until the first fault, then grows by one
-each round trip. It does not grow while it is not used.
+As in TCP (RFC 5681), each round trip multiplies the window until the first fault, and adds one
+request after it. The window does not grow while it is not full.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 START = 12
-"""First window: a burst that a small quota refuses only in part."""
+"""Size of the first window: a small quota refuses such a burst only in part."""
 SLOW_START = 2
-"""Growth for each success before the first fault. The second window is the default limit, so that
-the small first one costs no round trip on 200 requests."""
+"""Growth for each success before the first fault.
+
+The second window has the default limit, so that the small first one costs no round trip if there
+are 200 requests.
+"""
 DECREASE = 0.7
 FULL = 10.0
-"""Seconds for which the window does not grow after the server has refused to take more at once."""
+"""Seconds for which the window does not grow after the server refused more requests at once."""
 
 
 @dataclass
 class Window:
-    """``size`` requests may be in flight; ``size`` never exceeds ``limit``."""
+    """The window: ``size`` requests may be in flight; ``size`` never exceeds ``limit``."""
 
     limit: int
     size: float = START
@@ -33,7 +36,7 @@ class Window:
         self.size = float(min(self.size, self.limit))
 
     def set_limit(self, limit: int) -> None:
-        """Set the largest size to ``limit``."""
+        """Set the maximum size to ``limit``."""
         self.limit = limit
         self.size = min(self.size, float(limit))
 
@@ -41,7 +44,7 @@ class Window:
         return in_flight < int(self.size)
 
     def succeeded(self, in_flight: int, now: float) -> None:
-        """Record a success while ``in_flight`` requests, this one included, were in flight."""
+        """Record a success while ``in_flight`` requests, including this one, were in flight."""
         if in_flight * 2 < self.size or now < self._full_until:
             return
         self.size = min(
@@ -49,7 +52,7 @@ class Window:
         )
 
     def failed(self, sent_at: float, now: float) -> None:
-        """Record a fault of a request sent at ``sent_at``; one burst of faults counts once."""
+        """Record a fault of a request that was sent at ``sent_at``; a burst counts once."""
         if sent_at <= self._cut_at:
             return
         self._cut_at = now

@@ -13,8 +13,8 @@ from nexusflow_integrations._core.secret import Secret, secret_arguments
 from nexusflow_integrations.errors import ConfigurationError
 
 SCHEMES = ("redis", "rediss", "unix")
-PASSWORD_ENV = "NEXUSFLOW_REDIS_PASSWORD"  # noqa: S105 - its name, not the password
-"""The variable that holds the password if the URL has none."""
+PASSWORD_ENV = "NEXUSFLOW_REDIS_PASSWORD"  # noqa: S105 - the name, not the password
+"""The environment variable with the password, used if the URL has none."""
 _OPTIONS = {"db", "username", "password", "socket_timeout", "socket_connect_timeout"}
 _SHAPE = "redis://host:6379/0, rediss://host:6379/0 or unix:///path/to/socket?db=0"
 
@@ -28,15 +28,16 @@ T = TypeVar("T")
 class RedisAddress:
     """A ``redis://``, ``rediss://`` (TLS) or ``unix://`` URL, as the ``redis`` package accepts it.
 
-    ``str``, ``repr`` and pickles leave the password out. A process that loads the pickle takes the
+    ``str``, ``repr`` and pickles leave the password out. A process that loads a pickle reads the
     password from ``NEXUSFLOW_REDIS_PASSWORD``.
 
     Args:
-        url: May hold a user and a password, the number of a database, and the options ``db``,
-            ``socket_timeout``, ``socket_connect_timeout`` and those that begin with ``ssl_``.
+        url: The URL. It may contain a user and a password, the number of a database, and the
+            options ``db``, ``socket_timeout``, ``socket_connect_timeout`` and those that begin with
+            ``ssl_``.
 
     Raises:
-        ConfigurationError: It is not such a URL. The message quotes nothing of it.
+        ConfigurationError: ``url`` is not such a URL. The message does not show it.
     """
 
     __slots__ = ("_hidden", "_shown", "_url")
@@ -71,7 +72,7 @@ class RedisAddress:
         user, at, where = parts.netloc.rpartition("@")
         shown = [(name, value) for name, value in options if "password" not in name]
         self._url = Secret(url)
-        # `urlunsplit` writes a socket's URL in a form that the redis package does not accept.
+        # `urlunsplit` would write a socket's URL in a form that the redis package does not accept.
         self._shown = f"{parts.scheme}://{user.partition(':')[0]}{at}{where}{parts.path}" + (
             f"?{urlencode(shown)}" if shown else ""
         )
@@ -84,7 +85,7 @@ class RedisAddress:
         return self._url.reveal()
 
     def redact(self, text: str) -> str:
-        """Return ``text`` (a server's message) with the password removed."""
+        """Return ``text``, a server's message, without the password."""
         for secret in self._hidden:
             text = secret.redact(text)
         return text
@@ -115,8 +116,8 @@ def address_or_path(cache: T) -> T | RedisAddress:
     """Return a ``RedisAddress`` if ``cache`` is a URL, else ``cache`` itself.
 
     Raises:
-        ConfigurationError: It is neither a path nor the URL of a Redis server, or it is a word that
-            somebody meant for True or False, and that would become the name of a file.
+        ConfigurationError: ``cache`` is neither a path nor the URL of a Redis server, or it is a
+            word such as "true" that would become the name of a file.
     """
     if isinstance(cache, str):
         if "://" in cache:
@@ -127,7 +128,8 @@ def address_or_path(cache: T) -> T | RedisAddress:
             )
         if _ALMOST_REDIS.match(cache):
             raise ConfigurationError(
-                "cache starts like the URL of a Redis server, but is not one: write redis://HOST:PORT"
+                "cache starts like the URL of a Redis server, but is not one: write"
+                " redis://HOST:PORT"
             )
     elif not (cache is None or isinstance(cache, (bool, os.PathLike, RedisAddress))):
         raise refuse("cache", WANTED, cache)

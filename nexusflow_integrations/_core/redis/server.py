@@ -1,4 +1,4 @@
-"""A connection to Redis, and what its failures mean for a cache or shared limits kept there."""
+"""A connection to Redis; classifies its failures for a cache or shared limits on the server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 2.0
 """The socket timeout; an answer normally takes milliseconds."""
 OLDEST = (5, 0)
-"""The first version in which a script that asks for the time may also write."""
+"""The first version of Redis in which a script that reads the time may also write."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 
 CLOCK = """
@@ -32,13 +32,13 @@ local function clock(given)
   return tonumber(time[1]) + tonumber(time[2]) / 1000000
 end
 """
-"""Lua: the server's time in seconds since 1970, the same for all hosts; tests pass their own."""
+"""Lua code for the server's time, in seconds since 1970; tests pass their own time."""
 
 T = TypeVar("T")
 
 
 def is_too_old(version: object) -> bool:
-    """Whether a ``redis_version`` is below ``OLDEST``; non-numeric versions count as new enough."""
+    """Return whether a ``redis_version`` is below ``OLDEST``; false if it is not a number."""
     numbers = re.match(r"(\d+)\.(\d+)", str(version))
     return numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST
 
@@ -46,16 +46,17 @@ def is_too_old(version: object) -> bool:
 class RedisServer:
     """One Redis server; each process connects at first use.
 
-    Can be pickled (without the password, see ``RedisAddress``) and used after a fork.
+    The object can be pickled (without the password, see ``RedisAddress``) and used after a fork.
 
-    ``owner`` is a random name of this connection, different in each process and after each close.
+    ``owner`` is a random name of the connection, different in each process and after each
+    ``close``.
     """
 
     def __init__(self, address: RedisAddress) -> None:
         self.address = address
         self._lock = forks.Lock()
         self._closed_state()
-        # The child of a fork forgets the parent's connection without closing it.
+        # The child of a fork drops the parent's connection without closing it.
         forks.in_child(self._closed_state)
 
     def _closed_state(self) -> None:
@@ -74,17 +75,18 @@ class RedisServer:
     def ask(self, work: Callable[[Any], T], *, patience: float = PATIENCE) -> T:
         """Return ``work(client)``.
 
-        If the server has answered before and is now away, retry for ``patience`` seconds.
+        If the server has answered before and is now unreachable, retry for ``patience`` seconds.
 
         Raises:
-            CacheError: It is not a Redis server, rejects the password, or the redis package rejects
-                an option of the URL; only before the first answer.
-            StoreUnavailable: It cannot be reached, or refuses the command.
+            CacheError: The server is not a Redis server or rejects the password, or the redis
+                package rejects an option of the URL; raised only before the first answer.
+            StoreUnavailable: The server cannot be reached, or refuses the command.
         """
         try:
             return self._ask(work, patience)
         except (CacheError, StoreUnavailable) as error:
-            raise without_frames(error) from None  # frames of the redis package hold the password
+            # The frames of the redis package hold the password.
+            raise without_frames(error) from None
 
     def _ask(self, work: Callable[[Any], T], patience: float) -> T:
         exceptions = redis_package(self.address).exceptions
@@ -151,7 +153,7 @@ class RedisServer:
         try:
             info = client.info("server")
         except exceptions.NoPermissionError:
-            return  # the Redis user has no permission for INFO
+            return  # the Redis user may not call INFO
         if is_too_old(info.get("redis_version")):
             raise self.foreign(f"is older than version {OLDEST[0]}.{OLDEST[1]}")
         if info.get("redis_mode") == "cluster":
@@ -159,7 +161,7 @@ class RedisServer:
 
     def unavailable(self, why: object) -> StoreUnavailable:
         """Return the error for a server that cannot be used at the moment."""
-        # Keep only the server's message; the rest of the text is keys and vectors.
+        # Keep only the server's message; the rest of the text consists of keys and vectors.
         text = str(why).rpartition(" of pipeline caused error: ")[2]
         said = self.address.redact(" ".join(text.split()))[:300].rstrip(".")
         return StoreUnavailable(f"{self.address} cannot be used: {said}")
@@ -169,7 +171,7 @@ class RedisServer:
         return CacheError(f"{self.address} {what}; nothing was written: use another server")
 
     def _locked_out(self) -> Exception:
-        # Not the server's message: some servers repeat the password.
+        # Do not show the server's message: some servers repeat the password.
         if self._has_answered:
             return self.unavailable("it no longer accepts the user or the password")
         return CacheError(
@@ -179,9 +181,9 @@ class RedisServer:
 
 
 def redis_package(address: RedisAddress) -> Any:
-    """Import the parts of the ``redis`` package that are used; this takes tenths of a second."""
+    """Import the parts of the ``redis`` package that are needed; this takes tenths of a second."""
     with needed(str(address), "redis", install="nexusflow-integrations[redis]"):
-        import secrets  # noqa: F401 - redis imports it only when it makes a client
+        import secrets  # noqa: F401 - redis imports this only when it makes a client
 
         import redis
         import redis.backoff
@@ -205,5 +207,5 @@ def _connect(address: RedisAddress) -> Any:
         password=os.environ.get(PASSWORD_ENV) or None,  # a password in the URL takes precedence
         **options,
     )
-    client.connection_pool.make_connection()  # does not connect, but rejects wrong options
+    client.connection_pool.make_connection()  # this rejects wrong options without connecting
     return client
