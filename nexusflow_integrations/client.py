@@ -570,10 +570,10 @@ class NexusFlow:
         if unsent:
             prepared = [text for place, text in enumerate(prepared) if place not in unsent]
         distinct = list(dict.fromkeys(prepared))
-        held, comparisons = self._held(distinct)
+        stored, comparisons = self._find_stored(distinct)
         return estimate(
             distinct,
-            held=held,
+            stored=stored,
             given=len(prepared),
             settings=self._settings,
             price=self._price,
@@ -618,13 +618,13 @@ class NexusFlow:
             )
         return True
 
-    def _held(self, texts: list[str]) -> tuple[set[str], int]:
+    def _find_stored(self, texts: list[str]) -> tuple[set[str], int]:
         if self._cache is None:
             return set(), 0
         from nexusflow_integrations._core.call.engine import engine
 
         background, running = engine()
-        asked = running.held(texts, self._settings, self._cache, derive=self._derive)
+        asked = running.stored(texts, self._settings, self._cache, derive=self._derive)
         return background.submit(asked).result()
 
     def _recorded(self, ledger: Ledger) -> AbstractContextManager[None]:

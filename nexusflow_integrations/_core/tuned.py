@@ -92,22 +92,22 @@ class TunedSettings:
         """
         name = os.fspath(path)
         try:
-            held = json.loads(Path(path).read_text("utf-8"))
+            read = json.loads(Path(path).read_text("utf-8"))
         except ValueError:  # also UnicodeDecodeError
             raise ConfigurationError(
                 f"{name!r} is not a file of settings: it is not JSON"
             ) from None
-        if not isinstance(held, dict) or not isinstance(held.get("version"), int):
+        if not isinstance(read, dict) or not isinstance(read.get("version"), int):
             raise ConfigurationError(f"{name!r} is not a settings file: it has no version")
-        if held.pop("version") != VERSION:
+        if read.pop("version") != VERSION:
             raise ConfigurationError(
                 f"{name!r} was written by another version of this package: tune again"
             )
-        if unknown := held.keys() - {item.name for item in fields(cls)}:
+        if unknown := read.keys() - {item.name for item in fields(cls)}:
             raise ConfigurationError(
                 f"{name!r} has a setting that is not known: {checks.shown(min(unknown))}"
             )
         try:
-            return cls(**held)
+            return cls(**read)
         except ConfigurationError as error:
             raise ConfigurationError(f"{name!r}: {error}") from None

@@ -186,11 +186,11 @@ def fitting_index(collection: Collection) -> KeywordIndex:
     database = home.parent.parent
     name = os.path.realpath(database), str(collection.id)
     with _lock:
-        held = _open.get(name)
-        if held is not None and held.state == _state(database):
+        cached = _open.get(name)
+        if cached is not None and cached.state == _state(database):
             _open.move_to_end(name)
-            return held.index
-        former = _stored(home) if held is None else held.index
+            return cached.index
+        former = _stored(home) if cached is None else cached.index
         for _ in range(ATTEMPTS):
             state = _state(database)
             if former is not None and _digests(collection) == former.digests:

@@ -470,13 +470,13 @@ def _estimate(
     as_json: bool,
 ) -> None:
     """Show what `index` would do and cost at ``endpoint``; nothing is sent or written."""
-    held = {} if fresh else _held(indexes.place(path, texts.name, endpoint))
-    wanted = plan(texts, held)
+    documents = {} if fresh else _stored_documents(indexes.place(path, texts.name, endpoint))
+    wanted = plan(texts, documents)
     local = endpoint.local_model is not None
     paid = has_key() and not local
     client = NexusFlow(**endpoint.vectors, cache=True if paid else None)
-    found = client.estimate(wanted.new(held))
-    changes = replace(wanted.counts(held), left_out=texts.skipped)
+    found = client.estimate(wanted.new(documents))
+    changes = replace(wanted.counts(documents), left_out=texts.skipped)
     screen.changes(changes)
     screen.estimate(found, local=local)
     screen.left_out(texts.skipped)
@@ -484,7 +484,7 @@ def _estimate(
         print_json(_updated_json(changes) | estimate_json(found, local=local))
 
 
-def _held(index: Index) -> dict[str, corpora.Document]:
+def _stored_documents(index: Index) -> dict[str, corpora.Document]:
     about = index.described()
     if about is None:
         return {}

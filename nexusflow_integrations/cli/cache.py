@@ -90,8 +90,8 @@ def prune(
     most = None if to is None else size(to)
     with _opened(path) as store:
         if most is not None and not yes:
-            held = store.info()
-            if held.vectors and most < max(_EMPTY, held.bytes / 100):
+            info = store.info()
+            if info.vectors and most < max(_EMPTY, info.bytes / 100):
                 _confirm(f"shrinking to {in_bytes(most)} removes almost all of", store, as_json)
         _report(store, store.prune(max_age=age, max_bytes=most), as_json)
 

@@ -155,9 +155,9 @@ def embed(
     if cache is not None and no_cache:
         raise UsageProblem("use either --cache or --no-cache, not both")
     if estimate:
-        held = None if no_cache or local or not has_key() else cache or True
+        store = None if no_cache or local or not has_key() else cache or True
         # The estimate sends nothing, so no key is needed.
-        client = NexusFlow(dimensions=dimensions, cache=held, on_too_long=on_too_long.value)
+        client = NexusFlow(dimensions=dimensions, cache=store, on_too_long=on_too_long.value)
         _estimate(job, screen, client, local, as_json)
         return
     if as_json and output == "-":

@@ -182,12 +182,12 @@ def _from_index(
     except DamagedError as error:
         raise index.damaged(str(error)) from None
     if asked is None and about.corpus == "stdlib":
-        held = collection.get(include=["metadatas"])
-        sources = [str((note or {}).get("source")) for note in held["metadatas"] or []]
+        content = collection.get(include=["metadatas"])
+        sources = [str((note or {}).get("source")) for note in content["metadatas"] or []]
         asked = [
             Question(
                 item.text,
-                [key for key, of in zip(held["ids"], sources, strict=True) if item.accepts(of)],
+                [key for key, of in zip(content["ids"], sources, strict=True) if item.accepts(of)],
             )
             for item in QUESTIONS
         ]

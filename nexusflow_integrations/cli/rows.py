@@ -289,10 +289,10 @@ class Parquet:
             return
         vectors = [vector for _, vector, _ in group]
         ends = np.cumsum([0, *(0 if row is None else row.shape[0] for row in vectors)])
-        held = [row for row in vectors if row is not None]
+        present = [row for row in vectors if row is not None]
         embedding = pa.ListArray.from_arrays(
             pa.array(ends, pa.int32()),
-            pa.array(np.concatenate(held) if held else np.empty(0, np.float32)),
+            pa.array(np.concatenate(present) if present else np.empty(0, np.float32)),
             mask=pa.array([row is None for row in vectors]),
         )
         ids = [line.record.get("id") for line, _, _ in group]

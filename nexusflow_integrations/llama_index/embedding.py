@@ -363,10 +363,10 @@ class NexusFlowEmbedding(BaseEmbedding):
     @model_serializer(mode="wrap")
     def custom_model_dump(self, handler: Any, info: Any) -> dict[str, Any]:
         """Leave out fields that were not given, so that new settings do not change old hashes."""
-        held = {**handler(self), "class_name": self.class_name()}
+        plain = {**handler(self), "class_name": self.class_name()}
         return {
             name: value
-            for name, value in held.items()
+            for name, value in plain.items()
             if name not in _SELDOM or value not in (_SELDOM[name], {})
         }
 
@@ -377,13 +377,13 @@ class NexusFlowEmbedding(BaseEmbedding):
             ConfigurationError: The state of a workflow is written as JSON, and JSON cannot hold the
                 budget or pacer.
         """
-        held = super().to_dict(**kwargs)
+        plain = super().to_dict(**kwargs)
         caller: FrameType | None = sys._getframe(1)
         while caller is not None and caller.f_code.co_name == "to_dict":
             caller = caller.f_back
         if caller is not None and caller.f_globals.get("__name__") in _WORKFLOW_STATE:
-            held |= self._process_settings()
-        return held
+            plain |= self._process_settings()
+        return plain
 
     def _process_settings(self) -> dict[str, Any]:
         """Return the fields that change no vector, as JSON."""
@@ -671,7 +671,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         check_text(text)
         hook = getattr(self, name)
         store = _Store(self, role, own=True)
-        known: _Held = yield store.read([text])
+        known: _Rows = yield store.read([text])
         if known:
             return known[0][0]
         _spent.set(None)
@@ -695,7 +695,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         store = _Store(self, "document", own=own)
         front = "" if own else self._core().settings.instruction("document")
         distinct = list(dict.fromkeys(texts))
-        known: _Held = yield store.read([front + text for text in distinct])
+        known: _Rows = yield store.read([front + text for text in distinct])
         rows = {distinct[place]: row for place, (row, _) in known.items()}
         missing = [text for text in distinct if text not in rows]
         if missing:
@@ -825,7 +825,7 @@ class _Work:
         )
 
     def _recall(self, texts: list[str]) -> _Steps[Mapping[int, Vectors]]:
-        known: _Held = yield self._store.read(texts)
+        known: _Rows = yield self._store.read(texts)
         self._rows |= {texts[place]: row for place, (row, _) in known.items()}
         self._stored.update(texts[place] for place in known)
         return {place: vector for place, (_, vector) in known.items()}
@@ -881,7 +881,7 @@ class _Work:
             yield self._store.write(rows)
 
 
-_Held = dict[int, tuple[Vector, Vectors]]
+_Rows = dict[int, tuple[Vector, Vectors]]
 """The vector of each text by index, as a list and as float32 of shape (d,)."""
 
 
@@ -912,33 +912,33 @@ class _Store:
         """Return the step that stores the vectors of ``rows``, by text."""
         return _Step(partial(self._write, rows), partial(self._awrite, rows))
 
-    def _read(self, texts: list[str]) -> _Held:
-        found: _Held = {}
+    def _read(self, texts: list[str]) -> _Rows:
+        found: _Rows = {}
         for place, text in enumerate(texts):
             if self._gave_up("read"):
                 break
             try:
-                held = self._store.get(self._key(text), collection=_COLLECTION)
+                value = self._store.get(self._key(text), collection=_COLLECTION)
             except Exception as error:  # noqa: BLE001 - the store may raise anything
                 self._failed("read", error)
             else:
-                self._take(held, place, found)
+                self._take(value, place, found)
         return found
 
-    async def _aread(self, texts: list[str]) -> _Held:
-        found: _Held = {}
+    async def _aread(self, texts: list[str]) -> _Rows:
+        found: _Rows = {}
 
         async def read(place: int, text: str) -> None:
-            held = await self._store.aget(self._key(text), collection=_COLLECTION)
-            self._take(held, place, found)
+            value = await self._store.aget(self._key(text), collection=_COLLECTION)
+            self._take(value, place, found)
 
         await self._at_once("read", [partial(read, *item) for item in enumerate(texts)])
         return found
 
-    def _take(self, held: Any, place: int, found: _Held) -> None:
+    def _take(self, value: Any, place: int, found: _Rows) -> None:
         self._worked("read")
         try:
-            row = list(next(iter(held.values())))
+            row = list(next(iter(value.values())))
             vector = np.asarray(row, dtype=np.float32)
         except (AttributeError, StopIteration, TypeError, ValueError):
             return  # the stored value is not a vector

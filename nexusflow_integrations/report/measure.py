@@ -362,9 +362,9 @@ def distinctive_words(question: str, texts: Sequence[str]) -> list[str]:
     """Return the words of a question that occur in few texts and are not stop words."""
     stop = _sklearn("feature_extraction.text").ENGLISH_STOP_WORDS | _FILLERS
     asked = [word for word in dict.fromkeys(words(question)) if word not in stop]
-    held = [text.casefold() for text in texts]
-    most = max(3, len(held) * 0.4)
-    return [word for word in asked if sum(word in text for text in held) <= most]
+    folded = [text.casefold() for text in texts]
+    most = max(3, len(folded) * 0.4)
+    return [word for word in asked if sum(word in text for text in folded) <= most]
 
 
 def _tfidf(texts: Sequence[str]) -> tuple[Any, list[str]]:

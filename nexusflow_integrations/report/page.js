@@ -190,17 +190,17 @@
   }, { passive: false });
   canvas.addEventListener("dblclick", (event) => zoom(2, event.offsetX, event.offsetY));
 
-  let held = null;
+  let drag = null;
   canvas.addEventListener("pointerdown", (event) => {
-    held = { x: event.offsetX, y: event.offsetY, left, top, moved: false };
+    drag = { x: event.offsetX, y: event.offsetY, left, top, moved: false };
   });
   canvas.addEventListener("pointermove", (event) => {
-    if (held && event.buttons) {
-      const dx = event.offsetX - held.x, dy = event.offsetY - held.y;
-      if (held.moved || Math.hypot(dx, dy) > 5) {
-        held.moved = true;
-        left = held.left - dx / (scale * (width - 2 * PAD));
-        top = held.top - dy / (scale * (height - 2 * PAD));
+    if (drag && event.buttons) {
+      const dx = event.offsetX - drag.x, dy = event.offsetY - drag.y;
+      if (drag.moved || Math.hypot(dx, dy) > 5) {
+        drag.moved = true;
+        left = drag.left - dx / (scale * (width - 2 * PAD));
+        top = drag.top - dy / (scale * (height - 2 * PAD));
         hide(); bound();
         return;
       }
@@ -208,13 +208,13 @@
     hover(pick(event.offsetX, event.offsetY, 14));
   });
   canvas.addEventListener("pointerup", (event) => {
-    if (held && !held.moved) {
+    if (drag && !drag.moved) {
       const at = pick(event.offsetX, event.offsetY, event.pointerType === "touch" ? 24 : 14);
       if (at >= 0) select(at);
     }
-    held = null;
+    drag = null;
   });
-  canvas.addEventListener("pointerleave", () => { held = null; hide(); });
+  canvas.addEventListener("pointerleave", () => { drag = null; hide(); });
   const hide = () => { if (hovered >= 0) { hovered = -1; tip.hidden = true; redraw(); } };
   function hover(at) {
     if (at === hovered) return;

@@ -73,7 +73,7 @@ class Report:
 
 
 @dataclass
-class _Held:
+class _Content:
     total: int
     ids: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -124,15 +124,15 @@ def write_report(
     """
     measure.need_packages()  # fail before anything is embedded
     asked = [Question(item) if isinstance(item, str) else item for item in questions]
-    held = _read(collection, source, url, limit, asked)
-    vectors = measure.unit(np.asarray(held.vectors, np.float32))
+    content = _read(collection, source, url, limit, asked)
+    vectors = measure.unit(np.asarray(content.vectors, np.float32))
     function = embedding_function or _stored(collection, asked)
-    inspected, usage, compared = _inspect(collection, function, asked, held, vectors)
+    inspected, usage, compared = _inspect(collection, function, asked, content, vectors)
     near, low = measure.neighbours(vectors), measure.reduced(vectors)
     layout = measure.project(low, near, projection)
     near = near.first(measure.NEIGHBOURS)
-    groupings = [measure.sources(held.sources), measure.clusters(low, held.texts)]
-    shown = max(240, min(4000, _CHARACTERS // len(held.ids)))
+    groupings = [measure.sources(content.sources), measure.clusters(low, content.texts)]
+    shown = max(240, min(4000, _CHARACTERS // len(content.ids)))
     free = model is not None
     model = model or (function.model_name if function else None)
     endpoint = function.service if function else None
@@ -142,7 +142,7 @@ def write_report(
         "model": model,
         "endpoint": endpoint,
         "compared": compared,
-        "total": held.total,
+        "total": content.total,
         "dimensions": int(vectors.shape[1]),
         "made": time.strftime("%Y-%m-%d"),
         "version": __version__,
@@ -151,10 +151,10 @@ def write_report(
         "variance": round(low.flat, 4) if low.shares.any() else None,
         "x": _packed(layout.points[:, 0], "<f4"),
         "y": _packed(layout.points[:, 1], "<f4"),
-        "ids": held.ids,
-        "texts": [text if len(text) <= shown else f"{text[:shown]} …" for text in held.texts],
-        "sources": held.sources,
-        "links": held.links if any(held.links) else [],
+        "ids": content.ids,
+        "texts": [text if len(text) <= shown else f"{text[:shown]} …" for text in content.texts],
+        "sources": content.sources,
+        "links": content.links if any(content.links) else [],
         "groupings": [
             {
                 "label": item.label,
@@ -174,22 +174,22 @@ def write_report(
         "near_duplicates": measure.near_duplicates(near, _NEAR_DUPLICATE, _SHOWN),
         "outliers": measure.outliers(near, _SHOWN),
         "questions": inspected,
-        "cost": _cost(held, usage) | {"free": free},
+        "cost": _cost(content, usage) | {"free": free},
     }
     target = Path(path)
     with whole(target) as file:
         file.write(render(data).encode())
     ranks = tuple(item["rank"] for item in inspected if item["expected"])
-    size = len(held.ids)
-    return Report(target, size, held.total, layout.method, ranks, usage, model, endpoint)
+    size = len(content.ids)
+    return Report(target, size, content.total, layout.method, ranks, usage, model, endpoint)
 
 
 def _read(
     collection: Collection, source: str, url: str, limit: int, asked: Sequence[Question]
-) -> _Held:
-    held = _Held(collection.count())
+) -> _Content:
+    content = _Content(collection.count())
     names: list[str] = []
-    for offset in range(0, held.total, _PAGE):
+    for offset in range(0, content.total, _PAGE):
         names += collection.get(include=[], limit=_PAGE, offset=offset)["ids"]
     if not names:
         raise ConfigurationError(f"the collection {collection.name!r} is empty")
@@ -205,13 +205,13 @@ def _read(
         vectors, texts, notes = page["embeddings"], page["documents"], page["metadatas"]
         assert vectors is not None
         for place, name in enumerate(page["ids"]):
-            held.ids.append(name)
-            held.vectors.append(vectors[place])
-            held.texts.append((texts[place] if texts else None) or "")
+            content.ids.append(name)
+            content.vectors.append(vectors[place])
+            content.texts.append((texts[place] if texts else None) or "")
             note = (notes[place] if notes else None) or {}
-            held.sources.append(str(note.get(source, "")))
-            held.links.append(_link(str(note.get(url) or held.sources[-1])))
-    return held
+            content.sources.append(str(note.get(source, "")))
+            content.links.append(_link(str(note.get(url) or content.sources[-1])))
+    return content
 
 
 def _expected(name: str, ids: set[str], asked: Sequence[Question]) -> set[str]:
@@ -234,7 +234,7 @@ def _inspect(
     collection: Collection,
     function: NexusFlowEmbeddingFunction | None,
     asked: list[Question],
-    held: _Held,
+    content: _Content,
     vectors: measure.Floats,
 ) -> tuple[list[dict[str, Any]], Usage, int]:
     """Return the questions with their hits, the usage, and how many documents were compared."""
@@ -252,12 +252,12 @@ def _inspect(
             f"the questions have {found.shape[1]} dimensions and the collection has"
             f" {vectors.shape[1]}: pass the embedding function that filled it"
         )
-    compared = _compare(collection, function, held)
+    compared = _compare(collection, function, content)
     usage = function.usage
     usage = Usage(
         tokens=usage.tokens - before[0], requests=usage.requests - before[1], price=usage.price
     )
-    places = {name: place for place, name in enumerate(held.ids)}
+    places = {name: place for place, name in enumerate(content.ids)}
     inspected = []
     for question, scores in zip(asked, found @ vectors.T, strict=True):
         order = np.argsort(-scores, kind="stable")
@@ -268,7 +268,7 @@ def _inspect(
         inspected.append(
             {
                 "text": question.text,
-                "words": measure.distinctive_words(question.text, held.texts),
+                "words": measure.distinctive_words(question.text, content.texts),
                 "hits": [[int(at), round(float(scores[at]), 4)] for at in order[:HITS]],
                 "expected": list(question.expected),
                 "right": right,
@@ -280,12 +280,14 @@ def _inspect(
     return inspected, usage, compared
 
 
-def _compare(collection: Collection, function: NexusFlowEmbeddingFunction, held: _Held) -> int:
+def _compare(
+    collection: Collection, function: NexusFlowEmbeddingFunction, content: _Content
+) -> int:
     """Check the function against the shortest documents' vectors; return how many were compared."""
     from nexusflow_integrations.chroma_collections.verifying import check_same, sampled
 
     ids, texts, stored = sampled(
-        {"ids": held.ids, "documents": held.texts, "embeddings": held.vectors}
+        {"ids": content.ids, "documents": content.texts, "embeddings": content.vectors}
     )
     if texts:
         check_same(collection.name, ids, stored, function._uncached()(texts))
@@ -306,9 +308,9 @@ def _stored(collection: Collection, asked: Sequence[Question]) -> NexusFlowEmbed
         return None  # the map works without the embedding function
 
 
-def _cost(held: _Held, usage: Usage) -> dict[str, Any]:
+def _cost(content: _Content, usage: Usage) -> dict[str, Any]:
     # An estimate only counts tokens, so it needs neither a key nor the collection's endpoint.
-    estimate = NexusFlow("none").estimate([text for text in held.texts if text.strip()])
+    estimate = NexusFlow("none").estimate([text for text in content.texts if text.strip()])
     return {
         "tokens": estimate.tokens,
         "error": estimate.token_error,

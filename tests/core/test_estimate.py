@@ -18,9 +18,9 @@ def _no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "exact_counter", lambda: None)
 
 
-def of(held: set[str] = frozenset(), given: int = 25, **options: float) -> module.Estimate:  # type: ignore[assignment]
+def of(stored: set[str] = frozenset(), given: int = 25, **options: float) -> module.Estimate:  # type: ignore[assignment]
     settings = Settings(base_url="https://x.invalid", **options)  # type: ignore[arg-type]
-    return estimate(TEXTS, held=set(held), given=given, settings=settings, price=Price())
+    return estimate(TEXTS, stored=set(stored), given=given, settings=settings, price=Price())
 
 
 def test_requests_are_the_batches_and_repetitions_are_counted_apart() -> None:
@@ -29,10 +29,10 @@ def test_requests_are_the_batches_and_repetitions_are_counted_apart() -> None:
 
 
 def test_what_the_cache_holds_costs_nothing() -> None:
-    found = of(held=set(TEXTS[:20]))
+    found = of(stored=set(TEXTS[:20]))
     assert (found.cached, found.requests) == (20, 1)
     assert found.tokens < of().tokens
-    assert of(held=set(TEXTS)).cost == 0
+    assert of(stored=set(TEXTS)).cost == 0
 
 
 def test_the_rule_gives_its_error() -> None:

@@ -279,10 +279,10 @@ class VectorStore:
         now = self.clock()
         times = [now, now + self.claim_seconds]
         with self.transaction() as db:
-            held = self._on_claims(
+            renewed = self._on_claims(
                 "UPDATE claim SET since = ?, until = ?, sent = 1", times, keys, call
             )
-            if held == len(keys):
+            if renewed == len(keys):
                 return set()
             owner, claims = self._owner_of(call), self._claims(db, keys)
         return {key for key in keys if key not in claims or claims[key].owner != owner}

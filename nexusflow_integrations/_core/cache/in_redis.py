@@ -297,13 +297,13 @@ class RedisStore:
         """Return the ``keys`` that have a row, without claiming or counting anything."""
 
         def work(client: Any) -> set[bytes]:
-            held: set[bytes] = set()
+            stored: set[bytes] = set()
             for some in _pieces(list(dict.fromkeys(keys))):
                 pipe = client.pipeline(transaction=False)
                 for key in some:
                     pipe.exists(_VECTOR + key)
-                held.update(key for key, there in zip(some, pipe.execute(), strict=True) if there)
-            return held
+                stored.update(key for key, there in zip(some, pipe.execute(), strict=True) if there)
+            return stored
 
         return self._using(work)
 
@@ -403,13 +403,13 @@ class RedisStore:
                 samples[prefix] = name
             kinds = client.hgetall(_KINDS)
             counts = client.hgetall(_COUNTS)
-            models = [_model(kinds.get(prefix), held) for prefix, held in rows.items()]
+            models = [_model(kinds.get(prefix), count) for prefix, count in rows.items()]
             session = self._session
             return CacheInfo(
                 path=self.path,
                 bytes=sum(
-                    held * int(client.memory_usage(samples[prefix]) or 0)
-                    for prefix, held in rows.items()
+                    count * int(client.memory_usage(samples[prefix]) or 0)
+                    for prefix, count in rows.items()
                 ),
                 vectors=sum(rows.values()),
                 models=tuple(sorted(models, key=lambda model: -model.vectors)),
@@ -438,23 +438,23 @@ class RedisStore:
         def work(client: Any) -> Pruned:
             self._check(client)
             # Seconds since the last use, bytes and name of each vector.
-            held: list[tuple[int, int, bytes]] = []
+            found: list[tuple[int, int, bytes]] = []
             for names in _name_pages(client):
                 pipe = client.pipeline(transaction=False)
                 for name in names:
                     pipe.object("IDLETIME", name)
                     pipe.memory_usage(name)
                 replies = iter(pipe.execute())
-                held += [
+                found += [
                     (idle, size, name)
                     for name, idle, size in zip(names, replies, replies, strict=False)
                     if idle is not None and size is not None
                 ]
-            held.sort(reverse=True)
-            size = sum(one[1] for one in held)
+            found.sort(reverse=True)
+            size = sum(one[1] for one in found)
             gone: list[bytes] = []
             removed = 0
-            for idle, each, name in held:
+            for idle, each, name in found:
                 too_old = max_age is not None and idle > max_age
                 if not too_old and (max_bytes is None or size - removed <= max_bytes):
                     break

@@ -169,7 +169,7 @@ class Engine:
             self._caches[place] = Cache(store_at(place))
         return self._caches[place]
 
-    async def held(
+    async def stored(
         self, texts: Sequence[str], settings: Settings, place: str | RedisAddress, *, derive: bool
     ) -> tuple[set[str], int]:
         """Return the texts whose vectors the store at ``place`` holds.
@@ -191,12 +191,12 @@ class Engine:
                 if not to_ask:
                     comparison.learn(sizes, rows)
             sources = comparison.sources(sizes) or sources
-        held: set[str] = set()
+        stored: set[str] = set()
         for size in sources:
             key = _keyer_at(cache, settings, size)
-            keys = {key(text): text for text in texts if text not in held}
-            held |= {keys[found] for found in await cache.present(list(keys), within)}
-        return held, to_ask
+            keys = {key(text): text for text in texts if text not in stored}
+            stored |= {keys[found] for found in await cache.present(list(keys), within)}
+        return stored, to_ask
 
     def _sender(self, call: Call) -> Sender:
         settings, key = call.settings, call.key

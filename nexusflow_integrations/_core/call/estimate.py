@@ -54,18 +54,18 @@ class Estimate:
 def estimate(
     texts: Sequence[str],
     *,
-    held: set[str],
+    stored: set[str],
     given: int,
     settings: Settings,
     price: Price,
     comparisons: int = 0,
 ) -> Estimate:
-    """Return the estimate for the distinct ``texts``; ``held`` are those that the cache holds.
+    """Return the estimate for the distinct ``texts``; ``stored`` are those that the cache holds.
 
     ``given`` is the number of texts before duplicates were removed, ``comparisons`` the
     number of sizes at which the fixed texts must be embedded.
     """
-    missing = [text for text in texts if text not in held]
+    missing = [text for text in texts if text not in stored]
     counter = exact_counter()
     tokens = sum(map(counter or estimate_tokens, missing))
     batches = plan_batches(

@@ -221,12 +221,12 @@ class LeasedPacer:
         # too low, its correction may come after another process was allowed to send.
         self._charge = 0.0
         self._ratio = 1.0
-        self._owed = 0.0
-        self._late = 0.0
+        self._unreported = 0.0
+        self._late_seconds = 0.0
         self._asking = False
         self._waited = 0.0
         self._looked_at = 0.0
-        self._owing = False
+        self._is_reporting = False
         self._alone: GivenLimits | None = None
         self._ask_at = 0.0
         self._last: tuple[int, float] | None = None  # tokens and send time of the last request
@@ -239,7 +239,7 @@ class LeasedPacer:
                 self._lease(now)
             return self._alone.wait(now)
         while self._slots and now - self._slots[0][0] > LAPSE:
-            self._owe(-self._slots.popleft()[1])
+            self._charge_later(-self._slots.popleft()[1])
             self._size = 1
         if 2 * len(self._slots) <= self._size:
             self._lease(now)
@@ -261,11 +261,11 @@ class LeasedPacer:
             return
         slot, charged = self._slots.popleft()
         cost = tokens * self._ratio
-        self._owe(cost - charged)
+        self._charge_later(cost - charged)
         self._charge = max(cost, self._charge + 0.2 * (cost - self._charge))
         room = min(_room(1, self._requests_per_second), _room(cost, self._tokens_per_second))
         if now - slot > room - Gcra.slack:
-            self._late += now - slot  # otherwise the next request could follow too soon
+            self._late_seconds += now - slot  # otherwise the next request could follow too soon
         if not self._slots:
             self._size = min(MOST_AT_ONCE, 2 * self._size)
 
@@ -274,7 +274,7 @@ class LeasedPacer:
         if self._alone is not None:
             self._alone.settle(estimated, billed)
         elif estimated > 0:
-            self._owe(billed - estimated * self._ratio)
+            self._charge_later(billed - estimated * self._ratio)
             self._ratio += 0.1 * (min(10.0, max(0.1, billed / estimated)) - self._ratio)
 
     def throttled(self, *, sent_at: float, now: float, hint: float | None) -> None:
@@ -294,24 +294,24 @@ class LeasedPacer:
 
     # -- the other thread ----------------------------------------------------------------------
 
-    def _owe(self, tokens: float) -> None:
+    def _charge_later(self, tokens: float) -> None:
         if self._shared.tokens_per_minute is None:
             return
-        self._owed += tokens
-        if not self._owing:
-            self._owing = True
-            asyncio.get_running_loop().call_soon(self._pay)
+        self._unreported += tokens
+        if not self._is_reporting:
+            self._is_reporting = True
+            asyncio.get_running_loop().call_soon(self._report)
 
-    def _pay(self) -> None:
+    def _report(self) -> None:
         """Report the unreported tokens, unless a lease has already included them."""
-        if abs(self._owed) < 1 or self._alone is not None:
-            self._owing = False
+        if abs(self._unreported) < 1 or self._alone is not None:
+            self._is_reporting = False
             return
-        owed, self._owed = self._owed, 0.0
-        offload(self._submit, lambda: self._shared.adjust(owed), self._paid, self._fail)
+        unreported, self._unreported = self._unreported, 0.0
+        offload(self._submit, lambda: self._shared.adjust(unreported), self._reported, self._fail)
 
-    def _paid(self, _: None) -> None:
-        self._pay()
+    def _reported(self, _: None) -> None:
+        self._report()
 
     def _lease(self, now: float) -> None:
         if self._asking:
@@ -323,10 +323,11 @@ class LeasedPacer:
         count = max(
             1, min(self._size, int(min(pace, MOST_AT_ONCE / LEASE_SECONDS) * LEASE_SECONDS))
         )
-        owed, late, self._owed, self._late = self._owed, self._late, 0.0, 0.0
+        unreported, self._unreported = self._unreported, 0.0
+        late, self._late_seconds = self._late_seconds, 0.0
 
         def lease() -> list[tuple[float, int]]:
-            waits = self._shared.lease(count, charge, owed_tokens=owed, late=late)
+            waits = self._shared.lease(count, charge, owed_tokens=unreported, late=late)
             now = self._clock()
             slots = [(now + wait, charge) for wait in waits]
             if not slots or not all(math.isfinite(at) for at, _ in slots):
@@ -343,7 +344,7 @@ class LeasedPacer:
             now = self._clock()
             shift = max(0.0, now + self._alone.wait(now) - slots[0][0])
             slots = [(at + shift, charge) for at, charge in slots]
-            self._late += shift
+            self._late_seconds += shift
             self._alone = None
             logger.warning("the shared limits can be reached again; pacing together")
         self._slots.extend(slots)
@@ -377,7 +378,7 @@ class LeasedPacer:
         self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        self._owing = False
+        self._is_reporting = False
         if isinstance(error, (StoreUnavailable, CacheError)):
             self._pace_alone(str(error))
         else:  # show only the type: the message may contain an address with a password

@@ -209,17 +209,17 @@ def open_to_read(directory: Path) -> Collection:
 
 def stored(collection: Collection) -> dict[str, Document]:
     """Return all documents of a collection, by id."""
-    held: dict[str, Document] = {}
+    documents: dict[str, Document] = {}
     with reading():
         while page := collection.get(
-            limit=_PAGE, offset=len(held), include=["documents", "metadatas"]
+            limit=_PAGE, offset=len(documents), include=["documents", "metadatas"]
         ):
             texts, notes = page["documents"] or [], page["metadatas"] or []
             for name, text, note in zip(page["ids"], texts, notes, strict=True):
-                held[name] = Document(text or "", str(note["source"]), str(note["url"]))
+                documents[name] = Document(text or "", str(note["source"]), str(note["url"]))
             if len(page["ids"]) < _PAGE:
-                return held
-    return held
+                return documents
+    return documents
 
 
 def make_keyword_index(collection: Collection) -> None:
