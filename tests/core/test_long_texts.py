@@ -158,7 +158,7 @@ def test_the_limit_is_that_of_the_model_and_unknown_for_an_unknown_one(upstream:
         upstream.client(max_text_tokens=None).embed(text)
     upstream.client(max_text_tokens=None, model="another").embed(text)
     assert upstream.texts == [text]
-    with pytest.raises(ConfigurationError, match=r"^on_too_long='split' needs to know"):
+    with pytest.raises(ConfigurationError, match=r"^on_too_long='split' needs the model's limit"):
         upstream.client(max_text_tokens=None, model="another", on_too_long="split")
 
 
