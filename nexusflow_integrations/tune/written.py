@@ -355,9 +355,12 @@ class Writer:
         Raises:
             ChatError: The model did not answer, or none of its answers held a question; after ten
                 of these no more are paid for.
+            OSError: A question cannot be kept in the file; those before it are.
         """
         allowance = _Allowance(self._chat, self._budget, kept, kept_money)
+        _make_ready(self._chat.file)
         self.unasked = 0
+        self._unkept: OSError | None = None
         problem = ""
         try:
             self._ask_all(allowance)
@@ -365,7 +368,10 @@ class Writer:
             raise
         except Exception as error:  # noqa: BLE001 - the SDK has errors of its own
             problem = clean(str(error), [self._key], 300)
-        if problem:  # Outside the handler: the frames of the SDK hold the key.
+        # Outside the handler: the frames of the SDK hold the key.
+        if self._unkept is not None:
+            raise self._unkept
+        if problem:
             raise ChatError(f"the chat model {self._chat.model} did not answer: {problem}")
         return [self._written[item.key] for item in self._asked if item.key in self._written]
 
@@ -386,7 +392,6 @@ class Writer:
     def _ask_all(self, allowance: _Allowance) -> None:
         from openai import OpenAI
 
-        _end_line(self._chat.file)
         before, stop = self._spent, threading.Event()
 
         def one(asked: Asked) -> None:
@@ -472,8 +477,12 @@ class Writer:
         else:
             record["source"] += f":{asked.line}"
         record |= {"model": self._chat.model, "passage": asked.key}
-        with self._chat.file.open("ab") as file:
-            file.write(orjson.dumps(record) + b"\n")
+        try:
+            with self._chat.file.open("ab") as file:
+                file.write(orjson.dumps(record) + b"\n")
+        except OSError as error:
+            self._unkept = OSError(error.errno, error.strerror, str(self._chat.file))
+            raise
 
     def _read(self) -> dict[str, Question]:
         """Return the questions of the file that this model wrote about these passages."""
@@ -510,10 +519,14 @@ def _counted(answer: Any) -> ChatTokens | None:
     return ChatTokens.of(*(getattr(usage, name, None) for name in names))
 
 
-def _end_line(file: Path | None) -> None:
-    """Remove a line that was cut off when a run was killed; end one that lacks only its newline."""
-    if file is None or not file.exists():
+def _make_ready(file: Path | None) -> None:
+    """Create ``file`` if it is missing, so that a wrong path fails before anything is paid for.
+
+    Remove a line that was cut off when a run was killed; end one that lacks only its newline.
+    """
+    if file is None:
         return
+    file.open("ab").close()
     content = file.read_bytes()
     whole, last = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
     if last and _object_of_line(last):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,36 @@ def test_questions_of_a_run_that_failed_are_not_paid_for_again(
     other = ChatModel("another", KEY, server.base_url, file=file)
     _tuning(server, other).run()
     assert len(server.asked) == 8, "another model's questions are its own"
+
+
+def test_a_file_that_cannot_be_made_is_named_before_anything_is_paid(
+    server: ChatServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "missing" / "written.jsonl"
+    with pytest.raises(FileNotFoundError) as caught:
+        _tuning(server, _chat(server, file=file)).run()
+    assert caught.value.filename == str(file)
+    assert not server.asked
+
+
+def test_questions_that_cannot_be_kept_are_not_blamed_on_the_model(
+    server: ChatServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "written.jsonl"
+
+    def replace_the_file(body: dict[str, Any]) -> str:
+        if len(server.asked) == 5 and file.is_file():
+            file.unlink()
+            file.mkdir()
+        return _reply(body)
+
+    server.reply = replace_the_file
+    with pytest.raises(IsADirectoryError) as caught:
+        _tuning(server, _chat(server, file=file)).run()
+    assert caught.value.filename == str(file)
+    assert KEY not in "".join(
+        traceback.TracebackException.from_exception(caught.value, capture_locals=True).format()
+    )
 
 
 def test_questions_and_a_model_to_write_them_do_not_go_together(server: ChatServer) -> None:
