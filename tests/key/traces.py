@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import traceback
 import types
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -72,6 +73,7 @@ def leaks(error: BaseException, *secrets: str) -> list[str]:
         return any(needle in text for needle in needles)
 
     found = []
+    ours: list[tuple[str, object]] = []
     for one in chain(error):
         name = type(one).__name__
         texts = {"text": f"{one} {one!r} {one.args!r}", "attributes": repr(vars(one))}
@@ -84,10 +86,8 @@ def leaks(error: BaseException, *secrets: str) -> list[str]:
                 if shows(text) and not _is_given_to(frame):
                     found.append(f"{where}: repr of {local}")
             if str(frame.f_globals.get("__name__", "")).startswith(PACKAGE):
-                for path, text in deep(dict(frame.f_locals)):
-                    if shows(text):
-                        found.append(f"{where}: {path}")
-    return found
+                ours.append((f"{where}: ", dict(frame.f_locals)))
+    return found + [path for path, text in deep(ours) if shows(text)]
 
 
 def _is_given_to(frame: types.FrameType) -> bool:
@@ -95,13 +95,17 @@ def _is_given_to(frame: types.FrameType) -> bool:
     return frame.f_globals.get("__name__") == "haystack.core.component.component"
 
 
-def deep(start: object) -> Iterator[tuple[str, str]]:
-    """Every text that can be reached from ``start``, and how; holders of secrets are closed."""
+def deep(starts: list[tuple[str, object]]) -> Iterator[tuple[str, str]]:
+    """Every text that can be reached from ``starts``, and how; holders of secrets are closed.
+
+    All frames together and the nearest objects first: most of what one frame reaches, the others
+    reach, too.
+    """
     seen: set[int] = set()
     keep: list[object] = []  # or another object could get the id of one that is gone
-    waiting: list[tuple[str, object, int]] = [("", start, 0)]
+    waiting = deque((path, value, 0) for path, value in starts)
     while waiting:
-        path, value, depth = waiting.pop()
+        path, value, depth = waiting.popleft()
         if id(value) in seen or depth > DEPTH or isinstance(value, HOLDERS):
             continue
         if type(value).__name__ in THEIR_HOLDERS:

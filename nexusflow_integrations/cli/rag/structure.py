@@ -116,7 +116,7 @@ def _restructured(text: str) -> Iterator[Block]:
     number = 0
     blank = True
     while number < len(lines):
-        over = blank and _is_title(lines[number : number + 3])
+        over = blank and bool(lines[number]) and _is_title(lines[number : number + 3])
         if over or (blank and _is_title(["", *lines[number : number + 2]])):
             title, under = lines[number + over], lines[number + 1 + over]
             level = levels.setdefault((under[0], over), len(levels) + 1)
