@@ -7,8 +7,8 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Awaitable
-from typing import TypeVar, get_args
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar, get_args
 
 import orjson
 from starlette.applications import Starlette
@@ -23,6 +23,7 @@ from .protocol import (
     MAX_TOKENS,
     MODEL,
     ApiError,
+    EmbeddingsRequest,
     TooLong,
     check_lengths,
     parse_request,
@@ -138,6 +139,10 @@ class LocalApi:
         self._check_key(request)
         body = await self._read_body(request)
         asked = parse_request(body)
+        answer = self._answer(asked)
+        return await (answer if self.runner.encoder.instant else _unless_gone(request, answer))
+
+    async def _answer(self, asked: EmbeddingsRequest) -> Response:
         tokens = await _model_answer(self.runner.count_tokens(asked.texts))
         texts = asked.texts
         if self.too_long == "truncate":
@@ -278,6 +283,26 @@ def create_app(
     )
     api.runner.start()
     return api.app()
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """Return what ``work`` returns; cancel it when the client closes the connection.
+
+    Otherwise the model would go on for nobody, and stopping the server would wait for it.
+
+    Raises:
+        ClientDisconnect: The client has closed it.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())  # the body was read: nothing else can come
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
 
 
 async def _model_answer(work: Awaitable[_T]) -> _T:

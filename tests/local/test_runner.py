@@ -245,6 +245,24 @@ async def test_requests_over_the_concurrency_are_refused_and_pass_later(
         assert (await client.post("/embeddings", json=BODY)).status_code == 200
 
 
+async def test_texts_of_a_client_that_hangs_up_are_not_encoded_and_do_not_delay_the_stop(
+    served: HeldEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.may_load.set()
+    async with LocalServer() as server, client_of(server) as client:
+        tasks = [asyncio.create_task(client.post("/embeddings", json=BODY))]
+        await until(lambda: served.runs)
+        tasks += [asyncio.create_task(client.post("/embeddings", json=BODY)) for _ in range(3)]
+        await until(lambda: server.stats.in_flight == 4)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await until(lambda: server.stats.in_flight == 0)
+        served.may_encode.set()
+    assert len(served.runs) == 1
+    assert not caplog.records, "uvicorn had no request to cancel"
+
+
 async def test_a_request_may_come_before_the_start(held: HeldEncoder) -> None:
     held.may_load.set()
     held.may_encode.set()
