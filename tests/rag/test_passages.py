@@ -109,6 +109,19 @@ def test_titles_of_restructuredtext_are_headings_in_the_order_of_their_adornment
     ]
 
 
+@pytest.mark.parametrize("between", ["\n", "\n\n", "\n\n\n", "\n.. note\n\n"])
+def test_titles_of_one_adornment_have_one_level_whatever_is_before_them(between: str) -> None:
+    text = (
+        f"Notes\n=====\n{between}Version 2\n---------\n\nNew.\n\n\nVersion 1\n---------\n\nOld.\n"
+    )
+    found = [block for block in blocks(text, "rst") if block.level]
+    assert [(block.level, block.title) for block in found] == [
+        (1, "Notes"),
+        (2, "Version 2"),
+        (2, "Version 1"),
+    ]
+
+
 def test_a_table_or_a_transition_is_no_title() -> None:
     text = "One\n\n----\n\n=====  ====\nName   Food\n=====  ====\npanda  tree\n=====  ====\n"
     assert len(list(cut(text, kind="rst"))) == 1
@@ -148,11 +161,12 @@ def test_a_heading_that_is_too_long_is_cut_after_a_word(word: str) -> None:
             assert word != "heading " or head.endswith(" heading …")
 
 
-def test_front_matter_is_no_heading() -> None:
-    assert list(cut("---\ntitle: Zoo\n---\n# Pandas\n\nClimb.\n")) == [
-        (1, "---\ntitle: Zoo\n---"),
-        (6, "Pandas\n\nClimb."),
-    ]
+def test_front_matter_is_no_passage_and_its_title_is_the_heading_of_a_text_without_one() -> None:
+    assert list(cut("---\ntitle: Zoo\n---\n# Pandas\n\nClimb.\n")) == [(6, "Pandas\n\nClimb.")]
+    text = "---\nlayout: page\ntitle: 'The zoo'\ntags: [a]\n---\nOpen.\n\n## Pandas\n\nClimb.\n"
+    assert list(cut(text)) == [(6, "The zoo\n\nOpen."), (10, "The zoo > Pandas\n\nClimb.")]
+    assert list(cut("---\nlayout: page\n---\nOpen.\n")) == [(4, "Open.")]
+    assert list(cut("---\nlayout: page\n---\n")) == []
 
 
 def test_each_piece_of_a_long_paragraph_cites_its_own_line() -> None:

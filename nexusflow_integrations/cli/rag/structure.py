@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
 _FRONT_MATTER = re.compile(r"---\n.*?\n(?:---|\.\.\.)(?:\n|\Z)", re.DOTALL)
+_FRONT_TITLE = re.compile(r"^title:[ \t]*(?P<quote>[\"']?)(?P<title>.+?)(?P=quote)[ \t]*$", re.M)
 _ADORNMENT = re.compile(r"([!-/:-@[-`{-~])\1*")
 _SHORT_ADORNMENT = 4
 _ROLE = re.compile(r":[\w:.+-]+:`[!~]?([^`<]*?)(?:\s*<[^`>]*>)?`")
@@ -77,9 +78,10 @@ def _markdown_parser() -> MarkdownIt:
 def _markdown(text: str) -> Iterator[Block]:
     parser = _markdown_parser()
     found = _FRONT_MATTER.match(text)
-    if found:  # CommonMark would read front matter as a heading
-        yield Block(0)
-        text = "\n" * text.count("\n", 0, found.end()) + text[found.end() :]
+    if found:  # settings of a site generator, which CommonMark would take for a heading
+        title, lines = _FRONT_TITLE.search(found.group()), text.count("\n", 0, found.end())
+        yield Block(0, 1, title["title"] if title else "", lines)
+        text = "\n" * lines + text[found.end() :]
     tokens = parser.parse(text)
     for place, token in enumerate(tokens):
         if token.level or not token.map or token.nesting < 0:
