@@ -275,3 +275,24 @@ def test_the_suffix_says_how_headings_are_marked(tmp_path: Path) -> None:
     texts = [item.text for item in corpus.folder(tmp_path).documents]
     assert texts[:5] == [f"Zoo\n\n{kind}" for kind in ("adoc", "mdx", "org", "rst", "rst.txt")]
     assert texts[5:] == ["Zoo\n\nclass Zoo:\n    pass", "# Zoo\n\ntxt"]
+
+
+def test_a_file_whose_name_is_not_utf8_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "good.md").write_text("Pandas climb.")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.md", "wb") as file:
+        file.write(b"Otters swim.")
+    found = corpus.folder(tmp_path)
+    assert [item.source for item in found.documents] == ["good.md:1"]
+    assert found.skipped == (Skipped(r"caf\xe9.md", "its name is not UTF-8"),)
+    assert corpus.whole(str(tmp_path))[1] == found.skipped
+
+
+def test_the_folder_one_is_in_is_called_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "zoo" / "cages").mkdir(parents=True)
+    (tmp_path / "zoo" / "a.md").write_text("Pandas climb.")
+    monkeypatch.chdir(tmp_path / "zoo" / "cages")
+    assert corpus.folder(Path("..")).title == "1 passage of zoo"
+    monkeypatch.chdir(tmp_path / "zoo")
+    assert corpus.folder(Path()).title == "1 passage of zoo"

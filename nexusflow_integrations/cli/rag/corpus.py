@@ -330,12 +330,17 @@ def folder(path: Path, limit: int | None = None, tuned: TunedSettings = _DEFAULT
     name = re.sub(r"[^\w.-]+", "-", path.resolve().stem if path.is_file() else path.resolve().name)
     return Corpus(
         name.strip("-.") or "folder",
-        f"{count(len(documents), 'passage')} of {path}",
+        f"{count(len(documents), 'passage')} of {_shown(path)}",
         documents,
         tuple(skipped),
         complete,
         left_out,
     )
+
+
+def _shown(path: Path) -> Path:
+    """Return ``path``; for ``.`` and ``..`` the name of that folder."""
+    return path if path.name not in ("", "..") else Path(path.resolve().name or path)
 
 
 def _text_files(path: Path, skipped: list[Skipped], others: Counter[str]) -> Iterator[Path]:
@@ -419,6 +424,10 @@ def kind_of(name: str) -> str:
 
 def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
     """Return the text of a file; if there is none, add the reason to ``skipped``."""
+    if not _is_utf8(source):
+        printable = os.fsencode(source).decode("utf-8", "backslashreplace")
+        skipped.append(Skipped(printable, "its name is not UTF-8"))
+        return None
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a named pipe would never end
@@ -444,6 +453,14 @@ def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
         line = data.count(b"\n", 0, error.start) + 1
         skipped.append(Skipped(f"{source}:{line}", "not UTF-8"))
     return None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _others(others: Counter[str]) -> str:
