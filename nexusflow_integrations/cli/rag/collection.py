@@ -231,9 +231,12 @@ def make_keyword_index(collection: Collection) -> None:
 
 
 def update(
-    collection: Collection, plan: Plan, progress: Callable[[int], object] | None = None
+    collection: Collection,
+    plan: Plan,
+    progress: Callable[[int], object] | None = None,
+    **options: Any,
 ) -> Updated:
-    """Carry out ``plan`` on a collection; see ``sync_documents`` for the guarantees."""
+    """Carry out ``plan`` on a collection; see ``sync_documents`` for guarantees and options."""
     from nexusflow_integrations.chroma_collections import sync_documents
 
     done = sync_documents(
@@ -243,6 +246,7 @@ def update(
         metadatas=[{"source": item.source, "url": item.url} for item in plan.documents],
         remove=plan.remove,
         progress=progress,
+        **options,
     )
     left_out = tuple(
         Skipped(plan.documents[item.place].source, item.message) for item in done.left_out

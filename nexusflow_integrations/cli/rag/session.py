@@ -43,6 +43,10 @@ from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import CollectionError, ConfigurationError, NexusFlowError
 
 _SAME_SCORE = 1e-3
+# The local model is slow. With few requests in flight and small writes, little is embedded again
+# after Ctrl-C or a kill; 4 requests keep it as busy as 32.
+_LOCAL_REQUESTS = 4
+_LOCAL_SLICE = 50
 _CLASS = re.compile(r"\b[A-Z]\w*Error: ")
 _ANOTHER = "; make another collection"
 
@@ -126,6 +130,7 @@ class Session:
             NexusFlowError: Embedding or writing failed.
         """
         began = time.perf_counter()
+        is_local = self.endpoint.local_model is not None
         if self._hybrid():
             check_packages()
         with self.index.alone():
@@ -139,9 +144,15 @@ class Session:
                     on_usage=self.meter,
                     cache=self.cache,
                     budget=self.budget,
+                    **({"max_concurrency": _LOCAL_REQUESTS} if is_local else {}),
                 )
                 wanted = plan(corpus, stored(collection), self._replaced() if fresh else None)
-                done = update(collection, wanted, lambda more: progress(more, self.meter.total))
+                done = update(
+                    collection,
+                    wanted,
+                    lambda more: progress(more, self.meter.total),
+                    **({"slice_size": _LOCAL_SLICE} if is_local else {}),
+                )
                 documents = collection.count()
                 hybrid = self._hybrid()
                 if hybrid:
