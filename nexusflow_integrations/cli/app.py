@@ -23,6 +23,7 @@ from nexusflow_integrations.cli.options import JsonOption, print_json
 from nexusflow_integrations.cli.report import report
 from nexusflow_integrations.cli.screen import Screen
 from nexusflow_integrations.cli.tune import tune
+from nexusflow_integrations.cli.words import printable
 
 __all__ = ["app"]
 
@@ -44,7 +45,7 @@ class Commands(TyperGroup):
             if its_own or closed or os.environ.get("NEXUSFLOW_DEBUG"):
                 raise
             sentence, code = explain(error)
-            typer.echo(f"nexusflow: {sentence}", err=True)
+            typer.echo(f"nexusflow: {printable(sentence)}", err=True)
             raise typer.Exit(code) from None
 
 

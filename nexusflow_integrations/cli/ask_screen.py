@@ -22,7 +22,7 @@ from nexusflow_integrations.cli.rag.indexes import Index
 from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Chat, ChatTokens, Passage
 from nexusflow_integrations.cli.rag.session import CUTS, Found, agree
 from nexusflow_integrations.cli.screen import INDENT, Screen, home, money, price_line
-from nexusflow_integrations.cli.words import count, time_left
+from nexusflow_integrations.cli.words import count, printable, time_left
 
 _BAR = 10
 _SNIPPET = 150
@@ -84,7 +84,7 @@ class AskScreen(Screen):
     def left_out(self, left_out: Sequence[Skipped]) -> None:
         """List the files and passages that were left out, on standard error."""
         for item in left_out[:_NAMED]:
-            self.err.print(Text(f"left out {item}", style="yellow"))
+            self.err.print(Text(f"left out {printable(str(item))}", style="yellow"))
         if (more := len(left_out) - _NAMED) > 0:
             self.err.print(Text(f"and left out {more:,} more; --json names all", style="yellow"))
 
@@ -97,7 +97,7 @@ class AskScreen(Screen):
     def question(self, text: str) -> None:
         """Show the question."""
         self.out.print()
-        self.out.print(Rule(Text(text, style="bold"), style="dim", align="left"))
+        self.out.print(Rule(Text(printable(text), style="bold"), style="dim", align="left"))
 
     def passages(self, passages: Sequence[Passage], *, hybrid: bool = False) -> None:
         """Show the passages found: number, score, source and the beginning of the text."""
@@ -109,12 +109,17 @@ class AskScreen(Screen):
             line = Text.assemble(
                 (f"[{number}]", "cyan"),
                 f" {passage.score:.3f} ",
-                (_bar(passage.score), "green"),
+                (self._bar(passage.score), "green"),
                 "  ",
-                (passage.source, f"bold link {passage.url}" if passage.url else "bold"),
+                (printable(passage.source), f"bold link {passage.url}" if passage.url else "bold"),
             )
             self.out.print(Padding(line, INDENT))
             self.out.print(Padding(Text(_snippet(passage), style="dim"), (0, 0, 0, 6)))
+
+    def _bar(self, score: float) -> str:
+        full, empty = "#-" if self.out.options.ascii_only else "━╌"
+        filled = round(max(0.0, min(score, 1.0)) * _BAR)
+        return full * filled + empty * (_BAR - filled)
 
     def beside(self, passages: Sequence[Passage], keywords: Sequence[Passage]) -> None:
         """Show the hits of BM25 beside those of the vector search."""
@@ -133,7 +138,7 @@ class AskScreen(Screen):
         if not quotes:
             self.out.print(Padding("No sentence in the passages could be quoted.", INDENT))
         for item in quotes:
-            line = Text.assemble(f"“{item.text}” ", (f"[{item.passage}]", "cyan"))
+            line = Text.assemble(f"“{printable(item.text)}” ", (f"[{item.passage}]", "cyan"))
             self.out.print(Padding(line, INDENT))
 
     def nothing_close(self, passages: Sequence[Passage]) -> None:
@@ -175,10 +180,10 @@ class AskScreen(Screen):
         shown = each()
         text = next(shown, "")  # wait for the first piece: no heading if the model fails
         self.head("Answer", f"written by {model} through {FRAMEWORKS[framework]}")
-        self.out.print(Text(text), end="", soft_wrap=True)
+        self.out.print(Text(printable(text, "\n\t")), end="", soft_wrap=True)
         for piece in shown:
             text += piece
-            self.out.print(Text(piece), end="", soft_wrap=True)
+            self.out.print(Text(printable(piece, "\n\t")), end="", soft_wrap=True)
         self.out.print()
         return text, tokens
 
@@ -193,7 +198,7 @@ class AskScreen(Screen):
             first = item.passages[0] if item.passages else None
             table.add_row(
                 FRAMEWORKS[item.framework],
-                first.source if first else "nothing",
+                printable(first.source) if first else "nothing",
                 f"{first.score:.4f}" if first else "",
             )
         self.out.print(Padding(table, INDENT))
@@ -284,17 +289,13 @@ def _paid(usage: Usage) -> str:
     return count(usage.tokens, "token")
 
 
-def _bar(score: float) -> str:
-    filled = round(max(0.0, min(score, 1.0)) * _BAR)
-    return "━" * filled + "╌" * (_BAR - filled)
-
-
 def _snippet(passage: Passage) -> str:
     text = " ".join(passage.text.removeprefix(f"{passage.source}: ").split())
+    text = printable(text)
     return text if len(text) <= _SNIPPET else f"{text[:_SNIPPET].rsplit(' ', 1)[0]} …"
 
 
 def _cells(passages: Sequence[Passage], row: int) -> tuple[RenderableType, str]:
     if row >= len(passages):
         return Text("–", style="dim"), ""
-    return Text(passages[row].source, style="bold"), f"{passages[row].score:.3f}"
+    return Text(printable(passages[row].source), style="bold"), f"{passages[row].score:.3f}"

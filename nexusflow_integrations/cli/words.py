@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return ``text`` with escapes for control characters, which could change the terminal.
+
+    Those in ``keep`` stay.
+    """
+
+    def escaped(found: re.Match[str]) -> str:
+        char = found.group()
+        return char if char in keep else ascii(char)[1:-1]
+
+    return _CONTROL.sub(escaped, text)
+
 
 def count(number: int, what: str) -> str:
     """Return ``1 text``, ``2 texts``."""
