@@ -190,6 +190,7 @@ def demo(
         raise UsageProblem(
             "the fixed questions are about the standard library: use --corpus stdlib"
         )
+    _check_question(question)
     _check_chat(chat_model, embedded=local or not has_key())
     _check_fresh(fresh, limit)
     price = None if chat_price is None else read_chat_price(chat_price)
@@ -378,6 +379,7 @@ def _ask(
     *,
     answer: bool,
 ) -> None:
+    _check_question(question)
     price = None if chat_price is None else read_chat_price(chat_price)
     if bm25:
         check_packages()
@@ -437,6 +439,11 @@ def _keywords(documents: Sequence[corpora.Document]) -> Keywords:
     return Keywords(documents)
 
 
+def _check_question(question: str) -> None:
+    if not question.strip():
+        raise UsageProblem("the question is empty")
+
+
 def _check_fresh(fresh: bool, limit: int | None) -> None:
     if fresh and limit is not None:
         raise UsageProblem(
@@ -485,12 +492,14 @@ def _estimate(
 
 
 def _stored_documents(index: Index) -> dict[str, corpora.Document]:
-    about = index.described()
-    if about is None:
+    folder = index.kept
+    if folder is None or not any(folder.iterdir()):
         return {}
     try:
-        return stored(open_to_read(index.directory / about.folder))
+        return stored(open_to_read(folder))
     except DamagedError as error:
+        if index.described() is None:
+            return {}  # a first run that was stopped before it created the collection
         raise index.damaged(str(error)) from None
 
 

@@ -109,6 +109,40 @@ def test_a_file_that_cannot_be_read_keeps_its_passages_and_is_named(
     assert held(store) == {PANDA, OTTER, CHINESE}
 
 
+def test_an_estimate_counts_what_a_stopped_first_run_has_written(
+    nexusflow: Command, service: LocalServer, zoo: Path, store: Path
+) -> None:
+    nexusflow("index", str(zoo))
+    (described,) = store.glob("*/index.json")
+    described.unlink()
+    (zoo / "finch.txt").write_text("The finch eats seeds.")
+    expected = "1 added, 0 changed, 3 unchanged, 0 removed"
+    assert expected in nexusflow("index", str(zoo), "--estimate")[0]
+    assert "was never finished" in nexusflow.sentence("ask", "who climbs?", "-i", "zoo", code=1)
+    assert expected in nexusflow("index", str(zoo))[0]
+
+
+def test_control_characters_of_files_do_not_reach_the_terminal(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    (zoo / "\x1b[31mred\n.txt").write_text("The finch \x1b[32m eats seeds.")
+    (zoo / "\x1b]0;bad.txt").write_bytes(b"\xff\xfe")
+    nexusflow("index", str(zoo), code=5)
+    for arguments in (["search"], ["ask", "-f", "all", "--bm25"], ["index", "--fresh"]):
+        code, what = (5, str(zoo)) if arguments[0] == "index" else (0, "finch \x1b[33m seeds")
+        shown, aside = nexusflow(*arguments, what, code=code)
+        assert "\x1b" not in shown + aside
+        assert r"\x1b[31mred\n.txt" in shown or r"\x1b]0;bad.txt" in aside
+
+
+@pytest.mark.parametrize("command", [("ask",), ("search",), ("demo", "-q")])
+def test_an_empty_question_is_wrong_usage(
+    nexusflow: Command, service: LocalServer, command: tuple[str, ...]
+) -> None:
+    assert nexusflow.sentence(*command, " \n", code=2) == "the question is empty"
+    assert service.stats.requests == 0
+
+
 def test_a_folder_that_turns_out_empty_removes_nothing(
     nexusflow: Command, service: LocalServer, zoo: Path, store: Path
 ) -> None:

@@ -238,3 +238,25 @@ def test_a_key_chooses_the_service_and_starts_no_server(monkeypatch: pytest.Monk
 def test_an_impossible_size_is_refused_before_anything_starts() -> None:
     with pytest.raises(ConfigurationError, match="dimensions"), open_endpoint(dimensions=5):
         pytest.fail("it was opened")
+
+
+def test_an_unusable_index_does_not_make_a_name_ambiguous(indexes: Indexes) -> None:
+    usable = stand(indexes, "stdlib@minilm", 100)
+    (indexes.folder / "stdlib@nexusflow.vip" / "chroma-1").mkdir(parents=True)
+    assert indexes.find("stdlib") == usable
+    assert indexes.find("stdlib@nexus").described() is None
+
+
+def test_another_folders_index_does_not_answer_for_one_that_is_unfinished(
+    indexes: Indexes, tmp_path: Path
+) -> None:
+    here = tmp_path / "texts" / "deep"
+    here.mkdir(parents=True)
+    stand(indexes, "stdlib@minilm", 100)
+    unfinished = indexes.place(str(tmp_path / "texts"), "texts", SERVICE)
+    (unfinished.directory / "chroma-1").mkdir(parents=True)
+    with pytest.raises(UnusableIndexError, match=r"texts-\w+@nexusflow.vip' was never finished"):
+        indexes.find(None, here)
+    assert indexes.find(None, tmp_path).name == "stdlib@minilm"
+    nearer = stand(indexes, "deep@minilm", 50, corpus=os.path.realpath(here))
+    assert indexes.find(None, here) == nearer

@@ -11,7 +11,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -182,14 +182,22 @@ class Index:
         It is the folder in use, the folder of a first run that was stopped, or, with ``fresh`` or a
         damaged description, a new one.
         """
-        folders = self._folders()
-        last = _number(folders[-1]) if folders else 0
         about = self.described()
         if about is not None:
             self._clean(about.folder)  # remove the folder of a rebuild that was stopped
-            return f"{_PREFIX}{_number(Path(about.folder)) + 1}" if fresh else about.folder
-        stopped = folders and not (self.directory / _ABOUT).exists() and not fresh
-        return folders[-1].name if stopped else f"{_PREFIX}{last + 1}"
+        kept = self.kept
+        if kept is not None and not fresh:
+            return kept.name
+        folders = self._folders()
+        return f"{_PREFIX}{1 + (_number(folders[-1]) if folders else 0)}"
+
+    @property
+    def kept(self) -> Path | None:
+        """The Chroma folder that an update goes on with: that in use, or a stopped first run's."""
+        if (about := self.described()) is not None:
+            return self.directory / about.folder
+        folders = self._folders()
+        return folders[-1] if folders and not (self.directory / _ABOUT).exists() else None
 
     def describe(self, about: About) -> None:
         """Write the description atomically; remove Chroma folders no longer in use."""
@@ -258,8 +266,7 @@ class Indexes:
             endpoint: Where the corpus is embedded.
         """
         if corpus not in ("stdlib", "topics"):
-            path = os.path.realpath(corpus).encode("utf-8", "surrogateescape")
-            name = f"{name}-{hashlib.sha256(path).hexdigest()[:6]}"
+            name = f"{name}-{_digits(corpus)}"
         return Index(self.folder / f"{name}@{endpoint.name}")
 
     def all(self) -> list[Index]:
@@ -287,9 +294,12 @@ class Indexes:
             if not usable:
                 raise NoIndexError(_NO_INDEX)
             nearest = max(_nearness(about.corpus, near) for _, about in usable)
+            if unfinished := _unfinished(indexes, near, nearest):
+                unfinished.about()  # raises: an index of another folder would answer instead
             return next(i for i, about in usable if _nearness(about.corpus, near) == nearest)
         exact = [index for index in indexes if index.name == name]
         alike = exact or [index for index in indexes if index.name.startswith(name)]
+        alike = [index for index in alike if index.described()] or alike
         if len(alike) == 1:
             return alike[0]
         if not indexes:
@@ -298,6 +308,25 @@ class Indexes:
         if alike:
             raise NoIndexError(f"the names of several indexes begin with {name!r}: {names}")
         raise NoIndexError(f"there is no index named {name!r}; the indexes are: {names}")
+
+
+def _digits(path: str | Path) -> str:
+    """Return what distinguishes a folder or file from others of its name."""
+    whole = os.path.realpath(path).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(whole).hexdigest()[:6]
+
+
+def _unfinished(indexes: Sequence[Index], near: Path | None, nearest: int) -> Index | None:
+    """Return an unusable index of a folder that contains ``near``, if none else is as near."""
+    folders = [] if near is None else [Path(os.path.realpath(near))]
+    for folder in [*folders, *(above for one in folders for above in one.parents)]:
+        if 1 + len(folder.parts) <= nearest:
+            return None
+        mark = f"-{_digits(folder)}@"
+        found = [one for one in indexes if mark in one.name and one.described() is None]
+        if found:
+            return found[0]
+    return None
 
 
 def _nearness(corpus: str, near: Path | None) -> int:
