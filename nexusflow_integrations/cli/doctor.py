@@ -102,7 +102,7 @@ def examine() -> Findings:
     found.note("Cache", _cache())
     usable = True
     if has_key():
-        usable &= found.attempt("Key", _key)
+        usable &= _note_key(found)
     else:
         found.note("Key", "NEXUSFLOW_API_KEY is not set, so the local model is used")
     usable &= found.attempt("Endpoint", _base_url)
@@ -127,11 +127,18 @@ def _cache() -> str:
         return f"{home(path)}, not created yet"
 
 
-def _key() -> str:
-    key = resolve_api_key()
+def _note_key(found: Findings) -> bool:
+    try:
+        key = resolve_api_key()
+    except ConfigurationError as error:
+        found.fail("Key", error)
+        return False
     usual = key.reveal().startswith(_KEY_START)
-    start = f"begins with {_KEY_START}" if usual else f"does not begin with {_KEY_START}"
-    return f"NEXUSFLOW_API_KEY is set, {len(key.reveal())} characters, {start}"
+    start = f"{'begins' if usual else 'does not begin'} with {_KEY_START}"
+    # Another gateway's keys may begin otherwise: the first call decides.
+    text = f"NEXUSFLOW_API_KEY is set, {len(key.reveal())} characters, {start}"
+    found.note("Key", text, ok=True if usual else None)
+    return True
 
 
 def _base_url() -> str:
