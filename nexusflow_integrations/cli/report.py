@@ -118,7 +118,7 @@ def report(
             title=title,
             model=model,
         )
-    _show(screen, done)
+    _show(screen, done, title)
     if as_json:
         print_json(
             {
@@ -231,15 +231,17 @@ def _questions(path: Path) -> list[Question]:
     return asked
 
 
-def _show(screen: Screen, report: Report) -> None:
+def _show(screen: Screen, report: Report, title: str) -> None:
     """Show a summary of the report."""
     texts = f"{report.points:,} of {report.total:,} texts"
     if report.total == report.points:
         texts = count(report.points, "text")
     screen.out.print(f"{texts}, map by {report.projection}: {report.path}")
+    vectors = ""
     if report.model is not None:
         where = f" at {report.endpoint}" if report.endpoint else ""
-        screen.out.print(f"vectors of {report.model}{where}")
+        vectors = f", vectors of {report.model}{where}"
+    screen.out.print(f"{title}{vectors}")
     judged = len(report.ranks)
     if judged:
         hits = [f"{sum(rank <= most for rank in report.ranks) / judged:.2f}" for most in CUTS]

@@ -47,6 +47,7 @@ def test_a_report_of_a_chroma_folder_costs_nothing_without_questions(
     out = tmp_path / "out.html"
     shown, _ = nexusflow("report", "zoo", "--path", str(chroma), "-o", str(out))
     assert shown.startswith("30 texts, map by ")
+    assert "\nzoo, vectors of" in shown
     assert "vectors of text-embedding-v4 at localhost" in " ".join(shown.split())
     assert out.read_text("utf-8").startswith("<!doctype html>")
     assert service.stats.requests == 0
