@@ -1,4 +1,4 @@
-"""``add_documents``: add new documents to a collection; existing ones are left alone."""
+"""``add_documents`` adds new documents to a collection and does not change existing ones."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ class Added:
     """The outcome, in numbers of documents.
 
     Attributes:
-        added: Embedded and written.
-        present: Already in the collection with the same text; not paid for.
-        differing: Not written, because the collection has a different text under their id;
-            ``sync_documents`` would write them.
+        added: Documents that were embedded and written.
+        present: Documents that the collection already had with the same text; they were not paid
+            for.
+        differing: Documents that were not written, because the collection has a different text
+            under their id; ``sync_documents`` would write them.
     """
 
     added: int = 0
@@ -54,31 +55,31 @@ def add_documents(
 ) -> Added:
     """Add any number of documents; embed and pay for only those whose ids are new.
 
-    Memory holds about a thousand documents, however long the iterables are. While one slice is
-    written, the next ones are being embedded. After an error, what was embedded by then is in the
-    collection, and calling again continues from there.
+    About a thousand documents are in memory at a time. While one slice is written, the next ones
+    are embedded. After an error, the documents that were embedded before it are in the collection,
+    and another call continues from there.
 
     Args:
         collection: A collection with a NexusFlow embedding function, passed or stored.
-        ids: One for each document, all different.
+        ids: One id for each document; all are different.
         documents: The texts. Lists are checked completely before anything is sent.
-        metadatas: One for each document, ``None`` for none.
-        progress: Called with the number of documents done since the last call, written or already
-            there, so ``tqdm.update`` can be passed.
+        metadatas: One metadata for each document; ``None`` for a document without metadata.
+        progress: Called with the number of documents done since the last call, whether written or
+            already there, so ``tqdm.update`` can be passed.
         slice_size: Maximum documents per write, up to the client's own maximum.
         store_timeout: Seconds that one read or write of the collection may take, including retries;
             at most the embedding function's ``deadline``.
         writer_wait: Seconds to wait for another process that writes to the same folder.
         verify: Whether to check that the service still uses the same model, at most once an hour
             for each embedding function: up to three short documents of the collection are embedded
-            again first, and nothing is written if most of them get another vector.
+            again first, and nothing is written if most of them get a different vector.
 
     Raises:
         InvalidInputError: A document, its id or metadata cannot be stored, or an id occurs twice;
-            ``index`` says which.
+            ``index`` is the place.
         ValueError: The numbers of ids, documents and metadatas differ.
         RefusedTextsError: The server refused some documents, or they are too long; all others were
-            added. ``refused`` has their places in ``documents``.
+            added. ``refused`` holds their errors by place in ``documents``.
         CollectionError: The collection cannot be read or written, or another process writes to it.
             ``finished`` holds the vectors that were paid for but not written, by place.
         NexusFlowError: Embedding failed.

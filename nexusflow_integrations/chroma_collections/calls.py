@@ -1,4 +1,4 @@
-"""Calls of Chroma with a time limit and retries."""
+"""Calls Chroma with a time limit and retries."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 HANGS = 3
-"""Attempts without a response that fit into the time of a call."""
+"""Number of attempts without a response that fit into the time of a call."""
 READS = 3
-"""Attempts at a read that fails inside the store."""
+"""Maximum attempts at a read that fails inside the store."""
 PAUSE = 0.25
-"""Seconds before the second attempt, twice as many before the third, and so on."""
+"""Seconds before the second attempt; each further wait is twice as long."""
 _BUSY = ("locked", "busy", "timed out", "timeout", "temporarily", "unavailable")
 _TOO_LARGE = re.compile(r"\b413\b|too large|length limit exceeded")
 
@@ -40,7 +40,7 @@ class Calls:
     """Calls of a collection or client, each within ``timeout`` seconds including all attempts.
 
     Chroma itself sets no timeout and would wait for a locked database or a silent server for ever.
-    So each call runs in its own thread, which is abandoned when the time is over.
+    So each call runs in its own thread, for which the caller stops waiting when the time is over.
     """
 
     def __init__(self, collection: Collection | None, timeout: float) -> None:
@@ -52,21 +52,21 @@ class Calls:
 
         Raises:
             TooLargeError: The server accepts no request of this size.
-            CollectionError: It failed, even after retries, or took too long.
+            CollectionError: The call failed, even after retries, or took too long.
         """
         until = time.monotonic() + self._timeout
         for attempt in count(1):
             left = until - time.monotonic()
             try:
                 return _in_thread(method, fields, max(0.0, min(self._timeout / HANGS, left)))
-            except Exception as error:  # noqa: BLE001 - Chroma's clients raise what they like
+            except Exception as error:  # noqa: BLE001 - Chroma's clients raise errors of any class
                 pause = _pause(what, error, attempt, until - time.monotonic())
             time.sleep(pause)
         raise AssertionError("an attempt returns or raises")
 
 
 class AsyncCalls:
-    """The same for an ``AsyncCollection``."""
+    """Calls of an ``AsyncCollection``, each within ``timeout`` seconds including all attempts."""
 
     def __init__(self, collection: AsyncCollection | None, timeout: float) -> None:
         self.collection: Any = collection
@@ -97,7 +97,7 @@ def _in_thread(method: Callable[..., T], fields: dict[str, Any], limit: float) -
     def run() -> None:
         try:
             outcome.put((method(**fields), None))
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+        except BaseException as error:  # noqa: BLE001 - the waiting thread raises it again
             outcome.put((None, error))
 
     threading.Thread(target=run, name="nexusflow-chroma", daemon=True).start()
@@ -111,7 +111,7 @@ def _in_thread(method: Callable[..., T], fields: dict[str, Any], limit: float) -
 
 
 def _pause(what: str, error: Exception, attempt: int, left: float) -> float:
-    """Return the seconds before the next attempt; raise if there is none."""
+    """Return the seconds before the next attempt; raise an error if there is no next attempt."""
     said = str(error).lower()
     status = _status(error)
     if status == 413 or (status != 404 and _TOO_LARGE.search(said)):
@@ -130,12 +130,13 @@ def _pause(what: str, error: Exception, attempt: int, left: float) -> float:
 def _is_transient(error: Exception, said: str) -> bool:
     """Return whether another attempt may succeed.
 
-    A write that failed inside the store (500) is not repeated. After a full disk the second write
-    of an embedded Chroma waited for ever in 8 of 42 cases, and held the interpreter's lock.
+    A write that failed inside the store (500) is not repeated: after a full disk, the second write
+    of an embedded Chroma waited for ever in 8 of 42 cases and held the interpreter's lock.
     """
     if isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError)):
         return True
-    if isinstance(error, asyncio.TimeoutError):  # not the same class as TimeoutError before 3.11
+    # Before Python 3.11, this is not the class TimeoutError.
+    if isinstance(error, asyncio.TimeoutError):
         return True
     status = _status(error)
     if status in (429, 502, 503, 504):

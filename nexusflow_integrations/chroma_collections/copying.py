@@ -1,4 +1,4 @@
-"""``copy_collection``: copy a collection to another model or size while it stays in use."""
+"""``copy_collection`` copies a collection to another model or size while it stays in use."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ if TYPE_CHECKING:
 Exchange = bool | Literal["anyway"]
 
 PASSES = 5
-"""Maximum readings of the source until the copy matches it, while others write to it."""
+"""Maximum number of times that the source is read until the copy matches it."""
 _ROUNDING = 1e-5
-"""How far a vector may be from its copy: JSON changes the last bits."""
+"""Allowed difference between a vector and its copy, because JSON changes the last bits."""
 _WHOLE: Any = ["documents", "metadatas", "uris", "embeddings"]
 _TEXTS: Any = ["documents", "metadatas", "uris"]
 
@@ -68,14 +68,14 @@ class Copied:
     """The outcome, in numbers of documents.
 
     Attributes:
-        copied: Written with the vectors of the source.
-        embedded: Written with new vectors.
-        present: Already in the target, and left alone.
-        removed: Removed from the target, because the source does not have them.
+        copied: Documents that were written with the vectors of the source.
+        embedded: Documents that were written with new vectors.
+        present: Documents that were already in the target and were not changed.
+        removed: Documents that were removed from the target, because the source does not have them.
         left_out: Documents of the source that could not be embedded, each with its reason.
         exchanged: Whether the names were exchanged, so that the new collection is now called
             ``source``.
-        usage: What it cost; for a dry run, an estimate.
+        usage: The tokens, requests and cost; for a dry run, an estimate.
     """
 
     copied: int = 0
@@ -84,7 +84,7 @@ class Copied:
     removed: int = 0
     left_out: tuple[LeftOut, ...] = ()
     exchanged: bool = False
-    usage: Usage = Usage()  # noqa: RUF009 - it is frozen
+    usage: Usage = Usage()  # noqa: RUF009 - the default is frozen
 
 
 def copy_collection(
@@ -106,31 +106,35 @@ def copy_collection(
 ) -> Copied:
     """Copy a collection while it stays in use, then exchange the names of both.
 
-    If the source has vectors of the same model, size, document instruction and service, they are
-    copied and nothing is paid. Otherwise its stored documents are embedded again. Meanwhile the
-    source answers as before and is not changed. Calling again after an error pays only for the
-    rest. The source is read again until nothing is left to do and the numbers of documents agree.
-    Then ``exchange_names`` gives the copy the name ``source`` and the former collection the name
-    ``target``; exchanging the names again undoes this. If documents were embedded again and the
-    names exchanged, calling again does nothing.
+    If the source has vectors of the same model, size, document instruction and service, the vectors
+    are copied and nothing is paid. Otherwise the stored documents of the source are embedded again.
+    During the copy, the source answers as before and is not changed. Another call after an error
+    pays only for the rest. The source is read repeatedly until nothing is left to do and the
+    numbers of documents agree. Then ``exchange_names`` gives the copy the name ``source`` and the
+    former collection the name ``target``; exchanging the names again undoes this. If documents were
+    embedded again and the names exchanged, another call does nothing.
 
     Collection objects opened earlier, also in other processes, keep using the former collection:
-    open them again. What others write to a server between the last reading and the exchange is in
-    the former collection only.
+    open them again. Documents that others write to a server between the last reading and the
+    exchange are only in the former collection.
 
     Args:
         client: Any of Chroma's synchronous clients.
         source: Name of the collection to copy.
         target: Name of the copy. If the collection exists, it must match ``embedding_function``.
-        embedding_function: The function that the copy stores and uses. Default: that of the source.
-        exchange: Whether to exchange the names. If documents were left out, they are exchanged only
-            with ``"anyway"``.
-        replace: Remove from an existing target what the source does not have, and write over
-            documents that differ. Default: a target with such documents is refused.
-        embed_again: Embed the documents again although the vectors could be copied: the service
-            has changed its model. Clear the cache first; each complete call embeds all of them.
-        configuration: Chroma's configuration for a new copy. Default: that of the source.
-        dry_run: Only report what would be done and what it would cost; nothing is sent or written.
+        embedding_function: The function that the copy stores and uses. Default: the function of the
+        source. exchange: Whether to exchange the names. If documents were left out, the names are
+        exchanged only with ``"anyway"``.
+        replace: Whether to remove from an existing target the documents that the source does not
+            have, and overwrite documents that differ. By default, a target with such documents is
+            refused.
+        embed_again: Whether to embed the documents again although the vectors could be copied, for
+            example because the service has changed its model. Clear the cache first. Each complete
+            call embeds all documents.
+        configuration: Chroma's configuration for a new copy. Default: the configuration of the
+            source.
+        dry_run: Whether to only report what would be done and what that would cost; nothing is sent
+            or written.
         progress: Called with the number of documents done since the last call.
         slice_size: Maximum documents per write; fewer if vectors are large.
         store_timeout: Seconds that one call to Chroma may take, including retries; at most the
@@ -139,12 +143,12 @@ def copy_collection(
         verify: As for ``sync_documents``, if the target already has documents.
 
     Raises:
-        chromadb.errors.NotFoundError: There is no collection ``source``.
+        chromadb.errors.NotFoundError: The collection ``source`` does not exist.
         ConfigurationError: ``target`` has another model, size or service, or documents that the
             source does not have, or the source's embedding function is not NexusFlow's and none is
             given.
         CollectionError: A collection cannot be read or written, another process writes to the
-            folder, or the source changes as fast as it is read.
+            folder, or the source changes too fast.
         NexusFlowError: Embedding failed.
     """
     work = _Work(
@@ -258,7 +262,7 @@ async def acopy_collection(
 
 @dataclass
 class _Work:
-    """The state of a copy, shared by the sync and the async function."""
+    """The state of a copy; the sync and the async function share it."""
 
     client: Any
     source_name: str
@@ -290,7 +294,7 @@ class _Work:
             raise ConfigurationError(
                 f"exchange must be True, False or 'anyway', not {self.wanted!r}"
             )
-        Run(self.size, None, add_only=False)  # raises now if the size is invalid
+        Run(self.size, None, add_only=False)  # raises an error if the size is invalid
 
     @property
     def deadline(self) -> float | None:
@@ -317,7 +321,7 @@ class _Work:
         fields: dict[str, Any] = {"name": self.target_name}
         method = self.client.get_collection
         if self.target is None:
-            method = self.client.get_or_create_collection  # on a retry, it may exist
+            method = self.client.get_or_create_collection  # on a retry, the collection may exist
             fields |= {
                 "metadata": self.source.metadata,
                 "configuration": {**(self.configuration or _configuration_of(self.source))},
@@ -330,7 +334,7 @@ class _Work:
         """Refuse a target with documents that the source does not have.
 
         Raises:
-            ConfigurationError: It has some; nothing was changed.
+            ConfigurationError: The target has such documents; nothing was changed.
         """
         offset = others = 0
         while ids := (page := (yield _page(self.target, offset, PAGE, ["documents"])))["ids"]:
@@ -356,7 +360,7 @@ class _Work:
         return Run(self.size, self.progress if self._passes == 1 else None, add_only=False)
 
     def transfer(self, run: Run, *, dry: bool = False) -> Plan[None]:
-        """Copy what the target does not have, including vectors."""
+        """Copy the documents that the target does not have, with their vectors."""
         offset = 0
         while ids := (found := (yield _page(self.source, offset, run.size, _WHOLE)))["ids"]:
             seen = [Record(offset + n, name, "", None) for n, name in enumerate(ids)]
@@ -367,7 +371,8 @@ class _Work:
             missing = [name for name in ids if not _same(rows[name], there.get(name))]
             if not dry:
                 if other := [name for name in missing if name in there]:
-                    # An upsert would keep metadata or a document that the source no longer has.
+                    # Delete first: an upsert would keep metadata or a document that the source no
+                    # longer has.
                     yield Step("removing documents", self.target.delete, {"ids": other})
                 yield from _write(self.target, [(name, rows[name]) for name in missing])
             run.added += len(missing)
@@ -377,11 +382,11 @@ class _Work:
             offset += len(ids)
 
     def prune(self, run: Run, *, dry: bool = False) -> Plan[None]:
-        """Remove from the target what the source does not have."""
+        """Remove from the target the documents that the source does not have."""
         yield from note_gone(run, self.target)
         pages = run.seen.gone(run.size)
         while ids := (yield Blocking(partial(next, pages, None))):
-            # Checked again: pages shift while others remove documents from the source.
+            # Check again: pages shift while others remove documents from the source.
             still = set((yield _get(self.source, ids, []))["ids"]) - set(self.left_out)
             gone = [name for name in ids if name not in still]
             if gone and not dry:
@@ -392,7 +397,8 @@ class _Work:
         """Set ``is_complete`` if the target has all documents of the source.
 
         Raises:
-            CollectionError: It does not after ``PASSES`` readings of the source.
+            CollectionError: The target does not have all documents after ``PASSES`` readings of the
+                source.
         """
         changed = self.end_pass(run)
         source = yield Step("reading", self.source.count, {})
@@ -406,7 +412,7 @@ class _Work:
             )
 
     def end_pass(self, run: Run) -> bool:
-        """Count what a reading copied or removed; return whether there was anything."""
+        """Count the documents that a reading copied or removed; return whether there were any."""
         new = {str(item.id): item for item in run.left_out}
         self.left_out |= new
         self._written += run.added + run.changed
@@ -417,7 +423,7 @@ class _Work:
 
     @property
     def may_exchange(self) -> bool:
-        """Whether the names are to be exchanged."""
+        """Whether the names must be exchanged."""
         return self.wanted == "anyway" or bool(self.wanted and not self.left_out)
 
     def exchange(self) -> Plan[None]:
@@ -426,7 +432,7 @@ class _Work:
         self.exchanged = True
 
     def preview(self) -> Plan[Copied]:
-        """Return what a copy would do if nothing has to be embedded; change nothing."""
+        """Return what a copy would do if nothing must be embedded; change nothing."""
         if self.is_done:
             return Copied(present=(yield Step("reading", self.source.count, {})), exchanged=True)
         run = self.run()
@@ -455,7 +461,7 @@ class _Work:
 _NOTHING: Any = SimpleNamespace(
     get=lambda **_: {"ids": [], "documents": [], "metadatas": []},
 )
-"""Stands for a copy that does not exist yet."""
+"""A placeholder for a copy that does not exist yet."""
 
 
 async def _nothing(**_: Any) -> dict[str, Any]:
@@ -466,7 +472,7 @@ _ASYNC_NOTHING: Any = SimpleNamespace(get=_nothing)
 
 
 Row = tuple[Any, Any, Any, Any]
-"""Document, metadata, URI and vector of a record; ``None`` for what is missing."""
+"""Document, metadata, URI and vector of a record; ``None`` for each that is missing."""
 
 
 def _rows(found: Any) -> dict[str, Row]:

@@ -1,4 +1,4 @@
-"""Embed texts with the embedding function of a collection, including subclasses."""
+"""Embeds texts with the embedding function of a collection, which may be a subclass."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nexusflow_integrations.client import NexusFlow
 
 _AT_ONCE = 250
-"""Texts per call of a subclass, which may process them in its own way."""
+"""Texts per call of a subclass, which may change how texts are embedded."""
 
 
 def check_kind(collection: object, kind: type, caller: str, twin: str) -> None:
@@ -48,11 +48,12 @@ class Embedder:
     """Embeds texts, and counts the cost.
 
     Args:
-        source: A function; or a collection, whose function is the one it was opened with or stores.
+        source: An embedding function; or a collection that was opened with a function or stores
+            one.
 
     Raises:
-        ConfigurationError: The function is not NexusFlow's, or differs from the one of the
-            collection.
+        ConfigurationError: The function is not a NexusFlow function, or differs from the
+            collection's function.
     """
 
     def __init__(self, source: Collection | AsyncCollection | NexusFlowEmbeddingFunction) -> None:
@@ -66,12 +67,12 @@ class Embedder:
 
     @property
     def deadline(self) -> float | None:
-        """Seconds for a whole call, if limited."""
+        """Seconds for a whole call, if there is a limit."""
         return self.function._options.get("deadline")
 
     @property
     def usage(self) -> Usage:
-        """What this run has cost so far."""
+        """The tokens, requests and cost of this run so far."""
         if self._plain:
             return sum(self._parts, Usage(price=self.client.usage.price))
         return _difference(self.client.usage, self._before)
@@ -79,7 +80,7 @@ class Embedder:
     def again(self, texts: list[str]) -> list[Vectors | None]:
         """Return the service's current vectors, bypassing the cache: float32 of shape (d,) each.
 
-        ``None`` stands for a text that it refuses.
+        ``None`` stands for a text that the service refuses.
         """
         try:
             if self._plain:
@@ -88,11 +89,11 @@ class Embedder:
         except RefusedTextsError as error:
             return [error.finished.get(place) for place in range(len(texts))]
         except NexusFlowError as error:
-            error.finished = {}  # its places are not those of the source
+            error.finished = {}  # its places do not refer to the source
             raise
 
     def stream(self, texts: Iterable[str]) -> Generator[Embedded, None, None]:
-        """Yield the result of every text, in order, as ``NexusFlow.embed_stream`` does."""
+        """Yield the result of every text, in order, like ``NexusFlow.embed_stream``."""
         if self._plain:
             yield from self.client._counted(self._parts.append).embed_stream(texts)
             return
@@ -102,7 +103,7 @@ class Embedder:
             start += len(chunk)
 
     async def astream(self, texts: AsyncIterable[str]) -> AsyncGenerator[Embedded, None]:
-        """Yield what ``stream`` yields, without blocking the event loop."""
+        """Yield the results of ``stream`` without blocking the event loop."""
         if self._plain:
             stream = self.client._counted(self._parts.append).aembed_stream(texts)
             try:
@@ -130,10 +131,10 @@ def _results(function: NexusFlowEmbeddingFunction, texts: list[str], start: int)
     while left:
         try:
             rows = _rows(function, [texts[place] for place in left])
-        except InvalidInputError as error:  # noqa: PERF203 - one try a call of the function
+        except InvalidInputError as error:  # noqa: PERF203 - one try per call of the function
             if error.index is None:
                 raise
-            found[left.pop(error.index)] = error  # and the others were not sent
+            found[left.pop(error.index)] = error  # the other texts were not sent
         except NexusFlowError as error:
             places = [start + place for place in left]
             error.finished = {places[place]: row for place, row in error.finished.items()}

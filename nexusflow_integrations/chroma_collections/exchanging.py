@@ -1,4 +1,4 @@
-"""Exchange the names of two collections, and complete an exchange that was interrupted.
+"""Exchanges the names of two collections, and completes an exchange that was interrupted.
 
 Chroma renames one collection per call, and names are unique. So the first collection gets a
 temporary name, the second gets the name of the first, and the first gets the name of the second.
@@ -39,27 +39,27 @@ def exchange_names(
     store_timeout: float = 60.0,
     writer_wait: float = 0.0,
 ) -> None:
-    """Exchange the names of two collections; calling it again undoes this.
+    """Exchange the names of two collections; a second call undoes the exchange.
 
-    This takes three calls to Chroma. Between the first two, for some milliseconds, no collection
-    has the name ``first``. If the process ends there, the next call of ``open_collection``,
-    ``copy_collection`` or this function completes the exchange. A call that completes an
-    interrupted exchange does not start another one.
+    The exchange takes three calls to Chroma. Between the first two, for some milliseconds, no
+    collection has the name ``first``. If the process ends there, the next call of
+    ``open_collection``, ``copy_collection`` or this function completes the exchange. A call that
+    completes an interrupted exchange does not start another one.
 
-    Collection objects opened earlier keep using the collection they were opened for, whatever its
-    name.
+    Collection objects that were opened earlier keep using the same collection, which now has the
+    other name.
 
     Args:
         client: Any of Chroma's synchronous clients.
-        first: Name of the collection in use; it is missing for the shorter time.
+        first: Name of the collection in use; this name is missing for the shorter time.
         second: Name of the other collection.
         store_timeout: Seconds that one call to Chroma may take, including retries.
         writer_wait: Seconds to wait for another process that writes to the same folder.
 
     Raises:
         chromadb.errors.NotFoundError: One of the collections does not exist.
-        ConfigurationError: The names are the same, or too long together.
-        CollectionError: A collection could not be renamed, or another process writes to the folder.
+        ConfigurationError: The names are the same, or together too long. CollectionError: A
+        collection could not be renamed, or another process writes to the folder.
     """
     check_names(first, second)
     calls = Calls(None, check_timeout(store_timeout))
@@ -86,7 +86,7 @@ def check_names(first: str, second: str) -> None:
     """Refuse names that cannot be exchanged.
 
     Raises:
-        ConfigurationError: They are the same, or too long together.
+        ConfigurationError: The names are the same, or together too long.
     """
     for name in (first, second):
         if not isinstance(name, str):
@@ -111,10 +111,10 @@ def _exchange(client: Any, first: str, second: str) -> Plan[None]:
 
 
 def find(client: Any, name: str) -> Plan[Any]:
-    """Return the collection of this name.
+    """Return the collection called ``name``.
 
     Raises:
-        chromadb.errors.NotFoundError: There is none.
+        chromadb.errors.NotFoundError: The collection does not exist.
     """
     found = yield from look_up(client, name)
     if found is None:
@@ -130,8 +130,8 @@ def exchange(one: Any, two: Any) -> Plan[None]:
         yield _rename(two, first)
     except Exception as error:
         try:
-            yield _rename(one, first)  # restores the former name
-        except Exception:  # noqa: BLE001 - the first error says more
+            yield _rename(one, first)  # restore the former name
+        except Exception:  # noqa: BLE001 - raise the first error, which says more
             raise CollectionError(
                 f"no collection has the name {first!r}, because exchanging it with {second!r} was"
                 " interrupted: call exchange_names, copy_collection or open_collection to complete"
@@ -164,7 +164,7 @@ def complete(client: Any, first: str, second: str | None = None) -> Plan[bool]:
     """Complete an interrupted exchange with ``first``; return whether there was one.
 
     Args:
-        client: Of either kind.
+        client: A sync or async client.
         first: A name that is missing.
         second: The other name, if known.
     """
@@ -191,7 +191,7 @@ def complete(client: Any, first: str, second: str | None = None) -> Plan[bool]:
             )
         if asked not in names and other in names:
             yield _rename(names[other], asked)
-        # The other one may be gone; then only the old one can take the name.
+        # If the other collection is gone, only the old one can take the name.
         yield _rename(old, other if asked in names or other in names else asked)
         return True
     return False

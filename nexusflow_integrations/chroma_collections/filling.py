@@ -1,4 +1,4 @@
-"""From the source into the collection: read, look up, embed, write; sync and async."""
+"""Moves documents from the source into the collection: reads, looks up, embeds, writes."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PAGE = 1_000
-"""Ids per read, when all ids of a collection are compared with the source's."""
+"""Ids per read when all ids of a collection are compared with those of the source."""
 
 
 class _Filling:
-    """Fills a collection; its steps are plans for the sync and the async client.
+    """Fills a collection. The steps are plans for the sync and the async client.
 
     Args:
-        run: The documents that were read and are not written yet.
-        calls: Calls of the collection.
+        run: The documents that were read but are not written yet.
+        calls: Makes the calls of the collection.
         verify: Whether to compare a few vectors of the collection with new ones from the service,
             before the first vector is written.
     """
@@ -67,7 +67,7 @@ class _Filling:
         self._problem: Exception | None = None
 
     def check(self) -> None:
-        """Raise what ended ``missing`` early."""
+        """Raise the error that ended ``missing`` early, if any."""
         if self._problem is not None:
             raise self._problem
 
@@ -82,7 +82,7 @@ class _Filling:
         return sampled((yield Step("reading", self._collection.get, fields)))
 
     def _take(self, records: list[Record]) -> Plan[tuple[Stored, set[str] | None]]:
-        """Take the next slice of the source; return what the collection has of it, and owns."""
+        """Take the next slice of the source; return its stored documents, and the owned ones."""
         yield Blocking(partial(self._run.seen.add, self._run.take(records)))
         if not (ids := self._run.ids):
             return {}, None
@@ -102,11 +102,11 @@ class _Filling:
             self._run.removed += len(ids)
 
     def _keep(self) -> Plan[None]:
-        with suppress(NexusFlowError):  # another error is being raised, and gets the vectors
+        with suppress(NexusFlowError):  # the error that is being raised gets the vectors
             yield from self._write(self._run.rest())
 
     def _write_on(self, writes: Iterator[Write]) -> Plan[None]:
-        """Write. Once the collection has failed, only collect what is still in flight."""
+        """Write; after a failure of the collection, only collect the vectors still in flight."""
         if isinstance(self._problem, CollectionError):
             return
         try:
@@ -116,7 +116,7 @@ class _Filling:
 
     def _write(self, writes: Iterator[Write]) -> Plan[None]:
         for write in writes:
-            parts = [write]  # a stack: the next write is last
+            parts = [write]  # a stack: the last write is the next one
             try:
                 while parts:
                     if (yield from self._put(parts[-1])):
@@ -129,7 +129,7 @@ class _Filling:
                 raise
 
     def _put(self, write: Write) -> Plan[bool]:
-        """Return ``True`` if it was written, ``False`` if it is too large for the server."""
+        """Return ``True`` if ``write`` succeeded, ``False`` if it is too large for the server."""
         if self._dry_run:
             return True
         method, fields = write.fields()
@@ -157,11 +157,11 @@ class Filling(_Filling):
         return carry_out(plan, self._calls)
 
     def begin(self) -> None:
-        """Let Chroma check the filter, before anything is paid for."""
+        """Let Chroma check the filter before anything is paid for."""
         self._do(self._begin())
 
     def fill(self, records: Iterable[Record], embedder: Embedder) -> None:
-        """Embed and write all of ``records``; after a failure, still write what was paid for."""
+        """Embed and write all ``records``; after a failure, write what is paid for."""
         texts = self.missing(records)
         try:
             first = next(texts, None)
@@ -186,7 +186,7 @@ class Filling(_Filling):
     def _embedded(
         self, embedder: Embedder, texts: Iterable[str]
     ) -> Generator[Embedded, None, None]:
-        # The places in an error's ``finished`` are those of the stream only if the stream raised.
+        # Only if the stream raised the error does ``finished`` have the stream's places.
         with closing(embedder.stream(texts)) as stream:
             try:
                 yield from stream
@@ -203,7 +203,7 @@ class Filling(_Filling):
             note(client, collection.id)
 
     def estimate(self, records: Iterable[Record], embedder: Embedder) -> Usage:
-        """Go through ``records`` without sending or writing; return what it would cost."""
+        """Read ``records`` without sending or writing anything; return what a run would cost."""
         self._dry_run = True
         client = embedder.client
         usage = Usage(price=client.usage.price)
@@ -217,9 +217,9 @@ class Filling(_Filling):
         return usage
 
     def missing(self, records: Iterable[Record]) -> Iterator[str]:
-        """Yield the documents of ``records`` that have to be embedded.
+        """Yield the documents of ``records`` that must be embedded.
 
-        It ends early at an error, which ``check`` raises later, so that what is in flight is
+        At an error, which ``check`` raises later, it ends early, so that texts in flight are
         written first.
         """
         rest = iter(records)
@@ -227,13 +227,13 @@ class Filling(_Filling):
             chunk: list[Record] = []
             try:
                 chunk.extend(islice(rest, self._run.size))
-            except Exception as error:  # noqa: BLE001 - also of the caller's own iterables
+            except Exception as error:  # noqa: BLE001 - also errors of the caller's iterables
                 self._problem, chunk = error, []
             if not chunk:
                 return
             try:
                 stored, owned = self._do(self._take(chunk))
-            except Exception as error:  # noqa: BLE001 - also of the caller's own callback
+            except Exception as error:  # noqa: BLE001 - also errors of the caller's callback
                 self._problem = error
                 return
             yield from self._run.compare(stored, owned)
@@ -247,7 +247,7 @@ class Filling(_Filling):
         self._do(note_gone(self._run, self._collection))
 
     def remove(self) -> None:
-        """Remove what ``gone`` has collected; after ``estimate``, only count it."""
+        """Remove the documents that ``gone`` has collected; after ``estimate``, only count them."""
         self._do(self._remove())
 
 

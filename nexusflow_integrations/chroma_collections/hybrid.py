@@ -1,4 +1,4 @@
-"""``hybrid_query``: search a collection by vectors and by keywords at once."""
+"""``hybrid_query`` searches a collection by vectors and by keywords at once."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from chromadb.api.types import Where
 
 DEPTH = 100
-"""Documents of each ranking that are joined, at least."""
+"""Minimum number of documents of each ranking that are merged."""
 MOST = 10_000
-"""Documents that may be asked for."""
+"""Maximum number of documents that may be requested."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Hit:
     """A document that was found.
 
     Attributes:
-        id: Its id in the collection.
-        document: Its text.
-        metadata: Its metadata, or ``None``.
-        score: The sum of ``1 / (60 + rank)`` over the rankings that have it; comparable only within
-            one query.
-        vector_rank: Its rank by vectors, from 1; ``None`` if it is not among the best there.
-        keyword_rank: Its rank by keywords, from 1; ``None`` if it is not among the best there.
+        id: The document's id in the collection.
+        document: The text.
+        metadata: The metadata, or ``None``.
+        score: The sum of ``1 / (60 + rank)`` over the rankings that contain the document;
+            comparable only within one query.
+        vector_rank: The rank by vectors, from 1; ``None`` if the document is not in that ranking.
+        keyword_rank: The rank by keywords, from 1; ``None`` if the document is not in that ranking.
     """
 
     id: str
@@ -51,15 +51,15 @@ class Hit:
 def hybrid_query(
     collection: Collection, text: str, n_results: int = 10, where: Where | None = None
 ) -> list[Hit]:
-    """Search by vectors and by keywords (BM25), and join both by reciprocal rank fusion.
+    """Search by vectors and by keywords (BM25), and merge both by reciprocal rank fusion.
 
-    The best 100 documents of each ranking, or ``n_results`` if that is more, are joined with
-    ``k=60``. Vectors find what means the same; keywords find names, numbers and codes that are in
-    the question. Which of them is better depends on the documents: measure it.
+    The best 100 documents of each ranking, or ``n_results`` if that is more, are merged with
+    ``k=60``. Vectors find texts with the same meaning; keywords find names, numbers and codes that
+    are in the question. Which search is better depends on the documents: measure it.
 
-    Keywords come from an index in the folder of the ``PersistentClient``. It is made at the first
-    query, kept up to date by ``sync_documents`` and ``add_documents``, and rebuilt whenever it
-    does not fit the documents. A query costs one embedding, as ``collection.query`` does.
+    Keywords come from an index in the folder of the ``PersistentClient``. The index is built at the
+    first query, kept up to date by ``sync_documents`` and ``add_documents``, and rebuilt whenever
+    it does not match the documents. A query costs one embedding, like ``collection.query``.
 
     Args:
         collection: A collection of a ``PersistentClient``.
@@ -85,7 +85,7 @@ def hybrid_query(
     text = check_text(text)
     n_results = whole("n_results", n_results, 1, MOST)
     check_where(where)
-    index = fitting_index(collection)  # before the question is paid for
+    index = fitting_index(collection)  # build the index before the question is paid for
     if not index.ids:
         return []
     depth = max(DEPTH, n_results)
@@ -98,7 +98,7 @@ def hybrid_query(
     )
     by_vector = found["ids"][0]
     best = fused([by_vector, by_keyword])[:n_results]
-    # Chroma's query also returns ids that another program has just removed, without a text.
+    # Chroma's query also returns ids that another program has just removed; these have no text.
     records = {name: record for name, record in _records(found, 0).items() if record[0]}
     if missing := [name for name, _ in best if name not in records]:
         got: Any = collection.get(ids=missing, include=["documents", "metadatas"])
@@ -108,7 +108,7 @@ def hybrid_query(
     return [
         Hit(name, *records[name], score, vector_ranks.get(name), keyword_ranks.get(name))
         for name, score in best
-        if name in records  # otherwise it was removed meanwhile
+        if name in records  # a document without a record was removed in the meantime
     ]
 
 
@@ -117,7 +117,7 @@ async def ahybrid_query(
 ) -> list[Hit]:
     """Search like ``hybrid_query``, in a thread, without blocking the event loop.
 
-    The collection is one of a ``PersistentClient``, too: Chroma's async client has no folder.
+    The collection must also belong to a ``PersistentClient``: Chroma's async client has no folder.
     """
     return await asyncio.to_thread(hybrid_query, collection, text, n_results, where)
 
@@ -125,12 +125,12 @@ async def ahybrid_query(
 def _matching(
     collection: Collection, index: KeywordIndex, text: str, where: Where | None
 ) -> Iterator[str]:
-    """Yield ids by keywords, best first, of documents that match ``where``."""
+    """Yield the ids of documents that match ``where``, ranked by keywords, best first."""
     ranked = index.ranked(text)
     if where is None:
         yield from ranked
         return
-    # Chroma finds all of them ten times as fast as 250 among given ids.
+    # Get all ids that match: Chroma finds them ten times as fast as 250 ids among given ones.
     allowed = set(collection.get(where=where, include=[])["ids"])
     yield from (name for name in ranked if name in allowed)
 

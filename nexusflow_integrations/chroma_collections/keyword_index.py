@@ -1,14 +1,15 @@
-"""The keyword index of a collection: a derivative of its documents, beside them on disk.
+"""The keyword index of a collection: derived from the documents, and stored beside them.
 
-Chroma says nowhere that a collection has changed, and any program may change it. So an index keeps
-a hash of each document that it was made from. It is compared with the documents of the collection
-when a process first uses it, and again after each write to Chroma's database file; if they differ,
-it is rebuilt. So it is never wrong, whichever program wrote, even one that was killed midway.
+Chroma does not record that a collection has changed, and any program may change it. So an index
+stores a hash of each document that it was built from. When a process first uses the index, and
+again after each write to Chroma's database file, these hashes are compared with the documents; if
+they differ, the index is rebuilt. So the index is always right, even if a program that wrote was
+killed.
 
 An index is written into a new folder; then one file that names this folder is replaced. A process
-that is killed in between leaves a folder that nothing refers to; the next one that writes removes
-it. Checksums find files that are damaged or incomplete, as after a power cut. The index belongs to
-the collection's id, so that it stays right if names are exchanged.
+that is killed before that leaves a folder that nothing refers to; the next process that writes
+removes the folder. Checksums detect files that are damaged or incomplete, as after a power cut. The
+index belongs to the collection's id, so it stays right if names are exchanged.
 """
 
 from __future__ import annotations
@@ -47,20 +48,20 @@ CURRENT = "current.json"
 PAGE = 1_000
 """Documents per read."""
 ATTEMPTS = 3
-"""How often documents are read again because the collection changed meanwhile."""
+"""Maximum number of times that documents are read again because the collection changed."""
 MOST_OPEN = 8
-"""Indexes that a process keeps open."""
+"""Maximum number of indexes that a process keeps open."""
 
 _FORMAT = 1
 _PACKAGES = ("bm25s", "PyStemmer", "rjieba")
 
 State = tuple[object, ...]
 Digests = dict[str, int]
-"""Id to a hash of the document."""
+"""A hash of each document, by id."""
 
 
 class KeywordIndex:
-    """Documents indexed by their words.
+    """An index of documents by their words.
 
     Args:
         digests: All documents, in the order of the index.
@@ -78,7 +79,7 @@ class KeywordIndex:
         bm25s = _bm25s()
         digests: Digests = {}
         vocabulary: dict[str, int] = {}
-        # By id: an id comes twice if it was removed and added again between two pages.
+        # Store words by id: an id comes twice if it was removed and added again between two pages.
         words: dict[str, list[int]] = {}
         for ids, texts in pages:
             for name, text in zip(ids, texts, strict=True):
@@ -107,7 +108,7 @@ class KeywordIndex:
             yield self.ids[place]
 
     def save(self, folder: Path) -> dict[str, int]:
-        """Write it into the existing, empty ``folder``; return a checksum of each file."""
+        """Write the index into the existing, empty ``folder``; return a checksum of each file."""
         if self._ranks is not None:
             self._ranks.save(str(folder))
         (folder / "ids.json").write_text(json.dumps(self.ids), encoding="utf-8")
@@ -116,10 +117,10 @@ class KeywordIndex:
 
     @classmethod
     def load(cls, folder: Path, checksums: Mapping[str, int]) -> KeywordIndex:
-        """Open what ``save`` wrote, without keeping all of it in memory.
+        """Open an index that ``save`` wrote, without reading all of it into memory.
 
         Raises:
-            Exception: It is not complete, or damaged.
+            Exception: The index is incomplete or damaged.
         """
         if any(_checksum(folder / name) != value for name, value in checksums.items()):
             raise ValueError("a file is damaged")
@@ -155,7 +156,7 @@ class _Open:
 
 _lock = forks.Lock()
 _open: OrderedDict[tuple[str, str], _Open] = OrderedDict()
-"""Folder and collection id to an index that fitted at a state of the folder; the last used last."""
+"""Open indexes by folder and collection id, the last used last, with the state they matched."""
 
 
 def folder_for(collection: Collection) -> Path:
@@ -176,7 +177,7 @@ def folder_for(collection: Collection) -> Path:
 def fitting_index(collection: Collection) -> KeywordIndex:
     """Return the keyword index of ``collection``, built or rebuilt if necessary.
 
-    Reads all documents at the first call in a process, and after each write to the database.
+    The first call in a process, and each call after a write to the database, reads all documents.
 
     Raises:
         ConfigurationError: The collection is in memory, or on a server.
@@ -205,13 +206,13 @@ def fitting_index(collection: Collection) -> KeywordIndex:
                 while len(_open) > MOST_OPEN:
                     _open.popitem(last=False)
                 break
-        return index  # even if the collection keeps changing: no other index fits it better
+        return index  # if the collection keeps changing, no other index matches it better
 
 
 def refresh(collection: Collection) -> None:
     """Bring the keyword index of ``collection`` up to date, if it has one.
 
-    If that fails, the next query does it: the documents themselves are stored.
+    If that fails, the next query updates the index: the documents themselves are stored.
     """
     if folder_of(collection) is None or not folder_for(collection).is_dir():
         return
@@ -251,31 +252,31 @@ def _state(folder: Path) -> State:
     for name in ("chroma.sqlite3", "chroma.sqlite3-wal"):
         with suppress(OSError), (folder / name).open("rb") as file:
             status = os.fstat(file.fileno())
-            # The header has a counter of changes, or the salt of the write-ahead log.
+            # The header contains a counter of changes, or the salt of the write-ahead log.
             found += [status.st_ino, status.st_mtime_ns, status.st_size, file.read(32)]
     return tuple(found)
 
 
 def _made_by() -> list[str]:
-    """Return what determines how words are cut."""
+    """Return the versions that determine how texts are split into words."""
     return [str(_FORMAT), *(f"{name} {version(name)}" for name in _PACKAGES)]
 
 
 def _stored(home: Path) -> KeywordIndex | None:
-    """Return the index on disk; ``None`` if there is none that can be used."""
+    """Return the index on disk; ``None`` if there is no usable index."""
     try:
         current = json.loads((home / CURRENT).read_text(encoding="utf-8"))
         if current["made_by"] != _made_by():
             return None
         return KeywordIndex.load(home / current["folder"], current["checksums"])
-    except Exception:  # noqa: BLE001 - missing, incomplete or damaged: it is rebuilt
+    except Exception:  # noqa: BLE001 - a missing, incomplete or damaged index is rebuilt
         return None
 
 
 def _store(index: KeywordIndex, home: Path, collection: Collection) -> None:
     """Write the index, then make it the current one; remove others.
 
-    If the disk is full or may not be written, the index is only used in this process.
+    If the disk is full or read-only, only this process uses the index.
     """
     fresh = home / uuid.uuid4().hex
     try:

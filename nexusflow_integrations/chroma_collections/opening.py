@@ -1,4 +1,4 @@
-"""Open a collection only if its vectors are comparable with new queries and documents."""
+"""Opens a collection only if its vectors are comparable with new queries and documents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-# First: if Chroma is missing, this says what to install.
+# Import this first: if Chroma is missing, its error says what to install.
 from nexusflow_integrations.chroma import COMPARED, NexusFlowEmbeddingFunction  # isort: split
 
 from chromadb.errors import NotFoundError
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.vectors import Vectors
 
 EXCHANGING = 10.0
-"""Seconds to wait for another process that is exchanging names, which takes milliseconds."""
+"""Seconds to wait for another process that is exchanging names; an exchange takes milliseconds."""
 _SAMPLED: Any = ["documents", "embeddings"]
 
 
@@ -67,21 +67,23 @@ def open_collection(
     Args:
         client: Any of Chroma's synchronous clients.
         name: Name of the collection.
-        embedding_function: Default: the stored one, else one with default settings.
+        embedding_function: The embedding function. Default: the stored function, else one with
+            default settings.
         create: Whether to create the collection if it does not exist.
-        metadata: For a new collection. If the collection exists with other metadata, a warning says
-            so.
-        configuration: For a new collection. A ``space`` that differs from that of an existing
-            collection is an error.
+        metadata: Metadata for a new collection. If the collection exists with other metadata, a
+            warning says so.
+        configuration: Configuration for a new collection. A ``space`` that differs from the space
+            of an existing collection is an error.
         address_changed: Whether the same service now has a new address. The new address is then
             stored.
         verify: Whether to embed up to three documents of the collection again, bypassing the cache,
-            and compare: nothing else shows that a service has changed its model. One request,
-            billed like any other.
-        adopt: Whether to take over a collection that another embedding function filled, if its
-            documents get the same vectors, verified in the same way. The collection then stores
-            this function and cannot be opened with the former one.
-        settings: What `tune` chose, or the path of its file, in place of ``embedding_function``.
+            and compare them: nothing else shows that a service has changed its model. This is one
+            request, billed like any other.
+        adopt: Whether to take over a collection that another embedding function filled. Its
+            documents must get the same vectors, which is checked as with ``verify``. The collection
+            then stores this function and cannot be opened with the former one.
+        settings: The settings that `nexusflow tune` chose, or the path of its file; replaces
+            ``embedding_function``.
 
     Raises:
         NexusFlowError: With ``verify`` or ``adopt``: the documents cannot be embedded.
@@ -98,11 +100,11 @@ def open_collection(
         function = embedding_function or NexusFlowEmbeddingFunction()
         made = client.get_or_create_collection(
             name,
-            embedding_function=function,  # type: ignore[arg-type]  # of documents, not images
+            embedding_function=function,  # type: ignore[arg-type] # of documents, not images
             metadata=metadata,
             configuration=None if configuration is None else configuration.copy(),
         )
-        fitting(made, function)  # another process may have been faster
+        fitting(made, function)  # another process may have created the collection
         return made
     foreign = adopt and not _is_ours(stored)
     if foreign:
@@ -156,7 +158,7 @@ async def aopen_collection(
     adopt: bool = False,
     settings: TunedSettings | str | os.PathLike[str] | None = None,
 ) -> AsyncCollection:
-    """Open or make a collection like ``open_collection``, with an ``AsyncHttpClient``."""
+    """Open or create a collection like ``open_collection``, with an ``AsyncHttpClient``."""
     embedding_function = _tuned(embedding_function, settings)
     check_arguments(embedding_function, configuration)
     stored = await _aopened(client, name, create=create)
@@ -198,7 +200,7 @@ def _opened(client: ClientAPI, name: str, *, create: bool) -> Any:
         interrupted = carry_out(is_interrupted(client, name), directly)
         if interrupted:
             try:
-                with only_writer(client, 0.0):  # held by any process that exchanges names now
+                with only_writer(client, 0.0):  # a process that is exchanging names holds this lock
                     carry_out(complete(client, name), directly)
             except CollectionError:
                 if time.monotonic() >= until:
@@ -223,7 +225,7 @@ async def _aopened(client: AsyncClientAPI, name: str, *, create: bool) -> Any:
 
 
 def _using(collection: Any, function: NexusFlowEmbeddingFunction) -> Any:
-    """Return the same collection, not the one that now has its name, with another function."""
+    """Return the same collection (by id, not by name) with another function."""
     return type(collection)(
         client=collection._client, model=collection._model, embedding_function=function
     )
@@ -232,7 +234,7 @@ def _using(collection: Any, function: NexusFlowEmbeddingFunction) -> Any:
 def same_space(
     collection: Collection | AsyncCollection, function: NexusFlowEmbeddingFunction
 ) -> bool:
-    """Return whether ``function`` has the settings that the collection's vectors were made with."""
+    """Return whether ``function`` has the settings with which the collection was filled."""
     if not _is_ours(collection) or type(function) is not NexusFlowEmbeddingFunction:
         return False
     stored = _stored_in(collection)
@@ -246,12 +248,12 @@ def fitting(
     *,
     address_changed: bool = False,
 ) -> NexusFlowEmbeddingFunction:
-    """Return ``given`` if its vectors are comparable; without it, the stored function."""
+    """Return ``given`` if its vectors are comparable; without ``given``, the stored function."""
     stored = _stored_in(collection)
     if given is None:
         if address_changed and "service" in stored.get_config():
             config = stored.get_config()
-            del config["service"]  # it is read from the environment again
+            del config["service"]  # read the service from the environment again
             return NexusFlowEmbeddingFunction(**config)
         stored._check_service()
         return stored
@@ -284,10 +286,10 @@ def _differing(
     stored: NexusFlowEmbeddingFunction,
     given: NexusFlowEmbeddingFunction,
 ) -> list[tuple[str, object, object]]:
-    """Return the settings that would change document vectors: name, stored and given value."""
+    """Return the settings that would change document vectors: name, stored value, given value."""
     size = stored.dimensions
     if size is None and given.dimensions is not None:
-        size = collection.get_model().dimension  # the size that the server chose by default
+        size = collection.get_model().dimension  # the server's default size
     old, new = stored.get_config(), given.get_config()
     settings = [
         ("model_name", stored.model_name, given.model_name),
@@ -328,7 +330,7 @@ def _check_comparable(
     rows: list[Vectors],
     function: NexusFlowEmbeddingFunction,
 ) -> None:
-    """Refuse a collection whose vectors are not comparable, before anything is paid for."""
+    """Refuse a collection whose vectors are not comparable before anything is paid for."""
     if all_ids and not ids:
         raise ConfigurationError(
             f"collection {name!r} stores vectors without documents, so it cannot be checked"
@@ -345,7 +347,7 @@ def _check_comparable(
 def _storing(
     collection: Collection | AsyncCollection, function: NexusFlowEmbeddingFunction
 ) -> dict[str, Any]:
-    # ``collection.modify`` raises after it has stored a function of another name.
+    # ``collection.modify`` raises an error after it has stored a function of another name.
     return {
         "id": collection.id,
         "new_configuration": {"embedding_function": function},

@@ -1,4 +1,4 @@
-"""Which documents a source owns: those whose metadata matches Chroma's filter ``where``."""
+"""Decides which documents a source owns: those that match Chroma's filter ``where``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KNOWN = {"$eq", "$ne", "$in", "$nin", *_ORDERS}
 
 
 def check_where(where: object) -> None:
-    """Refuse an invalid Chroma filter, before anything is paid for."""
+    """Refuse an invalid Chroma filter before anything is paid for."""
     if where is None:
         return
     try:
@@ -27,7 +27,7 @@ def check_where(where: object) -> None:
 
 
 def finds(where: Mapping[str, Any], metadata: Mapping[str, Any] | None) -> bool:
-    """Return whether Chroma's filter would match this metadata; if in doubt, yes."""
+    """Return whether Chroma's filter would match this metadata; true if that is unknown."""
     return all(_holds(key, wanted, metadata or {}) for key, wanted in where.items())
 
 

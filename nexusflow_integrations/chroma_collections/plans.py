@@ -1,8 +1,8 @@
-"""Plans: sequences of Chroma calls, for sync and async clients.
+"""Plans: sequences of Chroma calls for sync and async clients.
 
-A plan is a generator that yields calls and receives each result or error. It does no I/O itself, so
-the same plan works for the sync and the async client. Work on a local file is yielded too, and the
-async client does it in a thread.
+A plan is a generator that yields calls and receives each result or error. A plan does no I/O
+itself, so the same plan works for the sync and the async client. A plan also yields work on local
+files, which the async client does in a thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Step(NamedTuple):
-    """One call; ``what`` names it in an error."""
+    """One call; ``what`` names the call in an error."""
 
     what: str
     method: Callable[..., Any]
@@ -38,7 +38,7 @@ class _Call(Protocol):
 
 
 def carry_out(plan: Plan[T], call: _Call) -> T:
-    """Return the result of ``plan``; ``call``, a ``Calls`` or ``directly``, makes its calls."""
+    """Return the result of ``plan``; ``call`` (a ``Calls`` or ``directly``) makes its calls."""
     answer: Any = None
     failure: BaseException | None = None
     while True:
@@ -53,7 +53,7 @@ def carry_out(plan: Plan[T], call: _Call) -> T:
                 answer = step.do()
             else:
                 answer = call(step.what, step.method, **step.fields)
-        except BaseException as error:  # noqa: BLE001 - the plan decides
+        except BaseException as error:  # noqa: BLE001 - the plan handles the error
             failure = error
 
 
@@ -84,7 +84,7 @@ def directly(what: str, method: Callable[..., Any], /, **fields: Any) -> Any:
 
 
 async def adirectly(what: str, method: Callable[..., Any], /, **fields: Any) -> Any:
-    """The same for an ``AsyncHttpClient``."""
+    """Make a call of an ``AsyncHttpClient`` once, without a time limit."""
     del what
     return await method(**fields)
 
@@ -95,7 +95,7 @@ def is_missing(error: Exception) -> bool:
 
 
 def look_up(client: Any, name: str) -> Plan[Any]:
-    """Return the collection of this name without its embedding function, or ``None``."""
+    """Return the collection called ``name`` without its embedding function, or ``None``."""
     try:
         return (
             yield Step("reading", client.get_collection, {"name": name, "embedding_function": None})

@@ -1,4 +1,4 @@
-"""The documents of a source, one by one: read, checked, and with unique ids."""
+"""Reads the documents of a source one by one, and checks them and their ids."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def rows(columns: Sequence[Iterable[Any]]) -> Iterator[Record]:
 
 
 async def arows(columns: Sequence[Iterable[Any] | AsyncIterable[Any]]) -> AsyncIterator[Record]:
-    """Yield like ``rows``, from iterables of either kind."""
+    """Yield records like ``rows``, from iterables or async iterables."""
     iterators = [
         aiter(column) if isinstance(column, AsyncIterable) else iter(column) for column in columns
     ]
@@ -130,7 +130,7 @@ def problem(record: Record) -> LeftOut | None:
 
 
 def _check_entry(key: str, value: Any) -> None:
-    """Raise for values that Chroma's own check allows but a server refuses or silently changes."""
+    """Refuse values that Chroma's own check allows but a server refuses or silently changes."""
     if not key or key.startswith(_RESERVED):
         raise ValueError(f"metadata key {key!r} is empty or begins with '#', '$' or 'chroma:'")
     key.encode()
@@ -156,13 +156,13 @@ class SameIdTwiceError(InvalidInputError, DuplicateIDError):
 
 
 class SeenIds(seen_ids.SeenIds):
-    """All ids of a source; refuses duplicates."""
+    """Stores all ids of a source and refuses duplicates."""
 
     def add(self, records: Iterable[Record]) -> None:
-        """Note the ids of ``records``.
+        """Record the ids of ``records``.
 
         Raises:
-            SameIdTwiceError: One of them has been seen before; the message has both places.
+            SameIdTwiceError: An id was seen before; the message names both places.
         """
         for record in records:
             if (before := self.note(record.id, record.place)) is not None:

@@ -1,4 +1,4 @@
-"""The state of one run over a source: what was read and is not written yet."""
+"""The state of one run over a source: the documents that were read but are not written yet."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.vectors import Vectors
 
 SLICE = 250
-"""Documents per write: fewer cost more each, and a local write blocks all threads (the GIL)."""
+"""Documents per write: smaller writes are slower in total, larger ones block all threads (GIL)."""
 SLICE_BYTES = 8_000_000
-"""Approximate bytes per write, as JSON: servers refuse large bodies."""
+"""Approximate bytes of a write as JSON; servers refuse large bodies."""
 NUMBER_BYTES = 21
 """Maximum characters of a float32 in JSON, including the comma."""
 
@@ -36,7 +36,7 @@ Stored = Mapping[str, tuple[str | None, Mapping[str, Any] | None]]
 
 
 class Ready(NamedTuple):
-    """A document to write; ``vector`` is ``None`` if only its metadata changed."""
+    """A document to write; ``vector`` is ``None`` if only the metadata has changed."""
 
     record: Record
     vector: Vectors | None
@@ -51,7 +51,7 @@ class Ready(NamedTuple):
 
 @dataclass
 class Write:
-    """Documents for one call to Chroma: all with vectors, or all without."""
+    """Documents for one call to Chroma, either all with vectors or all without."""
 
     ready: list[Ready]
     add_only: bool
@@ -82,21 +82,21 @@ class Write:
 
 
 def _replacing(item: Ready) -> dict[str, Any] | None:
-    # Chroma merges metadata on update and upsert; None removes a key.
+    # Chroma merges metadata on update and upsert; the value None removes a key.
     metadata = dict.fromkeys(item.cleared) | dict(item.record.metadata or {})
     return metadata or None
 
 
 @dataclass
 class Run:
-    """The state of a run, without I/O: only ``seen`` and closing it use a temporary file.
+    """The state of a run, without I/O except for the temporary file of ``seen``.
 
     Args:
         size: Maximum documents per write.
         progress: Called with the number of documents done since the last call.
-        add_only: Leave existing documents alone, and end the run at a document that cannot be
-            stored.
-        where: The part of the collection that the source owns; ``None``: the whole collection.
+        add_only: Whether to leave existing documents unchanged, and to end the run at a document
+            that cannot be stored.
+        where: The part of the collection that the source owns; ``None`` is the whole collection.
     """
 
     size: int
@@ -141,13 +141,13 @@ class Run:
         self.seen.close()
 
     async def aclose(self) -> None:
-        """Remove it without blocking the event loop."""
+        """Remove the temporary file of ids without blocking the event loop."""
         await asyncio.to_thread(self.close)
 
     # -- reading -------------------------------------------------------------------------------
 
     def take(self, records: Sequence[Record]) -> list[Record]:
-        """Take the next slice of the source; return the records to note in ``seen``.
+        """Take the next slice of the source; return the records whose ids ``seen`` must record.
 
         Raises:
             InvalidInputError: A document cannot be stored, and ``add_only`` is set.
@@ -169,15 +169,15 @@ class Run:
 
     @property
     def ids(self) -> list[str]:
-        """The ids of the slice to look up."""
+        """The ids of the slice that must be looked up."""
         return [record.id for record in self._slice]
 
     def compare(self, stored: Stored, owned: set[str] | None = None) -> Iterator[str]:
-        """Yield the documents of the slice that have to be embedded.
+        """Yield the documents of the slice that must be embedded.
 
         Args:
             stored: The collection's documents with the ids of the slice.
-            owned: Those of them that this source may change; ``None``: all.
+            owned: The ones that this source may change; ``None`` means all.
         """
         same = 0
         for record in self._slice:
@@ -213,7 +213,7 @@ class Run:
     def _outside(self, record: Record) -> LeftOut | None:
         if self.where is None or finds(self.where, record.metadata):
             return None
-        words = "its metadata is outside of `where`, so that no later run would find it"
+        words = "its metadata does not match `where`, so no later run would find it"
         return LeftOut(record.id, record.place, "invalid metadata", words)
 
     def _send(self, record: Record, *, fresh: bool, cleared: tuple[str, ...]) -> str:
@@ -238,7 +238,7 @@ class Run:
                 yield self._cut(queue)
 
     def rest(self) -> Iterator[Write]:
-        """Yield writes of all that is ready."""
+        """Yield writes of all documents that are ready."""
         for queue in (self._ready, self._metadata_only):
             while queue:
                 yield self._cut(queue)
@@ -258,7 +258,7 @@ class Run:
         self._done(len(write.ready))
 
     def pretend(self) -> None:
-        """For a dry run, count pending documents as written."""
+        """In a dry run, count pending documents as written."""
         for item in self._in_flight.values():
             self.written(Write([item], self.add_only))
         self._in_flight.clear()
@@ -269,7 +269,7 @@ class Run:
         queue.extendleft(reversed(write.ready))
 
     def rescue(self, error: NexusFlowError) -> None:
-        """Take the vectors that were embedded before the stream failed."""
+        """Take the vectors that were ready before the stream failed."""
         found = [(self._in_flight.pop(at), row) for at, row in error.finished.items()]
         self._ready.extend(item._replace(vector=row) for item, row in found)
         self.rescued = {item.record.place: row for item, row in found}
@@ -282,7 +282,7 @@ class Run:
 
     @property
     def may_remove(self) -> bool:
-        """Whether all ids of the source are known: no document lacks a usable id."""
+        """Whether all ids of the source are known, because every document has a usable id."""
         return all(item.id is not None for item in self.left_out)
 
     def _refuse(self, record: Record, error: NexusFlowError) -> None:

@@ -1,4 +1,4 @@
-"""``sync_documents``: make a collection match its source."""
+"""``sync_documents`` makes a collection match its source."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Synced:
     """The outcome, in numbers of documents.
 
     Attributes:
-        added: New ids, embedded and written.
-        changed: Ids whose text or metadata differed, written again.
-        unchanged: Ids whose text and metadata were the same, left alone.
-        removed: Ids that the source no longer has, removed from the collection.
-        left_out: Documents that could not be stored, each with its reason. What the collection
-            already had under their ids is kept.
-        usage: What the run cost; for a dry run, an estimate.
+        added: Documents with new ids, which were embedded and written.
+        changed: Documents whose text or metadata differed, which were written again.
+        unchanged: Documents whose text and metadata were the same, which were not written.
+        removed: Documents that the source no longer has, which were removed from the collection.
+        left_out: Documents that could not be stored, each with its reason. Documents that the
+            collection already had under their ids are kept.
+        usage: The tokens, requests and cost of the run; for a dry run, an estimate.
     """
 
     added: int = 0
@@ -54,7 +54,7 @@ class Synced:
     unchanged: int = 0
     removed: int = 0
     left_out: tuple[LeftOut, ...] = ()
-    usage: Usage = Usage()  # noqa: RUF009 - it is frozen
+    usage: Usage = Usage()  # noqa: RUF009 - the default is frozen
 
 
 def sync_documents(
@@ -75,41 +75,42 @@ def sync_documents(
     """Make ``collection`` match a source; pay only for new or changed texts.
 
     Documents are compared with those in the collection: a changed text is embedded again, changed
-    metadata alone is written without embedding, and the rest is left alone. Documents that the
-    source no longer has are removed last, and only if the source was read to its end and everything
-    else succeeded. So after any failure, the collection answers at least as well as before, and
-    calling again pays only for the rest.
+    metadata alone is written without embedding, and all other documents are left unchanged.
+    Documents that the source no longer has are removed last, and only if the source was read to its
+    end and everything else succeeded. So after any failure, the collection answers at least as well
+    as before, and another call pays only for the rest.
 
     A document that cannot be stored (refused by the server, blank, invalid id or metadata) is left
-    out and reported. Memory holds about a thousand documents, however long the iterables are.
+    out and reported. About a thousand documents are in memory at a time.
 
     Args:
         collection: A collection with a NexusFlow embedding function, passed or stored.
-        ids: One for each document, all different.
+        ids: One id for each document; all are different.
         documents: The texts.
-        metadatas: One for each document, ``None`` for none.
+        metadatas: One metadata for each document; ``None`` for a document without metadata.
         where: Chroma's filter for the part of the collection that this source owns. Nothing outside
-            of it is changed or removed, and a document whose metadata does not match it is left
-            out. ``None``: the whole collection.
-        remove: Whether to remove what the source no longer has. A source that is empty, or of which
-            nothing can be stored, removes nothing, unless this is ``"all"``.
-        dry_run: Only report what would be done and what it would cost; nothing is sent or written.
+            this part is changed or removed, and a document whose metadata does not match the filter
+            is left out. ``None`` is the whole collection.
+        remove: Whether to remove documents that the source no longer has. If the source is empty,
+            or nothing of it can be stored, nothing is removed unless this is ``"all"``.
+        dry_run: Whether to only report what would be done and what that would cost; nothing is sent
+            or written.
         progress: Called with the number of documents done since the last call, so ``tqdm.update``
-            fits.
+            can be passed.
         slice_size: Maximum documents per write; fewer if vectors are large.
         store_timeout: Seconds that one read or write of the collection may take, including retries;
             at most the embedding function's ``deadline``.
         writer_wait: Seconds to wait for another process that writes to the same folder.
         verify: Whether to check that the service still uses the same model, at most once an hour
             for each embedding function: up to three short documents of the collection are embedded
-            again first, and nothing is written if most of them get another vector.
+            again first, and nothing is written if most of them get a different vector.
 
     Raises:
-        SameIdTwiceError: An id occurs twice; the message has both places.
+        SameIdTwiceError: An id occurs twice; the message names both places.
         ValueError: The numbers of ids and documents differ.
-        ConfigurationError: The embedding function is not NexusFlow's, the collection needs the sync
-            or async twin of this function, or (``verify``) the service returns vectors that differ
-            from the stored ones.
+        ConfigurationError: The embedding function is not a NexusFlow function, the collection needs
+            the sync or async version of this function, or (``verify``) the service returns vectors
+            that differ from the stored ones.
         CollectionError: The collection cannot be read or written, or another process writes to it.
             ``finished`` holds the vectors that were paid for but not written, by place.
         NexusFlowError: Embedding failed.
@@ -195,11 +196,11 @@ def _check_remove(remove: object) -> None:
 
 
 def _check_lists(columns: Sequence[Any]) -> None:
-    """Check for duplicate ids and columns of different lengths, before anything else."""
+    """Check for duplicate ids and columns of different lengths before anything else."""
     if all(isinstance(column, Sequence) for column in columns):
         lengths = {len(column) for column in columns}
         if len(lengths) > 1:
-            list(rows(columns))  # raises an error that names them
+            list(rows(columns))  # raises an error that names the columns
         seen = SeenIds()
         try:
             seen.add(record for record in rows(columns) if id_problem(record.id) is None)
@@ -208,7 +209,7 @@ def _check_lists(columns: Sequence[Any]) -> None:
 
 
 def _may_remove(run: Run, remove: Remove) -> bool:
-    kept = run.added + run.changed + run.unchanged  # none: the source was empty, or unusable
+    kept = run.added + run.changed + run.unchanged  # if this is 0, the source was empty or unusable
     return bool(remove) and run.may_remove and (kept > 0 or remove == "all")
 
 

@@ -1,4 +1,4 @@
-"""Check that a service still returns the vectors of a collection, after a change of its model."""
+"""Checks that a service still returns the vectors of a collection, to detect a new model."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
     from nexusflow_integrations.client import NexusFlow
 
 SAMPLE = 3
-"""Documents that are embedded again: one request."""
+"""Number of documents that are embedded again, in one request."""
 READ = 10
-"""Documents that are read, of which the shortest are embedded: they cost least."""
+"""Number of documents that are read; the shortest are embedded, because they cost least."""
 VALID = 3600.0
-"""Seconds for which a client need not compare a collection again."""
+"""Seconds for which a client does not compare a collection again."""
 
 _compared: WeakKeyDictionary[NexusFlow, dict[UUID, float]] = WeakKeyDictionary()
-"""When each client last compared a collection, or started to fill it."""
+"""The time at which each client last compared a collection or started to fill it."""
 
 
 def is_due(client: NexusFlow, collection: UUID) -> bool:
-    """Return whether ``client`` has to compare the collection before it writes to it."""
+    """Return whether ``client`` must compare the collection before it writes to it."""
     return time.monotonic() - _compared.get(client, {}).get(collection, -VALID) >= VALID
 
 
 def note(client: NexusFlow, collection: UUID) -> None:
-    """Remember that the vectors of the collection match those that ``client`` gets."""
+    """Record that the vectors of the collection match those that ``client`` gets."""
     _compared.setdefault(client, {})[collection] = time.monotonic()
 
 
 def sampled(found: Mapping[str, Any]) -> tuple[list[str], list[str], list[Vectors]]:
     """Return ids, documents and vectors from a ``collection.get`` result, for complete rows only.
 
-    At most ``SAMPLE`` of them: the shortest documents.
+    Return at most ``SAMPLE`` rows, those with the shortest documents.
     """
     rows = zip(
         found["ids"],
@@ -75,11 +75,13 @@ def check_same(
     """Refuse a service whose vectors differ from those of collection ``name``.
 
     Args:
-        name: Of the collection.
+        name: Name of the collection.
         ids: The ids of the documents to compare.
-        stored: Their vectors in the collection.
-        fresh: Their new vectors; ``None`` for a document that the service now refuses.
-        most: Whether half of them may differ, since the caller may have stored vectors of its own.
+        stored: The vectors of these documents in the collection.
+        fresh: The new vectors of these documents; ``None`` for a document that the service now
+            refuses.
+        most: Whether half of the vectors may differ, because the caller may have stored its own
+            vectors.
 
     Raises:
         ConfigurationError: A document got a vector that differs from the stored one; with ``most``,

@@ -1,8 +1,8 @@
-"""Single writer for a folder of ``PersistentClient``: two writers would damage it.
+"""Allows a single writer for a folder of ``PersistentClient``: two writers would damage it.
 
-Taking turns is not enough: a client keeps its index in memory, and would overwrite what another
-client has written meanwhile. So after taking the lock, a client reads the folder again, unless it
-was itself the last writer.
+A lock alone is not enough: a client keeps its index in memory, and would overwrite what another
+client has written in the meantime. So after a client takes the lock, it reads the folder again,
+unless it was itself the last writer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _lock = forks.Lock()
 _held: dict[str, _Held] = {}
 """Folders that this process writes to."""
 _left: weakref.WeakKeyDictionary[Any, tuple[int, ...]] = weakref.WeakKeyDictionary()
-"""State of the folder after each client's last write."""
+"""State of the folder after the last write of each client."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class _Held:
 
 
 def _forget() -> None:
-    """Close the parent's lock files in a forked child, without releasing the locks."""
+    """In a forked child, close the parent's lock files without releasing the locks."""
     for held in _held.values():
         context: Any = held.lock._context
         if context.lock_file_fd is not None:
@@ -64,7 +64,7 @@ forks.in_child(_forget)
 
 
 def folder_of(store: Store) -> Path | None:
-    """Return the folder of a collection or client on disk; ``None``: in memory or on a server."""
+    """Return the folder of a collection or client; ``None`` if it is in memory or on a server."""
     settings = getattr(_system_of(store), "settings", None)
     if settings is None or not settings.is_persistent or settings.chroma_server_host:
         return None
@@ -81,7 +81,7 @@ def only_writer(store: Store, wait: float) -> Iterator[None]:
     """Hold the lock on the folder of a collection or client.
 
     Threads that share a client may write at the same time: Chroma serializes them, as a server does
-    with its clients. The lock ends with the process, however that ends.
+    with its clients. The lock ends with the process, even if the process is killed.
 
     Args:
         store: A collection or client; without a folder, no lock is needed.
@@ -158,7 +158,7 @@ def _hold(path: str, store: Store) -> bool:
 
 
 def _locked(path: str) -> FileLock | None:
-    # Imported here: Chroma's thin client has no folders and does not include this package.
+    # Import here: Chroma's thin client has no folders and does not include this package.
     with needed("A collection in a folder", "filelock", install="filelock"):
         import filelock
 
@@ -176,7 +176,7 @@ def _release(path: str) -> None:
     with _lock:
         held = _held.get(path)
         if held is None:
-            return  # forked meanwhile: it was the parent's
+            return  # the process was forked, and the parent has the lock
         held.calls -= 1
         if held.calls == 0:
             del _held[path]
@@ -189,7 +189,7 @@ def _catch_up(system: Any, path: str) -> None:
     if _left.get(system) == _state(path):
         return
     try:
-        # Replaces the index in memory; calls under way finish with the old one.
+        # This replaces the index in memory; running calls finish with the old index.
         system.instance(ServerAPI).start()
     except Exception as error:
         raise CollectionError(f"cannot open {path} again: {error}") from error
