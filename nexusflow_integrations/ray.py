@@ -1,7 +1,7 @@
 """NexusFlow on Ray Data: ``EmbedBatch`` for ``Dataset.map_batches``, and ``ClusterLimits``.
 
-Importing this module does not start or connect to Ray. A worker creates its client at its first
-batch. One named actor keeps the limits and the budget of the account for the whole cluster.
+Importing this module does not start or connect to Ray. A worker creates its client when it gets its
+first batch. One named actor keeps the limits and the budget of the account for the whole cluster.
 """
 
 from __future__ import annotations
@@ -39,27 +39,29 @@ if TYPE_CHECKING:
 __all__ = ["ClusterLimits", "ClusterState", "DriverKey", "EmbedBatch"]
 
 DIMENSIONS = 1024
-"""The model's default size: all blocks need the same, before the first response."""
+"""The model's default size: all blocks need the same size before the first response."""
 RESTART_PAUSE = 1.0
-"""Seconds after a restart during which the actor permits no requests: those that the previous one
-permitted may still be sent, and the server counts requests over a second."""
+"""Seconds after a restart in which the actor permits no requests.
+
+Requests that the previous actor permitted may still be sent, and the server counts the requests of
+a second.
+"""
 ACTIVE = 10.0
 """Seconds without a lease after which a worker no longer counts as active."""
 ASK_TIMEOUT = 20.0
-"""Seconds to wait for the actor, which may be restarting, before a worker goes on alone."""
+"""Seconds to wait for the actor, which may be restarting, before a worker continues alone."""
 DRAW_TIMEOUT = 60.0
-"""Seconds to wait for a part of the budget; without one nothing is sent."""
+"""Seconds to wait for a part of the budget, without which nothing is sent."""
 SAVE_AHEAD = 200
-"""The actor saves the budget as spent in steps of 1/200, before it grants a step; a restart may
-lose one."""
+"""Number of steps in which the actor saves the budget as spent; a restart may lose one step."""
 
 
 class DriverKey:
     """The driver's API key, for workers without a key in their environment.
 
-    Its ``repr`` shows asterisks, since Ray prints arguments. It is not encrypted: Ray keeps the
-    pickled arguments of the constructor in its object store, where anyone who can run code on the
-    cluster can read them. A key in the environment of each worker is safer.
+    The ``repr`` shows asterisks, because Ray prints arguments. The key is not encrypted: Ray keeps
+    the pickled arguments of the constructor in its object store, where anyone who can run code on
+    the cluster can read them. A key in the environment of each worker is safer.
 
     Args:
         value: The key, or an object with ``get_secret_value``. Default: ``NEXUSFLOW_API_KEY`` of
@@ -89,10 +91,10 @@ class DriverKey:
 class EmbedBatch:
     """Embeds one column of a dataset: ``ds.map_batches(EmbedBatch, compute=..., ...)``.
 
-    Adds a column of vectors and a column of errors; all other columns are unchanged. A text that
-    cannot be sent, or that the server refuses, gets no vector and a message in the error column
-    (null for all others); the rest of the batch is embedded. How a missing vector is stored depends
-    on ``batch_format``:
+    The result has a column of vectors and a column of errors; all other columns are unchanged. A
+    text that cannot be sent, or that the server refuses, gets no vector and a message in the error
+    column (null for all others); the rest of the batch is embedded. ``batch_format`` decides how a
+    missing vector is stored:
 
     * ``"pyarrow"``: the column is ``FixedSizeList<float32>[dimensions]``, which any Parquet reader
       supports, and the row is null;
@@ -103,16 +105,16 @@ class EmbedBatch:
 
     Args:
         api_key: ``None`` reads ``NEXUSFLOW_API_KEY`` from the worker's environment. A
-            ``DriverKey``, or another object with ``get_secret_value``, brings it from the driver. A
-            plain string is not accepted, because Ray may print it.
+            ``DriverKey``, or another object with ``get_secret_value``, brings the key from the
+            driver. A plain string is not accepted, because Ray may print it.
         text: Name of the column of texts.
         embedding: Name of the column of vectors.
         error: Name of the column of errors.
-        dimensions: As for ``NexusFlow``, but required.
+        dimensions: Size of the vectors, as for ``NexusFlow``, but required.
         limits: Limits and budget of the whole cluster.
-        on_error: What to do with a failure not caused by one text (no balance, budget or retries
-            used up): ``"raise"`` it, which ends the job, or ``"collect"`` it as the error of all
-            unfinished texts of the batch.
+        on_error: What to do with a failure that no single text caused (no balance, budget or
+            retries used up): ``"raise"`` raises it, which ends the job; ``"collect"`` makes it the
+            error of all unfinished texts of the batch.
         client: Other settings of ``NexusFlow``.
 
     Raises:
@@ -152,7 +154,7 @@ class EmbedBatch:
         self._options: ClientSettings = {**client, **_shared(limits)}
         self._dimensions = size
         self._client: NexusFlow | None = None
-        self._new_client()  # validates the settings now, not at the first batch
+        self._new_client()  # validate the settings now instead of at the first batch
 
     async def __call__(self, batch: Any) -> Any:
         """Return ``batch`` with the two columns added."""
@@ -173,7 +175,8 @@ class EmbedBatch:
                 vectors[index], errors[index] = vector, None
             errors[errors == "not embedded"] = _sentence(error)
         finally:
-            # Ray kills idle workers without notice; this may have been the last batch.
+            # Return tokens now: this may be the last batch, and Ray kills idle workers without
+            # notice.
             await self._client._agive_back()
         return _with_columns(batch, {self._embedding: vectors, self._error: errors})
 
@@ -181,7 +184,7 @@ class EmbedBatch:
         return NexusFlow(self._api_key, dimensions=self._dimensions, **self._options)
 
     def __repr__(self) -> str:
-        own = vars(self)  # may be incomplete in the traceback of an error in __init__
+        own = vars(self)  # attributes are missing if the constructor failed
         return f"EmbedBatch(text={own.get('_text')!r}, embedding={own.get('_embedding')!r})"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -198,7 +201,7 @@ def _shared(limits: ClusterLimits | None) -> ClientOptions:
 
 
 def _sentence(error: NexusFlowError) -> str:
-    # The index is that in the batch, which is meaningless in the dataset.
+    # Remove the index in the batch, which means nothing in the dataset.
     return f"{type(error).__name__}: {re.sub('^text [0-9]+ ', 'the text ', str(error))}"
 
 
@@ -234,7 +237,7 @@ class ClusterState(NamedTuple):
         workers: Processes that asked for send times in the last ten seconds.
         leases: How often send times were requested since the actor started.
         requests: How many send times were granted.
-        granted: Tokens of the budget that are spent or held by a worker.
+        granted: Tokens of the budget that are spent or that a worker holds.
         restarted: Whether this actor replaced one that died.
     """
 
@@ -255,36 +258,36 @@ class _Settings(NamedTuple):
 
 
 class ClusterLimits:
-    """Limits and budget of one account for a whole Ray cluster, kept by one named actor.
+    """The limits and budget of one account for a whole Ray cluster, which one named actor keeps.
 
     Pass it to ``EmbedBatch(limits=...)``, or to any ``NexusFlow`` in the cluster as ``pacer=``,
     ``budget=`` or both. Workers reserve send times for a tenth of a second and draw parts of the
-    budget ahead, so each calls the actor a few times per second, not for each request.
+    budget ahead, so each worker calls the actor a few times per second instead of for each request.
 
-    A worker that dies wastes at most what it held: its send times expire, and its part of the
-    budget counts as spent. An actor that dies is restarted by Ray or by the next worker that calls
-    it. It continues from what is saved in the cluster's control store (GCS) and never grants a
-    token twice. While the actor cannot be reached, each worker paces alone within an equal share of
-    the limits, and requests that need more of the budget are not sent.
+    If a worker dies, at most its reserves are wasted: its send times expire, and its part of the
+    budget counts as spent. If the actor dies, Ray restarts it, or the next worker that calls it
+    does. The new actor continues from the state that is saved in the cluster's control store (GCS)
+    and never grants a token twice. While the actor cannot be reached, each worker limits itself to
+    an equal share of the limits, and requests that need more of the budget are not sent.
 
     The tokens spent are stored under ``name`` until ``stop`` is called or the cluster ends, even if
     another job uses the same name.
 
     Args:
-        requests_per_minute: Limit of the account; ``None`` for no limit.
-        tokens_per_minute: The same for tokens.
+        requests_per_minute: The account's limit on requests; ``None`` for no limit.
+        tokens_per_minute: The account's limit on tokens; ``None`` for no limit.
         budget: The most that the cluster may spend.
-        price: The price for a budget in money; by default the API's list price.
-        name: Name of the actor: one for each account and model.
+        price: The price for a budget in money; by default, the API's list price.
+        name: Name of the actor. Use one name for each account and model.
         namespace: Ray namespace of the actor.
-        detached: Let the actor outlive the process that started it, and all jobs.
+        detached: Whether the actor outlives the process that started it, and all jobs.
 
     Raises:
         ConfigurationError: A setting is invalid.
     """
 
     patience = ASK_TIMEOUT
-    """Seconds that a worker waits for the actor before it keeps its share of the limits alone."""
+    """Seconds that a worker waits for the actor before it limits itself to its share."""
 
     def __init__(
         self,
@@ -315,8 +318,8 @@ class ClusterLimits:
         forks.in_child(self._forget)
 
     def _forget(self) -> None:
-        # The child needs its own worker id. The handle is kept alive: collecting it would call the
-        # parent's cluster.
+        # The child needs its own worker id. Keep the handle: collecting it would call the parent's
+        # cluster.
         _inherited.append(self._actor)
         self._reset()
 
@@ -324,8 +327,9 @@ class ClusterLimits:
         self._worker = uuid.uuid4().hex
         self._actor: Any = None
         self._processes = 1
-        # One holder name for each drawing thread, of which a client has one: the actor detects
-        # repeated calls by their numbers, so the calls of a holder must arrive in order.
+        # Each thread that draws has its own holder name, and each client has one such thread. The
+        # actor detects repeated calls by their numbers, so the calls of a holder must arrive in
+        # order.
         self._drawer = threading.local()
         self._held_until = float("-inf")
 
@@ -357,7 +361,7 @@ class ClusterLimits:
         An actor ends with the process that started it, unless it is ``detached``.
 
         Raises:
-            ConfigurationError: The actor of this name has other limits.
+            ConfigurationError: The actor with this name has other limits.
         """
         kept = _Settings(*self._call("settings", timeout=DRAW_TIMEOUT))
         if kept != self._settings:
@@ -389,7 +393,7 @@ class ClusterLimits:
         return cast("list[float]", waits)
 
     def adjust(self, tokens: float, late: float = 0.0) -> None:
-        """Add ``tokens`` to those used (fewer if negative), and ``late`` seconds to the delay."""
+        """Charge ``tokens`` and ``late`` seconds; refund them if negative."""
         self._call("adjust", tokens, late, timeout=ASK_TIMEOUT)
 
     def throttled(self, ago: float) -> None:
@@ -410,7 +414,7 @@ class ClusterLimits:
     def _call(self, method: str, *arguments: Any, timeout: float) -> Any:
         try:
             return self._ask(method, arguments, timeout)
-        except RayActorError:  # it ended with the worker that had started it
+        except RayActorError:  # the actor ended with the worker that had started it
             self._actor = None
             return self._ask(method, arguments, timeout)
 
@@ -440,7 +444,7 @@ class ClusterLimits:
 
     def __repr__(self) -> str:
         if "_settings" not in vars(self):
-            return "ClusterLimits()"  # in the traceback of an error in __init__
+            return "ClusterLimits()"  # for a traceback, if the constructor failed
         return f"ClusterLimits(name={self.name!r}, namespace={self.namespace!r}, {self._settings})"
 
     def __getstate__(self) -> tuple[Any, ...]:
@@ -452,7 +456,7 @@ class ClusterLimits:
 
 
 class _Coordinator:
-    """The actor: hands out send times and tokens, and saves the tokens granted in the GCS.
+    """The actor: hands out send times and tokens, and saves the granted tokens in the GCS.
 
     Args:
         key: Key of the granted tokens in the GCS.
@@ -497,7 +501,8 @@ class _Coordinator:
     ) -> tuple[list[float], int]:
         now = time.monotonic()
         if worker not in self._seen:
-            self._limits.hold(now + held)  # send times that the previous actor granted to it
+            # Wait for send times that the previous actor granted to this worker.
+            self._limits.hold(now + held)
         self._seen[worker] = now
         self._limits.adjust(owed, late)
         waits = [self._limits.slot(tokens, now) - now for _ in range(count)]
@@ -516,13 +521,14 @@ class _Coordinator:
         self, worker: str, number: int, least: int, wanted: int, unused: int, kept: int
     ) -> tuple[Any, ...]:
         last, answer = self._answers.get(worker, (0, Grant(0, 0, False)))
-        if number <= last:  # Ray repeats a call that was already done
+        if number <= last:  # Ray has repeated a call that was already done
             return tuple(answer)
         answer = self._grants.draw(
             worker, least=least, wanted=wanted, unused=unused, kept=kept, now=time.monotonic()
         )
         granted, limit = self._grants.granted, self._grants.limit
-        # Save before the tokens can be spent, and more than granted, so that few draws must wait.
+        # Save before the tokens can be spent. Save more than is granted, so that few draws must
+        # wait.
         if granted > self._saved:
             self._save(min(limit, granted + limit // SAVE_AHEAD))
         elif self._grants.at_rest and self._saved > granted:

@@ -1,10 +1,10 @@
-"""A local server that speaks the API's protocol over a small real model, offline.
+"""A local server that offers the API's protocol with a small real model, offline.
 
 ``POST /v1/embeddings`` on 127.0.0.1 behaves as the service documents it: the same request fields,
 response, usage, sizes, errors and limits. The vectors come from a model contained in PyPI packages.
 The server replaces the service where there is no key or no internet: in examples, tests and
-continuous integration. It does not run text-embedding-v4 and does not claim to: the start message
-and the response header ``X-Local-Model`` name the model that runs.
+continuous integration. The server does not run text-embedding-v4: the start message and the
+response header ``X-Local-Model`` name the model that it runs.
 
 In code, on a free port, in a background thread (``async with`` works as well):
 
@@ -30,12 +30,12 @@ Models (``model=``):
   more languages, including Chinese.
 - ``"use"``: only the multilingual USE; lighter, needs only numpy.
 - ``"minilm"``: only MiniLM; English.
-- ``"hash"``: hashed words, very fast. Not semantic: for tests and benchmarks of clients.
+- ``"hash"``: hashed words; very fast, not semantic. For tests and benchmarks of clients.
 
 All eight sizes of the API are supported, at unit length. Sizes above a model's native size (896,
-512 and 384 dimensions) carry no more information. On one machine a text's vector is bitwise the
-same in every request, regardless of the other texts; other versions of the libraries or another
-number of threads may change the last bits.
+512 and 384 dimensions) contain no more information. On one machine, the vector of a text is bitwise
+the same in every request, regardless of the other texts. Other versions of the libraries, or
+another number of threads, may change the last bits.
 
 Importing this package is cheap: the server, numpy and the models are imported at first use. Install
 their dependencies with ``pip install "nexusflow-integrations[local]"``.

@@ -39,17 +39,17 @@ _T = TypeVar("_T")
 logger = logging.getLogger(__name__)
 
 BODY_LIMIT = 1 << 20
-"""Bytes; a larger request body gets a 413."""
+"""Maximum bytes of a request body; a larger one gets a 413 response."""
 MODEL_HEADER = "x-local-model"
 """The response header that names the model that runs."""
 
 _EMBEDDINGS = "/v1/embeddings"
-# A body over the limit is read up to here, so that the client can receive the 413.
+# A body over the limit is read up to this number of bytes, so that the client can receive the 413.
 _DRAIN_LIMIT = 64 << 20
 
 
 class Key:
-    """The key that a server accepts, in ``text``; its ``repr`` does not show it."""
+    """The key that a server accepts, in ``text``; the ``repr`` does not show the key."""
 
     __slots__ = ("text",)
 
@@ -67,11 +67,12 @@ class LocalApi:
         quotas: The limits.
         body_limit: Bytes of the largest request body.
         latency_ms: Milliseconds added to every response of the embeddings endpoint.
-        record_texts: Whether the stats keep the texts received.
-        too_long: What happens to a text of more than 8,192 tokens: ``"refuse"`` responds
-            with 400, as users of the service have seen; ``"truncate"`` is what it documents.
+        record_texts: Whether the stats keep the received texts.
+        too_long: What happens to a text of more than 8,192 tokens: ``"refuse"`` responds with 400,
+            as users of the service have seen; ``"truncate"`` cuts the text, as the service
+            documents.
         sizes: ``"cut"``: a smaller vector is the first part of the largest, scaled to unit length.
-            ``"independent"``: it is not. Which of them the service does is not documented.
+            ``"independent"``: it is not. The service does not document which of these it does.
 
     Raises:
         ValueError: the model is unknown, or a number is out of range.
@@ -132,7 +133,8 @@ class LocalApi:
             },
         )
         app.router.redirect_slashes = False
-        # Outermost, so that responses to unexpected errors get headers and are counted too.
+        # Add these outermost, so that responses to unexpected errors get headers and are counted,
+        # too.
         return _Counting(_Headers(app, self.model), self.counts)
 
     async def embeddings(self, request: Request) -> Response:
@@ -242,7 +244,7 @@ class LocalApi:
 
 
 def _refusal(request: Request, accepted: Key | None) -> str | None:
-    """Return why the key of ``request`` is refused (the frames of an exception would show it)."""
+    """Return why the key of ``request`` is refused; an exception's frames would show the key."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     key = key.strip()
     if scheme.lower() != "bearer" or not key or " " in key:
@@ -269,7 +271,7 @@ def create_app(
     The model starts to load in the background. Arguments and errors are those of `LocalServer`.
     """
     key = None if api_key is None else Key(api_key)
-    del api_key  # so that the frames of an error do not show it
+    del api_key  # keep the key out of the frames of an error
     api = LocalApi(
         model=model,
         threads=threads,
@@ -345,7 +347,7 @@ async def _say_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _say_nothing(request: Request, error: Exception) -> Response:
-    """The client is gone; the status (nginx's) is only for the counts."""
+    """Answer a client that has disconnected; the status, which nginx uses, is only counted."""
     del request, error
     return Response(status_code=499)
 
@@ -376,7 +378,7 @@ class _Headers:
 
 
 class _Counting:
-    """Counts the requests to the embeddings endpoint, failed ones included."""
+    """Counts the requests to the embeddings endpoint, including failed ones."""
 
     def __init__(self, app: ASGIApp, counts: Counts) -> None:
         self._app = app
@@ -391,7 +393,7 @@ class _Counting:
         async def send_counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                # Count before sending, so that a client that got the response sees it counted.
+                # Count before sending, so that a client with the response sees it counted.
                 status = message["status"]
                 self._counts.request_ended(status)
             await send(message)

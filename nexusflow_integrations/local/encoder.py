@@ -19,7 +19,7 @@ MODELS: dict[str, str] = {
     "minilm": "all-MiniLM-L6-v2 int8; English only",
     "hash": "hashed words, NOT semantic; for tests and benchmarks",
 }
-"""Model name -> a description in one line."""
+"""A description in one line of each model, by name."""
 
 _HOMES = {
     "minilm-use-gated": ("gated", "GatedEncoder"),
@@ -32,8 +32,9 @@ _HOMES = {
 class Encoder(Protocol):
     """A model that turns texts into vectors of its native size.
 
-    `check` may be called at any time and is fast. `load` is slow; the other methods may be called
-    only after it. Encoding is deterministic: a text's vector does not depend on the other texts.
+    `check` is fast and may be called at any time. `load` is slow; the other methods may be called
+    only after `load`. Encoding is deterministic: a text's vector does not depend on the other
+    texts.
     """
 
     name: str

@@ -1,10 +1,10 @@
 """MiniLM and the multilingual USE combined in one vector, without MiniLM for non-Latin scripts.
 
 A vector is [sqrt(g) MiniLM | sqrt(1 - g) USE], so a cosine is the weighted mean of the two
-models' cosines. g is 0.65 for texts in Latin script and 0 for others: MiniLM is trained on English,
-and its vectors of Chinese are noise. Known costs: other languages in Latin script do slightly worse
-than with USE alone, and an English text and its Chinese translation score about 0.5 instead of 0.8,
-since only their USE parts are comparable. The ranking is not affected.
+models' cosines. g is 0.65 for texts in Latin script and 0 for others, because MiniLM is trained on
+English and its vectors of Chinese are noise. This has known costs. Other languages in Latin script
+do slightly worse than with USE alone. An English text and its Chinese translation score about 0.5
+instead of 0.8, because only their USE parts are comparable; the ranking is not affected.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class GatedEncoder:
 
     def load(self) -> None:
         """Load both models in parallel; takes a second or two, once per process."""
-        # Import numpy first: two threads importing it at once, one from C++, break each other.
+        # Import numpy first: if two threads import it at once, one of them from C++, both fail.
         import_module("numpy")
         # USE loads in a thread; if that fails, the second load() below raises the error.
         other = threading.Thread(target=_quietly, args=(self._use,), daemon=True)
@@ -79,7 +79,7 @@ class GatedEncoder:
 
 
 def in_latin_script(text: str) -> bool:
-    """Whether at most a fifth of the letters are of another script; true if there are none."""
+    """Return whether at most a fifth of the letters are of another script; true without letters."""
     letters = len(_LETTER.findall(text))
     other = letters - len(_LATIN.findall(text))
     return other <= _OTHER_SCRIPT_LIMIT * letters
@@ -88,5 +88,5 @@ def in_latin_script(text: str) -> bool:
 def _quietly(encoder: UseEncoder) -> None:
     try:
         encoder.load()
-    except Exception:  # noqa: BLE001  the caller's own load() raises it again
+    except Exception:  # noqa: BLE001 - the caller's own load() raises it again
         return

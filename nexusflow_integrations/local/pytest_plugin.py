@@ -1,7 +1,7 @@
 """Pytest fixtures to test any project's RAG offline, against the local server.
 
-Registered under pytest's entry point ``pytest11``. It imports nothing but pytest until a test uses
-a fixture, and a missing package fails only those tests.
+The plugin is registered under pytest's entry point ``pytest11``. It imports only pytest until a
+test uses a fixture, so a missing package fails only the tests that use one.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def _nexusflow_hash_session() -> Iterator[LocalServer]:
 
 @pytest.fixture
 def nexusflow_hash_server(_nexusflow_hash_session: LocalServer) -> LocalServer:
-    """A `LocalServer` with the fast, non-semantic encoder, its counts at zero.
+    """A `LocalServer` with the fast, non-semantic encoder, with its counts set to zero.
 
-    There is one server for the session; it keeps the texts received in ``stats.received``.
+    There is one server for the session; it keeps the received texts in ``stats.received``.
     """
     _nexusflow_hash_session.reset_stats()
     return _nexusflow_hash_session

@@ -1,6 +1,7 @@
-"""Rate limits as the service enforces them: per account, each second, and on growth.
+"""The service's rate limits: per account, for each second, and on growth.
 
-Pure functions of a clock value that the caller passes in; no waiting, no I/O.
+All functions are pure functions of a clock value that the caller passes; they do not wait or do
+I/O.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ class Quotas:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     concurrency: int | None = None
-    """The most requests in progress at the same time."""
+    """Maximum number of requests in progress at the same time."""
     growth: float | None = None
-    """The most requests in one second, as a multiple of the busiest of the five seconds before; ten
-    are always allowed."""
+    """Maximum number of requests in one second, as a multiple of the busiest of the five seconds
+    before; ten are always allowed."""
 
     def __post_init__(self) -> None:
         for name in ("requests_per_minute", "tokens_per_minute", "concurrency", "growth"):
@@ -50,7 +51,7 @@ _CONCURRENCY_PAUSE = 0.2
 
 
 class _Bucket:
-    """A token bucket of one second's worth of a limit; a larger cost makes its level negative."""
+    """A token bucket for one second of a limit; a larger cost makes the level negative."""
 
     def __init__(self, per_minute: float, now: float) -> None:
         self.rate = per_minute / 60
@@ -131,7 +132,7 @@ class QuotaGate:
         return None
 
     def release(self) -> None:
-        """Record that an admitted request has been answered."""
+        """Record that an admitted request was answered."""
         self._in_progress -= 1
 
     def _growth_wait(self, now: float) -> float:

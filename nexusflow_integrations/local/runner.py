@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _Job = tuple[list[str], "asyncio.Future[NDArray[np.float32]]"]
 
-# The most texts in one run of the model. Requests that wait while it is busy share the next run.
+# Maximum texts in one run of the model. Requests that wait while it is busy share the next run.
 _TEXTS_PER_RUN = 64
 _STOP_PATIENCE = 30.0
 
@@ -31,7 +31,7 @@ class ModelRunner:
     Requests that arrive while the model is busy are encoded together in its next run.
 
     Args:
-        encoder: Created and checked, but not loaded.
+        encoder: An encoder that was created and checked, but not loaded.
         on_run: Called in the model's thread before each run.
     """
 
@@ -46,9 +46,9 @@ class ModelRunner:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start to load the model; returns at once.
+        """Start to load the model; return at once.
 
-        Requests that arrive before it is loaded wait. A stopped runner may be started again.
+        Requests that arrive before the model is loaded wait. A stopped runner may be started again.
         """
         self._failure = None
         if self.encoder.instant:
@@ -63,7 +63,7 @@ class ModelRunner:
         atexit.register(self.stop)
 
     def stop(self) -> None:
-        """End the model's threads, after loading and the runs already requested."""
+        """End the model's threads after the model is loaded and the requested runs are done."""
         atexit.unregister(self.stop)
         self._jobs.put(None)
         self._jobs = queue.SimpleQueue()
@@ -99,7 +99,7 @@ class ModelRunner:
         try:
             self.encoder.load()
             self._projection = Projection(self.encoder.native_size, self.encoder.block)
-        except Exception as error:  # noqa: BLE001  raised again for each request
+        except Exception as error:  # noqa: BLE001 - raised again for each request
             self._failure = error
         finally:
             self._loaded.set()
@@ -139,7 +139,7 @@ class ModelRunner:
         self._on_run()
         try:
             rows = self._spread([text for texts, _ in batch for text in texts])
-        except Exception as error:  # noqa: BLE001  raised in the request's handler
+        except Exception as error:  # noqa: BLE001 - raised in the request's handler
             if len(batch) == 1:
                 _settle(batch[0][1], error)
             else:

