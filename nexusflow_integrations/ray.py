@@ -270,8 +270,8 @@ class ClusterLimits:
     and never grants a token twice. While the actor cannot be reached, each worker limits itself to
     an equal share of the limits, and requests that need more of the budget are not sent.
 
-    The tokens spent are stored under ``name`` until ``stop`` is called or the cluster ends, even if
-    another job uses the same name.
+    The tokens spent are stored under ``name`` until ``stop`` is called or the cluster ends, also
+    for later jobs that use the same name.
 
     Args:
         requests_per_minute: The account's limit on requests; ``None`` for no limit.

@@ -37,8 +37,8 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def _method_of(function: Callable[..., object], owner: weakref.ref[object]) -> Callable[[], Any]:
-    # A WeakMethod would not do: its callback raises an error if function and object are collected
-    # at once, as they are when Python exits.
+    # WeakMethod is not used, because its callback raises an error if function and object are
+    # collected at once, as they are when Python exits.
     def find() -> Any:
         one = owner()
         return None if one is None else MethodType(function, one)

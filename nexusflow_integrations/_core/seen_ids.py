@@ -9,7 +9,8 @@ from functools import cached_property
 
 
 class SeenIds:
-    """All ids of a source with their positions, in a temporary file so that memory stays flat.
+    """All ids of a source with their positions, in a temporary file so that memory use does not
+    grow.
 
     All methods block. They may be called from any thread.
     """

@@ -1,8 +1,8 @@
 """One budget for many processes on one or many hosts. Processes draw tokens before use.
 
-A process draws from a ``SharedBudget``, whose methods block, so a thread calls them. ``Grants`` is
-the arithmetic of an implementation. ``SharedBudgetGuard`` is a client's guard over a shared budget
-and never blocks.
+A process draws from a ``SharedBudget``, whose methods block, so a thread calls them. ``Grants``
+does the arithmetic for an implementation. ``SharedBudgetGuard`` is a client's guard over a shared
+budget and never blocks.
 
 Granted tokens count as spent until they are returned. So a process that dies, or an answer that is
 lost, may waste a part of the budget, but the budget is never exceeded.

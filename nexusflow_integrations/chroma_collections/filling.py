@@ -186,7 +186,7 @@ class Filling(_Filling):
     def _embedded(
         self, embedder: Embedder, texts: Iterable[str]
     ) -> Generator[Embedded, None, None]:
-        # Only if the stream raised the error does ``finished`` have the stream's places.
+        # An error's ``finished`` has the stream's places only if the stream raised the error.
         with closing(embedder.stream(texts)) as stream:
             try:
                 yield from stream

@@ -82,7 +82,7 @@ def _nothing(_: object) -> None:
 
 
 def _room(units: float, per_second: float) -> float:
-    """Return the part of a second's units, in seconds, that a request of ``units`` leaves.
+    """Return the fraction of a second's units that remains after a request of ``units``.
 
     The limit allows the units of one second at once.
     """

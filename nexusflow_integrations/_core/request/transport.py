@@ -146,8 +146,8 @@ def _open_session(
 class _NameService:
     """The DNS look-ups of an event loop, each in a daemon thread.
 
-    The loop's executor would not do: at exit, the interpreter joins the executor's threads, and a
-    look-up takes tens of seconds if the name server does not answer.
+    The loop's executor is not used, because the interpreter joins the executor's threads at exit,
+    and a look-up takes tens of seconds if the name server does not answer.
     """
 
     async def getaddrinfo(self, host: str, port: int, **options: int) -> Any:
