@@ -187,7 +187,7 @@ class LimiterError(NexusFlowError, RuntimeError):
 
 
 class CacheError(NexusFlowError):
-    """The cache is corrupt, of another program or of a newer version; it was not changed.
+    """The cache is corrupt, not a cache of this package, or too new; it was not changed.
 
     The error is also raised if the server is not a Redis server or rejects the password.
     """

@@ -1,4 +1,4 @@
-"""Hints for users who passed an object of this package to a framework it is not for."""
+"""Hints for users who pass an object of this package to the wrong framework."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CALLED = {
     ),
     **dict.fromkeys(("name", "get_config", "build_from_config", "default_space"), _CHROMA),
 }
-"""Methods that frameworks call, to what they expect."""
+"""The hint for each method that a framework calls."""
 
 
 def missing(owner: object, name: str) -> AttributeError:

@@ -9,8 +9,7 @@ from functools import cached_property
 
 
 class SeenIds:
-    """All ids of a source with their positions, in a temporary file so that memory use does not
-    grow.
+    """All ids of a source with their positions, in a temporary file to save memory.
 
     All methods block. They may be called from any thread.
     """

@@ -1,7 +1,7 @@
 """OpenTelemetry for one call: a span over all its requests and retries, and two metrics.
 
 The module uses only the OpenTelemetry API (extra ``otel``), and only if the application has
-imported it. Otherwise the cost is one dictionary look-up per call. Texts and vectors are never
+imported it. Otherwise the cost is one dictionary lookup per call. Texts and vectors are never
 recorded.
 
 Names follow the GenAI semantic conventions for embeddings (status: development), as emitted by the

@@ -54,8 +54,8 @@ class Usage:
         refused: Texts that the server refused.
         tokens: Tokens that the server billed; estimated for responses without a count.
         estimated_tokens: The part of ``tokens`` that is an estimate.
-        repaid: Texts that another process had sent but not stored when it ended or was suspended
-            for longer than its claims hold; at most this many are paid for twice.
+        repaid: Texts that another process had sent but not stored when it ended, or when it was
+            suspended until its claims expired. At most these texts are paid for twice.
         split: Texts that were too long and were sent in pieces.
         truncated: Texts that were too long and were cut at the limit.
         derived: Texts whose vector was cut from a larger one, which was stored or fetched

@@ -161,7 +161,10 @@ class Filling(_Filling):
         self._do(self._begin())
 
     def fill(self, records: Iterable[Record], embedder: Embedder) -> None:
-        """Embed and write all ``records``; after a failure, write what is paid for."""
+        """Embed and write all ``records``.
+
+        After a failure, the vectors that were already paid for are still written.
+        """
         texts = self.missing(records)
         try:
             first = next(texts, None)

@@ -171,7 +171,7 @@ def demo(
     bm25: Bm25Option = False,
     evaluate: Annotated[
         bool,
-        typer.Option("--evaluate", help="Score a fixed set of questions, with BM25 beside it."),
+        typer.Option("--evaluate", help="Score a fixed set of questions, and BM25 for comparison."),
     ] = False,
     dimensions: DimensionsOption = None,
     chat_model: ChatOption = None,

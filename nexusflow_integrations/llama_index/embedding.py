@@ -479,7 +479,7 @@ class NexusFlowEmbedding(BaseEmbedding):
                 " embed in one process, or set cache=, through which workers share the limits"
             )
 
-    # -- the six hooks: one call of the client each, which splits at 10 and runs in parallel -------
+    # -- the six hooks: each makes one call of the client, which sends parallel requests ----------
 
     def _get_query_embedding(self, query: str) -> Vector:
         return _vector(self._core().embed(query, role="query"))
@@ -1115,7 +1115,7 @@ def _vectors(array: EmbeddingArray | EmbeddingList) -> list[Vector]:
 
 
 def _hidden(name: str, value: Any) -> Any:
-    """Return a field's value as the object stores it; secrets are stored unprintable."""
+    """Return a field's value as the object stores it; a stored secret is never printed."""
     if value is None and name != "timeout":
         return None
     if name == "api_key":

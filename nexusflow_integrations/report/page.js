@@ -227,7 +227,7 @@
     tip.style.top = `${y + 14 + tip.offsetHeight > height ? Math.max(4, y - tip.offsetHeight - 12) : y + 14}px`;
     redraw();
   }
-  canvas.setAttribute("aria-label", `${whole(N)} texts. Close points have similar meaning. Use the search field to reach them with the keyboard.`);
+  canvas.setAttribute("aria-label", `${whole(N)} texts. Points that are close together have similar meanings. Use the search field to reach texts with the keyboard.`);
 
   function row(at, words, number, extra) {
     return h("li", {}, h("div", { class: `row small ${extra || ""}` },
@@ -270,7 +270,7 @@
   function list() {
     selected = -1;
     if (!terms.length && only < 0) {
-      show($("side"), h("p", { class: "dim" }, "Hover over a point to read its text, click it to see its neighbours. Close points have similar meaning."));
+      show($("side"), h("p", { class: "dim" }, "Hover over a point to read its text; click the point to see its neighbours. Points that are close together have similar meanings."));
       return;
     }
     const shown = [];
@@ -391,7 +391,7 @@
     data.model ? `${data.model}${where ? ` ${data.endpoint === "localhost" ? "on" : "at"} ${where}` : ""}` : "model not stored", `${whole(data.dimensions)} dimensions`, data.made].join(" · ");
   $("quality").textContent = N < 3 ? "" : `Map by ${data.projection}: ${percent(data.kept)} of the nearest neighbours are among the ten nearest on the map.`
     + (data.variance === null ? " All vectors are equal." : data.projection === "PCA" ? ` Its two axes show ${percent(data.variance)} of the variance.` : ` Two straight axes (PCA) would show ${percent(data.variance)} of the variance; distances between groups mean little.`);
-  if (data.compared) facts.push(["Model", data.compared === 1 ? "1 document was embedded again and has the vector that is stored" : `${whole(data.compared)} documents were embedded again and have the vectors that are stored`]);
+  if (data.compared) facts.push(["Model", data.compared === 1 ? "1 document was embedded again and still has the stored vector" : `${whole(data.compared)} documents were embedded again and still have the stored vectors`]);
   else if (data.questions.length) facts.push(["Model", "not compared: the collection stores no documents"]);
   show($("cost"), ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
   function found(at) { return { id: data.ids[at], source: data.sources[at], text: data.texts[at] }; }

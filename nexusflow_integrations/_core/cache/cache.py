@@ -59,8 +59,8 @@ class Store(Protocol):
     """The storage of vectors: a file (``VectorStore``) or a server (``RedisStore``).
 
     All methods except ``keyer`` block. All methods except ``keyer`` and ``close`` raise
-    ``CacheError`` if the data is of another program, and ``StoreUnavailable`` if the store cannot
-    be used.
+    ``CacheError`` if the data belongs to another program, and ``StoreUnavailable`` if the store
+    cannot be used.
     """
 
     claim_seconds: float
@@ -251,8 +251,8 @@ class Cache:
         texts.
 
         Raises:
-            CacheError: The store is corrupt, of another program or of a newer version; it was not
-                changed.
+            CacheError: The store is corrupt, belongs to another program or has a newer format; it
+                was not changed.
             ImportError: A package that the store needs is not installed.
         """
         alone = Claimed(hits={}, mine=list(keys[:most]), busy=[], repaid=0)

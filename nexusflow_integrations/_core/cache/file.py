@@ -81,7 +81,7 @@ class CacheFile:
         """Open or create the file; the connection autocommits and may be used from any thread.
 
         Raises:
-            CacheError: The file is of another program, damaged or of a newer version.
+            CacheError: The file belongs to another program, is damaged or has a newer format.
             StoreUnavailable: The file cannot be created, or cannot have a write-ahead log.
             sqlite3.Error: The file cannot be read or written.
         """
@@ -176,7 +176,7 @@ class CacheFile:
             os.close(os.open(self._target, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     def _check_header(self) -> None:
-        """Refuse a file of another program without changing a byte in it or beside it."""
+        """Refuse a file that is not a cache, without changing a byte in it or beside it."""
         until = monotonic() + BUSY_SECONDS
         chances = 5
         while (problem := self._header_problem()) is not None:

@@ -184,7 +184,7 @@ class RedisStore:
         claim_seconds: Seconds that a claim is valid unless it is renewed.
 
     All methods that use the server raise ``CacheError`` if it is not a Redis server, or if the data
-    under these names is of another program or of a newer version (it is then not changed), and
+    under these names belongs to another program or has a newer format (it is then not changed), and
     ``StoreUnavailable`` if the server cannot be used.
     """
 
@@ -512,7 +512,7 @@ class RedisStore:
         return self.server.ask(opened)
 
     def _check(self, client: Any) -> None:
-        """Refuse data of another program, without changing it."""
+        """Refuse data that belongs to another program, without changing the data."""
         pipe = client.pipeline(transaction=False)
         pipe.mget(_SCHEMA)
         for name in (_SCHEMA, *_HASHES):

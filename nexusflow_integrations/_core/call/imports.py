@@ -3,7 +3,7 @@
 The imports do not happen when a client is created, because that should be cheap. They do not happen
 on the event loop, either: a fork during an import would leave the child with an import that never
 finishes, and the time of the import would count towards the deadline. So this module also lists
-modules that would otherwise be imported later, at a first look-up or a first error.
+modules that would otherwise be imported later, at a first lookup or a first error.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sends a request from the calling thread; ``http.client`` reads the response.
 
 The connections are separate from those of aiohttp. A connection is opened only to an address to
-which aiohttp is or was recently connected, so this module needs no look-up and tries no unreachable
+which aiohttp is or was recently connected, so this module needs no lookup and tries no unreachable
 address. In all other cases (a first connection, a proxy), the event loop sends: ``connection`` then
 returns ``None`` before anything was sent.
 

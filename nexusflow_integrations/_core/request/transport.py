@@ -144,10 +144,10 @@ def _open_session(
 
 
 class _NameService:
-    """The DNS look-ups of an event loop, each in a daemon thread.
+    """The DNS lookups of an event loop, each in a daemon thread.
 
     The loop's executor is not used, because the interpreter joins the executor's threads at exit,
-    and a look-up takes tens of seconds if the name server does not answer.
+    and a lookup takes tens of seconds if the name server does not answer.
     """
 
     async def getaddrinfo(self, host: str, port: int, **options: int) -> Any:
