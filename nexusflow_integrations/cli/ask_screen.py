@@ -207,7 +207,9 @@ class AskScreen(Screen):
             line = (
                 Text(f"The {number} agree: the same passages with the same scores.", style="green")
                 if agree(found)
-                else Text(f"The {number} do not agree; --json shows each one's.", style="red")
+                else Text(
+                    f"The {number} do not agree; --json shows the result of each.", style="red"
+                )
             )
             self.out.print(Padding(line, INDENT))
 

@@ -119,7 +119,7 @@ def seconds(text: str) -> float:
     """Return an age such as ``30d``, ``12h`` or ``2w`` in seconds.
 
     Raises:
-        UsageProblem: It is not valid.
+        UsageProblem: ``text`` is not valid.
     """
     number, unit = _split(text) or (0.0, "")
     if unit.lower() not in _SECONDS:
@@ -131,7 +131,7 @@ def size(text: str) -> int:
     """Return a size such as ``500MB`` or ``2G`` in bytes; a thousand bytes are a kilobyte.
 
     Raises:
-        UsageProblem: It is not valid.
+        UsageProblem: ``text`` is not valid.
     """
     number, unit = _split(text) or (0.0, "?")
     unit = unit.upper()
@@ -145,7 +145,7 @@ def budget(text: str, price: Price) -> Budget:
     """Return a budget such as ``200k tokens``, ``¥2.50``, ``2.50 CNY`` or ``0``.
 
     Raises:
-        UsageProblem: It is not valid, or has another currency than ``price``.
+        UsageProblem: ``text`` is not valid, or has another currency than ``price``.
     """
     text = text.strip()
     sign = _SIGNS.get(text[:1])
@@ -171,12 +171,12 @@ def chat_price(text: str) -> ChatPrice:
     """Return the prices of a million prompt and answer tokens, from text such as ``0.8/4.8``.
 
     Raises:
-        UsageProblem: It is not valid.
+        UsageProblem: ``text`` is not valid.
     """
     found = re.fullmatch(r"[^\d./]?(\d*\.?\d+)/[^\d./]?(\d*\.?\d+)", text.replace(" ", ""))
     if found is None:
         raise UsageProblem(
-            f"{text!r} is not a price: write those of a million tokens sent and written, like"
+            f"{text!r} is not a price: write the prices of a million tokens sent and written, like"
             " 0.8/4.8"
         )
     return ChatPrice(float(found[1]), float(found[2]))

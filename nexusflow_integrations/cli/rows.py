@@ -35,7 +35,7 @@ def check_input(path: Path, what: str) -> None:
         what: What the message calls the file, such as ``input``.
 
     Raises:
-        InputProblemError: It is missing, cannot be read, or is not text.
+        InputProblemError: The file is missing, cannot be read, or is not text.
     """
     try:
         if not path.is_file():
@@ -99,7 +99,7 @@ def items_of_json(data: bytes, name: str) -> Iterator[Line]:
     An item's number is its place in the array, counted from 1.
 
     Raises:
-        InputProblemError: It is not a JSON array.
+        InputProblemError: The input is not a JSON array.
     """
     try:
         found = orjson.loads(data.removeprefix(codecs.BOM_UTF8))

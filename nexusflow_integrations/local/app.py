@@ -288,12 +288,13 @@ def create_app(
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """Return what ``work`` returns; cancel it when the client closes the connection.
+    """Return the result of ``work``; cancel ``work`` when the client closes the connection.
 
-    Otherwise the model would go on for nobody, and stopping the server would wait for it.
+    Otherwise the model would keep working for a client that is gone, and a stop of the server would
+    wait for the model.
 
     Raises:
-        ClientDisconnect: The client has closed it.
+        ClientDisconnect: The client has closed the connection.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(request.receive())  # the body was read: nothing else can come

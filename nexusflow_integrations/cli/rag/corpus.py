@@ -165,7 +165,7 @@ def load(name: str, limit: int | None = None, tuned: TunedSettings = _DEFAULT) -
         tuned: Settings that say how to cut the texts.
 
     Raises:
-        CorpusError: No such path, or nothing in it.
+        CorpusError: The path does not exist or contains nothing to index.
     """
     if name == "stdlib":
         return stdlib(500 if limit is None else limit)
@@ -180,7 +180,7 @@ def whole(name: str) -> tuple[list[tuple[str, str]], tuple[Skipped, ...]]:
     The docstrings are those of ``stdlib``. The second list holds what could not be read.
 
     Raises:
-        CorpusError: No such path, or no text in it that can be read.
+        CorpusError: The path does not exist or contains no readable text.
     """
     if name == "stdlib":
         return [(item.source, item.text) for item in stdlib().documents], ()
@@ -315,7 +315,7 @@ def folder(path: Path, limit: int | None = None, tuned: TunedSettings = _DEFAULT
     cannot be read are left out.
 
     Raises:
-        CorpusError: No such path, or no text in it that can be read.
+        CorpusError: The path does not exist or contains no readable text.
     """
     if not path.exists():
         raise CorpusError(f"there is no file or folder {str(path)!r}")

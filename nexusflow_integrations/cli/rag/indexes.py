@@ -87,7 +87,7 @@ class Index:
         """The folder that Chroma's ``PersistentClient`` opens.
 
         Raises:
-            UnusableIndexError: See ``about``.
+            UnusableIndexError: The index was never finished, or its description is damaged.
         """
         return self.directory / self.about().folder
 
@@ -161,7 +161,7 @@ class Index:
         """Keep other processes from writing to the index; the lock ends with the process.
 
         Raises:
-            UnusableIndexError: Another process is writing to it.
+            UnusableIndexError: Another process is writing to the index.
         """
         with needed("An index", "filelock", install="nexusflow-integrations[chroma]"):
             from filelock import FileLock, Timeout
@@ -193,7 +193,7 @@ class Index:
 
     @property
     def kept(self) -> Path | None:
-        """The Chroma folder that an update goes on with: that in use, or a stopped first run's."""
+        """The Chroma folder that an update continues: in use, or of a stopped first run."""
         if (about := self.described()) is not None:
             return self.directory / about.folder
         folders = self._folders()
@@ -217,7 +217,7 @@ class Index:
         """Delete the files of the index, and its folder if nothing else is in it.
 
         Raises:
-            UnusableIndexError: Another process is writing to it.
+            UnusableIndexError: Another process is writing to the index.
         """
         if not self.directory.is_dir():
             return

@@ -197,7 +197,7 @@ class Session:
             return {}
 
     def open(self, framework: str) -> Pipeline:
-        """Import a framework and open the index with it, once."""
+        """Import a framework and open the index with it; later calls return the same object."""
         if framework not in self.pipelines:
             with self._sound():
                 self.pipelines[framework] = open_pipeline(
