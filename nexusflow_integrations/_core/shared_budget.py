@@ -172,7 +172,7 @@ class SharedBudgetGuard(BudgetGuard):
 
     async def give_back(self) -> None:
         """Return the tokens that no request needs, and wait until that is done."""
-        while self._drawing or (self._has_news and not self.pending):
+        while self._drawing or self._pausing or self._has_news:
             self._give_back()
             changed = asyncio.Event()
             self.listen(changed.set)
@@ -251,6 +251,7 @@ class SharedBudgetGuard(BudgetGuard):
     def _resume(self) -> None:
         self._pausing = False
         self._tell()
+        self._rest_later()
 
 
 def _checked(grant: Any) -> Grant:

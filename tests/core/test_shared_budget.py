@@ -227,6 +227,30 @@ async def test_a_guard_that_has_spent_all_it_drew_is_not_waited_for() -> None:
     assert bank.grants.at_rest
 
 
+@pytest.mark.parametrize("closes", [False, True], ids=["idle", "closed"])
+async def test_a_guard_that_pauses_after_too_small_a_grant_returns_its_tokens_then(
+    monkeypatch: pytest.MonkeyPatch, closes: bool
+) -> None:
+    """Seed 1201654 of the simulation."""
+    monkeypatch.setattr(shared_budget, "PAUSE", 0.2)
+    bank = Bank(1_000)
+    one, other = (SharedBudgetGuard(bank.teller(name)) for name in "ab")
+    assert await reserved(one, 900)
+    assert await reserved(other, 10)
+    waiting = asyncio.ensure_future(reserved(other, 500))
+    while not other._pausing:
+        await asyncio.sleep(0.001)
+    waiting.cancel()
+    other.settle(10, 10)
+    if closes:
+        await asyncio.wait_for(other.give_back(), 30)
+    else:
+        until = time.monotonic() + 30
+        while bank.grants._held["b"][0] and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+    assert bank.grants._held["b"][0] == 0
+
+
 async def test_without_the_shared_budget_nothing_is_sent_and_no_secret_is_shown() -> None:
     bank = Bank(1_000)
     bank.broken = True
