@@ -164,6 +164,8 @@ class Run:
             for one in self.clients
             if one.process.is_alive
         )
+        # A client does not wait longer than its deadline for what it has sent to a slow service.
+        self.world.run(lambda: all(map(_has_idle_threads, self.living)), at_most=60)
         check_closed(self)
         self._finish(
             process.background.loop.create_task(process.background._wind_up())
@@ -174,6 +176,8 @@ class Run:
         tasks = list(closing)
         if not self.world.run(lambda: all(task.done() for task in tasks), at_most=10):
             raise Broken("it ends: a process does not exit")
+        for task in tasks:
+            task.result()
 
     def live_claims(self) -> int:
         """Return how many claims in the store a living process holds."""
@@ -225,9 +229,13 @@ class Run:
         )
 
 
+def _has_idle_threads(process: Process) -> bool:
+    return all(thread.is_idle for thread in process.threads)
+
+
 def _rests(process: Process) -> bool:
-    threads_are_idle = all(thread.is_idle for thread in process.threads)
-    are_idle = threads_are_idle and all(one.has_ended for one in process.program_threads)
+    threads_have_ended = all(one.has_ended for one in process.program_threads)
+    are_idle = _has_idle_threads(process) and threads_have_ended
     return are_idle and not process.loop.tasks and not process.background.loop.tasks
 
 
