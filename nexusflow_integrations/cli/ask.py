@@ -191,7 +191,7 @@ def demo(
             "the fixed questions are about the standard library: use --corpus stdlib"
         )
     _check_question(question)
-    _check_chat(chat_model, embedded=local or not has_key())
+    _check_chat(chat_model, local=local or not has_key())
     _check_fresh(fresh, limit)
     price = None if chat_price is None else read_chat_price(chat_price)
     if bm25 or evaluate:
@@ -386,7 +386,7 @@ def _ask(
     screen = AskScreen(quiet=as_json)
     chosen = Indexes(store).find(index, Path.cwd())
     about = chosen.about()
-    _check_chat(chat_model, embedded=about.local_model is not None)
+    _check_chat(chat_model, local=about.local_model is not None)
     frameworks = framework.names() if framework else ()
     if hybrid is None:
         hybrid = about.hybrid and frameworks in ((), ("chroma",))
@@ -451,8 +451,8 @@ def _check_fresh(fresh: bool, limit: int | None) -> None:
         )
 
 
-def _check_chat(model: str | None, *, embedded: bool) -> None:
-    if model and embedded:
+def _check_chat(model: str | None, *, local: bool) -> None:
+    if model and local:
         what = "use an index of the service" if has_key() else "set NEXUSFLOW_API_KEY for one"
         raise UsageProblem(f"the local server has no chat model: {what}")
 

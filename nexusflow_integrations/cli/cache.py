@@ -28,7 +28,7 @@ from nexusflow_integrations.cli.options import (
     seconds,
     size,
 )
-from nexusflow_integrations.cli.rag.endpoint import embedded_model
+from nexusflow_integrations.cli.rag.endpoint import local_model_at
 from nexusflow_integrations.cli.screen import INDENT, Screen, home
 from nexusflow_integrations.cli.words import count, in_bytes
 from nexusflow_integrations.errors import ConfigurationError
@@ -51,7 +51,7 @@ def info(path: CacheOption = None, as_json: JsonOption = False) -> None:
         found = store.info()
     if as_json:
         models = [
-            {**asdict(item), "embedded_model": embedded_model(item.base_url)}
+            {**asdict(item), "embedded_model": local_model_at(item.base_url)}
             for item in found.models
         ]
         print_json(
@@ -208,12 +208,12 @@ def _show_info(screen: Screen, info: CacheInfo) -> None:
     table.add_column("vectors", justify="right", header_style="dim", no_wrap=True)
     table.add_column("endpoint", header_style="dim", overflow="fold")
     for item in info.models:
-        embedded = embedded_model(item.base_url)
+        local = local_model_at(item.base_url)
         table.add_row(
-            Text(embedded or item.model, style="bold"),
+            Text(local or item.model, style="bold"),
             "default" if item.dimensions is None else str(item.dimensions),
             f"{item.vectors:,}",
-            "local server" if embedded else item.base_url,
+            "local server" if local else item.base_url,
         )
     screen.out.print(Padding(table, INDENT))
 

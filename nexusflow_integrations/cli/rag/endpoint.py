@@ -59,7 +59,7 @@ class Endpoint:
         """The service's URL, or for the local server a URL that does not depend on its port."""
         if self.local_model is None:
             return self.base_url
-        return f"http://{self.local_model}{_EMBEDDED}"
+        return f"http://{self.local_model}{_LOCAL}"
 
     def http_client(self) -> httpx.Client | None:
         """Return an HTTP client that sends requests for ``lasting_url`` to the local server."""
@@ -82,13 +82,13 @@ class Endpoint:
         return plain
 
 
-_EMBEDDED = ".embedded.localhost/v1"
+_LOCAL = ".embedded.localhost/v1"
 
 
-def embedded_model(base_url: str) -> str | None:
+def local_model_at(base_url: str) -> str | None:
     """Return the local model whose ``lasting_url`` is ``base_url``; ``None`` for a service."""
-    name = base_url.removeprefix("http://").removesuffix(_EMBEDDED)
-    return name if base_url == f"http://{name}{_EMBEDDED}" else None
+    name = base_url.removeprefix("http://").removesuffix(_LOCAL)
+    return name if base_url == f"http://{name}{_LOCAL}" else None
 
 
 class _ToPort(httpx.HTTPTransport):
