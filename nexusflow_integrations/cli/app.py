@@ -198,7 +198,7 @@ app.add_typer(cache, name="cache")
 
 
 def _fill_lines(group: typer.Typer) -> None:
-    """Let the help of the commands fill the width: Typer keeps the line breaks of docstrings."""
+    """Join the lines of the commands' help, because Typer keeps the line breaks of docstrings."""
     for item in group.registered_commands:
         item.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(item.callback) or "")
 

@@ -39,7 +39,7 @@ ChatPriceOption = Annotated[
     ),
 ]
 EstimateOption = Annotated[
-    bool, typer.Option("--estimate", help="Show what it would cost, and send nothing.")
+    bool, typer.Option("--estimate", help="Show what the run would cost, and send nothing.")
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 StoreOption = Annotated[

@@ -33,13 +33,13 @@ _ATTRACTING = 15
 _MOST_CLUSTERS = 30
 _MOST_GROUPS = 40
 _NAMED = 0.8
-"""Share of texts in named groups from which on sources are not shortened further."""
+"""If named groups contain this share of the texts, sources are not shortened further."""
 _BLOCK = 20_000_000
 """Maximum number of cosines in memory at once."""
 _EQUAL = 1e-9
-"""Vectors of length 1 count as equal if their total variance is not larger."""
+"""Vectors of length 1 count as equal if their total variance is at most this."""
 _FLAT = 0.999
-"""If the first two components hold a larger share of the variance, PCA shows everything."""
+"""If the first two components hold more than this share of the variance, PCA is used."""
 _SEED = 7
 
 _FILLERS = {"does", "did", "doing"}  # scikit-learn's list of stop words lacks these

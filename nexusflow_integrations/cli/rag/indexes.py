@@ -317,7 +317,7 @@ def _digits(path: str | Path) -> str:
 
 
 def _unfinished(indexes: Sequence[Index], near: Path | None, nearest: int) -> Index | None:
-    """Return an unusable index of a folder that contains ``near``, if none else is as near."""
+    """Return an unusable index of a folder that contains ``near`` and is nearer than others."""
     folders = [] if near is None else [Path(os.path.realpath(near))]
     for folder in [*folders, *(above for one in folders for above in one.parents)]:
         if 1 + len(folder.parts) <= nearest:
