@@ -28,7 +28,7 @@ from nexusflow_integrations._core.vectors import Vectors
 _FLOAT32: np.dtype[np.float32] = np.dtype("<f4")
 
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
-"""Maximum bytes of a response; the largest valid one, ten vectors of 2048 floats, has 0.5 MB."""
+"""Maximum bytes of a response; the largest valid one (ten vectors of 2048) is under 0.5 MB."""
 MAX_VECTOR_BYTES = 256 * 1024
 """Maximum bytes of one vector: 8,192 numbers of 32 characters each."""
 MAX_VECTOR_NUMBERS = 8192
