@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from nexusflow_integrations._core.texts import check_text
-from nexusflow_integrations._core.usage import Budget, Price, Usage
+from nexusflow_integrations._core.usage import Price, Usage
 from nexusflow_integrations._core.whole_file import whole
 from nexusflow_integrations.cli import rows
 from nexusflow_integrations.cli.exits import PARTLY, UsageProblem
@@ -35,6 +35,7 @@ from nexusflow_integrations.cli.options import (
     print_json,
 )
 from nexusflow_integrations.cli.options import budget as read_budget
+from nexusflow_integrations.cli.outputs import check_output
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
 from nexusflow_integrations.cli.screen import Screen, money, price_line
 from nexusflow_integrations.cli.words import count, time_left
@@ -167,7 +168,12 @@ def embed(
         )
     with open_endpoint(local=local or None, dimensions=dimensions) as endpoint:
         remembered = None if no_cache else cache or True
-        client = _client(endpoint, remembered, limit, on_too_long)
+        client = endpoint.client(
+            dimensions=endpoint.dimensions,
+            cache=remembered,
+            budget=limit,
+            on_too_long=on_too_long.value,
+        )
         paid = endpoint.local_model is None
         with job.lines() as lines, _embedding(screen, job.total(), client, paid=paid) as bar:
             try:
@@ -212,12 +218,7 @@ class _Job:
         if self.output is None and self._format is not OutputFormat.jsonl:
             raise UsageProblem(f"standard output is JSONL: name -o FILE.{self._format.value}")
         if self.output is not None:
-            if not self.output.parent.is_dir():
-                raise UsageProblem(f"the folder {str(self.output.parent)!r} does not exist")
-            if self.output.is_dir():
-                raise UsageProblem(f"the output {str(self.output)!r} is a folder")
-            if self.source is not None and self.output.resolve() == self.source.resolve():
-                raise UsageProblem("the output would replace the input")
+            check_output(self.output, self.source)
             if known is None:
                 raise UsageProblem(
                     f"{str(self.output)!r} cannot be written as {suffix}: give it a name that"
@@ -269,23 +270,6 @@ def _piped() -> bytes:
     """Return the first bytes of standard input that are available, without consuming them."""
     stdin: Any = typer.get_binary_stream("stdin")
     return bytes(stdin.peek()) if hasattr(stdin, "peek") else b""
-
-
-def _client(
-    endpoint: Endpoint, cache: bool | str | None, limit: Budget | None, on_too_long: TooLong
-) -> NexusFlow:
-    # The local server's port changes from run to run, so its vectors are cached under a fixed
-    # address.
-    return NexusFlow(
-        endpoint.api_key,
-        base_url=endpoint.lasting_url,
-        dimensions=endpoint.dimensions,
-        cache=cache,
-        budget=limit,
-        on_too_long=on_too_long.value,
-        http_client=endpoint.http_client(),
-        allow_http=endpoint.local_model is not None,
-    )
 
 
 def _run(

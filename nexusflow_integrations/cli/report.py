@@ -14,6 +14,7 @@ import typer
 from nexusflow_integrations.cli import rows
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.options import JsonOption, LocalOption, StoreOption, print_json
+from nexusflow_integrations.cli.outputs import check_output
 from nexusflow_integrations.cli.rag.collection import DamagedError, chroma_client, open_to_read
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
 from nexusflow_integrations.cli.rag.indexes import Indexes
@@ -93,8 +94,9 @@ def report(
     The file needs no network. Only the questions are embedded and paid for, and three short
     documents that check whether the model is the same.
     """
-    if not output.parent.is_dir():
-        raise UsageProblem(f"the folder {str(output.parent)!r} does not exist")
+    check_output(output, questions)
+    if output.is_file() and output.suffix.lower() not in (".html", ".htm"):
+        raise UsageProblem(f"{str(output)!r} is there and is no HTML file: name another")
     if index is not None and (collection is not None or path is not None):
         raise UsageProblem("--index names an index: leave out COLLECTION and --path")
     from nexusflow_integrations.report import write_report

@@ -39,7 +39,8 @@ def check_input(path: Path, what: str) -> None:
     """
     try:
         if not path.is_file():
-            problem = "is a folder" if path.is_dir() else "does not exist"
+            problem = "is not a regular file" if path.exists() else "does not exist"
+            problem = "is a folder" if path.is_dir() else problem
             raise InputProblemError(f"the {what} {str(path)!r} {problem}")
         with path.open("rb") as file:
             head = file.read(LOOKED_AT)

@@ -26,6 +26,7 @@ from nexusflow_integrations.cli.options import (
 )
 from nexusflow_integrations.cli.options import budget as read_budget
 from nexusflow_integrations.cli.options import chat_price as read_chat_price
+from nexusflow_integrations.cli.outputs import check_output
 from nexusflow_integrations.cli.rag import corpus as corpora
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
 from nexusflow_integrations.cli.rag.pipeline import CHAT_VARIABLE, chat_of
@@ -33,7 +34,6 @@ from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.cli.rows import check_input
 from nexusflow_integrations.cli.screen import INDENT, Screen, money
 from nexusflow_integrations.cli.words import count
-from nexusflow_integrations.client import NexusFlow
 
 if TYPE_CHECKING:
     from nexusflow_integrations.tune import Plan, PlannedChat, Question, TuneResult
@@ -91,8 +91,7 @@ def tune(
     `index --settings` takes.
     """
     for file in filter(None, (output, page, plot)):
-        if not file.parent.is_dir():
-            raise UsageProblem(f"the folder {str(file.parent)!r} does not exist")
+        check_output(file, questions)
     if questions is not None:
         check_input(questions, "file")
     if questions is not None and chat_model is not None:
@@ -110,9 +109,7 @@ def tune(
     from nexusflow_integrations.tune.page import write_page, write_plot
 
     with open_endpoint(local=local or None) as endpoint:
-        # The embedded server has another address each time, so its vectors are not kept.
-        kept = cache or (endpoint.local_model is None or None)
-        client = NexusFlow(endpoint.api_key, base_url=endpoint.base_url, cache=kept)
+        client = endpoint.client(cache=cache or True)
         asked, chat = _questions(questions, path, texts), chat_of(chat_model, endpoint)
         model = None
         if chat is not None and (asked is None or chat_model is not None):

@@ -19,6 +19,7 @@ from nexusflow_integrations._core.settings import (
     resolve_base_url,
 )
 from nexusflow_integrations._core.tuned import TunedSettings
+from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import ConfigurationError
 
 
@@ -66,6 +67,16 @@ class Endpoint:
         if self.local_model is None:
             return None
         return httpx.Client(transport=_ToPort(httpx.URL(self.base_url)), timeout=None)  # noqa: S113
+
+    def client(self, **settings: Any) -> NexusFlow:
+        """Return a client with ``settings``; the vectors that it caches do not depend on a port."""
+        return NexusFlow(
+            self.api_key,
+            base_url=self.lasting_url,
+            http_client=self.http_client(),
+            allow_http=self.local_model is not None,
+            **settings,
+        )
 
     @property
     def name(self) -> str:

@@ -1,0 +1,92 @@
+"""Files that commands write: links, devices and pipes stay what they are; nothing else is lost."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from nexusflow_integrations._core.whole_file import whole
+from nexusflow_integrations.cli import outputs
+from nexusflow_integrations.cli.exits import UsageProblem
+
+from .conftest import Command
+
+COMMANDS = {
+    "embed": ("embed", "{texts}"),
+    "report": ("report", "zoo"),
+    "tune": ("tune", "{texts}"),
+}
+
+
+def test_the_target_of_a_symbolic_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("old")
+    link.symlink_to(target)
+    with whole(link) as file:
+        file.write(b"new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    link.unlink()
+    link.symlink_to(tmp_path / "absent")
+    with whole(link) as file:
+        file.write(b"made")
+    assert (tmp_path / "absent").read_text() == "made"
+
+
+def test_a_named_pipe_is_written_to(tmp_path: Path) -> None:
+    pipe, got = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    with whole(pipe) as file:
+        file.write(b"new")
+    reader.join(30)
+    assert got == [b"new"]
+    assert pipe.is_fifo()
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs the device")
+def test_a_device_stays_a_device(tmp_path: Path) -> None:
+    link = tmp_path / "full"
+    link.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"), whole(link) as file:  # noqa: PT012
+        file.write(b"new")
+        file.flush()
+    assert Path("/dev/full").is_char_device()
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_an_output_that_cannot_be_written_is_refused_at_once(
+    nexusflow: Command, command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (texts := tmp_path / "texts.txt").write_text("Pandas climb.\n")
+    arguments = [part.format(texts=texts) for part in command]
+
+    def refusal(output: Path) -> str:
+        return nexusflow.sentence(*arguments, "-o", str(output), code=2)
+
+    assert refusal(tmp_path / "no" / "x.html").endswith("no' does not exist")
+    monkeypatch.setattr(outputs.os, "access", lambda *_: False)  # root may write anywhere
+    output = tmp_path / {"embed": "x.npy", "report": "x.html", "tune": "x.json"}[command[0]]
+    assert refusal(output) == f"the folder {str(tmp_path)!r} cannot be written"
+
+
+def test_a_report_replaces_neither_its_questions_nor_a_file_of_another_type(
+    nexusflow: Command, tmp_path: Path
+) -> None:
+    (questions := tmp_path / "questions.jsonl").write_text('{"question": "Who climbs?"}\n')
+    (notes := tmp_path / "notes.md").write_text("mine")
+    asked = ["report", "zoo", "-q", str(questions), "-o"]
+    assert "replace the input" in nexusflow.sentence(*asked, str(questions), code=2)
+    assert "no HTML file" in nexusflow.sentence(*asked, str(notes), code=2)
+    assert notes.read_text() == "mine"
+
+
+def test_an_output_must_not_be_the_input_under_another_name(tmp_path: Path) -> None:
+    (texts := tmp_path / "texts.jsonl").write_text("{}")
+    (link := tmp_path / "link.jsonl").symlink_to(texts)
+    with pytest.raises(UsageProblem, match="replace the input"):
+        outputs.check_output(link, texts)
