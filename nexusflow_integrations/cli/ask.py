@@ -406,7 +406,7 @@ def _ask(
         screen.passages(found[0].passages, hybrid=hybrid)
         beside = keywords.search(question, top_k) if keywords else None
         if beside is not None:
-            screen.beside(found[0].passages, beside)
+            screen.beside(found[0].passages, beside, hybrid=hybrid)
         answers = _answer(screen, opened, found, question, chat) if answer else None
         if len(found) > 1:
             screen.comparison(found)
@@ -477,14 +477,17 @@ def _estimate(
     as_json: bool,
 ) -> None:
     """Show what `index` would do and cost at ``endpoint``; nothing is sent or written."""
-    documents = {} if fresh else _stored_documents(indexes.place(path, texts.name, endpoint))
+    index = indexes.place(path, texts.name, endpoint)
+    documents = {} if fresh else _stored_documents(index)
     wanted = plan(texts, documents)
     local = endpoint.local_model is not None
     paid = has_key() and not local
     client = NexusFlow(**endpoint.vectors, cache=True if paid else None)
     found = client.estimate(wanted.new(documents))
     changes = replace(wanted.counts(documents), left_out=texts.skipped)
-    screen.changes(changes)
+    screen.changes(
+        changes, f"compared with {index.name}" if documents else f"in a new index {index.name}"
+    )
     screen.estimate(found, local=local)
     screen.left_out(texts.skipped)
     if as_json:

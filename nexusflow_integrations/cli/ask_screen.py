@@ -66,7 +66,7 @@ class AskScreen(Screen):
         with bar:
             yield Indexing(self, bar, total)
 
-    def changes(self, done: Updated) -> None:
+    def changes(self, done: Updated, aside: str = "") -> None:
         """Show how many passages were added, changed and removed, or would be."""
         numbers = [
             f"{number:,} {what}"
@@ -78,7 +78,7 @@ class AskScreen(Screen):
                 (len(done.left_out), "left out"),
             )
         ]
-        self.head("Passages")
+        self.head("Passages", aside)
         self.out.print(Padding(", ".join(numbers) + ".", INDENT))
 
     def left_out(self, left_out: Sequence[Skipped]) -> None:
@@ -121,13 +121,16 @@ class AskScreen(Screen):
         filled = round(max(0.0, min(score, 1.0)) * _BAR)
         return full * filled + empty * (_BAR - filled)
 
-    def beside(self, passages: Sequence[Passage], keywords: Sequence[Passage]) -> None:
+    def beside(
+        self, passages: Sequence[Passage], keywords: Sequence[Passage], *, hybrid: bool = False
+    ) -> None:
         """Show the hits of BM25 beside those of the vector search."""
-        self.head("Beside BM25", "keyword search; its scores cannot be compared with cosines")
+        self.head("Beside BM25", "keyword search; its scores cannot be compared with the others")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for name in ("", "Embeddings", "cosine", "BM25", "score"):
-            number = name in ("", "cosine", "score")
-            table.add_column(name, justify="right" if number else "left", header_style="dim")
+        ours = ("Hybrid", "rank score") if hybrid else ("Embeddings", "cosine")
+        for number, name in enumerate(("", *ours, "BM25", "score")):
+            left = number in (1, 3)
+            table.add_column(name, justify="left" if left else "right", header_style="dim")
         for row in range(max(len(passages), len(keywords), 1)):
             table.add_row(str(row + 1), *_cells(passages, row), *_cells(keywords, row))
         self.out.print(Padding(table, INDENT))

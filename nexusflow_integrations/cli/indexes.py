@@ -108,7 +108,7 @@ def _show_list(screen: Screen, folder: Path, rows: list[dict[str, Any]]) -> None
         screen.out.print(f"There is no index in {home(folder)} yet.")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("index", style="bold", header_style="dim", overflow="fold")
+    table.add_column("index", style="bold", header_style="dim", no_wrap=True)  # to be copied
     table.add_column("passages", justify="right", header_style="dim", no_wrap=True)
     table.add_column("size", justify="right", header_style="dim", no_wrap=True)
     table.add_column("texts", header_style="dim", overflow="fold")

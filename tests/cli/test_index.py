@@ -117,7 +117,10 @@ def test_an_estimate_counts_what_a_stopped_first_run_has_written(
     described.unlink()
     (zoo / "finch.txt").write_text("The finch eats seeds.")
     expected = "1 added, 0 changed, 3 unchanged, 0 removed"
-    assert expected in nexusflow("index", str(zoo), "--estimate")[0]
+    shown = nexusflow("index", str(zoo), "--estimate")[0]
+    assert expected in shown
+    assert "compared with zoo-" in shown
+    assert "in a new index zoo-" in nexusflow("index", str(zoo), "--estimate", "--fresh")[0]
     assert "was never finished" in nexusflow.sentence("ask", "who climbs?", "-i", "zoo", code=1)
     assert expected in nexusflow("index", str(zoo))[0]
 
