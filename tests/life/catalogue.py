@@ -1,6 +1,6 @@
-"""Events in the life of a collection, and what each of four ways makes of them.
+"""Events in the life of a collection, and their outcomes with each of four tools.
 
-What is expected here is what ``test_events`` measures; ``page`` writes it into the docs.
+``test_events`` checks these outcomes, and ``page`` writes them into the docs.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def texts(source: Iterable[Row]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Texts paid for, the error that was raised, and what is wrong with the collection then.
+    """The texts paid for, the error that was raised, and what is wrong with the collection.
 
-    Of an event that ends by chance, ``paid`` is the most.
+    If the event ends by chance, ``paid`` is the maximum.
     """
 
     paid: int
@@ -47,10 +47,10 @@ class Life:
     """One collection during one event.
 
     Attributes:
-        wanted: What the collection has in the end if all went well, text by id.
-        bad: An id that may be there or not.
-        other: What else is wrong.
-        error: What the last sync raised.
+        wanted: The right texts of the collection at the end, by id.
+        bad: An id that may be in the collection or not.
+        other: Anything else that is wrong.
+        error: The error that the last sync raised.
     """
 
     kind: type[System]
@@ -65,7 +65,7 @@ class Life:
         self.system = self.kind(self.folder, self.server.base_url)
 
     def again(self, **options: Any) -> None:
-        """Go on as another process would, with other settings."""
+        """Continue as a new process would, with these settings."""
         self.system = self.kind(self.folder, self.server.base_url, **options)
 
     def sync(self, source: Iterable[Row], **options: Any) -> None:
@@ -76,7 +76,7 @@ class Life:
             self.error = error
 
     def begin(self, source: list[Row] | None = None) -> None:
-        """Fill the collection first; what is paid from here on counts."""
+        """Fill the collection, and count payments only from now on."""
         source = rows() if source is None else source
         self.sync(source)
         assert self.error is None, self.error
@@ -95,7 +95,7 @@ class Life:
         return Outcome(
             self.server.stats.texts,
             "" if self.error is None else type(self.error).__name__,
-            ", ".join(f"{count} {what}" for what, count in counts.items() if count) or self.other,
+            ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or self.other,
         )
 
 
@@ -104,7 +104,7 @@ Do = Callable[[Life], None]
 
 @dataclass(frozen=True)
 class Event:
-    """An event: ``expected`` are the outcomes, in the order of ``SYSTEMS``."""
+    """An event; ``expected`` has one outcome for each item of ``SYSTEMS``, in the same order."""
 
     name: str
     do: Do
@@ -116,7 +116,7 @@ class Event:
 EVENTS: list[Event] = []
 ELSEWHERE = (
     (
-        "two processes write to one folder at once",
+        "two processes write to one folder at the same time",
         "the second waits, or gets an error before it pays; nothing is damaged",
         "tests/chroma/test_one_writer.py",
     ),
@@ -146,7 +146,7 @@ ELSEWHERE = (
         "tests/chroma/test_sync_documents.py",
     ),
 )
-"""Events that other tests cause, for ``sync_documents`` alone: event, outcome, test file."""
+"""Events that other files test, with ``sync_documents`` only: event, outcome, test file."""
 
 
 def event(
@@ -187,7 +187,7 @@ def _(life: Life) -> None:
 
 
 @event(
-    "another order",
+    "the documents come in another order",
     Outcome(0),
     Outcome(0),
     Outcome(0),
@@ -271,7 +271,7 @@ def _(life: Life) -> None:
 
 
 @event(
-    "a new document has the text of another",
+    "a new document has the same text as another",
     Outcome(1),
     Outcome(1),
     Outcome(1),
@@ -353,7 +353,7 @@ def _(life: Life) -> None:
 
 
 @event(
-    "one id stands for two texts",
+    "one id has two texts",
     Outcome(0, "SameIdTwiceError"),
     Outcome(1, wrong="1 stale"),
     Outcome(1, wrong="1 stale"),
@@ -370,7 +370,7 @@ CHANGED = rows(text="new text")
 
 
 @event(
-    "the key is refused, 20 texts have changed",
+    "20 texts have changed, and the key is refused",
     Outcome(0, "AuthenticationError"),
     Outcome(0, "AuthenticationError"),
     Outcome(0, "AuthenticationError", "20 lost"),
@@ -383,7 +383,7 @@ def _(life: Life) -> None:
 
 
 @event(
-    "the budget ends midway through 20 changed texts; then again without",
+    "the budget ends midway through 20 changed texts; the second run has no budget",
     Outcome(26),
     Outcome(31),
     Outcome(31),
@@ -413,7 +413,7 @@ def _(life: Life) -> None:
 
 
 @event(
-    "Ctrl-C after 10 of 20 changed documents; then again",
+    "Ctrl-C after 10 of 20 changed documents, then a second run",
     Outcome(23),
     Outcome(20),
     Outcome(20),
@@ -427,7 +427,7 @@ def _(life: Life) -> None:
 
 
 @event(
-    "`kill -9` after 400 of 1,000 texts; then again",
+    "`kill -9` after 400 of 1,000 texts, then a second run",
     Outcome(1_380),
     Outcome(1_200),
     Outcome(2_000),
@@ -531,7 +531,7 @@ def _(life: Life) -> None:
 
 
 @event(
-    "the program asks for another size of vectors, one text has changed",
+    "one text has changed, and the program asks for another size of vectors",
     Outcome(0, "ConfigurationError"),
     Outcome(1, "InvalidArgumentError"),
     Outcome(1, "InvalidArgumentError", "1 lost"),
@@ -546,7 +546,7 @@ def _(life: Life) -> None:
 
 
 @event(
-    "the service has changed its model, one text has changed",
+    "one text has changed, and the service has changed its model",
     Outcome(3, "ConfigurationError"),
     Outcome(1, wrong="two models mixed"),
     Outcome(1, wrong="two models mixed"),
@@ -564,11 +564,11 @@ def _(life: Life) -> None:
 
 
 @event(
-    "6,000 documents, more than Chroma takes at once",
+    "the source has 6,000 documents, which is more than Chroma accepts at once",
     Outcome(6_000),
     Outcome(6_000),
-    Outcome(6_000, "InternalError", "6000 lost"),
-    Outcome(6_000, "InternalError", "6000 lost"),
+    Outcome(6_000, "InternalError", "6,000 lost"),
+    Outcome(6_000, "InternalError", "6,000 lost"),
     slow=True,
 )
 def _(life: Life) -> None:

@@ -14,22 +14,27 @@ HEAD = """\
 
 <!-- Written by python -m tests.life.page from tests/life/catalogue.py; do not edit. -->
 
-How well a Chroma collection follows its source, with
-[`sync_documents`](guides/chroma-collections.md) and three other
-tools. Each cell is a test with a real `PersistentClient`, on a collection of 20 documents unless
-the event says otherwise: the number of texts paid for, then the error that was raised, if any, then
-what is wrong with the collection afterwards. If a cell has only a number, the collection is right.
+This page shows how well a Chroma collection follows its source with
+[`sync_documents`](guides/chroma-collections.md) and with three other tools. Each cell is the result
+of a test with a real `PersistentClient`. The collection has 20 documents unless the event says
+otherwise.
 
-- **lost**: documents that should be there and are not. After an error these are the old documents,
-  or new ones that could have been stored.
-- **stale**: documents that still have an old text.
+A cell shows the number of texts paid for, the error that was raised, and what is wrong with the
+collection afterwards. If a cell has only a number, there was no error and the collection is right.
 
-All four use this package's embeddings with retries off. `sync_documents` has its default settings:
-in a new process it compares up to three stored vectors with the service before it writes the first
-new one, which counts as up to three texts. LangChain is `index(cleanup="full")` with an
-`SQLRecordManager` in a file, LlamaIndex an `IngestionPipeline` with a `SimpleDocumentStore` that is
-saved after each run and `DocstoreStrategy.UPSERTS_AND_DELETE`. With plain Chroma the program
-upserts the whole source, then deletes the ids that the source does not have.
+- **lost**: the number of documents that are missing. After an error, these are old documents, or
+  new ones that could have been stored.
+- **stale**: the number of documents that still have an old text.
+
+All four tools use this package's embeddings, without retries:
+
+- `sync_documents` has its default settings. In a new process it compares up to three stored vectors
+  with the service before it writes the first new one, which counts as up to three texts.
+- LangChain's `index` has `cleanup="full"` and an `SQLRecordManager` in a file.
+- LlamaIndex's `IngestionPipeline` has `DocstoreStrategy.UPSERTS_AND_DELETE` and a
+  `SimpleDocumentStore` that is saved after each run.
+- With plain Chroma, the program upserts the whole source, then deletes the ids that the source does
+  not have.
 
 """
 
@@ -41,7 +46,7 @@ def render() -> str:
         "|---|" + "---|" * len(SYSTEMS),
         *map(_line, EVENTS),
         "",
-        "Further events, for `sync_documents` alone:",
+        "These events are tested with `sync_documents` only:",
         "",
         "| event | outcome | test |",
         "|---|---|---|",

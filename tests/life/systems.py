@@ -1,4 +1,4 @@
-"""Four ways to make a collection hold what a source holds, behind one interface."""
+"""Four tools that make a collection equal to its source, behind one interface."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = tuple[Any, Any, Any]
 
 
 class System(ABC):
-    """A collection in a folder, and what keeps it true to a source."""
+    """A collection in a folder, and the tool that makes it equal to its source."""
 
     name: str
 
@@ -32,15 +32,15 @@ class System(ABC):
 
     @abstractmethod
     def sync(self, rows: Iterable[Row], *, part: bool = False) -> None:
-        """Make the collection, or the part that is this source's, hold what the source holds."""
+        """Make the collection, or with ``part`` this source's documents, equal to the source."""
 
     @property
     def collection(self) -> Any:
-        """The collection as it is, whoever made it."""
+        """The collection, whichever tool created it."""
         return self.client.get_collection("docs", embedding_function=None)
 
     def texts(self) -> dict[str, str]:
-        """What the collection has, by the id that the source gave."""
+        """Texts of the collection by the id that the source gave them."""
         found = self.collection.get(include=["documents", "metadatas"])
         return {
             self._id(name, metadata): document
@@ -53,10 +53,10 @@ class System(ABC):
         return name
 
     def forget(self) -> None:  # noqa: B027 - two of the four have none
-        """Lose the record manager or docstore, if there is one."""
+        """Delete the record manager or docstore, if there is one."""
 
 
-class Ours(System):
+class SyncDocuments(System):
     name = "`sync_documents`"
 
     def __init__(self, folder: Path, address: str, **options: Any) -> None:
@@ -203,7 +203,7 @@ class Plain(System):
 
 
 SYSTEMS: dict[str, type[System]] = {
-    system.name: system for system in (Ours, LangChain, LlamaIndex, Plain)
+    system.name: system for system in (SyncDocuments, LangChain, LlamaIndex, Plain)
 }
 
 

@@ -11,13 +11,13 @@ import pytest
 from nexusflow_integrations.local import LocalServer
 
 from .catalogue import EVENTS, Event, Life
-from .systems import KEY, SYSTEMS, Ours
+from .systems import KEY, SYSTEMS, SyncDocuments
 
 
 def cases() -> Iterator[Any]:
     for event in EVENTS:
         for place, (name, system) in enumerate(SYSTEMS.items()):
-            slow = event.slow or system is not Ours
+            slow = event.slow or system is not SyncDocuments
             marks = [pytest.mark.slow] if slow else []
             yield pytest.param(event, place, id=f"{event.name}-{name}", marks=marks)
 

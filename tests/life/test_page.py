@@ -1,4 +1,4 @@
-"""The page of the docs is what the catalogue says."""
+"""The page in the docs is generated from the catalogue of events."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .systems import SYSTEMS
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_is_what_the_catalogue_says() -> None:
-    assert PAGE.read_text() == render(), "python -m tests.life.page writes it anew"
+def test_the_page_matches_the_catalogue() -> None:
+    assert PAGE.read_text() == render(), "run python -m tests.life.page"
 
 
 def test_every_event_has_a_name_of_its_own_and_an_outcome_for_each_system() -> None:
