@@ -82,7 +82,7 @@ def test_no_items_make_no_batch() -> None:
     assert list(plan_batches([], max_texts=10)) == []
 
 
-def test_f137_ten_cjk_texts_of_8192_tokens_stay_under_the_body_limit() -> None:
+def test_ten_cjk_texts_of_8192_tokens_stay_under_the_body_limit() -> None:
     # 11,700 characters are 8,192 estimated tokens, and 35 kB; 32,000 characters are 96 kB each.
     for length in (11_700, 32_000):
         batches = list(plan_batches(encoded(["漢" * length] * 10), max_texts=10))

@@ -257,7 +257,7 @@ PLACES: dict[str, Any] = {
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("status", [400, 401, 500])
-def test_f40_a_key_that_the_server_echoes_is_nowhere_in_the_error(place: str, status: int) -> None:
+def test_a_key_that_the_server_echoes_is_nowhere_in_the_error(place: str, status: int) -> None:
     error = judged(answer(status, PLACES[place], x_request_id=f"r-{KEY}")).error
     shown = " ".join(map(str, [error, repr(error), error.args, vars(error)]))
     assert KEY not in shown
@@ -265,19 +265,19 @@ def test_f40_a_key_that_the_server_echoes_is_nowhere_in_the_error(place: str, st
     assert KEY[:9] not in shown.replace("[API key]", "")
 
 
-def test_f39_a_message_of_five_megabytes_is_cut() -> None:
+def test_a_message_of_five_megabytes_is_cut() -> None:
     error = judged(coded(500, "c" * 10_000, "m" * 5_000_000)).error
     assert len(str(error)) < MAX_TEXT + 300
     assert len(error.code or "") <= 100
 
 
 @pytest.mark.parametrize("size", [5_000_000, (1 << 22) + 1])
-def test_f39_a_huge_body_of_text_or_json_is_cut(size: int) -> None:
+def test_a_huge_body_of_text_or_json_is_cut(size: int) -> None:
     for body in (b"w" * size, json.dumps({"message": "w" * size}).encode()):
         assert len(str(judged(answer(500, body)).error)) < MAX_TEXT + 300
 
 
-def test_f41_control_characters_and_ansi_become_blanks() -> None:
+def test_control_characters_and_ansi_become_blanks() -> None:
     error = judged(coded(500, "c\x1b[2J", "one\x1b[31mred\r\n\ttwo\x00\x9b\u202e\u2028three")).error
     assert str(error).isprintable()
     assert str(error.code).isprintable()
@@ -477,7 +477,7 @@ def in_seconds(seconds: float, zone: timezone = timezone.utc) -> str:
         ({}, None),
     ],
 )
-def test_f23_a_wait_is_read_in_every_format_and_nonsense_is_ignored(
+def test_a_wait_is_read_in_every_format_and_nonsense_is_ignored(
     headers: dict[str, str], wait: float | None
 ) -> None:
     found = retry_after(headers, now=NOW)

@@ -16,13 +16,13 @@ LONG_BLANKS = [" " * 50, "\ufeff" * 9, "\u200b" * 300, "\x00" * 1000, " \ufeff \
 
 
 @pytest.mark.parametrize("blank", BLANKS + LONG_BLANKS)
-def test_f132_a_text_without_visible_characters_is_refused_as_blank(blank: str) -> None:
+def test_a_text_without_visible_characters_is_refused_as_blank(blank: str) -> None:
     with pytest.raises(InvalidInputError, match="blank"):
         check_text(blank)
 
 
 @pytest.mark.parametrize("text", ["\ufeffBOM first", "a\x00b", "\u200bx", " y ", "-", "\u3000漢"])
-def test_f132_invisible_characters_next_to_visible_ones_are_kept(text: str) -> None:
+def test_invisible_characters_next_to_visible_ones_are_kept(text: str) -> None:
     assert check_text(text) == text
 
 
@@ -33,7 +33,7 @@ def test_any_mixture_of_invisible_characters_is_blank(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["\ud800", "fine \udfff end", "\ud83d" + "x" * 1000])
-def test_f133_a_lone_surrogate_is_refused_by_name(text: str) -> None:
+def test_a_lone_surrogate_is_refused_by_name(text: str) -> None:
     with pytest.raises(InvalidInputError, match="text 2 holds a lone surrogate") as caught:
         check_texts(["a", "b", text])
     assert caught.value.index == 2
@@ -70,7 +70,7 @@ def test_whatever_passes_can_be_encoded_and_visible_text_that_can_be_encoded_pas
     ],
 )
 @pytest.mark.parametrize("place", [0, 3])
-def test_f136_an_item_that_is_not_a_text_is_named_by_index_and_type(
+def test_an_item_that_is_not_a_text_is_named_by_index_and_type(
     bad: object, words: str, place: int
 ) -> None:
     texts: list[object] = ["a", "b", "c", "d"]
@@ -93,18 +93,18 @@ def test_a_single_bad_text_has_no_index() -> None:
 
 
 @pytest.mark.parametrize("bad", ["one string", b"bytes", None, 3, 1.5])
-def test_f136_an_argument_that_is_not_a_list_of_texts_is_refused(bad: object) -> None:
+def test_an_argument_that_is_not_a_list_of_texts_is_refused(bad: object) -> None:
     with pytest.raises(InvalidInputError, match="expected a list of texts") as caught:
         check_texts(bad)  # type: ignore[arg-type]
     assert caught.value.index is None
 
 
-def test_f136_tuples_generators_views_and_numpy_arrays_are_lists_of_texts() -> None:
+def test_tuples_generators_views_and_numpy_arrays_are_lists_of_texts() -> None:
     for source in (("a", "b"), (t for t in "ab"), {"a": 1, "b": 2}.keys(), np.array(["a", "b"])):
         assert check_texts(source) == ["a", "b"]
 
 
-def test_f136_a_numpy_string_is_a_text_and_can_be_sent() -> None:
+def test_a_numpy_string_is_a_text_and_can_be_sent() -> None:
     (text,) = check_texts(np.array(["naïve 漢"]))
     assert item_of(0, text).encoded == '"naïve 漢"'.encode()
 
@@ -123,7 +123,7 @@ def test_the_error_does_not_quote_the_text() -> None:
     assert "diary" not in str(caught.value)
 
 
-def test_f134_a_million_characters_pass() -> None:
+def test_a_million_characters_pass() -> None:
     text = "漢a" * 500_000
     assert check_text(text) is text
 

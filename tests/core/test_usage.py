@@ -163,7 +163,7 @@ def test_an_impossible_budget_is_refused(values: dict[str, Any]) -> None:
 
 
 @needs_fork
-def test_f119_after_a_fork_a_child_does_not_wait_for_what_its_parent_has_in_flight() -> None:
+def test_after_a_fork_a_child_does_not_wait_for_what_its_parent_has_in_flight() -> None:
     guard = BudgetGuard(limit=100, spent=10)
     assert guard.reserve(90)
     assert not guard.reserve(50)

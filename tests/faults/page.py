@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -20,21 +19,25 @@ SECTIONS = (
     ("Redirects", 118, 118),
 )
 MOST = 6
-"""How many variants of a fault a line names; the others are only counted."""
+"""Maximum number of variants that a line names; the others are only counted."""
 
 HEAD = """\
 # The fault table
 
 <!-- Written by python -m tests.faults.page from tests/faults/catalogue.py; do not edit. -->
 
-The faults that the tests inject over real sockets, and what the caller gets: {rows} variants of
-{faults} faults. Each variant is tested with the core, sync or async or both, and one variant of
-each fault with all three adapters (`pytest tests/faults --all-surfaces` tests all variants with all
-of them). Unless noted otherwise, calls have two retries. In every case no vector is wrong, the call
+The tests inject {rows} variants of {faults} faults over real sockets. The tables show what the
+caller gets. Each variant is tested with the core (sync, async or both), and one variant of each
+fault with all three adapters. `pytest tests/faults --all-surfaces` tests all variants with all of
+them. Unless noted otherwise, calls have two retries. In every case no vector is wrong, the call
 ends within the deadline, no error shows the key, and the error's `finished` vectors are right.
 
-"once" is a fault that does not occur again at the next request, "always" one that persists. If a
-line allows two results, either is acceptable. "finished" is the number of vectors in the error.
+- The number of a fault is the beginning of its test ids: `pytest tests/faults -k F23-` runs the
+  tests of F23.
+- **once**: the fault does not occur again at the next request.
+- **always**: the fault occurs at every request.
+- **or**: either result is acceptable.
+- **finished**: the number of vectors in the error.
 """
 
 
@@ -44,15 +47,18 @@ def render() -> str:
     lines = [HEAD.format(rows=len(ROWS), faults=len(tested))]
     for title, first, last in SECTIONS:
         numbers = [fault for fault in FAULTS if first <= int(fault[1:]) <= last]
-        lines += [f"## {title}", "", "| | the server | the caller gets |", "|---|---|---|"]
+        lines += [
+            f"## {title}",
+            "",
+            "| fault | what the server does | what the caller gets |",
+            "|---|---|---|",
+        ]
         for fault in numbers:
             found = _lines([row for row in ROWS if row.fault == fault])
             lines += [f"| {fault} | {_cell(ways)} | {_cell([got])} |" for ways, got in found]
         lines.append("")
-    lines += ["## Tested elsewhere", "", "| | what | in |", "|---|---|---|"]
-    for path, pairs in groupby(sorted(ELSEWHERE.items(), key=lambda pair: pair[1]), lambda p: p[1]):
-        faults = sorted((fault for fault, _ in pairs), key=lambda fault: int(fault[1:]))
-        lines.append(f"| {', '.join(faults)} | {_cell([_said(ROOT / path)])} | `{path}` |")
+    lines += ["## Other faults", "", "| what is tested | test file |", "|---|---|"]
+    lines += [f"| {_cell([_said(ROOT / path)])} | `{path}` |" for path in ELSEWHERE]
     return "\n".join(lines) + "\n"
 
 
@@ -102,10 +108,8 @@ def _cell(texts: Iterable[str]) -> str:
 
 
 def _said(path: Path) -> str:
-    """Return the first sentence of a test file, without the numbers of its faults."""
-    text = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0]
-    text = re.sub(r"^F\d+(?:(?:,| to) F\d+)*(?: over the wire)?: |\s*\((?:F\d+,? ?)+\)", "", text)
-    return text[:1].upper() + text[1:]
+    """Return the first paragraph of a test file's docstring."""
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0]
 
 
 if __name__ == "__main__":

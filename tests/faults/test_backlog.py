@@ -1,4 +1,4 @@
-"""A peer that does not complete the TCP handshake (F86)."""
+"""A peer that does not complete the TCP handshake causes a timeout."""
 
 from __future__ import annotations
 

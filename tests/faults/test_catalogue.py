@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -13,19 +12,17 @@ from . import catalogue
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_fault_is_thrown_somewhere() -> None:
-    thrown = {row.fault for row in catalogue.ROWS}
-    thrown |= {*catalogue.ELSEWHERE}
-    assert thrown == set(catalogue.FAULTS)
+def test_every_fault_is_thrown() -> None:
+    assert {row.fault for row in catalogue.ROWS} == set(catalogue.FAULTS)
 
 
 def test_row_names_are_unique() -> None:
     assert [name for name, n in Counter(row.id for row in catalogue.ROWS).items() if n > 1] == []
 
 
-@pytest.mark.parametrize(("fault", "path"), catalogue.ELSEWHERE.items())
-def test_the_file_that_the_catalogue_points_to_throws_that_fault(fault: str, path: str) -> None:
-    assert re.search(rf"{fault}(?!\d)", (ROOT / path).read_text(), re.IGNORECASE)
+@pytest.mark.parametrize("path", catalogue.ELSEWHERE)
+def test_a_file_that_the_catalogue_points_to_has_tests(path: str) -> None:
+    assert "def test_" in (ROOT / path).read_text()
 
 
 def test_error_names_are_those_of_the_package() -> None:

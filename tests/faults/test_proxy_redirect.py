@@ -1,4 +1,4 @@
-"""Proxies from the environment (F116, F117): https goes through CONNECT; key and texts stay hidden.
+"""HTTPS goes through a proxy from the environment by CONNECT, so the proxy sees no key or text.
 
 The table tests other redirects; this file tests those that need TLS or a proxy.
 """

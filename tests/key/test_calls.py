@@ -1,4 +1,4 @@
-"""F145: calls that fail, with every interface: no frame of an error shows a secret."""
+"""When a call fails, no frame of its error shows a secret, whatever the interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F121, F122: cancellation and Ctrl-C take effect at once; nothing more is sent, nothing leaks."""
+"""Cancellation and Ctrl-C take effect at once: nothing more is sent and nothing leaks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
         await asyncio.wait_for(task, 30)  # much less than what it was waiting for
 
 
-async def test_f121_cancelled_in_a_request_nothing_more_is_sent(server: Any) -> None:
+async def test_cancelled_in_a_request_nothing_more_is_sent(server: Any) -> None:
     server.script = script(hold)
     client = client_of(server, max_concurrency=4)
     task = asyncio.ensure_future(client.aembed(texts(200)))
@@ -56,7 +56,7 @@ async def test_f121_cancelled_in_a_request_nothing_more_is_sent(server: Any) -> 
     assert_right(await client.aembed(texts(30)), texts(30))
 
 
-async def test_f121_what_was_in_flight_as_a_call_was_cancelled_is_in_the_clients_usage(
+async def test_what_was_in_flight_as_a_call_was_cancelled_is_in_the_clients_usage(
     server: Any,
 ) -> None:
     server.script = script(hold)
@@ -72,7 +72,7 @@ async def test_f121_what_was_in_flight_as_a_call_was_cancelled_is_in_the_clients
     await auntil(lambda: client.usage.requests == 8)
 
 
-async def test_f121_cancelled_while_reading_a_dripping_body(server: Any) -> None:
+async def test_cancelled_while_reading_a_dripping_body(server: Any) -> None:
     from faults.behaviours import drips_body
 
     server.script = script(drips_body(0.05))
@@ -83,7 +83,7 @@ async def test_f121_cancelled_while_reading_a_dripping_body(server: Any) -> None
     await asyncio.to_thread(assert_quiet, client, server, requests=1)
 
 
-async def test_f121_cancelled_while_a_large_body_is_being_sent(server: Any) -> None:
+async def test_cancelled_while_a_large_body_is_being_sent(server: Any) -> None:
     from faults.server import at
 
     server.script = script(at("headers")(hold))  # the body is not read
@@ -94,7 +94,7 @@ async def test_f121_cancelled_while_a_large_body_is_being_sent(server: Any) -> N
     await asyncio.to_thread(assert_quiet, client, server, requests=1)
 
 
-async def test_f121_cancelled_in_the_wait_before_a_retry(
+async def test_cancelled_in_the_wait_before_a_retry(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retry, "BASE_FAULT", 60.0)
@@ -107,7 +107,7 @@ async def test_f121_cancelled_in_the_wait_before_a_retry(
     await asyncio.to_thread(assert_quiet, client, server, requests=1)
 
 
-async def test_f121_cancelled_in_the_wait_for_an_outage_to_end(
+async def test_cancelled_in_the_wait_for_an_outage_to_end(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retry, "BASE_FAULT", 60.0)
@@ -123,7 +123,7 @@ async def test_f121_cancelled_in_the_wait_for_an_outage_to_end(
     await asyncio.to_thread(assert_quiet, client, server, requests=2)
 
 
-async def test_f121_cancelled_in_the_wait_at_the_gate(server: Any) -> None:
+async def test_cancelled_in_the_wait_at_the_gate(server: Any) -> None:
     server.script = script(hold)
     client = client_of(server, max_concurrency=1)
     first = asyncio.ensure_future(client.aembed(["a"]))
@@ -136,7 +136,7 @@ async def test_f121_cancelled_in_the_wait_at_the_gate(server: Any) -> None:
     await asyncio.to_thread(assert_quiet, client, server, requests=1)
 
 
-async def test_f121_cancelled_in_the_wait_for_the_pace(server: Any) -> None:
+async def test_cancelled_in_the_wait_for_the_pace(server: Any) -> None:
     client = client_of(server, requests_per_minute=6)
     await client.aembed(["a"])
     task = asyncio.ensure_future(client.aembed(["b"]))
@@ -164,7 +164,7 @@ def full_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-async def test_f121_cancelled_while_connecting() -> None:
+async def test_cancelled_while_connecting() -> None:
     class Silent:
         base_url = ""
 
@@ -178,7 +178,7 @@ async def test_f121_cancelled_while_connecting() -> None:
         await auntil(lambda: not tasks())
 
 
-async def test_f121_a_waiting_call_takes_over_the_texts_of_a_cancelled_one(server: Any) -> None:
+async def test_a_waiting_call_takes_over_the_texts_of_a_cancelled_one(server: Any) -> None:
     server.script = script(hold, lambda wire: wire.number == 0)
     client = client_of(server)
     first = asyncio.ensure_future(client.aembed(["shared"]))
@@ -190,7 +190,7 @@ async def test_f121_a_waiting_call_takes_over_the_texts_of_a_cancelled_one(serve
     assert_right(await asyncio.wait_for(second, 60), ["shared"])
 
 
-async def test_f121_wait_for_around_a_call_stops_it(server: Any) -> None:
+async def test_wait_for_around_a_call_stops_it(server: Any) -> None:
     client = client_of(server)
     await client.aembed("warm")
     server.script = script(hold)
@@ -199,7 +199,7 @@ async def test_f121_wait_for_around_a_call_stops_it(server: Any) -> None:
     await asyncio.to_thread(assert_quiet, client, server)
 
 
-async def test_f121_a_stream_that_is_left_early_stops_reading_and_sending(server: Any) -> None:
+async def test_a_stream_that_is_left_early_stops_reading_and_sending(server: Any) -> None:
     read = 0
 
     def source() -> Iterator[str]:
@@ -219,7 +219,7 @@ async def test_f121_a_stream_that_is_left_early_stops_reading_and_sending(server
     assert read == seen < 300
 
 
-def test_f121_a_sync_stream_that_is_left_early_stops_too(server: Any) -> None:
+def test_a_sync_stream_that_is_left_early_stops_too(server: Any) -> None:
     client = client_of(server, max_concurrency=2)
     stream = client.embed_stream(iter(texts(5000)))
     for _ in range(5):
@@ -290,9 +290,7 @@ CTRL_C = """
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("where", ["request", "sleep", "stream", "progress", "injected"])
-def test_f122_ctrl_c_ends_a_sync_call_at_once_and_the_process_quietly(
-    server: Any, where: str
-) -> None:
+def test_ctrl_c_ends_a_sync_call_at_once_and_the_process_quietly(server: Any, where: str) -> None:
     window = START
 
     def refuse(wire: Any) -> None:

@@ -1,4 +1,4 @@
-"""F124, F126: close, aclose, with; and process exit."""
+"""Clients can be closed by `close`, `aclose` or `with`, and the process can exit without them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_closing_one_client_leaves_the_others_and_their_connections(server: Any)
     assert server.connections == 1
 
 
-def test_f124_a_call_in_flight_outlives_the_close_of_its_client(server: Any) -> None:
+def test_a_call_in_flight_outlives_the_close_of_its_client(server: Any) -> None:
     def slow(wire: Any) -> None:
         wire.pause(0.3)
         wire.right()
@@ -118,13 +118,11 @@ EXIT = """
 
 
 @pytest.mark.parametrize("how", ["open", "async", "stream left open", "deleted"])
-def test_f126_an_interpreter_that_ends_with_an_open_client_says_nothing(
-    server: Any, how: str
-) -> None:
+def test_an_interpreter_that_ends_with_an_open_client_says_nothing(server: Any, how: str) -> None:
     assert run(EXIT, server.base_url, KEY, how) == (0, "bye\n", "")
 
 
-def test_f126_an_interpreter_that_ends_with_a_request_in_flight_says_nothing(server: Any) -> None:
+def test_an_interpreter_that_ends_with_a_request_in_flight_says_nothing(server: Any) -> None:
     server.script = type(server.script)(hold)
     process = popen(EXIT, server.base_url, KEY, "in flight", stdin=subprocess.PIPE)
     try:
@@ -136,11 +134,11 @@ def test_f126_an_interpreter_that_ends_with_a_request_in_flight_says_nothing(ser
     assert (process.returncode, out, err) == (0, "bye\n", "")
 
 
-def test_f126_the_exit_code_stays_the_programs_own(server: Any) -> None:
+def test_the_exit_code_stays_the_programs_own(server: Any) -> None:
     assert run(EXIT, server.base_url, KEY, "error") == (7, "", "")
 
 
-def test_f131_no_texts_are_no_request_and_an_empty_array(server: Any) -> None:
+def test_no_texts_are_no_request_and_an_empty_array(server: Any) -> None:
     rows = client_of(server).embed([])
     assert rows.shape == (0, 64)
     assert rows.dtype == np.float32

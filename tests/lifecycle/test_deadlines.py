@@ -89,7 +89,7 @@ def test_a_deadline_holds_in_the_wait_for_a_text_that_another_call_embeds(server
     thread.join(60)
 
 
-def test_f127_a_jump_of_the_wall_clock_neither_hangs_nor_hurries_a_call(
+def test_a_jump_of_the_wall_clock_neither_hangs_nor_hurries_a_call(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nexusflow_integrations._core.request import retry
@@ -139,7 +139,7 @@ SLOW_IMPORTS = """
 
 
 @pytest.mark.parametrize("how", ["sync", "async", "stream"])
-def test_f127_the_imports_of_a_first_call_are_over_before_its_deadline_runs(
+def test_the_imports_of_a_first_call_are_over_before_its_deadline_runs(
     server: Any, how: str
 ) -> None:
     assert run(SLOW_IMPORTS, server.base_url, KEY, how) == (0, "True True\n", "")

@@ -1,4 +1,4 @@
-"""F119: fork before, during and after warm-up; children and parent get the right vectors."""
+"""After a fork before, during or after warm-up, children and parent get the right vectors."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ SCRIPT = """
 
 
 @pytest.mark.parametrize("mode", ["before", "during", "after", "after, normal exit"])
-def test_f119_after_a_fork_children_and_parent_get_the_right_vectors_without_a_warning(
+def test_after_a_fork_children_and_parent_get_the_right_vectors_without_a_warning(
     server: Any, mode: str
 ) -> None:
     # The fault is a race, so the forks repeat.
@@ -110,7 +110,7 @@ GRANDCHILD = """
 """
 
 
-def test_f119_a_child_of_a_child_gets_the_right_vectors(server: Any) -> None:
+def test_a_child_of_a_child_gets_the_right_vectors(server: Any) -> None:
     assert run(GRANDCHILD, server.base_url, KEY) == (0, "all right\n", "")
 
 
@@ -145,5 +145,5 @@ LOCKED = """
 """
 
 
-def test_f119_a_fork_while_another_thread_counts_usage_leaves_no_child_hanging(server: Any) -> None:
+def test_a_fork_while_another_thread_counts_usage_leaves_no_child_hanging(server: Any) -> None:
     assert run(LOCKED, server.base_url, KEY) == (0, "0 children hung\n", "")

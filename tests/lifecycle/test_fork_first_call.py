@@ -1,4 +1,4 @@
-"""F139: a fork at any moment of the first call of a process; every child gets the right vectors."""
+"""After a fork at any moment of a process's first call, every child gets the right vectors."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def outcomes(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str,
         *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("with a cache file", "pool")),
     ],
 )
-def test_f139_a_fork_at_any_moment_of_the_first_call_leaves_children_that_embed(
+def test_a_fork_at_any_moment_of_the_first_call_leaves_children_that_embed(
     server: Any, tmp_path: Path, mode: str
 ) -> None:
     path = str(tmp_path / "cache.db") if mode == "with a cache file" else ""

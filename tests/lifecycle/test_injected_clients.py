@@ -179,7 +179,7 @@ def test_a_deadline_holds_against_a_dripping_server_with_any_client(
     assert time.monotonic() - began < 12, "half as long as the drip"
 
 
-async def test_f121_cancelling_stops_the_callers_async_client_too(lib: Any, server: Any) -> None:
+async def test_cancelling_stops_the_callers_async_client_too(lib: Any, server: Any) -> None:
     server.script = type(server.script)(hold)
     async with lib.AsyncClient() as http:
         client = client_of(server, async_http_client=http)
@@ -284,7 +284,7 @@ USED_BEFORE_A_FORK = """
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize("how", ["sync", "async"])
-def test_f119_the_child_of_a_fork_does_not_send_through_a_client_that_its_parent_has_used(
+def test_the_child_of_a_fork_does_not_send_through_a_client_that_its_parent_has_used(
     lib: Any, server: Any, how: str
 ) -> None:
     code, out, err = run(

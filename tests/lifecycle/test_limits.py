@@ -1,4 +1,4 @@
-"""F146: limits of an account hold as long as the client that gave them."""
+"""The limits of an account hold as long as the client that gave them exists."""
 
 from __future__ import annotations
 

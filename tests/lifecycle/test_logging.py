@@ -1,4 +1,4 @@
-"""F130: with every logger at DEBUG, neither the key nor texts appear in logs or tracebacks."""
+"""With every logger at DEBUG, neither the key nor texts appear in logs or tracebacks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def everything(records: list[logging.LogRecord]) -> str:
 
 @pytest.mark.usefixtures("short_delays")
 @pytest.mark.parametrize("how", ["sync", "async", "httpx", "async httpx"])
-def test_f130_neither_key_nor_text_is_logged(
+def test_neither_key_nor_text_is_logged(
     server: Any, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     import httpx

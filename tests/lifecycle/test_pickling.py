@@ -1,4 +1,4 @@
-"""F125: pickle, deepcopy and spawn keep everything except the key."""
+"""Pickle, deepcopy and spawn keep everything except the key."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FULL: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_f125_a_pickled_client_keeps_its_settings_and_loses_the_key(
+def test_a_pickled_client_keeps_its_settings_and_loses_the_key(
     server: Any, monkeypatch: pytest.MonkeyPatch, protocol: int
 ) -> None:
     client = client_of(server, **FULL)
@@ -47,7 +47,7 @@ def test_f125_a_pickled_client_keeps_its_settings_and_loses_the_key(
     assert twin.usage.currency == "EUR"
 
 
-def test_f125_a_deepcopy_and_a_copy_keep_the_key_and_share_the_budget(server: Any) -> None:
+def test_a_deepcopy_and_a_copy_keep_the_key_and_share_the_budget(server: Any) -> None:
     client = client_of(server, budget=Budget(tokens=60))
     for twin in (copy.deepcopy(client), copy.copy(client), copy.deepcopy({"c": [client]})["c"][0]):
         assert twin is not client
@@ -56,7 +56,7 @@ def test_f125_a_deepcopy_and_a_copy_keep_the_key_and_share_the_budget(server: An
         client.embed(["x" * 70])
 
 
-def test_f125_closing_a_copy_leaves_the_original_open(server: Any) -> None:
+def test_closing_a_copy_leaves_the_original_open(server: Any) -> None:
     client = client_of(server)
     copy.deepcopy(client).close()
     assert_right(client.embed(["a"]), ["a"])
@@ -66,7 +66,7 @@ def _embed(client: NexusFlow, name: str) -> Any:
     return np.asarray(client.embed(texts(12, name)))
 
 
-def test_f125_a_spawned_pool_of_processes_gets_the_right_vectors(
+def test_a_spawned_pool_of_processes_gets_the_right_vectors(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEXUSFLOW_API_KEY", KEY)
@@ -82,7 +82,7 @@ def test_f125_a_spawned_pool_of_processes_gets_the_right_vectors(
             assert_right(future.result(240), texts(12, f"job {n}"))
 
 
-def test_f125_an_error_of_a_child_process_arrives_as_itself(
+def test_an_error_of_a_child_process_arrives_as_itself(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEXUSFLOW_API_KEY", KEY)
@@ -124,9 +124,7 @@ def example(cls: type[NexusFlowError]) -> NexusFlowError:
 @pytest.mark.parametrize(
     "again", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy]
 )
-def test_f125_every_error_comes_back_with_all_it_carries(
-    cls: type[NexusFlowError], again: Any
-) -> None:
+def test_every_error_comes_back_with_all_it_carries(cls: type[NexusFlowError], again: Any) -> None:
     error = example(cls)
     twin = again(error)
     assert type(twin) is cls
@@ -148,7 +146,7 @@ def test_every_public_error_is_covered_here() -> None:
     assert {cls.__name__ for cls in CLASSES} == set(errors.__all__)
 
 
-def test_f125_a_real_error_pickles_without_the_key_and_with_what_was_finished(server: Any) -> None:
+def test_a_real_error_pickles_without_the_key_and_with_what_was_finished(server: Any) -> None:
     def refuse(wire: Any) -> None:
         auth = wire.request.header("authorization")
         wire.respond(401, {"error": {"code": "invalid_api_key", "message": f"bad {auth}"}})

@@ -1,4 +1,4 @@
-"""F128, F129: few file descriptors and little memory are used, and nothing grows with use."""
+"""A client needs few file descriptors and little memory, and neither grows with use."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ EXHAUSTED = """
 
 
 @pytest.mark.parametrize("state", ["cold", "loop", "warm"])
-def test_f128_without_file_descriptors_it_is_a_typed_error_and_works_again_after(
+def test_without_file_descriptors_it_is_a_typed_error_and_works_again_after(
     server: Any, state: str
 ) -> None:
     code, out, err = run(EXHAUSTED, server.base_url, KEY, state)
@@ -107,7 +107,7 @@ BOMBED = """
 
 
 @pytest.mark.parametrize("bomb", ["gzip_bomb", "gzip_bomb_in_error", "endless_body", "digits"])
-def test_f129_a_bomb_is_a_typed_error_within_200_mb(server: Any, bomb: str) -> None:
+def test_a_bomb_is_a_typed_error_within_200_mb(server: Any, bomb: str) -> None:
     from faults import behaviours as b
 
     behaviour = {

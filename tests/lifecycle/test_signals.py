@@ -1,4 +1,4 @@
-"""F140: a signal handler may read a client's usage, and embed, whatever it interrupts."""
+"""A signal handler may embed and read a client's usage, whatever it interrupts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SCRIPT = """
 
 
 @pytest.mark.parametrize("handler", ["reads", "embeds"])
-def test_f140_a_handler_reads_the_usage_of_a_client_whose_call_it_interrupts(
+def test_a_handler_reads_the_usage_of_a_client_whose_call_it_interrupts(
     server: Any, handler: str
 ) -> None:
     assert run(SCRIPT, server.base_url, KEY, handler, seconds=100) == (0, "True True\n", "")

@@ -1,4 +1,4 @@
-"""F120, F123: any number of threads and event loops may use one object, at once or in turn."""
+"""Any number of threads and event loops may use one object, at once or in turn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nexusflow_integrations._core.usage import Ledger
 from .scene import assert_right, client_of, texts, until
 
 
-def test_f123_thirty_two_threads_on_one_object_get_the_right_vectors(server: Any) -> None:
+def test_thirty_two_threads_on_one_object_get_the_right_vectors(server: Any) -> None:
     client = client_of(server)
     barrier = threading.Barrier(32)
 
@@ -33,7 +33,7 @@ def test_f123_thirty_two_threads_on_one_object_get_the_right_vectors(server: Any
     assert server.connections <= 40, "connections about as many as requests in flight"
 
 
-def test_f120_asyncio_run_three_times_on_one_object_works_without_a_warning(server: Any) -> None:
+def test_asyncio_run_three_times_on_one_object_works_without_a_warning(server: Any) -> None:
     client = client_of(server)
 
     async def call(n: int) -> None:
@@ -51,7 +51,7 @@ def test_f120_asyncio_run_three_times_on_one_object_works_without_a_warning(serv
     assert server.connections <= 8, "the pool outlives the loops"
 
 
-def test_f120_loops_in_threads_at_once(server: Any) -> None:
+def test_loops_in_threads_at_once(server: Any) -> None:
     client = client_of(server)
 
     async def call(n: int) -> None:

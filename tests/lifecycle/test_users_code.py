@@ -1,4 +1,4 @@
-"""F147: failing functions and objects of the user: what was paid for still arrives."""
+"""If a user's function or object fails, the vectors that were paid for still arrive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F138: flipped bits in stored vectors: no wrong vector, only typed errors."""
+"""Flipped bits in stored vectors cause typed errors, never wrong vectors."""
 
 from __future__ import annotations
 

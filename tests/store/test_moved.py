@@ -72,7 +72,7 @@ def whole(path: Path) -> bool:
         (remove_log, 0),
     ],
 )
-def test_f143_rows_go_to_the_file_that_the_path_names(
+def test_rows_go_to_the_file_that_the_path_names(
     tmp_path: Path,
     store_on: Make,
     keys: list[bytes],

@@ -1,4 +1,4 @@
-"""F144: a suspended process, or a clock that jumps, costs at most the requests in flight."""
+"""A suspended process or a jump of the clock costs at most the requests in flight."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def stored(place: str, client: NexusFlow, texts: list[str]) -> bool:
 @both
 @pytest.mark.parametrize("limits", [{}, {"requests_per_minute": 600}], ids=["", "paced"])
 @pytest.mark.parametrize("opened", [False, True])
-def test_f142_a_deadline_holds_whatever_the_store_does(
+def test_a_deadline_holds_whatever_the_store_does(
     client_of: Callable[..., NexusFlow],
     hung: Callable[[], Any],
     place: str,
