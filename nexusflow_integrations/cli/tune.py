@@ -1,4 +1,4 @@
-"""``nexusflow tune``: measure which settings find the answers, and choose."""
+"""``nexusflow tune``: measure which settings find the answers, and choose one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ _WIDE = 130
 
 def tune(
     path: Annotated[
-        str, typer.Argument(help="A folder or file of Markdown or text; or stdlib, or topics.")
+        str,
+        typer.Argument(
+            help="A folder or a file of Markdown or text, or the name stdlib or topics."
+        ),
     ],
     questions: Annotated[
         Path | None,
@@ -55,7 +58,7 @@ def tune(
             "-q",
             dir_okay=False,
             help='JSONL: {"question": …, "source": "a.md:12"} or {"question": …, "quote": …}.'
-            " [dim]Default: made from the texts.[/dim]",
+            " [dim]Default: questions made from the texts.[/dim]",
         ),
     ] = None,
     output: Annotated[
@@ -65,17 +68,17 @@ def tune(
         Path | None, typer.Option(dir_okay=False, help="Also write an HTML page.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Also write a plot, as SVG.")
+        Path | None, typer.Option(dir_okay=False, help="Also write an SVG plot.")
     ] = None,
     chat_model: Annotated[
         str | None,
         typer.Option(
-            help="Chat model that writes the questions, such as qwen3.5-plus, if there is no"
-            f" --questions. [dim]Or {CHAT_VARIABLE}.[/dim]"
+            help="Chat model that writes the questions if there is no --questions, such as"
+            f" qwen3.5-plus. [dim]Or {CHAT_VARIABLE}.[/dim]"
         ),
     ] = None,
     chat_questions: Annotated[
-        int, typer.Option(min=1, help="The most questions that the chat model writes.")
+        int, typer.Option(min=1, help="Maximum number of questions that the chat model writes.")
     ] = 100,
     chat_price: ChatPriceOption = None,
     budget: BudgetOption = None,
@@ -85,10 +88,10 @@ def tune(
     cache: CacheOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure which size, passages, instruction and keywords find the answers in your texts.
+    """Measure which size, passages, instructions and keywords find the answers in your texts.
 
-    The plan and its price are shown before anything is sent. The choice is written to a file that
-    `index --settings` takes.
+    The command shows the plan and its price before it sends anything. It writes the choice to a
+    file for `index --settings`.
     """
     for file in filter(None, (output, page, plot)):
         check_output(file, questions)
@@ -100,7 +103,7 @@ def tune(
             " writes them"
         )
     if chat_model is not None and (local or not has_key()):
-        raise UsageProblem("the embedded server has no chat model: set NEXUSFLOW_API_KEY for one")
+        raise UsageProblem("the local server has no chat model: set NEXUSFLOW_API_KEY to use one")
     most = None if budget is None else read_budget(budget, Price())
     price = None if chat_price is None else read_chat_price(chat_price)
     screen = Screen(quiet=as_json)
@@ -130,7 +133,7 @@ def tune(
                 print_json(_plan_json(plan))
             return
         if endpoint.local_model is None and not yes and not as_json and sys.stdin.isatty():
-            typer.confirm("Go on?", default=True, abort=True, err=True)
+            typer.confirm("Continue?", default=True, abort=True, err=True)
 
         def progress(stage: str) -> None:
             screen.err.print(Text(f"measuring: {stage} …", style="dim"))
@@ -196,12 +199,12 @@ def _chat_json(chat: PlannedChat) -> dict[str, Any]:
 
 
 def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint) -> None:
-    made = ", made from the texts" if plan.made else ""
+    made = " (made from the texts)" if plan.made else ""
     if plan.chat is not None:
-        made = f" at most, written by {plan.chat.model}"
+        made = f" at most (written by {plan.chat.model})"
     screen.out.print(
-        f"{count(plan.questions, 'question')}{made}, about {count(plan.documents, 'text')}:"
-        f" differences of nDCG@10 above about {plan.tellable:.2f} can be told apart."
+        f"{count(plan.questions, 'question')}{made} about {count(plan.documents, 'text')} can tell"
+        f" differences of nDCG@10 above about {plan.tellable:.2f} apart."
     )
     screen.head("Plan")
     table = Table.grid(padding=(0, 2))
@@ -212,18 +215,19 @@ def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint) -> None:
     error = f" ±{plan.token_error:.0%}" if plan.token_error else ""
     table.add_row(Text("at most", style="bold"), f"{plan.tokens:,}{error} tokens")
     screen.out.print(Padding(table, INDENT))
-    paid = f"{money(plan.cost, plan.price)} at the list price for embeddings"
+    paid = f"The embeddings cost {money(plan.cost, plan.price)} at the list price"
     if endpoint.local_model is not None:
-        paid = f"The embedded model is free; with the service: {paid}"
+        paid = (
+            "The local model is free. With the service, the embeddings would cost"
+            f" {money(plan.cost, plan.price)} at the list price"
+        )
     if (chat := plan.chat) is not None:
         most = "price not known" if isnan(chat.cost) else f"at most {money(chat.cost, plan.price)}"
-        said = (
-            f"And {count(chat.calls, 'call')} of {chat.model}: about {chat.sent:,} tokens sent, at"
-            f" most {chat.most_written:,} written, {most}."
-        )
+        calls = f"{chat.model}: {count(chat.calls, 'call')}, about {chat.sent:,} tokens sent"
+        said = f"{calls} and at most {chat.most_written:,} written, {most}."
         screen.out.print(Padding(Text(said), INDENT))
     note = (
-        f"{paid}. Sizes, keywords and formats need no further tokens, if the"
+        f"{paid}. Sizes, keywords and formats need no further tokens if the"
         " service's smaller vectors are the beginning of its largest ones."
     )
     screen.out.print(Padding(Text(note, style="dim"), INDENT))
@@ -232,10 +236,10 @@ def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint) -> None:
 def _show(screen: Screen, result: TuneResult, endpoint: Endpoint, output: Path) -> None:
     from nexusflow_integrations.tune.page import COLUMNS, rows
 
-    screen.head("Measured", "difference from the best in points, 95 % interval")
+    screen.head("Measured", "difference from the best in points, with its 95 % interval")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("setting", header_style="dim", overflow="fold")
-    # What a narrow terminal has room for; --page and --json have all.
+    # A narrow terminal has room for three columns. --page and --json show all.
     columns = [*COLUMNS]
     wide = screen.out.width >= _WIDE
     shown = (
@@ -251,7 +255,7 @@ def _show(screen: Screen, result: TuneResult, endpoint: Endpoint, output: Path) 
             table.add_row(name, *row, style="bold" if item is result.chosen else "")
     screen.out.print(Padding(table, INDENT))
     if len(found) > _ROWS:
-        note = f"The best of {len(found)} settings; --page and --json show all."
+        note = f"These are the best of {len(found)} settings. --page and --json show all."
         screen.out.print(Padding(Text(note, style="dim"), INDENT))
     screen.head("Choice")
     screen.out.print(Padding(Text(result.sentence()), INDENT))

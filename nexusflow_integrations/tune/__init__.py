@@ -1,4 +1,6 @@
-"""Choose by measuring: size of vectors, passages, instructions, keywords, for your own documents.
+"""Measure which settings find the answers in your own documents, and choose the best ones.
+
+The settings are the size of vectors, the cutting of passages, instructions, and keywords.
 
     from nexusflow_integrations.tune import tune
 
@@ -6,7 +8,7 @@
     print(result.sentence())
     result.settings.save("tuned.json")
 
-Without questions, they are made from the documents, or written by a chat model.
+Questions can be given, made from the documents, or written by a chat model.
 """
 
 from __future__ import annotations

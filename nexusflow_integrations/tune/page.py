@@ -1,4 +1,4 @@
-"""The plot of a run, as SVG, and the page about it: one HTML file that loads nothing."""
+"""Write the results of a run as an SVG plot and as one HTML page that loads no other file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from nexusflow_integrations.tune.search import READ, Measured
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 720, 400, 56, 46, 18, 18
 _COLOURS = {"vectors": "#3056d3", "keywords": "#b8912a", "hybrid": "#12805c"}
 _QUESTIONS_SHOWN = 300
-COLUMNS = (*MEASURES, f"in {READ:,}", "tokens", "price", "bytes", "a query")
-"""Names of the columns of a table of settings, after the setting's own."""
+COLUMNS = (*MEASURES, f"in {READ:,}", "tokens", "price", "bytes", "query time")
+"""Names of the columns in a table of settings, after the name of the setting."""
 _STYLE = """
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
 th, td { text-align: left; padding: 4px 10px 4px 0; vertical-align: top; }
@@ -38,13 +38,13 @@ td:first-child { min-width: 130px; }
 def write_page(
     result: TuneResult, path: str | os.PathLike[str], *, local_model: str | None = None
 ) -> None:
-    """Write the page; the file is replaced only when it is complete.
+    """Write the page. An old file is replaced only when the new one is complete.
 
     Args:
-        result: What was measured.
+        result: The result of the run.
         path: The HTML file.
-        local_model: Name of the local model, if one was measured instead of the service's. It is
-            free, and the page says so.
+        local_model: Name of the local model, if it was measured instead of the service. The page
+            says that it is free.
     """
     _write(path, page(result, local_model))
 
@@ -63,7 +63,7 @@ def _write(path: str | os.PathLike[str], text: str) -> None:
 
 
 def plot(result: TuneResult) -> str:
-    """Return an SVG of nDCG@10 over the bytes of the index, with the choice marked."""
+    """Return an SVG of nDCG@10 against the bytes of the index, with the chosen setting marked."""
     shown = result.measured
     sizes = [max(1, item.bytes) for item in shown]
     across = _scale(math.log10(min(sizes)), math.log10(max(sizes)), _LEFT, _WIDTH - _RIGHT)
@@ -72,7 +72,7 @@ def plot(result: TuneResult) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img"'
         ' font-family="sans-serif" font-size="11" fill="#7a8290">'
-        "<title>nDCG@10 over the bytes of the index</title>"
+        "<title>nDCG@10 against the bytes of the index</title>"
     ]
     for step in range(5):
         value = low + (high - low) * step / 4
@@ -130,10 +130,10 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 
 
 def page(result: TuneResult, local_model: str | None = None) -> str:
-    """Return the page. Texts are escaped, whatever they contain; it has no script."""
+    """Return the page. All texts are escaped, and the page has no script."""
     style = (files("nexusflow_integrations.report") / "page.css").read_text("utf-8") + _STYLE
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    title = "What was measured, and what is chosen"
+    title = "Measured settings and the choice"
     usage = result.usage
     facts = (
         f"{count(len(result.questions), 'question')}; differences above {result.tellable:.3f} of"
@@ -161,7 +161,7 @@ def page(result: TuneResult, local_model: str | None = None) -> str:
             _card("The choice", f"<p>{escape(result.sentence())}</p>", *_paragraphs(result)),
             _card("Quality and size", f'<div class="scrolled">{plot(result)}</div>'),
             _card("Settings", _settings(result)),
-            _card("Questions that a setting loses", _questions(result)),
+            _card("Questions that a setting does not answer", _questions(result)),
             '</main>\n<footer class="dim">This file loads nothing and sends nothing.</footer>\n'
             "</body>\n</html>\n",
         ]
@@ -189,10 +189,11 @@ def _settings(result: TuneResult) -> str:
     return _table(
         ["setting", *COLUMNS], ((_kind(result, item), row) for item, row in rows(result))
     ) + (
-        '<p class="dim">After each score is its difference from the best one, with the interval'
-        " that would hold 95 % of such differences for as many other questions."
-        f" {COLUMNS[len(MEASURES)]}: how often the first passages of that many characters hold an"
-        " answer. The time of a query is that of a search in memory, without its embedding.</p>"
+        '<p class="dim">Each score is followed by its difference from the best one in points, with'
+        " the interval that would contain 95 % of such differences for as many other questions."
+        f' "{COLUMNS[len(MEASURES)]}" is the share of questions with an answer in the first'
+        ' passages of that many characters. "query time" is the time of a search in memory, without'
+        " the embedding.</p>"
     )
 
 
@@ -201,9 +202,9 @@ def _kind(result: TuneResult, item: Measured) -> str:
 
 
 def rows(result: TuneResult) -> list[tuple[Measured, list[str]]]:
-    """Return the cells of each setting, its name and ``COLUMNS``; best first.
+    """Return the cells of each setting: its name and ``COLUMNS``, the best setting first.
 
-    Settings with passages of another length, whose scores are not comparable, come last.
+    Settings with passages of another length come last, because their scores are not comparable.
     """
     length = result.chosen.setting.cutting.characters
     found = []
@@ -244,7 +245,7 @@ def _questions(result: TuneResult) -> str:
         if any(item.scores[number, 1] == 0 for item in shown)
     ]
     if not lost:
-        return "<p>None of these settings loses a question.</p>"
+        return "<p>Each of these settings answers every question in its first five results.</p>"
     table = _table(
         ["question", *(str(item.setting) for item in shown)],
         (
@@ -252,11 +253,15 @@ def _questions(result: TuneResult) -> str:
             for number in lost[:_QUESTIONS_SHOWN]
         ),
     )
-    said = f"{len(lost):,} of {count(len(result.questions), 'question')} are lost by one of these"
-    more = f", the first {_QUESTIONS_SHOWN} of them here" if len(lost) > _QUESTIONS_SHOWN else ""
+    said = (
+        f"At least one of these settings does not answer {len(lost):,} of"
+        f" {count(len(result.questions), 'question')} in its first five results."
+    )
+    if len(lost) > _QUESTIONS_SHOWN:
+        said += f" The table shows the first {_QUESTIONS_SHOWN}."
     return (
-        f'<p class="dim">{said}{more}. ● the first result answers, ○ one of the first five does,'
-        f" – none does.</p>{table}"
+        f'<p class="dim">{said} ●: the first result answers the question. ○: one of the first five'
+        f" results does. –: none of these does.</p>{table}"
     )
 
 
@@ -267,7 +272,7 @@ def _mark(item: Measured, number: int) -> str:
 
 
 def _beside_each_other(result: TuneResult) -> list[Measured]:
-    """Return the choice, the best, the first, and the best of each kind."""
+    """Return the chosen, best and first settings, and the best of each method and format."""
     kinds = [
         [item for item in result.measured if item.setting.method == method] for method in _COLOURS
     ]

@@ -1,4 +1,4 @@
-"""Questions whose answers are known: read from a file, or made from the documents themselves."""
+"""Read questions with known answers from a file, or make them from the documents."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Document:
     """A text to search.
 
     Attributes:
-        source: Its name. Documents that share a source count as one: finding any of them is enough.
-        text: The whole text; it is cut into passages later.
+        source: The name. Documents with the same source count as one: any of them is enough.
+        text: The whole text, which is cut into passages later.
     """
 
     source: str
@@ -42,13 +42,13 @@ class Document:
 
 @dataclass(frozen=True)
 class Answer:
-    """One thing that answers a question.
+    """A place that answers a question.
 
     Attributes:
-        source: A document; without a line or quotes, the whole document is the answer.
-        line: A line of the document, from 1: the passage with this line is the answer.
-        quotes: Sentences of a document, word for word except for white space: a passage that
-            contains one of them whole is the answer.
+        source: The name of a document. Without a line or quotes, the whole document is the answer.
+        line: A line of the document, counted from 1. The passage with this line is the answer.
+        quotes: Sentences of a document, word for word except for white space. A passage that
+            contains all of one sentence is the answer.
     """
 
     source: str | None = None
@@ -63,7 +63,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Question:
-    """A question and what answers it; any of several answers is right."""
+    """A question and its answers. Any of several answers is right."""
 
     text: str
     answers: tuple[Answer, ...]
@@ -93,7 +93,7 @@ def read_questions(path: Path, sources: Collection[str]) -> list[Question]:
             except ValueError as error:
                 raise ConfigurationError(f"{path.name}, line {number}: {error}") from None
     if not found:
-        raise ConfigurationError(f"{path.name} holds no question")
+        raise ConfigurationError(f"{path.name} has no questions")
     return found
 
 
@@ -109,13 +109,13 @@ def _question(raw: bytes, sources: Collection[str]) -> Question:
         raise ValueError("has no text in 'question'")
     places, quotes = (_texts(record, name) for name in ("source", "quote"))
     if quotes and len(places) > 1:
-        raise ValueError("has a 'quote' and several in 'source': name the one that holds it")
+        raise ValueError("has a 'quote' and several 'source' values: keep the one that contains it")
     answers = [_place(name, sources) for name in places]
     if quotes:
         source = answers[0].source if answers else None
         answers = [Answer(source, quotes=(quote,)) for quote in quotes]
     if not answers:
-        raise ValueError("has neither 'source' nor 'quote' to say what answers it")
+        raise ValueError("has no answer: give a 'source' or a 'quote'")
     return Question(text, tuple(answers))
 
 
@@ -123,7 +123,7 @@ def _texts(record: dict[str, Any], name: str) -> list[str]:
     value = record.get(name)
     values = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(item, str) and item.strip() for item in values):
-        raise ValueError(f"has something else than text in {name!r}")
+        raise ValueError(f"has a value in {name!r} that is not text")
     return values
 
 
@@ -134,11 +134,11 @@ def _place(name: str, sources: Collection[str]) -> Answer:
 
 
 def check_questions(questions: Sequence[Question], documents: Sequence[Document]) -> None:
-    """Look for every answer in the documents.
+    """Check that every answer is in the documents.
 
     Raises:
-        ConfigurationError: There is no question, or an answer is in no document; the message names
-            the question.
+        ConfigurationError: There are no questions, or an answer is in no document. The message
+            names the question.
     """
     if not questions:
         raise ConfigurationError("there are no questions")
@@ -150,7 +150,7 @@ def check_questions(questions: Sequence[Question], documents: Sequence[Document]
         if not question.text.strip():
             raise ConfigurationError(f"question {number} is blank")
         if not question.answers:
-            raise ConfigurationError(f"question {number} names nothing that answers it")
+            raise ConfigurationError(f"question {number} has no answers")
         for answer in question.answers:
             where = f"question {number} ({question.text[:60]!r})"
             if answer.source is not None and answer.source not in texts:
@@ -169,12 +169,12 @@ def check_questions(questions: Sequence[Question], documents: Sequence[Document]
                     )
                 if not any(one_line(quote) in plain[answer.source] for quote in answer.quotes):
                     raise ConfigurationError(
-                        f"{where}: no document holds the quote {answer.quotes[0][:60]!r}"
+                        f"{where}: no document contains the quote {answer.quotes[0][:60]!r}"
                     )
 
 
 def one_line(text: str) -> str:
-    """Return ``text`` with every run of white space as one blank, to compare quotes."""
+    """Return ``text`` with one space for each run of white space, to compare quotes."""
     return " ".join(text.split())
 
 
@@ -186,13 +186,13 @@ def make_questions(
 ) -> tuple[list[Document], list[Question]]:
     """Make questions from the documents, and remove their text from the documents.
 
-    A question is a sentence, answered by the passage that contained it, or a heading, answered by
-    its section. Both are removed from the documents, where they would find themselves. The choice
-    is the same every time.
+    A question is either a sentence, which is answered by the passage that contained it, or a
+    heading, which is answered by its section. Both are removed from the documents, since a search
+    would find the question itself there. The same documents always give the same questions.
 
     Returns:
-        The documents without these sentences and headings, and at most ``most`` questions; at most
-        a third of them are headings.
+        The documents without these sentences and headings, and at most ``most`` questions. At most
+        a third of the questions are headings.
     """
     documents = [
         replace(item, text=item.text.replace("\r\n", "\n").replace("\r", "\n"))
@@ -270,7 +270,7 @@ def _words(text: str) -> float:
 
 @dataclass(frozen=True)
 class _Part:
-    """A paragraph or a heading; for a heading, all that must be deleted to remove its text."""
+    """A paragraph, or the part of a heading that must be deleted to remove its text."""
 
     start: int
     end: int
@@ -279,7 +279,7 @@ class _Part:
 
 
 def _parts(text: str, kind: str) -> Iterator[_Part]:
-    """Yield paragraphs and headings, without blocks of code."""
+    """Yield paragraphs and headings, but no blocks of code."""
     lines = text.split("\n")
     starts = [0, *accumulate(len(line) + 1 for line in lines)]
     headings = {block.line: block for block in blocks(text, kind) if block.title}
@@ -299,7 +299,7 @@ def _parts(text: str, kind: str) -> Iterator[_Part]:
 
 
 def _heading(block: Block, lines: list[str], starts: list[int]) -> _Part:
-    """Return a heading; a mark in its line, such as ``##``, stays, and with it the section."""
+    """Return a heading without a mark such as ``##``, so that the section stays a section."""
     line = lines[block.line]
     if found := _HEADING.match(line):
         at = starts[block.line]
@@ -314,7 +314,7 @@ def _heading(block: Block, lines: list[str], starts: list[int]) -> _Part:
 
 
 class Truth:
-    """Which passages of one cutting answer which question."""
+    """The passages of one cutting that answer each question."""
 
     def __init__(
         self,
@@ -323,13 +323,13 @@ class Truth:
         lines: Sequence[int],
         texts: Iterable[str],
     ) -> None:
-        """Look for the answers in passages; the three sequences have one item per passage.
+        """Look for the answers in passages. The last three sequences have one item per passage.
 
         Args:
-            questions: What is asked.
-            sources: Where a passage comes from.
-            lines: Its first line, from 1.
-            texts: Its text.
+            questions: The questions.
+            sources: The source of each passage.
+            lines: The first line of each passage, counted from 1.
+            texts: The text of each passage.
         """
         self._sources = list(sources)
         self._lines = list(lines)
@@ -340,13 +340,13 @@ class Truth:
         self._names = [self._answering(question) for question in questions]
         self._by_source = [question.by_source for question in questions]
         self.right = [set(names.values()) for names in self._names]
-        """For each question, the names that answer it; none if no passage holds the answer."""
+        """For each question, the names that answer it. Empty if no passage contains the answer."""
 
     def name(self, question: int, place: int) -> str:
         """Return the name under which a passage is judged for a question.
 
-        Several passages that hold the same answer have one name, so that neither shorter nor
-        overlapping passages count twice.
+        All passages with the same answer have one name, so that short or overlapping passages do
+        not count twice.
         """
         found = self._names[question].get(place)
         if found is not None:

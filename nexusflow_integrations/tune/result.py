@@ -1,4 +1,4 @@
-"""What was measured, what is chosen, and the sentence that says so."""
+"""The result of a run: the measured settings, the choice, and a sentence about it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations.cli.words import count
 from nexusflow_integrations.tune.questions import Question
 from nexusflow_integrations.tune.scores import MEASURES, Bootstrap, Interval
 from nexusflow_integrations.tune.search import POINT, READ, Measured, best_of, difference, readings
 from nexusflow_integrations.tune.written import ChatUsage
 
 FEW = 0.05
-"""Questions that can only tell larger differences apart are too few to choose well."""
+"""If only larger differences can be told apart, the questions are too few to choose well."""
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,20 @@ class TuneResult:
 
     Attributes:
         questions: The questions.
-        made: Whether they were made from the documents.
-        measured: Every setting that was tried, in the order of the stages.
-        chosen: The smallest and cheapest that is not measurably worse than the best.
-        model: Name of the model.
-        cut_sizes: Sizes whose vectors are the beginning of the largest ones: they were cut, not
-            paid for.
-        paid_sizes: Sizes whose vectors are not: each was embedded and paid for.
-        skipped: What the budget did not allow, one line each.
-        left_out: Passages that the service refused; no setting can find them.
-        predicted_tokens: Tokens expected by the estimates made before each embedding.
-        usage: What was sent and billed, without the chat model's.
-        chat: What the chat model was asked that wrote the questions; ``None`` without one.
-        unwritten: Questions that the budget did not allow to be written.
+        made: Whether the questions were made from the documents.
+        measured: Every measured setting, in the order of the stages.
+        chosen: The smallest and cheapest setting that is not measurably worse than the best.
+        model: The name of the embedding model.
+        cut_sizes: Sizes whose vectors are the beginning of the largest ones. These vectors were
+            cut, not paid for.
+        paid_sizes: Sizes whose vectors are not the beginning of the largest ones. Each was embedded
+            and paid for.
+        skipped: Settings that the budget did not allow, one line for each.
+        left_out: Number of passages that the service refused. No setting can find them.
+        predicted_tokens: Sum of the estimates made before each embedding.
+        usage: Usage of the embedding model, without the chat model.
+        chat: Usage of the chat model that wrote the questions; ``None`` without a chat model.
+        unwritten: Number of questions that the budget did not allow the chat model to write.
     """
 
     questions: tuple[Question, ...]
@@ -55,12 +57,12 @@ class TuneResult:
 
     @property
     def settings(self) -> TunedSettings:
-        """The chosen settings, to be saved or applied."""
+        """The chosen settings, which can be saved or applied."""
         return self.chosen.setting.tuned(self.model)
 
     @cached_property
     def best(self) -> Measured:
-        """The setting with the highest mean nDCG@10 that can be applied, of the chosen length."""
+        """The usable setting with the highest mean nDCG@10 among those of the chosen length."""
         return best_of(self.measured, self._bootstrap)
 
     @cached_property
@@ -72,13 +74,14 @@ class TuneResult:
         return self._bootstrap.interval(item.scores[:, column], lowest=0.0)
 
     def difference(self, item: Measured, column: int = 0) -> Interval:
-        """Return how much better than the best ``item`` is, paired by question."""
+        """Return the score of ``item`` minus that of the best setting, paired by question."""
         return difference(item, self.best, self._bootstrap, column)
 
     def read(self) -> dict[int, float]:
-        """Return, for each length of passages, how often the first ``READ`` characters answer.
+        """Return, for each length of passages, how often ``READ`` characters have an answer.
 
-        As in `best_length`, the better of vectors alone and vectors with keywords counts.
+        The characters are those of the first passages found. As in `best_length`, the better one of
+        vectors alone and vectors with keywords counts.
         """
         return {
             length: float(item.read.mean())
@@ -87,7 +90,7 @@ class TuneResult:
 
     @cached_property
     def tellable(self) -> float:
-        """Smallest difference of nDCG@10 that was told apart, as the median over the settings."""
+        """The smallest difference of nDCG@10 that was told apart: the median over the settings."""
         widths = sorted(
             (found.high - found.low) / 2
             for item in self.measured
@@ -105,51 +108,52 @@ class TuneResult:
         chosen, best, apart = self.chosen, self.best, self.difference(self.chosen)
         if chosen is best:
             why = (
-                "of the settings that can be applied, none is better than its nDCG@10 of"
-                f" {best.mean:.3f}"
+                f"its nDCG@10 of {best.mean:.3f} is the highest of the settings that can be applied"
             )
             smaller = [item for item in self.measured if item.setting.usable]
             if any(item.bytes < chosen.bytes for item in smaller):
-                why += ", and all smaller ones are measurably or more than half a point below it"
+                why += ", and each smaller one is measurably, or more than half a point, below it"
         else:
             why = (
                 f"its nDCG@10 of {chosen.mean:.3f} is not measurably below the best,"
-                f" {best.mean:.3f} with {best.setting} (difference {apart.value:+.3f}, 95 % between"
-                f" {apart.low:+.3f} and {apart.high:+.3f}), at"
-                f" {chosen.bytes / best.bytes:.0%} of its bytes"
+                f" {best.mean:.3f} with {best.setting} (difference {apart.value:+.3f}, 95 %"
+                f" interval {apart.low:+.3f} to {apart.high:+.3f}), and it needs"
+                f" {chosen.bytes / best.bytes:.0%} of the bytes"
             )
         if self.too_few:
             return (
-                f"The questions are too few: differences below {self.tellable:.2f} cannot be told"
-                f" apart. With these, take {chosen.setting}: {why}."
+                f"The questions are too few: they cannot tell differences below {self.tellable:.2f}"
+                f" apart. With these questions, take {chosen.setting}: {why}."
             )
         return f"Take {chosen.setting}: {why}."
 
     def notes(self) -> list[str]:
-        """Return what else a reader has to know, one sentence each."""
+        """Return notes about the run, which qualify the choice."""
         notes = []
         if self.made:
             notes.append(
-                "The questions were made from the documents: sentences and headings taken out of"
-                " them. Questions of real users are worth more."
+                "The questions were made from the documents: they are sentences and headings that"
+                " were removed from the texts. Questions of real users are better."
             )
         if self.chat is not None:
             notes.append(
-                f"The questions were written by {self.chat.model}, each about one passage; others"
-                " may answer them, too. Questions of real users are worth more."
+                f"The questions were written by {self.chat.model}, each about one passage. Other"
+                " passages may answer them, too. Questions of real users are better."
             )
             if self.chat.useless:
                 notes.append(
-                    f"{self.chat.useless} of {self.chat.calls} answers of {self.chat.model} held no"
-                    " question."
+                    f"{self.chat.useless} of {self.chat.calls} answers of {self.chat.model} had no"
+                    " usable question."
                 )
         if self.unwritten:
-            notes.append(f"{self.unwritten} questions were not written: the budget.")
+            notes.append(
+                f"The budget did not suffice to write {count(self.unwritten, 'question')}."
+            )
         if self.paid_sizes:
             sizes = ", ".join(map(str, self.paid_sizes))
             notes.append(
                 f"The service's vectors of {sizes} numbers are not the beginning of its largest"
-                " ones, so each of these sizes was embedded and paid for by itself."
+                " ones, so each of these sizes was embedded and paid for separately."
             )
         words = [item for item in self.measured if item.setting.method == "keywords"]
         if words:
@@ -158,22 +162,24 @@ class TuneResult:
             if apart.value > 0 or (apart.includes_zero and apart.value >= -POINT):
                 notes.append(
                     "Keywords alone are not measurably worse than the best: nDCG@10"
-                    f" {item.mean:.3f}, without any vector."
+                    f" {item.mean:.3f}, without vectors."
                 )
         read = self.read()
         if len(read) > 1:
             shares = ", ".join(f"{share:.3f} with {length:,}" for length, share in read.items())
             notes.append(
-                f"Lengths of passages are compared by how often the first {READ:,} characters found"
-                f" hold an answer: {shares}. Their nDCG@10 is not comparable, as longer ones are"
-                " more to read."
+                f"Passage lengths are compared by how often the first {READ:,} characters found"
+                f" contain an answer: {shares}. Their nDCG@10 is not comparable, because a result"
+                " of longer passages has more text to read."
             )
         if self.left_out:
-            notes.append(f"{self.left_out} passages were refused and cannot be found.")
+            notes.append(
+                f"The service refused {count(self.left_out, 'passage')}. No setting can find them."
+            )
         return [*notes, *(f"Not tried: {item}." for item in self.skipped)]
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything but the scores of single questions, for ``--json``."""
+        """Return everything for ``--json`` except the scores of single questions."""
         return {
             "questions": len(self.questions),
             "read": {str(length): round(share, 4) for length, share in self.read().items()},

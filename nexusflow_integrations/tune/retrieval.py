@@ -1,6 +1,6 @@
-"""Ranking passages: by vectors in several formats, by keywords, and by both.
+"""Rank passages by vectors in several formats, by keywords, or by both.
 
-Everything is exact and in memory, with numpy: settings are compared, not databases.
+The search is exact and in memory, with numpy, because settings are compared and not databases.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Places = NDArray[np.int64]
 """Indices of passages, best first: shape (k,)."""
 
 _RESCORED = 4
-"""Candidates by Hamming distance per result; the query's full vector ranks them again."""
+"""Candidates by Hamming distance per result. The full vector of the query ranks them again."""
 _BLOCK = 1 << 24
 """Maximum number of scores in memory at once."""
 
 
 def unit(rows: Vectors) -> Vectors:
-    """Return rows of unit length, float32 of the same shape (n, d); zeros stay zeros."""
+    """Return rows of unit length, float32 of the same shape (n, d). Rows of zeros stay zeros."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     scaled: Vectors = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
     return scaled
@@ -37,7 +37,7 @@ def shortened(rows: Vectors, size: int) -> Vectors:
 
 
 def bytes_of_vectors(count: int, size: int, storage: Storage) -> int:
-    """Return the bytes of ``count`` vectors; an int8 vector has a scale of four bytes as well."""
+    """Return the bytes of ``count`` vectors, with the four bytes of the scale of an int8 vector."""
     return count * {"float32": 4 * size, "int8": size + 4, "binary": (size + 7) // 8}[storage]
 
 
@@ -46,7 +46,7 @@ class Vectored:
 
     Args:
         rows: Vectors of the passages, float32 of shape (n, d), unit length. A row of zeros is a
-            passage without a vector, and ranks below all that are similar.
+            passage without a vector, which ranks below all similar passages.
         storage: ``int8`` scales each row so that its largest number is 127. ``binary`` keeps the
             signs: the candidates have the smallest Hamming distance, and are ranked by the dot
             product of the query's numbers with the signs.
@@ -66,7 +66,7 @@ class Vectored:
         """Rank passages for questions, float32 of shape (q, d), unit length.
 
         Returns:
-            ``q`` arrays of at most ``k`` places. Equal scores are in the order of the passages.
+            ``q`` arrays of at most ``k`` places. Passages with equal scores keep their order.
         """
         k = min(k, len(self._rows))
         if not k:
@@ -89,7 +89,7 @@ class Vectored:
 
 def _best(scores: Vectors, k: int) -> Places:
     if k < len(scores):
-        # All that tie with the last one, so that the order does not depend on the partition.
+        # Keep all that tie with the last one, so that the order does not depend on the partition.
         limit = np.partition(scores, len(scores) - k)[len(scores) - k]
         places = np.flatnonzero(scores >= limit)
     else:
@@ -102,7 +102,7 @@ _ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 
 
 def joined(*rankings: Places, k: int) -> Places:
-    """Join rankings by reciprocal rank fusion: places, best first, of equal ones the first."""
+    """Join rankings by reciprocal rank fusion: best first, the smaller index first in a tie."""
     scored = fused(ranking.tolist() for ranking in rankings)
     best = sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:k]
     return np.array([place for place, _ in best], np.int64)

@@ -1,4 +1,4 @@
-"""Measure settings on documents: embed what a stage needs, rank, and judge."""
+"""Measure settings on documents: embed the texts of each stage, rank passages, and judge them."""
 
 from __future__ import annotations
 
@@ -58,20 +58,20 @@ if TYPE_CHECKING:
     from nexusflow_integrations.cli.rag.keywords import Keywords
 
 QUERY_INSTRUCTION = "Instruct: Given a question, retrieve passages that answer it\nQuery: "
-"""The form that the model's family documents."""
+"""The form in the documentation of the model's family."""
 _POOL = 100
-"""Passages that each ranking contributes."""
+"""Number of passages in each ranking."""
 _PROBED = 5
 _TIMED = 30
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """What a stage may cost at most, before anything is paid for.
+    """The maximum cost of a stage, before anything is paid for.
 
     Attributes:
-        name: What is varied.
-        tokens: Estimated tokens that are not in the cache, in the most expensive case.
+        name: The property that is varied.
+        tokens: Estimated tokens of texts that are not in the cache, in the most expensive case.
     """
 
     name: str
@@ -80,17 +80,18 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a run: what it measures with, and what it may cost.
+    """The plan of a run: its questions, documents, stages and maximum cost.
 
     Attributes:
-        questions: Number of questions, or the most that will be written.
-        made: Whether they were made from the documents.
-        chat: The requests to the chat model that writes the questions; ``None`` without one. The
-            other fields do not include its tokens and price.
-        tellable: About the smallest difference of nDCG@10 that the questions can tell apart.
+        questions: Number of questions, or the maximum if a chat model will write them.
+        made: Whether the questions were made from the documents.
+        chat: The requests to the chat model that writes the questions; ``None`` without a chat
+            model. The other fields do not include its tokens and price.
+        tellable: Approximately the smallest difference of nDCG@10 that the questions can tell
+            apart.
         documents: Number of documents.
-        stages: The stages in order; a stage that is not reached costs nothing.
-        token_error: Largest measured relative error of the tokens.
+        stages: The stages in order. A stage that is not reached costs nothing.
+        token_error: Largest measured relative error of the token estimate.
         price: The price of a token.
     """
 
@@ -115,22 +116,22 @@ class Plan:
 
 
 class Tuning:
-    """One run: plan it, look at the plan, run it.
+    """One run: make a plan, look at its cost, and then measure.
 
     Args:
-        documents: Texts to search: a mapping from name to text, or pairs of both. If a name occurs
-            several times, finding any of its texts is enough. Its suffix says how headings are
-            marked, as ``.md`` or ``.rst``.
-        questions: Questions and their answers; ``None`` makes them from the documents.
-        client: A client without instructions, best with a ``cache``: a run that was killed then
-            pays nothing twice. Default: the service, with the cache in the user's folder.
-        chat: A chat model that writes the questions; see `ChatModel`. ``plan`` says how often it
-            will be asked, and ``run`` asks it first.
-        budget: The most to spend, the chat model included; stages that would exceed it are left
-            out.
-        start: The settings to begin with, whose model is ignored. Default: this package's.
-        sizes: Sizes to compare. Default: all that the model has.
-        lengths: See `Options`, like all that follow.
+        documents: Texts to search: a mapping from name to text, or pairs of name and text. If a
+            name occurs several times, finding any of its texts is enough. The suffix of the name,
+            such as ``.md`` or ``.rst``, says how headings are marked.
+        questions: Questions and their answers. ``None`` makes questions from the documents.
+        client: A client without instructions. Use one with a ``cache``, so that no text is paid for
+            twice if a run is killed. Default: the service, with the cache in the user's folder.
+        chat: A chat model that writes the questions; see `ChatModel`. ``plan`` gives the number of
+            calls, and ``run`` makes them first.
+        budget: The maximum to spend, including the chat model. Stages that would exceed it are
+            left out.
+        start: The first settings; their model is ignored. Default: the defaults of this package.
+        sizes: Sizes to compare. Default: all sizes of the model.
+        lengths: See `Options`.
         overlaps: See `Options`.
         headings: See `Options`.
         query_instructions: See `Options`.
@@ -140,7 +141,7 @@ class Tuning:
 
     Raises:
         ConfigurationError: An argument is invalid, an answer is in no document, or no questions
-            can be made of the documents.
+            can be made from the documents.
         ImportError: A package of the extra ``tune`` is missing.
     """
 
@@ -163,13 +164,13 @@ class Tuning:
         storages: Sequence[Storage] = STORAGES,
     ) -> None:
         need_measures()
-        words_of("")  # raises what to install, before anything is paid for
+        words_of("")  # raises an error if a package is missing, before anything is paid for
         self._client = NexusFlow(cache=True) if client is None else client
         settings = self._client.settings
         if settings.query_instruction or settings.document_instruction:
             raise ConfigurationError(
-                "the client has an instruction: pass a client without, and the instructions as"
-                " query_instructions=[...] or document_instructions=[...]"
+                "the client has an instruction: pass a client without instructions, and pass them"
+                " as query_instructions=[...] or document_instructions=[...]"
             )
         self._unlimited = self._client
         self._limit(budget)
@@ -189,15 +190,17 @@ class Tuning:
         self._writer: Writer | None = None
         if chat is not None:
             if questions is not None:
-                raise ConfigurationError("chat: writes questions; leave it out, or questions")
+                raise ConfigurationError(
+                    "chat and questions exclude each other: leave out one of them"
+                )
             self._writer = Writer(chat, self._documents, budget)
             self.questions: list[Question] = []
         elif questions is None:
             self._documents, self.questions = make_questions(self._documents)
             if not self.questions:
                 raise ConfigurationError(
-                    "no questions can be made of these documents, which have no paragraphs of"
-                    " three sentences: pass questions of your own"
+                    "no questions can be made from these documents, because no paragraph has three"
+                    " sentences: pass your own questions"
                 )
         else:
             self.questions = list(questions)
@@ -218,13 +221,13 @@ class Tuning:
         self._client = self._unlimited if budget is None else self._unlimited._limited(budget)
 
     def _asked(self) -> list[str]:
-        """Return the questions, or texts at least as long if they have yet to be written."""
+        """Return the questions, or texts of at least their length if they are not written yet."""
         if self._writer is not None and not self.questions:
             return self._writer.expected
         return [question.text for question in self.questions]
 
     def _write_questions(self, progress: Callable[[str], object]) -> None:
-        """Let the chat model write the questions; the budget keeps enough for the first stage."""
+        """Let the chat model write the questions, but keep enough budget for the first stage."""
         if (writer := self._writer) is None or self.questions:
             return
         first = self.plan().stages[0].tokens
@@ -232,8 +235,8 @@ class Tuning:
         questions = writer.write(first, self._client.price.of(first))
         if not questions:
             raise BudgetExceededError(
-                f"the first stage needs about {first:,} tokens, and the budget allows no question"
-                " besides: nothing was sent"
+                f"the first stage needs about {first:,} tokens, and the rest of the budget does not"
+                " suffice for a question: nothing was sent"
             )
         self.questions = questions
         check_questions(questions, self._documents)
@@ -241,7 +244,7 @@ class Tuning:
         self._largest = self._client.resized(self._options.sizes[0])
 
     def plan(self) -> Plan:
-        """Return what the run may cost; nothing is sent."""
+        """Return the plan and its maximum cost. Nothing is sent."""
         asked = self._asked()
         estimate = self._largest.estimate(asked)
         queries = estimate.tokens
@@ -272,16 +275,16 @@ class Tuning:
         )
 
     def run(self, progress: Callable[[str], object] = lambda _: None) -> TuneResult:
-        """Measure, and return what was found.
+        """Measure the settings, and return the result.
 
         Args:
-            progress: Called with what is done next, in a few words.
+            progress: Called with the name of each step before it begins.
 
         Raises:
             BudgetExceededError: The budget does not suffice for the first stage.
-            ChatError: The chat model did not answer, or wrote no questions. Those that it wrote
-                are kept for the next run.
-            NexusFlowError: Embedding failed. With a cache, the next run goes on where this one
+            ChatError: The chat model did not answer, or wrote no questions. Questions that it wrote
+                are kept for the next run if `ChatModel` has a file.
+            NexusFlowError: Embedding failed. With a cache, the next run continues where this one
                 ended.
         """
         self._write_questions(progress)
@@ -339,10 +342,10 @@ def tune(
     questions: Iterable[Question] | None = None,
     **settings: Any,
 ) -> TuneResult:
-    """Measure which settings find the answers in documents, and choose; see `Tuning`.
+    """Measure which settings find the answers in documents, and choose one; see `Tuning`.
 
-    The result's ``settings.save(path)`` writes what ``nexusflow index --settings`` and
-    ``open_collection`` take.
+    The result's ``settings.save(path)`` writes a file for ``nexusflow index --settings`` and
+    ``open_collection``.
     """
     return Tuning(documents, questions, **settings).run()
 
@@ -355,7 +358,7 @@ def _sizes(given: Sequence[int] | None, client: NexusFlow) -> tuple[int, ...]:
         return known
     sizes = {client.resized(size).dimensions or 0 for size in given} - {0}
     if not sizes:
-        raise ConfigurationError("sizes: name at least one")
+        raise ConfigurationError("sizes is empty: give at least one size")
     return tuple(sorted(sizes, reverse=True))
 
 
@@ -369,7 +372,7 @@ def _documents(given: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[Doc
             raise ConfigurationError(f"documents: item {number} is not a pair of name and text")
         documents.append(Document(*pair))
     if not any(document.text.strip() for document in documents):
-        raise ConfigurationError("documents: there is no text")
+        raise ConfigurationError("documents: no document has any text")
     return documents
 
 
@@ -378,11 +381,11 @@ def _documents(given: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[Doc
 
 @dataclass(frozen=True)
 class _Passages:
-    """The documents as one cutting divides them.
+    """The passages of one cutting of the documents.
 
     Attributes:
         sources, lines, texts: One item per passage.
-        tokens: Estimated tokens of all of them.
+        tokens: Estimated tokens of all passages.
     """
 
     sources: list[str]
@@ -418,7 +421,7 @@ class _Passages:
 
 
 def _is_read(question: int, places: list[int], truth: Truth, passages: _Passages) -> bool:
-    """Return whether an answer is in the first ``READ`` characters of passages, or in the first."""
+    """Return whether an answer is in the first passage, or in passages of ``READ`` characters."""
     used = 0
     for place in places:
         used += len(passages.texts[place])
@@ -431,7 +434,7 @@ def _is_read(question: int, places: list[int], truth: Truth, passages: _Passages
 
 @dataclass
 class _Measuring:
-    """Embeds what settings need, each text once, and measures them."""
+    """Embeds each text that settings need once, and measures the settings."""
 
     tuning: Tuning
     largest: NexusFlow
@@ -448,7 +451,7 @@ class _Measuring:
     _per_estimate: dict[str, float] = field(default_factory=dict)
 
     def stage(self, stage: Stage) -> list[Measured]:
-        """Measure what the budget allows, and note the rest in ``skipped``."""
+        """Measure the settings that the budget allows, and add the others to ``skipped``."""
         found: list[Measured] = []
         if first := not self._truths:
             needed = self.tuning.plan().stages[0].tokens
@@ -478,7 +481,7 @@ class _Measuring:
 
     @property
     def usage(self) -> Usage:
-        """What was sent and billed so far."""
+        """Usage of the embedding model so far."""
         total = Usage(price=self.largest.price)
         for client in self._clients.values():
             total += client.usage
@@ -491,7 +494,7 @@ class _Measuring:
         return self._clients[size]
 
     def _probe_sizes(self) -> None:
-        """Find which smaller sizes are cut from the largest vectors; those need no requests."""
+        """Find the smaller sizes that are cut from the largest vectors and need no requests."""
         largest, *smaller = self.tuning._options.sizes
         passages, questions = self.tuning._probe()
         rows = np.concatenate(
@@ -506,7 +509,7 @@ class _Measuring:
             (self.cut_sizes if apart <= TOLERANCE else self.paid_sizes).append(size)
 
     def _embed(self, kind: str, texts: Sequence[str], size: int) -> Vectors:
-        """Return the vectors of ``texts``, float32 of shape (n, size); zeros for a refused one."""
+        """Return the vectors of ``texts``, float32 of shape (n, size); zeros if one was refused."""
         held = self._held.setdefault(size, {})
         missing = list(dict.fromkeys(text for text in texts if text not in held))
         if missing:
@@ -516,7 +519,7 @@ class _Measuring:
             before = client.usage.tokens
             rows = client.embed(missing, on_refused="collect")
             if (billed := client.usage.tokens - before) and estimate:
-                # How the service counts, learnt from what it billed last.
+                # The ratio corrects later estimates by what the service last billed.
                 self._per_estimate[kind] = billed / estimate
             blank = np.zeros(size, np.float32)
             self.left_out += sum(row is None for row in rows)
@@ -526,7 +529,7 @@ class _Measuring:
         return np.array([held[text] for text in texts], np.float32)
 
     def _same_passages(self, setting: Setting) -> bool:
-        """Return whether an earlier cutting gives the same passages, as it does for short texts."""
+        """Return whether an earlier cutting gave the same passages, as with short texts."""
         passages = self.tuning._passages(setting.cutting).texts
         return any(
             cutting != setting.cutting and self.tuning._passages(cutting).texts == passages

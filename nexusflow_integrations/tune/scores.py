@@ -1,4 +1,4 @@
-"""Scores of rankings, by ``ir-measures``, and how much they vary with other questions."""
+"""Score rankings with ``ir-measures``, and compute how much scores vary between questions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nexusflow_integrations._core.needed import needed
 MEASURES = ("nDCG@10", "recall@5", "hit@1")
 """Names of the scores, in the order of the columns."""
 DEPTH = 10
-"""Results that are judged."""
+"""Number of results that are judged."""
 
 Floats = NDArray[np.float64]
 _SAMPLES = 2000
@@ -26,9 +26,9 @@ class Interval:
 
     Attributes:
         value: The mean.
-        low: See ``high``.
-        high: With as many other questions of the same kind, the mean would lie between ``low`` and
-            ``high`` in 95 % of cases.
+        low: The lower end of the interval.
+        high: The upper end of the interval. With as many other questions of the same kind, the
+            mean would be in the interval in 95 % of cases.
     """
 
     value: float
@@ -42,7 +42,7 @@ class Interval:
 
 
 def need_measures() -> None:
-    """Raise the ``ImportError`` that says what to install, before anything is paid for."""
+    """Raise an ``ImportError`` that names the missing package, before anything is paid for."""
     with needed("Tuning", "ir_measures", install="nexusflow-integrations[tune]"):
         import ir_measures  # noqa: F401
 
@@ -52,10 +52,10 @@ def judge(ranked: Sequence[Sequence[str]], right: Sequence[Collection[str]]) -> 
 
     Args:
         ranked: For each question, the names found, best first.
-        right: For each question, the names that answer it. None at all scores 0.
+        right: For each question, the names that answer it. A question without names scores 0.
 
     Returns:
-        Float64 of shape (questions, 3): ``MEASURES``, each from 0 to 1.
+        Float64 of shape (questions, 3): the scores of ``MEASURES``, each from 0 to 1.
     """
     need_measures()
     import ir_measures
@@ -69,7 +69,7 @@ def judge(ranked: Sequence[Sequence[str]], right: Sequence[Collection[str]]) -> 
     if not truth:
         return scores
     run = {
-        # trec_eval orders by score, so the rank has to be one.
+        # trec_eval orders by score, so the rank is passed as a score.
         str(i): {name: float(-rank) for rank, name in enumerate(dict.fromkeys(names))}
         for i, names in enumerate(ranked)
         if str(i) in truth
@@ -80,13 +80,13 @@ def judge(ranked: Sequence[Sequence[str]], right: Sequence[Collection[str]]) -> 
 
 
 class Bootstrap:
-    """Resamples one set of questions; all settings are resampled alike, so pairs stay pairs."""
+    """Resamples one set of questions, the same way for all settings, so that pairs stay pairs."""
 
     def __init__(self, questions: int) -> None:
         random = np.random.default_rng(_SEED)
         # How often each question is drawn, in two samples that do not depend on each other.
         first, second = (_counts(random, questions) for _ in range(2))
-        # The measured mean is itself a random draw: it varies, and so does that of another set.
+        # The measured mean is itself a random draw, like the mean of another set of questions.
         self._weights = (first - second) / questions
         # A bootstrap of few values is too narrow. This corrects the variance and, to first order,
         # the difference between Student's t and the normal distribution.
@@ -96,10 +96,9 @@ class Bootstrap:
     def interval(self, scores: Floats, lowest: float = -1.0) -> Interval:
         """Return the mean of ``scores``, float64 of shape (questions,), and its interval.
 
-        It lies between ``lowest`` and 1, as the mean does: -1 for a difference, 0 for a score.
-
-        The mean of these questions and that of other ones both vary, so this is wider than a
-        confidence interval of the mean, by the square root of two.
+        The interval is limited to ``lowest`` and 1, like the mean. Pass -1 for a difference and 0
+        for a score. The interval is wider than a confidence interval of the mean by the square root
+        of two, because the mean of these questions and the mean of other questions both vary.
         """
         mean = float(scores.mean())
         apart = self._wider * (self._weights @ scores)
@@ -118,7 +117,7 @@ def tellable(questions: int, deviation: float = 0.3) -> float:
 
     Args:
         questions: Number of questions.
-        deviation: Standard deviation of one question's difference. Before anything is measured it
-            is assumed to be 0.3, which is on the safe side for settings that are alike.
+        deviation: Standard deviation of one question's difference. The default of 0.3 is a safe
+            assumption for similar settings before anything is measured.
     """
     return float(1.96 * deviation * np.sqrt(2 / questions))

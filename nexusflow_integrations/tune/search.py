@@ -1,7 +1,7 @@
-"""Which settings are tried, one dimension of choice after the other, and which is chosen.
+"""Decide which settings to measure, one stage after the other, and choose one of them.
 
-This is not a full grid: each stage varies one property of the best setting so far. The stages with
-the largest effect come first. Nothing here sends or measures anything.
+The search is not a full grid: each stage varies one property of the best setting so far. The stages
+with the largest effect come first. This module sends and measures nothing itself.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from nexusflow_integrations.tune.scores import Bootstrap, Floats, Interval
 from nexusflow_integrations.tune.settings import METHODS, Cutting, Method, Setting
 
 READ = 4000
-"""Characters of passages that are read for a question, when lengths of passages are compared."""
+"""Characters that are read for a question, when lengths of passages are compared."""
 POINT = 0.01
-"""One point of nDCG@10: the most that the choice should lose with other such questions."""
+"""One point of nDCG@10: the largest loss of the choice with other such questions."""
 ALLOWED = POINT / 2
 """The largest loss accepted with these questions, so that the loss with others stays below a point.
-Another way of cutting or another instruction has to gain as much."""
+Another cutting or instruction must gain at least as much."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A setting and what was measured.
+    """A setting and its measurements.
 
     Attributes:
         setting: The setting.
-        scores: ``MEASURES`` of each question, float64 of shape (questions, 3).
-        tokens: Tokens to embed all passages, as estimated; 0 without vectors.
-        bytes: Size of the index: vectors and keywords, without the texts.
+        scores: The scores of ``MEASURES`` for each question, float64 of shape (questions, 3).
+        tokens: Estimated tokens to embed all passages, or 0 without vectors.
+        bytes: Size of the index in bytes: vectors and keywords, without the texts.
         passages: Number of passages.
-        seconds: Median time to search for one question, its embedding not included.
-        read: For each question, 1 if its answer is in the first passages that have at most
-            ``READ`` characters together, else 0; float64 of shape (questions,).
+        seconds: Median time of a search for one question, without its embedding.
+        read: For each question, 1 if its answer is in the first passages with a total of at most
+            ``READ`` characters, else 0; float64 of shape (questions,).
     """
 
     setting: Setting
@@ -59,16 +59,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class Options:
-    """What may be tried.
+    """The settings that may be measured.
 
     Attributes:
         sizes: Sizes of vectors, largest first.
-        lengths: Most characters of a passage.
+        lengths: Maximum characters of a passage.
         overlaps: Overlaps, as a share of the length.
-        headings: Whether to try passages without the headings above them.
+        headings: Whether to measure passages without the headings above them, too.
         query_instructions: Texts to put in front of each query.
         document_instructions: Texts to put in front of each passage.
-        hybrid: Whether to try keywords, alone and together with vectors.
+        hybrid: Whether to measure keywords, alone and together with vectors.
         storages: Formats of vectors to compare.
     """
 
@@ -83,18 +83,18 @@ class Options:
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """The methods to try."""
+        """The methods to measure."""
         return METHODS if self.hybrid else ("vectors",)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Settings to be measured together.
+    """Settings that are measured together.
 
     Attributes:
-        name: What they vary, for a reader.
-        settings: The settings that were not measured before.
-        paid: Whether they may need vectors that were not embedded before.
+        name: The property that the stage varies, for messages.
+        settings: The settings, without those that were measured before.
+        paid: Whether the settings may need vectors that were not embedded before.
     """
 
     name: str
@@ -103,14 +103,14 @@ class Stage:
 
 
 Search = Generator[Stage, Sequence[Measured], None]
-"""Yields stages, and is sent what was measured, which may be fewer settings."""
+"""Yields stages, and receives the measurements, which may be of fewer settings."""
 
 
 def search(first: Setting, options: Options, bootstrap: Bootstrap) -> Search:
-    """Try one dimension of choice after the other, from ``first``, which has the largest size.
+    """Vary one property after the other, beginning with ``first``, which has the largest size.
 
-    Stages that could only raise the score are left out once the best setting is within one point
-    of a perfect score: no gain would be measurable.
+    If the best setting is within one point of a perfect score, stages that could only raise the
+    score are left out, because no gain would be measurable.
     """
     measured = list((yield Stage("method", _methods([first], options))))
     if not measured:
@@ -138,7 +138,7 @@ def search(first: Setting, options: Options, bootstrap: Bootstrap) -> Search:
 
 
 def drive(stages: Search, measure: Callable[[Stage], Sequence[Measured]]) -> list[Measured]:
-    """Measure every stage, and return all that was measured."""
+    """Measure every stage, and return all measurements."""
     found: list[Measured] = []
     try:
         stage = next(stages)
@@ -170,10 +170,10 @@ def _of_length(measured: Sequence[Measured], characters: int) -> list[Measured]:
 
 
 def best_length(measured: Sequence[Measured], bootstrap: Bootstrap) -> int:
-    """Return the length of passages with which the same amount of text holds most answers.
+    """Return the length of passages with which the same amount of text has the most answers.
 
-    nDCG@10 would always favour long passages: ten of them are more to read. The length of the
-    first setting stays, unless another is certainly better.
+    nDCG@10 would always favour long passages, because ten of them have more text. The length of the
+    first setting is kept, unless another length is measurably better.
     """
     first, best = measured[0].setting, readings(measured)
     own = best[first.cutting.characters]
@@ -186,8 +186,8 @@ def best_length(measured: Sequence[Measured], bootstrap: Bootstrap) -> int:
 def readings(measured: Sequence[Measured]) -> dict[int, Measured]:
     """Return the setting that represents each length of passages in the comparison.
 
-    It differs from the first setting only in length and method; the method with more answers in the
-    first ``READ`` characters counts.
+    This setting differs from the first one only in length and method. The method with more answers
+    in the first ``READ`` characters counts.
     """
     first = replace(measured[0].setting, method="vectors")
     best: dict[int, Measured] = {}
@@ -201,7 +201,7 @@ def readings(measured: Sequence[Measured]) -> dict[int, Measured]:
 
 
 def _winner(current: Setting, measured: Sequence[Measured], bootstrap: Bootstrap) -> Setting:
-    """Return what to continue with: the same as before, unless something else is clearly better."""
+    """Return the setting to continue with: ``current``, unless another is measurably better."""
     same = replace(current, method="vectors")
     kept = [item for item in measured if replace(item.setting, method="vectors") == same]
     best = max(_usable(measured), key=lambda item: item.mean)
@@ -251,7 +251,7 @@ _VARIED: tuple[tuple[str, Callable[[Setting, Options], list[Setting]]], ...] = (
 
 
 def possible_cuttings(first: Cutting, options: Options) -> dict[str, list[list[Cutting]]]:
-    """Return, for each stage that cuts again, what it may have to embed: one list per case."""
+    """Return, for each stage that cuts documents, the cuttings it may embed: one list per case."""
     base = Setting(first, options.sizes[0])
     lengths = [item.cutting for item in dict.fromkeys([base, *_lengths(base, options)])]
     other = [
@@ -274,7 +274,7 @@ def possible_cuttings(first: Cutting, options: Options) -> dict[str, list[list[C
 
 
 def difference(item: Measured, best: Measured, bootstrap: Bootstrap, column: int = 0) -> Interval:
-    """Return how much better ``item`` is than ``best``, paired by question."""
+    """Return the score of ``item`` minus that of ``best``, paired by question."""
     return bootstrap.interval(item.scores[:, column] - best.scores[:, column])
 
 
@@ -286,9 +286,9 @@ def _as_good(item: Measured, best: Measured, bootstrap: Bootstrap) -> bool:
 
 
 def best_of(measured: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
-    """Return the usable setting with the highest mean nDCG@10; of several, the smallest.
+    """Return the usable setting with the highest mean nDCG@10. In a tie, return the smallest.
 
-    Only among those with passages of the best length: see `best_length`.
+    Only settings with passages of the best length count: see `best_length`.
     """
     fit = _usable(_of_length(measured, best_length(measured, bootstrap)))
     return max(fit, key=lambda item: (item.mean, *(-part for part in _price(item))))
@@ -297,7 +297,8 @@ def best_of(measured: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
 def choose(measured: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
     """Return the smallest and cheapest usable setting that is not measurably worse than the best.
 
-    Its mean nDCG@10 is at most half a point lower, and the interval of the difference includes 0.
+    The mean nDCG@10 of the choice is at most half a point below the best, and the interval of the
+    difference includes 0.
     """
     best = best_of(measured, bootstrap)
     fit = _usable(_of_length(measured, best.setting.cutting.characters))

@@ -1,4 +1,4 @@
-"""One combination of what can be chosen, and the order in which choices are tried."""
+"""A combination of the settings that can be measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ METHODS: tuple[Method, ...] = ("vectors", "keywords", "hybrid")
 
 @dataclass(frozen=True, order=True)
 class Cutting:
-    """How documents are cut into passages; the fields are those of `TunedSettings`."""
+    """How documents are cut into passages. The fields are those of `TunedSettings`."""
 
     characters: int = 800
     overlap: int = 0
@@ -33,7 +33,7 @@ class Setting:
 
     Attributes:
         cutting: How documents are cut.
-        dimensions: Size of the vectors; 0 without vectors.
+        dimensions: Size of the vectors, or 0 without vectors.
         method: Search by vectors, by keywords (BM25), or by both.
         query_instruction: Text put in front of each query.
         document_instruction: Text put in front of each passage.
@@ -49,20 +49,20 @@ class Setting:
 
     @property
     def usable(self) -> bool:
-        """Whether this package's own index can run it.
+        """Whether this package's index supports the setting.
 
-        It cannot run keywords alone or other formats, which are measured for comparison.
+        It does not support keywords alone or other formats, which are measured for comparison.
         """
         return self.method != "keywords" and self.storage == "float32"
 
     def with_method(self, method: Method) -> Setting:
-        """Return it with another method; keywords need neither vectors nor instructions."""
+        """Return the setting with ``method``. Keywords need neither vectors nor instructions."""
         if method == "keywords":
             return Setting(self.cutting, 0, method)
         return replace(self, method=method)
 
     def tuned(self, model: str) -> TunedSettings:
-        """Return the settings that run it."""
+        """Return the setting in the form that an index takes."""
         return TunedSettings(
             model=model,
             dimensions=self.dimensions,

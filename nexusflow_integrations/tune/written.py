@@ -1,7 +1,6 @@
-"""Questions written by a chat model: one per sampled passage, with the sentence that answers it.
+"""Let a chat model write questions: one per sampled passage, with the sentence that answers it.
 
-Passages are sampled, and the model's answers checked, without sending anything; only `Writer` makes
-requests.
+Only `Writer` makes requests. The other functions sample passages and check the model's answers.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ INSTRUCTIONS = (
 """The system prompt."""
 
 MOST_WRITTEN = 1024
-"""Maximum tokens of one answer; models that reason first need more than a question takes."""
+"""Maximum tokens of one answer. A model that reasons first needs more than for a question."""
 
 _LONGEST = 200
 _SHORTEST_PASSAGE = 100
@@ -67,14 +66,14 @@ class ChatModel:
     """A chat model that writes the questions, behind an OpenAI-compatible endpoint.
 
     Attributes:
-        model: Its name.
+        model: The name of the model.
         api_key: The key, or an object with ``get_secret_value``. Default: ``NEXUSFLOW_API_KEY``.
         base_url: Root of the API. Default: ``NEXUSFLOW_BASE_URL``, or the service.
-        price: What it costs; ``None`` if that is not known.
-        questions: The most questions to write; each takes one call.
-        file: JSONL that each question is added to as soon as it is written, in the form of
-            `read_questions`. Questions in it that the same model wrote about the same passages are
-            not paid for again.
+        price: The price of its tokens; ``None`` if it is not known.
+        questions: Maximum number of questions to write. Each takes one call.
+        file: A JSONL file in the form of `read_questions`. Each question is added to it as soon as
+            it is written. Questions in the file that the same model wrote about the same passages
+            are not paid for again.
 
     Raises:
         ConfigurationError: A value is invalid, or there is no key.
@@ -96,14 +95,14 @@ class ChatModel:
 
 @dataclass(frozen=True)
 class PlannedChat:
-    """What a chat model will be asked.
+    """The planned calls to a chat model.
 
     Attributes:
-        model: Its name.
-        calls: Calls to it, one for each question.
+        model: The name of the model.
+        calls: Number of calls, one for each question.
         sent: Prompt tokens, estimated as for the embedding model.
-        most_written: The most tokens that the model may answer with, which is sent as a limit.
-        cost: The most that this costs; NaN if the price is not known.
+        most_written: Maximum tokens of all answers. The limit of each answer is sent with its call.
+        cost: The maximum cost; NaN if the price is not known.
     """
 
     model: str
@@ -118,13 +117,14 @@ class ChatUsage:
     """Calls to a chat model, with the token counts that it reported.
 
     Attributes:
-        model: Its name.
-        calls: Answers received.
-        useless: Those without a question that can be used.
+        model: The name of the model.
+        calls: Number of answers received.
+        useless: Number of answers without a usable question.
         sent: Tokens of the prompts.
         written: Tokens of the answers.
-        unknown: Answers without token counts, which are in neither ``sent`` nor ``written``.
-        price: What it costs, or ``None``.
+        unknown: Number of answers without token counts. ``sent`` and ``written`` do not include
+            them.
+        price: The price of the model's tokens, or ``None``.
     """
 
     model: str
@@ -142,7 +142,7 @@ class ChatUsage:
 
     @property
     def cost(self) -> float:
-        """What it cost; NaN if the price or some of the tokens are not known."""
+        """The cost of the calls; NaN if the price or some of the tokens are not known."""
         if self.price is None or self.unknown:
             return nan
         return self.price.of(self.sent, self.written)
@@ -156,9 +156,9 @@ class Asked:
     """A passage that a question is written about.
 
     Attributes:
-        source: Its document.
-        line: The line of the document where it begins, from 1.
-        text: The passage, below its headings.
+        source: The name of its document.
+        line: The line of the document where the passage begins, counted from 1.
+        text: The text of the passage, below its headings.
     """
 
     source: str
@@ -167,12 +167,12 @@ class Asked:
 
     @property
     def key(self) -> str:
-        """Identifies it in a file of questions."""
+        """Identifies the passage in a file of questions."""
         return hashlib.sha256(f"{self.source}\0{self.text}".encode("utf-8", "replace")).hexdigest()
 
 
 def sample(documents: Sequence[Document], most: int) -> list[Asked]:
-    """Return at most ``most`` passages from all over the documents, the same every time."""
+    """Return at most ``most`` passages of the documents; the sample is reproducible."""
     found: dict[str, Asked] = {}
     for document in documents:
         kind = corpus.kind_of(document.source)
@@ -185,10 +185,10 @@ def sample(documents: Sequence[Document], most: int) -> list[Asked]:
 
 
 def parsed(answer: str) -> tuple[str, str] | None:
-    """Return the question and the quote (or an empty string) that an answer of a model holds.
+    """Return the question and the quote (or an empty string) in an answer of a model.
 
-    Besides JSON, with or without text around it, a single line that asks something is taken.
-    ``None`` if there is no question in it.
+    The answer may be JSON, with or without text around it, or have a single line with a question.
+    Return ``None`` if the answer has no question.
     """
     answer = _REASONING.sub("", answer)
     for found in list(re.finditer(r"\{", answer))[:_HOPELESS]:
@@ -201,7 +201,7 @@ def parsed(answer: str) -> tuple[str, str] | None:
 
 
 def _object(text: str) -> dict[str, Any]:
-    """Return the JSON object at the beginning of ``text``; an empty one if there is none."""
+    """Return the JSON object at the beginning of ``text``, or an empty one."""
     for end in list(re.finditer(r"\}", text))[:_HOPELESS]:
         try:
             record = orjson.loads(text[: end.end()])
@@ -218,31 +218,31 @@ def _checked(question: str, quote: str) -> tuple[str, str] | None:
 
 
 def question_of(asked: Asked, answer: str, texts: Sequence[str]) -> Question | None:
-    """Return the question that an answer of a model holds, or ``None``.
+    """Return the question in an answer of a model, or ``None``.
 
-    The quote, or the sentence of the passage that it nearly is, is what answers it. Without one,
-    the whole passage answers it.
+    The question is answered by the quote, or by the most similar sentence of the passage. Without a
+    similar sentence, the whole passage answers it.
 
     Args:
-        asked: What the model was asked about.
-        answer: What it answered.
+        asked: The passage that the model was asked about.
+        answer: The answer of the model.
         texts: All documents of the passage's source.
     """
     found = parsed(answer)
     if found is None or one_line(found[0]).lower() in one_line(asked.text).lower():
-        return None  # a copied sentence would find itself
+        return None  # a search for a copied sentence would find the sentence itself
     question, quote = found
     if sentence := _sentence(one_line(quote), asked, "\0".join(map(one_line, texts))):
         return Question(question, (Answer(asked.source, quotes=(sentence,)),))
     if len(texts) > 1:
-        return None  # a line number alone would not say of which document
+        return None  # a line number does not identify one of several documents
     return Question(question, (Answer(asked.source, asked.line),))
 
 
 def _sentence(quote: str, asked: Asked, whole: str) -> str | None:
     if len(quote) >= _SHORTEST_QUOTE and quote in one_line(asked.text) and quote in whole:
         return quote
-    # The model changed a word, or left one out.
+    # The model may have changed a word or left one out.
     near = [
         (SequenceMatcher(None, quote, sentence, autojunk=False).ratio(), sentence)
         for sentence in sentences(asked.text)
@@ -259,7 +259,7 @@ _SHORTEST_QUOTE = 10
 
 
 class _Allowance:
-    """The chat model's remaining budget; a call reserves the most that it can cost."""
+    """The remaining budget of the chat model. Each call reserves its maximum cost."""
 
     def __init__(self, chat: ChatModel, budget: Budget | None, kept: int, kept_money: float):
         self._price = chat.price
@@ -283,14 +283,14 @@ class _Allowance:
         return True
 
     def settle(self, reserved: tuple[int, int], counted: tuple[int, int]) -> None:
-        """Replace what was reserved for a call by what it cost."""
+        """Replace the reserved cost of a call by its real cost."""
         self.spent_tokens += sum(counted) - sum(reserved)
         if self._price is not None:
             self.spent_money += self._price.of(*counted) - self._price.of(*reserved)
 
 
 class Writer:
-    """Writes questions about passages of the documents, each once."""
+    """Writes one question about each sampled passage of the documents."""
 
     def __init__(
         self, chat: ChatModel, documents: Sequence[Document], budget: Budget | None
@@ -299,8 +299,8 @@ class Writer:
             import openai  # noqa: F401
         if budget is not None and budget.money is not None and chat.price is None:
             raise ConfigurationError(
-                "a budget in money needs the price of the chat model: give it (--chat-price, or"
-                " ChatModel(price=...)), or the budget in tokens"
+                "a budget in money needs the price of the chat model: give the price (--chat-price"
+                " or ChatModel(price=...)), or give the budget in tokens"
             )
         self.model = chat.model
         self._chat = chat
@@ -311,33 +311,33 @@ class Writer:
         self._asked = sample(documents, chat.questions)
         if not self._asked:
             raise ConfigurationError(
-                "no questions can be written about these documents, which have no passage of two"
-                f" sentences and {_SHORTEST_PASSAGE} characters: pass questions of your own"
+                "no questions can be written about these documents, because no passage has two"
+                f" sentences and {_SHORTEST_PASSAGE} characters: pass your own questions"
             )
         self._lock = threading.Lock()
         self._written = self._read()
         self.usage = ChatUsage(chat.model, price=chat.price)
-        """What was asked so far."""
+        """Usage of the chat model so far."""
         self.unasked = 0
-        """Questions that the budget did not allow."""
+        """Number of questions that the budget did not allow."""
         self._spent = (0, 0.0)
         self._last = ""
 
     @property
     def left(self) -> list[Asked]:
-        """The passages that no question was written about yet."""
+        """The passages without a question so far."""
         return [asked for asked in self._asked if asked.key not in self._written]
 
     @property
     def expected(self) -> list[str]:
-        """Texts at least as long as the questions can be, in the languages of the documents."""
+        """Texts of at least the length of the questions, in the languages of the documents."""
         return [
             self._written[asked.key].text if asked.key in self._written else asked.text[:_LONGEST]
             for asked in self._asked
         ]
 
     def plan(self, client: NexusFlow) -> PlannedChat:
-        """Return what is still to be asked; ``client`` estimates the tokens."""
+        """Return the plan of the remaining calls; ``client`` estimates the tokens."""
         left = self.left
         sent = client._uncached().estimate([f"{INSTRUCTIONS}{item.text}" for item in left]).tokens
         most = MOST_WRITTEN * len(left)
@@ -346,16 +346,16 @@ class Writer:
         return PlannedChat(self._chat.model, len(left), sent, most, cost)
 
     def write(self, kept: int, kept_money: float) -> list[Question]:
-        """Ask about the passages that are left, and return all questions.
+        """Ask the model about the remaining passages, and return all questions.
 
         Args:
-            kept: Tokens of the budget that are not for the chat model.
-            kept_money: Their price.
+            kept: Tokens of the budget that the chat model may not use.
+            kept_money: The price of these tokens.
 
         Raises:
-            ChatError: The model did not answer, or none of its answers held a question; after ten
-                of these no more are paid for.
-            OSError: A question cannot be kept in the file; those before it are.
+            ChatError: The model did not answer, or none of its answers had a usable question. No
+                more calls are made after ten such answers.
+            OSError: A question cannot be written to the file. Earlier questions are in the file.
         """
         allowance = _Allowance(self._chat, self._budget, kept, kept_money)
         _make_ready(self._chat.file)
@@ -366,9 +366,9 @@ class Writer:
             self._ask_all(allowance)
         except ChatError:
             raise
-        except Exception as error:  # noqa: BLE001 - the SDK has errors of its own
+        except Exception as error:  # noqa: BLE001 - the SDK has its own errors
             problem = clean(str(error), [self._key], 300)
-        # Outside the handler: the frames of the SDK hold the key.
+        # Raise outside of the handler, because frames of the SDK contain the key.
         if self._unkept is not None:
             raise self._unkept
         if problem:
@@ -376,7 +376,7 @@ class Writer:
         return [self._written[item.key] for item in self._asked if item.key in self._written]
 
     def rest(self) -> Budget | None:
-        """Return what the budget leaves for embedding."""
+        """Return the rest of the budget, for embedding."""
         budget, usage = self._budget, self._spent
         if budget is None:
             return None
@@ -421,7 +421,7 @@ class Writer:
                 )
 
     def _ask(self, client: OpenAI, asked: Asked, allowance: _Allowance) -> None:
-        # No tokenizer makes more tokens than bytes; the frame of a message adds a few.
+        # A text never has more tokens than bytes. The frame of a message adds a few.
         reserved = len(f"{INSTRUCTIONS}{asked.text}".encode("utf-8", "replace")) + _FRAME
         with self._lock:
             if not allowance.reserve(reserved, MOST_WRITTEN):
@@ -450,8 +450,8 @@ class Writer:
 
     def _useless(self) -> ChatError:
         return ChatError(
-            f"the chat model {self._chat.model} wrote no question in {self.usage.calls} answers;"
-            f" one of them was {self._last!r}"
+            f"the chat model {self._chat.model} wrote no usable question in"
+            f" {self.usage.calls} answers. One of them was {self._last!r}"
         )
 
     def _count(self, counted: ChatTokens | None, *, useless: bool) -> None:
@@ -485,7 +485,7 @@ class Writer:
             raise
 
     def _read(self) -> dict[str, Question]:
-        """Return the questions of the file that this model wrote about these passages."""
+        """Return the questions in the file that this model wrote about these passages."""
         file, passages = self._chat.file, {asked.key: asked for asked in self._asked}
         found: dict[str, Question] = {}
         if file is None or not file.exists():
@@ -504,7 +504,7 @@ class Writer:
 
 
 def _content(answer: Any) -> str:
-    """Return the text of an answer; an endpoint may send anything."""
+    """Return the text of an answer, or an empty string if the answer has another form."""
     try:
         content = answer.choices[0].message.content
     except (AttributeError, IndexError, TypeError):
@@ -513,7 +513,7 @@ def _content(answer: Any) -> str:
 
 
 def _counted(answer: Any) -> ChatTokens | None:
-    """Return the tokens of the prompt and of the answer, if the endpoint says them."""
+    """Return the tokens of the prompt and of the answer, if the endpoint reports them."""
     usage = getattr(answer, "usage", None)
     names = ("prompt_tokens", "completion_tokens")
     return ChatTokens.of(*(getattr(usage, name, None) for name in names))
@@ -522,7 +522,7 @@ def _counted(answer: Any) -> ChatTokens | None:
 def _make_ready(file: Path | None) -> None:
     """Create ``file`` if it is missing, so that a wrong path fails before anything is paid for.
 
-    Remove a line that was cut off when a run was killed; end one that lacks only its newline.
+    If a run was killed, remove the incomplete last line, or add a missing newline.
     """
     if file is None:
         return

@@ -55,7 +55,7 @@ def test_the_estimate_sends_and_writes_nothing(
 ) -> None:
     output = tmp_path / "tuned.json"
     said, _ = nexusflow(*_ask(folder), "--estimate", "-o", str(output))
-    assert said.startswith("18 questions, about 6 texts")
+    assert said.startswith("18 questions about 6 texts")
     assert re.search(r"at most +[\d,]+ ±15% tokens", said)
     plan = nexusflow.json(*_ask(folder), "--estimate", "-o", str(output))
     assert plan["tokens"] == sum(stage["tokens"] for stage in plan["stages"]) > 0

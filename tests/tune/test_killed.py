@@ -1,4 +1,4 @@
-"""A run of tune that is killed is simply run again, and pays only for the rest."""
+"""A killed run can simply be started again, and pays only for the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions from files and from documents, and which passages answer them."""
+"""Questions are read from files or made from documents, and each finds its answering passages."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def test_a_line_names_a_source_a_line_or_a_quote(tmp_path: Path) -> None:
     [
         ({"source": "a.md"}, "has no text in 'question'"),
         ({"question": " ", "source": "a.md"}, "has no text in 'question'"),
-        ({"question": "one?"}, "neither 'source' nor 'quote'"),
-        ({"question": "one?", "source": 7}, "something else than text in 'source'"),
-        ({"question": "one?", "quote": [""]}, "something else than text in 'quote'"),
-        ({"question": "one?", "source": ["a.md", "b.md"], "quote": "x"}, "several in 'source'"),
+        ({"question": "one?"}, "has no answer"),
+        ({"question": "one?", "source": 7}, "a value in 'source' that is not text"),
+        ({"question": "one?", "quote": [""]}, "a value in 'quote' that is not text"),
+        ({"question": "one?", "source": ["a.md", "b.md"], "quote": "x"}, "several 'source' values"),
         (["one?"], "is not a JSON object"),
     ],
 )
@@ -82,7 +82,7 @@ def test_a_bad_line_is_named(tmp_path: Path, record: object, problem: str) -> No
 
 
 def test_a_file_without_questions_or_json_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="holds no question"):
+    with pytest.raises(ConfigurationError, match="has no questions"):
         _read(tmp_path)
     (tmp_path / "bad.jsonl").write_text("{")
     with pytest.raises(ConfigurationError, match=r"bad.jsonl, line 1: is not JSON"):
@@ -94,8 +94,8 @@ def test_a_file_without_questions_or_json_is_an_error(tmp_path: Path) -> None:
     [
         (Answer("b.md"), "there is no document 'b.md'"),
         (Answer("a.md", 99), "'a.md' has 17 lines, not 99"),
-        (Answer("a.md", quotes=("Blue pandas",)), "no document holds the quote 'Blue pandas'"),
-        (Answer(quotes=("Blue pandas",)), "no document holds the quote 'Blue pandas'"),
+        (Answer("a.md", quotes=("Blue pandas",)), "no document contains the quote 'Blue pandas'"),
+        (Answer(quotes=("Blue pandas",)), "no document contains the quote 'Blue pandas'"),
     ],
 )
 def test_an_answer_that_is_in_no_document_is_an_error(answer: Answer, problem: str) -> None:

@@ -1,4 +1,4 @@
-"""Rankings."""
+"""Passages are ranked by vectors in several formats, by keywords, and by both."""
 
 from __future__ import annotations
 

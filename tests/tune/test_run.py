@@ -1,4 +1,4 @@
-"""Whole runs against a local server: what is paid, what is chosen, what holds after a failure."""
+"""Whole runs with a local server: payments, the choice, and what is kept after a failure."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_a_budget_that_is_too_small_for_the_first_stage_is_an_error(local: Local
 
 def test_two_budgets_are_one_too_many(local: LocalServer) -> None:
     client = _client(local, budget=Budget(tokens=50))
-    with pytest.raises(ConfigurationError, match="one budget, not two"):
+    with pytest.raises(ConfigurationError, match="already has a budget"):
         _tuning(client, budget=Budget(tokens=50))
 
 
@@ -247,7 +247,7 @@ def test_documents_that_are_none_are_refused(local: LocalServer) -> None:
     for documents in ({}, {"a": " "}, ["a"], [("a", 7)]):
         with pytest.raises(ConfigurationError, match="documents"):
             tune(documents, client=_client(local))  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="pass questions"):
+    with pytest.raises(ConfigurationError, match="pass your own questions"):
         tune({"a": "One sentence."}, client=_client(local))
     with pytest.raises(ConfigurationError, match="there are no questions"):
         tune({"a": "One sentence."}, [], client=_client(local))
@@ -263,7 +263,8 @@ def test_passages_that_are_refused_are_counted_and_not_found(local: LocalServer)
     client = _client(local, max_text_tokens=None)
     result = tune(documents, _questions(), client=client, sizes=[64])
     assert result.left_out == 0
-    assert replace(result, left_out=3).notes()[-1] == "3 passages were refused and cannot be found."
+    said = replace(result, left_out=3).notes()[-1]
+    assert said == "The service refused 3 passages. No setting can find them."
 
 
 def test_without_a_service_the_error_is_the_clients() -> None:

@@ -1,4 +1,4 @@
-"""Scores and their intervals."""
+"""Scores follow their definitions, and intervals cover the mean of as many other questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of the stages, and the choice."""
+"""The stages have the right order, and the choice follows its rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions written by a chat model: which are asked for, which answers count, what is paid."""
+"""A chat model writes questions: which answers count, and what is paid for."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_answers_without_a_question_are_counted_and_the_rest_used(server: ChatSe
 
 def test_a_model_that_writes_no_question_is_an_error(server: ChatServer) -> None:
     server.reply = lambda body: f"I am {KEY}."
-    with pytest.raises(ChatError, match=r"wrote no question in \d+ answers") as raised:
+    with pytest.raises(ChatError, match=r"wrote no usable question in \d+ answers") as raised:
         _tuning(server).run()
     assert KEY not in str(raised.value)
 
@@ -228,7 +228,7 @@ def test_a_budget_holds_for_the_model_and_the_vectors_together(server: ChatServe
     assert spent <= (budget.tokens or 0)
     assert 0 < len(server.asked) == len(result.questions) < 8
     assert result.unwritten == 8 - len(result.questions)
-    assert any("were not written: the budget" in note for note in result.notes())
+    assert any("did not suffice to write" in note for note in result.notes())
 
     server.asked.clear()
     with pytest.raises(BudgetExceededError, match="nothing was sent"):
@@ -314,7 +314,7 @@ def test_questions_that_cannot_be_kept_are_not_blamed_on_the_model(
 
 
 def test_questions_and_a_model_to_write_them_do_not_go_together(server: ChatServer) -> None:
-    with pytest.raises(ConfigurationError, match="chat: writes questions"):
+    with pytest.raises(ConfigurationError, match="chat and questions"):
         _tuning(server, questions=[Question("Who?", (Answer("otter.md"),))])
 
 
@@ -341,7 +341,7 @@ def test_the_command_says_what_is_asked_and_what_it_took(
 
     shown = runner.invoke(app, [*tune, "--estimate"])
     assert shown.exit_code == 0, shown.output
-    assert "8 calls of chat-model" in shown.stdout
+    assert "chat-model: 8 calls" in shown.stdout
     assert "price not known" in shown.stdout
     assert not server.asked
     assert not output.with_suffix(".questions.jsonl").exists()
