@@ -10,6 +10,7 @@
   // As many as measure.COLOURS, and the grey of the others.
   const COLOURS = ["#4c78d8", "#e4803c", "#2fa67a", "#d24f74", "#8a63c9", "#b8912a", "#2f9fb8", "#c45fb0", "#7a9a3a", "#a0674b", "#5f7f95", "#9a9da6"];
   const whole = (number) => number.toLocaleString("en");
+  const many = (number, what) => `${whole(number)} ${what}${number === 1 ? "" : "s"}`;
   const score = (number) => number.toFixed(3);
 
   // Every text goes through a text node, so that no HTML in it is interpreted.
@@ -372,18 +373,18 @@
       h("span", {}, h("i", { class: "dot key-b" }), "nearest neighbours")));
   }
   show($("histogram"), bars());
-  show($("near-duplicates"), data.near_duplicates.length
-    ? h("ol", { class: "rows scroll" }, ...data.near_duplicates.map(([one, two, value]) => h("li", {}, h("div", { class: "row small" },
+  show($("near-duplicates"), h("p", { class: "dim small" }, data.near_duplicates.length
+      ? "Pairs with a cosine of 0.95 or more, nearest first." : "No two texts have a cosine of 0.95 or more."),
+    data.near_duplicates.length && h("ol", { class: "rows scroll" }, ...data.near_duplicates.map(([one, two, value]) => h("li", {}, h("div", { class: "row small" },
       h("div", { class: "grow" }, named(one), h("span", { class: "dim" }, " and "), named(two),
-        h("button", { class: "text clip dim", onclick: () => reveal(one) }, brief(data.texts[one], [], 120) || data.ids[one])), h("span", { class: "number" }, score(value))))))
-    : h("p", { class: "dim small" }, "No two texts have a cosine of 0.95 or more."));
+        h("button", { class: "text clip dim", onclick: () => reveal(one) }, brief(data.texts[one], [], 120) || data.ids[one])), h("span", { class: "number" }, score(value)))))));
   show($("outliers"), h("p", { class: "dim small" }, "Farthest from their nearest neighbours, by mean cosine."),
     h("ol", { class: "rows scroll" }, ...data.outliers.map(([at, value]) => row(at, [], score(value)))));
   const money = (amount) => amount === 0 ? `0 ${data.cost.currency}` : `${amount >= 0.01 ? amount.toFixed(2) : amount.toPrecision(2)} ${data.cost.currency}`;
   const give = data.cost.error ? ` ±${Math.round(data.cost.error * 100)}%` : "";
   const facts = [["Texts shown", `${whole(N)}${data.total > N ? ` of ${whole(data.total)}, a sample` : ""}`],
     ["Tokens", `about ${whole(data.cost.tokens)}${give}`], ["Cost of embedding", data.cost.free ? "none: a local model" : `${money(data.cost.price)} at the list price of ${data.cost.million} ${data.cost.currency} per million`]];
-  if (data.questions.length) facts.push(["Cost of this report", `${whole(data.cost.asked_tokens)} tokens for ${data.questions.length === 1 ? "1 question" : `${whole(data.questions.length)} questions`}${data.cost.free ? "" : `, ${money(data.cost.asked_price)} at the list price`}`]);
+  if (data.questions.length) facts.push(["Cost of this report", `${whole(data.cost.asked_tokens)} tokens for ${many(data.questions.length, "question")}${data.compared ? ` and ${many(data.compared, "document")}` : ""}${data.cost.free ? "" : `, ${money(data.cost.asked_price)} at the list price`}`]);
   const percent = (share) => `${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %`;
   const where = data.endpoint === "localhost" ? "this machine" : data.endpoint;
   $("title").textContent = data.title;
