@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+_STREAMS = ("stdin", "stdout", "stderr")
+_DESCRIPTOR = re.compile(r"/dev/(std(?:in|out|err))|/(?:dev|proc/self)/fd/(\d+)")
 _OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+def is_stream(path: Path) -> bool:
+    """Return whether ``path`` is a device, a pipe or an open file, and so is never replaced."""
+    return _descriptor(path) is not None or (path.exists() and not path.is_file())
 
 
 @contextmanager
@@ -17,14 +25,15 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that is renamed to ``path`` if the block succeeds, and removed if it fails.
 
     A killed process leaves ``NAME.PID.part`` behind, which cannot be mistaken for a result. If
-    ``path`` is a symbolic link, the file that it leads to is replaced. A device or a named pipe is
-    not replaced but written to.
+    ``path`` is a symbolic link, the file that it leads to is replaced. A stream is written to.
     """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        with target.open("wb") as file:
-            yield file
+    if is_stream(path):
+        number = _descriptor(path)
+        # Opened by its name, a file that the shell appends to would be truncated.
+        with open(path if number is None else os.dup(number), "wb") as stream:
+            yield stream
         return
+    target = Path(os.path.realpath(path))
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with part.open("w+b") as file:
@@ -40,3 +49,12 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         ):
             error.filename, error.filename2 = str(path), None
         raise
+
+
+def _descriptor(path: Path) -> int | None:
+    """Return the number of the open file that ``path`` names, as ``/dev/stdout`` does."""
+    found = _DESCRIPTOR.fullmatch(os.path.abspath(path))
+    if found is None:
+        return None
+    name, number = found.groups()
+    return int(number) if number else _STREAMS.index(name)

@@ -1,10 +1,11 @@
-"""Files that commands write: whether they can, before anything is paid for."""
+"""Checks that an output file can be written, before anything is paid for."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from nexusflow_integrations._core.whole_file import is_stream
 from nexusflow_integrations.cli.exits import UsageProblem
 
 
@@ -23,10 +24,10 @@ def check_output(path: Path, *inputs: Path | None) -> None:
         raise UsageProblem(f"the folder {str(parent)!r} does not exist")
     if path.is_dir():
         raise UsageProblem(f"the output {str(path)!r} is a folder")
+    if is_stream(path):
+        return
     target = Path(os.path.realpath(path))
     if any(one is not None and target == Path(os.path.realpath(one)) for one in inputs):
         raise UsageProblem("the output would replace the input")
-    written = target if target.exists() and not target.is_file() else target.parent
-    if not os.access(written, os.W_OK):
-        what = "output" if written == target else "folder"
-        raise UsageProblem(f"the {what} {str(written)!r} cannot be written")
+    if not os.access(target.parent, os.W_OK):
+        raise UsageProblem(f"the folder {str(target.parent)!r} cannot be written")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -90,3 +93,23 @@ def test_an_output_must_not_be_the_input_under_another_name(tmp_path: Path) -> N
     (link := tmp_path / "link.jsonl").symlink_to(texts)
     with pytest.raises(UsageProblem, match="replace the input"):
         outputs.check_output(link, texts)
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_an_open_file_is_written_to_where_it_stands(name: str, tmp_path: Path) -> None:
+    if not os.path.exists(name):
+        pytest.skip("this system has no such name")
+    code = (
+        "from pathlib import Path\n"
+        "from nexusflow_integrations._core.whole_file import whole\n"
+        "from nexusflow_integrations.cli.outputs import check_output\n"
+        f"check_output(Path({name!r}))\n"
+        f"with whole(Path({name!r})) as file: file.write(b'new\\n')\n"
+    )
+    command = f"{sys.executable} -c {shlex.quote(code)}"
+    out = tmp_path / "out.txt"
+    script = f"echo first > {out}; {command} >> {out}; {{ {command}; echo end; }} >> {out}"
+    subprocess.run(["sh", "-c", script], check=True, timeout=120)
+    assert out.read_text().split() == ["first", "new", "new", "end"]
+    piped = subprocess.run(["sh", "-c", f"{command} | cat"], capture_output=True, timeout=120)
+    assert piped.stdout == b"new\n"
