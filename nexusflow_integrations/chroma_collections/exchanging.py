@@ -185,9 +185,9 @@ def complete(client: Any, first: str, second: str | None = None) -> Plan[bool]:
             continue
         if asked in names and other in names:
             raise CollectionError(
-                f"an exchange of the names {asked!r} and {other!r} was interrupted, and another"
-                f" collection has been made with one of them since: collection {between!r} had the"
-                f" name {asked!r} before; rename one with collection.modify(name=...)"
+                f"an exchange of the names {asked!r} and {other!r} was interrupted, and then"
+                f" another collection was created under one of them: the former {asked!r} is now"
+                f" {between!r}; rename it, or the new one, with collection.modify(name=...)"
             )
         if asked not in names and other in names:
             yield _rename(names[other], asked)

@@ -86,7 +86,9 @@ class AskScreen(Screen):
         for item in left_out[:_NAMED]:
             self.err.print(Text(f"left out {printable(str(item))}", style="yellow"))
         if (more := len(left_out) - _NAMED) > 0:
-            self.err.print(Text(f"and left out {more:,} more; --json names all", style="yellow"))
+            self.err.print(
+                Text(f"and left out {more:,} more; --json lists them all", style="yellow")
+            )
 
     def asked(self, index: Index, endpoint: Endpoint) -> None:
         """Show which index and which model are used."""

@@ -96,7 +96,7 @@ def report(
     """
     check_output(output, questions)
     if output.is_file() and output.suffix.lower() not in (".html", ".htm"):
-        raise UsageProblem(f"{str(output)!r} is there and is no HTML file: name another")
+        raise UsageProblem(f"{str(output)!r} exists and is not an HTML file: choose another name")
     if index is not None and (collection is not None or path is not None):
         raise UsageProblem("--index names an index: leave out COLLECTION and --path")
     from nexusflow_integrations.report import write_report

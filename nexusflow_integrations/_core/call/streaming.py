@@ -87,8 +87,8 @@ class Cutter:
         self._longest = longest(settings)
         self._count = 0
         self._chunk = Chunk()
-        # Use twice as many texts as fit in flight, so that the next chunk is sent while the last
-        # request of a chunk is pending.
+        # Enough chunks for twice the requests in flight, so that the next chunk is sent while the
+        # last request of a chunk is pending.
         self.in_flight = max(2, -(-2 * settings.max_concurrency // BATCHES_A_CHUNK))
 
     def add(self, text: object) -> Chunk | None:
@@ -170,7 +170,7 @@ class Stream:
         self._background: BackgroundLoop | None = None
 
     def results(self, texts: Iterable[str]) -> Generator[Embedded, None, None]:
-        """Yield each text's result; reads texts and waits for results in this thread."""
+        """Yield each text's result. Texts are read and results awaited in this thread."""
         chunks = self._cutter.cut(texts)
         running = self._running
         more = True
@@ -206,7 +206,7 @@ class Stream:
     async def aresults(
         self, texts: Iterable[str] | AsyncIterable[str]
     ) -> AsyncGenerator[Embedded, None]:
-        """Yield each text's result; reads texts and waits for results on this event loop."""
+        """Yield each text's result. Texts are read and results awaited on this event loop."""
         loop = asyncio.get_running_loop()
         chunks = self._cutter.acut(texts)
         running = self._running

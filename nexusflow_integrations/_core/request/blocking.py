@@ -94,7 +94,7 @@ def _left(until: float) -> float:
 
 
 class _Reader(io.BufferedReader):
-    """Do nothing: a response closes its file, but the connection is used again."""
+    """A reader whose ``close`` does nothing: a response closes it, but the connection is reused."""
 
     def close(self) -> None:
         pass

@@ -133,7 +133,7 @@ class Pipeline(Protocol):
     def write(
         self, question: str, passages: Sequence[Passage], chat: Chat
     ) -> Generator[str, None, ChatTokens | None]:
-        """Let a chat model write the answer; yield it piece by piece, and return its tokens.
+        """Yield the answer of a chat model piece by piece; return what it cost in tokens.
 
         The tokens are ``None`` if the endpoint does not report them.
         """

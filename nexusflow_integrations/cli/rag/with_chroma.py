@@ -69,7 +69,7 @@ class ChromaPipeline:
     def write(
         self, question: str, passages: Sequence[Passage], chat: Chat
     ) -> Generator[str, None, ChatTokens | None]:
-        """Let a chat model write the answer; yield it piece by piece, and return its tokens."""
+        """Yield the answer of a chat model piece by piece; return what it cost in tokens."""
         with needed("An answer written by a chat model", "openai", install="openai"):
             from openai import OpenAI
 

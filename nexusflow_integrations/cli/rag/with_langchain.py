@@ -60,7 +60,7 @@ class LangChainPipeline:
     def write(
         self, question: str, passages: Sequence[Passage], chat: Chat
     ) -> Generator[str, None, ChatTokens | None]:
-        """Let a chat model write the answer; yield it piece by piece, and return its tokens."""
+        """Yield the answer of a chat model piece by piece; return what it cost in tokens."""
         with needed(
             "An answer written through LangChain", "langchain_openai", install="langchain-openai"
         ):

@@ -64,7 +64,7 @@ class LlamaIndexPipeline:
     def write(
         self, question: str, passages: Sequence[Passage], chat: Chat
     ) -> Generator[str, None, ChatTokens | None]:
-        """Let a chat model write the answer; yield it piece by piece, and return its tokens."""
+        """Yield the answer of a chat model piece by piece; return what it cost in tokens."""
         from llama_index.core.llms import ChatMessage
 
         with needed(
