@@ -167,6 +167,41 @@ def test_front_matter_is_no_passage_and_its_title_is_the_heading_of_a_text_witho
     assert list(cut(text)) == [(6, "The zoo\n\nOpen."), (10, "The zoo > Pandas\n\nClimb.")]
     assert list(cut("---\nlayout: page\n---\nOpen.\n")) == [(4, "Open.")]
     assert list(cut("---\nlayout: page\n---\n")) == []
+    assert list(cut("---\ntitle: Only\n---")) == []
+    assert list(cut("---\n---\nOpen.\n\n---\n\nX\n")) == [(3, "Open.\n\n---\n\nX")]
+
+
+@pytest.mark.parametrize(
+    ("front", "title"),
+    [
+        ("title: >\n  A\n  zoo", "A zoo"),
+        ("title: Zoo # new", "Zoo"),
+        ("title: 'It''s'", "It's"),
+        ('title: "Say \\"hi\\""', 'Say "hi"'),
+        ('title: ""', ""),
+        ("title: 7", ""),
+        ("params:\n  title: inner", ""),
+    ],
+)
+def test_the_title_of_front_matter_is_read_as_yaml(front: str, title: str) -> None:
+    ((_, passage),) = cut(f"---\n{front}\n---\nOpen.\n")
+    assert passage == (f"{title}\n\nOpen." if title else "Open.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\n\nFirst paragraph.\n\n---\n\nSecond.\n",
+        "---\n\nWords of intro\n...\nand more.\n",
+        "---\n[[[[\n---\nSecond.\n",
+        "---\n" + "[" * 5000 + "\n---\nSecond.\n",
+        "---\nnever: ends\n\nSecond.\n",
+    ],
+)
+def test_a_thematic_break_at_the_beginning_hides_nothing(text: str) -> None:
+    found = "".join("".join(passage.split()) for _, passage in cut(text))
+    assert found.endswith("".join(text.split())[3:].rpartition("---")[2])
+    assert text[4:20].split()[0] in found
 
 
 def test_each_piece_of_a_long_paragraph_cites_its_own_line() -> None:

@@ -14,8 +14,7 @@ from nexusflow_integrations._core.needed import needed
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
-_FRONT_MATTER = re.compile(r"---\n.*?\n(?:---|\.\.\.)(?:\n|\Z)", re.DOTALL)
-_FRONT_TITLE = re.compile(r"^title:[ \t]*(?P<quote>[\"']?)(?P<title>.+?)(?P=quote)[ \t]*$", re.M)
+_FRONT_MATTER = re.compile(r"---\n(.{,10000}?)(?<=\n)(?:---|\.\.\.)(?:\n|\Z)", re.DOTALL)
 _ADORNMENT = re.compile(r"([!-/:-@[-`{-~])\1*")
 _SHORT_ADORNMENT = 4
 _ROLE = re.compile(r":[\w:.+-]+:`[!~]?([^`<]*?)(?:\s*<[^`>]*>)?`")
@@ -77,11 +76,11 @@ def _markdown_parser() -> MarkdownIt:
 
 def _markdown(text: str) -> Iterator[Block]:
     parser = _markdown_parser()
-    found = _FRONT_MATTER.match(text)
-    if found:  # settings of a site generator, which CommonMark would take for a heading
-        title, lines = _FRONT_TITLE.search(found.group()), text.count("\n", 0, found.end())
-        yield Block(0, 1, title["title"] if title else "", lines)
-        text = "\n" * lines + text[found.end() :]
+    if front := _front_matter(text):  # settings of a site generator, which come before the text
+        title, end = front
+        lines = len(text[:end].splitlines())
+        yield Block(0, 1, title, lines)
+        text = "\n" * lines + text[end:]
     tokens = parser.parse(text)
     for place, token in enumerate(tokens):
         if token.level or not token.map or token.nesting < 0:
@@ -91,6 +90,24 @@ def _markdown(text: str) -> Iterator[Block]:
             yield Block(first, int(token.tag[1]), _words(tokens[place + 1].content), end)
         else:
             yield Block(first)
+
+
+def _front_matter(text: str) -> tuple[str, int] | None:
+    """Return the title in the YAML at the beginning of ``text``, and where the YAML ends."""
+    with needed("Reading Markdown", "yaml", install="nexusflow-integrations[cli]"):
+        import yaml
+
+    found = _FRONT_MATTER.match(text)
+    if found is None:
+        return None
+    try:
+        settings = yaml.safe_load(found[1])
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    if not isinstance(settings, dict | None):
+        return None  # a thematic break and a paragraph
+    title = (settings or {}).get("title")
+    return " ".join(title.split()) if isinstance(title, str) else "", found.end()
 
 
 def _words(title: str) -> str:
