@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,13 +31,19 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     if is_stream(path):
         number = _descriptor(path)
         # Opened by its name, a file that the shell appends to would be truncated.
-        with open(path if number is None else os.dup(number), "wb") as stream:
-            yield stream
+        try:
+            with open(path if number is None else os.dup(number), "wb") as stream:
+                yield stream
+        except OSError as error:
+            error.filename = str(path)
+            raise
         return
     target = Path(os.path.realpath(path))
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with part.open("w+b") as file:
+            if target.exists():
+                os.chmod(part, stat.S_IMODE(target.stat().st_mode))
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from nexusflow_integrations._core.texts import check_text
 from nexusflow_integrations._core.usage import Price, Usage
-from nexusflow_integrations._core.whole_file import whole
+from nexusflow_integrations._core.whole_file import is_stream, whole
 from nexusflow_integrations.cli import rows
 from nexusflow_integrations.cli.exits import PARTLY, UsageProblem
 from nexusflow_integrations.cli.first_bytes import not_text
@@ -219,6 +219,8 @@ class _Job:
             raise UsageProblem(f"standard output is JSONL: name -o FILE.{self._format.value}")
         if self.output is not None:
             check_output(self.output, self.source)
+            if self._format is OutputFormat.npy and is_stream(self.output):
+                raise UsageProblem("NPY needs a file: its header is written last")
             if known is None:
                 raise UsageProblem(
                     f"{str(self.output)!r} cannot be written as {suffix}: give it a name that"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 import subprocess
 import sys
 import threading
@@ -55,9 +56,10 @@ def test_a_named_pipe_is_written_to(tmp_path: Path) -> None:
 def test_a_device_stays_a_device(tmp_path: Path) -> None:
     link = tmp_path / "full"
     link.symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"), whole(link) as file:  # noqa: PT012
+    with pytest.raises(OSError, match="No space left") as caught, whole(link) as file:  # noqa: PT012
         file.write(b"new")
         file.flush()
+    assert caught.value.filename == str(link)
     assert Path("/dev/full").is_char_device()
 
 
@@ -84,7 +86,7 @@ def test_a_report_replaces_neither_its_questions_nor_a_file_of_another_type(
     (notes := tmp_path / "notes.md").write_text("mine")
     asked = ["report", "zoo", "-q", str(questions), "-o"]
     assert "replace the input" in nexusflow.sentence(*asked, str(questions), code=2)
-    assert "no HTML file" in nexusflow.sentence(*asked, str(notes), code=2)
+    assert "not an HTML file" in nexusflow.sentence(*asked, str(notes), code=2)
     assert notes.read_text() == "mine"
 
 
@@ -113,3 +115,18 @@ def test_an_open_file_is_written_to_where_it_stands(name: str, tmp_path: Path) -
     assert out.read_text().split() == ["first", "new", "new", "end"]
     piped = subprocess.run(["sh", "-c", f"{command} | cat"], capture_output=True, timeout=120)
     assert piped.stdout == b"new\n"
+
+
+def test_an_existing_file_keeps_its_mode(tmp_path: Path) -> None:
+    (secret := tmp_path / "secret").write_text("old")
+    secret.chmod(0o600)
+    with whole(secret) as file:
+        file.write(b"new")
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+
+
+def test_npy_cannot_be_written_to_a_pipe(nexusflow: Command, tmp_path: Path) -> None:
+    (texts := tmp_path / "texts.txt").write_text("Pandas climb.\n")
+    os.mkfifo(tmp_path / "pipe")
+    asked = ["embed", str(texts), "-o", str(tmp_path / "pipe"), "--format", "npy"]
+    assert "NPY needs a file" in nexusflow.sentence(*asked, code=2)
