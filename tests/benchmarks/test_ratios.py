@@ -1,6 +1,6 @@
-"""Regression tests of ratios: the best of several rounds, with wide margins for noise.
+"""Ratios are tested with the best of several rounds, and with wide margins for noise.
 
-The real figures are in docs/benchmarks.md; here they may be half as good.
+docs/benchmarks.md has the real figures. These tests accept figures that are half as good.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Any number of documents into a collection: each paid for once, none that was paid for lost."""
+"""``add_documents`` adds any number of documents, pays for each once, and loses no paid vector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``async_documents`` on a real server: the same promises as ``sync_documents``."""
+"""``async_documents`` keeps the promises of ``sync_documents`` on a real server."""
 
 from __future__ import annotations
 

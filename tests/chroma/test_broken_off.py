@@ -1,4 +1,4 @@
-"""What a collection holds after a sync that was killed or lost its disk or server."""
+"""A collection stays usable after a sync that was killed or lost its disk or server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What needs an environment of its own, made by these tests where CHROMA_SUITE=1 asks for it."""
+"""These tests build their own environments, and run only with CHROMA_SUITE=1."""
 
 from __future__ import annotations
 

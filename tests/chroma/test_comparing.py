@@ -1,4 +1,4 @@
-"""Before a run writes, it detects that the service has changed its model, without false alarms."""
+"""A run detects that the service has changed its model before it writes, without false alarms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Chroma may ask of an embedding function, and what ours answers."""
+"""The embedding function answers every call that Chroma may make."""
 
 from __future__ import annotations
 

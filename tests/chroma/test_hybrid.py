@@ -1,4 +1,4 @@
-"""``hybrid_query``: vectors and keywords joined, and a keyword index that is never out of date."""
+"""``hybrid_query`` joins vectors and keywords, and its keyword index is never out of date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedding function inside Chroma: what Chroma does with it, its answers and its errors."""
+"""The embedding function works inside Chroma, with Chroma's methods, results and errors."""
 
 from __future__ import annotations
 

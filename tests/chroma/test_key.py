@@ -1,4 +1,4 @@
-"""Where the key comes from, how long it is remembered, and where it never is."""
+"""The key comes from the documented places and is in no file, log or error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two real processes and one folder of ``PersistentClient``: never both at once, and no damage."""
+"""Two real processes never write to a ``PersistentClient`` folder at once, and damage nothing."""
 
 from __future__ import annotations
 

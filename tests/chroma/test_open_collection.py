@@ -1,4 +1,4 @@
-"""Open a collection: create it if needed, refuse it if vectors would not be comparable."""
+"""``open_collection`` creates a collection, or refuses one with incomparable vectors."""
 
 from __future__ import annotations
 

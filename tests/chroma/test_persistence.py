@@ -1,4 +1,4 @@
-"""A collection made in one process, opened in others: what is stored and what works then."""
+"""A collection that one process made works in other processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same over HTTP: a real ``chroma run``, its sync and its async client."""
+"""Collections work over HTTP with a real ``chroma run``, and with its sync and async clients."""
 
 from __future__ import annotations
 

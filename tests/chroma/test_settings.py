@@ -1,4 +1,4 @@
-"""A setting of a wrong kind is refused by the name that it has here, where it is given."""
+"""A setting of the wrong type is refused at once, by its name in this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stored configuration can be altered in the database; it must not send the key elsewhere."""
+"""A configuration that was altered in the database must not send the key to another server."""
 
 from __future__ import annotations
 

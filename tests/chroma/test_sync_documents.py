@@ -1,4 +1,4 @@
-"""A collection that holds what its source holds: nothing lost, stale, or paid for twice."""
+"""``sync_documents`` makes a collection equal to its source, and pays for no text twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``nexusflow cache``: what it shows, what it removes, and what it leaves alone."""
+"""``nexusflow cache`` shows and removes what it should, and leaves other files alone."""
 
 from __future__ import annotations
 

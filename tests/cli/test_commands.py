@@ -1,4 +1,4 @@
-"""What each command prints, pays, refuses and ends with."""
+"""Each command prints, pays, refuses and exits as documented."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``nexusflow embed``: what goes in, what comes out, what it pays, and what a failure leaves."""
+"""``nexusflow embed`` reads and writes every format, and keeps finished vectors after a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An index stays true to its folder: whatever breaks off, nothing is lost and nothing is stale."""
+"""An index stays equal to its folder: whatever stops a run, no passage is lost or stale."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``nexusflow indexes``: what there is, and how it is removed."""
+"""``nexusflow indexes`` lists and removes indexes."""
 
 from __future__ import annotations
 

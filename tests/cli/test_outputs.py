@@ -1,4 +1,4 @@
-"""Files that commands write: links, devices and pipes stay what they are; nothing else is lost."""
+"""Commands write through links, devices and pipes, and lose no other file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command as a process of its own: the newcomer's first run, Ctrl-C, and what it imports."""
+"""The command runs as a process: a first run, Ctrl-C, and its imports."""
 
 from __future__ import annotations
 

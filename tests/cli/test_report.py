@@ -1,4 +1,4 @@
-"""``nexusflow report``: which collection it takes, what it pays, and what it refuses."""
+"""``nexusflow report`` finds the collection, pays nothing unexpected, and refuses bad input."""
 
 from __future__ import annotations
 

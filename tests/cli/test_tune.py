@@ -1,4 +1,4 @@
-"""``nexusflow tune``: the plan before anything is paid, the table, the files it writes."""
+"""``nexusflow tune`` shows its plan before it pays, prints a table and writes its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``extra_body`` and ``default_query`` travel with each request, and make other vectors."""
+"""``extra_body`` and ``default_query`` are in each request, and change the cache key."""
 
 from __future__ import annotations
 

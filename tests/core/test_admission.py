@@ -1,4 +1,4 @@
-"""The admission queue: requests in order, queries first, and no slot is lost."""
+"""The admission queue keeps the order of requests, prefers queries, and loses no slot."""
 
 from __future__ import annotations
 

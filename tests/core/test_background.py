@@ -1,4 +1,4 @@
-"""The event loop in a background thread."""
+"""The event loop runs in a background thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches: complete, in order, within every limit."""
+"""Batches are complete, in order, and within every limit."""
 
 from __future__ import annotations
 

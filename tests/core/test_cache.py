@@ -1,4 +1,4 @@
-"""The cache in calls: a store that fails or hangs delays a call once, and only briefly."""
+"""A store that fails or hangs delays a call once, and only briefly."""
 
 from __future__ import annotations
 

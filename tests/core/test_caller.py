@@ -1,4 +1,4 @@
-"""Questions and reports of a call to its caller, in a thread and on an event loop."""
+"""A call asks and informs its caller, in a thread and on an event loop."""
 
 from __future__ import annotations
 

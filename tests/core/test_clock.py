@@ -1,4 +1,4 @@
-"""Tools that freeze time, or forbid blocking calls on an event loop, do not stop the client."""
+"""The client works with tools that freeze time or forbid blocking calls on an event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state that all calls to one endpoint share."""
+"""All calls to one endpoint share its state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The requests in flight of a call, and how calls end, with a sender instead of the network."""
+"""The engine sends requests and ends calls correctly, with a sender instead of the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole policy for one batch, tested step by step without sockets or sleeping."""
+"""The whole policy for one batch is tested step by step, without sockets or sleeping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors are classified by status, code and message together, and shown without secrets."""
+"""Errors are classified by status, code and message together, and never show secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens before a fork and in the child."""
+"""Hooks run before a fork and in the child."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An instruction is put in front of texts of its role, as it stands, however they come."""
+"""An instruction is put unchanged in front of every text of its role."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request's turn: what is checked when it has come, and what happens if that takes long."""
+"""A request is checked when its turn comes, and again if the check takes long."""
 
 from __future__ import annotations
 

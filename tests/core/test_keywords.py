@@ -1,4 +1,4 @@
-"""Words of a text for a keyword search, and rankings that are joined."""
+"""A keyword search splits a text into words, and rankings are joined."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An input that is not a list of texts is refused before sending, with what to pass instead."""
+"""Input that is not a list of texts is refused before sending, and the error says what to pass."""
 
 from __future__ import annotations
 

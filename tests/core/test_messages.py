@@ -1,4 +1,4 @@
-"""What an error says: each thing once, and only what happened."""
+"""An error says everything once, and only what happened."""
 
 from __future__ import annotations
 

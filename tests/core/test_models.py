@@ -1,4 +1,4 @@
-"""What is known of a model stands in one table; a model that does not stand there works too."""
+"""One table has all known models, and other models work too."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Invalid settings always end in a ``ConfigurationError`` that names them.
 
-Every setting is tried with every odd value. It is either accepted, and then a call works, or it is
-refused at once, in one sentence.
+Every setting is tested with every odd value. Either the value is accepted and a call works, or the
+value is refused at once, in one sentence.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Work in daemon threads: in order, with results on the loop, and never joined."""
+"""Daemon threads do work in order, deliver results on the loop, and are never joined."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole quota and no more: pacing with a given limit, and with one found by trial."""
+"""Pacing uses the whole quota and no more, with a given limit and with one found by trial."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A query may have less patience than a backfill."""
+"""A query may have a shorter timeout and deadline than documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waits with full jitter, and a budget of retries that all calls share."""
+"""Waits have full jitter, and all calls share a budget of retries."""
 
 from __future__ import annotations
 

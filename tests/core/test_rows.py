@@ -1,4 +1,4 @@
-"""A row is exactly what was stored under its key, or it is not valid."""
+"""A row is valid only if it equals the row that was stored under its key."""
 
 from __future__ import annotations
 

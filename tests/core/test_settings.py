@@ -1,4 +1,4 @@
-"""Settings are checked once, and the key is never shown."""
+"""Settings are checked once, and never show the key."""
 
 from __future__ import annotations
 

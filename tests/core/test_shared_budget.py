@@ -1,4 +1,4 @@
-"""One budget for many processes: however they draw, die and return, it is never exceeded."""
+"""Many processes never exceed one budget, however they draw, die and return tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cutting vectors to a smaller size, and seeing whether a service does the same."""
+"""Vectors are cut to a smaller size, and a service that does the same is detected."""
 
 from __future__ import annotations
 

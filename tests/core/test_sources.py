@@ -1,4 +1,4 @@
-"""Sources of batches: all texts, or those that are neither stored nor claimed by others."""
+"""A source gives batches of all texts, or of those that are neither stored nor claimed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams are split into chunks, and every text of the stream gets one result with its index."""
+"""A stream is split into chunks, and each of its texts gets one result with its index."""
 
 from __future__ import annotations
 

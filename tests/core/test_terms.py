@@ -1,4 +1,4 @@
-"""Which limits hold for an account: those of the clients in use, the newest first."""
+"""For each limit of an account, the value from the newest client in use holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The estimate of tokens, and the upper bound that budgets use."""
+"""Tokens are estimated for plans, and have an upper bound for budgets."""
 
 from __future__ import annotations
 

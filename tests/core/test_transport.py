@@ -1,4 +1,4 @@
-"""Cases that a real server cannot reproduce with every version of aiohttp or Python."""
+"""These cases need a fake transport, because real servers cannot cause them on every version."""
 
 from __future__ import annotations
 

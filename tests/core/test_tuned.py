@@ -1,4 +1,4 @@
-"""The file of tuned settings."""
+"""Tuned settings are saved to a file and read from it."""
 
 from __future__ import annotations
 

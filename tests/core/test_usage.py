@@ -1,4 +1,4 @@
-"""Usage, prices, and budgets that are never exceeded."""
+"""Usage and prices are right, and budgets are never exceeded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The window of requests in flight: it grows on successes while used, and shrinks on faults."""
+"""The window of requests in flight grows on successes while used, and shrinks on faults."""
 
 from __future__ import annotations
 

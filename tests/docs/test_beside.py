@@ -1,4 +1,4 @@
-"""What docs/guides/beside.md says about tools that run a program themselves."""
+"""The statements of docs/guides/beside.md about tools that run a program are true."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The site names each page once, and the tables of fields say what the code does."""
+"""The site lists each page once, and the tables of fields match the code."""
 
 from __future__ import annotations
 

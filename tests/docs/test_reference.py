@@ -1,4 +1,4 @@
-"""The reference holds every public name."""
+"""The reference lists every public name."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """Every Python snippet of the README and the docs runs, top to bottom, against the local server.
 
-Of a ``diff`` both sides run: what it takes away, as its readers have it now, with the local server
-in the place of the service; and what it leaves, which the snippets below it build upon. A snippet
-that begins with ``# test_name.py`` is a file that pytest runs. What ``print(...)  # this`` promises
-is printed.
+Both sides of a ``diff`` run: the removed side, with the local server instead of the service, and
+the new side, which the snippets below it continue. Pytest runs a snippet that begins with
+``# test_name.py`` as a file. The comment in ``print(...)  # this`` must be the output.
 """
 
 from __future__ import annotations

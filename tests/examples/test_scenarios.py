@@ -1,4 +1,4 @@
-"""Clustering, recommending, finding outliers: scores against bounds that the baselines fail."""
+"""The examples of clustering, recommending and outliers reach scores that baselines miss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searching and answering: scores against bounds that BM25 fails; the second run pays nothing."""
+"""The search and answer examples beat bounds that BM25 fails, and a second run pays nothing."""
 
 from __future__ import annotations
 

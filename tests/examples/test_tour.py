@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, as a person would run it."""
+"""The notebook runs from top to bottom."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""nginx as a real gateway in front of the server, with its usual limits and errors."""
+"""Faults are right behind nginx as a real gateway, with its usual limits and errors."""
 
 from __future__ import annotations
 

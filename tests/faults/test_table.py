@@ -1,6 +1,6 @@
-"""Every fault with every interface: the right vector for every text, or one clear typed error.
+"""Every fault gives the right vector for every text or one typed error, with every interface.
 
-Never a wrong vector, never a hang, never a retry storm. The faults are data, in `catalogue.py`.
+No call gets a wrong vector, hangs, or retries too often. The faults are data, in `catalogue.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Impossible settings: the error shows neither key nor header nor password, and can be shown."""
+"""The errors of impossible settings show neither keys nor headers nor passwords."""
 
 from __future__ import annotations
 

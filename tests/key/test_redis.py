@@ -1,4 +1,4 @@
-"""Passwords of a Redis server in its error messages."""
+"""Error messages never show the password of a Redis server."""
 
 from __future__ import annotations
 

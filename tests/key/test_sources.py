@@ -1,4 +1,4 @@
-"""A key that changes: given by a function, or read again from the environment, after a 401."""
+"""A key that changes is read again after a 401, from a function or the environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search for leaks: it finds secrets that are there, and has no false positives."""
+"""The search for leaks finds real secrets, and has no false positives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``add_documents`` into real stores: bad documents are left out, nothing is paid for twice."""
+"""``add_documents`` works with real stores: bad documents are left out, none is paid twice."""
 
 from __future__ import annotations
 

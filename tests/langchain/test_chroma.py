@@ -1,4 +1,4 @@
-"""LangChain's Chroma, alone and wired to Chroma's own embedding function."""
+"""LangChain's Chroma works alone and with Chroma's own embedding function."""
 
 from __future__ import annotations
 

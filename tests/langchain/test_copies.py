@@ -1,4 +1,4 @@
-"""dumps and loads, pickles and copies: everything but the key, and never the wrong client."""
+"""Serialized, pickled and copied embeddings keep everything except the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts in, lists of floats out: order, batches, concurrency, event loops, bad input."""
+"""Texts become lists of floats: order, batches, concurrency, event loops and bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors are this package's and LangChain's at once."""
+"""Errors belong both to this package and to LangChain."""
 
 from __future__ import annotations
 

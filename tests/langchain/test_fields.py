@@ -1,4 +1,4 @@
-"""The arguments that LangChain's users know, and the errors for unknown ones."""
+"""Users of LangChain get the arguments they know, and errors for unknown ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models other than the one that the service lists."""
+"""The embeddings work with models that the service does not list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments of ``OpenAIEmbeddings`` are accepted: under our name, or with one warning."""
+"""Arguments of ``OpenAIEmbeddings`` are accepted, renamed, refused or ignored with one warning."""
 
 from __future__ import annotations
 

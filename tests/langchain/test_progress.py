@@ -1,4 +1,4 @@
-"""The progress bar moves, sync and async, and is there only when it is asked for."""
+"""The progress bar advances in sync and async calls, and appears only on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits and budgets shared by processes are fields here, as in the client."""
+"""Limits and budgets that processes share are fields, as in the client."""
 
 from __future__ import annotations
 

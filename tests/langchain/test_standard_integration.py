@@ -1,4 +1,4 @@
-"""LangChain's own integration tests for embeddings, against the local server."""
+"""The embeddings pass LangChain's standard integration tests, with the local server."""
 
 from __future__ import annotations
 

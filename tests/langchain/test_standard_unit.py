@@ -1,4 +1,4 @@
-"""LangChain's own unit tests for embeddings."""
+"""The embeddings pass LangChain's standard unit tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In LangChain's stores, chains, cache and indexing."""
+"""The embeddings work in LangChain's stores, chains, cache and indexing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LangSmith runs: of type embedding, with usage, without vectors and texts, free when off."""
+"""LangSmith gets embedding runs with usage, without texts and vectors, at no cost when off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every event of the catalogue ends as the catalogue says."""
+"""Every event of the catalogue has the outcome that the catalogue expects."""
 
 from __future__ import annotations
 

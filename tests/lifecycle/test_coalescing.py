@@ -1,4 +1,4 @@
-"""Calls that share texts: paid for once, and nobody is left waiting when the payer fails."""
+"""Calls that share texts pay for them once, and no call waits forever if the payer fails."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Calls sent from the caller's thread behave like those sent on the event loop.
 
-The fault table throws every fault at them, as ``core_direct``.
+The fault table tests them with every fault, as ``core_direct``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a call leaves behind when it fails, and what it must not do any more."""
+"""A call that fails keeps its finished vectors and leaves no claims."""
 
 from __future__ import annotations
 

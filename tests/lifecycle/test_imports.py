@@ -1,4 +1,4 @@
-"""What a call imports, its own thread imports, with forks held off; the loop imports nothing."""
+"""No thread of this package imports anything during a call; only the caller's thread does."""
 
 from __future__ import annotations
 

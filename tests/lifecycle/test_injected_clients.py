@@ -1,4 +1,4 @@
-"""A caller's own http client (httpx or httpx2) is used as it is and never closed."""
+"""A caller's own HTTP client (httpx or httpx2) is used unchanged and never closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Few retries to a dead server, calls survive a short outage, queries go before a backfill."""
+"""A dead server gets few retries, calls survive a short outage, and queries come first."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Real quotas over real sockets, shortly: everything arrives, and hardly anything is refused.
+"""With real quotas over real sockets, every request succeeds and few are refused.
 
-How much of a limit is used is a matter of time, so it is asked of a simulated clock, in
-``tests/core/test_pacing.py``.
+The use of a limit depends on time, so ``tests/core/test_pacing.py`` tests it with a simulated
+clock.
 """
 
 from __future__ import annotations

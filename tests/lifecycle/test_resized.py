@@ -1,4 +1,4 @@
-"""``NexusFlow.resized``: another size, everything else unchanged."""
+"""``NexusFlow.resized`` changes the size and keeps everything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many texts: in order, many at a time, ten a request, and nothing left running."""
+"""Many texts are sent in order, concurrently, ten in a request, and no task is left running."""
 
 from __future__ import annotations
 

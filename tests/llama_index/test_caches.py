@@ -1,4 +1,4 @@
-"""An ``embeddings_cache`` never mixes up vectors, and stores all that it should."""
+"""An ``embeddings_cache`` never mixes up vectors, and stores every vector that it should."""
 
 from __future__ import annotations
 

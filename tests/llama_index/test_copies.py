@@ -1,4 +1,4 @@
-"""Dicts, pickles and copies hold what changes the vector, and never the key."""
+"""Dicts, pickles and copies have every field that changes vectors, but never the key."""
 
 from __future__ import annotations
 

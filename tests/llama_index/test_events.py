@@ -1,4 +1,4 @@
-"""What observers see: a start and an end a request, under one span, with what the API billed."""
+"""Observers get a start and an end for each request, in one span, with the billed tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the constructor takes and refuses, and that the key shows up nowhere."""
+"""The constructor accepts the documented arguments, and nothing shows the key."""
 
 from __future__ import annotations
 

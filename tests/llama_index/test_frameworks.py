@@ -1,4 +1,4 @@
-"""LlamaIndex's own parts over ours: indices, pipelines, retrievers, Chroma, sync and async."""
+"""LlamaIndex's indices, pipelines, retrievers and Chroma store work, sync and async."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``embed_nodes`` and errors that name nodes, over a real server."""
+"""``embed_nodes`` works over a real server, and errors name nodes."""
 
 from __future__ import annotations
 

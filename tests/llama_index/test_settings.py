@@ -1,4 +1,4 @@
-"""A setting of a wrong kind is refused by its name, by Pydantic or by the client."""
+"""Pydantic or the client refuses a setting of the wrong type by its name."""
 
 from __future__ import annotations
 

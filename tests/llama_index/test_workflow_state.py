@@ -1,4 +1,4 @@
-"""The state of a LlamaIndex workflow, written and read by its serializers."""
+"""The state of a LlamaIndex workflow can be written and read by its serializers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Third-party clients can use the server, so it speaks the real protocol."""
+"""Third-party clients work with the local server, so it speaks the real protocol."""
 
 from __future__ import annotations
 

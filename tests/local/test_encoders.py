@@ -1,4 +1,4 @@
-"""The models by name: what each promises."""
+"""Each local model gives stable vectors and token counts, alone and in batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model files in other packages: missing, altered, or as expected."""
+"""Model files in other packages are found, and missing or altered files are refused."""
 
 from __future__ import annotations
 

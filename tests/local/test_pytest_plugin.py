@@ -1,4 +1,4 @@
-"""The pytest plugin, used by a project that is not this one."""
+"""The pytest plugin works in another project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quotas: the decisions with a simulated clock, then once over HTTP."""
+"""Quotas are tested with a simulated clock, then once over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The default model finds what is meant, in English, in Chinese and across the two."""
+"""The default model finds texts by meaning, in English, in Chinese and across both languages."""
 
 from __future__ import annotations
 

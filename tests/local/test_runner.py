@@ -1,4 +1,4 @@
-"""The model's thread: the loop never waits for it, and waiting requests share a run."""
+"""The loop never waits for the model's thread, and waiting requests share a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Serving in the foreground, as the command does."""
+"""The server runs in the foreground, as with the command."""
 
 from __future__ import annotations
 

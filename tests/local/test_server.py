@@ -1,4 +1,4 @@
-"""Starting, stopping and counting."""
+"""The server starts, stops and counts requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The projection to the API's eight sizes."""
+"""Vectors are projected to the eight sizes of the API."""
 
 from __future__ import annotations
 

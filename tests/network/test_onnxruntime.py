@@ -1,4 +1,4 @@
-"""onnxruntime reports to Microsoft unless it is told not to before it is imported."""
+"""onnxruntime reports to Microsoft unless that is turned off before its import."""
 
 from __future__ import annotations
 

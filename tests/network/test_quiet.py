@@ -1,7 +1,7 @@
 """Without a key nothing leaves the machine, and only the files that the documentation names appear.
 
-Each program runs twice: followed by strace where there is a network, which it must not reach for,
-and without strace where there is none, which it must not miss.
+Each program runs twice: under strace with a network, which it must not use, and without strace and
+without a network, where it must work as well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The example on Ray connects to no other machine, except for one request by Ray itself."""
+"""The Ray example connects to no other machine, except for one request by Ray itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small adapters' frameworks connect to nobody (Haystack with its telemetry off)."""
+"""The frameworks of small adapters connect to nothing (Haystack with its telemetry off)."""
 
 from __future__ import annotations
 

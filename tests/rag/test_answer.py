@@ -1,4 +1,4 @@
-"""An answer quotes what is there, or is written by a chat model that was given the passages."""
+"""An answer quotes its passages, or a chat model writes it from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which passage gets which id: what moved costs nothing, what changed replaces, nothing is lost."""
+"""Passage ids are stable: a moved passage costs nothing, and a changed one replaces the old one."""
 
 from __future__ import annotations
 

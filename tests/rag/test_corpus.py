@@ -1,4 +1,4 @@
-"""What is searched is chosen by lists, the same every time, and read with care."""
+"""The texts of each corpus are chosen in a fixed order, and unreadable files are left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of many types become passages. Those in ``files`` were written by real programs.
+"""Files of many types become passages. Real programs wrote the examples in ``files``.
 
 pandoc 2.17 wrote the DOCX, HTML, AsciiDoc, Org and reStructuredText, nbformat the notebook, and
 Chromium printed the PDF.

@@ -1,4 +1,4 @@
-"""Indexes are found again by name, and never taken for those of another model."""
+"""An index is found by its name, and never used with another model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The baseline is a fair one: stems, stop words, names taken apart, Chinese words."""
+"""The keyword baseline is fair: it has stems, stop words, split names and Chinese words."""
 
 from __future__ import annotations
 

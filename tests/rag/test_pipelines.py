@@ -1,4 +1,4 @@
-"""Each framework's pipeline, held to the same facts."""
+"""The pipelines of all frameworks pass the same tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job: fixed questions over real text, through each framework, beside BM25."""
+"""Each framework finds the answers to fixed questions about real text, compared with BM25."""
 
 from __future__ import annotations
 

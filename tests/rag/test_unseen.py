@@ -1,4 +1,4 @@
-"""How often the local model finds the answer to questions that it was not chosen for."""
+"""The local model has the documented hit rate on questions that it was not chosen for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real cluster and a real server: one limit and one budget, even if workers or the actor die."""
+"""A real cluster keeps one limit and one budget, even if workers or the actor die."""
 
 from __future__ import annotations
 

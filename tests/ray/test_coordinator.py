@@ -1,4 +1,4 @@
-"""The actor without its cluster: what it saves, and what it does when it takes over."""
+"""The actor, tested without a cluster, saves its state and takes over from a previous actor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One batch in one process: columns in, two more columns out; what a pickle and a log may hold."""
+"""``EmbedBatch`` adds two columns to one batch; its pickles and logs never show the key."""
 
 from __future__ import annotations
 

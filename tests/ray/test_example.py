@@ -1,4 +1,4 @@
-"""examples/ray_corpus.py, ended the hard way and run again; the server counts what was paid."""
+"""examples/ray_corpus.py can be killed and run again, and pays for each text once."""
 
 from __future__ import annotations
 

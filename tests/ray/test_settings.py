@@ -1,4 +1,4 @@
-"""A setting of a wrong kind is refused by its name, on the driver, before Ray is started."""
+"""A setting of the wrong type is refused by its name, on the driver, before Ray starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipes of docs/recipes.md, word for word, on the engines they are for."""
+"""The recipes of docs/recipes.md run unchanged on the engines they are for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A URL with a password is parsed, shown, copied and pickled without revealing it."""
+"""A URL with a password is parsed, shown, copied and pickled without showing the password."""
 
 from __future__ import annotations
 

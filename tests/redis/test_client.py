@@ -1,4 +1,4 @@
-"""``cache="redis://..."`` end to end: failures lose no vector and pay for none twice."""
+"""``cache="redis://..."`` works end to end: failures lose no vector and pay for none twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Lua script agrees with the Python arithmetic on one simulated clock."""
+"""The Lua script and the Python code give the same results on a simulated clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is specific to a Redis server: eviction, foreign data, forks, pruning by use."""
+"""A store on a Redis server handles eviction, foreign data, forks and pruning by use."""
 
 from __future__ import annotations
 

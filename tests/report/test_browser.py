@@ -1,4 +1,4 @@
-"""The page in a real browser: hover, type, click, no error, and no request that leaves it."""
+"""The page works in a real browser: hovering, typing and clicking cause no error or request."""
 
 from __future__ import annotations
 

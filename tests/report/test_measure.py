@@ -1,4 +1,4 @@
-"""What is measured in vectors: map, groups, neighbours, near-duplicates, outliers, words."""
+"""A report measures a map, groups, neighbours, near-duplicates, outliers and words."""
 
 from __future__ import annotations
 

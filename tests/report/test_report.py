@@ -1,4 +1,4 @@
-"""What the file holds, what it must never hold, and what writing it costs."""
+"""The file has what it should and no secret, and writing it costs nothing unexpected."""
 
 from __future__ import annotations
 

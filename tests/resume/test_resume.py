@@ -1,4 +1,4 @@
-"""An indexing run that is killed half way is simply run again, and pays only for the rest."""
+"""An indexing run that was killed can simply be started again, and pays only for the rest."""
 
 from __future__ import annotations
 

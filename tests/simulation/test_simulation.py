@@ -1,4 +1,4 @@
-"""The whole engine with a clock, a server and a store controlled by a random seed."""
+"""A random seed controls clock, server and store in a simulation of the whole engine."""
 
 from __future__ import annotations
 

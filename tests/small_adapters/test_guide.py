@@ -1,4 +1,4 @@
-"""The snippets of docs/guides/more.md, word for word."""
+"""The snippets of docs/guides/more.md run unchanged."""
 
 from __future__ import annotations
 

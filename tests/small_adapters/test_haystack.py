@@ -1,4 +1,4 @@
-"""In Haystack's pipelines."""
+"""The adapter works in Haystack's pipelines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In LanceDB's tables."""
+"""The adapter works in LanceDB's tables."""
 
 from __future__ import annotations
 

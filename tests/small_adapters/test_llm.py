@@ -1,4 +1,4 @@
-"""As a plugin of ``llm``, in its own command and from Python."""
+"""The adapter works as a plugin of ``llm``, from its command and from Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Under Pydantic AI's ``Embedder``."""
+"""The adapter works with Pydantic AI's ``Embedder``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A setting of a wrong kind is refused by its name, where it is given."""
+"""A setting of the wrong type is refused at once, by its name."""
 
 from __future__ import annotations
 

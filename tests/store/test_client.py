@@ -1,4 +1,4 @@
-"""``cache=`` end to end: the server counts what is paid for."""
+"""``cache=`` works end to end: the server counts the texts paid for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``derive=True``: one embedding of a corpus serves all smaller sizes, where the service cuts."""
+"""With ``derive=True``, one embedding of a corpus serves all smaller sizes that can be cut."""
 
 from __future__ import annotations
 

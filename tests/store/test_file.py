@@ -1,4 +1,4 @@
-"""The file: foreign files are not changed, write errors are reported, nothing leaks."""
+"""The cache file never changes foreign files, reports write errors, and leaks nothing."""
 
 from __future__ import annotations
 

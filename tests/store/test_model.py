@@ -1,4 +1,4 @@
-"""Three stores on one file, or on one server, in any order of calls, against plain dictionaries."""
+"""Three stores on one file or server agree with plain dictionaries, in any order of calls."""
 
 from __future__ import annotations
 

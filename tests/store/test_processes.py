@@ -1,4 +1,4 @@
-"""Real processes on one file: they race, they are killed, they fork."""
+"""Real processes on one cache file may race, be killed and fork."""
 
 from __future__ import annotations
 

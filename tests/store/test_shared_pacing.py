@@ -1,4 +1,4 @@
-"""Shared limits: with a simulated clock, then with real processes and a real server."""
+"""Shared limits hold with a simulated clock, and with real processes and a real server."""
 
 from __future__ import annotations
 

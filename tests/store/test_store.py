@@ -1,4 +1,4 @@
-"""What one store finds, claims, keeps and drops, with a simulated clock."""
+"""A store finds, claims, keeps and drops rows correctly, with a simulated clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams over real sockets: bounded, in order or as finished, and nothing lost in a failure."""
+"""Streams over real sockets are bounded, in the chosen order, and lose nothing in a failure."""
 
 from __future__ import annotations
 

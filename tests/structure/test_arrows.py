@@ -1,4 +1,4 @@
-"""Which part may import which: from the adapters to the core, never back."""
+"""Modules import in one direction only: adapters import the core, never the reverse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small adapters where their frameworks are not installed."""
+"""Without its framework, a small adapter raises an error that says what to install."""
 
 from __future__ import annotations
 

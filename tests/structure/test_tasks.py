@@ -1,4 +1,4 @@
-"""The tasks a contributor runs: what CI runs, and with the same versions everywhere."""
+"""Contributors have the same tasks and tool versions as CI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The spans and metrics that a tracing application gets for a call, exported to memory."""
+"""A tracing application gets spans and metrics of each call, exported to memory."""
 
 from __future__ import annotations
 

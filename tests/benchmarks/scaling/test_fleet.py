@@ -1,4 +1,4 @@
-"""The simulated workers: the clock, expected results, and that the page shows them."""
+"""The simulated workers use their clock, reach the expected results, and appear on the page."""
 
 from __future__ import annotations
 
