@@ -32,6 +32,7 @@ class TunedSettings:
         query_instruction: Text that is prepended to each query, or ``None``.
         document_instruction: Text that is prepended to each document, or ``None``.
         hybrid: Whether the results of a keyword search are added.
+        local_model: The local model that they were measured with, or ``None`` for the service.
 
     Raises:
         ConfigurationError: A value is invalid; the message names it.
@@ -45,6 +46,7 @@ class TunedSettings:
     query_instruction: str | None = None
     document_instruction: str | None = None
     hybrid: bool = False
+    local_model: str | None = None
 
     def __post_init__(self) -> None:
         most = checks.whole("passage_characters", self.passage_characters, 50, _MOST_CHARACTERS)
@@ -59,6 +61,7 @@ class TunedSettings:
                 "document_instruction", self.document_instruction
             ),
             "hybrid": checks.flag("hybrid", self.hybrid),
+            "local_model": checks.optional_text("local_model", self.local_model),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)

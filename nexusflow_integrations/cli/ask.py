@@ -274,6 +274,11 @@ def index(
             raise UsageProblem("--settings names the size, too: leave out --dimensions")
         if tuned.model != DEFAULT_MODEL:
             raise UsageProblem(f"the settings are for {tuned.model!r}, not for {DEFAULT_MODEL!r}")
+        if tuned.local_model is not None and has_key() and not local:
+            raise UsageProblem(
+                f"the settings were measured with the local model {tuned.local_model}: run"
+                " `nexusflow tune` with the service, or pass --local"
+            )
         hybrid = tuned.hybrid if hybrid is None else hybrid
     if hybrid:
         check_packages()

@@ -24,6 +24,7 @@ from nexusflow_integrations.cli.options import (
     CacheOption,
     JsonOption,
     YesOption,
+    confirm,
     print_json,
     seconds,
     size,
@@ -163,7 +164,7 @@ def _confirm(what: str, store: Store, as_json: bool) -> None:
     sentence = f"{what} the {count(store.info().vectors, 'vector')} in {home(store.path)}"
     if as_json or not sys.stdin.isatty():
         raise UsageProblem(f"{sentence}: confirm with --yes")
-    typer.confirm(f"{sentence[0].upper()}{sentence[1:]}. Go on?", abort=True, err=True)
+    confirm(f"{sentence[0].upper()}{sentence[1:]}. Continue?")
 
 
 def _report(store: Store, removed: Pruned, as_json: bool) -> None:

@@ -14,7 +14,13 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from nexusflow_integrations.cli.exits import UsageProblem
-from nexusflow_integrations.cli.options import JsonOption, StoreOption, YesOption, print_json
+from nexusflow_integrations.cli.options import (
+    JsonOption,
+    StoreOption,
+    YesOption,
+    confirm,
+    print_json,
+)
 from nexusflow_integrations.cli.rag.indexes import Index, Indexes
 from nexusflow_integrations.cli.screen import INDENT, Screen, home
 from nexusflow_integrations.cli.words import count, in_bytes
@@ -72,7 +78,7 @@ def remove(
     if not yes:
         if as_json or not sys.stdin.isatty():
             raise UsageProblem(f"this removes the index {index.name!r}: confirm with --yes")
-        typer.confirm(f"Remove the index {index.name} ({_amount(row)})?", abort=True, err=True)
+        confirm(f"Remove the index {index.name} ({_amount(row)})?")
     index.remove()
     if as_json:
         print_json({"removed": row})

@@ -185,3 +185,18 @@ def chat_price(text: str) -> ChatPrice:
 def _split(text: str) -> tuple[float, str] | None:
     found = _AMOUNT.fullmatch(text)
     return None if found is None else (float(re.sub("[_,]", "", found[1])), found[2])
+
+
+def confirm(question: str, *, default: bool = False) -> None:
+    """Ask on standard error; Ctrl-C stops the command as it does everywhere.
+
+    Raises:
+        typer.Abort: The answer is no.
+        KeyboardInterrupt: There is no answer.
+    """
+    try:
+        agreed = typer.confirm(question, default=default, err=True)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    if not agreed:
+        raise typer.Abort

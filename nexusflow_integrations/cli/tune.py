@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict, replace
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ from nexusflow_integrations.cli.options import (
     JsonOption,
     LocalOption,
     YesOption,
+    confirm,
     print_json,
 )
 from nexusflow_integrations.cli.options import budget as read_budget
@@ -132,20 +134,26 @@ def tune(
             if as_json:
                 print_json(_plan_json(plan))
             return
-        if endpoint.local_model is None and not yes and not as_json and sys.stdin.isatty():
-            typer.confirm("Continue?", default=True, abort=True, err=True)
+        if endpoint.local_model is None and not yes and most is None:
+            if as_json or not sys.stdin.isatty():
+                raise UsageProblem(
+                    "this costs what --estimate shows: confirm with --yes or --budget"
+                )
+            confirm("Continue?", default=True)
 
         def progress(stage: str) -> None:
             screen.err.print(Text(f"measuring: {stage} …", style="dim"))
 
         result = tuning.run(progress)
-    result.settings.save(output)
+    settings = replace(result.settings, local_model=endpoint.local_model)
+    settings.save(output)
     if page is not None:
         write_page(result, page, local_model=endpoint.local_model)
     if plot is not None:
         write_plot(result, plot)
     if as_json:
         found = {"plan": _plan_json(plan), **result.as_json(), "path": str(output)}
+        found["choice"] = asdict(settings)
         paid = endpoint.local_model is None
         print_json(found | {"paid": paid} | ({} if paid else {"list_price": 0.0}))
     else:

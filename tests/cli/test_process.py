@@ -243,3 +243,29 @@ def test_serve_serves_until_ctrl_c(environment: dict[str, str], tmp_path: Path) 
         assert said.count('"POST /v1/embeddings HTTP/1.1" 200') == 2
         assert "sk-air-one" not in said
         assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("answer", "code"), [(b"n\n", 1), (b"\x04", 130)], ids=["no", "Ctrl-D"])
+def test_a_question_that_is_not_answered_stops_the_command(
+    answer: bytes, code: int, tmp_path: Path
+) -> None:
+    pty = pytest.importorskip("pty")
+    (tmp_path / "zoo@x" / "chroma-1").mkdir(parents=True)
+    command = [sys.executable, "-m", "nexusflow_integrations.cli", "indexes", "remove", "zoo"]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*command, "--store", str(tmp_path)],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    os.close(theirs)
+    try:
+        os.write(ours, answer)
+        said = process.communicate(timeout=120)[1].decode()
+    finally:
+        process.kill()
+        os.close(ours)
+    assert process.returncode == code, said
+    assert ("nexusflow: stopped" in said) == (code == 130)
+    assert (tmp_path / "zoo@x").exists()

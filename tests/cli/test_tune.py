@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _ask(folder: Path) -> tuple[str, ...]:
-    return ("tune", str(folder), "-q", str(folder.parent / "q.jsonl"))
+    return ("tune", str(folder), "-q", str(folder.parent / "q.jsonl"), "--yes")
 
 
 def test_the_estimate_sends_and_writes_nothing(
@@ -103,6 +103,26 @@ def test_no_price_is_shown_for_the_embedded_model(
     assert (found["paid"], found["list_price"]) == (False, 0.0)
     assert "a local model, which is free" in page.read_text("utf-8")
     assert "billed" not in page.read_text("utf-8")
+    assert found["choice"]["local_model"]
+
+
+def test_settings_measured_with_the_local_model_are_not_applied_to_the_service(
+    nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
+) -> None:
+    TunedSettings(dimensions=64, local_model="minilm").save(file := tmp_path / "tuned.json")
+    applied = ["index", str(folder), "--settings", str(file), "--estimate"]
+    assert "measured with the local model" in nexusflow.sentence(*applied, code=2)
+    nexusflow(*applied, "--local")
+
+
+def test_without_a_terminal_nothing_is_paid_unless_that_is_confirmed(
+    nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
+) -> None:
+    asked = [*_ask(folder)[:-1], f"--output={tmp_path / 'tuned.json'}"]
+    assert "--yes or --budget" in nexusflow.sentence(*asked, code=2)
+    assert service.stats.requests == 0
+    nexusflow(*asked, "--budget", "1000000 tokens")
+    assert service.stats.requests
 
 
 def test_a_second_run_pays_nothing(

@@ -337,7 +337,7 @@ def test_the_command_says_what_is_asked_and_what_it_took(
     for name, text in _documents().items():
         (tmp_path / name).write_text(text)
     output = tmp_path / "out.json"
-    tune = ["tune", str(tmp_path), "--chat-model", "chat-model", "-o", str(output)]
+    tune = ["tune", str(tmp_path), "--chat-model", "chat-model", "-o", str(output), "--yes"]
 
     shown = runner.invoke(app, [*tune, "--estimate"])
     assert shown.exit_code == 0, shown.output
