@@ -1,4 +1,4 @@
-"""What several folders of tests need: servers, ports, a clock, keys, the same examples."""
+"""Fixtures that several folders share: servers, ports, a clock, keys, and odd values."""
 
 from __future__ import annotations
 
@@ -36,18 +36,17 @@ try:
 except ModuleNotFoundError:  # the environment of the recipes
     pass
 else:
-    # Everywhere as in CI: the same examples in every run, and none of them held to a time.
+    # As in CI: every run has the same examples, without a time limit for each.
     # ``pytest --hypothesis-profile=default`` looks for new ones.
     settings.load_profile("ci")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell starts what it sends to the background deaf to Ctrl-C, and so all its children, which
-    # some tests press it for.
+    # A shell makes background processes and their children ignore Ctrl-C, which some tests need.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
-    """Spare each later garbage collection the tests and modules, which stay to the end."""
+    """Exclude tests and modules from later garbage collections, because they stay to the end."""
     gc.collect()
     gc.freeze()
 
@@ -57,13 +56,13 @@ KEY = "sk-air-very-secret"
 
 @pytest.fixture
 def key() -> str:
-    """The only key that ``server`` takes; it must show up nowhere."""
+    """The only key that ``server`` accepts. It must never be shown."""
     return KEY
 
 
 @pytest.fixture(scope="session")
 def running_server() -> Iterator[LocalServer]:
-    """The server itself, with the counts of all tests."""
+    """The server, with the counts of all tests."""
     pytest.importorskip("starlette", reason="the local server needs it")
     from nexusflow_integrations.local import LocalServer
 
@@ -72,7 +71,7 @@ def running_server() -> Iterator[LocalServer]:
 
 
 def reset(server: LocalServer) -> None:
-    """Set the counts to zero, once the server has counted what earlier tests have sent."""
+    """Reset the counts when the server has counted all requests of earlier tests."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         while connection.recv(4096):  # answered after all that was there before
@@ -85,7 +84,7 @@ def reset(server: LocalServer) -> None:
 
 @pytest.fixture
 def server(running_server: LocalServer) -> LocalServer:
-    """A server that takes one key, its counts at zero."""
+    """A server that accepts one key, with its counts reset."""
     reset(running_server)
     return running_server
 
@@ -100,7 +99,7 @@ def _running_slow_server() -> Iterator[LocalServer]:
 
 @pytest.fixture
 def slow_server(_running_slow_server: LocalServer) -> LocalServer:
-    """A server that takes any key and answers after 200 ms, so that requests overlap."""
+    """A server that accepts any key and responds after 200 ms, so that requests overlap."""
     reset(_running_slow_server)
     return _running_slow_server
 
@@ -119,7 +118,7 @@ class RedisProcess:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Start, on the same port if it was started before."""
+        """Start the server, on the same port if it was started before."""
         for _ in range(20):
             port = self.port or self.free_port()
             self._process = subprocess.Popen(
@@ -135,12 +134,12 @@ class RedisProcess:
                     self.port = port
                     return
                 time.sleep(0.01)
-            # Somebody else took the port meanwhile: another one, or once more.
+            # Another process took the port: choose another one, or try again.
         raise AssertionError("redis-server does not start")
 
     @staticmethod
     def free_port() -> int:
-        """A port that nobody listened on just now."""
+        """Return a port that was free a moment ago."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port: int = probe.getsockname()[1]
@@ -153,12 +152,12 @@ class RedisProcess:
             self._process = None
 
     def signal(self, number: int) -> None:
-        """Send it a signal: SIGSTOP has it hang until SIGCONT."""
+        """Send a signal to the server: SIGSTOP makes it hang until SIGCONT."""
         assert self._process is not None
         self._process.send_signal(number)
 
     def client(self, **options: Any) -> Any:
-        """A plain client of the ``redis`` package, to look behind the scenes."""
+        """A plain client of the ``redis`` package, to inspect the data."""
         import redis
 
         return redis.Redis(port=self.port, **options)
@@ -186,7 +185,7 @@ class _Numbers(enum.IntEnum):
 
 
 class _Hostile:
-    """Fails at whatever is asked of it."""
+    """Raises an error on any use."""
 
     def _fail(self, *_: object) -> Any:
         raise ZeroDivisionError
@@ -203,7 +202,7 @@ class _HostileAttributes:
 
 @pytest.fixture
 def odd() -> Callable[[], list[Any]]:
-    """Make some of everything that a user, or a program of theirs, may pass as a setting."""
+    """Make odd values of every kind that a user or a program may pass as a setting."""
     import httpx
 
     def make() -> list[Any]:
@@ -229,7 +228,7 @@ def odd() -> Callable[[], list[Any]]:
 
 @pytest.fixture
 def refused(odd: Callable[[], list[Any]]) -> Callable[..., list[Any]]:
-    """Make something with every odd value; return the values with which it can be made.
+    """Make something with every odd value, and return the values that are accepted.
 
     All others must be refused in one sentence that names the setting: by a ``ConfigurationError``,
     or, if that is among ``others``, by the error that a framework has for it.
@@ -265,7 +264,7 @@ def refused(odd: Callable[[], list[Any]]) -> Callable[..., list[Any]]:
 
 @pytest.fixture(scope="session")
 def hold_port() -> Iterator[Callable[[], int]]:
-    """Give out ports of 127.0.0.1 that nobody else is given by chance: they are bound.
+    """Reserve ports of 127.0.0.1: they are bound, so that no other process gets them.
 
     Nobody listens there; a server that reuses addresses, as servers do, may begin to.
     """
@@ -285,7 +284,7 @@ def hold_port() -> Iterator[Callable[[], int]]:
 def redis_process(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., RedisProcess]]:
-    """Start servers with options of their own; all are gone in the end."""
+    """Start servers with options, and stop them after the test."""
     pytest.importorskip("redis", reason="the redis package is not installed")
     if shutil.which("redis-server") is None:
         pytest.skip("there is no redis-server here: apt-get install redis-server")
@@ -308,14 +307,14 @@ def _shared_redis(redis_process: Callable[..., RedisProcess]) -> RedisProcess:
 
 @pytest.fixture
 def redis_server(_shared_redis: RedisProcess) -> RedisProcess:
-    """A server that runs as long as the tests, emptied for this one."""
+    """A server shared by all tests, and emptied for each."""
     with _shared_redis.client() as client:
         client.flushall()
     return _shared_redis
 
 
 class Clock:
-    """Seconds since 1970, only moving when told to."""
+    """A clock in seconds since 1970 that moves only when a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -331,14 +330,14 @@ def clock() -> Clock:
 
 @pytest.fixture
 def keys(store: Any) -> list[bytes]:
-    """Twenty keys of one kind, of the folder's own store."""
+    """Twenty keys for the store of this folder."""
     keyer = store.keyer(base_url="https://a.example/v1", model="m", dimensions=8)
     return [keyer(f"text {number}") for number in range(20)]
 
 
 @pytest.fixture
 def vector() -> Callable[..., np.ndarray]:
-    """Make a float32 vector that is told from others by its number."""
+    """Make a float32 vector that differs for each number."""
 
     def make(number: float = 1, size: int = 8) -> np.ndarray:
         return np.arange(number, number + size, dtype=np.float32)
@@ -348,7 +347,7 @@ def vector() -> Callable[..., np.ndarray]:
 
 @pytest.fixture(autouse=True)
 def _logging_is_on() -> None:
-    """Undo what an earlier test of this process may have left, so that records can be read."""
+    """Reset logging settings that earlier tests may have left, so that records can be read."""
     logging.disable(logging.NOTSET)
     logger = logging.getLogger("nexusflow_integrations")
     logger.disabled, logger.propagate = False, True

@@ -1,4 +1,4 @@
-"""One embeddings server, one real ``chroma run``, and a process without any configuration."""
+"""Fixtures: an embeddings server, a real ``chroma run``, and an environment without settings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.local import LocalServer
 
 KEY = "sk-air-very-secret"
-"""The key of ``server``, for what is outside of a test."""
+"""The key of ``server``, for code outside of tests."""
 
 
 @pytest.fixture(autouse=True)
 def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key in the environment, and nothing remembered of other tests."""
+    """Remove the key from the environment, and forget the keys of earlier tests."""
     for name in list(os.environ):
         if name.startswith("NEXUSFLOW_"):
             monkeypatch.delenv(name)
@@ -35,7 +35,7 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make(server: LocalServer) -> Callable[..., NexusFlowEmbeddingFunction]:
-    """Make a function with the key as an argument, pointed at the server."""
+    """Make an embedding function for the server, with the key as an argument."""
 
     def make(**settings: Any) -> NexusFlowEmbeddingFunction:
         settings = {"api_key": KEY, "api_base": server.base_url, "dimensions": 64} | settings
@@ -46,27 +46,27 @@ def make(server: LocalServer) -> Callable[..., NexusFlowEmbeddingFunction]:
 
 @pytest.fixture
 def in_environment(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server and its key, named by the environment."""
+    """Set the server and its key in the environment."""
     monkeypatch.setenv("NEXUSFLOW_API_KEY", KEY)
     monkeypatch.setenv("NEXUSFLOW_BASE_URL", server.base_url)
 
 
 @pytest.fixture
 def client(tmp_path: Path) -> Any:
-    """A client of a database on disk."""
+    """A Chroma client with a database on disk."""
     return chromadb.PersistentClient(path=str(tmp_path / "db"))
 
 
 @pytest.fixture
 def strict() -> Iterator[None]:
-    """Every warning is an error."""
+    """Turn every warning into an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
 
 
 class ChromaRun:
-    """A real ``chroma run``, which may be killed and started again on the same folder."""
+    """A real ``chroma run``, which can be killed and restarted on the same folder."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.port = port
@@ -88,7 +88,7 @@ class ChromaRun:
         pytest.fail("chroma run did not open its port")
 
     def kill(self) -> None:
-        """End it as ``kill -9`` does."""
+        """Kill the process with SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(60)
@@ -103,7 +103,7 @@ class ChromaRun:
 def chroma_port(
     tmp_path_factory: pytest.TempPathFactory, hold_port: Callable[[], int]
 ) -> Iterator[int]:
-    """The port of a ``chroma run`` that all tests share."""
+    """The port of a ``chroma run`` shared by all tests."""
     run = ChromaRun(tmp_path_factory.mktemp("chroma-run"), hold_port())
     try:
         run.start()
@@ -114,7 +114,7 @@ def chroma_port(
 
 @pytest.fixture
 def chroma(tmp_path: Path, hold_port: Callable[[], int]) -> Iterator[ChromaRun]:
-    """A ``chroma run`` that may be killed."""
+    """A ``chroma run`` for one test, which may kill it."""
     run = ChromaRun(tmp_path, hold_port())
     try:
         run.start()

@@ -1,4 +1,4 @@
-"""The command run in this process against a server without a model, in folders of its own."""
+"""Fixtures: the command, run in this process in its own folders, and a server without a model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nexusflow_integrations.cli.app import app
 from nexusflow_integrations.local import LocalServer
 
 KEY = "sk-air-very-secret"
-"""The key of ``server``, for what is outside of a test."""
+"""The key of ``server``, for code outside of tests."""
 
 
 class Command:
-    """Runs ``nexusflow``; every run must end without a traceback and without the key."""
+    """Runs ``nexusflow``, and checks that no output has a traceback or the key."""
 
     def __call__(self, *arguments: str, code: int = 0) -> tuple[str, str]:
-        """Run it, to end in ``code``; return its standard output and standard error."""
+        """Run the command, check its exit code, and return its output and standard error."""
         result = CliRunner().invoke(app, list(arguments))
         told = f"{result.stdout}\n{result.stderr}"
         assert result.exit_code == code, told
@@ -30,12 +30,12 @@ class Command:
         return result.stdout, result.stderr
 
     def json(self, *arguments: str) -> dict[str, Any]:
-        """Return the one JSON object that a run prints."""
+        """Run the command, and return the JSON object that it prints."""
         found: dict[str, Any] = json.loads(self(*arguments, "--json")[0])
         return found
 
     def sentence(self, *arguments: str, code: int) -> str:
-        """Return the one sentence that a failing run says."""
+        """Run a command that fails, and return its error message."""
         _, stderr = self(*arguments, code=code)
         lines = [line for line in stderr.splitlines() if line.startswith("nexusflow: ")]
         assert len(lines) == 1, stderr
@@ -45,7 +45,7 @@ class Command:
 
 @pytest.fixture
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of whoever runs the tests, and folders of this test's own."""
+    """Remove the developer's settings, and use folders of this test."""
     for name in os.environ:
         if name.startswith("NEXUSFLOW_") or name in ("NO_COLOR", "FORCE_COLOR"):
             monkeypatch.delenv(name)
@@ -58,7 +58,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def service(server: LocalServer, clean: None, monkeypatch: pytest.MonkeyPatch) -> LocalServer:
-    """A server that plays the service: the key is set, and the URL points at it."""
+    """A server in place of the service; the environment has its key and URL."""
     monkeypatch.setenv("NEXUSFLOW_API_KEY", KEY)
     monkeypatch.setenv("NEXUSFLOW_BASE_URL", server.base_url)
     return server
@@ -66,7 +66,7 @@ def service(server: LocalServer, clean: None, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def nexusflow(clean: None) -> Command:
-    """The command, without a key unless the test also asks for ``service``."""
+    """The command, without a key unless the test also uses ``service``."""
     return Command()
 
 

@@ -1,4 +1,4 @@
-"""Each example runs as a script would, in a folder of its own and without a key."""
+"""Fixtures that run each example like a script, in its own folder and without a key."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def run() -> Run:
 
 @pytest.fixture(scope="session")
 def port(hold_port: Callable[[], int]) -> int:
-    """A free port, the same for all: vectors are remembered by the server's address."""
+    """A free port for all examples, because the cache depends on the server's address."""
     return hold_port()
 
 
 @pytest.fixture
 def data() -> Callable[[str], Path]:
-    """A standard data set's file, where ``NEXUSFLOW_DATA`` names a folder that has it."""
+    """A file of a standard data set, from the folder that ``NEXUSFLOW_DATA`` names."""
 
     def data(name: str) -> Path:
         folder = os.environ.get("NEXUSFLOW_DATA")

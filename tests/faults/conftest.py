@@ -1,4 +1,4 @@
-"""`pytest tests/faults --all-surfaces` throws every fault at every adapter too."""
+"""Fixtures, and the option `--all-surfaces`, which tests every fault with every adapter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Own backoffs of milliseconds; waits that the server asks for stay as they are."""
+    """Shorten backoffs to milliseconds, but not the waits that the server asks for."""
     from nexusflow_integrations._core.request import retry
 
     monkeypatch.setattr(retry, "BASE_FAULT", 0.01)
@@ -29,6 +29,6 @@ def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def elsewhere() -> Iterator[FaultServer]:
-    """Where nothing may ever be sent: the target of redirects."""
+    """The target of redirects, which must never get a request."""
     with FaultServer(lifetime=3600) as server:
         yield server

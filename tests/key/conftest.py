@@ -1,4 +1,4 @@
-"""Retries that take no time."""
+"""A fixture that makes retries immediate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One fast server without a model, one that is slow on purpose, and answers made up in a test."""
+"""Fixtures: a fast server without a model, a slow one, and responses written by a test."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(autouse=True)
 def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key in the environment, nobody traces, and the note about tokenizing not yet given."""
+    """Remove the key and tracing settings, and reset the note about tokenizing."""
     for name in list(os.environ):
         if name.startswith(("NEXUSFLOW_", "LANGSMITH_", "LANGCHAIN_")):
             monkeypatch.delenv(name)
@@ -41,7 +41,7 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make(server: LocalServer) -> Callable[..., NexusFlowEmbeddings]:
-    """Make embeddings of 64 dimensions at the server, or with other settings."""
+    """Make embeddings for the server, with 64 dimensions or other settings."""
 
     def make(**settings: Any) -> NexusFlowEmbeddings:
         told = {"api_key": server.api_key, "base_url": server.base_url, "dimensions": 64}
@@ -52,7 +52,7 @@ def make(server: LocalServer) -> Callable[..., NexusFlowEmbeddings]:
 
 @pytest.fixture
 def answering(key: str) -> Callable[..., NexusFlowEmbeddings]:
-    """Make embeddings whose requests, sync and async, a function answers."""
+    """Make embeddings whose sync and async requests are answered by a function."""
 
     def make(
         answer: Callable[[httpx.Request], httpx.Response], **settings: Any
@@ -61,7 +61,7 @@ def answering(key: str) -> Callable[..., NexusFlowEmbeddings]:
             return answer(request)
 
         told: dict[str, Any] = {
-            # What one test teaches the core about an account must not reach the next test.
+            # The core's knowledge about an account must not reach the next test.
             "api_key": f"{key}-{next(_numbers)}",
             "base_url": "https://embeddings.invalid/v1",
             "max_retries": 0,
@@ -74,7 +74,7 @@ def answering(key: str) -> Callable[..., NexusFlowEmbeddings]:
 
 
 class Bar:
-    """What tqdm was told."""
+    """Records the calls of a progress bar."""
 
     def __init__(self, **options: Any) -> None:
         self.total = options["total"]
@@ -93,7 +93,7 @@ class Bar:
 
 @pytest.fixture
 def bars(monkeypatch: pytest.MonkeyPatch) -> list[Bar]:
-    """All progress bars that a test made, in place of tqdm's."""
+    """All progress bars that a test made, instead of tqdm's."""
     made: list[Bar] = []
 
     def make(**options: Any) -> Bar:
@@ -105,7 +105,7 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> list[Bar]:
 
 
 class Turns(BaseRateLimiter):
-    """Lets everybody pass; notes who asked, and how many requests had gone out before."""
+    """Never waits; records each caller and the number of requests sent before."""
 
     def __init__(self, server: LocalServer, pause: float) -> None:
         self.server = server
@@ -131,7 +131,7 @@ class Turns(BaseRateLimiter):
 
 @pytest.fixture
 def turns() -> Callable[..., Turns]:
-    """Make a rate limiter that watches a server; ``pause`` is in seconds a turn."""
+    """Make a rate limiter that watches a server; ``pause`` is in seconds for each call."""
 
     def make(server: LocalServer, pause: float = 0.0) -> Turns:
         return Turns(server, pause)

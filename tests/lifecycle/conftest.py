@@ -1,4 +1,4 @@
-"""Real sockets on loopback: the raw-socket fault server, and the local server for its quotas."""
+"""Fixtures with real sockets: the fault server, and the local server for quotas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def server() -> Iterator[FaultServer]:
-    """A server that answers right until a test changes its script."""
+    """A server with correct responses, until a test changes its script."""
     from faults.server import FaultServer
 
     with FaultServer() as server:
@@ -22,7 +22,7 @@ def server() -> Iterator[FaultServer]:
 
 @pytest.fixture
 def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Own backoffs of milliseconds."""
+    """Shorten backoffs to milliseconds."""
     from nexusflow_integrations._core.request import retry
 
     monkeypatch.setattr(retry, "BASE_FAULT", 0.01)

@@ -1,4 +1,4 @@
-"""Servers, an upstream made up in the test, both ways to call, and what LlamaIndex reports."""
+"""Fixtures: servers, a fake API, sync and async calls, and recorders of LlamaIndex events."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(autouse=True)
 def fresh_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No key in the environment, and none of LlamaIndex's global settings from another test."""
+    """Remove the key from the environment, and reset LlamaIndex's global settings."""
     for name in list(os.environ):
         if name.startswith("NEXUSFLOW_"):
             monkeypatch.delenv(name)
@@ -59,7 +59,7 @@ def embedding(server: LocalServer) -> NexusFlowEmbedding:
 
 @pytest.fixture
 def slowly(slow_server: LocalServer) -> Callable[..., NexusFlowEmbedding]:
-    """Make an embedding model on the slow server, whose pace no other test has touched."""
+    """Make an embedding model on the slow server, with a new pace for each test."""
 
     def make(**options: Any) -> NexusFlowEmbedding:
         return NexusFlowEmbedding(
@@ -118,7 +118,7 @@ def _response(status: int, body: dict[str, Any]) -> httpx.Response:
 
 
 class Upstream:
-    """An API made up in the test, behind httpx clients; ``answer`` may say no, or be slow.
+    """A fake API behind httpx clients; ``answer`` may return errors or be slow.
 
     ``answer`` gets the texts of a request and returns a status and a body to answer with, or a
     number of seconds to wait before the right answer, or both, or ``None`` for the right answer.
@@ -152,7 +152,7 @@ class Upstream:
 
     @staticmethod
     def vector_of(text: str, size: int = 64) -> list[float]:
-        """THE vector of a text."""
+        """Return the vector of a text, which is always the same."""
         raw = hashlib.shake_256(f"{size} {text}".encode()).digest(size)
         vector = np.frombuffer(raw, dtype=np.uint8).astype(np.float32) + np.float32(0.5)
         unit: list[float] = (vector / np.linalg.norm(vector)).tolist()
@@ -201,7 +201,7 @@ class Upstream:
                 self.in_flight -= 1
 
     def settles(self, seconds: float = 60.0) -> bool:
-        """Wait until nothing is in flight."""
+        """Wait until no request is in flight."""
         until = time.monotonic() + seconds
         while self.in_flight and time.monotonic() < until:
             time.sleep(0.01)
@@ -214,7 +214,7 @@ def upstream() -> Upstream:
 
 
 class Events(BaseEventHandler):
-    """Keeps every instrumentation event."""
+    """Records every instrumentation event."""
 
     _seen: list[Any] = PrivateAttr(default_factory=list)
 
@@ -226,7 +226,7 @@ class Events(BaseEventHandler):
 
 
 class Spans(BaseSpanHandler[BaseSpan]):
-    """Keeps every span's id and its parent's."""
+    """Records the id of every span and of its parent."""
 
     _parents: dict[str, str | None] = PrivateAttr(default_factory=dict)
 
@@ -261,7 +261,7 @@ def spans() -> Iterator[Spans]:
 
 
 class Callbacks(BaseCallbackHandler):
-    """Keeps every start and end of a callback event, with its payload."""
+    """Records every start and end of a callback event, with its payload."""
 
     def __init__(self) -> None:
         super().__init__([], [])
@@ -299,11 +299,11 @@ def callbacks() -> Callbacks:
 
 @pytest.fixture
 def heard(callbacks: Callbacks) -> CallbackManager:
-    """A callback manager that ``callbacks`` listens to."""
+    """A callback manager with ``callbacks`` as a handler."""
     return CallbackManager([callbacks])
 
 
 @pytest.fixture
 def texts() -> Callable[..., list[str]]:
-    """Make so many different texts."""
+    """Make a number of different texts."""
     return lambda count, prefix="text": [f"{prefix} number {number}" for number in range(count)]

@@ -1,4 +1,4 @@
-"""One server without a model for most tests, and a client that speaks plain HTTP to it."""
+"""Fixtures: a server without a model for most tests, and a plain HTTP client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["nexusflow_server"]
 
 
 class Wire:
-    """A client that knows nothing but HTTP and JSON."""
+    """A client that uses only HTTP and JSON."""
 
     def __init__(self, server: LocalServer) -> None:
         self.server = server
@@ -35,7 +35,7 @@ class Wire:
         return self.http.post("/embeddings", json=body)
 
     def error(self, answer: httpx.Response, status: int) -> dict[str, str]:
-        """The error object of an answer, whose status and form are checked."""
+        """Check the status and form of an error response, and return its error object."""
         assert answer.status_code == status, answer.text
         assert answer.headers["Content-Type"] == "application/json"
         assert answer.headers["X-Request-ID"]
@@ -52,7 +52,7 @@ class Wire:
         return np.frombuffer(base64.b64decode(text, validate=True), "<f4")
 
     def embed(self, texts: list[str], **fields: Any) -> np.ndarray:
-        """Vectors of texts, ten at a time: float32 (n, size)."""
+        """Return the vectors of texts, float32 of shape (n, size), with ten texts in a request."""
         rows = []
         for start in range(0, len(texts), 10):
             answer = self.post(input=texts[start : start + 10], encoding_format="base64", **fields)
@@ -71,7 +71,7 @@ def hash_wire() -> Iterator[Wire]:
 
 @pytest.fixture
 def wire(hash_wire: Wire) -> Wire:
-    """A client of a server without a model, whose counts are at zero."""
+    """A client of a server without a model, with its counts reset."""
     hash_wire.server.reset_stats()
     return hash_wire
 

@@ -1,4 +1,4 @@
-"""A new user: empty folders, and an environment without settings."""
+"""The environment of a new user: empty folders and no settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAUNCHER = Path(__file__).with_name("only_loopback.py")
 
 @dataclass(frozen=True)
 class Newcomer:
-    """Folders of this test's own, and the commands run in them.
+    """The folders of a test, and methods that run commands in them.
 
     Attributes:
         home: The home folder; no XDG variable names another.
@@ -36,7 +36,7 @@ class Newcomer:
     temp: Path
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return the whole environment of a command."""
+        """Return the environment of a command."""
         return {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"]),
             "HOME": str(self.home),
@@ -46,7 +46,7 @@ class Newcomer:
         }
 
     def traced(self, command: list[str], **more: str) -> Trace:
-        """Run a command that must succeed, with the network that is there; return what it did."""
+        """Run a command that must succeed, with network access, and return its trace."""
         if reason := why_not():
             pytest.skip(reason)
         notes = self.home.with_name("notes")
@@ -55,7 +55,7 @@ class Newcomer:
         return did
 
     def alone(self, command: list[str], **more: str) -> str:
-        """Run a command that must succeed without any network but loopback; return its output."""
+        """Run a command that must succeed with only the loopback network, and return its output."""
         done = subprocess.run(
             [sys.executable, str(LAUNCHER), *command],
             cwd=self.work,
@@ -70,7 +70,7 @@ class Newcomer:
         return done.stdout
 
     def wrote_elsewhere(self, did: Trace) -> set[Path]:
-        """Return what a command wrote outside of its own folders."""
+        """Return the files that a command wrote outside of its folders."""
         return did.written_outside(self.home, self.work, self.temp)
 
     def left(self) -> set[str]:
@@ -78,7 +78,7 @@ class Newcomer:
         return {str(path.relative_to(self.home)) for path in self.home.rglob("*") if path.is_file()}
 
     def check_left(self, row: str, temp: Collection[str] = ()) -> None:
-        """Check that what is left is what the documentation says, neither more nor less.
+        """Check that exactly the documented files are left.
 
         Args:
             row: How a row of the table of files in docs/security.md begins.
@@ -97,7 +97,7 @@ class Newcomer:
 
 @pytest.fixture
 def newcomer() -> Iterator[Newcomer]:
-    # Not pytest's own folder: Ray has no room for long names in those of its sockets.
+    # The path is short, because Ray's socket paths have a maximum length.
     with tempfile.TemporaryDirectory(prefix="nf-", ignore_cleanup_errors=True) as folder:
         newcomer = Newcomer(*(Path(folder, part) for part in ("home", "work", "temp")))
         for path in (newcomer.home, newcomer.work, newcomer.temp):

@@ -1,4 +1,4 @@
-"""One index of the real corpus by the real model, shared; and a server without a model."""
+"""Fixtures: a shared index of the real corpus with the real model, and a server without a model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def keywords(corpus: Corpus) -> Keywords:
 def real(
     corpus: Corpus, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Session, Updated]]:
-    """An index filled with the real model and opened through all three, and what filling took."""
+    """An index filled with the real model and opened by all frameworks, and the update's result."""
     folder = tmp_path_factory.mktemp("index")
     with session(lambda _: Index(folder), tuple(FRAMEWORKS), local=True) as opened:
         done = opened.update(corpus, "stdlib")
@@ -50,7 +50,7 @@ def real(
 
 @pytest.fixture
 def endpoint(server: LocalServer) -> Endpoint:
-    """That server as an endpoint."""
+    """The server as an endpoint."""
     return Endpoint(server.base_url, server.api_key, None, server.model)
 
 
@@ -63,7 +63,7 @@ DOCUMENTS = tuple(
 
 @pytest.fixture
 def fill(endpoint: Endpoint, tmp_path: Path) -> Callable[..., Path]:
-    """Write documents to a Chroma folder of this test's."""
+    """Write documents to a Chroma folder of this test."""
 
     def fill(documents: Sequence[Document] = DOCUMENTS, **settings: object) -> Path:
         collection = open_to_write(
@@ -80,7 +80,7 @@ def fill(endpoint: Endpoint, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def open_one(endpoint: Endpoint, fill: Callable[..., Path]) -> Callable[..., Pipeline]:
-    """Open a filled folder of this test's through a framework."""
+    """Open a filled folder of this test with a framework."""
 
     def open_one(framework: str, **settings: object) -> Pipeline:
         return open_pipeline(framework, fill(), endpoint, **settings)

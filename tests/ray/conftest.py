@@ -1,4 +1,4 @@
-"""One small Ray for all tests of this folder, and a server whose key its workers have."""
+"""Fixtures: a small Ray cluster for all tests here, and a server whose key the workers have."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Limits = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Path]:
-    """Start Ray on this machine; the path of its logs."""
+    """Start Ray on this machine, and return the path of its logs."""
     import ray
 
     before = os.environ.get("NEXUSFLOW_API_KEY")
@@ -38,7 +38,7 @@ def cluster() -> Iterator[Path]:
 
 @pytest.fixture
 def limits(cluster: Path) -> Iterator[Limits]:
-    """Start limits under a name of their own; ended with the test."""
+    """Start limits with a name of their own, and end them with the test."""
     from nexusflow_integrations.ray import ClusterLimits
 
     made: list[ClusterLimits] = []

@@ -17,7 +17,7 @@ Recipe = Callable[[str], dict[str, Any]]
 
 
 def recipes() -> dict[str, list[tuple[int, str]]]:
-    """The snippets of the page and their first lines, by the heading that they stand under."""
+    """The snippets of the page and the numbers of their first lines, by heading."""
     text = PAGE.read_text()
     found: dict[str, list[tuple[int, str]]] = {}
     headings = [(match.start(), match[1]) for match in re.finditer(r"^## (.+)$", text, re.M)]
@@ -36,7 +36,7 @@ def server() -> Iterator[LocalServer]:
 
 @pytest.fixture
 def run(server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    """Run all snippets under a heading as they stand; return the names they leave behind."""
+    """Run all snippets under a heading unchanged, and return their variables."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEXUSFLOW_API_KEY", server.api_key)
     monkeypatch.setenv("NEXUSFLOW_BASE_URL", server.base_url)

@@ -1,4 +1,4 @@
-"""Stores on a real server, and a proxy in front of it that breaks connections on demand."""
+"""Fixtures: stores on a real server, and a proxy that can break their connections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nexusflow_integrations.local import LocalServer
 
 
 class Proxy:
-    """Passes bytes on between clients and a server, and notes what clients say.
+    """Forwards bytes between clients and a server, and records what clients send.
 
     Attributes:
         said: All that clients sent.
@@ -90,7 +90,7 @@ def server() -> Iterator[LocalServer]:
 
 @pytest.fixture
 def store_on() -> Iterator[Callable[..., RedisStore]]:
-    """Make stores; all are closed in the end."""
+    """Make stores, and close them after the test."""
     stores: list[RedisStore] = []
 
     def make(url: str, **options: Any) -> RedisStore:

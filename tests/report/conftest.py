@@ -1,4 +1,4 @@
-"""Collections to report on, filled through a server without a model."""
+"""Fixtures: collections to report on, with vectors from a server without a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.local import LocalServer
 
 KEY = "sk-air-very-secret"
-"""The key of ``server``, for what is outside of a test."""
+"""The key of ``server``, for code outside of tests."""
 
 EVIL = "panda </script><img src=x onerror=\"document.title='owned'\"><!-- <script> & \u2028 @DATA@"
 ANIMALS = ("otter", "panda", "finch", "beetle")
@@ -22,7 +22,7 @@ HABITS = ("eats", "sleeps near", "looks for", "plays with", "hides")
 
 
 def documents(count: int) -> list[str]:
-    """Return texts about animals; each animal's are alike."""
+    """Return texts about animals. The texts about one animal are similar."""
     return [
         f"The {ANIMALS[number % 4]} {HABITS[number // 4 % 5]} thing number {number}."
         for number in range(count)
@@ -35,7 +35,7 @@ def function(server: LocalServer) -> NexusFlowEmbeddingFunction:
 
 
 def fill(folder: Path, function: NexusFlowEmbeddingFunction, count: int) -> Any:
-    """Return a collection ``zoo`` of ``count`` documents and the evil one, in ``folder``."""
+    """Return a collection ``zoo`` in ``folder``, with ``count`` documents and one with markup."""
     client = chromadb.PersistentClient(str(folder))
     collection: Any = client.create_collection("zoo", embedding_function=function)  # type: ignore[arg-type]
     texts = [*documents(count), EVIL]

@@ -1,4 +1,4 @@
-"""Programs that use the client: they embed, stream, cancel, and record the results."""
+"""Simulated programs: they embed, stream and cancel, and record the results."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .scenario import Visit
 from .threads import Buried, ProgramThread
 
 VISIT: ContextVar[Outcome | None] = ContextVar("VISIT", default=None)
-"""The caller of the current call, also set on the engine's loop."""
+"""The caller of the current call, which is also set on the engine's loop."""
 KEY = "sk-air-simulated-0123456789"
 
 
 @dataclass(eq=False)
 class Client:
-    """A client in one process; ``given`` and ``spent_before`` come from the parent of a fork."""
+    """A client in one process. ``given`` and ``spent_before`` come from the parent of a fork."""
 
     number: int
     process: Process
@@ -57,9 +57,9 @@ def client(number: int, process: Process, options: dict[str, Any]) -> Client:
 
 @dataclass(eq=False)
 class Outcome:
-    """The result of a visit so far; ``rows`` and ``refused`` by index.
+    """The result of a visit so far. ``rows`` and ``refused`` are by index.
 
-    ``calls`` are the engine's calls for it: several for a stream.
+    ``calls`` are the engine's calls for the visit. A stream has several.
     """
 
     visit: Visit

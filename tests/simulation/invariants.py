@@ -1,4 +1,4 @@
-"""Invariants after every run: results, deadlines, and that nothing is left behind."""
+"""Check the invariants after every run: results, deadlines, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check(run: Run) -> None:
     """Check all invariants.
 
     Raises:
-        Broken: One is violated.
+        Broken: An invariant is violated.
     """
     for outcome in run.callers.outcomes:
         if outcome.ended is not None:
@@ -50,7 +50,7 @@ def check_closed(run: Run) -> None:
     """Check what must hold once all clients are closed.
 
     Raises:
-        Broken: It is violated.
+        Broken: An invariant is violated.
     """
     payments.check_given_back(run)
 
@@ -77,7 +77,7 @@ def _complete(outcome: Outcome) -> None:
 
 
 def _kept(run: Run, outcome: Outcome) -> None:
-    """Vectors that came before a failure are in the error."""
+    """Check that vectors that arrived before a failure are in the error."""
     if not isinstance(outcome.error, NexusFlowError):
         return
     have = {outcome.visit.texts[index] for index in outcome.rows}
@@ -133,10 +133,10 @@ def _deadline(run: Run, outcome: Outcome) -> None:
 
 
 def _time_for_the_request(run: Run, outcome: Outcome) -> None:
-    """A call that nothing but the store holds up has time left to send something.
+    """Check that a call which only the store delays has time left to send a request.
 
-    Seen where nobody else calls meanwhile, or has died with claims that it could not release, and
-    the process has had nothing but good answers.
+    The check applies if no other process calls meanwhile or died without releasing its claims, and
+    if the process had only good responses.
     """
     process, began, ended = outcome.client.process, outcome.began, outcome.ended
     options = run.scenario.clients[outcome.client.number]
@@ -180,7 +180,7 @@ def _nothing_left(run: Run) -> None:
 
 
 def _concurrency(run: Run) -> None:
-    """No process has more requests in flight than its largest ``max_concurrency``."""
+    """Check that no process has more requests in flight than its largest ``max_concurrency``."""
     for process in run.processes:
         widest = max(options["max_concurrency"] for options in run.scenario.clients)
         turns = [
@@ -197,7 +197,7 @@ def _concurrency(run: Run) -> None:
 
 
 def _hints(run: Run) -> None:
-    """A batch is not retried before the time that the server asked for."""
+    """Check that a batch is not retried before the time that the server asked for."""
     batches: dict[tuple[int, str], list[Sent]] = {}
     for sent in run.server.sent:
         batches.setdefault((id(sent.call), "\n".join(sent.texts)), []).append(sent)

@@ -1,4 +1,4 @@
-"""Invariants of money: usage is what was billed, budgets hold, no text is paid for twice."""
+"""Check payments: usage is what was billed, budgets hold, and no text is paid for twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check(run: Run) -> None:
     """Check all invariants.
 
     Raises:
-        Broken: One is violated.
+        Broken: An invariant is violated.
     """
     for client in run.clients:
         sent = [one for one in run.server.sent if _is_of(one, client)]
@@ -68,10 +68,10 @@ def _shared_budget(run: Run, number: int, budget: ScriptedBudget) -> None:
 
 
 def check_given_back(run: Run) -> None:
-    """No client that was closed keeps a part of a shared budget.
+    """Check that no closed client keeps a part of a shared budget.
 
     Raises:
-        Broken: One does.
+        Broken: A closed client keeps a part.
     """
     if len(run.living) < len(run.processes):
         return
@@ -90,7 +90,7 @@ def _usage(client: Client, sent: list[Sent]) -> None:
         raise Broken(f"usage: {requests} requests are counted, and {len(sent)} were sent")
     arrived = [one for one in sent if one.arrived]
     most = sum(map(_tokens, arrived))
-    # Or between reading a response and counting its tokens.
+    # It may also be interrupted between reading a response and counting its tokens.
     perhaps = [one for one in arrived if any(one is thread.sent for thread in threads)]
     least = most - sum(map(_tokens, perhaps))
     tokens = usage.tokens - before.tokens
@@ -99,7 +99,7 @@ def _usage(client: Client, sent: list[Sent]) -> None:
 
 
 def _counted_unsent(thread: ProgramThread, client: Client) -> bool:
-    """Whether the interrupted ``thread`` may have counted a request that it did not send."""
+    """Return whether the interrupted ``thread`` may have counted a request that it did not send."""
     if thread.call is None or thread.call.settings is not client.real.settings:
         return False
     return thread.sent is None
@@ -112,11 +112,11 @@ def _tokens(sent: Sent) -> int:
 
 
 LATE = 0.3
-"""Seconds of a given limit that may be caught up."""
+"""Seconds of a limit that a process may catch up."""
 
 
 def _quota(run: Run) -> None:
-    """Given limits hold for each process, or for all together if they share a store."""
+    """Check that limits hold for each process, or for all together if they share a store."""
     minute = run.clients[0].real.settings.requests_per_minute
     if minute is None:
         return
@@ -145,7 +145,7 @@ def _scope(sent: Sent) -> tuple[object, ...]:
 
 
 def _in_flight_once(run: Run) -> None:
-    """No process has a text in flight twice."""
+    """Check that no process has a text in flight twice."""
     for sent, other in combinations(run.server.sent, 2):
         if (
             sent.process is other.process
@@ -158,7 +158,7 @@ def _in_flight_once(run: Run) -> None:
 
 
 def _paid_once(run: Run) -> None:
-    """With a cache, no text is paid for twice, unless its vector was lost before it was stored."""
+    """With a cache, check that no text is paid for twice, unless its vector was not stored."""
     paid: dict[tuple[object, ...], list[Sent]] = {}
     for sent in sorted(run.server.sent, key=lambda one: one.sent_at):
         if not sent.billed:
@@ -178,7 +178,7 @@ COMMIT = 1.0
 
 
 def _is_kept(sent: Sent, text: str, run: Run) -> bool:
-    """Whether the vector of ``text`` was certainly stored before its claim expired.
+    """Return whether the vector of ``text`` was certainly stored before its claim expired.
 
     A split batch is stored when all of it has arrived, without a suspension before that.
     """
@@ -206,13 +206,13 @@ def _kept_at(sent: Sent, text: str) -> float:
 
 
 def _knows(sent: Sent) -> bool:
-    """Whether the store answered the sender before the sender gave up waiting."""
+    """Return whether the store answered the sender before the sender stopped waiting."""
     process = sent.process
     return process.lost_store_at == float("inf") and process.hurried_at > sent.sent_at
 
 
 def _repaid(run: Run) -> None:
-    """Nobody says that a text may have been paid for twice if no claim can have run out."""
+    """Check that no report says a text may be paid for twice if no claim can have expired."""
     repaid = sum(one.real.usage.repaid - one.given.repaid for one in run.clients)
     if repaid and not any(
         not process.is_alive
@@ -224,4 +224,4 @@ def _repaid(run: Run) -> None:
 
 
 RUNS_OUT = 5.0
-"""Seconds without a renewal after which a claim may run out, or sooner: it lasts ten."""
+"""Seconds without a renewal after which a claim may have expired. A claim lasts ten seconds."""

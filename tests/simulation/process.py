@@ -36,7 +36,7 @@ class Wait(BaseException):
 
 
 class Process:
-    """One process with its background loop and the program's own loop.
+    """One process with its background loop and the loop of its program.
 
     ``delay`` returns random seconds for the work of a thread.
     """
@@ -65,7 +65,7 @@ class Process:
         engine_module._engines[self.background] = self.engine
 
     def later(self, seconds: float, do: Callable[[], object]) -> None:
-        """Call ``do`` in another thread, ``seconds`` from now or when the process is resumed."""
+        """Call ``do`` in another thread after ``seconds``, or when the process is resumed."""
         self.world.after(seconds, partial(self._do, do))
 
     def _do(self, do: Callable[[], object]) -> None:
@@ -81,7 +81,7 @@ class Process:
             self.world.running = None
 
     def stop(self, seconds: float) -> None:
-        """Like SIGSTOP, with SIGCONT after ``seconds``."""
+        """Stop the process like SIGSTOP, and continue it after ``seconds``."""
         if not self.runs:
             return
         now = self.world.now
@@ -99,13 +99,13 @@ class Process:
                 self._do(do)
 
     def die(self) -> None:
-        """As SIGKILL."""
+        """End the process like SIGKILL."""
         self.world.note(f"{self.name} dies")
         self.runs = self.is_alive = False
         self.stops.append((self.world.now, float("inf")))
 
     def stopped_for(self, begin: float, end: float) -> float:
-        """Return the seconds between ``begin`` and ``end`` in which it was stopped."""
+        """Return the seconds between ``begin`` and ``end`` in which the process was stopped."""
         return sum(max(0.0, min(end, to) - max(begin, since)) for since, to in self.stops)
 
 
@@ -154,7 +154,7 @@ class _Engine(Engine):
             self.ended[call] = self._process.world.now
 
     def leftovers(self) -> Iterator[str]:
-        """Yield what is left behind by calls and should not be."""
+        """Yield everything that calls left behind and should have removed."""
         for endpoint in self._endpoints.values():
             if endpoint.admission.in_flight:
                 yield f"{endpoint.admission.in_flight} requests in flight"

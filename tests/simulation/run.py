@@ -1,4 +1,4 @@
-"""One run for one seed: simulate it, check it, clean up."""
+"""Simulate one seed, check the invariants, and clean up."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class Run:
             for one in self.clients
             if one.process.is_alive
         )
-        # A client does not wait longer than its deadline for what it has sent to a slow service.
+        # A client waits at most until its deadline for a slow service.
         self.world.run(lambda: all(map(_has_idle_threads, self.living)), at_most=60)
         check_closed(self)
         self._finish(
@@ -218,7 +218,7 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all events."""
+        """Return a hash of all events."""
         return hashlib.sha256(repr(self.world.trace).encode()).hexdigest()[:16]
 
     @property

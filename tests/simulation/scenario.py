@@ -16,7 +16,7 @@ ARRIVALS = 6.0
 
 @dataclass
 class Visit:
-    """One call to make; ``begin`` is in seconds from the start.
+    """One call of a program; ``begin`` is in seconds from the start.
 
     Attributes:
         kind: "embed", "query", "stream" or "unordered stream".
@@ -41,13 +41,13 @@ class Visit:
 
     @property
     def reports(self) -> bool:
-        """Whether the caller is told the progress; a sync call then needs the event loop."""
+        """Whether the caller gets progress reports. A sync call then needs the event loop."""
         return self.kind == "embed" and not self.is_in_thread
 
 
 @dataclass
 class Incident:
-    """Something that happens to a process at ``at`` seconds from the start.
+    """An event in a process, ``at`` seconds from the start.
 
     Attributes:
         what: "stop", "die", "fork", or "set the clock" of its host.
@@ -67,7 +67,7 @@ class Scenario:
     """Everything in a run except the order of simultaneous events.
 
     Attributes:
-        clients: The arguments of each; ``pacer`` and ``shared_budget`` are made of numbers.
+        clients: The arguments of each; numbers stand for ``pacer`` and ``shared_budget``.
         service_fails: Probability that a call to a shared service fails.
         delay: Mean seconds of a thread's work.
     """
@@ -217,7 +217,7 @@ def _use_threads(
     visits: list[Visit],
     vocabulary: list[str],
 ) -> None:
-    """Let some seeds make sync calls in threads, most of them with what goes without the loop."""
+    """Let some seeds make sync calls in threads, most of them without the event loop."""
     if chance.random() < 0.3:
         return
     for visit in visits:

@@ -44,7 +44,7 @@ class SimulatedTime:
 
 
 class SimulatedOs:
-    """The real one, but for the process id and for randomness."""
+    """The real ``os``, except for the process id and random numbers."""
 
     def __init__(self, world: World, chance: random.Random) -> None:
         self._world = world

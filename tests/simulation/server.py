@@ -53,9 +53,9 @@ class ServerScript:
         latency: Approximate seconds of a response.
         size: Dimensions of a vector if the request does not say.
         faults: The name of a fault (below) and its probability.
-        outages: (from, to, name of a fault): nothing else happens in between.
-        batch_limit: Most texts per request.
-        quota: Requests per second, with a second's worth at once; more get a 429.
+        outages: (from, to, name of a fault): every request in between has this fault.
+        batch_limit: Maximum texts per request.
+        quota: Requests per second, with a burst of one second. More requests get a 429.
         refuses_base64: Whether it supports only floats.
         hides_usage: Probability that a response does not contain the usage.
     """
@@ -74,7 +74,8 @@ class ServerScript:
 class Sent:
     """One request, as recorded by the simulation.
 
-    ``billed`` is in tokens; ``fate`` is what the server did; ``reported`` the tokens that it said.
+    ``fate`` is what the server did; ``billed`` and ``reported`` are in tokens, ``reported`` as in
+    the response.
     ``began_at`` is when the client began to connect for it, ``closed_at`` when it finished it, and
     ``answered`` whether it got a response.
     """
@@ -96,7 +97,7 @@ class Sent:
 
     @property
     def arrived(self) -> bool:
-        """Whether its vectors reached the client."""
+        """Whether the vectors reached the client."""
         return self.answered and self.fate == "right"
 
 
@@ -260,7 +261,7 @@ class Server:
         return TransportFault("the connection broke"), 0.0
 
     def _silent(self, sent: Sent, body: dict[str, Any]) -> tuple[Answer, float]:
-        """Billed, and answered after the client has given up."""
+        """Never respond; usually bill the request."""
         if self._chance.random() < 0.7:
             self._bill(sent)
         return _no(504, None, "nobody reads this"), float("inf")
@@ -270,7 +271,7 @@ class Server:
         return self._answer(sent, self._data(sent, body)[1:]), 0.0
 
     def _doubled(self, sent: Sent, body: dict[str, Any]) -> tuple[Answer, float]:
-        """One vector appears twice, another is missing."""
+        """Return one vector twice, and leave out another."""
         self._bill(sent)
         data = [
             {"index": min(index, len(sent.texts) - 2), "embedding": [1.0] * sent.size}
@@ -279,7 +280,7 @@ class Server:
         return self._answer(sent, data), 0.0
 
     def _broken(self, sent: Sent, body: dict[str, Any]) -> tuple[Answer, float]:
-        """Truncated, with NaN, or of the wrong size."""
+        """Return a truncated response, or vectors with NaN or of the wrong size."""
         self._bill(sent)
         data = self._data(sent, body)
         how = self._chance.randrange(3)

@@ -22,13 +22,13 @@ def test_every_seed_keeps_all_invariants(first: int) -> None:
 
 @pytest.mark.parametrize("seed", [25577, 33642, 6135, 1135388])
 def test_seeds_that_once_found_a_fault_keep_all_invariants(seed: int) -> None:
-    """A pause while a stream waited; a batch out of order; Ctrl-C before a reply was counted."""
+    """They had a pause while a stream waited, a batch out of order, and an early Ctrl-C."""
     assert [report for _, report in failures([seed]) if report] == []
 
 
 @pytest.mark.slow
 def test_a_seed_gives_the_same_run() -> None:
-    """Twice in this process, and in others, where sets have another order."""
+    """The seed runs twice in this process, and in others, where sets have another order."""
     here = _fingerprints()
     assert len(set(here)) == len(here)
     assert _fingerprints() == here

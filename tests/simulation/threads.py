@@ -43,7 +43,7 @@ _running = threading.local()
 
 
 class Buried(BaseException):
-    """Ends a thread whose process was killed."""
+    """Raised in a thread to end it when its process was killed."""
 
 
 class ProgramThread:
@@ -66,7 +66,7 @@ class ProgramThread:
         process.program_threads.append(self)
 
     def start(self, work: Callable[[], None]) -> None:
-        """Do ``work`` in it, until it first waits."""
+        """Do ``work`` in the thread until it waits for the first time."""
         # An empty context: the thread must not see the variables of the world's.
         self._thread = threading.Thread(target=Context().run, args=(self._run, work), daemon=True)
         self._thread.start()
@@ -124,14 +124,14 @@ class ProgramThread:
         self.process.later(seconds, partial(self._wake, self._waits))
 
     def interrupt(self) -> None:
-        """Raise ``KeyboardInterrupt`` where it waits, as Ctrl-C would."""
+        """Raise ``KeyboardInterrupt`` where the thread waits, like Ctrl-C."""
         if not self.has_ended:
             self.interrupted = True
             self._raise = KeyboardInterrupt()
             self._step()
 
     def bury(self) -> None:
-        """End it wherever it waits."""
+        """End the thread wherever it waits."""
         self._likely = 0.0
         self._raise = Buried()
         while not self.has_ended:

@@ -1,4 +1,4 @@
-"""A server that accepts one key, which only the environment may hold."""
+"""Fixtures: a server that accepts one key, which only the environment has."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read as Haystack is import
 
 @pytest.fixture
 def slow_server(slow_server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> LocalServer:
-    """The slow server, named by the environment."""
+    """Set the slow server in the environment."""
     monkeypatch.setenv("NEXUSFLOW_BASE_URL", slow_server.base_url)
     return slow_server
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, server: LocalServer) -> None:
-    """What a user sets."""
+    """Set the environment as a user does."""
     monkeypatch.setenv("NEXUSFLOW_API_KEY", server.api_key)
     monkeypatch.setenv("NEXUSFLOW_BASE_URL", server.base_url)
 
 
 @pytest.fixture
 def wrong_key(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A key that the environment holds and the server refuses."""
+    """Set a key in the environment that the server refuses."""
     monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-another")
     return "sk-air-another"

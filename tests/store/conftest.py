@@ -1,4 +1,4 @@
-"""A store on a fresh file, a simulated clock, and workers that are real processes."""
+"""Fixtures: stores on new files or servers, a simulated clock, and real worker processes."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def kept_in() -> str:
-    """Where stores are: what holds for both is marked with ``file`` and ``redis``."""
+    """The place of stores: tests that hold for both run with ``file`` and ``redis``."""
     return "file"
 
 
 @pytest.fixture
 def place(kept_in: str, path: Path, request: pytest.FixtureRequest) -> str:
-    """What ``cache=`` takes."""
+    """The value for ``cache=``."""
     return str(path) if kept_in == "file" else str(request.getfixturevalue("redis_server").url)
 
 
 @pytest.fixture
 def store_on(place: str, clock: Any) -> Iterator[Callable[..., Store]]:
-    """Make stores, by default on one file or server and one clock; all are closed in the end."""
+    """Make stores, by default with one file or server and one clock, and close them at the end."""
     stores: list[Store] = []
 
     usual = address_or_path(place)
@@ -67,7 +67,7 @@ def keyer() -> Keyer:
 
 @pytest.fixture
 def work() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start ``workers.py`` in a process of its own; all are gone in the end."""
+    """Start ``workers.py`` in new processes, and end them after the test."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(job: str, **options: Any) -> subprocess.Popen[str]:
@@ -88,7 +88,7 @@ def work() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 @pytest.fixture
 def start_together() -> Callable[[Path, int], None]:
-    """Let so many workers go at once that wait for a file."""
+    """Start a number of workers, which wait for a file, at the same time."""
 
     def go(ready: Path, count: int) -> None:
         until = time.monotonic() + 300
@@ -102,7 +102,7 @@ def start_together() -> Callable[[Path, int], None]:
 
 @pytest.fixture
 def outcome() -> Callable[[subprocess.Popen[str]], Any]:
-    """Wait for a worker and return what it printed last, as JSON."""
+    """Wait for a worker, and return its last line of output, parsed as JSON."""
 
     def wait(process: subprocess.Popen[str]) -> Any:
         output, errors = process.communicate(timeout=600)
