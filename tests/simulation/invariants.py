@@ -135,8 +135,8 @@ def _deadline(run: Run, outcome: Outcome) -> None:
 def _time_for_the_request(run: Run, outcome: Outcome) -> None:
     """Check that a call which only the store delays has time left to send a request.
 
-    The check applies if no other process calls meanwhile or died without releasing its claims, and
-    if the process had only good responses.
+    Checked if nobody else calls meanwhile, no process has died or lost its store with claims that
+    it could not release, and the process has received nothing but good responses.
     """
     process, began, ended = outcome.client.process, outcome.began, outcome.ended
     options = run.scenario.clients[outcome.client.number]
@@ -146,6 +146,7 @@ def _time_for_the_request(run: Run, outcome: Outcome) -> None:
         or options.keys() & {"pacer", "requests_per_minute", "budget", "shared_budget"}
         or process.stopped_for(began, ended)
         or any(incident.what == "die" for incident in run.scenario.incidents)
+        or any(other.lost_store_at < ended for other in run.processes)
         or any(one.process is process and one.fate != "right" for one in run.server.sent)
     ):
         return
