@@ -1,4 +1,4 @@
-"""What a server can do wrong, one function (or maker of functions) each; see `server.Wire`."""
+"""The faults of a server: one function, or a maker of functions, for each; see `server.Wire`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def says(
     headers: Headers | Callable[[], Headers] = (),
     **options: Any,
 ) -> Behaviour:
-    """Answer with this status and body; a callable makes the headers when they are sent."""
+    """Respond with this status and body. A callable makes the headers when they are sent."""
 
     def behaviour(wire: Wire) -> None:
         wire.respond(status, body, headers() if callable(headers) else headers, **options)
@@ -63,7 +63,7 @@ def html(status: int, title: str, **options: Any) -> Behaviour:
 
 
 def echoes_the_key(status: int) -> Behaviour:
-    """The server repeats the Authorization header in its complaint."""
+    """The server repeats the Authorization header in its error message."""
 
     def behaviour(wire: Wire) -> None:
         assert wire.request is not None
@@ -184,12 +184,12 @@ def edited(
 
 
 def replaced(make: Callable[[dict[str, Any]], Any], encoding: str | None = None) -> Behaviour:
-    """What `make` makes of the right body."""
+    """The right body, changed by `make`."""
     return lambda wire: wire.respond(200, make(wire.right_body(encoding)))
 
 
 def unchanged(body: dict[str, Any]) -> None:
-    """For `edited`, where the encoding or a header is the point."""
+    """For `edited`, when the encoding or a header is tested."""
 
 
 def each_item(change: Callable[[int, dict[str, Any]], Any]) -> Callable[[dict[str, Any]], None]:
@@ -224,7 +224,7 @@ def last_element(value: Any) -> Behaviour:
 
 
 def literal_element(literal: str) -> Behaviour:
-    """A number that no JSON library would write."""
+    """A number in a form that no JSON library writes."""
 
     def change(body: dict[str, Any]) -> str:
         body["data"][-1]["embedding"][-1] = "@"
@@ -300,7 +300,7 @@ def closes_on_accept(wire: Wire) -> None:
 
 @at("connect")
 def silent_on_accept(wire: Wire) -> None:
-    """The connection stands, nothing is ever read or answered (also a stalled TLS handshake)."""
+    """The connection stays open, but nothing is read or sent (or a TLS handshake stalls)."""
     wire.pause(60)
 
 
@@ -337,7 +337,7 @@ def closes_mid_body(wire: Wire) -> None:
 
 
 def close_delimited(part: float = 1.0) -> Behaviour:
-    """No length; the end of the connection is the end of the body, whatever is missing."""
+    """The response has no length: the body ends with the connection, even if it is truncated."""
 
     def behaviour(wire: Wire) -> None:
         _, body = right_bytes(wire)
@@ -386,7 +386,7 @@ def chunk_truncated(wire: Wire) -> None:
 
 
 def chunks_without_end(wire: Wire) -> None:
-    """All of the body, then the connection ends without the last chunk."""
+    """The whole body is sent, but the connection ends before the last chunk."""
     _, body = right_bytes(wire)
     wire.send(CHUNKED_HEAD + b"\r\n" + chunk(body))
     wire.fin()
@@ -424,12 +424,12 @@ def length_too_long_then_close(wire: Wire) -> None:
 
 
 def length_too_short(wire: Wire) -> None:
-    """The rest of the body stays on the connection, for the next response to trip over."""
+    """The rest of the body stays on the connection and damages the next response."""
     wire.respond(200, wire.right_body(), length=20)
 
 
 def smuggles_a_second_answer(wire: Wire) -> None:
-    """The right answer and, in the same bytes, a whole answer to a question nobody asked."""
+    """The right response, and in the same bytes a second response to no request."""
     head, body = right_bytes(wire)
     assert wire.request is not None
     alien = payload(
@@ -443,7 +443,7 @@ def smuggles_a_second_answer(wire: Wire) -> None:
 
 
 def smuggles_late(wire: Wire) -> None:
-    """As above, but the second answer comes a moment after the first."""
+    """Like above, but the second response is sent a moment after the first."""
     wire.right()
     wire.pause(0.02)
     assert wire.request is not None
@@ -480,7 +480,7 @@ def sends(data: bytes, *, close: bool = True) -> Behaviour:
 
 
 def http_0_9(wire: Wire) -> None:
-    """A body and nothing else."""
+    """A body without status line and headers."""
     wire.send(encode(wire.right_body()))
     wire.fin()
 
@@ -530,7 +530,7 @@ def drips_error_body(status: int) -> Behaviour:
 
 
 def interim(status: int, times: int | None, every: float = 0.02) -> Behaviour:
-    """1xx responses before the right one; without end if `times` is None."""
+    """1xx responses before the right one; if `times` is None, they never end."""
 
     def behaviour(wire: Wire) -> None:
         sent = 0
@@ -575,7 +575,7 @@ def endless_body(wire: Wire) -> None:
 
 
 def huge_length(wire: Wire) -> None:
-    """An honest Content-Length of 64 GB, and bytes to match."""
+    """A true Content-Length of 64 GB, and that many bytes."""
     wire.send(
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 64000000000\r\n\r\n"
     )
@@ -641,7 +641,7 @@ def then_closes(behaviour: Behaviour) -> Behaviour:
 
 
 def right_then_close(after: float) -> Behaviour:
-    """Close the idle connection without a word, `after` seconds after the answer."""
+    """Close the idle connection without notice, `after` seconds after the response."""
 
     def behaviour(wire: Wire) -> None:
         wire.right()
@@ -658,7 +658,7 @@ def right_then_reset(wire: Wire) -> None:
 
 
 def right_once_per_connection(then: Behaviour) -> Behaviour:
-    """The first request of each connection is answered; the next one on it meets `then`."""
+    """The first request of each connection gets the right response; the next one gets `then`."""
     served: set[int] = set()
 
     def behaviour(wire: Wire) -> None:
@@ -722,7 +722,7 @@ def redirects(status: int, location: Callable[[Wire], str | None]) -> Behaviour:
 
 
 def one_after_another(behaviours: Iterable[Behaviour]) -> Behaviour:
-    """One behaviour a request; then right answers."""
+    """One behaviour for each request, then right responses."""
     queue: Iterator[Behaviour] = iter(list(behaviours))
 
     def behaviour(wire: Wire) -> None:

@@ -213,7 +213,7 @@ def _moderated_and_shaky(wire: Wire) -> None:
         wire.right()
 
 
-# ---- HTTP status: F1-F32
+# ---- HTTP status
 
 terminal(
     "F1",
@@ -226,27 +226,27 @@ terminal(
 )
 row(
     "F2",
-    "400 batch larger than 4: the limit is remembered, the batch split",
+    "400 for a batch of more than 4 texts: the batch is split and the limit remembered",
     larger_than(4, b.says(400, b.batch_size_error(4))),
     Right((4, 5)),
     texts=TEN,
 )
 row(
     "F2",
-    "400 batch larger than 4 over three batches",
+    "400 for batches of more than 4 texts, with three batches",
     larger_than(4, b.says(400, b.batch_size_error(4))),
     Right((9, 13)),
     texts=poisoned(30),
 )
 row(
     "F2",
-    "400 batch larger than 1",
+    "400 for a batch of more than 1 text",
     larger_than(1, b.says(400, b.batch_size_error(1))),
     Right((4, 4)),
 )
 row(
     "F2",
-    "400 that names a limit which the batch respects",
+    "400 with a batch limit that the batch does not exceed",
     b.says(400, b.batch_size_error(10)),
     Raises(("BadRequestError", "RefusedTextsError"), (1, 6)),
 )
@@ -257,7 +257,7 @@ for fault, words, body in (
     refusal = marked("POISON", b.says(400, body))
     row(
         fault,
-        f"400 {words} of text 3 of 10: found by splitting",
+        f"400 for the {words} of text 3 of 10, which is found by splitting",
         refusal,
         Raises(
             "RefusedTextsError", (2, 9), match="3", finished=all_but(10, 3), refused=frozenset({3})
@@ -266,14 +266,14 @@ for fault, words, body in (
     )
     row(
         fault,
-        f"400 {words} of texts 0 and 9 of 10",
+        f"400 for the {words} of texts 0 and 9 of 10",
         refusal,
         Raises("RefusedTextsError", (3, 15), finished=all_but(10, 0, 9), refused=frozenset({0, 9})),
         texts=poisoned(10, 0, 9),
     )
     row(
         fault,
-        f"400 {words} of text 17 of 25, in its own batch",
+        f"400 for the {words} of text 17 of 25, in three batches",
         refusal,
         Raises(
             "RefusedTextsError",
@@ -286,21 +286,21 @@ for fault, words, body in (
     )
     row(
         fault,
-        f"400 {words} of all three texts",
+        f"400 for the {words} of all three texts",
         refusal,
         Raises("RefusedTextsError", (3, 6), finished=frozenset(), refused=frozenset({0, 1, 2})),
         texts=poisoned(3, 0, 1, 2),
     )
     row(
         fault,
-        f"400 {words} of the only text",
+        f"400 for the {words} of the only text",
         refusal,
         Raises(("RefusedTextsError", "BadRequestError"), (1, 1)),
         texts=poisoned(1, 0),
     )
 row(
     "F4",
-    "400 moderation of one text, and two 503",
+    "400 for the moderation of one text, and two responses with 503",
     _moderated_and_shaky,
     Raises("RefusedTextsError", (4, 11), finished=all_but(10, 6), refused=frozenset({6})),
     texts=poisoned(10, 6),
@@ -396,7 +396,7 @@ transient("F11", "425", b.says(425, b.error("too_early")), "APIStatusError", rai
 TOO_LARGE = b.error("request_too_large", "Request body too large")
 row(
     "F12",
-    "413 above two texts: the batch is split",
+    "413 for more than two texts: the batch is split",
     larger_than(2, b.says(413, TOO_LARGE)),
     Right((6, 11)),
     texts=TEN,
@@ -489,14 +489,14 @@ for code in ("PrepaidBillOverdue", "PostpaidBillOverdue", "CommodityNotPurchased
     )
 row(
     "F22",
-    "429 that names a token limit below the batch: split",
+    "429 with a token limit below that of the batch, which is split",
     b.token_limit(400),
     Right((3, 16)),
     texts=tuple(f"text {i} " + "lorem ipsum " * 12 for i in range(10)),
 )
 row(
     "F22",
-    "429 that names a token limit below one text",
+    "429 with a token limit below that of one text",
     b.token_limit(40),
     Raises(("RateLimitError", "RefusedTextsError", "BadRequestError"), (1, 6)),
     texts=("lorem ipsum " * 20,),
@@ -684,7 +684,7 @@ row(
     Raises("APIStatusError", (1, 3), status=500),
 )
 
-# ---- error shapes: F33-F43
+# ---- error shapes
 
 WORDS = "the server's message"
 for fault, name, body, extra in (
@@ -801,7 +801,7 @@ row(
 )
 transient("F43", "503 with a truncated body", b.error_cut(503), ("InternalServerError", *CUT))
 
-# ---- invalid responses with status 200: F44-F83
+# ---- invalid responses with status 200
 
 broken(
     "F44",
@@ -823,7 +823,7 @@ row(
 )
 row(
     "F44",
-    "200 with moderation of one text: found by splitting",
+    "200 with the moderation of one text, which is found by splitting",
     marked("POISON", b.says(200, b.MODERATION_ERROR)),
     Raises("RefusedTextsError", (2, 9), finished=all_but(10, 3), refused=frozenset({3})),
     texts=poisoned(10, 3),
@@ -1033,7 +1033,7 @@ either(
 )
 either(
     "F72",
-    "base64 in lines",
+    "base64 with line breaks",
     b.last_base64(lambda s: "\n".join(s[i : i + 76] for i in range(0, len(s), 76))),
 )
 either("F72", "base64 as a data URL", b.last_base64(lambda s: "data:;base64," + s))
@@ -1053,10 +1053,10 @@ for name, usage in (
 harmless("F73", "usage missing", b.edited(lambda body: body.pop("usage")))
 harmless("F74", "another model's name", b.edited(lambda body: body.update(model="gpt-9")))
 harmless("F74", "no model", b.replaced(lambda body: {"data": body["data"]}))
-either("F75", "data twice, the right one last", b.raw(lambda s: '{"data":[],' + s[1:]))
+either("F75", "data given twice, the right one last", b.raw(lambda s: '{"data":[],' + s[1:]))
 either(
     "F75",
-    "index twice, the right one last",
+    "index given twice, the right one last",
     b.raw(lambda s: s.replace('"index":', '"index": 7, "index":')),
 )
 either("F76", "byte order mark", b.raw(lambda s: b"\xef\xbb\xbf" + s.encode()))
@@ -1104,7 +1104,7 @@ either(
     b.raw(lambda s: f"data: {s}\n\ndata: [DONE]\n\n", content_type="text/event-stream"),
 )
 
-# ---- transport: F84-F110
+# ---- transport
 
 
 def _closed_port(server: FaultServer) -> str:
@@ -1132,8 +1132,20 @@ transient(
 )
 # A calling thread may find its new connection gone before it has sent anything: then one more.
 gone_at_once: dict[str, Any] = {"most": 4, "once_most": 3}
-transient("F87", "accept then reset", b.resets_on_accept, "APIConnectionError", **gone_at_once)
-transient("F88", "accept then close", b.closes_on_accept, "APIConnectionError", **gone_at_once)
+transient(
+    "F87",
+    "connection accepted, then reset",
+    b.resets_on_accept,
+    "APIConnectionError",
+    **gone_at_once,
+)
+transient(
+    "F88",
+    "connection accepted, then closed",
+    b.closes_on_accept,
+    "APIConnectionError",
+    **gone_at_once,
+)
 transient("F87", "reset on the request", b.resets_on_request, "APIConnectionError")
 transient("F88", "close on the request", b.closes_on_request, "APIConnectionError")
 transient("F89", "reset in the headers", b.resets_mid_head, "APIConnectionError")
@@ -1474,7 +1486,7 @@ row(
     options={"timeout": 0.8, "max_retries": 5},
 )
 
-# ---- redirects: F118
+# ---- redirects
 
 REDIRECTS: Mapping[str, Callable[[Wire], str | None]] = {
     "same place": lambda wire: f"{wire.server.base_url}/embeddings",

@@ -55,7 +55,7 @@ PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one call came to: `errors` are the class names of the error, nearest first."""
+    """The result of a call: `errors` are the class names of the error, the most derived first."""
 
     errors: tuple[str, ...]
     text: str

@@ -1,4 +1,4 @@
-"""A server that answers embeddings requests, rightly or in any wrong way a script asks for.
+"""A server that answers embeddings requests correctly, or with the faults of a script.
 
 Raw sockets, one thread a connection, so that everything below HTTP can be thrown: resets, drips,
 broken framing, smuggled bytes. It is bounded (connections, bytes, life time) and stops at once,
@@ -42,7 +42,7 @@ Behaviour = Callable[["Wire"], None]
 
 @functools.lru_cache(maxsize=4096)
 def expected_vector(text: str, dimensions: int = DEFAULT_DIMENSIONS) -> npt.NDArray[np.float32]:
-    """THE vector of `text`: float32, of unit length, another one for every other text or size."""
+    """Return the vector of `text`: float32, unit length, different for each text and size."""
     seed = f"{dimensions}\0{text}".encode("utf-8", "surrogatepass")
     raw = np.frombuffer(hashlib.shake_256(seed).digest(dimensions * 2), dtype="<i2")
     vector = raw.astype(np.float64) + 0.5  # the half keeps every element from being zero
@@ -111,7 +111,7 @@ class Request:
 
 
 class Ended(Exception):
-    """The connection is over: its thread stops, nothing is wrong."""
+    """Raised to end the thread of a connection that is over. It is not an error."""
 
 
 class Wire:
@@ -126,7 +126,7 @@ class Wire:
 
     @property
     def number(self) -> int:
-        """Of the request, or of the connection as long as nothing was asked."""
+        """Of the request, or of the connection before its first request."""
         return self.connection if self.request is None else self.request.number
 
     @property
@@ -193,14 +193,14 @@ class Wire:
         raise Ended
 
     def fin(self) -> NoReturn:
-        """FIN and never RST: what the peer still sends is read and dropped."""
+        """Send FIN and never RST: what the peer still sends is read and dropped."""
         # The file descriptor's own shutdown: TLS sends no close_notify.
         socket.socket.shutdown(self.sock, socket.SHUT_WR)
         self.hold(5.0)
         raise Ended
 
     def hold(self, seconds: float = 120.0) -> None:
-        """Say nothing until the peer closes, dropping what it sends."""
+        """Send nothing until the peer closes, and drop what it sends."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             ready = readable(left, self.sock, self.server._stopped)
@@ -294,7 +294,7 @@ def at(stage: Stage) -> Callable[[Behaviour], Behaviour]:
 
 @dataclass(frozen=True)
 class Script:
-    """When a behaviour applies; where it does not, the right answer is given."""
+    """When a behaviour applies. Otherwise the response is right."""
 
     behaviour: Behaviour = right
     applies: Callable[[Wire], bool] = field(default=lambda wire: True)
@@ -309,7 +309,7 @@ def always(behaviour: Behaviour) -> Script:
 
 
 def first(n: int, behaviour: Behaviour) -> Script:
-    """For the first n requests (or connections, where the behaviour acts on connecting)."""
+    """For the first n requests (or connections, if the behaviour acts on connecting)."""
     return Script(behaviour, lambda wire: wire.number < n)
 
 
@@ -363,7 +363,7 @@ class FaultServer:
         self.cut_short = False  # a cap of this server was reached
         self.mistakes: list[BaseException] = []
 
-        self.lock = threading.Lock()  # for behaviours with a memory, too
+        self.lock = threading.Lock()  # also for behaviours with state
         self._asked: set[int] = set()  # connections on which a request was begun
         self._open: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()

@@ -63,7 +63,7 @@ def core_direct(base_url: str, api_key: str, options: Mapping[str, Any]) -> Iter
 
 
 def used_already(client: Any) -> None:
-    """Leave behind what a first call leaves: the endpoint's state, and where it was connected."""
+    """Create what a first call creates: the endpoint's state and its connection."""
     from urllib.parse import urlsplit
     from weakref import ref
 
