@@ -135,8 +135,8 @@ def _deadline(run: Run, outcome: Outcome) -> None:
 def _time_for_the_request(run: Run, outcome: Outcome) -> None:
     """Check that a call which only the store delays has time left to send a request.
 
-    Checked if nobody else calls meanwhile, no process has died or lost its store with claims that
-    it could not release, and the process has received nothing but good responses.
+    The check applies if no other process calls meanwhile, no process has died or lost its store
+    with claims that it could not release, and the process has received only good responses.
     """
     process, began, ended = outcome.client.process, outcome.began, outcome.ended
     options = run.scenario.clients[outcome.client.number]
