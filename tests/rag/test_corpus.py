@@ -296,3 +296,12 @@ def test_the_folder_one_is_in_is_called_by_its_name(
     assert corpus.folder(Path("..")).title == "1 passage of zoo"
     monkeypatch.chdir(tmp_path / "zoo")
     assert corpus.folder(Path()).title == "1 passage of zoo"
+
+
+def test_a_folder_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus.os, "access", lambda *_: False)  # root may read anything
+    for load in (corpus.load, corpus.whole):
+        with pytest.raises(CorpusError, match="cannot be read: permission denied"):
+            load(str(tmp_path))

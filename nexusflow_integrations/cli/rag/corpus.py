@@ -187,8 +187,7 @@ def whole(name: str) -> tuple[list[tuple[str, str]], tuple[Skipped, ...]]:
     if name == "topics":
         return [(f"help({topic!r})", text) for topic, text in sorted(_topics().items())], ()
     path = Path(name)
-    if not path.exists():
-        raise CorpusError(f"there is no file or folder {str(path)!r}")
+    _check_path(path)
     skipped: list[Skipped] = []
     others: Counter[str] = Counter()
     base = path if path.is_dir() else path.parent
@@ -317,8 +316,7 @@ def folder(path: Path, limit: int | None = None, tuned: TunedSettings = _DEFAULT
     Raises:
         CorpusError: The path does not exist or contains no readable text.
     """
-    if not path.exists():
-        raise CorpusError(f"there is no file or folder {str(path)!r}")
+    _check_path(path)
     skipped: list[Skipped] = []
     others: Counter[str] = Counter()
     base = path if path.is_dir() else path.parent
@@ -336,6 +334,13 @@ def folder(path: Path, limit: int | None = None, tuned: TunedSettings = _DEFAULT
         complete,
         left_out,
     )
+
+
+def _check_path(path: Path) -> None:
+    if not path.exists():
+        raise CorpusError(f"there is no file or folder {str(path)!r}")
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        raise CorpusError(f"the folder {str(path)!r} cannot be read: permission denied")
 
 
 def _shown(path: Path) -> Path:
