@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,6 @@ from .quotas import Quotas
 from .stats import ServerStats
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from .app import LocalApi
     from .protocol import TooLong
     from .sizes import Sizes
@@ -41,8 +40,9 @@ class LocalServer:
     """The local server in a background thread, for ``with`` and ``async with``.
 
     The port is open when the block begins. The model loads in the background; requests that arrive
-    earlier wait for the model. Several servers may run at once. A forked child cannot use the
-    server: the child's copy is closed.
+    earlier wait for the model. When the block ends, requests in progress are finished; when it ends
+    with an error, such as Ctrl-C, they are dropped. Several servers may run at once. A forked child
+    cannot use the server: the child's copy is closed.
 
     Args:
         model: The model to run, one of `MODELS`.
@@ -108,7 +108,7 @@ class LocalServer:
         self._host = host
         self._asked_port = port
         self._socket: socket.socket | None = None
-        self._server: uvicorn.Server | None = None
+        self._server: Any = None
         self._thread: threading.Thread | None = None
 
     def __repr__(self) -> str:
@@ -196,6 +196,11 @@ class LocalServer:
         listener.close()
         self._api.runner.stop()
 
+    def _hang_up(self) -> None:
+        """Close all connections: `stop` then has no request to wait for."""
+        if self._server is not None:
+            self._server.hang_up()
+
     def __enter__(self) -> LocalServer:
         return self.start()
 
@@ -205,6 +210,8 @@ class LocalServer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if exc is not None:  # such as Ctrl-C: nobody waits for the answers
+            self._hang_up()
         self.stop()
 
     async def __aenter__(self) -> LocalServer:
@@ -216,6 +223,8 @@ class LocalServer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if exc is not None:
+            self._hang_up()
         await asyncio.to_thread(self.stop)
 
     def _forget(self) -> None:
@@ -332,9 +341,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _uvicorn(
-    api: LocalApi, *, log_requests: bool = False
-) -> tuple[uvicorn.Server, threading.Event]:
+def _uvicorn(api: LocalApi, *, log_requests: bool = False) -> tuple[Any, threading.Event]:
     """Return uvicorn's server for the app, and an event that is set when it is ready."""
     import uvicorn
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -349,11 +356,20 @@ def _uvicorn(
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            self._loop = asyncio.get_running_loop()
             await super().startup(sockets)
             # Load the model only now: loading keeps the interpreter busy, and the port should open
             # quickly.
             api.runner.start()
             started.set()
+
+        def hang_up(self) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._close_connections)
+
+        def _close_connections(self) -> None:
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
 
     config = uvicorn.Config(
         api.app(),

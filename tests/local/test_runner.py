@@ -263,6 +263,24 @@ async def test_texts_of_a_client_that_hangs_up_are_not_encoded_and_do_not_delay_
     assert not caplog.records, "uvicorn had no request to cancel"
 
 
+async def test_a_block_that_fails_does_not_wait_for_requests(
+    served: HeldEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.may_load.set()
+    with pytest.raises(KeyError):  # noqa: PT012
+        async with LocalServer() as server:
+            client = client_of(server)
+            waiting = asyncio.create_task(client.post("/embeddings", json=BODY))
+            await until(lambda: served.runs)
+            # Later than the server waits for requests in progress.
+            asyncio.get_running_loop().call_later(2.5, served.may_encode.set)
+            raise KeyError
+    with pytest.raises(httpx.TransportError):
+        await waiting
+    await client.aclose()
+    assert not caplog.records, "uvicorn had no request to cancel"
+
+
 async def test_a_request_may_come_before_the_start(held: HeldEncoder) -> None:
     held.may_load.set()
     held.may_encode.set()
