@@ -172,7 +172,7 @@ class SharedBudgetGuard(BudgetGuard):
 
     async def give_back(self) -> None:
         """Return the tokens that no request needs, and wait until that is done."""
-        while self._drawing or self._pausing or self._has_news:
+        while self._drawing or self._has_news:
             self._give_back()
             changed = asyncio.Event()
             self.listen(changed.set)
