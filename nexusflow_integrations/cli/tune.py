@@ -95,8 +95,11 @@ def tune(
     The command shows the plan and its price before it sends anything. It writes the choice to a
     file for `index --settings`.
     """
-    for file in filter(None, (output, page, plot)):
-        check_output(file, questions)
+    files = [file for file in (output, page, plot) if file is not None]
+    for place, file in enumerate(files):
+        check_output(file, questions, *files[:place])
+    if output.is_file() and output.suffix.lower() != ".json":
+        raise UsageProblem(f"{str(output)!r} exists and is not a JSON file: choose another name")
     if questions is not None:
         check_input(questions, "file")
     if questions is not None and chat_model is not None:

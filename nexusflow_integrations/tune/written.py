@@ -358,7 +358,8 @@ class Writer:
             OSError: A question cannot be written to the file. Earlier questions are in the file.
         """
         allowance = _Allowance(self._chat, self._budget, kept, kept_money)
-        _make_ready(self._chat.file)
+        if self.left:
+            _make_ready(self._chat.file)
         self.unasked = 0
         self._unkept: OSError | None = None
         problem = ""

@@ -130,3 +130,12 @@ def test_npy_cannot_be_written_to_a_pipe(nexusflow: Command, tmp_path: Path) -> 
     os.mkfifo(tmp_path / "pipe")
     asked = ["embed", str(texts), "-o", str(tmp_path / "pipe"), "--format", "npy"]
     assert "NPY needs a file" in nexusflow.sentence(*asked, code=2)
+
+
+def test_the_outputs_of_tune_differ_and_replace_no_text(nexusflow: Command, tmp_path: Path) -> None:
+    (text := tmp_path / "a.md").write_text("Pandas climb.")
+    asked = ["tune", str(tmp_path), "-o"]
+    out = str(tmp_path / "x.json")
+    assert "another output" in nexusflow.sentence(*asked, out, "--page", out, code=2)
+    assert "not a JSON file" in nexusflow.sentence(*asked, str(text), code=2)
+    assert text.read_text() == "Pandas climb."

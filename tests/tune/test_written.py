@@ -24,6 +24,7 @@ from nexusflow_integrations.tune import (
     Question,
     Tuning,
     read_questions,
+    written,
 )
 from nexusflow_integrations.tune.written import MOST_WRITTEN, Asked, parsed, question_of, sample
 from tests.rag.chat_server import ChatServer
@@ -276,7 +277,9 @@ def test_questions_of_a_run_that_failed_are_not_paid_for_again(
     ), "the file is one of questions"
 
     server.asked.clear()
-    _tuning(server, _chat(server, file=file)).run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(written, "_make_ready", lambda _: pytest.fail("written to for nothing"))
+        _tuning(server, _chat(server, file=file)).run()
     assert not server.asked
     other = ChatModel("another", KEY, server.base_url, file=file)
     _tuning(server, other).run()
