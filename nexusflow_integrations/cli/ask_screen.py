@@ -45,7 +45,7 @@ class AskScreen(Screen):
         else:
             rows.add_row("Endpoint", endpoint.base_url)
             rows.add_row("Model", "text-embedding-v4")
-        rows.add_row("Corpus", corpus.title)
+        rows.add_row("Corpus", printable(corpus.title))
         rows.add_row("Index", home(index.directory))
         self.out.print(rows)
         if corpus.others:

@@ -23,9 +23,12 @@ from nexusflow_integrations.cli.options import (
 )
 from nexusflow_integrations.cli.rag.indexes import Index, Indexes
 from nexusflow_integrations.cli.screen import INDENT, Screen, home
-from nexusflow_integrations.cli.words import count, in_bytes
+from nexusflow_integrations.cli.words import count, in_bytes, printable
 
 __all__ = ["indexes"]
+
+
+_OTHER_COLUMNS = 40
 
 
 class _ListsByDefault(TyperGroup):
@@ -114,7 +117,10 @@ def _show_list(screen: Screen, folder: Path, rows: list[dict[str, Any]]) -> None
         screen.out.print(f"There is no index in {home(folder)} yet.")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("index", style="bold", header_style="dim", no_wrap=True)  # to be copied
+    longest = max(len(row["name"]) for row in rows)
+    # A name should be on one line, so that it can be copied.
+    whole = longest + _OTHER_COLUMNS <= screen.out.width
+    table.add_column("index", style="bold", header_style="dim", no_wrap=whole, overflow="fold")
     table.add_column("passages", justify="right", header_style="dim", no_wrap=True)
     table.add_column("size", justify="right", header_style="dim", no_wrap=True)
     table.add_column("texts", header_style="dim", overflow="fold")
@@ -123,7 +129,9 @@ def _show_list(screen: Screen, folder: Path, rows: list[dict[str, Any]]) -> None
             row["name"],
             f"{row['passages']:,}" if row["usable"] else "–",
             in_bytes(row["bytes"]),
-            home(row["corpus"]) if row["usable"] else Text("unfinished or damaged", style="red"),
+            printable(home(row["corpus"]))
+            if row["usable"]
+            else Text("unfinished or damaged", style="red"),
         )
     screen.out.print(f"Indexes in {home(folder)}, most recently used first:")
     screen.out.print(Padding(table, INDENT))
@@ -137,7 +145,7 @@ def _show_one(screen: Screen, row: dict[str, Any]) -> None:
     table.add_row("Folder", home(row["directory"]))
     table.add_row("Size", _amount(row))
     if row["usable"]:
-        table.add_row("Texts", home(row["corpus"]))
+        table.add_row("Texts", printable(home(row["corpus"])))
         size = f", {row['dimensions']} numbers" if row["dimensions"] else ""
         table.add_row("Model", f"{row['model']}{size}")
         table.add_row("Endpoint", row["base_url"] or "local server")

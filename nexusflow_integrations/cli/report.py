@@ -21,7 +21,7 @@ from nexusflow_integrations.cli.rag.indexes import Indexes
 from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.cli.rag.session import CUTS, reopened
 from nexusflow_integrations.cli.screen import Screen
-from nexusflow_integrations.cli.words import count
+from nexusflow_integrations.cli.words import count, printable
 from nexusflow_integrations.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -238,12 +238,12 @@ def _show(screen: Screen, report: Report, title: str) -> None:
     texts = f"{report.points:,} of {report.total:,} texts"
     if report.total == report.points:
         texts = count(report.points, "text")
-    screen.out.print(f"{texts}, map by {report.projection}: {report.path}")
+    screen.out.print(f"{texts}, map by {report.projection}: {printable(str(report.path))}")
     vectors = ""
     if report.model is not None:
         where = f" at {report.endpoint}" if report.endpoint else ""
         vectors = f", vectors of {report.model}{where}"
-    screen.out.print(f"{title}{vectors}")
+    screen.out.print(f"{printable(title)}{vectors}")
     judged = len(report.ranks)
     if judged:
         hits = [f"{sum(rank <= most for rank in report.ranks) / judged:.2f}" for most in CUTS]

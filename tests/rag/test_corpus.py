@@ -305,3 +305,12 @@ def test_a_folder_that_may_not_be_read_is_named(
     for load in (corpus.load, corpus.whole):
         with pytest.raises(CorpusError, match="cannot be read: permission denied"):
             load(str(tmp_path))
+
+
+def test_a_folder_whose_path_is_not_utf8_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    (folder / "a.md").write_text("Pandas climb.")
+    for load in (corpus.load, corpus.whole):
+        with pytest.raises(CorpusError, match="is not UTF-8"):
+            load(str(folder))

@@ -257,6 +257,10 @@ def test_another_folders_index_does_not_answer_for_one_that_is_unfinished(
     (unfinished.directory / "chroma-1").mkdir(parents=True)
     with pytest.raises(UnusableIndexError, match=r"texts-\w+@nexusflow.vip' was never finished"):
         indexes.find(None, here)
+    only = Indexes(tmp_path / "other")
+    (only.place(str(here), "deep", SERVICE).directory / "chroma-1").mkdir(parents=True)
+    with pytest.raises(UnusableIndexError, match="never finished"):
+        only.find(None, here)
     assert indexes.find(None, tmp_path).name == "stdlib@minilm"
     nearer = stand(indexes, "deep@minilm", 50, corpus=os.path.realpath(here))
     assert indexes.find(None, here) == nearer

@@ -341,6 +341,8 @@ def _check_path(path: Path) -> None:
         raise CorpusError(f"there is no file or folder {str(path)!r}")
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         raise CorpusError(f"the folder {str(path)!r} cannot be read: permission denied")
+    if not _is_utf8(os.path.realpath(path)):
+        raise CorpusError(f"the path {os.path.realpath(path)!a} is not UTF-8")
 
 
 def _shown(path: Path) -> Path:

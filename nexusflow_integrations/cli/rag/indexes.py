@@ -291,11 +291,11 @@ class Indexes:
         indexes = self.all()
         if name is None:
             usable = [(index, about) for index in indexes if (about := index.described())]
-            if not usable:
-                raise NoIndexError(_NO_INDEX)
-            nearest = max(_nearness(about.corpus, near) for _, about in usable)
+            nearest = max((_nearness(about.corpus, near) for _, about in usable), default=0)
             if unfinished := _unfinished(indexes, near, nearest):
                 unfinished.about()  # raises: an index of another folder would answer instead
+            if not usable:
+                raise NoIndexError(_NO_INDEX)
             return next(i for i, about in usable if _nearness(about.corpus, near) == nearest)
         exact = [index for index in indexes if index.name == name]
         alike = exact or [index for index in indexes if index.name.startswith(name)]
