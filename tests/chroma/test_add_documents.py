@@ -49,6 +49,7 @@ def test_all_documents_arrive_with_their_own_vector_and_metadata(
     np.testing.assert_allclose(found["embeddings"][order], vectors, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_more_than_the_clients_maximum_is_split(
     collection: Any, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -595,6 +595,7 @@ print(opened)
 """
 
 
+@pytest.mark.slow
 def test_a_collection_is_found_while_its_name_is_exchanged(
     client: Any, make: Make, server: LocalServer, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_no_function_over_collections_blocks_an_event_loop(
     tmp_path: Path, chroma_port: int, server: LocalServer
 ) -> None:

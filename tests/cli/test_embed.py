@@ -600,6 +600,7 @@ def test_the_embedded_model_has_no_price() -> None:
     assert cost_json(usage, paid)["list_price"] == 0.5
 
 
+@pytest.mark.slow
 def test_the_embedded_model_is_not_asked_twice_for_a_text(
     nexusflow: Command, texts: Path, tmp_path: Path
 ) -> None:

@@ -403,6 +403,7 @@ def wait_for(server: LocalServer, requests: int, process: subprocess.Popen[str])
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_of_two_at_once_one_writes_and_the_other_says_so(
     start: Start, slow_server: LocalServer, tmp_path: Path, store: Path
 ) -> None:

@@ -86,6 +86,7 @@ def test_an_expected_id_that_does_not_exist_is_an_error(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_without_a_path_it_takes_an_index_and_asks_its_fixed_questions(
     nexusflow: Command, service: LocalServer, tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def test_the_choice_is_written_and_the_page_and_plot_show_it(
     assert len(circles) == len(found["settings"]) + 3 + 1, "three for the legend, one ring"
 
 
+@pytest.mark.slow
 def test_no_price_is_shown_for_the_embedded_model(
     nexusflow: Command, folder: Path, tmp_path: Path
 ) -> None:

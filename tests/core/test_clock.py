@@ -56,6 +56,7 @@ print("done", "rich" in sys.modules)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rich", [True, False])
 def test_a_constructor_blocks_no_event_loop(tmp_path: Path, *, rich: bool) -> None:
     pytest.importorskip("blockbuster")

@@ -93,6 +93,7 @@ HANGING = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["limits", "budget", "store"])
 def test_what_hangs_in_a_thread_of_ours_does_not_hold_the_process(
     server: Any, tmp_path: Path, how: str

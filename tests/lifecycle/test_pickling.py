@@ -66,6 +66,7 @@ def _embed(client: NexusFlow, name: str) -> Any:
     return np.asarray(client.embed(texts(12, name)))
 
 
+@pytest.mark.slow
 def test_a_spawned_pool_of_processes_gets_the_right_vectors(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ TEXTS = ["A cat sleeps on the sofa.", "一只猫在沙发上睡觉。", "Taxes a
 MODEL = "text-embedding-v4"
 
 
+@pytest.mark.slow
 def test_the_official_client_gets_equal_vectors_as_floats_and_as_base64(
     nexusflow_server: LocalServer,
 ) -> None:

@@ -86,6 +86,7 @@ def test_threads_may_encode_at_once(encoder: Encoder) -> None:
     assert all(np.array_equal(rows, expected) for rows in got)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_the_default_model_and_gets_the_same_bits() -> None:
     code = (
         "from nexusflow_integrations.local import load_encoder; import hashlib; "

@@ -67,6 +67,7 @@ def hits(queries: np.ndarray, passages: np.ndarray) -> int:
     return sum(got == want for want, got in enumerate(nearest(queries, passages)))
 
 
+@pytest.mark.slow
 def test_english_questions_without_a_shared_word_find_their_passages(real: Wire) -> None:
     assert hits(real.embed(ENGLISH), real.embed(PASSAGES)) >= len(PASSAGES) - 1
 

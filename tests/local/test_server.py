@@ -206,6 +206,7 @@ with LocalServer("hash") as server:
     assert run(code) == "[0]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["", "server.stop()"], ids=["left running", "stopped"])
 @pytest.mark.parametrize("model", ["hash", "minilm-use-gated"])
 def test_a_process_ends_cleanly_although_the_model_is_loading(model: str, ending: str) -> None:

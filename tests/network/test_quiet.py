@@ -128,6 +128,7 @@ def _program(name: str) -> Program:
     return program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_it_reaches_for_no_other_host_and_writes_only_what_the_docs_name(
     name: str, newcomer: Newcomer

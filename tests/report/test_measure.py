@@ -29,6 +29,7 @@ def layout(vectors: measure.Floats, projection: str = "auto") -> measure.Layout:
     return measure.project(low, near, projection)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("projection", "method"), [("auto", "t-SNE"), ("pca", "PCA")])
 def test_a_map_keeps_neighbours_together_and_fits_the_unit_square(
     projection: str, method: str
@@ -75,6 +76,7 @@ FEW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FEW)
 @pytest.mark.parametrize("projection", PROJECTIONS)
 def test_few_distinct_vectors_have_map_and_clusters_without_a_warning(

@@ -211,6 +211,7 @@ def test_vectors_of_another_model_are_an_error_of_the_same_size(
     assert not (tmp_path / "out.html").exists()
 
 
+@pytest.mark.slow
 def test_the_page_says_model_endpoint_size_date_and_what_the_map_shows(
     collection: Any, tmp_path: Path
 ) -> None:
