@@ -544,8 +544,8 @@ def test_memory_does_not_grow_with_the_input(
         return found
 
     peak(500)  # imports and connections
-    small, large = peak(3000), peak(9000)
-    vectors = 6000 * 1024 * 4
+    small, large = peak(3000), peak(24_000)
+    vectors = 21_000 * 1024 * 4
     assert large - small < vectors / 4
 
 
