@@ -88,9 +88,12 @@ def test_one_short_passage_is_quoted_rather_than_nothing(client: NexusFlow) -> N
         "Food\n\nExample::\n\n    eat('bamboo.')\n\nBamboo is what they eat.",
         "食物\n\n它们吃什么？\n\nBamboo is what they eat.",
         "## Food\n.. index:: bamboo.\n\nBamboo is what they eat.",
+        "Food\n\n[All they eat](food.md).\n\n- [A](a.md), [b](b.md).\n\nBamboo is what they eat.",
     ],
 )
-def test_no_heading_question_table_or_code_is_quoted(client: NexusFlow, text: str) -> None:
+def test_no_heading_question_table_code_or_link_alone_is_quoted(
+    client: NexusFlow, text: str
+) -> None:
     quotes = quote("What do they eat?", [Passage(text, "a.md:1", "", 0.5)], client)
     assert [item.text for item in quotes] == ["Bamboo is what they eat."]
 

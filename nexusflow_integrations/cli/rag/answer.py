@@ -32,6 +32,7 @@ _MARKER = re.compile(r"^(?:[-*+•>]|\d{1,3}[.)])\s+")
 _STATED = re.compile(r"[.!。！…][\"'”’)\]`*_」』]*$")
 _ASKED = re.compile(r"[?？][\"'”’)\]`*_」』]*$")
 _LETTER = re.compile(r"[^\W\d_]")
+_LINKS = re.compile(r"(?:[\W\d_]*\[[^]]*\]\([^)]*\))+[\W\d_]*")
 
 
 CLOSE = {"minilm-use-gated": 0.2}
@@ -111,11 +112,12 @@ def quote(
 def _quotable(passage: Passage) -> list[str]:
     """Return the sentences of a passage; without any, return other lines that may be an answer.
 
-    Headings, questions, rules of tables and code are never returned.
+    Headings, questions, rules of tables, code and links alone are never returned.
     """
     text = _prose(passage.text.removeprefix(f"{passage.source}: "))
     found = [_MARKER.sub("", item) for item in sentences(text)]
     found = [item for item in found if _LETTER.search(item) and not _ASKED.search(item)]
+    found = [item for item in found if not _LINKS.fullmatch(item)]
     stated = [item for item in found if _STATED.search(item)]
     return [item for item in stated if len(item) >= _SHORTEST] or stated or found
 
