@@ -543,8 +543,8 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
 def _listed(documents: Documents) -> Documents:
     if isinstance(documents, str):
         raise InvalidInputError(
-            "expected a list of texts, not one string: write [text]; a store of LangChain takes a"
-            " nexusflow_integrations.langchain.NexusFlowEmbeddings"
+            "expected a list of texts, not one string: write [text]; for a LangChain vector store,"
+            " use nexusflow_integrations.langchain.NexusFlowEmbeddings"
         )
     return documents
 

@@ -112,7 +112,10 @@ class TuneResult:
             )
             smaller = [item for item in self.measured if item.setting.usable]
             if any(item.bytes < chosen.bytes for item in smaller):
-                why += ", and each smaller one is measurably, or more than half a point, below it"
+                why += (
+                    ", and every setting with a smaller index scores measurably lower, or lower by"
+                    " more than half a point"
+                )
         else:
             why = (
                 f"its nDCG@10 of {chosen.mean:.3f} is not measurably below the best,"

@@ -704,7 +704,7 @@ async def test_limits_that_do_not_answer_are_waited_for_a_second_and_asked_only_
     made.take()
     assert [record.getMessage() for record in caplog.records] == [
         "pacing alone until the shared limits can be reached again: no answer within 1 s",
-        "the shared limits can be reached again; pacing together",
+        "the shared limits can be reached again, and are used again",
     ]
 
 

@@ -346,7 +346,7 @@ class LeasedPacer:
             slots = [(at + shift, charge) for at, charge in slots]
             self._late_seconds += shift
             self._alone = None
-            logger.warning("the shared limits can be reached again; pacing together")
+            logger.warning("the shared limits can be reached again, and are used again")
         self._slots.extend(slots)
         self._ready()
         self._watch(self._clock())
