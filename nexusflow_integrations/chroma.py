@@ -81,7 +81,7 @@ COMPARED = ("document_instruction", "extra_body", "default_query")
 """Settings that change vectors, in addition to model, size and service."""
 
 _NAMES = {"model": "model_name", "base_url": "api_base"}
-"""Names of the client's settings, mapped to the names of this module."""
+"""The client's names of settings, mapped to the names that this module uses."""
 
 _KNOWN = (*_STORED[:-1], "api_key", *ClientOptions.__optional_keys__)
 
@@ -94,7 +94,7 @@ _lock = forks.Lock()
 _made_here: dict[str, NexusFlowEmbeddingFunction | None] = {}
 """The function that this process made for a configuration; ``None`` if several keys were used."""
 _named_here: dict[tuple[str, str, int | None], bool] = {}
-"""Origins that functions made in this process use, and whether plain http is allowed."""
+"""The origins that functions created in this process use, and whether plain http is allowed."""
 
 
 @register_embedding_function
@@ -104,7 +104,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     A collection stores ``model_name``, ``dimensions``, ``api_base``, ``api_key_env_var``,
     ``query_instruction``, ``document_instruction``, ``extra_body`` and ``default_query``, if they
     were given. Without ``api_base``, it stores the origin of the endpoint (``service``), so that a
-    process with another ``NEXUSFLOW_BASE_URL`` does not mix in vectors of another service. All
+    process with another ``NEXUSFLOW_BASE_URL`` does not mix in vectors from another service. All
     other settings (key, timeouts, budget, ...) belong to this process. If Chroma rebuilds a
     function in the same process, the rebuilt function takes these settings from the newest function
     that was created with the same configuration.
@@ -116,15 +116,15 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         model_name: Name of the model.
         dimensions: Size of the vectors: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` is the
             server's default.
-        api_base: Root of the API. A given value is stored. Default: ``NEXUSFLOW_BASE_URL``, else
-            https://nexusflow.vip/v1, read again in each process.
+        api_base: Root of the API. A given value is stored. Default: ``NEXUSFLOW_BASE_URL``, which
+            each process reads again, or https://nexusflow.vip/v1.
         api_key_env_var: Name of the environment variable with the key; it must begin with
             ``NEXUSFLOW_``.
         query_instruction: Text prepended verbatim to each query, not to documents; none by default.
             The documentation of the model's family (Qwen3-Embedding) recommends the form
             ``"Instruct: Given a question, retrieve passages that answer it\\nQuery: "``.
         document_instruction: Text prepended verbatim to each document, not to queries. The
-            documentation of the model's family recommends none.
+            documentation of the model's family recommends using none.
         extra_body: Fields added to the body of each request. The collection stores the fields: do
             not put secrets in them.
         default_query: Parameters added to the query string of each request's URL; the collection
@@ -208,8 +208,8 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
 
         Raises:
             InvalidInputError: A document cannot be sent. Nothing was sent.
-            NexusFlowError: The call failed for another reason; ``finished`` holds the vectors so
-                far.
+            NexusFlowError: The call failed for another reason; ``finished`` holds the vectors
+                that were ready.
         """
         return _rows(self.client.embed(_listed(input)))
 
@@ -325,7 +325,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
 
         Raises:
             ConfigurationError: There is no key, or the stored configuration names a host that this
-                process has not configured, or a service other than the one this process uses.
+                process has not configured, or a service other than this process's.
         """
         source = self._source()
         if source._rebuilt:
@@ -478,7 +478,7 @@ def _identified(config: Mapping[str, Any]) -> dict[str, Any]:
 def _service_at(base_url: str) -> str:
     """Return the origin of a checked base URL, or ``localhost`` for this machine.
 
-    The port of this machine is left out, because local servers get a new port at every start.
+    A port on this machine is left out, because local servers get a new port at every start.
     """
     scheme, host, port = _origin(base_url)
     if is_loopback(host):
@@ -488,7 +488,7 @@ def _service_at(base_url: str) -> str:
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:
-    """Return scheme, host and port; empty values if ``url`` is not a base URL."""
+    """Return scheme, host and port; return empty values if ``url`` is not a base URL."""
     try:
         parts = urlsplit(resolve_base_url(url, allow_http=True))
     except ConfigurationError:

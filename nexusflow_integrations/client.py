@@ -137,7 +137,7 @@ class ClientSettings(ClientOptions, total=False):
 
 
 class NexusFlow:
-    """A client of the NexusFlow embeddings API.
+    """A client for the NexusFlow embeddings API.
 
     Creating a client is cheap: it opens no connection, and reads the key only when a request needs
     it. All clients of a process share one connection pool, and all clients of one account share one
@@ -147,11 +147,11 @@ class NexusFlow:
         api_key: The key, an object with ``get_secret_value``, or a sync or async function that
             returns either. The function is called when a key is first needed, and again after a 401
             response. Default: ``NEXUSFLOW_API_KEY``, also read again after a 401.
-        base_url: Root of the API. Default: ``NEXUSFLOW_BASE_URL``, else https://nexusflow.vip/v1.
+        base_url: Root of the API. Default: ``NEXUSFLOW_BASE_URL``, or https://nexusflow.vip/v1.
         model: Name of the model. Models other than ``text-embedding-v4`` may have any size; their
             limits and price are unknown.
-        dimensions: Size of the vectors: 2048, 1536, 1024, 768, 512, 256, 128 or 64. ``None`` is the
-            server's default.
+        dimensions: Size of the vectors: 2048, 1536, 1024, 768, 512, 256, 128 or 64. ``None`` means
+            the server's default.
         encoding_format: Format to request. ``base64`` takes a quarter of the bytes of ``float``. A
             response may have either format.
         batch_size: Texts per request; ``None`` is the known limit of the model (10 for
@@ -159,13 +159,13 @@ class NexusFlow:
             the client uses that limit.
         max_concurrency: Maximum number of requests in flight. All clients of an account share the
             largest value in use.
-        timeout: Seconds for one attempt, from connection to last byte. For an ``httpx.Timeout`` or
-            a tuple of seconds, the longest part counts; ``None`` is the default.
+        timeout: Seconds for one attempt, from connecting to the last byte. For an ``httpx.Timeout``
+            or a tuple of seconds, the longest part counts; ``None`` means the default.
         deadline: Seconds for a whole call including its retries; with ``None``, only ``timeout``
             and ``max_retries`` limit a call.
-        query_timeout: Seconds for one attempt of a call with ``role="query"``; ``None`` is
+        query_timeout: Seconds for one attempt of a call with ``role="query"``; ``None`` means
             ``timeout``. Set it if users wait for answers: they have less patience than a batch job.
-        query_deadline: Seconds for a whole call with ``role="query"``; ``None`` is ``deadline``.
+        query_deadline: Seconds for a whole call with ``role="query"``; ``None`` means ``deadline``.
         max_retries: Retries of a batch after faults and throttling.
         requests_per_minute: The account's limit on requests; ``None`` detects the limit. The value
             applies to all clients of the account until this client is closed or garbage-collected;
@@ -194,7 +194,7 @@ class NexusFlow:
             The documentation of the model's family (Qwen3-Embedding) recommends the form
             ``"Instruct: Given a question, retrieve passages that answer it\\nQuery: "``.
         document_instruction: Text prepended verbatim to each document, not to queries. The
-            documentation of the model's family recommends none.
+            documentation of the model's family recommends using none.
         extra_body: Fields added to the body of each request. The fields may change vectors, so they
             are part of cache keys and are stored in Chroma collections: do not put secrets in them.
         default_query: Parameters added to the query string of each request's URL; treated like
@@ -209,8 +209,9 @@ class NexusFlow:
         budget: The most that this client may spend, as a ``Budget``; or a budget shared with other
             processes: a ``ClusterLimits`` of ``nexusflow_integrations.ray``, or any object with the
             methods of ``SharedBudget``.
-        price: Price list for ``usage``; the default is the list on the API page. For a model that
-            is not on the list, costs are NaN, and a budget must be in tokens.
+        price: The price that ``usage`` is calculated with; by default, the list price on the API
+            page. For a model that is not on that page, costs are NaN, and a budget must be in
+            tokens.
         on_usage: Called with the ``Usage`` of each call when it ends, successfully or not. Errors
             that the function raises do not affect the call; the first error is logged.
         default_headers: Headers that are sent with every request.
@@ -395,7 +396,7 @@ class NexusFlow:
             InvalidInputError: A text cannot be sent. Nothing was sent.
             RefusedTextsError: The server refused some texts.
             NexusFlowError: The call failed for another reason; the error's ``finished`` holds the
-                vectors so far.
+                vectors that were ready.
         """
         return self._embed(
             input,
@@ -467,7 +468,7 @@ class NexusFlow:
         on_too_long: OnTooLongOrCollect | None = None,
         progress: Progress | None = None,
     ) -> EmbeddingArray | EmbeddingList:
-        """Embed like ``embed``, without blocking the event loop, which calls ``progress``."""
+        """Embed like ``embed`` without blocking the event loop; ``progress`` is called on it."""
         return await self._aembed(
             input,
             role=role,
@@ -486,7 +487,7 @@ class NexusFlow:
     def embed_stream(
         self, texts: Iterable[str], *, role: Role = "document", ordered: bool = True
     ) -> Generator[Embedded, None, None]:
-        """Embed any number of texts with bounded memory, and yield each result when it is ready.
+        """Embed any number of texts with limited memory, and yield each result when it is ready.
 
         The stream reads only as many texts as ``max_concurrency`` requests need.
 
@@ -497,8 +498,9 @@ class NexusFlow:
                 completion.
 
         Yields:
-            ``Embedded(index, vector, error)``: float32 of shape (d,), or ``None`` with the error of
-            a text that cannot be sent or was refused. Such a text does not end the stream.
+            ``Embedded(index, vector, error)``: ``vector`` is float32 of shape (d,), or ``None``
+            with the error if the text cannot be sent or was refused. Such a text does not end the
+            stream.
 
         Raises:
             NexusFlowError: The stream cannot go on; the error's ``finished`` holds the vectors that
@@ -562,7 +564,7 @@ class NexusFlow:
     def _estimate(
         self, texts: Iterable[str], role: Role = "document", *, comparing: bool = True
     ) -> Estimate:
-        """Estimate; ``comparing=False`` leaves out the requests that compare sizes."""
+        """Estimate; with ``comparing=False``, leave out the requests that compare sizes."""
         self._import()
         from nexusflow_integrations._core.call.estimate import estimate
 
@@ -648,7 +650,7 @@ class NexusFlow:
 
     @property
     def price(self) -> Price:
-        """The price list of ``usage``."""
+        """The price that ``usage`` is calculated with."""
         return self._price
 
     @property
@@ -795,8 +797,8 @@ class NexusFlow:
             hooks: The adapter's functions, called in this thread for each batch.
             batch_size: Overrides the client's setting for this call.
             dimensions: Overrides the client's setting for this call.
-            lists: Convert rows to lists of floats while requests are in flight, so that ``tolist``
-                of the result is fast.
+            lists: Convert rows to lists of floats while requests are in flight, so that the
+                result's ``tolist`` is fast.
         """
         single = isinstance(input, str)
         instruction = self._instruction(role)
@@ -893,7 +895,7 @@ class NexusFlow:
             )
 
     def _limited(self, budget: Budget) -> NexusFlow:
-        """Return a copy of this client with the same usage that may spend at most ``budget``."""
+        """Return a copy of this client that shares its usage and may spend at most ``budget``."""
         if self._budget is not None:
             raise ConfigurationError("the client already has a budget: set only one of the two")
         twin = object.__new__(type(self))
@@ -921,7 +923,7 @@ class NexusFlow:
         return twin
 
     def _uncached(self) -> NexusFlow:
-        """Return a copy of this client without the cache, with the same budget and usage."""
+        """Return a copy of this client without the cache that shares its budget and usage."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin._cache = None
@@ -971,7 +973,7 @@ class NexusFlow:
     def _settings_of(
         self, role: Role, dimensions: int | None, on_too_long: OnTooLongOrCollect | None
     ) -> Settings:
-        """Return the settings of a call with these overrides."""
+        """Return the settings for a call that overrides some of the client's."""
         settings = self._settings.of(role)
         if dimensions not in (None, settings.dimensions):
             settings = replace(settings, dimensions=dimensions)
@@ -990,7 +992,7 @@ class NexusFlow:
 
         Returns:
             All texts with the instruction; the errors of the texts to leave out, by index; and
-            whether the caller expects a list that has gaps for them.
+            whether the caller expects a list with ``None`` in their places.
         """
         collect = self._collects("on_blank", on_blank)
         unsent: dict[int, InvalidInputError] = {}

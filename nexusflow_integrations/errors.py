@@ -57,7 +57,7 @@ __all__ = [
 
 
 class NexusFlowError(Exception):
-    """Base class of all errors of this package.
+    """Base class of all errors that this package raises.
 
     Attributes:
         finished: Vectors that were ready when the error was raised: a mapping from the index in the
@@ -151,7 +151,7 @@ class InternalServerError(APIStatusError):
 
 
 class InvalidResponseError(NexusFlowError):
-    """The answer is not valid: wrong count, order, size or numbers, or not an answer of the API.
+    """The answer is not valid: wrong count, order, size or numbers, or not an answer from the API.
 
     Attributes:
         request_id: The ``X-Request-ID`` response header, or ``None``.
@@ -187,7 +187,7 @@ class LimiterError(NexusFlowError, RuntimeError):
 
 
 class CacheError(NexusFlowError):
-    """The cache is corrupt, not a cache of this package, or too new; it was not changed.
+    """The cache is corrupt, was not made by this package, or is too new; it was not changed.
 
     The error is also raised if the server is not a Redis server or rejects the password.
     """

@@ -170,8 +170,8 @@ class NexusFlowDocumentEmbedder(_Embedder):
 
         Raises:
             InvalidInputError: A document has nothing to embed; ``index`` is its index.
-            NexusFlowError: The call failed for another reason; ``finished`` holds the vectors so
-                far.
+            NexusFlowError: The call failed for another reason; ``finished`` holds the vectors
+                that were ready.
         """
         documents = list(rows_of(documents))
         vectors = self.client.embed(map(self._text, documents))

@@ -1,4 +1,4 @@
-"""Words of English and Chinese texts for keyword search (BM25), and the fusion of rankings.
+"""Splits English and Chinese texts into words for keyword search (BM25), and merges rankings.
 
     retriever = BM25Retriever.from_texts(texts, preprocess_func=words_of)
 

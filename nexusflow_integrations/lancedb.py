@@ -1,8 +1,8 @@
 """``NexusFlowEmbeddings``: importing this module registers it with LanceDB as ``nexusflow``.
 
 A table stores neither the key nor the endpoint: anyone who can write to the table could replace the
-endpoint. A text that is None or "" gets no vector; LanceDB handles such rows as set by
-``on_bad_vectors``. While rows are added, LanceDB turns the errors of this package into a
+endpoint. A text that is None or "" gets no vector; LanceDB handles such rows as
+``on_bad_vectors`` says. While rows are added, LanceDB turns the errors of this package into a
 RuntimeError with the same message.
 """
 
@@ -24,7 +24,7 @@ __all__ = ["NexusFlowEmbeddings"]
 
 @register("nexusflow")
 class NexusFlowEmbeddings(TextEmbeddingFunction):
-    """Embeds for LanceDB; settings as in ``NexusFlow``; ``api_key`` may be ``"$var:NAME"``."""
+    """Embeds for LanceDB. Settings are as in ``NexusFlow``; ``api_key`` may be ``"$var:NAME"``."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
     _client: NexusFlow = PrivateAttr()

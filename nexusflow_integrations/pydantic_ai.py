@@ -17,7 +17,7 @@ __all__ = ["NexusFlowEmbeddingModel"]
 
 
 class NexusFlowEmbeddingModel(EmbeddingModel):
-    """Embeds with ``client``, by default ``NexusFlow()``; respects ``dimensions``."""
+    """Embeds with ``client``, by default ``NexusFlow()``, at the requested ``dimensions``."""
 
     def __init__(
         self, client: NexusFlow | None = None, *, settings: EmbeddingSettings | None = None
@@ -48,7 +48,7 @@ class NexusFlowEmbeddingModel(EmbeddingModel):
         input_type: Role,
         settings: EmbeddingSettings | None = None,
     ) -> EmbeddingResult:
-        """Embed in parallel; ``embeddings`` are lists of floats, ``usage`` has the tokens."""
+        """Embed in parallel; return lists of floats in ``embeddings``, tokens in ``usage``."""
         check_allow_model_requests()
         if not isinstance(inputs, str):
             inputs = list(rows_of(inputs))

@@ -43,17 +43,17 @@ DIMENSIONS = 1024
 RESTART_PAUSE = 1.0
 """Seconds after a restart in which the actor permits no requests.
 
-Requests that the previous actor permitted may still be sent, and the server counts the requests of
-a second.
+Requests that the previous actor permitted may still be sent, and the server counts the requests in
+each second.
 """
 ACTIVE = 10.0
-"""Seconds without a lease after which a worker no longer counts as active."""
+"""Seconds after a worker last reserved send times, until it no longer counts as active."""
 ASK_TIMEOUT = 20.0
 """Seconds to wait for the actor, which may be restarting, before a worker continues alone."""
 DRAW_TIMEOUT = 60.0
 """Seconds to wait for a part of the budget, without which nothing is sent."""
 SAVE_AHEAD = 200
-"""Number of steps in which the actor saves the budget as spent; a restart may lose one step."""
+"""The actor saves the budget as spent in this many steps, of which a restart may lose one."""
 
 
 class DriverKey:
@@ -264,8 +264,8 @@ class ClusterLimits:
     ``budget=`` or both. Workers reserve send times for a tenth of a second and draw parts of the
     budget ahead, so each worker calls the actor a few times per second instead of for each request.
 
-    If a worker dies, at most its reserves are wasted: its send times expire, and its part of the
-    budget counts as spent. If the actor dies, Ray restarts it, or the next worker that calls it
+    If a worker dies, at most what it has reserved is wasted: its send times expire, and its part of
+    the budget counts as spent. If the actor dies, Ray restarts it, or the next worker that calls it
     does. The new actor continues from the state that is saved in the cluster's control store (GCS)
     and never grants a token twice. While the actor cannot be reached, each worker limits itself to
     an equal share of the limits, and requests that need more of the budget are not sent.
@@ -318,8 +318,8 @@ class ClusterLimits:
         forks.in_child(self._forget)
 
     def _forget(self) -> None:
-        # The child needs its own worker id. Keep the handle: collecting it would call the parent's
-        # cluster.
+        # The child needs its own worker id. Keep the handle: if it were freed, Ray would
+        # call the parent's cluster.
         _inherited.append(self._actor)
         self._reset()
 
@@ -328,8 +328,8 @@ class ClusterLimits:
         self._actor: Any = None
         self._processes = 1
         # Each thread that draws has its own holder name, and each client has one such thread. The
-        # actor detects repeated calls by their numbers, so the calls of a holder must arrive in
-        # order.
+        # actor detects repeated calls by their numbers, so the calls of one holder must
+        # arrive in order.
         self._drawer = threading.local()
         self._held_until = float("-inf")
 
@@ -340,7 +340,7 @@ class ClusterLimits:
 
     @property
     def tokens_per_minute(self) -> float | None:
-        """The same for tokens."""
+        """Limit of the account on tokens; ``None`` for no limit."""
         return self._settings.tokens_per_minute
 
     @property
@@ -527,8 +527,8 @@ class _Coordinator:
             worker, least=least, wanted=wanted, unused=unused, kept=kept, now=time.monotonic()
         )
         granted, limit = self._grants.granted, self._grants.limit
-        # Save before the tokens can be spent. Save more than is granted, so that few draws must
-        # wait.
+        # Save before the tokens can be spent. Save more than is granted, so that few draws have
+        # to wait for a write.
         if granted > self._saved:
             self._save(min(limit, granted + limit // SAVE_AHEAD))
         elif self._grants.at_rest and self._saved > granted:

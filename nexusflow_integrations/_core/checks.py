@@ -29,7 +29,7 @@ _MAX_INTEGER = 10**20
 
 
 def shown(value: object, *, secret: bool = False) -> str:
-    """Return what an error message may show of ``value``; it never shows a text that may be a key.
+    """Return what an error message may show of ``value``: never a text that may be a key.
 
     Args:
         value: Anything.
@@ -104,7 +104,7 @@ def optional_number(name: str, value: object, *, most: float = math.inf) -> floa
 
 
 def text(name: str, value: object, wanted: str = "text") -> str:
-    """Return a text that can be encoded, as a plain ``str``."""
+    """Return, as a plain ``str``, a text that can be encoded."""
     if isinstance(value, str):
         plain = str.__str__(value)
         try:
@@ -123,7 +123,7 @@ def optional_text(name: str, value: object) -> str | None:
 
 
 def word(name: str, value: object, wanted: str) -> str:
-    """Return a non-blank text of one line."""
+    """Return a text that is one line and not blank."""
     plain = text(name, value, wanted)
     if plain.strip() and plain.isprintable():
         return plain

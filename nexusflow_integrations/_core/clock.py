@@ -1,4 +1,4 @@
-"""The clocks, stored where tools that freeze time do not replace them.
+"""The clocks, stored where tools that freeze time in tests do not replace them.
 
 freezegun replaces the functions of ``time`` in every module, but not the attributes of a class.
 With a frozen clock, waits would never end. If another module replaces ``time`` in this module (as

@@ -1,4 +1,4 @@
-"""Decides whether two vectors of one text come from the same model, apart from rounding."""
+"""Decides whether two vectors of the same text come from the same model, despite rounding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from nexusflow_integrations._core.vectors import Vectors
 
 TOLERANCE = 0.02
-"""The allowed length of the difference, as a share of the stored vector's length."""
+"""The maximum distance between two such vectors, as a share of the stored vector's length."""
 FIXED_TEXTS = (
     "The red panda sleeps in a tree.",
     "7 Zwerge, 3 Wünsche und kein Schuh.",

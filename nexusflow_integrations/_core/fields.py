@@ -1,4 +1,4 @@
-"""The user's own fields in each request, either in the body or in the query of the URL."""
+"""The user's own fields in each request, either in the body or in the URL's query string."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Fields:
 
     @property
     def query(self) -> str:
-        """The names and values as the query of a URL, with the question mark; or an empty text."""
+        """The names and values as a URL's query string with its question mark, or an empty text."""
         if not self.text:
             return ""
         pairs = self.value.items()

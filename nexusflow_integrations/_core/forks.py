@@ -1,7 +1,7 @@
-"""Fork safety: pause other threads before a fork, reset locks and state in the child.
+"""Fork safety: pauses other threads before a fork, and resets locks and state in the child.
 
 Only the forking thread survives in the child. In the child, a lock that another thread held is
-never released, and imports and other work of that thread never finish.
+never released, and that thread's imports and other work never finish.
 
 So a fork first waits for work that must not be interrupted: at most ``IMPORTS`` seconds for imports
 and ``PAUSE`` seconds for everything else. In the child, locks are replaced, and objects drop the

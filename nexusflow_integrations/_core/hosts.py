@@ -17,7 +17,7 @@ _PLACE = re.compile(
 )
 _MAX_PORT = 65535
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
-"""What resolvers read as a part of an IPv4 address: a decimal, octal or hexadecimal number."""
+"""What resolvers take for a part of an IPv4 address: a decimal, octal or hexadecimal number."""
 
 
 def host_of(place: str) -> str | None:
@@ -36,8 +36,8 @@ def host_of(place: str) -> str | None:
 def is_plain_host(host: str) -> bool:
     """Whether ``host`` (an IPv6 address without its brackets) is unambiguous.
 
-    Unambiguous hosts are names of ASCII labels without a dot at the end, IPv4 addresses of four
-    decimal numbers, and IPv6 addresses without a zone.
+    Unambiguous hosts are names that consist of ASCII labels and do not end in a dot, IPv4 addresses
+    that consist of four decimal numbers, and IPv6 addresses without a zone.
     """
     if ":" in host:
         return isinstance(_address(host), IPv6Address) and "%" not in host

@@ -27,14 +27,14 @@ class KeySource(Protocol):
 
     @property
     def key(self) -> ApiKey | None:
-        """The key; ``None`` if the key was not requested yet."""
+        """The key; ``None`` if the key has not been requested yet."""
 
     @property
     def account(self) -> ApiKey | FunctionKey:
         """A value that identifies the account, even if the key changes."""
 
     async def renewed(self, refused: ApiKey | None, loop: Loop | None) -> ApiKey | None:
-        """Return another key than ``refused``, or ``None`` if there is no other.
+        """Return a key other than ``refused``, or ``None`` if there is no other.
 
         Args:
             refused: The key that got a 401 response; ``None`` if there was no key yet.
@@ -56,7 +56,7 @@ class GivenKey:
 
 
 class EnvironmentKey:
-    """The key in an environment variable, read at first use and after a 401 response.
+    """The key in an environment variable, which is read at first use and after a 401 response.
 
     Args:
         variable: The name of the variable.
@@ -109,7 +109,7 @@ class EnvironmentKey:
 
 
 class FunctionKey:
-    """A key from a sync or async function, called at first use and after a 401 response.
+    """A key from a sync or async function, which is called at first use and after a 401 response.
 
     An async function is awaited on the caller's event loop, if there is one; a sync function is
     called in its own thread. Calls that need a key at the same time share one function call.
@@ -140,7 +140,7 @@ class FunctionKey:
     def fingerprint(self) -> str:
         """Return a value that identifies the account when processes share limits.
 
-        The value is the same for all keys from functions, because such keys change.
+        The value is the same for all functions, because the keys that they return change.
         """
         return hashlib.sha256(b"an API key that is asked for").hexdigest()
 

@@ -1,4 +1,4 @@
-"""Words for keyword search, and the fusion of rankings.
+"""Splits texts into words for keyword search, and merges rankings.
 
 English words are reduced to their stems, and stop words are left out (``bm25s``, ``PyStemmer``).
 Chinese has no blanks between words; ``rjieba`` finds the words. Japanese and Korean characters are
@@ -51,7 +51,7 @@ def fused(rankings: Iterable[Sequence[T]], k: int = FUSION) -> list[tuple[T, flo
     """Merge rankings by reciprocal rank fusion.
 
     Args:
-        rankings: Rankings with the best item first; no item occurs twice in one ranking.
+        rankings: Rankings with the best item first; no item occurs twice in the same ranking.
         k: The larger ``k`` is, the more the lower ranks count.
 
     Returns:

@@ -31,7 +31,8 @@ class LeftOut:
         message: The reason in one sentence.
         error: The error of the server or the store that refused the document, if any.
         source: The file or address of the document, if its metadata has one.
-        document: Id of the whole document, if this is a part of one and the id is known.
+        document: Id of the whole document, if this document is a part of another and that id is
+            known.
     """
 
     id: str | None

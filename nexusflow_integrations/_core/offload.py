@@ -33,7 +33,7 @@ class Worker:
         self._is_started = False
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Queue ``work``. The work is skipped if the future is cancelled before its turn.
+        """Queue ``work``. The work is skipped if the future is cancelled before it starts.
 
         Raises:
             RuntimeError: The interpreter is shutting down and cannot start threads.

@@ -1,4 +1,4 @@
-"""Secrets that must not be printed: the API key, header values, addresses with a password.
+"""Holds secrets that must not be printed: the API key, header values, addresses with a password.
 
 Tools such as Sentry, ``pytest -l`` and rich show the local variables of an error's frames. So a
 secret is kept in a ``Secret`` and revealed only in the expression that sends it.
@@ -33,8 +33,7 @@ T = TypeVar("T")
 def without_frames(error: E) -> E:
     """Return ``error`` without its context and its traceback, whose frames may hold secrets.
 
-    An explicit cause stays; if the cause is an error of this package, its traceback is removed,
-    too.
+    An explicit cause is kept. If it is one of this package's errors, its traceback is removed, too.
     """
     if isinstance(error.__cause__, NexusFlowError):
         without_frames(error.__cause__)

@@ -31,7 +31,7 @@ from nexusflow_integrations.errors import ConfigurationError
 DEFAULT_BASE_URL = "https://nexusflow.vip/v1"
 KEY_VARIABLE = "NEXUSFLOW_API_KEY"
 TIMEOUT = 60.0
-"""Seconds for one attempt, by default."""
+"""The default number of seconds for one attempt."""
 DIMENSIONS = MODELS[DEFAULT_MODEL].sizes
 BATCH_SIZE = MODELS[DEFAULT_MODEL].batch_size
 LONGEST_INSTRUCTION = 10_000
@@ -108,7 +108,7 @@ def resolve_base_url(value: str | None = None, *, allow_http: bool = False) -> s
         raise refuse("base_url", "text", url)
     allow_http = flag("allow_http", allow_http)
     url = str.__str__(url).strip().rstrip("/")
-    url = url.removesuffix("/embeddings").rstrip("/")  # users may give the address of the endpoint
+    url = url.removesuffix("/embeddings").rstrip("/")  # users may give the endpoint's full address
     if "@" in url:
         raise ConfigurationError("base_url must not contain a user name or password")
     if any(char in url for char in "?# "):
@@ -133,7 +133,7 @@ def resolve_base_url(value: str | None = None, *, allow_http: bool = False) -> s
 
 
 def check_dimensions(value: object, model: object = DEFAULT_MODEL) -> int | None:
-    """Return ``value`` if ``model`` may have this size; ``None`` is the server's default."""
+    """Return ``value`` if ``model`` offers this size; ``None`` means the server's default size."""
     if value is None:
         return None
     sizes = model_named(model).sizes
@@ -163,7 +163,7 @@ def plain_timeout(value: object) -> Any:
 
 
 def check_pacer(value: object) -> tuple[float | None, float | None]:
-    """Return the limits of ``value``, a pacer, on requests and tokens per minute."""
+    """Return the limits on requests and tokens per minute of the pacer ``value``."""
     if isinstance(value, type) or not has_methods(value, "lease", "adjust", "throttled"):
         raise refuse(
             "pacer",
@@ -251,7 +251,7 @@ class Settings:
             )
 
     def of(self, role: Role) -> Settings:
-        """Return the settings for calls of ``role``."""
+        """Return the settings for texts with this ``role`` (query or document)."""
         patient = self.query_timeout is None and self.query_deadline is None
         return self if patient or role != "query" else self._of_queries
 
@@ -271,7 +271,7 @@ class Settings:
         return self.max_text_tokens or model_named(self.model).max_tokens
 
     def instruction(self, role: Role) -> str:
-        """Return the instruction that is prepended to texts of ``role``."""
+        """Return the instruction that is prepended to texts with this ``role``."""
         return (self.query_instruction if role == "query" else self.document_instruction) or ""
 
     @property

@@ -1,7 +1,7 @@
-"""One budget for many processes on one or many hosts. Processes draw tokens before use.
+"""One budget for many processes on one or many hosts. Processes draw tokens before using them.
 
 A process draws from a ``SharedBudget``, whose methods block, so a thread calls them. ``Grants``
-does the arithmetic for an implementation. ``SharedBudgetGuard`` is a client's guard over a shared
+does the arithmetic for an implementation. ``SharedBudgetGuard`` keeps a client within a shared
 budget and never blocks.
 
 Granted tokens count as spent until they are returned. So a process that dies, or an answer that is
@@ -22,11 +22,11 @@ from nexusflow_integrations._core.usage import BudgetGuard
 from nexusflow_integrations.errors import BudgetExceededError
 
 LOST = 120.0
-"""Seconds without a sign of a process after which others no longer wait for its tokens."""
+"""Seconds after a process last drew, until others no longer wait for its tokens."""
 REQUESTS_AHEAD = 32
-"""How many of its largest requests a process draws tokens for."""
+"""A process draws enough tokens for this many requests as large as its largest one."""
 PATIENCE = 60.0
-"""Seconds that requests wait for a draw before they fail."""
+"""Seconds that requests wait for tokens to be drawn before they fail."""
 PAUSE = 0.25
 """Seconds until a process that was granted too few tokens asks again."""
 LULL = 0.2
@@ -36,8 +36,8 @@ LULL = 0.2
 class Grant(NamedTuple):
     """The result of a draw, in tokens.
 
-    ``left`` is the number of tokens that no process holds; ``pending`` is whether other processes
-    may still return some.
+    ``left`` is the number of tokens that no process holds; ``pending`` says whether other
+    processes may still return some.
     """
 
     tokens: int
@@ -58,9 +58,9 @@ class SharedBudget(Protocol):
         Args:
             least: Grant nothing if fewer tokens are left.
             wanted: Maximum number of tokens to grant.
-            unused: Number of tokens, granted before, that are returned now.
-            kept: Number of tokens, granted before, that the process keeps; some may be returned
-                later.
+            unused: Number of tokens that were granted before and are returned now.
+            kept: Number of tokens that were granted before and that the process keeps; some may be
+                returned later.
 
         A request waits up to a minute for the result, and is not sent if there is no result by
         then.
@@ -76,7 +76,7 @@ class Grants:
 
     Args:
         limit: The budget, in tokens.
-        granted: Tokens that were granted and not returned: at most this many were spent.
+        granted: Tokens that were granted and not returned; at most this many have been spent.
     """
 
     limit: int
@@ -86,7 +86,7 @@ class Grants:
     def draw(
         self, holder: str, *, least: int, wanted: int, unused: int, kept: int, now: float
     ) -> Grant:
-        """Take back ``unused`` tokens of ``holder`` and grant ``least`` to ``wanted`` new ones.
+        """Take ``unused`` tokens back from ``holder``, and grant it ``least`` to ``wanted`` others.
 
         Grants get smaller as the budget runs out, so that no process holds tokens that others need.
         """
@@ -195,8 +195,9 @@ class SharedBudgetGuard(BudgetGuard):
     def _draw(self, least: int, *, rest: bool = False) -> None:
         """Draw tokens in a thread.
 
-        With ``least``, a request waits for that many tokens, and the tokens left here are returned
-        first. With ``rest``, return the tokens left and draw none. With neither, draw ahead.
+        If ``least`` is not 0, a request waits for that many tokens, and the tokens left here are
+        returned first. If ``rest`` is set, the tokens left are returned and none are drawn. If
+        neither is set, tokens are drawn for later requests.
         """
         if self._drawing or self._pausing:
             return

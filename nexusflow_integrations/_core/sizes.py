@@ -16,8 +16,8 @@ from nexusflow_integrations.errors import InvalidInputError
 def cut_to_size(vectors: Any, size: int) -> Vectors:
     """Return the first ``size`` numbers of each vector, scaled to unit length.
 
-    A shortened vector equals the service's vector of that size only if the service shortens its
-    vectors, too (``cut_sizes``).
+    A shortened vector equals the service's vector of that size only if the service also makes its
+    smaller vectors by shortening (see ``cut_sizes``).
 
     Args:
         vectors: Array of shape (n, d), or (d,) for one vector.
@@ -47,10 +47,11 @@ def cut_to_size(vectors: Any, size: int) -> Vectors:
 
 
 def cut_sizes(rows: Mapping[int, Sequence[Vectors]]) -> dict[int, bool]:
-    """Return the sizes whose vectors a service cuts from its largest ones, within ``TOLERANCE``.
+    """Return, for each size, whether a service cuts its vectors from the largest ones.
 
-    Rounding moves a vector by at most 0.003 of its length (bfloat16) or 0.014 (int8); vectors of
-    independent sizes are 1.1 or more apart (both measured; see docs/cache.md).
+    The vectors are compared within ``TOLERANCE``. Rounding moves a vector by at most 0.003 of its
+    length (bfloat16) or 0.014 (int8); vectors of independent sizes are 1.1 or more apart (both
+    measured; see docs/cache.md).
 
     Args:
         rows: The service's vectors of the same texts, by size; each is float32 of shape (size,).

@@ -1,4 +1,4 @@
-"""OpenTelemetry for one call: a span over all its requests and retries, and two metrics.
+"""OpenTelemetry for one call: one span for all its requests and retries, and two metrics.
 
 The module uses only the OpenTelemetry API (extra ``otel``), and only if the application has
 imported it. Otherwise the cost is one dictionary lookup per call. Texts and vectors are never

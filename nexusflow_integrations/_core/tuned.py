@@ -32,7 +32,8 @@ class TunedSettings:
         query_instruction: Text that is prepended to each query, or ``None``.
         document_instruction: Text that is prepended to each document, or ``None``.
         hybrid: Whether the results of a keyword search are added.
-        local_model: The local model that they were measured with, or ``None`` for the service.
+        local_model: The local model that these settings were measured with, or ``None`` for the
+            service.
 
     Raises:
         ConfigurationError: A value is invalid; the message names it.
@@ -70,7 +71,7 @@ class TunedSettings:
         """Return the arguments for ``NexusFlow`` and the adapters; default values are left out.
 
         ``NexusFlowEmbeddings(**settings.for_client())`` embeds with the measured settings. A model
-        other than the default is in ``model``; Chroma's function calls this argument
+        other than the default is passed as ``model``; Chroma's function calls this argument
         ``model_name``.
         """
         names = ("dimensions", "query_instruction", "document_instruction")

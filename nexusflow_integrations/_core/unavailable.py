@@ -1,4 +1,4 @@
-"""The error of a cache or Redis server that cannot be used at the moment."""
+"""The error for a cache or Redis server that cannot be used at the moment."""
 
 
 class StoreUnavailable(Exception):  # noqa: N818 - it never leaves the core

@@ -18,7 +18,7 @@ _MOST_TOKENS = 1 << 62
 
 @dataclass(frozen=True)
 class Price:
-    """The price of a million tokens; if it is ``None``, which means unknown, ``of`` returns NaN.
+    """The price of a million tokens; ``None`` means unknown, and ``of`` then returns NaN.
 
     The default is the list price of ``text-embedding-v4``.
     """
@@ -257,7 +257,7 @@ def check_budget(value: object) -> Any:
 
 @dataclass
 class BudgetGuard:
-    """A budget in use: tokens spent, and tokens that requests in flight may still cost.
+    """Keeps track of a budget: tokens spent, and tokens that requests in flight may still cost.
 
     Before a request is sent, it reserves the most that it can cost, so ``spent`` never exceeds
     ``limit``.

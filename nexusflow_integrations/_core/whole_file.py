@@ -17,7 +17,7 @@ _OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def is_stream(path: Path) -> bool:
-    """Return whether ``path`` is a device, a pipe or an open file, and so is never replaced."""
+    """Return whether ``path`` is a device, a pipe or an open file, which is never replaced."""
     return _descriptor(path) is not None or (path.exists() and not path.is_file())
 
 
@@ -26,11 +26,12 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that is renamed to ``path`` if the block succeeds, and removed if it fails.
 
     A killed process leaves ``NAME.PID.part`` behind, which cannot be mistaken for a result. If
-    ``path`` is a symbolic link, the file that it leads to is replaced. A stream is written to.
+    ``path`` is a symbolic link, the file that it leads to is replaced. If
+    ``path`` is a stream (see ``is_stream``), it is written to directly.
     """
     if is_stream(path):
         number = _descriptor(path)
-        # Opened by its name, a file that the shell appends to would be truncated.
+        # Opening a file by its name would truncate it if the shell appends to it.
         try:
             with open(path if number is None else os.dup(number), "wb") as stream:
                 yield stream

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Added:
-    """The outcome, in numbers of documents.
+    """The outcome of ``add_documents``, in numbers of documents.
 
     Attributes:
         added: Documents that were embedded and written.
@@ -60,8 +60,8 @@ def add_documents(
     and another call continues from there.
 
     Args:
-        collection: A collection with a NexusFlow embedding function, passed or stored.
-        ids: One id for each document; all are different.
+        collection: A collection with a NexusFlow embedding function, either passed or stored.
+        ids: One id for each document; no two may be equal.
         documents: The texts. Lists are checked completely before anything is sent.
         metadatas: One metadata for each document; ``None`` for a document without metadata.
         progress: Called with the number of documents done since the last call, whether written or
@@ -71,12 +71,12 @@ def add_documents(
             at most the embedding function's ``deadline``.
         writer_wait: Seconds to wait for another process that writes to the same folder.
         verify: Whether to check that the service still uses the same model, at most once an hour
-            for each embedding function: up to three short documents of the collection are embedded
-            again first, and nothing is written if most of them get a different vector.
+            for each embedding function: first, up to three short documents of the collection
+            are embedded again, and nothing is written if most of them get a different vector.
 
     Raises:
         InvalidInputError: A document, its id or metadata cannot be stored, or an id occurs twice;
-            ``index`` is the place.
+            ``index`` is its place in the source.
         ValueError: The numbers of ids, documents and metadatas differ.
         RefusedTextsError: The server refused some documents, or they are too long; all others were
             added. ``refused`` holds their errors by place in ``documents``.

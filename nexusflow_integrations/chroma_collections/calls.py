@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 HANGS = 3
-"""Number of attempts without a response that fit into the time of a call."""
+"""Number of attempts without a response that fit into a call's time limit."""
 READS = 3
-"""Maximum attempts at a read that fails inside the store."""
+"""Maximum number of attempts at a read that fails inside the store."""
 PAUSE = 0.25
 """Seconds before the second attempt; each further wait is twice as long."""
 _BUSY = ("locked", "busy", "timed out", "timeout", "temporarily", "unavailable")
@@ -37,7 +37,7 @@ class TooLargeError(CollectionError):
 
 
 class Calls:
-    """Calls of a collection or client, each within ``timeout`` seconds including all attempts.
+    """Calls a collection or client, each time within ``timeout`` seconds including all attempts.
 
     Chroma itself sets no timeout and would wait for a locked database or a silent server for ever.
     So each call runs in its own thread, for which the caller stops waiting when the time is over.
@@ -66,7 +66,7 @@ class Calls:
 
 
 class AsyncCalls:
-    """Calls of an ``AsyncCollection``, each within ``timeout`` seconds including all attempts."""
+    """Calls an ``AsyncCollection``, each time within ``timeout`` seconds including all attempts."""
 
     def __init__(self, collection: AsyncCollection | None, timeout: float) -> None:
         self.collection: Any = collection
@@ -85,7 +85,7 @@ class AsyncCalls:
 
 
 def check_timeout(timeout: float, deadline: float | None = None) -> float:
-    """Return the seconds that a call of Chroma may take; at most the ``deadline``."""
+    """Return the seconds that a call to Chroma may take; at most the ``deadline``."""
     if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not timeout > 0:
         raise ConfigurationError(f"store_timeout must be seconds above 0, not {timeout!r}")
     return min(timeout, threading.TIMEOUT_MAX if deadline is None else deadline)

@@ -65,7 +65,7 @@ _TEXTS: Any = ["documents", "metadatas", "uris"]
 
 @dataclass(frozen=True)
 class Copied:
-    """The outcome, in numbers of documents.
+    """The outcome of ``copy_collection``, in numbers of documents.
 
     Attributes:
         copied: Documents that were written with the vectors of the source.
@@ -104,27 +104,28 @@ def copy_collection(
     writer_wait: float = 0.0,
     verify: bool = True,
 ) -> Copied:
-    """Copy a collection while it stays in use, then exchange the names of both.
+    """Copy a collection while it stays in use, then exchange the names of original and copy.
 
     If the source has vectors of the same model, size, document instruction and service, the vectors
-    are copied and nothing is paid. Otherwise the stored documents of the source are embedded again.
-    During the copy, the source answers as before and is not changed. Another call after an error
-    pays only for the rest. The source is read repeatedly until nothing is left to do and the
+    are copied and nothing is paid for. Otherwise the stored documents of the source are embedded
+    again. During the copy, the source answers as before and is not changed. After an error, another
+    call pays only for the rest. The source is read repeatedly until nothing is left to do and the
     numbers of documents agree. Then ``exchange_names`` gives the copy the name ``source`` and the
     former collection the name ``target``; exchanging the names again undoes this. If documents were
     embedded again and the names exchanged, another call does nothing.
 
     Collection objects opened earlier, also in other processes, keep using the former collection:
-    open them again. Documents that others write to a server between the last reading and the
-    exchange are only in the former collection.
+    open them again. Documents that other clients of a server write between the last reading and
+    the exchange are only in the former collection.
 
     Args:
         client: Any of Chroma's synchronous clients.
         source: Name of the collection to copy.
         target: Name of the copy. If the collection exists, it must match ``embedding_function``.
-        embedding_function: The function that the copy stores and uses. Default: the function of the
-        source. exchange: Whether to exchange the names. If documents were left out, the names are
-        exchanged only with ``"anyway"``.
+        embedding_function: The function that the copy stores and uses. Default: the function of
+            the source.
+        exchange: Whether to exchange the names. If documents were left out, the names are exchanged
+            only with ``"anyway"``.
         replace: Whether to remove from an existing target the documents that the source does not
             have, and overwrite documents that differ. By default, a target with such documents is
             refused.
@@ -355,7 +356,7 @@ class _Work:
         return Embedder(self._function if self.target is None else self.target)
 
     def run(self) -> Run:
-        """Start another reading of the source."""
+        """Start reading the source once more."""
         self._passes += 1
         return Run(self.size, self.progress if self._passes == 1 else None, add_only=False)
 
@@ -412,7 +413,7 @@ class _Work:
             )
 
     def end_pass(self, run: Run) -> bool:
-        """Count the documents that a reading copied or removed; return whether there were any."""
+        """Count what this pass copied or removed; return whether that was anything."""
         new = {str(item.id): item for item in run.left_out}
         self.left_out |= new
         self._written += run.added + run.changed
@@ -432,7 +433,7 @@ class _Work:
         self.exchanged = True
 
     def preview(self) -> Plan[Copied]:
-        """Return what a copy would do if nothing must be embedded; change nothing."""
+        """Return what a copy would do if nothing needs embedding; change nothing."""
         if self.is_done:
             return Copied(present=(yield Step("reading", self.source.count, {})), exchanged=True)
         run = self.run()
@@ -540,7 +541,7 @@ def _get(collection: Any, ids: list[str], include: list[str]) -> Step:
 
 
 def _records(calls: Calls, source: Any, size: int, left: Container[str]) -> Iterator[Record]:
-    """Yield the records of the source, except those that were ``left`` out before."""
+    """Yield the records of the source, except those that were left out before (``left``)."""
     offset = 0
     while True:
         step = _page(source, offset, size, _TEXTS)

@@ -48,8 +48,7 @@ class Embedder:
     """Embeds texts, and counts the cost.
 
     Args:
-        source: An embedding function; or a collection that was opened with a function or stores
-            one.
+        source: An embedding function, or a collection that was opened with one or stores one.
 
     Raises:
         ConfigurationError: The function is not a NexusFlow function, or differs from the

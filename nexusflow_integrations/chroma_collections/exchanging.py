@@ -51,15 +51,15 @@ def exchange_names(
 
     Args:
         client: Any of Chroma's synchronous clients.
-        first: Name of the collection in use; this name is missing for the shorter time.
+        first: Name of the collection in use; no collection has this name for a moment.
         second: Name of the other collection.
         store_timeout: Seconds that one call to Chroma may take, including retries.
         writer_wait: Seconds to wait for another process that writes to the same folder.
 
     Raises:
         chromadb.errors.NotFoundError: One of the collections does not exist.
-        ConfigurationError: The names are the same, or together too long. CollectionError: A
-        collection could not be renamed, or another process writes to the folder.
+        ConfigurationError: The names are the same, or together too long.
+        CollectionError: A collection could not be renamed, or another process writes to the folder.
     """
     check_names(first, second)
     calls = Calls(None, check_timeout(store_timeout))
@@ -75,7 +75,7 @@ async def aexchange_names(
     store_timeout: float = 60.0,
     writer_wait: float = 0.0,
 ) -> None:
-    """Exchange like ``exchange_names``, with an ``AsyncHttpClient``."""
+    """Exchange names like ``exchange_names``, with an ``AsyncHttpClient``."""
     check_names(first, second)
     calls = AsyncCalls(None, check_timeout(store_timeout))
     async with aonly_writer(client, writer_wait):

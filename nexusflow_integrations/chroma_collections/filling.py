@@ -53,7 +53,7 @@ class _Filling:
 
     Args:
         run: The documents that were read but are not written yet.
-        calls: Makes the calls of the collection.
+        calls: Makes the calls to the collection.
         verify: Whether to compare a few vectors of the collection with new ones from the service,
             before the first vector is written.
     """
@@ -82,7 +82,7 @@ class _Filling:
         return sampled((yield Step("reading", self._collection.get, fields)))
 
     def _take(self, records: list[Record]) -> Plan[tuple[Stored, set[str] | None]]:
-        """Take the next slice of the source; return its stored documents, and the owned ones."""
+        """Take the next slice of the source; return its stored documents and the owned ids."""
         yield Blocking(partial(self._run.seen.add, self._run.take(records)))
         if not (ids := self._run.ids):
             return {}, None
@@ -106,7 +106,7 @@ class _Filling:
             yield from self._write(self._run.rest())
 
     def _write_on(self, writes: Iterator[Write]) -> Plan[None]:
-        """Write; after a failure of the collection, only collect the vectors still in flight."""
+        """Write; after a write has failed, only collect the vectors still in flight."""
         if isinstance(self._problem, CollectionError):
             return
         try:
@@ -222,8 +222,8 @@ class Filling(_Filling):
     def missing(self, records: Iterable[Record]) -> Iterator[str]:
         """Yield the documents of ``records`` that must be embedded.
 
-        At an error, which ``check`` raises later, it ends early, so that texts in flight are
-        written first.
+        If there is an error, the iterator ends early and ``check`` raises the error later, so that
+        texts in flight are written first.
         """
         rest = iter(records)
         while self._problem is None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from chromadb.api.types import Where
 
 DEPTH = 100
-"""Minimum number of documents of each ranking that are merged."""
+"""Minimum number of documents that are merged from each ranking."""
 MOST = 10_000
 """Maximum number of documents that may be requested."""
 
@@ -51,7 +51,7 @@ class Hit:
 def hybrid_query(
     collection: Collection, text: str, n_results: int = 10, where: Where | None = None
 ) -> list[Hit]:
-    """Search by vectors and by keywords (BM25), and merge both by reciprocal rank fusion.
+    """Search by vectors and by keywords (BM25), and merge both rankings by reciprocal rank fusion.
 
     The best 100 documents of each ranking, or ``n_results`` if that is more, are merged with
     ``k=60``. Vectors find texts with the same meaning; keywords find names, numbers and codes that
@@ -68,11 +68,11 @@ def hybrid_query(
         where: Chroma's filter on metadata.
 
     Returns:
-        The best documents, best first.
+        The best documents, in order of score.
 
     Raises:
         InvalidInputError: ``text`` cannot be sent.
-        ConfigurationError: The collection is in memory, on a server or of an ``AsyncHttpClient``,
+        ConfigurationError: The collection is in memory, on a server or from an ``AsyncHttpClient``,
             or ``n_results`` or ``where`` is invalid.
         ImportError: A package is missing: ``pip install "nexusflow-integrations[hybrid]"``.
         NexusFlowError: The question cannot be embedded.
@@ -130,7 +130,8 @@ def _matching(
     if where is None:
         yield from ranked
         return
-    # Get all ids that match: Chroma finds them ten times as fast as 250 ids among given ones.
+    # Get all ids that match: Chroma does this ten times as fast as it finds 250 ids among given
+    # ids.
     allowed = set(collection.get(where=where, include=[])["ids"])
     yield from (name for name in ranked if name in allowed)
 

@@ -3,8 +3,8 @@
 Chroma does not record that a collection has changed, and any program may change it. So an index
 stores a hash of each document that it was built from. When a process first uses the index, and
 again after each write to Chroma's database file, these hashes are compared with the documents; if
-they differ, the index is rebuilt. So the index is always right, even if a program that wrote was
-killed.
+they differ, the index is rebuilt. So the index is always right, even if a program was
+killed while it wrote.
 
 An index is written into a new folder; then one file that names this folder is replaced. A process
 that is killed before that leaves a folder that nothing refers to; the next process that writes
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("nexusflow_integrations")
 
 FOLDER = "nexusflow-keywords"
-"""Folder of all keyword indexes, in the folder of the ``PersistentClient``."""
+"""The folder with all keyword indexes, in the folder of the ``PersistentClient``."""
 CURRENT = "current.json"
 PAGE = 1_000
 """Documents per read."""
@@ -140,7 +140,7 @@ def _checksum(path: Path) -> int:
 
 
 def digest(text: str) -> int:
-    """Return a hash of 64 bits."""
+    """Return a 64-bit hash."""
     hashed = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(hashed.digest(), "little")
 
@@ -156,7 +156,7 @@ class _Open:
 
 _lock = forks.Lock()
 _open: OrderedDict[tuple[str, str], _Open] = OrderedDict()
-"""Open indexes by folder and collection id, the last used last, with the state they matched."""
+"""Open indexes by folder and collection id, least recently used first, with the matching state."""
 
 
 def folder_for(collection: Collection) -> Path:

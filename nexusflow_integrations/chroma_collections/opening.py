@@ -67,8 +67,8 @@ def open_collection(
     Args:
         client: Any of Chroma's synchronous clients.
         name: Name of the collection.
-        embedding_function: The embedding function. Default: the stored function, else one with
-            default settings.
+        embedding_function: The embedding function. Default: the stored function, or if there
+            is none, a function with default settings.
         create: Whether to create the collection if it does not exist.
         metadata: Metadata for a new collection. If the collection exists with other metadata, a
             warning says so.
@@ -82,15 +82,15 @@ def open_collection(
         adopt: Whether to take over a collection that another embedding function filled. Its
             documents must get the same vectors, which is checked as with ``verify``. The collection
             then stores this function and cannot be opened with the former one.
-        settings: The settings that `nexusflow tune` chose, or the path of its file; replaces
-            ``embedding_function``.
+        settings: The settings that `nexusflow tune` chose, or the path of the file that it
+            wrote; use this instead of ``embedding_function``.
 
     Raises:
         NexusFlowError: With ``verify`` or ``adopt``: the documents cannot be embedded.
         ConfigurationError: The collection has another model, size, query instruction, service or
-            space, or its embedding function is not NexusFlow's, or (``verify``, ``adopt``) the
-            service returns vectors that differ from the stored ones, or (``adopt``) there are none
-            to compare with.
+            space, or its embedding function is not NexusFlow's. With ``verify`` or ``adopt``: the
+            service returns vectors that differ from the stored ones. With ``adopt``: there are no
+            stored vectors to compare with.
         chromadb.errors.NotFoundError: The collection does not exist, and ``create`` is false.
     """
     embedding_function = _tuned(embedding_function, settings)
@@ -248,7 +248,7 @@ def fitting(
     *,
     address_changed: bool = False,
 ) -> NexusFlowEmbeddingFunction:
-    """Return ``given`` if its vectors are comparable; without ``given``, the stored function."""
+    """Return ``given`` if its vectors are comparable, or the stored function if none is given."""
     stored = _stored_in(collection)
     if given is None:
         if address_changed and "service" in stored.get_config():
@@ -347,7 +347,7 @@ def _check_comparable(
 def _storing(
     collection: Collection | AsyncCollection, function: NexusFlowEmbeddingFunction
 ) -> dict[str, Any]:
-    # ``collection.modify`` raises an error after it has stored a function of another name.
+    # ``collection.modify`` raises an error after it has stored a function with another name.
     return {
         "id": collection.id,
         "new_configuration": {"embedding_function": function},

@@ -27,7 +27,7 @@ def check_where(where: object) -> None:
 
 
 def finds(where: Mapping[str, Any], metadata: Mapping[str, Any] | None) -> bool:
-    """Return whether Chroma's filter would match this metadata; true if that is unknown."""
+    """Return whether Chroma's filter would match this metadata, or ``True`` if unknown."""
     return all(_holds(key, wanted, metadata or {}) for key, wanted in where.items())
 
 

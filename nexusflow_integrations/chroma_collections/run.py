@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.vectors import Vectors
 
 SLICE = 250
-"""Documents per write: smaller writes are slower in total, larger ones block all threads (GIL)."""
+"""Documents per write: smaller writes take longer in total, larger ones block threads (GIL)."""
 SLICE_BYTES = 8_000_000
 """Approximate bytes of a write as JSON; servers refuse large bodies."""
 NUMBER_BYTES = 21
@@ -72,7 +72,7 @@ class Write:
         return "add" if self.add_only else "upsert", fields
 
     def halves(self) -> list[Write]:
-        """Return two writes of half the documents each, for a server with a size limit."""
+        """Return two writes with half of the documents each, for a server with a size limit."""
         if len(self.ready) == 1:
             raise CollectionError(
                 f"the server does not accept a document as large as {self.ready[0].record.id!r}"
@@ -177,7 +177,7 @@ class Run:
 
         Args:
             stored: The collection's documents with the ids of the slice.
-            owned: The ones that this source may change; ``None`` means all.
+            owned: The ids of those that this source may change; ``None`` means all.
         """
         same = 0
         for record in self._slice:
@@ -300,7 +300,7 @@ class Run:
 
 
 def same_metadata(stored: Mapping[str, Any] | None, given: Mapping[str, Any] | None) -> bool:
-    """Return whether metadata is the same; ``True`` and 1 differ."""
+    """Return whether both metadata are the same; ``True`` and 1 count as different."""
     one, two = stored or {}, given or {}
     return one.keys() == two.keys() and all(
         value == two[key] and isinstance(value, bool) == isinstance(two[key], bool)

@@ -37,7 +37,7 @@ Remove = bool | Literal["all"]
 
 @dataclass(frozen=True)
 class Synced:
-    """The outcome, in numbers of documents.
+    """The outcome of ``sync_documents``, in numbers of documents.
 
     Attributes:
         added: Documents with new ids, which were embedded and written.
@@ -84,15 +84,15 @@ def sync_documents(
     out and reported. About a thousand documents are in memory at a time.
 
     Args:
-        collection: A collection with a NexusFlow embedding function, passed or stored.
-        ids: One id for each document; all are different.
+        collection: A collection with a NexusFlow embedding function, either passed or stored.
+        ids: One id for each document; no two may be equal.
         documents: The texts.
         metadatas: One metadata for each document; ``None`` for a document without metadata.
         where: Chroma's filter for the part of the collection that this source owns. Nothing outside
             this part is changed or removed, and a document whose metadata does not match the filter
             is left out. ``None`` is the whole collection.
         remove: Whether to remove documents that the source no longer has. If the source is empty,
-            or nothing of it can be stored, nothing is removed unless this is ``"all"``.
+            or none of its documents can be stored, nothing is removed unless this is ``"all"``.
         dry_run: Whether to only report what would be done and what that would cost; nothing is sent
             or written.
         progress: Called with the number of documents done since the last call, so ``tqdm.update``
@@ -102,15 +102,15 @@ def sync_documents(
             at most the embedding function's ``deadline``.
         writer_wait: Seconds to wait for another process that writes to the same folder.
         verify: Whether to check that the service still uses the same model, at most once an hour
-            for each embedding function: up to three short documents of the collection are embedded
-            again first, and nothing is written if most of them get a different vector.
+            for each embedding function: first, up to three short documents of the collection
+            are embedded again, and nothing is written if most of them get a different vector.
 
     Raises:
         SameIdTwiceError: An id occurs twice; the message names both places.
         ValueError: The numbers of ids and documents differ.
         ConfigurationError: The embedding function is not a NexusFlow function, the collection needs
-            the sync or async version of this function, or (``verify``) the service returns vectors
-            that differ from the stored ones.
+            the sync or async version of this function, or (with ``verify``) the service returns
+            vectors that differ from the stored ones.
         CollectionError: The collection cannot be read or written, or another process writes to it.
             ``finished`` holds the vectors that were paid for but not written, by place.
         NexusFlowError: Embedding failed.

@@ -42,7 +42,7 @@ def note(client: NexusFlow, collection: UUID) -> None:
 def sampled(found: Mapping[str, Any]) -> tuple[list[str], list[str], list[Vectors]]:
     """Return ids, documents and vectors from a ``collection.get`` result, for complete rows only.
 
-    Return at most ``SAMPLE`` rows, those with the shortest documents.
+    At most ``SAMPLE`` rows are returned, those with the shortest documents.
     """
     rows = zip(
         found["ids"],
@@ -80,12 +80,12 @@ def check_same(
         stored: The vectors of these documents in the collection.
         fresh: The new vectors of these documents; ``None`` for a document that the service now
             refuses.
-        most: Whether half of the vectors may differ, because the caller may have stored its own
-            vectors.
+        most: Whether up to half of the vectors may differ, because users may have stored vectors
+            of their own.
 
     Raises:
         ConfigurationError: A document got a vector that differs from the stored one; with ``most``,
-            more than half of them did.
+            more than half of the documents did.
     """
     apart = [
         (place, deviation(old, np.asarray(new, np.float32)))

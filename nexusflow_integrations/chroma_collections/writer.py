@@ -1,4 +1,4 @@
-"""Allows a single writer for a folder of ``PersistentClient``: two writers would damage it.
+"""Allows only one writer at a time in a ``PersistentClient``'s folder: two would damage it.
 
 A lock alone is not enough: a client keeps its index in memory, and would overwrite what another
 client has written in the meantime. So after a client takes the lock, it reads the folder again,
@@ -38,7 +38,7 @@ _lock = forks.Lock()
 _held: dict[str, _Held] = {}
 """Folders that this process writes to."""
 _left: weakref.WeakKeyDictionary[Any, tuple[int, ...]] = weakref.WeakKeyDictionary()
-"""State of the folder after the last write of each client."""
+"""State of the folder after each client's last write."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ forks.in_child(_forget)
 
 
 def folder_of(store: Store) -> Path | None:
-    """Return the folder of a collection or client; ``None`` if it is in memory or on a server."""
+    """Return the folder of a collection or client; ``None`` in memory or on a server."""
     settings = getattr(_system_of(store), "settings", None)
     if settings is None or not settings.is_persistent or settings.chroma_server_host:
         return None
@@ -78,7 +78,7 @@ def _system_of(store: Store) -> Any:
 
 @contextmanager
 def only_writer(store: Store, wait: float) -> Iterator[None]:
-    """Hold the lock on the folder of a collection or client.
+    """Hold the lock on a collection's or client's folder during the block.
 
     Threads that share a client may write at the same time: Chroma serializes them, as a server does
     with its clients. The lock ends with the process, even if the process is killed.

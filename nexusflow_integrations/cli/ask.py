@@ -431,7 +431,7 @@ def _source(corpus: str) -> str:
 
 
 def _hybrid_frameworks(asked: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the framework of a hybrid search, and check that its packages are installed."""
+    """Return the framework for a hybrid search, and check that its packages are installed."""
     if asked not in ((), ("chroma",)):
         raise UsageProblem("--hybrid searches with Chroma only: leave out --framework")
     check_packages()

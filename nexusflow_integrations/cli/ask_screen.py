@@ -138,7 +138,7 @@ class AskScreen(Screen):
         self.out.print(Padding(table, INDENT))
 
     def quotes(self, quotes: Sequence[Quote]) -> None:
-        """Show a quoted answer, and that it is quoted."""
+        """Show a quoted answer, and say that it is quoted."""
         self.head("Answer", "extracted from the passages; no chat model used")
         if not quotes:
             self.out.print(Padding("No sentence in the passages could be quoted.", INDENT))
@@ -238,7 +238,7 @@ class AskScreen(Screen):
         self.out.print(Padding(Group(table, Text(note, style="dim")), INDENT))
 
     def cost(self, usage: Usage, endpoint: Endpoint, *, brief: bool = False) -> None:
-        """Show tokens, requests and price, and which model is priced."""
+        """Show the tokens, the requests, the price, and which model the price is for."""
         sent = f"{count(usage.tokens, 'token')} in {count(usage.requests, 'request')}"
         if brief:
             paid = f"{money(usage.cost, usage.price)} at the list price"

@@ -140,7 +140,7 @@ def of_service(info: CacheInfo) -> list[ModelRows]:
 
 
 def verified(rows: ModelRows, place: Any) -> Verified:
-    """Compare the vectors of one model in the cache at ``place``."""
+    """Compare one model's vectors in the cache at ``place`` with the service's."""
     client = NexusFlow(model=rows.model, dimensions=rows.dimensions, cache=place)
     try:
         if client.verify_cache():

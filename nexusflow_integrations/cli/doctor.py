@@ -42,7 +42,7 @@ _PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 _KEY_START = "sk-air-"
 _UNIT = 1e-3
 _MOST = 5
-"""How many indexes (the last used) and cached models (the largest) are compared, at most."""
+"""Maximum number of indexes (last used first) and cached models (largest first) compared."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,10 @@ class Findings:
             self.code = self.code or FAILED
 
     def attempt(self, name: str, act: Callable[[], str], of: str = "") -> bool:
-        """Add the result of ``act`` as a good finding, or its error as a bad one; return which."""
+        """Call ``act``; add its result as a good finding, or its error as a bad one.
+
+        Return whether the finding is good.
+        """
         try:
             self.note(name, of + act(), ok=True)
         except Exception as error:  # noqa: BLE001 - any error is a finding
@@ -135,7 +138,7 @@ def _note_key(found: Findings) -> bool:
         return False
     usual = key.reveal().startswith(_KEY_START)
     start = f"{'begins' if usual else 'does not begin'} with {_KEY_START}"
-    # Another gateway's keys may begin otherwise: the first call decides.
+    # Keys of other gateways may begin differently: only the first call shows whether a key works.
     text = f"NEXUSFLOW_API_KEY is set, {len(key.reveal())} characters, {start}"
     found.note("Key", text, ok=True if usual else None)
     return True

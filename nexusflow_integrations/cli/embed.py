@@ -304,8 +304,8 @@ def _run(
 
 
 def _reason(line: rows.Line, error: NexusFlowError) -> str:
-    # Adapt the error's message: it names text numbers and a Python setting, and users of the
-    # command see lines and options.
+    # Adapt the error's message, which names text numbers and a Python setting: users of the
+    # command see line numbers and options.
     said = _TEXT_NUMBER.sub("", " ".join(str(error).split()))
     return _fault(line) or said.replace("set on_too_long=", "set --on-too-long to ")
 
@@ -374,7 +374,7 @@ class Embedding:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """Seconds since the run began."""
         return time.perf_counter() - self._began
 
     def advanced(self, line: int, reason: str | None) -> None:

@@ -1,4 +1,4 @@
-"""How a failure ends the process: one sentence and an exit code."""
+"""Says how a failure ends the process: with one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def explain(error: Exception) -> tuple[str, int]:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        # Errors of writing a file name the file; without a name, standard output failed.
+        # An error about a file names the file; without a name, it is about standard output.
         full = "standard output" if error.errno == errno.ENOSPC else None
         name = error.filename or full
         return f"{name}: {error.strerror}" if name else error.strerror

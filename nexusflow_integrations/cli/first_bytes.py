@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 LOOKED_AT = 8_192
-"""Bytes."""
+"""Number of bytes at the beginning of a file that are looked at."""
 
 _KINDS = (
     (b"%PDF-", "a PDF"),

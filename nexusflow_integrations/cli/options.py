@@ -168,7 +168,7 @@ def budget(text: str, price: Price) -> Budget:
 
 
 def chat_price(text: str) -> ChatPrice:
-    """Return the prices of a million prompt and answer tokens, from text such as ``0.8/4.8``.
+    """Return the prices per million prompt and answer tokens, from text such as ``0.8/4.8``.
 
     Raises:
         UsageProblem: ``text`` is not valid.
@@ -192,7 +192,7 @@ def confirm(question: str, *, default: bool = False) -> None:
 
     Raises:
         typer.Abort: The answer is no.
-        KeyboardInterrupt: There is no answer.
+        KeyboardInterrupt: The input ended without an answer.
     """
     try:
         agreed = typer.confirm(question, default=default, err=True)

@@ -14,10 +14,10 @@ def check_output(path: Path, *inputs: Path | None) -> None:
 
     Args:
         path: The file.
-        *inputs: Files that it must not replace.
+        *inputs: Files that the output must not replace.
 
     Raises:
-        UsageProblem: It cannot be written; the message says why.
+        UsageProblem: The file cannot be written; the message says why.
     """
     parent = path.parent
     if not parent.is_dir():

@@ -60,7 +60,7 @@ class Line:
         number: Number of the line, counted from 1; empty lines count, too.
         text: The text to embed; ``None`` if ``problem`` is set.
         record: Fields of the input that JSONL output repeats beside the vector.
-        problem: Why there is no text, or ``None``.
+        problem: The reason why there is no text, or ``None``.
     """
 
     number: int

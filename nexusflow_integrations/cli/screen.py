@@ -23,7 +23,7 @@ INDENT = (0, 0, 0, 2)
 
 
 class Screen:
-    """Both consoles, and the output that all commands share.
+    """Both consoles, and the kinds of output that all commands share.
 
     Args:
         quiet: Show progress but no results, because the caller prints JSON.

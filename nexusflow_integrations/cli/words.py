@@ -10,7 +10,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 def printable(text: str, keep: str = "") -> str:
     """Return ``text`` with escapes for control characters, which could change the terminal.
 
-    Those in ``keep`` stay.
+    The characters in ``keep`` are not escaped.
     """
 
     def escaped(found: re.Match[str]) -> str:

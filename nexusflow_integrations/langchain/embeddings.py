@@ -1,7 +1,7 @@
 """``NexusFlowEmbeddings``: NexusFlow as LangChain's ``Embeddings``.
 
-This module holds what is specific to LangChain: names, errors, progress bar, rate limiter, traces
-and serialization. The core does the embedding.
+This module holds what is specific to LangChain: names, errors, the progress bar, the rate limiter,
+traces and serialization. The core does the embedding.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ else:
 __all__ = ["NexusFlowEmbeddings"]
 
 _ACCOUNT = {"budget", "price", "nexusflow_api_key", "nexusflow_api_base"}
-"""Fields whose change starts a new count of usage."""
+"""If one of these fields changes, ``usage`` starts at zero again."""
 logger = logging.getLogger("nexusflow_integrations")
 _NOT_THE_CORES = ("chunk_size", "rate_limiter", "show_progress_bar", "trace_texts")
 
@@ -133,7 +133,7 @@ def _hidden_key(key: object) -> object:
 
 
 def _once_each(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return ``settings`` without names that are ``None`` if another name of the field is given.
+    """Return ``settings`` without names that are ``None`` if the field's other name is given.
 
     Raises:
         ConfigurationError: Two names of one field have a value.
@@ -176,7 +176,7 @@ _FIELDS = {
     "request_timeout": "timeout",
     "http_async_client": "async_http_client",
 }
-"""The client's names of arguments that have another name here."""
+"""The client's names for arguments that have another name here."""
 _FIELD_OF = {
     **dict.fromkeys(("api_key", "openai_api_key"), "nexusflow_api_key"),
     **dict.fromkeys(("base_url", "openai_api_base"), "nexusflow_api_base"),
@@ -185,7 +185,7 @@ _FIELD_OF = {
     "headers": "default_headers",
     "async_http_client": "http_async_client",
 }
-"""The field of each alternative name."""
+"""The field that each alternative name stands for."""
 _noted = False
 _building = Lock()
 _holders = Lock()
@@ -209,8 +209,8 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     Instantiate:
         Creating an object opens no connection, and a missing key is an error only when a request
-        needs it. To replace ``OpenAIEmbeddings``, change the import: its arguments for tokenizing
-        are accepted with a warning and ignored. Other unknown names are refused:
+        needs a key. To replace ``OpenAIEmbeddings``, change the import: its arguments for
+        tokenizing are accepted with a warning and ignored. Other unknown names are refused:
 
             from nexusflow_integrations.langchain import NexusFlowEmbeddings
 
@@ -229,7 +229,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             vectors = embeddings.embed_documents(["Red pandas climb.", "小熊猫会爬树。"])
 
     Async:
-        Async calls run as many requests in parallel, on any number of event loops:
+        Async calls run as many requests in parallel as sync calls, on any number of event loops:
 
             vectors = await embeddings.aembed_documents(texts)
 
@@ -289,16 +289,16 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     """Maximum number of requests in flight."""
 
     request_timeout: float = Field(default=60.0, alias="timeout")
-    """Seconds for one attempt, from connection to last byte."""
+    """Seconds for one attempt, from connecting to the last byte."""
 
     deadline: float | None = None
     """Seconds for a whole call, including its retries."""
 
     query_timeout: float | None = None
-    """Seconds for one attempt of a query; ``None`` is ``timeout``."""
+    """Seconds for one attempt at a query; ``None`` means ``timeout``."""
 
     query_deadline: float | None = None
-    """Seconds for a whole query, including its retries; ``None`` is ``deadline``."""
+    """Seconds for a whole query, including its retries; ``None`` means ``deadline``."""
 
     max_retries: int = 6
     """Retries of a batch after faults and throttling."""
@@ -331,7 +331,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     document_instruction: str | None = None
     """Text prepended verbatim to each document. The documentation of the model's family recommends
-    none."""
+    using none."""
 
     extra_body: dict[str, Any] | None = None
     """Fields added to the body of each request. Do not put secrets in them: ``dumps`` writes
@@ -345,7 +345,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     ``ClusterLimits`` or a similar object, which ``loads`` refuses."""
 
     price: Price | None = None
-    """Price list of ``usage``."""
+    """The price that ``usage`` is calculated with."""
 
     on_usage: Callable[[Usage], object] | None = Field(default=None, exclude=True, repr=False)
     """Called with the ``Usage`` of each call."""
@@ -547,7 +547,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     @property
     def cache_namespace(self) -> str:
-        """A ``namespace`` for ``CacheBackedEmbeddings`` that no other vectors share.
+        """A ``namespace`` for ``CacheBackedEmbeddings`` that holds these vectors and no others.
 
         The name depends on everything that changes a vector, including size and endpoint, and every
         byte store accepts it. With a ``query_instruction``, use a separate
@@ -565,7 +565,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """``dumps`` writes a constructor call, without the key."""
+        """Whether ``dumps`` may write this object, which it does without the key."""
         return True
 
     @property
@@ -575,7 +575,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        """Settings that are not JSON, as constructor arguments that are."""
+        """Settings that JSON cannot hold, as constructor arguments that it can."""
         attributes: dict[str, Any] = {
             name: asdict(value)
             for name, value in (("budget", self.budget), ("price", self.price))
@@ -636,7 +636,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     @classmethod
     def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
-        """Return the JSON schema; fields that are not JSON (functions, clients) accept anything.
+        """Return the JSON schema; fields that JSON cannot hold, such as clients, accept anything.
 
         The arguments are Pydantic's.
         """
@@ -653,7 +653,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     @contextmanager
     def _holding(self, *vectors: Mapping[str, Vectors]) -> Iterator[None]:
-        """Let ``embed_documents`` return ``vectors`` for the texts that they belong to.
+        """In the block, let ``embed_documents`` return ``vectors`` for the texts they belong to.
 
         This holds in every thread, because a vector store may embed its documents in any thread.
         All callers get the same vector for a text.

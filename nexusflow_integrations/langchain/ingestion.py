@@ -61,12 +61,12 @@ if TYPE_CHECKING:
 __all__ = ["Added", "aadd_documents", "add_documents"]
 
 SLICE = 250
-"""Documents per write: enough for a fast store, and few enough for the memory."""
+"""Documents per write: enough to keep a fast store busy, few enough to fit into memory."""
 
 
 @dataclass(frozen=True)
 class Added:
-    """The outcome, in numbers of documents.
+    """The outcome of ``add_documents``, in numbers of documents.
 
     Attributes:
         added: Documents that were embedded and stored.
@@ -127,7 +127,7 @@ def add_documents(
         ConfigurationError: The store's embedding is not a ``NexusFlowEmbeddings``. Nothing was
             sent.
         InvalidInputError: An item is not a ``Document``, an id occurs twice, or there are more
-            documents than ids; ``index`` is the place. Lists are checked before anything is sent.
+            documents than ids; ``index`` is its place. Lists are checked before anything is sent.
         CollectionError: The store cannot be read or written. ``finished`` holds the vectors that
             were paid for but not written, by their place in ``documents``.
         NexusFlowError: Embedding failed. The documents that were ready are in the store.
@@ -279,7 +279,7 @@ def _added(run: Run, usage: Usage) -> Added:
 
 
 class _Embedder:
-    """The embedding of ``store``, with another ``on_too_long`` if one is given, and its usage.
+    """The embedding object of ``store``, perhaps with another ``on_too_long``, and its usage.
 
     Raises:
         ConfigurationError: The store's embedding is not a ``NexusFlowEmbeddings``.
@@ -365,15 +365,15 @@ class _Embedder:
 
 
 Result = tuple[Embedded, "Mapping[str, Vectors] | None"]
-"""The result of a text, and the vectors by the text that was sent if that may differ."""
+"""The result for a text, and the vectors by the texts that were sent if these may differ."""
 
 
 class _Part:
-    """Texts that one call embeds. As a context manager, catches the errors of single texts.
+    """Texts that one call embeds; a context manager that catches the errors of single texts.
 
     Args:
         texts: The texts of a part of the stream.
-        start: Index of the first one in the stream.
+        start: Index of the first of them in the stream.
     """
 
     def __init__(self, texts: list[str], start: int) -> None:
@@ -461,7 +461,7 @@ class _Filling:
         run.check()
 
     def _missing(self, rows: Iterator[Row]) -> Iterator[str]:
-        # At an error, stop reading, so that requests in flight finish and are written first.
+        # After an error, stop reading, so that requests in flight finish and are written first.
         while self._run.should_read:
             chunk: list[Row] = []
             with self._run.ending():
@@ -502,7 +502,7 @@ class _Filling:
 
 
 class _AsyncFilling:
-    """Moves documents with a store's async methods, one call of the store at a time."""
+    """Moves documents with a store's async methods, one call to the store at a time."""
 
     def __init__(self, store: VectorStore, embedder: _Embedder, run: Run) -> None:
         self._store = store

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.vectors import Vectors
 
 MISSING: Any = object()
-"""Marks that one of two iterables ended before the other."""
+"""Stands for a missing item if one of two iterables ends before the other."""
 
 _OF_A_DOCUMENT = (ValueError, TypeError, OverflowError, BadRequestError, RefusedTextsError)
 """Errors that stores raise for an invalid document, such as one with unsupported metadata."""
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A document that can be embedded; ``known`` means that its id was given, not generated."""
+    """A document that can be embedded; ``known`` says whether its id was given, not generated."""
 
     place: int
     document: Document
@@ -54,8 +54,8 @@ class Record(NamedTuple):
 class Ready(NamedTuple):
     """A document with its vector, to be written.
 
-    ``sent`` maps texts that were sent to vectors, for this part of the source, if the sent texts
-    may differ from those of the documents.
+    If the texts that were sent may differ from those of the documents, ``sent`` maps the texts that
+    were sent for this part of the source to their vectors.
     """
 
     record: Record
@@ -123,7 +123,7 @@ class Run:
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """End the run at an error, also of the caller's iterables, after writing what is ready."""
+        """After an error, even in the caller's iterables, write what is ready, then end the run."""
         try:
             yield
         except Exception as error:  # noqa: BLE001

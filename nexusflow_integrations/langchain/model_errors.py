@@ -80,7 +80,7 @@ def _is_too_long(error: NexusFlowError) -> bool:
 
 
 def native(error: NexusFlowError) -> NexusFlowError:
-    """Return ``error`` with all its attributes, as an instance of our class and LangChain's."""
+    """Return ``error`` with all its attributes, as an instance of its class and LangChain's."""
     kinds = _TOO_LONG if _is_too_long(error) else _BOTH
     cls: type[NexusFlowError] | None = kinds.get(type(error))
     if cls is None:

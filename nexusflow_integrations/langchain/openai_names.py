@@ -38,7 +38,7 @@ _NO_MEANING = (
 
 
 def take_over(settings: dict[str, Any]) -> str:
-    """Rename ``settings`` to our names; return warnings about arguments that have no meaning here.
+    """Rename ``settings`` to our names; return warnings about arguments that have no effect here.
 
     Raises:
         ConfigurationError: An argument is not supported here.

@@ -114,13 +114,13 @@ _AT_ONCE = 64
 _PATIENCE = 3
 """Consecutive failures of an ``embeddings_cache`` after which a call stops using it."""
 _PAYER = ("budget", "price", "api_key", "base_url")
-"""Fields whose change starts a new count of usage."""
+"""If one of these fields changes, ``usage`` starts at zero again."""
 
 _DUCKS = (
     ("rate_limiter", ("acquire", "async_acquire"), "rate limiter"),
     ("callback_manager", ("on_event_start", "on_event_end"), "CallbackManager"),
 )
-"""The methods that are called on fields which LlamaIndex does not check."""
+"""The methods that are called on the objects in fields that LlamaIndex does not check."""
 logger = logging.getLogger("nexusflow_integrations")
 _SELDOM = {
     **dict.fromkeys(("document_instruction", "extra_body", "default_query", "max_text_tokens")),
@@ -138,7 +138,7 @@ _WORKFLOW_STATE = ("workflows.context.serializers", "llama_index.core.workflow.c
 _ALIASES = {"model": "model_name", "base_url": "api_base"}
 _dispatcher = get_dispatcher(__name__)
 _spent: ContextVar[Usage | None] = ContextVar("nexusflow_spent", default=None)
-"""Usage of the last hook in this thread or task, because LlamaIndex's hooks return only vectors."""
+"""Usage of the last hook called in this thread or task: LlamaIndex's hooks return only vectors."""
 
 
 class NexusFlowEmbeddingEndEvent(EmbeddingEndEvent):
@@ -148,7 +148,7 @@ class NexusFlowEmbeddingEndEvent(EmbeddingEndEvent):
     it, too.
 
     Attributes:
-        usage: Requests, tokens and price as counted by the API; ``None`` if nothing was sent.
+        usage: The requests, tokens and cost that the API billed; ``None`` if nothing was sent.
     """
 
     usage: Usage | None = None
@@ -183,14 +183,14 @@ class NexusFlowEmbedding(BaseEmbedding):
             key. The function is called when a key is first needed, and again after a 401 response.
             Default: ``NEXUSFLOW_API_KEY``, also read again after a 401.
         api_base: Root of the API; ``base_url`` is accepted too. Default: ``NEXUSFLOW_BASE_URL``,
-            else https://nexusflow.vip/v1.
+            otherwise https://nexusflow.vip/v1.
         dimensions: Size of the vectors: 2048, 1536, 1024, 768, 512, 256, 128 or 64; ``None`` is the
             server's default.
         query_instruction: Text prepended verbatim to each query, not to documents; none by default.
             The documentation of the model's family (Qwen3-Embedding) recommends the form
             ``"Instruct: Given a question, retrieve passages that answer it\\nQuery: "``.
         document_instruction: Text prepended verbatim to each document, not to queries. The
-            documentation of the model's family recommends none.
+            documentation of the model's family recommends using none.
         on_too_long: What to do with a text that has more tokens than the model accepts. ``"error"``
             raises an ``InvalidInputError`` before anything is sent, if the estimate exceeds
             1.4 times the limit. ``"split"`` embeds the text in pieces; its vector is the mean of
@@ -217,12 +217,13 @@ class NexusFlowEmbedding(BaseEmbedding):
             but not for cached texts; if it limits tokens, it gets the estimated tokens.
             ``deadline`` includes the wait. If the limiter raises an error, the error's ``finished``
             holds the vectors that were paid for.
-        timeout: Seconds for one attempt, from connection to last byte.
+        timeout: Seconds for one attempt, from connecting to the last byte.
         deadline: Seconds for a whole call including its retries; with ``None``, only ``timeout``
             and ``max_retries`` limit a call.
-        query_timeout: Seconds for one attempt of a query; ``None`` is ``timeout``. Set it if users
-            wait for answers: they have less patience than a batch job.
-        query_deadline: Seconds for a whole query including its retries; ``None`` is ``deadline``.
+        query_timeout: Seconds for one attempt at a query; ``None`` means ``timeout``. Set it if
+            users wait for answers: they have less patience than a batch job.
+        query_deadline: Seconds for a whole query including its retries; ``None`` means
+            ``deadline``.
         max_retries: Retries of a request after faults and throttling.
         requests_per_minute: The account's limit on requests; ``None`` detects the limit.
         tokens_per_minute: The account's limit on tokens; ``None`` detects the limit.
@@ -236,7 +237,8 @@ class NexusFlowEmbedding(BaseEmbedding):
             service's smaller vectors are the beginning of its larger ones; see ``NexusFlow``.
         budget: The most that may be spent, as a ``Budget``; or a budget shared with other
             processes: a ``ClusterLimits`` or a similar object.
-        price: Price list for ``usage``; the default is the list on the API page.
+        price: The price that ``usage`` is calculated with; by default, the list price on the API
+            page.
         on_usage: Called with the ``Usage`` of each call.
         default_headers: Headers that are sent with every request.
         http_client: An ``httpx.Client`` to use for sync calls; this object never closes it.
@@ -354,7 +356,7 @@ class NexusFlowEmbedding(BaseEmbedding):
 
     @classmethod
     def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
-        """Return the JSON schema; fields that are not JSON (functions, clients) accept anything.
+        """Return the JSON schema; fields that JSON cannot hold, such as clients, accept anything.
 
         The arguments are Pydantic's.
         """
@@ -411,7 +413,7 @@ class NexusFlowEmbedding(BaseEmbedding):
 
     @property
     def client(self) -> NexusFlow:
-        """The underlying client: ``embed`` to float32 arrays, ``estimate``, streams."""
+        """The underlying client, for its methods ``embed``, ``estimate`` and ``embed_stream``."""
         return self._core()
 
     @property
@@ -479,7 +481,7 @@ class NexusFlowEmbedding(BaseEmbedding):
                 " embed in one process, or set cache=, through which workers share the limits"
             )
 
-    # -- the six hooks: each makes one call of the client, which sends parallel requests ----------
+    # -- the six hooks: each calls the client once, which sends parallel requests -----------------
 
     def _get_query_embedding(self, query: str) -> Vector:
         return _vector(self._core().embed(query, role="query"))
@@ -662,7 +664,7 @@ class NexusFlowEmbedding(BaseEmbedding):
     # -- subclasses with their own hooks -----------------------------------------------------------
 
     def _overrides(self, *hooks: str) -> bool:
-        """Return whether a subclass overrides a hook, through which texts must then go."""
+        """Return whether a subclass overrides one of ``hooks``, which must then embed the texts."""
         classes = type(self).__mro__
         own = classes[: classes.index(NexusFlowEmbedding)]
         return any(hook in vars(cls) for cls in own for hook in hooks)
@@ -711,8 +713,8 @@ class NexusFlowEmbedding(BaseEmbedding):
         LlamaIndex's own key is the text alone, so one model would get the vectors of another.
 
         Args:
-            role: What the text is.
-            own: Whether the vector comes from a hook of a subclass. What changes such a vector is
+            role: Whether the text is a query or a document.
+            own: Whether the vector comes from a hook of a subclass. What affects such a vector is
                 unknown, so the key includes everything in ``to_dict``, the class and the role.
                 Otherwise the key includes the text with its instruction.
         """
@@ -777,11 +779,11 @@ class NexusFlowEmbedding(BaseEmbedding):
 
 
 _SHARED = NexusFlowEmbedding.model_fields.keys() & signature(NexusFlow).parameters.keys()
-"""Settings of the client that are fields of this class under the same name."""
+"""Settings of the client that have the same names as fields of this class."""
 
 
 class _Work:
-    """One call: the hooks for the client, and the state of the texts."""
+    """The state of one call, and the hooks that the client calls."""
 
     def __init__(
         self, embedding: NexusFlowEmbedding, client: NexusFlow, texts: str | list[str], role: Role
@@ -1142,7 +1144,7 @@ def _check_objects(given: Mapping[str, Any]) -> None:
 
 
 def _named(cls: type[NexusFlowEmbedding], given: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments with the names of the fields.
+    """Return the arguments by the names of their fields.
 
     Raises:
         TypeError: There is no such field. The message leaves out the value, which may be a key.

@@ -1,4 +1,4 @@
-"""Makes errors name the node or text they are about, because LlamaIndex hides their indices."""
+"""Makes errors name the node or text that they are about, because LlamaIndex hides indices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nexusflow_integrations.errors import (
 )
 
 _BEGINNING = 60
-"""Characters of a text in a message."""
+"""Maximum characters of a text that a message quotes."""
 _FILE_KEYS = ("file_path", "file_name", "source", "url")
 """Metadata keys in which LlamaIndex's readers store the origin of a document."""
 

@@ -90,8 +90,8 @@ def embed_nodes(
         ConfigurationError: The embedding model is not a ``NexusFlowEmbedding``.
         InvalidInputError: An item is not a node, or is blank or too long; ``index`` is its place.
             Nothing was sent.
-        NexusFlowError: The call failed for another reason; ``finished`` holds the vectors so far,
-            by the index of their node.
+        NexusFlowError: The call failed for another reason; ``finished`` holds the finished
+            vectors by the index of their node.
     """
     run = _Run(nodes, embed_model, on_refused, on_blank, on_too_long)
     for part in run.parts("get_text_embedding_batch", "_get_text_embeddings"):
@@ -134,7 +134,7 @@ class EmbedNodes(TransformComponent):
         print(step.left_out)
 
     Nodes that are left out are removed from the pipeline and logged as a warning. ``left_out`` is
-    only set in the process that embeds: with ``run(num_workers=...)``, only the warnings remain.
+    only set in the process that embeds: with ``run(num_workers=...)``, there are only the warnings.
     If the pipeline's cache has the result, nothing is embedded, and ``left_out`` does not change.
     """
 
@@ -208,7 +208,7 @@ class EmbedNodes(TransformComponent):
 
 
 class _Part:
-    """Nodes that one call embeds. As a context manager, takes their results."""
+    """Nodes that one call embeds; a context manager that takes their results."""
 
     def __init__(self, run: _Run, places: list[int], texts: list[str]) -> None:
         self._run = run
@@ -297,7 +297,7 @@ class _Run:
                 yield part
 
     def finished(self) -> dict[int, Any]:
-        """Return the vectors so far, by place: float32 of shape (d,)."""
+        """Return the finished vectors, by place: float32 of shape (d,)."""
         return {place: np.asarray(row, np.float32) for place, row in self.vectors.items()}
 
     def result(self) -> EmbeddedNodes:

@@ -1,4 +1,4 @@
-"""The HTTP application: routes, keys, bodies, quotas, headers."""
+"""The HTTP application: handles routes, keys, bodies, quotas and headers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class LocalApi:
         threads: CPU threads of the model.
         api_key: The only key that is accepted; None accepts any.
         quotas: The limits.
-        body_limit: Bytes of the largest request body.
+        body_limit: Maximum bytes of a request body.
         latency_ms: Milliseconds added to every response of the embeddings endpoint.
         record_texts: Whether the stats keep the received texts.
         too_long: What happens to a text of more than 8,192 tokens: ``"refuse"`` responds with 400,
@@ -77,8 +77,8 @@ class LocalApi:
     Raises:
         ValueError: the model is unknown, or a number is out of range.
         ImportError: a package that the model needs is missing.
-        nexusflow_integrations.local.model_files.ModelFileError: a model file is missing or has
-            another content than expected.
+        nexusflow_integrations.local.model_files.ModelFileError: a model file is missing or does
+            not have the expected content.
     """
 
     def __init__(
@@ -290,7 +290,7 @@ def create_app(
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
     """Return the result of ``work``; cancel ``work`` when the client closes the connection.
 
-    Otherwise the model would keep working for a client that is gone, and a stop of the server would
+    Otherwise the model would keep working for a client that is gone, and stopping the server would
     wait for the model.
 
     Raises:
@@ -348,7 +348,7 @@ async def _say_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _say_nothing(request: Request, error: Exception) -> Response:
-    """Answer a client that has disconnected; the status, which nginx uses, is only counted."""
+    """Answer a client that has disconnected; its status, 499 as in nginx, is only counted."""
     del request, error
     return Response(status_code=499)
 
@@ -394,7 +394,7 @@ class _Counting:
         async def send_counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                # Count before sending, so that a client with the response sees it counted.
+                # Count before sending, so that a client that has the response sees it counted.
                 status = message["status"]
                 self._counts.request_ended(status)
             await send(message)

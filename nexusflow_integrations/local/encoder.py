@@ -19,7 +19,7 @@ MODELS: dict[str, str] = {
     "minilm": "all-MiniLM-L6-v2 int8; English only",
     "hash": "hashed words, NOT semantic; for tests and benchmarks",
 }
-"""A description in one line of each model, by name."""
+"""A one-line description of each model, by name."""
 
 _HOMES = {
     "minilm-use-gated": ("gated", "GatedEncoder"),
@@ -51,8 +51,8 @@ class Encoder(Protocol):
 
         Raises:
             ImportError: a package is missing; the message says how to install it.
-            nexusflow_integrations.local.model_files.ModelFileError: a model file is missing or has
-                another content than expected.
+            nexusflow_integrations.local.model_files.ModelFileError: a model file is missing or does
+                not have the expected content.
         """
 
     def load(self) -> None:

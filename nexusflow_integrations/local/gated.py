@@ -79,7 +79,7 @@ class GatedEncoder:
 
 
 def in_latin_script(text: str) -> bool:
-    """Return whether at most a fifth of the letters are of another script; true without letters."""
+    """Return whether at most a fifth of the letters, if any, are of another script."""
     letters = len(_LETTER.findall(text))
     other = letters - len(_LATIN.findall(text))
     return other <= _OTHER_SCRIPT_LIMIT * letters

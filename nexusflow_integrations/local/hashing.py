@@ -52,7 +52,7 @@ class HashEncoder:
         self._directions = np.lib.stride_tricks.sliding_window_view(table, _SIZE)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Count words, punctuation marks and single characters of unspaced scripts."""
+        """Count words, punctuation marks, and single characters of scripts without spaces."""
         return [len(_TOKEN.findall(text)) for text in texts]
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:

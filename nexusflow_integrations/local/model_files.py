@@ -42,7 +42,7 @@ class ModelFile:
 
         Raises:
             ImportError: the distribution is not installed.
-            ModelFileError: it does not contain the file, or the hash is wrong.
+            ModelFileError: the distribution does not contain the file, or the hash is wrong.
         """
         try:
             found = metadata.distribution(self.distribution)
@@ -79,7 +79,7 @@ def need(used: str, *modules: str) -> None:
         modules: Top-level module names.
 
     Raises:
-        ImportError: one is missing; the message says how to install it.
+        ImportError: a module is missing; the message says how to install it.
     """
     for module in modules:
         if util.find_spec(module) is None:

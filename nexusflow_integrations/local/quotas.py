@@ -51,7 +51,7 @@ _CONCURRENCY_PAUSE = 0.2
 
 
 class _Bucket:
-    """A token bucket for one second of a limit; a larger cost makes the level negative."""
+    """A token bucket that holds one second of a limit; a larger cost makes the level negative."""
 
     def __init__(self, per_minute: float, now: float) -> None:
         self.rate = per_minute / 60

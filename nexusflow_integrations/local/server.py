@@ -55,7 +55,7 @@ class LocalServer:
         growth: Maximum number of requests in one second, as a multiple of the busiest of the five
             seconds before (ten are always allowed); None for no limit.
         latency_ms: Milliseconds added to every response, to simulate a distant service.
-        body_limit: Bytes of the largest request body; a larger one gets a 413 response.
+        body_limit: Maximum bytes of a request body; a larger one gets a 413 response.
         record_texts: Whether `stats` keeps the received texts.
         threads: CPU threads of the model.
         too_long: What happens to a text of more than 8,192 tokens: ``"refuse"`` responds with 400,
@@ -67,8 +67,8 @@ class LocalServer:
     Raises:
         ValueError: the model is unknown, or a number is out of range.
         ImportError: a package that the server or the model needs is missing.
-        nexusflow_integrations.local.model_files.ModelFileError: a model file is missing or has
-            another content than expected.
+        nexusflow_integrations.local.model_files.ModelFileError: a model file is missing or does
+            not have the expected content.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class LocalServer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if exc is not None:  # such as Ctrl-C: nobody waits for the answers
+        if exc is not None:  # such as Ctrl-C: nobody waits for the responses
             self._hang_up()
         self.stop()
 
@@ -276,7 +276,7 @@ def serve(
 ) -> None:
     """Print the address and the model, then serve in the foreground until Ctrl-C.
 
-    The arguments and errors are those of `LocalServer`, and these:
+    The arguments and errors are those of `LocalServer`, and also these:
 
     Args:
         log_requests: Print a line for each request on standard error: method, path and status.

@@ -105,7 +105,7 @@ def _own_order(size: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
 
 
 def independent(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Convert cut vectors, (n, size), to those of an independent size; 2048 stays unchanged."""
+    """Convert cut vectors, (n, size), to an independent size; those of size 2048 are unchanged."""
     size = vectors.shape[1]
     if size == _FULL:
         return vectors

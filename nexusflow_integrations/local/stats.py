@@ -26,7 +26,7 @@ class ServerStats:
     max_in_flight: int = 0
     """Largest number of embedding requests in progress at the same time."""
     connections: int = 0
-    """Number of accepted TCP connections; 0 if another server than `LocalServer` runs the app."""
+    """Number of accepted TCP connections; 0 if a server other than `LocalServer` runs the app."""
     model_runs: int = 0
     """Number of runs of the model; several requests may share one run."""
     received: tuple[str, ...] = ()
@@ -66,11 +66,11 @@ class Counts:
         self._received: list[str] = []
 
     def _unlock(self) -> None:
-        # Re-entrant: a signal handler may read while the interrupted thread does.
+        # Re-entrant: a signal handler may read the counts while the interrupted thread does.
         self._lock = threading.RLock()
 
     def forget(self) -> None:
-        """In a forked child, keep the counts, but with no request in flight."""
+        """In a forked child, keep the counts, except that no request is in flight."""
         self._unlock()  # another thread may have held the lock
         self._in_flight = 0
 

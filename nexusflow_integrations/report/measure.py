@@ -1,4 +1,4 @@
-"""Measurements of a set of vectors: map, groups, neighbours, near-duplicates, outliers."""
+"""Measures a set of vectors: map, groups, neighbours, near-duplicates, outliers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]+")
 
 @dataclass(frozen=True)
 class Grouping:
-    """The group of each point: ``of`` holds indices into ``names``; the largest group is first.
+    """The group of each point: ``of`` holds indices into ``names``, which lists the largest first.
 
     If small groups were merged, the last name is ``OTHERS``.
     """
@@ -132,8 +132,8 @@ def reduced(vectors: Floats) -> Reduced:
 def project(low: Reduced, near: Neighbours, projection: Projection) -> Layout:
     """Return the map of points whose principal components and neighbours are known.
 
-    ``auto`` is t-SNE, or PCA for fewer than 12 points. Vectors that two components describe, such
-    as equal or collinear ones, are always shown by PCA.
+    ``auto`` is t-SNE, or PCA for fewer than 12 points. Vectors that two components describe
+    completely, such as equal or collinear ones, are always shown by PCA.
     """
     count = len(low.points)
     least = 4 if projection == "tsne" else 12
@@ -147,7 +147,7 @@ def project(low: Reduced, near: Neighbours, projection: Projection) -> Layout:
 
 def _tsne(low: Reduced, near: Neighbours) -> Floats:
     # Measured on 9,500 docstrings with 896 dimensions: CPU time, share of the ten nearest
-    # neighbours that the map keeps, and trustworthiness. These settings: 25 s, 0.43, 0.94.
+    # neighbours that the map keeps, and trustworthiness. With these settings: 25 s, 0.43, 0.94.
     # openTSNE's defaults: 54 s, 0.45, 0.91. PaCMAP: 18 s, 0.19, 0.86. PCA: 3 s, 0.02, 0.71.
     # scikit-learn's t-SNE takes minutes.
     affinity, nearest = _opentsne("affinity"), _opentsne("nearest_neighbors")
@@ -286,7 +286,7 @@ def clusters(low: Reduced, texts: Sequence[str]) -> Grouping:
 
 
 def sources(labels: Sequence[str]) -> Grouping | None:
-    """Return groups by source; ``None`` if all texts have one source, or few texts share one.
+    """Return groups by source; ``None`` if all texts have the same source, or few share one.
 
     Sources such as ``random.choice`` or ``guide/start.md:12`` are shortened to the file, the folder
     or the first part, until few texts remain in ``OTHERS``.
@@ -349,7 +349,7 @@ def _largest_first(label: str, of: Sequence[str]) -> Grouping:
 
 
 def words(text: str) -> Iterator[str]:
-    """Yield the words of ``text`` in lower case; character pairs for CJK scripts."""
+    """Yield the words of ``text`` in lower case, or pairs of characters for CJK scripts."""
     for found in _WORD.findall(text.casefold()):
         rest = found
         for run in _CJK.findall(found):

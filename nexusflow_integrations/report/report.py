@@ -41,7 +41,7 @@ class Question:
 
     Attributes:
         text: The question.
-        expected: Ids of the documents that answer it, if known.
+        expected: Ids of the documents that answer the question, if known.
     """
 
     text: str
@@ -58,7 +58,7 @@ class Report:
         total: Number of documents in the collection; more than ``points`` if a sample was taken.
         projection: The projection of the map: ``PCA`` or ``t-SNE``.
         ranks: For each question with expected ids, the rank of the first correct document, from 1.
-        usage: The usage of embedding the questions and of checking the model.
+        usage: The tokens, requests and cost of embedding the questions and checking the model.
         model, endpoint: The model and the endpoint that made the vectors, if known.
     """
 
@@ -107,7 +107,7 @@ def write_report(
         embedding_function: Embeds the questions. Default: the one stored in the collection.
         source: Name of the metadata field with a document's source.
         url: Name of the metadata field with an address to link the source to. A source that is
-            itself an address needs none. Only http, https and file become links.
+            itself an address needs no such field. Only http, https and file addresses become links.
         limit: Maximum number of points on the map; a larger collection is sampled at random, always
             with the same seed.
         projection: Projection of the map. ``auto`` is t-SNE, or PCA for fewer than 12 points and

@@ -1,6 +1,6 @@
 """Measure which settings find the answers in your own documents, and choose the best ones.
 
-The settings are the size of vectors, the cutting of passages, instructions, and keywords.
+The settings are the size of the vectors, how passages are cut, instructions, and keywords.
 
     from nexusflow_integrations.tune import tune
 

@@ -21,7 +21,7 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 720, 400, 56, 46, 18, 18
 _COLOURS = {"vectors": "#3056d3", "keywords": "#b8912a", "hybrid": "#12805c"}
 _QUESTIONS_SHOWN = 300
 COLUMNS = (*MEASURES, f"in {READ:,}", "tokens", "price", "bytes", "query time")
-"""Names of the columns in a table of settings, after the name of the setting."""
+"""Names of the columns in a table of settings, after the column with the setting's name."""
 _STYLE = """
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
 th, td { text-align: left; padding: 4px 10px 4px 0; vertical-align: top; }
@@ -43,8 +43,8 @@ def write_page(
     Args:
         result: The result of the run.
         path: The HTML file.
-        local_model: Name of the local model, if it was measured instead of the service. The page
-            says that it is free.
+        local_model: Name of the local model, if that was measured instead of the service. The page
+            says that the model is free.
     """
     _write(path, page(result, local_model))
 
@@ -202,7 +202,7 @@ def _kind(result: TuneResult, item: Measured) -> str:
 
 
 def rows(result: TuneResult) -> list[tuple[Measured, list[str]]]:
-    """Return the cells of each setting: its name and ``COLUMNS``, the best setting first.
+    """Return each setting with its cells: its name and ``COLUMNS``. The best setting is first.
 
     Settings with passages of another length come last, because their scores are not comparable.
     """
@@ -230,7 +230,7 @@ def rows(result: TuneResult) -> list[tuple[Measured, list[str]]]:
 
 
 def apart(found: Interval) -> str:
-    """Return a difference in points with its interval: ``-1.2 [-2.0, -0.3]``."""
+    """Return a difference and its interval, in points: ``-1.2 [-2.0, -0.3]``."""
     if not (found.value or found.low or found.high):
         return ""
     low, high = (f"{100 * value:+.1f}" for value in (found.low, found.high))

@@ -32,7 +32,7 @@ class Document:
     """A text to search.
 
     Attributes:
-        source: The name. Documents with the same source count as one: any of them is enough.
+        source: The name. Documents with the same source count as one: it is enough to find any.
         text: The whole text, which is cut into passages later.
     """
 
@@ -174,7 +174,7 @@ def check_questions(questions: Sequence[Question], documents: Sequence[Document]
 
 
 def one_line(text: str) -> str:
-    """Return ``text`` with one space for each run of white space, to compare quotes."""
+    """Return ``text`` with each run of white space replaced by one space, to compare quotes."""
     return " ".join(text.split())
 
 
@@ -184,7 +184,7 @@ def one_line(text: str) -> str:
 def make_questions(
     documents: Sequence[Document], most: int = MOST_MADE
 ) -> tuple[list[Document], list[Question]]:
-    """Make questions from the documents, and remove their text from the documents.
+    """Make questions from the documents, and remove the text of the questions from them.
 
     A question is either a sentence, which is answered by the passage that contained it, or a
     heading, which is answered by its section. Both are removed from the documents, since a search
@@ -279,7 +279,7 @@ class _Part:
 
 
 def _parts(text: str, kind: str) -> Iterator[_Part]:
-    """Yield paragraphs and headings, but no blocks of code."""
+    """Yield paragraphs and headings, but not blocks of code."""
     lines = text.split("\n")
     starts = [0, *accumulate(len(line) + 1 for line in lines)]
     headings = {block.line: block for block in blocks(text, kind) if block.title}
@@ -314,7 +314,7 @@ def _heading(block: Block, lines: list[str], starts: list[int]) -> _Part:
 
 
 class Truth:
-    """The passages of one cutting that answer each question."""
+    """For each question, the passages that answer it, for documents cut in one way."""
 
     def __init__(
         self,

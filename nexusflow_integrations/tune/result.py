@@ -16,7 +16,7 @@ from nexusflow_integrations.tune.search import POINT, READ, Measured, best_of, d
 from nexusflow_integrations.tune.written import ChatUsage
 
 FEW = 0.05
-"""If only larger differences can be told apart, the questions are too few to choose well."""
+"""If only larger differences are measurable, the questions are too few to choose well."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class TuneResult:
         return difference(item, self.best, self._bootstrap, column)
 
     def read(self) -> dict[int, float]:
-        """Return, for each length of passages, how often ``READ`` characters have an answer.
+        """Return, by length of passages, the share of questions answered in ``READ`` characters.
 
-        The characters are those of the first passages found. As in `best_length`, the better one of
-        vectors alone and vectors with keywords counts.
+        The characters are those of the first passages found. As in `best_length`, the better of two
+        methods counts: vectors alone, or vectors with keywords.
         """
         return {
             length: float(item.read.mean())
@@ -90,7 +90,7 @@ class TuneResult:
 
     @cached_property
     def tellable(self) -> float:
-        """The smallest difference of nDCG@10 that was told apart: the median over the settings."""
+        """The smallest measurable difference in nDCG@10, as the median over the settings."""
         widths = sorted(
             (found.high - found.low) / 2
             for item in self.measured
@@ -131,7 +131,7 @@ class TuneResult:
         return f"Take {chosen.setting}: {why}."
 
     def notes(self) -> list[str]:
-        """Return notes about the run, which qualify the choice."""
+        """Return notes about the run that qualify the choice."""
         notes = []
         if self.made:
             notes.append(

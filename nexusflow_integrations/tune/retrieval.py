@@ -1,6 +1,6 @@
 """Rank passages by vectors in several formats, by keywords, or by both.
 
-The search is exact and in memory, with numpy, because settings are compared and not databases.
+The search is exact and in memory, with numpy, because settings, not databases, are compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Places = NDArray[np.int64]
 """Indices of passages, best first: shape (k,)."""
 
 _RESCORED = 4
-"""Candidates by Hamming distance per result. The full vector of the query ranks them again."""
+"""Candidates by Hamming distance per result, which the query's full vector then ranks again."""
 _BLOCK = 1 << 24
 """Maximum number of scores in memory at once."""
 
@@ -37,7 +37,7 @@ def shortened(rows: Vectors, size: int) -> Vectors:
 
 
 def bytes_of_vectors(count: int, size: int, storage: Storage) -> int:
-    """Return the bytes of ``count`` vectors, with the four bytes of the scale of an int8 vector."""
+    """Return the bytes of ``count`` vectors, including the four-byte scale of each int8 vector."""
     return count * {"float32": 4 * size, "int8": size + 4, "binary": (size + 7) // 8}[storage]
 
 
@@ -45,8 +45,8 @@ class Vectored:
     """Passages ranked by the cosine of their vectors.
 
     Args:
-        rows: Vectors of the passages, float32 of shape (n, d), unit length. A row of zeros is a
-            passage without a vector, which ranks below all similar passages.
+        rows: Vectors of the passages, float32 of shape (n, d), unit length. A row of zeros
+            stands for a passage without a vector, which ranks below all similar passages.
         storage: ``int8`` scales each row so that its largest number is 127. ``binary`` keeps the
             signs: the candidates have the smallest Hamming distance, and are ranked by the dot
             product of the query's numbers with the signs.
@@ -89,7 +89,8 @@ class Vectored:
 
 def _best(scores: Vectors, k: int) -> Places:
     if k < len(scores):
-        # Keep all that tie with the last one, so that the order does not depend on the partition.
+        # Keep all passages that tie with the last one, so that the order does not depend on the
+        # partition.
         limit = np.partition(scores, len(scores) - k)[len(scores) - k]
         places = np.flatnonzero(scores >= limit)
     else:

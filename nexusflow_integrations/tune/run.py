@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from nexusflow_integrations.cli.rag.keywords import Keywords
 
 QUERY_INSTRUCTION = "Instruct: Given a question, retrieve passages that answer it\nQuery: "
-"""The form in the documentation of the model's family."""
+"""The form that the documentation of the model's family recommends."""
 _POOL = 100
 """Number of passages in each ranking."""
 _PROBED = 5
@@ -87,12 +87,12 @@ class Plan:
         made: Whether the questions were made from the documents.
         chat: The requests to the chat model that writes the questions; ``None`` without a chat
             model. The other fields do not include its tokens and price.
-        tellable: Approximately the smallest difference of nDCG@10 that the questions can tell
-            apart.
+        tellable: Approximately the smallest difference in nDCG@10 that is measurable with the
+            questions.
         documents: Number of documents.
         stages: The stages in order. A stage that is not reached costs nothing.
         token_error: Largest measured relative error of the token estimate.
-        price: The price of a token.
+        price: The price of tokens.
     """
 
     questions: int
@@ -221,7 +221,7 @@ class Tuning:
         self._client = self._unlimited if budget is None else self._unlimited._limited(budget)
 
     def _asked(self) -> list[str]:
-        """Return the questions, or texts of at least their length if they are not written yet."""
+        """Return the questions; if they are not written yet, return texts at least as long."""
         if self._writer is not None and not self.questions:
             return self._writer.expected
         return [question.text for question in self.questions]
@@ -281,7 +281,7 @@ class Tuning:
             progress: Called with the name of each step before it begins.
 
         Raises:
-            BudgetExceededError: The budget does not suffice for the first stage.
+            BudgetExceededError: The budget is too small for the first stage.
             ChatError: The chat model did not answer, or wrote no questions. Questions that it wrote
                 are kept for the next run if `ChatModel` has a file.
             NexusFlowError: Embedding failed. With a cache, the next run continues where this one
@@ -381,7 +381,7 @@ def _documents(given: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[Doc
 
 @dataclass(frozen=True)
 class _Passages:
-    """The passages of one cutting of the documents.
+    """The passages of the documents, cut in one way.
 
     Attributes:
         sources, lines, texts: One item per passage.
@@ -421,7 +421,7 @@ class _Passages:
 
 
 def _is_read(question: int, places: list[int], truth: Truth, passages: _Passages) -> bool:
-    """Return whether an answer is in the first passage, or in passages of ``READ`` characters."""
+    """Return whether the first passage, or the first ``READ`` characters, have an answer."""
     used = 0
     for place in places:
         used += len(passages.texts[place])
@@ -434,7 +434,7 @@ def _is_read(question: int, places: list[int], truth: Truth, passages: _Passages
 
 @dataclass
 class _Measuring:
-    """Embeds each text that settings need once, and measures the settings."""
+    """Embeds every text that the settings need, each only once, and measures the settings."""
 
     tuning: Tuning
     largest: NexusFlow
@@ -519,7 +519,7 @@ class _Measuring:
             before = client.usage.tokens
             rows = client.embed(missing, on_refused="collect")
             if (billed := client.usage.tokens - before) and estimate:
-                # The ratio corrects later estimates by what the service last billed.
+                # This ratio corrects later estimates according to what the service last billed.
                 self._per_estimate[kind] = billed / estimate
             blank = np.zeros(size, np.float32)
             self.left_out += sum(row is None for row in rows)
@@ -529,7 +529,7 @@ class _Measuring:
         return np.array([held[text] for text in texts], np.float32)
 
     def _same_passages(self, setting: Setting) -> bool:
-        """Return whether an earlier cutting gave the same passages, as with short texts."""
+        """Return whether an earlier way of cutting gave the same passages, as for short texts."""
         passages = self.tuning._passages(setting.cutting).texts
         return any(
             cutting != setting.cutting and self.tuning._passages(cutting).texts == passages
@@ -567,7 +567,7 @@ class _Measuring:
         }
 
     def _vectors(self, setting: Setting) -> list[Vectors]:
-        """Return the vectors of the passages and of the questions, in the setting's size."""
+        """Return the vectors of the passages and of the questions, at the setting's size."""
         size = self._embedded_size(setting)
         return [
             shortened(self._embed(kind, texts, size), setting.dimensions)

@@ -27,8 +27,8 @@ class Interval:
     Attributes:
         value: The mean.
         low: The lower end of the interval.
-        high: The upper end of the interval. With as many other questions of the same kind, the
-            mean would be in the interval in 95 % of cases.
+        high: The upper end of the interval. With the same number of other questions of this
+            kind, the mean would be in the interval in 95 % of cases.
     """
 
     value: float
@@ -80,7 +80,7 @@ def judge(ranked: Sequence[Sequence[str]], right: Sequence[Collection[str]]) -> 
 
 
 class Bootstrap:
-    """Resamples one set of questions, the same way for all settings, so that pairs stay pairs."""
+    """Resamples the questions in the same way for all settings, so that scores stay paired."""
 
     def __init__(self, questions: int) -> None:
         random = np.random.default_rng(_SEED)
@@ -113,7 +113,7 @@ def _counts(random: np.random.Generator, questions: int) -> NDArray[np.int64]:
 
 
 def tellable(questions: int, deviation: float = 0.3) -> float:
-    """Return the smallest difference of two scores that ``questions`` questions can tell apart.
+    """Return the smallest difference of two scores that this many questions can show.
 
     Args:
         questions: Number of questions.

@@ -15,12 +15,12 @@ from nexusflow_integrations.tune.scores import Bootstrap, Floats, Interval
 from nexusflow_integrations.tune.settings import METHODS, Cutting, Method, Setting
 
 READ = 4000
-"""Characters that are read for a question, when lengths of passages are compared."""
+"""Number of characters read for each question when lengths of passages are compared."""
 POINT = 0.01
-"""One point of nDCG@10: the largest loss of the choice with other such questions."""
+"""One point of nDCG@10: the most that the choice may lose with other questions of this kind."""
 ALLOWED = POINT / 2
-"""The largest loss accepted with these questions, so that the loss with others stays below a point.
-Another cutting or instruction must gain at least as much."""
+"""The most that the choice may lose with these questions, so that it loses less than a point with
+others. Another way of cutting or another instruction must gain at least as much."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Options:
         sizes: Sizes of vectors, largest first.
         lengths: Maximum characters of a passage.
         overlaps: Overlaps, as a share of the length.
-        headings: Whether to measure passages without the headings above them, too.
+        headings: Whether to also measure passages without the headings above them.
         query_instructions: Texts to put in front of each query.
         document_instructions: Texts to put in front of each passage.
         hybrid: Whether to measure keywords, alone and together with vectors.
@@ -103,7 +103,7 @@ class Stage:
 
 
 Search = Generator[Stage, Sequence[Measured], None]
-"""Yields stages, and receives the measurements, which may be of fewer settings."""
+"""Yields stages and receives their measurements, perhaps of only some of the settings."""
 
 
 def search(first: Setting, options: Options, bootstrap: Bootstrap) -> Search:
@@ -170,7 +170,7 @@ def _of_length(measured: Sequence[Measured], characters: int) -> list[Measured]:
 
 
 def best_length(measured: Sequence[Measured], bootstrap: Bootstrap) -> int:
-    """Return the length of passages with which the same amount of text has the most answers.
+    """Return the length of passages with which the same amount of text gives the most answers.
 
     nDCG@10 would always favour long passages, because ten of them have more text. The length of the
     first setting is kept, unless another length is measurably better.
@@ -251,7 +251,7 @@ _VARIED: tuple[tuple[str, Callable[[Setting, Options], list[Setting]]], ...] = (
 
 
 def possible_cuttings(first: Cutting, options: Options) -> dict[str, list[list[Cutting]]]:
-    """Return, for each stage that cuts documents, the cuttings it may embed: one list per case."""
+    """Return, for each stage that cuts documents, the cuttings that it may embed in each case."""
     base = Setting(first, options.sizes[0])
     lengths = [item.cutting for item in dict.fromkeys([base, *_lengths(base, options)])]
     other = [
@@ -286,7 +286,7 @@ def _as_good(item: Measured, best: Measured, bootstrap: Bootstrap) -> bool:
 
 
 def best_of(measured: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
-    """Return the usable setting with the highest mean nDCG@10. In a tie, return the smallest.
+    """Return the usable setting with the highest mean nDCG@10. In a tie, return the smallest one.
 
     Only settings with passages of the best length count: see `best_length`.
     """

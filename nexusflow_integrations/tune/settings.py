@@ -62,7 +62,7 @@ class Setting:
         return replace(self, method=method)
 
     def tuned(self, model: str) -> TunedSettings:
-        """Return the setting in the form that an index takes."""
+        """Return the setting in the form in which an index is given its settings."""
         return TunedSettings(
             model=model,
             dimensions=self.dimensions,

@@ -45,7 +45,7 @@ INSTRUCTIONS = (
 """The system prompt."""
 
 MOST_WRITTEN = 1024
-"""Maximum tokens of one answer. A model that reasons first needs more than for a question."""
+"""Maximum tokens of one answer: a model that reasons first needs more than a question takes."""
 
 _LONGEST = 200
 _SHORTEST_PASSAGE = 100
@@ -69,7 +69,7 @@ class ChatModel:
         model: The name of the model.
         api_key: The key, or an object with ``get_secret_value``. Default: ``NEXUSFLOW_API_KEY``.
         base_url: Root of the API. Default: ``NEXUSFLOW_BASE_URL``, or the service.
-        price: The price of its tokens; ``None`` if it is not known.
+        price: The price of the model's tokens; ``None`` if it is not known.
         questions: Maximum number of questions to write. Each takes one call.
         file: A JSONL file in the form of `read_questions`. Each question is added to it as soon as
             it is written. Questions in the file that the same model wrote about the same passages
@@ -167,7 +167,7 @@ class Asked:
 
     @property
     def key(self) -> str:
-        """Identifies the passage in a file of questions."""
+        """A string that identifies the passage in a file of questions."""
         return hashlib.sha256(f"{self.source}\0{self.text}".encode("utf-8", "replace")).hexdigest()
 
 
@@ -185,10 +185,10 @@ def sample(documents: Sequence[Document], most: int) -> list[Asked]:
 
 
 def parsed(answer: str) -> tuple[str, str] | None:
-    """Return the question and the quote (or an empty string) in an answer of a model.
+    """Return the question and the quote (or an empty string) in a model's answer.
 
-    The answer may be JSON, with or without text around it, or have a single line with a question.
-    Return ``None`` if the answer has no question.
+    The answer may be JSON, with or without text around it, or it may be text in which a single line
+    is a question. Return ``None`` if the answer has no question.
     """
     answer = _REASONING.sub("", answer)
     for found in list(re.finditer(r"\{", answer))[:_HOPELESS]:
@@ -218,7 +218,7 @@ def _checked(question: str, quote: str) -> tuple[str, str] | None:
 
 
 def question_of(asked: Asked, answer: str, texts: Sequence[str]) -> Question | None:
-    """Return the question in an answer of a model, or ``None``.
+    """Return the question in a model's answer, or ``None``.
 
     The question is answered by the quote, or by the most similar sentence of the passage. Without a
     similar sentence, the whole passage answers it.
@@ -283,7 +283,7 @@ class _Allowance:
         return True
 
     def settle(self, reserved: tuple[int, int], counted: tuple[int, int]) -> None:
-        """Replace the reserved cost of a call by its real cost."""
+        """Replace the reserved cost of a call with its real cost."""
         self.spent_tokens += sum(counted) - sum(reserved)
         if self._price is not None:
             self.spent_money += self._price.of(*counted) - self._price.of(*reserved)
@@ -422,7 +422,7 @@ class Writer:
                 )
 
     def _ask(self, client: OpenAI, asked: Asked, allowance: _Allowance) -> None:
-        # A text never has more tokens than bytes. The frame of a message adds a few.
+        # A text never has more tokens than bytes. The format of a message adds a few.
         reserved = len(f"{INSTRUCTIONS}{asked.text}".encode("utf-8", "replace")) + _FRAME
         with self._lock:
             if not allowance.reserve(reserved, MOST_WRITTEN):

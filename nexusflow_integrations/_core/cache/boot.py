@@ -16,8 +16,8 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def boot_number() -> int:
     """Return a number for this boot of this host, above 0 and below 2**56.
 
-    On systems other than Linux, the number is the same for all boots. Times of another boot are
-    then treated as times of this boot, so an old claim may be valid for as long as a new one.
+    On systems other than Linux, the number is the same for all boots. Times from another boot
+    are then treated as times from this boot, so an old claim may be valid for as long as a new one.
     """
     try:
         boot_id = _BOOT_ID.read_bytes()

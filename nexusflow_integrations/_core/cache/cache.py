@@ -4,10 +4,10 @@ Rows that arrive during a commit go into the next commit, so the store keeps up 
 batch counts as in flight until its rows are committed, so if a process dies, at most the texts in
 flight are paid for again.
 
-If the store does not answer within ``PATIENCE``, or reports that it cannot be used (a lock that
-stays, a full disk, an unreachable server), the cache is turned off and all calls continue without
-it at once. The store is retried in the background until it works; then the vectors that were paid
-for in the meantime are stored.
+If the store does not answer within ``PATIENCE``, or reports that it cannot be used (a lock that is
+not released, a full disk, an unreachable server), the cache is turned off and all calls continue
+without it at once. The store is retried in the background until it works; then the vectors that
+were paid for in the meantime are stored.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ logger = logging.getLogger("nexusflow_integrations")
 PATIENCE = 3.0
 """Seconds that a call waits for one answer of the store before the cache is turned off."""
 GRACE = 0.2
-"""Extra seconds, because a process that was suspended finds expired timers and ready answers."""
+"""Extra seconds, because timers expire while a process is suspended, even if answers are ready."""
 FIRST_PAUSE = 1.0
 """Seconds until a cache that is off is retried; each failure doubles them."""
 LONGEST_PAUSE = 60.0
@@ -151,7 +151,7 @@ class _Watch:
 
 
 class _PendingRead(Generic[T]):
-    """A pending request to the store; ``otherwise`` is the result to use without an answer."""
+    """A pending request to the store; ``otherwise`` is the result to use if no answer comes."""
 
     __slots__ = ("answer", "job", "otherwise", "watch")
 
@@ -174,8 +174,8 @@ class _PendingRead(Generic[T]):
 class _PendingWrite:
     """Rows to put, or claims of a call to confirm or release.
 
-    The future ``stored`` is done when nothing must wait any longer; its result is the keys whose
-    claims were lost.
+    The future ``stored`` is done when nothing needs to wait for the write any longer; its result is
+    the keys whose claims were lost.
     """
 
     __slots__ = ("call", "keys", "lost", "rows", "stored", "to_confirm")
@@ -365,7 +365,7 @@ class Cache:
     async def confirm(
         self, keys: Sequence[bytes], call: int, within: float = PATIENCE
     ) -> set[bytes]:
-        """Renew the claims of ``call`` on ``keys`` and mark them as sent, together with others.
+        """Renew the claims of ``call`` on ``keys`` and mark them as sent, in one write with others.
 
         Returns the keys that ``call`` no longer holds and must not send. The result is empty if the
         cache is off or does not answer ``within`` seconds.
@@ -387,7 +387,7 @@ class Cache:
         self._writes.append(write)
         if not (self._is_off or self._is_due or self._writing is not None):
             self._is_due = True
-            # Write together with others that are ready.
+            # Write together with whatever else is ready.
             asyncio.get_running_loop().call_soon(self._write)
 
     def _write(self) -> None:

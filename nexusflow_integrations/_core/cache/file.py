@@ -37,8 +37,8 @@ except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _SCHEMA = (
-    # k is 4 bytes that stand for everything except the text, so that rows of one kind are one range
-    # of the index, and 20 bytes of a hash of everything.
+    # k begins with 4 bytes that stand for everything except the text, so that the rows of a model
+    # form one range of the index. The other 20 bytes are a hash of everything.
     "CREATE TABLE vector(k BLOB NOT NULL PRIMARY KEY, v BLOB NOT NULL)",
     "CREATE TABLE claim(k BLOB NOT NULL PRIMARY KEY, owner INTEGER NOT NULL,"
     " since REAL NOT NULL, until REAL NOT NULL, boot INTEGER NOT NULL DEFAULT 0,"
@@ -169,7 +169,7 @@ class CacheFile:
             # process would drop SQLite's locks.
             if self._target.exists():
                 return
-            # A removed file has left these, or other processes have them open.
+            # These are left over from a removed file, or other processes have them open.
             for suffix in _BESIDE:
                 with suppress(OSError):
                     os.unlink(f"{self._target}{suffix}")

@@ -1,9 +1,9 @@
-"""The store in a file: the vectors that were paid for, and the claims of those who pay now.
+"""The store in a file: the vectors that were paid for, and the claims of processes that are paying.
 
 One SQLite file in WAL mode serves all processes of a host. The key of a vector is a hash of
 everything that determines the vector (``Keyer``); texts and API keys are never written. Before a
 process pays for a text, it claims the key for some seconds, so that all other processes wait for
-the row instead of paying, too. The claims of a process that dies expire.
+the row instead of paying for it, too. The claims of a process that dies expire.
 
 Rows are ordinary rowid rows in pages of 4 kB: for these rows, that is four times smaller and faster
 than ``WITHOUT ROWID``. Everything is committed in short transactions and no cursor stays open, so

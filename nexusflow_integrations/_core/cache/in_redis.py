@@ -50,7 +50,7 @@ _MIN_CLAIM = 0.1
 CLOCK_SLACK = 1.0
 """Seconds that a claim may be in the future, as after a small step back of the server's clock."""
 _NEVER = 1e18
-"""Seconds."""
+"""A number of seconds that never pass."""
 
 T = TypeVar("T")
 
@@ -239,8 +239,8 @@ class RedisStore:
     ) -> Claimed:
         """Find stored vectors and claim the other keys, as ``VectorStore.claim`` does.
 
-        If ``dimensions`` is ``None`` and there are several sizes, the size of the last stored
-        vector counts.
+        If ``dimensions`` is ``None`` and there are several sizes, the size of the vector
+        stored last is used.
         """
         wanted = list(dict.fromkeys(keys))
         ticket = f"{next(self._tickets):x}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 KIND_BYTES = 4
-"""Number of key bytes that depend on everything except the text, so that a model is one range."""
+"""Number of key bytes that depend on everything but the text, so that a model forms one range."""
 TEXT_BYTES = 20
 
 
@@ -16,7 +16,7 @@ class Keyer:
         base_url: Root of the API.
         model: Name of the model.
         dimensions: The requested size; ``None`` (the server's default) gives other keys.
-        added: The user's own fields of each request.
+        added: The user's own fields in each request.
 
     The instruction of a query is part of the text.
     """

@@ -12,7 +12,10 @@ from pathlib import Path
 from nexusflow_integrations._core.cache.keys import KIND_BYTES, TEXT_BYTES
 
 BLOCK_BITS = 8
-"""Number of adjacent rows that share one time of last use, so that reading writes little."""
+"""The base-2 logarithm of the number of adjacent rows that share one time of last use.
+
+The time is shared so that reading writes little.
+"""
 _VACUUM_PAGES = 2_000
 _YEAR_10000 = 253_402_300_800
 _MOST_BLOCKS = 1 << 54
@@ -147,7 +150,7 @@ def remove(
         db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
         before, free = free, _free_pages(db)
         if free >= before:
-            break  # other processes use up pages as fast, or the free list is damaged
+            break  # other processes use up pages as fast as they are freed, or the list is damaged
     return removed
 
 

@@ -2,8 +2,9 @@
 
 Every call, from any thread or event loop, is submitted to this loop. So one connection pool, one
 pacer and one table of texts in flight serve all calls without a lock. The pool outlives a caller's
-event loop, such as the one of ``asyncio.run``. A sync call works inside a running event loop, as in
-Jupyter. Ctrl-C cancels requests in flight, which a thread that is blocked in a socket could not do.
+event loop, such as the one that ``asyncio.run`` creates. A sync call works inside a running event
+loop, as in Jupyter. Ctrl-C cancels requests in flight, which a thread that is blocked in a socket
+could not do.
 
 The loop's thread does not survive ``fork``. A child starts a new loop and never touches the old
 one, whose sockets belong to the parent. If a signal handler forks while the interrupted thread
@@ -34,7 +35,7 @@ logger = logging.getLogger("nexusflow_integrations")
 LONGEST_PAUSE = 5.0
 """Seconds after which the loop resumes even if nobody has reported the end of the fork."""
 CLOSING = 1.5
-"""Seconds that the process waits at exit until everything is cancelled and closed."""
+"""Maximum seconds that the process waits at exit for everything to be cancelled and closed."""
 
 
 class BackgroundLoop:
@@ -73,7 +74,7 @@ class BackgroundLoop:
 
         try:
             self.loop.call_soon_threadsafe(pause)
-        except RuntimeError:  # it has ended
+        except RuntimeError:  # the loop has ended
             return None
         paused.wait(until - monotonic())
         return resumed.set
@@ -164,7 +165,7 @@ class LoopCall(Generic[T]):
     """Work on ``background`` that reports its outcome on that loop as soon as it ends.
 
     A waiting thread gets the outcome sooner through a queue than through the future of ``submit``,
-    whose locks, callbacks and extra turn of the loop take a tenth of the time of a query.
+    whose locks, callbacks and extra iteration of the loop take a tenth of a query's time.
 
     Raises:
         APIConnectionError: The loop belongs to the parent of this process.
@@ -221,7 +222,7 @@ class LoopCall(Generic[T]):
 
     def _stop(self) -> None:
         if self._task is not None:
-            # Cancel one turn later, when the task has certainly started.
+            # Cancel in the loop's next iteration, when the task has certainly started.
             self._loop.call_soon(self._task.cancel)
 
 
@@ -246,7 +247,7 @@ def background_loop() -> BackgroundLoop:
                 made = BackgroundLoop()
                 if _current is None:
                     _current = made
-                else:  # a call in a signal handler has started one
+                else:  # a call in a signal handler has started a loop
                     made.close()
     return _current
 

@@ -59,7 +59,7 @@ class BatchEnd:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Functions of an adapter for a call, which run in the caller's thread or on its event loop.
+    """Functions that an adapter passes for a call; they run in the caller's thread or event loop.
 
     The functions of an async call return awaitables. If ``recall`` or ``permit`` raises, the call
     fails; an error of the other two is logged.
@@ -94,8 +94,8 @@ class Ask:
         do: A function; for an async call, a function that returns an awaitable.
         answered: Called with the outcome, in the same thread or loop.
         given_up: Whether the outcome is no longer needed.
-        awaited: Whether the call waits for the work, which may then take longer than the call has
-            left.
+        awaited: Whether the call waits for the work, which may then take longer than the
+            time that the call has left.
     """
 
     __slots__ = ("_answered", "_do", "_given_up", "awaited")
@@ -218,7 +218,7 @@ class Caller:
         self.hears_of_batches = hooks is not NO_HOOKS
 
     def for_own_texts(self) -> Caller | None:
-        """Return the caller for texts of another origin; it uses only the rate limiter.
+        """Return a caller for the engine's own texts, which uses only the rate limiter.
 
         Return ``None`` if there is no rate limiter.
         """

@@ -80,7 +80,7 @@ class Coalescer:
                 self._of_threads.pop(text, None)
 
     def is_embedding(self, text: str, carrier: CallResults, place: int) -> bool:
-        """Return whether ``carrier`` is still embedding ``text``."""
+        """Return whether the call with the results ``carrier`` is still embedding ``text``."""
         one = (carrier, place)
         return self._carriers.get(text) == one or self._of_threads.get(text) == one
 

@@ -43,18 +43,18 @@ def at_size(settings: Settings, size: int) -> Settings:
 
 
 class Comparison:
-    """The sizes that one service, with one model and one ``extra_body``, cuts from its largest."""
+    """The sizes at which a service cuts vectors, for one model and one ``extra_body``."""
 
     def __init__(self) -> None:
         self._is_cut: dict[int, bool] = {}
         self._has_said: set[int] = set()
 
     def lacks(self, sizes: Sequence[int]) -> bool:
-        """Return whether one of ``sizes`` was not yet compared with the first size, the largest."""
+        """Return whether one of ``sizes`` has not yet been compared with the first, the largest."""
         return any(size not in self._is_cut for size in sizes[1:])
 
     def learn(self, sizes: Sequence[int], rows: dict[int, list[Vectors]]) -> None:
-        """Compare ``rows``, vectors of the fixed texts by size; a size without rows is not cut."""
+        """Compare ``rows``, the fixed texts' vectors by size; a size without rows is never cut."""
         is_cut = cut_sizes(rows) if sizes[0] in rows else {}
         for size in sizes[1:]:
             self._is_cut.setdefault(size, is_cut.get(size, False))
@@ -62,8 +62,8 @@ class Comparison:
     def sources(self, sizes: Sequence[int]) -> tuple[int, ...]:
         """Return those of ``sizes`` from which vectors of the last size can be cut.
 
-        The last size is the wanted one. The result is empty if that size is not cut or was not
-        compared yet.
+        The last size is the wanted one. The result is empty if that size is not cut or has
+        not been compared yet.
         """
         wanted = sizes[-1]
         if not self._is_cut.get(wanted):
@@ -71,7 +71,7 @@ class Comparison:
         return tuple(size for size in sizes if size == sizes[0] or self._is_cut.get(size))
 
     def warn(self, size: int, model: str) -> None:
-        """Log once that texts of ``size`` are paid for separately."""
+        """Log once that vectors of ``size`` are paid for separately."""
         if size not in self._has_said:
             self._has_said.add(size)
             logger.warning(

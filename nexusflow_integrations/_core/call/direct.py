@@ -1,4 +1,4 @@
-"""Calls of one request, driven by the calling thread.
+"""Calls that need only one request, driven by the calling thread.
 
 For a query that does not have to wait, the event loop would only add two switches between threads.
 So the calling thread steps through the same ``exchange`` itself and sends its request with
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def fits(call: Call) -> bool:
-    """Return whether ``call`` needs only one request: no store, budget or client of the user."""
+    """Return whether ``call`` needs only one request, and no store, budget or user's client."""
     settings, texts = call.settings, call.texts
     return (
         len(texts) <= settings.batch_size
@@ -68,7 +68,7 @@ class ResultsHere(CallResults):
 
 
 class DirectCall:
-    """A call of one batch, from the calling thread.
+    """A call with only one batch, driven by the calling thread.
 
     Args:
         call: A call for which ``fits`` is true.

@@ -1,8 +1,8 @@
 """The engine: the state that all calls of a process share on one event loop, and how a call starts.
 
 One engine runs on the background loop of the process. Only that loop changes the engine's state, so
-no lock is needed. The calling thread itself drives a call of one request that does not have to
-wait: see ``direct``.
+no lock is needed. A call that needs only one request and does not have to wait is driven by the
+calling thread itself: see ``direct``.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Engine:
         )
 
     def _coalescer_of(self, call: Call, cut_to: int | None) -> Coalescer:
-        """Return the coalescer of calls with the same vectors, account and store as ``call``."""
+        """Return the coalescer for calls that share vectors, account and store with ``call``."""
         settings = call.settings
         vectors = (
             settings.base_url,
@@ -265,7 +265,7 @@ class Engine:
         coalescer = self._coalescer_of(call, None)
         later = self._background.call_soon
         if begun is not None:
-            begun()  # call it before the call takes a place for which others may wait
+            begun()  # call this before the call takes a place that others may wait for
         direct = DirectCall(call, endpoint, coalescer, sender, later)
         try:
             return direct.run()
@@ -564,7 +564,7 @@ def _target(url: str, key: ApiKey, headers: Headers) -> Target:
     usual = {
         "Content-Type": "application/json",
         "Accept": "application/json",
-        # Compression saves only a quarter of base64, and decompressing costs more than that.
+        # Compression makes base64 only a quarter smaller, and decompressing costs more than that.
         "Accept-Encoding": "identity",
         "User-Agent": "nexusflow-integrations",
     }

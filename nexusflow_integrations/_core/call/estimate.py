@@ -21,9 +21,9 @@ class Estimate:
         repeated: Duplicate texts, which are sent only once.
         cached: Texts whose vector is in the cache; they cost nothing.
         requests: Requests for the rest, without retries.
-        tokens: Tokens of the rest. With ``derive=True`` and a cache that was not yet compared with
-            the service, requests and tokens include the comparison, and only vectors of the wanted
-            size count as cached.
+        tokens: Tokens of the rest. With ``derive=True`` and a cache that has not yet been compared
+            with the service, requests and tokens include the comparison, and only vectors of the
+            wanted size count as cached.
         exact: Whether tokens were counted with the model's own tokenizer (``pip install
             quicktok-v1``); otherwise the total is off by up to ``token_error``.
         token_error: Largest measured relative error of ``tokens``.

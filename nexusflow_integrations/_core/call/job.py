@@ -31,7 +31,7 @@ from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 
 TURN = 0.25
-"""Seconds for which a turn at the admission queue is valid; then later requests go first."""
+"""Seconds in which a request must be sent after its turn in the queue, or lose the turn."""
 MOST_TURNS = 3
 """Maximum number of turns that one request takes, so that a slow store cannot delay it for ever."""
 DRAIN = 5.0
@@ -41,9 +41,9 @@ STOPPED = DRAIN + 5.0
 """Seconds within which a stopped call has ended, with its results written to the store."""
 
 PARTS = 10
-"""The number of parts in which such a wait is made.
+"""The number of short waits into which a wait of ``DRAIN`` or ``STOPPED`` seconds is divided.
 
-If the process is suspended, only one part ends, so responses that arrived are still read.
+If the process is suspended, only one of them ends, so responses that arrived are still read.
 """
 
 
@@ -182,7 +182,7 @@ class Job:
         self._caller = caller if caller is not None and caller.hears_of_batches else None
         self._is_stoppable = is_stoppable
         self._tasks: Sequence[asyncio.Task[None]] = ()
-        # Done when another call has embedded a text.
+        # A future that is done when another call has embedded a text for this call.
         self._other: asyncio.Future[None] | None = None
         self._drained: asyncio.TimerHandle | None = None
         self._failure: NexusFlowError | None = None
@@ -273,7 +273,7 @@ class Job:
             source.close()
 
     async def _work_together(self, source: Source, most: int) -> None:
-        """Work with up to ``most`` tasks; add one at each turn of the loop without a response.
+        """Work with up to ``most`` tasks; add one at each loop iteration without a response.
 
         With a slow server, all tasks soon run. A server that responds as fast as its responses are
         read gets only a few connections, which costs less and takes no longer.

@@ -27,9 +27,9 @@ Plan = Callable[[Iterable[Item]], Iterator[Batch]]
 POLL = 0.075
 """Average seconds between two lookups of texts that another process is paying for."""
 AHEAD = 0.1
-"""Number of seconds of sending for which texts are claimed at once; single claims cost more."""
+"""Texts that can be sent in this many seconds are claimed together, because that costs less."""
 FRESH = 0.25
-"""Seconds after which the claims of a call that sends its only batch at once are checked."""
+"""Seconds for which fresh claims need no check if the call sends its only batch at once."""
 SURE = 0.9
 """The fraction of a claim's time in which no other process can have taken over the claim."""
 MOST_LOSSES = 3
@@ -53,7 +53,7 @@ class Source(Protocol):
 
         ``batch`` is a batch that was handed out, or a part of such a batch.
 
-        Returns the seconds, from the moment of the call, for which the answer remains valid.
+        Returns the seconds, from the moment of the call, for which the result remains valid.
 
         Raises:
             ClaimsLost: The batch must not be sent. Its texts are handed out again where necessary,
@@ -93,8 +93,8 @@ class DirectSource:
 class CachedSource:
     """Sends only texts that are not in the store and that no other process is paying for.
 
-    Only the texts of the next few batches are claimed at a time, so that two processes with one
-    corpus share the work. A claim is a lease: it expires if this process is suspended. So
+    Only the texts of the next few batches are claimed at a time, so that two processes with the
+    same corpus share the work. A claim is a lease: it expires if this process is suspended. So
     ``confirm`` checks the store again right before sending, and a text that another process may
     have taken over is not sent.
 
@@ -313,7 +313,7 @@ class CachedSource:
 
 
 class RecalledSource:
-    """Sends only texts whose vector the caller does not have, in the batches of ``source``.
+    """Sends only texts whose vector the caller does not have, in batches that ``source`` makes.
 
     The caller is asked for the vectors of a few texts first, then of more and more at once, while
     requests for earlier texts are in flight.

@@ -1,4 +1,4 @@
-"""Streams: any number of texts, of which a bounded number is in flight.
+"""Streams: any number of texts, of which only a limited number is in flight.
 
 Texts are read from the iterable in chunks of a few batches. At first, enough chunks are read to
 keep all requests busy; later, the next chunk is read when a chunk is done. So only a few chunks are

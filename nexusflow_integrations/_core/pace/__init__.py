@@ -1,1 +1,1 @@
-"""Decides when a request may be sent: admission queue, window and limits."""
+"""Decides when a request may be sent: queue, rate limits and limit on requests in flight."""

@@ -1,7 +1,8 @@
 """The admission queue of an endpoint: decides which request may be sent next, and when.
 
-A request is sent when the window has room and the pacer allows it. Queries go before documents, so
-that a search does not wait for a bulk load. The queue runs on one event loop and needs no lock.
+A request is sent when the window (the limit on requests in flight) has room, and the pacer (which
+keeps to the rate limits) allows it. Queries go before documents, so that a search does not wait for
+a bulk load. The queue runs on one event loop and needs no lock.
 
 While nothing waits, the loop lends the free room of the window to calling threads, which may then
 send without asking the loop (``try_enter``). The loop takes the room back when it needs it. Both
@@ -20,7 +21,7 @@ from nexusflow_integrations._core.pace.pacing import DetectedLimit, Pacer
 from nexusflow_integrations._core.pace.window import Window
 
 READY = 4
-"""How many paced requests are prepared ahead, so that the next one is ready in time."""
+"""How many requests are prepared ahead if requests are paced, so that one is ready in time."""
 
 
 class AdmissionQueue:
@@ -41,8 +42,8 @@ class AdmissionQueue:
     async def enter(self, tokens: int, *, urgent: bool = False, again: bool = False) -> None:
         """Wait until a request of about ``tokens`` may be sent, and count it as in flight.
 
-        Set ``again`` for a request that gave up its turn: it goes before requests that had no turn
-        yet.
+        Set ``again`` for a request that was admitted before but not sent: it goes before requests
+        that were never admitted.
         """
         if not self._waiting and self._admit(tokens) == 0:
             return
@@ -60,7 +61,7 @@ class AdmissionQueue:
             raise
 
     def wanted(self, unsent: int) -> int:
-        """Return how many requests a call should prepare that has ``unsent`` requests waiting.
+        """Return how many requests to prepare for a call with ``unsent`` requests waiting.
 
         The number is how many could be sent now; if requests are paced, it is a few more. It is at
         least one for a call that has no request waiting.

@@ -21,7 +21,7 @@ class Transactions(Protocol):
 
     @property
     def clock(self) -> Callable[[], float]:
-        """Returns seconds; all processes since this boot get the same time."""
+        """A clock that returns seconds, and the same time to all processes of this boot."""
 
     @property
     def boot(self) -> int:
@@ -92,7 +92,7 @@ class SharedPacer:
             state = None if row is None else _unpacked(row[0], self._account)
             if state is not None:
                 boot, seen, *owed = state
-                # Ignore a state of another boot, as if nothing had been sent. On systems where
+                # Ignore a state from another boot, as if nothing had been sent. On systems where
                 # boots cannot be distinguished, `load` moves back times that are in the future.
                 if boot == self._store.boot:
                     limits.load(tuple(owed), then=seen, now=now)

@@ -18,7 +18,7 @@ from nexusflow_integrations._core.redis.server import CLOCK, RedisServer
 _ACCOUNT = b"nexusflow:pacer:"
 _PROCESSES = b"nexusflow:processes:"
 _RECENT = 60.0
-"""Seconds for which a process counts among those that share the limits."""
+"""Seconds after its last request for which a process counts among those that share the limits."""
 _PATIENCE = 0.5
 """Seconds to wait for the server; after that, a process limits itself to its share."""
 _KEPT = 86_400
@@ -142,7 +142,10 @@ class AccountLimits:
 
     @property
     def processes(self) -> int:
-        """How many processes used the limits in the minute before the last answer; at least 1."""
+        """The number of processes that used the limits in the minute before Redis last replied.
+
+        It is at least 1.
+        """
         return self._processes
 
     def lease(

@@ -33,7 +33,7 @@ class Pacer(Protocol):
 
 
 SLACK = 0.1
-"""Seconds of delay that later requests may catch up."""
+"""Maximum seconds of delay that later requests may make up for."""
 
 
 @dataclass
@@ -41,8 +41,8 @@ class Gcra:
     """The generic cell rate algorithm: ``per_second`` units each second, without bursts.
 
     The API limits each second and the growth of the rate, so idle time earns no credit. Later
-    requests may catch up a delay of at most ``slack`` seconds, because timers fire late and every
-    late wake-up would otherwise waste quota.
+    requests may make up for a delay of at most ``slack`` seconds, because timers fire late and
+    every late wake-up would otherwise waste quota.
     """
 
     per_second: float
@@ -80,7 +80,7 @@ def _per_second(per_minute: float) -> float:
 
 @dataclass
 class GivenLimits:
-    """Keeps the user's limits on requests and tokens per minute; ``None`` is no limit."""
+    """Keeps to the user's limits on requests and tokens per minute; ``None`` means no limit."""
 
     requests_per_minute: float | None
     tokens_per_minute: float | None

@@ -42,9 +42,9 @@ PATIENCE = 1.0
 ASK_AGAIN = 5.0
 """Seconds for which a process limits itself after the limits could not be reached."""
 RECHECK = 0.25
-"""Seconds after which the queue checks again if no answer arrives."""
+"""Seconds after which the queue checks again whether a reply of the limits has arrived."""
 NO_LIMIT = 1e12
-"""Per minute."""
+"""The number per minute that stands for no limit."""
 FIRST_GUESS = 3_000
 """Tokens charged for a request before any cost is known: ten passages of 300 tokens."""
 
@@ -61,10 +61,10 @@ def account_id(*, base_url: str, key: ApiKey | FunctionKey, model: str) -> bytes
 def given_back(
     charges: list[int], requests_per_second: float, tokens_per_second: float
 ) -> tuple[float, float]:
-    """Return the charge for unused send times, in tokens and seconds; both are negative.
+    """Return the charge that gives back unused send times: tokens and seconds, both negative.
 
-    Other processes may hold later send times, so the returned ones come in addition to those. The
-    server allows the requests of one second at once, of which one request uses its part.
+    Other processes may hold later send times, so those given back come in addition. The server
+    allows the requests of one second at once, and one request uses its part of them.
 
     Args:
         charges: The tokens charged for each send time.
@@ -94,7 +94,7 @@ class SharedLimits(Protocol):
 
     All methods block and are called from one thread at a time. They may raise any ``Exception`` if
     the limits cannot be reached. The process then limits itself to its share, and asks again after
-    five seconds. It does the same if an answer takes longer than one second, or longer than the
+    five seconds. It does the same if a method takes longer than one second, or longer than the
     seconds in the object's attribute ``patience``, if there is one.
     """
 
@@ -136,8 +136,8 @@ class SharedLimits(Protocol):
 class SlotLimits(GivenLimits):
     """``GivenLimits`` for several processes: hands out send times and tracks debts.
 
-    The stored state is the debt in requests and tokens, share, share_at and cut_at. The time at
-    which the debt is paid off is not stored, because it depends on the limit.
+    The stored state is the debts in requests and in tokens, and share, share_at and cut_at. The
+    time at which the debt is paid off is not stored, because it depends on the limit.
     """
 
     def load(self, row: tuple[float, ...], *, then: float, now: float) -> None:
@@ -188,9 +188,9 @@ class LeasedPacer:
 
     Send times are requested when a request waits for one, and again before the last one is used.
     Once no request waits, unused send times are returned if there are other processes. If the
-    limits cannot be reached or do not answer, the process limits itself to its share (one part of
-    ``processes``). It asks again every ``ASK_AGAIN`` seconds, but never while it still waits for an
-    answer.
+    limits cannot be reached or do not answer, the process limits itself to its share (the limits
+    divided by ``processes``). It asks again every ``ASK_AGAIN`` seconds, but never while it still
+    waits for an answer.
 
     Args:
         shared: The limits from which send times are reserved.
@@ -364,8 +364,8 @@ class LeasedPacer:
             self._watch(now)
             return
         if self._processes() == 1:
-            # Keep the send times: no other process could use them, and the next request may catch
-            # up.
+            # Keep the send times: no other process needs them, and the next request may make up
+            # for the delay.
             return
         unused = [charged for at, charged in self._slots if now - at <= LAPSE]
         self._slots.clear()

@@ -69,7 +69,7 @@ class EffectiveLimits:
         return terms in self._calls
 
     def begin(self, terms: Terms, ended: Callable[[], None]) -> None:
-        """Count a call. ``ended`` is called, in any thread, when the client is collected."""
+        """Count a call. ``ended`` is called, in any thread, when the client is freed."""
         calls = self._calls.get(terms)
         self._calls[terms] = (calls or 0) + 1
         if calls is None:

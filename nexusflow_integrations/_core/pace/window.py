@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 START = 12
-"""Size of the first window: a small quota refuses such a burst only in part."""
+"""The size at the start: if the quota is small, only a part of such a burst is refused."""
 SLOW_START = 2
 """Growth for each success before the first fault.
 
-The second window has the default limit, so that the small first one costs no round trip if there
-are 200 requests.
+In the second round trip, the window reaches the default limit. So starting small costs no extra
+round trip if there are 200 requests.
 """
 DECREASE = 0.7
 FULL = 10.0

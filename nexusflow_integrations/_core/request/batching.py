@@ -42,7 +42,7 @@ Batch = Sequence[Item]
 
 
 def max_tokens(settings: Settings) -> float:
-    """Return the maximum tokens of a request, for the model and the limit per minute.
+    """Return the maximum tokens of a request that the model and the limit per minute allow.
 
     The server applies the limit to each second, and refuses a request with more tokens than one
     second allows.

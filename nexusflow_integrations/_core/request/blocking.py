@@ -52,7 +52,7 @@ Origin = tuple[str, int, bool]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """An address to which aiohttp connected at ``since``, monotonic seconds."""
+    """An address to which aiohttp connected at ``since``, in monotonic seconds."""
 
     address: tuple[Any, ...]
     transport: ref[Any]
@@ -114,7 +114,7 @@ class Connection:
         self.idle_since = 0.0
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """Return where ``HTTPResponse`` reads."""
+        """Return the reader that ``HTTPResponse`` reads from."""
         return self._reader
 
     def is_quiet(self) -> bool:
@@ -152,7 +152,7 @@ class Connection:
             received = response.read()
         answer = Answer(response.status, response.headers, received)  # type: ignore[arg-type]
         self._raw.has_ended = True
-        # Looks into the buffer without reading from the socket.
+        # This looks into the buffer without reading from the socket.
         has_more = bool(self._reader.peek(1))
         self._raw.has_ended = False
         return answer, not (response.will_close or has_more)
@@ -182,15 +182,15 @@ def _check(response: HTTPResponse) -> None:
 
 
 class Connections:
-    """The connections of calling threads, of one process."""
+    """The connections that the calling threads of one process use."""
 
     def __init__(self, trust: Callable[[], ssl.SSLContext | None]) -> None:
         self.peers: dict[Origin, Peer] = {}
         self._trust = trust
         self._idle: dict[Origin, deque[Connection]] = {}
-        # The references are weak, because an interrupt may lose a connection before anybody refers
-        # to it. The keys are ids, because other threads may add connections while `close` iterates,
-        # which a WeakSet does not allow.
+        # The references are weak, because an interrupt may come before anything else refers to a
+        # new connection. The keys are ids, because other threads may add connections while `close`
+        # iterates, which a WeakSet does not allow.
         self._open: WeakValueDictionary[int, Connection] = WeakValueDictionary()
         self._unfit: set[Origin] = set()
         forks.in_child(self._forget)
@@ -200,7 +200,7 @@ class Connections:
         self._idle, self.peers = {}, {}
 
     def close(self) -> None:
-        """Close all connections, also those in use; after a fork, the parent's stay open."""
+        """Close all connections, also those in use; after a fork, those of the parent stay open."""
         for found in self._open.valuerefs():
             if (connection := found()) is not None:
                 self.drop(connection)

@@ -28,7 +28,7 @@ logger = logging.getLogger("nexusflow_integrations")
 ALIVE = 10.0
 """Seconds for which a success counts as proof that the server works."""
 MOST_REPORTS = 64
-"""Number of reports of calling threads after which the event loop is woken to read them."""
+"""Number of reports from calling threads after which the event loop is woken to read them."""
 
 
 @dataclass(eq=False)
@@ -227,7 +227,7 @@ class NeedsLoop(Exception):  # noqa: N818 - it never leaves the core
 
 
 class SeenFromThread:
-    """An endpoint for an exchange in a calling thread, which reads and reports a success.
+    """An endpoint for an exchange in a calling thread, which may only read and report a success.
 
     Raises:
         NeedsLoop: The exchange tries to change anything else.
@@ -259,7 +259,7 @@ class SeenFromThread:
         return self
 
     def first_attempt(self) -> None:
-        """Do nothing: the report counts the request, or the exchange that the loop repeats."""
+        """Do nothing: the request is counted by the report or by the loop's exchange."""
 
     def good(
         self, now: float, *, sent_at: float, retries: int, estimated: int, billed: int | None

@@ -6,7 +6,7 @@
 * ``Sleep``: wait a number of seconds; receives ``None``;
 * ``Follow``: wait until an outage ends; receives ``None``;
 * ``Renew``: get another API key after a 401; receives whether there is one;
-* ``AwaitSettled``: wait until another request of the same guard has ended; receives ``None``.
+* ``AwaitSettled``: wait until another request on the same budget has ended; receives ``None``.
 
 Vectors and refusals go to the call's ``sink`` as they become known, so nothing is lost if a later
 step fails. The generator raises the errors of ``nexusflow_integrations.errors``. ``job.drive`` runs
@@ -78,7 +78,7 @@ logger = logging.getLogger("nexusflow_integrations")
 
 _VERSION = re.compile(r"/v[0-9]")
 _CUTTING = ("split", "truncate")
-"""The values of ``on_too_long`` that make texts split or truncated."""
+"""The values of ``on_too_long`` with which long texts are split or truncated."""
 
 
 @dataclass(slots=True)
@@ -123,7 +123,7 @@ class Follow:
 
 @dataclass(frozen=True, slots=True)
 class AwaitSettled:
-    """Wait until a reservation of ``guard`` is settled."""
+    """Wait until the budget ``guard`` knows what another request was billed."""
 
     guard: BudgetGuard
 
@@ -206,7 +206,7 @@ class Call:
 
     @property
     def secrets(self) -> list[Secret]:
-        """The API keys and secret headers, because a server may echo them."""
+        """The API keys and secret headers, to be removed from a server's texts."""
         keys = [] if self.key is None else [self.key]
         return [*keys, *self.old_keys, *self.settings.default_headers.secrets()]
 

@@ -33,9 +33,9 @@ from nexusflow_integrations.errors import (
 )
 
 MAX_TEXT = 2000
-"""Characters of the server's message in an error."""
+"""Maximum characters of the server's message in an error."""
 MAX_SEARCHED = 8000
-"""Characters of the server's message that are searched."""
+"""Maximum characters of the server's message that are searched."""
 MAX_ERROR_BYTES = 4 * 1024 * 1024
 """The largest error body that is parsed; in a larger body, only the beginning is searched."""
 MAX_ERROR_VALUES = 100_000

@@ -19,11 +19,11 @@ from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import APIStatusError, InvalidInputError
 
 CLEARLY = 1.4
-"""Factor by which the estimate, which is inexact for unusual texts, must exceed the limit."""
+"""A text is clearly too long if its estimate, which is inexact, is so many times the limit."""
 PIECE = 0.8
 """Maximum estimated tokens of a piece, as a share of the limit."""
 SHORTEST = 32
-"""Characters; if the server refuses a shorter text as too long, the reason must be another one."""
+"""Number of characters; if a shorter text is refused as too long, the reason must be another."""
 _WINDOW = 200
 """Number of characters before a cut that are searched for a blank."""
 
@@ -101,7 +101,7 @@ def is_cut(text: str, settings: Settings) -> bool:
 def pieces_of(item: Item, most: float) -> list[Item]:
     """Return pieces of at most about ``most`` tokens, all with the index of ``item``.
 
-    Together, the pieces are the text, without blank pieces, which cannot be sent.
+    Together, the pieces make up the text, except for blank pieces, which cannot be sent.
     """
     texts = _cut(item.text, max(1.0, most))
     return [item_of(item.index, text) for text in texts if text.strip()]

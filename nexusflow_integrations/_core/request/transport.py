@@ -2,8 +2,8 @@
 
 By default requests are sent with aiohttp, on the loop of ``background``: its parser is written in
 C, and its pool is as fast with a hundred connections as with one. aiohttp trusts the same
-certificates as httpx (including ``SSL_CERT_FILE``) and uses the proxy of the usual environment
-variables. A client of httpx (or of httpx2, whose classes look the same) that the user passed is
+certificates as httpx (including ``SSL_CERT_FILE``) and uses the proxy that the usual
+environment variables name. A user's client from httpx (or httpx2, whose classes look the same) is
 used unchanged and never closed: a sync client in worker threads, an async client on the event loop
 of the call.
 
@@ -242,7 +242,7 @@ class AiohttpSender:
     def __init__(self, pool: Pool, target: Target, proxy: Secret | None = None) -> None:
         self._session = pool.session()
         self._url = target.url
-        # Otherwise aiohttp makes one for every request.
+        # Otherwise aiohttp would make such a mapping for every request.
         self._headers: Any = CIMultiDict(target.headers)
         self._timeout = aiohttp.ClientTimeout()
         self._proxy = proxy

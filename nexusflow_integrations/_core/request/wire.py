@@ -76,7 +76,7 @@ class TransportFault:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A checked response: ``vectors`` float32 (n, d), in the order of the request.
+    """A checked response: ``vectors`` is float32 of shape (n, d), in the order of the request.
 
     ``tokens`` is the number of tokens billed, or ``None`` if the server did not report it.
     """

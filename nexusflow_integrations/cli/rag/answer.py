@@ -36,22 +36,22 @@ _LINKS = re.compile(r"(?:[\W\d_]*\[[^]]*\]\([^)]*\))+[\W\d_]*")
 
 
 CLOSE = {"minilm-use-gated": 0.2}
-"""The cosine, by model, below which the nearest passage is no answer; unknown for the service.
+"""By model, the cosine below which the nearest passage is no answer; unknown for the service.
 
-Measured by tests/benchmarks/closeness.py: 4 of 79 questions that the docstrings or the Python
-tutorial answer have a lower best score; 8 of 50 questions about other subjects have a higher one.
+Measured by tests/benchmarks/closeness.py: the best score is lower for 4 of 79 questions that
+the docstrings or the Python tutorial answer, and higher for 8 of 50 about other subjects.
 """
 
 
 def is_close(passages: Sequence[Passage], model: str) -> bool:
-    """Return whether the best of ``passages`` may answer the question; true if that is unknown."""
+    """Return whether the best of ``passages`` may answer the question; ``True`` if unknown."""
     best = max((passage.score for passage in passages), default=-1.0)
     return best >= CLOSE.get(model, -1.0) and bool(passages)
 
 
 @dataclass(frozen=True)
 class Quote:
-    """A sentence, word for word.
+    """A sentence that is quoted word for word.
 
     Attributes:
         text: The sentence.
@@ -110,9 +110,9 @@ def quote(
 
 
 def _quotable(passage: Passage) -> list[str]:
-    """Return the sentences of a passage; without any, return other lines that may be an answer.
+    """Return a passage's sentences, or if it has none, other lines that may be an answer.
 
-    Headings, questions, rules of tables, code and links alone are never returned.
+    Headings, questions, table borders, code and lines with only a link are never returned.
     """
     text = _prose(passage.text.removeprefix(f"{passage.source}: "))
     found = [_MARKER.sub("", item) for item in sentences(text)]
@@ -127,7 +127,7 @@ def _prose(text: str) -> str:
     path, below, body = text.partition("\n\n")
     stated = _STATED.search(path.removesuffix(CUT))
     if below and "\n" not in path and not stated and not _FENCED.match(path):
-        text = body  # leave out the path of headings
+        text = body  # leave out the headings above the passage
     lines = _INDENTED.sub("", _FENCED.sub("", text)).split("\n")
     kept = ("" if _NOT_PROSE.match(line) else line for line in lines)
     return "".join(f"\n\n{line}" if _MARKER.match(line.lstrip()) else f"\n{line}" for line in kept)

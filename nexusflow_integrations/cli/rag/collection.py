@@ -32,9 +32,9 @@ class Updated:
     """The outcome of an update.
 
     Attributes:
-        added, changed, unchanged, removed: How many passages were.
+        added, changed, unchanged, removed: The number of passages that were.
         left_out: Files that could not be read, and passages that could not be stored.
-        seconds: How long it took.
+        seconds: How long the update took.
     """
 
     added: int
@@ -51,7 +51,7 @@ class Plan:
 
     Attributes:
         documents: The corpus, and the stored passages of files that could not be read.
-        ids: One for each document.
+        ids: One id for each document.
         remove: Whether to remove everything else.
     """
 
@@ -91,7 +91,7 @@ def plan(
     Args:
         corpus: The documents that the collection should contain.
         stored: The documents that it contains now.
-        before: The documents of the collection that this one replaces; default: ``stored``.
+        before: The documents of the collection that is being replaced; default: ``stored``.
     """
     before = stored if before is None else before
     by_text = {(item.origin, item.text): name for name, item in stored.items()}
@@ -129,7 +129,7 @@ def _new_id(document: Document, taken: set[str]) -> str:
 
 
 def chroma_client(directory: Path) -> ClientAPI:
-    """Return Chroma's ``PersistentClient`` of a folder, without telemetry.
+    """Return Chroma's ``PersistentClient`` for a folder, without telemetry.
 
     Raises:
         ImportError: Chroma is missing; the message says what to install.

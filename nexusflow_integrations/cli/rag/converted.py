@@ -19,9 +19,9 @@ CONVERTED = {
     ".docx": "DocxConverter",
     ".pdf": "PdfConverter",
 }
-"""The markitdown converter of each suffix; it returns Markdown."""
+"""The markitdown converter for each suffix; it returns Markdown."""
 TABLES = {".csv": ",", ".tsv": "\t"}
-"""The column separator of each suffix."""
+"""The column separator for each suffix."""
 
 _TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 _STARTS = {".docx": (b"PK\x03\x04", "a DOCX file"), ".pdf": (b"%PDF-", "a PDF")}
@@ -37,7 +37,7 @@ def can_convert() -> bool:
 
 
 def markdown(data: bytes, suffix: str) -> str:
-    """Return the Markdown of a file.
+    """Convert a file to Markdown.
 
     Args:
         data: The contents of the file.
@@ -85,7 +85,7 @@ def _no_telemetry() -> Iterator[None]:
 
 
 def table_rows(text: str, separator: str) -> Iterator[tuple[int, str]]:
-    """Yield the number of the last line, and the text, of each row of CSV or TSV.
+    """Yield, for each row of CSV or TSV, the number of its last line, and its text.
 
     The text contains a line ``column: value`` for each column.
 

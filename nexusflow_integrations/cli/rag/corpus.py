@@ -43,7 +43,7 @@ EVERYDAY = (
     "string", "subprocess", "tempfile", "textwrap", "time", "timeit", "urllib.parse", "uuid",
     "webbrowser", "zipfile",
 )
-"""Modules that everyday scripts use. Their documents come first, so a limit of 500 selects them."""
+"""Modules that everyday scripts use. Their docstrings come first: a limit of 500 selects them."""
 
 FURTHER = (
     "argparse", "asyncio", "base64", "cmath", "codecs", "colorsys", "configparser",
@@ -55,7 +55,7 @@ FURTHER = (
     "traceback", "unicodedata", "unittest", "urllib.request", "warnings", "wave", "weakref",
     "xml.etree.ElementTree", "zlib", "zoneinfo",
 )
-"""Modules whose documents follow, if the limit is larger."""
+"""Modules whose docstrings follow, if the limit is larger."""
 # fmt: on
 
 KINDS = {
@@ -114,7 +114,7 @@ class Skipped:
 
     Attributes:
         source: ``a.md:12``, or ``a.md`` for the whole file.
-        reason: Why, in a few words.
+        reason: Why it was left out, in a few words.
     """
 
     source: str
@@ -159,7 +159,7 @@ def load(name: str, limit: int | None = None, tuned: TunedSettings = _DEFAULT) -
     """Return the corpus ``name``: ``stdlib``, ``topics``, or the path of a folder or file.
 
     Args:
-        name: Name or path. A folder named like a corpus is written ``./stdlib``.
+        name: Name or path. Write ``./stdlib`` for a folder with the name of a corpus.
         limit: Maximum number of documents, from the beginning; ``None`` means 500 for ``stdlib``
             and all for others.
         tuned: Settings that say how to cut the texts.
@@ -346,7 +346,7 @@ def _check_path(path: Path) -> None:
 
 
 def _shown(path: Path) -> Path:
-    """Return ``path``; for ``.`` and ``..`` the name of that folder."""
+    """Return ``path``, or the name of the folder if ``path`` is ``.`` or ``..``."""
     return path if path.name not in ("", "..") else Path(path.resolve().name or path)
 
 
@@ -407,7 +407,7 @@ def _file_passages(
 
 
 def _passages(file: Path, text: str, tuned: TunedSettings) -> Iterator[tuple[int, str]]:
-    """Yield each passage with the number of its first line; 0 if the lines have no numbers."""
+    """Yield each passage with the number of its first line, or 0 if lines have no numbers."""
     suffix, kind = file.suffix.lower(), kind_of(file.name)
     if suffix in TABLES:
         for line, row in table_rows(text, TABLES[suffix]):

@@ -1,4 +1,4 @@
-"""Chooses what embeds texts: the service if there is a key, else the local server."""
+"""Chooses what embeds texts: the service if there is a key, otherwise the local server."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Endpoint:
 
     @property
     def vectors(self) -> dict[str, Any]:
-        """The settings with which a client or an adapter makes the same vectors."""
+        """The settings with which a client or an adapter gets the vectors of this endpoint."""
         found: dict[str, Any] = {"dimensions": self.dimensions}
         if self.tuned is not None:
             found["query_instruction"] = self.tuned.query_instruction
@@ -80,7 +80,7 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """Names the vectors, also in files: ``minilm-use-gated``, ``nexusflow.vip-512``.
+        """A name for the vectors, used in files, too: ``minilm-use-gated``, ``nexusflow.vip-512``.
 
         Vectors of endpoints with different names must not be mixed in one collection.
         """
@@ -139,7 +139,7 @@ def open_endpoint(
         dimensions: The size to request.
         tuned: Settings from a file; their size replaces ``dimensions``.
         model: The model of the local server, one of ``nexusflow_integrations.local.MODELS``;
-            default: the one for 16 languages.
+            the default is the one for 16 languages.
 
     Raises:
         ConfigurationError: A setting is invalid, or the service is selected and there is no key.

@@ -41,7 +41,7 @@ class About:
 
     Attributes:
         corpus: ``stdlib``, ``topics``, or the absolute path of a folder or file.
-        title: What the corpus is, for a reader.
+        title: A description of the corpus for readers.
         frameworks: Short names of the frameworks that `ask` and `search` use by default.
         endpoint: Name of the endpoint that made the vectors.
         local_model: The model of the local server, or ``None`` for the service.
@@ -146,7 +146,7 @@ class Index:
         return f"nexusflow index {shlex.quote(about.corpus)}{options} --fresh"
 
     def damaged(self, reason: str) -> UnusableIndexError:
-        """Return the error of an index whose Chroma folder cannot be read."""
+        """Return the error for an index whose Chroma folder cannot be read."""
         if "disk is full" in reason:
             return UnusableIndexError(
                 f"the index {self.name!r} cannot be written: the disk of {self.directory} is full"
@@ -179,8 +179,8 @@ class Index:
     def draft(self, *, fresh: bool) -> str:
         """Return the name of the Chroma folder to write to; the caller holds ``alone``.
 
-        It is the folder in use, the folder of a first run that was stopped, or, with ``fresh`` or a
-        damaged description, a new one.
+        It is the folder in use, or the folder of a first run that was stopped. With ``fresh``, or
+        if the description is damaged, it is a new folder.
         """
         about = self.described()
         if about is not None:
@@ -193,7 +193,7 @@ class Index:
 
     @property
     def kept(self) -> Path | None:
-        """The Chroma folder that an update continues: in use, or of a stopped first run."""
+        """The Chroma folder that an update continues: in use, or left by a stopped first run."""
         if (about := self.described()) is not None:
             return self.directory / about.folder
         folders = self._folders()
@@ -209,7 +209,7 @@ class Index:
 
     def touch(self) -> None:
         """Record that the index was used, which makes it the default of the next command."""
-        # An index of another user, or a read-only one, can still be searched.
+        # An index that is read-only or belongs to another user can still be searched.
         with suppress(OSError):
             (self.directory / _ABOUT).touch()
 
@@ -281,9 +281,9 @@ class Indexes:
     def find(self, name: str | None = None, near: Path | None = None) -> Index:
         """Return the index whose name equals or begins with ``name``.
 
-        Without a name, return the index of the nearest folder that contains ``near``, else of a
-        folder inside ``near``, else any index. If several fit, return the most recently used one.
-        Unusable indexes are skipped.
+        Without a name, return the index of the nearest folder that contains ``near``; if there is
+        none, that of a folder inside ``near``; if there is none, any index. If several fit, return
+        the most recently used one. Unusable indexes are skipped.
 
         Raises:
             NoIndexError: There is no such index, or several names begin with ``name``.
@@ -311,7 +311,7 @@ class Indexes:
 
 
 def _digits(path: str | Path) -> str:
-    """Return what distinguishes a folder or file from others of its name."""
+    """Return digits that distinguish a folder or file from others with the same name."""
     whole = os.path.realpath(path).encode("utf-8", "surrogateescape")
     return hashlib.sha256(whole).hexdigest()[:6]
 

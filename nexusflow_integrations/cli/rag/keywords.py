@@ -22,14 +22,14 @@ class Keywords:
     def search(self, question: str, k: int) -> list[Passage]:
         """Return the ``k`` best documents that share a word with the question, best first.
 
-        The score is BM25's: at least 0, without a unit, not comparable between questions.
+        The score is that of BM25: at least 0, without a unit, and not comparable between questions.
         """
         return [
             Passage.of(self._documents[place], score) for place, score in self.places(question, k)
         ]
 
     def places(self, question: str, k: int) -> list[tuple[int, float]]:
-        """Return the indices of these documents, and their scores."""
+        """Return the indices of the documents that ``search`` finds, and their scores."""
         tokens = self._tokens([question])
         known = [[token for token in tokens[0] if token in self._index.vocab_dict]]
         if not known[0]:
@@ -44,7 +44,7 @@ class Keywords:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the index in memory, without its vocabulary."""
+        """The bytes that the index takes in memory, without its vocabulary."""
         return sum(part.nbytes for part in self._index.scores.values() if hasattr(part, "nbytes"))
 
     def _tokens(self, texts: list[str]) -> list[list[str]]:

@@ -10,15 +10,15 @@ from itertools import pairwise
 from nexusflow_integrations.cli.rag.structure import Block, blocks
 
 PASSAGE_CHARACTERS = 800
-"""Default length of a passage, in characters: enough to answer a question, and one topic."""
+"""Default length of a passage, in characters: enough for an answer, but only one topic."""
 
 PATH_CHARACTERS = 50
-"""The longest path of headings, in characters; the outer headings are left out first.
+"""Maximum characters of a path of headings; if it is longer, outer headings are left out.
 
-On the Python tutorial, whole paths find fewer answers: see tests/benchmarks/cutting.py.
+In the Python tutorial, fewer answers are found with whole paths: see tests/benchmarks/cutting.py.
 """
 CUT = " …"
-"""What a path of headings that was too long ends with."""
+"""The end of a path of headings that was cut because it was too long."""
 
 _SENTENCE_END = re.compile(
     # English: a sentence ends at white space after a full stop and any closing quote or bracket.
@@ -86,8 +86,8 @@ def cut(
         kind: How headings are marked: a key of ``structure.KINDS``.
 
     Yields:
-        The number of the line where the passage begins, not counting its headings, from 1; and the
-        passage.
+        The number of the line where the passage begins, not counting its headings, from 1; and
+        the text of the passage.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     overlap = min(overlap, most // 4)
@@ -194,7 +194,7 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _repeated(text: str, begin: int, start: int, overlap: int) -> int:
-    """Return where the last whole sentences or lines that fit ``overlap`` begin."""
+    """Return where the last whole sentences or lines that fit into ``overlap`` begin."""
     for ends in (_SENTENCE_END, _LINE_END):
         for found in ends.finditer(text, max(begin + 1, start - overlap), start):
             if found.end() < start:

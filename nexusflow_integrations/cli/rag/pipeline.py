@@ -1,4 +1,4 @@
-"""The interface of a pipeline, which reads the collection that `collection` fills."""
+"""The interface of a pipeline, which reads the collection that the module `collection` fills."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Passage:
         text: The text.
         source: Where the text comes from.
         url: Where to read more, or an empty string.
-        score: Similarity. A pipeline gives the cosine, from -1 to 1; a hybrid search gives the
-            share of the highest possible score, from 0 to 1.
+        score: The similarity to the question. Usually it is the cosine, from -1 to 1; in a hybrid
+            search it is a share of the highest possible score, from 0 to 1.
     """
 
     text: str
@@ -61,7 +61,7 @@ class Chat:
 
     @property
     def extra_body(self) -> dict[str, Any]:
-        """Fields of a streamed request besides the usual ones."""
+        """Additional fields of a request for a streamed answer."""
         return {"stream_options": {"include_usage": True}} if self.counted else {}
 
 
@@ -107,9 +107,9 @@ CHAT_VARIABLE = "NEXUSFLOW_CHAT_MODEL"
 
 
 def chat_of(model: str | None, endpoint: Endpoint) -> Chat | None:
-    """Return the service's chat model: ``model``, else the one in ``CHAT_VARIABLE``, else ``None``.
+    """Return the service's chat model: ``model``, or the one in ``CHAT_VARIABLE``, or ``None``.
 
-    The local server has none.
+    The local server has no chat model.
     """
     model = model or os.environ.get(CHAT_VARIABLE)
     if not model or endpoint.local_model:
@@ -133,7 +133,7 @@ class Pipeline(Protocol):
     def write(
         self, question: str, passages: Sequence[Passage], chat: Chat
     ) -> Generator[str, None, ChatTokens | None]:
-        """Yield the answer of a chat model piece by piece; return what it cost in tokens.
+        """Yield a chat model's answer piece by piece; return the tokens that it cost.
 
         The tokens are ``None`` if the endpoint does not report them.
         """
@@ -153,7 +153,7 @@ def open_pipeline(framework: str, directory: Path, endpoint: Endpoint, **setting
         framework: One of ``FRAMEWORKS``.
         directory: The Chroma folder of the index.
         endpoint: Where to embed.
-        **settings: Further settings that the three adapters name alike, such as ``on_usage``.
+        **settings: Further settings with the same name in all three adapters, such as ``on_usage``.
 
     Raises:
         KeyError: There is no such framework.

@@ -1,7 +1,7 @@
 """Fixed questions about the standard library, each with its accepted answers.
 
 They were written in everyday words before any score was measured, and were not tuned afterwards: a
-question that every method misses stays. Some questions contain a keyword of their answer, which
+question that no method answers is kept. Some questions contain a keyword of their answer, which
 suits BM25; others share no word with their answer.
 """
 

@@ -86,7 +86,7 @@ class Found:
     hybrid: bool = False
 
     def is_close(self, model: str) -> bool:
-        """Return whether the best passage may answer the question; true if that is unknown."""
+        """Return whether the best passage may answer the question; ``True`` if unknown."""
         return bool(self.passages) and (self.hybrid or is_close(self.passages, model))
 
 
@@ -123,7 +123,8 @@ class Session:
             source: ``stdlib``, ``topics`` or an absolute path.
             fresh: Rebuild the index in a new folder; the old one stays in use until the new one is
                 complete.
-            progress: Called with the passages done since the last call, and the cost so far.
+            progress: Called with the number of passages done since the last call, and the cost so
+                far.
 
         Raises:
             UnusableIndexError: Another process is writing to the index, or the index is damaged.
@@ -228,7 +229,7 @@ class Session:
 
     @contextmanager
     def _sound(self) -> Iterator[None]:
-        """Turn errors of an unreadable Chroma folder into errors that name the index."""
+        """Replace errors about an unreadable Chroma folder with errors that name the index."""
         try:
             with reading():
                 yield
@@ -264,7 +265,8 @@ class Session:
     ) -> Generator[str, None, ChatTokens | None]:
         """Let a chat model answer, with the framework that found the passages.
 
-        Yields the answer piece by piece, and returns its tokens, if the endpoint reports them.
+        The answer is yielded piece by piece, and its tokens are returned if the endpoint reports
+        them.
 
         Raises:
             ChatError: The chat model did not answer.
@@ -303,11 +305,11 @@ def session(
 ) -> Iterator[Session]:
     """Open the endpoint for as long as the block runs.
 
-    Vectors of the service are stored in the user's cache. Vectors of the local server are not: it
-    is free, and its port changes from run to run.
+    Vectors from the service are stored in the user's cache. Vectors from the local server are not:
+    it is free, and its port changes from run to run.
 
     Args:
-        place: Returns the index of an endpoint.
+        place: Returns the index for an endpoint.
         frameworks: Short names.
         local, dimensions, model, tuned: As for ``open_endpoint``.
         budget: The most that updating the index may cost.
@@ -330,7 +332,7 @@ def reopened(index: Index, frameworks: Sequence[str] = ()) -> Iterator[Session]:
 
     Args:
         index: A finished index.
-        frameworks: The frameworks to use; default: the first one that the index was made with.
+        frameworks: The frameworks to use; default: the first of those that the index was made for.
 
     Raises:
         ConfigurationError: The index was made with the service, and there is no key or the endpoint
@@ -381,7 +383,7 @@ CUTS = (1, 3, 5)
 def hit_rates(
     questions: Sequence[Question], search: Callable[[str, int], Sequence[Passage]]
 ) -> tuple[float, ...]:
-    """Return hit@1, hit@3 and hit@5: the share of questions that these first passages answer."""
+    """Return hit@1, hit@3 and hit@5: the share of questions that the first passages answer."""
     hits = [0] * len(CUTS)
     for question in questions:
         sources = [passage.source for passage in search(question.text, max(CUTS))]

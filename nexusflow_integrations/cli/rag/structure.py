@@ -32,7 +32,7 @@ class Block:
         line: Its first line, counted from 0. It ends where the next block begins.
         level: 1 for a top heading, 2 for a heading below it, and so on; 0 if the block is not a
             heading.
-        title: The words of the heading; empty to end the section of that level.
+        title: The words of the heading; empty if the block only ends the section of that level.
         body: The first line after a heading.
     """
 
@@ -53,7 +53,7 @@ def blocks(text: str, kind: str) -> list[Block]:
 
 
 def _paragraphs(text: str) -> Iterator[Block]:
-    """Begin a block after each empty line; indented lines belong to the block before."""
+    """Begin a block after each empty line; indented lines belong to the block before them."""
     blank = True
     for number, line in enumerate(text.split("\n")):
         if blank and line[:1].strip():
@@ -190,7 +190,7 @@ def _org(text: str) -> Iterator[Block]:
 
 
 def _below_drawer(lines: list[str], line: int) -> int:
-    """Return the first line after the properties of an Org heading."""
+    """Return the first line after an Org heading's properties."""
     if line < len(lines) and lines[line].strip() == ":PROPERTIES:":
         for number in range(line + 1, min(line + 100, len(lines))):
             if lines[number].strip() == ":END:":
@@ -235,4 +235,4 @@ KINDS = {
     "py": _python,
     "plain": _restructured,
 }
-"""The function that finds the blocks of each kind of text."""
+"""For each kind of text, the function that finds its blocks."""

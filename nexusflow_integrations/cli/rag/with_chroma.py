@@ -35,7 +35,8 @@ class ChromaPipeline:
         client = chromadb.PersistentClient(
             str(directory), settings=Settings(anonymized_telemetry=False, is_persistent=True)
         )
-        # Chroma's signature expects a function of texts and images; ours accepts only texts.
+        # Chroma's signature expects a function that takes texts and images; ours accepts only
+        # texts.
         embedding_function: Any = NexusFlowEmbeddingFunction(**settings)
         self._collection = client.get_collection(COLLECTION, embedding_function=embedding_function)
 
@@ -54,8 +55,8 @@ class ChromaPipeline:
     def search_hybrid(self, question: str, k: int) -> list[Passage]:
         """Search by vectors and keywords; return the ``k`` best passages, best first.
 
-        The score is a share of the highest possible score, which a passage gets that is first in
-        both searches. Scores are from 0 to 1, and comparable only within one question.
+        The score is a share of the highest possible score, which a passage gets if it comes first
+        in both searches. Scores are from 0 to 1, and comparable only within one question.
         """
         from nexusflow_integrations.chroma_collections import hybrid_query
 
@@ -69,7 +70,7 @@ class ChromaPipeline:
     def write(
         self, question: str, passages: Sequence[Passage], chat: Chat
     ) -> Generator[str, None, ChatTokens | None]:
-        """Yield the answer of a chat model piece by piece; return what it cost in tokens."""
+        """Yield a chat model's answer piece by piece; return the tokens that it cost."""
         with needed("An answer written by a chat model", "openai", install="openai"):
             from openai import OpenAI
 

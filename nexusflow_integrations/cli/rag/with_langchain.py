@@ -60,7 +60,7 @@ class LangChainPipeline:
     def write(
         self, question: str, passages: Sequence[Passage], chat: Chat
     ) -> Generator[str, None, ChatTokens | None]:
-        """Yield the answer of a chat model piece by piece; return what it cost in tokens."""
+        """Yield a chat model's answer piece by piece; return the tokens that it cost."""
         with needed(
             "An answer written through LangChain", "langchain_openai", install="langchain-openai"
         ):

@@ -44,7 +44,7 @@ class LlamaIndexPipeline:
             ChromaVectorStore(chroma_collection=collection),
             embed_model=embed_model,
             # Without this, LlamaIndex would create a splitter, which loads a tokenizer or, if
-            # TIKTOKEN_CACHE_DIR names a folder without one, downloads it.
+            # TIKTOKEN_CACHE_DIR names a folder without a tokenizer, downloads it.
             transformations=[embed_model],
         )
 
@@ -64,7 +64,7 @@ class LlamaIndexPipeline:
     def write(
         self, question: str, passages: Sequence[Passage], chat: Chat
     ) -> Generator[str, None, ChatTokens | None]:
-        """Yield the answer of a chat model piece by piece; return what it cost in tokens."""
+        """Yield a chat model's answer piece by piece; return the tokens that it cost."""
         from llama_index.core.llms import ChatMessage
 
         with needed(
