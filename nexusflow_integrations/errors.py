@@ -16,7 +16,7 @@
     ├── RefusedTextsError           some texts were refused; the others are finished
     ├── BudgetExceededError         the next request could exceed the budget
     ├── LimiterError                a framework's rate limiter failed (also RuntimeError)
-    ├── CacheError                  the cache is corrupt, not ours or of a newer version
+    ├── CacheError                  the cache is corrupt, not ours or from a newer version
     └── CollectionError             a vector store cannot be read or written (also RuntimeError)
 
 Every error has ``finished``: the vectors that were ready when the error was raised, by index in the

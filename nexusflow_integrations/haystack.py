@@ -96,7 +96,7 @@ class _Embedder:
         return {"model": self.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a pipeline stores; it stores the key as the name of its environment variable.
+        """Return what a pipeline stores, with the name of the key's variable instead of the key.
 
         ``default_headers``, which may hold secrets, and the password of a Redis server are left
         out.

@@ -1,4 +1,4 @@
-"""Decides whether two vectors of the same text come from the same model, despite rounding."""
+"""Decides whether two vectors of the same text come from the same model; rounding may differ."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ F = TypeVar("F", bound=Callable[..., object])
 
 def _method_of(function: Callable[..., object], owner: weakref.ref[object]) -> Callable[[], Any]:
     # WeakMethod is not used, because its callback raises an error if function and object are
-    # collected at once, as they are when Python exits.
+    # freed at the same time, as they are when Python exits.
     def find() -> Any:
         one = owner()
         return None if one is None else MethodType(function, one)

@@ -75,7 +75,7 @@ def offload(
 ) -> Future[T] | None:
     """Do ``work`` in another thread, then call ``then`` or ``failed`` on the running event loop.
 
-    Neither is called before this function has returned. Returns ``None`` if the work could not be
+    Neither is called before this function has returned. Return ``None`` if the work could not be
     submitted.
     """
     loop = asyncio.get_running_loop()

@@ -22,9 +22,9 @@ from nexusflow_integrations._core.usage import BudgetGuard
 from nexusflow_integrations.errors import BudgetExceededError
 
 LOST = 120.0
-"""Seconds after a process last drew, until others no longer wait for its tokens."""
+"""Seconds since a process last drew tokens, after which others stop waiting for its tokens."""
 REQUESTS_AHEAD = 32
-"""A process draws enough tokens for this many requests as large as its largest one."""
+"""A process draws enough tokens for this many requests of the size of its largest one."""
 PATIENCE = 60.0
 """Seconds that requests wait for tokens to be drawn before they fail."""
 PAUSE = 0.25
@@ -53,7 +53,9 @@ class SharedBudget(Protocol):
         """The whole budget."""
 
     def draw(self, least: int, wanted: int, unused: int, kept: int) -> Grant:
-        """Return ``unused`` tokens and draw new ones. Blocks; only one thread at a time calls it.
+        """Return ``unused`` tokens and draw new ones.
+
+        The method blocks, and only one thread at a time calls it.
 
         Args:
             least: Grant nothing if fewer tokens are left.
@@ -86,7 +88,7 @@ class Grants:
     def draw(
         self, holder: str, *, least: int, wanted: int, unused: int, kept: int, now: float
     ) -> Grant:
-        """Take ``unused`` tokens back from ``holder``, and grant it ``least`` to ``wanted`` others.
+        """Take back ``unused`` tokens from ``holder``, and grant it from ``least`` to ``wanted``.
 
         Grants get smaller as the budget runs out, so that no process holds tokens that others need.
         """

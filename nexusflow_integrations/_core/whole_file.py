@@ -26,8 +26,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that is renamed to ``path`` if the block succeeds, and removed if it fails.
 
     A killed process leaves ``NAME.PID.part`` behind, which cannot be mistaken for a result. If
-    ``path`` is a symbolic link, the file that it leads to is replaced. If
-    ``path`` is a stream (see ``is_stream``), it is written to directly.
+    ``path`` is a symbolic link, the file that it leads to is replaced. If ``path`` is a stream
+    (see ``is_stream``), it is written to directly.
     """
     if is_stream(path):
         number = _descriptor(path)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.vectors import Vectors
 
 SLICE = 250
-"""Documents per write: smaller writes take longer in total, larger ones block threads (GIL)."""
+"""Documents per write: smaller writes take longer in total, larger ones hold the GIL longer."""
 SLICE_BYTES = 8_000_000
 """Approximate bytes of a write as JSON; servers refuse large bodies."""
 NUMBER_BYTES = 21

@@ -77,8 +77,8 @@ def sync_documents(
     Documents are compared with those in the collection: a changed text is embedded again, changed
     metadata alone is written without embedding, and all other documents are left unchanged.
     Documents that the source no longer has are removed last, and only if the source was read to its
-    end and everything else succeeded. So after any failure, the collection answers at least as well
-    as before, and another call pays only for the rest.
+    end and everything else succeeded. So after any failure, the collection answers queries at least
+    as well as before, and another call pays only for the rest.
 
     A document that cannot be stored (refused by the server, blank, invalid id or metadata) is left
     out and reported. About a thousand documents are in memory at a time.

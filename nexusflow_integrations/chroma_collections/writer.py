@@ -64,7 +64,7 @@ forks.in_child(_forget)
 
 
 def folder_of(store: Store) -> Path | None:
-    """Return the folder of a collection or client; ``None`` in memory or on a server."""
+    """Return the folder of a collection or client; ``None`` if it is in memory or on a server."""
     settings = getattr(_system_of(store), "settings", None)
     if settings is None or not settings.is_persistent or settings.chroma_server_host:
         return None

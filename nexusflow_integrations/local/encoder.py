@@ -56,7 +56,7 @@ class Encoder(Protocol):
         """
 
     def load(self) -> None:
-        """Load the model into memory; takes up to a few seconds."""
+        """Load the model into memory, which takes up to a few seconds."""
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count tokens with the model's own tokenizer, before truncation; one int per text."""

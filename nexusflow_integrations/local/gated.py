@@ -49,7 +49,7 @@ class GatedEncoder:
         self._use.check()
 
     def load(self) -> None:
-        """Load both models in parallel; takes a second or two, once per process."""
+        """Load both models in parallel, which takes a second or two, once per process."""
         # Import numpy first: if two threads import it at once, one of them from C++, both fail.
         import_module("numpy")
         # USE loads in a thread; if that fails, the second load() below raises the error.

@@ -44,7 +44,7 @@ class HashEncoder:
         """Do nothing: there are no files."""
 
     def load(self) -> None:
-        """Generate the fixed random table; takes about 10 ms."""
+        """Generate the fixed random table, which takes about 10 ms."""
         import numpy as np
 
         rng = np.random.Generator(np.random.PCG64(_SEED))

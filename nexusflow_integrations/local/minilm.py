@@ -66,7 +66,7 @@ class MiniLMEncoder:
         WORDPIECES.verify(_USED)
 
     def load(self) -> None:
-        """Load the model; takes about a second, once per process for all encoders."""
+        """Load the model, which takes about a second, once per process for all encoders."""
         self._session = _session(self._threads, os.getpid())
         self._wordpiece = _wordpiece(os.getpid())
 

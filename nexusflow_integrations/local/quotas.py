@@ -71,7 +71,7 @@ class _Bucket:
 
 
 class QuotaGate:
-    """Admits or refuses requests; for one event loop, not thread-safe.
+    """Admits or refuses requests on one event loop; not thread-safe.
 
     Args:
         quotas: The limits.

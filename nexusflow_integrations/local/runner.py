@@ -46,7 +46,7 @@ class ModelRunner:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start to load the model; return at once.
+        """Start loading the model, and return immediately.
 
         Requests that arrive before the model is loaded wait. A stopped runner may be started again.
         """

@@ -60,7 +60,7 @@ class UseEncoder:
         PIECES.verify(_USED)
 
     def load(self) -> None:
-        """Load the model; takes about a second, once per process for all encoders."""
+        """Load the model, which takes about a second, once per process for all encoders."""
         self._model = _model(self._threads, os.getpid())
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:

@@ -330,7 +330,7 @@ class Writer:
 
     @property
     def expected(self) -> list[str]:
-        """Texts of at least the length of the questions, in the languages of the documents."""
+        """Texts that are at least as long as the questions, in the languages of the documents."""
         return [
             self._written[asked.key].text if asked.key in self._written else asked.text[:_LONGEST]
             for asked in self._asked

@@ -5,8 +5,8 @@ batch counts as in flight until its rows are committed, so if a process dies, at
 flight are paid for again.
 
 If the store does not answer within ``PATIENCE``, or reports that it cannot be used (a lock that is
-not released, a full disk, an unreachable server), the cache is turned off and all calls continue
-without it at once. The store is retried in the background until it works; then the vectors that
+not released, a full disk, an unreachable server), the cache is turned off and all calls immediately
+continue without it. The store is retried in the background until it works; then the vectors that
 were paid for in the meantime are stored.
 """
 
@@ -367,7 +367,7 @@ class Cache:
     ) -> set[bytes]:
         """Renew the claims of ``call`` on ``keys`` and mark them as sent, in one write with others.
 
-        Returns the keys that ``call`` no longer holds and must not send. The result is empty if the
+        Return the keys that ``call`` no longer holds and must not send. The result is empty if the
         cache is off or does not answer ``within`` seconds.
         """
         if self._is_off:

@@ -181,7 +181,7 @@ class VectorStore:
                 vector.
             call: The owner of the claims: a number for each call of this process.
             most: Maximum number of keys to claim, from the beginning; ``None`` means all.
-            sent: Whether the texts are sent at once, so that ``confirm`` is not needed.
+            sent: Whether the texts are sent immediately, so that ``confirm`` is not needed.
         """
         wanted = list(dict.fromkeys(keys))
         mine: list[bytes] = []
@@ -254,7 +254,7 @@ class VectorStore:
             self._name_kinds(db, {key[:KIND_BYTES] for key, _ in rows})
 
     def release(self, keys: Iterable[bytes], call: int = 0) -> None:
-        """Give up claims of ``call`` on ``keys``, so that others may pay for them at once."""
+        """Give up claims of ``call`` on ``keys``, so that others may pay for them immediately."""
         self._on_claims("DELETE FROM claim", [], keys, call)
 
     def renew(self, keys: Iterable[bytes], call: int = 0) -> None:
@@ -273,7 +273,7 @@ class VectorStore:
     def confirm(self, keys: Sequence[bytes], call: int = 0) -> set[bytes]:
         """Renew the claims of ``call`` on ``keys``, which are sent next, and mark them as sent.
 
-        Returns the keys that ``call`` no longer holds: their claims expired, and other calls are
+        Return the keys that ``call`` no longer holds: their claims expired, and other calls are
         paying or have paid for the texts. These texts must not be sent.
         """
         now = self.clock()

@@ -342,7 +342,7 @@ class RedisStore:
                 pipe.hincrby(_COUNTS, name, more)
 
     def release(self, keys: Iterable[bytes], call: int = 0) -> None:
-        """Give up claims of ``call`` on ``keys``, so that others may pay for them at once."""
+        """Give up claims of ``call`` on ``keys``, so that others may pay for them immediately."""
         given = list(keys)
 
         def work(client: Any) -> None:

@@ -151,7 +151,7 @@ class Outcome(Generic[T]):
     error: BaseException | None = None
 
     def result(self) -> T:
-        """Return the result or raise the error. Call this once: the reference is dropped."""
+        """Return the result or raise the error. Call this only once: it drops the reference."""
         error, self.error = self.error, None
         try:
             if error is not None:

@@ -62,7 +62,7 @@ class Coalescer:
     def enter(self, texts: Texts, results: CallResults) -> bool:
         """Enter the texts that the calling thread will send.
 
-        Returns whether no other call is embedding any of these texts. In both cases, ``exit`` must
+        Return whether no other call is embedding any of these texts. In both cases, ``exit`` must
         be called later.
         """
         found = [self._of_threads.setdefault(text, (results, index)) for index, text in texts]

@@ -43,7 +43,7 @@ def at_size(settings: Settings, size: int) -> Settings:
 
 
 class Comparison:
-    """The sizes at which a service cuts vectors, for one model and one ``extra_body``."""
+    """Which sizes a service cuts from its largest vectors, for one model and one ``extra_body``."""
 
     def __init__(self) -> None:
         self._is_cut: dict[int, bool] = {}
@@ -54,7 +54,7 @@ class Comparison:
         return any(size not in self._is_cut for size in sizes[1:])
 
     def learn(self, sizes: Sequence[int], rows: dict[int, list[Vectors]]) -> None:
-        """Compare ``rows``, the fixed texts' vectors by size; a size without rows is never cut."""
+        """Compare ``rows``, the vectors by size; a size without rows counts as not cut."""
         is_cut = cut_sizes(rows) if sizes[0] in rows else {}
         for size in sizes[1:]:
             self._is_cut.setdefault(size, is_cut.get(size, False))
@@ -111,7 +111,7 @@ async def derived(
     within: Callable[[], float],
     texts: Sequence[str],
 ) -> dict[int, Vectors]:
-    """Return the cached vectors of any of the sizes ``sources``, cut to the last of these sizes."""
+    """Return cached vectors of any size in ``sources``, cut to the last of these sizes."""
     wanted = sources[-1]
     rows: dict[int, Vectors] = {}
     for size in sources:

@@ -248,7 +248,7 @@ class Engine:
     ) -> CallResults | None:
         """Embed like ``embed``, but in the calling thread, if one request is enough.
 
-        ``begun`` is called before the attempt. Returns ``None`` if the call must go through
+        ``begun`` is called before the attempt. Return ``None`` if the call must go through
         ``embed``.
         """
         settings = call.settings

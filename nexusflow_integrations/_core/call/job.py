@@ -31,9 +31,9 @@ from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 
 TURN = 0.25
-"""Seconds in which a request must be sent after its turn in the queue, or lose the turn."""
+"""Seconds for which an admission is valid; a request that is not sent by then queues again."""
 MOST_TURNS = 3
-"""Maximum number of turns that one request takes, so that a slow store cannot delay it for ever."""
+"""Maximum number of times that a request queues, so that a slow store cannot delay it for ever."""
 DRAIN = 5.0
 """Seconds in which requests in flight may finish after another call has failed."""
 
@@ -103,7 +103,7 @@ async def admit_and_send(call: Call, sender: Sender, source: Source, step: Send)
 async def _enter(call: Call, source: Source, step: Send) -> None:
     """Wait in the admission queue, then check that the batch should still be sent.
 
-    If the check takes so long that the turn expires, wait for another turn. Otherwise many delayed
+    If the check takes so long that the admission expires, queue again. Otherwise many delayed
     requests could be sent at once.
     """
     endpoint = call.endpoint

@@ -111,7 +111,7 @@ class RowLists:
 
 
 class CallResults:
-    """The results of one call: rows by index in one array, refusals, and other calls that wait.
+    """The results of one call: rows by index in one array, refusals, and calls that wait for rows.
 
     ``lists`` is set if the caller wants lists of floats. ``cut_to`` is the size to which larger
     vectors are cut; ``uncut`` then holds the larger vectors that are not stored yet. ``lent`` holds
@@ -284,7 +284,7 @@ class CallResults:
     def received(self, places: Sequence[int]) -> Vectors:
         """Return a float32 copy, of shape (m, d), of the rows as the server sent them.
 
-        Each row can be requested once.
+        Each row can be requested only once.
         """
         if self.cut_to is None:
             return self.rows_at(places)

@@ -53,7 +53,7 @@ class Source(Protocol):
 
         ``batch`` is a batch that was handed out, or a part of such a batch.
 
-        Returns the seconds, from the moment of the call, for which the result remains valid.
+        Return the seconds, counted from the call, for which the result remains valid.
 
         Raises:
             ClaimsLost: The batch must not be sent. Its texts are handed out again where necessary,
@@ -63,7 +63,7 @@ class Source(Protocol):
     def keep(self, batch: Batch) -> asyncio.Future[Any] | None:
         """Store the results of ``batch``, even if its exchange failed.
 
-        Returns a future to wait for before the call ends, or ``None``. Later confirmations happen
+        Return a future to wait for before the call ends, or ``None``. Later confirmations happen
         after this write.
         """
 

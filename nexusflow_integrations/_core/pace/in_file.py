@@ -21,7 +21,7 @@ class Transactions(Protocol):
 
     @property
     def clock(self) -> Callable[[], float]:
-        """A clock that returns seconds, and the same time to all processes of this boot."""
+        """A clock in seconds that gives all processes of this boot the same time."""
 
     @property
     def boot(self) -> int:

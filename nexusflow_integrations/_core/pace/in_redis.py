@@ -18,7 +18,7 @@ from nexusflow_integrations._core.redis.server import CLOCK, RedisServer
 _ACCOUNT = b"nexusflow:pacer:"
 _PROCESSES = b"nexusflow:processes:"
 _RECENT = 60.0
-"""Seconds after its last request for which a process counts among those that share the limits."""
+"""A process counts among those that share the limits for this many seconds after a request."""
 _PATIENCE = 0.5
 """Seconds to wait for the server; after that, a process limits itself to its share."""
 _KEPT = 86_400

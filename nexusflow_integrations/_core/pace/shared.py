@@ -42,7 +42,7 @@ PATIENCE = 1.0
 ASK_AGAIN = 5.0
 """Seconds for which a process limits itself after the limits could not be reached."""
 RECHECK = 0.25
-"""Seconds after which the queue checks again whether a reply of the limits has arrived."""
+"""Seconds after which the queue checks again whether send times have arrived."""
 NO_LIMIT = 1e12
 """The number per minute that stands for no limit."""
 FIRST_GUESS = 3_000
@@ -63,8 +63,8 @@ def given_back(
 ) -> tuple[float, float]:
     """Return the charge that gives back unused send times: tokens and seconds, both negative.
 
-    Other processes may hold later send times, so those given back come in addition. The server
-    allows the requests of one second at once, and one request uses its part of them.
+    Other processes may hold later send times and use them in addition to those given back. The
+    server allows the requests of one second at once, and one request uses its part of them.
 
     Args:
         charges: The tokens charged for each send time.
@@ -104,7 +104,7 @@ class SharedLimits(Protocol):
 
     @property
     def tokens_per_minute(self) -> float | None:
-        """The same for tokens."""
+        """Limit of the account on tokens; ``None`` for no limit."""
 
     @property
     def processes(self) -> int:

@@ -181,7 +181,7 @@ class RedisServer:
 
 
 def redis_package(address: RedisAddress) -> Any:
-    """Import the parts of the ``redis`` package that are needed; this takes tenths of a second."""
+    """Import the needed parts of the ``redis`` package, which takes some tenths of a second."""
     with needed(str(address), "redis", install="nexusflow-integrations[redis]"):
         import secrets  # noqa: F401 - redis imports this only when it makes a client
 

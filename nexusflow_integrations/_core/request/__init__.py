@@ -1,1 +1,1 @@
-"""One request: sends a batch of texts, checks the answer, and retries after a failure."""
+"""One request: sends a batch of texts, checks the response, and retries after a failure."""

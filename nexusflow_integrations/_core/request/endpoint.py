@@ -196,7 +196,7 @@ class EndpointState:
             self.outage = None
 
     def bad(self, failure: Failure | None, sent_at: float, now: float) -> None:
-        """Record a failed request; ``failure`` is ``None`` if there was no valid answer."""
+        """Record a failed request; ``failure`` is ``None`` if there was no valid response."""
         if self._reports:
             self.read_reports()
         if failure is not None and failure.too_many_at_once:

@@ -130,7 +130,7 @@ class AwaitSettled:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Replace the call's key ``refused`` with another one; receives whether there is one."""
+    """Replace the call's key ``refused`` with another; the result is whether there is one."""
 
     refused: ApiKey
     renew: Callable[[ApiKey | None], Awaitable[bool]]
@@ -157,7 +157,7 @@ class Sink(Protocol):
 class LearntSize:
     """The size of a client's vectors if ``dimensions`` is not set: the size in the first response.
 
-    ``said`` is whether a warning about truncated texts was logged.
+    ``said`` says whether a warning about truncated texts was logged.
     """
 
     dimensions: int | None = None
@@ -344,8 +344,8 @@ def _send_until_judged(
 ) -> Generator[Step, Any, Failure | None]:
     """Send ``batch`` until it succeeds or fails permanently.
 
-    Returns ``None`` once its vectors are in the sink, or the failure if the batch must be split.
-    Raises errors that end the call.
+    Return ``None`` once its vectors are in the sink, or the failure if the batch must be split.
+    Raise errors that end the call.
     """
     endpoint, settings = call.endpoint, call.settings
     tokens = sum([item.tokens for item in batch])

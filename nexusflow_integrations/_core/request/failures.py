@@ -334,7 +334,7 @@ _GARBAGE = 86_400.0
 def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
     """Return the seconds that the server asks to wait, or ``None`` if there is no valid value.
 
-    Reads ``retry-after-ms``, ``Retry-After`` in seconds or as an HTTP date, and
+    Read ``retry-after-ms``, ``Retry-After`` in seconds or as an HTTP date, and
     ``X-RateLimit-Reset`` in seconds or epoch seconds. Values that are zero, negative, infinite,
     longer than a day or unreadable are ignored. ``now`` is in seconds since the epoch.
     """

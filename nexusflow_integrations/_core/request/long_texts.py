@@ -19,7 +19,7 @@ from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import APIStatusError, InvalidInputError
 
 CLEARLY = 1.4
-"""A text is clearly too long if its estimate, which is inexact, is so many times the limit."""
+"""A text is clearly too long if its estimate, which may err, exceeds the limit by this factor."""
 PIECE = 0.8
 """Maximum estimated tokens of a piece, as a share of the limit."""
 SHORTEST = 32

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 BASE_FAULT = 0.25
 """Longest first wait after a fault, in seconds; doubled for each further fault."""
 BASE_THROTTLE = 1.0
-"""Longest first wait after a rate limit, in seconds; it takes longer to pass."""
+"""Longest first wait after a rate-limit error, in seconds; a limit takes longer to pass."""
 MAX_DELAY = 32.0
 """Longest wait, in seconds, unless the server asks for more."""
 MAX_HINT = 300.0

@@ -483,7 +483,7 @@ class AsyncHttpxSender:
 
 
 def _httpx_read(response: Any) -> Answer:
-    """Return the answer for a response whose body was already read, as by a mock transport."""
+    """Return an ``Answer`` for a response whose body was already read, as by a mock transport."""
     names = {name.lower(): value for name, value in response.headers.items()}
     names.pop("content-encoding", None)  # the body is already decoded
     return Answer(operator.index(response.status_code), names, bytes(response.content))

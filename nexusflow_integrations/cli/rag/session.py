@@ -116,7 +116,7 @@ class Session:
     ) -> Updated:
         """Update the index to match ``corpus``, paying only for new passages.
 
-        After any failure, the index answers at least as well as before.
+        After any failure, the index answers questions at least as well as before.
 
         Args:
             corpus: What to index. If a limit cut off the corpus, nothing is removed.
