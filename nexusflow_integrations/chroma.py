@@ -284,7 +284,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             )
 
     def default_space(self) -> Space:
-        """The distance of new collections: cosine, unless the collection sets another one."""
+        """The distance that new collections use: cosine, unless the collection sets another one."""
         return "cosine"
 
     # -- settings ------------------------------------------------------------------------------
@@ -370,7 +370,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         return _made_here.get(_identity(self._config)) or self
 
     def _uncached(self) -> NexusFlowEmbeddingFunction:
-        """Return a copy of this function without the cache, with the same budget and usage."""
+        """Return a copy of this function that has no cache but shares its budget and usage."""
         client, source = self.client, self._source()
         other = type(self).__new__(type(self))
         vars(other).update(vars(self), _rebuilt=False)

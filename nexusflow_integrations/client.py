@@ -923,7 +923,7 @@ class NexusFlow:
         return twin
 
     def _uncached(self) -> NexusFlow:
-        """Return a copy of this client without the cache that shares its budget and usage."""
+        """Return a copy of this client that has no cache but shares its budget and usage."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin._cache = None
@@ -1055,7 +1055,7 @@ class NexusFlow:
         unsent: Mapping[int, InvalidInputError] = MappingProxyType({}),
         stop: Stop | None = None,
     ) -> tuple[BackgroundLoop, Coroutine[Any, Any, CallResults]]:
-        """Return the work of a call made on ``loop``, or in a thread without an event loop."""
+        """Return the work for a call that was made on ``loop``, or in a thread without one."""
         call, background, running = self._call(
             texts,
             ledger,

@@ -47,7 +47,7 @@ Requests that the previous actor permitted may still be sent, and the server cou
 each second.
 """
 ACTIVE = 10.0
-"""Seconds after a worker last reserved send times, until it no longer counts as active."""
+"""Seconds for which a worker counts as active after it last reserved send times."""
 ASK_TIMEOUT = 20.0
 """Seconds to wait for the actor, which may be restarting, before a worker continues alone."""
 DRAW_TIMEOUT = 60.0

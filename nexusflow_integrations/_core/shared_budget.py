@@ -22,7 +22,7 @@ from nexusflow_integrations._core.usage import BudgetGuard
 from nexusflow_integrations.errors import BudgetExceededError
 
 LOST = 120.0
-"""Seconds since a process last drew tokens, after which others stop waiting for its tokens."""
+"""Seconds for which others wait for a process's tokens after it last drew some."""
 REQUESTS_AHEAD = 32
 """A process draws enough tokens for this many requests of the size of its largest one."""
 PATIENCE = 60.0

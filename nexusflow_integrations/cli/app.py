@@ -29,7 +29,7 @@ __all__ = ["app"]
 
 
 class Commands(TyperGroup):
-    """A group of commands; reports every error with one sentence and a documented exit code."""
+    """Reports every error of its commands with one sentence and a documented exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""

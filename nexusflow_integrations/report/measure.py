@@ -49,7 +49,7 @@ _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]+")
 
 @dataclass(frozen=True)
 class Grouping:
-    """The group of each point: ``of`` holds indices into ``names``, which lists the largest first.
+    """The group of each point: ``of`` holds indices into ``names``; the largest group is first.
 
     If small groups were merged, the last name is ``OTHERS``.
     """

@@ -283,7 +283,7 @@ def _inspect(
 def _compare(
     collection: Collection, function: NexusFlowEmbeddingFunction, content: _Content
 ) -> int:
-    """Check the function against the shortest documents' vectors; return how many were compared."""
+    """Compare the vectors of the shortest documents with the function's; return how many."""
     from nexusflow_integrations.chroma_collections.verifying import check_same, sampled
 
     ids, texts, stored = sampled(

@@ -1,4 +1,4 @@
-"""Measure settings on documents: embed the texts of each stage, rank passages, and judge them."""
+"""Measure settings on documents: embed texts stage by stage, rank passages, judge rankings."""
 
 from __future__ import annotations
 
@@ -421,7 +421,7 @@ class _Passages:
 
 
 def _is_read(question: int, places: list[int], truth: Truth, passages: _Passages) -> bool:
-    """Return whether the first passage, or the first ``READ`` characters, have an answer."""
+    """Return whether an answer is in the first passage, or in the first ``READ`` characters."""
     used = 0
     for place in places:
         used += len(passages.texts[place])

@@ -2,9 +2,9 @@
 
 For a query that does not have to wait, the event loop would only add two switches between threads.
 So the calling thread steps through the same ``exchange`` itself and sends its request with
-``BlockingSender``. It reads the state that it shares with the loop, or changes it by single
-operations that the interpreter does not interrupt: there is no lock that a signal handler or a fork
-could find taken.
+``BlockingSender``. It reads or changes the state that it shares with the loop only by single
+operations that the interpreter does not interrupt. So there is no lock that could be held when a
+signal handler runs or the process forks.
 
 This module handles only the usual outcome: valid vectors. For any other outcome, the loop runs the
 exchange from the start, with the reply that has arrived instead of a first request. So retries,

@@ -54,7 +54,7 @@ class StoppedElsewhere(NexusFlowError):  # noqa: N818 - users never see it
 class Stop:
     """Stops several calls together: nothing more is sent, and requests in flight are kept.
 
-    An object may be created anywhere, but is used only on the event loop.
+    A ``Stop`` may be created in any thread, but is used only on the event loop.
     """
 
     def __init__(self) -> None:

@@ -7,7 +7,8 @@ a bulk load. The queue runs on one event loop and needs no lock.
 While nothing waits, the loop lends the free room of the window to calling threads, which may then
 send without asking the loop (``try_enter``). The loop takes the room back when it needs it. Both
 sides write before they look (the thread enters a set, the loop reduces the room that it lends), so
-together they never exceed the window. They need no lock, which a signal handler could find taken.
+together they never exceed the window. They need no lock, which might be held when a signal handler
+runs.
 """
 
 from __future__ import annotations

@@ -352,7 +352,7 @@ class LeasedPacer:
         self._watch(self._clock())
 
     def _watch(self, now: float) -> None:
-        """Check when the next send time is overdue: if it is still unused, no request waits."""
+        """Check again when the next send time is overdue: if still unused, no request waits."""
         if self._slots and self._timer is None:
             pause = max(0.0, self._slots[0][0] - now) + IDLE
             self._timer = asyncio.get_running_loop().call_later(pause, self._look)
