@@ -64,7 +64,7 @@ class KeywordIndex:
     """An index of documents by their words.
 
     Args:
-        digests: All documents, in the order of the index.
+        digests: A hash of each document, in the order of the index.
         ranks: ``bm25s.BM25``; ``None`` if no document has a word.
     """
 

@@ -73,7 +73,7 @@ class Coalescer:
         )
 
     def exit(self, texts: Texts, results: CallResults) -> None:
-        """Remove the texts that ``enter`` entered; may be repeated."""
+        """Remove the texts that ``enter`` entered; this may be called again."""
         for _, text in texts:
             found = self._of_threads.get(text)
             if found is not None and found[0] is results:

@@ -165,7 +165,7 @@ class DirectCall:
             return outcome
 
     def end(self) -> None:
-        """Remove the call from the tables that all calls share; may be repeated."""
+        """Remove the call from the tables that all calls share; this may be called again."""
         if self._steps is not None:
             # Close again, because closing counts the request and Ctrl-C may have prevented it.
             self._steps.close()

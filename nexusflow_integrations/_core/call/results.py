@@ -169,7 +169,7 @@ class CallResults:
                 self._wake(item.index)
 
     def row(self, index: int, vector: Vectors) -> None:
-        """Take one row that was found instead of requested."""
+        """Take one row that did not have to be requested."""
         if self.cut_to not in (None, vector.shape[0]):
             vector = cut_to_size(vector, self.cut_to)
             self.derived += 1

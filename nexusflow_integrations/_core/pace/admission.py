@@ -108,7 +108,7 @@ class AdmissionQueue:
         return len(self.threads) <= self._lent
 
     def exit(self, request: object) -> bool:
-        """Record that ``request`` is no longer in flight; may be repeated.
+        """Record that ``request`` is no longer in flight; this may be called again.
 
         Return whether a request waits, so that the loop must ``pump``.
         """

@@ -96,6 +96,6 @@ def _fitting(batch: Batch, max_bytes: int, max_tokens: float) -> int:
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch]:
-    """Split a batch of two or more in the middle."""
+    """Split a batch of two or more items in the middle."""
     middle = (len(batch) + 1) // 2
     return batch[:middle], batch[middle:]

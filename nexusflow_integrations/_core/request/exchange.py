@@ -144,7 +144,7 @@ class Sink(Protocol):
     """Receives results as they become known."""
 
     def rows(self, batch: Batch, vectors: Vectors) -> None:
-        """Take the float32 (len(batch), d) ``vectors`` of ``batch``."""
+        """Take the ``vectors`` of ``batch``, float32 of shape (len(batch), d)."""
 
     def refused(self, item: Item, error: APIStatusError) -> None:
         """Take the server's refusal of one text."""

@@ -115,7 +115,7 @@ def _cut(text: str, most: float) -> list[str]:
 
 
 def _place(text: str, place: int) -> int:
-    """Return the end of a word shortly before ``place``; without one, return ``place``."""
+    """Return the end of a word shortly before ``place``; if there is none, return ``place``."""
     near = text[max(1, place - _WINDOW) : place]
     words = near.rstrip()
     if words and len(words) < len(near):

@@ -171,7 +171,7 @@ def _glimpse(body: bytes) -> str:
 
 
 def _place(data: list[Any], count: int) -> list[Any]:
-    """Return the ``embedding`` of each item by ``index``; by position if no item has one."""
+    """Return the ``embedding`` of each item, by ``index``, or by position if no item has it."""
     try:
         indices = [item.get("index") for item in data]
         embeddings = [item["embedding"] for item in data]
