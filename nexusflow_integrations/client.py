@@ -148,8 +148,8 @@ class NexusFlow:
             returns either. The function is called when a key is first needed, and again after a 401
             response. Default: ``NEXUSFLOW_API_KEY``, also read again after a 401.
         base_url: Root of the API. Default: ``NEXUSFLOW_BASE_URL``, or https://nexusflow.vip/v1.
-        model: Name of the model. Models other than ``text-embedding-v4`` may have any size; their
-            limits and price are unknown.
+        model: Name of the model. Models other than ``text-embedding-v4`` may have vectors of any
+            size; their limits and price are unknown.
         dimensions: Size of the vectors: 2048, 1536, 1024, 768, 512, 256, 128 or 64. ``None`` means
             the server's default.
         encoding_format: Format to request. ``base64`` takes a quarter of the bytes of ``float``. A

@@ -306,8 +306,9 @@ def _stored_in(collection: Collection | AsyncCollection) -> NexusFlowEmbeddingFu
         kind = f"the embedding function {name!r}" if name else "no embedding function"
         raise ConfigurationError(
             f"collection {collection.name!r} stores {kind}, so it is not"
-            " known whether the vectors are comparable; make another collection, or, if it was"
-            " filled from the same model, call open_collection(..., adopt=True) once"
+            " known whether its vectors are comparable with those of your function; make another"
+            " collection, or, if this one was filled with your function's model, call"
+            " open_collection(..., adopt=True) once"
         )
     return NexusFlowEmbeddingFunction.build_from_config(persisted["config"])
 

@@ -98,7 +98,7 @@ class EndpointState:
         self._reports: deque[Success] = deque()
 
     def knows(self, terms: Terms) -> bool:
-        """Return whether the limits of a client already apply; any thread may call this."""
+        """Return whether a client's limits already apply here; any thread may call this."""
         return terms in self._limits
 
     def report(self, success: Success) -> None:
