@@ -26,7 +26,7 @@ def check_text(text: object, index: int | None = None) -> str:
         if not first.isspace() and first not in _INVISIBLE:
             return text
     if isinstance(text, str):
-        if text and _encodable(text):
+        if text and is_encodable(text):
             if not is_blank(text):
                 return text
             problem = "is blank"
@@ -48,7 +48,8 @@ def is_blank(text: str) -> bool:
     return all(char.isspace() or char in _INVISIBLE for char in text)
 
 
-def _encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
+    """Return whether ``text`` can be written as UTF-8: it contains no lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:

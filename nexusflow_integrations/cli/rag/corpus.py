@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
+from nexusflow_integrations._core.texts import is_encodable
 from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations.cli.first_bytes import not_text
 from nexusflow_integrations.cli.rag.converted import (
@@ -341,7 +342,7 @@ def _check_path(path: Path) -> None:
         raise CorpusError(f"there is no file or folder {str(path)!r}")
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         raise CorpusError(f"the folder {str(path)!r} cannot be read: permission denied")
-    if not _is_utf8(os.path.realpath(path)):
+    if not is_encodable(os.path.realpath(path)):
         raise CorpusError(f"the path {os.path.realpath(path)!a} is not UTF-8")
 
 
@@ -431,7 +432,7 @@ def kind_of(name: str) -> str:
 
 def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
     """Return the text of a file; if there is none, add the reason to ``skipped``."""
-    if not _is_utf8(source):
+    if not is_encodable(source):
         printable = os.fsencode(source).decode("utf-8", "backslashreplace")
         skipped.append(Skipped(printable, "its name is not UTF-8"))
         return None
@@ -460,14 +461,6 @@ def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
         line = data.count(b"\n", 0, error.start) + 1
         skipped.append(Skipped(f"{source}:{line}", "not UTF-8"))
     return None
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _others(others: Counter[str]) -> str:
