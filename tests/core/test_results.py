@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from nexusflow_integrations._core.call.coalescing import Coalescer
 from nexusflow_integrations._core.call.results import (
+    BACKLOG,
+    PAUSE,
     CallResults,
     EmbeddingArray,
     EmbeddingList,
@@ -28,7 +31,7 @@ from nexusflow_integrations.errors import (
 )
 
 
-def rows_of(places: list[int], size: int = 3) -> np.ndarray:
+def rows_of(places: Sequence[int], size: int = 3) -> np.ndarray:
     return np.array([[place + 0.5] * size for place in places], np.float32)
 
 
@@ -259,3 +262,36 @@ async def test_rows_whose_lists_could_not_be_made_on_the_way_are_made_in_the_end
     lists.add([0], vectors[:1].view(FirstOutOfMemory))
     lists.add([1], vectors[1:])
     assert await asyncio.wait_for(lists.of(vectors), 30) == vectors.tolist()
+
+
+async def test_lists_are_made_when_no_response_arrives_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)
+    vectors = rows_of([0, 1])
+    lists = RowLists(2)
+    for place in (0, 1):
+        lists.add([place], vectors[place : place + 1])
+        now += PAUSE * 0.6
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert lists._rows == [None, None]
+    now += PAUSE
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert lists._rows == vectors.tolist()
+    assert await lists.of(vectors) == vectors.tolist()
+
+
+async def test_lists_are_made_without_a_pause_if_many_wait() -> None:
+    count = BACKLOG + 5
+    vectors = rows_of(range(count))
+    lists = RowLists(count)
+    for place in range(count):
+        lists.add([place], vectors[place : place + 1])
+    await asyncio.sleep(0)
+    made = [row is not None for row in lists._rows]
+    assert made == [True] * 5 + [False] * BACKLOG
+    assert await lists.of(vectors) == vectors.tolist()

@@ -66,35 +66,57 @@ class EmbeddingList(list[Any]):
 
 ROWS_AT_ONCE = 64
 """Number of rows that are converted at once; with 1024 numbers each, they take about 2 ms."""
+PAUSE = 0.003
+"""Seconds without a response after which rows are converted."""
+BACKLOG = 64
+"""Number of batches above which rows are converted without such a pause."""
 
 
 class RowLists:
     """Rows as lists of floats, made batch by batch on the event loop while requests are pending.
 
     Making the lists takes several times as long as decoding the rows. If that happened after the
-    last response, the caller would wait for it.
+    last response, the caller would wait for it. If it happened as soon as a response arrives, the
+    next requests would wait for it, because responses often arrive together.
     """
 
     def __init__(self, count: int) -> None:
         self._rows: list[list[float] | None] = [None] * count
         self._waiting: deque[tuple[Sequence[int], Vectors]] = deque()
+        self._added_at = 0.0
+        self._is_scheduled = False
 
     def add(self, places: Sequence[int], vectors: Vectors) -> None:
+        loop = asyncio.get_running_loop()
         self._waiting.append((places, vectors))
-        if len(self._waiting) == 1:
-            asyncio.get_running_loop().call_soon(self._make)
+        self._added_at = loop.time()
+        if len(self._waiting) > BACKLOG:
+            loop.call_soon(self._make_next)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            loop.call_later(PAUSE, self._make)
 
     def _make(self) -> None:
+        loop = asyncio.get_running_loop()
+        wait = self._added_at + PAUSE - loop.time()
+        if wait > 0:
+            loop.call_later(wait, self._make)
+            return
+        self._is_scheduled = len(self._waiting) > 1
+        if self._is_scheduled:  # schedule the next batch first, in case this one fails
+            loop.call_soon(self._make)
+        self._make_next()
+
+    def _make_next(self) -> None:
+        if not self._waiting:
+            return
         places, vectors = self._waiting.popleft()
-        if self._waiting:  # schedule the next batch first, in case this one fails
-            asyncio.get_running_loop().call_soon(self._make)
         for place, row in zip(places, vectors.tolist(), strict=True):
             self._rows[place] = row
 
     async def of(self, vectors: Vectors) -> list[list[float]]:
-        """Return all rows of ``vectors``; rows that were never added are converted now."""
-        while self._waiting:
-            await asyncio.sleep(0)
+        """Return all rows of ``vectors``; rows that are not converted yet are converted now."""
+        self._waiting.clear()
         rows: list[list[float]] = []
         for start in range(0, len(vectors), ROWS_AT_ONCE):
             stop = start + ROWS_AT_ONCE
