@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 import numpy as np
 
 from nexusflow_integrations._core import forks
-from nexusflow_integrations._core.call.caller import BatchEnd, Hooks
+from nexusflow_integrations._core.call.caller import NO_HOOKS, BatchEnd, Hooks
 from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
 from nexusflow_integrations._core.checks import has_methods, known_arguments, named, refuse, whole
 from nexusflow_integrations._core.key_sources import FunctionKey, key_source
@@ -69,13 +69,14 @@ with needed(
         SecretStr,
         model_serializer,
     )
-    from llama_index.core.callbacks import CBEventType, EventPayload
+    from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
     from llama_index.core.instrumentation.events.embedding import (
         EmbeddingEndEvent,
         EmbeddingStartEvent,
     )
     from llama_index.core.schema import BaseNode, MetadataMode
     from llama_index_instrumentation import get_dispatcher
+    from llama_index_instrumentation.event_handlers import NullEventHandler
     from pydantic.json_schema import GenerateJsonSchema
 
     from nexusflow_integrations.llama_index.naming import naming_nodes, naming_texts
@@ -635,7 +636,9 @@ class NexusFlowEmbedding(BaseEmbedding):
         with work.observed(show_progress) as progress:
             hooks = work.hooks(_drive)
             try:
-                found = client._embed(texts, role=role, progress=progress, hooks=hooks)
+                found = client._embed(
+                    texts, role=role, progress=progress, hooks=hooks, lists=work.is_quiet
+                )
             except NexusFlowError as error:
                 _drive(work.save(error.finished))
                 raise
@@ -655,7 +658,9 @@ class NexusFlowEmbedding(BaseEmbedding):
         with work.observed(show_progress) as progress:
             hooks = work.hooks(_adrive)
             try:
-                found = await client._aembed(texts, role=role, progress=progress, hooks=hooks)
+                found = await client._aembed(
+                    texts, role=role, progress=progress, hooks=hooks, lists=work.is_quiet
+                )
             except NexusFlowError as error:
                 await _adrive(work.save(error.finished))
                 raise
@@ -796,6 +801,8 @@ class _Work:
         self._price = client.price
         self._store = _Store(embedding, role)
         self._events = _Events(embedding)
+        self.is_quiet = not (self._store.exists or self._events.are_heard)
+        """Whether nothing needs to know the vectors of a batch before the call returns."""
         self._open: dict[int, str] = {}
         self._rows: dict[str, Vector] = {}
         self._stored: set[str] = set()
@@ -815,13 +822,14 @@ class _Work:
 
     def hooks(self, drive: Callable[[_Steps[Any]], Any]) -> Hooks:
         """Return the hooks that the client calls in this thread or on this event loop."""
+        permit = None
+        if self._embedding.rate_limiter is not None:
+            permit = lambda texts: drive(self._embedding._permit(texts))  # noqa: E731
+        if self.is_quiet:
+            return NO_HOOKS if permit is None else Hooks(permit=permit)
         return Hooks(
             recall=(lambda texts: drive(self._recall(texts))) if self._store.exists else None,
-            permit=(
-                (lambda texts: drive(self._embedding._permit(texts)))
-                if self._embedding.rate_limiter is not None
-                else None
-            ),
+            permit=permit,
             begun=lambda number, _: drive(self._begun(number)),
             ended=lambda end: drive(self._ended(end)),
         )
@@ -852,6 +860,8 @@ class _Work:
 
     def result(self, found: EmbeddingArray | EmbeddingList) -> _Steps[list[Vector]]:
         """Return the vectors as lists, and save those that were not part of a batch."""
+        if self.is_quiet and isinstance(found, EmbeddingArray):
+            return cast("list[Vector]", found.tolist() if found.ndim == 2 else [found.tolist()])
         vectors = np.asarray(found).reshape(len(self._texts), -1)
         rows: list[Vector] = []
         new: dict[str, Vector] = {}
@@ -1012,6 +1022,18 @@ class _Events:
         self._payload = embedding.to_payload()
         self._callbacks = embedding.callback_manager
         self._open: dict[str, None] = {}
+
+    @property
+    def are_heard(self) -> bool:
+        """Whether a handler gets the events; making them takes longer than making the lists."""
+        if type(self._callbacks) is not CallbackManager or self._callbacks.handlers:
+            return True
+        dispatcher = _dispatcher
+        while all(type(handler) is NullEventHandler for handler in dispatcher.event_handlers):
+            if not dispatcher.propagate:
+                return False
+            dispatcher = dispatcher.parent
+        return True
 
     def start(self) -> str:
         _dispatcher.event(EmbeddingStartEvent(model_dict=self._payload))

@@ -14,12 +14,23 @@ from typing import Any
 import pytest
 from llama_index.core import Settings
 from llama_index.core.callbacks import CallbackManager, EventPayload, TokenCountingHandler
-from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent
+from llama_index.core.instrumentation.events.embedding import (
+    EmbeddingEndEvent,
+    EmbeddingStartEvent,
+)
+from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.event_handlers import BaseEventHandler
 
 from nexusflow_integrations import Usage
 from nexusflow_integrations._core.request.blocking import BlockingSender
 from nexusflow_integrations.errors import AuthenticationError, NexusFlowError
-from nexusflow_integrations.llama_index import NexusFlowEmbedding, NexusFlowEmbeddingEndEvent
+from nexusflow_integrations.llama_index import (
+    NexusFlowEmbedding,
+    NexusFlowEmbeddingEndEvent,
+)
+from nexusflow_integrations.llama_index import (
+    embedding as module,
+)
 from nexusflow_integrations.local import LocalServer
 
 Batch = Callable[..., list[list[float]]]
@@ -106,6 +117,58 @@ def test_a_text_that_another_call_is_sending_ends_with_its_vector_and_no_usage(
     assert sorted(end.usage is None for end in ended) == [False, False, True]
     assert callbacks.ended.keys() == callbacks.started.keys()
     assert all(EventPayload.EXCEPTION not in end for end in callbacks.ended.values())
+
+
+class Listening(CallbackManager):
+    """A callback manager without handlers that listens itself."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.started: list[Any] = []
+
+    def on_event_start(self, *arguments: Any, **options: Any) -> str:
+        event = super().on_event_start(*arguments, **options)
+        self.started.append(event)
+        return event
+
+
+class Ear(BaseEventHandler):
+    """An event handler that does nothing, but is not LlamaIndex's own."""
+
+    def handle(self, event: Any, **_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("listener", ["none", "manager", "own dispatcher"])
+def test_events_are_made_only_if_something_listens(
+    listener: str,
+    batch: Batch,
+    way: str,
+    single: Any,
+    embedding: NexusFlowEmbedding,
+    texts: Texts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Any] = []
+
+    class Noted(EmbeddingStartEvent):
+        def model_post_init(self, context: Any) -> None:
+            made.append(self)
+
+    monkeypatch.setattr(module, "EmbeddingStartEvent", Noted)
+    own = get_dispatcher(module.__name__)
+    manager = Listening()
+    if listener == "manager":
+        embedding.callback_manager = manager
+    if listener == "own dispatcher":
+        monkeypatch.setattr(own, "event_handlers", [Ear()])
+    found = batch(embedding, [*texts(25), "text number 3"])
+    assert found == [single(embedding, "text", text) for text in [*texts(25), "text number 3"]]
+    assert found[3] == found[25]
+    assert found[3] is not found[25]
+    count = 0 if listener == "none" else 3 + 26
+    assert len(made) == count
+    assert len(manager.started) == (count if listener == "manager" else 0)
 
 
 def test_the_usage_of_the_ends_is_what_the_server_billed(
