@@ -288,6 +288,24 @@ async def test_room_is_lent_to_threads_only_while_nothing_waits_and_nothing_is_p
 
 
 @timed
+async def test_queries_need_the_loop_after_a_refusal_but_not_for_ever() -> None:
+    queue = admission(4)
+    loop = asyncio.get_running_loop()
+    queue.lend()
+    assert queue.try_enter("a")
+    queue.exit("a")
+    await queue.enter(10)
+    queue.pacer.throttled(sent_at=loop.time(), now=loop.time() + 0.1, hint=None)
+    queue.leave()
+    assert not queue.try_enter("b")
+    queue.exit("b")
+    await asyncio.sleep(120)
+    await queue.enter(10)
+    queue.leave()
+    assert queue.try_enter("c")
+
+
+@timed
 async def test_the_loop_takes_back_what_it_lends() -> None:
     queue = admission(3)
     queue.lend()

@@ -462,3 +462,23 @@ def test_a_search_for_the_limit_may_continue_after_hours() -> None:
     assert pacer.wait(now) == 0
     pacer.take(1, now)
     assert pacer.wait(now + 0.001) == 0
+
+
+def test_a_rate_that_was_not_refused_for_two_minutes_is_forgotten() -> None:
+    pacer = DetectedLimit()
+    for number in range(20):
+        pacer.succeeded(9.5 + number / 100)
+    pacer.throttled(sent_at=9.0, now=10.0, hint=None)
+    pacer.throttled(sent_at=10.6, now=11.0, hint=None)  # ends the search
+    now = 11.0
+    while now < 131.0:
+        now += max(0.5, pacer.wait(now))
+        pacer.take(1, now)
+        pacer.succeeded(now)
+        if now < 20.0:
+            assert pacer.rate is not None
+    assert pacer.rate is None
+    assert pacer.wait(now) == 0.0
+    pacer.throttled(sent_at=now, now=now + 0.1, hint=None)
+    assert pacer.rate is not None
+    assert pacer.rate < 3

@@ -154,6 +154,8 @@ SEARCH_NEAR = 1.4
 """Factor by which the rate grows each second once a burst has shown roughly where the limit is."""
 LONGEST_SEARCH = 30.0
 """Seconds after which the growth stops (at 2^30), so that the power cannot overflow a float."""
+UNPACED = 1000.0
+"""Requests per second from which on requests are not paced, as before the first refusal."""
 MEASURE = 1.0
 """Seconds over which the rate of successful requests is measured."""
 
@@ -161,6 +163,8 @@ MEASURE = 1.0
 @dataclass
 class DetectedLimit:
     """Finds the limit by trial: no pacing until the first refusal, then CUBIC.
+
+    A rate that has grown to ``UNPACED`` is forgotten.
 
     A refusal cuts the rate to ``BETA`` times the rate that the server actually accepted. The rate
     then grows along a cubic curve, flat near the rate that was refused and steep far from it (Ha,
@@ -187,8 +191,13 @@ class DetectedLimit:
     def take(self, tokens: int, now: float) -> None:
         if self.rate is None:
             return
-        self.rate = self._rate_at(now)
-        self._gcra.per_second = self.rate
+        rate = self._rate_at(now)
+        if rate >= UNPACED:
+            # Without a rate, calling threads may send queries without asking the event loop.
+            self.rate = None
+            return
+        self.rate = rate
+        self._gcra.per_second = rate
         self._gcra.take(1, now)
 
     def _rate_at(self, now: float) -> float:
