@@ -295,7 +295,7 @@ class _Work:
             raise ConfigurationError(
                 f"exchange must be True, False or 'anyway', not {self.wanted!r}"
             )
-        Run(self.size, None, add_only=False)  # raises an error if the size is invalid
+        Run(self.size, self.progress, add_only=False)  # raises an error if either is invalid
 
     @property
     def deadline(self) -> float | None:

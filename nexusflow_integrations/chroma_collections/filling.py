@@ -211,9 +211,11 @@ class Filling(_Filling):
         client = embedder.client
         usage = Usage(price=client.usage.price)
         texts = self.missing(records)
-        while chunk := list(islice(texts, PAGE)):
+        while list(islice(texts, PAGE)):
+            chunk = self._run.sendable(client.settings)
             # Only the first call compares the sizes of vectors.
-            usage += _expected(client._estimate(chunk, comparing=not usage.texts))
+            compare = not usage.texts and bool(chunk)
+            usage += _expected(client._estimate(chunk, comparing=compare))
             self._run.pretend()
         self._do(self._write(self._run.rest()))
         self.check()
@@ -309,19 +311,20 @@ class AsyncFilling(_Filling):
         self._dry_run = True
         client = embedder.client
         usage = Usage(price=client.usage.price)
-        chunk: list[str] = []
+        pending = 0
 
         async def expect() -> Usage:
+            chunk = self._run.sendable(client.settings)
             compare = not usage.texts and bool(chunk)
             found = await asyncio.to_thread(client._estimate, chunk, comparing=compare)
             return usage + _expected(found)
 
-        async for text in self.missing(records):
-            chunk.append(text)
-            if len(chunk) == PAGE:
+        async for _ in self.missing(records):
+            pending += 1
+            if pending == PAGE:
                 usage = await expect()
                 self._run.pretend()
-                chunk = []
+                pending = 0
         usage = await expect()
         self._run.pretend()
         await self._do(self._write(self._run.rest()))

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.left_out import LeftOut, reason_in_words, reason_of
+from nexusflow_integrations._core.request.long_texts import check_document
 from nexusflow_integrations.chroma_collections.ownership import finds
 from nexusflow_integrations.chroma_collections.records import Record, SeenIds, problem
 from nexusflow_integrations.errors import (
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from chromadb.api.types import Where
 
     from nexusflow_integrations._core.call.streaming import Embedded
+    from nexusflow_integrations._core.settings import Settings
     from nexusflow_integrations._core.vectors import Vectors
 
 SLICE = 250
@@ -122,6 +125,7 @@ class Run:
     def __post_init__(self) -> None:
         if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
             raise ConfigurationError("slice_size must be a whole number from 1 up")
+        checks.function("progress", self.progress)
 
     @classmethod
     def of(
@@ -256,6 +260,16 @@ class Run:
         self.added += fresh
         self.changed += len(write.ready) - fresh
         self._done(len(write.ready))
+
+    def sendable(self, settings: Settings) -> list[str]:
+        """In a dry run, leave out pending documents that are too long; return the others' texts."""
+        for index, item in [*self._in_flight.items()]:
+            try:
+                check_document(item.record.document, settings)
+            except InvalidInputError as error:  # noqa: PERF203 - only long texts are counted
+                del self._in_flight[index]
+                self._refuse(item.record, error)
+        return [item.record.document for item in self._in_flight.values()]
 
     def pretend(self) -> None:
         """In a dry run, count pending documents as written."""

@@ -8,6 +8,7 @@ unless it was itself the last writer.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 import weakref
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from chromadb.api import ServerAPI
 
-from nexusflow_integrations._core import forks
+from nexusflow_integrations._core import checks, forks
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.errors import CollectionError
 
@@ -88,8 +89,10 @@ def only_writer(store: Store, wait: float) -> Iterator[None]:
         wait: Seconds to wait for another writer.
 
     Raises:
+        ConfigurationError: ``wait`` is not a number of seconds.
         CollectionError: Another process writes to the folder, or it cannot be locked.
     """
+    wait = _checked(wait)
     folder = folder_of(store)
     if folder is None:
         yield
@@ -109,6 +112,7 @@ def only_writer(store: Store, wait: float) -> Iterator[None]:
 @asynccontextmanager
 async def aonly_writer(store: Store, wait: float) -> AsyncIterator[None]:
     """Hold the lock like ``only_writer``, without blocking the event loop."""
+    wait = _checked(wait)
     folder = folder_of(store)
     if folder is None:
         yield
@@ -123,6 +127,10 @@ async def aonly_writer(store: Store, wait: float) -> AsyncIterator[None]:
         yield
     finally:
         _release(path)
+
+
+def _checked(wait: float) -> float:
+    return wait if wait == math.inf else checks.number("writer_wait", wait, least=0.0)
 
 
 def _path(folder: Path) -> str:

@@ -68,6 +68,18 @@ async def test_only_what_changed_is_paid_for_and_what_is_gone_is_removed(
     }
 
 
+async def test_a_dry_run_leaves_out_a_text_that_is_too_long_as_the_run_does(
+    collection: Any, server: LocalServer
+) -> None:
+    wanted = {"ids": ["long", "short"], "documents": ["word " * 20_000, "word"]}
+    said = await async_documents(collection, **wanted, dry_run=True)
+    assert server.stats.requests == 0
+    done = await async_documents(collection, **wanted)
+    for found in (said, done):
+        assert (found.added, found.usage.texts) == (1, 1)
+        assert [(left.id, left.reason) for left in found.left_out] == [("long", "too long")]
+
+
 async def test_bad_documents_are_left_out_and_named_and_all_others_are_written(
     collection: Any, server: LocalServer
 ) -> None:

@@ -18,6 +18,7 @@ from chromadb.errors import ChromaError
 from nexusflow_integrations import Budget, LeftOut, errors
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import (
+    add_documents,
     embedding,
     open_collection,
     ownership,
@@ -288,6 +289,31 @@ def test_a_dry_run_touches_nothing_and_says_what_a_run_would_do(
     done = sync_documents(collection, **wanted)
     assert (done.added, done.changed, done.unchanged, done.removed) == (1, 2, 9, 9)
     assert said.usage.requests == done.usage.requests == 1
+
+
+def test_a_dry_run_leaves_out_a_text_that_is_too_long_as_the_run_does(
+    collection: Any, server: LocalServer
+) -> None:
+    wanted: dict[str, Any] = numbered(1_500)
+    wanted["documents"][1_200] = "word " * 20_000
+    said = sync_documents(collection, **wanted, dry_run=True)
+    assert server.stats.requests == 0
+    done = sync_documents(collection, **wanted)
+    for found in (said, done):
+        assert (found.added, found.usage.texts) == (1_499, 1_499)
+        (left,) = found.left_out
+        assert (left.id, left.place, left.reason) == ("id1200", 1_200, "too long")
+    assert said.left_out[0].message == done.left_out[0].message
+
+
+@pytest.mark.parametrize("wrong", [{"progress": True}, {"writer_wait": "5"}, {"writer_wait": -1}])
+def test_a_wrong_argument_is_refused_before_anything_is_sent(
+    collection: Any, server: LocalServer, wrong: dict[str, Any]
+) -> None:
+    for call in (sync_documents, add_documents):
+        with pytest.raises(errors.ConfigurationError, match=next(iter(wrong))):
+            call(collection, **numbered(3), **wrong)
+    assert server.stats.requests == 0
 
 
 def test_a_source_changes_and_removes_only_its_own_part(collection: Any) -> None:
