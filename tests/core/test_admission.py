@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -325,3 +327,56 @@ async def test_a_smaller_window_is_lent_smaller() -> None:
     queue.window.failed(sent_at=0.0, now=1.0)
     queue.lend()
     assert [queue.try_enter(name) for name in "abcd"] == [True, True, False, False]
+
+
+class Interrupted(set[object]):
+    """The requests of threads; another thread runs once, before or after an operation."""
+
+    def __init__(self, other: Callable[[], object], at: int) -> None:
+        super().__init__()
+        self._other = other
+        self._left = at
+
+    def _moment(self) -> None:
+        self._left -= 1
+        if self._left == -1:
+            self._other()
+
+    def add(self, request: object) -> None:
+        self._moment()
+        super().add(request)
+        self._moment()
+
+    def __len__(self) -> int:
+        self._moment()
+        length = super().__len__()
+        self._moment()
+        return length
+
+
+def other(queue: AdmissionQueue, entered: list[bool], name: str) -> None:
+    entered.append(queue.try_enter(name))
+
+
+@timed
+async def test_two_threads_never_take_the_same_place() -> None:
+    for moment in range(4):
+        queue, entered = admission(1), []
+        queue.lend()
+        queue.threads = Interrupted(partial(other, queue, entered, "b"), moment)
+        entered.append(queue.try_enter("a"))
+        assert len(entered) == 2
+        assert entered.count(True) <= 1
+
+
+@timed
+async def test_a_thread_and_the_loop_never_take_the_same_place() -> None:
+    for moment in range(2):
+        queue, entered = admission(1), []
+        queue.lend()
+        queue.threads = Interrupted(partial(other, queue, entered, "a"), moment)
+        waiting = asyncio.ensure_future(queue.enter(10))
+        await settle()
+        assert entered
+        assert any(entered) + queue.in_flight <= 1
+        waiting.cancel()
