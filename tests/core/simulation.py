@@ -56,11 +56,14 @@ def simulate(
     bill: Callable[[int], int] = lambda estimated: estimated,
     latency: float = 0.15,
     hint: float | None = None,
-    concurrency: int = 32,
+    concurrency: Callable[[float], int] = lambda _: 32,
+    refusing: float | None = None,
     seed: int = 1,
 ) -> Outcome:
     """Send as fast as ``pacer`` allows; timers are up to 3 ms late, latencies up to 30 % longer.
 
+    ``concurrency`` returns how many requests may be in flight at a time.
+    A refusal takes as long as an answer, or ``refusing`` seconds after the request has arrived.
     ``size`` returns a request's estimated tokens, ``bill`` what the server bills for them.
     """
     chance = random.Random(seed)
@@ -81,7 +84,7 @@ def simulate(
 
     arrivals: list[tuple[float, int, float, float, int]] = []
     while now < duration:
-        while in_flight < concurrency and pacer.wait(now) <= 0:
+        while in_flight < concurrency(now) and pacer.wait(now) <= 0:
             pacer.take(waiting, now)
             out.sent += 1
             in_flight += 1
@@ -91,13 +94,16 @@ def simulate(
             waiting = size()
         times = [arrivals[0][0]] if arrivals else []
         times += [events[0][0]] if events else []
-        if in_flight < concurrency:
+        if in_flight < concurrency(now):
             times.append(now + pacer.wait(now) + 0.003 * chance.random())
-        now = min(times)
+        now = min(times, default=now + 0.1)
         while arrivals and arrivals[0][0] <= now:
             at, n, sent_at, ends, estimated = heapq.heappop(arrivals)
             billed = bill(estimated)
-            heapq.heappush(events, (ends, n, sent_at, admit(at, billed), estimated, billed))
+            fine = admit(at, billed)
+            if refusing is not None and not fine:
+                ends = at + refusing
+            heapq.heappush(events, (ends, n, sent_at, fine, estimated, billed))
         while events and events[0][0] <= now:
             _, _, sent_at, fine, estimated, billed = heapq.heappop(events)
             in_flight -= 1
@@ -105,7 +111,7 @@ def simulate(
                 out.good += 1
                 out.tokens += billed
                 out.by_second[int(now)] += 1
-                pacer.succeeded(now)
+                pacer.succeeded(now, sent_at)
                 pacer.settle(estimated, billed)
             else:
                 out.refused += 1

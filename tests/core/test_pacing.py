@@ -192,6 +192,33 @@ def test_after_the_limit_changes_both_ways_it_converges_again() -> None:
     assert out.rate(180, 240) >= 85
 
 
+@pytest.mark.parametrize("pause", [30, 45, 60, 100])
+def test_a_bulk_load_after_a_time_of_single_queries_gets_the_whole_quota(pause: int) -> None:
+    cycle = 20 + pause
+    out = simulate(
+        DetectedLimit(),
+        cycle * 8,
+        requests=Bucket(lambda _: 20),
+        refusing=0.01,
+        concurrency=lambda t: 32 if t % cycle < 20 else int(t % 1 < 0.1),
+    )
+    loaded = sum(out.rate(start + 4, start + 20) for start in range(0, cycle * 8, cycle)) / 8
+    assert loaded >= 0.85 * 20
+    assert out.refused_share < 0.10
+
+
+@pytest.mark.parametrize("per_second", [600, 1200])
+def test_a_quota_of_hundreds_of_requests_a_second_is_kept_to(per_second: int) -> None:
+    out = simulate(
+        DetectedLimit(),
+        20,
+        requests=Bucket(lambda _: per_second),
+        concurrency=lambda _: 1000,
+    )
+    assert out.rate(10, 20) >= 0.85 * per_second
+    assert out.refused_share < 0.15
+
+
 def test_without_any_refusal_it_never_paces() -> None:
     pacer = DetectedLimit()
     for number in range(1000):

@@ -155,7 +155,11 @@ SEARCH_NEAR = 1.4
 LONGEST_SEARCH = 30.0
 """Seconds after which the growth stops (at 2^30), so that the power cannot overflow a float."""
 UNPACED = 1000.0
-"""Requests per second from which on requests are not paced, as before the first refusal."""
+"""Requests per second from which on a rate may be forgotten, because it hardly delays anything."""
+REMEMBERED = 60.0
+"""Seconds after the last refusal for which any rate is kept: a quota may be above ``UNPACED``."""
+DOUBTFUL = 4.0
+"""Growth since a refusal, as a factor, after which that refusal no longer tells the limit."""
 MEASURE = 1.0
 """Seconds over which the rate of successful requests is measured."""
 
@@ -164,7 +168,7 @@ MEASURE = 1.0
 class DetectedLimit:
     """Finds the limit by trial: no pacing until the first refusal, then CUBIC.
 
-    A rate that has grown to ``UNPACED`` is forgotten.
+    A rate that has grown to ``UNPACED`` is forgotten ``REMEMBERED`` seconds after the last refusal.
 
     A refusal cuts the rate to ``BETA`` times the rate that the server actually accepted. The rate
     then grows along a cubic curve, flat near the rate that was refused and steep far from it (Ha,
@@ -192,7 +196,7 @@ class DetectedLimit:
         if self.rate is None:
             return
         rate = self._rate_at(now)
-        if rate >= UNPACED:
+        if rate >= UNPACED and now - self._cut_at >= REMEMBERED:
             # Without a rate, calling threads may send queries without asking the event loop.
             self.rate = None
             return
@@ -216,6 +220,8 @@ class DetectedLimit:
             return
         passed = self._measured(now)
         known = self.rate
+        if known is not None and not self._searching and known > DOUBTFUL * self._refused_rate > 0:
+            known = None  # the rate grew during a time of little load, and was not tried
         # The requests of a burst that passed before the first refusal say little about the limit.
         # So search from their rate: up with time, down with each refusal.
         self._is_first = known is None
