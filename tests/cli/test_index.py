@@ -143,6 +143,8 @@ def test_an_empty_question_is_wrong_usage(
     nexusflow: Command, service: LocalServer, command: tuple[str, ...]
 ) -> None:
     assert nexusflow.sentence(*command, " \n", code=2) == "the question is empty"
+    assert nexusflow.sentence(*command, "\u200b", code=2) == "the question is empty"
+    assert nexusflow.sentence(*command, "pan\udcff", code=2) == "the question is not UTF-8"
     assert service.stats.requests == 0
 
 

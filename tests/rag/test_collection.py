@@ -94,6 +94,11 @@ def test_a_folder_that_cannot_be_read_keeps_its_passages() -> None:
     assert {item.text for item in carry_out(before, rest).values()} == {"one", "three"}
 
 
+def test_a_passage_that_was_read_is_not_kept_a_second_time() -> None:
+    rest = corpus(("one", "a.md:1"), ("three", "b.md:1"), skipped=(Skipped("a.md", "broken"),))
+    assert counts(BEFORE, rest) == (0, 0, 3, 1)
+
+
 def test_a_rebuilt_index_keeps_them_too() -> None:
     rest = corpus(("three", "b.md:1"), skipped=(Skipped("a.md", "not UTF-8"),))
     wanted = plan(rest, {}, BEFORE)

@@ -96,8 +96,13 @@ def plan(
     before = stored if before is None else before
     by_text = {(item.origin, item.text): name for name, item in stored.items()}
     found = [by_text.get((item.origin, item.text)) for item in corpus.documents]
-    unread = [(name, item) for name, item in before.items() if corpus.could_not_read(item.origin)]
-    taken = {name for name in found if name} | {name for name, _ in unread}
+    taken = {name for name in found if name}
+    unread = [
+        (name, item)
+        for name, item in before.items()
+        if name not in taken and corpus.could_not_read(item.origin)
+    ]
+    taken |= {name for name, _ in unread}
     cut_off = None if corpus.complete or not corpus.documents else corpus.documents[-1].origin
     free: dict[str, deque[str]] = defaultdict(deque)
     for name, item in stored.items():

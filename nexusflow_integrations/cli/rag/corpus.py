@@ -401,10 +401,13 @@ def _file_passages(
             continue
         url = file.resolve().as_uri()
         try:
-            for line, passage in _passages(file, text, tuned):
-                yield Document(passage, f"{source}:{line}" if line else source, url)
+            # All or nothing: the old passages of a file that cannot be read stay in the index.
+            passages = list(_passages(file, text, tuned))
         except NotConvertedError as error:
             skipped.append(Skipped(source, str(error)))
+            continue
+        for line, passage in passages:
+            yield Document(passage, f"{source}:{line}" if line else source, url)
 
 
 def _passages(file: Path, text: str, tuned: TunedSettings) -> Iterator[tuple[int, str]]:
