@@ -15,6 +15,7 @@ from nexusflow_integrations._core.keywords import check_packages
 from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.settings import resolve_base_url
+from nexusflow_integrations._core.texts import is_blank, is_encodable
 from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations._core.usage import Price
 from nexusflow_integrations.cli.ask_screen import AskScreen
@@ -445,8 +446,10 @@ def _keywords(documents: Sequence[corpora.Document]) -> Keywords:
 
 
 def _check_question(question: str) -> None:
-    if not question.strip():
+    if is_blank(question):
         raise UsageProblem("the question is empty")
+    if not is_encodable(question):
+        raise UsageProblem("the question is not UTF-8")
 
 
 def _check_fresh(fresh: bool, limit: int | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from nexusflow_integrations.cli.options import (
     CacheOption,
     JsonOption,
     YesOption,
+    can_ask,
     confirm,
     print_json,
     seconds,
@@ -162,7 +162,7 @@ def _opened(place: str | None) -> Iterator[Store]:
 def _confirm(what: str, store: Store, as_json: bool) -> None:
     """Ask for confirmation before removing vectors that were paid for."""
     sentence = f"{what} the {count(store.info().vectors, 'vector')} in {home(store.path)}"
-    if as_json or not sys.stdin.isatty():
+    if as_json or not can_ask():
         raise UsageProblem(f"{sentence}: confirm with --yes")
     confirm(f"{sentence[0].upper()}{sentence[1:]}. Continue?")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 import time
@@ -181,6 +182,15 @@ def embed(
             except (NexusFlowError, KeyboardInterrupt):
                 bar.broken(remembered is not None)
                 raise
+            except rows.InputProblemError as error:
+                if not client.usage.requests:
+                    raise
+                bar.broken(remembered is not None)  # a pipe can be read only once
+                raise InvalidInputError(str(error)) from None
+            except OSError as error:
+                if error.errno != errno.EPIPE:
+                    bar.broken(remembered is not None)
+                raise
         _show_embedded(screen, bar, output, client.usage, endpoint)
     if as_json:
         print_json(_summary(bar, output, client, endpoint) | {"refused": refused})
@@ -209,12 +219,14 @@ class _Job:
         self._format = known or OutputFormat.jsonl
         if text_field is not None and self._input is InputFormat.text:
             raise UsageProblem("--field is for JSONL, JSON and CSV: name the format with --input")
-        if self.source is None and sys.stdin.isatty():
+        if self.source is None and (sys.stdin is None or sys.stdin.isatty()):
             raise UsageProblem("name a FILE with texts, or pipe the texts in")
         if self.source is not None:
             rows.check_input(self.source, "input")
         elif kind := not_text(_piped()):
             raise UsageProblem(f"standard input is not text: it is {kind}")
+        if self.output is None and sys.stdout is None:
+            raise UsageProblem("standard output is closed: name -o FILE")
         if self.output is None and self._format is not OutputFormat.jsonl:
             raise UsageProblem(f"standard output is JSONL: name -o FILE.{self._format.value}")
         if self.output is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from nexusflow_integrations.cli.options import (
     JsonOption,
     StoreOption,
     YesOption,
+    can_ask,
     confirm,
     print_json,
 )
@@ -79,7 +79,7 @@ def remove(
     index = Indexes(store).find(name)
     row = _described(index)
     if not yes:
-        if as_json or not sys.stdin.isatty():
+        if as_json or not can_ask():
             raise UsageProblem(f"this removes the index {index.name!r}: confirm with --yes")
         confirm(f"Remove the index {index.name} ({_amount(row)})?")
     index.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -185,6 +186,11 @@ def chat_price(text: str) -> ChatPrice:
 def _split(text: str) -> tuple[float, str] | None:
     found = _AMOUNT.fullmatch(text)
     return None if found is None else (float(re.sub("[_,]", "", found[1])), found[2])
+
+
+def can_ask() -> bool:
+    """Return whether a person can answer on standard input, which may also be closed."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def confirm(question: str, *, default: bool = False) -> None:

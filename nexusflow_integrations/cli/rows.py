@@ -17,6 +17,7 @@ import orjson
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.cli.first_bytes import LOOKED_AT, not_text
+from nexusflow_integrations.cli.rag.converted import LONGEST_FIELD
 from nexusflow_integrations.errors import InvalidResponseError
 
 _GROUP = 2000
@@ -123,6 +124,7 @@ def rows_of_table(source: Iterable[bytes], name: str, separator: str) -> Iterato
     Raises:
         InputProblemError: There is no such column, a line is not UTF-8, or a quote is not closed.
     """
+    csv.field_size_limit(LONGEST_FIELD)
     reader = csv.DictReader(_utf8(source), delimiter=separator, strict=True)
     try:
         columns = reader.fieldnames or ()

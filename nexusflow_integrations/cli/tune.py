@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, replace
 from math import isnan
 from pathlib import Path
@@ -23,6 +22,7 @@ from nexusflow_integrations.cli.options import (
     JsonOption,
     LocalOption,
     YesOption,
+    can_ask,
     confirm,
     print_json,
 )
@@ -138,7 +138,7 @@ def tune(
                 print_json(_plan_json(plan))
             return
         if endpoint.local_model is None and not yes and most is None:
-            if as_json or not sys.stdin.isatty():
+            if as_json or not can_ask():
                 raise UsageProblem(
                     "this costs what --estimate shows: confirm with --yes or --budget"
                 )

@@ -395,6 +395,28 @@ def test_a_second_run_pays_nothing_and_no_cache_pays_again(
     assert service.stats.texts == 200
 
 
+def test_a_field_of_a_table_may_be_of_any_length(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "texts.csv", tmp_path / "out.jsonl"
+    source.write_text(f"text,id\nshort,1\n{'word ' * 30_000},2\nlast,3\n")
+    _, aside = nexusflow("embed", str(source), "-o", str(out), *SMALL, code=5)
+    assert "line 3: is too long" in aside
+    nexusflow("embed", str(source), "-o", str(out), "--on-too-long", "split", *SMALL)
+    assert [len(row["embedding"]) for row in rows(out)] == [64] * 3
+
+
+def test_a_pipe_that_cannot_be_read_further_fails_after_texts_were_sent(
+    service: LocalServer, clean: None
+) -> None:
+    table = b"text\n" + b"".join(b"row %d\n" % number for number in range(2_000)) + b"\xff\n"
+    result = CliRunner().invoke(app, ["embed", "--input", "csv", *SMALL], input=table)
+    assert result.exit_code == 1
+    assert "what was paid for is in the cache" in result.stderr
+    assert result.stderr.endswith("nexusflow: line 2002 is not UTF-8\n")
+    assert CliRunner().invoke(app, ["embed", "--input", "csv"], input=table[-7:]).exit_code == 2
+
+
 # -- wrong usage ---------------------------------------------------------------------------------
 
 

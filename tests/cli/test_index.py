@@ -109,6 +109,20 @@ def test_a_file_that_cannot_be_read_keeps_its_passages_and_is_named(
     assert held(store) == {PANDA, OTTER, CHINESE}
 
 
+def test_a_table_that_breaks_off_keeps_its_passages_in_every_run(
+    nexusflow: Command, service: LocalServer, zoo: Path, store: Path
+) -> None:
+    table = zoo / "zoo.csv"
+    table.write_text("animal,food\npanda,bamboo\notter,fish\n")
+    nexusflow("index", str(zoo))
+    before = held(store)
+    table.write_text('animal,food\npanda,leaves\notter,fish\nbear,"honey\n')
+    for _ in range(2):
+        _, aside = nexusflow("index", str(zoo), code=5)
+        assert "left out zoo.csv: not a table: line 4: " in aside
+        assert held(store) == before
+
+
 def test_an_estimate_counts_what_a_stopped_first_run_has_written(
     nexusflow: Command, service: LocalServer, zoo: Path, store: Path
 ) -> None:

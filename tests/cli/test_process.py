@@ -245,6 +245,39 @@ def test_serve_serves_until_ctrl_c(environment: dict[str, str], tmp_path: Path) 
         assert process.returncode == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no sh")
+@pytest.mark.parametrize(
+    ("closed", "arguments", "said"),
+    [
+        ("<&-", ["embed"], "name a FILE with texts"),
+        ("<&-", ["indexes", "remove", "zoo"], "confirm with --yes"),
+        (">&-", ["embed", "texts.txt"], "standard output is closed: name -o FILE"),
+    ],
+)
+def test_a_stream_that_the_parent_closed_is_named(
+    closed: str,
+    arguments: list[str],
+    said: str,
+    environment: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "texts.txt").write_text("a text\n")
+    (tmp_path / "zoo@x" / "chroma-1").mkdir(parents=True)
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, *arguments],
+        cwd=tmp_path,
+        env=environment | {"NEXUSFLOW_STORE": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(("answer", "code"), [(b"n\n", 1), (b"\x04", 130)], ids=["no", "Ctrl-D"])
 def test_a_question_that_is_not_answered_stops_the_command(
     answer: bytes, code: int, tmp_path: Path

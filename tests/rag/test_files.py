@@ -58,6 +58,13 @@ def test_a_row_of_a_table_is_a_passage_with_its_columns_and_line(tmp_path: Path)
     ]
 
 
+def test_a_field_of_a_table_may_be_of_any_length(tmp_path: Path) -> None:
+    (tmp_path / "zoo.csv").write_text(f"animal,text\npanda,{'bamboo ' * 30_000}\notter,fish\n")
+    found = corpus.folder(tmp_path)
+    assert found.skipped == ()
+    assert found.documents[-1].text == "animal: otter\ntext: fish"
+
+
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [

@@ -80,6 +80,14 @@ def test_folders_of_one_name_have_indexes_of_their_own(indexes: Indexes, tmp_pat
     assert one.startswith("docs-")
 
 
+def test_a_folder_with_a_name_of_any_length_has_an_index(indexes: Indexes, tmp_path: Path) -> None:
+    for name in ("n" * 250, "熊" * 83):
+        index = indexes.place(str(tmp_path / name), name, SERVICE)
+        assert stand(indexes, index.name, 1_000).described() is not None
+        assert index == indexes.place(str(tmp_path / name), name, SERVICE)
+    assert len(indexes.all()) == 2
+
+
 def test_the_latest_is_found_first_and_use_makes_it_the_latest(indexes: Indexes) -> None:
     stand(indexes, "old@x", 1_000)
     stand(indexes, "new@x", 2_000)

@@ -84,14 +84,19 @@ def _no_telemetry() -> Iterator[None]:
         os.environ.pop(_TELEMETRY_OFF, None)
 
 
+LONGEST_FIELD = (1 << 31) - 1
+"""Maximum characters of a field in a table; the largest limit that ``csv`` takes everywhere."""
+
+
 def table_rows(text: str, separator: str) -> Iterator[tuple[int, str]]:
     """Yield, for each row of CSV or TSV, the number of its last line, and its text.
 
     The text contains a line ``column: value`` for each column.
 
     Raises:
-        NotConvertedError: A quote is not closed, or a field is too long.
+        NotConvertedError: A quote is not closed.
     """
+    csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         columns = next(reader, [])

@@ -25,6 +25,8 @@ from nexusflow_integrations.cli.rag.endpoint import Endpoint
 _ABOUT = "index.json"
 _LOCK = "index.lock"
 _PREFIX = "chroma-"
+_NAME_BYTES = 100
+"""Maximum length of a corpus's name in a folder's name, of which file systems allow 255 bytes."""
 
 
 class UnusableIndexError(Exception):
@@ -266,7 +268,8 @@ class Indexes:
             endpoint: Where the corpus is embedded.
         """
         if corpus not in ("stdlib", "topics"):
-            name = f"{name}-{_digits(corpus)}"
+            short = name.encode()[:_NAME_BYTES].decode(errors="ignore")
+            name = f"{short}-{_digits(corpus)}"
         return Index(self.folder / f"{name}@{endpoint.name}")
 
     def all(self) -> list[Index]:
