@@ -21,7 +21,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
+from pydantic import ValidationError
 
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.call.streaming import Embedded
@@ -54,8 +56,6 @@ from nexusflow_integrations.langchain.ingestion_run import (
 from nexusflow_integrations.langchain.model_errors import ALSO_LANGCHAINS
 
 if TYPE_CHECKING:
-    from langchain_core.documents import Document
-
     from nexusflow_integrations._core.vectors import Vectors
 
 __all__ = ["Added", "aadd_documents", "add_documents"]
@@ -439,6 +439,25 @@ async def _chunks(texts: AsyncIterable[str]) -> AsyncIterator[list[str]]:
 # -- writing to the store --------------------------------------------------------------------------
 
 
+def _stored(store: Any, ids: list[str]) -> Sequence[Document]:
+    """Return the documents that ``store`` has under ``ids``."""
+    try:
+        found: Sequence[Document] = store.get_by_ids(ids)
+    except ValidationError:
+        # langchain-chroma (1.1) cannot make a Document of a record without metadata.
+        if not callable(getattr(store, "get", None)):
+            raise
+        rows = store.get(ids=ids)
+        found = [
+            Document(text, id=name, metadata=metadata or {})
+            for name, text, metadata in zip(
+                rows["ids"], rows["documents"], rows["metadatas"], strict=True
+            )
+            if text is not None
+        ]
+    return found
+
+
 class _Filling:
     """Moves documents from the source into the store: reads, looks up, embeds and writes them."""
 
@@ -477,7 +496,7 @@ class _Filling:
         if not ids:
             return ()
         try:
-            return self._store.get_by_ids(ids)
+            return _stored(self._store, ids)
         except NotImplementedError:
             return ()
         except Exception as error:
@@ -543,7 +562,10 @@ class _AsyncFilling:
             return ()
         try:
             async with self._turn:
-                return await self._store.aget_by_ids(ids)
+                try:
+                    return await self._store.aget_by_ids(ids)
+                except ValidationError:
+                    return await asyncio.to_thread(_stored, self._store, ids)
         except NotImplementedError:
             return ()
         except Exception as error:

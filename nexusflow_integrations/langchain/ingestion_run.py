@@ -257,10 +257,11 @@ class Run:
             else:
                 middle = len(part) // 2
                 parts += [part[middle:], part[:middle]]
-        if len(faults) == len(batch) and (len(batch) > 1 or not self.added):
-            self._fail(
-                batch, store, faults[0][1]
-            )  # every document failed, so the store is at fault
+        # If a whole slice fails, the store is at fault. In a second run, the last slice may consist
+        # of nothing but the documents that the store refused before.
+        whole = len(batch) >= self.size > 1
+        if len(faults) == len(batch) and (whole or not (self.added or self.present)):
+            self._fail(batch, store, faults[0][1])
             return
         for item, error in faults:
             del self._unwritten[item.record.place]
@@ -341,7 +342,14 @@ def _id_problem(name: Any) -> str | None:
 
 def _is_same(document: Document, stored: Document) -> bool:
     """Return whether a store has the same ``document``, apart from metadata that it added."""
-    missing = object()
     return document.page_content == stored.page_content and all(
-        stored.metadata.get(key, missing) == value for key, value in document.metadata.items()
+        _are_equal(stored.metadata.get(key), value)  # stores may drop the value None
+        for key, value in document.metadata.items()
     )
+
+
+def _are_equal(one: Any, two: Any) -> bool:
+    try:
+        return one is two or bool(one == two) or bool(one != one and two != two)  # NaN
+    except Exception:  # noqa: BLE001 - such as an array, whose comparison is another array
+        return type(one) is type(two) and repr(one) == repr(two)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import uuid
@@ -222,6 +223,9 @@ async def test_a_document_that_the_store_does_not_take_is_left_out_alone(
         (29, "refused by the store"),
     ]
     assert "Chroma refused it: ValueError" in done.left_out[0].message
+    again = await add(twin, place.store, documents)
+    assert (again.added, again.present) == (0, 28)
+    assert [left.message for left in again.left_out] == [left.message for left in done.left_out]
 
 
 # -- adding again ----------------------------------------------------------------------------------
@@ -242,6 +246,29 @@ def test_what_is_there_is_not_paid_for_and_what_differs_is_left_alone(
     assert sorted(server.stats.received) == sorted(f"text number {n}" for n in range(20, 25))
     (kept,) = place.store.get_by_ids([changed[3].id])
     assert kept.page_content == "text number 3"
+
+
+@TWINS
+@pytest.mark.parametrize("opened", STORES)
+async def test_a_document_with_any_metadata_is_recognised(
+    twin: str, opened: Open, make: Make, server: LocalServer
+) -> None:
+    place = opened(make())
+    documents = source(4)
+    documents[0].metadata = {}
+    documents[1].metadata = {"page": None}
+    if opened is in_memory:
+        documents[2].metadata = {"score": float("nan"), "pages": np.array([1, 2])}
+    assert (await add(twin, place.store, documents)).added == 4
+    server.reset_stats()
+    again = source(4)
+    for document, first in zip(again, documents, strict=True):
+        document.metadata = copy.deepcopy(first.metadata)
+    assert (await add(twin, place.store, again)).present == 4
+    assert server.stats.texts == 0
+    if opened is in_memory:
+        again[2].metadata["pages"] = np.array([1, 3])
+        assert (await add(twin, place.store, again)).differing == 1
 
 
 def test_a_store_that_cannot_be_asked_gets_all(make: Make) -> None:
