@@ -6,6 +6,7 @@ import asyncio
 import pickle
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from nexusflow_integrations._core.call.coalescing import Coalescer
 from nexusflow_integrations._core.call.results import (
     BACKLOG,
     PAUSE,
+    ROWS_AT_ONCE,
     CallResults,
     EmbeddingArray,
     EmbeddingList,
@@ -294,4 +296,27 @@ async def test_lists_are_made_without_a_pause_if_many_wait() -> None:
     await asyncio.sleep(0)
     made = [row is not None for row in lists._rows]
     assert made == [True] * 5 + [False] * BACKLOG
+    assert await lists.of(vectors) == vectors.tolist()
+
+
+async def test_the_lists_of_a_large_batch_are_made_in_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)
+    count = ROWS_AT_ONCE * (BACKLOG + 3) - 1
+    vectors = rows_of(range(count))
+    lists = RowLists(count)
+    made: list[int] = []
+    lists.add(range(count), vectors)
+    for turn in range(BACKLOG + 5):
+        await asyncio.sleep(0)
+        if turn == 2:
+            now += PAUSE
+        made.append(count - lists._rows.count(None))
+    steps = [after - before for before, after in pairwise(made)]
+    assert max(steps) == ROWS_AT_ONCE
+    assert made[2] == 3 * ROWS_AT_ONCE
+    assert made[-1] == count
     assert await lists.of(vectors) == vectors.tolist()

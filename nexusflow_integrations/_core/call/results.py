@@ -69,11 +69,11 @@ ROWS_AT_ONCE = 64
 PAUSE = 0.003
 """Seconds without a response after which rows are converted."""
 BACKLOG = 64
-"""Number of batches above which rows are converted without such a pause."""
+"""Number of groups of up to ``ROWS_AT_ONCE`` rows that may wait for such a pause."""
 
 
 class RowLists:
-    """Rows as lists of floats, made batch by batch on the event loop while requests are pending.
+    """Rows as lists of floats, made little by little on the event loop while requests are pending.
 
     Making the lists takes several times as long as decoding the rows. If that happened after the
     last response, the caller would wait for it. If it happened as soon as a response arrives, the
@@ -88,10 +88,12 @@ class RowLists:
 
     def add(self, places: Sequence[int], vectors: Vectors) -> None:
         loop = asyncio.get_running_loop()
-        self._waiting.append((places, vectors))
+        for start in range(0, len(places), ROWS_AT_ONCE):
+            stop = start + ROWS_AT_ONCE
+            self._waiting.append((places[start:stop], vectors[start:stop]))
         self._added_at = loop.time()
         if len(self._waiting) > BACKLOG:
-            loop.call_soon(self._make_next)
+            loop.call_soon(self._shorten, -(-len(places) // ROWS_AT_ONCE))
         if not self._is_scheduled:
             self._is_scheduled = True
             loop.call_later(PAUSE, self._make)
@@ -106,6 +108,13 @@ class RowLists:
         if self._is_scheduled:  # schedule the next batch first, in case this one fails
             loop.call_soon(self._make)
         self._make_next()
+
+    def _shorten(self, groups: int) -> None:
+        """Convert up to ``groups``, one at each iteration of the event loop, above the backlog."""
+        if len(self._waiting) > BACKLOG:
+            if groups > 1:
+                asyncio.get_running_loop().call_soon(self._shorten, groups - 1)
+            self._make_next()
 
     def _make_next(self) -> None:
         if not self._waiting:
