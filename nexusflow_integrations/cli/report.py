@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,8 +31,29 @@ if TYPE_CHECKING:
 
     from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
     from nexusflow_integrations.report import Question, Report
+    from nexusflow_integrations.tune import questions as tuned
 
 __all__ = ["report"]
+
+
+_LINE = re.compile(r"(.+):(\d+)")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A line of the questions file.
+
+    Attributes:
+        where: The file and the line, for messages.
+        text: The question.
+        expected: Ids of documents that answer it.
+        record: The line, which may instead name a source or a quote.
+    """
+
+    where: str
+    text: str
+    expected: list[str]
+    record: dict[str, Any]
 
 
 class ProjectionName(str, Enum):
@@ -70,7 +93,9 @@ def report(
             "--questions",
             "-q",
             dir_okay=False,
-            help='Questions to ask, one per line, or JSONL: {"question": …, "expected": \\[ids]}.',
+            help='Questions to ask, one per line, or JSONL: {"question": …, "expected": \\[ids]},'
+            ' or with "source" or "quote", as for `tune`. [dim]Default: for stdlib, 34 questions;'
+            " else none.[/dim]",
         ),
     ] = None,
     source: Annotated[
@@ -104,9 +129,9 @@ def report(
     screen = Screen(quiet=as_json)
     asked = None if questions is None else _questions(questions)
     opening = (
-        _from_path(path, collection, asked, local)
+        _from_path(path, collection, asked, local, source)
         if path is not None
-        else _from_index(store, index or collection, asked)
+        else _from_index(store, index or collection, asked, source)
     )
     with opening as (found, function, chosen, title, model), screen.waiting(f"reading {title} …"):
         done = write_report(
@@ -149,7 +174,7 @@ _Opened = tuple[
 
 @contextmanager
 def _from_path(
-    path: Path, name: str | None, asked: Sequence[Question] | None, local: bool
+    path: Path, name: str | None, asked: Sequence[_Asked] | None, local: bool, source: str
 ) -> Iterator[_Opened]:
     if not (path / "chroma.sqlite3").is_file():
         raise UsageProblem(f"the folder {str(path)!r} holds no Chroma collections")
@@ -164,16 +189,17 @@ def _from_path(
         problem = "which collection?" if name is None else f"there is no collection named {name!r};"
         raise UsageProblem(f"{problem} there are: {', '.join(names) or 'none'}")
     collection = client.get_collection(name, embedding_function=None)
-    if not (local and asked):
-        yield collection, None, asked or (), name, None
+    chosen = _judged(asked or (), collection, source)
+    if not (local and chosen):
+        yield collection, None, chosen, name, None
         return
     with open_endpoint(local=True) as endpoint:
-        yield collection, _function(endpoint), asked, name, endpoint.local_model
+        yield collection, _function(endpoint), chosen, name, endpoint.local_model
 
 
 @contextmanager
 def _from_index(
-    store: Path | None, name: str | None, asked: Sequence[Question] | None
+    store: Path | None, name: str | None, asked: Sequence[_Asked] | None, source: str
 ) -> Iterator[_Opened]:
     from nexusflow_integrations.report import Question
 
@@ -183,21 +209,22 @@ def _from_index(
         collection = open_to_read(index.chroma)
     except DamagedError as error:
         raise index.damaged(str(error)) from None
+    chosen = _judged(asked or (), collection, source)
     if asked is None and about.corpus == "stdlib":
         content = collection.get(include=["metadatas"])
         sources = [str((note or {}).get("source")) for note in content["metadatas"] or []]
-        asked = [
+        chosen = [
             Question(
                 item.text,
                 [key for key, of in zip(content["ids"], sources, strict=True) if item.accepts(of)],
             )
             for item in QUESTIONS
         ]
-    if not asked:
+    if not chosen:
         yield collection, None, (), about.title, about.local_model
         return
     with reopened(index) as opened:
-        yield collection, _function(opened.endpoint), asked, about.title, about.local_model
+        yield collection, _function(opened.endpoint), chosen, about.title, about.local_model
 
 
 def _function(endpoint: Endpoint) -> NexusFlowEmbeddingFunction:
@@ -208,9 +235,7 @@ def _function(endpoint: Endpoint) -> NexusFlowEmbeddingFunction:
     )
 
 
-def _questions(path: Path) -> list[Question]:
-    from nexusflow_integrations.report import Question
-
+def _questions(path: Path) -> list[_Asked]:
     rows.check_input(path, "file")
     asked = []
     with path.open("rb") as file:
@@ -227,10 +252,69 @@ def _questions(path: Path) -> list[Question]:
                 problem = "holds no question"
             if not problem and not isinstance(expected, list):
                 problem = "'expected' is not a list of ids"
+            where = f"{path.name}, line {line.number}"
             if problem:
-                raise ConfigurationError(f"{path.name}, line {line.number}: {problem}")
-            asked.append(Question(line.text, [str(item) for item in expected]))
+                raise ConfigurationError(f"{where}: {problem}")
+            ids = [str(item) for item in expected]
+            asked.append(_Asked(where, line.text, ids, line.record))
     return asked
+
+
+def _judged(asked: Sequence[_Asked], collection: Collection, source: str) -> list[Question]:
+    """Return the questions with the ids that answer them.
+
+    Args:
+        asked: The questions.
+        collection: It is read only if a question names a source or a quote.
+        source: The metadata field that names where a document comes from.
+
+    Raises:
+        ConfigurationError: A source or a quote is not in the collection.
+    """
+    from nexusflow_integrations.report import Question
+    from nexusflow_integrations.tune import questions as tuned
+
+    if not any(item.record.keys() & {"source", "quote"} for item in asked):
+        return [Question(item.text, item.expected) for item in asked]
+    content = collection.get(include=["documents", "metadatas"])
+    ids, texts = content["ids"], [text or "" for text in content["documents"] or []]
+    sources, lines = [], []
+    for note in content["metadatas"] or []:
+        name = str((note or {}).get(source, ""))
+        place = _LINE.fullmatch(name)  # an index stores `guide.md:12`
+        sources.append(place[1] if place else name)
+        lines.append(int(place[2]) if place else 1)
+    questions = [_answered(item, set(sources)) for item in asked]
+    truth = tuned.Truth(questions, sources, lines, texts)
+    chosen = []
+    for number, item in enumerate(asked):
+        right = truth.right[number]
+        if questions[number].answers and not right:
+            raise ConfigurationError(
+                f"{item.where}: no text of the collection contains the whole quote: shorten it, or"
+                " name its source instead"
+            )
+        found = [
+            name for place, name in enumerate(ids) if right and truth.name(number, place) in right
+        ]
+        chosen.append(Question(item.text, [*item.expected, *found]))
+    return chosen
+
+
+def _answered(item: _Asked, sources: set[str]) -> tuned.Question:
+    """Return the question with its answers, each of which names one of ``sources`` or none."""
+    from nexusflow_integrations.tune import questions as tuned
+
+    try:
+        answers = tuned.answers_in(item.record, sources)
+    except ValueError as error:
+        raise ConfigurationError(f"{item.where}: {error}") from None
+    for answer in answers:
+        if answer.source is not None and answer.source not in sources:
+            raise ConfigurationError(
+                f"{item.where}: no text of the collection has the source {answer.source!r}"
+            )
+    return tuned.Question(item.text, answers)
 
 
 def _show(screen: Screen, report: Report, title: str) -> None:

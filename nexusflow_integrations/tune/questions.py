@@ -107,6 +107,22 @@ def _question(raw: bytes, sources: Collection[str]) -> Question:
     text = record.get("question")
     if not isinstance(text, str) or not text.strip():
         raise ValueError("has no text in 'question'")
+    answers = answers_in(record, sources)
+    if not answers:
+        raise ValueError("has no answer: give a 'source' or a 'quote'")
+    return Question(text, answers)
+
+
+def answers_in(record: dict[str, Any], sources: Collection[str]) -> tuple[Answer, ...]:
+    """Return the answers that a line of a questions file names; there may be none.
+
+    Args:
+        record: The line, with ``source``, ``quote`` or both, as in `read_questions`.
+        sources: The names of all documents, of which one may end like a line number.
+
+    Raises:
+        ValueError: A value is not text, or the two do not fit together.
+    """
     places, quotes = (_texts(record, name) for name in ("source", "quote"))
     if quotes and len(places) > 1:
         raise ValueError("has a 'quote' and several 'source' values: keep the one that contains it")
@@ -114,9 +130,7 @@ def _question(raw: bytes, sources: Collection[str]) -> Question:
     if quotes:
         source = answers[0].source if answers else None
         answers = [Answer(source, quotes=(quote,)) for quote in quotes]
-    if not answers:
-        raise ValueError("has no answer: give a 'source' or a 'quote'")
-    return Question(text, tuple(answers))
+    return tuple(answers)
 
 
 def _texts(record: dict[str, Any], name: str) -> list[str]:

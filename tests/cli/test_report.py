@@ -22,6 +22,17 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
+def zoo_with_lines(tmp_path: Path) -> Path:
+    folder = tmp_path / "animals"
+    folder.mkdir()
+    (folder / "otters.md").write_text(
+        "Otters swim.\n\n# Otters\n## Food\nThey eat sea urchins.\n", encoding="utf-8"
+    )
+    (folder / "pandas.md").write_text("Pandas climb in the trees.\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
 def chroma(service: LocalServer, tmp_path: Path) -> Path:
     """A Chroma folder with the collections ``zoo`` and ``town``."""
     folder = tmp_path / "chroma"
@@ -82,6 +93,64 @@ def test_an_expected_id_that_does_not_exist_is_an_error(
     out = tmp_path / "out.html"
     arguments = ("report", "zoo", "-p", str(chroma), "-o", str(out), "-q", str(file))
     assert "expects the id 'zoo-99'" in nexusflow.sentence(*arguments, code=2)
+    assert service.stats.requests == 0
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "ranks"),
+    [
+        ({"source": "otters.md"}, [1]),
+        ({"source": "otters.md:5"}, [1]),
+        ({"source": "otters.md:1"}, [2]),
+        ({"source": ["pandas.md", "otters.md"]}, [1]),
+        ({"quote": "They eat sea urchins."}, [1]),
+        ({"source": "otters.md", "quote": "Otters swim."}, [2]),
+        ({}, []),
+    ],
+    ids=str,
+)
+def test_an_answer_may_be_a_source_a_line_or_a_quote_as_for_tune(
+    nexusflow: Command,
+    service: LocalServer,
+    zoo_with_lines: Path,
+    tmp_path: Path,
+    line: dict[str, Any],
+    ranks: list[int],
+) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps({"question": "# Otters > Food They eat sea urchins.", **line}))
+    nexusflow("index", str(zoo_with_lines))
+    found = nexusflow.json("report", "-o", str(tmp_path / "out.html"), "-q", str(file))
+    assert found["ranks"] == ranks
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (
+            {"source": "lions.md"},
+            "questions.jsonl, line 1: no text of the collection has the source",
+        ),
+        ({"quote": "Lions roar."}, "line 1: no text of the collection contains the whole quote"),
+        ({"source": 5}, "line 1: has a value in 'source' that is not text"),
+    ],
+    ids=str,
+)
+def test_an_answer_that_is_not_in_the_collection_is_an_error(
+    nexusflow: Command,
+    service: LocalServer,
+    zoo_with_lines: Path,
+    tmp_path: Path,
+    line: dict[str, Any],
+    problem: str,
+) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps({"question": "What do they eat?", **line}))
+    nexusflow("index", str(zoo_with_lines))
+    service.reset_stats()
+    out = tmp_path / "out.html"
+    assert problem in nexusflow.sentence("report", "-o", str(out), "-q", str(file), code=2)
     assert service.stats.requests == 0
     assert not out.exists()
 
