@@ -250,6 +250,7 @@ class NexusFlowEmbedding(BaseEmbedding):
     Raises:
         ConfigurationError: A setting is invalid.
         TypeError: An argument has an unknown name.
+        pydantic.ValidationError: A value has the wrong type.
     """
 
     model_config = ConfigDict(
@@ -882,6 +883,8 @@ class _Work:
 
     def save(self, finished: Mapping[int, Vectors]) -> _Steps[None]:
         """Save the vectors that were finished before the call failed."""
+        if not self._store.exists:
+            return
         other = {self._texts[index]: row for index, row in finished.items()}
         yield from self._save(
             {text: row.tolist() for text, row in other.items() if text not in self._stored}
@@ -1140,6 +1143,8 @@ def _vectors(array: EmbeddingArray | EmbeddingList) -> list[Vector]:
 
 def _hidden(name: str, value: Any) -> Any:
     """Return a field's value as the object stores it; a stored secret is never printed."""
+    if value is None and name == "callback_manager":
+        return CallbackManager([])  # LlamaIndex replaces None only in the constructor
     if value is None and name != "timeout":
         return None
     if name == "api_key":

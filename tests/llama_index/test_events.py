@@ -171,6 +171,24 @@ def test_events_are_made_only_if_something_listens(
     assert len(manager.started) == (count if listener == "manager" else 0)
 
 
+def test_a_model_whose_callback_manager_is_removed_embeds_without_a_warning(
+    embedding: NexusFlowEmbedding,
+    batch: Batch,
+    texts: Texts,
+    single: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Doubling(NexusFlowEmbedding):
+        def _get_query_embedding(self, query: str) -> list[float]:
+            return super()._get_query_embedding(query) * 2
+
+    own = Doubling(api_key=embedding.api_key, api_base=embedding.api_base, dimensions=64)
+    embedding.callback_manager = own.callback_manager = None  # type: ignore[assignment]
+    assert len(batch(embedding, texts(25))) == 25
+    assert len(own.get_query_embedding("a question")) == 128
+    assert not caplog.records
+
+
 def test_the_usage_of_the_ends_is_what_the_server_billed(
     batch: Batch,
     single: Any,

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from llama_index.core.storage.kvstore import SimpleKVStore
 
-from nexusflow_integrations import Budget
+from nexusflow_integrations import Budget, NexusFlow
 from nexusflow_integrations.errors import (
     AuthenticationError,
     BadRequestError,
     BudgetExceededError,
     RefusedTextsError,
 )
+from nexusflow_integrations.llama_index import NexusFlowEmbedding
 
 Batch = Callable[..., list[list[float]]]
 Texts = Callable[..., list[str]]
@@ -130,3 +131,26 @@ def test_a_part_of_several_requests_keeps_those_that_were_answered(
     assert sorted(caught.value.finished) == [*range(20), *range(30, 40)]
     right = upstream.vector_of("text number 35")
     assert np.array_equal(caught.value.finished[35], np.float32(right))
+
+
+class Unlisted(np.ndarray):
+    def tolist(self) -> Any:
+        raise AssertionError("a row was converted, but nothing needs it")
+
+
+def test_after_a_failure_no_lists_are_made_if_there_is_no_store(
+    batch: Batch, embedding: NexusFlowEmbedding, texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        error = AuthenticationError("no")
+        error.finished = {0: np.ones(64, np.float32).view(Unlisted)}
+        raise error
+
+    async def afail(*_: Any, **__: Any) -> Any:
+        fail()
+
+    monkeypatch.setattr(NexusFlow, "_embed", fail)
+    monkeypatch.setattr(NexusFlow, "_aembed", afail)
+    with pytest.raises(AuthenticationError) as caught:
+        batch(embedding, texts(3))
+    assert list(caught.value.finished) == [0]
