@@ -279,8 +279,8 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             )
             raise ConfigurationError(
                 f"{setting} of a collection cannot change from {old!r} to {new!r}: its vectors"
-                " would not be comparable; Chroma has stored the change already, so modify it"
-                f" back, and make another collection for the other setting{moved}"
+                " would not be comparable; Chroma has already stored the change, so change it back"
+                f" with modify, and make another collection for the new value{moved}"
             )
 
     def default_space(self) -> Space:

@@ -53,10 +53,10 @@ class Fields:
             raise refuse(name, wanted, given, secret=True)
         for key, value in values.items():
             if not isinstance(key, str) or not key:
-                raise ConfigurationError(f"{name} must have names that are texts, not {shown(key)}")
+                raise ConfigurationError(f"{name} must have texts as names, not {shown(key)}")
             if (bad := _not_json(value)) is not None:
                 raise ConfigurationError(
-                    f"{name} must hold JSON values, and that of {key[:60]!a} {bad}"
+                    f"{name} must hold JSON values, but the value of {key[:60]!a} {bad}"
                 )
         written = _written(values)
         if flat and not all(isinstance(value, (str, int, float)) for value in values.values()):
@@ -64,7 +64,7 @@ class Fields:
         for key in taken:
             if key in values:
                 raise ConfigurationError(
-                    f"{name} may not set {key}, which is a field of this package's own"
+                    f"{name} may not set {key}, which this package sets itself"
                 )
         if len(written) > _MOST_CHARACTERS:
             raise ConfigurationError(f"{name} must be at most {_MOST_CHARACTERS:,} characters long")
@@ -109,7 +109,7 @@ def _not_json(value: object) -> str | None:
     except ValueError as error:
         return "is not finite" if "JSON compliant" in str(error) else "contains itself"
     except Exception:  # noqa: BLE001 - a user's value may raise anything
-        return f"is or holds something else ({type(value).__name__[:60]})"
+        return f"cannot be written as JSON ({type(value).__name__[:60]})"
     return None
 
 

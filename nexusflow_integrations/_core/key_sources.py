@@ -121,7 +121,7 @@ class FunctionKey:
             signature(function).bind()
         except TypeError:
             raise ConfigurationError(
-                f"api_key must be a function without arguments, and {self._name} needs some"
+                f"api_key must be a function without arguments, but {self._name} needs some"
             ) from None
         except Exception:  # noqa: BLE001, S110 - try functions without a signature
             pass

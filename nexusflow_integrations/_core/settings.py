@@ -86,7 +86,7 @@ def resolve_api_key(value: object = None, env: str = KEY_VARIABLE) -> ApiKey:
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigurationError(
             "api_key contains a line break, a space or another character that no key has;"
-            " was more than the key copied?"
+            " was anything copied with the key?"
         )
     return ApiKey(key)
 

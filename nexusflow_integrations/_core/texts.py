@@ -33,11 +33,11 @@ def check_text(text: object, index: int | None = None) -> str:
         elif not text:
             problem = "is blank"
         else:
-            problem = "holds a lone surrogate (half a character); clean it where it was read"
+            problem = "holds a lone surrogate (half a character); replace it where the text is read"
     elif text is None:
         problem = "is None"
     else:
-        problem = f"is not a string but {type(text).__name__}"
+        problem = f"must be a string, not {type(text).__name__}"
         if hint := _hint(text):
             problem += f": pass {hint}"
     where = "the text" if index is None else f"text {index}"
@@ -71,7 +71,7 @@ def sort_out_blank(texts: Iterable[str]) -> tuple[list[str], dict[int, InvalidIn
     """Return ``texts`` as a list, and the errors of the blank texts, by index.
 
     Raises:
-        InvalidInputError: As for ``check_texts``, except for blank texts.
+        InvalidInputError: As in ``check_texts``, but blank texts raise no error.
     """
     checked: list[str] = []
     blank: dict[int, InvalidInputError] = {}
@@ -111,7 +111,7 @@ def rows_of(texts: Any) -> Iterable[Any]:
     elif has_methods(texts, "to_pylist"):  # the items of a pyarrow array are not str
         return list(texts.to_pylist())
     elif hint := _hint(texts):
-        advice = f"{kind}: pass a list of texts; the text of this one is {hint}"
+        advice = f"{kind}: pass a list of texts; the text of this object is {hint}"
     else:
         try:
             return cast("Iterable[Any]", iter(texts))

@@ -98,18 +98,17 @@ class TunedSettings:
         try:
             read = json.loads(Path(path).read_text("utf-8"))
         except ValueError:  # also UnicodeDecodeError
-            raise ConfigurationError(
-                f"{name!r} is not a file of settings: it is not JSON"
-            ) from None
+            raise ConfigurationError(f"{name!r} is not a settings file: it is not JSON") from None
         if not isinstance(read, dict) or not isinstance(read.get("version"), int):
             raise ConfigurationError(f"{name!r} is not a settings file: it has no version")
         if read.pop("version") != VERSION:
             raise ConfigurationError(
-                f"{name!r} was written by another version of this package: tune again"
+                f"{name!r} was written by another version of this package: run `nexusflow tune`"
+                " again"
             )
         if unknown := read.keys() - {item.name for item in fields(cls)}:
             raise ConfigurationError(
-                f"{name!r} has a setting that is not known: {checks.shown(min(unknown))}"
+                f"{name!r} has an unknown setting: {checks.shown(min(unknown))}"
             )
         try:
             return cls(**read)

@@ -226,7 +226,7 @@ class Budget:
         limits = [_MOST_TOKENS if self.tokens is None else self.tokens]
         if self.money is not None and price.per_million_tokens is None:
             raise ConfigurationError(
-                "budget: money=... needs the price of the model, which is not known: pass"
+                "budget: money=... needs the price of the model, which is unknown: pass"
                 " price=Price(...), or give the budget in tokens"
             )
         if self.money is not None and price.per_million_tokens:

@@ -60,10 +60,10 @@ def add_documents(
     and another call continues from there.
 
     Args:
-        collection: A collection with a NexusFlow embedding function, either passed or stored.
+        collection: A collection that was opened with a NexusFlow embedding function, or stores one.
         ids: One id for each document; no two may be equal.
         documents: The texts. Lists are checked completely before anything is sent.
-        metadatas: One metadata for each document; ``None`` for a document without metadata.
+        metadatas: One dict for each document; ``None`` for a document without metadata.
         progress: Called with the number of documents done since the last call, whether written or
             already there, so ``tqdm.update`` can be passed.
         slice_size: Maximum documents per write, up to the client's own maximum.

@@ -408,8 +408,8 @@ class _Work:
         if not self.is_complete and self._passes >= PASSES:
             raise CollectionError(
                 f"collection {self.source_name!r} has {source} documents and its copy"
-                f" {self.target_name!r} {target}, after {PASSES} readings in which both changed:"
-                " stop what writes to them and call again; the names are as they were"
+                f" {self.target_name!r} has {target}, after {PASSES} readings: stop what"
+                " writes to them and call again; the names were not exchanged"
             )
 
     def end_pass(self, run: Run) -> bool:

@@ -3,13 +3,13 @@
 Chroma does not record that a collection has changed, and any program may change it. So an index
 stores a hash of each document that it was built from. When a process first uses the index, and
 again after each write to Chroma's database file, these hashes are compared with the documents; if
-they differ, the index is rebuilt. So the index is always right, even if a program was
+they differ, the index is rebuilt. So the index always matches the documents, even if a program was
 killed while it wrote.
 
 An index is written into a new folder; then one file that names this folder is replaced. A process
 that is killed before that leaves a folder that nothing refers to; the next process that writes
 removes the folder. Checksums detect files that are damaged or incomplete, as after a power cut. The
-index belongs to the collection's id, so it stays right if names are exchanged.
+index belongs to the collection's id, so it stays valid if names are exchanged.
 """
 
 from __future__ import annotations

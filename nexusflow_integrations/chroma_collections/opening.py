@@ -134,7 +134,7 @@ def _tuned(
         return function
     if function is not None:
         raise ConfigurationError(
-            "settings=... names the embedding function, too: leave out embedding_function, or pass"
+            "settings=... sets the embedding function, too: leave out embedding_function, or pass"
             " NexusFlowEmbeddingFunction(**settings.for_client(), ...) alone"
         )
     if not isinstance(settings, TunedSettings):
@@ -384,7 +384,7 @@ def check_arguments(function: object, configuration: CreateCollectionConfigurati
         )
     if configuration and configuration.get("embedding_function") is not None:
         raise ConfigurationError(
-            "give the embedding function as embedding_function, not in configuration"
+            "pass the embedding function as embedding_function, not in configuration"
         )
 
 

@@ -200,7 +200,7 @@ class Run:
                         record.id,
                         record.place,
                         "invalid id",
-                        "the collection has this id outside of `where`, for another source",
+                        "the collection has a document with this id that does not match `where`",
                     )
                 )
                 continue
@@ -314,7 +314,7 @@ class Run:
 
 
 def same_metadata(stored: Mapping[str, Any] | None, given: Mapping[str, Any] | None) -> bool:
-    """Return whether both metadata are the same; ``True`` and 1 count as different."""
+    """Return whether the metadata of two documents is the same; ``True`` and 1 differ."""
     one, two = stored or {}, given or {}
     return one.keys() == two.keys() and all(
         value == two[key] and isinstance(value, bool) == isinstance(two[key], bool)

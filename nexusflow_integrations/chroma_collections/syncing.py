@@ -84,10 +84,10 @@ def sync_documents(
     out and reported. About a thousand documents are in memory at a time.
 
     Args:
-        collection: A collection with a NexusFlow embedding function, either passed or stored.
+        collection: A collection that was opened with a NexusFlow embedding function, or stores one.
         ids: One id for each document; no two may be equal.
         documents: The texts.
-        metadatas: One metadata for each document; ``None`` for a document without metadata.
+        metadatas: One dict for each document; ``None`` for a document without metadata.
         where: Chroma's filter for the part of the collection that this source owns. Nothing outside
             this part is changed or removed, and a document whose metadata does not match the filter
             is left out. ``None`` is the whole collection.
@@ -109,8 +109,8 @@ def sync_documents(
         SameIdTwiceError: An id occurs twice; the message names both places.
         ValueError: The numbers of ids and documents differ.
         ConfigurationError: The embedding function is not a NexusFlow function, the collection needs
-            the sync or async version of this function, or (with ``verify``) the service returns
-            vectors that differ from the stored ones.
+            the other (sync or async) version of this function, or (with ``verify``) the service
+            returns vectors that differ from the stored ones.
         CollectionError: The collection cannot be read or written, or another process writes to it.
             ``finished`` holds the vectors that were paid for but not written, by place.
         NexusFlowError: Embedding failed.

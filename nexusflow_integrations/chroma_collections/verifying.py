@@ -98,7 +98,7 @@ def check_same(
         raise ConfigurationError(
             f"the service embeds document {ids[place]!r} of collection {name!r} differently"
             f" now (it differs by {far:.2g} of the vector's length; {TOLERANCE} is"
-            " allowed): the model or its settings changed, or the stored vector is of another"
+            " allowed): the model or its settings changed, or the stored vector has another"
             " source; make another collection (copy_collection with embed_again=True)"
             + (", or write without comparing (verify=False)" if most else "")
         )

@@ -56,8 +56,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Embeddings, search and answers from your own texts: with NexusFlow where"
-    " [bold]NEXUSFLOW_API_KEY[/bold] is set, else with a small model on this machine.",
+    help="Embeddings, search and answers from your own texts: with NexusFlow if"
+    " [bold]NEXUSFLOW_API_KEY[/bold] is set, otherwise with a small model on this machine.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, or an input that is missing or"
     " cannot be read, 3 a package is missing, 4 the key is missing or refused, 5 something was"
     " left out, 130 stopped by Ctrl-C. NO_COLOR is honoured.",

@@ -115,7 +115,7 @@ HybridOption = Annotated[
 FreshOption = Annotated[
     bool,
     typer.Option(
-        "--fresh", help="Build a new index; the old one stays in use until it is complete."
+        "--fresh", help="Build a new index; the old one stays in use until the new one is complete."
     ),
 ]
 SettingsOption = Annotated[
@@ -132,7 +132,7 @@ IndexOption = Annotated[
     typer.Option(
         "--index",
         "-i",
-        help="Name of an index, or how it begins. [dim]Default: the index of this folder, else"
+        help="Name of an index, or its beginning. [dim]Default: the index of this folder, else"
         " the last one used.[/dim]",
     ),
 ]
@@ -272,7 +272,7 @@ def index(
     tuned = None if settings is None else TunedSettings.load(settings)
     if tuned is not None:
         if dimensions is not None:
-            raise UsageProblem("--settings names the size, too: leave out --dimensions")
+            raise UsageProblem("--settings sets the size, too: leave out --dimensions")
         if tuned.model != DEFAULT_MODEL:
             raise UsageProblem(f"the settings are for {tuned.model!r}, not for {DEFAULT_MODEL!r}")
         if tuned.local_model is not None and has_key() and not local:
@@ -594,7 +594,7 @@ def _evaluate(
             (method, {titles[language]: found for language, found in by_language.items()})
             for method, by_language in rates.items()
         ],
-        "The questions are fixed and in everyday words. BM25 cannot follow a Chinese question"
+        "The questions are fixed and use everyday words. BM25 cannot follow a Chinese question"
         " into English texts.",
     )
     return {

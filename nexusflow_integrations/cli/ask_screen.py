@@ -103,7 +103,7 @@ class AskScreen(Screen):
 
     def passages(self, passages: Sequence[Passage], *, hybrid: bool = False) -> None:
         """Show the passages found: number, score, source and the beginning of the text."""
-        by = "by rank among vectors and keywords together; 1 = first in both"
+        by = "by rank in the searches by vectors and by keywords; 1 = first in both"
         self.head("Passages", by if hybrid else "by cosine with the question")
         if not passages:
             self.out.print(Padding("nothing", INDENT))
@@ -167,7 +167,7 @@ class AskScreen(Screen):
         else:
             line = f"{chat.model}: {tokens.sent:,} tokens sent, {tokens.written:,} written: "
             line += "price not known" if cost is None else money(cost, usage.price)
-            line += f"; in all {usage.tokens + tokens.sent + tokens.written:,} tokens"
+            line += f"; in total {usage.tokens + tokens.sent + tokens.written:,} tokens"
             line += "" if cost is None else f", {money(usage.cost + cost, usage.price)}"
         shown = Text(line, style="dim")
         self.out.print(shown if brief else Padding(shown, INDENT))
@@ -221,7 +221,7 @@ class AskScreen(Screen):
     def scores(self, rows: Sequence[tuple[str, dict[str, tuple[float, ...]]]], note: str) -> None:
         """Show hit rates: a row for each method, a group of columns for each language."""
         groups = list(rows[0][1])
-        self.head("Hit rates", "hit@1, hit@3, hit@5: a right passage among the first 1, 3, 5")
+        self.head("Hit rates", "hit@1, hit@3, hit@5: a correct passage among the first 1, 3, 5")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("")
         for place, group in enumerate(groups):

@@ -144,7 +144,7 @@ def verified(rows: ModelRows, place: Any) -> Verified:
     client = NexusFlow(model=rows.model, dimensions=rows.dimensions, cache=place)
     try:
         if client.verify_cache():
-            return Verified(rows, "same", "the service answers with the same vectors")
+            return Verified(rows, "same", "the service returns the same vectors")
     except ConfigurationError as error:
         return Verified(rows, "changed", str(error))
     return Verified(rows, "kept", "stored three vectors to compare with next time")

@@ -223,7 +223,7 @@ def _index(index: Index, endpoint: Endpoint) -> str:
     )
     passages = count(collection.count(), "passage")
     who = endpoint.local_model or "the service"
-    return f"{passages}, and {who} gives the same vectors"
+    return f"{passages}, and {who} returns the same vectors"
 
 
 def _first(endpoint: Endpoint) -> str:

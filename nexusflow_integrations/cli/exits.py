@@ -38,7 +38,7 @@ class CannotListenError(Exception):
         if error.errno == errno.EADDRINUSE:
             text = f"port {port} of {host} is in use: choose another --port, or 0 for a free one"
         elif error.errno in (errno.EACCES, errno.EPERM):
-            text = f"port {port} of {host} needs more rights: choose a --port above 1023"
+            text = f"port {port} of {host} needs more privileges: choose a --port above 1023"
         else:
             text = f"cannot listen on port {port} of {host}: {error.strerror or error}"
         super().__init__(text)

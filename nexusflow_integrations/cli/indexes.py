@@ -44,7 +44,7 @@ indexes = typer.Typer(
     cls=_ListsByDefault, help="List, show or remove the indexes of `index` and `demo`."
 )
 
-NameArgument = Annotated[str, typer.Argument(help="Name of an index, or the beginning of it.")]
+NameArgument = Annotated[str, typer.Argument(help="Name of an index, or its beginning.")]
 
 
 @indexes.command("list")

@@ -161,7 +161,7 @@ def budget(text: str, price: Price) -> Budget:
         return Budget(money=number)
     if re.fullmatch("[A-Z]{3}", currency):
         raise UsageProblem(
-            f"the price list is in {price.currency}: say --budget '{number:g} {price.currency}'"
+            f"the price list is in {price.currency}: write --budget '{number:g} {price.currency}'"
         )
     raise UsageProblem(
         f"{text!r} is not a budget: write it like '200k tokens' or '2.50 {price.currency}'"

@@ -104,8 +104,8 @@ def tune(
         check_input(questions, "file")
     if questions is not None and chat_model is not None:
         raise UsageProblem(
-            "--questions and --chat-model exclude each other: one gives the questions, the other"
-            " writes them"
+            "--questions and --chat-model cannot be used together: one names a file of questions,"
+            " the other has them written"
         )
     if chat_model is not None and (local or not has_key()):
         raise UsageProblem("the local server has no chat model: set NEXUSFLOW_API_KEY to use one")
@@ -214,8 +214,8 @@ def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint) -> None:
     if plan.chat is not None:
         made = f" at most (written by {plan.chat.model})"
     screen.out.print(
-        f"{count(plan.questions, 'question')}{made} about {count(plan.documents, 'text')} can tell"
-        f" differences of nDCG@10 above about {plan.tellable:.2f} apart."
+        f"{count(plan.questions, 'question')}{made} about {count(plan.documents, 'text')} can show"
+        f" differences in nDCG@10 above about {plan.tellable:.2f}."
     )
     screen.head("Plan")
     table = Table.grid(padding=(0, 2))

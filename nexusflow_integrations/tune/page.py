@@ -136,8 +136,8 @@ def page(result: TuneResult, local_model: str | None = None) -> str:
     title = "Measured settings and the choice"
     usage = result.usage
     facts = (
-        f"{count(len(result.questions), 'question')}; differences above {result.tellable:.3f} of"
-        " nDCG@10 can be told apart."
+        f"{count(len(result.questions), 'question')}; differences in"
+        f" nDCG@10 above {result.tellable:.3f} are measurable."
     )
     if local_model is None:
         facts += (

@@ -125,8 +125,8 @@ class TuneResult:
             )
         if self.too_few:
             return (
-                f"The questions are too few: they cannot tell differences below {self.tellable:.2f}"
-                f" apart. With these questions, take {chosen.setting}: {why}."
+                f"The questions are too few: they cannot show differences below"
+                f" {self.tellable:.2f}. With these questions, take {chosen.setting}: {why}."
             )
         return f"Take {chosen.setting}: {why}."
 
@@ -149,9 +149,7 @@ class TuneResult:
                     " usable question."
                 )
         if self.unwritten:
-            notes.append(
-                f"The budget did not suffice to write {count(self.unwritten, 'question')}."
-            )
+            notes.append(f"The budget was too small to write {count(self.unwritten, 'question')}.")
         if self.paid_sizes:
             sizes = ", ".join(map(str, self.paid_sizes))
             notes.append(

@@ -191,7 +191,7 @@ class Tuning:
         if chat is not None:
             if questions is not None:
                 raise ConfigurationError(
-                    "chat and questions exclude each other: leave out one of them"
+                    "chat and questions cannot be used together: leave out one of them"
                 )
             self._writer = Writer(chat, self._documents, budget)
             self.questions: list[Question] = []
@@ -235,8 +235,8 @@ class Tuning:
         questions = writer.write(first, self._client.price.of(first))
         if not questions:
             raise BudgetExceededError(
-                f"the first stage needs about {first:,} tokens, and the rest of the budget does not"
-                " suffice for a question: nothing was sent"
+                f"the first stage needs about {first:,} tokens, and the rest of the budget is too"
+                " small for a question: nothing was sent"
             )
         self.questions = questions
         check_questions(questions, self._documents)
@@ -354,7 +354,7 @@ def _sizes(given: Sequence[int] | None, client: NexusFlow) -> tuple[int, ...]:
     known = model_named(client.model).sizes
     if given is None:
         if not known:
-            raise ConfigurationError(f"the sizes of {client.model!r} are not known: pass sizes=...")
+            raise ConfigurationError(f"the sizes of {client.model!r} are unknown: pass sizes=...")
         return known
     sizes = {client.resized(size).dimensions or 0 for size in given} - {0}
     if not sizes:
@@ -464,7 +464,7 @@ class _Measuring:
         kept = [item for item in stage.settings if first or not self._same_passages(item)]
         for setting in kept:
             if (measured := self._within_budget(setting, must=first)) is None:
-                self.skipped.append(f"{stage.name}: {setting}: the budget does not suffice")
+                self.skipped.append(f"{stage.name}: {setting}: the budget is too small")
                 break
             found.append(measured)
         return found

@@ -19,8 +19,8 @@ READ = 4000
 POINT = 0.01
 """One point of nDCG@10: the most that the choice may lose with other questions of this kind."""
 ALLOWED = POINT / 2
-"""The most that the choice may lose with these questions, so that it loses less than a point with
-others. Another way of cutting or another instruction must gain at least as much."""
+"""The most that the choice may lose with these questions. With other questions it should then lose
+less than a point. Another way of cutting or another instruction must gain at least as much."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def best_length(measured: Sequence[Measured], bootstrap: Bootstrap) -> int:
 
 
 def readings(measured: Sequence[Measured]) -> dict[int, Measured]:
-    """Return the setting that represents each length of passages in the comparison.
+    """Return, for each passage length, the setting that stands for it in the comparison.
 
     This setting differs from the first one only in length and method. The method with more answers
     in the first ``READ`` characters counts.

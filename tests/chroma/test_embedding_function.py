@@ -354,7 +354,7 @@ def test_a_collection_reports_that_its_service_was_changed(
 ) -> None:
     collection = client.create_collection("docs", embedding_function=make())
     other = NexusFlowEmbeddingFunction(dimensions=64, api_base="https://other.example/v1")
-    with pytest.raises(errors.ConfigurationError, match=r"localhost.*modify it back"):
+    with pytest.raises(errors.ConfigurationError, match=r"localhost.*change it back"):
         collection.modify(configuration={"embedding_function": other})
     collection.modify(configuration={"embedding_function": make(query_instruction="Find: ")})
 

@@ -61,7 +61,7 @@ def test_changing_model_or_size_by_modify_is_refused_and_can_be_undone(
     client: Any, make: Make
 ) -> None:
     collection = client.create_collection("docs", embedding_function=make())
-    with pytest.raises(errors.ConfigurationError, match="modify it back"):
+    with pytest.raises(errors.ConfigurationError, match="change it back"):
         collection.modify(configuration={"embedding_function": make(dimensions=128)})
     # Chroma asks when it has already stored the change.
     assert _stored(client)["dimensions"] == 128

@@ -236,7 +236,7 @@ def test_verify_keeps_some_vectors_first_and_compares_them_later(
     ]
     assert service.stats.texts == 12
     shown, _ = nexusflow("cache", "verify", "--cache", str(file))
-    assert "text-embedding-v4, 64: the service answers with the same vectors" in shown
+    assert "text-embedding-v4, 64: the service returns the same vectors" in shown
 
 
 def test_verify_and_doctor_find_a_service_that_changed_its_model(

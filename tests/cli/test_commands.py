@@ -155,7 +155,7 @@ def test_evaluate_scores_the_fixed_questions_beside_bm25(
     assert 0 < rates["hit@1"] <= rates["hit@3"] <= rates["hit@5"] < 1  # the encoder is no model
     assert 0.4 < found["hit_rates"]["BM25"]["en"]["hit@3"] < 0.7
     shown, _ = nexusflow("demo", "--evaluate", "-f", "chroma")
-    assert "Hit rates  hit@1, hit@3, hit@5: a right passage among the first 1, 3, 5" in shown
+    assert "Hit rates  hit@1, hit@3, hit@5: a correct passage among the first 1, 3, 5" in shown
     assert "English (26)" in shown
     assert "Chinese (8)" in shown
 
@@ -252,7 +252,7 @@ def test_a_hybrid_search_finds_by_keywords_too_where_it_is_asked_for(
         assert hits("--no-hybrid")[0] is False
         nexusflow("index", str(zoo))  # follows the folder, and remembers
     answered, _ = nexusflow("ask", "form QX-7731 for visitors")
-    assert "by rank among vectors and keywords" in answered
+    assert "by rank in the searches by vectors and by keywords" in answered
     assert "“Form QX-7731 is for visitors.” [1]" in answered
     assert nexusflow.json("search", "form", "-f", "langchain")["hybrid"] is False
     nexusflow("index", str(zoo), "--no-hybrid")
@@ -483,7 +483,7 @@ def test_doctor_does_not_send_a_key_that_cannot_be_one(
 ) -> None:
     monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-very-secret\nX: 1")
     shown, _ = nexusflow("doctor", code=1)
-    assert "was more than the key copied?" in " ".join(shown.split())
+    assert "was anything copied with the key?" in " ".join(shown.split())
     assert service.stats.requests == 0
 
 

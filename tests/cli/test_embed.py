@@ -246,7 +246,7 @@ REASONS = {
     4: "has no field 'text'",
     5: "is neither a JSON object nor a string",
     6: "is not UTF-8",
-    7: "is not a string but int",
+    7: "must be a string, not int",
 }
 
 

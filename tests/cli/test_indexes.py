@@ -81,7 +81,7 @@ def test_doctor_compares_the_indexes_of_the_service_that_is_asked(
     (check,) = [check for check in found["checks"] if check["name"] == "Index"]
     assert check["ok"]
     assert check["text"].startswith("zoo-")
-    assert "passages, and the service gives the same vectors" in check["text"]
+    assert "passages, and the service returns the same vectors" in check["text"]
     (index,) = Indexes().all()
     collection = open_to_read(index.chroma)
     held = collection.get(include=[])["ids"]

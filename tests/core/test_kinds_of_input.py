@@ -48,18 +48,18 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: bytearray(b"a"), "not bytearray: decode it"),
     (lambda: memoryview(b"a"), "not memoryview: decode it"),
     (lambda: Path("texts.txt"), "Path: read the file first"),
-    (lambda: SimpleNamespace(page_content="a"), "the text of this one is its page_content"),
-    (lambda: SimpleNamespace(get_content=str), "the text of this one is its get_content()"),
+    (lambda: SimpleNamespace(page_content="a"), "the text of this object is its page_content"),
+    (lambda: SimpleNamespace(get_content=str), "the text of this object is its get_content()"),
     (lambda: 5, "not int"),
     (lambda: None, "not NoneType"),
     (lambda: object(), "not object"),
-    (lambda: [["a", "b"]], "text 0 is not a string but list"),
+    (lambda: [["a", "b"]], "text 0 must be a string, not list"),
     (lambda: ["a", None], "text 1 is None"),
-    (lambda: [b"a"], "text 0 is not a string but bytes"),
-    (lambda: np.array([["a", "b"]]), "text 0 is not a string but ndarray"),
-    (lambda: array.array("i", [1]), "text 0 is not a string but int"),
-    (lambda: [SimpleNamespace(page_content="a")], "but SimpleNamespace: pass its page_content"),
-    (lambda: [SimpleNamespace(get_content=str)], "but SimpleNamespace: pass its get_content()"),
+    (lambda: [b"a"], "text 0 must be a string, not bytes"),
+    (lambda: np.array([["a", "b"]]), "text 0 must be a string, not ndarray"),
+    (lambda: array.array("i", [1]), "text 0 must be a string, not int"),
+    (lambda: [SimpleNamespace(page_content="a")], "not SimpleNamespace: pass its page_content"),
+    (lambda: [SimpleNamespace(get_content=str)], "not SimpleNamespace: pass its get_content()"),
 ]
 
 
@@ -69,7 +69,7 @@ async def test_no_method_of_the_client_accepts_a_non_list(
 ) -> None:
     client = NexusFlow("key", base_url="http://127.0.0.1:1")
     doors: list[Callable[[Any], object]] = [client.embed, client.estimate]
-    if not said.startswith(("text", "but")):  # a stream yields the error of an item
+    if not said.startswith(("text", "not Simple")):  # a stream yields the error of an item
         doors.append(lambda texts: list(client.embed_stream(texts)))
         with pytest.raises(InvalidInputError) as caught:
             _ = [item async for item in client.aembed_stream(make())]

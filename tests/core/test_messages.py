@@ -103,12 +103,18 @@ CYCLE["a"] = CYCLE
     ("given", "said"),
     [
         (5, "must be a dict of names and JSON values or None, not 5"),
-        ({"a": Own()}, "must hold JSON values, and that of 'a' is or holds something else (Own)"),
-        ({"a": [{1}]}, "must hold JSON values, and that of 'a' is or holds something else (list)"),
-        ({"a": float("nan")}, "must hold JSON values, and that of 'a' is not finite"),
-        ({"a": CYCLE}, "must hold JSON values, and that of 'a' contains itself"),
-        ({"a": "\ud800"}, "must hold JSON values, and that of 'a' holds a lone surrogate"),
-        ({5: "a"}, "must have names that are texts, not 5"),
+        (
+            {"a": Own()},
+            "must hold JSON values, but the value of 'a' cannot be written as JSON (Own)",
+        ),
+        (
+            {"a": [{1}]},
+            "must hold JSON values, but the value of 'a' cannot be written as JSON (list)",
+        ),
+        ({"a": float("nan")}, "must hold JSON values, but the value of 'a' is not finite"),
+        ({"a": CYCLE}, "must hold JSON values, but the value of 'a' contains itself"),
+        ({"a": "\ud800"}, "must hold JSON values, but the value of 'a' holds a lone surrogate"),
+        ({5: "a"}, "must have texts as names, not 5"),
     ],
 )
 def test_a_field_that_cannot_be_sent_is_named(given: Any, said: str) -> None:

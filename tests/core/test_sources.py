@@ -376,7 +376,7 @@ async def test_lost_claims_are_reported_once_and_not_as_lost_money(
     await embed_all(source, results)
     (record,) = caplog.records
     assert record.levelname == "INFO"
-    assert "claims on texts expired before they were sent" in record.message
+    assert "claims on texts expired before the texts were sent" in record.message
     assert ledger.repaid == 0
 
 

@@ -62,10 +62,10 @@ def test_whatever_passes_can_be_encoded_and_visible_text_that_can_be_encoded_pas
     ("bad", "words"),
     [
         (None, "is None"),
-        (7, "is not a string but int"),
-        (b"bytes", "is not a string but bytes"),
-        (["nested"], "is not a string but list"),
-        (1.5, "is not a string but float"),
+        (7, "must be a string, not int"),
+        (b"bytes", "must be a string, not bytes"),
+        (["nested"], "must be a string, not list"),
+        (1.5, "must be a string, not float"),
         ("", "is blank"),
     ],
 )

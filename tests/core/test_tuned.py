@@ -65,7 +65,7 @@ def test_a_wrong_value_is_named(wrong: dict[str, Any], tmp_path: Path) -> None:
         ("[]", "has no version"),
         ("{}", "has no version"),
         ('{"version": 2}', "by another version"),
-        ('{"version": 1, "speed": 9}', "not known: 'speed'"),
+        ('{"version": 1, "speed": 9}', "unknown setting: 'speed'"),
     ],
 )
 def test_another_file_is_refused(text: str, problem: str, tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_a_function_that_needs_arguments_is_refused_at_construction(
     function: Any, name: str
 ) -> None:
     said = (
-        r"^api_key must be a function without arguments, and the function"
+        r"^api_key must be a function without arguments, but the function"
         rf" .*{name} \(.*test_sources.py, line \d+\) needs some"
     )
     with pytest.raises(errors.ConfigurationError, match=said):

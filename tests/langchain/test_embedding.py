@@ -124,8 +124,8 @@ BAD = [
     (["fine", None], "text 1 is None", 1),
     (["fine", "fine too", "  "], "text 2 is blank", 2),
     (["", "fine"], "text 0 is blank", 0),
-    (["fine", 7], "text 1 is not a string", 1),
-    (["fine", [1, 2, 3]], "text 1 is not a string but list", 1),
+    (["fine", 7], "text 1 must be a string", 1),
+    (["fine", [1, 2, 3]], "text 1 must be a string, not list", 1),
     (["\ud800"], "text 0 holds a lone surrogate", 0),
 ]
 

@@ -273,7 +273,7 @@ def test_the_command_shows_what_the_model_writes_and_hides_the_key_it_echoes(
     said = " ".join(shown.stdout.split())
     tokens = int(re.search(r"(\d+) tokens? in ", said)[1])  # type: ignore[index]
     assert said.endswith(
-        f"qwen3.5-plus: 300 tokens sent, 40 written: ¥0.000432; in all {tokens + 340} tokens,"
+        f"qwen3.5-plus: 300 tokens sent, 40 written: ¥0.000432; in total {tokens + 340} tokens,"
         f" {money(tokens * 0.5 / 1e6 + 0.000432, Price())}"
     )
     cost = json.loads(
@@ -284,7 +284,7 @@ def test_the_command_shows_what_the_model_writes_and_hides_the_key_it_echoes(
     assert cost["total_price"] == pytest.approx(cost["list_price"] + 0.000432)
 
     shown = typer.CliRunner().invoke(app, ask)
-    assert "40 written: price not known; in all " in " ".join(shown.stdout.split())
+    assert "40 written: price not known; in total " in " ".join(shown.stdout.split())
     chat_server.usage = None
     shown = typer.CliRunner().invoke(app, ask)
     assert shown.stdout.rstrip().endswith("qwen3.5-plus: tokens and price not known")

@@ -112,7 +112,7 @@ def test_a_server_that_is_gone_turns_the_cache_off_with_one_warning(
         embed_all(client)
     (warning,) = warnings_of(caplog, "the cache")
     assert f"the cache is off until it works again: {redis.url} cannot be used" in warning
-    assert len(warnings_of(caplog, "pacing alone")) <= 1
+    assert len(warnings_of(caplog, "this process sets its own pace")) <= 1
     assert server.stats.duplicates.keys() <= set(TEXTS)
 
 
@@ -123,7 +123,7 @@ def test_a_server_that_was_never_there_costs_one_warning(
     with caplog.at_level(logging.INFO, "nexusflow_integrations"):
         embed_all(client)
         embed_all(client)
-    for about in ("the cache is off", "pacing alone"):
+    for about in ("the cache is off", "this process sets its own pace"):
         (warning,) = warnings_of(caplog, about)
         assert "redis://127.0.0.1:1/7 cannot be used" in warning
 
@@ -377,7 +377,7 @@ def test_without_the_server_a_client_paces_alone_and_says_so(
     with caplog.at_level(logging.INFO, "nexusflow_integrations"):
         embed_all(client)
     (warning,) = warnings_of(caplog)
-    assert "pacing alone" in warning
+    assert "this process sets its own pace" in warning
     assert PASSWORD not in warning
 
 
@@ -387,5 +387,5 @@ def test_limits_on_a_server_that_takes_no_such_password_are_warned_of(
     limits = RedisLimits(locked.url.replace("//", "//:letmein@"), requests_per_minute=60_000)
     embed_all(NexusFlow(server.api_key, base_url=server.base_url, pacer=limits))
     (warning,) = warnings_of(caplog)
-    assert "pacing alone" in warning
+    assert "this process sets its own pace" in warning
     assert "letmein" not in caplog.text

@@ -66,9 +66,9 @@ async def test_what_is_no_list_of_texts_is_refused(wrong: Any) -> None:
     from nexusflow_integrations.lancedb import NexusFlowEmbeddings
     from nexusflow_integrations.pydantic_ai import NexusFlowEmbeddingModel
 
-    with pytest.raises(InvalidInputError, match=r"expected a list|is not a string"):
+    with pytest.raises(InvalidInputError, match=r"expected a list|must be a string"):
         NexusFlowDocumentEmbedder().run(documents=wrong)
-    with pytest.raises(InvalidInputError, match=r"expected a list|is not a string"):
+    with pytest.raises(InvalidInputError, match=r"expected a list|must be a string"):
         NexusFlowEmbeddings().generate_embeddings(wrong)
-    with pytest.raises(InvalidInputError, match=r"expected a list|is not a string"):
+    with pytest.raises(InvalidInputError, match=r"expected a list|must be a string"):
         await NexusFlowEmbeddingModel().embed(wrong, input_type="document")

@@ -132,7 +132,7 @@ def test_a_file_that_is_not_a_whole_cache_of_ours_is_refused_and_left_alone(
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
     assert str(path) in str(caught.value)
-    assert "left alone" in str(caught.value)
+    assert "was not changed" in str(caught.value)
 
 
 def test_damage_inside_the_file_is_an_error_when_it_is_read_and_is_left_alone(

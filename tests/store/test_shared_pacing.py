@@ -659,7 +659,7 @@ async def test_limits_that_cannot_be_asked_are_reported_once_and_stop_nobody(
     made.wait()
     assert await made.thread.work() == 1
     assert [record.message for record in caplog.records] == [
-        "pacing alone until the shared limits can be reached again: OSError"
+        "this process sets its own pace until the shared limits can be reached again: OSError"
     ]
 
 
@@ -703,7 +703,8 @@ async def test_limits_that_do_not_answer_are_waited_for_a_second_and_asked_only_
     await made.thread.work()
     made.take()
     assert [record.getMessage() for record in caplog.records] == [
-        "pacing alone until the shared limits can be reached again: no answer within 1 s",
+        "this process sets its own pace until the shared limits can be reached again:"
+        " no answer within 1 s",
         "the shared limits can be reached again, and are used again",
     ]
 

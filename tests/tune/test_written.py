@@ -229,7 +229,7 @@ def test_a_budget_holds_for_the_model_and_the_vectors_together(server: ChatServe
     assert spent <= (budget.tokens or 0)
     assert 0 < len(server.asked) == len(result.questions) < 8
     assert result.unwritten == 8 - len(result.questions)
-    assert any("did not suffice to write" in note for note in result.notes())
+    assert any("was too small to write" in note for note in result.notes())
 
     server.asked.clear()
     with pytest.raises(BudgetExceededError, match="nothing was sent"):

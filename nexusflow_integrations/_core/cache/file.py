@@ -159,7 +159,7 @@ class CacheFile:
                 ) from None
         except OSError as error:
             raise StoreUnavailable(
-                f"the cache {self.path} cannot be made: {error.strerror or error}"
+                f"the cache {self.path} cannot be created: {error.strerror or error}"
             ) from error
 
     def _make_new(self) -> None:
@@ -212,20 +212,20 @@ class CacheFile:
             return CacheError(
                 f"the cache {self.path} was written by a newer version of nexusflow-integrations"
                 f" (format {header.version}, this version reads {SCHEMA_VERSION});"
-                " it was left alone: upgrade, or name another file"
+                " it was not changed: upgrade, or name another file"
             )
         return None
 
     def _foreign(self, what: str) -> CacheError:
         return CacheError(
             f"{self.path} is not a cache file of nexusflow-integrations: it is {what};"
-            " it was left alone; name another file"
+            " it was not changed; name another file"
         )
 
     def damaged(self, why: object) -> CacheError:
         """Return the error for a damaged file."""
         return CacheError(
-            f"the cache {self.path} is damaged ({why}); it was left alone:"
+            f"the cache {self.path} is damaged ({why}); it was not changed:"
             " remove it, or name another file"
         )
 

@@ -310,7 +310,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - keep the vectors that were paid for
             failure = NexusFlowError(
                 f"the call failed with {type(error).__name__}, which is a bug in this package or in"
-                " something that was handed to it; this error's cause says where"
+                " an object that was passed to it; this error's cause says where"
             )
             failure.__cause__ = error
         if stop is not None:

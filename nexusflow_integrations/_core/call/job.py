@@ -48,7 +48,7 @@ If the process is suspended, only one of them ends, so responses that arrived ar
 
 
 class StoppedElsewhere(NexusFlowError):  # noqa: N818 - users never see it
-    """A call was stopped because another call failed, whose error is raised to the user."""
+    """A call was stopped because another call failed; the user gets that call's error."""
 
 
 class Stop:

@@ -237,8 +237,8 @@ class CachedSource:
         if claimed.repaid:
             self._ledger.repaid += claimed.repaid
             logger.warning(
-                "up to %d texts were sent, but not stored, by a process that ended or was stopped;"
-                " they are paid for again",
+                "up to %d texts were sent, but not stored, by a process that ended or was"
+                " suspended; they are paid for again",
                 claimed.repaid,
             )
         if self._renewing is None and self._claimed:
@@ -268,8 +268,9 @@ class CachedSource:
         self._lost |= gone
         if self._losses.total() == len(gone):
             logger.info(
-                "claims on texts expired before they were sent, because this process was stopped"
-                " or its cache could not be used; texts that nobody else sent are claimed again"
+                "claims on texts expired before the texts were sent, because this process was"
+                " suspended or its cache could not be used; texts that no other process sent are"
+                " claimed again"
             )
         raise ClaimsLost
 

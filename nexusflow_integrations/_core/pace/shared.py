@@ -395,7 +395,9 @@ class LeasedPacer:
         self._ask_at = self._clock() + ASK_AGAIN
         if self._alone is not None:
             return
-        logger.warning("pacing alone until the shared limits can be reached again: %s", why)
+        logger.warning(
+            "this process sets its own pace until the shared limits can be reached again: %s", why
+        )
         requests, tokens = self._limits
         processes = self._processes()
         self._alone = GivenLimits(requests and requests / processes, tokens and tokens / processes)

@@ -63,7 +63,7 @@ class Failure:
     """A classified error response.
 
     ``retry_after`` is in seconds; ``batch_limit`` is the maximum number of texts that the server
-    accepts. ``too_many_at_once`` is whether the rate limit is on requests in flight.
+    accepts. ``too_many_at_once`` says whether the limit is on requests in flight, not on the rate.
     """
 
     kind: Kind

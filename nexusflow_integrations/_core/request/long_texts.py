@@ -23,7 +23,7 @@ CLEARLY = 1.4
 PIECE = 0.8
 """Maximum estimated tokens of a piece, as a share of the limit."""
 SHORTEST = 32
-"""Number of characters; if a shorter text is refused as too long, the reason must be another."""
+"""A text with fewer characters is never too long, even if the server refuses it as too long."""
 _WINDOW = 200
 """Number of characters before a cut that are searched for a blank."""
 

@@ -51,7 +51,7 @@ class About:
         dimensions: The requested size, or ``None``.
         documents: Number of documents.
         folder: Name of the Chroma folder in use.
-        hybrid: Whether `ask` and `search` use keywords, too, unless they are asked not to.
+        hybrid: Whether `ask` and `search` use keywords by default, too.
         tuned: The settings from the file that was given when the index was made, if any.
     """
 
