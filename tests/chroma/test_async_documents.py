@@ -149,7 +149,7 @@ async def test_the_same_id_twice_is_an_error_with_both_places(
     assert server.stats.texts == 0
 
 
-async def test_the_wrong_twin_is_refused_by_name(collection: Any, server: LocalServer) -> None:
+async def test_the_wrong_variant_is_refused_by_name(collection: Any, server: LocalServer) -> None:
     with pytest.raises(errors.ConfigurationError, match="use async_documents"):
         sync_documents(collection, **numbered(1))
     local = chromadb.EphemeralClient().get_or_create_collection(f"docs-{uuid4().hex}")

@@ -207,7 +207,7 @@ def test_a_server_that_is_killed_and_started_again_is_waited_for(
 
 
 @pytest.mark.slow
-def test_a_server_that_stays_away_is_an_error_and_the_next_run_pays_for_the_rest(
+def test_a_server_that_does_not_come_back_is_an_error_and_the_next_run_pays_for_the_rest(
     chroma: ChromaRun, paid: LocalServer
 ) -> None:
     function = NexusFlowEmbeddingFunction(

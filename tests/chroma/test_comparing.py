@@ -121,7 +121,7 @@ def test_a_collection_moves_to_the_vectors_of_a_service_that_changed(
 
 
 @pytest.mark.parametrize("change", SAME)
-def test_a_service_that_rounds_otherwise_is_no_false_alarm(
+def test_a_service_that_rounds_differently_raises_no_false_alarm(
     client: Any, service: Service, change: str
 ) -> None:
     add_documents(open_collection(client, "docs", service.function()), **numbered(20))
@@ -146,7 +146,7 @@ def test_another_model_behind_the_address_of_the_local_server_is_found(
     assert collection.count() == 20
 
 
-async def test_the_async_twins_compare_as_well(
+async def test_the_async_functions_compare_as_well(
     chroma_port: int, service: Service, request: Any
 ) -> None:
     client = await chromadb.AsyncHttpClient(host="127.0.0.1", port=chroma_port)

@@ -258,7 +258,7 @@ def test_a_budget_that_runs_out_leaves_the_old_one_and_the_next_run_pays_for_the
     assert server.stats.texts == 400
 
 
-def test_a_target_with_other_documents_is_left_alone_unless_it_may_be_replaced(
+def test_a_target_with_other_documents_is_not_changed_unless_it_may_be_replaced(
     client: Any, make: Make, server: LocalServer
 ) -> None:
     filled(client, make, 3)
@@ -460,7 +460,7 @@ def test_a_collection_made_in_the_gap_is_named_and_nothing_is_lost(
     assert len(client.list_collections()) == 3
 
 
-def test_a_rename_that_fails_is_taken_back(
+def test_a_rename_that_fails_is_undone(
     client: Any, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(client, make)
@@ -618,7 +618,7 @@ def test_a_collection_is_found_while_its_name_is_exchanged(
     assert (out.strip(), exchanges > 3) == ("300", True), err[-1000:]
 
 
-async def test_the_async_twins_do_the_same(
+async def test_the_async_functions_do_the_same(
     chroma_port: int, make: Make, server: LocalServer
 ) -> None:
     client = await chromadb.AsyncHttpClient(host="127.0.0.1", port=chroma_port)

@@ -90,7 +90,7 @@ def test_only_queries_get_the_instruction(make: Make, server: LocalServer) -> No
     )
 
 
-def test_a_thousand_documents_travel_ten_at_a_time_and_at_once() -> None:
+def test_a_thousand_documents_are_sent_ten_at_a_time_and_in_parallel() -> None:
     with LocalServer("hash", latency_ms=50) as distant:
         function = NexusFlowEmbeddingFunction(KEY, api_base=distant.base_url, dimensions=64)
         assert len(function([f"document {n}" for n in range(1000)])) == 1000
@@ -324,7 +324,7 @@ def test_a_key_given_as_the_name_of_its_variable_is_not_echoed() -> None:
 
 
 @pytest.mark.parametrize("change", [{"model_name": "other"}, {"dimensions": 128}])
-def test_another_model_or_size_is_no_update(change: dict[str, Any]) -> None:
+def test_a_change_of_model_or_size_is_not_an_update(change: dict[str, Any]) -> None:
     function = NexusFlowEmbeddingFunction(dimensions=64)
     old = function.get_config()
     with pytest.raises(errors.ConfigurationError, match=next(iter(change))):
@@ -334,7 +334,7 @@ def test_another_model_or_size_is_no_update(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["by the environment", "by an argument"])
-def test_another_service_is_no_update(named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_service_is_not_an_update(named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     function = NexusFlowEmbeddingFunction(dimensions=64)
     old = function.get_config()
     if not named:
@@ -359,7 +359,7 @@ def test_a_collection_reports_that_its_service_was_changed(
     collection.modify(configuration={"embedding_function": make(query_instruction="Find: ")})
 
 
-def test_all_else_may_be_updated() -> None:
+def test_all_other_settings_may_be_updated() -> None:
     function = NexusFlowEmbeddingFunction(dimensions=64)
     old = function.get_config()
     function.validate_config_update(old, old)
@@ -412,7 +412,7 @@ def test_it_says_what_it_cost(make: Make) -> None:
     assert function.usage.tokens > 0
 
 
-def test_a_budget_holds_also_where_chroma_rebuilt_the_function(make: Make) -> None:
+def test_a_budget_also_holds_in_a_function_that_chroma_rebuilt(make: Make) -> None:
     function = make(budget=Budget(tokens=0))
     rebuilt = NexusFlowEmbeddingFunction.build_from_config(function.get_config())
     with pytest.raises(errors.BudgetExceededError):

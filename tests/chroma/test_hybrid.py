@@ -118,7 +118,7 @@ def test_where_holds_for_both_rankings(collection: Any) -> None:
     assert hybrid_query(collection, "number", where={"kind": "none"}) == []
 
 
-def test_the_async_twin_finds_the_same(collection: Any) -> None:
+def test_the_async_function_finds_the_same(collection: Any) -> None:
     expected = hybrid_query(collection, "a bus", 2)
     assert asyncio.run(ahybrid_query(collection, "a bus", 2)) == expected
 
@@ -162,7 +162,7 @@ def another_process(collection: Any) -> None:
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, timeout=300)
 
 
-def test_a_document_that_is_removed_during_the_query_is_no_hit(
+def test_a_document_that_is_removed_during_the_query_is_not_a_hit(
     collection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (
@@ -188,7 +188,7 @@ def test_a_document_that_is_removed_during_the_query_is_no_hit(
 
 @pytest.mark.parametrize("change", [other_hands, a_sync, another_process])
 @pytest.mark.parametrize("begin_anew", [False, True])
-def test_whoever_changes_the_collection_the_index_fits(
+def test_the_index_matches_whatever_program_changes_the_collection(
     collection: Any, change: Callable[[Any], None], begin_anew: bool
 ) -> None:
     assert by_keyword(collection, "bus") == ["bus"]
@@ -201,7 +201,7 @@ def test_whoever_changes_the_collection_the_index_fits(
     assert by_keyword(collection, "Utrecht") == []
 
 
-def test_a_collection_that_never_stands_still_is_searched_without_error(
+def test_a_collection_that_keeps_changing_is_searched_without_error(
     collection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = keyword_index._pages

@@ -75,7 +75,7 @@ def _stored(client: Any) -> Any:
     return client.get_collection("docs").configuration_json["embedding_function"]["config"]
 
 
-def test_our_errors_come_through_chroma_with_all_they_know(client: Any) -> None:
+def test_our_errors_pass_through_chroma_with_all_their_attributes(client: Any) -> None:
     def refuse(request: Any) -> Any:
         bad = "document 3" in request["input"]
         return (400, {"error": {"code": "data_inspection_failed", "message": "no"}}) if bad else 200

@@ -130,7 +130,9 @@ def test_another_query_instruction_is_refused_until_it_is_stored(
     assert server.stats.received[-1] == "Find: pandas"
 
 
-def test_what_only_changes_the_way_may_differ(client: Any, make: Make, strict: None) -> None:
+def test_settings_that_do_not_change_vectors_may_differ(
+    client: Any, make: Make, strict: None
+) -> None:
     open_collection(client, "docs", make()).add(ids=["1"], documents=["red pandas"])
     other = make(batch_size=2, encoding_format="float", timeout=5.0, api_key="sk-air-another")
     assert open_collection(client, "docs", other).count() == 1

@@ -68,7 +68,7 @@ def test_documents_are_added_to_a_server(
         open_collection(http, name, make(dimensions=128))
 
 
-async def test_the_async_twins_do_the_same(
+async def test_the_async_functions_do_the_same(
     async_http: Any, name: str, make: Make, server: LocalServer, strict: None
 ) -> None:
     with pytest.raises(NotFoundError):

@@ -50,7 +50,7 @@ def test_no_document_may_be_left_without_a_vector() -> None:
 
 
 @pytest.mark.parametrize("config", [None, [], "x", 5, [["model_name", "x"]]])
-def test_a_stored_configuration_that_is_none_is_refused(config: Any) -> None:
+def test_an_invalid_stored_configuration_is_refused(config: Any) -> None:
     with pytest.raises(ConfigurationError, match="the configuration is not a JSON object"):
         NexusFlowEmbeddingFunction.build_from_config(config)
 

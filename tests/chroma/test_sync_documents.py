@@ -626,7 +626,7 @@ def test_a_subclass_that_gives_too_few_vectors_is_refused_by_name(client: Any, m
     assert collection.count() == 0
 
 
-def test_the_wrong_twin_and_a_wrong_collection_are_refused_by_name(collection: Any) -> None:
+def test_the_wrong_variant_and_a_wrong_collection_are_refused_by_name(collection: Any) -> None:
     with pytest.raises(errors.ConfigurationError, match="takes a Collection of Chroma, not str"):
         sync_documents("docs", **numbered(1))  # type: ignore[arg-type]
 

@@ -74,7 +74,7 @@ def test_a_cache_on_a_server_is_shown_pruned_and_emptied(
         assert done["cost"]["cached"] == cached
 
 
-def test_info_of_the_users_cache_makes_no_file(nexusflow: Command, tmp_path: Path) -> None:
+def test_info_creates_no_cache_file(nexusflow: Command, tmp_path: Path) -> None:
     shown, _ = nexusflow("cache", "info")
     assert "nothing cached yet" in shown
     assert not (tmp_path / "cache").exists()
@@ -107,7 +107,7 @@ def test_prune_by_size_comes_down_to_it(nexusflow: Command, file: Path) -> None:
 
 
 @pytest.mark.parametrize("most", ["0 B", "5kB", "11kB"])
-def test_a_size_that_leaves_next_to_nothing_asks_first(
+def test_pruning_to_a_size_that_leaves_almost_nothing_asks_first(
     nexusflow: Command, file: Path, most: str
 ) -> None:
     said = nexusflow.sentence("cache", "prune", "--to", most, "--cache", str(file), code=2)
@@ -149,7 +149,7 @@ def test_clear_asks_and_removes_everything_with_yes(nexusflow: Command, file: Pa
 
 
 @pytest.mark.parametrize("command", [("info",), ("prune", "--to", "1MB"), ("clear", "--yes")])
-def test_a_file_that_is_not_a_cache_is_one_sentence_and_left_alone(
+def test_a_file_that_is_not_a_cache_is_one_sentence_and_is_not_changed(
     nexusflow: Command, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     corrupt, foreign = tmp_path / "corrupt", tmp_path / "foreign"
@@ -185,13 +185,13 @@ def test_sizes_are_read(text: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "d", "-3d", "3 moons", "30", "nan d"])
-def test_what_is_no_age_is_wrong_usage(text: str) -> None:
+def test_an_invalid_age_is_wrong_usage(text: str) -> None:
     with pytest.raises(UsageProblem, match="is not an age"):
         seconds(text)
 
 
 @pytest.mark.parametrize("text", ["", "B", "5", "-3MB", "3 XB", "infGB"])
-def test_what_is_no_size_is_wrong_usage(text: str) -> None:
+def test_an_invalid_size_is_wrong_usage(text: str) -> None:
     with pytest.raises(UsageProblem, match="is not a size"):
         size(text)
 
@@ -201,7 +201,7 @@ def test_budgets_in_tokens_are_read(text: str) -> None:
     assert budget(text, Price()).tokens == 2500
 
 
-def test_a_budget_of_nothing_needs_no_unit() -> None:
+def test_a_budget_of_zero_needs_no_unit() -> None:
     assert budget("0", Price()).tokens == 0
 
 
@@ -257,7 +257,7 @@ def test_verify_and_doctor_find_a_service_that_changed_its_model(
         assert "nexusflow cache clear" in " ".join(shown.split())
 
 
-def test_verify_needs_a_key_and_makes_no_file(
+def test_verify_needs_a_key_and_creates_no_file(
     nexusflow: Command, tmp_path: Path, service: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown, _ = nexusflow("cache", "verify")

@@ -92,7 +92,7 @@ def test_a_second_run_pays_nothing(nexusflow: Command, service: LocalServer, zoo
     assert again["indexed"]["unchanged"] == 3
 
 
-def test_fresh_indexes_anew(nexusflow: Command, service: LocalServer, zoo: Path) -> None:
+def test_fresh_builds_a_new_index(nexusflow: Command, service: LocalServer, zoo: Path) -> None:
     nexusflow("demo", "-c", str(zoo), "-f", "chroma")
     again = nexusflow.json("demo", "-c", str(zoo), "-f", "chroma", "--fresh")
     assert again["indexed"]["added"] == 3
@@ -129,7 +129,9 @@ def test_one_framework_imports_no_other(
     assert set(found["frameworks"]) == {"chroma"}
 
 
-def test_bm25_stands_beside_ours(nexusflow: Command, service: LocalServer, zoo: Path) -> None:
+def test_bm25_is_shown_beside_our_results(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
     shown, _ = nexusflow("demo", "-c", str(zoo), "-f", "chroma", *QUESTION, "--bm25")
     assert "Beside BM25" in shown
     assert "Beside BM25" not in nexusflow("demo", "-c", str(zoo), "-f", "chroma", *QUESTION)[0]
@@ -228,7 +230,7 @@ def test_bm25_beside_a_search_reads_the_index_and_not_the_folder(
     assert [item["source"] for item in found["bm25"]] == ["otter.txt:1"]
 
 
-def test_a_hybrid_search_finds_by_keywords_too_where_it_is_asked_for(
+def test_a_hybrid_search_also_finds_by_keywords(
     nexusflow: Command, service: LocalServer, zoo: Path
 ) -> None:
     (zoo / "form.txt").write_text("Form QX-7731 is for visitors.")
@@ -377,7 +379,7 @@ def test_a_key_that_goes_missing_ends_in_4(
     assert "no API key" in nexusflow.sentence("ask", "Who eats fish?", code=4)
 
 
-def test_a_missing_key_is_not_said_in_the_words_of_python(nexusflow: Command) -> None:
+def test_a_missing_key_is_not_reported_as_a_python_error(nexusflow: Command) -> None:
     said = nexusflow.sentence("cache", "verify", code=4)
     assert said == "no API key: set the environment variable NEXUSFLOW_API_KEY"
 
@@ -400,7 +402,7 @@ def test_a_missing_bm25_ends_in_3_before_anything_is_embedded(
     assert service.stats.requests == 0
 
 
-def test_an_error_that_nobody_foresaw_is_one_sentence_too(
+def test_an_unexpected_error_is_one_sentence_too(
     nexusflow: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def explode(*_: object) -> None:
@@ -421,7 +423,7 @@ def test_a_taken_port_is_one_sentence(nexusflow: Command, service: LocalServer) 
 # -- how it looks --------------------------------------------------------------------------------
 
 
-def test_colour_comes_where_it_can_and_no_color_is_honoured(
+def test_colour_is_used_where_possible_and_no_color_turns_it_off(
     nexusflow: Command, service: LocalServer, zoo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")

@@ -328,7 +328,7 @@ def test_npy_learns_its_size_from_the_first_vector_after_refused_lines(tmp_path:
     assert np.isnan(np.load(tmp_path / "x.npy")).tolist() == [[True] * 5, [False] * 5]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_text() -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_text() -> None:
     found = list(lines_of_text([b"\xef\xbb\xbfotter\r\n", b"\n", b"panda"]))
     assert [(line.number, line.text) for line in found] == [(1, "otter"), (3, "panda")]
 
@@ -535,7 +535,7 @@ def test_a_killed_run_leaves_no_output_and_the_next_one_pays_only_for_the_rest(
         assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
 
 
-def test_a_reader_that_goes_away_ends_the_run_without_a_word_about_it(tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_the_run_without_a_message(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("\n".join(f"text {number}" for number in range(2000)))
     with LocalServer("hash", api_key=KEY) as server:
         process = start(server, tmp_path, "in.txt")
@@ -594,7 +594,7 @@ def test_a_file_that_is_not_text_is_refused_before_anything_is_paid_for(
     assert service.stats.requests == 0
 
 
-def test_what_is_piped_in_is_looked_at_too(service: LocalServer, tmp_path: Path) -> None:
+def test_piped_input_is_checked_too(service: LocalServer, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nexusflow_integrations.cli", "embed", "-o", tmp_path / "o.jsonl"],
         input=b"\x1f\x8b\x08\x00lines\n",

@@ -80,7 +80,7 @@ def test_a_key_that_is_refused_loses_nothing(
     assert held(store) == {PANDA, "The otter eats crabs.", "The finch eats seeds."}
 
 
-def test_what_became_of_the_passages_is_shown(
+def test_the_outcome_for_the_passages_is_shown(
     nexusflow: Command, service: LocalServer, zoo: Path, store: Path
 ) -> None:
     assert (
@@ -233,7 +233,7 @@ def test_an_estimate_for_the_embedded_model_is_free(
     assert "¥" not in shown
 
 
-def test_a_budget_is_not_passed_and_what_was_paid_for_is_kept(
+def test_a_budget_is_not_exceeded_and_paid_vectors_are_kept(
     nexusflow: Command, service: LocalServer, tmp_path: Path, store: Path
 ) -> None:
     texts = [f"Sentence {number} is about animal number {number}." for number in range(60)]
@@ -323,7 +323,7 @@ def test_a_service_that_changed_its_model_is_found_and_the_sentence_says_what_to
 # -- which index ---------------------------------------------------------------------------------
 
 
-def test_the_index_of_the_folder_one_is_in_is_asked_and_named(
+def test_the_index_of_the_current_folder_is_used_and_named(
     nexusflow: Command,
     service: LocalServer,
     zoo: Path,
@@ -420,7 +420,7 @@ def wait_for(server: LocalServer, requests: int, process: subprocess.Popen[str])
 
 
 @pytest.mark.slow
-def test_of_two_at_once_one_writes_and_the_other_says_so(
+def test_of_two_processes_one_writes_and_the_other_reports_the_first(
     start: Start, slow_server: LocalServer, tmp_path: Path, store: Path
 ) -> None:
     zoo = tmp_path / "zoo"

@@ -68,7 +68,7 @@ def test_removing_asks_first(nexusflow: Command, filled: Indexes, zoo: Path) -> 
     assert (zoo / "otter.txt").exists()
 
 
-def test_where_there_is_none_that_is_said(nexusflow: Command) -> None:
+def test_without_indexes_the_commands_say_so(nexusflow: Command) -> None:
     assert nexusflow("indexes", "list")[0].startswith("There is no index in ")
     assert "there is no index" in nexusflow.sentence("indexes", "show", "zoo", code=2)
 

@@ -153,7 +153,7 @@ def test_the_table_names_every_measure_and_the_file(
         assert word in table, word
 
 
-def test_what_the_budget_left_out_is_named(
+def test_the_settings_that_the_budget_did_not_allow_are_named(
     nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
 ) -> None:
     output = f"--output={tmp_path / 'tuned.json'}"
@@ -164,7 +164,7 @@ def test_what_the_budget_left_out_is_named(
     assert service.stats.tokens <= most
 
 
-def test_what_is_wrong_is_said_before_anything_is_sent(
+def test_errors_are_raised_before_anything_is_sent(
     nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.jsonl"
@@ -200,7 +200,7 @@ def test_an_index_is_made_and_asked_with_the_settings_of_the_file(
     assert all(len(item["text"]) <= 200 for item in found["frameworks"]["chroma"]["passages"])
 
 
-def test_settings_and_a_size_do_not_go_together(
+def test_settings_and_a_size_cannot_be_combined(
     nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "tuned.json"

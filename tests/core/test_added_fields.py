@@ -138,7 +138,7 @@ def test_a_body_that_contains_itself_or_is_too_large_is_refused(make: Make) -> N
         make(extra_body={"a": "x" * 70_000})
 
 
-def test_a_query_holds_no_lists(make: Make) -> None:
+def test_default_query_values_may_not_be_lists(make: Make) -> None:
     with pytest.raises(ConfigurationError, match=r"^default_query must map names to texts"):
         make(default_query={"a": [1]})
 

@@ -85,7 +85,7 @@ async def test_an_urgent_request_takes_the_next_paced_turn() -> None:
 
 
 @timed
-async def test_a_request_that_gave_up_its_turn_goes_before_new_ones_of_its_kind() -> None:
+async def test_a_request_that_was_admitted_but_not_sent_goes_before_new_ones_of_its_kind() -> None:
     queue, order = admission(10, per_minute=60), []
     await queue.enter(10)
     first = asyncio.ensure_future(enter(queue, order, "first"))
@@ -96,7 +96,7 @@ async def test_a_request_that_gave_up_its_turn_goes_before_new_ones_of_its_kind(
 
 
 @timed
-async def test_an_open_queue_wants_as_many_as_could_be_sent_now() -> None:
+async def test_an_open_queue_prepares_as_many_requests_as_could_be_sent_now() -> None:
     queue = admission(20)
     assert queue.is_open
     assert queue.wanted(0) == START
@@ -109,7 +109,7 @@ async def test_an_open_queue_wants_as_many_as_could_be_sent_now() -> None:
 
 
 @timed
-async def test_a_paced_queue_wants_a_few_ahead_and_one_of_each_call_without_any() -> None:
+async def test_a_paced_queue_prepares_a_few_requests_ahead_and_at_least_one_of_each_call() -> None:
     queue, order = admission(20, per_minute=60), []
     assert not queue.is_open
     assert queue.wanted(0) == READY
@@ -124,7 +124,7 @@ async def test_a_paced_queue_wants_a_few_ahead_and_one_of_each_call_without_any(
 
 
 @timed
-async def test_a_queue_that_found_a_limit_wants_a_few_ahead() -> None:
+async def test_a_queue_that_found_a_limit_prepares_a_few_requests_ahead() -> None:
     queue = admission(20)
     queue.pacer.throttled(sent_at=asyncio.get_running_loop().time(), now=1000.0, hint=None)
     assert queue.wanted(0) == READY

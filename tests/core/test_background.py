@@ -70,7 +70,7 @@ async def failing() -> None:
 Told = SimpleQueue[Outcome[Any]]
 
 
-def test_a_result_is_passed_on_in_the_turn_of_the_loop_in_which_the_work_ends(
+def test_a_result_is_passed_on_in_the_loop_iteration_in_which_the_work_ends(
     loop: BackgroundLoop,
 ) -> None:
     told: Told = SimpleQueue()

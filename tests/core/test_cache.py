@@ -352,7 +352,7 @@ async def test_no_more_is_held_than_fits_and_the_rest_is_reported(
     assert said()[-1] == "2 vectors were paid for and could not be stored in the cache"
 
 
-async def test_a_store_that_is_not_ours_is_an_error_of_the_call_and_not_off(
+async def test_a_foreign_store_is_an_error_of_the_call_and_does_not_turn_the_cache_off(
     store: Store, thread: Thread, said: Callable[[], list[str]]
 ) -> None:
     cache = cache_on(store, thread)
@@ -363,7 +363,7 @@ async def test_a_store_that_is_not_ours_is_an_error_of_the_call_and_not_off(
     assert said() == []
 
 
-async def test_one_that_turns_out_not_to_be_ours_after_a_hang_is_an_error_of_the_next_call(
+async def test_a_store_that_turns_out_to_be_foreign_after_a_hang_is_an_error_of_the_next_call(
     store: Store, thread: Thread
 ) -> None:
     cache = cache_on(store, thread)
@@ -377,7 +377,7 @@ async def test_one_that_turns_out_not_to_be_ours_after_a_hang_is_an_error_of_the
         await cache.claim([b"a"], 2)
 
 
-async def test_rows_that_a_damaged_store_refuses_cost_no_vector(
+async def test_rows_that_a_damaged_store_refuses_lose_no_vector(
     store: Store, thread: Thread, said: Callable[[], list[str]]
 ) -> None:
     cache = cache_on(store, thread)

@@ -27,7 +27,7 @@ def endpoint(clock: Clock) -> EndpointState:
     return lane_of(Settings(base_url=URL), clock)
 
 
-def test_without_limits_the_limit_is_found_out(endpoint: EndpointState) -> None:
+def test_without_limits_the_limit_is_detected(endpoint: EndpointState) -> None:
     assert isinstance(endpoint.pacer, DetectedLimit)
     assert endpoint.admission.pacer is endpoint.pacer
 

@@ -334,7 +334,7 @@ def test_any_texts_at_fault_are_found_and_the_others_survive(bad: set[int]) -> N
         assert "data_inspection_failed" in str(of.sink.refusals[index])  # type: ignore[attr-defined]
 
 
-def test_a_text_in_pieces_that_is_refused_leaves_the_other_batches_of_its_call_alone() -> None:
+def test_a_refused_text_in_pieces_does_not_affect_the_other_batches_of_its_call() -> None:
     clock = Clock()
     of = call(clock, on_too_long="split", max_text_tokens=100)
     long = " ".join(f"word{number}" for number in range(120))
@@ -676,7 +676,7 @@ def test_a_batch_beyond_the_budget_is_cut_down_and_what_fits_is_still_embedded()
     assert isinstance(caught.value, errors.NexusFlowError)
 
 
-def test_a_budget_of_nothing_sends_nothing() -> None:
+def test_with_a_budget_of_zero_nothing_is_sent() -> None:
     with pytest.raises(errors.BudgetExceededError) as caught:
         run(TEXTS, call(guard=BudgetGuard(limit=0)), script())
     assert caught.value.run.requests == 0  # type: ignore[attr-defined]
@@ -693,7 +693,7 @@ def test_a_budget_of_nothing_sends_nothing() -> None:
         (TransportFault("cannot connect", maybe_billed=False), False),
     ],
 )
-def test_what_may_have_been_billed_counts_in_full_what_cannot_have_been_counts_nothing(
+def test_a_request_counts_in_full_if_it_may_have_been_billed_and_otherwise_not_at_all(
     outcome: Any, billed: bool
 ) -> None:
     guard = BudgetGuard(limit=10_000)
@@ -719,7 +719,7 @@ def test_a_request_waits_for_a_reservation_that_may_come_back(
 
 
 @pytest.mark.parametrize("admitted", [True, False])
-def test_a_request_given_up_counts_in_full_if_it_was_in_flight_and_nothing_if_it_was_not(
+def test_a_request_that_is_given_up_is_billed_in_full_only_if_it_was_in_flight(
     clock: Clock, admitted: bool
 ) -> None:
     guard = BudgetGuard(limit=100)

@@ -540,13 +540,13 @@ def test_a_redirect_to_no_host_names_none(location: str) -> None:
         ({"x-ratelimit-reset": "0"}, None),
     ],
 )
-def test_a_wait_of_nothing_gives_way_to_the_next_header_and_a_day_is_the_most(
+def test_a_wait_of_zero_is_ignored_for_the_next_header_and_the_maximum_is_a_day(
     headers: dict[str, str], wait: float | None
 ) -> None:
     assert retry_after(headers, now=NOW) == wait
 
 
-def test_a_date_without_a_zone_is_utc_wherever_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_date_without_a_zone_is_utc_in_every_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Asia/Shanghai")
     time.tzset()
     try:

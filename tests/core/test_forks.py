@@ -117,7 +117,7 @@ class Pausing:
 
 
 @needs_fork
-def test_what_pauses_for_a_fork_is_resumed_in_the_parent_only() -> None:
+def test_pauses_for_a_fork_end_only_in_the_parent() -> None:
     events: list[str] = []
     pausing = [Pausing(events, "a"), Pausing(events, "b")]
     assert in_child(lambda: events) == repr(["a pauses", "b pauses"])

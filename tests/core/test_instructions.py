@@ -47,6 +47,6 @@ def test_the_same_text_with_another_instruction_is_another_text_in_the_cache(
     assert [*server.stats.received] == ["one a text", "two a text", "a text"]
 
 
-def test_an_estimate_counts_it(told: dict[str, Any]) -> None:
+def test_an_estimate_counts_the_instruction(told: dict[str, Any]) -> None:
     plain = NexusFlow(**told).estimate(["a text"]).tokens
     assert NexusFlow(**told, document_instruction="word " * 50).estimate(["a text"]).tokens > plain

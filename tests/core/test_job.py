@@ -77,7 +77,7 @@ async def test_requests_that_wait_for_the_store_are_not_all_sent_when_it_answers
 
 
 @timed
-async def test_what_the_store_confirmed_is_good_for_the_next_turn_but_not_for_ever() -> None:
+async def test_a_confirmation_by_the_store_expires() -> None:
     for seconds, sure, asked in (
         (TURN / 2, 0.0, 1),  # in time
         (TURN * 2, 9.0, 1),
@@ -89,7 +89,7 @@ async def test_what_the_store_confirmed_is_good_for_the_next_turn_but_not_for_ev
 
 
 @timed
-async def test_whose_texts_were_taken_over_leaves_the_queue() -> None:
+async def test_a_request_whose_texts_were_taken_over_leaves_the_queue() -> None:
     class Lost(Store):
         async def confirm(self, batch: Batch) -> float:
             raise ClaimsLost

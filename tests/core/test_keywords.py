@@ -46,7 +46,7 @@ def test_rankings_are_joined_by_their_ranks() -> None:
     }  # fmt: skip
 
 
-def test_a_smaller_constant_lets_the_first_count_for_more() -> None:
+def test_a_smaller_constant_gives_first_ranks_more_weight() -> None:
     rankings = [["a", "b"], ["c", "b"]]
     assert fused(rankings, k=60)[0][0] == "b"
     assert [name for name, _ in fused(rankings, k=0)] == ["a", "b", "c"]

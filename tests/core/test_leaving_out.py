@@ -155,7 +155,7 @@ def test_one_text_alone_is_never_collected(way: str, upstream: Upstream) -> None
 
 
 @pytest.mark.parametrize("bad", [None, 5, float("nan"), "half \ud800"])
-def test_what_is_no_text_is_an_error_all_the_same(bad: Any, upstream: Upstream) -> None:
+def test_an_item_that_is_not_a_text_is_still_an_error(bad: Any, upstream: Upstream) -> None:
     with pytest.raises(InvalidInputError, match=r"^text 1 "):
         upstream.client(**COLLECT).embed(["", bad])
 

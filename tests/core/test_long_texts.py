@@ -132,20 +132,20 @@ def test_a_text_that_is_clearly_too_long_is_an_error_before_anything_is_sent(
     assert upstream.requests == []
 
 
-def test_in_a_stream_it_is_that_texts_error(upstream: Upstream) -> None:
+def test_in_a_stream_a_text_that_is_too_long_is_an_error_of_that_text(upstream: Upstream) -> None:
     found = list(upstream.client().embed_stream(["a", LONG, "b"]))
     assert [item.vector is None for item in found] == [False, True, False]
     assert "text 1 is too long" in str(found[1].error)
 
 
-def test_an_instruction_counts(upstream: Upstream) -> None:
+def test_an_instruction_counts_towards_the_length_of_a_text(upstream: Upstream) -> None:
     text = "a " * 200
     upstream.client().embed(text)
     with pytest.raises(InvalidInputError, match="is too long"):
         upstream.client(document_instruction="b " * 200).embed(text)
 
 
-def test_what_may_just_fit_is_sent(upstream: Upstream) -> None:
+def test_a_request_that_may_just_fit_is_sent(upstream: Upstream) -> None:
     text = "a " * 240  # about 115 tokens
     assert LIMIT < estimate_tokens(text) < CLEARLY * LIMIT
     upstream.client().embed(text)
@@ -162,7 +162,7 @@ def test_the_limit_is_that_of_the_model_and_unknown_for_an_unknown_one(upstream:
         upstream.client(max_text_tokens=None, model="another", on_too_long="split")
 
 
-def test_send_sends_it(upstream: Upstream) -> None:
+def test_send_sends_a_long_text_unchanged(upstream: Upstream) -> None:
     upstream.client(on_too_long="send").embed([LONG])
     assert upstream.texts == [LONG]
 

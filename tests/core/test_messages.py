@@ -135,7 +135,7 @@ def test_a_field_that_cannot_be_sent_is_named(given: Any, said: str) -> None:
         (5, "cache must be a path, the URL of a Redis server, True, False or None, not 5"),
     ],
 )
-def test_what_was_no_path_makes_no_file(
+def test_a_value_that_is_not_a_path_creates_no_file(
     cache: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -154,7 +154,7 @@ def test_what_was_no_path_makes_no_file(
         ("nonsense", "has no attribute 'nonsense'"),
     ],
 )
-def test_a_framework_that_gets_a_client_says_what_it_takes(name: str, said: str) -> None:
+def test_a_client_passed_to_a_framework_names_the_right_class(name: str, said: str) -> None:
     with pytest.raises(AttributeError, match=said):
         getattr(NexusFlow("key"), name)
     assert not hasattr(NexusFlow("key"), name)

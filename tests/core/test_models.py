@@ -54,24 +54,28 @@ def sizes_of(asked: list[dict[str, Any]]) -> list[int]:
     return sorted(len(body["input"]) for body in asked)
 
 
-def test_a_model_that_is_not_in_the_table_may_have_any_size(make: Make, asked: list[Any]) -> None:
+def test_a_model_that_is_not_in_the_table_may_have_vectors_of_any_size(
+    make: Make, asked: list[Any]
+) -> None:
     vectors = make(model="another", dimensions=3001).embed(["a", "b"])
     assert vectors.shape == (2, 3001)
     assert (asked[0]["model"], asked[0]["dimensions"]) == ("another", 3001)
 
 
 @pytest.mark.parametrize("size", [0, -1, 8193, True, "64"])
-def test_what_is_no_size_at_all_is_refused_for_it_too(make: Make, size: Any) -> None:
+def test_an_invalid_size_is_refused_for_an_unknown_model_too(make: Make, size: Any) -> None:
     with pytest.raises(ConfigurationError, match="dimensions must be a whole number from 1"):
         make(model="another", dimensions=size)
 
 
-def test_it_is_sent_ten_texts_a_request(make: Make, asked: list[Any]) -> None:
+def test_an_unknown_model_gets_ten_texts_per_request(make: Make, asked: list[Any]) -> None:
     make(model="another").embed([f"text {n}" for n in range(25)])
     assert sizes_of(asked) == [5, 10, 10]
 
 
-def test_it_is_sent_fewer_when_the_server_says_so(make: Make, asked: list[Any]) -> None:
+def test_an_unknown_model_gets_fewer_texts_per_request_if_the_server_says_so(
+    make: Make, asked: list[Any]
+) -> None:
     client = make(model="another", takes=4, max_concurrency=1)
     client.embed([f"text {n}" for n in range(8)])
     assert sizes_of(asked) == [4, 4, 8]
@@ -79,12 +83,14 @@ def test_it_is_sent_fewer_when_the_server_says_so(make: Make, asked: list[Any]) 
     assert sizes_of(asked[3:]) == [4, 4]
 
 
-def test_it_is_sent_more_when_the_user_says_so(make: Make, asked: list[Any]) -> None:
+def test_an_unknown_model_gets_more_texts_per_request_if_the_user_says_so(
+    make: Make, asked: list[Any]
+) -> None:
     make(model="another", batch_size=20).embed([f"text {n}" for n in range(40)])
     assert sizes_of(asked) == [20, 20]
 
 
-def test_its_price_is_unknown_until_it_is_given(make: Make) -> None:
+def test_the_price_of_an_unknown_model_is_unknown_until_it_is_set(make: Make) -> None:
     client = make(model="another")
     usage = client.embed(["a"]).usage
     assert usage is not None
@@ -105,7 +111,7 @@ def test_a_budget_in_money_needs_a_price(make: Make) -> None:
     make(model="another", budget=Budget(tokens=5000)).embed(["a"])
 
 
-def test_a_successor_is_one_line_of_the_table(
+def test_a_new_model_needs_one_line_in_the_table(
     make: Make, asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(MODELS, "successor", SUCCESSOR)

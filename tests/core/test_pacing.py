@@ -46,7 +46,7 @@ def test_over_any_stretch_no_more_is_sent_than_the_rate_allows_and_the_slack(
 
 
 @given(RATES, st.floats(1, 10_000))
-def test_after_a_rest_nothing_is_saved_up(rate: float, rest: float) -> None:
+def test_an_idle_time_earns_no_credit(rate: float, rest: float) -> None:
     gcra = Gcra(rate)
     gcra.take(1, 0.0)
     late = gcra.next_at + rest
@@ -219,7 +219,7 @@ def test_a_quota_of_hundreds_of_requests_a_second_is_kept_to(per_second: int) ->
     assert out.refused_share < 0.15
 
 
-def test_without_any_refusal_it_never_paces() -> None:
+def test_without_a_refusal_nothing_is_paced() -> None:
     pacer = DetectedLimit()
     for number in range(1000):
         assert pacer.wait(number / 1000) == 0.0
@@ -267,7 +267,7 @@ def test_a_refusal_soon_after_the_first_cut_does_not_end_the_search() -> None:
     assert pacer.rate > 2 * first
 
 
-def test_the_cut_is_to_a_share_of_what_really_came_through() -> None:
+def test_the_rate_is_cut_to_a_share_of_what_was_accepted() -> None:
     pacer = paced(20)  # 20 good answers in the last second
     pacer.throttled(sent_at=0.9, now=1.0, hint=None)
     assert pacer.rate == pytest.approx(20 * BETA, rel=0.1)
@@ -281,7 +281,7 @@ def test_no_number_of_refusals_pushes_the_rate_below_the_least() -> None:
     assert pacer.wait(60.0) <= 1 / MIN_RATE
 
 
-def test_a_hint_holds_everyone_only_while_nothing_comes_through() -> None:
+def test_a_hint_delays_other_requests_only_while_none_succeeds() -> None:
     pacer = paced()
     pacer.throttled(sent_at=0.9, now=1.0, hint=30.0)
     assert pacer.wait(1.0) < 1.0
@@ -382,7 +382,7 @@ def test_new_limits_owe_what_was_sent_at_their_own_rate(
     assert following(former, later).wait(100.0) == pytest.approx(wait / SAFETY)
 
 
-def test_what_was_owed_under_a_lower_limit_is_paid_off_at_the_rate_of_the_new_one() -> None:
+def test_a_debt_from_a_lower_limit_is_paid_off_at_the_rate_of_the_new_one() -> None:
     former = GivenLimits(None, 1.0)
     former.take(1000, 100.0)
     assert former.wait(160.0) > 60_000

@@ -53,7 +53,7 @@ async def test_a_query_has_a_timeout_of_its_own(hung: Callable[..., NexusFlow]) 
         await client.aembed("query", role="query")
 
 
-def test_without_them_a_query_has_the_patience_of_documents() -> None:
+def test_without_query_limits_a_query_has_the_limits_of_documents() -> None:
     settings = NexusFlow(timeout=3, deadline=4).settings
     assert settings.of("query") is settings
     assert settings.of("document") is settings

@@ -133,7 +133,7 @@ def test_a_row_that_a_calling_thread_lends_is_copied_before_its_caller_may_chang
     assert lent.tolist() == rows_of([0])[0].tolist()
 
 
-def test_an_array_knows_its_usage_and_parts_of_it_do_not() -> None:
+def test_an_array_has_its_usage_and_its_parts_have_none() -> None:
     array = np.ones((2, 3), np.float32).view(EmbeddingArray)
     array.usage = Usage(tokens=5)
     assert array.usage.tokens == 5

@@ -69,7 +69,7 @@ def test_an_empty_key_is_refused(empty: str) -> None:
         resolve_api_key(empty)
 
 
-def test_a_key_of_another_type_is_refused_by_type_not_by_value() -> None:
+def test_the_error_for_a_key_of_another_type_names_the_type_and_not_the_value() -> None:
     with pytest.raises(ConfigurationError, match="not bytes") as caught:
         resolve_api_key(KEY.encode())
     assert "secret" not in str(caught.value)

@@ -33,7 +33,7 @@ def test_cutting_twice_is_cutting_once() -> None:
     )
 
 
-def test_what_was_given_is_not_changed() -> None:
+def test_the_argument_is_not_changed() -> None:
     before = ROWS.copy()
     cut = cut_to_size(ROWS, 64)
     cut[:] = 0
@@ -77,7 +77,7 @@ def own(size: int, moved: float = 0.0) -> list[np.ndarray]:
     return [*rows]
 
 
-def test_sizes_that_are_cut_are_told_from_those_that_are_not() -> None:
+def test_sizes_that_are_cut_are_distinguished_from_those_that_are_not() -> None:
     rows = {64: own(64), 32: own(32), 16: [-row for row in own(16)], 8: own(8)}
     assert cut_sizes(rows) == {32: True, 16: False, 8: True}
 

@@ -71,7 +71,7 @@ def test_the_newest_client_that_gives_a_limit_decides(endpoint: EndpointState) -
     assert limits(endpoint) == (60, None)
 
 
-def test_a_client_that_gives_none_keeps_to_the_limits_of_those_in_use(
+def test_a_client_without_limits_keeps_to_the_limits_of_clients_in_use(
     endpoint: EndpointState,
 ) -> None:
     giver, other = Client(endpoint, requests_per_minute=60), Client(endpoint)
@@ -81,7 +81,7 @@ def test_a_client_that_gives_none_keeps_to_the_limits_of_those_in_use(
 
 
 @pytest.mark.parametrize("end", ["closed", "collected"])
-def test_a_client_that_gives_none_inherits_no_limit_of_one_that_is_gone(
+def test_a_client_without_limits_does_not_inherit_those_of_a_closed_client(
     endpoint: EndpointState, end: str
 ) -> None:
     client = Client(endpoint, requests_per_minute=1e-9)
@@ -177,7 +177,7 @@ def test_a_pacer_is_used_only_while_its_client_is_in_use(
     assert limits(endpoint) == (60, None)
 
 
-def test_what_was_learnt_about_the_server_stays_when_all_clients_are_gone(
+def test_limits_reported_by_the_server_stay_when_all_clients_are_gone(
     endpoint: EndpointState, clock: Clock
 ) -> None:
     client = Client(endpoint)

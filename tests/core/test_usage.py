@@ -232,7 +232,7 @@ def test_a_sum_of_usages_is_at_the_price_of_the_first() -> None:
     assert (total.cost, total.currency) == (3 * 2.0 / 1e6, "EUR")
 
 
-def test_a_ledger_counts_exactly_what_a_usage_tells() -> None:
+def test_a_ledger_counts_exactly_what_a_usage_reports() -> None:
     told = {field.name for field in fields(Usage)} - {"price"}
     assert {field.name for field in fields(Ledger)} == told
 

@@ -27,7 +27,7 @@ def test_200_requests_with_the_default_limit_need_no_more_rounds_than_with_a_ful
     assert rounds == -(-200 // 32)
 
 
-def test_a_server_that_takes_no_more_at_once_gets_no_more_for_a_while() -> None:
+def test_a_server_that_refuses_more_requests_at_once_gets_no_more_for_a_while() -> None:
     window = Window(limit=32)
     for others in (11, 9, 6, 4):
         window.full(others, now=1.0)

@@ -188,7 +188,7 @@ def test_413_of_one_text_names_it_and_finishes_the_others(gateway: Gateway, surf
         ("few", None, "core_async"),
     ],
 )
-def test_limits_of_the_gateway_are_ridden_out(
+def test_limits_of_the_gateway_are_retried_until_there_are_vectors(
     gateway: Gateway, place: str, status: int | None, surface: str
 ) -> None:
     texts = texts_of(60)
@@ -232,7 +232,7 @@ def test_error_pages_become_one_readable_line(
     [b.resets_on_request, b.closes_mid_body, b.chunk_truncated, b.length_too_long_then_close],
 )
 @pytest.mark.parametrize("place", ["plain", "unbuffered"])
-def test_a_server_that_breaks_off_behind_the_gateway_is_asked_again(
+def test_a_request_that_a_server_behind_the_gateway_breaks_off_is_retried(
     gateway: Gateway, place: str, behaviour: b.Behaviour, surface: str
 ) -> None:
     asked = len(gateway.server.requests)

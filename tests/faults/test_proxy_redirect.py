@@ -171,7 +171,7 @@ def test_407_is_one_attempt_and_keeps_the_password(network: Network) -> None:
     assert run.server.attempts == 0
 
 
-def test_a_proxy_that_fails_once_is_asked_again(network: Network) -> None:
+def test_a_request_is_retried_after_a_proxy_fails_once(network: Network) -> None:
     fails = at("headers")(b.says(502, "<h1>no</h1>", content_type=b.HTML))
 
     @at("headers")
@@ -229,7 +229,7 @@ def test_a_tunnel_to_an_untrusted_server_is_refused_before_anything_is_sent(
     assert not run.server.texts
 
 
-def test_a_reset_inside_the_tunnel_is_ridden_out(network: Network) -> None:
+def test_a_reset_inside_the_tunnel_is_retried(network: Network) -> None:
     run = network.run(answering=once(b.resets_on_request), modes=["sync"])
     assert run.outcomes[0].right, run.outcomes
     assert run.server.attempts == 2

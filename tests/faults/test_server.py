@@ -247,7 +247,7 @@ def test_connections_are_capped() -> None:
         assert server.cut_short
 
 
-def test_life_is_limited() -> None:
+def test_the_lifetime_of_a_fault_server_is_limited() -> None:
     with FaultServer(b.no_answer, lifetime=0.3) as server:
         assert answer(server, "a") == b""
         assert server.cut_short

@@ -76,7 +76,7 @@ def test_no_key_given_shows_no_header(monkeypatch: pytest.MonkeyPatch) -> None:
     assert leaks(caught.value, HEADER) == []
 
 
-def test_a_key_in_the_environment_that_can_be_none_shows_itself_in_no_error(
+def test_an_invalid_key_in_the_environment_is_in_no_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("NEXUSFLOW_API_KEY", f"{KEY} and more")

@@ -120,7 +120,9 @@ def test_a_function_is_asked_when_a_key_is_needed_and_again_after_a_401(
     assert upstream.statuses == [200, 200, 401, 200]
 
 
-async def test_so_it_is_in_async_calls_and_streams(upstream: Upstream, give: Any) -> None:
+async def test_async_calls_and_streams_ask_for_a_new_key_after_a_401(
+    upstream: Upstream, give: Any
+) -> None:
     client = upstream.client(give)
     await client.aembed("a")
     upstream.now = 1
@@ -212,7 +214,7 @@ def raising() -> str:
         (lambda: f"{SECRET}\n", "api_key contains a line break"),
     ],
 )
-def test_what_gives_no_key_is_an_error_that_shows_none(
+def test_a_source_that_gives_no_key_is_an_error_that_shows_no_key(
     upstream: Upstream, function: Any, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NEXUSFLOW_API_KEY", raising=False)
@@ -263,7 +265,9 @@ def shown(error: BaseException) -> str:
     return "".join(told.format())
 
 
-def test_its_value_is_nowhere(upstream: Upstream, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_key_that_a_function_returns_is_shown_nowhere(
+    upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
     client = upstream.client(upstream.give)
     with caplog.at_level(logging.DEBUG):
         client.embed("a")
@@ -281,9 +285,7 @@ def test_its_value_is_nowhere(upstream: Upstream, caplog: pytest.LogCaptureFixtu
     assert not [place for place in places if SECRET in place]
 
 
-def test_it_does_not_travel_in_a_pickle(
-    upstream: Upstream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_function_is_not_pickled(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     client = NexusFlow(upstream.give, base_url=upstream.url)
     again = pickle.loads(pickle.dumps(client))
     monkeypatch.delenv("NEXUSFLOW_API_KEY", raising=False)

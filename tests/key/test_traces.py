@@ -70,7 +70,7 @@ def test_a_key_in_a_frame_is_found(how: str) -> None:
 @pytest.mark.parametrize(
     "make", [lambda: ApiKey(KEY), lambda: [ApiKey(KEY).bearer()], lambda: Headers({"X": HEADER})]
 )
-def test_what_holds_a_secret_on_purpose_shows_none(make: Callable[[], object]) -> None:
+def test_objects_that_hold_a_secret_do_not_show_it(make: Callable[[], object]) -> None:
     assert leaks(caught_with(make), KEY, HEADER) == []
 
 

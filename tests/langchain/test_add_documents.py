@@ -232,7 +232,7 @@ async def test_a_document_that_the_store_does_not_take_is_left_out_alone(
 
 
 @pytest.mark.parametrize("opened", STORES)
-def test_what_is_there_is_not_paid_for_and_what_differs_is_left_alone(
+def test_stored_documents_are_not_paid_for_and_differing_ones_are_not_changed(
     opened: Open, make: Make, server: LocalServer
 ) -> None:
     place = opened(make())
@@ -324,7 +324,7 @@ async def test_bad_lists_are_refused_before_anything_is_sent(
     assert server.stats.requests == 0
 
 
-def test_an_async_iterable_names_the_twin_that_takes_it(make: Make) -> None:
+def test_the_error_for_an_async_iterable_names_the_function_that_accepts_it(make: Make) -> None:
     async def documents() -> AsyncIterator[Document]:
         yield Document("a")
 

@@ -77,7 +77,7 @@ def test_loads_finds_the_key_in_the_environment(
     assert len(loaded(dumped, secrets_from_env=True).embed_query("a")) == 64
 
 
-def test_what_lives_in_one_process_is_not_dumped(make: Make) -> None:
+def test_objects_of_one_process_are_not_dumped(make: Make) -> None:
     with httpx.Client() as client:
         embeddings = make(
             http_client=client,
@@ -196,7 +196,7 @@ def test_a_limiter_that_cannot_be_pickled_is_left_out_with_a_warning(
     assert limited.rate_limiter is not None
 
 
-def test_a_key_that_did_not_travel_is_explained(
+def test_a_key_that_was_not_pickled_is_explained(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = pickle.loads(pickle.dumps(make()))

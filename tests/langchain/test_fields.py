@@ -145,7 +145,7 @@ def test_replacing_openai_embeddings_is_a_change_of_import(
     assert ours.embed_documents(texts, chunk_size=5) == ours.embed_documents(texts)
 
 
-def test_what_openai_embeddings_needed_for_tokenizing_gets_one_note_once() -> None:
+def test_the_tokenizing_arguments_of_openai_embeddings_cause_one_warning() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         NexusFlowEmbeddings(check_embedding_ctx_length=False, tiktoken_enabled=True)  # type: ignore[call-arg]

@@ -57,7 +57,9 @@ def test_as_many_texts_are_sent_as_the_model_is_known_to_take(
     assert sorted(asked) == sorted(sent)
 
 
-def test_a_model_that_is_not_in_the_table_may_have_any_size(answering: Answering) -> None:
+def test_a_model_that_is_not_in_the_table_may_have_vectors_of_any_size(
+    answering: Answering,
+) -> None:
     embeddings = answering(noting([]), model="another", dimensions=2560)
     assert len(embeddings.embed_query("a text")) == 2560
     assert embeddings.usage.cost != embeddings.usage.cost  # NaN: nobody knows the price

@@ -81,7 +81,9 @@ NO_MEANING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", NO_MEANING)
-def test_what_means_nothing_here_is_noted_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_without_a_meaning_here_cause_one_warning(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         NexusFlowEmbeddings(**{name: NO_MEANING[name]})
@@ -197,7 +199,7 @@ def test_a_copy_may_be_changed_by_any_name() -> None:
     assert copied.client.base_url == "https://a.b/v1"
 
 
-def test_another_framework_that_gets_it_says_what_it_takes() -> None:
+def test_an_object_passed_to_another_framework_names_the_right_class() -> None:
     with pytest.raises(AttributeError, match=r"Chroma takes a nexusflow_integrations\.chroma\.Nex"):
         NexusFlowEmbeddings().name  # type: ignore[attr-defined]  # noqa: B018
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):

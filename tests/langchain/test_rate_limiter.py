@@ -37,7 +37,7 @@ def embed_query(embeddings: NexusFlowEmbeddings, mode: str) -> list[float]:
     return asyncio.run(embeddings.aembed_query("a query"))
 
 
-def test_every_batch_waits_for_its_turn(make: Make, turns: Turns, server: LocalServer) -> None:
+def test_every_batch_waits_for_the_limiter(make: Make, turns: Turns, server: LocalServer) -> None:
     limiter = turns(server)
     expected = make().embed_documents(TEXTS)
     server.reset_stats()
@@ -47,7 +47,7 @@ def test_every_batch_waits_for_its_turn(make: Make, turns: Turns, server: LocalS
     assert set(limiter.where) == {threading.current_thread()}
 
 
-async def test_every_batch_waits_for_its_turn_on_the_callers_event_loop(
+async def test_every_batch_waits_for_the_limiter_on_the_callers_event_loop(
     make: Make, turns: Turns, server: LocalServer
 ) -> None:
     limiter = turns(server)
@@ -59,7 +59,7 @@ async def test_every_batch_waits_for_its_turn_on_the_callers_event_loop(
     assert set(limiter.where) == {asyncio.get_running_loop()}
 
 
-async def test_a_query_waits_for_its_turn(make: Make, turns: Turns, server: LocalServer) -> None:
+async def test_a_query_waits_for_the_limiter(make: Make, turns: Turns, server: LocalServer) -> None:
     limiter = turns(server)
     embeddings = make(rate_limiter=limiter)
     embeddings.embed_query("a")
@@ -67,14 +67,16 @@ async def test_a_query_waits_for_its_turn(make: Make, turns: Turns, server: Loca
     assert limiter.gone == [0, 1]
 
 
-async def test_no_texts_need_no_turn(make: Make, turns: Turns, server: LocalServer) -> None:
+async def test_no_texts_do_not_acquire_the_limiter(
+    make: Make, turns: Turns, server: LocalServer
+) -> None:
     limiter = turns(server)
     embeddings = make(rate_limiter=limiter)
     assert embeddings.embed_documents([]) == await embeddings.aembed_documents([]) == []
     assert limiter.gone == []
 
 
-def test_bad_input_is_found_before_the_first_turn(
+def test_bad_input_is_found_before_the_limiter_is_acquired(
     make: Make, turns: Turns, server: LocalServer
 ) -> None:
     limiter = turns(server)
@@ -84,7 +86,7 @@ def test_bad_input_is_found_before_the_first_turn(
     assert limiter.gone == []
 
 
-def test_the_chunk_size_of_a_call_decides_how_many_turns(
+def test_the_chunk_size_of_a_call_decides_how_often_the_limiter_is_acquired(
     make: Make, turns: Turns, server: LocalServer
 ) -> None:
     limiter = turns(server)
@@ -134,7 +136,7 @@ def test_usage_adds_up_under_a_rate_limiter(make: Make, turns: Turns, server: Lo
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_a_failure_ends_the_taking_of_turns(
+def test_after_a_failure_the_limiter_is_not_acquired_again(
     make: Make, turns: Turns, server: LocalServer, mode: str
 ) -> None:
     limiter = turns(server, pause=0.2)  # so that some answer arrives before the last turn
@@ -173,7 +175,7 @@ def test_the_callers_context_reaches_a_paced_call(
     assert seen == ["mine"]
 
 
-async def test_cancelling_ends_the_taking_of_turns(
+async def test_after_a_cancellation_the_limiter_is_not_acquired_again(
     make: Make, turns: Turns, slow_server: LocalServer
 ) -> None:
     limiter = turns(slow_server, pause=0.01)
@@ -310,7 +312,7 @@ def test_a_deadline_holds_for_a_query_that_waits_for_langchains_own_limiter(
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_cached_and_repeated_texts_take_no_turn(
+def test_cached_and_repeated_texts_do_not_acquire_the_limiter(
     make: Make, turns: Turns, server: LocalServer, tmp_path: Path, mode: str
 ) -> None:
     limiter = turns(server)
@@ -321,7 +323,7 @@ def test_cached_and_repeated_texts_take_no_turn(
     assert len(limiter.gone) == server.stats.requests == 7
 
 
-def test_a_cached_query_takes_no_turn(
+def test_a_cached_query_does_not_acquire_the_limiter(
     make: Make, turns: Turns, server: LocalServer, tmp_path: Path
 ) -> None:
     limiter = turns(server)
@@ -332,7 +334,7 @@ def test_a_cached_query_takes_no_turn(
     assert len(limiter.gone) == server.stats.requests == 1
 
 
-def test_texts_that_another_call_has_in_flight_take_no_turn(
+def test_texts_that_another_call_has_in_flight_do_not_acquire_the_limiter(
     make: Make, turns: Turns, slow_server: LocalServer
 ) -> None:
     limiter = turns(slow_server)

@@ -229,7 +229,7 @@ def test_a_sync_stream_that_is_left_early_stops_too(server: Any) -> None:
     assert len(server.requests) < 40
 
 
-async def test_cancelling_one_call_leaves_the_others_alone(server: Any) -> None:
+async def test_cancelling_one_call_does_not_affect_the_others(server: Any) -> None:
     def slow(wire: Any) -> None:
         wire.pause(0.1)
         wire.right()
@@ -243,7 +243,7 @@ async def test_cancelling_one_call_leaves_the_others_alone(server: Any) -> None:
         assert_right(await calls[n], texts(30, f"c{n}"))
 
 
-async def test_a_budget_is_not_charged_for_what_never_left_the_gate(server: Any) -> None:
+async def test_a_budget_is_not_charged_for_a_request_that_was_never_admitted(server: Any) -> None:
     from nexusflow_integrations import Budget
 
     server.script = script(hold)
@@ -316,7 +316,7 @@ def test_ctrl_c_ends_a_sync_call_at_once_and_the_process_quietly(server: Any, wh
     assert len(server.requests) == sent
 
 
-def test_a_timeout_of_ours_is_no_cancellation(server: Any) -> None:
+def test_our_own_timeout_is_not_a_cancellation(server: Any) -> None:
     server.script = script(hold)
     client = client_of(server, timeout=0.2, max_retries=0)
     with pytest.raises(APITimeoutError):

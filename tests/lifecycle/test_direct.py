@@ -111,7 +111,7 @@ def test_hooks_that_decide_leave_a_request_to_the_loop(
 
 
 @pytest.mark.usefixtures("short_delays")
-def test_a_request_that_the_loop_repeats_is_heard_of_once(
+def test_a_request_that_the_loop_repeats_is_reported_once(
     server: FaultServer, senders: list[str]
 ) -> None:
     client, heard = in_use(server), Heard()

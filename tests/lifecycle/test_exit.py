@@ -38,13 +38,13 @@ SILENT = """
 """
 
 
-def test_a_look_up_that_hangs_does_not_hold_the_process() -> None:
+def test_a_lookup_that_hangs_does_not_delay_the_exit() -> None:
     code, out, err = run(SILENT, "a look-up that hangs", KEY, seconds=LONG + 60)
     assert (code, err) == (0, "")
     assert time.time() - float(out) < SOON
 
 
-def test_a_silent_name_server_does_not_hold_the_process(tmp_path: Path) -> None:
+def test_a_silent_name_server_does_not_delay_the_exit(tmp_path: Path) -> None:
     if shutil.which("unshare") is None or shutil.which("ip") is None:
         pytest.skip("there is no unshare or no ip here")
     names = tmp_path / "resolv.conf"
@@ -95,7 +95,7 @@ HANGING = """
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["limits", "budget", "store"])
-def test_what_hangs_in_a_thread_of_ours_does_not_hold_the_process(
+def test_work_that_hangs_in_our_threads_does_not_delay_the_exit(
     server: Any, tmp_path: Path, how: str
 ) -> None:
     told = (how, KEY, server.base_url, str(tmp_path))

@@ -51,7 +51,7 @@ def test_finished_holds_the_copies_of_a_repeated_text_too() -> None:
     assert sorted(raised.value.finished) == [0, 1, 2]
 
 
-def test_a_text_is_not_called_too_long_for_a_request_that_was() -> None:
+def test_a_text_is_not_refused_because_a_request_was_too_long() -> None:
     def handle(request: httpx.Request) -> httpx.Response:
         texts = json.loads(request.content)["input"]
         if sum(map(len, texts)) > 100:

@@ -107,7 +107,9 @@ async def test_over_real_sockets_on_an_event_loop(lib: Any, server: Any) -> None
 
 @pytest.mark.usefixtures("short_delays")
 @pytest.mark.parametrize("how", ["sync", "async"])
-def test_faults_are_ridden_out_or_typed_as_with_our_own(lib: Any, server: Any, how: str) -> None:
+def test_faults_are_retried_or_typed_errors_as_with_our_own_client(
+    lib: Any, server: Any, how: str
+) -> None:
     from faults import behaviours as b
 
     script = type(server.script)

@@ -36,7 +36,7 @@ def test_odd_but_visible_texts_arrive_unchanged(server: Any, odd: str) -> None:
     assert list(server.texts) == [odd, "b"]
 
 
-def test_a_text_of_a_million_characters_travels_alone_and_whole(server: Any) -> None:
+def test_a_text_of_a_million_characters_is_sent_alone_and_unchanged(server: Any) -> None:
     long = "ab" * 500_000
     assert_right(client_of(server, on_too_long="send").embed(["a", long, "b"]), ["a", long, "b"])
     assert sorted(len(request.texts) for request in server.requests) == [1, 1, 1]
@@ -55,7 +55,7 @@ def test_a_hundred_thousand_texts_with_duplicates_are_paid_for_once(server: Any)
     assert client.usage.repeated == 99_500
 
 
-def test_any_iterable_of_texts_will_do(server: Any) -> None:
+def test_any_iterable_of_texts_works(server: Any) -> None:
     client = client_of(server)
     for source in (
         (t for t in ("a", "b")),
@@ -108,7 +108,7 @@ def test_what_a_failed_stream_had_finished_is_given_by_index_in_the_stream(
         assert_right([row], [mine[index]])
 
 
-def test_a_role_that_there_is_not_is_refused_before_anything_is_sent(server: Any) -> None:
+def test_an_unknown_role_is_refused_before_anything_is_sent(server: Any) -> None:
     with pytest.raises(ConfigurationError, match="role must be 'document' or 'query', not 'doc'"):
         client_of(server).embed("a", role="doc")
     assert server.attempts == 0

@@ -107,7 +107,7 @@ BOMBED = """
 
 
 @pytest.mark.parametrize("bomb", ["gzip_bomb", "gzip_bomb_in_error", "endless_body", "digits"])
-def test_a_bomb_is_a_typed_error_within_200_mb(server: Any, bomb: str) -> None:
+def test_a_decompression_bomb_is_a_typed_error_within_200_mb(server: Any, bomb: str) -> None:
     from faults import behaviours as b
 
     behaviour = {

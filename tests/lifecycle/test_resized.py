@@ -43,6 +43,6 @@ def test_both_sizes_spend_from_one_budget(nexusflow_hash_server: LocalServer) ->
     assert 100 < sum(each.usage.tokens for each in clients) <= 200
 
 
-def test_a_size_that_the_model_has_not_is_refused() -> None:
+def test_a_size_that_the_model_does_not_have_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="dimensions"):
         NexusFlow().resized(7)

@@ -119,7 +119,7 @@ def test_a_stream_in_one_thread_and_calls_in_others_do_not_mix(server: Any) -> N
             future.result(120)
 
 
-def test_usage_is_read_whole_while_other_threads_count() -> None:
+def test_usage_is_read_consistently_while_other_threads_count() -> None:
     client = NexusFlow("key-of-this-test")
     call = Ledger(requests=1, texts=1, tokens=1)
     done = threading.Event()

@@ -396,7 +396,7 @@ def test_a_value_that_is_not_a_vector_of_the_right_length_counts_as_absent(
     assert len(upstream.requests) == 2
 
 
-def test_without_dimensions_a_vector_of_another_length_than_the_others_counts_as_absent(
+def test_without_dimensions_a_vector_of_another_size_than_the_others_counts_as_absent(
     batch: Batch, upstream: Any, texts: Texts, store: SimpleKVStore
 ) -> None:
     upstream.size = 64

@@ -221,7 +221,7 @@ def test_pickling_a_plain_object_warns_of_nothing(
     [copy.copy, copy.deepcopy, lambda e: e.model_copy(), lambda e: e.model_copy(deep=True)],
     ids=["copy", "deepcopy", "model_copy", "deep model_copy"],
 )
-def test_copies_work_and_share_what_cannot_be_doubled(
+def test_copies_work_and_share_what_cannot_be_copied(
     server: LocalServer, key: str, copied: Callable[[Any], Any]
 ) -> None:
     limiter = TokenBucketRateLimiter(requests_per_minute=600)

@@ -53,7 +53,7 @@ def test_what_was_in_flight_is_kept_by_the_index_of_the_callers_list(
         assert caught.value.finished[index].dtype == np.float32
 
 
-def test_what_does_not_land_soon_after_a_failure_is_given_up(
+def test_requests_that_do_not_finish_soon_after_a_failure_are_given_up(
     batch: Batch, upstream: Any, texts: Texts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nexusflow_integrations._core.call.job.DRAIN", 0.2)

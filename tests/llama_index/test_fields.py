@@ -80,7 +80,7 @@ def test_a_field_that_is_changed_is_checked_and_stays_what_it_was(
     assert embedding.client.dimensions == 512
 
 
-def test_another_framework_that_gets_it_says_what_it_takes() -> None:
+def test_an_object_passed_to_another_framework_names_the_right_class() -> None:
     with pytest.raises(AttributeError, match=r"LangChain takes a nexusflow_integrations\.langcha"):
         NexusFlowEmbedding().embed_documents  # type: ignore[attr-defined]  # noqa: B018
 

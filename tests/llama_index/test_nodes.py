@@ -298,7 +298,7 @@ def test_a_pipelines_error_names_node_document_and_file(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("use_async", [False, True])
-def test_an_indexs_error_quotes_the_text_beyond_the_first_window(
+def test_an_error_from_an_index_quotes_the_text_after_the_first_2048(
     embedding: NexusFlowEmbedding, use_async: bool
 ) -> None:
     nodes = nodes_of(2300, {2250: "the  odd\none " + REFUSED})

@@ -38,7 +38,9 @@ class Counting(BaseRateLimiter):
         self.asked.append(("async", num_tokens))
 
 
-def test_it_is_asked_once_a_request(batch: Batch, way: str, upstream: Any, texts: Texts) -> None:
+def test_the_limiter_is_asked_once_per_request(
+    batch: Batch, way: str, upstream: Any, texts: Texts
+) -> None:
     limiter = Counting()
     batch(upstream.embedding(rate_limiter=limiter, embed_batch_size=100), texts(95))
     assert limiter.asked == [(way, 0)] * len(upstream.requests) == [(way, 0)] * 10
@@ -111,7 +113,9 @@ def test_a_text_larger_than_a_minutes_tokens_does_not_wait_for_ever(
     assert len(batch(embedding, ["word " * 500])) == 1
 
 
-def test_after_a_failure_it_is_asked_for_no_more(batch: Batch, upstream: Any, texts: Texts) -> None:
+def test_after_a_failure_the_limiter_is_not_asked_again(
+    batch: Batch, upstream: Any, texts: Texts
+) -> None:
     limiter = Counting()
     upstream.answer = lambda asked: upstream.UNAUTHORIZED
     with pytest.raises(AuthenticationError):

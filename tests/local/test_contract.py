@@ -38,7 +38,7 @@ def test_a_list_is_answered_in_its_order(wire: Wire) -> None:
         assert wire.post(input=text).json()["data"][0]["embedding"] == item["embedding"]
 
 
-def test_a_list_of_one_is_answered_like_its_text(wire: Wire) -> None:
+def test_a_list_of_one_text_gets_the_same_vector_as_the_text(wire: Wire) -> None:
     assert wire.post(input=["one"]).json() == wire.post(input="one").json()
 
 
@@ -58,7 +58,7 @@ def test_each_size_is_answered_with_unit_length(wire: Wire, size: int) -> None:
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
 
 
-def test_null_options_are_as_if_absent(wire: Wire) -> None:
+def test_null_options_count_as_absent(wire: Wire) -> None:
     plain = wire.post(input="x").json()
     assert wire.post(input="x", dimensions=None, encoding_format=None).json() == plain
 
@@ -87,7 +87,7 @@ def test_every_answer_names_the_model_that_really_runs(wire: Wire, path: str) ->
     assert wire.http.get(url).headers["X-Local-Model"] == "hash"
 
 
-def test_health_says_what_runs_and_for_what_it_stands_in(wire: Wire) -> None:
+def test_health_names_the_model_that_runs_and_the_model_it_replaces(wire: Wire) -> None:
     url = httpx.URL(wire.server.base_url).copy_with(path="/health")
     body = httpx.get(url, trust_env=False).json()
     assert body["status"] == "ok"

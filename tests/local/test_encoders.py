@@ -68,7 +68,7 @@ def test_a_chinese_text_costs_about_a_token_a_character_or_less(encoder: Encoder
     assert 4 <= encoder.count_tokens([text])[0] <= len(text)
 
 
-def test_an_encoder_is_what_its_name_says(encoder: Encoder) -> None:
+def test_an_encoder_is_loaded_by_its_name(encoder: Encoder) -> None:
     assert encoder.name in MODELS
     assert type(load_encoder(encoder.name)) is type(encoder)
     assert encoder.native_size <= encoder.block <= 2048

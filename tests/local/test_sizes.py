@@ -81,7 +81,7 @@ def test_the_rotations_are_the_same_in_every_process_and_version() -> None:
     assert whole.tolist() == [-46, 58, -22, 34, -18, 30, -26, 38]
 
 
-def test_a_model_of_full_size_is_left_alone() -> None:
+def test_vectors_of_full_size_are_returned_unchanged() -> None:
     rows = unit_rows(3, 2048)
     assert Projection(2048, 2048).spread(rows) is rows
 

@@ -130,7 +130,7 @@ def _program(name: str) -> Program:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
-def test_it_reaches_for_no_other_host_and_writes_only_what_the_docs_name(
+def test_a_program_connects_to_no_other_host_and_writes_only_the_documented_files(
     name: str, newcomer: Newcomer
 ) -> None:
     program = _program(name)

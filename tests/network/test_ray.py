@@ -26,7 +26,7 @@ def command(newcomer: Newcomer) -> list[str]:
     return [sys.executable, str(EXAMPLES / "ray_corpus.py"), "notes"]
 
 
-def test_it_asks_which_cloud_it_is_in_and_reaches_for_nobody_else(
+def test_ray_asks_which_cloud_it_is_in_and_connects_to_no_other_host(
     newcomer: Newcomer, command: list[str]
 ) -> None:
     did = newcomer.traced(command)

@@ -33,7 +33,7 @@ renameat2(AT_FDCWD</tmp>, "a", 5</home/user>, "b", 0) = 0
 """.splitlines()  # noqa: E501
 
 
-def test_addresses_are_told_from_loopback_and_name_servers_never_count_as_it() -> None:
+def test_remote_addresses_are_found_and_name_servers_count_as_remote() -> None:
     did = read(LINES, WORK)
     assert did.distant == {
         Address("8.8.8.8", 53),
@@ -67,7 +67,7 @@ open("mine", "w").close()
 """
 
 
-def test_what_a_child_writes_elsewhere_and_a_reach_for_a_distant_host_are_noticed(
+def test_files_that_a_child_writes_and_connections_to_other_hosts_are_noticed(
     newcomer: Newcomer, tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -88,12 +88,12 @@ except OSError as error:
 """
 
 
-def test_alone_a_command_has_loopback_and_nothing_else(newcomer: Newcomer) -> None:
+def test_an_isolated_command_has_only_loopback(newcomer: Newcomer) -> None:
     said = newcomer.alone([sys.executable, "-c", ONLY_LOOPBACK])
     assert re.search("unreachable", said)
 
 
-def test_a_failing_command_is_no_proof(newcomer: Newcomer) -> None:
+def test_a_failing_command_fails_the_test(newcomer: Newcomer) -> None:
     with pytest.raises(AssertionError, match="said before it failed"):
         newcomer.alone(
             [sys.executable, "-c", "print('said before it failed'); raise SystemExit(3)"]

@@ -128,7 +128,7 @@ def test_where_there_is_only_a_question_or_code_nothing_is_quoted(
     assert client.usage.requests == 0
 
 
-def test_nothing_is_close_below_the_score_that_was_measured() -> None:
+def test_no_passage_is_close_below_the_measured_score() -> None:
     far, near = Passage("a", "a", "", 0.05), Passage("b", "b", "", 0.9)
     assert is_close([near, far], "minilm-use-gated")
     assert not is_close([far], "minilm-use-gated")

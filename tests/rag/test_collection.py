@@ -136,7 +136,7 @@ def test_after_any_change_the_collection_holds_the_corpus_and_pays_for_nothing_t
 
 
 @given(old=FILES, new=FILES, stop=st.integers(0, 8))
-def test_wherever_it_stops_no_text_that_stays_is_missing(
+def test_no_unchanged_text_is_missing_wherever_a_sync_stops(
     old: list[tuple[str, str]], new: list[tuple[str, str]], stop: int
 ) -> None:
     before = carry_out({}, numbered(old))
@@ -162,7 +162,7 @@ def test_what_is_stored_is_read_back(fill: Callable[..., Path], server: LocalSer
     assert sorted(held.values(), key=str) == sorted(DOCUMENTS, key=str)
 
 
-def test_a_file_that_is_no_database_is_said_to_be_damaged(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_reported_as_damaged(tmp_path: Path) -> None:
     (tmp_path / "chroma.sqlite3").write_bytes(b"no database at all" * 100)
     with pytest.raises(DamagedError):
         open_to_read(tmp_path)

@@ -80,7 +80,7 @@ def test_topics_are_cut_into_passages_that_name_their_topic() -> None:
     assert corpus.topics(7).documents == topics.documents[:7]
 
 
-def test_a_folder_gives_its_text_files_with_the_line_each_passage_begins_at(
+def test_a_folder_gives_the_passages_of_its_text_files_with_their_first_lines(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "b.txt").write_text("The end.")
@@ -287,7 +287,7 @@ def test_a_file_whose_name_is_not_utf8_is_left_out(tmp_path: Path) -> None:
     assert corpus.whole(str(tmp_path))[1] == found.skipped
 
 
-def test_the_folder_one_is_in_is_called_by_its_name(
+def test_the_current_folder_is_shown_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "zoo" / "cages").mkdir(parents=True)

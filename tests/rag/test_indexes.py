@@ -108,12 +108,12 @@ def test_a_name_may_be_shortened_as_long_as_it_is_one(indexes: Indexes) -> None:
         indexes.find("x")
 
 
-def test_an_empty_shelf_says_how_to_fill_it(indexes: Indexes) -> None:
+def test_without_an_index_the_message_says_how_to_make_one(indexes: Indexes) -> None:
     with pytest.raises(UnusableIndexError, match="nexusflow index FOLDER"):
         indexes.find()
 
 
-def test_a_description_survives_the_disk_and_a_damaged_one_is_said_to_be(
+def test_a_description_can_be_saved_and_loaded_and_a_damaged_one_is_reported(
     indexes: Indexes,
 ) -> None:
     index = stand(indexes, "a@x", 1)
@@ -135,7 +135,7 @@ def test_a_damaged_index_does_not_keep_another_from_being_found(indexes: Indexes
         indexes.find("unfinished").about()
 
 
-def test_the_index_of_the_folder_one_is_in_comes_first(indexes: Indexes, tmp_path: Path) -> None:
+def test_the_index_of_the_current_folder_comes_first(indexes: Indexes, tmp_path: Path) -> None:
     base = tmp_path.resolve()
     stand(indexes, "work@x", 1, corpus=str(base / "work"))
     stand(indexes, "docs@x", 2, corpus=str(base / "work" / "docs"))
@@ -153,7 +153,7 @@ def test_the_index_of_the_folder_one_is_in_comes_first(indexes: Indexes, tmp_pat
         assert indexes.find(None, base / near).name == name, near
 
 
-def test_a_new_folder_is_made_beside_the_one_that_answers_and_takes_its_place(
+def test_a_new_folder_is_filled_beside_the_one_in_use_and_replaces_it(
     indexes: Indexes,
 ) -> None:
     index = stand(indexes, "a@x", 1)

@@ -38,7 +38,7 @@ def test_an_empty_line_ends_a_sentence_and_a_line_break_does_not() -> None:
 @pytest.mark.parametrize(
     "text", ["Pi is 3.14 or so.", "A tool, e.g. a saw.", "That is, i.e. this."]
 )
-def test_not_every_stop_ends_a_sentence(text: str) -> None:
+def test_not_every_full_stop_ends_a_sentence(text: str) -> None:
     assert sentences(text) == [text]
 
 
@@ -122,13 +122,13 @@ def test_titles_of_one_adornment_have_one_level_whatever_is_before_them(between:
     ]
 
 
-def test_a_table_or_a_transition_is_no_title() -> None:
+def test_a_table_or_a_transition_is_not_a_title() -> None:
     text = "One\n\n----\n\n=====  ====\nName   Food\n=====  ====\npanda  tree\n=====  ====\n"
     assert len(list(cut(text, kind="rst"))) == 1
     assert [block.level for block in blocks(text, "rst")] == [0, 0, 0]
 
 
-def test_a_comment_in_a_code_fence_is_no_heading() -> None:
+def test_a_comment_in_a_code_fence_is_not_a_heading() -> None:
     text = "# Setup\n\n```sh\n# install it\n\n## twice\npip install x\n```\n\nDone.\n"
     assert list(cut(text)) == [(3, "Setup\n\n" + text.partition("\n\n")[2].rstrip())]
 

@@ -42,7 +42,7 @@ def test_what_is_stored_is_found_with_source_url_and_cosine(
 
 
 @each_framework
-def test_more_passages_than_there_are_is_no_error(
+def test_asking_for_more_passages_than_there_are_is_not_an_error(
     framework: str, fill: Fill, endpoint: Endpoint
 ) -> None:
     pipeline = open_pipeline(framework, fill(DOCUMENTS[:2]), endpoint)
@@ -50,7 +50,7 @@ def test_more_passages_than_there_are_is_no_error(
 
 
 @each_framework
-def test_what_a_question_costs_reaches_the_meter(framework: str, open_one: Open) -> None:
+def test_the_cost_of_a_question_is_counted(framework: str, open_one: Open) -> None:
     meter = Meter()
     open_one(framework, on_usage=meter).search("panda", 1)
     assert meter.total.requests == 1

@@ -66,7 +66,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = 300.0) -> None:
         time.sleep(0.02)
 
 
-def test_a_dataset_gets_its_vectors_and_keeps_all_else(
+def test_a_dataset_gets_a_column_of_vectors_and_keeps_its_other_columns(
     cluster: Path, limits: Limits, server: LocalServer
 ) -> None:
     shared = limits(requests_per_minute=60_000, budget=Budget(tokens=1_000_000))

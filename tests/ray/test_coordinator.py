@@ -99,7 +99,7 @@ def test_send_times_that_a_worker_holds_from_before_are_not_given_twice() -> Non
     assert second.lease("b", 1, 10, 0.0, 0.0, 0.0)[0][0] > 29
 
 
-def test_the_workers_that_asked_of_late_are_counted() -> None:
+def test_the_workers_that_asked_recently_are_counted() -> None:
     actor = coordinator()
     assert [actor.lease(name, 1, 10, 0.0, 0.0, 0.0)[1] for name in "abab"] == [1, 2, 2, 2]
 

@@ -120,7 +120,7 @@ async def test_it_pickles_without_its_client_and_without_a_key(server: Any) -> N
     assert out["embedding"].null_count == 0
 
 
-def test_a_key_from_the_driver_is_carried_by_name_only() -> None:
+def test_a_key_from_the_driver_is_hidden_in_every_repr() -> None:
     carried = DriverKey()
     assert KEY not in repr(carried)
     assert KEY not in str({"api_key": carried})

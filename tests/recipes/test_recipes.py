@@ -108,7 +108,9 @@ def test_daft_keeps_vector_and_id_together_over_many_batches(
     assert max(server.stats.duplicates.values()) == 2
 
 
-def test_what_daft_ships_to_its_workers_holds_no_key(run: Recipe, server: LocalServer) -> None:
+def test_the_objects_that_daft_sends_to_its_workers_contain_no_key(
+    run: Recipe, server: LocalServer
+) -> None:
     names = run("Daft")
     descriptor = names["provider"].get_text_embedder(dimensions=256)
     cloudpickle = pytest.importorskip("cloudpickle")

@@ -36,7 +36,7 @@ def test_a_url_is_shown_copied_and_pickled_without_its_password(url: str, shown:
     assert pickle.loads(pickle.dumps(address)).reveal() == shown
 
 
-def test_what_a_server_says_is_shown_without_the_password() -> None:
+def test_the_message_of_a_server_is_shown_without_the_password() -> None:
     address = RedisAddress(f"redis://:{PASSWORD}@host")
     for said in (f"unknown command AUTH {PASSWORD}", "wrong: hunter2@home"):
         assert "hunter2" not in address.redact(said)

@@ -116,7 +116,7 @@ def test_a_server_that_is_gone_turns_the_cache_off_with_one_warning(
     assert server.stats.duplicates.keys() <= set(TEXTS)
 
 
-def test_a_server_that_was_never_there_costs_one_warning(
+def test_a_server_that_was_never_reachable_causes_one_warning(
     server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = client_of(server, "redis://127.0.0.1:1/7", requests_per_minute=60_000)
@@ -128,7 +128,7 @@ def test_a_server_that_was_never_there_costs_one_warning(
         assert "redis://127.0.0.1:1/7 cannot be used" in warning
 
 
-def test_a_full_server_costs_no_vector(
+def test_a_full_server_loses_no_vector(
     redis_process: Any, server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     redis = redis_process("--maxmemory-policy", "noeviction")
@@ -369,7 +369,7 @@ def test_limits_travel_by_pickle_without_the_password() -> None:
     assert repr(travelled) == repr(limits)
 
 
-def test_without_the_server_a_client_paces_alone_and_says_so(
+def test_without_the_server_a_client_sets_its_own_pace_and_says_so(
     server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     limits = RedisLimits(f"redis://:{PASSWORD}@127.0.0.1:1/0", requests_per_minute=60_000)

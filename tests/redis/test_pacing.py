@@ -69,7 +69,7 @@ steps = st.one_of(
     told=st.lists(limits, min_size=1, max_size=3),
     plan=st.lists(st.tuples(st.integers(0, 2), passing, steps), max_size=25),
 )
-def test_the_script_answers_what_the_arithmetic_answers(
+def test_the_script_computes_the_same_as_the_python_code(
     pair: Pair,
     clock: Any,
     told: list[tuple[float | None, float | None]],

@@ -98,7 +98,7 @@ def test_all_hosts_share_the_clock_of_the_server(
         assert float(until) - float(since) == pytest.approx(600)
 
 
-def test_other_data_in_the_database_is_left_alone(
+def test_other_data_in_the_database_is_not_changed(
     store: RedisStore, redis_server: Any, keys: list[bytes], vector: Vector
 ) -> None:
     with redis_server.client() as client:
@@ -134,7 +134,7 @@ def test_the_child_of_a_fork_connects_anew_and_owns_no_claim_of_its_parent(
     assert store.claim(keys[:4], 8).mine == keys[3:4]
 
 
-def test_a_store_travels_by_pickle_and_is_another_owner_there(
+def test_a_pickled_store_is_another_owner_in_the_other_process(
     redis_server: Any, store_on: Make, keys: list[bytes], vector: Vector
 ) -> None:
     store = store_on(redis_server.url, claim_seconds=33)
@@ -174,9 +174,7 @@ def test_info_tells_vectors_by_model_and_the_hit_rate(
     assert info.created == info.used
 
 
-def test_looking_at_a_cache_that_is_not_there_makes_none(
-    store: RedisStore, redis_server: Any
-) -> None:
+def test_reading_a_missing_cache_does_not_create_it(store: RedisStore, redis_server: Any) -> None:
     assert (store.info().vectors, store.info().bytes) == (0, 0)
     assert store.prune(max_age=0) == store.clear() == Pruned(0, 0)
     with redis_server.client() as client:
@@ -265,7 +263,7 @@ def everything(client: Any) -> dict[bytes, bytes]:
         ("another kind of claims", "other data"),
     ],
 )
-def test_what_is_not_ours_is_an_error_and_left_alone(
+def test_foreign_data_is_an_error_and_is_not_changed(
     store: RedisStore, redis_server: Any, keys: list[bytes], vector: Vector, what: str, says: str
 ) -> None:
     with redis_server.client() as client:
@@ -339,7 +337,7 @@ def test_a_server_that_never_answers_is_unavailable(
     server.kill()
 
 
-def test_a_unix_socket_and_another_database_will_do(
+def test_a_unix_socket_and_another_database_work(
     redis_process: Any, store_on: Make, keys: list[bytes], vector: Vector, tmp_path: Path
 ) -> None:
     server = redis_process("--unixsocket", str(tmp_path / "s"))

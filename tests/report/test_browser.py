@@ -190,7 +190,7 @@ def test_questions_that_failed_come_first_and_alone(opened: Any) -> None:
     assert len(opened.find_elements(By.CSS_SELECTOR, "#questions li")) == 3
 
 
-def test_a_question_shows_its_hits_and_where_the_right_one_fell(opened: Any) -> None:
+def test_a_question_shows_its_hits_and_the_rank_of_the_right_one(opened: Any) -> None:
     one(opened, "#which button:nth-child(2)").click()
     one(opened, "#questions li:nth-child(2) button").click()
     assert "First correct result: #1" in text_of(opened, "#answer")

@@ -56,7 +56,7 @@ def test_tsne_shows_what_two_principal_components_cannot() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 11, 12, 13])
 @pytest.mark.parametrize("projection", PROJECTIONS)
-def test_a_handful_of_points_has_a_map_too(count: int, projection: str) -> None:
+def test_a_few_points_have_a_map_too(count: int, projection: str) -> None:
     found = layout(blobs(count)[0], projection)
     assert found.points.shape == (count, 2)
     assert np.isfinite(found.points).all()

@@ -251,7 +251,7 @@ def test_only_addresses_that_are_safe_to_follow_become_links(tmp_path: Path) -> 
     assert data["links"][data["ids"].index("0")] == "https://b.example"
 
 
-def test_a_failure_leaves_no_file_and_no_half(collection: Any, tmp_path: Path) -> None:
+def test_a_failure_leaves_neither_a_file_nor_a_part_of_one(collection: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError):
         write_report(collection, tmp_path / "out.html", questions=[" "])
     assert list(tmp_path.glob("out*")) == []

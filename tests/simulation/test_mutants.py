@@ -15,6 +15,6 @@ ENOUGH = 1000
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.what)
-def test_it_notices_that(mutant: Mutant) -> None:
+def test_the_simulation_notices_the_mutant(mutant: Mutant) -> None:
     with mutant.living(), closing(failures(range(ENOUGH))) as runs:
         assert any(report for _, report in runs)

@@ -61,7 +61,7 @@ def test_pydantic_ai(name: str, refused: Refused) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"a": "b"}, {"a"}, b"a", 5, None, ["a", 5]], ids=repr)
-async def test_what_is_no_list_of_texts_is_refused(wrong: Any) -> None:
+async def test_an_argument_that_is_not_a_list_of_texts_is_refused(wrong: Any) -> None:
     from nexusflow_integrations.haystack import NexusFlowDocumentEmbedder
     from nexusflow_integrations.lancedb import NexusFlowEmbeddings
     from nexusflow_integrations.pydantic_ai import NexusFlowEmbeddingModel

@@ -82,7 +82,7 @@ def test_rows_that_changed_places_count_as_absent(
 
 
 @both
-def test_damage_is_said_once(
+def test_damage_is_logged_once(
     store: Any, keys: list[bytes], vector: Vector, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.put([(key, vector()) for key in keys])
@@ -198,7 +198,7 @@ def test_a_damaged_list_of_free_pages_ends_pruning(store: VectorStore, vector: V
         "UPDATE kind SET prefix = 'text'",
     ],
 )
-def test_what_makes_no_sense_is_left_out_of_the_counts(
+def test_invalid_values_are_left_out_of_the_counts(
     store: VectorStore, keys: list[bytes], vector: Vector, path: Path, statement: str
 ) -> None:
     store.put([(key, vector()) for key in keys])

@@ -314,7 +314,7 @@ def test_where_nothing_can_be_written_the_vectors_still_come_with_one_warning_of
     assert server.stats.texts == 100
 
 
-def test_a_disk_that_runs_full_on_the_way_costs_no_vector(
+def test_a_disk_that_fills_up_during_a_run_loses_no_vector(
     client_of: Callable[..., NexusFlow], server: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = client_of(requests_per_minute=60_000)

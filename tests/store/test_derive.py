@@ -360,7 +360,7 @@ def test_a_service_without_one_of_the_sizes_serves_the_others(place: str, lackin
         ({"derive": "yes"}, "derive must be"),
     ],
 )
-def test_what_derive_needs_is_said_at_once(
+def test_missing_settings_for_derive_are_an_error_at_construction(
     client_of: Make, settings: dict[str, Any], lacking: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=lacking):

@@ -119,7 +119,7 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
 @pytest.mark.parametrize(
     ("make", "says"), [pytest.param(*case, id=case[0].__name__) for case in REFUSED]
 )
-def test_a_file_that_is_not_a_whole_cache_of_ours_is_refused_and_left_alone(
+def test_a_file_that_is_not_a_complete_cache_is_refused_and_not_changed(
     make: Callable[[Path], None], says: str, path: Path, store_on: Make
 ) -> None:
     make(path)
@@ -135,7 +135,7 @@ def test_a_file_that_is_not_a_whole_cache_of_ours_is_refused_and_left_alone(
     assert "was not changed" in str(caught.value)
 
 
-def test_damage_inside_the_file_is_an_error_when_it_is_read_and_is_left_alone(
+def test_damage_inside_the_file_is_an_error_when_it_is_read_and_the_file_is_not_changed(
     path: Path, store_on: Make
 ) -> None:
     keys = filled(path, 100)
@@ -189,7 +189,7 @@ def test_a_file_that_stays_locked_makes_the_cache_unavailable(
     assert store.claim(keys, 8).mine == keys
 
 
-def test_where_there_is_no_write_ahead_log_it_says_so(
+def test_a_file_system_without_a_write_ahead_log_is_named(
     path: Path, store_on: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class WithoutWal(sqlite3.Connection):
@@ -252,7 +252,7 @@ def as_nobody(job: Callable[[], str]) -> str:
         pytest.param(0o000, 0o777, id="unreadable file"),
     ],
 )
-def test_what_may_not_be_written_is_unavailable_and_left_alone(
+def test_a_store_without_write_permission_is_unavailable_and_is_not_changed(
     open_folder: Path, file_mode: int | None, folder_mode: int
 ) -> None:
     path = open_folder / "cache.db"

@@ -86,7 +86,7 @@ def test_a_process_with_an_absurd_limit_owes_the_others_only_what_it_sent(
     assert reserve(other, 100) < 1
 
 
-def test_a_lease_is_a_row_of_reservations(pacer_on: MakePacer) -> None:
+def test_a_lease_is_a_series_of_reservations(pacer_on: MakePacer) -> None:
     one, other = pacer_on(), pacer_on()
     assert one.lease(3, 1) == pytest.approx([0, 1 / 9.9, 2 / 9.9], abs=1e-6)
     assert reserve(other, 1) == pytest.approx(3 / 9.9, abs=1e-6)
@@ -97,7 +97,7 @@ def test_accounts_do_not_wait_for_each_other(pacer_on: MakePacer) -> None:
     assert reserve(pacer_on(b"other"), 1) == 0
 
 
-def test_after_a_rest_nothing_is_saved_up(pacer_on: MakePacer, clock: Clock) -> None:
+def test_an_idle_time_earns_no_credit(pacer_on: MakePacer, clock: Clock) -> None:
     pacer = pacer_on()
     reserve(pacer, 1)
     clock.now += 60
@@ -149,7 +149,7 @@ def test_what_was_reserved_before_a_reboot_is_unknown_after_it(
     assert pacer_on(requests=6).lease(2, 1) == pytest.approx([0, 1 / 0.099], abs=1e-6)
 
 
-def test_where_boots_cannot_be_told_apart_nobody_waits_for_the_time_of_another(
+def test_where_boots_cannot_be_distinguished_no_process_waits_for_the_time_of_another_boot(
     pacer_on: MakePacer, clock: Clock
 ) -> None:
     one, other = pacer_on(), pacer_on()
@@ -260,7 +260,7 @@ def test_a_server_with_the_same_limits_refuses_nothing(
 
 @pytest.mark.parametrize("late", [0.0, 0.03, 0.08])
 @pytest.mark.parametrize("size", [10, 60, 95])
-def test_two_who_always_have_something_to_send_use_the_limit_up(
+def test_two_processes_that_always_have_something_to_send_use_the_whole_limit(
     pacer_on: MakePacer, clock: Clock, late: float, size: int
 ) -> None:
     """100 tokens a second, whatever the size of a request and however late the timers."""
@@ -536,7 +536,7 @@ async def test_a_process_that_has_nothing_more_to_send_gives_its_send_time_to_th
     assert len(pacer._slots) == (processes == 1)
 
 
-async def test_what_a_request_really_took_reaches_the_others_without_another_request(
+async def test_the_real_cost_of_a_request_reaches_the_other_processes_without_another_request(
     leased: Callable[..., Leased], pacer_on: MakePacer
 ) -> None:
     made = leased(requests=None, tokens=6_000)
@@ -555,7 +555,7 @@ async def test_what_a_request_really_took_reaches_the_others_without_another_req
     assert await made.thread.work() == 1
 
 
-async def test_the_next_request_is_charged_like_the_costliest_of_late(
+async def test_the_next_request_is_charged_like_the_most_expensive_recent_one(
     leased: Callable[..., Leased], pacer_on: MakePacer
 ) -> None:
     made = leased(requests=None, tokens=60_000)
@@ -612,7 +612,7 @@ async def test_refusals_are_passed_on_to_all(
 
 
 @pytest.mark.parametrize("how", ["unavailable", "cancelled", "ended"])
-async def test_without_the_file_the_process_paces_alone_to_the_same_limits(
+async def test_without_the_file_the_process_keeps_to_the_same_limits_by_itself(
     leased: Callable[..., Leased], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     made = leased(tokens=6_000)
@@ -720,7 +720,7 @@ async def test_limits_may_say_how_long_they_are_to_be_waited_for(
     assert clock.now - began == pytest.approx(20.0, abs=0.5)
 
 
-async def test_a_process_that_was_stopped_has_not_waited_meanwhile(
+async def test_the_time_that_a_process_was_suspended_does_not_count_as_waiting(
     leased: Callable[..., Leased], clock: Clock
 ) -> None:
     made = leased()
@@ -731,7 +731,7 @@ async def test_a_process_that_was_stopped_has_not_waited_meanwhile(
     assert made.wait() == 0
 
 
-async def test_between_alone_and_together_nothing_is_sent_too_early(
+async def test_nothing_is_sent_too_early_when_a_process_returns_to_the_shared_limits(
     leased: Callable[..., Leased], monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     made = leased(requests=60)

@@ -37,7 +37,7 @@ both = pytest.mark.parametrize("kept_in", ["file", "redis"])
 
 
 @both
-def test_what_was_put_comes_back_bit_for_bit(
+def test_a_stored_vector_is_returned_bit_for_bit(
     store: VectorStore, keyer: Keyer, store_on: Make
 ) -> None:
     vectors = np.random.default_rng(7).standard_normal((600, 64)).astype(np.float32)
@@ -112,7 +112,7 @@ def test_a_key_that_is_asked_for_twice_is_claimed_once(
 
 
 @both
-def test_nothing_asked_is_nothing_found(store: VectorStore) -> None:
+def test_empty_lists_of_keys_have_no_effect(store: VectorStore) -> None:
     assert store.claim([], 8) == ({}, [], [], 0)
     store.put([])
     store.release([])
@@ -142,7 +142,7 @@ def test_thousands_of_keys_are_claimed_at_once(store: VectorStore, keyer: Keyer)
 
 
 @both
-def test_what_one_has_claimed_is_busy_for_all_others_and_for_itself(
+def test_a_claimed_key_is_busy_for_all_callers(
     store: VectorStore, store_on: Make, keys: list[bytes]
 ) -> None:
     assert store.claim(keys[:3], 8).mine == keys[:3]
@@ -167,7 +167,7 @@ def test_what_is_put_is_found_by_who_waited(
 
 
 @both
-def test_what_is_released_is_anybodys_and_was_not_paid(
+def test_a_released_claim_is_free_for_others_and_was_not_paid_for(
     store: VectorStore, store_on: Make, keys: list[bytes]
 ) -> None:
     store.claim(keys[:2], 8)
@@ -179,7 +179,7 @@ def test_what_is_released_is_anybodys_and_was_not_paid(
 
 
 @both
-def test_nobody_releases_or_renews_the_claim_of_another(
+def test_no_owner_releases_or_renews_the_claim_of_another(
     store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock
 ) -> None:
     other = store_on()
@@ -211,7 +211,7 @@ def test_a_claim_that_runs_out_is_taken_over_and_counted_as_repaid_if_it_was_sen
 
 
 @both
-def test_ones_own_claim_that_ran_out_is_not_repaid(
+def test_an_expired_claim_of_the_same_process_does_not_count_as_repaid(
     store: VectorStore, keys: list[bytes], clock: Clock
 ) -> None:
     store.claim(keys[:1], 8)
@@ -292,7 +292,7 @@ def test_writes_together_are_all_done_or_none(
 
 
 @both
-def test_a_renewed_claim_holds_on(
+def test_a_renewed_claim_stays_valid(
     store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock
 ) -> None:
     store.claim(keys[:2], 8)
@@ -306,7 +306,7 @@ def test_a_renewed_claim_holds_on(
 
 
 @both
-def test_a_clock_that_is_set_back_makes_no_claim_hold_for_hours(
+def test_a_clock_that_is_set_back_does_not_extend_a_claim_by_hours(
     store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock
 ) -> None:
     store.claim(keys[:2], 8)
@@ -375,7 +375,7 @@ def test_an_impossible_claim_is_ignored(
 
 @both
 @pytest.mark.parametrize("owner", [-1, 2**63 - 1, "me", "ffffffffffffffffffffffff"])
-def test_a_claim_of_an_impossible_owner_is_no_error(
+def test_a_claim_of_an_impossible_owner_is_not_an_error(
     store: VectorStore, store_on: Make, keys: list[bytes], clock: Clock, owner: object
 ) -> None:
     store.claim(keys[:1], 8)
@@ -513,7 +513,7 @@ def test_the_rows_of_a_kind_are_counted_up_to_the_last_prefix_there_is(
     assert [rows.vectors for rows in store.info().models] == [2, 2, 2]
 
 
-def test_looking_at_a_cache_that_is_not_there_makes_none(store: VectorStore) -> None:
+def test_reading_a_missing_cache_does_not_create_it(store: VectorStore) -> None:
     info = store.info()
     assert (info.vectors, info.bytes, info.hit_rate, info.created) == (0, 0, 0.0, None)
     assert store.prune(max_age=0) == store.clear() == Pruned(0, 0)
@@ -583,7 +583,7 @@ def test_clear_removes_all_vectors_and_shrinks_the_file(
 
 
 @both
-def test_others_go_on_while_one_prunes(
+def test_other_processes_continue_while_one_prunes(
     store: VectorStore, store_on: Make, keys: list[bytes], vector: Vector
 ) -> None:
     other = store_on()
@@ -623,7 +623,7 @@ def test_a_closed_store_leaves_one_file_and_opens_again(
     assert store.present(keys) == {keys[0]}
 
 
-def test_a_store_travels_by_pickle_and_is_another_owner_there(
+def test_a_pickled_store_is_another_owner_in_the_other_process(
     path: Path, keys: list[bytes], vector: Vector
 ) -> None:
     store = VectorStore(path, claim_seconds=33)
@@ -650,7 +650,7 @@ def test_a_relative_path_means_where_the_store_was_made(
 
 
 @pytest.mark.parametrize("name", ["a b.db", "100%.db", "who?.db", "a#b.db", "向量.db"])
-def test_any_file_name_will_do(
+def test_any_file_name_works(
     tmp_path: Path, name: str, store_on: Make, keys: list[bytes], vector: Vector
 ) -> None:
     store = store_on(tmp_path / name)
@@ -661,7 +661,7 @@ def test_any_file_name_will_do(
 
 
 @pytest.mark.skipif("sys.platform in ('win32', 'darwin')", reason="other folders by convention")
-def test_true_is_the_users_cache_folder(
+def test_true_means_the_users_cache_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_on: Make
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

@@ -142,7 +142,7 @@ ROOMS = ["call", "request", "pace", "cache", "redis"]
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_a_room_of_the_core_imports_only_from_rooms_below_it(room: str) -> None:
+def test_a_folder_of_the_core_imports_only_from_folders_below_it(room: str) -> None:
     below = {*ROOMS[ROOMS.index(room) :], *(path.stem for path in CORE.glob("*.py"))}
     prefix = "nexusflow_integrations._core."
     for path in _files(f"_core/{room}"):
@@ -150,13 +150,13 @@ def test_a_room_of_the_core_imports_only_from_rooms_below_it(room: str) -> None:
         assert {name.split(".")[0] for name in used} <= below, path
 
 
-def test_what_all_rooms_stand_on_imports_no_room() -> None:
+def test_the_modules_below_all_folders_of_the_core_import_none_of_them() -> None:
     for path in CORE.glob("*.py"):
         used = {name for name in _imports(path) if name.startswith("nexusflow_integrations._core")}
         assert not {name.split(".")[2] for name in used if name.count(".") > 1} & {*ROOMS}, path
 
 
-def test_every_folder_of_the_core_is_a_room_that_how_it_works_names() -> None:
+def test_how_it_works_names_every_folder_of_the_core() -> None:
     page = (PACKAGE.parent / "docs" / "how-it-works.md").read_text()
     folders = {path.parent.name for path in CORE.glob("*/__init__.py")}
     assert folders == {*ROOMS}

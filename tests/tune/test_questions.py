@@ -75,7 +75,7 @@ def test_a_line_names_a_source_a_line_or_a_quote(tmp_path: Path) -> None:
         (["one?"], "is not a JSON object"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, record: object, problem: str) -> None:
+def test_an_error_names_the_bad_line(tmp_path: Path, record: object, problem: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^questions.jsonl, line 2: ") as raised:
         _read(tmp_path, {"question": "one?", "source": "a.md"}, record)
     assert problem in str(raised.value)

@@ -89,7 +89,9 @@ def _without_times(result: TuneResult) -> list[Any]:
     return [{**row, "milliseconds": 0} for row in result.as_json()["settings"]]
 
 
-def test_the_plan_sends_nothing_and_says_what_the_questions_can_tell(local: LocalServer) -> None:
+def test_the_plan_sends_nothing_and_names_the_smallest_measurable_difference(
+    local: LocalServer,
+) -> None:
     plan = _tuning(_client(local)).plan()
     assert local.stats.requests == 0
     assert (plan.questions, plan.documents, plan.made) == (36, 12, False)
@@ -206,7 +208,7 @@ def test_short_texts_are_not_tried_in_other_lengths(local: LocalServer) -> None:
     assert len({item.setting.cutting for item in result.measured}) == 1
 
 
-def test_without_questions_they_are_made_and_called_that(local: LocalServer) -> None:
+def test_without_questions_they_are_made_and_the_result_says_so(local: LocalServer) -> None:
     documents = {
         name: f"{text}\n\nFirst comes {name}. Then it says what a {name} is not. It ends."
         for name, text in _documents().items()

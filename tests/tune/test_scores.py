@@ -66,5 +66,5 @@ def test_settings_that_score_alike_on_every_question_do_not_differ() -> None:
     assert found.includes_zero
 
 
-def test_four_times_the_questions_tell_half_the_difference_apart() -> None:
+def test_four_times_the_questions_show_half_the_difference() -> None:
     assert tellable(400) == pytest.approx(tellable(100) / 2)

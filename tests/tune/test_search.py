@@ -114,7 +114,7 @@ def test_a_stage_that_could_not_be_measured_changes_nothing() -> None:
     assert names[-1] == "storage"
 
 
-def test_the_smallest_that_cannot_be_told_from_the_best_is_chosen() -> None:
+def test_the_smallest_setting_that_is_not_measurably_worse_than_the_best_is_chosen() -> None:
     means = {2048: 0.80, 1024: 0.797, 512: 0.795, 256: 0.77, 64: 0.6}
     found = [
         _measured(Setting(Cutting(), size), mean, own_noise=0.1) for size, mean in means.items()
@@ -123,18 +123,20 @@ def test_the_smallest_that_cannot_be_told_from_the_best_is_chosen() -> None:
     assert choose(found, _BOOTSTRAP).setting.dimensions == 512
 
 
-def test_a_small_difference_that_is_certain_counts() -> None:
+def test_a_small_but_significant_difference_counts() -> None:
     found = [_measured(Setting(Cutting(), size), mean) for size, mean in ((64, 0.795), (128, 0.8))]
     assert choose(found, _BOOTSTRAP).setting.dimensions == 128
 
 
-def test_what_few_questions_cannot_tell_apart_is_still_at_most_half_a_point_worse() -> None:
+def test_a_choice_with_few_questions_is_at_most_half_a_point_worse() -> None:
     found = [_measured(Setting(Cutting(), 2048), 0.8), _measured(Setting(Cutting(), 64), 0.75, 3.0)]
     assert choose(found, _BOOTSTRAP).setting.dimensions == 2048
 
 
 @pytest.mark.parametrize("other", [{"storage": "binary"}, {"method": "keywords"}])
-def test_what_an_index_cannot_run_is_compared_and_not_chosen(other: dict[str, str]) -> None:
+def test_a_setting_that_an_index_cannot_use_is_compared_and_not_chosen(
+    other: dict[str, str],
+) -> None:
     good = _measured(Setting(Cutting(), 64, **other), 0.9)  # type: ignore[arg-type]
     found = [_measured(Setting(Cutting(), 2048), 0.5), good]
     assert choose(found, _BOOTSTRAP).setting == Setting(Cutting(), 2048)

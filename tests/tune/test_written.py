@@ -110,7 +110,7 @@ _WANTED = ("Where does it sleep?", "In a hollow.")
         ('{"question": "Where does it sleep?', None),
     ],
 )
-def test_a_question_is_taken_out_of_whatever_the_model_says(
+def test_a_question_is_found_in_any_form_of_answer(
     answer: str, expected: tuple[str, str] | None
 ) -> None:
     assert parsed(answer) == expected
@@ -139,7 +139,7 @@ def test_the_sentence_quoted_or_else_the_line_is_what_answers(quote: str, expect
         assert question_of(asked, answer, [_PASSAGE, "another"]) is None
 
 
-def test_a_sentence_copied_from_the_passage_is_no_question() -> None:
+def test_a_sentence_copied_from_the_passage_is_not_a_question() -> None:
     asked = Asked("a.md", 3, _PASSAGE)
     assert question_of(asked, '{"question": "the panda sleeps in a hollow"}', [_PASSAGE]) is None
 
@@ -286,7 +286,7 @@ def test_questions_of_a_run_that_failed_are_not_paid_for_again(
     assert len(server.asked) == 8, "another model's questions are its own"
 
 
-def test_a_file_that_cannot_be_made_is_named_before_anything_is_paid(
+def test_a_file_that_cannot_be_created_is_named_before_anything_is_paid_for(
     server: ChatServer, tmp_path: Path
 ) -> None:
     file = tmp_path / "missing" / "written.jsonl"
@@ -316,7 +316,7 @@ def test_questions_that_cannot_be_kept_are_not_blamed_on_the_model(
     )
 
 
-def test_questions_and_a_model_to_write_them_do_not_go_together(server: ChatServer) -> None:
+def test_questions_and_a_model_that_writes_them_cannot_be_combined(server: ChatServer) -> None:
     with pytest.raises(ConfigurationError, match="chat and questions"):
         _tuning(server, questions=[Question("Who?", (Answer("otter.md"),))])
 

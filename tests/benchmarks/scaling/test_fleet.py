@@ -62,7 +62,7 @@ def test_a_shared_quota_is_used_up_and_hardly_ever_refused(workers: int, limit: 
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-def test_what_a_pausing_worker_leaves_of_its_lease_is_used_by_the_others(workers: int) -> None:
+def test_the_unused_part_of_a_lease_is_used_by_other_workers(workers: int) -> None:
     scene = Scene(workers, 1_200, seconds=20, warm=5, pause=0.5)
     found = figures(scene, simulate(scene))
     assert 0.97 < found["used"] <= 1.01
@@ -74,7 +74,7 @@ def test_workers_that_share_nothing_are_refused() -> None:
     assert figures(scene, simulate(scene))["refused"] > 0.1
 
 
-def test_what_is_in_flight_bounds_one_worker_under_a_high_quota() -> None:
+def test_the_requests_in_flight_limit_one_worker_under_a_high_quota() -> None:
     scene = Scene(1, 600_000, seconds=10, warm=2, spread=0.0, in_flight=8)
     found = figures(scene, simulate(scene))
     assert found["used"] < 0.2
@@ -142,7 +142,7 @@ def test_an_unknown_quota_is_used_from_the_first_seconds_on(
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
-def test_a_service_that_takes_few_at_once_is_kept_busy(at_once: int) -> None:
+def test_a_service_that_accepts_few_requests_at_once_is_kept_busy(at_once: int) -> None:
     scene = Scene(1, seconds=5.0, warm=0.0, known=False, concurrency=at_once, spread=0.1)
     found = simulate(scene)
     assert found.good >= at_once * 5.0 / 0.15 / 1.3
