@@ -35,7 +35,7 @@ def _place(frame: FrameType) -> str | None:
     importing = getattr(forks, "importing", None)
     if importing is not None and importing._lock._is_owned():
         return None
-    # A function of ours imports; what a module imports while it is imported itself is no call.
+    # One of our functions imports. Imports at the top of a module do not count.
     for each in _stack(frame):
         if PACKAGE in each.f_code.co_filename and each.f_code.co_name != "__getattr__":
             return None if each.f_code.co_name == "<module>" else _innermost(frame)

@@ -25,7 +25,7 @@ def _best(rows: Iterable[Data], figure: str, *, most: bool = False) -> float:
 
 
 def _arrays(rows: Iterable[Data]) -> list[Data]:
-    """Leave out what gives base64, with which nobody can compute."""
+    """Leave out clients that return base64, which must still be decoded."""
     return [row for row in rows if row["gives"] != "base64"]
 
 

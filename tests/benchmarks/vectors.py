@@ -46,7 +46,7 @@ _FILLER = _filler()
 
 
 def text(number: int) -> str:
-    """Return the text with this number: about 1,100 ASCII characters, no two alike."""
+    """Return the text with this number: about 1,100 ASCII characters, each text different."""
     start = number * 7919 % (len(_FILLER) - CHARACTERS)
     return f"passage {number:08d}: {_FILLER[start : start + CHARACTERS - 18]}"
 

@@ -94,7 +94,7 @@ def fill(collection: Any) -> None:
 
 
 def check(collection: Any) -> None:
-    """No passage of the old state has gone before all of the new state is there."""
+    """Check that no old passage is removed before all new ones are stored."""
     texts = {name: document for name, (document, _) in held(collection).items()}
     for name in CHANGED:
         assert texts[name] in (OLD[name], NEW[name])

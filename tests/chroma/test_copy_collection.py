@@ -414,7 +414,7 @@ def test_killed_at_any_call_one_of_the_two_answers_and_calling_again_completes_i
         kill_after(FOREVER)
         names = {c.name for c in client.list_collections()}
         gaps += "docs" not in names
-        if count % 2:  # whoever opens it by its name
+        if count % 2:  # a program that opens it by its name
             assert content(client, open_collection(client, "docs", create=False).name) in (old, new)
         copy_collection(client, "docs", "docs-2", function, **settings)
         assert {c.name for c in client.list_collections()} == {"docs", "docs-2"}

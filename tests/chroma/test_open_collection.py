@@ -161,7 +161,7 @@ def test_what_was_filled_offline_is_refused_with_the_production_address(
     if given:
         with pytest.raises(errors.ConfigurationError, match=r"localhost.*https://nexusflow\.vip"):
             open_collection(client, "docs", NexusFlowEmbeddingFunction())
-    elif not named:  # an address that is stored goes on being asked
+    elif not named:  # a stored address is still used
         with pytest.raises(errors.ConfigurationError, match=r"localhost.*https://nexusflow\.vip"):
             open_collection(client, "docs")
         with pytest.raises(errors.ConfigurationError, match=r"localhost.*https://nexusflow\.vip"):

@@ -25,7 +25,7 @@ Run = Callable[..., Outcome]
 
 
 def run(step: str, folder: Path, *arguments: str, **environment: str) -> Outcome:
-    """Do a step in a process of its own, with nothing of ours in its environment but that given."""
+    """Do a step in a new process whose environment has only the given variables of ours."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("NEXUSFLOW_")}
     paths = [str(ROOT), inherited.get("PYTHONPATH", "")]
     inherited["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

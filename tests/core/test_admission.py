@@ -274,7 +274,7 @@ async def test_room_is_lent_to_threads_only_while_nothing_waits_and_nothing_is_p
     waiting = asyncio.ensure_future(queue.enter(10))
     await settle()
     assert not waiting.done()
-    assert queue.exit("a")  # somebody waits: the loop has to pump
+    assert queue.exit("a")  # a request waits, so the loop must pump
     assert not queue.try_enter("d")
     queue.exit("d")
     queue.pump()

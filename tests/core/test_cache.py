@@ -207,7 +207,7 @@ async def test_what_was_paid_for_meanwhile_is_stored_when_it_works_again(
     store.fails = LOCKED
     failing = cache.put(rows(b"a", b"b"))
     assert failing is not None
-    await failing  # the call goes on
+    await failing  # the call continues
     assert cache.put(rows(b"c")) is None
     await until(lambda: store.asked.count("put") >= 3)
     store.fails = None
@@ -260,7 +260,7 @@ async def test_claims_of_a_cancelled_call_are_released(store: Store, thread: Thr
 async def test_late_claims_on_keys_that_the_call_does_not_send_are_released(
     store: Store, thread: Thread
 ) -> None:
-    """Another process has stored one meanwhile: the store claims the next instead."""
+    """Another process has stored one in the meantime: the store claims the next instead."""
     cache = cache_on(store, thread)
     thread.works = False
     assert (await cache.claim([b"a", b"b", b"c"], 2, 0.005, most=2)).mine == [b"a", b"b"]

@@ -243,7 +243,7 @@ def test_threads_may_fork_at_the_same_time_and_a_signal_handler_during_a_fork() 
 
 @needs_fork
 def test_no_other_hook_holds_a_lock_while_our_threads_pause() -> None:
-    # Otherwise, a thread of ours that needs the lock could not pause.
+    # Otherwise, one of our threads that needs the lock could not pause.
     script = """
 import os, signal, threading
 from nexusflow_integrations._core import forks

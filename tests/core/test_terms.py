@@ -147,7 +147,9 @@ def test_the_same_limits_given_again_forget_nothing_of_what_was_sent(
     Client(endpoint, requests_per_minute=60).call()
     assert endpoint.pacer is former
     client.close()
-    client = Client(endpoint, requests_per_minute=60)  # made anew for each request, as some do
+    client = Client(
+        endpoint, requests_per_minute=60
+    )  # a new client for each request, as some programs do
     client.call()
     assert endpoint.pacer.wait(clock()) == pytest.approx(1 / 0.99)
 

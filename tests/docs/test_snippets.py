@@ -78,7 +78,7 @@ def test_every_snippet_of_the_page_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # In a reader's process nobody else has opened ./chroma; here, Chroma would hand out that store.
+    # In a reader's process, ./chroma is not open yet; here, Chroma would reuse the open store.
     SharedSystemClient.clear_system_cache()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -7,7 +7,7 @@ also in the middle of a drip.
 A *behaviour* is a function of the `Wire`: it writes what it likes and returns (the connection is
 kept) or ends the connection (`wire.reset()`, `wire.fin()`). A *script* says when a behaviour
 applies; where it does not, the right answer is given. The right vector of a text is
-`expected_vector(text, dimensions)`, so a test can tell THE vector of a text from any other.
+`expected_vector(text, dimensions)`, so a test recognises the vector of each text.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def expected_vector(text: str, dimensions: int = DEFAULT_DIMENSIONS) -> npt.NDAr
 
 
 def embedded(text: str, dimensions: int, encoding: str) -> str | list[float]:
-    """The vector of a text as it stands in a response."""
+    """The vector of a text as a response contains it."""
     vector = expected_vector(text, dimensions)
     if encoding == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()

@@ -22,7 +22,7 @@ from .server import Behaviour, Ended, FaultServer, Script, Wire, at, first, once
 trustme = pytest.importorskip("trustme")
 pytest.importorskip("nexusflow_integrations.client")
 
-HOST = "api.example.com"  # never looked up: only the proxy is asked for it
+HOST = "api.example.com"  # never looked up: only the proxy gets the name
 MODES = ("sync", "async")
 
 

@@ -485,7 +485,7 @@ def test_tls_serves_the_same_script() -> None:
         assert time.monotonic() - started < SOON
 
 
-# ---- the catalogue, as far as a generic client can tell
+# ---- the catalogue, with a generic client
 
 
 BAD_BODIES = [

@@ -46,7 +46,7 @@ class Case:
     script: Script = field(default_factory=Script)
     scheme: str = "https"
     says: str = ""
-    hurried: bool = False  # only a timeout ends it, so a busy machine may time out once more
+    hurried: bool = False  # only a timeout ends it, so a busy machine may time out again
 
 
 def issued(*names: str, **options: Any) -> Callable[[Any, Any], ssl.SSLContext]:

@@ -1,4 +1,4 @@
-"""Every public way to hand over a key, under the names of each."""
+"""Every public way to pass a key, with the argument names of each."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def test_a_proxy_that_refuses_shows_no_secret(
 
 @pytest.fixture
 def new_pool() -> Iterator[None]:
-    """Have the process open its session anew, and once more for the tests that follow."""
+    """Make the process open a new session, now and again after the test."""
     running = engine()[1]
     pool, running._pool = running._pool, Pool()
     running._own_sender.cache_clear()

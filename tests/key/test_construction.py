@@ -173,7 +173,7 @@ def _printable() -> list[type]:
         classes = [value for value in names.values() if inspect.isclass(value)]
         found |= {cls for cls in classes if getattr(cls.__repr__, "__module__", "") in sys.modules}
     ours = [cls for cls in found if cls.__repr__.__module__.startswith("nexusflow_integrations")]
-    # A dataclass has all its fields before anything of ours runs, and a tuple is never half made.
+    # A dataclass has all its fields before our code runs, and a tuple is never incomplete.
     return [cls for cls in ours if not is_dataclass(cls) and not issubclass(cls, tuple)]
 
 

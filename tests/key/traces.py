@@ -24,7 +24,7 @@ from nexusflow_integrations.local.app import Key
 PACKAGE = "nexusflow_integrations"
 DEPTH = 10
 HOLDERS = (Secret, Key)
-"""What holds a secret on purpose, and shows it to nobody."""
+"""Types that hold a secret on purpose and never show it."""
 THEIR_HOLDERS = ("TokenSecret", "SecretStr")
 """The same of Haystack's and pydantic's."""
 

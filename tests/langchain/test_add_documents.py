@@ -514,7 +514,7 @@ async def test_what_was_embedded_when_the_service_fails_is_in_the_store(
     assert next(iter(place.store.store.values()))["vector"] == [float(len(text))] * 64
 
 
-# -- beside the plain case -------------------------------------------------------------------------
+# -- other cases -------------------------------------------------------------------------
 
 
 @TWINS

@@ -62,7 +62,7 @@ def test_a_model_that_is_not_in_the_table_may_have_vectors_of_any_size(
 ) -> None:
     embeddings = answering(noting([]), model="another", dimensions=2560)
     assert len(embeddings.embed_query("a text")) == 2560
-    assert embeddings.usage.cost != embeddings.usage.cost  # NaN: nobody knows the price
+    assert embeddings.usage.cost != embeddings.usage.cost  # NaN: the price is unknown
 
 
 def test_documents_and_queries_get_instructions_of_their_own(

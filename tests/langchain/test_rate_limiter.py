@@ -210,7 +210,7 @@ def test_after_a_refused_key_what_was_not_begun_is_not_sent(mode: str) -> None:
 
 
 class Scripted(BaseRateLimiter):
-    """Does what the test says at each turn: it is given the number of the turn, from 1."""
+    """Does what the test says at each acquisition, whose number it gets, from 1."""
 
     def __init__(self, act: Callable[[int], float]) -> None:
         self.turns = 0

@@ -78,7 +78,7 @@ def test_only_a_first_call_and_calls_of_several_requests_go_through_the_loop(
 
 
 class Heard:
-    """Hooks that note what they hear."""
+    """Hooks that record their calls."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[int, list[str]]] = []
@@ -443,7 +443,7 @@ def test_a_signal_handler_that_forks_leaves_no_child_hanging(server: FaultServer
 
 
 class Link:
-    """A socket, or a connection on one, that nobody reads."""
+    """A socket, or a connection, that is never read."""
 
     def __init__(self, *_: Any) -> None:
         pass

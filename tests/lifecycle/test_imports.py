@@ -33,7 +33,7 @@ HEAD = """
         raise AssertionError("it did not fail")
 """
 EACH = """
-    # Each in a fork of its own, which has imported nothing of ours yet.
+    # Each in its own fork, which has not imported any of our modules yet.
     children = []
     for name, code in json.loads(codes).items():
         if (pid := os.fork()) == 0:

@@ -160,7 +160,7 @@ def test_an_odd_answer_of_an_http_client_is_one_typed_error(
 
 
 class OddLimits:
-    """Limits that are no use: ``answer`` is what a lease returns, or raises."""
+    """Limits that do not work: a lease returns or raises ``answer``."""
 
     requests_per_minute = 600_000.0
     tokens_per_minute = None

@@ -286,7 +286,7 @@ def test_an_async_call_reads_and_writes_many_texts_at_once(upstream: Any, texts:
 
 
 class Failing(SimpleKVStore):
-    """Raises in some of its methods, with an address that nobody is to see."""
+    """Raises in some of its methods, with an address that must not be shown."""
 
     def __init__(self, *methods: str) -> None:
         super().__init__()

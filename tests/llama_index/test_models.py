@@ -57,7 +57,7 @@ def test_as_many_texts_are_sent_as_the_model_is_known_to_take(
 def test_a_model_that_is_not_in_the_table_may_have_vectors_of_any_size() -> None:
     made = answered([], model="another", dimensions=2560)
     assert len(made.get_query_embedding("a text")) == 2560
-    assert made.usage.cost != made.usage.cost  # NaN: nobody knows the price
+    assert made.usage.cost != made.usage.cost  # NaN: the price is unknown
 
 
 LONG = "panda " * 12_000

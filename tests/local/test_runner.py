@@ -15,7 +15,7 @@ from nexusflow_integrations.local.runner import ModelRunner
 
 
 class HeldEncoder:
-    """Encodes when told to; each row says the length of its text."""
+    """Encodes when the test allows it; each row contains the length of its text."""
 
     name = "held"
     native_size = 2048

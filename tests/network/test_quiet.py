@@ -14,7 +14,7 @@ import pytest
 from .conftest import EXAMPLES, Newcomer
 
 KEY = "sk-air-must-not-leave-this-machine"
-# Addresses that lead nowhere: whoever heeds these is noticed.
+# Addresses without a server: a program that uses them is noticed.
 PROXIES = {
     name: "http://192.0.2.1:3128"
     for upper in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")

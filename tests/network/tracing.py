@@ -70,7 +70,7 @@ class Trace:
 
     @property
     def distant(self) -> set[Address]:
-        """Addresses reached for that are not this machine, name servers wherever they run."""
+        """Addresses of other machines, and of all name servers, to which data was sent."""
         return {address for address in self.reached if not address.is_loopback}
 
     @property
@@ -84,9 +84,9 @@ class Trace:
         return {path for path in self.local if "resolve" in path}
 
     def written_outside(self, *folders: Path) -> set[Path]:
-        """Return what was written neither in ``folders`` nor where it is none of a user's files.
+        """Return the user's files that were written outside of ``folders``.
 
-        That is compiled Python, devices, ``/proc`` and named semaphores, which are memory.
+        Compiled Python, devices, ``/proc`` and named semaphores (which are memory) do not count.
         """
         return {
             path
@@ -132,7 +132,7 @@ def _succeeded(rest: str) -> bool:
 
 
 def _paths(rest: str, folder: Path) -> Iterator[Path]:
-    """Yield the paths of a call, each in the folder that stands before it."""
+    """Yield the paths of a call, each in the folder that precedes it."""
     *_, end = _ANSWER.finditer(rest)
     at = 0
     for string in _STRING.finditer(rest, 0, end.start()):
@@ -184,7 +184,7 @@ def trace(
 
 @cache
 def why_not() -> str | None:
-    """Say why nothing can be traced here; ``None`` if it can."""
+    """Return why tracing is not possible here; ``None`` if it is."""
     if shutil.which("strace") is None:
         return "there is no strace here: apt-get install strace"
     tried = _try()
@@ -193,7 +193,7 @@ def why_not() -> str | None:
 
 @cache
 def _fast() -> list[str]:
-    """Let the calls that nobody looks at run at full speed, where strace and kernel can."""
+    """Run system calls that are not traced at full speed, if strace and kernel support it."""
     option = ["-f", "--seccomp-bpf"]
     return [] if _try(*option).returncode else option
 

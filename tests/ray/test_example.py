@@ -31,7 +31,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def server() -> Iterator[LocalServer]:
-    # Slow enough to be in the midst of it, and a little above what the runs ask for.
+    # Slow enough to kill a run midway, and slightly above the limit that the runs set.
     with LocalServer("hash", api_key=KEY, requests_per_minute=1_500) as running:
         yield running
 
@@ -121,7 +121,7 @@ def test_a_driver_that_is_killed_loses_nothing_and_pays_again_at_most_what_was_i
     family = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGKILL)
     first.wait(60)
-    # All that it started ends with it, also the Chroma server: nobody goes on paying.
+    # All processes that it started end with it, also the Chroma server: nothing more is paid for.
     _, alive = psutil.wait_procs(family, timeout=200)
     assert not alive
     assert server.stats.texts < ROWS

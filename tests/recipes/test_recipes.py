@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.recipes, pytest.mark.timeout(300)]
 
 
 def vectors_of(texts: list[str]) -> np.ndarray:
-    """What the client itself says, without engine and cache."""
+    """Return the vectors of the client alone, without engine and cache."""
     return np.asarray(NexusFlow(dimensions=256).embed(texts))
 
 

@@ -22,7 +22,7 @@ Pair = Callable[..., tuple[AccountLimits, SharedPacer]]
 
 @pytest.fixture
 def pair(redis_server: Any, tmp_path: Path, clock: Any) -> Any:
-    """Make limits on the server and in a file that were told the same."""
+    """Make limits on the server and in a file, with the same settings."""
     server = RedisServer(RedisAddress(redis_server.url))
     store = VectorStore(tmp_path / "pace.db", clock=clock)
 
@@ -76,7 +76,7 @@ def test_the_script_computes_the_same_as_the_python_code(
     plan: list[tuple[int, float, tuple[Any, ...]]],
 ) -> None:
     account = f"account {next(accounts)}".encode()
-    pairs = [pair(account, *one) for one in told]  # several who were told different limits
+    pairs = [pair(account, *one) for one in told]  # several with different limits
     for who, seconds, (name, *args) in plan:
         clock.now += seconds
         on_server, in_file = pairs[who % len(pairs)]

@@ -86,7 +86,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, page: Path) -> Iterator[Any]:
-    """The page; whatever a test did with it, nothing was complained of and nothing left it."""
+    """The page; after the test, check that it logged no error and sent no request."""
     browser.get_log("performance")
     browser.get_log("browser")
     browser.get(page.as_uri())

@@ -204,7 +204,7 @@ def test_vectors_of_another_model_are_an_error_of_the_same_size(
     rows = np.random.default_rng(0).normal(size=(20, 128)).astype(np.float32)
     texts = documents(20)
     collection.add(ids=[str(number) for number in range(20)], embeddings=rows, documents=texts)
-    done = write_report(collection, tmp_path / "map.html")  # a map asks nobody
+    done = write_report(collection, tmp_path / "map.html")  # a map sends no request
     assert done.usage.requests == 0
     with pytest.raises(ConfigurationError, match=r"the service embeds document '\d+' of"):
         write_report(collection, tmp_path / "out.html", questions=["otter"])

@@ -247,7 +247,7 @@ def _incidents(
     incidents = []
     while chance.random() < (0.3 if processes == 1 else 0.5):
         what = chance.choices(["stop", "die", "fork", "set the clock"], [5, 2, 2, 2])[0]
-        # A process that stands still for more than ten seconds loses its claims.
+        # A process that is suspended for more than ten seconds loses its claims.
         seconds = chance.choice([0.05, 1.0, 4.0, 15.0, 30.0])
         visits = []
         if what == "set the clock":

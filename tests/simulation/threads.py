@@ -106,7 +106,7 @@ class ProgramThread:
     # -- in the thread -------------------------------------------------------------------------
 
     def wait(self, seconds: float | None) -> None:
-        """Let the world go on until ``wake`` or for ``seconds``."""
+        """Continue the simulation until ``wake`` or for ``seconds``."""
         if seconds is not None:
             self.wake(seconds)
         self._paused.release()

@@ -23,7 +23,7 @@ Make = Callable[..., Any]
 Vector = Callable[..., np.ndarray]
 
 both = pytest.mark.parametrize("kept_in", ["file", "redis"])
-"""Marks what holds for a file and for a server alike."""
+"""Marks tests that run with a file and with a server."""
 
 PAGE = 4096
 
@@ -105,7 +105,7 @@ def test_a_row_whose_own_copy_of_its_key_is_damaged_is_found_by_the_index(
     store.put([(key, vector(number)) for number, key in enumerate(keys)])
     store.close()
     data = path.read_bytes()
-    # The key stands before the numbers in the table, and before the number of the row in the index.
+    # The key precedes the vector in the table, and the number of the row in the index.
     place = data.index(keys[3] + vector(3).tobytes())
     path.write_bytes(flip(data, 8 * place + 100))
     hits = store.claim(keys, 8).hits

@@ -28,7 +28,7 @@ Work = Callable[..., "subprocess.Popen[str]"]
 Outcome = Callable[..., Any]
 
 both = pytest.mark.parametrize("kept_in", ["file", "redis"])
-"""Marks what holds for a file and for a server alike."""
+"""Marks tests that run with a file and with a server."""
 
 TEXTS = [f"text number {number}" for number in range(400)]
 

@@ -41,7 +41,7 @@ def remove_folder(path: Path) -> None:
 
 
 def replace(path: Path) -> None:
-    """By another cache, with the old one's log left beside it."""
+    """Replaced by another cache, with the old log left beside it."""
     other = path.with_name("other.sqlite3")
     store = VectorStore(other)
     store.open()
@@ -135,7 +135,7 @@ def test_writes_together_into_a_file_that_is_removed_meanwhile_are_done_in_the_n
         turns.append(1)
         return store.confirm(keys[1:2])
 
-    assert store.together(work) == {keys[1]}  # nobody holds a claim in the new file
+    assert store.together(work) == {keys[1]}  # the new file has no claims
     assert len(turns) == 2
     assert store_on().present(keys) == {keys[0]}
     assert caplog.text.count("was removed or replaced") == 1

@@ -31,7 +31,7 @@ Work = Callable[..., "subprocess.Popen[str]"]
 Outcome = Callable[..., Any]
 
 both = pytest.mark.parametrize("kept_in", ["file", "redis"])
-"""Marks what holds for a file and for a server alike."""
+"""Marks tests that run with a file and with a server."""
 
 _spec = importlib.util.spec_from_file_location("workers", Path(__file__).parent / "workers.py")
 assert _spec is not None

@@ -316,7 +316,7 @@ def test_processes_with_the_same_limit_stay_under_it_together(
     if tokens is not None:
         limits["tokens_per_minute"] = tokens
     assert refused(together, **limits) == 0
-    # They would not, each for itself: the test can tell.
+    # Twice as many requests are refused, so the check above can fail.
     assert refused(sorted([*together, *together]), **limits) > 0.2 * len(together)
 
 
@@ -698,7 +698,7 @@ async def test_limits_that_do_not_answer_are_waited_for_a_second_and_asked_only_
         clock.now += ASK_AGAIN
         made.wait()
     assert len(made.thread.jobs) == 1
-    await made.thread.work()  # what it answers at last has lapsed, and the next is asked for
+    await made.thread.work()  # its late answer has expired, so another is requested
     made.wait()
     await made.thread.work()
     made.take()

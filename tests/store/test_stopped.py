@@ -21,7 +21,7 @@ Work = Callable[..., "subprocess.Popen[str]"]
 Outcome = Callable[..., Any]
 
 both = pytest.mark.parametrize("kept_in", ["file", "redis"])
-"""Marks what holds for a file and for a server alike."""
+"""Marks tests that run with a file and with a server."""
 
 TEXTS = [f"document {number}" for number in range(300)]
 BATCH = 10
@@ -69,7 +69,7 @@ def wait_until_sent(server: LocalServer, texts: int) -> None:
 
 
 def stop(process: subprocess.Popen[str], place: str) -> None:
-    """Stop a process, not while it writes to the file: then the others go on without a cache."""
+    """Stop a process, but not while it writes: the others would continue without a cache."""
     while True:
         os.kill(process.pid, signal.SIGSTOP)
         if "://" in place:

@@ -31,7 +31,7 @@ Vector = Callable[..., np.ndarray]
 DAY = 86_400
 
 both = pytest.mark.parametrize("kept_in", ["file", "redis"])
-"""Marks what holds for a file and for a server alike."""
+"""Marks tests that run with a file and with a server."""
 
 # -- finding ---------------------------------------------------------------------------------------
 
@@ -322,7 +322,7 @@ FAR = 4_102_444_800.0
 
 
 def rewrite_claim(store: Any, key: bytes, since: object, until: object, owner: object = 5) -> None:
-    """Put other times into a claim, as nobody who uses this package would."""
+    """Put other times into a claim, as this package never does."""
     if isinstance(store, VectorStore):
         with store.transaction() as db:
             db.execute(

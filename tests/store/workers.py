@@ -48,7 +48,7 @@ def note(log: str, keys: list[bytes]) -> None:
 
 
 def wait_for_the_others(ready: str) -> None:
-    """Say that this process is ready, and go on at the same moment as the others."""
+    """Say that this process is ready, and continue at the same moment as the others."""
     Path(f"{ready}.{os.getpid()}").touch()
     while not Path(ready).exists():
         time.sleep(0.005)
@@ -65,7 +65,7 @@ def embed(
     pay_seconds: float = 0.002,
     dies: tuple[int, float] | None = None,
 ) -> dict[str, int]:
-    """Get all vectors, paying for those that nobody else pays for, a group at a time.
+    """Get all vectors, paying for those that no other process pays for, a group at a time.
 
     ``dies``: the process kills itself so many seconds after it has kept so many.
     """
@@ -101,7 +101,7 @@ def embed(
 
 
 def fill(path: str, limit: int | None, rows: int = 2_000) -> dict[str, Any]:
-    """Put vectors until there is no more room; tell how many were kept and what was said."""
+    """Put vectors until there is no more room; report how many were kept, and the error."""
     if limit is not None:
         import resource
 
@@ -130,7 +130,7 @@ def reserve(
     count: int,
     ready: str,
 ) -> list[float]:
-    """Reserve and wait, one request after the other; tell the time that each was given."""
+    """Reserve and wait, one request after another; report the send time of each."""
     from nexusflow_integrations._core.pace.in_file import SharedPacer
 
     read = 0.0
@@ -221,7 +221,7 @@ def embed_through_gate(
 
 
 def change_stores(claim_seconds: float | None, clock: str) -> None:
-    """Let claims hold for other than 10 s, and the clock be ahead by what a file says."""
+    """Change how long claims are valid, and set the clock ahead by the seconds in a file."""
     from nexusflow_integrations._core.cache import cache
 
     make = cache.store_at
@@ -247,7 +247,7 @@ def call(
     clock: str = "",
     stream: bool = False,
 ) -> dict[str, Any]:
-    """Embed through the client; tell what it cost."""
+    """Embed through the client; report the cost."""
     from nexusflow_integrations import NexusFlow
 
     change_stores(claim_seconds, clock)

@@ -1,4 +1,4 @@
-"""An event loop whose clock stands still while callbacks run, and jumps to the next timer.
+"""An event loop whose clock stops while callbacks run, and jumps to the next timer.
 
 Whatever is written for asyncio then runs as discrete events: seconds of it in the time that its own
 work takes, and the same way every time. Nothing outside the process is waited for.
