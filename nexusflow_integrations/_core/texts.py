@@ -81,7 +81,7 @@ def sort_out_blank(texts: Iterable[str]) -> tuple[list[str], dict[int, InvalidIn
         except InvalidInputError as error:
             if not (isinstance(text, str) and is_blank(text)):
                 raise
-            blank[index] = error
+            blank[index] = error.with_traceback(None)  # its frames would keep the whole call
         checked.append(text)
     return checked, blank
 

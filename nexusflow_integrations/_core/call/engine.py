@@ -294,6 +294,7 @@ class Engine:
                 await self._run(call, results, caller, stop)
             finally:
                 endpoint.end(terms)
+                call.renew = None  # break a cycle, which would keep the vectors in memory
                 if call.sent is not None:  # another call has embedded the text in the meantime
                     call.ledger.sent(retry=False)
                 results.part()

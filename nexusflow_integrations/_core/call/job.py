@@ -27,6 +27,7 @@ from nexusflow_integrations._core.request.exchange import (
 )
 from nexusflow_integrations._core.request.transport import Sender
 from nexusflow_integrations._core.request.wire import Answer, TransportFault
+from nexusflow_integrations._core.secret import without_frames
 from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations.errors import APITimeoutError, NexusFlowError
 
@@ -298,6 +299,11 @@ class Job:
             for task in tasks:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
+            # Break cycles: tasks hold errors, whose frames hold the errors and this job.
+            self._tasks = ()
+            for result in results:
+                if isinstance(result, NexusFlowError):
+                    without_frames(result)
         if self._failure is not None:
             raise self._failure  # the worker may have been cancelled while it stored its rows
         for result in results:

@@ -309,6 +309,7 @@ class CachedSource:
     def close(self) -> None:
         if self._renewing is not None:
             self._renewing.cancel()
+            self._renewing = None  # break a cycle: its error holds the frame of `_renew`
         keys, self._claimed = list(self._claimed.values()), {}
         self._cache.release(keys, self._call)
 

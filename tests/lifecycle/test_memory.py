@@ -1,0 +1,98 @@
+"""A call that has ended is freed at once, with its vectors, without the garbage collector."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexusflow_integrations import Budget, NexusFlow, NexusFlowError
+from nexusflow_integrations._core.call.results import CallResults
+
+from .scene import KEY, SIZE, client_of, texts, until
+
+
+@pytest.fixture
+def results_in_memory() -> Iterator[Callable[[], int]]:
+    """Count the results of calls in memory, while the garbage collector is off."""
+
+    def count() -> int:
+        return sum(isinstance(one, CallResults) for one in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    former = count()
+    yield lambda: count() - former
+    gc.enable()
+
+
+def embed(client: NexusFlow) -> None:
+    client.embed(texts(35))
+
+
+def embed_one(client: NexusFlow) -> None:
+    client.embed(texts(1)[0])
+
+
+def embed_async(client: NexusFlow) -> None:
+    asyncio.run(client.aembed(texts(35)))
+
+
+def stream(client: NexusFlow) -> None:
+    assert len([row.index for row in client.embed_stream(iter(texts(500)))]) == 500
+
+
+def leave_out(client: NexusFlow) -> None:
+    found = client.embed([*texts(35), " "], on_blank="collect")
+    assert str(found.left_out[35])
+
+
+def lists(client: NexusFlow) -> None:
+    client._embed(texts(35), lists=True).tolist()
+
+
+@pytest.mark.parametrize(
+    ("call", "settings"),
+    [
+        *((call, {}) for call in (embed, embed_one, embed_async, stream, leave_out, lists)),
+        (embed, {"cache": "cache.sqlite3"}),
+        (stream, {"cache": "cache.sqlite3"}),
+        (embed, {"budget": Budget(tokens=10_000_000)}),
+        (embed, {"api_key": lambda: KEY}),
+    ],
+)
+def test_a_call_that_has_ended_is_freed(
+    call: Callable[[NexusFlow], None],
+    settings: dict[str, Any],
+    server: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    results_in_memory: Callable[[], int],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"api_key": KEY, "base_url": server.base_url, "dimensions": SIZE, **settings}
+    client = NexusFlow(**given)
+    for _ in range(2):
+        call(client)
+    until(lambda: results_in_memory() == 0)
+
+
+@pytest.mark.parametrize("cache", [None, "cache.sqlite3"])
+def test_a_call_that_has_failed_is_freed_with_its_error(
+    cache: str | None,
+    server: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    results_in_memory: Callable[[], int],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    body = {"error": {"code": "invalid_api_key", "message": "no such key"}}
+    server.script = type(server.script)(lambda wire: wire.respond(401, body))
+    client = client_of(server, cache=cache)
+    with pytest.raises(NexusFlowError):
+        client.embed(texts(35))
+    until(lambda: results_in_memory() == 0)
