@@ -3,16 +3,16 @@
     NexusFlowError
     ├── ConfigurationError          a setting is missing or invalid (also ValueError)
     ├── InvalidInputError           a text cannot be sent; says which (also ValueError)
-    ├── APIConnectionError          no answer: refused, reset, cut off, TLS
-    │   └── APITimeoutError         no answer in time (also TimeoutError)
-    ├── APIStatusError              the server answered with an error status
+    ├── APIConnectionError          no response: refused, reset, cut off, TLS
+    │   └── APITimeoutError         no response in time (also TimeoutError)
+    ├── APIStatusError              the server returned an error status
     │   ├── BadRequestError         400, 413, 415, 422
     │   ├── AuthenticationError     401
     │   ├── PermissionDeniedError   402, 403: balance, permission, suspended account
     │   ├── NotFoundError           404: model or path
     │   ├── RateLimitError          429
     │   └── InternalServerError     5xx, and 408, 409, 425
-    ├── InvalidResponseError        the answer is not valid: wrong count, order, size or numbers
+    ├── InvalidResponseError        the response is not valid: wrong count, order, size, numbers
     ├── RefusedTextsError           some texts were refused; the others are finished
     ├── BudgetExceededError         the next request could exceed the budget
     ├── LimiterError                a framework's rate limiter failed (also RuntimeError)
@@ -91,15 +91,15 @@ class InvalidInputError(NexusFlowError, ValueError):
 
 
 class APIConnectionError(NexusFlowError):
-    """The server could not be reached, or the connection broke before the answer was complete."""
+    """The server could not be reached, or the connection broke before a complete response."""
 
 
 class APITimeoutError(APIConnectionError, TimeoutError):
-    """The server did not answer within ``timeout`` (one attempt) or ``deadline`` (the call)."""
+    """No complete response came within ``timeout`` (one attempt) or ``deadline`` (the call)."""
 
 
 class APIStatusError(NexusFlowError):
-    """The server answered with an error.
+    """The server returned an error status.
 
     Attributes:
         status_code: HTTP status.
@@ -151,7 +151,7 @@ class InternalServerError(APIStatusError):
 
 
 class InvalidResponseError(NexusFlowError):
-    """The answer is not valid: wrong count, order, size or numbers, or not an answer from the API.
+    """The response is not valid: wrong count, order, size or numbers, or it is not from the API.
 
     Attributes:
         request_id: The ``X-Request-ID`` response header, or ``None``.

@@ -52,7 +52,7 @@ from .hand import (
 
 TEXTS = [f"text {n}" for n in range(10)]
 RESET = TransportFault("the connection broke")
-LATE = TransportFault("no complete answer", timed_out=True)
+LATE = TransportFault("no complete response", timed_out=True)
 MODERATED = no(400, "data_inspection_failed", "inappropriate content")
 
 

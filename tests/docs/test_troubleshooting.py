@@ -179,7 +179,7 @@ PRODUCED: Mapping[str, Mapping[str, Case]] = {
         "the connection broke": Case(_asked(lambda wire: wire.reset())),
     },
     "APITimeoutError": {
-        "no complete answer": Case(
+        "no complete response": Case(
             _asked(lambda wire: wire.hold(), timeout=0.3), {"0.3 s": "60 s"}
         ),
         "the deadline": Case(_asked(lambda wire: wire.hold(), deadline=1.0), {"1 s": "300 s"}),
@@ -206,7 +206,7 @@ PRODUCED: Mapping[str, Mapping[str, Case]] = {
         "503": _status(503, "server_error", "Overloaded"),
     },
     "InvalidResponseError": {
-        "the answer has 0 vectors": Case(
+        "the response has 0 vectors": Case(
             _asked(b.says(200, {"object": "list", "data": []}), ["one", "two"])
         ),
     },

@@ -328,7 +328,7 @@ class SimulatedSender:
 
         arrived = partial(loop.call_soon_threadsafe, settle)
         sent = self._server.take(self._process, self._call, json.loads(body), arrived)
-        late = TransportFault(f"no complete answer within {timeout:.3g} s", timed_out=True)
+        late = TransportFault(f"no complete response within {timeout:.3g} s", timed_out=True)
         timer = loop.call_later(timeout, settle, late)
         try:
             outcome = await answered

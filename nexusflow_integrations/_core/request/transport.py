@@ -63,7 +63,7 @@ class Target:
         }
 
 
-TOO_LARGE = TransportFault("the answer is larger than 16 MiB; it was not read")
+TOO_LARGE = TransportFault("the response is larger than 16 MiB; it was not read")
 
 KEEPALIVE = 15.0
 """Seconds until an idle connection is closed; gateways usually close it later."""
@@ -291,7 +291,7 @@ async def _read(response: Any) -> bytes | None:
 
 
 def timed_out(timeout: float) -> TransportFault:
-    return TransportFault(f"no complete answer within {timeout:.3g} s", timed_out=True)
+    return TransportFault(f"no complete response within {timeout:.3g} s", timed_out=True)
 
 
 def _aiohttp_fault(error: Exception) -> TransportFault:
@@ -334,7 +334,7 @@ def _certificate_fault(error: BaseException) -> TransportFault:
 
 def broken_off(error: BaseException) -> str:
     # Show only the type: messages of HTTP libraries may quote headers, and thus the key.
-    return f"the connection broke before the answer was complete ({type(error).__name__})"
+    return f"the connection broke before the response was complete ({type(error).__name__})"
 
 
 _used: WeakSet[Any] = WeakSet()

@@ -120,13 +120,13 @@ def decode_response(body: bytes, *, count: int, dimensions: int | None, asked: b
     if len(body) > max_body(count) or not parses_fast(
         body, min(count * MAX_VECTOR_NUMBERS, MAX_NUMBERS)
     ):
-        raise BrokenResponse(f"the answer is too large or too deeply nested for {count} vectors")
+        raise BrokenResponse(f"the response is too large or too deeply nested for {count} vectors")
     payload = _parse(body)
     data = payload.get("data")
     if not isinstance(data, list):
-        raise BrokenResponse("the answer has no list of vectors")
+        raise BrokenResponse("the response has no list of vectors")
     if len(data) != count:
-        raise BrokenResponse(f"the answer has {len(data)} vectors for {count} texts")
+        raise BrokenResponse(f"the response has {len(data)} vectors for {count} texts")
     vectors = _matrix(_place(data, count))
     size = vectors.shape[1]
     if dimensions is not None and size != dimensions:
@@ -157,9 +157,9 @@ def _parse(body: bytes) -> dict[str, Any]:
     try:
         payload = orjson.loads(body.removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError:
-        raise BrokenResponse(f"the answer is not JSON{_glimpse(body)}") from None
+        raise BrokenResponse(f"the response is not JSON{_glimpse(body)}") from None
     if not isinstance(payload, dict):
-        raise BrokenResponse(f"the answer is not a JSON object but a {type(payload).__name__}")
+        raise BrokenResponse(f"the response is not a JSON object but a {type(payload).__name__}")
     return payload
 
 
@@ -176,7 +176,7 @@ def _place(data: list[Any], count: int) -> list[Any]:
         indices = [item.get("index") for item in data]
         embeddings = [item["embedding"] for item in data]
     except (AttributeError, KeyError, TypeError):
-        raise BrokenResponse("an item of the answer holds no vector") from None
+        raise BrokenResponse("an item of the response holds no vector") from None
     if indices == list(range(count)) and set(map(type, indices)) == {int}:
         return embeddings
     if all(index is None for index in indices):
@@ -185,7 +185,7 @@ def _place(data: list[Any], count: int) -> list[Any]:
     seen = bytearray(count)
     for index, embedding in zip(indices, embeddings, strict=True):
         if type(index) is not int:
-            raise BrokenResponse(f"an item of the answer has the index {str(index)[:40]!r}")
+            raise BrokenResponse(f"an item of the response has the index {str(index)[:40]!r}")
         if not 0 <= index < count:
             raise BrokenResponse(f"index {index} is out of range for {count} texts")
         if seen[index]:
@@ -270,22 +270,22 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
     """
     names = [part.strip().lower() for part in encoding.split(",", MAX_ENCODINGS)]
     if len(names) > MAX_ENCODINGS:
-        raise BrokenResponse(f"the answer is encoded more than {MAX_ENCODINGS} times")
+        raise BrokenResponse(f"the response is encoded more than {MAX_ENCODINGS} times")
     for name in reversed(names):
         if name in ("", "identity"):
             continue
         if name not in ("gzip", "x-gzip", "deflate"):
-            raise BrokenResponse(f"the answer is encoded as {name[:20]!r}, which is not supported")
+            raise BrokenResponse(f"the response is encoded as {name[:20]!r}, which is unsupported")
         window = 47 if name != "deflate" or body[:1] == b"\x78" else -15  # 47: gzip or zlib
         unpacker = zlib.decompressobj(window)
         if len(body) > limit:
-            raise BrokenResponse("the compressed answer is too large")
+            raise BrokenResponse("the compressed response is too large")
         try:
             body = unpacker.decompress(body, limit + 1)
         except zlib.error:
-            raise BrokenResponse("the compressed answer is damaged") from None
+            raise BrokenResponse("the compressed response is damaged") from None
         if len(body) > limit:
-            raise BrokenResponse("the answer is too large when decompressed")
+            raise BrokenResponse("the response is too large when decompressed")
         if not unpacker.eof:
-            raise BrokenResponse("the compressed answer is cut off")
+            raise BrokenResponse("the compressed response is cut off")
     return body
