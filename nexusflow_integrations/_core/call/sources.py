@@ -237,8 +237,8 @@ class CachedSource:
         if claimed.repaid:
             self._ledger.repaid += claimed.repaid
             logger.warning(
-                "up to %d texts were sent, but not stored, by a process that ended or was"
-                " suspended; they are paid for again",
+                "up to %d texts were sent but not stored by a process that ended or was suspended;"
+                " they are paid for again",
                 claimed.repaid,
             )
         if self._renewing is None and self._claimed:
