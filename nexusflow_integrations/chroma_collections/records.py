@@ -115,7 +115,7 @@ def problem(record: Record) -> LeftOut | None:
     if (words := id_problem(name)) is not None:
         return LeftOut(None, place, "invalid id", words)
     try:
-        check_text(record.document, place)
+        check_text(record.document)
     except InvalidInputError as error:
         return LeftOut(name, place, reason_of(error), str(error))
     if record.metadata is None:

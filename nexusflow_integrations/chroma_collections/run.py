@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -336,4 +337,5 @@ def stored_by_id(found: Mapping[str, Any]) -> Stored:
 def _named(fault: LeftOut) -> str:
     if fault.id is None:
         return f"document {fault.place}: {fault.message}"
-    return f"{fault.message} (document {fault.place}, id {fault.id!r})"
+    message = re.sub("^the text ", f"text {fault.place} ", fault.message)
+    return f"{message} (document {fault.place}, id {fault.id!r})"

@@ -211,6 +211,7 @@ def test_one_bad_document_is_left_out_and_named_and_all_others_are_written(
     assert (left.place, left.reason) == (1, reason)
     assert left.id == (None if reason == "invalid id" else name)
     assert left.message
+    assert "text 0" not in left.message
     assert set(held(collection)) == {"first", "last"}
     assert server.stats.texts == 2
     assert isinstance(left, LeftOut)

@@ -55,6 +55,15 @@ def test_one_is_shown(nexusflow: Command, filled: Indexes, service: LocalServer)
     assert "index its texts again, or remove it" in nexusflow("indexes", "show", "half")[0]
 
 
+def test_an_empty_name_removes_nothing_even_if_there_is_one_index(
+    nexusflow: Command, service: LocalServer, zoo: Path
+) -> None:
+    nexusflow("index", str(zoo))
+    said = nexusflow.sentence("indexes", "remove", "", "--yes", code=2)
+    assert said == "the name of the index is empty"
+    assert len(Indexes().all()) == 1
+
+
 def test_removing_asks_first(nexusflow: Command, filled: Indexes, zoo: Path) -> None:
     said = nexusflow.sentence("indexes", "remove", "zoo", code=2)
     assert said.endswith("confirm with --yes")

@@ -123,6 +123,7 @@ def test_a_text_that_stands_twice_is_one_document(tmp_path: Path) -> None:
 
 def test_a_blank_file_has_no_passage(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(" \n\n\t\n")
+    (tmp_path / "invisible.txt").write_text("\u200b\n\n\ufeff\u2060\n", "utf-8")
     (tmp_path / "b.txt").write_text("Words.")
     assert len(corpus.folder(tmp_path).documents) == 1
 
@@ -240,6 +241,9 @@ def test_a_named_pipe_is_left_out_and_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_the_reason_why_nothing_was_found_is_the_real_one(tmp_path: Path) -> None:
+    for read in (corpus.load, corpus.whole):
+        with pytest.raises(CorpusError, match=r"the path is empty: write \. for"):
+            read("")
     with pytest.raises(CorpusError, match="there is no file or folder"):
         corpus.load(str(tmp_path / "gone"))
     with pytest.raises(CorpusError, match=r"holds no text: none of its files ends in \.adoc"):

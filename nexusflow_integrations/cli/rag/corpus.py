@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
-from nexusflow_integrations._core.texts import is_encodable
+from nexusflow_integrations._core.texts import is_blank, is_encodable
 from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations.cli.first_bytes import not_text
 from nexusflow_integrations.cli.rag.converted import (
@@ -172,7 +172,7 @@ def load(name: str, limit: int | None = None, tuned: TunedSettings = _DEFAULT) -
         return stdlib(500 if limit is None else limit)
     if name == "topics":
         return topics(limit, tuned)
-    return folder(Path(name), limit, tuned)
+    return folder(_path(name), limit, tuned)
 
 
 def whole(name: str) -> tuple[list[tuple[str, str]], tuple[Skipped, ...]]:
@@ -187,7 +187,7 @@ def whole(name: str) -> tuple[list[tuple[str, str]], tuple[Skipped, ...]]:
         return [(item.source, item.text) for item in stdlib().documents], ()
     if name == "topics":
         return [(f"help({topic!r})", text) for topic, text in sorted(_topics().items())], ()
-    path = Path(name)
+    path = _path(name)
     _check_path(path)
     skipped: list[Skipped] = []
     others: Counter[str] = Counter()
@@ -337,6 +337,12 @@ def folder(path: Path, limit: int | None = None, tuned: TunedSettings = _DEFAULT
     )
 
 
+def _path(name: str) -> Path:
+    if not name:  # such as an unset variable of a shell; Path("") would be the current folder
+        raise CorpusError("the path is empty: write . for the current folder")
+    return Path(name)
+
+
 def _check_path(path: Path) -> None:
     if not path.exists():
         raise CorpusError(f"there is no file or folder {str(path)!r}")
@@ -407,6 +413,8 @@ def _file_passages(
             skipped.append(Skipped(source, str(error)))
             continue
         for line, passage in passages:
+            if is_blank(passage):  # nothing but invisible characters
+                continue
             yield Document(passage, f"{source}:{line}" if line else source, url)
 
 

@@ -289,8 +289,10 @@ class Indexes:
         the most recently used one. Unusable indexes are skipped.
 
         Raises:
-            NoIndexError: There is no such index, or several names begin with ``name``.
+            NoIndexError: There is no such index, several names begin with ``name``, or it is empty.
         """
+        if name == "":  # such as an unset variable of a shell, which must not remove an index
+            raise NoIndexError("the name of the index is empty")
         indexes = self.all()
         if name is None:
             usable = [(index, about) for index in indexes if (about := index.described())]
