@@ -368,13 +368,11 @@ class CallingTask(Caller):
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[Any] = asyncio.Queue()
-        super().__init__(self._pass_on, hooks, progress=progress is not None)
+        # Not a method, which would make a cycle that keeps the result in memory.
+        tell = partial(_pass_on, self._loop, self._news)
+        super().__init__(tell, hooks, progress=progress is not None)
         self._progress = None if progress is None else Callback("progress", progress)
         self._deadline = deadline
-
-    def _pass_on(self, news: Any) -> None:
-        with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._news.put_nowait, news)
 
     async def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` on ``background``; return its result or raise its error."""
@@ -416,6 +414,11 @@ class CallingTask(Caller):
                 timer.cancel()
             _cancel(asked)
         return result
+
+
+def _pass_on(loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Any], news: Any) -> None:
+    with suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(queue.put_nowait, news)
 
 
 def _unanswered(deadline: float) -> APITimeoutError:

@@ -98,6 +98,7 @@ async def admit_and_send(call: Call, sender: Sender, source: Source, step: Send)
     finally:
         call.in_flight.discard(task)
         endpoint.admission.leave()
+        del task  # break a cycle: a cancelled task holds its error, whose frames hold the task
     return Reply(outcome, sent_at, endpoint.clock())
 
 
