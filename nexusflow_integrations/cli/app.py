@@ -60,7 +60,7 @@ app = typer.Typer(
     " [bold]NEXUSFLOW_API_KEY[/bold] is set, otherwise with a small model on this machine.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, or an input that is missing or"
     " cannot be read, 3 a package is missing, 4 the key is missing or refused, 5 something was"
-    " left out, 130 stopped by Ctrl-C. NO_COLOR is honoured.",
+    " left out, 130 stopped by Ctrl-C. NO_COLOR turns colours off.",
 )
 
 
@@ -123,10 +123,10 @@ def serve(
         ),
     ] = None,
     requests_per_minute: Annotated[
-        float | None, typer.Option(min=0, help="Requests to allow per minute.")
+        float | None, typer.Option(min=0, help="Maximum number of requests per minute.")
     ] = None,
     tokens_per_minute: Annotated[
-        float | None, typer.Option(min=0, help="Tokens to allow per minute.")
+        float | None, typer.Option(min=0, help="Maximum number of tokens per minute.")
     ] = None,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of requests in progress.")
@@ -147,7 +147,10 @@ def serve(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the model.")] = 1,
     sizes: Annotated[
         LocalSizes,
-        typer.Option(help="Whether a smaller vector is the beginning of the largest one."),
+        typer.Option(
+            help="cut: smaller vectors are the beginning of the largest one; independent: they are"
+            " not."
+        ),
     ] = LocalSizes.cut,
     log_requests: Annotated[
         bool, typer.Option("--log", help="Print a line for each request on standard error.")

@@ -99,8 +99,8 @@ TopOption = Annotated[
 ChatOption = Annotated[
     str | None,
     typer.Option(
-        help="Chat model that writes the answer, such as qwen3.5-plus; without one the answer is"
-        f" quoted from the passages. [dim]Or {CHAT_VARIABLE}.[/dim]"
+        help="Chat model that writes the answer, such as qwen3.5-plus; without one, the answer is"
+        f" quoted from the passages. [dim]Default: the variable {CHAT_VARIABLE}.[/dim]"
     ),
 ]
 Bm25Option = Annotated[bool, typer.Option("--bm25", help="Also show the hits of BM25.")]
@@ -184,8 +184,8 @@ def demo(
 ) -> None:
     """Answer a question about a real corpus with LangChain, LlamaIndex and Chroma.
 
-    Needs no key and no internet: without NEXUSFLOW_API_KEY a small model runs on this machine,
-    behind the same API. The index is kept, so a second run costs nothing.
+    This needs no key and no internet: without NEXUSFLOW_API_KEY, a small model runs on this
+    machine, behind the same API. The index is kept, so a second run costs nothing.
     """
     if evaluate and corpus != "stdlib":
         raise UsageProblem(

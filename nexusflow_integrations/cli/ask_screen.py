@@ -104,7 +104,7 @@ class AskScreen(Screen):
     def passages(self, passages: Sequence[Passage], *, hybrid: bool = False) -> None:
         """Show the passages found: number, score, source and the beginning of the text."""
         by = "by rank in the searches by vectors and by keywords; 1 = first in both"
-        self.head("Passages", by if hybrid else "by cosine with the question")
+        self.head("Passages", by if hybrid else "by cosine similarity to the question")
         if not passages:
             self.out.print(Padding("nothing", INDENT))
         for number, passage in enumerate(passages, 1):
@@ -127,7 +127,7 @@ class AskScreen(Screen):
         self, passages: Sequence[Passage], keywords: Sequence[Passage], *, hybrid: bool = False
     ) -> None:
         """Show the hits of BM25 beside those of the vector search."""
-        self.head("Beside BM25", "keyword search; its scores cannot be compared with the others")
+        self.head("Compared with BM25", "keyword search; its scores are on another scale")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         ours = ("Hybrid", "rank score") if hybrid else ("Embeddings", "cosine")
         for number, name in enumerate(("", *ours, "BM25", "score")):

@@ -47,7 +47,7 @@ cache = typer.Typer(
 
 @cache.command()
 def info(path: CacheOption = None, as_json: JsonOption = False) -> None:
-    """Show the cache's size, its vectors by model, and how many texts it saved sending."""
+    """Show the cache's size, its vectors by model, and how many texts were found in it."""
     with _opened(path) as store:
         found = store.info()
     if as_json:
@@ -86,7 +86,7 @@ def prune(
     Asks for confirmation before it removes almost everything.
     """
     if older_than is None and to is None:
-        raise UsageProblem("name what to remove: --older-than 30d, or --to 500MB, or both")
+        raise UsageProblem("say what to remove: --older-than 30d, --to 500MB, or both")
     age = None if older_than is None else seconds(older_than)
     most = None if to is None else size(to)
     with _opened(path) as store:
@@ -112,7 +112,7 @@ def clear(
 
 @cache.command()
 def verify(path: CacheOption = None, as_json: JsonOption = False) -> None:
-    """Compare cached vectors with the service's answers; the first run stores some to compare."""
+    """Compare cached vectors with new ones from the service; the first run stores three."""
     resolve_api_key()  # raises an error if there is no key
     place = True if path is None else address_or_path(path)
     with _opened(path) as store:

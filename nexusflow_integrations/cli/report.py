@@ -77,7 +77,7 @@ def report(
         typer.Option(
             "--index",
             "-i",
-            help="An index made by `index` or `demo`, as `ask` and `search` take it.",
+            help="Name of an index made by `index` or `demo`, or its beginning.",
         ),
     ] = None,
     path: Annotated[
@@ -102,7 +102,7 @@ def report(
         str, typer.Option(help="Metadata field that names where a document comes from.")
     ] = "source",
     limit: Annotated[
-        int, typer.Option(min=1, help="Most points to show; a larger collection is sampled.")
+        int, typer.Option(min=1, help="Maximum number of points; a larger collection is sampled.")
     ] = 10_000,
     projection: Annotated[ProjectionName, typer.Option(help="Projection method of the map.")] = (
         ProjectionName.auto
@@ -116,8 +116,8 @@ def report(
 ) -> None:
     """Write one HTML file about a collection: failed questions, duplicates, outliers, map, cost.
 
-    The file needs no network. Only the questions are embedded and paid for, and three short
-    documents that check whether the model is the same.
+    The file needs no network. Only the questions are embedded and paid for, and up to three short
+    documents, to check whether the model is the same.
     """
     check_output(output, questions)
     if output.is_file() and output.suffix.lower() not in (".html", ".htm"):

@@ -49,9 +49,7 @@ _WIDE = 130
 def tune(
     path: Annotated[
         str,
-        typer.Argument(
-            help="A folder or a file of Markdown or text, or the name stdlib or topics."
-        ),
+        typer.Argument(help="A folder or file of Markdown or text; or stdlib, or topics."),
     ],
     questions: Annotated[
         Path | None,
@@ -76,7 +74,7 @@ def tune(
         str | None,
         typer.Option(
             help="Chat model that writes the questions if there is no --questions, such as"
-            f" qwen3.5-plus. [dim]Or {CHAT_VARIABLE}.[/dim]"
+            f" qwen3.5-plus. [dim]Default: the variable {CHAT_VARIABLE}.[/dim]"
         ),
     ] = None,
     chat_questions: Annotated[

@@ -133,8 +133,10 @@ def test_bm25_is_shown_beside_our_results(
     nexusflow: Command, service: LocalServer, zoo: Path
 ) -> None:
     shown, _ = nexusflow("demo", "-c", str(zoo), "-f", "chroma", *QUESTION, "--bm25")
-    assert "Beside BM25" in shown
-    assert "Beside BM25" not in nexusflow("demo", "-c", str(zoo), "-f", "chroma", *QUESTION)[0]
+    assert "Compared with BM25" in shown
+    assert (
+        "Compared with BM25" not in nexusflow("demo", "-c", str(zoo), "-f", "chroma", *QUESTION)[0]
+    )
 
 
 def test_the_size_is_asked_for_and_has_an_index_of_its_own(
