@@ -136,7 +136,7 @@ def test_prune_by_age_removes_what_was_not_used_since(
 
 def test_prune_without_age_or_size_is_wrong_usage(nexusflow: Command, file: Path) -> None:
     said = nexusflow.sentence("cache", "prune", "--cache", str(file), code=2)
-    assert "--older-than 30d, or --to 500MB" in said
+    assert "--older-than 30d, --to 500MB, or both" in said
 
 
 def test_clear_asks_and_removes_everything_with_yes(nexusflow: Command, file: Path) -> None:

@@ -316,7 +316,7 @@ def test_a_half_character_is_quoted_in_a_form_that_prints(
 ) -> None:
     with pytest.raises(InvalidInputError) as caught:
         batch(embedding, ["fine", "half \ud800 of it"])
-    assert str(caught.value).endswith('where it was read: "half \\ud800 of it"')
+    assert str(caught.value).endswith('where the text is read: "half \\ud800 of it"')
     str(caught.value).encode()
 
 
