@@ -152,7 +152,10 @@ def _tsne(low: Reduced, near: Neighbours) -> Floats:
     # scikit-learn's t-SNE takes minutes.
     affinity, nearest = _opentsne("affinity"), _opentsne("nearest_neighbors")
     count = len(low.points)
-    near = near.first(_ATTRACTING)
+    # In a small collection, 15 neighbours are most of the texts, and the map shows little. Share of
+    # the three nearest that it keeps, for nine samples of 19 texts: 0.28 with 15 neighbours, 0.74
+    # with a fifth of the texts (PCA: 0.59); for eight samples of 50: 0.35 and 0.44 (PCA: 0.36).
+    near = near.first(min(_ATTRACTING, max(2, (count - 1) // 5)))
     distances = np.sqrt(np.maximum(0, 2 - 2 * near.scores.astype(np.float64)))
     affinities = affinity.Uniform(
         knn_index=nearest.PrecomputedNeighbors(near.places, distances),
@@ -168,7 +171,8 @@ def _tsne(low: Reduced, near: Neighbours) -> Floats:
         "early_exaggeration_iter": 125,
         "n_iter": 250,
         "random_state": _SEED,
-        "n_jobs": os.cpu_count() or 1,
+        # For few points, threads wait for each other longer than they work.
+        "n_jobs": (os.cpu_count() or 1) if count > 1000 else 1,
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

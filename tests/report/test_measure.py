@@ -45,6 +45,20 @@ def test_a_map_keeps_neighbours_together_and_fits_the_unit_square(
     assert np.array_equal(found.points, layout(vectors, projection).points)
 
 
+@pytest.mark.parametrize("count", [12, 20, 32])
+def test_on_the_map_of_a_small_collection_the_nearest_point_is_of_the_same_group(
+    count: int,
+) -> None:
+    random = np.random.default_rng(0)
+    groups = np.arange(count) % (count // 4)
+    middles = random.normal(size=(count // 4, 64))
+    noise = random.normal(scale=0.6, size=(count, 64))
+    vectors = measure.unit((middles[groups] + noise).astype(np.float32))
+    points = layout(vectors, "tsne").points
+    distances = np.linalg.norm(points[:, None] - points, axis=2) + np.eye(count) * 9
+    assert (groups[distances.argmin(axis=1)] == groups).mean() > 0.9
+
+
 @pytest.mark.slow
 def test_tsne_shows_what_two_principal_components_cannot() -> None:
     vectors, _ = blobs(600, 30)
