@@ -113,7 +113,7 @@
     dots(faded, style.getPropertyValue("--dim"), 0.16, size * 0.8);
     for (let place = groups.length - 1; place >= 0; place--) dots(groups[place], COLOURS[place], place === COLOURS.length - 1 ? 0.45 : 0.85, size);
     pen.globalAlpha = 1;
-    names(style);
+    names(style, size);
     const ring = (at, colour, radius) => {
       if (at < 0) return;
       pen.strokeStyle = colour; pen.lineWidth = 2; pen.beginPath();
@@ -138,7 +138,7 @@
     const middle = (list) => list.sort((a, b) => a - b)[list.length >> 1];
     item.middles = item.names.map((_, place) => [middle(xs[place]), middle(ys[place])]);
   }
-  function names(style) {
+  function names(style, size) {
     if (selected >= 0 || terms.length || groupings.length === 0 || N < 12) return;
     const taken = [], tall = width < 500 ? 10 : 12;
     pen.font = `600 ${tall}px system-ui, sans-serif`; pen.textAlign = "center"; pen.textBaseline = "middle";
@@ -146,7 +146,8 @@
     colouring.names.forEach((name, place) => {
       if (colouring.colours[place] === COLOURS.length - 1 || (only >= 0 && only !== place)) return;
       const text = name.length > 26 ? `${name.slice(0, 25)}…` : name, half = pen.measureText(text).width / 2 + 3;
-      const x = screenX(colouring.middles[place][0]), y = screenY(colouring.middles[place][1]);
+      const x = screenX(colouring.middles[place][0]), middle = screenY(colouring.middles[place][1]);
+      const away = size + tall * 0.7, y = middle - away > tall ? middle - away : middle + away;  // beside the point
       const at = Math.max(half, Math.min(width - half, x));
       if (Math.abs(at - x) > half || y < tall || y > height - tall) return;
       const box = [at - half, y - tall, at + half, y + tall];

@@ -17,7 +17,8 @@ from nexusflow_integrations.tune.result import TuneResult
 from nexusflow_integrations.tune.scores import MEASURES, Interval
 from nexusflow_integrations.tune.search import READ, Measured
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 720, 400, 56, 46, 18, 18
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 480, 360, 56, 46, 28, 18
+_BOLD = 6.5  # the width of a letter of the label
 _COLOURS = {"vectors": "#3056d3", "keywords": "#b8912a", "hybrid": "#12805c"}
 _QUESTIONS_SHOWN = 300
 COLUMNS = (*MEASURES, f"in {READ:,}", "tokens", "price", "bytes", "query time")
@@ -30,8 +31,13 @@ tr + tr td { border-top: 1px solid var(--line); }
 th + th, td + td { white-space: nowrap; }
 td:first-child { min-width: 130px; }
 .scrolled { overflow-x: auto; }
-.scrolled svg { display: block; min-width: 600px; }
+.plot { max-width: 720px; margin: 0 auto; }
+.plot text[fill] { fill: #c2371f; }
 .chosen td { background: var(--soft); font-weight: 600; }
+@media (max-width: 560px) {
+  .plot text { font-size: 14px; }
+  .plot text[fill] { display: none; }
+}
 """
 
 
@@ -73,6 +79,7 @@ def plot(result: TuneResult) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img"'
         ' font-family="sans-serif" font-size="11" fill="#7a8290">'
         "<title>nDCG@10 against the bytes of the index</title>"
+        '<text x="8" y="12">nDCG@10</text>'
     ]
     for step in range(5):
         value = low + (high - low) * step / 4
@@ -109,12 +116,13 @@ def plot(result: TuneResult) -> str:
             "</circle>"
         )
         if item is result.chosen:
-            anchor = "end" if x > _WIDTH / 2 else "start"
+            half = len(str(item.setting)) * _BOLD / 2
+            middle = max(half, min(_WIDTH - half, x))
             above = y - 16 if y > _TOP + 30 else y + 24
             parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" fill="none" stroke="#c2371f"'
-                f' stroke-width="2"/><text x="{x:.1f}" y="{above:.1f}" fill="#c2371f"'
-                f' font-weight="bold" text-anchor="{anchor}">{escape(str(item.setting))}</text>'
+                f' stroke-width="2"/><text x="{middle:.1f}" y="{above:.1f}" fill="#c2371f"'
+                f' font-weight="bold" text-anchor="middle">{escape(str(item.setting))}</text>'
             )
     return "".join([*parts, "</svg>"])
 
@@ -159,7 +167,11 @@ def page(result: TuneResult, local_model: str | None = None) -> str:
             f"<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n",
             f'<header><h1>{title}</h1><p class="facts">{escape(facts)}</p></header>\n<main>\n',
             _card("The choice", f"<p>{escape(result.sentence())}</p>", *_paragraphs(result)),
-            _card("Quality and size", f'<div class="scrolled">{plot(result)}</div>'),
+            _card(
+                "Quality and size",
+                '<p class="dim">The ring marks the choice. Hollow circles are int8 or binary.</p>',
+                f'<div class="plot">{plot(result)}</div>',
+            ),
             _card("Settings", _settings(result)),
             _card("Questions that a setting does not answer", _questions(result)),
             '</main>\n<footer class="dim">This file loads nothing and sends nothing.</footer>\n'
