@@ -6,7 +6,6 @@ import asyncio
 import pickle
 import random
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,8 +14,6 @@ from hypothesis import strategies as st
 
 from nexusflow_integrations._core.call.coalescing import Coalescer
 from nexusflow_integrations._core.call.results import (
-    BACKLOG,
-    PAUSE,
     ROWS_AT_ONCE,
     CallResults,
     EmbeddingArray,
@@ -266,57 +263,14 @@ async def test_rows_whose_lists_could_not_be_made_on_the_way_are_made_in_the_end
     assert await asyncio.wait_for(lists.of(vectors), 30) == vectors.tolist()
 
 
-async def test_lists_are_made_when_no_response_arrives_for_a_moment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    loop = asyncio.get_running_loop()
-    now = loop.time()
-    monkeypatch.setattr(loop, "time", lambda: now)
-    vectors = rows_of([0, 1])
-    lists = RowLists(2)
-    for place in (0, 1):
-        lists.add([place], vectors[place : place + 1])
-        now += PAUSE * 0.6
-        for _ in range(3):
-            await asyncio.sleep(0)
-        assert lists._rows == [None, None]
-    now += PAUSE
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert lists._rows == vectors.tolist()
-    assert await lists.of(vectors) == vectors.tolist()
-
-
-async def test_lists_are_made_without_a_pause_if_many_wait() -> None:
-    count = BACKLOG + 5
+async def test_the_lists_of_a_large_batch_are_made_in_turns() -> None:
+    count = 3 * ROWS_AT_ONCE - 1
     vectors = rows_of(range(count))
     lists = RowLists(count)
-    for place in range(count):
-        lists.add([place], vectors[place : place + 1])
-    await asyncio.sleep(0)
-    made = [row is not None for row in lists._rows]
-    assert made == [True] * 5 + [False] * BACKLOG
-    assert await lists.of(vectors) == vectors.tolist()
-
-
-async def test_the_lists_of_a_large_batch_are_made_in_turns(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    loop = asyncio.get_running_loop()
-    now = loop.time()
-    monkeypatch.setattr(loop, "time", lambda: now)
-    count = ROWS_AT_ONCE * (BACKLOG + 3) - 1
-    vectors = rows_of(range(count))
-    lists = RowLists(count)
-    made: list[int] = []
     lists.add(range(count), vectors)
-    for turn in range(BACKLOG + 5):
+    made = []
+    for _ in range(3):
         await asyncio.sleep(0)
-        if turn == 2:
-            now += PAUSE
         made.append(count - lists._rows.count(None))
-    steps = [after - before for before, after in pairwise(made)]
-    assert max(steps) == ROWS_AT_ONCE
-    assert made[2] == 3 * ROWS_AT_ONCE
-    assert made[-1] == count
+    assert made == [ROWS_AT_ONCE, 2 * ROWS_AT_ONCE, count]
     assert await lists.of(vectors) == vectors.tolist()

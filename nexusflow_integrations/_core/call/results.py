@@ -66,60 +66,33 @@ class EmbeddingList(list[Any]):
 
 ROWS_AT_ONCE = 64
 """Number of rows that are converted at once; with 1024 numbers each, they take about 2 ms."""
-PAUSE = 0.003
-"""Seconds without a response after which rows are converted."""
-BACKLOG = 64
-"""Number of groups of up to ``ROWS_AT_ONCE`` rows that may wait for such a pause."""
 
 
 class RowLists:
-    """Rows as lists of floats, made little by little on the event loop while requests are pending.
+    """Rows as lists of floats, made on the event loop while requests are pending.
 
     Making the lists takes several times as long as decoding the rows. If that happened after the
-    last response, the caller would wait for it. If it happened as soon as a response arrives, the
-    next requests would wait for it, because responses often arrive together.
+    last response, the caller would wait for it.
     """
 
     def __init__(self, count: int) -> None:
         self._rows: list[list[float] | None] = [None] * count
         self._waiting: deque[tuple[Sequence[int], Vectors]] = deque()
-        self._added_at = 0.0
-        self._is_scheduled = False
 
     def add(self, places: Sequence[int], vectors: Vectors) -> None:
-        loop = asyncio.get_running_loop()
+        is_idle = not self._waiting
         for start in range(0, len(places), ROWS_AT_ONCE):
             stop = start + ROWS_AT_ONCE
             self._waiting.append((places[start:stop], vectors[start:stop]))
-        self._added_at = loop.time()
-        if len(self._waiting) > BACKLOG:
-            loop.call_soon(self._shorten, -(-len(places) // ROWS_AT_ONCE))
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            loop.call_later(PAUSE, self._make)
+        if is_idle:
+            asyncio.get_running_loop().call_soon(self._make)
 
     def _make(self) -> None:
-        loop = asyncio.get_running_loop()
-        wait = self._added_at + PAUSE - loop.time()
-        if wait > 0:
-            loop.call_later(wait, self._make)
-            return
-        self._is_scheduled = len(self._waiting) > 1
-        if self._is_scheduled:  # schedule the next batch first, in case this one fails
-            loop.call_soon(self._make)
-        self._make_next()
-
-    def _shorten(self, groups: int) -> None:
-        """Convert up to ``groups``, one at each iteration of the event loop, above the backlog."""
-        if len(self._waiting) > BACKLOG:
-            if groups > 1:
-                asyncio.get_running_loop().call_soon(self._shorten, groups - 1)
-            self._make_next()
-
-    def _make_next(self) -> None:
         if not self._waiting:
             return
         places, vectors = self._waiting.popleft()
+        if self._waiting:  # schedule the next rows first, in case these fail
+            asyncio.get_running_loop().call_soon(self._make)
         for place, row in zip(places, vectors.tolist(), strict=True):
             self._rows[place] = row
 
