@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import sys
 import warnings
-from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -54,7 +54,7 @@ from nexusflow_integrations._core.texts import check_text, check_texts, rows_of
 from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.client import ClientSettings, NexusFlow
-from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
+from nexusflow_integrations.errors import ConfigurationError, InvalidInputError, NexusFlowError
 
 with needed(
     "nexusflow_integrations.llama_index",
@@ -74,7 +74,7 @@ with needed(
         EmbeddingEndEvent,
         EmbeddingStartEvent,
     )
-    from llama_index.core.schema import BaseNode, MetadataMode
+    from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
     from llama_index_instrumentation import get_dispatcher
     from llama_index_instrumentation.event_handlers import NullEventHandler
     from pydantic.json_schema import GenerateJsonSchema
@@ -514,13 +514,13 @@ class NexusFlowEmbedding(BaseEmbedding):
         """
         if self._overrides("_get_query_embedding"):
             return _drive(self._by_hook(query, "query", "_get_query_embedding"))
-        return self._embed(query, "query")[0]
+        return self._embed(check_text(query), "query")[0]
 
     async def aget_query_embedding(self, query: str) -> Vector:
         """Embed a query like ``get_query_embedding``, without blocking the event loop."""
         if self._overrides("_aget_query_embedding"):
             return await _adrive(self._by_hook(query, "query", "_aget_query_embedding"))
-        return (await self._aembed(query, "query"))[0]
+        return (await self._aembed(check_text(query), "query"))[0]
 
     def get_text_embedding(self, text: str) -> Vector:
         """Embed a document; return d floats.
@@ -591,6 +591,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         self._check_one_size(kwargs)
         if self._overrides("get_text_embedding_batch", "_get_text_embeddings"):
             return super().__call__(nodes, show_progress=show_progress, **kwargs)
+        nodes = check_nodes(nodes)
         with naming_nodes(nodes):
             return with_vectors(nodes, self._embed(texts_of(nodes), "document", show_progress))
 
@@ -601,6 +602,7 @@ class NexusFlowEmbedding(BaseEmbedding):
         self._check_one_size(kwargs)
         if self._overrides("aget_text_embedding_batch", "_aget_text_embeddings"):
             return await super().acall(nodes, show_progress=show_progress, **kwargs)
+        nodes = check_nodes(nodes)
         with naming_nodes(nodes):
             vectors = await self._aembed(texts_of(nodes), "document", show_progress)
             return with_vectors(nodes, vectors)
@@ -1117,6 +1119,25 @@ async def _adrive(steps: _Steps[T]) -> T:
         return cast(T, end.value)
     finally:
         steps.close()
+
+
+def check_nodes(nodes: Iterable[Any]) -> list[BaseNode]:
+    """Return ``nodes`` as a list.
+
+    Raises:
+        InvalidInputError: ``nodes`` is not iterable, or an item is not a node.
+    """
+    if isinstance(nodes, (BaseNode, str)) or not isinstance(nodes, Iterable):
+        raise InvalidInputError(f"expected a list of nodes, not {type(nodes).__name__}")
+    items = list(nodes)
+    for place, node in enumerate(items):
+        if not isinstance(node, BaseNode):
+            hint = ": pass its node" if isinstance(node, NodeWithScore) else ""
+            raise InvalidInputError(
+                f"item {place} is not a LlamaIndex node but a {type(node).__name__}{hint}",
+                index=place,
+            )
+    return items
 
 
 def texts_of(nodes: Sequence[BaseNode]) -> list[str]:

@@ -31,7 +31,7 @@ from nexusflow_integrations.errors import (
     NexusFlowError,
     RefusedTextsError,
 )
-from nexusflow_integrations.llama_index.embedding import NexusFlowEmbedding, Vector
+from nexusflow_integrations.llama_index.embedding import NexusFlowEmbedding, Vector, check_nodes
 from nexusflow_integrations.llama_index.naming import (
     document_of,
     file_of,
@@ -267,7 +267,7 @@ class _Run:
         self._left_out: dict[int, LeftOut] = {}
         self._parts: list[Usage] = []
         self._before = self.model.usage
-        self._nodes = _checked(nodes)
+        self._nodes = check_nodes(nodes)
         self._texts: dict[int, str] = {}
         settings = self.model.client.settings
         for place, node in enumerate(self._nodes):
@@ -356,15 +356,3 @@ def _model(
             embed_model = copy(embed_model)
             embed_model.on_too_long = policy
     return embed_model
-
-
-def _checked(nodes: Iterable[Any]) -> list[BaseNode]:
-    if isinstance(nodes, (BaseNode, str)) or not isinstance(nodes, Iterable):
-        raise InvalidInputError(f"expected a list of nodes, not {type(nodes).__name__}")
-    items = list(nodes)
-    for place, node in enumerate(items):
-        if not isinstance(node, BaseNode):
-            raise InvalidInputError(
-                f"item {place} is not a LlamaIndex node but a {type(node).__name__}", index=place
-            )
-    return items

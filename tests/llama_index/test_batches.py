@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 import pytest
+from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 
 from nexusflow_integrations.errors import (
@@ -151,6 +152,37 @@ def test_a_text_that_cannot_be_sent_is_named_before_anything_is(
 def test_one_string_is_not_a_list_of_texts(batch: Batch, upstream: Any) -> None:
     with pytest.raises(InvalidInputError, match="not one string"):
         batch(upstream.embedding(), "a text")
+
+
+@pytest.mark.parametrize("bad", [None, [], ["a text"], b"a text", 7, " \n", "\ud800"])
+def test_a_query_or_a_text_that_is_no_text_is_refused(single: Any, upstream: Any, bad: Any) -> None:
+    for role in ("query", "text"):
+        with pytest.raises(InvalidInputError, match=r"^the text "):
+            single(upstream.embedding(), role, bad)
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("bad", ["a text", None, NodeWithScore(node=TextNode(text="a text"))])
+def test_what_is_no_node_is_refused_before_anything_is_sent(
+    way: str, upstream: Any, bad: Any
+) -> None:
+    embedding = upstream.embedding()
+    for nodes, words in (
+        ([TextNode(text="a text"), bad], r"^item 1 is not a LlamaIndex node"),
+        (bad, "^expected a list of nodes|^item 0"),
+    ):
+        with pytest.raises(InvalidInputError, match=words):
+            embedding(nodes) if way == "sync" else asyncio.run(embedding.acall(nodes))
+    assert upstream.requests == []
+
+
+def test_nodes_may_come_from_an_iterator(way: str, upstream: Any) -> None:
+    embedding = upstream.embedding()
+    nodes = (TextNode(text=f"text {number}") for number in range(12))
+    done = embedding(nodes) if way == "sync" else asyncio.run(embedding.acall(nodes))
+    assert [node.embedding for node in done] == [
+        upstream.vector_of(f"text {number}") for number in range(12)
+    ]
 
 
 class _Prefixed(NexusFlowEmbedding):
