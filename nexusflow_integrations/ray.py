@@ -366,7 +366,8 @@ class ClusterLimits:
         kept = _Settings(*self._call("settings", timeout=DRAW_TIMEOUT))
         if kept != self._settings:
             raise ConfigurationError(
-                f"the actor {self.name!r} has other limits ({kept}): stop() it, or use another name"
+                f"the actor {self.name!r} has other limits ({kept}): call stop(),"
+                " or use another name"
             )
         return self
 

@@ -75,7 +75,7 @@ def resolve_api_key(value: object = None, env: str = KEY_VARIABLE) -> ApiKey:
         try:
             value = value.get_secret_value()  # type: ignore[attr-defined]
         except Exception:  # noqa: BLE001 - the error's message may contain the key
-            raise ConfigurationError("api_key could not be read from the object given") from None
+            raise ConfigurationError("api_key could not be read from the given object") from None
     if isinstance(value, ApiKey):
         return value
     if not isinstance(value, str):

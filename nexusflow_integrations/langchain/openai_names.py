@@ -58,8 +58,8 @@ def take_over(settings: dict[str, Any]) -> str:
     if tokenizing:
         parts.append(
             f"does not need {', '.join(tokenizing)}: texts are sent as they are, never as tokens,"
-            " and one that is too long for the model is an error unless on_too_long says otherwise"
-            " ('split' is what OpenAIEmbeddings does)"
+            " and a text that is too long for the model is an error, unless on_too_long is"
+            " 'split' (as in OpenAIEmbeddings), 'truncate' or 'send'"
         )
     if nothing:
         have = "has" if len(nothing) == 1 else "have"

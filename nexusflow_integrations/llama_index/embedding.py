@@ -467,8 +467,8 @@ class NexusFlowEmbedding(BaseEmbedding):
         for name in self._left_out:
             if name in ("budget", "pacer") and getattr(self, name) is None:
                 raise ConfigurationError(
-                    f"this object was pickled without its {name}, which cannot be pickled, and"
-                    f" sends nothing without one: set {name} here"
+                    f"this object was pickled without its {name}, which cannot be pickled;"
+                    f" nothing is sent until you set {name} here"
                 )
         if multiprocessing.parent_process() is None and os.getppid() != pickled_in:
             return  # the pickle may have been read from a file

@@ -582,7 +582,7 @@ def _error(
         error.attempts = attempts
         if isinstance(error, NotFoundError) and not _VERSION.search(call.settings.base_url):
             error.args = (
-                f"{error}; base_url has no version in its path: is it {call.settings.base_url}/v1?",
+                f"{error}; base_url has no version in its path: try {call.settings.base_url}/v1",
             )
         return error
     if isinstance(verdict, TransportFault):

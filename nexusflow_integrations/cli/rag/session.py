@@ -343,7 +343,7 @@ def reopened(index: Index, frameworks: Sequence[str] = ()) -> Iterator[Session]:
         # The contents of a file must not decide where the key is sent.
         raise ConfigurationError(
             f"the index {index.name!r} was made at {about.base_url}, and the endpoint is"
-            f" {resolve_base_url()} now: set NEXUSFLOW_BASE_URL to ask it"
+            f" {resolve_base_url()} now: set NEXUSFLOW_BASE_URL to use the index"
         )
     with session(
         lambda _: index,
