@@ -19,7 +19,7 @@ from nexusflow_integrations.cli.cache import cache
 from nexusflow_integrations.cli.embed import embed
 from nexusflow_integrations.cli.exits import STOPPED, CannotListenError, UsageProblem, explain
 from nexusflow_integrations.cli.indexes import indexes
-from nexusflow_integrations.cli.options import JsonOption, print_json
+from nexusflow_integrations.cli.options import JsonOption, StoreOption, print_json
 from nexusflow_integrations.cli.report import report
 from nexusflow_integrations.cli.screen import Screen
 from nexusflow_integrations.cli.tune import tune
@@ -182,11 +182,11 @@ def serve(
 
 
 @app.command()
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Check key, endpoint, proxy and packages, and make a test request."""
     from nexusflow_integrations.cli.doctor import examine, show
 
-    findings = examine()
+    findings = examine(store)
     if as_json:
         print_json({"healthy": findings.healthy, "checks": [asdict(item) for item in findings]})
     else:

@@ -6,9 +6,10 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -22,6 +23,7 @@ from nexusflow_integrations._core.settings import (
     resolve_api_key,
     resolve_base_url,
 )
+from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations.cli.cache import of_service, verified
 from nexusflow_integrations.cli.exits import FAILED, REFUSED, explain
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
@@ -95,8 +97,12 @@ class Findings:
         self.code = REFUSED if REFUSED in (code, self.code) else FAILED
 
 
-def examine() -> Findings:
-    """Run all checks. They embed a few short texts, with the service if there is a key."""
+def examine(store: Path | None = None) -> Findings:
+    """Run all checks. They embed a few short texts, with the service if there is a key.
+
+    Args:
+        store: Folder of the indexes; default: in the user's cache folder.
+    """
     found = Findings()
     system = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     found.note("Version", f"nexusflow-integrations {__version__}, {system}")
@@ -111,7 +117,7 @@ def examine() -> Findings:
     usable &= found.attempt("Endpoint", _base_url)
     found.note("Proxy", _proxies())
     if usable:
-        _embed(found)
+        _embed(found, store)
     return found
 
 
@@ -165,22 +171,22 @@ def _proxies() -> str:
     return ", ".join(said) or "none in the environment"
 
 
-def _embed(found: Findings) -> None:
+def _embed(found: Findings, store: Path | None) -> None:
     try:
         with open_endpoint() as endpoint:
             if found.attempt("First call", lambda: _first(endpoint)):
                 found.attempt("Vectors", lambda: _vectors(endpoint))
-                _compare(found, endpoint)
+                _compare(found, endpoint, store)
     except Exception as error:  # noqa: BLE001
         found.fail("First call", error)
 
 
-def _compare(found: Findings, endpoint: Endpoint) -> None:
+def _compare(found: Findings, endpoint: Endpoint, store: Path | None) -> None:
     """Compare vectors in the cache and the indexes with new ones from the service."""
     if endpoint.local_model is None and default_path().exists():
         _compare_cache(found)
     try:
-        indexes = [index for index in Indexes().all() if _is_of(index, endpoint)]
+        indexes = [index for index in Indexes(store).all() if _is_of(index, endpoint)]
         for index in indexes[:_MOST]:
             found.attempt("Index", partial(_index, index, endpoint), f"{index.name}: ")
     except ImportError as error:
@@ -215,11 +221,14 @@ def _is_of(index: Index, endpoint: Endpoint) -> bool:
 def _index(index: Index, endpoint: Endpoint) -> str:
     from nexusflow_integrations.cli.rag.collection import open_to_compare
 
+    about = index.about()
+    tuned = None if about.tuned is None else TunedSettings(**about.tuned)
+    endpoint = replace(endpoint, dimensions=about.dimensions, tuned=tuned)
     collection = open_to_compare(
         index.chroma,
         api_key=endpoint.api_key,
         api_base=endpoint.base_url,
-        dimensions=index.about().dimensions,
+        **endpoint.vectors,
     )
     passages = count(collection.count(), "passage")
     who = endpoint.local_model or "the service"

@@ -231,7 +231,7 @@ def _function(endpoint: Endpoint) -> NexusFlowEmbeddingFunction:
     from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 
     return NexusFlowEmbeddingFunction(
-        endpoint.api_key, api_base=endpoint.base_url, dimensions=endpoint.dimensions
+        endpoint.api_key, api_base=endpoint.base_url, **endpoint.vectors
     )
 
 

@@ -200,6 +200,26 @@ def test_an_index_is_made_and_asked_with_the_settings_of_the_file(
     assert all(len(item["text"]) <= 200 for item in found["frameworks"]["chroma"]["passages"])
 
 
+def test_doctor_and_report_use_the_settings_of_the_index(
+    nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
+) -> None:
+    file, store = tmp_path / "tuned.json", f"--store={tmp_path / 'store'}"
+    questions = tmp_path / "questions.txt"
+    questions.write_text("who sleeps?\n")
+    TunedSettings(dimensions=64, query_instruction="ask: ", document_instruction="text: ").save(
+        file
+    )
+    nexusflow("index", str(folder), store, "--settings", str(file))
+    (found,) = [
+        item for item in nexusflow.json("doctor", store)["checks"] if item["name"] == "Index"
+    ]
+    assert found["ok"], found["text"]
+    assert found["text"].endswith("and the service returns the same vectors")
+    service.reset_stats()
+    nexusflow("report", store, "-q", str(questions), "-o", str(tmp_path / "report.html"))
+    assert "ask: who sleeps?" in service.stats.received
+
+
 def test_settings_and_a_size_cannot_be_combined(
     nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
 ) -> None:
