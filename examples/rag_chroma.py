@@ -22,7 +22,7 @@ import chromadb
 
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import open_collection, sync_documents
-from nexusflow_integrations.cli.rag.corpus import load
+from nexusflow_integrations.cli.rag.corpus import CorpusError, load
 from nexusflow_integrations.local import LocalServer
 
 PROMPT = "Answer from the numbered passages alone and cite them, like [1].\n\n{}\n\nQuestion: {}"
@@ -36,7 +36,10 @@ def main(argv=None):
     parser.add_argument("--port", type=int, default=8799, help="port of the local server")
     args = parser.parse_args(argv)
     key = os.getenv("NEXUSFLOW_API_KEY")
-    passages = load(args.folder).documents
+    try:
+        passages = load(args.folder).documents
+    except CorpusError as error:
+        parser.error(str(error))
     with nullcontext() if key else LocalServer(port=args.port) as server:
         service = {"api_key": server.api_key, "api_base": server.base_url} if server else {}
         function = NexusFlowEmbeddingFunction(**service)

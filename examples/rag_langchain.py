@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from nexusflow_integrations.cli.rag.corpus import load
+from nexusflow_integrations.cli.rag.corpus import CorpusError, load
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
 from nexusflow_integrations.local import LocalServer
 
@@ -33,9 +33,13 @@ def main(argv=None):
     parser.add_argument("--port", type=int, default=8799, help="port of the local server")
     args = parser.parse_args(argv)
     key = os.getenv("NEXUSFLOW_API_KEY")
+    try:
+        passages = load(args.folder).documents
+    except CorpusError as error:
+        parser.error(str(error))
     documents = [
         Document(id=p.id, page_content=p.text, metadata={"source": p.url or p.source})
-        for p in load(args.folder).documents
+        for p in passages
     ]
     with nullcontext() if key else LocalServer(port=args.port) as server:
         service = {"api_key": server.api_key, "base_url": server.base_url} if server else {}

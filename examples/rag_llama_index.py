@@ -21,7 +21,7 @@ from contextlib import nullcontext
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
 
-from nexusflow_integrations.cli.rag.corpus import load
+from nexusflow_integrations.cli.rag.corpus import CorpusError, load
 from nexusflow_integrations.llama_index import NexusFlowEmbedding
 from nexusflow_integrations.local import LocalServer
 
@@ -36,11 +36,15 @@ def main(argv=None):
     parser.add_argument("--port", type=int, default=8799, help="port of the local server")
     args = parser.parse_args(argv)
     key = os.getenv("NEXUSFLOW_API_KEY")
+    try:
+        passages = load(args.folder).documents
+    except CorpusError as error:
+        parser.error(str(error))
     # Otherwise LlamaIndex would put the source in front of every text that it embeds.
     hidden = {"excluded_embed_metadata_keys": ["source"]}
     nodes = [
         TextNode(id_=p.id, text=p.text, metadata={"source": p.url or p.source}, **hidden)
-        for p in load(args.folder).documents
+        for p in passages
     ]
     with nullcontext() if key else LocalServer(port=args.port) as server:
         service = {"api_key": server.api_key, "api_base": server.base_url} if server else {}

@@ -73,6 +73,16 @@ def test_rag_reads_a_folder_of_the_users(run: Run, name: str, port: int, tmp_pat
     assert found["answer"].startswith("[1] Red pandas sleep in trees.")
 
 
+@pytest.mark.parametrize("name", RAG)
+def test_rag_says_that_there_is_no_such_folder(
+    run: Run, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(name, "--folder", "no-such-folder")
+    assert ended.value.code == 2
+    assert "error: there is no file or folder 'no-such-folder'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "needs"),
     [
