@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from nexusflow_integrations import Budget, NexusFlow, NexusFlowError
+from nexusflow_integrations._core.cache.in_file import Claimed
 from nexusflow_integrations._core.call.results import CallResults
 
-from .scene import KEY, SIZE, auntil, client_of, hold, texts, until
+from .scene import KEY, SIZE, auntil, client_of, hold, tasks, texts, until
 
 
 @pytest.fixture
@@ -119,3 +120,22 @@ async def test_a_call_that_was_cancelled_is_freed(
         await task
     del task
     await auntil(lambda: results_in_memory() == 0)
+
+
+def test_vectors_from_the_cache_are_freed(server: Any, tmp_path: Path) -> None:
+    client = client_of(server, cache=tmp_path / "cache.sqlite3")
+    client.embed(texts(35))
+    client.embed(texts(35))
+    until(lambda: not tasks())
+    gc.collect()
+    gc.disable()
+    try:
+        client.embed(texts(35))
+        until(lambda: not tasks())
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert not [one for one in gc.garbage if isinstance(one, Claimed)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

@@ -337,6 +337,7 @@ class Cache:
 
     def _answered(self, read: _PendingRead[Any]) -> None:
         read.watch.cancel()
+        read.job = None  # break a cycle, which would keep the vectors in memory
         self._reads.pop(read, None)
 
     # -- writes --------------------------------------------------------------------------------
