@@ -187,7 +187,7 @@ def test_bad_lists_are_refused_before_anything_is_sent(
     assert collection.count() == 0
 
 
-def test_what_came_before_a_bad_document_of_an_iterator_is_kept(
+def test_documents_before_a_bad_one_in_an_iterator_are_kept(
     collection: Any, server: LocalServer
 ) -> None:
     batch = numbered(600)
@@ -200,7 +200,7 @@ def test_what_came_before_a_bad_document_of_an_iterator_is_kept(
     assert collection.count() == server.stats.texts == 400
 
 
-def test_what_came_before_an_error_of_the_callers_iterator_is_kept(collection: Any) -> None:
+def test_documents_before_an_error_of_the_iterator_are_kept(collection: Any) -> None:
     def documents() -> Iterator[str]:
         yield from numbered(450)["documents"]
         raise OSError("the file ends here")
@@ -252,7 +252,7 @@ def test_a_document_that_is_too_long_is_named_and_all_others_added(collection: A
     assert left.message.startswith("the text is too long")
 
 
-def test_when_the_budget_ends_what_was_paid_for_is_kept(
+def test_when_the_budget_is_used_up_paid_vectors_are_kept(
     client: Any, make: Make, server: LocalServer
 ) -> None:
     tokens = 2 * 95

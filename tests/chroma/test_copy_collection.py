@@ -132,7 +132,7 @@ def test_the_same_vector_space_is_copied_without_a_request(
     ],
     ids=str,
 )
-def test_what_changes_the_vectors_of_documents_has_them_embedded_again(
+def test_a_setting_that_changes_document_vectors_embeds_the_documents_again(
     client: Any, make: Make, server: LocalServer, change: dict[str, Any]
 ) -> None:
     filled(client, make, 5)

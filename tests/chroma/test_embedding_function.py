@@ -270,7 +270,7 @@ def test_a_rebuilt_function_has_the_same_configuration(settings: dict[str, Any])
     assert (rebuilt.model_name, rebuilt.dimensions) == (function.model_name, function.dimensions)
 
 
-def test_what_a_configuration_leaves_out_has_its_default() -> None:
+def test_settings_missing_in_a_configuration_have_their_defaults() -> None:
     rebuilt = NexusFlowEmbeddingFunction.build_from_config({})
     assert {**rebuilt.get_config(), "service": "https://nexusflow.vip"} == (
         NexusFlowEmbeddingFunction().get_config()
@@ -419,7 +419,7 @@ def test_a_budget_also_holds_in_a_function_that_chroma_rebuilt(make: Make) -> No
         rebuilt(["one two three"])
 
 
-def test_what_the_cache_knows_is_not_paid_for_again(
+def test_texts_in_the_cache_are_not_paid_for_again(
     make: Make, server: LocalServer, tmp_path: Path
 ) -> None:
     make(cache=tmp_path / "vectors.sqlite")(["one", "two"])

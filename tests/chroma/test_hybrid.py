@@ -111,7 +111,7 @@ def test_a_document_that_only_one_ranking_has_is_found(
     assert hits["far"].keyword_rank == 1
 
 
-def test_where_holds_for_both_rankings(collection: Any) -> None:
+def test_a_filter_applies_to_both_rankings(collection: Any) -> None:
     assert by_keyword(collection, "number", where={"kind": "bus"}) == ["bus"]
     hits = hybrid_query(collection, "number", where={"kind": "animal"})
     assert {hit.id for hit in hits} == {"panda", "otter", "zh"}

@@ -53,7 +53,7 @@ def test_a_configuration_is_not_written_into(client: Any, make: Make) -> None:
     assert configuration == {"hnsw": {"space": "ip"}}
 
 
-def test_it_is_not_made_where_that_is_not_wanted(client: Any, make: Make) -> None:
+def test_a_collection_is_not_created_if_create_is_false(client: Any, make: Make) -> None:
     with pytest.raises(NotFoundError):
         open_collection(client, "docs", make(), create=False)
     assert client.list_collections() == []
@@ -72,7 +72,7 @@ def test_without_a_function_it_takes_the_stored_one_or_the_default(client: Any, 
     }
 
 
-def test_opening_twice_is_the_same_collection(client: Any, make: Make, strict: None) -> None:
+def test_opening_twice_returns_the_same_collection(client: Any, make: Make, strict: None) -> None:
     first = open_collection(client, "docs", make())
     first.add(ids=["1"], documents=["red pandas"])
     second = open_collection(client, "docs", make())
@@ -148,7 +148,7 @@ PRODUCTION = "https://nexusflow.vip/v1"
 
 @pytest.mark.parametrize("named", [False, True], ids=["by the environment", "by an argument"])
 @pytest.mark.parametrize("given", [False, True], ids=["opened without", "opened with a function"])
-def test_what_was_filled_offline_is_refused_with_the_production_address(
+def test_a_collection_filled_offline_is_refused_with_the_production_address(
     client: Any, server: LocalServer, monkeypatch: pytest.MonkeyPatch, named: bool, given: bool
 ) -> None:
     offline(monkeypatch, server.base_url)
@@ -364,7 +364,7 @@ def test_a_collection_of_the_same_vectors_is_adopted_without_paying_for_the_rest
         pytest.param(None, "without documents", id="no documents"),
     ],
 )
-def test_what_cannot_be_verified_is_not_adopted(
+def test_a_collection_that_cannot_be_verified_is_not_adopted(
     client: Any, make: Make, rows: Any, reason: str
 ) -> None:
     collection = client.create_collection("docs")

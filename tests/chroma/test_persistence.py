@@ -75,7 +75,7 @@ WORKS = {
 }
 
 
-def test_what_is_stored_names_model_size_and_variable_but_no_key(
+def test_a_stored_configuration_names_model_size_and_variable_but_no_key(
     created: tuple[Path, Outcome],
 ) -> None:
     folder, outcome = created
@@ -112,7 +112,7 @@ def test_another_process_that_asks_another_service_does_not_mix_vectors(folder: 
     assert (outcome["count"], outcome["get"]) == (2, ["red pandas"])
 
 
-def test_without_a_key_all_but_embedding_works_and_warns_of_nothing(
+def test_without_a_key_everything_except_embedding_works_without_a_warning(
     folder: Path, environment: dict[str, str]
 ) -> None:
     del (environment := dict(environment))["NEXUSFLOW_API_KEY"]

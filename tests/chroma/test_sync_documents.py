@@ -225,7 +225,7 @@ class Key(str, enum.Enum):
     A = "a"
 
 
-def test_values_of_the_users_own_types_are_taken_as_what_they_are(collection: Any) -> None:
+def test_values_of_user_defined_types_are_accepted_as_their_base_types(collection: Any) -> None:
     wanted: dict[str, Any] = {"ids": ["one"], "documents": ["text"]}
     metadata: dict[Any, Any] = {Key.A: Number.SEVEN, "b": Key.A}
     assert sync_documents(collection, **wanted, metadatas=[metadata]).added == 1
@@ -376,7 +376,7 @@ FILTERS: list[Any] = [
 ]  # fmt: skip
 
 
-def test_what_a_filter_finds_is_what_chroma_finds(collection: Any) -> None:
+def test_our_filter_matches_what_the_filter_of_chroma_matches(collection: Any) -> None:
     metadatas: list[Any] = [
         None, {"s": "one"}, {"s": "two", "n": 1}, {"n": 2}, {"n": 2.5, "s": "one"},
         {"b": True}, {"b": False, "s": "one"}, {"n": 7, "s": "one"}, {"s": "1"}, {"b": 1},
@@ -472,7 +472,7 @@ def test_a_write_that_meets_a_lock_is_tried_again_and_pays_nothing_twice(
     assert server.stats.texts == 20
 
 
-def test_what_a_failed_write_leaves_is_in_the_error_by_place(
+def test_the_vectors_of_a_failed_write_are_in_the_error_by_place(
     collection: Any, monkeypatch: pytest.MonkeyPatch, make: Make
 ) -> None:
     def failing(**fields: Any) -> None:
@@ -486,7 +486,7 @@ def test_what_a_failed_write_leaves_is_in_the_error_by_place(
     assert finished[3] == pytest.approx(make()(["document 3"])[0])
 
 
-def test_what_was_in_flight_when_a_write_failed_is_in_the_error_too(
+def test_vectors_in_flight_when_a_write_failed_are_in_the_error_too(
     collection: Any, monkeypatch: pytest.MonkeyPatch, server: LocalServer
 ) -> None:
     upsert = collection.upsert

@@ -175,7 +175,7 @@ def test_a_chat_model_without_a_key_is_wrong_usage(nexusflow: Command) -> None:
 # -- index, ask, search --------------------------------------------------------------------------
 
 
-def test_what_index_made_ask_and_search_answer_from(
+def test_ask_and_search_use_the_index_that_index_made(
     nexusflow: Command, service: LocalServer, zoo: Path
 ) -> None:
     shown, _ = nexusflow("index", str(zoo))

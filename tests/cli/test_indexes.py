@@ -47,7 +47,7 @@ def test_all_are_listed_also_one_that_was_never_finished(
     assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_one_is_shown(nexusflow: Command, filled: Indexes, service: LocalServer) -> None:
+def test_an_index_is_shown(nexusflow: Command, filled: Indexes, service: LocalServer) -> None:
     shown, _ = nexusflow("indexes", "show", "zoo")
     assert "3 passages, " in shown
     assert "text-embedding-v4, 64 numbers" in shown

@@ -75,7 +75,7 @@ def test_the_default_transport_sends_the_default_query(server: Any) -> None:
     assert client.embed("a text").shape == (1024,)
 
 
-def test_what_was_changed_after_it_was_given_does_not_change_requests(
+def test_changing_an_argument_after_the_call_does_not_change_requests(
     make: Make, requests: list[httpx.Request]
 ) -> None:
     extra: dict[str, Any] = {"a": {"b": 1}}

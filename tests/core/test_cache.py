@@ -200,7 +200,7 @@ async def test_a_store_that_reports_a_failure_is_retried_until_it_works(
     assert said()[1:] == ["the cache works again: the store"]
 
 
-async def test_what_was_paid_for_meanwhile_is_stored_when_it_works_again(
+async def test_vectors_paid_for_while_the_cache_was_off_are_stored_when_it_works_again(
     store: Store, thread: Thread
 ) -> None:
     cache = cache_on(store, thread)

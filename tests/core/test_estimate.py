@@ -28,7 +28,7 @@ def test_requests_are_the_batches_and_repetitions_are_counted_apart() -> None:
     assert (found.texts, found.repeated, found.cached, found.requests) == (30, 5, 0, 3)
 
 
-def test_what_the_cache_holds_costs_nothing() -> None:
+def test_texts_in_the_cache_cost_nothing() -> None:
     found = of(stored=set(TEXTS[:20]))
     assert (found.cached, found.requests) == (20, 1)
     assert found.tokens < of().tokens

@@ -104,7 +104,7 @@ def test_the_size_is_asked_for_and_checked() -> None:
     assert caught.value.run.requests == 1, "another try would only cost again"  # type: ignore[attr-defined]
 
 
-def test_where_no_size_was_asked_for_the_first_answers_size_binds_the_later() -> None:
+def test_without_dimensions_later_responses_must_have_the_size_of_the_first() -> None:
     size = LearntSize()
     run(["a"], call(size=size), script())
     assert size.dimensions == SIZE
@@ -374,7 +374,7 @@ def test_a_refusal_and_a_passing_fault_do_not_disturb_each_other() -> None:
     all_right(of.sink, TEXTS, but={6})
 
 
-def test_what_finished_before_a_terminal_error_stays_in_the_sink() -> None:
+def test_vectors_finished_before_a_terminal_error_stay_in_the_sink() -> None:
     def serve(request: dict[str, Any], n: int) -> Answer:
         if len(request["input"]) > 5:
             return no(413)
@@ -556,7 +556,7 @@ def test_a_follower_that_takes_over_the_probe_has_only_its_own_retries(
 
 
 @pytest.mark.parametrize(("passed", "rest"), [(4.0, 6.0), (9.5, 0.5), (30.0, None)])
-def test_what_is_left_of_the_wait_the_server_asked_for_is_kept_after_an_outage(
+def test_the_rest_of_the_wait_that_the_server_asked_for_is_kept_after_an_outage(
     endpoint: EndpointState,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,

@@ -265,14 +265,14 @@ def test_a_key_that_the_server_echoes_is_nowhere_in_the_error(place: str, status
     assert KEY[:9] not in shown.replace("[API key]", "")
 
 
-def test_a_message_of_five_megabytes_is_cut() -> None:
+def test_a_message_of_five_megabytes_is_truncated() -> None:
     error = judged(coded(500, "c" * 10_000, "m" * 5_000_000)).error
     assert len(str(error)) < MAX_TEXT + 300
     assert len(error.code or "") <= 100
 
 
 @pytest.mark.parametrize("size", [5_000_000, (1 << 22) + 1])
-def test_a_huge_body_of_text_or_json_is_cut(size: int) -> None:
+def test_a_huge_body_of_text_or_json_is_truncated(size: int) -> None:
     for body in (b"w" * size, json.dumps({"message": "w" * size}).encode()):
         assert len(str(judged(answer(500, body)).error)) < MAX_TEXT + 300
 

@@ -190,7 +190,7 @@ def test_a_url_with_a_trick_is_refused(url: str) -> None:
 @given(
     st.text(st.characters(codec="utf-8") | st.sampled_from("127.0x@:/\\#?%[]\t\n l"), max_size=30)
 )
-def test_whatever_is_accepted_has_the_host_that_the_standard_parser_finds(rest: str) -> None:
+def test_every_accepted_url_has_the_host_that_the_standard_parser_finds(rest: str) -> None:
     try:
         url = resolve_base_url(f"http://{rest}", allow_http=True)
     except ConfigurationError:

@@ -241,7 +241,7 @@ def test_a_refused_piece_refuses_its_text_once_and_no_other(upstream: Upstream) 
     assert client.usage.refused == 1
 
 
-def test_what_the_server_finds_too_long_is_split_although_the_estimate_does_not(
+def test_a_text_that_only_the_server_finds_too_long_is_split(
     upstream: Upstream,
 ) -> None:
     words = "Range of input length should be [1, 100]"
@@ -280,7 +280,9 @@ def test_a_truncated_text_is_logged_once_and_counted(
     assert said.startswith("text 1 has about ")
 
 
-def test_what_the_server_finds_too_long_is_truncated_further(upstream: Upstream) -> None:
+def test_a_text_that_the_server_still_finds_too_long_is_truncated_further(
+    upstream: Upstream,
+) -> None:
     words = "Range of input length should be [1, 100]"
     upstream.refuses = lambda text: words if len(text) > 100 else None
     client = upstream.client(on_too_long="truncate")

@@ -49,7 +49,7 @@ def test_a_size_that_the_server_changed_was_not_asked_for() -> None:
         client(answer, dimensions=64).embed("c")
 
 
-def test_trio_is_told_what_to_use() -> None:
+def test_a_call_under_trio_gets_an_error_that_says_what_to_use() -> None:
     trio = pytest.importorskip("trio")
 
     async def main() -> None:

@@ -171,7 +171,7 @@ async def test_with_an_empty_store_everything_is_sent_once_and_stored() -> None:
 
 
 @scene
-async def test_what_the_store_holds_is_taken_from_it_and_not_sent() -> None:
+async def test_stored_vectors_are_used_and_their_texts_are_not_sent() -> None:
     cache = FakeCache()
     cache.rows = {f"t{n}".encode(): vector(n) for n in range(0, 20, 2)}
     source, results, ledger = cached(cache, 20)
@@ -233,7 +233,7 @@ async def test_hits_do_not_make_batches_short_except_for_the_last() -> None:
     assert sizes[:-1] == [3] * (len(sizes) - 1)
 
 
-def test_what_another_process_pays_for_is_waited_for_and_then_taken(
+def test_texts_that_another_process_pays_for_are_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sources, "POLL", 0.005)
@@ -258,7 +258,7 @@ def test_what_another_process_pays_for_is_waited_for_and_then_taken(
 
 
 @scene
-async def test_what_failed_is_released_and_what_came_is_kept() -> None:
+async def test_failed_texts_are_released_and_received_vectors_are_kept() -> None:
     cache = FakeCache()
     source, results, _ = cached(cache, 6)
     await embed_all(source, results, fail={1, 5})

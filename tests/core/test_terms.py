@@ -95,7 +95,7 @@ def test_a_client_without_limits_does_not_inherit_those_of_a_closed_client(
     assert limits(endpoint) is None
 
 
-def test_when_the_newest_is_gone_the_limit_of_the_one_before_holds_again(
+def test_when_the_newest_client_is_closed_the_limit_of_the_previous_one_applies_again(
     endpoint: EndpointState,
 ) -> None:
     older, newer = (Client(endpoint, requests_per_minute=n) for n in (600, 1e-9))

@@ -22,7 +22,7 @@ _TUNED = TunedSettings(
 )
 
 
-def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+def test_saved_settings_are_loaded(tmp_path: Path) -> None:
     file = tmp_path / "tuned.json"
     _TUNED.save(file)
     assert TunedSettings.load(file) == _TUNED
@@ -30,7 +30,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_client_takes_what_belongs_to_it() -> None:
+def test_a_client_gets_the_settings_that_it_has() -> None:
     settings = NexusFlow("k", **_TUNED.for_client()).settings
     assert (settings.dimensions, settings.query_instruction) == (256, "问题：\n")
     assert settings.document_instruction is None

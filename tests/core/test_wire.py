@@ -359,7 +359,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(twice: bool) -> N
         tracemalloc.stop()
 
 
-def test_what_is_just_within_the_limit_is_unpacked() -> None:
+def test_a_body_just_within_the_limit_is_unpacked() -> None:
     assert len(decompress(gzip.compress(bytes(5000)), "gzip", 5000)) == 5000
     with pytest.raises(BrokenResponse, match="too large"):
         decompress(gzip.compress(bytes(5001)), "gzip", 5000)

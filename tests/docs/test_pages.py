@@ -34,7 +34,7 @@ def _heading(page: str) -> str:
     return found[1]
 
 
-def test_a_page_has_the_same_name_in_the_menu_and_on_top() -> None:
+def test_a_page_has_the_same_name_in_the_menu_and_in_its_heading() -> None:
     named = {page: name for name, page in _pages(SITE["nav"]) if page != "index.md"}
     assert {page: _heading(page) for page in named} == named
 

@@ -164,7 +164,7 @@ def test_requests_at_once_are_counted_as_in_flight() -> None:
         assert until(lambda: server.in_flight == 0)
 
 
-def test_a_connection_that_asks_nothing_is_an_attempt() -> None:
+def test_a_connection_without_a_request_counts_as_an_attempt() -> None:
     with FaultServer(b.resets_on_accept) as server:
         for _ in range(3):
             with contextlib.suppress(OSError), connected(server) as sock:
@@ -197,7 +197,7 @@ def test_a_script_can_be_replaced_while_the_server_runs() -> None:
         assert post(server, "a").status_code == 200
 
 
-def test_a_mistake_in_a_behaviour_is_raised_on_leaving() -> None:
+def test_an_error_in_a_behaviour_is_raised_at_the_end_of_the_block() -> None:
     def broken(wire: Wire) -> None:
         raise KeyError("mistake")
 
@@ -223,7 +223,7 @@ def test_stopping_does_not_wait_for_a_behaviour(behaviour: b.Behaviour) -> None:
         assert server.open_connections == 0
 
 
-def test_stopping_frees_a_thread_that_writes_to_nobody() -> None:
+def test_stopping_frees_a_thread_whose_writes_are_not_read() -> None:
     with FaultServer(b.endless_body) as server, connected(server) as sock:
         sock.sendall(ask("a"))
         assert until(lambda: server.bytes_sent > 100_000)
@@ -262,7 +262,7 @@ def test_the_lifetime_of_a_fault_server_is_limited() -> None:
 @pytest.mark.parametrize(
     "behaviour", [b.resets_on_accept, b.resets_on_request, b.resets_mid_head, b.resets_mid_body]
 )
-def test_a_reset_is_a_reset(behaviour: b.Behaviour) -> None:
+def test_a_reset_closes_the_connection_with_rst(behaviour: b.Behaviour) -> None:
     with FaultServer(behaviour) as server, pytest.raises(ConnectionError):
         answer(server, "a")
 
@@ -275,7 +275,7 @@ def test_a_reset_is_a_reset(behaviour: b.Behaviour) -> None:
         (b.closes_mid_head, b"HTTP/1.1 200 OK\r\nContent-Type: appl"),
     ],
 )
-def test_a_close_is_an_end_without_a_reset(behaviour: b.Behaviour, start: bytes) -> None:
+def test_a_close_ends_the_connection_without_rst(behaviour: b.Behaviour, start: bytes) -> None:
     with FaultServer(behaviour) as server:
         assert answer(server, "a") == start
 
@@ -327,7 +327,7 @@ def test_interim_responses_come_before_the_right_one() -> None:
         assert data.count(b"HTTP/1.1 103") == 2
 
 
-def test_silence_is_silence() -> None:
+def test_a_silent_server_sends_nothing() -> None:
     for behaviour in (b.no_answer, b.silent_on_accept):
         with FaultServer(behaviour) as server, connected(server) as sock:
             sock.sendall(ask("a"))
@@ -415,7 +415,7 @@ def test_an_early_answer_comes_before_the_body_is_sent() -> None:
             assert heard(sock) == b""
 
 
-def test_a_body_that_nobody_reads_blocks_its_sender() -> None:
+def test_a_body_that_is_not_read_blocks_its_sender() -> None:
     with (
         FaultServer(b.never_reads_the_body, receive_buffer=4096) as server,
         socket.socket() as sock,
@@ -428,7 +428,7 @@ def test_a_body_that_nobody_reads_blocks_its_sender() -> None:
             sock.sendall(b"x" * 9_000_000)
 
 
-def test_a_connection_closed_when_idle_was_announced_by_nothing() -> None:
+def test_an_idle_connection_is_closed_without_notice() -> None:
     with FaultServer(b.right_then_close(0.0)) as server:
         data = answer(server, "a")
         assert b"connection: close" not in data.lower()

@@ -289,7 +289,7 @@ def test_a_source_that_fails_shows_no_secret() -> None:
 # ---- copies
 
 
-def test_what_cannot_be_pickled_shows_no_secret() -> None:
+def test_objects_that_cannot_be_pickled_show_no_secret() -> None:
     client = NexusFlow(**SETTINGS)
     client._budget = threading.Lock()  # type: ignore[assignment] - as a shared budget may hold
     with pytest.raises(TypeError) as caught:

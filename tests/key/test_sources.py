@@ -293,7 +293,7 @@ def test_a_key_function_is_not_pickled(upstream: Upstream, monkeypatch: pytest.M
         again.embed("a")
 
 
-def test_a_deadline_holds_while_it_is_asked_for(upstream: Upstream) -> None:
+def test_a_deadline_holds_while_the_key_function_runs(upstream: Upstream) -> None:
     waiting = threading.Event()
 
     def give() -> str:

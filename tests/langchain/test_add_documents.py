@@ -488,7 +488,7 @@ async def test_a_store_that_cannot_be_read_is_an_error_before_anything_is_sent(
 
 
 @TWINS
-async def test_what_was_embedded_when_the_service_fails_is_in_the_store(
+async def test_documents_embedded_before_the_service_fails_are_in_the_store(
     twin: str, answering: Callable[..., NexusFlowEmbeddings]
 ) -> None:
     answered: list[str] = []
@@ -518,7 +518,7 @@ async def test_what_was_embedded_when_the_service_fails_is_in_the_store(
 
 
 @TWINS
-async def test_a_rate_limiter_is_asked_for_each_batch(
+async def test_a_rate_limiter_is_acquired_for_each_batch(
     twin: str, make: Make, server: LocalServer, turns: Any
 ) -> None:
     limiter = turns(server)
@@ -531,7 +531,7 @@ async def test_a_rate_limiter_is_asked_for_each_batch(
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-async def test_a_rate_limiter_is_asked_for_the_comparison_of_sizes_too(
+async def test_a_rate_limiter_is_acquired_for_the_comparison_of_sizes_too(
     asynchronous: bool, make: Make, server: LocalServer, turns: Any, tmp_path: Path
 ) -> None:
     limiter = turns(server)

@@ -80,7 +80,7 @@ async def test_chroma_works_in_asynchronous_code_and_still_runs_concurrently(
     assert found.page_content == "text number 33"
 
 
-def test_what_was_paid_for_is_not_paid_again_when_chroma_takes_no_batch_so_large(
+def test_vectors_are_not_paid_for_again_when_chroma_refuses_a_large_batch(
     make: Make, chroma: Any, server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = chroma(make(cache=tmp_path / "vectors.db"))

@@ -156,7 +156,7 @@ def test_a_text_that_is_too_long_among_others_is_a_context_overflow(answering: M
     assert isinstance(raised.value.refused[5], theirs.ContextOverflowError)
 
 
-def test_what_was_finished_before_a_failure_is_in_the_error(
+def test_vectors_finished_before_a_failure_are_in_the_error(
     answering: Make,
 ) -> None:
     right = refusing("nothing", "")

@@ -350,7 +350,9 @@ def test_texts_that_another_call_has_in_flight_do_not_acquire_the_limiter(
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_a_call_is_one_usage(make: Make, turns: Turns, server: LocalServer, mode: str) -> None:
+def test_a_call_with_a_rate_limiter_reports_its_usage_once(
+    make: Make, turns: Turns, server: LocalServer, mode: str
+) -> None:
     heard: list[Any] = []
     embeddings = make(rate_limiter=turns(server), on_usage=heard.append)
     embed(embeddings, [*TEXTS, *TEXTS[:5]], mode)

@@ -19,7 +19,7 @@ Make = Callable[..., NexusFlowEmbeddings]
 pytestmark = pytest.mark.filterwarnings("ignore:.*in beta.*")
 
 
-def test_a_pacer_is_asked(make: Make) -> None:
+def test_a_pacer_is_used(make: Make) -> None:
     limits = Limits()
     make(pacer=limits).embed_documents(["a"])
     assert limits.leases > 0

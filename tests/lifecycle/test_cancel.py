@@ -56,7 +56,7 @@ async def test_cancelled_in_a_request_nothing_more_is_sent(server: Any) -> None:
     assert_right(await client.aembed(texts(30)), texts(30))
 
 
-async def test_what_was_in_flight_as_a_call_was_cancelled_is_in_the_clients_usage(
+async def test_requests_in_flight_when_a_call_is_cancelled_are_in_the_clients_usage(
     server: Any,
 ) -> None:
     server.script = script(hold)

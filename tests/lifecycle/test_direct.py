@@ -180,7 +180,7 @@ def _call(**options: Any) -> Call:
         ({"settings": {"on_too_long": "send"}}, True),
     ],
 )
-def test_what_may_be_sent_by_the_calling_thread(options: dict[str, Any], wanted: bool) -> None:
+def test_calls_that_the_calling_thread_may_send(options: dict[str, Any], wanted: bool) -> None:
     assert fits(_call(**options)) is wanted
 
 
@@ -350,7 +350,7 @@ SIGNALS = """
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to threads here")
 @pytest.mark.parametrize("raised", ["KeyboardInterrupt", "TimeoutError", "Enough"])
-def test_what_a_signal_handler_raises_ends_the_call_and_is_not_taken_for_a_fault(
+def test_an_error_of_a_signal_handler_ends_the_call_and_is_not_a_fault(
     server: FaultServer, raised: str
 ) -> None:
     server.script = once(lambda wire: wire.hold())

@@ -194,7 +194,7 @@ async def test_cancelling_stops_the_callers_async_client_too(lib: Any, server: A
         await auntil(lambda: server.open_connections == 0)
 
 
-def test_a_client_that_fails_in_its_own_way_is_a_typed_error(lib: Any) -> None:
+def test_an_unknown_error_of_a_client_becomes_a_typed_error(lib: Any) -> None:
     def fail(request: Any) -> Any:
         raise ZeroDivisionError(str(request.headers))
 

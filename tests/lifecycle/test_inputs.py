@@ -88,7 +88,7 @@ def test_a_stream_yields_bad_texts_as_errors_and_goes_on(server: Any) -> None:
     assert_right([r.vector for r in results if r.vector is not None], ["a", "b", "c"])
 
 
-def test_what_a_failed_stream_had_finished_is_given_by_index_in_the_stream(
+def test_the_finished_vectors_of_a_failed_stream_have_their_index_in_the_stream(
     server: Any,
 ) -> None:
     mine = texts(200)

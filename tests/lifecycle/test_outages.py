@@ -126,7 +126,7 @@ def test_queries_pass_before_a_backfill_that_came_first(server: Any) -> None:
     assert len(server.requests) == 43
 
 
-def test_what_is_finished_when_a_call_fails_is_on_the_error(server: Any) -> None:
+def test_vectors_finished_when_a_call_fails_are_in_the_error(server: Any) -> None:
     body = {"error": {"code": "Arrearage", "message": "pay"}}
     server.script = type(server.script)(
         lambda wire: wire.respond(400, body), lambda wire: "text 155" in wire.texts

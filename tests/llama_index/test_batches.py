@@ -201,7 +201,7 @@ class _Prefixed(NexusFlowEmbedding):
         return await super()._aget_query_embedding(f"query: {query}")
 
 
-def test_a_subclass_with_hooks_of_its_own_is_asked(
+def test_a_subclass_with_its_own_hooks_is_used(
     batch: Batch, single: Any, server: LocalServer, key: str, texts: Texts
 ) -> None:
     embedding = _Prefixed(api_key=key, api_base=server.base_url, dimensions=64)

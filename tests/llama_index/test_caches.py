@@ -34,7 +34,7 @@ def test_a_second_batch_sends_nothing(
     assert len(upstream.requests) == 4
 
 
-def test_what_is_missing_fills_whole_requests(
+def test_missing_texts_fill_whole_requests(
     batch: Batch, upstream: Any, texts: Texts, store: SimpleKVStore
 ) -> None:
     embedding = upstream.embedding(embeddings_cache=store)
@@ -262,7 +262,7 @@ class Slow(SimpleKVStore):
         SimpleKVStore.put(self, *args, **kwargs)
 
 
-def test_it_is_read_and_written_while_requests_are_in_flight(
+def test_an_embeddings_cache_is_read_and_written_while_requests_are_in_flight(
     batch: Batch, upstream: Any, texts: Texts
 ) -> None:
     upstream.answer = lambda asked: 0.2

@@ -343,7 +343,7 @@ def test_a_worker_refuses_limits_that_each_worker_would_keep_for_itself(
 
 
 @pytest.mark.slow
-def test_what_workers_spend_is_counted_in_the_workers(
+def test_the_usage_of_workers_is_counted_in_the_workers(
     server: LocalServer,
     key: str,
     embedding: NexusFlowEmbedding,

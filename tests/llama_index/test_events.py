@@ -247,7 +247,7 @@ def test_the_end_event_is_valid_and_can_be_dumped(
     assert again.usage == ended.usage
 
 
-def test_who_dispatches_on_the_class_of_events_knows_ours(
+def test_handlers_that_dispatch_on_the_event_class_handle_ours(
     embedding: NexusFlowEmbedding, events: Any
 ) -> None:
     @singledispatch

@@ -39,7 +39,7 @@ def test_after_a_failure_nothing_more_is_sent_and_nothing_is_in_flight(
     assert len(upstream.requests) == sent
 
 
-def test_what_was_in_flight_is_kept_by_the_index_of_the_callers_list(
+def test_vectors_in_flight_are_kept_by_their_index_in_the_callers_list(
     batch: Batch, upstream: Any, texts: Texts
 ) -> None:
     _fails_at(upstream, "text number 25", others=0.1)

@@ -318,7 +318,7 @@ def test_a_fusion_retriever_works_inside_a_running_loop(embedding: NexusFlowEmbe
     assert asyncio.run(inside()) == [FACTS[3]] * 3
 
 
-def test_the_sentence_optimizer_may_hand_over_any_number_of_sentences(upstream: Any) -> None:
+def test_the_sentence_optimizer_may_pass_any_number_of_sentences(upstream: Any) -> None:
     optimizer = SentenceEmbeddingOptimizer(
         embed_model=upstream.embedding(),
         percentile_cutoff=0.5,

@@ -188,7 +188,7 @@ def test_vectors_that_were_ready_when_the_service_failed_are_in_the_error(
         assert np.array_equal(row, np.float32(upstream.vector_of(f"text number {place}")))
 
 
-def test_what_is_not_a_node_or_not_our_model_is_refused(
+def test_items_that_are_not_nodes_and_other_models_are_refused(
     way: str, embedding: NexusFlowEmbedding, server: LocalServer
 ) -> None:
     with pytest.raises(ConfigurationError, match="not MockEmbedding"):

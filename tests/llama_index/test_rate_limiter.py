@@ -47,7 +47,7 @@ def test_the_limiter_is_asked_once_per_request(
 
 
 @pytest.mark.parametrize("role", ["query", "text"])
-def test_it_is_asked_for_one_text(single: Any, way: str, role: str, upstream: Any) -> None:
+def test_the_limiter_is_asked_for_one_text(single: Any, way: str, role: str, upstream: Any) -> None:
     limiter = Counting()
     single(upstream.embedding(rate_limiter=limiter), role, "a text")
     assert limiter.asked == [(way, 0)]
@@ -85,7 +85,7 @@ def test_a_permitted_request_leaves_before_the_next_is_asked_for(
     assert limiter.arrived == [0, 1, 2, 3, 4]
 
 
-def test_it_is_not_asked_for_cached_texts(
+def test_the_limiter_is_not_asked_for_cached_texts(
     batch: Batch, single: Any, way: str, upstream: Any, texts: Texts
 ) -> None:
     limiter = Counting()
@@ -124,7 +124,9 @@ def test_after_a_failure_the_limiter_is_not_asked_again(
     assert len(upstream.requests) == 1
 
 
-def test_one_that_knows_no_tokens_works_too(batch: Batch, upstream: Any, texts: Texts) -> None:
+def test_a_limiter_without_token_counts_works_too(
+    batch: Batch, upstream: Any, texts: Texts
+) -> None:
     class Plain:
         asked = 0
 
@@ -154,7 +156,9 @@ class Blocking(Counting):
         await asyncio.sleep(self._seconds())
 
 
-def test_a_deadline_holds_while_it_is_waited_for(batch: Batch, upstream: Any, texts: Texts) -> None:
+def test_a_deadline_holds_while_a_call_waits_for_the_limiter(
+    batch: Batch, upstream: Any, texts: Texts
+) -> None:
     embedding = upstream.embedding(rate_limiter=Blocking(), deadline=1.0)
     began = time.monotonic()
     with pytest.raises(APITimeoutError, match="deadline") as raised:
@@ -163,7 +167,7 @@ def test_a_deadline_holds_while_it_is_waited_for(batch: Batch, upstream: Any, te
     assert sorted(raised.value.finished) == list(range(20))
 
 
-def test_a_deadline_holds_while_it_is_waited_for_by_a_query(single: Any, upstream: Any) -> None:
+def test_a_deadline_holds_while_a_query_waits_for_the_limiter(single: Any, upstream: Any) -> None:
     limiter = Blocking()
     limiter.asked = [("", 0)] * 2
     embedding = upstream.embedding(rate_limiter=limiter, deadline=0.5)
@@ -173,7 +177,7 @@ def test_a_deadline_holds_while_it_is_waited_for_by_a_query(single: Any, upstrea
     assert time.monotonic() - began < 30
 
 
-def test_it_is_not_asked_for_texts_of_the_packages_own_cache(
+def test_the_limiter_is_not_asked_for_texts_in_the_cache_of_the_package(
     batch: Batch, single: Any, upstream: Any, texts: Texts, tmp_path: Path
 ) -> None:
     limiter = Counting()
@@ -185,7 +189,7 @@ def test_it_is_not_asked_for_texts_of_the_packages_own_cache(
     assert len(limiter.asked) == len(upstream.requests) == 4
 
 
-def test_it_is_not_asked_for_texts_that_another_call_has_in_flight(
+def test_the_limiter_is_not_asked_for_texts_that_another_call_has_in_flight(
     batch: Batch, slowly: Any, slow_server: LocalServer, texts: Texts
 ) -> None:
     limiter = Counting()
@@ -202,7 +206,7 @@ def test_it_is_not_asked_for_texts_that_another_call_has_in_flight(
     assert slow_server.stats.requests == 10
 
 
-def test_one_that_raises_loses_nothing_that_was_paid(
+def test_a_limiter_that_raises_loses_no_paid_vector(
     batch: Batch, upstream: Any, texts: Texts
 ) -> None:
     class Failing(Counting):

@@ -13,7 +13,7 @@ from nexusflow_integrations.errors import BudgetExceededError, ConfigurationErro
 from nexusflow_integrations.llama_index import NexusFlowEmbedding
 
 
-def test_a_pacer_is_asked_and_a_shared_budget_holds(embedding: NexusFlowEmbedding) -> None:
+def test_a_pacer_is_used_and_a_shared_budget_holds(embedding: NexusFlowEmbedding) -> None:
     embedding.pacer = limits = Limits()
     embedding.budget = Limits()
     embedding.get_text_embedding_batch(["a"])

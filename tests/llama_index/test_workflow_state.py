@@ -51,7 +51,7 @@ def test_a_plain_model_has_the_same_state_as_before() -> None:
 
 
 @pytest.mark.parametrize("name", ["budget", "pacer"])
-def test_what_json_cannot_hold_is_refused_and_not_forgotten(name: str) -> None:
+def test_values_that_json_cannot_hold_are_refused(name: str) -> None:
     class Limits:
         requests_per_minute = 60.0
         tokens_per_minute = None

@@ -119,7 +119,7 @@ def test_only_the_hash_encoder_is_called_not_semantic() -> None:
         ("مرحبا", False),
     ],
 )
-def test_the_gate_goes_by_script(text: str, latin: bool) -> None:
+def test_the_gate_depends_on_the_script(text: str, latin: bool) -> None:
     assert in_latin_script(text) is latin
 
 

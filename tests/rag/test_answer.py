@@ -104,7 +104,7 @@ def test_a_heading_that_was_cut_is_not_quoted_and_a_star_in_code_stays(client: N
     assert found.text == "It eats `2 * 3` leaves - of bamboo."
 
 
-def test_where_there_is_no_sentence_the_items_of_a_list_are_quoted(client: NexusFlow) -> None:
+def test_without_sentences_the_items_of_a_list_are_quoted(client: NexusFlow) -> None:
     text = "Food\n\n- bamboo, 20 kg a day\n- two apples\n"
     quotes = quote("What do they eat?", [Passage(text, "a.md:1", "", 0.5)], client)
     assert {item.text for item in quotes} <= {"bamboo, 20 kg a day", "two apples"}
@@ -121,9 +121,7 @@ def test_where_there_is_no_sentence_the_items_of_a_list_are_quoted(client: Nexus
         "Zoo\n\n    eat(bamboo)\n",
     ],
 )
-def test_where_there_is_only_a_question_or_code_nothing_is_quoted(
-    client: NexusFlow, text: str
-) -> None:
+def test_from_questions_and_code_nothing_is_quoted(client: NexusFlow, text: str) -> None:
     assert quote("What?", [Passage(text, "a", "", 1.0)], client) == []
     assert client.usage.requests == 0
 

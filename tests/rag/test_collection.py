@@ -73,7 +73,7 @@ def test_a_changed_passage_takes_the_place_of_one_of_its_file_that_is_gone() -> 
     assert sorted(item.text for item in after.values()) == ["TWO", "new", "one", "three"]
 
 
-def test_what_a_limit_cut_off_is_neither_removed_nor_replaced() -> None:
+def test_passages_beyond_a_limit_are_neither_removed_nor_replaced() -> None:
     cut = corpus(("ONE", "a.md:1"), complete=False)
     assert counts(BEFORE, cut) == (1, 0, 0, 0)
     assert set(carry_out(BEFORE, cut)) > set(BEFORE)
@@ -157,7 +157,7 @@ def test_exactly_the_text_is_embedded_ten_a_request(
     assert server.stats.requests == 3  # 24 texts
 
 
-def test_what_is_stored_is_read_back(fill: Callable[..., Path], server: LocalServer) -> None:
+def test_stored_documents_are_read_back(fill: Callable[..., Path], server: LocalServer) -> None:
     held = stored(open_to_read(fill()))
     assert sorted(held.values(), key=str) == sorted(DOCUMENTS, key=str)
 

@@ -59,7 +59,7 @@ def test_a_module_that_this_python_lacks_is_skipped(monkeypatch: pytest.MonkeyPa
     assert not any(item.source.startswith("heapq.") for item in without.documents)
 
 
-def test_what_a_module_imports_is_not_its_own() -> None:
+def test_names_that_a_module_imports_are_not_its_own() -> None:
     module = ModuleType("zoo")
     module.sleep = __import__("time").sleep  # type: ignore[attr-defined]
 
@@ -180,7 +180,7 @@ def sources(folder: Path) -> list[str]:
     return [item.origin for item in corpus.folder(folder).documents]
 
 
-def test_what_gitignore_names_and_node_modules_are_left_out(tmp_path: Path) -> None:
+def test_files_in_gitignore_and_node_modules_are_left_out(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     files = {
         ".gitignore": "build/\n*.txt\n!kept.txt\n",
@@ -302,7 +302,7 @@ def test_the_current_folder_is_shown_by_its_name(
     assert corpus.folder(Path()).title == "1 passage of zoo"
 
 
-def test_a_folder_that_may_not_be_read_is_named(
+def test_a_folder_without_read_permission_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus.os, "access", lambda *_: False)  # root may read anything

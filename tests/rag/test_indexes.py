@@ -166,7 +166,7 @@ def test_a_new_folder_is_filled_beside_the_one_in_use_and_replaces_it(
     assert not (index.directory / "chroma-1").exists()
 
 
-def test_what_a_stopped_rebuild_left_is_removed_and_a_stopped_first_run_goes_on(
+def test_the_folder_of_a_stopped_rebuild_is_removed_and_a_stopped_first_run_continues(
     indexes: Indexes,
 ) -> None:
     index = stand(indexes, "a@x", 1)
@@ -210,7 +210,7 @@ def test_removing_an_index_leaves_other_files_of_its_folder_alone(indexes: Index
     assert not other.directory.exists()
 
 
-def test_what_an_index_says_never_decides_where_the_key_goes(
+def test_the_description_of_an_index_never_decides_where_the_key_is_sent(
     indexes: Indexes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-secret")

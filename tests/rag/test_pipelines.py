@@ -23,7 +23,7 @@ each_framework = pytest.mark.parametrize("framework", FRAMEWORKS)
 
 
 @each_framework
-def test_what_is_stored_is_found_with_source_url_and_cosine(
+def test_stored_passages_are_found_with_source_url_and_cosine(
     framework: str, open_one: Open, endpoint: Endpoint
 ) -> None:
     pipeline = open_one(framework)

@@ -57,7 +57,7 @@ def test_embeddings_beat_bm25_at_3_and_reach_7_of_10(
     assert rates["zh"][1] >= 0.5
 
 
-def test_what_the_demo_suggests_to_ask_is_answered(real: Real) -> None:
+def test_the_question_that_the_demo_suggests_is_answered(real: Real) -> None:
     passages = real[0].search("chroma", EXAMPLE, 3).passages
     assert passages[0].source == "random.shuffle"
     assert is_close(passages, "minilm-use-gated")

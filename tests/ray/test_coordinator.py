@@ -62,7 +62,7 @@ def test_few_grants_wait_for_the_store(store: Store) -> None:
     assert store.puts < 20
 
 
-def test_when_all_is_given_back_the_store_knows_what_was_spent_exactly() -> None:
+def test_when_all_tokens_are_returned_the_store_knows_exactly_what_was_spent() -> None:
     actor = coordinator()
     actor.draw("a", 1, 100, 700, 0, 0)
     actor.draw("a", 2, 0, 0, 650, 0)
@@ -78,7 +78,7 @@ def test_a_draw_that_ray_repeats_is_done_once() -> None:
     assert actor.state()[3] == 100
 
 
-def test_what_was_spent_is_remembered_until_it_is_forgotten() -> None:
+def test_the_tokens_spent_are_kept_until_stop_is_called() -> None:
     actor = coordinator()
     actor.draw("a", 1, 100, 700, 0, 0)
     assert coordinator().state()[3] >= 700

@@ -182,7 +182,7 @@ def test_reading_a_missing_cache_does_not_create_it(store: RedisStore, redis_ser
 
 
 @pytest.mark.parametrize("gone", ["all", "all but vectors"])
-def test_what_is_put_after_the_server_was_emptied_is_seen_and_can_be_cleared(
+def test_vectors_stored_after_the_server_was_emptied_are_counted_and_can_be_cleared(
     store: RedisStore, redis_server: Any, vector: Vector, gone: str
 ) -> None:
     keyer = store.keyer(base_url="https://a.example/v1", model="m", dimensions=8)

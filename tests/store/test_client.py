@@ -69,7 +69,7 @@ def call(work: Work, place: str, server: LocalServer) -> Callable[..., subproces
 
 
 @both
-def test_what_was_paid_for_is_found_by_the_next_process(
+def test_the_next_process_finds_vectors_that_were_paid_for(
     call: Callable[..., Any], outcome: Outcome, server: LocalServer
 ) -> None:
     first = outcome(call(TEXTS))
@@ -295,7 +295,7 @@ def test_a_file_that_is_not_ours_is_an_error_and_nothing_is_sent(
     assert path.read_bytes() == before
 
 
-def test_where_nothing_can_be_written_the_vectors_still_come_with_one_warning_of_each_kind(
+def test_without_a_writable_folder_vectors_arrive_with_one_warning_of_each_kind(
     client_of: Callable[..., NexusFlow],
     server: LocalServer,
     caplog: pytest.LogCaptureFixture,

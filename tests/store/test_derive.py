@@ -85,7 +85,7 @@ def test_one_embedding_of_a_corpus_serves_all_sizes(server: LocalServer, client_
 
 @both_stores
 @pytest.mark.parametrize("server", ["independent"], indirect=True)
-def test_where_the_service_does_not_cut_a_size_is_paid_for_and_the_log_says_so(
+def test_a_size_that_the_service_does_not_cut_is_paid_for_and_logged(
     server: LocalServer, client_of: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     client_of(2048).embed(TEXTS)
@@ -264,7 +264,7 @@ def test_streams_threads_loops_and_queries_get_the_same_vectors(
     assert paid(server) == 2 * len(TEXTS)  # once as asked for here, once by the test itself
 
 
-def test_what_is_finished_before_a_failure_has_the_wanted_size(
+def test_vectors_finished_before_a_failure_have_the_requested_size(
     server: LocalServer, client_of: Make
 ) -> None:
     client_of(64).embed(TEXTS[:10])

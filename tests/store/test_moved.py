@@ -158,7 +158,7 @@ def test_a_file_of_somebody_else_in_its_place_is_left_alone_and_gone_without(
     assert store_on().present(keys) == {keys[0]}
 
 
-def test_a_client_stores_on_and_the_next_process_pays_for_nothing_again(
+def test_a_client_stores_its_vectors_and_the_next_process_pays_for_nothing(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "nexusflow_integrations")
@@ -174,7 +174,7 @@ def test_a_client_stores_on_and_the_next_process_pays_for_nothing_again(
     assert len(caplog.records) == 1
 
 
-def test_what_a_symbolic_link_leads_to_is_made(
+def test_the_target_of_a_symbolic_link_is_created(
     tmp_path: Path, store_on: Make, keys: list[bytes], vector: Vector
 ) -> None:
     target = tmp_path / "disk" / "of mine" / "vectors.sqlite3"

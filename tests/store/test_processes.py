@@ -127,7 +127,7 @@ def test_a_killed_process_loses_nothing_it_kept_and_only_repays_what_was_in_flig
 
 
 @both
-def test_what_was_in_flight_when_a_process_was_killed_is_counted_as_repaid(
+def test_texts_in_flight_when_a_process_was_killed_are_counted_as_repaid(
     tmp_path: Path, place: str, work: Work, outcome: Outcome
 ) -> None:
     log = tmp_path / "log"

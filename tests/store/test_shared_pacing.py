@@ -104,7 +104,7 @@ def test_an_idle_time_earns_no_credit(pacer_on: MakePacer, clock: Clock) -> None
     assert pacer.lease(3, 1) == pytest.approx([0, 1 / 9.9, 2 / 9.9], abs=1e-6)
 
 
-def test_what_was_billed_beyond_the_estimate_is_waited_for_by_all(pacer_on: MakePacer) -> None:
+def test_all_processes_wait_for_tokens_billed_beyond_the_estimate(pacer_on: MakePacer) -> None:
     one, other = (pacer_on(requests=None, tokens=6_000) for _ in range(2))
     assert reserve(one, 50) == 0
     one.adjust(40)
@@ -140,7 +140,7 @@ def test_a_wall_clock_that_jumps_changes_no_send_time(
 
 
 @pytest.mark.parametrize("passed", [-3600, -1, 1, 3600])
-def test_what_was_reserved_before_a_reboot_is_unknown_after_it(
+def test_reservations_before_a_reboot_are_unknown_after_it(
     pacer_on: MakePacer, clock: Clock, monkeypatch: pytest.MonkeyPatch, passed: float
 ) -> None:
     pacer_on(requests=6).lease(500, 1)

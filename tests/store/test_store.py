@@ -94,7 +94,7 @@ def test_a_damaged_row_counts_as_absent(
 
 
 @both
-def test_without_a_size_all_hits_have_that_of_the_newest(
+def test_without_a_size_all_hits_have_the_size_of_the_newest_vector(
     store: VectorStore, keys: list[bytes], vector: Vector
 ) -> None:
     store.put([(key, vector(size=8)) for key in keys[:3]])
@@ -153,7 +153,7 @@ def test_a_claimed_key_is_busy_for_all_callers(
 
 
 @both
-def test_what_is_put_is_found_by_who_waited(
+def test_a_waiting_caller_finds_the_stored_vector(
     store: VectorStore, store_on: Make, keys: list[bytes], vector: Vector
 ) -> None:
     other = store_on()

@@ -131,7 +131,7 @@ def _answer(size: int) -> httpx.Response:
 
 
 @both
-def test_what_other_chunks_had_ready_survives_a_failure(stream: Stream) -> None:
+def test_finished_vectors_of_other_chunks_survive_a_failure(stream: Stream) -> None:
     paid = 0
 
     def handle(request: httpx.Request) -> httpx.Response:

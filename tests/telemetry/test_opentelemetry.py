@@ -138,7 +138,7 @@ def test_an_application_without_opentelemetry_pays_no_import(server: LocalServer
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
-def test_where_openinference_is_used_a_call_has_its_names_for_tokens_too(
+def test_with_openinference_a_call_also_has_its_names_for_tokens(
     recorded: tuple[InMemorySpanExporter, Any],
     server: LocalServer,
     monkeypatch: pytest.MonkeyPatch,

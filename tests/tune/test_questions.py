@@ -222,7 +222,7 @@ def test_a_quote_is_found_by_the_passages_that_hold_it_whole() -> None:
     assert len({*found}) == 1, "overlapping passages are one answer"
 
 
-def test_a_line_is_found_by_the_passages_that_begin_last_before_it() -> None:
+def test_a_line_belongs_to_the_last_passage_that_begins_before_it() -> None:
     for line, expected in ((1, {0}), (4, {0}), (5, {1, 2}), (9, {1, 2})):
         truth = _truth(Answer("a.md", line))
         found = {place for place in range(4) if truth.name(0, place) in truth.right[0]}

@@ -140,7 +140,7 @@ def test_sizes_that_cannot_be_cut_are_each_paid_for_and_named() -> None:
     assert np.allclose(mine.scores, same.scores), "measured with the size's own vectors"
 
 
-def test_what_was_billed_is_what_was_predicted(local: LocalServer) -> None:
+def test_the_tokens_billed_are_the_tokens_predicted(local: LocalServer) -> None:
     result = _tuning(_client(local)).run()
     assert result.predicted_tokens == pytest.approx(result.usage.tokens, rel=0.05)
 

@@ -183,7 +183,7 @@ def test_the_plan_names_the_calls_and_the_run_counts_what_the_model_said(
     assert len(server.asked) == 8, "once each"
 
 
-def test_tokens_that_no_answer_says_are_not_known(server: ChatServer) -> None:
+def test_tokens_that_no_response_reports_are_unknown(server: ChatServer) -> None:
     server.usage = None
     result = _tuning(server, _chat(server, price=ChatPrice(1, 2))).run()
     found = result.as_json()["chat"]
