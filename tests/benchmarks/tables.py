@@ -55,7 +55,7 @@ def of_cpu(data: Data) -> str:
     return _table(
         [
             "",
-            "gives",
+            "returns",
             "CPU us a text",
             "texts a second",
             "memory MB",
@@ -242,7 +242,7 @@ _KINDS = {"none": "no store", "misses": "all new", "half": "half known", "hits":
 
 def of_store(data: Data) -> str:
     shares = _table(
-        ["", "server ms", "seconds", "of the run without", "CPU us a text"],
+        ["", "server ms", "seconds", "relative to no store", "CPU us a text"],
         [
             (
                 label,
@@ -307,12 +307,15 @@ def of_soak(data: Data) -> str:
         ("quota", f"{data['requests_per_second']} requests a second"),
         ("seconds", f"{data['wall']:.1f}"),
         ("share of the quota that became vectors", f"{data['share']:.0%}"),
-        ("requests, of them retries", f"{data['requests']}, {data['retries']}"),
-        ("faults thrown", sum(data["thrown"].values())),
-        ("growth of memory over the last three quarters", f"{data['growth'] / 1e6:.1f} MB"),
-        ("file descriptors over the same", "{} to {}".format(*data["descriptors"])),
+        ("requests, and retries among them", f"{data['requests']}, {data['retries']}"),
+        ("faults injected", sum(data["thrown"].values())),
+        (
+            "growth of memory in the last three quarters of the run",
+            f"{data['growth'] / 1e6:.1f} MB",
+        ),
+        ("file descriptors in that time", "{} to {}".format(*data["descriptors"])),
     ]
-    return _table(["", ""], rows) + f"\nThrown: {thrown}.\n"
+    return _table(["", ""], rows) + f"\nInjected: {thrown}.\n"
 
 
 def of_targets(cases: Data) -> str:
@@ -466,13 +469,9 @@ def tables(results: Data) -> dict[str, str]:
     ]
     made["run"] = (
         f"{seconds / 60:.1f} minutes, {checked:,} vectors checked. Other processes kept"
-        f" {sum(busy) / max(1, len(busy)):.2f} cores busy on average, {max(busy, default=0):.2f}"
-        " at most"
-        + (
-            ", and stood back: this run had real-time priority"
-            if results["machine"].get("realtime")
-            else ""
-        )
+        f" {sum(busy) / max(1, len(busy)):.2f} cores busy on average and"
+        f" {max(busy, default=0):.2f} at most"
+        + (". This run had real-time priority" if results["machine"].get("realtime") else "")
         + ".\n"
     )
     return made
