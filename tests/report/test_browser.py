@@ -239,6 +239,20 @@ def test_the_printed_page_holds_the_failed_questions_and_no_controls(opened: Any
         opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_zoom_buttons_work_and_cover_nothing_of_the_map(opened: Any, width: int) -> None:
+    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        field = one(opened, "#map").rect
+        for button in opened.find_elements(By.CSS_SELECTOR, ".zoom button"):
+            assert button.rect["y"] + button.rect["height"] <= field["y"]
+            assert 0 <= button.rect["x"] <= width - button.rect["width"]
+            button.click()
+    finally:
+        opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_the_cards_are_filled(opened: Any) -> None:
     assert len(opened.find_elements(By.CSS_SELECTOR, "#histogram rect")) > 10
     assert len(opened.find_elements(By.CSS_SELECTOR, "#outliers .row")) == 12
