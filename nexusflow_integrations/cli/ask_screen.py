@@ -271,7 +271,7 @@ class Indexing:
         self._screen, self._bar, self._total = screen, bar, total
         self._began = time.perf_counter()
         self._done = 0
-        self._task: TaskID = bar.add_task("", total=total, note="opening …")
+        self._task: TaskID = bar.add_task("", total=total, note="waiting for the first vectors …")
 
     def advanced(self, done: int, usage: Usage) -> None:
         """Show ``done`` more passages, the speed, the tokens so far, and the time left."""
