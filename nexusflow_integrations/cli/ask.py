@@ -61,6 +61,7 @@ from nexusflow_integrations.cli.rag.session import (
     agree,
     hit_rates,
     reopened,
+    replaced,
     session,
 )
 from nexusflow_integrations.client import NexusFlow
@@ -487,7 +488,7 @@ def _estimate(
     """Show what `index` would do and cost at ``endpoint``; nothing is sent or written."""
     index = indexes.place(path, texts.name, endpoint)
     documents = {} if fresh else _stored_documents(index)
-    wanted = plan(texts, documents)
+    wanted = plan(texts, documents, replaced(index) if fresh else None)
     local = endpoint.local_model is not None
     paid = has_key() and not local
     client = NexusFlow(**endpoint.vectors, cache=True if paid else None)

@@ -156,6 +156,8 @@ def embed(
     screen = Screen(quiet=as_json)
     if cache is not None and no_cache:
         raise UsageProblem("use either --cache or --no-cache, not both")
+    if cache is not None and job.output is not None:
+        check_output(job.output, Path(cache))
     if estimate:
         store = None if no_cache or local or not has_key() else cache or True
         # The estimate sends nothing, so no key is needed.

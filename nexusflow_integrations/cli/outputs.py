@@ -28,6 +28,6 @@ def check_output(path: Path, *inputs: Path | None) -> None:
         return
     target = Path(os.path.realpath(path))
     if any(one is not None and target == Path(os.path.realpath(one)) for one in inputs):
-        raise UsageProblem(f"{str(path)!r} would replace the input or another output")
+        raise UsageProblem(f"{str(path)!r} would replace the input, the cache or another output")
     if not os.access(target.parent, os.W_OK):
         raise UsageProblem(f"the folder {str(target.parent)!r} cannot be written")

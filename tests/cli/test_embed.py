@@ -440,6 +440,10 @@ def test_a_pipe_that_cannot_be_read_further_fails_after_texts_were_sent(
         (("texts.txt", "--input", "json"), "the input is not JSON (line 1)"),
         (("semicolons.csv",), "separated by ; or |: use commas instead"),
         (("tabs.csv",), "separated by a tab: set --input tsv"),
+        (
+            ("texts.txt", "-o", "x.npy", "--cache", "./x.npy"),
+            "would replace the input, the cache or",
+        ),
         (("texts.txt", "--cache", "x", "--no-cache"), "use either --cache or --no-cache"),
         (("texts.txt", "--dimensions", "100"), "dimensions must be one of"),
     ],

@@ -101,7 +101,9 @@ def test_a_file_that_cannot_be_read_keeps_its_passages_and_is_named(
     assert "left out otter.txt:2: not UTF-8" in aside
     assert "left out panda.md: not text: a PDF" in aside
     assert held(store) == {PANDA, OTTER, CHINESE}
+    said = json.loads(nexusflow("index", str(zoo), "--fresh", "--estimate", "--json", code=5)[0])
     found = json.loads(nexusflow("index", str(zoo), "--fresh", "--json", code=5)[0])
+    assert said["added"] == found["added"] == 3
     assert found["left_out"] == [
         {"source": "otter.txt:2", "reason": "not UTF-8"},
         {"source": "panda.md", "reason": "not text: a PDF"},

@@ -147,7 +147,7 @@ class Session:
                     budget=self.budget,
                     **({"max_concurrency": _LOCAL_REQUESTS} if is_local else {}),
                 )
-                wanted = plan(corpus, stored(collection), self._replaced() if fresh else None)
+                wanted = plan(corpus, stored(collection), replaced(self.index) if fresh else None)
                 done = update(
                     collection,
                     wanted,
@@ -186,16 +186,6 @@ class Session:
             return self.hybrid
         about = self.index.described()
         return about is not None and about.hybrid
-
-    def _replaced(self) -> dict[str, Document]:
-        """Return the documents of the index that will be replaced; none if it cannot be read."""
-        about = self.index.described()
-        if about is None:
-            return {}
-        try:
-            return stored(open_to_read(self.index.directory / about.folder))
-        except DamagedError:
-            return {}
 
     def open(self, framework: str) -> Pipeline:
         """Import a framework and open the index with it; later calls return the same object."""
@@ -289,6 +279,17 @@ class Session:
     def usage(self) -> Usage:
         """Return the usage of everything so far."""
         return self.meter.total
+
+
+def replaced(index: Index) -> dict[str, Document]:
+    """Return the documents that a rebuild of ``index`` replaces; none if it cannot be read."""
+    about = index.described()
+    if about is None:
+        return {}
+    try:
+        return stored(open_to_read(index.directory / about.folder))
+    except DamagedError:
+        return {}
 
 
 @contextmanager
