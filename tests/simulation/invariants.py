@@ -108,8 +108,10 @@ def _typed_error(run: Run, outcome: Outcome) -> None:
     elif isinstance(error, KeyboardInterrupt):
         fits = visit.cancel_after is not None and visit.is_in_thread
     elif isinstance(error, errors.APITimeoutError):
+        # A thread may have been paused between reading the clock and beginning to connect.
+        paused = 0.0 if outcome.thread is None else outcome.thread.paused
         fits = settings.deadline is not None or any(
-            sent.closed_at - sent.began_at >= settings.timeout - ROUNDING
+            sent.closed_at - sent.began_at >= settings.timeout - paused - ROUNDING
             for sent in run.server.sent
         )
     elif isinstance(error, errors.BudgetExceededError):
