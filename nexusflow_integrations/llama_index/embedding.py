@@ -137,6 +137,7 @@ _PLAIN = (
 _WORKFLOW_STATE = ("workflows.context.serializers", "llama_index.core.workflow.context_serializers")
 """Modules that write the state of a workflow. They call the same ``to_dict`` as all others."""
 _ALIASES = {"model": "model_name", "base_url": "api_base"}
+_OWN_METHODS = [CallbackManager.on_event_start, CallbackManager.on_event_end]
 _dispatcher = get_dispatcher(__name__)
 _spent: ContextVar[Usage | None] = ContextVar("nexusflow_spent", default=None)
 """Usage of the last hook called in this thread or task: LlamaIndex's hooks return only vectors."""
@@ -1031,8 +1032,13 @@ class _Events:
     @property
     def are_heard(self) -> bool:
         """Whether a handler gets the events; making them takes longer than making the lists."""
-        if type(self._callbacks) is not CallbackManager or self._callbacks.handlers:
-            return True
+        manager = self._callbacks
+        methods = [
+            getattr(method, "__func__", None)
+            for method in (manager.on_event_start, manager.on_event_end)
+        ]
+        if methods != _OWN_METHODS or manager.handlers:
+            return True  # another method may listen without a handler
         dispatcher = _dispatcher
         while all(type(handler) is NullEventHandler for handler in dispatcher.event_handlers):
             if not dispatcher.propagate:

@@ -139,7 +139,7 @@ class Ear(BaseEventHandler):
         pass
 
 
-@pytest.mark.parametrize("listener", ["none", "manager", "own dispatcher"])
+@pytest.mark.parametrize("listener", ["none", "manager", "patched manager", "own dispatcher"])
 def test_events_are_made_only_if_something_listens(
     listener: str,
     batch: Batch,
@@ -160,6 +160,8 @@ def test_events_are_made_only_if_something_listens(
     manager = Listening()
     if listener == "manager":
         embedding.callback_manager = manager
+    if listener == "patched manager":
+        monkeypatch.setattr(embedding.callback_manager, "on_event_end", lambda *_, **__: None)
     if listener == "own dispatcher":
         monkeypatch.setattr(own, "event_handlers", [Ear()])
     found = batch(embedding, [*texts(25), "text number 3"])
