@@ -11,7 +11,7 @@ from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.cli.words import count
 from nexusflow_integrations.tune.questions import Question
-from nexusflow_integrations.tune.scores import MEASURES, Bootstrap, Interval
+from nexusflow_integrations.tune.scores import MEASURES, Bootstrap, Interval, tellable
 from nexusflow_integrations.tune.search import POINT, READ, Measured, best_of, difference, readings
 from nexusflow_integrations.tune.written import ChatUsage
 
@@ -90,13 +90,17 @@ class TuneResult:
 
     @cached_property
     def tellable(self) -> float:
-        """The smallest measurable difference in nDCG@10, as the median over the settings."""
+        """The smallest measurable difference in nDCG@10, as the median over the settings.
+
+        If no setting differs from the best on some questions only, such as with one question, it is
+        what this number of questions can usually show.
+        """
         widths = sorted(
             (found.high - found.low) / 2
             for item in self.measured
             if (found := self.difference(item)).high > found.low
         )
-        return widths[len(widths) // 2] if widths else 0.0
+        return widths[len(widths) // 2] if widths else tellable(len(self.questions))
 
     @property
     def too_few(self) -> bool:

@@ -220,6 +220,12 @@ def test_without_questions_they_are_made_and_the_result_says_so(local: LocalServ
     assert not [q for q in result.questions if any(q.text in text for text in passages)]
 
 
+def test_one_question_is_said_to_be_too_few(local: LocalServer) -> None:
+    result = Tuning(_documents(), _questions()[:1], client=_client(local), sizes=[64]).run()
+    assert result.tellable > 0.5
+    assert result.sentence().startswith("The questions are too few: ")
+
+
 def test_the_choice_is_a_setting_that_a_client_takes(local: LocalServer) -> None:
     result = tune(_documents(), _questions(), client=_client(local), sizes=[2048, 64])
     client = _client(local, **result.settings.for_client())
