@@ -23,6 +23,9 @@ from nexusflow_integrations.errors import InvalidResponseError
 _GROUP = 2000
 """Rows that the Parquet writer collects before it writes them: 16 MB at 2,048 dimensions."""
 
+_FIELDS = 6
+"""Fields of a line that an error message names."""
+
 
 class InputProblemError(Exception):
     """The whole input cannot be read; the message is one sentence."""
@@ -164,7 +167,9 @@ def _line(number: int, found: Any, name: str) -> Line:
     if not isinstance(found, dict):
         return Line(number, problem="is neither a JSON object nor a string")
     if name not in found:
-        return Line(number, record=found, problem=f"has no field {name!r}")
+        others = ", ".join(map(repr, [*found][:_FIELDS])) + (", …" if len(found) > _FIELDS else "")
+        problem = f"has no field {name!r}" + (f", only {others}" if found else "")
+        return Line(number, record=found, problem=problem)
     return Line(number, found[name], found)
 
 

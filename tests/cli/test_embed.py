@@ -243,7 +243,7 @@ BAD = (
 REASONS = {
     2: "is blank",
     3: "is not JSON",
-    4: "has no field 'text'",
+    4: "has no field 'text', only 'body'",
     5: "is neither a JSON object nor a string",
     6: "is not UTF-8",
     7: "must be a string, not int",
