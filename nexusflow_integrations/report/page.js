@@ -131,12 +131,16 @@
     ring(selected, style.getPropertyValue("--accent"), size + 4);
     ring(hovered, style.getPropertyValue("--ink"), size + 3);
   }
-  // Where each group is: the medians of its points.
+  // Where the name of each group is: at its point that is nearest to the medians of its points.
   for (const item of groupings) {
-    const xs = item.names.map(() => []), ys = item.names.map(() => []);
-    for (let at = 0; at < N; at++) { xs[item.of[at]].push(X[at]); ys[item.of[at]].push(Y[at]); }
-    const middle = (list) => list.sort((a, b) => a - b)[list.length >> 1];
-    item.middles = item.names.map((_, place) => [middle(xs[place]), middle(ys[place])]);
+    const of = item.names.map(() => []);
+    for (let at = 0; at < N; at++) of[item.of[at]].push(at);
+    const middle = (all, axis) => all.map((at) => axis[at]).sort((a, b) => a - b)[all.length >> 1];
+    item.middles = of.map((all) => {
+      const x = middle(all, X), y = middle(all, Y), away = (at) => Math.hypot(X[at] - x, Y[at] - y);
+      const best = all.reduce((one, other) => (away(other) < away(one) ? other : one), all[0]);
+      return [X[best], Y[best]];
+    });
   }
   function names(style, size) {
     if (selected >= 0 || terms.length || groupings.length === 0 || N < 12) return;
