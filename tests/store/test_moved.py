@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from nexusflow_integrations import NexusFlow
+from nexusflow_integrations._core.cache.cache import Cache
 from nexusflow_integrations._core.cache.in_file import VectorStore
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.local import LocalServer
@@ -99,6 +100,22 @@ def test_rows_go_to_the_file_that_the_path_names(
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1 + others
     assert all(f"the cache {path} was removed or replaced" in line for line in said)
+
+
+async def test_a_folder_that_was_removed_is_not_made_again_when_the_cache_is_closed(
+    tmp_path: Path,
+    store_on: Make,
+    keys: list[bytes],
+    vector: Vector,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = store_on(tmp_path / "folder" / "vectors.sqlite3")
+    store.put([(keys[0], vector())])
+    store.claim(keys, 8)
+    shutil.rmtree(tmp_path / "folder")
+    await Cache(store).close()
+    assert not (tmp_path / "folder").exists()
+    assert not caplog.records
 
 
 def test_a_row_that_is_written_as_the_file_goes_is_written_again(

@@ -529,7 +529,8 @@ def _write(store: Store, writes: Sequence[_PendingWrite], *, is_probe: bool) -> 
 
 def _write_and_close(store: Store, writes: Sequence[_PendingWrite]) -> bool:
     try:
-        _write(store, writes, is_probe=False)
+        if writes:  # a write would create a file again that was removed
+            _write(store, writes, is_probe=False)
     except (StoreUnavailable, CacheError):
         return False
     finally:
