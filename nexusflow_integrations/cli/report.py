@@ -257,6 +257,8 @@ def _questions(path: Path) -> list[_Asked]:
                 raise ConfigurationError(f"{where}: {problem}")
             ids = [str(item) for item in expected]
             asked.append(_Asked(where, line.text, ids, line.record))
+    if not asked:
+        raise ConfigurationError(f"{path.name} has no questions")
     return asked
 
 

@@ -191,6 +191,7 @@ def test_an_index_of_a_folder_has_no_questions_of_its_own(
         (("zoo", "-p", "empty"), "holds no Chroma collections"),
         (("zoo", "-p", "chroma", "-o", "no/such/out.html"), "does not exist"),
         (("zoo", "-p", "chroma", "-q", "no-such.txt"), "does not exist"),
+        (("zoo", "-p", "chroma", "-q", "empty.txt"), "empty.txt has no questions"),
         (("zoo", "-p", "chroma", "-q", "bad.jsonl"), "bad.jsonl, line 2: has no field 'question'"),
     ],
 )
@@ -205,6 +206,7 @@ def test_wrong_usage_is_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "bad.jsonl").write_text('{"question": "a"}\n{"quest": "b"}\n')
     assert said in nexusflow.sentence("report", *arguments, code=2)
     assert service.stats.requests == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,28 @@ def test_a_folder_with_a_name_of_any_length_has_an_index(indexes: Indexes, tmp_p
         assert stand(indexes, index.name, 1_000).described() is not None
         assert index == indexes.place(str(tmp_path / name), name, SERVICE)
     assert len(indexes.all()) == 2
+
+
+def test_the_size_is_known_while_files_come_and_go(indexes: Indexes) -> None:
+    index = stand(indexes, "docs@x", 1_000)
+    (index.directory / "chroma-1" / "kept").write_bytes(b"x" * 1_000)
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        folder = index.directory / "chroma-1" / "segment"
+        while not done.is_set():
+            folder.mkdir()
+            for name in range(20):
+                (folder / str(name)).touch()
+            shutil.rmtree(folder)
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        assert all(index.size > 1_000 for _ in range(500))
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_the_latest_is_found_first_and_use_makes_it_the_latest(indexes: Indexes) -> None:

@@ -96,8 +96,12 @@ class Index:
     @property
     def size(self) -> int:
         """Size on disk, in bytes."""
-        files = (file for file in self.directory.rglob("*") if file.is_file())
-        return sum(file.stat().st_size for file in files)
+        total = 0
+        for folder, _, files in os.walk(self.directory):
+            for name in files:
+                with suppress(OSError):  # another process is updating the index
+                    total += os.stat(os.path.join(folder, name)).st_size
+        return total
 
     @property
     def used(self) -> float:
