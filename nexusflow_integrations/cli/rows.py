@@ -125,12 +125,13 @@ def rows_of_table(source: Iterable[bytes], name: str, separator: str) -> Iterato
     The number of a row is the number of its last line.
 
     Raises:
-        InputProblemError: There is no such column, a line is not UTF-8, or a quote is not closed.
+        InputProblemError: There is no such column, or more than one, a line is not UTF-8, or a
+            quote is not closed.
     """
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.DictReader(_utf8(source), delimiter=separator, strict=True)
     try:
-        columns = reader.fieldnames or ()
+        columns = reader.fieldnames or []
         if len(columns) == 1 and name not in columns and re.search("[;\t|]", columns[0]):
             tabs = "\t" in columns[0]
             cut = "a tab: set --input tsv" if tabs else "; or |: use commas instead"
@@ -141,6 +142,8 @@ def rows_of_table(source: Iterable[bytes], name: str, separator: str) -> Iterato
             raise InputProblemError(
                 f"the input has no column {name!r}: choose one with --field ({', '.join(columns)})"
             )
+        if columns.count(name) > 1:
+            raise InputProblemError(f"the input has more than one column {name!r}: rename one")
         for row in reader:
             record = {key: value for key, value in row.items() if isinstance(key, str)}
             if None in row:

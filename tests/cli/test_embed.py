@@ -440,6 +440,7 @@ def test_a_pipe_that_cannot_be_read_further_fails_after_texts_were_sent(
         (("texts.txt", "--input", "json"), "the input is not JSON (line 1)"),
         (("semicolons.csv",), "separated by ; or |: use commas instead"),
         (("tabs.csv",), "separated by a tab: set --input tsv"),
+        (("twice.csv",), "the input has more than one column 'text': rename one"),
         (
             ("texts.txt", "-o", "x.npy", "--cache", "./x.npy"),
             "would replace the input, the cache or",
@@ -458,6 +459,7 @@ def test_wrong_usage_is_one_sentence_and_sends_nothing(
 ) -> None:
     monkeypatch.chdir(texts.parent)
     Path("semicolons.csv").write_text("id;text\n1;one\n")
+    Path("twice.csv").write_text("text,id,text\none,1,two\n")
     Path("tabs.csv").write_text("id\ttext\n1\tone\n")
     before = texts.read_bytes()
     assert said in nexusflow.sentence("embed", *arguments, code=2)
