@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -321,4 +323,27 @@ def test_our_own_timeout_is_not_a_cancellation(server: Any) -> None:
     client = client_of(server, timeout=0.2, max_retries=0)
     with pytest.raises(APITimeoutError):
         client.embed(["a"])
+    assert_quiet(client, server)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of threads are POSIX")
+def test_ctrl_c_that_another_thread_receives_ends_a_call_at_once(server: Any) -> None:
+    server.script = script(hold)
+    client = client_of(server)
+
+    def interrupt() -> None:
+        until(lambda: server.requests)
+        os.kill(os.getpid(), signal.SIGINT)  # goes to a thread that does not block it
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    began = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            client.embed(texts(30))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+    assert time.monotonic() - began < 30  # the server holds the request for two minutes
+    thread.join()
     assert_quiet(client, server)

@@ -36,6 +36,9 @@ Progress = Callable[[int], object]
 
 GRACE = 2.0
 """Seconds to wait for a call after its deadline, so that the call can report finished vectors."""
+HEED_SIGNALS = 0.5
+"""Seconds of one wait of a thread. Python handles a signal after it, such as one of Ctrl-C that
+another thread received or that came right before the wait. On Windows, no signal ends a wait."""
 LAST_NOTES = 5.0
 """Seconds that an async caller's hooks for finished batches may take after the call has failed."""
 
@@ -337,13 +340,28 @@ class CallingThread(Caller):
 
     def _next(self, until: float | None) -> Any:
         if until is None:
-            return self._news.get()
+            return self._wait(float("inf"))
         # Wait in two steps: if the whole process was suspended (SIGSTOP, a sleeping laptop), the
         # loop needs a moment to notice the deadline, too.
-        for timeout in (max(0.0, until - monotonic()), GRACE / 2):
-            with suppress(queue.Empty):
-                return self._news.get(timeout=timeout)
+        with suppress(queue.Empty):
+            return self._wait(until)
+        with suppress(queue.Empty):
+            return self._wait(monotonic() + GRACE / 2)
         return Outcome(error=_unanswered(cast("float", self._deadline)))
+
+    def _wait(self, until: float) -> Any:
+        """Return the next item.
+
+        Raises:
+            queue.Empty: There was none until the monotonic time ``until``.
+        """
+        while True:
+            left = until - monotonic()
+            try:
+                return self._news.get(timeout=max(0.0, min(left, HEED_SIGNALS)))
+            except queue.Empty:
+                if left <= HEED_SIGNALS:
+                    raise
 
     def _do(self, ask: Ask) -> None:
         if ask.awaited and self._deadline is not None:
