@@ -14,7 +14,7 @@ from nexusflow_integrations import Budget, NexusFlow, NexusFlowError
 from nexusflow_integrations._core.cache.in_file import Claimed
 from nexusflow_integrations._core.call.results import CallResults
 
-from .scene import KEY, SIZE, auntil, client_of, hold, tasks, texts, until
+from .scene import KEY, SIZE, client_of, tasks, texts, until
 
 
 @pytest.fixture
@@ -47,12 +47,6 @@ def stream(client: NexusFlow) -> None:
     assert len([row.index for row in client.embed_stream(iter(texts(500)))]) == 500
 
 
-def leave_a_stream(client: NexusFlow) -> None:
-    rows = client.embed_stream(iter(texts(500)))
-    next(rows)
-    rows.close()
-
-
 def leave_out(client: NexusFlow) -> None:
     found = client.embed([*texts(35), " "], on_blank="collect")
     assert str(found.left_out[35])
@@ -65,10 +59,7 @@ def lists(client: NexusFlow) -> None:
 @pytest.mark.parametrize(
     ("call", "settings"),
     [
-        *(
-            (call, {})
-            for call in (embed, embed_one, embed_async, stream, leave_a_stream, leave_out, lists)
-        ),
+        *((call, {}) for call in (embed, embed_one, embed_async, stream, leave_out, lists)),
         (embed, {"cache": "cache.sqlite3"}),
         (stream, {"cache": "cache.sqlite3"}),
         (embed, {"budget": Budget(tokens=10_000_000)}),
@@ -106,20 +97,6 @@ def test_a_call_that_has_failed_is_freed_with_its_error(
     with pytest.raises(NexusFlowError):
         client.embed(texts(35))
     until(lambda: results_in_memory() == 0)
-
-
-async def test_a_call_that_was_cancelled_is_freed(
-    server: Any, results_in_memory: Callable[[], int]
-) -> None:
-    server.script = type(server.script)(hold)
-    client = client_of(server, max_concurrency=4)
-    task = asyncio.ensure_future(client.aembed(texts(200)))
-    await auntil(lambda: len(server.requests) == 4)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    del task
-    await auntil(lambda: results_in_memory() == 0)
 
 
 def test_vectors_from_the_cache_are_freed(server: Any, tmp_path: Path) -> None:
