@@ -57,7 +57,7 @@ def test_texts_may_be_any_column_and_a_query_is_one_string(several: Any) -> None
         function.generate_embeddings(["a", "b"]),
     )
     np.testing.assert_array_equal(found, expected)
-    with pytest.raises(InvalidInputError, match="not a string"):
+    with pytest.raises(InvalidInputError, match="must be a string"):
         function.compute_query_embeddings(several())
 
 
