@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 
@@ -354,16 +353,19 @@ class Interrupted(set[object]):
         return length
 
 
-def other(queue: AdmissionQueue, entered: list[bool], name: str) -> None:
-    entered.append(queue.try_enter(name))
+def interrupted(moment: int, entered: list[bool]) -> AdmissionQueue:
+    """Return a queue with one place, which thread "b" tries to enter at ``moment``."""
+    queue = admission(1)
+    queue.lend()
+    queue.threads = Interrupted(lambda: entered.append(queue.try_enter("b")), moment)
+    return queue
 
 
 @timed
 async def test_two_threads_never_take_the_same_place() -> None:
     for moment in range(4):
-        queue, entered = admission(1), []
-        queue.lend()
-        queue.threads = Interrupted(partial(other, queue, entered, "b"), moment)
+        entered: list[bool] = []
+        queue = interrupted(moment, entered)
         entered.append(queue.try_enter("a"))
         assert len(entered) == 2
         assert entered.count(True) <= 1
@@ -372,9 +374,8 @@ async def test_two_threads_never_take_the_same_place() -> None:
 @timed
 async def test_a_thread_and_the_loop_never_take_the_same_place() -> None:
     for moment in range(2):
-        queue, entered = admission(1), []
-        queue.lend()
-        queue.threads = Interrupted(partial(other, queue, entered, "a"), moment)
+        entered: list[bool] = []
+        queue = interrupted(moment, entered)
         waiting = asyncio.ensure_future(queue.enter(10))
         await settle()
         assert entered

@@ -17,6 +17,11 @@ from nexusflow_integrations._core.call.results import CallResults
 from .scene import KEY, SIZE, client_of, tasks, texts, until
 
 
+@pytest.fixture(autouse=True)
+def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def results_in_memory() -> Iterator[Callable[[], int]]:
     """Count the results of calls in memory, while the garbage collector is off."""
@@ -70,11 +75,8 @@ def test_a_call_that_has_ended_is_freed(
     call: Callable[[NexusFlow], None],
     settings: dict[str, Any],
     server: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     results_in_memory: Callable[[], int],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     given = {"api_key": KEY, "base_url": server.base_url, "dimensions": SIZE, **settings}
     client = NexusFlow(**given)
     for _ in range(2):
@@ -86,11 +88,8 @@ def test_a_call_that_has_ended_is_freed(
 def test_a_call_that_has_failed_is_freed_with_its_error(
     cache: str | None,
     server: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     results_in_memory: Callable[[], int],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     body = {"error": {"code": "invalid_api_key", "message": "no such key"}}
     server.script = type(server.script)(lambda wire: wire.respond(401, body))
     client = client_of(server, cache=cache)
@@ -99,8 +98,8 @@ def test_a_call_that_has_failed_is_freed_with_its_error(
     until(lambda: results_in_memory() == 0)
 
 
-def test_vectors_from_the_cache_are_freed(server: Any, tmp_path: Path) -> None:
-    client = client_of(server, cache=tmp_path / "cache.sqlite3")
+def test_vectors_from_the_cache_are_freed(server: Any) -> None:
+    client = client_of(server, cache="cache.sqlite3")
     client.embed(texts(35))
     client.embed(texts(35))
     until(lambda: not tasks())
