@@ -826,9 +826,11 @@ class _Work:
 
     def hooks(self, drive: Callable[[_Steps[Any]], Any]) -> Hooks:
         """Return the hooks that the client calls in this thread or on this event loop."""
-        permit = None
-        if self._embedding.rate_limiter is not None:
-            permit = lambda texts: drive(self._embedding._permit(texts))  # noqa: E731
+        permit = (
+            (lambda texts: drive(self._embedding._permit(texts)))
+            if self._embedding.rate_limiter is not None
+            else None
+        )
         if self.is_quiet:
             return NO_HOOKS if permit is None else Hooks(permit=permit)
         return Hooks(

@@ -37,8 +37,11 @@ Progress = Callable[[int], object]
 GRACE = 2.0
 """Seconds to wait for a call after its deadline, so that the call can report finished vectors."""
 HEED_SIGNALS = 0.5
-"""Seconds of one wait of a thread. Python handles a signal after it, such as one of Ctrl-C that
-another thread received or that came right before the wait. On Windows, no signal ends a wait."""
+"""Maximum seconds until a waiting thread handles a signal that did not end its wait.
+
+Such a signal was received by another thread, or came right before the wait. On Windows, no signal
+ends a wait.
+"""
 LAST_NOTES = 5.0
 """Seconds that an async caller's hooks for finished batches may take after the call has failed."""
 
