@@ -59,8 +59,11 @@ class ProgramThread:
         self.connected_from = 0.0
         self._chance = chance
         self._likely = chance.choice([0.0, 0.05, 0.3])
-        self._go = threading.Semaphore(0)
-        self._paused = threading.Semaphore(0)
+        # Locked until the other side lets go; a semaphore would be slower.
+        self._go = threading.Lock()
+        self._go.acquire()
+        self._paused = threading.Lock()
+        self._paused.acquire()
         self._waits = 0
         self._raise: BaseException | None = None
         process.program_threads.append(self)
@@ -80,7 +83,8 @@ class ProgramThread:
     def _run(self, work: Callable[[], None]) -> None:
         self._go.acquire()
         _running.thread = self
-        sys.settrace(self._trace)
+        if self._likely:
+            sys.settrace(self._trace)
         try:
             work()
         except Buried:
