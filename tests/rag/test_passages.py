@@ -169,6 +169,9 @@ def test_front_matter_is_no_passage_and_its_title_is_the_heading_of_a_text_witho
     assert list(cut("---\nlayout: page\n---\n")) == []
     assert list(cut("---\ntitle: Only\n---")) == []
     assert list(cut("---\n---\nOpen.\n\n---\n\nX\n")) == [(3, "Open.\n\n---\n\nX")]
+    text = '+++\ntitle = "The zoo"\ndate = 2026-01-01\n[params]\na = """\n+"""\n+++\nOpen.\n'
+    assert list(cut(text)) == [(8, "The zoo\n\nOpen.")]
+    assert list(cut("+++\n+++\nOpen.\n")) == [(3, "Open.")]
 
 
 @pytest.mark.parametrize(
@@ -196,6 +199,9 @@ def test_the_title_of_front_matter_is_read_as_yaml(front: str, title: str) -> No
         "---\n[[[[\n---\nSecond.\n",
         "---\n" + "[" * 5000 + "\n---\nSecond.\n",
         "---\nnever: ends\n\nSecond.\n",
+        "+++\nWords of intro\n+++\nand more.\n",
+        "+++\na = " + "[" * 5000 + "\n+++\nSecond.\n",
+        "+++\na = 1\n---\nSecond.\n",
     ],
 )
 def test_a_thematic_break_at_the_beginning_hides_nothing(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,11 @@ from nexusflow_integrations._core.needed import needed
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
-_FRONT_MATTER = re.compile(r"---\n(.{,10000}?)(?<=\n)(?:---|\.\.\.)(?:\n|\Z)", re.DOTALL)
+_FRONT_MATTER = re.compile(
+    r"(?:---\n(?P<yaml>.{,10000}?)(?<=\n)(?:---|\.\.\.)"
+    r"|\+\+\+\n(?P<toml>.{,10000}?)(?<=\n)\+\+\+)(?:\n|\Z)",
+    re.DOTALL,
+)
 _ADORNMENT = re.compile(r"([!-/:-@[-`{-~])\1*")
 _SHORT_ADORNMENT = 4
 _ROLE = re.compile(r":[\w:.+-]+:`[!~]?([^`<]*?)(?:\s*<[^`>]*>)?`")
@@ -93,21 +98,39 @@ def _markdown(text: str) -> Iterator[Block]:
 
 
 def _front_matter(text: str) -> tuple[str, int] | None:
-    """Return the title in the YAML at the beginning of ``text``, and where the YAML ends."""
-    with needed("Reading Markdown", "yaml", install="nexusflow-integrations[cli]"):
-        import yaml
-
+    """Return the title in the YAML or TOML at the beginning of ``text``, and where that ends."""
     found = _FRONT_MATTER.match(text)
     if found is None:
         return None
+    settings = _of_yaml(found["yaml"]) if found["toml"] is None else _of_toml(found["toml"])
+    if not isinstance(settings, dict):
+        return None  # a thematic break and a paragraph
+    title = settings.get("title")
+    return " ".join(title.split()) if isinstance(title, str) else "", found.end()
+
+
+def _of_yaml(text: str) -> object:
+    with needed("Reading Markdown", "yaml", install="nexusflow-integrations[cli]"):
+        import yaml
+
     try:
-        settings = yaml.safe_load(found[1])
+        settings: object = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
-    if not isinstance(settings, dict | None):
-        return None  # a thematic break and a paragraph
-    title = (settings or {}).get("title")
-    return " ".join(title.split()) if isinstance(title, str) else "", found.end()
+    return {} if settings is None else settings
+
+
+def _of_toml(text: str) -> object:
+    with needed("Reading Markdown", "tomli", install="nexusflow-integrations[cli]"):
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError
+        return None
 
 
 def _words(title: str) -> str:
