@@ -5,6 +5,7 @@ The fault table tests them with every fault, as ``core_direct``.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,12 +13,13 @@ import ssl
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import numpy as np
 import pytest
 from faults.behaviours import right_after
-from faults.server import FaultServer, Wire, always, expected_vector, marked, once
+from faults.server import FaultServer, Wire, always, expected_vector, marked, once, payload
 from faults.surfaces import used_already
 
 from nexusflow_integrations import Budget, NexusFlow
@@ -326,7 +328,12 @@ SIGNALS = """
     def handler(*_):
         raise raised
 
-    signal.signal(signal.SIGUSR1, handler)
+    class Handler:
+        def __call__(self, *_):
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+            raise raised
+
+    signal.signal(signal.SIGUSR1, Handler() if sys.argv[4] == "object" else handler)
     client = NexusFlow(sys.argv[2], base_url=sys.argv[1], dimensions=64, timeout=100)
     used_already(client)
     endpoint = next(iter(engine()[1]._endpoints.values()))
@@ -349,13 +356,45 @@ SIGNALS = """
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to threads here")
-@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "TimeoutError", "Enough"])
+@pytest.mark.parametrize(
+    ("raised", "handler"),
+    [
+        ("KeyboardInterrupt", "function"),
+        ("TimeoutError", "function"),
+        ("Enough", "function"),
+        ("TimeoutError", "object"),
+    ],
+)
 def test_an_error_of_a_signal_handler_ends_the_call_and_is_not_a_fault(
-    server: FaultServer, raised: str
+    server: FaultServer, raised: str, handler: str
 ) -> None:
     server.script = once(lambda wire: wire.hold())
-    done = run(SIGNALS, server.base_url, KEY, raised, seconds=100)
+    done = run(SIGNALS, server.base_url, KEY, raised, handler, seconds=100)
     assert done == (0, "False\n1 0 0\nTrue\n", "")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.parametrize("raised", [TimeoutError, ConnectionError, ValueError])
+def test_an_error_of_a_signal_handler_ends_a_call_that_opens_a_connection(
+    raised: type[Exception],
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise raised("enough")
+
+    silent = socket.create_server(("127.0.0.1", 0))  # it accepts, and never begins TLS
+    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    connections = Connections(lambda: trust)
+    address = silent.getsockname()
+    origin = ("localhost", address[1], True)
+    connections.peers[origin] = Peer(address, lambda: None, float("inf"))  # type: ignore[arg-type]
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(raised, match="enough"):
+            connections.take(origin, 60.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        silent.close()
 
 
 FORKS = """
@@ -440,6 +479,82 @@ def test_a_signal_handler_that_forks_leaves_no_child_hanging(server: FaultServer
     server.script = marked("held", right_after(2.0))
     done = run(FORKING_HANDLER, server.base_url, KEY, seconds=150)
     assert done == (0, "True True 0\n", "")
+
+
+FORK_WHILE_CONNECTING = """
+    import os, socket, sys
+    import numpy as np
+    from faults.server import expected_vector
+    from faults.surfaces import used_already
+    from nexusflow_integrations import NexusFlow
+    from nexusflow_integrations.errors import APIConnectionError
+
+    client = NexusFlow(sys.argv[2], base_url=sys.argv[1], dimensions=64, max_retries=0)
+    used_already(client)
+    connect = socket.create_connection
+    children = []
+
+    def connect_and_fork(*arguments):  # as a signal handler would
+        made = connect(*arguments)
+        if not children:
+            children.append(os.fork())
+        return made
+
+    socket.create_connection = connect_and_fork
+    outcomes = []
+    for text in "abc":
+        try:
+            outcomes.append(np.array_equal(client.embed(text), expected_vector(text, 64)))
+        except APIConnectionError as error:
+            outcomes.append("signal handler" in str(error) and "refused")
+    if not children[0]:
+        os._exit(0 if outcomes == ["refused", True, True] else 3)
+    print(outcomes, os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_while_a_thread_connects_leaves_the_connection_to_the_parent(
+    server: FaultServer,
+) -> None:
+    done = run(FORK_WHILE_CONNECTING, server.base_url, KEY, seconds=100)
+    assert done == (0, "[True, True, True] 0\n", "")
+
+
+class Answers(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        given = asked["input"]
+        texts = [given] if isinstance(given, str) else given
+        body = json.dumps(payload(texts, SIZE, "base64")).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_client_with_one_request_in_flight_uses_one_connection() -> None:
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = NexusFlow(
+            KEY,
+            base_url=f"http://127.0.0.1:{server.server_port}/v1",
+            dimensions=SIZE,
+            max_concurrency=1,
+            max_retries=0,
+            query_timeout=5,
+        )
+        many = [f"text {number}" for number in range(25)]
+        for _ in range(3):
+            assert_right([client.embed("why?", role="query")], ["why?"])
+        assert_right(client.embed(many), many)
+        assert_right([client.embed("why?", role="query")], ["why?"])
+        server.shutdown()
 
 
 class Link:

@@ -24,6 +24,7 @@ from nexusflow_integrations._core.call import coalescing, direct, results
 from nexusflow_integrations._core.pace import admission
 from nexusflow_integrations._core.request import endpoint
 from nexusflow_integrations._core.request.exchange import Call
+from nexusflow_integrations._core.request.transport import timed_out
 from nexusflow_integrations._core.request.wire import Answer, TransportFault
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ class SimulatedBlockingSender:
         thread.wait(min(patience, needed))
         return self if needed < patience else None
 
-    def send(self, connection: object, body: bytes, timeout: float) -> Answer:
+    def send(self, connection: object, body: bytes, timeout: float) -> Answer | TransportFault:
         thread = ProgramThread.current()
         assert thread.call is not None
         found: list[Answer | TransportFault] = []
@@ -218,12 +219,9 @@ class SimulatedBlockingSender:
         try:
             thread.wait(timeout)
             if not found:
-                raise TimeoutError
+                return timed_out(timeout)
         finally:
             has_ended = True
             self._server.close(sent)
-        outcome = found[0]
         sent.answered = True
-        if isinstance(outcome, TransportFault):
-            raise ConnectionResetError(outcome.message)
-        return outcome
+        return found[0]

@@ -16,10 +16,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from nexusflow_integrations._core.call.caller import raised_by_signal_handler
 from nexusflow_integrations._core.call.results import CallResults
 from nexusflow_integrations._core.request.batching import item_of
-from nexusflow_integrations._core.request.blocking import fault
 from nexusflow_integrations._core.request.endpoint import NeedsLoop, SeenFromThread
 from nexusflow_integrations._core.request.exchange import (
     Call,
@@ -29,15 +27,20 @@ from nexusflow_integrations._core.request.exchange import (
     Steps,
     exchange,
 )
-from nexusflow_integrations._core.request.wire import Answer, TransportFault
+from nexusflow_integrations._core.request.wire import Answer
 from nexusflow_integrations.errors import NexusFlowError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nexusflow_integrations._core.call.coalescing import Coalescer
-    from nexusflow_integrations._core.request.blocking import BlockingSender, Connection
+    from nexusflow_integrations._core.request.blocking import BlockingSender
     from nexusflow_integrations._core.request.endpoint import EndpointState
+
+
+LARGEST = 1 << 16
+"""Maximum bytes of a body. A socket takes a few times as many without waiting for the server, which
+may respond before it has read the whole body."""
 
 
 def fits(call: Call) -> bool:
@@ -45,6 +48,7 @@ def fits(call: Call) -> bool:
     settings, texts = call.settings, call.texts
     return (
         len(texts) <= settings.batch_size
+        and settings.max_concurrency > 1  # the server may accept only one connection
         and call.key is not None
         and call.cache is None
         and call.guard is None
@@ -128,7 +132,7 @@ class DirectCall:
     def _is_done(self, steps: Steps, step: Step) -> bool:
         """Carry out the first step; return whether it was the only step."""
         call, clock = self._call, self._endpoint.clock
-        if not isinstance(step, Send):
+        if not isinstance(step, Send) or len(step.body) > LARGEST:
             return False
         until = clock() + step.timeout
         connection = self._sender.connection(step.timeout)
@@ -136,7 +140,7 @@ class DirectCall:
             return False
         step.admitted = True
         sent_at = clock()
-        outcome = self._send(connection, step, until - sent_at)
+        outcome = self._sender.send(connection, step.body, until - sent_at)
         reply = Reply(outcome, sent_at, clock())
         call.sent = (step, reply)
         if isinstance(outcome, Answer) and 200 <= outcome.status < 300:
@@ -154,15 +158,6 @@ class DirectCall:
             and self._endpoint.admission.try_enter(self._request)
             and self._coalescer.enter(self._texts, self._results)
         )
-
-    def _send(self, connection: Connection, step: Send, timeout: float) -> Answer | TransportFault:
-        try:
-            return self._sender.send(connection, step.body, timeout)
-        except Exception as error:
-            outcome = fault(error, step.timeout)
-            if outcome is None or raised_by_signal_handler(error):
-                raise
-            return outcome
 
     def end(self) -> None:
         """Remove the call from the tables that all calls share; this may be called again."""

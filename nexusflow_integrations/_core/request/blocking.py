@@ -1,4 +1,6 @@
-"""Sends a request from the calling thread; ``http.client`` reads the response.
+"""Sends a request from the calling thread; aiohttp's parser reads the response.
+
+So both ways to send accept the same responses, within the same limits.
 
 The connections are separate from those of aiohttp. A connection is opened only to an address to
 which aiohttp is or was recently connected, so this module needs no lookup and tries no unreachable
@@ -13,24 +15,28 @@ is one operation that the interpreter does not interrupt.
 
 from __future__ import annotations
 
-import io
+import os
 import select
 import socket
 import ssl
+import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse, IncompleteRead, RemoteDisconnected
+from functools import cache
 from typing import Any, cast
 from weakref import WeakValueDictionary, ref
 
+import aiohttp
+from aiohttp.http import HttpProcessingError, HttpResponseParser
 from yarl import URL
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations._core.request.transport import (
     KEEPALIVE,
+    NOT_HTTP,
     TOO_LARGE,
     Target,
     broken_off,
@@ -45,6 +51,8 @@ CURRENT = 60.0
 """Seconds for which an address is used after aiohttp has closed its connection to it."""
 BUFFER = 1 << 16
 """Bytes to read at once."""
+LONGEST = 2e6
+"""Maximum seconds for one wait; longer ones do not fit into the milliseconds of poll()."""
 
 Origin = tuple[str, int, bool]
 """Host, port, and whether TLS is used."""
@@ -65,39 +73,121 @@ class Peer:
 
 
 class NotHttp(Exception):  # noqa: N818 - it never leaves this module
-    """The response is ambiguous or is not valid HTTP."""
+    """The response is not valid HTTP."""
 
 
-class _Raw(io.RawIOBase):
-    """Reads the bytes of a socket until a point in time."""
+class _Flow:
+    """The connection as a parser sees it: it never pauses, because the body is taken at once."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-        self.until = 0.0
-        self.has_ended = False
+    _reading_paused = False
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if self.has_ended:
-            return 0
-        self._socket.settimeout(_left(self.until))
-        return self._socket.recv_into(buffer)
-
-
-def _left(until: float) -> float:
-    left = until - monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
-
-
-class _Reader(io.BufferedReader):
-    """A reader whose ``close`` does nothing: a response closes it, but the connection is reused."""
-
-    def close(self) -> None:
+    def pause_reading(self) -> None:
         pass
+
+    def resume_reading(self, **_: object) -> None:
+        pass
+
+
+class Response:
+    """Parses one response. Performs no I/O."""
+
+    def __init__(self) -> None:
+        # The second argument is an event loop, which would be used only to wait for the body.
+        self._parser: Any = HttpResponseParser(
+            cast("Any", _Flow()),
+            cast("Any", _Flow()),
+            MAX_RESPONSE_BYTES,
+            payload_exception=aiohttp.ClientPayloadError,
+            read_until_eof=True,
+            auto_decompress=False,
+        )
+        self._message: Any = None
+        self._payload: Any = None
+        self._body = bytearray()
+        self._start = bytearray()  # up to and including the first bytes of the body
+        self._end = b""
+        self._head = 0  # bytes of the head
+        self._fed = 0
+        self._is_reusable = True
+
+    def feed(self, data: bytes) -> bool:
+        """Take the next bytes, or ``b""`` if the connection has ended.
+
+        Return whether the response is complete, or too large.
+
+        Raises:
+            ServerDisconnectedError: The connection ended before the head was complete.
+            ClientPayloadError: The body is incomplete or its encoding is broken.
+            NotHttp: The response is not valid HTTP.
+        """
+        if not data and self._message is None:
+            raise aiohttp.ServerDisconnectedError
+        try:
+            self._parse(data)
+            if self._message is None:
+                return False
+            self._body += self._payload.read_nowait(-1)
+        except HttpProcessingError:
+            if self._message is None:
+                raise NotHttp from None
+            raise aiohttp.ClientPayloadError from None
+        return self._payload.is_eof() or self.is_too_large
+
+    def _parse(self, data: bytes) -> None:
+        if not data:
+            self._is_reusable = False
+            self._parser.feed_eof()
+            return
+        self._fed += len(data)
+        if not self._head:
+            self._start += data
+            place = self._start.find(b"\r\n\r\n")
+            self._head = place + 4 if place >= 0 else 0
+        messages, upgraded, rest = self._parser.feed_data(data)
+        for message, payload in messages:
+            if self._message is None and not (100 <= message.code < 200 and message.code != 101):
+                self._message, self._payload = message, payload
+            else:  # an interim response, or a second response
+                self._is_reusable = False
+        if upgraded or rest:
+            self._is_reusable = False
+        self._end = (self._end + data[-5:])[-5:]
+
+    @property
+    def is_too_large(self) -> bool:
+        length = self._message.headers.get("Content-Length", "0")
+        return int(length) > MAX_RESPONSE_BYTES or len(self._body) > MAX_RESPONSE_BYTES
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether the connection can be used again.
+
+        It cannot if it carried more than this response: what is left of the other bytes would be
+        read as the response to the next request.
+        """
+        if not self._is_reusable or self._message.should_close:
+            return False
+        if self._message.chunked:
+            return self._end == b"0\r\n\r\n"
+        return self._fed == self._head + len(self._body)
+
+    def answer(self) -> Answer:
+        return Answer(self._message.code, self._message.headers, bytes(self._body))
+
+
+@cache
+def _parser_works() -> bool:
+    """Return whether the parser of the installed aiohttp can be used without an event loop.
+
+    aiohttp does not promise it. If a response could not be read, its request would be paid twice.
+    """
+    try:
+        response = Response()
+        is_early = response.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{")
+        is_whole = response.feed(b"}") and response.answer().body == b"{}"
+        return is_whole and not is_early and response.is_reusable
+    except Exception:  # noqa: BLE001 - whatever other versions do
+        return False
 
 
 class Connection:
@@ -105,17 +195,11 @@ class Connection:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
-        self._raw = _Raw(connection)
-        self._reader = _Reader(self._raw, BUFFER)
         self._poll = None
         if hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(connection, select.POLLIN)
         self.idle_since = 0.0
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        """Return the reader that ``HTTPResponse`` reads from."""
-        return self._reader
 
     def is_quiet(self) -> bool:
         """Return whether nothing has arrived: neither the connection's end nor unexpected bytes."""
@@ -131,31 +215,17 @@ class Connection:
         Raises:
             TimeoutError: No complete response arrived before ``until``, in monotonic seconds.
             OSError: The connection broke.
-            HTTPException: The connection broke, or the response is not valid HTTP.
-            NotHttp: The response is ambiguous or is not valid HTTP.
+            ClientError, NotHttp: See ``Response.feed``.
         """
-        self._raw.until = until
         self._write(memoryview(head.reveal().encode("ascii") % len(body) + body), until)
+        response = Response()
         while True:
-            response = HTTPResponse(cast("socket.socket", self), method="POST")
-            response.begin()
-            if response.status >= 200 or response.status == 101:
-                break  # skip interim responses
-        _check(response)
-        if response.length is None:
-            received = response.read(MAX_RESPONSE_BYTES + 1)
-            if len(received) > MAX_RESPONSE_BYTES:
-                return None, False
-        elif response.length > MAX_RESPONSE_BYTES:
+            self._socket.settimeout(_left(until))
+            if response.feed(self._socket.recv(BUFFER)):
+                break
+        if response.is_too_large:
             return None, False
-        else:
-            received = response.read()
-        answer = Answer(response.status, response.headers, received)  # type: ignore[arg-type]
-        self._raw.has_ended = True
-        # This looks into the buffer without reading from the socket.
-        has_more = bool(self._reader.peek(1))
-        self._raw.has_ended = False
-        return answer, not (response.will_close or has_more)
+        return response.answer(), response.is_reusable
 
     def _write(self, request: memoryview, until: float) -> None:
         while request:
@@ -166,19 +236,11 @@ class Connection:
         self._socket.close()
 
 
-def _check(response: HTTPResponse) -> None:
-    """Refuse a response that two HTTP parsers could read differently."""
-    headers = response.headers
-    if headers.defects:
-        raise NotHttp
-    lengths = headers.get_all("content-length", ())
-    encodings = headers.get_all("transfer-encoding", ())
-    if len(lengths) + len(encodings) > 1:
-        raise NotHttp
-    if any(not (length.isascii() and length.strip().isdigit()) for length in lengths):
-        raise NotHttp
-    if any(encoding.strip().lower() != "chunked" for encoding in encodings):
-        raise NotHttp
+def _left(until: float) -> float:
+    left = until - monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return min(left, LONGEST)
 
 
 class Connections:
@@ -192,7 +254,6 @@ class Connections:
         # new connection. The keys are ids, because other threads may add connections while `close`
         # iterates, which a WeakSet does not allow.
         self._open: WeakValueDictionary[int, Connection] = WeakValueDictionary()
-        self._unfit: set[Origin] = set()
         forks.in_child(self._forget)
 
     def _forget(self) -> None:
@@ -209,8 +270,6 @@ class Connections:
         """Return a connection to ``origin``, or ``None`` if the event loop has to send."""
         idle = self._idle.get(origin)
         if idle is None:
-            if origin in self._unfit:
-                return None
             idle = self._idle.setdefault(origin, deque())
         oldest = monotonic() - KEEPALIVE
         while True:
@@ -226,7 +285,7 @@ class Connections:
     def put_back(self, origin: Origin, connection: Connection) -> None:
         connection.idle_since = monotonic()
         idle = self._idle.get(origin)
-        if idle is None:
+        if idle is None:  # this process has forked meanwhile
             self.drop(connection)
         else:
             idle.append(connection)
@@ -235,11 +294,6 @@ class Connections:
         self._open.pop(id(connection), None)
         with suppress(OSError):
             connection.close()
-
-    def refuse(self, origin: Origin) -> None:
-        """Let aiohttp send to ``origin`` from now on, because it may understand the responses."""
-        self._unfit.add(origin)
-        self._idle.pop(origin, None)
 
     def end_idle(self) -> bool:
         """Close connections that were idle for too long; return whether connections remain."""
@@ -257,34 +311,70 @@ class Connections:
         return bool(self._open)
 
     def _connect(self, origin: Origin, timeout: float) -> Connection | None:
-        host, _, with_tls = origin
-        until = monotonic() + timeout
         peer = self.peers.get(origin)
         context = self._trust()
         if peer is None or context is None or not peer.is_current(monotonic()):
             return None
-        raw: socket.socket | None = None
-        try:
-            raw = socket.create_connection(peer.address[:2], timeout)
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if with_tls:
-                raw.settimeout(_left(until))
-                raw = secured = context.wrap_socket(
-                    raw, server_hostname=host, do_handshake_on_connect=False
-                )
-                secured.do_handshake()
-            connection = Connection(raw)
-            self._open[id(connection)] = connection
-        except (OSError, ValueError):
-            self.peers.pop(origin, None)
-            if raw is not None:
-                raw.close()
+        if not _parser_works():
             return None
-        except BaseException:
-            if raw is not None:
+        process = os.getpid()
+        raw: socket.socket | None = None
+        connection: Connection | None = None
+        try:
+            raw = _opened(origin, peer.address, context, timeout)
+            made = Connection(raw)
+            self._open[id(made)] = made
+            # A signal handler may have forked before that: then the connection is the parent's.
+            if os.getpid() == process:
+                connection = made
+        except Exception as error:
+            self.peers.pop(origin, None)
+            if not is_of_socket(error):
+                raise
+        finally:
+            if connection is None and raw is not None:
                 raw.close()
-            raise
         return connection
+
+
+def _opened(
+    origin: Origin, address: tuple[Any, ...], context: ssl.SSLContext, timeout: float
+) -> socket.socket:
+    host, _, with_tls = origin
+    until = monotonic() + timeout
+    raw = socket.create_connection(address[:2], timeout)
+    try:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if with_tls:
+            raw.settimeout(_left(until))
+            raw = secured = context.wrap_socket(
+                raw, server_hostname=host, do_handshake_on_connect=False
+            )
+            secured.do_handshake()
+    except BaseException:
+        raw.close()
+        raise
+    return raw
+
+
+# Frames of a compiled module have a relative name.
+_LIBRARIES = (
+    __file__,
+    socket.__file__,
+    ssl.__file__,
+    os.path.dirname(aiohttp.__file__),
+    "aiohttp/",
+)
+
+
+def is_of_socket(error: Exception) -> bool:
+    """Return whether a socket or the parser raised ``error``, and not a signal handler.
+
+    Like Ctrl-C, an error of a signal handler (for example Celery's soft time limit) must end the
+    call. The interrupted request did not fail.
+    """
+    frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    return all(name.startswith(_LIBRARIES) for name in frames)
 
 
 class BlockingSender:
@@ -299,7 +389,9 @@ class BlockingSender:
             url.host_subcomponent if url.is_default_port() else f"{url.host_subcomponent}:{port}"
         )
         lines = [f"POST {url.raw_path_qs} HTTP/1.1", f"Host: {place}"]
-        lines += [f"{name}: {value}" for name, value in target.revealed().items()]
+        headers = target.revealed()
+        # Of headers that differ only in case, aiohttp sends the last one, too.
+        lines += {name.lower(): f"{name}: {value}" for name, value in headers.items()}.values()
         self._head = Secret(
             "\r\n".join([*lines, "Content-Length: "]).replace("%", "%%") + "%d\r\n\r\n"
         )
@@ -309,19 +401,18 @@ class BlockingSender:
         return self._connections.take(self._origin, timeout)
 
     def send(self, connection: Connection, body: bytes, timeout: float) -> Answer | TransportFault:
-        """Return the response to ``body`` within ``timeout`` seconds.
+        """Return the response to ``body``, or the fault, within ``timeout`` seconds.
 
         Raises:
-            OSError, HTTPException, NotHttp: See ``Connection.exchange``; ``fault`` classifies these
-                errors.
+            BaseException: Ctrl-C, or what a signal handler raised.
         """
         is_usable = False
         try:
             answer, is_usable = connection.exchange(self._head, body, monotonic() + timeout)
-        except (NotHttp, HTTPException) as error:
-            if not isinstance(error, (IncompleteRead, RemoteDisconnected)):
-                self._connections.refuse(self._origin)
-            raise
+        except Exception as error:
+            if not is_of_socket(error):
+                raise
+            return _fault(error, timeout)
         finally:
             if is_usable:
                 self._connections.put_back(self._origin, connection)
@@ -330,12 +421,9 @@ class BlockingSender:
         return TOO_LARGE if answer is None else answer
 
 
-def fault(error: Exception, timeout: float) -> TransportFault | None:
-    """Return the fault for an error of ``BlockingSender.send``; ``None`` for any other error."""
+def _fault(error: Exception, timeout: float) -> TransportFault:
     if isinstance(error, TimeoutError):
         return timed_out(timeout)
     if isinstance(error, ssl.SSLError):
         return TransportFault("the TLS connection broke")
-    if isinstance(error, (OSError, HTTPException, NotHttp, ValueError)):
-        return TransportFault(broken_off(error))
-    return None
+    return NOT_HTTP if isinstance(error, NotHttp) else TransportFault(broken_off(error))

@@ -65,6 +65,8 @@ class Target:
 
 TOO_LARGE = TransportFault("the response is larger than 16 MiB; it was not read")
 
+NOT_HTTP = TransportFault("the response is not valid HTTP")
+
 KEEPALIVE = 15.0
 """Seconds until an idle connection is closed; gateways usually close it later."""
 
@@ -305,6 +307,8 @@ def _aiohttp_fault(error: Exception) -> TransportFault:
         return _certificate_fault(error.certificate_error)
     if isinstance(error, aiohttp.ClientSSLError):
         return _certificate_fault(error)
+    if isinstance(error, aiohttp.ClientResponseError):
+        return NOT_HTTP
     if isinstance(error, aiohttp.InvalidURL):
         return TransportFault("the URL is not valid", retryable=False, maybe_billed=False)
     if isinstance(error, aiohttp.ClientConnectorError):
