@@ -557,6 +557,27 @@ def test_a_client_with_one_request_in_flight_uses_one_connection() -> None:
         server.shutdown()
 
 
+def test_a_connection_to_a_proxy_is_not_taken_for_one_to_the_service(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, senders: list[str]
+) -> None:
+    real = socket.getaddrinfo
+
+    def look_up(host: Any, *arguments: Any, **options: Any) -> Any:
+        return real("127.0.0.1" if host == "api.example" else host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with FaultServer(dimensions=SIZE) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+        url = f"http://api.example:{server.port}/v1"
+        client = NexusFlow(KEY, base_url=url, allow_http=True, dimensions=SIZE)
+        client.embed("through the proxy")
+        monkeypatch.delenv("http_proxy")
+        client.embed("directly")
+        client.embed("again")
+        assert len(proxy.requests) == 1
+    assert senders == ["loop", "loop", "thread"]
+
+
 class Link:
     """A socket, or a connection, that is never read."""
 

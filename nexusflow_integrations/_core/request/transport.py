@@ -75,7 +75,8 @@ class Pool:
     """The connections of the process: one aiohttp session on the background loop.
 
     Args:
-        connected: Called with the URL and the transport of each new connection.
+        connected: Called with the URL and the transport of each new connection, except those to a
+            proxy.
     """
 
     def __init__(self, connected: Callable[[Any, Any], object] = lambda *_: None) -> None:
@@ -118,7 +119,8 @@ def _open_session(
                 raise aiohttp.ServerDisconnectedError
             if conn.transport is not None and conn.transport not in used:
                 used.add(conn.transport)
-                connected(self.url, conn.transport)
+                if self.proxy is None:
+                    connected(self.url, conn.transport)
             secrets = [item for item in headers.items() if isinstance(item[1], Secret)]
             for name, secret in secrets:
                 headers[name] = secret.reveal()
