@@ -117,3 +117,13 @@ def test_a_response_that_is_too_large_is_not_read_to_the_end() -> None:
 
 def test_the_parser_of_the_installed_aiohttp_can_be_used() -> None:
     assert blocking._parser_works()
+
+
+def test_a_parser_that_needs_an_event_loop_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def needs_a_loop(*_: object, **__: object) -> object:
+        raise TypeError("no running event loop")
+
+    monkeypatch.setattr(blocking, "HttpResponseParser", needs_a_loop)
+    blocking._parser_works.cache_clear()
+    assert not blocking._parser_works()
+    blocking._parser_works.cache_clear()

@@ -175,18 +175,21 @@ class Response:
         return Answer(self._message.code, self._message.headers, bytes(self._body))
 
 
+_SAMPLE = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+
+
 @cache
 def _parser_works() -> bool:
-    """Return whether the parser of the installed aiohttp can be used without an event loop.
+    """Return whether the parser of the installed aiohttp reads a response byte by byte.
 
-    aiohttp does not promise it. If a response could not be read, its request would be paid twice.
+    aiohttp does not promise that it can be used without an event loop. If a response could not be
+    read, its request would be paid for twice.
     """
     try:
         response = Response()
-        is_early = response.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{")
-        is_whole = response.feed(b"}") and response.answer().body == b"{}"
-        return is_whole and not is_early and response.is_reusable
-    except Exception:  # noqa: BLE001 - whatever other versions do
+        is_whole = [response.feed(_SAMPLE[place : place + 1]) for place in range(len(_SAMPLE))]
+        return is_whole.index(True) == len(_SAMPLE) - 1 and response.answer().body == b"{}"
+    except Exception:  # noqa: BLE001 - whatever other versions raise
         return False
 
 
