@@ -194,8 +194,8 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         self._config = _checked(config)
         self._options: ClientOptions = {} if options is None else options
         self._api_key = api_key
-        self._client: NexusFlow | None = None
-        self._client_key: ApiKey | FunctionKey | None = None
+        # One attribute, so that threads read both parts together without a lock.
+        self._connected: tuple[ApiKey | FunctionKey | None, NexusFlow] | None = None
         self._rebuilt = False
 
     # -- what Chroma calls to embed ------------------------------------------------------------
@@ -317,7 +317,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     def usage(self) -> Usage:
         """The tokens, requests and cost of all calls of this function so far."""
         source = self._source()
-        return Usage() if source._client is None else source._client.usage
+        return Usage() if source._connected is None else source._connected[1].usage
 
     @property
     def client(self) -> NexusFlow:
@@ -374,8 +374,11 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         client, source = self.client, self._source()
         other = type(self).__new__(type(self))
         vars(other).update(vars(self), _rebuilt=False)
-        other._api_key, other._client_key = source._api_key, source._client_key
-        other._client = client._uncached()
+        other._api_key = source._api_key
+        other._connected = (
+            None if source._connected is None else source._connected[0],
+            client._uncached(),
+        )
         return other
 
     def _find_key(self) -> ApiKey | FunctionKey:
@@ -421,28 +424,35 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
             )
 
     def _connect(self, key: ApiKey | FunctionKey | None) -> NexusFlow:
+        # The usual way takes no lock: an error of a signal handler could leave it taken.
+        if (client := self._client_for(key)) is not None:
+            return client
         with _lock:
-            if self._client is None or (
-                key is not None and (self._client_key is None or self._client_key != key)
-            ):
-                former = self._client
-                self._client_key = key
-                found = isinstance(key, ApiKey) and self._api_key is None
-                variable = self._config["api_key_env_var"]
-                self._client = NexusFlow(
-                    EnvironmentKey(variable, cast(ApiKey, key)) if found else key,
-                    base_url=self._config.get("api_base"),
-                    model=self.model_name,
-                    dimensions=self.dimensions,
-                    query_instruction=self._config.get("query_instruction"),
-                    document_instruction=self._config.get("document_instruction"),
-                    extra_body=self._config.get("extra_body"),
-                    default_query=self._config.get("default_query"),
-                    **self._options,
-                )
-                if former is not None:  # keep the budget when the key changes
-                    self._client._succeed(former)
-            return self._client
+            if (client := self._client_for(key)) is not None:
+                return client
+            found = isinstance(key, ApiKey) and self._api_key is None
+            variable = self._config["api_key_env_var"]
+            client = NexusFlow(
+                EnvironmentKey(variable, cast(ApiKey, key)) if found else key,
+                base_url=self._config.get("api_base"),
+                model=self.model_name,
+                dimensions=self.dimensions,
+                query_instruction=self._config.get("query_instruction"),
+                document_instruction=self._config.get("document_instruction"),
+                extra_body=self._config.get("extra_body"),
+                default_query=self._config.get("default_query"),
+                **self._options,
+            )
+            if self._connected is not None:  # keep the budget when the key changes
+                client._succeed(self._connected[1])
+            self._connected = (key, client)
+            return client
+
+    def _client_for(self, key: ApiKey | FunctionKey | None) -> NexusFlow | None:
+        if self._connected is None:
+            return None
+        known, client = self._connected
+        return client if key is None or (known is not None and known == key) else None
 
     def _remember(self) -> None:
         if (base := self._config.get("api_base")) is not None:

@@ -16,7 +16,7 @@ import pytest
 from chromadb.utils.embedding_functions import known_embedding_functions
 
 import nexusflow_integrations
-from nexusflow_integrations import Budget, errors
+from nexusflow_integrations import Budget, chroma, errors
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.local import LocalServer
 
@@ -42,6 +42,15 @@ def test_importing_registers_it_under_a_name_that_no_built_in_has() -> None:
 
 def test_it_is_importable_from_the_root() -> None:
     assert nexusflow_integrations.NexusFlowEmbeddingFunction is NexusFlowEmbeddingFunction
+
+
+def test_a_call_takes_no_lock_that_an_interrupt_could_leave_taken(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = make()
+    function(["a text"])
+    monkeypatch.setattr(chroma, "_lock", None)
+    assert len(function(["another text"])) == len(function.embed_query(["why?"])) == 1
 
 
 @pytest.mark.parametrize("method", ["__call__", "embed_query", "aembed", "aembed_query"])
