@@ -117,6 +117,7 @@ def test_a_call_that_waits_for_a_text_is_woken_by_its_row_its_refusal_or_the_end
 def test_a_row_that_a_calling_thread_lends_is_copied_before_its_caller_may_change_it() -> None:
     coalescer = Coalescer()
     carrier, waiting = CallResults(1), CallResults(1)
+    carrier.thread, waiting.thread = 1, 2
     assert coalescer.enter([(0, "text")], carrier)
     mine, others = coalescer.join([(0, "text")], waiting)
     assert (mine, others) == ([], [(0, "text", carrier, 0)])

@@ -49,3 +49,65 @@ def test_a_handler_reads_the_usage_of_a_client_whose_call_it_interrupts(
     server: Any, handler: str
 ) -> None:
     assert run(SCRIPT, server.base_url, KEY, handler, seconds=100) == (0, "True True\n", "")
+
+
+INTERRUPTED = """
+    import asyncio, signal, sys, threading
+    import numpy as np
+    from faults.behaviours import right_after
+    from faults.server import FaultServer, always, expected_vector
+    from nexusflow_integrations import NexusFlow
+
+    how, concurrency, names = sys.argv[2], int(sys.argv[3]), sys.argv[4:]
+    main = threading.main_thread().ident
+    level = 0
+
+    def calls(*_):
+        global level
+        if level == len(names):
+            return
+        name, _, count = names[level].partition(":")
+        level += 1
+        texts = [name, *(f"{name} {n}" for n in range(1, int(count or 1)))]
+        if how == "async" and level == 2:
+            rows = asyncio.run(client.aembed(texts))
+        else:
+            rows = client.embed(texts)
+        print(np.array_equal(rows, [expected_vector(text, 64) for text in texts]))
+
+    def interrupts(wire):
+        signal.pthread_kill(main, signal.SIGUSR1)
+        right_after(0.3)(wire)
+
+    with FaultServer() as server:
+        client = NexusFlow(
+            sys.argv[1], base_url=server.base_url, dimensions=64, max_concurrency=concurrency
+        )
+        client.embed("warm")
+        client.embed("warmer")
+        signal.signal(signal.SIGUSR1, calls)
+        server.script = always(interrupts)
+        calls()
+        print(level, server.max_in_flight <= concurrency)
+"""
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("concurrency", [32])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["same", "same", "same"],
+        ["same", "other", "same"],
+        ["one", "another", "a third"],
+        ["same:15", "same"],
+        ["same:15", "other", "same 3"],
+    ],
+    ids=" ".join,
+)
+def test_a_handler_gets_vectors_while_the_call_that_it_interrupts_has_a_request_in_flight(
+    names: list[str], concurrency: int, how: str
+) -> None:
+    count = len(names)
+    done = run(INTERRUPTED, KEY, how, str(concurrency), *names, seconds=60)
+    assert done == (0, "True\n" * count + f"{count} True\n", "")

@@ -47,7 +47,9 @@ class Coalescer:
         left = []
         for index, text in mine:
             found = self._of_threads.get(text)
-            if found is not None and found[0] is not results:
+            # A thread that is sending and yet makes a call runs a signal handler. It sends the text
+            # again, because the call that it has interrupted cannot end before the handler.
+            if found is not None and found[0].thread != results.thread:
                 carrier, place = found
                 carrier.lent.add(place)
                 # Look again: if a thread has removed its text meanwhile, it may not see that the

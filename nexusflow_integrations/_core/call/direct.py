@@ -99,6 +99,7 @@ class DirectCall:
         self._later = later
         self._texts = list(enumerate(call.texts))
         self._results = ResultsHere(len(call.texts))
+        self._results.thread = call.thread
         self._request = object()
         self._steps: Steps | None = None
         self._has_ended = False

@@ -285,6 +285,7 @@ class Engine:
         on_progress = None if caller is None else caller.on_progress
         results = call.sink = CallResults(len(call.texts), on_progress, lists=lists)
         results.leave_out(call.unsent)
+        results.thread = call.thread
         failure: NexusFlowError
         terms = call.terms or Terms(call.settings)
         try:

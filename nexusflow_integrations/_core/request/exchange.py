@@ -20,6 +20,7 @@ import re
 from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from nexusflow_integrations._core.request import retry
@@ -171,8 +172,8 @@ class Call:
     ``until`` is the deadline in monotonic seconds. ``stopping`` is set when the call is going to
     fail: then the tasks in ``in_flight``, which have sent a request, may finish, but nothing more
     is sent. ``shortened`` holds the indices of texts that were too long. ``unsent`` holds the
-    errors of texts that are left out, by index. ``sent`` is the request that the calling thread has
-    already sent, with the reply.
+    errors of texts that are left out, by index. ``thread`` is the thread that made the call.
+    ``sent`` is the request that this thread has already sent, with the reply.
     """
 
     texts: Sequence[str]
@@ -191,6 +192,7 @@ class Call:
     lists: bool = False
     unsent: Mapping[int, InvalidInputError] = field(default_factory=dict)
     derive: bool = False
+    thread: int = field(default_factory=get_ident)
 
     endpoint: EndpointState = field(init=False)
     sink: Sink = field(init=False)
