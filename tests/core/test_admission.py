@@ -381,3 +381,16 @@ async def test_a_thread_and_the_loop_never_take_the_same_place() -> None:
         assert entered
         assert any(entered) + queue.in_flight <= 1
         waiting.cancel()
+
+
+@timed
+async def test_a_thread_that_enters_while_the_loop_lends_gets_no_additional_place() -> None:
+    for moment in range(4):
+        queue = admission(3)
+        queue.lend()
+        queue.threads = Interrupted(lambda queue=queue: queue.try_enter("a"), moment)  # type: ignore[misc]
+        queue.lend()
+        for name in "bcde":
+            if not queue.try_enter(name):
+                queue.exit(name)
+        assert len(queue.threads) <= 3

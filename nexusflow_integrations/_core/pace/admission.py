@@ -77,9 +77,13 @@ class AdmissionQueue:
 
     def _room(self) -> int:
         """Return how many requests could be sent now; 0 if requests are paced."""
+        return self._unused() - len(self.threads)
+
+    def _unused(self) -> int:
+        """Return the room that the loop's requests leave; 0 if requests are paced."""
         if isinstance(self.pacer, DetectedLimit) and self.pacer.rate is None:
-            return int(self.window.size) - self.in_flight - len(self.threads)
-        return -len(self.threads)
+            return int(self.window.size) - self.in_flight
+        return 0
 
     def leave(self) -> None:
         """Record that a request is no longer in flight."""
@@ -95,7 +99,7 @@ class AdmissionQueue:
 
     def lend(self) -> None:
         """Lend the free room to calling threads, if no request waits for it."""
-        self._lent = 0 if self._waiting else max(0, self._room() + len(self.threads))
+        self._lent = 0 if self._waiting else max(0, self._unused())
 
     def try_enter(self, request: object) -> bool:
         """Count ``request`` of a calling thread as in flight, if it does not have to wait.
