@@ -263,8 +263,9 @@ async def test_after_a_response_the_next_is_admitted_only_when_the_response_was_
 
 @timed
 async def test_room_is_lent_to_threads_only_while_nothing_waits_and_nothing_is_paced() -> None:
-    queue = admission(2)
+    queue = admission(3)
     assert not queue.try_enter("before the first call")
+    await queue.enter(10)
     queue.lend()
     assert queue.try_enter("a")
     assert queue.try_enter("b")
@@ -279,7 +280,7 @@ async def test_room_is_lent_to_threads_only_while_nothing_waits_and_nothing_is_p
     queue.pump()
     await settle()
     assert waiting.done()
-    assert queue.in_flight + len(queue.threads) == 2
+    assert queue.in_flight + len(queue.threads) == 3
     queue.exit("b")
     queue.leave()
     assert queue.try_enter("e")
@@ -325,7 +326,36 @@ async def test_a_smaller_window_is_lent_smaller() -> None:
     queue.lend()
     queue.window.failed(sent_at=0.0, now=1.0)
     queue.lend()
-    assert [queue.try_enter(name) for name in "abcd"] == [True, True, False, False]
+    assert [queue.try_enter(name) for name in "abcd"] == [True, False, False, False]
+
+
+@timed
+async def test_threads_leave_room_for_one_request_of_the_loop() -> None:
+    for limit in range(1, 4):
+        queue = admission(limit)
+        queue.lend()
+        names = range(limit)
+        assert [queue.try_enter(name) for name in names] == [True] * (limit - 1) + [False]
+        queue.exit(limit - 1)
+        await asyncio.wait_for(queue.enter(10), 1)
+        assert queue.in_flight + len(queue.threads) == limit
+
+
+@timed
+async def test_the_loop_may_send_one_request_although_threads_fill_a_smaller_window() -> None:
+    queue = admission(4)
+    queue.lend()
+    assert all(queue.try_enter(name) for name in "abc")
+    for now in range(8):
+        queue.window.failed(sent_at=now + 0.5, now=now + 1)
+    queue.lend()
+    assert queue.window.size == 1
+    await asyncio.wait_for(queue.enter(10), 1)
+    waiting = asyncio.ensure_future(queue.enter(10))
+    await settle()
+    assert not waiting.done()
+    queue.leave()
+    await asyncio.wait_for(waiting, 1)
 
 
 class Interrupted(set[object]):
@@ -353,9 +383,10 @@ class Interrupted(set[object]):
         return length
 
 
-def interrupted(moment: int, entered: list[bool]) -> AdmissionQueue:
-    """Return a queue with one place, which thread "b" tries to enter at ``moment``."""
-    queue = admission(1)
+async def interrupted(moment: int, entered: list[bool]) -> AdmissionQueue:
+    """Return a queue with one free place, which thread "b" tries to enter at ``moment``."""
+    queue = admission(2)
+    await queue.enter(10)
     queue.lend()
     queue.threads = Interrupted(lambda: entered.append(queue.try_enter("b")), moment)
     return queue
@@ -365,7 +396,7 @@ def interrupted(moment: int, entered: list[bool]) -> AdmissionQueue:
 async def test_two_threads_never_take_the_same_place() -> None:
     for moment in range(4):
         entered: list[bool] = []
-        queue = interrupted(moment, entered)
+        queue = await interrupted(moment, entered)
         entered.append(queue.try_enter("a"))
         assert len(entered) == 2
         assert entered.count(True) <= 1
@@ -375,11 +406,11 @@ async def test_two_threads_never_take_the_same_place() -> None:
 async def test_a_thread_and_the_loop_never_take_the_same_place() -> None:
     for moment in range(2):
         entered: list[bool] = []
-        queue = interrupted(moment, entered)
+        queue = await interrupted(moment, entered)
         waiting = asyncio.ensure_future(queue.enter(10))
         await settle()
         assert entered
-        assert any(entered) + queue.in_flight <= 1
+        assert any(entered) + queue.in_flight <= 2
         waiting.cancel()
 
 
@@ -390,7 +421,7 @@ async def test_a_thread_that_enters_while_the_loop_lends_gets_no_additional_plac
         queue.lend()
         queue.threads = Interrupted(lambda queue=queue: queue.try_enter("a"), moment)  # type: ignore[misc]
         queue.lend()
-        for name in "bcde":
+        for name in "bcd":
             if not queue.try_enter(name):
                 queue.exit(name)
-        assert len(queue.threads) <= 3
+        assert len(queue.threads) <= 2

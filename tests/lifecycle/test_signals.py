@@ -88,12 +88,13 @@ INTERRUPTED = """
         signal.signal(signal.SIGUSR1, calls)
         server.script = always(interrupts)
         calls()
-        print(level, server.max_in_flight <= concurrency)
+        print(server.max_in_flight <= concurrency)
 """
 
 
-@pytest.mark.parametrize("how", ["sync", "async"])
-@pytest.mark.parametrize("concurrency", [32])
+@pytest.mark.parametrize(
+    ("how", "concurrency"), [("sync", 1), ("sync", 2), ("sync", 32), ("async", 32)]
+)
 @pytest.mark.parametrize(
     "names",
     [
@@ -106,8 +107,8 @@ INTERRUPTED = """
     ids=" ".join,
 )
 def test_a_handler_gets_vectors_while_the_call_that_it_interrupts_has_a_request_in_flight(
-    names: list[str], concurrency: int, how: str
+    names: list[str], how: str, concurrency: int
 ) -> None:
-    count = len(names)
-    done = run(INTERRUPTED, KEY, how, str(concurrency), *names, seconds=60)
-    assert done == (0, "True\n" * count + f"{count} True\n", "")
+    code, out, err = run(INTERRUPTED, KEY, how, str(concurrency), *names, seconds=60)
+    assert (code, set(out.split()), err) == (0, {"True"}, "")
+    assert len(out.split()) >= 3  # a call that sends nothing is not interrupted

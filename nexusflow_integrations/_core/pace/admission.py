@@ -9,6 +9,9 @@ send without asking the loop (``try_enter``). The loop takes the room back when 
 sides write before they look (the thread enters a set, the loop reduces the room that it lends), so
 together they never exceed the window. They need no lock, which might be held when a signal handler
 runs.
+
+The loop keeps room for one request of its own. A thread's request may last until a signal handler
+has run in the thread, and the handler may wait for a request of the loop.
 """
 
 from __future__ import annotations
@@ -99,7 +102,8 @@ class AdmissionQueue:
 
     def lend(self) -> None:
         """Lend the free room to calling threads, if no request waits for it."""
-        self._lent = 0 if self._waiting else max(0, self._unused())
+        kept = 0 if self.in_flight else 1
+        self._lent = 0 if self._waiting else max(0, self._unused() - kept)
 
     def try_enter(self, request: object) -> bool:
         """Count ``request`` of a calling thread as in flight, if it does not have to wait.
@@ -142,7 +146,11 @@ class AdmissionQueue:
         """Admit and return 0, or return the seconds to wait, or ``None`` if there is no room."""
         if self._lent:
             self._lent = max(0, min(self._lent, int(self.window.size) - self.in_flight - 1))
-        if not self.window.allows(self.in_flight + max(self._lent, len(self.threads))):
+        # The first request is always admitted: the window may have become smaller than the number
+        # of requests of threads.
+        if self.in_flight and not self.window.allows(
+            self.in_flight + max(self._lent, len(self.threads))
+        ):
             return None
         now = self._clock()
         wait = self.pacer.wait(now)
