@@ -24,8 +24,11 @@ from faults.surfaces import used_already
 
 from nexusflow_integrations import Budget, NexusFlow
 from nexusflow_integrations._core.call.caller import BatchEnd, Hooks
-from nexusflow_integrations._core.call.direct import fits
-from nexusflow_integrations._core.call.engine import engine
+from nexusflow_integrations._core.call.coalescing import Coalescer
+from nexusflow_integrations._core.call.direct import DirectCall, fits
+from nexusflow_integrations._core.call.engine import Engine, engine
+from nexusflow_integrations._core.call.results import CallResults
+from nexusflow_integrations._core.pace.admission import AdmissionQueue
 from nexusflow_integrations._core.request import blocking
 from nexusflow_integrations._core.request.blocking import BlockingSender, Connections, Peer
 from nexusflow_integrations._core.request.exchange import Call
@@ -395,6 +398,46 @@ def test_an_error_of_a_signal_handler_ends_a_call_that_opens_a_connection(
     finally:
         signal.signal(signal.SIGALRM, before)
         silent.close()
+
+
+def test_an_interrupt_at_any_line_leaves_no_text_and_no_request_behind(
+    server: FaultServer,
+) -> None:
+    client = in_use(server)
+    coalescers = engine()[1]._coalescers
+    files = {
+        sys.modules[kind.__module__].__file__
+        for kind in (DirectCall, Coalescer, CallResults, AdmissionQueue, Engine)
+    }
+    errors: list[BaseException] = []  # an error that is kept keeps the frames of its call
+
+    def interrupted_at(moment: int) -> bool:
+        left = moment
+
+        def at_line(frame: Any, event: str, _: Any) -> Any:
+            nonlocal left
+            if event == "line":
+                left -= 1
+                if left == -1:
+                    raise KeyboardInterrupt
+            return at_line
+
+        former = sys.gettrace()
+        sys.settrace(lambda frame, *_: at_line if frame.f_code.co_filename in files else None)
+        try:
+            client.embed("interrupted")
+        except KeyboardInterrupt as error:
+            errors.append(error)
+        finally:
+            sys.settrace(former)
+        return left < 0
+
+    moments = 0
+    while interrupted_at(moments):
+        assert not lane_of(client).admission.threads, moments
+        assert not any(coalescer._of_threads for coalescer in coalescers.values()), moments
+        moments += 1
+    assert moments == len(errors) > 50
 
 
 FORKS = """

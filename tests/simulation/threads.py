@@ -96,10 +96,7 @@ class ProgramThread:
             self._paused.release()
 
     def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
-        code = frame.f_code
-        if code.co_filename in SHARED and code.co_name != "__del__":
-            return self._at_line
-        return None
+        return self._at_line if frame.f_code.co_filename in SHARED else None
 
     def _at_line(self, frame: FrameType, event: str, _: Any) -> Any:
         if event == "line" and self._chance.random() < self._likely:

@@ -80,9 +80,10 @@ class DirectCall:
         coalescer: The texts in flight.
         sender: Sends the request.
         later: Calls a function on the event loop.
-    """
 
-    _has_ended = True
+    Attributes:
+        has_ended: Whether ``end`` has done everything.
+    """
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class DirectCall:
         self._results.thread = call.thread
         self._request = object()
         self._steps: Steps | None = None
-        self._has_ended = False
+        self.has_ended = False
 
     def run(self) -> CallResults | None:
         """Send and return the results; ``None`` if the event loop must continue the call.
@@ -161,7 +162,10 @@ class DirectCall:
         )
 
     def end(self) -> None:
-        """Remove the call from the tables that all calls share; this may be called again."""
+        """Remove the call from the tables that all calls share.
+
+        If a signal handler raises an error here, this must be called again.
+        """
         if self._steps is not None:
             # Close again, because closing counts the request and Ctrl-C may have prevented it.
             self._steps.close()
@@ -171,8 +175,4 @@ class DirectCall:
             self._later(self._results.wake_all)
         if self._endpoint.admission.exit(self._request):
             self._later(self._endpoint.admission.pump)
-        self._has_ended = True
-
-    def __del__(self) -> None:
-        if not self._has_ended:  # a signal handler raised an error during `end`
-            self.end()
+        self.has_ended = True

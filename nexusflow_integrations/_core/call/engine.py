@@ -268,9 +268,13 @@ class Engine:
             begun()  # call this before the call takes a place that others may wait for
         direct = DirectCall(call, endpoint, coalescer, sender, later)
         try:
-            return direct.run()
+            try:
+                return direct.run()
+            finally:
+                direct.end()
         finally:
-            direct.end()
+            if not direct.has_ended:  # a signal handler raised an error at the start of or in `end`
+                direct.end()
 
     async def embed(
         self, call: Call, caller: Caller | None = None, stop: Stop | None = None
