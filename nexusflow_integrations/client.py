@@ -841,12 +841,12 @@ class NexusFlow:
         try:
             results = running.embed_here(call, begun)
             if results is None:
-                # The event loop counts all requests again, including those that were sent here.
+                # The event loop counts everything again, including a request that was sent here.
                 call.ledger.reset()
             elif caller is not None:
                 caller.end_here(call.texts, results, call.ledger)
         finally:
-            if call.ledger.requests:
+            if call.ledger.texts:
                 self._spent.add(call.ledger)
         return results
 

@@ -353,7 +353,8 @@ SIGNALS = """
     except raised as error:
         shown = traceback.TracebackException.from_exception(error, capture_locals=True)
         print(sys.argv[2] in "".join(shown.format()))
-    print(client.usage.requests, len(endpoint.admission.threads), endpoint.admission.in_flight)
+    print(client.usage.texts, client.usage.requests)
+    print(len(endpoint.admission.threads), endpoint.admission.in_flight)
     print(np.array_equal(client.embed("after"), expected_vector("after", 64)))
 """
 
@@ -373,7 +374,7 @@ def test_an_error_of_a_signal_handler_ends_the_call_and_is_not_a_fault(
 ) -> None:
     server.script = once(lambda wire: wire.hold())
     done = run(SIGNALS, server.base_url, KEY, raised, handler, seconds=100)
-    assert done == (0, "False\n1 0 0\nTrue\n", "")
+    assert done == (0, "False\n1 1\n0 0\nTrue\n", "")
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")

@@ -116,6 +116,7 @@ class DirectCall:
             return None
         call.endpoint = SeenFromThread(endpoint)  # type: ignore[assignment]
         call.sink = self._results
+        call.ledger.texts += len(self._texts)
         if call.settings.deadline:
             call.until = endpoint.clock() + call.settings.deadline
         steps = exchange([item_of(index, text) for index, text in self._texts], call)
@@ -123,7 +124,6 @@ class DirectCall:
         try:
             step = next(steps)
             if self._is_done(steps, step):
-                call.ledger.texts += len(self._texts)
                 return self._results
         except (NeedsLoop, NexusFlowError):
             pass
