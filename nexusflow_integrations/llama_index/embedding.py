@@ -150,7 +150,8 @@ class NexusFlowEmbeddingEndEvent(EmbeddingEndEvent):
     it, too.
 
     Attributes:
-        usage: The requests, tokens and cost that the API billed; ``None`` if nothing was sent.
+        usage: The texts, and the requests, tokens and cost that the API billed; ``None`` if
+            nothing was sent.
     """
 
     usage: Usage | None = None

@@ -138,7 +138,7 @@ def test_an_end_reports_the_texts_the_vectors_and_the_usage_of_the_batch_alone(r
     for end in ends:
         expected = [vector_of(text, SIZE).tolist() for text in end.texts]
         assert end.vectors.tolist() == expected
-        assert end.ledger.requests == 1
+        assert (end.ledger.texts, end.ledger.requests) == (10, 1)
 
 
 def test_an_end_leaves_out_what_was_refused(run: Run) -> None:

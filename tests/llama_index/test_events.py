@@ -89,7 +89,7 @@ def test_a_later_text_is_sent_by_the_calling_thread_and_has_the_same_events(
     *_, ended = events.named("EmbeddingEndEvent")
     assert started.span_id == ended.span_id == spans.of(f"get_{role}_embedding")[-1]
     assert (ended.chunks, ended.embeddings) == (["some text"], [vector])
-    assert ended.usage.requests == 1
+    assert (ended.usage.texts, ended.usage.requests) == (1, 1)
 
 
 def test_a_text_that_another_call_is_sending_ends_with_its_vector_and_no_usage(
@@ -204,6 +204,7 @@ def test_the_usage_of_the_ends_is_what_the_server_billed(
     single(embedding, "text", "some text")
     usages = [event.usage for event in events.named("EmbeddingEndEvent")]
     assert [usage.requests for usage in usages] == [1] * 12
+    assert sum(usage.texts for usage in usages) == embedding.usage.texts == 97
     assert sum(usage.tokens for usage in usages) == server.stats.tokens > 0
     assert embedding.usage.tokens == server.stats.tokens
 

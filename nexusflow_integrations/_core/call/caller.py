@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -53,8 +53,8 @@ class BatchEnd:
     """The result of a batch whose last request has ended, successfully or not.
 
     ``number`` identifies the batch. ``texts`` are the m texts of the batch that have a vector;
-    ``vectors``, float32 of shape (m, d), are their rows. ``ledger`` counts only the requests of
-    this batch.
+    ``vectors``, float32 of shape (m, d), are their rows. ``ledger`` counts only the texts and
+    requests of this batch.
     """
 
     number: int
@@ -269,7 +269,8 @@ class Caller:
         done = [item for item in batch if results.done[item.index]]
         if done or not failed:
             vectors = results.rows_at([item.index for item in done])
-            end = BatchEnd(number, [item.text for item in done], vectors, ledger)
+            own = replace(ledger, texts=len(batch))
+            end = BatchEnd(number, [item.text for item in done], vectors, own)
             self._tell(Ask(partial(self._hooks.ended, end), self._note))
 
     async def _ask(self, do: Callable[[], Any]) -> Outcome[Any]:
