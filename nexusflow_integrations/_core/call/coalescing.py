@@ -61,6 +61,10 @@ class Coalescer:
             left.append((index, text))
         return left, others
 
+    def holds_any(self, texts: Iterable[str]) -> bool:
+        """Return whether a call is embedding any of ``texts``; any thread may call this."""
+        return any(text in self._carriers or text in self._of_threads for text in texts)
+
     def enter(self, texts: Texts, results: CallResults) -> bool:
         """Enter the texts that the calling thread will send.
 

@@ -265,6 +265,8 @@ class Engine:
         coalescer = self._coalescer_of(call, None)
         later = self._background.call_soon
         if begun is not None:
+            if coalescer.holds_any(call.texts):
+                return None
             begun()  # call this before the call takes a place that others may wait for
         direct = DirectCall(call, endpoint, coalescer, sender, later)
         try:
