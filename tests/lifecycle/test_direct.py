@@ -239,6 +239,32 @@ def test_threads_and_loop_together_stay_within_the_window(server: FaultServer) -
     assert client.usage.requests == len(server.requests) == 2 * 12 * 3 + 6 * 12
 
 
+def test_the_place_of_a_thread_is_taken_at_once_by_a_request_that_waits(
+    server: FaultServer,
+) -> None:
+    go_on = {"held": threading.Event(), "bulk 0": threading.Event()}
+
+    def when_told(wire: Wire) -> None:
+        if wire.texts[0] in go_on:
+            assert go_on[wire.texts[0]].wait(120)
+        wire.right()
+
+    server.script = always(when_told)
+    client = in_use(server, max_concurrency=2)
+    some = [f"bulk {n}" for n in range(20)]
+    threads = [threading.Thread(target=client.embed, args=(what,)) for what in ("held", some)]
+    threads[0].start()
+    until(lambda: lane_of(client).admission.threads)
+    threads[1].start()
+    until(lambda: lane_of(client).admission._waiting)
+    go_on["held"].set()
+    until(lambda: server.texts["bulk 10"])
+    go_on["bulk 0"].set()
+    for thread in threads:
+        thread.join(120)
+    assert server.max_in_flight == 2
+
+
 def test_a_text_that_a_thread_is_sending_is_not_sent_by_others(server: FaultServer) -> None:
     go_on = threading.Event()
 

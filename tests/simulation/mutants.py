@@ -213,12 +213,6 @@ MUTANTS = (
         "self.threads.discard(request)",
     ),
     Mutant(
-        "a thread does not wake the admission queue at its end",
-        direct.DirectCall,
-        "end",
-        "self._later(self._endpoint.admission.pump)",
-    ),
-    Mutant(
         "the event loop does not count the requests of threads",
         admission.AdmissionQueue,
         "_admit",
