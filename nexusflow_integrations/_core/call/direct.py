@@ -48,7 +48,6 @@ def fits(call: Call) -> bool:
     settings, texts = call.settings, call.texts
     return (
         len(texts) <= settings.batch_size
-        and settings.max_concurrency > 1  # the server may accept only one connection
         and call.key is not None
         and call.cache is None
         and call.guard is None
