@@ -95,29 +95,42 @@ def rows_of(texts: Any) -> Iterable[Any]:
     """
     if type(texts) in (list, tuple):
         return cast("Iterable[Any]", texts)
-    kind = type(texts).__name__
-    if isinstance(texts, str):
-        advice = "one string: write [text]"
-    elif isinstance(texts, (bytes, bytearray, memoryview)):
-        advice = f"{kind}: decode it"
-    elif isinstance(texts, Mapping):
-        advice = f"{kind}: pass its values()"
-    elif isinstance(texts, (set, frozenset)):
-        advice = f"{kind}, which has no order to match the vectors to: pass a list"
-    elif isinstance(texts, PathLike):
-        advice = f"{kind}: read the file first"
-    elif attribute(texts, "columns") is not None:
-        advice = f"{kind}, which yields the names of its columns: pass one column of it"
-    elif has_methods(texts, "to_pylist"):  # the items of a pyarrow array are not str
-        return list(texts.to_pylist())
-    elif hint := _hint(texts):
-        advice = f"{kind}: pass a list of texts; the text of this object is {hint}"
-    else:
+    if (advice := no_rows(texts)) is None:
+        if has_methods(texts, "to_pylist"):  # the items of a pyarrow array are not str
+            return list(texts.to_pylist())
         try:
             return cast("Iterable[Any]", iter(texts))
         except TypeError:
-            advice = kind
+            advice = type(texts).__name__
     raise InvalidInputError(f"expected a list of texts, not {advice}")
+
+
+def no_rows(items: object, item: str = "text") -> str | None:
+    """Return what ``items`` is and what to pass instead, if it does not yield values in an order.
+
+    Such objects are iterable, but iterating them would yield something else, such as letters, keys
+    or the names of columns. ``None`` means that ``items`` may be iterated, if it can be.
+
+    Args:
+        items: What the caller passed.
+        item: What each value is, for the message.
+    """
+    kind = type(items).__name__
+    if isinstance(items, str):
+        return f"one string: write [{item}]"
+    if isinstance(items, (bytes, bytearray, memoryview)):
+        return f"{kind}: decode it"
+    if isinstance(items, Mapping):
+        return f"{kind}: pass its values()"
+    if isinstance(items, (set, frozenset)):
+        return f"{kind}, which has no order: pass a list"
+    if isinstance(items, PathLike):
+        return f"{kind}: read the file first"
+    if attribute(items, "columns") is not None:
+        return f"{kind}, which yields the names of its columns: pass one column of it"
+    if hint := _hint(items):
+        return f"{kind}: pass a list of {item}s; the text of this object is {hint}"
+    return None
 
 
 def _hint(item: object) -> str:

@@ -15,7 +15,7 @@ from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, c
 from nexusflow_integrations.chroma_collections.embedding import Embedder, check_kind
 from nexusflow_integrations.chroma_collections.filling import AsyncFilling, Filling
 from nexusflow_integrations.chroma_collections.keyword_index import refresh
-from nexusflow_integrations.chroma_collections.records import arows, check_columns, rows
+from nexusflow_integrations.chroma_collections.records import arows, columns_of, rows
 from nexusflow_integrations.chroma_collections.run import SLICE, Run
 from nexusflow_integrations.chroma_collections.writer import aonly_writer, only_writer
 from nexusflow_integrations.errors import RefusedTextsError
@@ -85,8 +85,7 @@ def add_documents(
         NexusFlowError: Embedding failed.
     """
     check_kind(collection, Collection, "add_documents", "aadd_documents")
-    check_columns(ids, documents, metadatas, twin="aadd_documents")
-    columns: list[Iterable[Any]] = [ids, documents, *([] if metadatas is None else [metadatas])]
+    columns = columns_of(ids, documents, metadatas, twin="aadd_documents")
     _check_lists(columns)
     embedder = Embedder(collection)
     calls = Calls(collection, check_timeout(store_timeout, embedder.deadline))
@@ -116,8 +115,7 @@ async def aadd_documents(
     Iterables and async iterables may be mixed.
     """
     check_kind(collection, AsyncCollection, "aadd_documents", "add_documents")
-    check_columns(ids, documents, metadatas)
-    columns: list[Any] = [ids, documents, *([] if metadatas is None else [metadatas])]
+    columns = columns_of(ids, documents, metadatas)
     await asyncio.to_thread(_check_lists, columns)
     embedder = Embedder(collection)
     calls = AsyncCalls(collection, check_timeout(store_timeout, embedder.deadline))

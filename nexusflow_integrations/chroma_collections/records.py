@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from chromadb.api.types import validate_ids, validate_metadata
 from chromadb.errors import DuplicateIDError
 
-from nexusflow_integrations._core import seen_ids
+from nexusflow_integrations._core import checks, seen_ids
 from nexusflow_integrations._core.left_out import LeftOut, reason_of
-from nexusflow_integrations._core.texts import check_text
+from nexusflow_integrations._core.texts import check_text, no_rows
 from nexusflow_integrations.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -34,24 +34,38 @@ class Record(NamedTuple):
     uri: str | None = None
 
 
-def check_columns(
+def columns_of(
     ids: object, documents: object, metadatas: object, *, twin: str | None = None
-) -> None:
-    """Refuse invalid columns; ``twin`` names the function that takes async iterables."""
-    for name, column in zip(_NAMES, (ids, documents, metadatas), strict=True):
-        if column is None and name == "metadatas":
-            continue
-        if isinstance(column, (str, bytes, dict)):
-            raise InvalidInputError(
-                f"{name} must have one value for each document, not one"
-                f" {'string' if isinstance(column, str) else type(column).__name__}"
-            )
-        if not isinstance(column, Iterable):
-            if isinstance(column, AsyncIterable):
-                if twin is None:
-                    continue
-                raise InvalidInputError(f"{name} is an async iterable: use {twin}")
-            raise InvalidInputError(f"{name} must be an iterable, not {type(column).__name__}")
+) -> list[Any]:
+    """Return the columns of the source: two, or three if there are ``metadatas``.
+
+    Args:
+        ids, documents, metadatas: As the caller passed them.
+        twin: Name of the function that takes async iterables; ``None`` if they are allowed.
+
+    Raises:
+        InvalidInputError: A column is not iterable, has no order, or iterating it would yield
+            something else, such as the names of columns.
+    """
+    given = [ids, documents, *([] if metadatas is None else [metadatas])]
+    return [_column(name, column, twin) for name, column in zip(_NAMES, given, strict=False)]
+
+
+def _column(name: str, column: Any, twin: str | None) -> Any:
+    kind = type(column).__name__
+    if isinstance(column, AsyncIterable) and not isinstance(column, Iterable):
+        if twin is None:
+            return column
+        raise InvalidInputError(f"{name} is an async iterable: use {twin}")
+    if (advice := no_rows(column, "id" if name == "ids" else "text")) is not None:
+        if name == "metadatas":
+            advice = f"one {kind}: pass a list of dicts"
+        raise InvalidInputError(f"{name} must have one value for each document, not {advice}")
+    if checks.has_methods(column, "to_pylist"):  # the items of a pyarrow array are not plain
+        return column.to_pylist()
+    if not isinstance(column, Iterable):
+        raise InvalidInputError(f"{name} must be an iterable, not {kind}")
+    return column
 
 
 def rows(columns: Sequence[Iterable[Any]]) -> Iterator[Record]:

@@ -21,7 +21,7 @@ from nexusflow_integrations.chroma_collections.ownership import check_where
 from nexusflow_integrations.chroma_collections.records import (
     SeenIds,
     arows,
-    check_columns,
+    columns_of,
     id_problem,
     rows,
 )
@@ -116,10 +116,9 @@ def sync_documents(
         NexusFlowError: Embedding failed.
     """
     check_kind(collection, Collection, "sync_documents", "async_documents")
-    check_columns(ids, documents, metadatas, twin="async_documents")
+    columns = columns_of(ids, documents, metadatas, twin="async_documents")
     _check_remove(remove)
     check_where(where)
-    columns: list[Iterable[Any]] = [ids, documents, *([] if metadatas is None else [metadatas])]
     _check_lists(columns)
     embedder = Embedder(collection)
     calls = Calls(collection, check_timeout(store_timeout, embedder.deadline))
@@ -164,10 +163,9 @@ async def async_documents(
     Iterables and async iterables may be mixed.
     """
     check_kind(collection, AsyncCollection, "async_documents", "sync_documents")
-    check_columns(ids, documents, metadatas)
+    columns = columns_of(ids, documents, metadatas)
     _check_remove(remove)
     check_where(where)
-    columns: list[Any] = [ids, documents, *([] if metadatas is None else [metadatas])]
     await asyncio.to_thread(_check_lists, columns)
     embedder = Embedder(collection)
     calls = AsyncCalls(collection, check_timeout(store_timeout, embedder.deadline))

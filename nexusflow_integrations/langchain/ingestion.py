@@ -35,7 +35,7 @@ from nexusflow_integrations._core.settings import (
     OnRefused,
     OnTooLongOrCollect,
 )
-from nexusflow_integrations._core.texts import check_text
+from nexusflow_integrations._core.texts import check_text, no_rows
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.errors import (
     BadRequestError,
@@ -189,8 +189,11 @@ def _check_iterables(documents: object, ids: object, *, twin: str | None = None)
             raise InvalidInputError(f"{name} is a loader: pass its lazy_load()")
         if hasattr(given, "page_content"):
             raise InvalidInputError(f"{name} is one document: pass a list of them")
+        kind = type(given).__name__
+        if name == "ids" and (advice := no_rows(given, "id")) is not None:
+            raise InvalidInputError(f"ids must be an iterable, not {advice}")
         if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
-            raise InvalidInputError(f"{name} must be an iterable, not {type(given).__name__}")
+            raise InvalidInputError(f"{name} must be an iterable, not {kind}")
 
 
 def _run(

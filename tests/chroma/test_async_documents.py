@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 from uuid import uuid4
@@ -13,6 +14,7 @@ from nexusflow_integrations import Budget, errors
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import (
     SameIdTwiceError,
+    aadd_documents,
     aopen_collection,
     async_documents,
     sync_documents,
@@ -156,3 +158,18 @@ async def test_the_wrong_variant_is_refused_by_name(collection: Any, server: Loc
     with pytest.raises(errors.ConfigurationError, match="use sync_documents"):
         await async_documents(local, **numbered(1))  # type: ignore[arg-type]
     assert server.stats.requests == 0
+
+
+@pytest.mark.parametrize("call", [async_documents, aadd_documents])
+@pytest.mark.parametrize("name", ["ids", "documents", "metadatas"])
+async def test_a_column_of_the_wrong_kind_changes_nothing(
+    collection: Any, server: LocalServer, call: Callable[..., Any], name: str
+) -> None:
+    await async_documents(collection, **numbered(5))
+    before, sent = await held(collection), server.stats.requests
+    for column, words in ((UserDict(id1="a", id2="b"), "UserDict"), ({"id1", "id2"}, "set")):
+        source = {"ids": ["id1", "id2"], "documents": ["one", "two"], name: column}
+        with pytest.raises(errors.InvalidInputError, match=f"^{name} must have .*{words}"):
+            await call(collection, **source)
+    assert await held(collection) == before
+    assert server.stats.requests == sent

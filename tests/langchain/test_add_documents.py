@@ -6,8 +6,10 @@ import copy
 import subprocess
 import sys
 import uuid
+from collections import UserDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -310,7 +312,10 @@ async def test_a_store_with_another_embedding_is_refused(twin: str) -> None:
         ("a text", None, "documents must be an iterable, not str"),
         (Document("a"), None, "documents is one document"),
         ([Document("a"), "b"], None, "document 1 is not a LangChain Document but a str"),
-        ([Document("a")], "a", "ids must be an iterable"),
+        ([Document("a")], "a", r"ids must be an iterable, not one string: write \[id\]"),
+        ([Document("a")], {"a"}, "ids must be an iterable, not set, which has no order"),
+        ([Document("a")], UserDict(a=1), r"ids must be an iterable, not UserDict: pass its values"),
+        ([Document("a")], SimpleNamespace(columns=["a"]), "yields the names of its columns"),
         ([Document("a"), Document("b")], ["x"], "ids ended after 1, and documents did not"),
         ([Document("a")], ["x", "y"], "documents ended after 1, and ids did not"),
         ([Document("a"), Document("b")], ["x", "x"], "id 'x' appears twice: at 0 and at 1"),
