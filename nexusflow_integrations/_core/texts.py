@@ -86,8 +86,12 @@ def sort_out_blank(texts: Iterable[str]) -> tuple[list[str], dict[int, InvalidIn
     return checked, blank
 
 
-def rows_of(texts: Any) -> Iterable[Any]:
+def rows_of(texts: Any, item: str = "text") -> Iterable[Any]:
     """Return ``texts`` as an iterable of texts, such as a list, a generator or a column of a table.
+
+    Args:
+        texts: What the caller passed.
+        item: What each value is, for the message.
 
     Raises:
         InvalidInputError: ``texts`` is not iterable, has no order, or iterating it would yield
@@ -95,14 +99,14 @@ def rows_of(texts: Any) -> Iterable[Any]:
     """
     if type(texts) in (list, tuple):
         return cast("Iterable[Any]", texts)
-    if (advice := no_rows(texts)) is None:
+    if (advice := no_rows(texts, item)) is None:
         if has_methods(texts, "to_pylist"):  # the items of a pyarrow array are not str
             return list(texts.to_pylist())
         try:
             return cast("Iterable[Any]", iter(texts))
         except TypeError:
             advice = type(texts).__name__
-    raise InvalidInputError(f"expected a list of texts, not {advice}")
+    raise InvalidInputError(f"expected a list of {item}s, not {advice}")
 
 
 def no_rows(items: object, item: str = "text") -> str | None:

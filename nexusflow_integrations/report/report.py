@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nexusflow_integrations import __version__
+from nexusflow_integrations._core.texts import check_text, rows_of
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations._core.whole_file import whole
 from nexusflow_integrations.client import NexusFlow
-from nexusflow_integrations.errors import ConfigurationError
+from nexusflow_integrations.errors import ConfigurationError, InvalidInputError
 from nexusflow_integrations.report import measure
 from nexusflow_integrations.report.page import render
 
@@ -119,11 +120,13 @@ def write_report(
     Raises:
         ConfigurationError: The collection is empty, an expected id is not in it, or its vectors are
             not those of the embedding function. Only the last check sends a request.
+        InvalidInputError: ``questions`` is not a list of questions, or a question cannot be sent;
+            ``index`` is its place. Nothing was sent.
         ImportError: scikit-learn or openTSNE is missing.
         NexusFlowError: Embedding the questions failed.
     """
     measure.need_packages()  # fail before anything is embedded
-    asked = [Question(item) if isinstance(item, str) else item for item in questions]
+    asked = [_question(item, place) for place, item in enumerate(rows_of(questions, "question"))]
     content = _read(collection, source, url, limit, asked)
     vectors = measure.unit(np.asarray(content.vectors, np.float32))
     function = embedding_function or _stored(collection, asked)
@@ -182,6 +185,23 @@ def write_report(
     ranks = tuple(item["rank"] for item in inspected if item["expected"])
     size = len(content.ids)
     return Report(target, size, content.total, layout.method, ranks, usage, model, endpoint)
+
+
+def _question(item: object, place: int) -> Question:
+    question = Question(item) if isinstance(item, str) else item
+    if not isinstance(question, Question):
+        raise InvalidInputError(
+            f"question {place} must be a string or a Question of nexusflow_integrations.report, not"
+            f" {type(item).__name__}",
+            index=place,
+        )
+    check_text(question.text, place)
+    if isinstance(question.expected, str):
+        raise InvalidInputError(
+            f"question {place}: expected must be a list of ids, not one string: write [id]",
+            index=place,
+        )
+    return question
 
 
 def _read(

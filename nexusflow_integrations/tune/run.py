@@ -16,6 +16,7 @@ from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.comparing import TOLERANCE, deviation
 from nexusflow_integrations._core.keywords import words_of
 from nexusflow_integrations._core.models import model_named
+from nexusflow_integrations._core.texts import no_rows
 from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations._core.vectors import Vectors
@@ -24,6 +25,7 @@ from nexusflow_integrations.cli.rag.passages import cut
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import BudgetExceededError, ConfigurationError
 from nexusflow_integrations.tune.questions import (
+    Answer,
     Document,
     Question,
     Truth,
@@ -203,7 +205,7 @@ class Tuning:
                     " sentences: pass your own questions"
                 )
         else:
-            self.questions = list(questions)
+            self.questions = _questions(questions)
         if self._writer is None:
             check_questions(self.questions, self._documents)
         start = TunedSettings() if start is None else start
@@ -364,6 +366,11 @@ def _sizes(given: Sequence[int] | None, client: NexusFlow) -> tuple[int, ...]:
 
 def _documents(given: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[Document]:
     pairs = given.items() if isinstance(given, Mapping) else given
+    if not isinstance(pairs, Iterable):
+        raise ConfigurationError(
+            "documents must be a mapping from name to text, or pairs of name and text, not"
+            f" {type(given).__name__}"
+        )
     documents = []
     for number, pair in enumerate(pairs):
         if not (
@@ -374,6 +381,25 @@ def _documents(given: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[Doc
     if not any(document.text.strip() for document in documents):
         raise ConfigurationError("documents: no document has any text")
     return documents
+
+
+def _questions(given: Iterable[Question]) -> list[Question]:
+    if (advice := no_rows(given, "question")) is not None or not isinstance(given, Iterable):
+        raise ConfigurationError(
+            f"questions must be a list of questions, not {advice or type(given).__name__}"
+        )
+    questions = list(given)
+    for number, item in enumerate(questions):
+        if not (
+            isinstance(item, Question)
+            and isinstance(item.text, str)
+            and isinstance(item.answers, (tuple, list))
+            and all(isinstance(answer, Answer) for answer in item.answers)
+        ):
+            raise ConfigurationError(
+                f"questions: item {number} is not a Question with a text and a tuple of Answers"
+            )
+    return questions
 
 
 # -- measuring -----------------------------------------------------------------------------------

@@ -7,8 +7,10 @@ import hashlib
 import json
 import re
 import sys
+from collections import UserDict
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chromadb
@@ -254,6 +256,34 @@ def test_only_addresses_that_are_safe_to_follow_become_links(tmp_path: Path) -> 
 def test_a_failure_leaves_neither_a_file_nor_a_part_of_one(collection: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError):
         write_report(collection, tmp_path / "out.html", questions=[" "])
+    assert list(tmp_path.glob("out*")) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("abc", r"expected a list of questions, not one string: write \[question\]"),
+        ({"q1": "a1"}, r"not dict: pass its values\(\)"),
+        (UserDict(q1="a1"), r"not UserDict: pass its values\(\)"),
+        ({"q"}, "not set, which has no order"),
+        (SimpleNamespace(columns=["question"]), "which yields the names of its columns"),
+        (None, "not NoneType"),
+        (["otter", 5], "question 1 must be a string or a Question of .*, not int"),
+        (
+            [SimpleNamespace(text="otter", answers=())],
+            "question 0 must be a string or a Question of .*report",
+        ),
+        ([Question(5)], "text 0 must be a string, not int"),  # type: ignore[arg-type]
+        ([Question("otter", "id-1")], "question 0: expected must be a list of ids"),
+    ],
+)
+def test_questions_of_the_wrong_kind_are_refused_before_anything_is_embedded(
+    collection: Any, server: LocalServer, tmp_path: Path, asked: Any, said: str
+) -> None:
+    server.reset_stats()
+    with pytest.raises(InvalidInputError, match=said):
+        write_report(collection, tmp_path / "out.html", questions=asked)
+    assert server.stats.requests == 0
     assert list(tmp_path.glob("out*")) == []
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -252,13 +254,36 @@ def test_a_wrong_argument_is_named_before_anything_is_sent(
 
 
 def test_documents_that_are_none_are_refused(local: LocalServer) -> None:
-    for documents in ({}, {"a": " "}, ["a"], [("a", 7)]):
+    for documents in ({}, {"a": " "}, ["a"], [("a", 7)], 5, "ab"):
         with pytest.raises(ConfigurationError, match="documents"):
             tune(documents, client=_client(local))  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="pass your own questions"):
         tune({"a": "One sentence."}, client=_client(local))
     with pytest.raises(ConfigurationError, match="there are no questions"):
         tune({"a": "One sentence."}, [], client=_client(local))
+
+
+@pytest.mark.parametrize(
+    ("questions", "said"),
+    [
+        ("abc", r"must be a list of questions, not one string: write \[question\]"),
+        ({"q": "panda.md"}, r"not dict: pass its values\(\)"),
+        (UserDict(q="panda.md"), r"not UserDict: pass its values\(\)"),
+        ({Question("q", (Answer("panda.md"),))}, "not set, which has no order"),
+        (SimpleNamespace(columns=["question"]), "which yields the names of its columns"),
+        (5, "must be a list of questions, not int"),
+        (["a"], "item 0 is not a Question"),
+        ([Question("q", "panda.md")], "item 0 is not a Question"),  # type: ignore[arg-type]
+        ([Question("q", Answer("panda.md"))], "item 0 is not a Question"),  # type: ignore[arg-type]
+        ([Question(5, (Answer("panda.md"),))], "item 0 is not a Question"),  # type: ignore[arg-type]
+    ],
+)
+def test_questions_of_the_wrong_kind_are_refused(
+    questions: Any, said: str, local: LocalServer
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"^questions.*{said}"):
+        tune(_documents(), questions, client=_client(local))
+    assert local.stats.requests == 0
 
 
 def test_a_client_with_an_instruction_is_refused(local: LocalServer) -> None:
