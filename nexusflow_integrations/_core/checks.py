@@ -144,6 +144,22 @@ def flag(name: str, value: object) -> bool:
     raise refuse(name, "True or False", value)
 
 
+def flags(**given: object) -> None:
+    """Refuse the first argument that is not ``True`` or ``False``.
+
+    Otherwise "no" would count as true, and an empty text as false.
+    """
+    for name, value in given.items():
+        flag(name, value)
+
+
+def flag_or(name: str, value: object, word: str) -> Any:
+    """Return ``True``, ``False`` or ``word``."""
+    if isinstance(value, bool) or (isinstance(value, str) and str.__str__(value) == word):
+        return value if isinstance(value, bool) else word
+    raise refuse(name, f"True, False or {word!r}", value)
+
+
 def function(name: str, value: object) -> Any:
     """Return a plain (not async) function, or ``None``."""
     if value is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
 
+from nexusflow_integrations._core import checks
 from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, check_timeout
 from nexusflow_integrations.chroma_collections.embedding import Embedder, check_kind
 from nexusflow_integrations.chroma_collections.filling import AsyncFilling, Filling
@@ -86,6 +87,7 @@ def add_documents(
     """
     check_kind(collection, Collection, "add_documents", "aadd_documents")
     columns = columns_of(ids, documents, metadatas, twin="aadd_documents")
+    checks.flags(verify=verify)
     _check_lists(columns)
     embedder = Embedder(collection)
     calls = Calls(collection, check_timeout(store_timeout, embedder.deadline))
@@ -116,6 +118,7 @@ async def aadd_documents(
     """
     check_kind(collection, AsyncCollection, "aadd_documents", "add_documents")
     columns = columns_of(ids, documents, metadatas)
+    checks.flags(verify=verify)
     await asyncio.to_thread(_check_lists, columns)
     embedder = Embedder(collection)
     calls = AsyncCalls(collection, check_timeout(store_timeout, embedder.deadline))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.comparing import deviation
 from nexusflow_integrations._core.left_out import LeftOut
 from nexusflow_integrations._core.usage import Usage
@@ -152,6 +153,7 @@ def copy_collection(
             folder, or the source changes too fast.
         NexusFlowError: Embedding failed.
     """
+    checks.flags(dry_run=dry_run, verify=verify)
     work = _Work(
         client,
         source,
@@ -215,6 +217,7 @@ async def acopy_collection(
     verify: bool = True,
 ) -> Copied:
     """Copy like ``copy_collection``, with an ``AsyncHttpClient``."""
+    checks.flags(dry_run=dry_run, verify=verify)
     work = _Work(
         client,
         source,
@@ -291,10 +294,8 @@ class _Work:
     def __post_init__(self) -> None:
         check_names(self.source_name, self.target_name)
         check_arguments(self.given, self.configuration)
-        if self.wanted not in (True, False, "anyway"):
-            raise ConfigurationError(
-                f"exchange must be True, False or 'anyway', not {self.wanted!r}"
-            )
+        checks.flag_or("exchange", self.wanted, "anyway")
+        checks.flags(replace=self.replace, embed_again=self.embed_again)
         Run(self.size, self.progress, add_only=False)  # raises an error if either is invalid
 
     @property

@@ -13,6 +13,7 @@ from nexusflow_integrations.chroma import COMPARED, NexusFlowEmbeddingFunction  
 
 from chromadb.errors import NotFoundError
 
+from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.settings import DIMENSIONS
 from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations.chroma_collections.exchanging import complete, is_interrupted
@@ -93,6 +94,7 @@ def open_collection(
             stored vectors to compare with.
         chromadb.errors.NotFoundError: The collection does not exist, and ``create`` is false.
     """
+    checks.flags(create=create, address_changed=address_changed, verify=verify, adopt=adopt)
     embedding_function = _tuned(embedding_function, settings)
     check_arguments(embedding_function, configuration)
     stored = _opened(client, name, create=create)
@@ -159,6 +161,7 @@ async def aopen_collection(
     settings: TunedSettings | str | os.PathLike[str] | None = None,
 ) -> AsyncCollection:
     """Open or create a collection like ``open_collection``, with an ``AsyncHttpClient``."""
+    checks.flags(create=create, address_changed=address_changed, verify=verify, adopt=adopt)
     embedding_function = _tuned(embedding_function, settings)
     check_arguments(embedding_function, configuration)
     stored = await _aopened(client, name, create=create)

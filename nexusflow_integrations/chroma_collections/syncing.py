@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
 
+from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.left_out import LeftOut
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, check_timeout
@@ -27,7 +28,6 @@ from nexusflow_integrations.chroma_collections.records import (
 )
 from nexusflow_integrations.chroma_collections.run import SLICE, Run
 from nexusflow_integrations.chroma_collections.writer import aonly_writer, only_writer
-from nexusflow_integrations.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from chromadb.api.types import Metadata, Where
@@ -117,7 +117,8 @@ def sync_documents(
     """
     check_kind(collection, Collection, "sync_documents", "async_documents")
     columns = columns_of(ids, documents, metadatas, twin="async_documents")
-    _check_remove(remove)
+    checks.flag_or("remove", remove, "all")
+    checks.flags(dry_run=dry_run, verify=verify)
     check_where(where)
     _check_lists(columns)
     embedder = Embedder(collection)
@@ -164,7 +165,8 @@ async def async_documents(
     """
     check_kind(collection, AsyncCollection, "async_documents", "sync_documents")
     columns = columns_of(ids, documents, metadatas)
-    _check_remove(remove)
+    checks.flag_or("remove", remove, "all")
+    checks.flags(dry_run=dry_run, verify=verify)
     check_where(where)
     await asyncio.to_thread(_check_lists, columns)
     embedder = Embedder(collection)
@@ -186,11 +188,6 @@ async def async_documents(
                 await filling.gone()
                 await filling.remove()
         return _synced(run, embedder.usage)
-
-
-def _check_remove(remove: object) -> None:
-    if remove not in (True, False, "all"):
-        raise ConfigurationError(f"remove must be True, False or 'all', not {remove!r}")
 
 
 def _check_lists(columns: Sequence[Any]) -> None:

@@ -93,6 +93,7 @@ def embed_nodes(
         NexusFlowError: The call failed for another reason; ``finished`` holds the finished
             vectors by the index of their node.
     """
+    checks.flags(show_progress=show_progress)
     run = _Run(nodes, embed_model, on_refused, on_blank, on_too_long)
     for part in run.parts("get_text_embedding_batch", "_get_text_embeddings"):
         with part:
@@ -113,6 +114,7 @@ async def aembed_nodes(
     show_progress: bool = False,
 ) -> EmbeddedNodes:
     """Embed like ``embed_nodes``, without blocking the event loop."""
+    checks.flags(show_progress=show_progress)
     run = _Run(nodes, embed_model, on_refused, on_blank, on_too_long)
     for part in run.parts("aget_text_embedding_batch", "_aget_text_embeddings"):
         with part:
@@ -176,7 +178,7 @@ class EmbedNodes(TransformComponent):
             on_refused=self.on_refused,
             on_blank=self.on_blank,
             on_too_long=self.on_too_long,
-            show_progress=show_progress,
+            show_progress=bool(show_progress),
         )
         return self._noted(done)
 
@@ -190,7 +192,7 @@ class EmbedNodes(TransformComponent):
             on_refused=self.on_refused,
             on_blank=self.on_blank,
             on_too_long=self.on_too_long,
-            show_progress=show_progress,
+            show_progress=bool(show_progress),
         )
         return self._noted(done)
 

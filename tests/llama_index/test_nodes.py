@@ -200,6 +200,15 @@ def test_items_that_are_not_nodes_and_other_models_are_refused(
     assert server.stats.requests == 0
 
 
+@pytest.mark.parametrize("value", ["no", "", 0, None])
+def test_show_progress_is_true_or_false(
+    way: str, embedding: NexusFlowEmbedding, server: LocalServer, value: Any
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"^show_progress must be True or False"):
+        run(way, nodes_of(2), embedding, show_progress=value)
+    assert server.stats.requests == 0
+
+
 def test_the_model_of_the_settings_is_the_default(way: str, embedding: NexusFlowEmbedding) -> None:
     Settings.embed_model = embedding
     assert len(run(way, nodes_of(3)).nodes) == 3
