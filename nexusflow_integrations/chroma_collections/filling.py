@@ -238,13 +238,13 @@ class Filling(_Filling):
                 return
             try:
                 stored, owned = self._do(self._take(chunk))
-            except Exception as error:  # noqa: BLE001 - also errors of the caller's callback
+            except Exception as error:  # noqa: BLE001 - also errors of a signal handler
                 self._problem = error
                 return
             yield from self._run.compare(stored, owned)
             try:
                 self._do(self._write_on(self._run.full()))
-            except Exception as error:  # noqa: BLE001 - of the caller's own callback
+            except Exception as error:  # noqa: BLE001 - of a signal handler
                 self._problem = error
 
     def gone(self) -> None:
@@ -352,7 +352,7 @@ class AsyncFilling(_Filling):
                 yield text
             try:
                 await self._do(self._write_on(self._run.full()))
-            except Exception as error:  # noqa: BLE001 - of the caller's own callback
+            except Exception as error:  # noqa: BLE001 - of a signal handler
                 self._problem = error
 
     async def gone(self) -> None:

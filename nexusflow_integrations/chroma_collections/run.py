@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.call.caller import Callback
 from nexusflow_integrations._core.left_out import LeftOut, reason_in_words, reason_of
 from nexusflow_integrations._core.request.long_texts import check_document
 from nexusflow_integrations.chroma_collections.ownership import finds
@@ -97,7 +98,8 @@ class Run:
 
     Args:
         size: Maximum documents per write.
-        progress: Called with the number of documents done since the last call.
+        progress: Called with the number of documents done since the last call; its errors are
+            logged and do not end the run.
         add_only: Whether to leave existing documents unchanged, and to end the run at a document
             that cannot be stored.
         where: The part of the collection that the source owns; ``None`` is the whole collection.
@@ -126,7 +128,8 @@ class Run:
     def __post_init__(self) -> None:
         if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
             raise ConfigurationError("slice_size must be a whole number from 1 up")
-        checks.function("progress", self.progress)
+        if (progress := checks.function("progress", self.progress)) is not None:
+            self.progress = Callback("progress", progress)
 
     @classmethod
     def of(

@@ -26,6 +26,7 @@ from langchain_core.vectorstores import VectorStore
 from pydantic import ValidationError
 
 from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.call.caller import Callback
 from nexusflow_integrations._core.call.streaming import Embedded
 from nexusflow_integrations._core.left_out import LeftOut
 from nexusflow_integrations._core.request.long_texts import check_document
@@ -226,7 +227,7 @@ def _run(
         finally:
             trial.close()
     run = new_run()
-    run.progress = progress
+    run.progress = None if progress is None else Callback("progress", progress)
     return run
 
 

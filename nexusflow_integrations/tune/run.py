@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.call.caller import Callback
 from nexusflow_integrations._core.comparing import TOLERANCE, deviation
 from nexusflow_integrations._core.keywords import words_of
 from nexusflow_integrations._core.models import model_named
@@ -280,7 +281,7 @@ class Tuning:
         """Measure the settings, and return the result.
 
         Args:
-            progress: Called with the name of each step before it begins.
+            progress: Called with the name of each step before it begins; its errors are logged.
 
         Raises:
             BudgetExceededError: The budget is too small for the first stage.
@@ -289,6 +290,7 @@ class Tuning:
             NexusFlowError: Embedding failed. With a cache, the next run continues where this one
                 ended.
         """
+        progress = Callback("progress", checks.function("progress", progress) or (lambda _: None))
         self._write_questions(progress)
         bootstrap = Bootstrap(len(self.questions))
         measuring = _Measuring(self, self._largest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -426,11 +427,18 @@ def test_vectors_in_an_error_of_the_users_own_code_are_not_taken_for_ours(collec
     with pytest.raises(errors.BudgetExceededError):
         sync_documents(collection, ids=iter(numbered(9)["ids"]), documents=documents())
 
-    def progress(count: int) -> None:
+    def handler(*_: object) -> None:
         raise wrong
 
-    with pytest.raises(errors.BudgetExceededError):
-        sync_documents(collection, **numbered(600), slice_size=100, progress=progress)
+    def progress(count: int) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(errors.BudgetExceededError):
+            sync_documents(collection, **numbered(600), slice_size=100, progress=progress)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     vectors = collection.get(include=["embeddings"])["embeddings"]
     assert len(vectors)
     assert max(map(max, vectors)) < 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import subprocess
 import sys
@@ -579,8 +580,6 @@ async def test_a_subclass_that_changes_texts_pays_once_and_stores_its_own_vector
 async def test_two_runs_over_one_object_do_not_take_each_others_vectors(
     make: Make, server: LocalServer
 ) -> None:
-    import asyncio
-
     embeddings = make()
     places = [in_memory(embeddings) for _ in range(4)]
     runs = [aadd_documents(place.store, source(200), slice_size=20) for place in places]
@@ -588,6 +587,34 @@ async def test_two_runs_over_one_object_do_not_take_each_others_vectors(
     assert [place.size() for place in places] == [200] * 4
     assert len(set(server.stats.received)) == 200
     assert embeddings._held == ()
+
+
+@TWINS
+async def test_all_documents_are_stored_though_progress_raises_which_is_logged_once(
+    twin: str, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(count: int) -> None:
+        raise ZeroDivisionError
+
+    place = in_memory(make())
+    done = await add(twin, place.store, source(100, {3: " "}), slice_size=20, progress=fails)
+    assert done.added == place.size() == 99
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert said.startswith("progress raised ZeroDivisionError; the call continues")
+
+
+@TWINS
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_ctrl_c_in_progress_stops_the_run_and_keeps_what_is_ready(
+    twin: str, make: Make, stop: type[BaseException]
+) -> None:
+    def progress(count: int) -> None:
+        raise stop
+
+    place = in_memory(make())
+    with pytest.raises(stop):
+        asyncio.run(add(twin, place.store, source(300), slice_size=20, progress=progress))
+    assert 20 <= place.size() < 300
 
 
 def test_progress_counts_every_document_once(make: Make) -> None:

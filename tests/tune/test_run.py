@@ -286,6 +286,20 @@ def test_questions_of_the_wrong_kind_are_refused(
     assert local.stats.requests == 0
 
 
+def test_a_progress_that_raises_is_logged_once(
+    local: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(stage: str) -> None:
+        raise ZeroDivisionError
+
+    tuning = _tuning(_client(local), sizes=[64])
+    assert tuning.run(fails).measured
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert said.startswith("progress raised ZeroDivisionError; the call continues")
+    with pytest.raises(ConfigurationError, match=r"^progress must be a function"):
+        tuning.run(5)  # type: ignore[arg-type]
+
+
 def test_a_client_with_an_instruction_is_refused(local: LocalServer) -> None:
     with pytest.raises(ConfigurationError, match="query_instructions="):
         _tuning(_client(local, query_instruction="ask: "))
