@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import re
 import threading
@@ -12,9 +13,11 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
+from chromadb.api import AsyncClientAPI, ClientAPI
 from chromadb.errors import ChromaError
 
-from nexusflow_integrations.errors import CollectionError, ConfigurationError
+from nexusflow_integrations._core import checks
+from nexusflow_integrations.errors import CollectionError
 
 if TYPE_CHECKING:
     from chromadb.api.models.AsyncCollection import AsyncCollection
@@ -86,9 +89,23 @@ class AsyncCalls:
 
 def check_timeout(timeout: float, deadline: float | None = None) -> float:
     """Return the seconds that a call to Chroma may take; at most the ``deadline``."""
-    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not timeout > 0:
-        raise ConfigurationError(f"store_timeout must be seconds above 0, not {timeout!r}")
+    if not (isinstance(timeout, float) and timeout == math.inf):
+        timeout = checks.number("store_timeout", timeout)
     return min(timeout, threading.TIMEOUT_MAX if deadline is None else deadline)
+
+
+def check_client(client: object, *, asynchronous: bool) -> None:
+    """Refuse what is not a client of Chroma, and a sync client for an async function or vice versa.
+
+    Raises:
+        ConfigurationError: ``client`` is of the wrong kind.
+    """
+    found = checks.has_methods(client, "get_collection", "list_collections")
+    # A wrapper with the same methods is accepted.
+    other = ClientAPI if asynchronous else AsyncClientAPI
+    if isinstance(client, type) or not found or isinstance(client, other):
+        wanted = "an AsyncHttpClient" if asynchronous else "a synchronous client"
+        raise checks.refuse("client", f"{wanted} of Chroma", client)
 
 
 def _in_thread(method: Callable[..., T], fields: dict[str, Any], limit: float) -> T:

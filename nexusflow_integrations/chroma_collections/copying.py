@@ -20,6 +20,7 @@ from nexusflow_integrations.chroma_collections.calls import (
     AsyncCalls,
     Calls,
     TooLargeError,
+    check_client,
     check_timeout,
 )
 from nexusflow_integrations.chroma_collections.embedding import Embedder
@@ -153,6 +154,7 @@ def copy_collection(
             folder, or the source changes too fast.
         NexusFlowError: Embedding failed.
     """
+    check_client(client, asynchronous=False)
     checks.flags(dry_run=dry_run, verify=verify)
     work = _Work(
         client,
@@ -217,6 +219,7 @@ async def acopy_collection(
     verify: bool = True,
 ) -> Copied:
     """Copy like ``copy_collection``, with an ``AsyncHttpClient``."""
+    check_client(client, asynchronous=True)
     checks.flags(dry_run=dry_run, verify=verify)
     work = _Work(
         client,
@@ -292,7 +295,7 @@ class _Work:
     _removed: int = 0
 
     def __post_init__(self) -> None:
-        check_names(self.source_name, self.target_name)
+        check_names(source=self.source_name, target=self.target_name)
         check_arguments(self.given, self.configuration)
         checks.flag_or("exchange", self.wanted, "anyway")
         checks.flags(replace=self.replace, embed_again=self.embed_again)

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from chromadb.errors import NotFoundError
 
-from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, check_timeout
+from nexusflow_integrations._core import checks
+from nexusflow_integrations.chroma_collections.calls import (
+    AsyncCalls,
+    Calls,
+    check_client,
+    check_timeout,
+)
 from nexusflow_integrations.chroma_collections.plans import (
     Plan,
     Step,
@@ -61,7 +67,8 @@ def exchange_names(
         ConfigurationError: The names are the same, or together too long.
         CollectionError: A collection could not be renamed, or another process writes to the folder.
     """
-    check_names(first, second)
+    check_client(client, asynchronous=False)
+    check_names(first=first, second=second)
     calls = Calls(None, check_timeout(store_timeout))
     with only_writer(client, writer_wait):
         carry_out(_exchange(client, first, second), calls)
@@ -76,23 +83,22 @@ async def aexchange_names(
     writer_wait: float = 0.0,
 ) -> None:
     """Exchange names like ``exchange_names``, with an ``AsyncHttpClient``."""
-    check_names(first, second)
+    check_client(client, asynchronous=True)
+    check_names(first=first, second=second)
     calls = AsyncCalls(None, check_timeout(store_timeout))
     async with aonly_writer(client, writer_wait):
         await acarry_out(_exchange(client, first, second), calls)
 
 
-def check_names(first: str, second: str) -> None:
-    """Refuse names that cannot be exchanged.
+def check_names(**names: str) -> None:
+    """Refuse two names that cannot be exchanged; the keywords are the names of the arguments.
 
     Raises:
-        ConfigurationError: The names are the same, or together too long.
+        ConfigurationError: A name is not text, or they are the same, or together too long.
     """
-    for name in (first, second):
-        if not isinstance(name, str):
-            raise ConfigurationError(
-                f"a collection is given by its name, not as {type(name).__name__}"
-            )
+    first, second = (
+        checks.text(name, given, "the name of a collection") for name, given in names.items()
+    )
     if first == second:
         raise ConfigurationError(f"two different collections are needed, not {first!r} twice")
     if len(first) + len(BETWEEN) + len(second) > LONGEST_NAME:

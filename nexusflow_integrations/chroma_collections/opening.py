@@ -16,6 +16,7 @@ from chromadb.errors import NotFoundError
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.settings import DIMENSIONS
 from nexusflow_integrations._core.tuned import TunedSettings
+from nexusflow_integrations.chroma_collections.calls import check_client
 from nexusflow_integrations.chroma_collections.exchanging import complete, is_interrupted
 from nexusflow_integrations.chroma_collections.plans import (
     acarry_out,
@@ -94,9 +95,11 @@ def open_collection(
             stored vectors to compare with.
         chromadb.errors.NotFoundError: The collection does not exist, and ``create`` is false.
     """
+    check_client(client, asynchronous=False)
     checks.flags(create=create, address_changed=address_changed, verify=verify, adopt=adopt)
     embedding_function = _tuned(embedding_function, settings)
-    check_arguments(embedding_function, configuration)
+    name = checks.text("name", name, "the name of a collection")
+    check_arguments(embedding_function, configuration, metadata)
     stored = _opened(client, name, create=create)
     if stored is None:
         function = embedding_function or NexusFlowEmbeddingFunction()
@@ -139,6 +142,8 @@ def _tuned(
             "settings=... sets the embedding function, too: leave out embedding_function, or pass"
             " NexusFlowEmbeddingFunction(**settings.for_client(), ...) alone"
         )
+    if not isinstance(settings, (TunedSettings, str, os.PathLike)):
+        raise checks.refuse("settings", "TunedSettings or the path of a file", settings)
     if not isinstance(settings, TunedSettings):
         settings = TunedSettings.load(settings)
     named = settings.for_client()
@@ -161,9 +166,11 @@ async def aopen_collection(
     settings: TunedSettings | str | os.PathLike[str] | None = None,
 ) -> AsyncCollection:
     """Open or create a collection like ``open_collection``, with an ``AsyncHttpClient``."""
+    check_client(client, asynchronous=True)
     checks.flags(create=create, address_changed=address_changed, verify=verify, adopt=adopt)
     embedding_function = _tuned(embedding_function, settings)
-    check_arguments(embedding_function, configuration)
+    name = checks.text("name", name, "the name of a collection")
+    check_arguments(embedding_function, configuration, metadata)
     stored = await _aopened(client, name, create=create)
     if stored is None:
         function = embedding_function or NexusFlowEmbeddingFunction()
@@ -372,7 +379,11 @@ def _moved(
     return NexusFlowEmbeddingFunction.build_from_config(config)
 
 
-def check_arguments(function: object, configuration: CreateCollectionConfiguration | None) -> None:
+def check_arguments(
+    function: object,
+    configuration: CreateCollectionConfiguration | None,
+    metadata: CollectionMetadata | None = None,
+) -> None:
     """Refuse arguments that would create a collection that cannot be opened again."""
     if function is not None and not isinstance(function, NexusFlowEmbeddingFunction):
         raise ConfigurationError(
@@ -385,6 +396,9 @@ def check_arguments(function: object, configuration: CreateCollectionConfigurati
             f" {NexusFlowEmbeddingFunction.name()!r}, not {function.name()!r}: the collection"
             " stores the name to find the function again"
         )
+    for name, given in (("configuration", configuration), ("metadata", metadata)):
+        if given is not None and not isinstance(given, dict):
+            raise checks.refuse(name, "a dict or None", given)
     if configuration and configuration.get("embedding_function") is not None:
         raise ConfigurationError(
             "pass the embedding function as embedding_function, not in configuration"

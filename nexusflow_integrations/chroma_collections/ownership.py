@@ -8,6 +8,7 @@ from typing import Any
 
 from chromadb.api.types import validate_where
 
+from nexusflow_integrations._core.checks import refuse
 from nexusflow_integrations.errors import ConfigurationError
 
 _ORDERS = {"$gt": operator.gt, "$gte": operator.ge, "$lt": operator.lt, "$lte": operator.le}
@@ -18,8 +19,10 @@ def check_where(where: object) -> None:
     """Refuse an invalid Chroma filter before anything is paid for."""
     if where is None:
         return
+    if not isinstance(where, dict):
+        raise refuse("where", "a filter of Chroma, such as {'source': 'docs'}", where)
     try:
-        validate_where(where)  # type: ignore[arg-type]
+        validate_where(where)
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigurationError(
             f"where must be a filter of Chroma, such as {{'source': 'docs'}}: {error}"

@@ -17,7 +17,6 @@ from nexusflow_integrations.chroma_collections.ownership import finds
 from nexusflow_integrations.chroma_collections.records import Record, SeenIds, problem
 from nexusflow_integrations.errors import (
     CollectionError,
-    ConfigurationError,
     InvalidInputError,
     NexusFlowError,
 )
@@ -126,8 +125,7 @@ class Run:
     _metadata_only: deque[Ready] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
-            raise ConfigurationError("slice_size must be a whole number from 1 up")
+        self.size = checks.whole("slice_size", self.size, 1)
         if (progress := checks.function("progress", self.progress)) is not None:
             self.progress = Callback("progress", progress)
 
@@ -142,7 +140,7 @@ class Run:
         where: Where | None = None,
     ) -> Run:
         """Return a run that writes at most ``size`` or ``most`` documents at once."""
-        return cls(min(size, most) if isinstance(size, int) else size, progress, add_only, where)
+        return cls(min(checks.whole("slice_size", size, 1), most), progress, add_only, where)
 
     def close(self) -> None:
         """Remove the temporary file of ids."""

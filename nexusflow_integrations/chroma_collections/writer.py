@@ -130,7 +130,9 @@ async def aonly_writer(store: Store, wait: float) -> AsyncIterator[None]:
 
 
 def _checked(wait: float) -> float:
-    return wait if wait == math.inf else checks.number("writer_wait", wait, least=0.0)
+    if isinstance(wait, float) and wait == math.inf:
+        return wait
+    return checks.number("writer_wait", wait, least=0.0)
 
 
 def _path(folder: Path) -> str:

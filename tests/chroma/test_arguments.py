@@ -6,7 +6,10 @@ Otherwise ``replace="no"`` would remove documents, and ``dry_run=""`` would writ
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 from uuid import uuid4
 
@@ -18,9 +21,12 @@ from nexusflow_integrations.chroma_collections import (
     aadd_documents,
     acopy_collection,
     add_documents,
+    aexchange_names,
     aopen_collection,
     async_documents,
     copy_collection,
+    exchange_names,
+    hybrid_query,
     open_collection,
     sync_documents,
 )
@@ -118,3 +124,71 @@ async def test_a_flag_of_an_async_function_is_true_or_false_and_nothing_else(
         with pytest.raises(ConfigurationError, match=f"^{flag} must be True"):
             await work(*given, **arguments | {flag: value})
     assert await collection.count() == server.stats.requests == 0
+
+
+NUMBERS = (Real, Decimal)
+OTHERS = [
+    (open_collection, "name", str),
+    (open_collection, "metadata", (dict, type(None))),
+    (open_collection, "configuration", (dict, type(None))),
+    (open_collection, "settings", (str, os.PathLike, type(None))),
+    (open_collection, "client", ()),
+    (copy_collection, "client", ()),
+    (copy_collection, "source", str),
+    (copy_collection, "target", str),
+    (copy_collection, "slice_size", NUMBERS),
+    (copy_collection, "configuration", (dict, type(None))),
+    (exchange_names, "client", ()),
+    (exchange_names, "first", str),
+    (exchange_names, "second", str),
+    *((work, "where", (dict, type(None))) for work in (sync_documents, hybrid_query)),
+    *((work, "slice_size", NUMBERS) for work in (sync_documents, add_documents)),
+    *((work, "store_timeout", NUMBERS) for work in (sync_documents, copy_collection)),
+    *((work, "store_timeout", NUMBERS) for work in (add_documents, exchange_names)),
+    *((work, "writer_wait", NUMBERS) for work in (sync_documents, copy_collection)),
+    *((work, "writer_wait", NUMBERS) for work in (add_documents, exchange_names)),
+]
+
+
+@pytest.mark.parametrize(("work", "name", "kinds"), OTHERS)
+def test_an_argument_of_another_type_is_refused_by_its_name(
+    work: Callable[..., Any],
+    name: str,
+    kinds: Any,
+    client: Any,
+    make: Make,
+    server: LocalServer,
+    odd: Callable[[], list[Any]],
+) -> None:
+    collection = open_collection(client, "docs", make())
+    given: dict[str, Any] = {
+        open_collection: {"client": client, "name": "docs"},
+        copy_collection: {"client": client, "source": "docs", "target": "docs-2"},
+        exchange_names: {"client": client, "first": "docs", "second": "docs-2"},
+        hybrid_query: {"collection": collection, "text": "a"},
+    }.get(work, {"collection": collection, **numbered(3)})
+    for value in odd():
+        if isinstance(value, kinds):
+            continue
+        with pytest.raises(ConfigurationError) as caught:
+            work(**given | {name: value})
+        said = str(caught.value)
+        assert said.startswith(f"{name} must be ")
+        assert len(said) < 200
+        assert said.isascii()
+        assert said.isprintable()
+    assert [found.name for found in client.list_collections()] == ["docs"]
+    assert collection.count() == server.stats.requests == 0
+
+
+@pytest.mark.parametrize("work", [aopen_collection, acopy_collection, aexchange_names])
+async def test_a_client_of_the_other_kind_is_refused(
+    work: Callable[..., Any], client: Any, chroma_port: int
+) -> None:
+    names = ["docs"] if work is aopen_collection else ["docs", "docs-2"]
+    with pytest.raises(ConfigurationError, match=r"^client must be an AsyncHttpClient of Chroma"):
+        await work(client, *names)
+    other: Any = await chromadb.AsyncHttpClient(host="127.0.0.1", port=chroma_port)
+    twin = TWINS.get(work, exchange_names)
+    with pytest.raises(ConfigurationError, match=r"^client must be a synchronous client of Chroma"):
+        twin(other, *names)
