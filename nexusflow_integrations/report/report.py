@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from nexusflow_integrations import __version__
+from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.texts import check_text, rows_of
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations._core.whole_file import whole
@@ -118,14 +119,20 @@ def write_report(
             Default: the embedding function's.
 
     Raises:
-        ConfigurationError: The collection is empty, an expected id is not in it, or its vectors are
-            not those of the embedding function. Only the last check sends a request.
+        ConfigurationError: An argument is invalid, the collection is empty, an expected id is not
+            in it, or its vectors are not those of the embedding function. Only the last check sends
+            a request.
         InvalidInputError: ``questions`` is not a list of questions, or a question cannot be sent;
             ``index`` is its place. Nothing was sent.
         ImportError: scikit-learn or openTSNE is missing.
         NexusFlowError: Embedding the questions failed.
     """
     measure.need_packages()  # fail before anything is embedded
+    target = _checked(collection, path, embedding_function)
+    source, url = checks.text("source", source), checks.text("url", url)
+    title, model = checks.optional_text("title", title), checks.optional_text("model", model)
+    limit = checks.whole("limit", limit, 1)
+    projection = checks.one_of("projection", projection, get_args(measure.Projection))
     asked = [_question(item, place) for place, item in enumerate(rows_of(questions, "question"))]
     content = _read(collection, source, url, limit, asked)
     vectors = measure.unit(np.asarray(content.vectors, np.float32))
@@ -179,12 +186,29 @@ def write_report(
         "questions": inspected,
         "cost": _cost(content, usage) | {"free": free},
     }
-    target = Path(path)
     with whole(target) as file:
         file.write(render(data).encode())
     ranks = tuple(item["rank"] for item in inspected if item["expected"])
     size = len(content.ids)
     return Report(target, size, content.total, layout.method, ranks, usage, model, endpoint)
+
+
+def _checked(collection: object, path: object, function: object) -> Path:
+    """Return the path; refuse the other two if they are of the wrong type."""
+    from chromadb.api.models.Collection import Collection
+
+    from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+
+    if not isinstance(collection, Collection):
+        raise checks.refuse("collection", "a Collection of Chroma", collection)
+    if function is not None and not isinstance(function, NexusFlowEmbeddingFunction):
+        wanted = "a NexusFlowEmbeddingFunction or None"
+        raise checks.refuse("embedding_function", wanted, function)
+    if isinstance(path, (str, os.PathLike)) and "\0" not in str(path):
+        found = Path(path)
+        if not found.is_dir():
+            return found
+    raise checks.refuse("path", "the path of a file", path)
 
 
 def _question(item: object, place: int) -> Question:

@@ -19,7 +19,7 @@ from nexusflow_integrations._core.keywords import words_of
 from nexusflow_integrations._core.models import model_named
 from nexusflow_integrations._core.texts import no_rows
 from nexusflow_integrations._core.tuned import TunedSettings
-from nexusflow_integrations._core.usage import Budget, Price, Usage
+from nexusflow_integrations._core.usage import Budget, Price, Usage, check_budget
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.cli.rag import corpus
 from nexusflow_integrations.cli.rag.passages import cut
@@ -168,6 +168,13 @@ class Tuning:
     ) -> None:
         need_measures()
         words_of("")  # raises an error if a package is missing, before anything is paid for
+        for name, given, kind in (
+            ("client", client, NexusFlow),
+            ("chat", chat, ChatModel),
+            ("start", start, TunedSettings),
+        ):
+            if given is not None and not isinstance(given, kind):
+                raise checks.refuse(name, f"{kind.__name__}(...) or None", given)
         self._client = NexusFlow(cache=True) if client is None else client
         settings = self._client.settings
         if settings.query_instruction or settings.document_instruction:
@@ -176,16 +183,21 @@ class Tuning:
                 " as query_instructions=[...] or document_instructions=[...]"
             )
         self._unlimited = self._client
-        self._limit(budget)
+        self._limit(check_budget(budget))
         self._options = Options(
             _sizes(sizes, self._client),
-            tuple(checks.whole("lengths", item, 50) for item in lengths),
-            tuple(checks.number("overlaps", item, least=0, most=0.25) for item in overlaps),
+            tuple(checks.whole("lengths", item, 50) for item in _several("lengths", lengths)),
+            tuple(
+                checks.number("overlaps", item, least=0, most=0.25)
+                for item in _several("overlaps", overlaps)
+            ),
             checks.flag("headings", headings),
-            tuple(query_instructions),
-            tuple(document_instructions),
+            _texts("query_instructions", query_instructions),
+            _texts("document_instructions", document_instructions),
             checks.flag("hybrid", hybrid),
-            tuple(checks.one_of("storages", item, STORAGES) for item in storages),
+            tuple(
+                checks.one_of("storages", item, STORAGES) for item in _several("storages", storages)
+            ),
         )
         self._documents = _documents(documents)
         self.made = questions is None and chat is None
@@ -360,10 +372,21 @@ def _sizes(given: Sequence[int] | None, client: NexusFlow) -> tuple[int, ...]:
         if not known:
             raise ConfigurationError(f"the sizes of {client.model!r} are unknown: pass sizes=...")
         return known
-    sizes = {client.resized(size).dimensions or 0 for size in given} - {0}
+    sizes = {client.resized(size).dimensions or 0 for size in _several("sizes", given)} - {0}
     if not sizes:
         raise ConfigurationError("sizes is empty: give at least one size")
     return tuple(sorted(sizes, reverse=True))
+
+
+def _several(name: str, given: Iterable[Any]) -> tuple[Any, ...]:
+    fits = isinstance(given, (set, frozenset)) or no_rows(given) is None
+    if not fits or not isinstance(given, Iterable):
+        raise checks.refuse(name, "a list", given)
+    return tuple(given)
+
+
+def _texts(name: str, given: Iterable[str]) -> tuple[str, ...]:
+    return tuple(checks.text(name, item, "a list of texts") for item in _several(name, given))
 
 
 def _documents(given: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[Document]:

@@ -287,6 +287,32 @@ def test_questions_of_the_wrong_kind_are_refused_before_anything_is_embedded(
     assert list(tmp_path.glob("out*")) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("collection", [5, None, "zoo"]),
+        ("path", [5, None, b"out.html", "a\0b", Path("."), "/"]),
+        ("embedding_function", [5, "text-embedding-v4", len]),
+        ("source", [5, None]),
+        ("url", [5, None]),
+        ("limit", ["5", 0, -1, True, 5.0, float("nan"), None]),
+        ("projection", ["map", 5, None]),
+        ("title", [5, b"a title"]),
+        ("model", [5, b"a model"]),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_by_its_name(
+    collection: Any, server: LocalServer, tmp_path: Path, name: str, values: list[Any]
+) -> None:
+    server.reset_stats()
+    given = {"collection": collection, "path": tmp_path / "out.html", "questions": ["otter"]}
+    for value in values:
+        with pytest.raises(ConfigurationError, match=f"^{name} must be "):
+            write_report(**given | {name: value})  # type: ignore[arg-type]
+    assert server.stats.requests == 0
+    assert list(tmp_path.glob("out*")) == []
+
+
 def test_without_scikit_learn_nothing_is_embedded(
     collection: Any, server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -243,13 +243,30 @@ def test_the_choice_is_a_setting_that_a_client_takes(local: LocalServer) -> None
         ({"lengths": [3]}, "lengths"),
         ({"overlaps": [0.9]}, "overlaps"),
         ({"storages": ["int4"]}, "storages"),
+        ({"storages": "float32"}, "storages must be a list, not 'float32'"),
+        ({"sizes": 64}, "sizes must be a list, not 64"),
+        ({"lengths": 800}, "lengths must be a list, not 800"),
+        ({"overlaps": 0.1}, "overlaps must be a list"),
+        ({"query_instructions": "ask: "}, "query_instructions must be a list, not 'ask: '"),
+        ({"query_instructions": [5]}, "query_instructions must be a list of texts, not 5"),
+        ({"document_instructions": {"a": 1}}, "document_instructions must be a list, not dict"),
+        ({"headings": "no"}, "headings must be True or False"),
+        ({"hybrid": 0}, "hybrid must be True or False"),
+        ({"client": 5}, "client must be NexusFlow"),
+        ({"chat": "a-model"}, "chat must be ChatModel"),
+        ({"start": {}}, "start must be TunedSettings"),
+        ({"budget": 5}, "budget must be Budget"),
     ],
 )
 def test_a_wrong_argument_is_named_before_anything_is_sent(
     settings: dict[str, Any], problem: str, local: LocalServer
 ) -> None:
-    with pytest.raises(ConfigurationError, match=problem):
-        _tuning(_client(local), **settings)
+    with pytest.raises(ConfigurationError, match=f"^{problem}"):
+        Tuning(
+            _documents(),
+            _questions(),
+            **{"client": _client(local), "sizes": [2048, 512, 64]} | settings,
+        )
     assert local.stats.requests == 0
 
 
