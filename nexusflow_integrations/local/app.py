@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .arguments import flag, number, whole
 from .encoder import DEFAULT_MODEL, MODELS, make_encoder
 from .protocol import (
     MAX_TOKENS,
@@ -98,10 +99,10 @@ class LocalApi:
             raise ValueError(f"too_long must be 'refuse' or 'truncate'; got {too_long!r}.")
         if sizes not in get_args(Sizes):
             raise ValueError(f"sizes must be 'cut' or 'independent'; got {sizes!r}.")
-        if not latency_ms >= 0:
-            raise ValueError(f"latency_ms must be zero or more; got {latency_ms!r}.")
-        if body_limit < 1:
-            raise ValueError(f"body_limit must be at least one byte; got {body_limit!r}.")
+        number("latency_ms", latency_ms, "zero or more", zero=True)
+        body_limit = whole("body_limit", body_limit, 1)
+        threads = whole("threads", threads, 1)
+        flag("record_texts", record_texts)
         self.model = model
         self.api_key = api_key
         self.quotas = quotas or Quotas()

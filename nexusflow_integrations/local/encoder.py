@@ -86,7 +86,7 @@ def make_encoder(model: str, *, threads: int = 1) -> Encoder:
     """Create an encoder by name; do not check or load it."""
     try:
         module, name = _HOMES[model]
-    except KeyError:
+    except (KeyError, TypeError):
         raise ValueError(f"No model named {model!r}. Available: {', '.join(MODELS)}.") from None
     encoder: Encoder = getattr(importlib.import_module(f".{module}", __package__), name)(
         threads=threads

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .arguments import number
+
 
 @dataclass(frozen=True)
 class Quotas:
@@ -31,8 +33,8 @@ class Quotas:
     def __post_init__(self) -> None:
         for name in ("requests_per_minute", "tokens_per_minute", "concurrency", "growth"):
             limit = getattr(self, name)
-            if limit is not None and not limit > 0:
-                raise ValueError(f"{name} must be above zero, or None for no limit; got {limit!r}.")
+            if limit is not None:
+                number(name, limit, "above zero, or None for no limit")
 
 
 @dataclass(frozen=True)

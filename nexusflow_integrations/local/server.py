@@ -12,6 +12,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .arguments import text, whole
 from .encoder import DEFAULT_MODEL, MODELS
 from .model_files import need
 from .quotas import Quotas
@@ -105,8 +106,8 @@ class LocalServer:
             too_long=too_long,
             sizes=sizes,
         )
-        self._host = host
-        self._asked_port = port
+        self._host = text("host", host)
+        self._asked_port = whole("port", port, 0, 65_535)
         self._socket: socket.socket | None = None
         self._server: Any = None
         self._thread: threading.Thread | None = None
@@ -298,7 +299,7 @@ def serve(
         latency_ms=latency_ms,
         sizes=sizes,
     )
-    listener = _listen(host, port)
+    listener = _listen(text("host", host), whole("port", port, 0, 65_535))
     try:
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}/v1"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -98,10 +98,31 @@ def test_a_taken_port_is_an_oserror() -> None:
         LocalServer("hash", port=server.port).start()
 
 
-@pytest.mark.parametrize("options", [{"latency_ms": -1}, {"body_limit": 0}, {"concurrency": 0}])
-def test_impossible_options_are_refused_by_name(options: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=next(iter(options))):
-        LocalServer("hash", **options)
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("port", ["80", -1, 65_536, 8.0, True, None]),
+        ("host", [5, None, b"127.0.0.1"]),
+        ("threads", ["x", 0, -1, 1.5, True, None]),
+        ("latency_ms", ["5", -1, float("nan"), True, None]),
+        ("body_limit", ["5", 0, 1.5, None]),
+        ("record_texts", ["no", 0, None]),
+        ("requests_per_minute", ["600", 0, float("nan"), True]),
+        ("tokens_per_minute", ["600", -1]),
+        ("concurrency", ["3", 0]),
+        ("growth", ["2", 0]),
+    ],
+)
+def test_impossible_options_are_refused_by_name(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=rf"^{name} must be [^\n]*; got \S+\.$"):
+            LocalServer("hash", **{name: value})
+
+
+@pytest.mark.parametrize("model", ["no-model", 5, None, [], {}])
+def test_an_unknown_model_is_refused(model: Any) -> None:
+    with pytest.raises(ValueError, match="No model named"):
+        LocalServer(model)
 
 
 def test_stats_count_requests_texts_tokens_and_statuses(wire: Wire) -> None:
