@@ -11,11 +11,11 @@ from concurrent.futures import Future
 from functools import partial
 from inspect import isawaitable, iscoroutinefunction, signature
 from types import CodeType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.checks import attribute, has_methods
-from nexusflow_integrations._core.secret import ApiKey, secret_arguments
+from nexusflow_integrations._core.secret import ApiKey, secret_arguments, without_frames
 from nexusflow_integrations._core.settings import KEY_VARIABLE, resolve_api_key
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
@@ -156,22 +156,30 @@ class FunctionKey:
             return self.key
 
     async def _ask(self, loop: Loop | None) -> ApiKey:
+        if iscoroutinefunction(self._function) or iscoroutinefunction(
+            attribute(self._function, "__call__")
+        ):
+            outcome = await _on(loop, self._function)
+        else:
+            outcome = await _in_thread(self._function)
+            if outcome.error is None and not isinstance(found := outcome.value, ApiKey):
+                outcome = await _on(loop, lambda: found)
+        value, error = outcome
+        del outcome
         try:
-            if iscoroutinefunction(self._function) or iscoroutinefunction(
-                attribute(self._function, "__call__")
-            ):
-                return await _on(loop, self._function)
-            found = await _in_thread(self._function)
-            return found if isinstance(found, ApiKey) else await _on(loop, lambda: found)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{error}; it came from {self._name}") from None
-        except NexusFlowError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the function may raise anything
+            if isinstance(value, ApiKey):
+                return value
+            if isinstance(error, ConfigurationError):
+                raise ConfigurationError(f"{error}; it came from {self._name}")
+            if isinstance(error, (NexusFlowError, KeyboardInterrupt, SystemExit)):
+                raise without_frames(error)
+            assert error is not None
             # Leave out the error's message and traceback, which may hold the key.
             raise ConfigurationError(
                 f"api_key: {self._name} raised {type(error).__name__}{_line_of(error)}"
-            ) from None
+            )
+        finally:
+            del error  # break a cycle with its frames
 
     def __repr__(self) -> str:
         return "FunctionKey()"
@@ -201,39 +209,76 @@ def _line_of(error: BaseException) -> str:
     return f" in {at.tb_frame.f_code.co_filename}, line {at.tb_lineno}"
 
 
-async def _on(loop: Loop | None, work: Callable[[], Awaitable[Any]]) -> ApiKey:
-    """Call ``work`` and await the result on ``loop``, or on this event loop."""
-    if loop is None or loop is asyncio.get_running_loop():
-        return await _awaited(work)
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_awaited(work), loop))
+class _Outcome(NamedTuple):
+    """The outcome of a user's function: what it returned, or the error that it raised.
+
+    Futures pass the error on as a value. As their error, a StopIteration would never arrive,
+    because asyncio's futures refuse it, and a CancelledError would cancel the call.
+    """
+
+    value: Any = None
+    error: BaseException | None = None
 
 
-async def _awaited(work: Callable[[], Awaitable[Any]]) -> ApiKey:
-    return resolve_api_key(await work())
+async def _on(loop: Loop | None, work: Callable[[], Awaitable[Any]]) -> _Outcome:
+    """Call ``work`` and await the key on ``loop``, or on this event loop."""
+    here = asyncio.get_running_loop()
+    awaited = _awaited(work)
+    asked: asyncio.Future[_Outcome]
+    if loop is None or loop is here:
+        asked = here.create_task(awaited)
+    else:
+        try:
+            asked = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(awaited, loop))
+        except RuntimeError as error:  # the caller's loop has ended
+            awaited.close()
+            return _Outcome(error=error)
+    try:
+        await asyncio.wait([asked])
+    finally:
+        asked.cancel()
+    return asked.result()
 
 
-async def _in_thread(function: Callable[[], Any]) -> Any:
+async def _awaited(work: Callable[[], Awaitable[Any]]) -> _Outcome:
+    try:
+        return _Outcome(_key(await work()))
+    except BaseException as error:  # noqa: BLE001 - the function may raise anything
+        return _Outcome(error=error)
+
+
+async def _in_thread(function: Callable[[], Any]) -> _Outcome:
     """Call ``function`` in a daemon thread; return the key, or an awaitable for it."""
-    answer: Future[Any] = Future()
+    answer: Future[_Outcome] = Future()
 
     def call() -> None:
         answer.set_running_or_notify_cancel()  # the future can no longer be cancelled
-        try:
-            answer.set_result(_called(function))
-        except BaseException as error:  # noqa: BLE001 - passed on through the future
-            answer.set_exception(error)
+        answer.set_result(_called(function))
 
-    threading.Thread(target=call, name="nexusflow-key", daemon=True).start()
+    try:
+        threading.Thread(target=call, name="nexusflow-key", daemon=True).start()
+    except RuntimeError as error:  # no further thread can be started
+        return _Outcome(error=error)
     return await asyncio.wrap_future(answer)
 
 
-def _called(function: Callable[[], Any]) -> Any:
-    return _key_or_awaitable(function())
+def _called(function: Callable[[], Any]) -> _Outcome:
+    try:
+        return _Outcome(_key_or_awaitable(function()))
+    except BaseException as error:  # noqa: BLE001 - the function may raise anything
+        return _Outcome(error=error)
 
 
 @secret_arguments
 def _key_or_awaitable(value: Any) -> Any:
-    return value if isawaitable(value) else resolve_api_key(value)
+    return value if isawaitable(value) else _key(value)
+
+
+@secret_arguments
+def _key(value: Any) -> ApiKey:
+    if value is None:  # the environment's key may belong to another account
+        raise ConfigurationError("api_key must be text, not None")
+    return resolve_api_key(value)
 
 
 @secret_arguments

@@ -9,6 +9,7 @@ import pickle
 import threading
 import traceback
 from collections.abc import Callable
+from concurrent import futures
 from functools import partial
 from itertools import count
 from typing import Any
@@ -209,7 +210,7 @@ def raising() -> str:
     [
         (raising, r"the function raising \(.*test_sources.py, line \d+\) raised RuntimeError in"),
         (partial(raising), r"the function raising \(.*test_sources.py, line \d+\) raised"),
-        (lambda: None, "no API key.*; it came from the function <lambda>"),
+        (lambda: None, "api_key must be text, not None; it came from the function <lambda>"),
         (lambda: 5, "api_key must be text, not int; it came from the function <lambda>"),
         (lambda: f"{SECRET}\n", "api_key contains a line break"),
     ],
@@ -222,6 +223,94 @@ def test_a_source_that_gives_no_key_is_an_error_that_shows_no_key(
         upstream.client(function).embed("a")
     assert SECRET not in shown(caught.value)
     assert upstream.statuses == []
+
+
+@pytest.mark.parametrize("answer", [None, Hidden(None)])  # type: ignore[arg-type]
+def test_a_function_that_returns_none_does_not_send_the_key_of_the_environment(
+    upstream: Upstream, answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", upstream.key)
+
+    async def later() -> Any:
+        return answer
+
+    for function in (lambda: answer, later):
+        with pytest.raises(errors.ConfigurationError, match="api_key must be text, not None"):
+            upstream.client(function).embed("a")
+    assert upstream.statuses == []
+
+
+def calls_of(client: NexusFlow) -> list[Callable[[], Any]]:
+    async def astream() -> list[Any]:
+        return [item async for item in client.aembed_stream(["a"])]
+
+    return [
+        lambda: client.embed("a"),
+        lambda: asyncio.run(client.aembed("a")),
+        lambda: list(client.embed_stream(["a"])),
+        lambda: asyncio.run(astream()),
+    ]
+
+
+class Odd(BaseException):
+    """An error that is no ``Exception``."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(StopIteration(), StopAsyncIteration(), GeneratorExit(), Odd()),
+        *(asyncio.CancelledError(), futures.CancelledError(), TimeoutError()),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_whatever_a_function_raises_ends_the_call_with_a_typed_error(
+    error: BaseException, is_async: bool, upstream: Upstream
+) -> None:
+    def fail() -> str:
+        raise error
+
+    async def afail() -> str:
+        raise error
+
+    client = upstream.client(afail if is_async else fail, deadline=20.0)
+    for call in calls_of(client):
+        with pytest.raises(errors.ConfigurationError, match=r"fail \(.*\) raised "):
+            call()
+
+
+def test_a_function_that_has_no_further_key_ends_the_call_and_the_next_one(
+    upstream: Upstream,
+) -> None:
+    given = iter([upstream.key])
+    client = upstream.client(lambda: next(given), deadline=20.0)
+    client.embed("a")
+    upstream.now = 1
+    for call in calls_of(client):
+        with pytest.raises(errors.ConfigurationError, match="raised StopIteration in"):
+            call()
+
+
+async def test_a_call_that_is_cancelled_cancels_the_function_that_it_awaits(
+    upstream: Upstream,
+) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def give() -> str:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+        return upstream.key
+
+    call = asyncio.ensure_future(upstream.client(give).aembed("a"))
+    await begun.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await asyncio.wait_for(ended.wait(), 20)
 
 
 class Vault:
