@@ -126,6 +126,31 @@ def test_ctrl_c_and_exit_pass_through_an_http_client_and_the_next_call_works(
     assert_right(embed(client_of(server)), TEXTS)
 
 
+class AsyncRaising(httpx.AsyncBaseTransport):
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        raise self.error
+
+
+@each_call
+@pytest.mark.parametrize(
+    "error", [asyncio.CancelledError(), GeneratorExit(), StopIteration()], ids=repr
+)
+def test_an_http_client_that_raises_an_error_of_control_flow_does_not_cancel_the_call(
+    call: Callable[..., list[Any]], error: BaseException, server: FaultServer
+) -> None:
+    client = client_of(
+        server,
+        http_client=httpx.Client(transport=Raising(error)),
+        async_http_client=httpx.AsyncClient(transport=AsyncRaising(error)),
+        max_retries=0,
+    )
+    with pytest.raises(APIConnectionError, match="the http client that was passed in failed"):
+        call(client)
+
+
 class OddResponse:
     is_stream_consumed = True
     headers: Any = {}  # noqa: RUF012
@@ -185,7 +210,8 @@ class OddLimits:
 
 
 @pytest.mark.parametrize(
-    "answer", [ZeroDivisionError(), None, [], ["soon"], [float("nan")], [float("inf")], 3]
+    "answer",
+    [ZeroDivisionError(), StopIteration(), None, [], ["soon"], [float("nan")], [float("inf")], 3],
 )
 def test_vectors_arrive_although_a_pacer_is_unusable(answer: Any, server: FaultServer) -> None:
     client = client_of(server, pacer=OddLimits(answer), deadline=60.0)
@@ -205,7 +231,16 @@ class OddBudget:
 
 
 @pytest.mark.parametrize(
-    "grant", [ZeroDivisionError(), None, 5, (1, 2, False), Grant("9", 9, False), Grant(-1, 9, True)]
+    "grant",
+    [
+        ZeroDivisionError(),
+        StopIteration(),
+        None,
+        5,
+        (1, 2, False),
+        Grant("9", 9, False),
+        Grant(-1, 9, True),
+    ],
 )
 def test_an_unusable_shared_budget_is_one_typed_error(grant: Any, server: FaultServer) -> None:
     client = client_of(server, budget=OddBudget(grant), deadline=60.0)

@@ -397,6 +397,8 @@ class HttpxSender:
         outcome: Answer | TransportFault | BaseException
         try:
             outcome = self._send(body, timeout)
+        except (asyncio.CancelledError, GeneratorExit) as error:
+            outcome = _of_client(error)  # in the waiting task, the error would cancel the call
         except BaseException as error:  # noqa: BLE001 - raised in the waiting task
             outcome = error
         with suppress(RuntimeError):  # the loop was closed
@@ -454,6 +456,8 @@ class AsyncHttpxSender:
             try:
                 # `wait_for` could lose a cancellation.
                 done, _ = await asyncio.wait([work], timeout=timeout)
+                if work.cancelled():  # by the client, or by the user's loop
+                    return _of_client(asyncio.CancelledError())
                 return work.result() if done else timed_out(timeout)
             finally:
                 work.cancel()
@@ -484,6 +488,8 @@ class AsyncHttpxSender:
             finally:
                 await response.aclose()
             return _httpx_answer(response, parts)
+        except GeneratorExit as error:
+            return _of_client(error)
         except Exception as error:  # noqa: BLE001 - errors of httpx and httpx2 are recognised by name
             return _httpx_fault(error, timeout)
 
@@ -513,6 +519,10 @@ def _httpx_fault(error: Exception, timeout: float) -> TransportFault:
         return TransportFault(f"cannot connect: {_root(error)}", maybe_billed=False)
     if names & {"TransportError", "RequestError", "OSError"}:
         return TransportFault(broken_off(error))
+    return _of_client(error)
+
+
+def _of_client(error: BaseException) -> TransportFault:
     return TransportFault(
         f"the http client that was passed in failed ({type(error).__name__})", retryable=False
     )
