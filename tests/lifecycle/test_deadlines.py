@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +44,19 @@ def test_a_deadline_holds_against_slow_drip_responses(server: Any, name: str, ho
     with pytest.raises(APITimeoutError, match=r"deadline of 0\.5 s"):
         embed(client, ["a"], how)
     assert 0.45 <= time.monotonic() - began < SOON
+    assert_quiet(client, server)
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_deadline_holds_while_sizes_are_compared_and_is_named_as_it_was_given(
+    server: Any, how: str, tmp_path: Path
+) -> None:
+    server.script = type(server.script)(hold)
+    client = client_of(server, dimensions=64, cache=tmp_path / "cache", derive=True, deadline=0.5)
+    began = time.monotonic()
+    with pytest.raises(APITimeoutError, match=r"deadline of 0\.5 s"):
+        embed(client, ["a"], how)
+    assert time.monotonic() - began < SOON
     assert_quiet(client, server)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 
 from nexusflow_integrations import Budget, NexusFlow
-from nexusflow_integrations._core.cache.cache import store_at
+from nexusflow_integrations._core.cache.cache import Cache, store_at
+from nexusflow_integrations._core.cache.in_file import VectorStore
 from nexusflow_integrations._core.comparing import FIXED_TEXTS
 from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations._core.settings import DIMENSIONS
+from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import (
     BadRequestError,
     BudgetExceededError,
@@ -348,6 +351,46 @@ def test_a_service_without_one_of_the_sizes_serves_the_others(place: str, lackin
     np.testing.assert_allclose(derived, plain, atol=1e-6)
     with pytest.raises(BadRequestError, match=f"no size {lacking}"):
         NexusFlow("sk", dimensions=lacking, derive=True, **settings).embed(TEXTS)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The seconds that the cache got for each look-up; its file does not answer."""
+    freed = threading.Event()
+    asked: list[float] = []
+
+    def blocked(*_: Any, **__: Any) -> Any:
+        freed.wait(60)
+        raise StoreUnavailable("the file did not answer")
+
+    def noting(look_up: Any) -> Any:
+        def noted(self: Cache, *arguments: Any, **named: Any) -> Any:
+            asked.append(arguments[-1])
+            return look_up(self, *arguments, **named)
+
+        return noted
+
+    for name in ("claim", "present"):
+        monkeypatch.setattr(VectorStore, name, blocked)
+        monkeypatch.setattr(Cache, name, noting(getattr(Cache, name)))
+    yield asked
+    freed.set()
+
+
+def test_a_cache_that_does_not_answer_leaves_time_for_the_request(
+    waits: list[float], server: LocalServer, client_of: Make
+) -> None:
+    expected = own(server, TEXTS, 64)
+    np.testing.assert_allclose(client_of(64, deadline=3.0).embed(TEXTS), expected, atol=1e-6)
+    assert 0 < waits[0] <= 3.0 / 4
+
+
+def test_an_estimate_waits_for_the_cache_for_half_of_the_deadline_at_most(
+    waits: list[float], client_of: Make
+) -> None:
+    estimate = client_of(64, deadline=1.0).estimate(TEXTS)
+    assert (estimate.cached, estimate.requests) == (0, 3 + len(DIMENSIONS))
+    assert 0 < sum(waits) < 0.6
 
 
 @pytest.mark.parametrize(

@@ -91,12 +91,25 @@ async def stored_rows(
     return {place: found[key] for place, key in enumerate(keys) if key in found}
 
 
+def share_of(time_left: Callable[[], float], part: float) -> Callable[[], float]:
+    """Return a function that counts down ``part`` of the time that is left now."""
+    left = time_left()
+    if left == float("inf"):
+        return time_left
+    return lambda: time_left() - (1 - part) * left
+
+
 async def compared(
-    cache: Cache, keyer: KeyerOf, sizes: Sequence[int], within: float
+    cache: Cache, keyer: KeyerOf, sizes: Sequence[int], time_left: Callable[[], float]
 ) -> dict[int, list[Vectors]]:
-    """Return the vectors of the fixed texts that the cache holds, by size."""
+    """Return the vectors of the fixed texts that the cache holds, by size.
+
+    When no time is left, the other sizes are left out.
+    """
     rows = {}
     for size in sizes:
+        if (within := time_left()) <= 0:
+            break
         found = await stored_rows(cache, keyer(size), size, FIXED_TEXTS, within)
         if len(found) == len(FIXED_TEXTS):
             rows[size] = [found[place] for place in range(len(FIXED_TEXTS))]
@@ -108,18 +121,22 @@ async def derived(
     keyer: KeyerOf,
     sources: Sequence[int],
     ledger: Ledger,
-    within: Callable[[], float],
+    time_left: Callable[[], float],
     texts: Sequence[str],
 ) -> dict[int, Vectors]:
-    """Return cached vectors of any size in ``sources``, cut to the last of these sizes."""
+    """Return cached vectors of any size in ``sources``, cut to the last of these sizes.
+
+    The cache gets a quarter of the time that is left, for all sizes together.
+    """
+    time_left = share_of(time_left, 1 / 4)
     wanted = sources[-1]
     rows: dict[int, Vectors] = {}
     for size in sources:
         left = [place for place in range(len(texts)) if place not in rows]
-        if not left:
+        if not left or (within := time_left()) <= 0:
             break
         some = [texts[place] for place in left]
-        found = await stored_rows(cache, keyer(size), size, some, within())
+        found = await stored_rows(cache, keyer(size), size, some, within)
         if size != wanted:
             found = {place: cut_to_size(row, wanted) for place, row in found.items()}
             ledger.derived += len(found)

@@ -23,6 +23,7 @@ from nexusflow_integrations._core.call.deriving import (
     compared,
     derived,
     larger_sizes,
+    share_of,
 )
 from nexusflow_integrations._core.call.direct import DirectCall, fits
 from nexusflow_integrations._core.call.job import Job, Stop, StoppedElsewhere, admit_and_send
@@ -178,7 +179,11 @@ class Engine:
         first. Until that is done, only vectors of the wanted size count.
         """
         cache = self._cache(place)
-        within = settings.deadline / 2 if settings.deadline else float("inf")
+        until = monotonic() + settings.deadline / 2 if settings.deadline else float("inf")
+
+        def time_left() -> float:
+            return until - monotonic()
+
         sources: tuple[int | None, ...] = (settings.dimensions,)
         to_ask = 0
         larger = larger_sizes(settings) if derive else ()
@@ -186,13 +191,15 @@ class Engine:
             sizes = (*larger, settings.dimensions)
             comparison = self._comparison(settings, place)
             if comparison.lacks(sizes):
-                rows = await compared(cache, partial(_keyer_at, cache, settings), sizes, within)
+                rows = await compared(cache, partial(_keyer_at, cache, settings), sizes, time_left)
                 to_ask = len(sizes) - len(rows)
                 if not to_ask:
                     comparison.learn(sizes, rows)
             sources = comparison.sources(sizes) or sources
         stored: set[str] = set()
         for size in sources:
+            if (within := time_left()) <= 0:
+                break
             key = _keyer_at(cache, settings, size)
             keys = {key(text): text for text in texts if text not in stored}
             stored |= {keys[found] for found in await cache.present(list(keys), within)}
@@ -360,7 +367,7 @@ class Engine:
                     partial(_keyer_at, cache, settings),
                     sources,
                     call.ledger,
-                    lambda: (call.until - endpoint.clock()) / 4,
+                    lambda: call.until - endpoint.clock(),
                 )
                 settings = call.settings = at_size(settings, sources[0])
             source = _cached(cache, call, results)
@@ -408,8 +415,8 @@ class Engine:
         sizes = (*larger, settings.dimensions)
         comparison = self._comparison(settings, place)
         if comparison.lacks(sizes):
-            left = call.until - call.endpoint.clock()
-            rows = await compared(cache, partial(_keyer_at, cache, settings), sizes, left / 4)
+            patience = share_of(lambda: call.until - call.endpoint.clock(), 1 / 4)
+            rows = await compared(cache, partial(_keyer_at, cache, settings), sizes, patience)
             missing = [size for size in sizes if size not in rows]
             limited = None if caller is None else caller.for_own_texts()
             asked = await asyncio.gather(
@@ -431,21 +438,18 @@ class Engine:
 
         ``call`` pays for the fixed texts, but does not count them as its texts.
         """
-        settings = at_size(call.settings, size)
-        if call.until < float("inf"):
-            left = max(call.until - call.endpoint.clock(), 0.001)
-            settings = replace(settings, deadline=left)
         ledger = Ledger()
         part = replace(
             call,
             texts=FIXED_TEXTS,
-            settings=settings,
+            settings=at_size(call.settings, size),
             ledger=ledger,
             size=LearntSize(),
             lists=False,
             unsent={},
             derive=False,
         )
+        part.until = call.until
         try:
             results = await self.embed(part, caller)
         except (BadRequestError, InvalidResponseError):
