@@ -71,7 +71,7 @@ from nexusflow_integrations._core.usage import (
     check_budget,
     check_price,
 )
-from nexusflow_integrations.errors import ConfigurationError, InvalidInputError
+from nexusflow_integrations.errors import CacheError, ConfigurationError, InvalidInputError
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.call.engine import Engine
@@ -595,7 +595,8 @@ class NexusFlow:
 
         Raises:
             ConfigurationError: There is no cache, or the service returns different vectors.
-            NexusFlowError: The texts cannot be embedded, or the cache cannot be read.
+            CacheError: The cache can neither be read nor written.
+            NexusFlowError: The texts cannot be embedded.
         """
         if self._cache is None:
             raise ConfigurationError("this client has no cache: pass cache=...")
@@ -608,6 +609,13 @@ class NexusFlow:
 
         kept = embed(self)
         if kept.usage is None or not kept.usage.cached:
+            instruction = self._instruction("document")
+            texts = {instruction + text for text in FIXED_TEXTS}
+            if not texts <= self._find_stored(list(texts))[0]:
+                raise CacheError(
+                    "the vectors could neither be compared nor stored, because the cache"
+                    f" {self._cache} could not be used in time: the log says why"
+                )
             return False
         fresh = embed(self._uncached())
         apart = max(map(deviation, kept, fresh))

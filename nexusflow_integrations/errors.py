@@ -189,7 +189,8 @@ class LimiterError(NexusFlowError, RuntimeError):
 class CacheError(NexusFlowError):
     """The cache is corrupt, was not made by this package, or is too new; it was not changed.
 
-    The error is also raised if the server is not a Redis server or rejects the password.
+    The error is also raised if the server is not a Redis server or rejects the password, and by
+    ``verify_cache`` if the cache cannot be used.
     """
 
 

@@ -30,7 +30,7 @@ from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endp
 from nexusflow_integrations.cli.rag.indexes import Index, Indexes, UnusableIndexError
 from nexusflow_integrations.cli.screen import Screen, home
 from nexusflow_integrations.cli.words import count, in_bytes
-from nexusflow_integrations.errors import ConfigurationError
+from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim")}
 _PACKAGES = {
@@ -204,7 +204,11 @@ def _compare_cache(found: Findings) -> None:
         store.close()
     for rows in kinds[:_MOST]:
         size = "default size" if rows.dimensions is None else f"{rows.dimensions} numbers"
-        item = verified(rows, True)
+        try:
+            item = verified(rows, True)
+        except NexusFlowError as error:
+            found.fail("Cached vectors", error)
+            return
         text = f"{rows.model}, {size}: {item.message}"
         found.note("Cached vectors", text, ok=item.status != "changed")
 

@@ -336,3 +336,35 @@ def _store_of(client: NexusFlow) -> Any:
 
     _, running = engine()
     return running._caches[client._cache].store  # type: ignore[index]
+
+
+@pytest.mark.parametrize("broken", ["locked", "no folder", "no server"])
+def test_verifying_a_cache_that_cannot_be_used_is_an_error_and_not_the_first_run(
+    broken: str, path: Path, tmp_path: Path, server: LocalServer
+) -> None:
+    place = str(path)
+    if broken == "no folder":
+        (tmp_path / "file").touch()
+        place = str(tmp_path / "file" / "vectors.sqlite3")
+    elif broken == "no server":
+        place = "redis://:a-password@127.0.0.1:1/0"
+    locker = sqlite3.connect(path, isolation_level=None)
+    if broken == "locked":
+        locker.execute("PRAGMA locking_mode = EXCLUSIVE")
+        locker.execute("BEGIN EXCLUSIVE")
+    made: dict[str, Any] = {"base_url": server.base_url, "dimensions": 64, "deadline": 2.0}
+    for _ in range(2):
+        client = NexusFlow(server.api_key, cache=place, **made)
+        with pytest.raises(CacheError, match="neither be compared nor stored") as caught:
+            client.verify_cache()
+        assert "a-password" not in str(caught.value)
+    locker.close()
+
+
+@both
+@pytest.mark.parametrize("settings", [{}, {"document_instruction": "Text: "}])
+def test_a_cache_is_verified_from_the_second_time_on(
+    settings: dict[str, Any], client_of: Callable[..., NexusFlow]
+) -> None:
+    found = [client_of(dimensions=64, **settings).verify_cache() for _ in range(2)]
+    assert found == [False, True]
