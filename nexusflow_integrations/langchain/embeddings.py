@@ -585,6 +585,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
             attributes["cache"] = str(self.cache)
         return attributes
 
+    @secret_arguments
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy; with ``update``, return a new, validated object.
 

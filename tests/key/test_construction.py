@@ -48,6 +48,20 @@ def test_an_impossible_setting_shows_no_secret(entry: Entry, what: str) -> None:
     assert leaks(caught.value, KEY, HEADER, PASSWORD) == []
 
 
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("error", [RuntimeError, ModuleNotFoundError, OSError, KeyError])
+def test_no_error_of_a_constructor_shows_a_secret_whatever_its_type(
+    entry: Entry, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error("a bug, or a broken installation")
+
+    monkeypatch.setattr("nexusflow_integrations.client.check_price", fail)
+    with pytest.raises(error) as caught:
+        entry.made(api_key=KEY, default_headers=HEADERS)
+    assert leaks(caught.value, KEY, HEADER) == []
+
+
 @pytest.mark.parametrize("name", ["api_key", "api_base", "api_key_env_var", "unknown"])
 def test_a_stored_configuration_with_a_secret_shows_it_in_no_error(name: str) -> None:
     chroma = pytest.importorskip("nexusflow_integrations.chroma")
@@ -125,6 +139,16 @@ def test_a_changed_field_of_llama_index_shows_no_secret() -> None:
     with pytest.raises(errors.ConfigurationError, match="dimensions") as caught:
         embedding.dimensions = 3
     assert leaks(caught.value, KEY, HEADER) == []
+
+
+@pytest.mark.parametrize("name", ["nexusflow_api_key", "api_key"])
+def test_a_copy_of_langchains_embeddings_with_another_key_shows_no_key(name: str) -> None:
+    langchain = pytest.importorskip("nexusflow_integrations.langchain")
+    embeddings = langchain.NexusFlowEmbeddings(api_key=KEY)
+    for update in ({name: f"{KEY}\n"}, {name: KEY, "dimensions": 3}):
+        with pytest.raises(ValueError) as caught:
+            embeddings.model_copy(update=update)
+        assert leaks(caught.value, KEY) == []
 
 
 def test_a_lancedb_function_shows_no_key() -> None:
