@@ -35,12 +35,13 @@ from nexusflow_integrations._core.call.caller import (
     Hooks,
     Progress,
 )
-from nexusflow_integrations._core.call.imports import import_all
+from nexusflow_integrations._core.call.imports import import_all, without_sqlite
 from nexusflow_integrations._core.fields import OURS, Fields
 from nexusflow_integrations._core.key_sources import EnvironmentKey, key_source
 from nexusflow_integrations._core.models import DEFAULT_MODEL, model_named, texts_per_request
 from nexusflow_integrations._core.other_frameworks import missing
 from nexusflow_integrations._core.pace.terms import Presence, Terms
+from nexusflow_integrations._core.paths import absolute
 from nexusflow_integrations._core.redis.address import WANTED, RedisAddress, address_or_path
 from nexusflow_integrations._core.secret import Headers, secret_arguments
 from nexusflow_integrations._core.settings import (
@@ -1160,19 +1161,19 @@ def _cache_path(
     if cache is None or cache is False:
         return None
     if cache is True:
-        from nexusflow_integrations._core.cache.file import default_path
-
+        try:
+            from nexusflow_integrations._core.cache.file import default_path
+        except ModuleNotFoundError as error:
+            raise without_sqlite(error) from None
         return str(default_path())
     place = address_or_path(cache)
     if isinstance(place, RedisAddress):
         return place
     try:
         path = os.fspath(place)
-        if isinstance(path, str) and path.strip() and b"\0" not in os.fsencode(path):
-            # Use neither abspath nor getcwd: tools that detect blocking calls on an event loop
-            # raise an error for both, although reading the current folder takes a microsecond.
-            folder = os.fsdecode(os.getcwdb())
-            return os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
-    except Exception:  # noqa: BLE001, S110 - a user's object may raise anything
-        pass
-    raise checks.refuse("cache", WANTED, cache)
+        is_path = isinstance(path, str) and path.strip() and b"\0" not in os.fsencode(path)
+    except Exception:  # noqa: BLE001 - a user's object may raise anything
+        is_path = False
+    if not is_path:
+        raise checks.refuse("cache", WANTED, cache)
+    return absolute("cache", path)

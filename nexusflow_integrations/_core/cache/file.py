@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.clock import monotonic
+from nexusflow_integrations._core.paths import NO_HOME
 from nexusflow_integrations._core.unavailable import StoreUnavailable
-from nexusflow_integrations.errors import CacheError
+from nexusflow_integrations.errors import CacheError, ConfigurationError
 
 APPLICATION_ID = 0x4E465643
 """The bytes ``NFVC`` in the header of the file."""
@@ -52,14 +53,21 @@ _SCHEMA = (
 
 
 def default_path() -> Path:
-    """Return the path of this user's cache, which follows the convention of the platform."""
-    if sys.platform == "win32":
-        folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Caches"
-    else:
-        named = os.environ.get("XDG_CACHE_HOME", "")
-        folder = Path(named) if os.path.isabs(named) else Path.home() / ".cache"
+    """Return the path of this user's cache, which follows the convention of the platform.
+
+    Raises:
+        ConfigurationError: The user has no home folder.
+    """
+    try:
+        if sys.platform == "win32":
+            folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        elif sys.platform == "darwin":
+            folder = Path.home() / "Library" / "Caches"
+        else:
+            named = os.environ.get("XDG_CACHE_HOME", "")
+            folder = Path(named) if os.path.isabs(named) else Path.home() / ".cache"
+    except RuntimeError:
+        raise ConfigurationError(NO_HOME) from None
     return folder / "nexusflow" / "vectors.sqlite3"
 
 

@@ -45,6 +45,7 @@ from nexusflow_integrations._core.cache.upkeep import (
     remove,
 )
 from nexusflow_integrations._core.clock import monotonic
+from nexusflow_integrations._core.paths import absolute
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import CacheError
@@ -110,10 +111,7 @@ class VectorStore:
     ) -> None:
         if path is False:
             raise ValueError("a cache needs a path, or True for the user's cache folder")
-        where = default_path() if path is True else Path(path).expanduser()
-        # Do not use abspath: tools that detect blocking calls on an event loop raise an error for
-        # it.
-        self.path = Path(os.path.normpath(os.path.join(os.fsdecode(os.getcwdb()), where)))
+        self.path = default_path() if path is True else Path(absolute("cache", os.fspath(path)))
         self.claim_seconds = max(_MIN_CLAIM, claim_seconds)
         self._given_clock = clock
         self._begin()

@@ -14,7 +14,7 @@ from importlib import import_module
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.redis.address import RedisAddress
 from nexusflow_integrations._core.redis.server import redis_package
-from nexusflow_integrations.errors import APIConnectionError
+from nexusflow_integrations.errors import APIConnectionError, ConfigurationError
 
 _ALWAYS = (
     "nexusflow_integrations._core.call.engine",
@@ -38,7 +38,8 @@ def import_all(cache: str | RedisAddress | None, pacer: object, *, async_http_cl
     Raises:
         ImportError: A package is not installed.
         APIConnectionError: A file could not be read; perhaps no file descriptor is left.
-        ConfigurationError: This process was forked while another thread was importing.
+        ConfigurationError: This process was forked while another thread was importing, or Python
+            was built without SQLite.
     """
     with forks.importing:
         try:
@@ -49,13 +50,26 @@ def import_all(cache: str | RedisAddress | None, pacer: object, *, async_http_cl
             ) from None
 
 
+def without_sqlite(error: ModuleNotFoundError) -> ModuleNotFoundError | ConfigurationError:
+    """Return what to raise instead of ``error``, which may mean that Python has no SQLite."""
+    if error.name not in ("sqlite3", "_sqlite3"):
+        return error
+    return ConfigurationError(
+        "cache needs the module sqlite3, which this Python was built without: use another Python,"
+        " or leave out cache"
+    )
+
+
 def _import_all(cache: str | RedisAddress | None, pacer: object, async_http_client: bool) -> None:
     names = [*_ALWAYS]
     servers = [cache] if isinstance(cache, RedisAddress) else []
     if cache is not None:
         names += _REDIS if servers else _FILE
-    for name in names:
-        import_module(name)
+    try:
+        for name in names:
+            import_module(name)
+    except ModuleNotFoundError as error:
+        raise without_sqlite(error) from None
     if pacer is not None:
         from nexusflow_integrations._core.pace.in_redis import AccountLimits
 

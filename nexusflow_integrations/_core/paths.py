@@ -1,0 +1,38 @@
+"""Absolute paths, for users without a home folder and processes whose current folder is gone."""
+
+from __future__ import annotations
+
+import os
+
+from nexusflow_integrations.errors import ConfigurationError
+
+NO_HOME = (
+    'the cache needs a path, because this user has no home folder: pass cache="/a/path", or set the'
+    " environment variable HOME"
+)
+
+
+def absolute(name: str, path: str) -> str:
+    """Return ``path`` as an absolute path in which ``~`` is replaced by the home folder.
+
+    Raises:
+        ConfigurationError: There is no home folder or no current folder. The message begins with
+            ``name``, the name of the setting.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded == path and path[:1] == "~" and path[1:2] in ("", "/", os.sep):
+        raise ConfigurationError(
+            f"{name} must be an absolute path, because this user has no home folder"
+        )
+    # Use neither abspath nor getcwd: tools that detect blocking calls on an event loop raise an
+    # error for both, although reading the current folder takes a microsecond.
+    if not os.path.isabs(expanded):
+        try:
+            folder = os.fsdecode(os.getcwdb())
+        except OSError as error:
+            raise ConfigurationError(
+                f"{name} must be an absolute path, because the current folder cannot be read:"
+                f" {error.strerror or error}"
+            ) from None
+        expanded = os.path.join(folder, expanded)
+    return os.path.normpath(expanded)
