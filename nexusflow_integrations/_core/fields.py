@@ -13,6 +13,12 @@ from nexusflow_integrations.errors import ConfigurationError
 OURS = ("model", "input", "encoding_format", "dimensions")
 """Fields of the body that users set through other settings."""
 _MOST_CHARACTERS = 65_536
+_PROBLEMS = {
+    "JSON compliant": "is not finite",
+    "Circular": "contains itself",
+    "digits": "holds a number with too many digits",
+}
+"""Words of Python's messages, and what is wrong with a value then."""
 
 
 class Fields:
@@ -107,10 +113,14 @@ def _not_json(value: object) -> str | None:
     except UnicodeEncodeError:
         return "holds a lone surrogate (half a character)"
     except ValueError as error:
-        return "is not finite" if "JSON compliant" in str(error) else "contains itself"
-    except Exception:  # noqa: BLE001 - a user's value may raise anything
-        return f"cannot be written as JSON ({type(value).__name__[:60]})"
-    return None
+        for words, problem in _PROBLEMS.items():
+            if words in str(error):
+                return problem
+    except Exception:  # noqa: BLE001, S110 - a user's value may raise anything
+        pass
+    else:
+        return None
+    return f"cannot be written as JSON ({type(value).__name__[:60]})"
 
 
 def _written(value: object) -> str:

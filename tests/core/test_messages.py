@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import sys
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,13 @@ CYCLE["a"] = CYCLE
         ),
         ({"a": float("nan")}, "must hold JSON values, but the value of 'a' is not finite"),
         ({"a": CYCLE}, "must hold JSON values, but the value of 'a' contains itself"),
+        pytest.param(
+            {"a": 10**5000},
+            "must hold JSON values, but the value of 'a' holds a number with too many digits",
+            marks=pytest.mark.skipif(
+                not hasattr(sys, "set_int_max_str_digits"), reason="Python writes such numbers"
+            ),
+        ),
         ({"a": "\ud800"}, "must hold JSON values, but the value of 'a' holds a lone surrogate"),
         ({5: "a"}, "must have texts as names, not 5"),
     ],
