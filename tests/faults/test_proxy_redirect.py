@@ -92,6 +92,7 @@ class Network:
         *,
         variable: str = "HTTPS_PROXY",
         url: str = "https://{host}:{port}/v1",
+        scheme: str = "http",
         credentials: str = "",
         authority: Any = None,
         answering: Script | Behaviour = right,
@@ -105,7 +106,7 @@ class Network:
         with FaultServer(answering, tls=tls) as server, FaultServer(proxying) as proxy:
             environment = {
                 "SSL_CERT_FILE": str(self.roots),
-                variable: f"http://{credentials}127.0.0.1:{proxy.port}",
+                variable: f"{scheme}://{credentials}127.0.0.1:{proxy.port}",
             }
             if no_proxy is not None:
                 environment["NO_PROXY"] = no_proxy
@@ -143,6 +144,12 @@ def test_proxy_credentials_reach_the_proxy_and_not_the_server(network: Network) 
     assert run.outcomes[0].right, run.outcomes
     assert run.proxy.requests[0].header("proxy-authorization") is not None
     assert run.server.requests[0].header("proxy-authorization") is None
+
+
+def test_the_scheme_of_a_proxy_may_be_written_in_capitals(network: Network) -> None:
+    run = network.run(scheme="HTTP")
+    assert [outcome.right for outcome in run.outcomes] == [True, True], run.outcomes
+    assert {request.method for request in run.proxy.requests} == {"CONNECT"}
 
 
 @pytest.mark.parametrize("no_proxy", ["127.0.0.1", "*"])

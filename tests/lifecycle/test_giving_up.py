@@ -106,7 +106,13 @@ def test_a_proxy_of_another_kind_is_named_in_one_sentence(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     "proxy",
-    ["http://user:secret@", "http://user:secret@127.1:1", "user:secret@proxy:port", "http://a b:1"],
+    [
+        "http://user:secret@",
+        "http://user:secret://x@127.1:1",
+        "http://user:secret@127.1:1",
+        "user:secret@proxy:port",
+        "http://a b:1",
+    ],
 )
 def test_a_proxy_that_is_no_address_is_refused_and_not_shown(
     proxy: str, monkeypatch: pytest.MonkeyPatch

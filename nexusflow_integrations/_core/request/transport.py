@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import operator
 import os
+import re
 import socket
 import ssl
 import threading
@@ -214,6 +215,9 @@ _PROXY_VARIABLES = [
 ]
 
 
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE | re.ASCII)
+
+
 @lru_cache(maxsize=64)
 def _proxy_for(url: str, _variables: tuple[str | None, ...]) -> Secret | str | None:
     """Return the proxy, or an error message: the frames of an exception would show the proxy."""
@@ -224,20 +228,22 @@ def _proxy_for(url: str, _variables: tuple[str | None, ...]) -> Secret | str | N
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy is None or proxy_bypass(parts.netloc.rpartition("@")[2]):
         return None
-    proxy = proxy.strip()
-    scheme, _, _ = proxy.rpartition("://")
+    # A password may contain "://", too, and the message shows the scheme.
+    found = _SCHEME.match(proxy.strip())
+    scheme = found[1].lower() if found else ""
+    address = proxy.strip()[found.end() if found else 0 :]
     if scheme not in ("", "http", "https"):
         return (
             f"the environment names a {scheme[:20]} proxy, but only http proxies are supported:"
             " pass http_client=httpx.Client(proxy=...), or unset the variable"
         )
-    place = proxy.rpartition("://")[2].rpartition("@")[2].partition("/")[0]
+    place = address.rpartition("@")[2].partition("/")[0]
     if host_of(place) is None:
         return (
             "the environment names a proxy that does not look like http://proxy.example:3128:"
             " correct or unset the variable"
         )
-    return Secret(proxy if scheme else f"http://{proxy}")
+    return Secret(f"{scheme or 'http'}://{address}")
 
 
 class AiohttpSender:
