@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any, cast
@@ -124,8 +125,12 @@ def no_rows(items: object, item: str = "text") -> str | None:
         return f"one string: write [{item}]"
     if isinstance(items, (bytes, bytearray, memoryview)):
         return f"{kind}: decode it"
-    if isinstance(items, Mapping):
+    if isinstance(items, Mapping) or has_methods(items, "keys", "values", "__getitem__"):
+        # Also mappings that are no `Mapping`, such as those of `multiprocessing`; `values` of a
+        # column of a table is no method.
         return f"{kind}: pass its values()"
+    if isinstance(items, array):
+        return f"{kind}, whose items are single letters or numbers"
     if isinstance(items, (set, frozenset)):
         return f"{kind}, which has no order: pass a list"
     if isinstance(items, PathLike):

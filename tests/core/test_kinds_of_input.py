@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import inspect
+import sys
 from collections import OrderedDict, UserDict, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,33 @@ class Frame:
         return iter(self.columns)
 
 
+class Proxy:
+    """A mapping that is no ``Mapping``, like ``multiprocessing.Manager().dict()``."""
+
+    def keys(self) -> list[str]:
+        return ["a"]
+
+    def values(self) -> list[str]:
+        return ["b"]
+
+    def __getitem__(self, name: str) -> str:
+        return "b"
+
+    def __iter__(self) -> Any:
+        return iter(self.keys())
+
+
+class Series(list[str]):
+    """Like a column of pandas: it has ``keys``, but ``values`` is no method."""
+
+    def keys(self) -> range:
+        return range(len(self))
+
+    @property
+    def values(self) -> list[str]:
+        return self
+
+
 class Column:
     """Like an array of pyarrow: its items are not ``str``."""
 
@@ -37,11 +65,13 @@ class Column:
         return ["a", "b"]
 
 
+LETTERS = "w" if sys.version_info >= (3, 13) else "u"
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: Frame(), "not Frame, which yields the names of its columns: pass one column of it"),
     (lambda: {"a": "b"}, "not dict: pass its values()"),
     (lambda: OrderedDict(a="b"), "not OrderedDict: pass its values()"),
     (lambda: UserDict(a="b"), "not UserDict: pass its values()"),
+    (lambda: Proxy(), "not Proxy: pass its values()"),
     (lambda: {"a", "b"}, "not set, which has no order"),
     (lambda: frozenset({"a"}), "not frozenset, which has no order"),
     (lambda: b"a text", "not bytes: decode it"),
@@ -57,7 +87,8 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: ["a", None], "text 1 is None"),
     (lambda: [b"a"], "text 0 must be a string, not bytes"),
     (lambda: np.array([["a", "b"]]), "text 0 must be a string, not ndarray"),
-    (lambda: array.array("i", [1]), "text 0 must be a string, not int"),
+    (lambda: array.array("i", [1]), "not array, whose items are single letters or numbers"),
+    (lambda: array.array(LETTERS, "ab"), "not array, whose items are single letters or numbers"),
     (lambda: [SimpleNamespace(page_content="a")], "not SimpleNamespace: pass its page_content"),
     (lambda: [SimpleNamespace(get_content=str)], "not SimpleNamespace: pass its get_content()"),
 ]
@@ -97,6 +128,7 @@ async def test_no_method_of_the_client_accepts_a_non_list(
         np.array(["a", "b"]),
         np.array(["a", "b"], dtype=object),
         Column(),
+        Series(["a", "b"]),
     ],
     ids=lambda texts: type(texts).__name__,
 )
