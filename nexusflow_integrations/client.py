@@ -15,8 +15,6 @@ from collections.abc import (
     Iterable,
     Mapping,
 )
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import replace
 from functools import partial
@@ -25,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 from weakref import ref
 
 from nexusflow_integrations._core import checks
-from nexusflow_integrations._core.call.background import BackgroundLoop
+from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Signal
 from nexusflow_integrations._core.call.caller import (
     NO_HOOKS,
     Callback,
@@ -704,9 +702,10 @@ class NexusFlow:
         The client returns what it drew from a shared budget and did not spend.
         """
         self._closed, self._presence = True, None
-        if (given_back := self._give_back()) is not None:
-            with suppress(FutureTimeoutError):  # tokens that are not returned count as spent
-                given_back.result(self._closing_time)
+        if (given := self._to_give_back()) is not None:
+            background, give_back = given
+            with suppress(TimeoutError):  # tokens that are not returned count as spent
+                background.submit(give_back).result(self._closing_time)
 
     async def aclose(self) -> None:
         """Close like ``close``, without blocking the event loop."""
@@ -714,20 +713,24 @@ class NexusFlow:
         await self._agive_back()
 
     async def _agive_back(self) -> None:
-        if (given_back := self._give_back()) is not None:
-            await asyncio.wait([asyncio.wrap_future(given_back)], timeout=self._closing_time)
+        if (given := self._to_give_back()) is not None:
+            ended = Signal()
+            LoopCall(*given, ended.set)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(ended.wait(), self._closing_time)
 
     @property
     def _closing_time(self) -> float:
         return min(GIVE_BACK, self._settings.deadline or GIVE_BACK)
 
-    def _give_back(self) -> Future[None] | None:
+    def _to_give_back(self) -> tuple[BackgroundLoop, Coroutine[Any, Any, None]] | None:
+        """Return the loop and the work that returns tokens to a shared budget."""
         if self._guard is None or isinstance(self._budget, Budget):
             return None
         self._import()
         from nexusflow_integrations._core.call.engine import engine
 
-        return engine()[0].submit(self._guard.give_back())
+        return engine()[0], self._guard.give_back()
 
     def __enter__(self) -> NexusFlow:
         return self

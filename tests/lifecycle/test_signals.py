@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import sys
+import threading
+from collections.abc import AsyncIterable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .scene import KEY, run
+from nexusflow_integrations import NexusFlow
+from nexusflow_integrations._core.call.background import background_loop
+from nexusflow_integrations._core.clock import monotonic
+from nexusflow_integrations._core.shared_budget import Grant
+
+from .scene import KEY, client_of, run, texts
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
 
@@ -112,3 +122,88 @@ def test_a_handler_gets_vectors_while_the_call_that_it_interrupts_has_a_request_
     code, out, err = run(INTERRUPTED, KEY, how, str(concurrency), *names, seconds=60)
     assert (code, set(out.split()), err) == (0, {"True"}, "")
     assert len(out.split()) >= 3  # a call that sends nothing is not interrupted
+    assert (code, set(out.split()), err) == (0, {"True"}, "")
+    assert len(out.split()) >= 3  # a call that sends nothing is not interrupted
+
+
+STREAM = """
+    import itertools, signal, sys, time
+    from nexusflow_integrations import NexusFlow
+
+    client = NexusFlow(sys.argv[2], base_url=sys.argv[1], dimensions=64)
+    handled = 0
+    def handler(*_):
+        global handled
+        handled += 1
+        client.embed([f"{handled} {n}" for n in range(12)])
+        signal.setitimer(signal.ITIMER_REAL, next(waits))
+    client.embed("warm")
+    signal.signal(signal.SIGALRM, handler)
+    waits = itertools.cycle(n * 0.00017 for n in range(1, 12))
+    signal.setitimer(signal.ITIMER_REAL, next(waits))
+    right, end = True, time.monotonic() + 60
+    while handled < 300 and time.monotonic() < end:
+        texts = [f"text {n}" for n in range(15)]
+        right &= sum(1 for _ in client.embed_stream(texts)) == 15
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    print(handled >= 300, right)
+"""
+
+
+def test_a_handler_embeds_many_texts_while_a_stream_runs(server: Any) -> None:
+    assert run(STREAM, server.base_url, KEY) == (0, "True True\n", "")
+
+
+async def _read(stream: AsyncIterable[object]) -> None:
+    async for _ in stream:
+        pass
+
+
+class Tokens:
+    """A shared budget that is never used up."""
+
+    tokens = 1 << 40
+
+    def draw(self, least: int, wanted: int, unused: int, kept: int) -> Grant:
+        return Grant(wanted, self.tokens, pending=False)
+
+
+MANY = texts(40)
+
+CALLS: dict[str, Callable[[NexusFlow], object]] = {
+    "embed": lambda client: client.embed(MANY),
+    "a stream": lambda client: list(client.embed_stream(MANY)),
+    "an unordered stream": lambda client: list(client.embed_stream(MANY, ordered=False)),
+    "a stream that is left": lambda client: next(client.embed_stream(MANY)),
+    "estimate": lambda client: client.estimate(MANY),
+    "verify_cache": lambda client: client.verify_cache(),
+    "close": lambda client: client.close(),
+    "aembed": lambda client: asyncio.run(client.aembed(MANY)),
+    "an async stream": lambda client: asyncio.run(_read(client.aembed_stream(MANY))),
+    "aclose": lambda client: asyncio.run(client.aclose()),
+    "fork": lambda _: background_loop()._pause(monotonic() + 60)(),  # type: ignore[misc]
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_calling_thread_takes_no_lock_for_which_the_event_loop_may_wait(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    # A signal handler that runs while the thread holds such a lock would block the loop for as
+    # long as it waits for a call; if it raises, the lock would stay taken for ever.
+    options = {} if call == "embed" else {"cache": tmp_path / "cache", "budget": Tokens()}
+    client = client_of(server, **options)
+    client.embed(texts(12, "warm"))
+    plain, taken = threading.Condition.__enter__, []
+    here = threading.get_ident()
+
+    def enter(condition: threading.Condition) -> bool:
+        if threading.get_ident() == here:
+            taken.append(sys._getframe(1).f_code.co_name)
+        return plain(condition)
+
+    monkeypatch.setattr(threading.Condition, "__enter__", enter)
+    CALLS[call](client)
+    monkeypatch.undo()
+    assert taken == []

@@ -113,7 +113,6 @@ class _Background(BackgroundLoop):
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self._closers = []
-        self._futures = set()
         self.calls = set()
 
 

@@ -18,13 +18,15 @@ import atexit
 import logging
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError, Future, InvalidStateError
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar, cast
 
 from nexusflow_integrations._core import forks
+from nexusflow_integrations._core.call.waiting import next_item
 from nexusflow_integrations._core.clock import keep_running, monotonic
 from nexusflow_integrations.errors import APIConnectionError
 
@@ -51,7 +53,6 @@ class BackgroundLoop:
         keep_running(self.loop)
         self._closers: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self.calls: set[LoopCall[Any]] = set()
-        self._futures: set[Future[Any]] = set()
         self._thread = threading.Thread(
             target=self._run, name="nexusflow-integrations", daemon=True
         )
@@ -66,18 +67,21 @@ class BackgroundLoop:
         """
         if threading.get_ident() == self._thread.ident:
             return None
-        paused, resumed = threading.Event(), threading.Event()
+        paused: SimpleQueue[None] = SimpleQueue()
+        resumed: SimpleQueue[None] = SimpleQueue()
 
         def pause() -> None:
-            paused.set()
-            resumed.wait(LONGEST_PAUSE)
+            paused.put(None)
+            with suppress(Empty):
+                resumed.get(timeout=LONGEST_PAUSE)
 
         try:
             self.loop.call_soon_threadsafe(pause)
         except RuntimeError:  # the loop has ended
             return None
-        paused.wait(until - monotonic())
-        return resumed.set
+        with suppress(Empty):
+            next_item(paused, until)
+        return partial(resumed.put, None)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -91,20 +95,14 @@ class BackgroundLoop:
             else:
                 return
 
-    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start ``work`` on the loop; cancelling the future cancels the work."""
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
-        self._futures.add(future)
-        future.add_done_callback(self._futures.discard)
-        return future
+    def submit(self, work: Coroutine[Any, Any, T]) -> Submitted[T]:
+        """Start ``work`` on the loop."""
+        return Submitted(self, work)
 
     def give_up(self) -> None:
         """In the child of a fork, end everything that the child's thread may wait for."""
         for call in list(self.calls):
             call.give_up()
-        for future in list(self._futures):
-            with suppress(InvalidStateError):
-                future.set_exception(_forked())
 
     def call_soon(self, work: Callable[[], object]) -> None:
         """Call ``work`` on the loop, from any thread; do nothing if the loop has ended."""
@@ -123,8 +121,7 @@ class BackgroundLoop:
         until = monotonic() + CLOSING
         try:
             self.submit(self._wind_up()).result(CLOSING)
-        except (FutureTimeoutError, RuntimeError):
-            # On Python 3.10, this is not the builtin TimeoutError.
+        except (TimeoutError, RuntimeError):
             return  # at exit, leave a stuck loop to the operating system
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(max(0.1, until - monotonic()))
@@ -164,8 +161,9 @@ class Outcome(Generic[T]):
 class LoopCall(Generic[T]):
     """Work on ``background`` that reports its outcome on that loop as soon as it ends.
 
-    A waiting thread gets the outcome sooner through a queue than through the future of ``submit``,
-    whose locks, callbacks and extra iteration of the loop take a tenth of a query's time.
+    A waiting thread gets the outcome sooner through a queue than through a future, whose locks,
+    callbacks and extra iteration of the loop take a tenth of a query's time. And a future would let
+    a signal handler of that thread block this loop: see ``waiting``.
 
     Raises:
         APIConnectionError: The loop belongs to the parent of this process.
@@ -217,13 +215,57 @@ class LoopCall(Generic[T]):
 
     def give_up(self) -> None:
         """Report an error as the outcome: this process is a child without the loop's thread."""
-        with suppress(InvalidStateError, RuntimeError):  # the call or its event loop has ended
+        with suppress(RuntimeError):  # the caller's event loop has ended
             self._tell(Outcome(error=_forked()))
 
     def _stop(self) -> None:
         if self._task is not None:
             # Cancel in the loop's next iteration, when the task has certainly started.
             self._loop.call_soon(self._task.cancel)
+
+
+class Submitted(Generic[T]):
+    """Work on ``background``, for whose outcome one thread may wait."""
+
+    def __init__(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> None:
+        self._news: SimpleQueue[Outcome[T]] = SimpleQueue()
+        self._call = LoopCall(background, work, self._news.put)
+
+    def cancel(self) -> None:
+        """Cancel the work. Any thread may call this."""
+        self._call.cancel()
+
+    def result(self, timeout: float = float("inf")) -> T:
+        """Return the result or raise the error; Ctrl-C cancels the work.
+
+        Raises:
+            TimeoutError: The work has not ended within ``timeout`` seconds, and goes on.
+        """
+        try:
+            return next_item(self._news, monotonic() + timeout).result()
+        except Empty:
+            raise TimeoutError from None
+        except BaseException:
+            self.cancel()
+            raise
+
+
+class Signal:
+    """Wakes one waiter on the running event loop when something ends there or in a thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+
+    def set(self, _: object) -> None:
+        """Wake the waiter. Any thread may call this."""
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self) -> None:
+        """Wait until something else ends."""
+        await self._event.wait()
+        self._event.clear()
 
 
 def _forked() -> APIConnectionError:

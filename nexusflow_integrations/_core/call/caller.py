@@ -22,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Outcome
+from nexusflow_integrations._core.call.waiting import next_item
 from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations.errors import APITimeoutError, LimiterError
 
@@ -36,12 +37,6 @@ Progress = Callable[[int], object]
 
 GRACE = 2.0
 """Seconds to wait for a call after its deadline, so that the call can report finished vectors."""
-HEED_SIGNALS = 0.5
-"""Maximum seconds until a waiting thread handles a signal that did not end its wait.
-
-Such a signal was received by another thread, or came right before the wait. On Windows, no signal
-ends a wait.
-"""
 LAST_NOTES = 5.0
 """Seconds that an async caller's hooks for finished batches may take after the call has failed."""
 
@@ -344,28 +339,14 @@ class CallingThread(Caller):
 
     def _next(self, until: float | None) -> Any:
         if until is None:
-            return self._wait(float("inf"))
+            return next_item(self._news)
         # Wait in two steps: if the whole process was suspended (SIGSTOP, a sleeping laptop), the
         # loop needs a moment to notice the deadline, too.
         with suppress(queue.Empty):
-            return self._wait(until)
+            return next_item(self._news, until)
         with suppress(queue.Empty):
-            return self._wait(monotonic() + GRACE / 2)
+            return next_item(self._news, monotonic() + GRACE / 2)
         return Outcome(error=_unanswered(cast("float", self._deadline)))
-
-    def _wait(self, until: float) -> Any:
-        """Return the next item.
-
-        Raises:
-            queue.Empty: There was none until the monotonic time ``until``.
-        """
-        while True:
-            left = until - monotonic()
-            try:
-                return self._news.get(timeout=max(0.0, min(left, HEED_SIGNALS)))
-            except queue.Empty:
-                if left <= HEED_SIGNALS:
-                    raise
 
     def _do(self, ask: Ask) -> None:
         if ask.awaited and self._deadline is not None:

@@ -20,15 +20,16 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple, cast
+from queue import Empty, SimpleQueue
+from typing import Any
 
-from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Outcome
+from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Outcome, Signal
 from nexusflow_integrations._core.call.job import PARTS, STOPPED, Stop, StoppedElsewhere
 from nexusflow_integrations._core.call.results import CallResults
+from nexusflow_integrations._core.call.waiting import next_item
+from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations._core.request.long_texts import check_length, longest
 from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.texts import check_text
@@ -129,13 +130,35 @@ class Cutter:
                 yield chunk
 
 
-class _Running(NamedTuple):
-    """A chunk whose call is running or has ended."""
+class _Running:
+    """A chunk whose call is running or has ended; ``wake`` is called when it ends."""
 
-    chunk: Chunk
-    future: Future[CallResults]
-    ledger: Ledger
-    cancel: Callable[[], object]
+    def __init__(self, chunk: Chunk, ledger: Ledger, wake: Callable[[object], object]) -> None:
+        self.chunk = chunk
+        self.ledger = ledger
+        self.outcome: Outcome[CallResults] | None = None
+        self._wake = wake
+        self._call: LoopCall[CallResults] | None = None
+
+    def start(self, background: BackgroundLoop, work: Coroutine[Any, Any, CallResults]) -> None:
+        self._call = LoopCall(background, work, self.settle)
+
+    def settle(self, outcome: Outcome[CallResults]) -> None:
+        self.outcome = outcome
+        self._wake(None)
+
+    @property
+    def is_done(self) -> bool:
+        return self.outcome is not None
+
+    def result(self) -> CallResults:
+        """Return the results or raise the error of a call that has ended. Call this only once."""
+        assert self.outcome is not None
+        return self.outcome.result()
+
+    def cancel(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
 
 
 class Stream:
@@ -173,6 +196,7 @@ class Stream:
         """Yield each text's result. Texts are read and results awaited in this thread."""
         chunks = self._cutter.cut(texts)
         running = self._running
+        ended: SimpleQueue[object] = SimpleQueue()
         more = True
         try:
             while more or running:
@@ -180,19 +204,20 @@ class Stream:
                     chunk = next(chunks, None)
                     more = chunk is not None
                     if chunk is not None:
-                        self._launch(chunk)
+                        self._launch(chunk, ended.put)
                     if not self._is_ready():
                         # Yield ready results before reading more texts, which may take long.
                         continue
                 if not self._ordered:
-                    wait([one.future for one in running], return_when=FIRST_COMPLETED)
+                    _wait(ended, self._is_ready)
                 one = self._take()
                 try:
                     with self._recorded(one.ledger):
-                        found = one.future.result()
+                        _wait(ended, lambda: one.is_done)  # noqa: B023 - called only here
+                        found = one.result()
                 except NexusFlowError as error:
                     for _ in range(PARTS):
-                        wait([other.future for other in running], timeout=STOPPED / PARTS)
+                        _wait(ended, self._all_done, STOPPED / PARTS)
                     raise self._rescued(error, one) from None
                 except BaseException:  # Ctrl-C
                     self._abandon()
@@ -210,7 +235,7 @@ class Stream:
         loop = asyncio.get_running_loop()
         chunks = self._cutter.acut(texts)
         running = self._running
-        ended = _Signal(loop)
+        ended = Signal()
         more = True
         reading: asyncio.Future[Chunk | None] | None = None
         try:
@@ -226,19 +251,18 @@ class Stream:
                     chunk, reading = reading.result(), None
                     more = chunk is not None
                     if chunk is not None:
-                        self._launch(chunk)
-                        running[-1].future.add_done_callback(ended.set)
+                        self._launch(chunk, ended.set)
                 if not self._is_ready():
                     continue
                 one = self._take()
                 try:
                     with self._recorded(one.ledger):
-                        found = await asyncio.wrap_future(one.future)
+                        found = one.result()
                 except NexusFlowError as error:
                     for _ in range(PARTS):
                         until = loop.time() + STOPPED / PARTS
                         timer = loop.call_at(until, ended.set, None)
-                        while loop.time() < until and not all(o.future.done() for o in running):
+                        while loop.time() < until and not self._all_done():
                             await ended.wait()
                         timer.cancel()
                     raise self._rescued(error, one) from None
@@ -249,27 +273,27 @@ class Stream:
                 reading.cancel()
             self._abandon()
 
-    def _launch(self, chunk: Chunk) -> None:
-        ledger = Ledger()
-        future: Future[CallResults] = Future()
+    def _launch(self, chunk: Chunk, wake: Callable[[object], object]) -> None:
+        one = _Running(chunk, Ledger(), wake)
         if chunk.texts:
-            background, work = self._start(chunk.texts, ledger, stop=self._stop)
-            self._background = background
-            cancel = LoopCall(background, work, partial(_settle, future)).cancel
-            self._running.append(_Running(chunk, future, ledger, cancel))
+            self._background, work = self._start(chunk.texts, one.ledger, stop=self._stop)
+            one.start(self._background, work)
         else:
-            future.set_result(CallResults(0))
-            self._running.append(_Running(chunk, future, ledger, future.cancel))
+            one.settle(Outcome(CallResults(0)))
+        self._running.append(one)
 
     def _is_ready(self) -> bool:
         if self._ordered:
-            return bool(self._running) and self._running[0].future.done()
-        return any(one.future.done() for one in self._running)
+            return bool(self._running) and self._running[0].is_done
+        return any(one.is_done for one in self._running)
+
+    def _all_done(self) -> bool:
+        return all(one.is_done for one in self._running)
 
     def _take(self) -> _Running:
         """Return the next chunk in order, or the first chunk that has ended."""
         if not self._ordered:
-            ended = (place for place, one in enumerate(self._running) if one.future.done())
+            ended = (place for place, one in enumerate(self._running) if one.is_done)
             self._running.rotate(-next(ended))
         return self._running.popleft()
 
@@ -287,10 +311,10 @@ class Stream:
         """Return the error of the stream; its ``finished`` holds the vectors of all chunks."""
         finished = failed.chunk.named(error.finished)
         for one in self._running:
-            if one.future.done() and not one.future.cancelled():
-                other = one.future.exception()
+            if one.outcome is not None:
+                other = one.outcome.error
                 if other is None:
-                    finished |= one.chunk.named(one.future.result().finished())
+                    finished |= one.chunk.named(one.result().finished())
                 elif isinstance(other, NexusFlowError):
                     finished |= one.chunk.named(other.finished)
                     if isinstance(error, StoppedElsewhere):
@@ -299,28 +323,14 @@ class Stream:
         return error
 
 
-class _Signal:
-    """Wakes one waiter on ``loop`` when a future ends, on this loop or in another thread."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._event = asyncio.Event()
-
-    def set(self, _: object) -> None:
-        with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._event.set)
-
-    async def wait(self) -> None:
-        """Wait until the next future ends."""
-        await self._event.wait()
-        self._event.clear()
-
-
-def _settle(future: Future[CallResults], outcome: Outcome[CallResults]) -> None:
-    if outcome.error is not None:
-        future.set_exception(outcome.error)
-    else:
-        future.set_result(cast("CallResults", outcome.value))
+def _wait(
+    ended: SimpleQueue[object], ready: Callable[[], bool], seconds: float = float("inf")
+) -> None:
+    """Wait at most ``seconds`` until ``ready``, which is asked again after each item."""
+    until = monotonic() + seconds
+    with suppress(Empty):
+        while not ready():
+            next_item(ended, until)
 
 
 async def _next(chunks: AsyncIterator[Chunk]) -> Chunk | None:
