@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import logging
 import os
 from collections.abc import (
     AsyncGenerator,
@@ -36,6 +35,7 @@ from nexusflow_integrations._core.call.caller import (
 from nexusflow_integrations._core.call.imports import import_all, without_sqlite
 from nexusflow_integrations._core.fields import OURS, Fields
 from nexusflow_integrations._core.key_sources import EnvironmentKey, key_source
+from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.models import DEFAULT_MODEL, model_named, texts_per_request
 from nexusflow_integrations._core.other_frameworks import missing
 from nexusflow_integrations._core.pace.terms import Presence, Terms
@@ -90,7 +90,6 @@ _NOT_PICKLED = (
 )
 _MISSED_WHEN_UNPICKLED = ("http_client", "async_http_client", "on_usage")
 """Settings that are not pickled; unpickling warns that they are missing."""
-logger = logging.getLogger("nexusflow_integrations")
 GIVE_BACK = 2.0
 """Seconds that ``close`` waits for the rest of a shared budget to be returned."""
 

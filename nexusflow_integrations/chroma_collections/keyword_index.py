@@ -15,7 +15,6 @@ index belongs to the collection's id, so it stays valid if names are exchanged.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import uuid
@@ -34,13 +33,13 @@ from numpy.typing import NDArray
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.keywords import check_packages, words_of
+from nexusflow_integrations._core.log import logger
 from nexusflow_integrations.chroma_collections.writer import folder_of
 from nexusflow_integrations.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from chromadb.api.models.Collection import Collection
 
-logger = logging.getLogger("nexusflow_integrations")
 
 FOLDER = "nexusflow-keywords"
 """The folder with all keyword indexes, in the folder of the ``PersistentClient``."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
-import logging
 import os
 import pickle
 import re
@@ -27,6 +26,7 @@ from nexusflow_integrations._core import checks, forks
 from nexusflow_integrations._core.call.caller import NO_HOOKS, Hooks
 from nexusflow_integrations._core.forks import Lock
 from nexusflow_integrations._core.key_sources import EnvironmentKey, FunctionKey, key_source
+from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_per_request
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.other_frameworks import missing
@@ -120,7 +120,6 @@ __all__ = ["NexusFlowEmbeddings"]
 
 _ACCOUNT = {"budget", "price", "nexusflow_api_key", "nexusflow_api_base"}
 """If one of these fields changes, ``usage`` starts at zero again."""
-logger = logging.getLogger("nexusflow_integrations")
 _NOT_THE_CORES = ("chunk_size", "rate_limiter", "show_progress_bar", "trace_texts")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import multiprocessing
 import os
 import sys
@@ -34,6 +33,7 @@ from nexusflow_integrations._core.call.caller import NO_HOOKS, BatchEnd, Hooks
 from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
 from nexusflow_integrations._core.checks import has_methods, known_arguments, named, refuse, whole
 from nexusflow_integrations._core.key_sources import FunctionKey, key_source
+from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_per_request
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.other_frameworks import missing
@@ -122,7 +122,6 @@ _DUCKS = (
     ("callback_manager", ("on_event_start", "on_event_end"), "CallbackManager"),
 )
 """The methods that are called on the objects in fields that LlamaIndex does not check."""
-logger = logging.getLogger("nexusflow_integrations")
 _SELDOM = {
     **dict.fromkeys(("document_instruction", "extra_body", "default_query", "max_text_tokens")),
     "on_too_long": "error",

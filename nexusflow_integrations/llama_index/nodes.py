@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
 
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.left_out import LeftOut, reason_in_words, reason_of
+from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.request.long_texts import check_document
 from nexusflow_integrations._core.settings import (
     ON_REFUSED,
@@ -40,8 +40,6 @@ from nexusflow_integrations.llama_index.naming import (
 )
 
 __all__ = ["EmbedNodes", "EmbeddedNodes", "aembed_nodes", "embed_nodes"]
-
-logger = logging.getLogger("nexusflow_integrations")
 
 
 @dataclass(frozen=True)

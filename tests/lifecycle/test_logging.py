@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import traceback
 from typing import Any
 
@@ -89,3 +90,92 @@ def test_the_key_is_in_no_repr(server: Any) -> None:
     for shown in (repr(client), str(client), repr(client.settings), repr(vars(client))):
         assert KEY not in shown
         assert "hush" not in shown
+
+
+class Filter(logging.Filter):
+    """A user's filter with a bug."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        raise ZeroDivisionError
+
+
+class Handler(logging.Handler):
+    """A user's handler with a bug."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise ZeroDivisionError
+
+
+class NoLimits:
+    """Shared limits that cannot be reached."""
+
+    requests_per_minute = 60_000.0
+    tokens_per_minute = None
+    processes = 1
+
+    def lease(self, *_: object, **__: object) -> list[float]:
+        raise OSError
+
+    adjust = throttled = lease
+
+
+def fails(_: object) -> None:
+    raise ValueError
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "a failing callback": {"on_usage": fails},
+    "a cache that cannot be used": {"cache": "/proc/missing/cache"},
+    "limits that cannot be reached": {"pacer": NoLimits()},
+}
+
+
+@pytest.mark.parametrize("how", ["filter", "handler"])
+@pytest.mark.parametrize("what", OPTIONS)
+def test_an_error_of_a_filter_or_handler_does_not_reach_the_call(
+    server: Any, how: str, what: str
+) -> None:
+    texts = [f"text {n}" for n in range(30)]
+    client = client_of(server, model=f"{how} {what}", **OPTIONS[what])
+    logger = logging.getLogger("nexusflow_integrations")
+    added: Any = Filter() if how == "filter" else Handler()
+    (logger.addFilter if how == "filter" else logger.addHandler)(added)
+    try:
+        assert_right(asyncio.run(asyncio.wait_for(client.aembed(texts), 20)), texts)
+        assert_right(client.embed(texts), texts)
+        assert_right([row.vector for row in client.embed_stream(texts)], texts)
+    finally:
+        logger.removeFilter(added)
+        logger.removeHandler(added)
+
+
+def test_a_record_names_the_line_that_logs(server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    client_of(server, on_usage=fails).embed(["a"])
+    (record,) = caplog.records
+    assert record.filename == "caller.py"
+    assert record.funcName == "_log"
+    assert record.exc_info is not None
+
+
+def test_a_signal_handler_that_raises_while_something_is_logged_ends_the_call(
+    server: Any,
+) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    logger, slow = logging.getLogger("nexusflow_integrations"), Slow()
+    former = signal.signal(signal.SIGTERM, interrupt)
+    logger.addHandler(slow)
+    try:
+        with pytest.raises(Interrupted):
+            client_of(server, on_usage=fails).embed(["a"])
+    finally:
+        logger.removeHandler(slow)
+        signal.signal(signal.SIGTERM, former)

@@ -13,7 +13,6 @@ were paid for in the meantime are stored.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +22,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from nexusflow_integrations._core.cache.in_file import Claimed, VectorStore
+from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.offload import Submit, Worker, offload
 from nexusflow_integrations._core.redis.address import RedisAddress
 from nexusflow_integrations._core.unavailable import StoreUnavailable
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.cache.keys import Keyer
     from nexusflow_integrations._core.cache.upkeep import CacheInfo, Pruned
 
-logger = logging.getLogger("nexusflow_integrations")
 
 PATIENCE = 3.0
 """Seconds that a call waits for one answer of the store before the cache is turned off."""
@@ -412,9 +411,12 @@ class Cache:
             if write.rows:
                 self._pause = FIRST_PAUSE
             write.settle()
-        self._turn_on()
+        was_off = self._turn_on()
         if self._writes:
             self._write()
+        if was_off:
+            logger.warning("the cache works again: %s", self.store.path)
+            self._tell_lost()
 
     def _unwritten(self, error: BaseException) -> None:
         writing = self._end_writing()
@@ -444,10 +446,6 @@ class Cache:
         if self._is_off:
             return
         self._is_off = True
-        if isinstance(why, (StoreUnavailable, CacheError)):
-            logger.warning("the cache is off until it works again: %s", why)
-        else:  # show only the type: the message may contain an address with a password
-            logger.warning("the cache is off until it works again: %s", type(why).__name__)
         for read in list(self._reads):
             read.give_up()
             read.cancel()
@@ -455,6 +453,10 @@ class Cache:
             write.give_up()
         self._writes = deque(write for write in self._writes if not write.to_confirm)
         self._try_later()
+        if isinstance(why, (StoreUnavailable, CacheError)):
+            logger.warning("the cache is off until it works again: %s", why)
+        else:  # show only the type: the message may contain an address with a password
+            logger.warning("the cache is off until it works again: %s", type(why).__name__)
 
     def _try_later(self) -> None:
         if self._timer is None:
@@ -466,16 +468,16 @@ class Cache:
         self._timer = None
         self._write()  # if a write is still running, its outcome shows whether the cache works
 
-    def _turn_on(self) -> None:
+    def _turn_on(self) -> bool:
+        """Use the cache; return whether it was off."""
         self._has_worked = True
         if not self._is_off:
-            return
+            return False
         self._is_off = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        logger.warning("the cache works again: %s", self.store.path)
-        self._tell_lost()
+        return True
 
     def _tell_lost(self) -> None:
         lost, self._lost = self._lost, 0

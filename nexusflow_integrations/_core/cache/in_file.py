@@ -14,7 +14,6 @@ process at any point; a power cut may lose the last commits, but leaves the file
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 import threading
@@ -46,11 +45,10 @@ from nexusflow_integrations._core.cache.upkeep import (
 )
 from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations._core.paths import absolute
+from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import CacheError
-
-logger = logging.getLogger("nexusflow_integrations")
 
 T = TypeVar("T")
 

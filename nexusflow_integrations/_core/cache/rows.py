@@ -9,15 +9,13 @@ detects a row under a wrong key, for example after damage to an index.
 
 from __future__ import annotations
 
-import logging
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.vectors import Vectors
-
-logger = logging.getLogger("nexusflow_integrations")
 
 _OVER_ITSELF = 0x2144DF1C
 """The CRC-32 of any data followed by its own CRC-32."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import logging
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
@@ -28,11 +27,11 @@ from typing import Any, Generic, TypeVar, cast
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.call.waiting import next_item
 from nexusflow_integrations._core.clock import keep_running, monotonic
+from nexusflow_integrations._core.log import logger
 from nexusflow_integrations.errors import APIConnectionError
 
 T = TypeVar("T")
 
-logger = logging.getLogger("nexusflow_integrations")
 
 LONGEST_PAUSE = 5.0
 """Seconds after which the loop resumes even if nobody has reported the end of the fork."""

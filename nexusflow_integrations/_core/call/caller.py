@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import queue
-import signal
 import threading
-import traceback
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
@@ -24,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Outcome
 from nexusflow_integrations._core.call.waiting import next_item
 from nexusflow_integrations._core.clock import monotonic
+from nexusflow_integrations._core.log import logger, raised_by_signal_handler
 from nexusflow_integrations.errors import APITimeoutError, LimiterError
 
 if TYPE_CHECKING:
@@ -39,8 +37,6 @@ GRACE = 2.0
 """Seconds to wait for a call after its deadline, so that the call can report finished vectors."""
 LAST_NOTES = 5.0
 """Seconds that an async caller's hooks for finished batches may take after the call has failed."""
-
-logger = logging.getLogger("nexusflow_integrations")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,17 +143,6 @@ class Ask:
                 raise
         finally:
             self._answered(outcome)
-
-
-def raised_by_signal_handler(error: BaseException) -> bool:
-    """Return whether a signal handler raised ``error``.
-
-    Like Ctrl-C, such an error (for example Celery's soft time limit) must stop the work of the
-    thread. The interrupted code did not fail.
-    """
-    handlers = map(signal.getsignal, signal.valid_signals())
-    codes = {getattr(handler, "__code__", None) for handler in handlers} - {None}
-    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 class Callback:

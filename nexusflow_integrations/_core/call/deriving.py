@@ -8,12 +8,12 @@ their way to the caller.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nexusflow_integrations._core.comparing import FIXED_TEXTS
+from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.models import model_named
 from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.sizes import cut_sizes, cut_to_size
@@ -23,7 +23,6 @@ from nexusflow_integrations._core.vectors import Vectors
 if TYPE_CHECKING:
     from nexusflow_integrations._core.cache.cache import Cache
 
-logger = logging.getLogger("nexusflow_integrations")
 
 KeyerOf = Callable[[int], Callable[[str], bytes]]
 """Maps a size to the function that makes the keys of texts at that size."""

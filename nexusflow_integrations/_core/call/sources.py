@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nexusflow_integrations._core.call.results import CallResults
+from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.request.batching import Batch, Item, item_of
 from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations._core.vectors import Vectors
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.cache.cache import Cache
     from nexusflow_integrations._core.pace.admission import AdmissionQueue
 
-logger = logging.getLogger("nexusflow_integrations")
 
 Texts = Sequence[tuple[int, str]]
 Plan = Callable[[Iterable[Item]], Iterator[Batch]]

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import math
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from nexusflow_integrations._core.clock import monotonic
+from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.offload import Submit, offload
 from nexusflow_integrations._core.pace.pacing import LEAST, Gcra, GivenLimits
 from nexusflow_integrations._core.secret import ApiKey
@@ -25,7 +25,6 @@ from nexusflow_integrations.errors import CacheError
 if TYPE_CHECKING:
     from nexusflow_integrations._core.key_sources import FunctionKey
 
-logger = logging.getLogger("nexusflow_integrations")
 
 MAX_AHEAD = 3600.0
 """Maximum seconds by which a stored send time may be in the future; later ones are moved."""
@@ -338,6 +337,7 @@ class LeasedPacer:
 
     def _leased(self, slots: list[tuple[float, int]]) -> None:
         self._asking = False
+        was_alone = self._alone is not None
         if self._alone is not None:
             # The shared limits do not know which requests this process sent while it limited
             # itself.
@@ -346,10 +346,11 @@ class LeasedPacer:
             slots = [(at + shift, charge) for at, charge in slots]
             self._late_seconds += shift
             self._alone = None
-            logger.warning("the shared limits can be reached again, and are used again")
         self._slots.extend(slots)
         self._ready()
         self._watch(self._clock())
+        if was_alone:
+            logger.warning("the shared limits can be reached again, and are used again")
 
     def _watch(self, now: float) -> None:
         """Check again when the next send time is overdue: if still unused, no request waits."""
@@ -395,12 +396,12 @@ class LeasedPacer:
         self._ask_at = self._clock() + ASK_AGAIN
         if self._alone is not None:
             return
-        logger.warning(
-            "this process sets its own pace until the shared limits can be reached again: %s", why
-        )
         requests, tokens = self._limits
         processes = self._processes()
         self._alone = GivenLimits(requests and requests / processes, tokens and tokens / processes)
         if self._last is not None:
             self._alone.take(*self._last)
         self._slots.clear()
+        logger.warning(
+            "this process sets its own pace until the shared limits can be reached again: %s", why
+        )

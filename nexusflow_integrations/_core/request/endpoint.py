@@ -6,12 +6,12 @@ about the server, such as a rate limit, applies to all other calls at once.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.pace.admission import AdmissionQueue
 from nexusflow_integrations._core.pace.pacing import DetectedLimit, GivenLimits, Pacer
 from nexusflow_integrations._core.pace.terms import EffectiveLimits, Terms
@@ -23,7 +23,6 @@ from nexusflow_integrations._core.settings import DEFAULT_MAX_CONCURRENCY
 if TYPE_CHECKING:
     from nexusflow_integrations._core.pace.shared import SharedLimits
 
-logger = logging.getLogger("nexusflow_integrations")
 
 ALIVE = 10.0
 """Seconds for which a success counts as proof that the server works."""

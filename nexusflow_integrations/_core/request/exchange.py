@@ -15,7 +15,6 @@ it on an event loop; tests step through it without sockets or sleeping.
 
 from __future__ import annotations
 
-import logging
 import re
 from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
@@ -23,6 +22,7 @@ from dataclasses import dataclass, field
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.request import retry
 from nexusflow_integrations._core.request.batching import Batch, Item, halves, plan_batches
 from nexusflow_integrations._core.request.endpoint import EndpointState, Outage
@@ -75,7 +75,6 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.pace.terms import Terms
     from nexusflow_integrations._core.redis.address import RedisAddress
 
-logger = logging.getLogger("nexusflow_integrations")
 
 _VERSION = re.compile(r"/v[0-9]")
 _CUTTING = ("split", "truncate")
