@@ -15,11 +15,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
+from nexusflow_integrations._core.log import logger, raised_by_signal_handler
 from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.usage import Ledger
 
@@ -49,29 +50,71 @@ def observed(settings: Settings, ledger: Ledger) -> AbstractContextManager[None]
 @contextmanager
 def _spanned(api: Any, settings: Settings, ledger: Ledger) -> Iterator[None]:
     common = _attributes(settings)
-    outer = api.get_current_span() if _OPENINFERENCE in sys.modules else None
-    span = api.get_tracer(SCOPE).start_span(
-        f"{OPERATION} {settings.model}", kind=api.SpanKind.CLIENT, attributes=common
-    )
+    span = outer = None
+    current = ExitStack()
+    with _NEVER_FAILING:
+        outer = api.get_current_span() if _OPENINFERENCE in sys.modules else None
+        span = api.get_tracer(SCOPE).start_span(
+            f"{OPERATION} {settings.model}", kind=api.SpanKind.CLIENT, attributes=common
+        )
+        current.enter_context(
+            api.use_span(span, record_exception=False, set_status_on_exception=False)
+        )
     started = time.perf_counter()
     failure: dict[str, str | int] = {}
     try:
-        with api.use_span(span, record_exception=False, set_status_on_exception=False):
-            yield
+        yield
     except BaseException as error:
         name = failure["error.type"] = type(error).__qualname__
-        span.set_attribute("error.type", name)
-        span.set_status(api.StatusCode.ERROR, str(error) if isinstance(error, Exception) else "")
+        if span is not None:
+            with _NEVER_FAILING:
+                span.set_attribute("error.type", name)
+                text = str(error) if isinstance(error, Exception) else ""
+                span.set_status(api.StatusCode.ERROR, text)
         raise
     finally:
-        span.set_attribute("gen_ai.usage.input_tokens", ledger.tokens)
-        if outer is not None:
-            _count_tokens(span, outer, settings.model, ledger.tokens)
-        if settings.dimensions is not None:
-            span.set_attribute("gen_ai.embeddings.dimension.count", settings.dimensions)
-        span.set_attribute("gen_ai.request.encoding_formats", [settings.encoding_format])
-        span.end()
-        _measure(common | failure, time.perf_counter() - started, ledger.tokens)
+        seconds = time.perf_counter() - started
+        with _NEVER_FAILING:
+            current.close()
+        if span is not None:
+            with _NEVER_FAILING:
+                _describe(span, outer, settings, ledger.tokens)
+            with _NEVER_FAILING:
+                span.end()
+        with _NEVER_FAILING:
+            _measure(common | failure, seconds, ledger.tokens)
+
+
+class _NeverFailing(AbstractContextManager[None]):
+    """Ignores errors of the application's telemetry, but not errors of signal handlers.
+
+    Only the first error of the process is logged.
+    """
+
+    _has_said = False
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if not isinstance(error, Exception) or raised_by_signal_handler(error):
+            return False
+        if not self._has_said:
+            self._has_said = True
+            logger.warning(
+                "OpenTelemetry could not record a call (%s); further such errors are not logged",
+                type(error).__name__,
+            )
+        return True
+
+
+_NEVER_FAILING = _NeverFailing()
+
+
+def _describe(span: Any, outer: Any, settings: Settings, tokens: int) -> None:
+    span.set_attribute("gen_ai.usage.input_tokens", tokens)
+    if outer is not None:
+        _count_tokens(span, outer, settings.model, tokens)
+    if settings.dimensions is not None:
+        span.set_attribute("gen_ai.embeddings.dimension.count", settings.dimensions)
+    span.set_attribute("gen_ai.request.encoding_formats", [settings.encoding_format])
 
 
 def _of_llama_index(span: Any) -> bool:

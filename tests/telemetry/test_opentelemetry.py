@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ pytest.importorskip("opentelemetry.sdk")
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -124,6 +125,50 @@ async def test_an_async_call_nests_under_the_callers_span(
         await client.aembed(["one"])
     ours = recorded[0].get_finished_spans()[0]
     assert ours.parent.span_id == parent.get_span_context().span_id
+
+
+class Processor(SpanProcessor):
+    """A user's span processor with a bug."""
+
+    def __init__(self, method: str) -> None:
+        setattr(self, method, self._fail)
+
+    def _fail(self, *_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("method", ["on_start", "on_end"])
+def test_an_error_of_the_telemetry_fails_no_call(
+    recorded: tuple[InMemorySpanExporter, Any],
+    server: LocalServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+) -> None:
+    monkeypatch.setattr(telemetry, "_NEVER_FAILING", telemetry._NeverFailing())
+    tracers = TracerProvider()
+    tracers.add_span_processor(Processor(method))
+    monkeypatch.setattr(trace, "get_tracer", tracers.get_tracer)
+    client = NexusFlow(server.api_key, base_url=server.base_url, dimensions=64)
+    texts = [f"{SECRET_TEXT} {i}" for i in range(35)]
+    assert client.embed(texts).shape == (35, 64)
+    assert asyncio.run(client.aembed(texts)).shape == (35, 64)
+    assert all(row.error is None for row in client.embed_stream(texts))
+    assert client.usage.texts == 3 * 35
+    assert [point.count for point in _points(recorded[1], telemetry.DURATION)] == [3]
+    assert trace.get_current_span() is trace.INVALID_SPAN
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_an_error_of_the_telemetry_does_not_replace_the_error_of_a_call(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracers = TracerProvider()
+    tracers.add_span_processor(Processor("on_end"))
+    monkeypatch.setattr(trace, "get_tracer", tracers.get_tracer)
+    client = NexusFlow(server.api_key, base_url=server.base_url, model="unknown-model")
+    with pytest.raises(NexusFlowError):
+        client.embed("a")
 
 
 def test_an_application_without_opentelemetry_pays_no_import(server: LocalServer) -> None:
