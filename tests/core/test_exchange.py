@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import importlib
 import json
 import math
+import pkgutil
 import re
 from typing import Any
 
@@ -13,12 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import nexusflow_integrations
 from nexusflow_integrations import errors
 from nexusflow_integrations._core.request import retry
 from nexusflow_integrations._core.request.batching import item_of
 from nexusflow_integrations._core.request.endpoint import EndpointState
 from nexusflow_integrations._core.request.exchange import (
     AwaitSettled,
+    Call,
     Follow,
     LearntSize,
     Reply,
@@ -29,8 +34,9 @@ from nexusflow_integrations._core.request.exchange import (
 )
 from nexusflow_integrations._core.request.tokens import token_bound
 from nexusflow_integrations._core.request.wire import Answer, TransportFault
+from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.settings import Settings
-from nexusflow_integrations._core.usage import BudgetGuard
+from nexusflow_integrations._core.usage import BudgetGuard, Ledger
 
 from .hand import (
     KEY,
@@ -866,3 +872,29 @@ def test_waiting_for_others_to_settle_names_the_guard() -> None:
     step = next(exchange(items(["a"]), call(guard=guard)))
     assert isinstance(step, AwaitSettled)
     assert step.guard is guard
+
+
+# -- the repr of a call that is not complete ------------------------------------------------------
+
+
+def test_a_call_whose_fields_are_not_set_has_a_repr() -> None:
+    settings = Settings(base_url="https://hand.invalid/v1")
+    half = Call(texts=["a text"], settings=settings, key=ApiKey(KEY), ledger=Ledger())
+    assert repr(half).startswith("Call(texts=['a text'], settings=Settings(")
+    assert "endpoint" not in repr(half)
+    assert KEY not in repr(half)
+    half.sender = half
+    assert "sender=Call(...)" in repr(half)
+    assert repr(object.__new__(Call)) == "Call()"  # a signal handler interrupted the constructor
+
+
+def test_no_dataclass_has_a_repr_that_needs_a_field_that_is_set_later() -> None:
+    package = nexusflow_integrations._core
+    for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        for thing in vars(importlib.import_module(info.name)).values():
+            if dataclasses.is_dataclass(thing) and thing.__dataclass_params__.repr:  # type: ignore[attr-defined]
+                for field in dataclasses.fields(thing):
+                    is_set = field.default is not dataclasses.MISSING or (
+                        field.default_factory is not dataclasses.MISSING
+                    )
+                    assert field.init or is_set or not field.repr, f"{thing}: {field.name}"

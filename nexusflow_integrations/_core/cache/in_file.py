@@ -44,8 +44,8 @@ from nexusflow_integrations._core.cache.upkeep import (
     remove,
 )
 from nexusflow_integrations._core.clock import monotonic
-from nexusflow_integrations._core.paths import absolute
 from nexusflow_integrations._core.log import logger
+from nexusflow_integrations._core.paths import absolute
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.errors import CacheError

@@ -19,6 +19,7 @@ import re
 from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from reprlib import recursive_repr
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -164,7 +165,7 @@ class LearntSize:
     said: bool = False
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, repr=False)
 class Call:
     """One call: the fields up to ``derive`` come from the client; the engine sets the others.
 
@@ -204,6 +205,12 @@ class Call:
     proven: ApiKey | None = field(init=False, default=None)
     old_keys: list[ApiKey] = field(init=False, default_factory=list)
     sent: tuple[Send, Reply] | None = field(init=False, default=None)
+
+    @recursive_repr("Call(...)")
+    def __repr__(self) -> str:
+        # Tools that show the variables of a traceback may show a call before its fields are set.
+        values = (f"{name}={value!r}" for name, value in vars(self).copy().items())
+        return f"Call({', '.join(values)})"
 
     @property
     def secrets(self) -> list[Secret]:
