@@ -69,8 +69,8 @@ def _spanned(api: Any, settings: Settings, ledger: Ledger) -> Iterator[None]:
         if span is not None:
             with _NEVER_FAILING:
                 span.set_attribute("error.type", name)
-                text = str(error) if isinstance(error, Exception) else ""
-                span.set_status(api.StatusCode.ERROR, text)
+                # Not the message, in which the server may quote a text.
+                span.set_status(api.StatusCode.ERROR, name)
         raise
     finally:
         seconds = time.perf_counter() - started

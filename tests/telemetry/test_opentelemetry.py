@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 pytest.importorskip("opentelemetry.sdk")
@@ -89,6 +90,21 @@ def test_no_text_and_no_key_is_recorded(
     (span,) = recorded[0].get_finished_spans()
     assert SECRET_TEXT not in span.to_json()
     assert "sk-air-never-traced" not in span.to_json()
+
+
+def test_a_text_that_the_server_quotes_in_an_error_is_not_recorded(
+    recorded: tuple[InMemorySpanExporter, Any], server: LocalServer
+) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(400, json={"error": {"message": f"bad input: {SECRET_TEXT}"}})
+
+    http = httpx.Client(transport=httpx.MockTransport(answer))
+    client = NexusFlow("sk", base_url=server.base_url, dimensions=64, http_client=http)
+    with pytest.raises(NexusFlowError, match=SECRET_TEXT):
+        client.embed([SECRET_TEXT, "another"])
+    (span,) = recorded[0].get_finished_spans()
+    assert span.status.status_code is trace.StatusCode.ERROR
+    assert SECRET_TEXT not in span.to_json()
 
 
 def test_both_client_metrics_are_recorded(
