@@ -490,7 +490,8 @@ class NexusFlow:
         The stream reads only as many texts as ``max_concurrency`` requests need.
 
         Args:
-            texts: Any iterable of texts; it is read in the calling thread.
+            texts: Any iterable of texts; it is read in the calling thread. If it raises an error,
+                the results of all texts that were sent come first, then the error.
             role: As for ``embed``.
             ordered: Whether to yield in the order of ``texts``; if false, in the order of
                 completion.

@@ -262,3 +262,30 @@ def test_a_client_is_a_function_from_texts_to_vectors(client: NexusFlow) -> None
     texts = ["one", "two"]
     assert np.array_equal(client(texts), client.embed(texts))
     assert np.array_equal(client("one"), client.embed("one"))
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("is_sync", [True, False])
+def test_an_error_of_the_source_comes_after_the_results_of_what_was_sent(
+    server: LocalServer, client: NexusFlow, is_sync: bool, ordered: bool
+) -> None:
+    def broken() -> Iterator[str]:
+        yield from (f"text {number}" for number in range(1000))
+        raise OSError("the file is gone")
+
+    found: list[Embedded] = []
+
+    def collect() -> None:
+        for item in client.embed_stream(broken(), ordered=ordered):
+            found.append(item)  # noqa: PERF402 - keep the items that come before the error
+
+    async def acollect() -> None:
+        async for item in client.aembed_stream(broken(), ordered=ordered):
+            found.append(item)  # noqa: PERF401 - as above
+
+    before = server.stats.texts
+    with pytest.raises(OSError, match="the file is gone"):
+        collect() if is_sync else asyncio.run(acollect())
+    assert len(found) == server.stats.texts - before >= 600
+    assert len({item.index for item in found}) == len(found)
+    assert not any(item.error for item in found)

@@ -30,6 +30,7 @@ from nexusflow_integrations._core.call.job import PARTS, STOPPED, Stop, StoppedE
 from nexusflow_integrations._core.call.results import CallResults
 from nexusflow_integrations._core.call.waiting import next_item
 from nexusflow_integrations._core.clock import monotonic
+from nexusflow_integrations._core.log import raised_by_signal_handler
 from nexusflow_integrations._core.request.long_texts import check_length, longest
 from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.texts import check_text
@@ -193,15 +194,25 @@ class Stream:
         self._background: BackgroundLoop | None = None
 
     def results(self, texts: Iterable[str]) -> Generator[Embedded, None, None]:
-        """Yield each text's result. Texts are read and results awaited in this thread."""
+        """Yield each text's result. Texts are read and results awaited in this thread.
+
+        If reading the texts raises an error, all texts that were sent are yielded first.
+        """
         chunks = self._cutter.cut(texts)
         running = self._running
         ended: SimpleQueue[object] = SimpleQueue()
         more = True
+        failure: Exception | None = None
         try:
             while more or running:
                 if more and len(running) < self._cutter.in_flight:
-                    chunk = next(chunks, None)
+                    chunk = None
+                    try:
+                        chunk = next(chunks, None)
+                    except Exception as error:
+                        if raised_by_signal_handler(error):
+                            raise
+                        failure = error
                     more = chunk is not None
                     if chunk is not None:
                         self._launch(chunk, ended.put)
@@ -225,19 +236,26 @@ class Stream:
                     one.cancel()
                     raise
                 yield from one.chunk.results(found)
+            if failure is not None:
+                raise failure
         finally:
+            failure = None  # break a cycle: the error holds this frame
             self._abandon()
 
     async def aresults(
         self, texts: Iterable[str] | AsyncIterable[str]
     ) -> AsyncGenerator[Embedded, None]:
-        """Yield each text's result. Texts are read and results awaited on this event loop."""
+        """Yield each text's result. Texts are read and results awaited on this event loop.
+
+        If reading the texts raises an error, all texts that were sent are yielded first.
+        """
         loop = asyncio.get_running_loop()
         chunks = self._cutter.acut(texts)
         running = self._running
         ended = Signal()
         more = True
         reading: asyncio.Future[Chunk | None] | None = None
+        failure: Exception | None = None
         try:
             while more or running:
                 if more and reading is None and len(running) < self._cutter.in_flight:
@@ -248,7 +266,14 @@ class Stream:
                 if not self._is_ready():
                     await ended.wait()
                 if reading is not None and reading.done():
-                    chunk, reading = reading.result(), None
+                    read, reading = reading, None
+                    chunk = None
+                    try:
+                        chunk = read.result()
+                    except Exception as error:
+                        if raised_by_signal_handler(error):
+                            raise
+                        failure = error
                     more = chunk is not None
                     if chunk is not None:
                         self._launch(chunk, ended.set)
@@ -268,7 +293,10 @@ class Stream:
                     raise self._rescued(error, one) from None
                 for result in one.chunk.results(found):
                     yield result
+            if failure is not None:
+                raise failure
         finally:
+            failure = None  # break a cycle: the error holds this frame
             if reading is not None:
                 reading.cancel()
             self._abandon()
