@@ -95,8 +95,15 @@ class _AlsoLangChains(AbstractContextManager[None]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: Any
     ) -> None:
-        if isinstance(error, NexusFlowError) and (both := native(error)) is not error:
-            raise both.with_traceback(at) from error.__cause__
+        if not isinstance(error, NexusFlowError):
+            return
+        both = native(error)
+        try:
+            if both is not error:
+                raise both.with_traceback(at) from error.__cause__
+        finally:
+            # Break a cycle, which would keep the client in memory: an error holds this frame.
+            del both, error
 
 
 ALSO_LANGCHAINS = _AlsoLangChains()

@@ -6,10 +6,12 @@ import asyncio
 import gc
 import json
 import pickle
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from weakref import ref
 
 import httpx
 import numpy as np
@@ -240,5 +242,35 @@ def test_an_error_of_another_kind_is_raised_unchanged_and_freed(
         with suppress(Own):
             embeddings.embed_query("a")
         assert not any(isinstance(thing, Own) for thing in gc.get_objects())
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("method", ["embed_query", "embed_documents", "aembed_documents"])
+def test_a_model_whose_call_has_failed_is_freed_without_the_garbage_collector(
+    answering: Make, method: str
+) -> None:
+    async def fail_async(embeddings: NexusFlowEmbeddings) -> None:
+        with pytest.raises(errors.AuthenticationError):
+            await embeddings.aembed_documents(["a", "b"])
+
+    def fail(embeddings: NexusFlowEmbeddings) -> None:
+        with pytest.raises(errors.AuthenticationError):
+            getattr(embeddings, method)("a" if method == "embed_query" else ["a", "b"])
+
+    embeddings = answering(saying(401, "invalid_api_key"))
+    presence = ref(embeddings.client._presence)
+    gc.collect()
+    gc.disable()
+    try:
+        if method == "aembed_documents":
+            asyncio.run(fail_async(embeddings))
+        else:
+            fail(embeddings)
+        del embeddings
+        end = time.monotonic() + 60
+        while presence() is not None and time.monotonic() < end:
+            time.sleep(0.01)
+        assert presence() is None
     finally:
         gc.enable()

@@ -7,6 +7,7 @@ import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 
@@ -96,6 +97,46 @@ def test_a_call_that_has_failed_is_freed_with_its_error(
     with pytest.raises(NexusFlowError):
         client.embed(texts(35))
     until(lambda: results_in_memory() == 0)
+
+
+async def fail_async(client: NexusFlow) -> None:
+    with pytest.raises(NexusFlowError):
+        await client.aembed(texts(35))
+
+
+async def fail_async_stream(client: NexusFlow) -> None:
+    with pytest.raises(NexusFlowError):
+        async for _ in client.aembed_stream(texts(35)):
+            pass
+
+
+def fail(client: NexusFlow) -> None:
+    with pytest.raises(NexusFlowError):
+        client.embed(texts(35))
+
+
+def fail_stream(client: NexusFlow) -> None:
+    with pytest.raises(NexusFlowError):
+        list(client.embed_stream(texts(35)))
+
+
+@pytest.mark.parametrize("call", [fail, fail_stream, fail_async, fail_async_stream])
+def test_a_client_whose_call_has_failed_is_freed_and_so_are_its_limits(
+    server: Any, call: Callable[[NexusFlow], Any]
+) -> None:
+    body = {"error": {"code": "invalid_api_key", "message": "no such key"}}
+    server.script = type(server.script)(lambda wire: wire.respond(401, body))
+    client = client_of(server)
+    presence = ref(client._presence)
+    gc.collect()
+    gc.disable()
+    try:
+        if (running := call(client)) is not None:
+            asyncio.run(running)
+        del client, running
+        until(lambda: presence() is None)
+    finally:
+        gc.enable()
 
 
 def test_vectors_from_the_cache_are_freed(server: Any) -> None:
