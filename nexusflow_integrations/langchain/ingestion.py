@@ -121,7 +121,8 @@ def add_documents(
             ``"truncate"`` and ``"send"`` work as in ``NexusFlowEmbeddings``. Default: the setting
             of the embedding, but ``"collect"`` instead of ``"error"``.
         progress: Called with the number of documents done since the last call, including those left
-            out, so ``tqdm.update`` can be passed.
+            out, so ``tqdm.update`` can be passed. Its errors are logged and do not end the call;
+            ``KeyboardInterrupt`` does.
         slice_size: Documents per write, from 1 to 1,000.
 
     Raises:
@@ -192,7 +193,7 @@ def _check_iterables(documents: object, ids: object, *, twin: str | None = None)
             raise InvalidInputError(f"{name} is one document: pass a list of them")
         kind = type(given).__name__
         if name == "ids" and (advice := no_rows(given, "id")) is not None:
-            raise InvalidInputError(f"ids must be an iterable, not {advice}")
+            raise InvalidInputError(f"ids must be a list of ids, not {advice}")
         if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
             raise InvalidInputError(f"{name} must be an iterable, not {kind}")
 

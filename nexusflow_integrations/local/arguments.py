@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -46,18 +45,18 @@ def flag(name: str, value: object) -> bool:
 
 
 def text(name: str, value: object) -> str:
-    """Return a text.
+    """Return text.
 
     Raises:
-        ValueError: ``value`` is not a text.
+        ValueError: ``value`` is not text.
     """
     if isinstance(value, str):
         return value
-    raise ValueError(f"{name} must be a text; got {_shown(value)}.")
+    raise ValueError(f"{name} must be text; got {_shown(value)}.")
 
 
 def _shown(value: object) -> str:
     """Return a number, or the type of anything else: a text may be a key."""
-    if isinstance(value, (int, float)) and (math.isnan(value) or abs(value) < 1e20):
+    if isinstance(value, (int, float)) and not abs(value) >= 1e20:  # NaN is shown, too
         return repr(value)
     return type(value).__name__

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -220,12 +220,16 @@ def _question(item: object, place: int) -> Question:
             index=place,
         )
     check_text(question.text, place)
-    if isinstance(question.expected, str):
-        raise InvalidInputError(
-            f"question {place}: expected must be a list of ids, not one string: write [id]",
-            index=place,
-        )
-    return question
+    try:
+        expected = tuple(rows_of(question.expected, "id"))
+    except InvalidInputError as error:
+        raise InvalidInputError(f"question {place}, expected: {error}", index=place) from None
+    for name in expected:
+        if not isinstance(name, str):
+            raise InvalidInputError(
+                f"question {place}, expected: an id is text, not {type(name).__name__}", index=place
+            )
+    return replace(question, expected=expected)
 
 
 def _read(

@@ -19,7 +19,7 @@ from nexusflow_integrations._core.keywords import words_of
 from nexusflow_integrations._core.models import model_named
 from nexusflow_integrations._core.texts import no_rows
 from nexusflow_integrations._core.tuned import TunedSettings
-from nexusflow_integrations._core.usage import Budget, Price, Usage, check_budget
+from nexusflow_integrations._core.usage import Budget, Price, Usage
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.cli.rag import corpus
 from nexusflow_integrations.cli.rag.passages import cut
@@ -183,7 +183,9 @@ class Tuning:
                 " as query_instructions=[...] or document_instructions=[...]"
             )
         self._unlimited = self._client
-        self._limit(check_budget(budget))
+        if not isinstance(budget, Budget | None):
+            raise checks.refuse("budget", "a Budget or None", budget)
+        self._limit(budget)
         self._options = Options(
             _sizes(sizes, self._client),
             tuple(checks.whole("lengths", item, 50) for item in _several("lengths", lengths)),
@@ -419,12 +421,23 @@ def _questions(given: Iterable[Question]) -> list[Question]:
             isinstance(item, Question)
             and isinstance(item.text, str)
             and isinstance(item.answers, (tuple, list))
-            and all(isinstance(answer, Answer) for answer in item.answers)
+            and all(map(_is_answer, item.answers))
         ):
             raise ConfigurationError(
-                f"questions: item {number} is not a Question with a text and a tuple of Answers"
+                f"questions: item {number} is not a Question with a text and a tuple of Answers,"
+                " each with a number as its line and a tuple of texts as its quotes, if any"
             )
     return questions
+
+
+def _is_answer(answer: object) -> bool:
+    return (
+        isinstance(answer, Answer)
+        and isinstance(answer.source, str | None)
+        and (answer.line is None or type(answer.line) is int)
+        and isinstance(answer.quotes, (tuple, list))
+        and all(isinstance(quote, str) for quote in answer.quotes)
+    )
 
 
 # -- measuring -----------------------------------------------------------------------------------
