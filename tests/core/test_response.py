@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import aiohttp
 import pytest
 
@@ -127,3 +129,24 @@ def test_a_parser_that_needs_an_event_loop_is_not_used(monkeypatch: pytest.Monke
     blocking._parser_works.cache_clear()
     assert not blocking._parser_works()
     blocking._parser_works.cache_clear()
+
+
+def test_an_error_of_a_signal_handler_is_no_sign_of_another_parser(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise TimeoutError("enough")
+
+    def interrupted(*_: object, **__: object) -> object:
+        return interrupt()
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        monkeypatch.setattr(blocking, "HttpResponseParser", interrupted)
+        blocking._parser_works.cache_clear()
+        with pytest.raises(TimeoutError, match="enough"):
+            blocking._parser_works()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    monkeypatch.undo()
+    assert blocking._parser_works()

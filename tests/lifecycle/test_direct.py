@@ -359,7 +359,6 @@ SIGNALS = """
 
     class Handler:
         def __call__(self, *_):
-            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
             raise raised
 
     signal.signal(signal.SIGUSR1, Handler() if sys.argv[4] == "object" else handler)
@@ -659,6 +658,42 @@ class Link:
 
     def close(self) -> None:
         pass
+
+
+def test_a_network_error_is_a_fault_whatever_lies_between_the_socket_and_the_client(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, senders: list[str]
+) -> None:
+    connect = socket.create_connection
+
+    class Wrapped(socket.socket):  # as libraries that record or limit traffic do
+        def recv(self, *arguments: Any) -> bytes:
+            return super().recv(*arguments)
+
+    def connect_through(*arguments: Any) -> socket.socket:
+        with connect(*arguments) as made:
+            return Wrapped(fileno=made.detach())
+
+    monkeypatch.setattr(socket, "create_connection", connect_through)
+    server.script = once(lambda wire: wire.reset())
+    client = in_use(server)
+    assert_right([client.embed("a text")], ["a text"])
+    assert senders == ["thread", "loop"]
+    assert client.usage.retries == 1
+
+
+def test_an_error_that_is_no_network_error_is_not_sent_again(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = in_use(server)
+
+    def fails(*_: object) -> bool:
+        raise AttributeError("a mistake of this package")
+
+    monkeypatch.setattr(blocking.Response, "feed", fails)
+    monkeypatch.setattr(blocking, "_parser_works", lambda: True)
+    with pytest.raises(AttributeError, match="a mistake"):
+        client.embed("a text")
+    until(lambda: server.attempts == 1)
 
 
 def test_connections_can_be_closed_while_threads_open_others(

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 
 LARGEST = 1 << 16
-"""Maximum bytes of a body. A socket takes a few times as many without waiting for the server, which
-may respond before it has read the whole body."""
+"""Maximum bytes of a body. A socket accepts several times as many bytes even if the server does not
+read, so the thread can wait for an early response."""
 
 
 def fits(call: Call) -> bool:

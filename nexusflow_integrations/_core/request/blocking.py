@@ -1,6 +1,6 @@
 """Sends a request from the calling thread; aiohttp's parser reads the response.
 
-So both ways to send accept the same responses, within the same limits.
+So it accepts the same responses, within the same limits, as the event loop.
 
 The connections are separate from those of aiohttp. A connection is opened only to an address to
 which aiohttp is or was recently connected, so this module needs no lookup and tries no unreachable
@@ -19,7 +19,6 @@ import os
 import select
 import socket
 import ssl
-import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,6 +33,7 @@ from yarl import URL
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.clock import monotonic
+from nexusflow_integrations._core.log import raised_by_signal_handler
 from nexusflow_integrations._core.request.transport import (
     KEEPALIVE,
     NOT_HTTP,
@@ -139,7 +139,7 @@ class Response:
             self._parser.feed_eof()
             return
         self._fed += len(data)
-        if not self._head:
+        if not self._head and self._message is None:
             self._start += data
             place = self._start.find(b"\r\n\r\n")
             self._head = place + 4 if place >= 0 else 0
@@ -189,7 +189,9 @@ def _parser_works() -> bool:
         response = Response()
         is_whole = [response.feed(_SAMPLE[place : place + 1]) for place in range(len(_SAMPLE))]
         return is_whole.index(True) == len(_SAMPLE) - 1 and response.answer().body == b"{}"
-    except Exception:  # noqa: BLE001 - whatever other versions raise
+    except Exception as error:  # whatever other versions raise
+        if raised_by_signal_handler(error):
+            raise
         return False
 
 
@@ -330,9 +332,9 @@ class Connections:
             # A signal handler may have forked before that: then the connection is the parent's.
             if os.getpid() == process:
                 connection = made
-        except Exception as error:
+        except (OSError, ValueError) as error:
             self.peers.pop(origin, None)
-            if not is_of_socket(error):
+            if raised_by_signal_handler(error):
                 raise
         finally:
             if connection is None and raw is not None:
@@ -345,7 +347,7 @@ def _opened(
 ) -> socket.socket:
     host, _, with_tls = origin
     until = monotonic() + timeout
-    raw = socket.create_connection(address[:2], timeout)
+    raw = socket.create_connection(address[:2], min(timeout, LONGEST))
     try:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if with_tls:
@@ -358,26 +360,6 @@ def _opened(
         raw.close()
         raise
     return raw
-
-
-# Frames of a compiled module have a relative name.
-_LIBRARIES = (
-    __file__,
-    socket.__file__,
-    ssl.__file__,
-    os.path.dirname(aiohttp.__file__),
-    "aiohttp/",
-)
-
-
-def is_of_socket(error: Exception) -> bool:
-    """Return whether a socket or the parser raised ``error``, and not a signal handler.
-
-    Like Ctrl-C, an error of a signal handler (for example Celery's soft time limit) must end the
-    call. The interrupted request did not fail.
-    """
-    frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
-    return all(name.startswith(_LIBRARIES) for name in frames)
 
 
 class BlockingSender:
@@ -412,8 +394,8 @@ class BlockingSender:
         is_usable = False
         try:
             answer, is_usable = connection.exchange(self._head, body, monotonic() + timeout)
-        except Exception as error:
-            if not is_of_socket(error):
+        except (OSError, ValueError, aiohttp.ClientError, NotHttp) as error:
+            if raised_by_signal_handler(error):
                 raise
             return _fault(error, timeout)
         finally:
