@@ -613,7 +613,7 @@ class NexusFlow:
             if not texts <= self._find_stored(list(texts))[0]:
                 raise CacheError(
                     "the vectors could neither be compared nor stored, because the cache"
-                    f" {self._cache} could not be used in time: the log says why"
+                    f" {self._cache} could not be used in time; the log may say why"
                 )
             return False
         fresh = embed(self._uncached())
@@ -716,8 +716,12 @@ class NexusFlow:
         if (given := self._to_give_back()) is not None:
             ended = Signal()
             LoopCall(*given, ended.set)
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(ended.wait(), self._closing_time)
+            # Not wait_for, which may lose a cancellation on Python 3.10 and 3.11.
+            waiting = asyncio.ensure_future(ended.wait())
+            try:
+                await asyncio.wait([waiting], timeout=self._closing_time)
+            finally:
+                waiting.cancel()
 
     @property
     def _closing_time(self) -> float:

@@ -18,7 +18,7 @@ _PROBLEMS = {
     "Circular": "contains itself",
     "digits": "holds a number with too many digits",
 }
-"""Words of Python's messages, and what is wrong with a value then."""
+"""Words in Python's error messages, and what each says about the value."""
 
 
 class Fields:

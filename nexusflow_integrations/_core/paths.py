@@ -6,10 +6,7 @@ import os
 
 from nexusflow_integrations.errors import ConfigurationError
 
-NO_HOME = (
-    'the cache needs a path, because this user has no home folder: pass cache="/a/path", or set the'
-    " environment variable HOME"
-)
+NO_HOME = 'the cache needs a path, because this user has no home folder: pass cache="/a/path"'
 
 
 def absolute(name: str, path: str) -> str:
@@ -26,7 +23,8 @@ def absolute(name: str, path: str) -> str:
         )
     # Use neither abspath nor getcwd: tools that detect blocking calls on an event loop raise an
     # error for both, although reading the current folder takes a microsecond.
-    if not os.path.isabs(expanded):
+    # Before Python 3.13, Windows calls a path absolute that names no drive.
+    if not os.path.isabs(expanded) or (os.name == "nt" and not os.path.splitdrive(expanded)[0]):
         try:
             folder = os.fsdecode(os.getcwdb())
         except OSError as error:

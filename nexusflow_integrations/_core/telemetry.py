@@ -69,7 +69,7 @@ def _spanned(api: Any, settings: Settings, ledger: Ledger) -> Iterator[None]:
         if span is not None:
             with _NEVER_FAILING:
                 span.set_attribute("error.type", name)
-                # Not the message, in which the server may quote a text.
+                # Leave out the message: the server may quote a text in it.
                 span.set_status(api.StatusCode.ERROR, name)
         raise
     finally:

@@ -223,11 +223,12 @@ def _question(item: object, place: int) -> Question:
     try:
         expected = tuple(rows_of(question.expected, "id"))
     except InvalidInputError as error:
-        raise InvalidInputError(f"question {place}, expected: {error}", index=place) from None
+        raise InvalidInputError(f"question {place}: {error}", index=place) from None
     for name in expected:
         if not isinstance(name, str):
             raise InvalidInputError(
-                f"question {place}, expected: an id is text, not {type(name).__name__}", index=place
+                f"question {place}: an expected id must be text, not {type(name).__name__}",
+                index=place,
             )
     return replace(question, expected=expected)
 

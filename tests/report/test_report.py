@@ -274,7 +274,7 @@ def test_a_failure_leaves_neither_a_file_nor_a_part_of_one(collection: Any, tmp_
             "question 0 must be a string or a Question of .*report",
         ),
         ([Question(5)], "text 0 must be a string, not int"),  # type: ignore[arg-type]
-        ([Question("otter", "id-1")], "question 0: expected must be a list of ids"),
+        ([Question("otter", "id-1")], "question 0: expected a list of ids"),
     ],
 )
 def test_questions_of_the_wrong_kind_are_refused_before_anything_is_embedded(

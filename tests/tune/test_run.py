@@ -255,7 +255,7 @@ def test_the_choice_is_a_setting_that_a_client_takes(local: LocalServer) -> None
         ({"client": 5}, "client must be NexusFlow"),
         ({"chat": "a-model"}, "chat must be ChatModel"),
         ({"start": {}}, "start must be TunedSettings"),
-        ({"budget": 5}, "budget must be Budget"),
+        ({"budget": 5}, "budget must be a Budget"),
     ],
 )
 def test_a_wrong_argument_is_named_before_anything_is_sent(

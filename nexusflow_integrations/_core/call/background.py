@@ -262,7 +262,7 @@ class Signal:
             self._loop.call_soon_threadsafe(self._event.set)
 
     async def wait(self) -> None:
-        """Wait until something else ends."""
+        """Wait until ``set`` is called again."""
         await self._event.wait()
         self._event.clear()
 

@@ -20,6 +20,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
+from concurrent.futures import CancelledError as Abandoned
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -229,7 +230,7 @@ class Stream:
                 except NexusFlowError as error:
                     for _ in range(PARTS):
                         _wait(ended, self._all_done, STOPPED / PARTS)
-                    raise self._rescued(error, one) from None
+                    raise self._rescued(error, one) from failure
                 except BaseException:  # Ctrl-C
                     self._abandon()
                     running.clear()
@@ -266,14 +267,14 @@ class Stream:
                 if not self._is_ready():
                     await ended.wait()
                 if reading is not None and reading.done():
-                    read, reading = reading, None
                     chunk = None
                     try:
-                        chunk = read.result()
+                        chunk = reading.result()
                     except Exception as error:
                         if raised_by_signal_handler(error):
                             raise
                         failure = error
+                    reading = None
                     more = chunk is not None
                     if chunk is not None:
                         self._launch(chunk, ended.set)
@@ -290,7 +291,9 @@ class Stream:
                         while loop.time() < until and not self._all_done():
                             await ended.wait()
                         timer.cancel()
-                    raise self._rescued(error, one) from None
+                    raise self._rescued(error, one) from failure
+                except Abandoned:  # the loop has ended
+                    raise asyncio.CancelledError from None
                 for result in one.chunk.results(found):
                     yield result
             if failure is not None:
@@ -299,6 +302,7 @@ class Stream:
             failure = None  # break a cycle: the error holds this frame
             if reading is not None:
                 reading.cancel()
+            reading = None
             self._abandon()
 
     def _launch(self, chunk: Chunk, wake: Callable[[object], object]) -> None:

@@ -1,10 +1,10 @@
 """How a thread of the user waits for the event loop: only in a ``SimpleQueue``.
 
-Futures, events and conditions hold a lock while Python code runs, in which a signal handler may
-run, too. A handler that embeds would wait there for the loop, while the loop waits for the lock. A
-handler that raises, as Ctrl-C does, could leave the lock taken for ever, and the loop, which serves
-all clients, would then never run again. The operations of a ``SimpleQueue`` hold no lock while a
-handler runs.
+Futures, events and conditions run Python code while they hold a lock, and a signal handler may
+interrupt that code. A handler that embeds would wait there for the loop, while the loop waits for
+the lock. A handler that raises, as Ctrl-C does, could leave the lock taken for ever, and the loop,
+which serves all clients, would then never run again. The operations of a ``SimpleQueue`` hold no
+lock while a handler runs.
 """
 
 from __future__ import annotations
