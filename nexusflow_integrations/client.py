@@ -715,7 +715,7 @@ class NexusFlow:
     async def _agive_back(self) -> None:
         if (given := self._to_give_back()) is not None:
             ended = Signal()
-            LoopCall(*given, ended.set)
+            LoopCall(*given, ended.set).start()
             # Not wait_for, which may lose a cancellation on Python 3.10 and 3.11.
             waiting = asyncio.ensure_future(ended.wait())
             try:

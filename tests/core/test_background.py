@@ -70,6 +70,11 @@ async def failing() -> None:
 Told = SimpleQueue[Outcome[Any]]
 
 
+def started(loop_call: LoopCall[Any]) -> LoopCall[Any]:
+    loop_call.start()
+    return loop_call
+
+
 def test_a_result_is_passed_on_in_the_loop_iteration_in_which_the_work_ends(
     loop: BackgroundLoop,
 ) -> None:
@@ -80,7 +85,7 @@ def test_a_result_is_passed_on_in_the_loop_iteration_in_which_the_work_ends(
         loop.loop.call_soon(lambda: there.put(told.qsize()))
         return 5
 
-    LoopCall(loop, work(), told.put)
+    started(LoopCall(loop, work(), told.put))
     assert there.get(timeout=60) == 1
     assert told.get(timeout=60).result() == 5
 
@@ -89,7 +94,7 @@ def test_an_error_of_the_work_is_raised_and_not_logged_by_asyncio(
     loop: BackgroundLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
     told: Told = SimpleQueue()
-    LoopCall(loop, failing(), told.put)
+    started(LoopCall(loop, failing(), told.put))
     with pytest.raises(LookupError, match="no such text"):
         told.get(timeout=60).result()
     gc.collect()
@@ -120,7 +125,7 @@ def test_cancelling_a_job_cancels_its_work_and_wakes_the_caller(
         began.set()
         await asyncio.sleep(60)
 
-    loop_call = LoopCall(loop, work(), told.put)
+    loop_call = started(LoopCall(loop, work(), told.put))
     assert began.wait(60)
     loop_call.cancel()
     with pytest.raises(CancelledError):
@@ -139,7 +144,7 @@ def test_a_job_cancelled_before_its_turn_leaves_no_coroutine_behind(
     async def work() -> None:
         await asyncio.sleep(60)
 
-    LoopCall(loop, work(), told.put).cancel()
+    started(LoopCall(loop, work(), told.put)).cancel()
     busy.set()
     with pytest.raises(CancelledError):
         told.get(timeout=60).result()
@@ -152,7 +157,7 @@ def test_closing_also_ends_a_job_that_has_not_started(loop: BackgroundLoop) -> N
     busy = threading.Event()
     loop.loop.call_soon_threadsafe(busy.wait, 60)
     closing = loop.submit(loop._wind_up())
-    LoopCall(loop, asyncio.sleep(60), told.put)
+    started(LoopCall(loop, asyncio.sleep(60), told.put))
     busy.set()
     with pytest.raises(CancelledError):
         told.get(timeout=60).result()
@@ -161,7 +166,7 @@ def test_closing_also_ends_a_job_that_has_not_started(loop: BackgroundLoop) -> N
 
 def test_a_job_discarded_with_its_loop_counts_as_cancelled(loop: BackgroundLoop) -> None:
     told: Told = SimpleQueue()
-    loop_call = LoopCall(loop, asyncio.sleep(0, 5), told.put)
+    loop_call = started(LoopCall(loop, asyncio.sleep(0, 5), told.put))
     assert told.get(timeout=60).result() == 5
 
     async def never() -> None:
@@ -193,7 +198,7 @@ def test_what_a_cancelled_job_held_is_freed(loop: BackgroundLoop) -> None:
     began = threading.Event()
     gc.disable()
     try:
-        loop_call = LoopCall(loop, work(), told.put)
+        loop_call = started(LoopCall(loop, work(), told.put))
         assert began.wait(60)
         loop_call.cancel()
         told.get(timeout=60)
@@ -206,7 +211,7 @@ def test_what_a_cancelled_job_held_is_freed(loop: BackgroundLoop) -> None:
 def test_closing_the_loop_wakes_a_thread_that_waits_for_a_job() -> None:
     loop = BackgroundLoop()
     told: Told = SimpleQueue()
-    loop_call = LoopCall(loop, asyncio.sleep(60), told.put)
+    loop_call = started(LoopCall(loop, asyncio.sleep(60), told.put))
     loop.close()
     with pytest.raises(CancelledError):
         told.get(timeout=60).result()

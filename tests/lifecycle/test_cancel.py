@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from nexusflow_integrations._core.call.background import LoopCall, background_loop
 from nexusflow_integrations._core.pace.window import START
 from nexusflow_integrations._core.request import retry
 from nexusflow_integrations.errors import APITimeoutError
@@ -347,3 +349,33 @@ def test_ctrl_c_that_another_thread_receives_ends_a_call_at_once(server: Any) ->
     assert time.monotonic() - began < 30  # the server holds the request for two minutes
     thread.join()
     assert_quiet(client, server)
+
+
+@pytest.mark.parametrize("kind", ["embed", "embed_stream"])
+def test_ctrl_c_while_a_call_is_handed_to_the_event_loop_cancels_it(
+    server: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    client = client_of(server, max_concurrency=2)
+    client.embed("warm")
+    server.script = script(hold)
+    start = LoopCall.start
+
+    def interrupted(self: Any) -> None:
+        start(self)
+        until(lambda: server.attempts == 3)  # the loop was faster than this thread
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LoopCall, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        client.embed(texts(400)) if kind == "embed" else next(client.embed_stream(texts(400)))
+    monkeypatch.undo()
+    assert_quiet(client, server, requests=3)
+
+
+def test_work_that_never_began_is_closed(recwarn: pytest.WarningsRecorder) -> None:
+    loop_call = LoopCall(background_loop(), asyncio.sleep(60), lambda _: None)
+    loop_call.cancel()
+    background_loop().submit(asyncio.sleep(0)).result(60)
+    del loop_call
+    gc.collect()
+    assert not list(recwarn)

@@ -163,9 +163,6 @@ class LoopCall(Generic[T]):
     A waiting thread gets the outcome sooner through a queue than through a future, whose locks,
     callbacks and extra iteration of the loop take a tenth of a query's time. And a future would let
     a signal handler of that thread block this loop: see ``waiting``.
-
-    Raises:
-        APIConnectionError: The loop belongs to the parent of this process.
     """
 
     def __init__(
@@ -176,16 +173,35 @@ class LoopCall(Generic[T]):
     ) -> None:
         self._background = background
         self._loop = background.loop
+        self._work: Coroutine[Any, Any, T] | None = work
         self._tell = tell
         self._task: asyncio.Task[None] | None = None
-        if background in _inherited:
-            work.close()
-            raise _forked()
-        background.calls.add(self)
-        self._loop.call_soon_threadsafe(self._begin, work)
 
-    def _begin(self, work: Coroutine[Any, Any, T]) -> None:
-        self._task = self._loop.create_task(self._do(work))
+    def start(self) -> None:
+        """Start the work.
+
+        Ctrl-C may end this at any point. So the caller must call ``cancel`` after any error.
+
+        Raises:
+            APIConnectionError: The loop belongs to the parent of this process.
+        """
+        if self._background in _inherited:
+            self._drop()
+            raise _forked()
+        self._background.calls.add(self)
+        self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        if self._work is not None:
+            work, self._work = self._work, None
+            self._task = self._loop.create_task(self._do(work))
+
+    def _drop(self) -> None:
+        """Forget work that has not begun."""
+        if self._work is not None:
+            work, self._work = self._work, None
+            work.close()
+            self._background.calls.discard(self)
 
     async def _do(self, work: Coroutine[Any, Any, T]) -> None:
         try:
@@ -209,8 +225,10 @@ class LoopCall(Generic[T]):
         """Cancel the work. Any thread may call this."""
         if self._background in _inherited:
             return
-        with suppress(RuntimeError):  # the loop has ended
+        try:
             self._loop.call_soon_threadsafe(self._stop)
+        except RuntimeError:  # the loop has ended
+            self._drop()
 
     def give_up(self) -> None:
         """Report an error as the outcome: this process is a child without the loop's thread."""
@@ -218,6 +236,7 @@ class LoopCall(Generic[T]):
             self._tell(Outcome(error=_forked()))
 
     def _stop(self) -> None:
+        self._drop()
         if self._task is not None:
             # Cancel in the loop's next iteration, when the task has certainly started.
             self._loop.call_soon(self._task.cancel)
@@ -229,6 +248,11 @@ class Submitted(Generic[T]):
     def __init__(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> None:
         self._news: SimpleQueue[Outcome[T]] = SimpleQueue()
         self._call = LoopCall(background, work, self._news.put)
+        try:
+            self._call.start()
+        except BaseException:
+            self.cancel()
+            raise
 
     def cancel(self) -> None:
         """Cancel the work. Any thread may call this."""

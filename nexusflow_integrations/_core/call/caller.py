@@ -298,6 +298,7 @@ class CallingThread(Caller):
         loop_call = LoopCall(background, work, self._tell)
         until = None if self._deadline is None else monotonic() + self._deadline + GRACE / 2
         try:
+            loop_call.start()
             while not isinstance(news := self._next(until), Outcome):
                 if isinstance(news, Ask):
                     self._do(news)
@@ -382,6 +383,7 @@ class CallingTask(Caller):
 
             timer = self._loop.call_later(self._deadline + GRACE / 2, wait_on)
         try:
+            loop_call.start()
             while not isinstance(news := await self._news.get(), Outcome):
                 if isinstance(news, Ask):
                     task = self._loop.create_task(news.ado())

@@ -144,6 +144,7 @@ class _Running:
 
     def start(self, background: BackgroundLoop, work: Coroutine[Any, Any, CallResults]) -> None:
         self._call = LoopCall(background, work, self.settle)
+        self._call.start()
 
     def settle(self, outcome: Outcome[CallResults]) -> None:
         self.outcome = outcome
@@ -309,10 +310,11 @@ class Stream:
         one = _Running(chunk, Ledger(), wake)
         if chunk.texts:
             self._background, work = self._start(chunk.texts, one.ledger, stop=self._stop)
+            self._running.append(one)  # before the start, so that Ctrl-C in it cancels the call
             one.start(self._background, work)
         else:
             one.settle(Outcome(CallResults(0)))
-        self._running.append(one)
+            self._running.append(one)
 
     def _is_ready(self) -> bool:
         if self._ordered:
