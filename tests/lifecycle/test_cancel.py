@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
+import inspect
 import os
 import signal
 import socket
@@ -362,20 +362,19 @@ def test_ctrl_c_while_a_call_is_handed_to_the_event_loop_cancels_it(
 
     def interrupted(self: Any) -> None:
         start(self)
-        until(lambda: server.attempts == 3)  # the loop was faster than this thread
+        until(lambda: server.attempts > 1)  # the loop was faster than this thread
         raise KeyboardInterrupt
 
     monkeypatch.setattr(LoopCall, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         client.embed(texts(400)) if kind == "embed" else next(client.embed_stream(texts(400)))
     monkeypatch.undo()
-    assert_quiet(client, server, requests=3)
+    assert_quiet(client, server)
+    assert len(server.requests) < 20
 
 
-def test_work_that_never_began_is_closed(recwarn: pytest.WarningsRecorder) -> None:
-    loop_call = LoopCall(background_loop(), asyncio.sleep(60), lambda _: None)
-    loop_call.cancel()
+def test_work_that_never_began_is_closed() -> None:
+    work = asyncio.sleep(60)
+    LoopCall(background_loop(), work, lambda _: None).cancel()
     background_loop().submit(asyncio.sleep(0)).result(60)
-    del loop_call
-    gc.collect()
-    assert not list(recwarn)
+    assert inspect.getcoroutinestate(work) == inspect.CORO_CLOSED
