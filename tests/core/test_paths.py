@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lifecycle.scene import run
 
 from nexusflow_integrations import NexusFlow
 from nexusflow_integrations._core.cache.in_file import VectorStore
@@ -76,23 +75,21 @@ def test_a_relative_path_without_a_current_folder_is_refused_and_the_message_say
         NexusFlow(cache="vectors.sqlite3")
 
 
-@pytest.mark.parametrize("cache", ["True", "'vectors.sqlite3'"])
-def test_a_python_without_sqlite_is_one_typed_error(cache: str, tmp_path: Path) -> None:
-    code = f"""
-import sys
-sys.modules["sqlite3"] = None
-from nexusflow_integrations import NexusFlow, errors
-try:
-    NexusFlow("key", cache={cache}).embed("a")
-except errors.ConfigurationError as error:
-    print(error)
+WITHOUT_SQLITE = """
+    import sys
+
+    sys.modules["sqlite3"] = None
+    from nexusflow_integrations import NexusFlow, errors
+
+    try:
+        NexusFlow("key", cache=sys.argv[1] or True).embed("a")
+    except errors.ConfigurationError as error:
+        print(error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert "cache needs the module sqlite3, which this Python was built without" in done.stdout
+
+
+@pytest.mark.parametrize("cache", ["", "vectors.sqlite3"])
+def test_a_python_without_sqlite_is_one_typed_error(cache: str, tmp_path: Path) -> None:
+    code, out, err = run(WITHOUT_SQLITE, cache, cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert "cache needs the module sqlite3, which this Python was built without" in out
