@@ -6,8 +6,6 @@ import os
 
 from nexusflow_integrations.errors import ConfigurationError
 
-NO_HOME = 'the cache needs a path, because this user has no home folder: pass cache="/a/path"'
-
 
 def absolute(name: str, path: str) -> str:
     """Return ``path`` as an absolute path in which ``~`` is replaced by the home folder.

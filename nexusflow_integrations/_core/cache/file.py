@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.clock import monotonic
-from nexusflow_integrations._core.paths import NO_HOME
 from nexusflow_integrations._core.unavailable import StoreUnavailable
 from nexusflow_integrations.errors import CacheError, ConfigurationError
 
@@ -67,7 +66,9 @@ def default_path() -> Path:
             named = os.environ.get("XDG_CACHE_HOME", "")
             folder = Path(named) if os.path.isabs(named) else Path.home() / ".cache"
     except RuntimeError:
-        raise ConfigurationError(NO_HOME) from None
+        raise ConfigurationError(
+            'the cache needs a path, because this user has no home folder: pass cache="/a/path"'
+        ) from None
     return folder / "nexusflow" / "vectors.sqlite3"
 
 
