@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from difflib import get_close_matches
+from functools import partial
 from inspect import iscoroutinefunction
 from numbers import Integral, Real
+from types import CodeType
 from typing import Any
 
 from nexusflow_integrations.errors import ConfigurationError
@@ -98,6 +100,13 @@ def number(
     raise refuse(name, wanted + (" or None" if optional else ""), value)
 
 
+def seconds(name: str, value: object, *, least: float = LEAST) -> float:
+    """Like ``number``, but a float may be infinite."""
+    if isinstance(value, float) and value == math.inf:
+        return value
+    return number(name, value, least=least)
+
+
 def optional_number(name: str, value: object, *, most: float = math.inf) -> float | None:
     """Like ``number``, but ``None`` is allowed."""
     return None if value is None else number(name, value, most=most, optional=True)
@@ -158,6 +167,21 @@ def flag_or(name: str, value: object, word: str) -> Any:
     if isinstance(value, bool) or (isinstance(value, str) and str.__str__(value) == word):
         return value if isinstance(value, bool) else word
     raise refuse(name, f"True, False or {word!r}", value)
+
+
+def inner_of(function: Any) -> Any:
+    """Return the function in a ``functools.partial``, at any depth; any other object unchanged."""
+    while isinstance(function, partial):
+        function = function.func
+    return function
+
+
+def code_of(function: Any) -> CodeType | None:
+    """Return the code that a call of ``function`` runs, if it is written in Python."""
+    inner = inner_of(function)
+    called = attribute(type(inner), "__call__")
+    code = attribute(inner, "__code__") or attribute(called, "__code__")
+    return code if isinstance(code, CodeType) else None
 
 
 def function(name: str, value: object) -> Any:

@@ -8,13 +8,12 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from functools import partial
 from inspect import isawaitable, iscoroutinefunction, signature
-from types import CodeType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from nexusflow_integrations._core import forks
-from nexusflow_integrations._core.checks import attribute, has_methods
+from nexusflow_integrations._core.checks import attribute, code_of, has_methods, inner_of
+from nexusflow_integrations._core.outcome import Outcome
 from nexusflow_integrations._core.secret import ApiKey, secret_arguments, without_frames
 from nexusflow_integrations._core.settings import KEY_VARIABLE, resolve_api_key
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
@@ -162,9 +161,10 @@ class FunctionKey:
             outcome = await _on(loop, self._function)
         else:
             outcome = await _in_thread(self._function)
-            if outcome.error is None and not isinstance(found := outcome.value, ApiKey):
+            found: Any = outcome.value
+            if outcome.error is None and not isinstance(found, ApiKey):
                 outcome = await _on(loop, lambda: found)
-        value, error = outcome
+        value, error = outcome.value, outcome.error
         del outcome
         try:
             if isinstance(value, ApiKey):
@@ -187,15 +187,9 @@ class FunctionKey:
 
 def _name_of(function: Any) -> str:
     """Return the name of ``function``, with the file and the line where it is defined."""
-    inner = function
-    while isinstance(inner, partial):
-        inner = inner.func
-    called = attribute(type(inner), "__call__")
-    code = attribute(inner, "__code__") or attribute(called, "__code__")
+    inner, code = inner_of(function), code_of(function)
     name = attribute(inner, "__qualname__") or type(inner).__qualname__
-    place = (
-        f" ({code.co_filename}, line {code.co_firstlineno})" if isinstance(code, CodeType) else ""
-    )
+    place = "" if code is None else f" ({code.co_filename}, line {code.co_firstlineno})"
     return f"the function {name}{place}"
 
 
@@ -209,22 +203,13 @@ def _line_of(error: BaseException) -> str:
     return f" in {at.tb_frame.f_code.co_filename}, line {at.tb_lineno}"
 
 
-class _Outcome(NamedTuple):
-    """The outcome of a user's function: what it returned, or the error that it raised.
-
-    Futures pass the error on as a value. As their error, a StopIteration would never arrive,
-    because asyncio's futures refuse it, and a CancelledError would cancel the call.
-    """
-
-    value: Any = None
-    error: BaseException | None = None
-
-
-async def _on(loop: Loop | None, work: Callable[[], Awaitable[Any]]) -> _Outcome:
+async def _on(loop: Loop | None, work: Callable[[], Awaitable[Any]]) -> Outcome[Any]:
     """Call ``work`` and await the key on ``loop``, or on this event loop."""
+    # An error of the user's function is passed on as a value. As a future's error, a StopIteration
+    # would never arrive, because asyncio refuses it, and a CancelledError would cancel the call.
     here = asyncio.get_running_loop()
     awaited = _awaited(work)
-    asked: asyncio.Future[_Outcome]
+    asked: asyncio.Future[Outcome[Any]]
     if loop is None or loop is here:
         asked = here.create_task(awaited)
     else:
@@ -232,7 +217,7 @@ async def _on(loop: Loop | None, work: Callable[[], Awaitable[Any]]) -> _Outcome
             asked = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(awaited, loop))
         except RuntimeError as error:  # the caller's loop has ended
             awaited.close()
-            return _Outcome(error=error)
+            return Outcome(error=error)
     try:
         await asyncio.wait([asked])
     finally:
@@ -240,16 +225,16 @@ async def _on(loop: Loop | None, work: Callable[[], Awaitable[Any]]) -> _Outcome
     return asked.result()
 
 
-async def _awaited(work: Callable[[], Awaitable[Any]]) -> _Outcome:
+async def _awaited(work: Callable[[], Awaitable[Any]]) -> Outcome[Any]:
     try:
-        return _Outcome(_key(await work()))
+        return Outcome(_key(await work()))
     except BaseException as error:  # noqa: BLE001 - the function may raise anything
-        return _Outcome(error=error)
+        return Outcome(error=error)
 
 
-async def _in_thread(function: Callable[[], Any]) -> _Outcome:
+async def _in_thread(function: Callable[[], Any]) -> Outcome[Any]:
     """Call ``function`` in a daemon thread; return the key, or an awaitable for it."""
-    answer: Future[_Outcome] = Future()
+    answer: Future[Outcome[Any]] = Future()
 
     def call() -> None:
         answer.set_running_or_notify_cancel()  # the future can no longer be cancelled
@@ -258,15 +243,15 @@ async def _in_thread(function: Callable[[], Any]) -> _Outcome:
     try:
         threading.Thread(target=call, name="nexusflow-key", daemon=True).start()
     except RuntimeError as error:  # no further thread can be started
-        return _Outcome(error=error)
+        return Outcome(error=error)
     return await asyncio.wrap_future(answer)
 
 
-def _called(function: Callable[[], Any]) -> _Outcome:
+def _called(function: Callable[[], Any]) -> Outcome[Any]:
     try:
-        return _Outcome(_key_or_awaitable(function()))
+        return Outcome(_key_or_awaitable(function()))
     except BaseException as error:  # noqa: BLE001 - the function may raise anything
-        return _Outcome(error=error)
+        return Outcome(error=error)
 
 
 @secret_arguments

@@ -7,27 +7,8 @@ of the event loop for which all calls wait.
 from __future__ import annotations
 
 import logging
-import signal
-import traceback
-from functools import partial
 
-
-def raised_by_signal_handler(error: BaseException) -> bool:
-    """Return whether a signal handler raised ``error``.
-
-    Like Ctrl-C, such an error (for example Celery's soft time limit) must stop the work of the
-    thread. The interrupted code did not fail.
-    """
-    codes = set(map(_code_of, map(signal.getsignal, signal.valid_signals()))) - {None}
-    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
-def _code_of(handler: object) -> object:
-    while isinstance(handler, partial):
-        handler = handler.func
-    if not callable(handler):  # the system's default, or nothing
-        return None
-    return getattr(handler, "__code__", None) or getattr(handler.__call__, "__code__", None)
+from nexusflow_integrations._core.signals import raised_by_signal_handler
 
 
 class Log:

@@ -20,8 +20,9 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from nexusflow_integrations._core.log import logger, raised_by_signal_handler
+from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.settings import Settings
+from nexusflow_integrations._core.signals import raised_by_signal_handler
 from nexusflow_integrations._core.usage import Ledger
 
 SCOPE = "nexusflow_integrations"

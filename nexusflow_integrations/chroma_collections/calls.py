@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import queue
 import re
 import threading
@@ -17,6 +16,7 @@ from chromadb.api import AsyncClientAPI, ClientAPI
 from chromadb.errors import ChromaError
 
 from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.outcome import Outcome
 from nexusflow_integrations.errors import CollectionError
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ class AsyncCalls:
 
 def check_timeout(timeout: float, deadline: float | None = None) -> float:
     """Return the seconds that a call to Chroma may take; at most the ``deadline``."""
-    if not (isinstance(timeout, float) and timeout == math.inf):
-        timeout = checks.number("store_timeout", timeout)
+    timeout = checks.seconds("store_timeout", timeout)
     return min(timeout, threading.TIMEOUT_MAX if deadline is None else deadline)
 
 
@@ -109,22 +108,20 @@ def check_client(client: object, *, asynchronous: bool) -> None:
 
 
 def _in_thread(method: Callable[..., T], fields: dict[str, Any], limit: float) -> T:
-    outcome: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+    outcome: queue.SimpleQueue[Outcome[T]] = queue.SimpleQueue()
 
     def run() -> None:
         try:
-            outcome.put((method(**fields), None))
+            outcome.put(Outcome(method(**fields)))
         except BaseException as error:  # noqa: BLE001 - the waiting thread raises it again
-            outcome.put((None, error))
+            outcome.put(Outcome(error=error))
 
     threading.Thread(target=run, name="nexusflow-chroma", daemon=True).start()
     try:
-        result, error = outcome.get(timeout=limit)
+        found = outcome.get(timeout=limit)
     except queue.Empty:
         raise TimeoutError(f"no answer within {limit:.3g} s") from None
-    if error is not None:
-        raise error
-    return cast(T, result)
+    return found.result()
 
 
 def _pause(what: str, error: Exception, attempt: int, left: float) -> float:

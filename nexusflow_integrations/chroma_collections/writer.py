@@ -8,7 +8,6 @@ unless it was itself the last writer.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import time
 import weakref
@@ -92,7 +91,7 @@ def only_writer(store: Store, wait: float) -> Iterator[None]:
         ConfigurationError: ``wait`` is not a number of seconds.
         CollectionError: Another process writes to the folder, or it cannot be locked.
     """
-    wait = _checked(wait)
+    wait = checks.seconds("writer_wait", wait, least=0.0)
     folder = folder_of(store)
     if folder is None:
         yield
@@ -112,7 +111,7 @@ def only_writer(store: Store, wait: float) -> Iterator[None]:
 @asynccontextmanager
 async def aonly_writer(store: Store, wait: float) -> AsyncIterator[None]:
     """Hold the lock like ``only_writer``, without blocking the event loop."""
-    wait = _checked(wait)
+    wait = checks.seconds("writer_wait", wait, least=0.0)
     folder = folder_of(store)
     if folder is None:
         yield
@@ -127,12 +126,6 @@ async def aonly_writer(store: Store, wait: float) -> AsyncIterator[None]:
         yield
     finally:
         _release(path)
-
-
-def _checked(wait: float) -> float:
-    if isinstance(wait, float) and wait == math.inf:
-        return wait
-    return checks.number("writer_wait", wait, least=0.0)
 
 
 def _path(folder: Path) -> str:

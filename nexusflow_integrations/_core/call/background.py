@@ -19,15 +19,15 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.call.waiting import next_item
 from nexusflow_integrations._core.clock import keep_running, monotonic
 from nexusflow_integrations._core.log import logger
+from nexusflow_integrations._core.outcome import Outcome
 from nexusflow_integrations.errors import APIConnectionError
 
 T = TypeVar("T")
@@ -137,24 +137,6 @@ class BackgroundLoop:
         for closer in self._closers:
             await closer()
         await self.loop.shutdown_asyncgens()
-
-
-@dataclass(slots=True)
-class Outcome(Generic[T]):
-    """The outcome of some work: the result, or the error that ended the work."""
-
-    value: T | None = None
-    error: BaseException | None = None
-
-    def result(self) -> T:
-        """Return the result or raise the error. Call this only once: it drops the reference."""
-        error, self.error = self.error, None
-        try:
-            if error is not None:
-                raise error
-        finally:
-            del error
-        return cast("T", self.value)
 
 
 class LoopCall(Generic[T]):

@@ -18,10 +18,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Outcome
+from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall
 from nexusflow_integrations._core.call.waiting import next_item
 from nexusflow_integrations._core.clock import monotonic
-from nexusflow_integrations._core.log import logger, raised_by_signal_handler
+from nexusflow_integrations._core.log import logger
+from nexusflow_integrations._core.outcome import Outcome
+from nexusflow_integrations._core.signals import raised_by_signal_handler
 from nexusflow_integrations.errors import APITimeoutError, LimiterError
 
 if TYPE_CHECKING:

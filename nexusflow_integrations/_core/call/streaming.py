@@ -26,14 +26,15 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Outcome, Signal
+from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall, Signal
 from nexusflow_integrations._core.call.job import PARTS, STOPPED, Stop, StoppedElsewhere
 from nexusflow_integrations._core.call.results import CallResults
 from nexusflow_integrations._core.call.waiting import next_item
 from nexusflow_integrations._core.clock import monotonic
-from nexusflow_integrations._core.log import raised_by_signal_handler
+from nexusflow_integrations._core.outcome import Outcome
 from nexusflow_integrations._core.request.long_texts import check_length, longest
 from nexusflow_integrations._core.settings import Settings
+from nexusflow_integrations._core.signals import raised_by_signal_handler
 from nexusflow_integrations._core.texts import check_text
 from nexusflow_integrations._core.usage import Ledger
 from nexusflow_integrations._core.vectors import Vectors

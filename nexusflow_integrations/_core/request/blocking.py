@@ -33,7 +33,6 @@ from yarl import URL
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.clock import monotonic
-from nexusflow_integrations._core.log import raised_by_signal_handler
 from nexusflow_integrations._core.request.transport import (
     KEEPALIVE,
     NOT_HTTP,
@@ -44,6 +43,7 @@ from nexusflow_integrations._core.request.transport import (
 )
 from nexusflow_integrations._core.request.wire import MAX_RESPONSE_BYTES, Answer, TransportFault
 from nexusflow_integrations._core.secret import Secret
+from nexusflow_integrations._core.signals import raised_by_signal_handler
 
 CONNECT = 2.0
 """Maximum seconds to open a connection; after that, the event loop tries all addresses."""
