@@ -728,7 +728,7 @@ class NexusFlow:
         return min(GIVE_BACK, self._settings.deadline or GIVE_BACK)
 
     def _to_give_back(self) -> tuple[BackgroundLoop, Coroutine[Any, Any, None]] | None:
-        """Return the loop and the work that returns tokens to a shared budget."""
+        """Return the loop and the work that returns tokens to a shared budget, if there is any."""
         if self._guard is None or isinstance(self._budget, Budget):
             return None
         self._import()

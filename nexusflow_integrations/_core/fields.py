@@ -18,7 +18,7 @@ _PROBLEMS = {
     "Circular": "contains itself",
     "digits": "holds a number with too many digits",
 }
-"""Words in Python's error messages, and what each says about the value."""
+"""Words in Python's error messages, and what each means for the value."""
 
 
 class Fields:

@@ -204,9 +204,9 @@ def _line_of(error: BaseException) -> str:
 
 
 async def _on(loop: Loop | None, work: Callable[[], Awaitable[Any]]) -> Outcome[Any]:
-    """Call ``work`` and await the key on ``loop``, or on this event loop."""
-    # An error of the user's function is passed on as a value. As a future's error, a StopIteration
-    # would never arrive, because asyncio refuses it, and a CancelledError would cancel the call.
+    """Call ``work`` and await its outcome on ``loop``, or on this event loop."""
+    # The error is passed on as the value of a future, not as its exception: asyncio refuses a
+    # StopIteration, so it would never arrive, and a CancelledError would cancel the call.
     here = asyncio.get_running_loop()
     awaited = _awaited(work)
     asked: asyncio.Future[Outcome[Any]]
@@ -233,7 +233,7 @@ async def _awaited(work: Callable[[], Awaitable[Any]]) -> Outcome[Any]:
 
 
 async def _in_thread(function: Callable[[], Any]) -> Outcome[Any]:
-    """Call ``function`` in a daemon thread; return the key, or an awaitable for it."""
+    """Call ``function`` in a daemon thread; return the key, an awaitable for it, or the error."""
     answer: Future[Outcome[Any]] = Future()
 
     def call() -> None:
@@ -261,7 +261,9 @@ def _key_or_awaitable(value: Any) -> Any:
 
 @secret_arguments
 def _key(value: Any) -> ApiKey:
-    if value is None:  # the environment's key may belong to another account
+    if (
+        value is None
+    ):  # resolve_api_key would take the environment's key, perhaps of another account
         raise ConfigurationError("api_key must be text, not None")
     return resolve_api_key(value)
 

@@ -1,7 +1,7 @@
-"""The package's logger, whose methods never raise an error of a user's filter or handler.
+"""The package's logger. Errors of logging filters and logging handlers do not reach the caller.
 
-Such an error would end whatever reports something: a call whose vectors are paid for, or the step
-of the event loop for which all calls wait.
+Such an error would end the code that logs: a call whose vectors are already paid for, or a callback
+on the event loop for which all calls wait.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from nexusflow_integrations._core.signals import raised_by_signal_handler
 
 
 class Log:
-    """A logger that ignores errors of filters and handlers, except errors of signal handlers."""
+    """A logger that ignores errors of logging filters and logging handlers.
+
+    Errors that a signal handler raises are not ignored.
+    """
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)

@@ -1,4 +1,4 @@
-"""Absolute paths, for users without a home folder and processes whose current folder is gone."""
+"""Makes paths absolute; errors say what to do without a home folder or a current folder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def absolute(name: str, path: str) -> str:
         raise ConfigurationError(
             f"{name} must be an absolute path, because this user has no home folder"
         )
-    # Use neither abspath nor getcwd: tools that detect blocking calls on an event loop raise an
+    # Use getcwdb, not abspath or getcwd: tools that detect blocking calls on an event loop raise an
     # error for both, although reading the current folder takes a microsecond.
-    # Before Python 3.13, Windows calls a path absolute that names no drive.
+    # Before Python 3.13, isabs on Windows also accepts a path without a drive.
     if not os.path.isabs(expanded) or (os.name == "nt" and not os.path.splitdrive(expanded)[0]):
         try:
             folder = os.fsdecode(os.getcwdb())

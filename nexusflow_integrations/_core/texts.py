@@ -101,7 +101,7 @@ def rows_of(texts: Any, item: str = "text") -> Iterable[Any]:
     if type(texts) in (list, tuple):
         return cast("Iterable[Any]", texts)
     if (advice := no_rows(texts, item)) is None:
-        if has_methods(texts, "to_pylist"):  # the items of a pyarrow array are not str
+        if has_methods(texts, "to_pylist"):  # the items of a pyarrow array are not plain values
             return list(texts.to_pylist())
         try:
             return cast("Iterable[Any]", iter(texts))
@@ -113,8 +113,9 @@ def rows_of(texts: Any, item: str = "text") -> Iterable[Any]:
 def no_rows(items: object, item: str = "text") -> str | None:
     """Return what ``items`` is and what to pass instead, if it does not yield values in an order.
 
-    Such objects are iterable, but iterating them would yield something else, such as letters, keys
-    or the names of columns. ``None`` means that ``items`` may be iterated, if it can be.
+    Iterating such an object fails, has no fixed order, or yields something else, such as letters,
+    keys or the names of columns. ``None`` means that ``items`` is none of these; it may still not
+    be iterable.
 
     Args:
         items: What the caller passed.
@@ -126,8 +127,9 @@ def no_rows(items: object, item: str = "text") -> str | None:
     if isinstance(items, (bytes, bytearray, memoryview)):
         return f"{kind}: decode it"
     if isinstance(items, Mapping) or has_methods(items, "keys", "values", "__getitem__"):
-        # Also mappings that are no `Mapping`, such as those of `multiprocessing`; `values` of a
-        # column of a table is no method.
+        # This includes mappings that are not a `Mapping`, such as the dict of
+        # `multiprocessing.Manager()`. A column of a pandas table is not refused here, because its
+        # `values` is not a method.
         return f"{kind}: pass its values()"
     if isinstance(items, array):
         return f"{kind}, whose items are single letters or numbers"

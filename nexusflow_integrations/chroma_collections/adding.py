@@ -66,8 +66,8 @@ def add_documents(
         documents: The texts. Lists are checked completely before anything is sent.
         metadatas: One dict for each document; ``None`` for a document without metadata.
         progress: Called with the number of documents done since the last call, whether written or
-            already there, so ``tqdm.update`` can be passed. Its errors are logged and do not end
-            the call; ``KeyboardInterrupt`` does.
+            already there, so ``tqdm.update`` can be passed. The first error that it raises is
+            logged and does not end the call; ``KeyboardInterrupt`` and ``SystemExit`` end it.
         slice_size: Maximum documents per write, up to the client's own maximum.
         store_timeout: Seconds that one read or write of the collection may take, including retries;
             at most the embedding function's ``deadline``.

@@ -138,8 +138,9 @@ def copy_collection(
             source.
         dry_run: Whether to only report what would be done and what that would cost; nothing is sent
             or written.
-        progress: Called with the number of documents done since the last call. Its errors are
-            logged and do not end the call; ``KeyboardInterrupt`` does.
+        progress: Called with the number of documents done since the last call. The first error
+            that it raises is logged and does not end the call; ``KeyboardInterrupt`` and
+            ``SystemExit`` end it.
         slice_size: Maximum documents per write; fewer if vectors are large.
         store_timeout: Seconds that one call to Chroma may take, including retries; at most the
             embedding function's ``deadline``.

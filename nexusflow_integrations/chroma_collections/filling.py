@@ -244,7 +244,7 @@ class Filling(_Filling):
             yield from self._run.compare(stored, owned)
             try:
                 self._do(self._write_on(self._run.full()))
-            except Exception as error:  # noqa: BLE001 - of a signal handler
+            except Exception as error:  # noqa: BLE001 - a signal handler may raise anything
                 self._problem = error
 
     def gone(self) -> None:
@@ -352,7 +352,7 @@ class AsyncFilling(_Filling):
                 yield text
             try:
                 await self._do(self._write_on(self._run.full()))
-            except Exception as error:  # noqa: BLE001 - of a signal handler
+            except Exception as error:  # noqa: BLE001 - a signal handler may raise anything
                 self._problem = error
 
     async def gone(self) -> None:

@@ -61,7 +61,7 @@ def _column(name: str, column: Any, twin: str | None) -> Any:
         if name == "metadatas":
             advice = f"one {kind}: pass a list of dicts"
         raise InvalidInputError(f"{name} must have one value for each document, not {advice}")
-    if checks.has_methods(column, "to_pylist"):  # the items of a pyarrow array are not plain
+    if checks.has_methods(column, "to_pylist"):  # the items of a pyarrow array are not plain values
         return column.to_pylist()
     if not isinstance(column, Iterable):
         raise InvalidInputError(f"{name} must be an iterable, not {kind}")

@@ -97,8 +97,8 @@ class Run:
 
     Args:
         size: Maximum documents per write.
-        progress: Called with the number of documents done since the last call; its errors are
-            logged and do not end the run.
+        progress: Called with the number of documents done since the last call; the first
+            error that it raises is logged and does not end the run.
         add_only: Whether to leave existing documents unchanged, and to end the run at a document
             that cannot be stored.
         where: The part of the collection that the source owns; ``None`` is the whole collection.

@@ -96,8 +96,8 @@ def sync_documents(
         dry_run: Whether to only report what would be done and what that would cost; nothing is sent
             or written.
         progress: Called with the number of documents done since the last call, so ``tqdm.update``
-            can be passed. Its errors are logged and do not end the call; ``KeyboardInterrupt``
-            does.
+            can be passed. The first error that it raises is logged and does not end the call;
+            ``KeyboardInterrupt`` and ``SystemExit`` end it.
         slice_size: Maximum documents per write; fewer if vectors are large.
         store_timeout: Seconds that one read or write of the collection may take, including retries;
             at most the embedding function's ``deadline``.

@@ -121,8 +121,8 @@ def add_documents(
             ``"truncate"`` and ``"send"`` work as in ``NexusFlowEmbeddings``. Default: the setting
             of the embedding, but ``"collect"`` instead of ``"error"``.
         progress: Called with the number of documents done since the last call, including those left
-            out, so ``tqdm.update`` can be passed. Its errors are logged and do not end the call;
-            ``KeyboardInterrupt`` does.
+            out, so ``tqdm.update`` can be passed. The first error that it raises is logged and
+            does not end the call; ``KeyboardInterrupt`` and ``SystemExit`` end it.
         slice_size: Documents per write, from 1 to 1,000.
 
     Raises:

@@ -149,8 +149,8 @@ class NexusFlowEmbeddingEndEvent(EmbeddingEndEvent):
     it, too.
 
     Attributes:
-        usage: The texts, and the requests, tokens and cost that the API billed; ``None`` if
-            nothing was sent.
+        usage: The numbers of texts and requests, and the tokens and cost that the API billed;
+            ``None`` if nothing was sent.
     """
 
     usage: Usage | None = None

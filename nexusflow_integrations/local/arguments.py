@@ -21,7 +21,9 @@ def whole(name: str, value: object, least: int, most: int | None = None) -> int:
 
 
 def number(name: str, value: Any, wanted: str, *, zero: bool = False) -> None:
-    """Refuse what is not above zero, or zero if ``zero``; ``wanted`` says this in the message.
+    """Refuse a value that is not a number above zero; with ``zero``, zero is allowed, too.
+
+    ``wanted`` describes the allowed values in the message.
 
     Raises:
         ValueError: ``value`` is not such a number.

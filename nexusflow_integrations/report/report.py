@@ -194,7 +194,7 @@ def write_report(
 
 
 def _checked(collection: object, path: object, function: object) -> Path:
-    """Return the path; refuse the other two if they are of the wrong type."""
+    """Return the path; refuse arguments of the wrong type, and a path that is a folder."""
     from chromadb.api.models.Collection import Collection
 
     from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction

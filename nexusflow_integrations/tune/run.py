@@ -295,7 +295,8 @@ class Tuning:
         """Measure the settings, and return the result.
 
         Args:
-            progress: Called with the name of each step before it begins; its errors are logged.
+            progress: Called with the name of each step before the step begins. The first error that
+                it raises is logged.
 
         Raises:
             BudgetExceededError: The budget is too small for the first stage.

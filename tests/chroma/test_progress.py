@@ -70,7 +70,7 @@ def test_a_collection_is_copied_though_progress_raises(
     assert len(reported(caplog)) == 1
 
 
-async def test_the_async_functions_do_the_same(
+async def test_the_async_functions_also_write_everything_though_progress_raises(
     chroma_port: int, make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = await chromadb.AsyncHttpClient(host="127.0.0.1", port=chroma_port)
@@ -87,7 +87,7 @@ async def test_the_async_functions_do_the_same(
     assert len(reported(caplog)) == 4
 
 
-def test_an_async_progress_is_named_once(
+def test_an_async_progress_is_refused_and_a_returned_coroutine_is_logged_once(
     client: Any, make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     from nexusflow_integrations.errors import ConfigurationError
@@ -103,7 +103,7 @@ def test_an_async_progress_is_named_once(
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, TimeLimitError])
 @pytest.mark.parametrize("work", [add_documents, sync_documents, copy_collection])
-def test_what_stops_a_run_stops_it_in_progress_too(
+def test_what_stops_a_run_also_stops_it_when_the_progress_function_raises_it(
     client: Any,
     make: Make,
     server: LocalServer,

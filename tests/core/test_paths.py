@@ -46,13 +46,13 @@ def test_a_user_without_a_home_folder_is_told_to_name_a_path(make: Any) -> None:
 
 @pytest.mark.usefixtures("homeless")
 @pytest.mark.parametrize("path", ["~", "~/vectors.sqlite3"])
-def test_without_a_home_folder_no_folder_is_named_after_the_tilde(path: str) -> None:
+def test_a_path_with_a_tilde_is_refused_without_a_home_folder(path: str) -> None:
     with pytest.raises(ConfigurationError, match="cache must be an absolute path, because this"):
         NexusFlow(cache=path)
 
 
 @pytest.mark.usefixtures("homeless")
-def test_a_folder_in_the_environment_is_enough(
+def test_no_home_folder_is_needed_if_the_environment_names_a_cache_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -89,7 +89,7 @@ WITHOUT_SQLITE = """
 
 
 @pytest.mark.parametrize("cache", ["", "vectors.sqlite3"])
-def test_a_python_without_sqlite_is_one_typed_error(cache: str, tmp_path: Path) -> None:
+def test_a_python_without_sqlite_raises_a_configuration_error(cache: str, tmp_path: Path) -> None:
     code, out, err = run(WITHOUT_SQLITE, cache, cwd=tmp_path)
     assert (code, err) == (0, "")
     assert "cache needs the module sqlite3, which this Python was built without" in out

@@ -37,7 +37,7 @@ NO_BODY = b"HTTP/1.1 204 No Content\r\n\r\n"
         (b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", b"", False),
     ],
 )
-def test_the_first_response_is_read_and_a_connection_with_more_is_not_used_again(
+def test_the_first_response_is_read_and_a_connection_with_more_bytes_is_not_used_again(
     whole: bytes, body: bytes, reusable: bool
 ) -> None:
     response = Response()
@@ -47,7 +47,7 @@ def test_the_first_response_is_read_and_a_connection_with_more_is_not_used_again
 
 
 @pytest.mark.parametrize("whole", [SIZED, CHUNKED, INTERIM, UNTIL_THE_END])
-def test_a_response_is_complete_only_at_its_end_whatever_its_pieces(whole: bytes) -> None:
+def test_a_response_is_complete_only_at_its_end_however_it_is_cut(whole: bytes) -> None:
     for cut in range(1, len(whole)):
         response = Response()
         assert not response.feed(whole[:cut])
@@ -131,7 +131,7 @@ def test_a_parser_that_needs_an_event_loop_is_not_used(monkeypatch: pytest.Monke
     blocking._parser_works.cache_clear()
 
 
-def test_an_error_of_a_signal_handler_is_no_sign_of_another_parser(
+def test_an_error_of_a_signal_handler_does_not_count_as_a_failure_of_the_parser(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def interrupt(*_: object) -> None:

@@ -693,7 +693,7 @@ def test_a_network_error_is_a_fault_whatever_lies_between_the_socket_and_the_cli
     assert client.usage.retries == 1
 
 
-def test_an_error_that_is_no_network_error_is_not_sent_again(
+def test_a_request_is_not_sent_again_after_an_error_that_is_no_network_error(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = in_use(server)

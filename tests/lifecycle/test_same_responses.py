@@ -108,7 +108,7 @@ def outcome(client: NexusFlow, server: FaultServer, *, is_sync: bool) -> tuple[A
 
 @pytest.mark.parametrize("name", RAW)
 @pytest.mark.parametrize("retries", [0, 1])
-def test_a_thread_and_the_event_loop_have_the_same_outcome(
+def test_a_response_has_the_same_outcome_in_a_thread_and_on_the_event_loop(
     name: str, retries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_thread = 0
@@ -136,7 +136,7 @@ def test_a_thread_and_the_event_loop_have_the_same_outcome(
 
 
 @pytest.mark.parametrize("ask", ["embed", "aembed"])
-def test_a_refusal_of_a_large_text_that_is_not_read_is_reported(ask: str) -> None:
+def test_a_refusal_is_reported_though_the_server_does_not_read_the_large_text(ask: str) -> None:
     @at("headers")
     def refuse(wire: Wire) -> None:
         wire.respond(401, {"error": {"code": "invalid_api_key", "message": "no"}})

@@ -363,7 +363,7 @@ def test_verifying_a_cache_that_cannot_be_used_is_an_error_and_not_the_first_run
 
 @both
 @pytest.mark.parametrize("settings", [{}, {"document_instruction": "Text: "}])
-def test_a_cache_is_verified_from_the_second_time_on(
+def test_verify_cache_compares_from_the_second_call_on(
     settings: dict[str, Any], client_of: Callable[..., NexusFlow]
 ) -> None:
     found = [client_of(dimensions=64, **settings).verify_cache() for _ in range(2)]

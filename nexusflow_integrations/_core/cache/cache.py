@@ -469,7 +469,7 @@ class Cache:
         self._write()  # if a write is still running, its outcome shows whether the cache works
 
     def _turn_on(self) -> bool:
-        """Use the cache; return whether it was off."""
+        """Turn the cache on; return whether it was off."""
         self._has_worked = True
         if not self._is_off:
             return False

@@ -55,7 +55,7 @@ def default_path() -> Path:
     """Return the path of this user's cache, which follows the convention of the platform.
 
     Raises:
-        ConfigurationError: The user has no home folder.
+        ConfigurationError: The user has no home folder, and the environment names no cache folder.
     """
     try:
         if sys.platform == "win32":

@@ -179,7 +179,7 @@ class LoopCall(Generic[T]):
             self._task = self._loop.create_task(self._do(work))
 
     def _drop(self) -> None:
-        """Forget work that has not begun."""
+        """Close the work if it has not begun, and forget this call."""
         if self._work is not None:
             work, self._work = self._work, None
             work.close()
@@ -268,7 +268,7 @@ class Signal:
             self._loop.call_soon_threadsafe(self._event.set)
 
     async def wait(self) -> None:
-        """Wait until ``set`` is called again."""
+        """Wait until ``set`` has been called since the last wait."""
         await self._event.wait()
         self._event.clear()
 

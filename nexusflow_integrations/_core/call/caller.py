@@ -46,7 +46,7 @@ class BatchEnd:
     """The result of a batch whose last request has ended, successfully or not.
 
     ``number`` identifies the batch. ``texts`` are the m texts of the batch that have a vector;
-    ``vectors``, float32 of shape (m, d), are their rows. ``ledger`` counts only the texts and
+    ``vectors``, float32 of shape (m, d), has one row for each. ``ledger`` counts only the texts and
     requests of this batch.
     """
 

@@ -47,8 +47,9 @@ class Coalescer:
         left = []
         for index, text in mine:
             found = self._of_threads.get(text)
-            # A thread that is sending and yet makes a call runs a signal handler. It sends the text
-            # again, because the call that it has interrupted cannot end before the handler.
+            # If the thread that is sending the text makes another call, a signal handler makes it.
+            # That call must send the text itself, because the interrupted call cannot end before
+            # the handler.
             if found is not None and found[0].thread != results.thread:
                 carrier, place = found
                 carrier.lent.add(place)

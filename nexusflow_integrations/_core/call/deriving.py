@@ -103,7 +103,7 @@ async def compared(
 ) -> dict[int, list[Vectors]]:
     """Return the vectors of the fixed texts that the cache holds, by size.
 
-    When no time is left, the other sizes are left out.
+    If the time runs out, the remaining sizes are left out.
     """
     rows = {}
     for size in sizes:

@@ -39,8 +39,11 @@ if TYPE_CHECKING:
 
 
 LARGEST = 1 << 16
-"""Maximum bytes of a body. A socket accepts several times as many bytes even if the server does not
-read, so the thread can wait for an early response."""
+"""Maximum bytes of a body.
+
+The socket's buffers hold several times as much. So the thread can send the whole body even if the
+server does not read it, and then receive a refusal that the server sends without reading.
+"""
 
 
 def fits(call: Call) -> bool:

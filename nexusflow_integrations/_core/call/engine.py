@@ -282,7 +282,7 @@ class Engine:
             finally:
                 direct.end()
         finally:
-            if not direct.has_ended:  # a signal handler raised an error at the start of or in `end`
+            if not direct.has_ended:  # a signal handler raised an error before or during `end`
                 direct.end()
 
     async def embed(

@@ -120,7 +120,8 @@ class CallResults:
     ``lists`` is set if the caller wants lists of floats. ``cut_to`` is the size to which larger
     vectors are cut; ``uncut`` then holds the larger vectors that are not stored yet. ``lent`` holds
     the indices of the rows that other calls want, too. After ``part``, the caller may change its
-    array, so ``parted`` holds a copy of these rows. ``thread`` is the thread that made the call.
+    array, so ``parted`` holds a copy of these rows. ``thread`` is the id of the thread that made
+    the call.
     """
 
     cut_to: int | None = None

@@ -199,7 +199,7 @@ class Stream:
     def results(self, texts: Iterable[str]) -> Generator[Embedded, None, None]:
         """Yield each text's result. Texts are read and results awaited in this thread.
 
-        If reading the texts raises an error, all texts that were sent are yielded first.
+        If reading the texts raises an error, the results of all texts that were sent come first.
         """
         chunks = self._cutter.cut(texts)
         running = self._running
@@ -250,7 +250,7 @@ class Stream:
     ) -> AsyncGenerator[Embedded, None]:
         """Yield each text's result. Texts are read and results awaited on this event loop.
 
-        If reading the texts raises an error, all texts that were sent are yielded first.
+        If reading the texts raises an error, the results of all texts that were sent come first.
         """
         loop = asyncio.get_running_loop()
         chunks = self._cutter.acut(texts)
@@ -311,7 +311,7 @@ class Stream:
         one = _Running(chunk, Ledger(), wake)
         if chunk.texts:
             self._background, work = self._start(chunk.texts, one.ledger, stop=self._stop)
-            self._running.append(one)  # before the start, so that Ctrl-C in it cancels the call
+            self._running.append(one)  # before the start, so that Ctrl-C during it cancels the call
             one.start(self._background, work)
         else:
             one.settle(Outcome(CallResults(0)))
@@ -361,7 +361,7 @@ class Stream:
 def _wait(
     ended: SimpleQueue[object], ready: Callable[[], bool], seconds: float = float("inf")
 ) -> None:
-    """Wait at most ``seconds`` until ``ready``, which is asked again after each item."""
+    """Wait until ``ready()``, which is called again after each item, but at most ``seconds``."""
     until = monotonic() + seconds
     with suppress(Empty):
         while not ready():

@@ -1,4 +1,4 @@
-"""How a thread of the user waits for the event loop: only in a ``SimpleQueue``.
+"""A user's thread waits for the event loop only in a ``SimpleQueue``.
 
 Futures, events and conditions run Python code while they hold a lock, and a signal handler may
 interrupt that code. A handler that embeds would wait there for the loop, while the loop waits for
@@ -25,7 +25,7 @@ ends a wait.
 
 
 def next_item(news: SimpleQueue[T], until: float = float("inf")) -> T:
-    """Wait for the next item.
+    """Wait for the next item and return it.
 
     Raises:
         queue.Empty: There was none until the monotonic time ``until``.

@@ -101,7 +101,10 @@ class AdmissionQueue:
         self._timer = asyncio.get_running_loop().call_soon(self.pump)
 
     def lend(self) -> None:
-        """Lend the free room to calling threads, if no request waits for it."""
+        """Lend the free room to calling threads; lend nothing if a request waits.
+
+        One place is kept if the loop has no request in flight.
+        """
         kept = 0 if self.in_flight else 1
         self._lent = 0 if self._waiting else max(0, self._unused() - kept)
 
@@ -146,8 +149,8 @@ class AdmissionQueue:
         """Admit and return 0, or return the seconds to wait, or ``None`` if there is no room."""
         if self._lent:
             self._lent = max(0, min(self._lent, int(self.window.size) - self.in_flight - 1))
-        # The first request is always admitted: the window may have become smaller than the number
-        # of requests of threads.
+        # The loop's only request always has room, even if the window has become smaller than the
+        # number of the threads' requests.
         if self.in_flight and not self.window.allows(
             self.in_flight + max(self._lent, len(self.threads))
         ):

@@ -1,6 +1,6 @@
-"""Sends a request from the calling thread; aiohttp's parser reads the response.
+"""Sends a request from the calling thread, and reads the response with aiohttp's parser.
 
-So it accepts the same responses, within the same limits, as the event loop.
+With the same parser, it accepts the same responses as the event loop, within the same limits.
 
 The connections are separate from those of aiohttp. A connection is opened only to an address to
 which aiohttp is or was recently connected, so this module needs no lookup and tries no unreachable
@@ -52,7 +52,7 @@ CURRENT = 60.0
 BUFFER = 1 << 16
 """Bytes to read at once."""
 LONGEST = 2e6
-"""Maximum seconds for one wait; longer ones do not fit into the milliseconds of poll()."""
+"""Maximum seconds for one wait: poll() takes a 32-bit number of milliseconds."""
 
 Origin = tuple[str, int, bool]
 """Host, port, and whether TLS is used."""
@@ -92,7 +92,8 @@ class Response:
     """Parses one response. Performs no I/O."""
 
     def __init__(self) -> None:
-        # The second argument is an event loop, which would be used only to wait for the body.
+        # The second argument stands in for the event loop, which the parser would use only to wait
+        # for the body.
         self._parser: Any = HttpResponseParser(
             cast("Any", _Flow()),
             cast("Any", _Flow()),
@@ -180,10 +181,10 @@ _SAMPLE = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\
 
 @cache
 def _parser_works() -> bool:
-    """Return whether the parser of the installed aiohttp reads a response byte by byte.
+    """Return whether the parser of the installed aiohttp can read a response without an event loop.
 
-    aiohttp does not promise that it can be used without an event loop. If a response could not be
-    read, its request would be paid for twice.
+    aiohttp does not promise this. If the parser failed on a real response, the event loop would
+    send the request again, and it would be paid for twice.
     """
     try:
         response = Response()
@@ -290,7 +291,7 @@ class Connections:
     def put_back(self, origin: Origin, connection: Connection) -> None:
         connection.idle_since = monotonic()
         idle = self._idle.get(origin)
-        if idle is None:  # this process has forked meanwhile
+        if idle is None:  # this process is the child of a fork that came meanwhile
             self.drop(connection)
         else:
             idle.append(connection)
@@ -329,7 +330,8 @@ class Connections:
             raw = _opened(origin, peer.address, context, timeout)
             made = Connection(raw)
             self._open[id(made)] = made
-            # A signal handler may have forked before that: then the connection is the parent's.
+            # If a signal handler has forked meanwhile and this is the child, the connection
+            # belongs to the parent.
             if os.getpid() == process:
                 connection = made
         except (OSError, ValueError) as error:
@@ -375,7 +377,7 @@ class BlockingSender:
         )
         lines = [f"POST {url.raw_path_qs} HTTP/1.1", f"Host: {place}"]
         headers = target.revealed()
-        # Of headers that differ only in case, aiohttp sends the last one, too.
+        # Like aiohttp, send only the last of the headers whose names differ only in case.
         lines += {name.lower(): f"{name}: {value}" for name, value in headers.items()}.values()
         self._head = Secret(
             "\r\n".join([*lines, "Content-Length: "]).replace("%", "%%") + "%d\r\n\r\n"

@@ -167,13 +167,13 @@ class LearntSize:
 
 @dataclass(eq=False, kw_only=True, repr=False)
 class Call:
-    """One call: the fields up to ``derive`` come from the client; the engine sets the others.
+    """One call: the fields up to ``thread`` are set when it is made; the engine sets the others.
 
     ``until`` is the deadline in monotonic seconds. ``stopping`` is set when the call is going to
     fail: then the tasks in ``in_flight``, which have sent a request, may finish, but nothing more
     is sent. ``shortened`` holds the indices of texts that were too long. ``unsent`` holds the
-    errors of texts that are left out, by index. ``thread`` is the thread that made the call.
-    ``sent`` is the request that this thread has already sent, with the reply.
+    errors of texts that are left out, by index. ``thread`` is the id of the thread that made the
+    call. ``sent`` is the request that this thread has already sent, with the reply.
     """
 
     texts: Sequence[str]

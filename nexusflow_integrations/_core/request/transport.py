@@ -228,7 +228,7 @@ def _proxy_for(url: str, _variables: tuple[str | None, ...]) -> Secret | str | N
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy is None or proxy_bypass(parts.netloc.rpartition("@")[2]):
         return None
-    # A password may contain "://", too, and the message shows the scheme.
+    # Match only at the beginning: a password may contain "://", and the message shows the scheme.
     found = _SCHEME.match(proxy.strip())
     scheme = found[1].lower() if found else ""
     address = proxy.strip()[found.end() if found else 0 :]
