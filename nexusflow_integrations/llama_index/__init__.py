@@ -8,10 +8,8 @@ done = embed_nodes(nodes)
 print(len(done.nodes), done.left_out, done.usage.cost)
 """
 
-from nexusflow_integrations.llama_index.embedding import (
-    NexusFlowEmbedding,
-    NexusFlowEmbeddingEndEvent,
-)
+from nexusflow_integrations.llama_index.embedding import NexusFlowEmbedding
+from nexusflow_integrations.llama_index.events import NexusFlowEmbeddingEndEvent
 from nexusflow_integrations.llama_index.nodes import (
     EmbeddedNodes,
     EmbedNodes,

@@ -11,29 +11,23 @@ of the input. Vectors are lists of Python floats, as LlamaIndex expects.
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import multiprocessing
 import os
 import sys
 import warnings
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from importlib import import_module
 from inspect import signature
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from types import FrameType
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from nexusflow_integrations._core import forks
-from nexusflow_integrations._core.call.caller import NO_HOOKS, BatchEnd, Hooks
 from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
 from nexusflow_integrations._core.checks import has_methods, known_arguments, named, refuse, whole
 from nexusflow_integrations._core.key_sources import FunctionKey, key_source
-from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.models import DEFAULT_MODEL, texts_per_request
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.other_frameworks import missing
@@ -52,9 +46,8 @@ from nexusflow_integrations._core.settings import (
 )
 from nexusflow_integrations._core.texts import check_text, check_texts, rows_of
 from nexusflow_integrations._core.usage import Budget, Price, Usage
-from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.client import ClientSettings, NexusFlow
-from nexusflow_integrations.errors import ConfigurationError, InvalidInputError, NexusFlowError
+from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 with needed(
     "nexusflow_integrations.llama_index",
@@ -69,17 +62,15 @@ with needed(
         SecretStr,
         model_serializer,
     )
-    from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
-    from llama_index.core.instrumentation.events.embedding import (
-        EmbeddingEndEvent,
-        EmbeddingStartEvent,
-    )
-    from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
-    from llama_index_instrumentation import get_dispatcher
-    from llama_index_instrumentation.event_handlers import NullEventHandler
+    from llama_index.core.callbacks import CallbackManager
+    from llama_index.core.schema import BaseNode, MetadataMode
     from pydantic.json_schema import GenerateJsonSchema
 
-    from nexusflow_integrations.llama_index.naming import naming_nodes, naming_texts
+    from nexusflow_integrations.llama_index.events import Events
+    from nexusflow_integrations.llama_index.naming import check_nodes, naming_nodes, naming_texts
+    from nexusflow_integrations.llama_index.steps import Step, Steps, adrive, drive
+    from nexusflow_integrations.llama_index.stored import Rows, Store, Vector
+    from nexusflow_integrations.llama_index.work import Work
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -104,16 +95,8 @@ if TYPE_CHECKING:
 else:
     _Budget = Any  # the client checks the value
 
-__all__ = ["NexusFlowEmbedding", "NexusFlowEmbeddingEndEvent"]
+__all__ = ["NexusFlowEmbedding"]
 
-Vector = list[float]
-T = TypeVar("T")
-
-_COLLECTION = "embeddings"  # LlamaIndex gives the collection of an embeddings_cache this name
-_AT_ONCE = 64
-"""Maximum operations of an ``embeddings_cache`` that an async call runs at once."""
-_PATIENCE = 3
-"""Consecutive failures of an ``embeddings_cache`` after which a call stops using it."""
 _PAYER = ("budget", "price", "api_key", "base_url")
 """If one of these fields changes, ``usage`` starts at zero again."""
 
@@ -136,24 +119,8 @@ _PLAIN = (
 _WORKFLOW_STATE = ("workflows.context.serializers", "llama_index.core.workflow.context_serializers")
 """Modules that write the state of a workflow. They call the same ``to_dict`` as all others."""
 _ALIASES = {"model": "model_name", "base_url": "api_base"}
-_OWN_METHODS = [CallbackManager.on_event_start, CallbackManager.on_event_end]
-_dispatcher = get_dispatcher(__name__)
 _spent: ContextVar[Usage | None] = ContextVar("nexusflow_spent", default=None)
 """Usage of the last hook called in this thread or task: LlamaIndex's hooks return only vectors."""
-
-
-class NexusFlowEmbeddingEndEvent(EmbeddingEndEvent):
-    """LlamaIndex's event at the end of a request, with the usage that the API billed.
-
-    The class has the ``class_name`` of the original event, so that handlers of the original handle
-    it, too.
-
-    Attributes:
-        usage: The numbers of texts and requests, and the tokens and cost that the API billed;
-            ``None`` if nothing was sent.
-    """
-
-    usage: Usage | None = None
 
 
 class _Schema(GenerateJsonSchema):
@@ -514,13 +481,13 @@ class NexusFlowEmbedding(BaseEmbedding):
             NexusFlowError: Any other failure.
         """
         if self._overrides("_get_query_embedding"):
-            return _drive(self._by_hook(query, "query", "_get_query_embedding"))
+            return drive(self._by_hook(query, "query", "_get_query_embedding"))
         return self._embed(check_text(query), "query")[0]
 
     async def aget_query_embedding(self, query: str) -> Vector:
         """Embed a query like ``get_query_embedding``, without blocking the event loop."""
         if self._overrides("_aget_query_embedding"):
-            return await _adrive(self._by_hook(query, "query", "_aget_query_embedding"))
+            return await adrive(self._by_hook(query, "query", "_aget_query_embedding"))
         return (await self._aembed(check_text(query), "query"))[0]
 
     def get_text_embedding(self, text: str) -> Vector:
@@ -531,13 +498,13 @@ class NexusFlowEmbedding(BaseEmbedding):
             NexusFlowError: Any other failure.
         """
         if self._overrides("_get_text_embedding"):
-            return _drive(self._by_hook(text, "document", "_get_text_embedding"))
+            return drive(self._by_hook(text, "document", "_get_text_embedding"))
         return self._embed(check_text(text), "document")[0]
 
     async def aget_text_embedding(self, text: str) -> Vector:
         """Embed a document like ``get_text_embedding``, without blocking the event loop."""
         if self._overrides("_aget_text_embedding"):
-            return await _adrive(self._by_hook(text, "document", "_aget_text_embedding"))
+            return await adrive(self._by_hook(text, "document", "_aget_text_embedding"))
         return (await self._aembed(check_text(text), "document"))[0]
 
     def get_text_embedding_batch(
@@ -594,7 +561,7 @@ class NexusFlowEmbedding(BaseEmbedding):
             return super().__call__(nodes, show_progress=show_progress, **kwargs)
         nodes = check_nodes(nodes)
         with naming_nodes(nodes):
-            return with_vectors(nodes, self._embed(texts_of(nodes), "document", show_progress))
+            return _with_vectors(nodes, self._embed(_texts_of(nodes), "document", show_progress))
 
     async def acall(
         self, nodes: Sequence[BaseNode], show_progress: bool = False, **kwargs: Any
@@ -605,8 +572,8 @@ class NexusFlowEmbedding(BaseEmbedding):
             return await super().acall(nodes, show_progress=show_progress, **kwargs)
         nodes = check_nodes(nodes)
         with naming_nodes(nodes):
-            vectors = await self._aembed(texts_of(nodes), "document", show_progress)
-            return with_vectors(nodes, vectors)
+            vectors = await self._aembed(_texts_of(nodes), "document", show_progress)
+            return _with_vectors(nodes, vectors)
 
     def _check_one_size(self, given: dict[str, Any]) -> None:
         """Refuse ``dimensions`` for a call over nodes: a pipeline caches results by ``to_dict``.
@@ -636,17 +603,17 @@ class NexusFlowEmbedding(BaseEmbedding):
         client = self._core() if count is None else self._core()._counted(count)
         if not texts and not isinstance(texts, str):
             return []
-        work = _Work(self, client, texts, role)
+        work = Work(self, client, texts, role)
         with work.observed(show_progress) as progress:
-            hooks = work.hooks(_drive)
+            hooks = work.hooks(drive)
             try:
                 found = client._embed(
                     texts, role=role, progress=progress, hooks=hooks, lists=work.is_quiet
                 )
             except NexusFlowError as error:
-                _drive(work.save(error.finished))
+                drive(work.save(error.finished))
                 raise
-            return _drive(work.result(found))
+            return drive(work.result(found))
 
     async def _aembed(
         self,
@@ -658,17 +625,17 @@ class NexusFlowEmbedding(BaseEmbedding):
         client = self._core() if count is None else self._core()._counted(count)
         if not texts and not isinstance(texts, str):
             return []
-        work = _Work(self, client, texts, role)
+        work = Work(self, client, texts, role)
         with work.observed(show_progress) as progress:
-            hooks = work.hooks(_adrive)
+            hooks = work.hooks(adrive)
             try:
                 found = await client._aembed(
                     texts, role=role, progress=progress, hooks=hooks, lists=work.is_quiet
                 )
             except NexusFlowError as error:
-                await _adrive(work.save(error.finished))
+                await adrive(work.save(error.finished))
                 raise
-            return await _adrive(work.result(found))
+            return await adrive(work.result(found))
 
     # -- subclasses with their own hooks -----------------------------------------------------------
 
@@ -678,85 +645,52 @@ class NexusFlowEmbedding(BaseEmbedding):
         own = classes[: classes.index(NexusFlowEmbedding)]
         return any(hook in vars(cls) for cls in own for hook in hooks)
 
-    def _by_hook(self, text: str, role: Role, name: str) -> _Steps[Vector]:
+    def _by_hook(self, text: str, role: Role, name: str) -> Steps[Vector]:
         check_text(text)
         hook = getattr(self, name)
-        store = _Store(self, role, own=True)
-        known: _Rows = yield store.read([text])
+        store = Store(self, role, own=True)
+        known: Rows = yield store.read([text])
         if known:
             return known[0][0]
         _spent.set(None)
         yield from self._permit([text])
-        with _Events(self) as events:
+        with Events(self.to_payload(), self.callback_manager) as events:
             event = events.start()
-            vector: Vector = yield _Step(partial(hook, text), partial(hook, text))
+            vector: Vector = yield Step(partial(hook, text), partial(hook, text))
             events.end(event, [text], [vector], _spent.get())
         yield store.write({text: vector})
         return vector
 
     def _get_text_embeddings_cached(self, texts: list[str]) -> list[Vector]:
-        return _drive(self._cached_by_hook(texts, "_get_text_embeddings"))
+        return drive(self._cached_by_hook(texts, "_get_text_embeddings"))
 
     async def _aget_text_embeddings_cached(self, texts: list[str]) -> list[Vector]:
-        return await _adrive(self._cached_by_hook(texts, "_aget_text_embeddings"))
+        return await adrive(self._cached_by_hook(texts, "_aget_text_embeddings"))
 
-    def _cached_by_hook(self, texts: list[str], name: str) -> _Steps[list[Vector]]:
+    def _cached_by_hook(self, texts: list[str], name: str) -> Steps[list[Vector]]:
         hook = getattr(self, name)
         own = self._overrides(name)
-        store = _Store(self, "document", own=own)
+        store = Store(self, "document", own=own)
         front = "" if own else self._core().settings.instruction("document")
         distinct = list(dict.fromkeys(texts))
-        known: _Rows = yield store.read([front + text for text in distinct])
+        known: Rows = yield store.read([front + text for text in distinct])
         rows = {distinct[place]: row for place, (row, _) in known.items()}
         missing = [text for text in distinct if text not in rows]
         if missing:
-            vectors = yield _Step(partial(hook, missing), partial(hook, missing))
+            vectors = yield Step(partial(hook, missing), partial(hook, missing))
             new = dict(zip(missing, vectors, strict=True))
             yield store.write({front + text: row for text, row in new.items()})
             rows |= new
         return [list(rows[text]) for text in texts]
 
-    def _keys(self, role: Role, *, own: bool) -> Callable[[str], str]:
-        """Return a function from a text to its key in an ``embeddings_cache``.
-
-        LlamaIndex's own key is the text alone, so one model would get the vectors of another.
-
-        Args:
-            role: Whether the text is a query or a document.
-            own: Whether the vector comes from a hook of a subclass. What affects such a vector is
-                unknown, so the key includes everything in ``to_dict``, the class and the role.
-                Otherwise the key includes the text with its instruction.
-        """
-        client = self._core()
-        parts: tuple[Any, ...] = (client.base_url, self.model_name, self.dimensions)
-        if added := client.settings.added:
-            parts = (*parts, added)
-        if own:
-            cls = type(self)
-            parts = (*parts, cls.__module__, cls.__qualname__, role, sorted(self.to_dict().items()))
-        settings = client.settings
-        if settings.on_too_long in ("split", "truncate"):
-            # Do this for every text: the server may find a text too long that the estimate accepts.
-            parts = (*parts, settings.on_too_long, settings.token_limit)
-        prefix = hashlib.sha256(f"{parts!r}\0".encode())
-
-        def key(text: str) -> str:
-            digest = prefix.copy()
-            digest.update(text.encode())
-            return digest.hexdigest()
-
-        return key
-
-    def _permit(self, texts: Sequence[str]) -> _Steps[None]:
+    def _permit(self, texts: Sequence[str]) -> Steps[None]:
         limiter = self.rate_limiter
         if limiter is not None:
             tokens = {}
             if most := getattr(limiter, "tokens_per_minute", None):
                 # If asked for more than a minute's tokens, the limiter would wait for ever.
                 tokens["num_tokens"] = min(int(most), sum(map(estimate_tokens, texts)))
-            yield _Step(
-                partial(limiter.acquire, **tokens), partial(limiter.async_acquire, **tokens)
-            )
+            yield Step(partial(limiter.acquire, **tokens), partial(limiter.async_acquire, **tokens))
 
     # -- copies and pickles ------------------------------------------------------------------------
 
@@ -791,369 +725,12 @@ _SHARED = NexusFlowEmbedding.model_fields.keys() & signature(NexusFlow).paramete
 """Settings of the client that have the same names as fields of this class."""
 
 
-class _Work:
-    """The state of one call, and the hooks that the client calls."""
-
-    def __init__(
-        self, embedding: NexusFlowEmbedding, client: NexusFlow, texts: str | list[str], role: Role
-    ) -> None:
-        texts = [texts] if isinstance(texts, str) else texts
-        instruction = client.settings.instruction(role)
-        self._skip = len(instruction)
-        self._texts = [instruction + text for text in texts] if instruction else texts
-        self._embedding = embedding
-        self._price = client.price
-        self._store = _Store(embedding, role)
-        self._events = _Events(embedding)
-        self.is_quiet = not (self._store.exists or self._events.are_heard)
-        """Whether nothing needs to know the vectors of a batch before the call returns."""
-        self._open: dict[int, str] = {}
-        self._rows: dict[str, Vector] = {}
-        self._stored: set[str] = set()
-
-    @contextmanager
-    def observed(self, show_progress: bool) -> Iterator[Callable[[int], object] | None]:
-        """Show a bar if requested; at the end, end the events that are still open."""
-        with self._events:
-            if not show_progress:
-                yield None
-                return
-            with forks.importing:  # the first bar imports tqdm
-                tqdm = import_module("tqdm.auto").tqdm
-                made = tqdm(total=len(self._texts), desc="Generating embeddings")
-            with closing(made) as bar:
-                yield bar.update
-
-    def hooks(self, drive: Callable[[_Steps[Any]], Any]) -> Hooks:
-        """Return the hooks that the client calls in this thread or on this event loop."""
-        permit = (
-            (lambda texts: drive(self._embedding._permit(texts)))
-            if self._embedding.rate_limiter is not None
-            else None
-        )
-        if self.is_quiet:
-            return NO_HOOKS if permit is None else Hooks(permit=permit)
-        return Hooks(
-            recall=(lambda texts: drive(self._recall(texts))) if self._store.exists else None,
-            permit=permit,
-            begun=lambda number, _: drive(self._begun(number)),
-            ended=lambda end: drive(self._ended(end)),
-        )
-
-    def _recall(self, texts: list[str]) -> _Steps[Mapping[int, Vectors]]:
-        known: _Rows = yield self._store.read(texts)
-        self._rows |= {texts[place]: row for place, (row, _) in known.items()}
-        self._stored.update(texts[place] for place in known)
-        return {place: vector for place, (_, vector) in known.items()}
-
-    def _begun(self, number: int) -> _Steps[None]:
-        self._open[number] = self._events.start()
-        yield from ()
-
-    def _ended(self, end: BatchEnd) -> _Steps[None]:
-        vectors = end.vectors.tolist()
-        new = dict(zip(end.texts, vectors, strict=True))
-        self._rows |= new
-        yield from self._save(new)
-        # There is no event if a callback failed at the start.
-        if event := self._open.pop(end.number, None):
-            usage = end.ledger.snapshot(self._price)
-            self._events.end(event, self._chunks(end.texts), vectors, usage)
-
-    def _chunks(self, texts: list[str]) -> list[str]:
-        """Return the texts without the prepended instruction."""
-        return [text[self._skip :] for text in texts] if self._skip else texts
-
-    def result(self, found: EmbeddingArray | EmbeddingList) -> _Steps[list[Vector]]:
-        """Return the vectors as lists, and save those that were not part of a batch."""
-        if self.is_quiet and isinstance(found, EmbeddingArray):
-            return cast("list[Vector]", found.tolist() if found.ndim == 2 else [found.tolist()])
-        vectors = np.asarray(found).reshape(len(self._texts), -1)
-        rows: list[Vector] = []
-        new: dict[str, Vector] = {}
-        for text, vector in zip(self._texts, vectors, strict=True):
-            row = self._rows.pop(text, None)
-            if row is None or len(row) != len(vector):  # a duplicate text needs its own list
-                row = vector.tolist()
-                if text not in self._stored:
-                    new[text] = row
-            rows.append(row)
-        yield from self._save(new)
-        for event in self._open.values():  # another call embedded the texts of these events
-            try:
-                self._events.end(event, self._chunks(self._texts), rows, None)
-            except Exception as failure:  # noqa: BLE001, PERF203 - keep the vectors
-                logger.warning("ignoring an error of a callback: %r", failure)
-        return rows
-
-    def save(self, finished: Mapping[int, Vectors]) -> _Steps[None]:
-        """Save the vectors that were finished before the call failed."""
-        if not self._store.exists:
-            return
-        other = {self._texts[index]: row for index, row in finished.items()}
-        yield from self._save(
-            {text: row.tolist() for text, row in other.items() if text not in self._stored}
-        )
-
-    def _save(self, rows: Mapping[str, Vector]) -> _Steps[None]:
-        self._stored.update(rows)
-        if rows and self._store.exists:
-            yield self._store.write(rows)
-
-
-_Rows = dict[int, tuple[Vector, Vectors]]
-"""The vector of each text by index, as a list and as float32 of shape (d,)."""
-
-
-class _Store:
-    """The ``embeddings_cache`` during one call.
-
-    Its first failure is logged. After a few failures in a row, the call continues without it.
-    """
-
-    def __init__(self, embedding: NexusFlowEmbedding, role: Role, *, own: bool = False) -> None:
-        self._embedding = embedding
-        self._store: Any = embedding.embeddings_cache
-        self._size = embedding.dimensions
-        if self.exists:
-            self._key = embedding._keys(role, own=own)
-        self._failures = {"read": 0, "write": 0}
-        self._warned = embedding._store_fails
-
-    @property
-    def exists(self) -> bool:
-        return self._store is not None
-
-    def read(self, texts: list[str]) -> _Step:
-        """Return the step that reads the stored vectors of ``texts``, by index."""
-        return _Step(partial(self._read, texts), partial(self._aread, texts))
-
-    def write(self, rows: Mapping[str, Vector]) -> _Step:
-        """Return the step that stores the vectors of ``rows``, by text."""
-        return _Step(partial(self._write, rows), partial(self._awrite, rows))
-
-    def _read(self, texts: list[str]) -> _Rows:
-        found: _Rows = {}
-        for place, text in enumerate(texts):
-            if self._gave_up("read"):
-                break
-            try:
-                value = self._store.get(self._key(text), collection=_COLLECTION)
-            except Exception as error:  # noqa: BLE001 - the store may raise anything
-                self._failed("read", error)
-            else:
-                self._take(value, place, found)
-        return found
-
-    async def _aread(self, texts: list[str]) -> _Rows:
-        found: _Rows = {}
-
-        async def read(place: int, text: str) -> None:
-            value = await self._store.aget(self._key(text), collection=_COLLECTION)
-            self._take(value, place, found)
-
-        await self._at_once("read", [partial(read, *item) for item in enumerate(texts)])
-        return found
-
-    def _take(self, value: Any, place: int, found: _Rows) -> None:
-        self._worked("read")
-        try:
-            row = list(next(iter(value.values())))
-            vector = np.asarray(row, dtype=np.float32)
-        except (AttributeError, StopIteration, TypeError, ValueError):
-            return  # the stored value is not a vector
-        right = vector.ndim == 1 and row and len(row) == (self._size or len(row))
-        if right and np.isfinite(vector).all():
-            found[place] = row, vector
-
-    def _write(self, rows: Mapping[str, Vector]) -> None:
-        for text, row in rows.items():
-            if self._gave_up("write"):
-                break
-            try:
-                self._store.put(self._key(text), _value(row), collection=_COLLECTION)
-            except Exception as error:  # noqa: BLE001 - the store may raise anything
-                self._failed("write", error)
-            else:
-                self._worked("write")
-
-    async def _awrite(self, rows: Mapping[str, Vector]) -> None:
-        async def write(text: str, row: Vector) -> None:
-            await self._store.aput(self._key(text), _value(row), collection=_COLLECTION)
-            self._worked("write")
-
-        await self._at_once("write", [partial(write, *item) for item in rows.items()])
-
-    async def _at_once(self, kind: str, works: Sequence[Callable[[], Awaitable[None]]]) -> None:
-        """Await all ``works``, up to ``_AT_ONCE`` at a time."""
-        left = iter(works)
-
-        async def some() -> None:
-            for work in left:
-                if self._gave_up(kind):
-                    return
-                try:
-                    await work()
-                except Exception as error:  # noqa: BLE001 - the store may raise anything
-                    self._failed(kind, error)
-
-        await asyncio.gather(*(some() for _ in range(min(_AT_ONCE, len(works)))))
-
-    def _gave_up(self, kind: str) -> bool:
-        return self._store is None or self._failures[kind] >= _PATIENCE
-
-    def _worked(self, kind: str) -> None:
-        self._failures[kind] = 0
-        if self._warned:
-            self._warned = self._embedding._store_fails = False
-
-    def _failed(self, kind: str, error: Exception) -> None:
-        self._failures[kind] += 1
-        if not self._embedding._store_fails:
-            self._warned = self._embedding._store_fails = True
-            # Log only the class of the error: the message may contain an address with a password.
-            logger.warning(
-                "the embeddings_cache failed to %s (%s); its vectors may be paid for again",
-                kind,
-                type(error).__name__,
-            )
-
-
-def _value(row: Vector) -> dict[str, Vector]:
-    return {"embedding": row.copy()}  # copy the list, because the caller may change the original
-
-
-class _Events:
-    """The events of one call; every start event gets an end event with the vectors or the error."""
-
-    def __init__(self, embedding: NexusFlowEmbedding) -> None:
-        self._payload = embedding.to_payload()
-        self._callbacks = embedding.callback_manager
-        self._open: dict[str, None] = {}
-
-    @property
-    def are_heard(self) -> bool:
-        """Whether a handler gets the events; making them takes longer than making the lists."""
-        manager = self._callbacks
-        methods = [
-            getattr(method, "__func__", None)
-            for method in (manager.on_event_start, manager.on_event_end)
-        ]
-        if methods != _OWN_METHODS or manager.handlers:
-            return True  # another method may listen without a handler
-        dispatcher = _dispatcher
-        while all(type(handler) is NullEventHandler for handler in dispatcher.event_handlers):
-            if not dispatcher.propagate:
-                return False
-            dispatcher = dispatcher.parent
-        return True
-
-    def start(self) -> str:
-        _dispatcher.event(EmbeddingStartEvent(model_dict=self._payload))
-        event = self._callbacks.on_event_start(
-            CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: self._payload}
-        )
-        self._open[event] = None
-        return event
-
-    def end(self, event: str, texts: list[str], vectors: list[Vector], usage: Usage | None) -> None:
-        del self._open[event]
-        self._callbacks.on_event_end(
-            CBEventType.EMBEDDING,
-            payload={EventPayload.CHUNKS: texts, EventPayload.EMBEDDINGS: vectors},
-            event_id=event,
-        )
-        ended = NexusFlowEmbeddingEndEvent(chunks=texts, embeddings=[], usage=usage)
-        ended.embeddings = vectors  # skip the validation, which would copy every number
-        _dispatcher.event(ended)
-
-    def __enter__(self) -> _Events:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for event in self._open:
-            try:
-                self._callbacks.on_event_end(
-                    CBEventType.EMBEDDING, payload={EventPayload.EXCEPTION: error}, event_id=event
-                )
-            except Exception as failure:  # noqa: BLE001, PERF203 - the error of the call is more important
-                logger.warning("ignoring an error of a callback: %r", failure)
-
-
-class _Step(NamedTuple):
-    """An operation to wait for, in a thread or on an event loop."""
-
-    do: Callable[[], Any]
-    ado: Callable[[], Awaitable[Any]]
-
-
-_Steps = Generator[_Step, Any, T]
-
-
-def _drive(steps: _Steps[T]) -> T:
-    """Run the steps in this thread."""
-    try:
-        step = next(steps)
-        while True:
-            try:
-                outcome = step.do()
-            except BaseException as error:  # noqa: BLE001, PERF203 - the steps decide
-                step = steps.throw(error)
-            else:
-                step = steps.send(outcome)
-    except StopIteration as end:
-        return cast(T, end.value)
-    finally:
-        steps.close()
-
-
-async def _adrive(steps: _Steps[T]) -> T:
-    """Run the steps on this event loop."""
-    try:
-        step = next(steps)
-        while True:
-            try:
-                outcome = await step.ado()
-            except BaseException as error:  # noqa: BLE001, PERF203 - the steps decide
-                step = steps.throw(error)
-            else:
-                step = steps.send(outcome)
-    except StopIteration as end:
-        return cast(T, end.value)
-    finally:
-        steps.close()
-
-
-def check_nodes(nodes: Iterable[Any]) -> list[BaseNode]:
-    """Return ``nodes`` as a list.
-
-    Raises:
-        InvalidInputError: ``nodes`` is not iterable, or an item is not a node.
-    """
-    if isinstance(nodes, (BaseNode, str)) or not isinstance(nodes, Iterable):
-        raise InvalidInputError(f"expected a list of nodes, not {type(nodes).__name__}")
-    items = list(nodes)
-    for place, node in enumerate(items):
-        if not isinstance(node, BaseNode):
-            hint = ": pass its node" if isinstance(node, NodeWithScore) else ""
-            raise InvalidInputError(
-                f"item {place} is not a LlamaIndex node but a {type(node).__name__}{hint}",
-                index=place,
-            )
-    return items
-
-
-def texts_of(nodes: Sequence[BaseNode]) -> list[str]:
+def _texts_of(nodes: Sequence[BaseNode]) -> list[str]:
     """Return the text to embed for each node: the metadata, then the text."""
     return check_texts([node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes])
 
 
-def with_vectors(nodes: Sequence[BaseNode], vectors: Sequence[Vector]) -> Sequence[BaseNode]:
+def _with_vectors(nodes: Sequence[BaseNode], vectors: Sequence[Vector]) -> Sequence[BaseNode]:
     """Return ``nodes``, each with its ``embedding``."""
     for node, vector in zip(nodes, vectors, strict=True):
         node.embedding = vector

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import BaseNode, NodeWithScore
 
 from nexusflow_integrations.errors import (
     BadRequestError,
@@ -20,6 +20,25 @@ _BEGINNING = 60
 """Maximum characters of a text that a message quotes."""
 _FILE_KEYS = ("file_path", "file_name", "source", "url")
 """Metadata keys in which LlamaIndex's readers store the origin of a document."""
+
+
+def check_nodes(nodes: Iterable[Any]) -> list[BaseNode]:
+    """Return ``nodes`` as a list.
+
+    Raises:
+        InvalidInputError: ``nodes`` is not iterable, or an item is not a node.
+    """
+    if isinstance(nodes, (BaseNode, str)) or not isinstance(nodes, Iterable):
+        raise InvalidInputError(f"expected a list of nodes, not {type(nodes).__name__}")
+    items = list(nodes)
+    for place, node in enumerate(items):
+        if not isinstance(node, BaseNode):
+            hint = ": pass its node" if isinstance(node, NodeWithScore) else ""
+            raise InvalidInputError(
+                f"item {place} is not a LlamaIndex node but a {type(node).__name__}{hint}",
+                index=place,
+            )
+    return items
 
 
 def file_of(node: BaseNode) -> str | None:

@@ -31,13 +31,15 @@ from nexusflow_integrations.errors import (
     NexusFlowError,
     RefusedTextsError,
 )
-from nexusflow_integrations.llama_index.embedding import NexusFlowEmbedding, Vector, check_nodes
+from nexusflow_integrations.llama_index.embedding import NexusFlowEmbedding
 from nexusflow_integrations.llama_index.naming import (
+    check_nodes,
     document_of,
     file_of,
     node_name,
     refused_error,
 )
+from nexusflow_integrations.llama_index.stored import Vector
 
 __all__ = ["EmbedNodes", "EmbeddedNodes", "aembed_nodes", "embed_nodes"]
 

@@ -14,6 +14,7 @@ from llama_index.core.storage.kvstore import SimpleKVStore
 
 from nexusflow_integrations.errors import AuthenticationError, ConfigurationError
 from nexusflow_integrations.llama_index import NexusFlowEmbedding
+from nexusflow_integrations.llama_index.stored import keys
 from nexusflow_integrations.local import LocalServer
 
 Batch = Callable[..., list[list[float]]]
@@ -340,7 +341,7 @@ def test_a_store_that_fails_for_one_text_serves_the_others(
     store = Failing()
     embedding = upstream.embedding(embeddings_cache=store)
     batch(embedding, texts(30))
-    broken = embedding._keys("document", own=False)("text number 7")
+    broken = keys(embedding, "document", own=False)("text number 7")
     get = store.get
 
     def fails_for_one(key: str, *args: Any, **kwargs: Any) -> Any:
@@ -402,7 +403,7 @@ def test_without_dimensions_a_vector_of_another_size_than_the_others_counts_as_a
     upstream.size = 64
     embedding = upstream.embedding(embeddings_cache=store, dimensions=None)
     batch(embedding, texts(10))
-    key = embedding._keys("document", own=False)
+    key = keys(embedding, "document", own=False)
     store.put(key("text number 5"), {"embedding": [0.5] * 63}, collection="embeddings")
     assert batch(embedding, texts(10)) == [upstream.vector_of(text) for text in texts(10)]
     assert upstream.requests[1:] == [["text number 5"]]

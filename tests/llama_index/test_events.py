@@ -30,7 +30,7 @@ from nexusflow_integrations.llama_index import (
     NexusFlowEmbeddingEndEvent,
 )
 from nexusflow_integrations.llama_index import (
-    embedding as module,
+    events as module,
 )
 from nexusflow_integrations.local import LocalServer
 
