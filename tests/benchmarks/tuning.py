@@ -28,7 +28,7 @@ from nexusflow_integrations.cli.rag.passages import sentences
 from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.local import LocalServer
 from nexusflow_integrations.tune import Answer, Measured, Question, Tuning
-from nexusflow_integrations.tune.run import _Measuring
+from nexusflow_integrations.tune.measuring import Measuring
 from nexusflow_integrations.tune.scores import Bootstrap
 from nexusflow_integrations.tune.search import Stage, best_of, choose, drive, search
 from nexusflow_integrations.tune.settings import Setting
@@ -104,7 +104,7 @@ class Measurer:
     """Measures each setting once, with all questions; a half sees its own questions' scores."""
 
     def __init__(self, tuning: Tuning) -> None:
-        self._measuring = _Measuring(tuning, tuning._largest)
+        self._measuring = Measuring(tuning, tuning._largest)
         self._known: dict[Setting, Measured | None] = {}
 
     def __call__(self, stage: Stage, half: np.ndarray) -> list[Measured]:
