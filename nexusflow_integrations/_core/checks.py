@@ -96,7 +96,8 @@ def number(
         if least <= found <= most and found < math.inf:
             return found
     wanted = "a number above 0" if least else "a number of at least 0"
-    wanted += "" if most == math.inf else f" and at most {most:,.0f}"
+    if most < math.inf:
+        wanted += f" and at most {most:,.0f}" if most >= 1 else f" and at most {most:g}"
     raise refuse(name, wanted + (" or None" if optional else ""), value)
 
 

@@ -170,7 +170,7 @@ class FunctionKey:
             if isinstance(value, ApiKey):
                 return value
             if isinstance(error, ConfigurationError):
-                raise ConfigurationError(f"{error}; it came from {self._name}")
+                raise ConfigurationError(f"{error}; it was returned by {self._name}")
             if isinstance(error, (NexusFlowError, KeyboardInterrupt, SystemExit)):
                 raise without_frames(error)
             assert error is not None

@@ -99,7 +99,7 @@ class LocalApi:
             raise ValueError(f"too_long must be 'refuse' or 'truncate'; got {too_long!r}.")
         if sizes not in get_args(Sizes):
             raise ValueError(f"sizes must be 'cut' or 'independent'; got {sizes!r}.")
-        number("latency_ms", latency_ms, "zero or more", zero=True)
+        number("latency_ms", latency_ms, "a number of at least zero", zero=True)
         body_limit = whole("body_limit", body_limit, 1)
         threads = whole("threads", threads, 1)
         flag("record_texts", record_texts)

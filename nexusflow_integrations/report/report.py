@@ -206,8 +206,9 @@ def _checked(collection: object, path: object, function: object) -> Path:
         raise checks.refuse("embedding_function", wanted, function)
     if isinstance(path, (str, os.PathLike)) and "\0" not in str(path):
         found = Path(path)
-        if not found.is_dir():
-            return found
+        if found.is_dir():
+            raise ConfigurationError(f"path must be the path of a file: {str(found)!r} is a folder")
+        return found
     raise checks.refuse("path", "the path of a file", path)
 
 

@@ -48,7 +48,8 @@ def texts_of(name: str, given: Iterable[str]) -> tuple[str, ...]:
     Raises:
         ConfigurationError: ``given`` is not a list of texts.
     """
-    return tuple(checks.text(name, item, "a list of texts") for item in items_of(name, given))
+    items = enumerate(items_of(name, given))
+    return tuple(checks.text(f"{name}: item {number}", item) for number, item in items)
 
 
 def documents_of(given: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[Document]:
@@ -58,7 +59,7 @@ def documents_of(given: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[D
         ConfigurationError: An item is not a pair of texts, or no document has any text.
     """
     pairs = given.items() if isinstance(given, Mapping) else given
-    if not isinstance(pairs, Iterable):
+    if isinstance(pairs, str) or not isinstance(pairs, Iterable):
         raise ConfigurationError(
             "documents must be a mapping from name to text, or pairs of name and text, not"
             f" {type(given).__name__}"
@@ -87,15 +88,19 @@ def questions_of(given: Iterable[Question]) -> list[Question]:
         )
     questions = list(given)
     for number, item in enumerate(questions):
+        if not isinstance(item, Question):
+            raise ConfigurationError(
+                f"questions: item {number} must be a Question of nexusflow_integrations.tune, not"
+                f" {type(item).__name__}"
+            )
         if not (
-            isinstance(item, Question)
-            and isinstance(item.text, str)
+            isinstance(item.text, str)
             and isinstance(item.answers, (tuple, list))
             and all(map(_is_answer, item.answers))
         ):
             raise ConfigurationError(
-                f"questions: item {number} is not a Question with a text and a tuple of Answers,"
-                " each with a number as its line and a tuple of texts as its quotes, if any"
+                f"questions: item {number} is invalid: a Question needs a text and a tuple of"
+                " Answers, and an Answer a source, a line number or quotes (a tuple of texts)"
             )
     return questions
 

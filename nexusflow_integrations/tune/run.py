@@ -151,7 +151,7 @@ class Tuning:
             ("start", start, TunedSettings),
         ):
             if given is not None and not isinstance(given, kind):
-                raise checks.refuse(name, f"{kind.__name__}(...) or None", given)
+                raise checks.refuse(name, f"a {kind.__name__} or None", given)
         self._client = NexusFlow(cache=True) if client is None else client
         settings = self._client.settings
         if settings.query_instruction or settings.document_instruction:

@@ -210,8 +210,8 @@ def raising() -> str:
     [
         (raising, r"the function raising \(.*test_sources.py, line \d+\) raised RuntimeError in"),
         (partial(raising), r"the function raising \(.*test_sources.py, line \d+\) raised"),
-        (lambda: None, "api_key must be text, not None; it came from the function <lambda>"),
-        (lambda: 5, "api_key must be text, not int; it came from the function <lambda>"),
+        (lambda: None, "api_key must be text, not None; it was returned by the function <lambda>"),
+        (lambda: 5, "api_key must be text, not int; it was returned by the function <lambda>"),
         (lambda: f"{SECRET}\n", "api_key contains a line break"),
     ],
 )

@@ -311,6 +311,10 @@ def test_an_argument_of_another_type_is_refused_by_its_name(
             write_report(**given | {name: value})  # type: ignore[arg-type]
     assert server.stats.requests == 0
     assert list(tmp_path.glob("out*")) == []
+    with pytest.raises(
+        ConfigurationError, match=r"^path must be the path of a file: '/' is a fold"
+    ):
+        write_report(collection, "/")
 
 
 def test_without_scikit_learn_nothing_is_embedded(

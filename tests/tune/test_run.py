@@ -241,20 +241,20 @@ def test_the_choice_is_a_setting_that_a_client_takes(local: LocalServer) -> None
         ({"sizes": []}, "sizes"),
         ({"sizes": [300]}, "dimensions"),
         ({"lengths": [3]}, "lengths"),
-        ({"overlaps": [0.9]}, "overlaps"),
+        ({"overlaps": [0.9]}, "overlaps must be a number of at least 0 and at most 0.25, not 0.9"),
         ({"storages": ["int4"]}, "storages"),
         ({"storages": "float32"}, "storages must be a list, not 'float32'"),
         ({"sizes": 64}, "sizes must be a list, not 64"),
         ({"lengths": 800}, "lengths must be a list, not 800"),
         ({"overlaps": 0.1}, "overlaps must be a list"),
         ({"query_instructions": "ask: "}, "query_instructions must be a list, not 'ask: '"),
-        ({"query_instructions": [5]}, "query_instructions must be a list of texts, not 5"),
+        ({"query_instructions": [5]}, "query_instructions: item 0 must be text, not 5"),
         ({"document_instructions": {"a": 1}}, "document_instructions must be a list, not dict"),
         ({"headings": "no"}, "headings must be True or False"),
         ({"hybrid": 0}, "hybrid must be True or False"),
-        ({"client": 5}, "client must be NexusFlow"),
-        ({"chat": "a-model"}, "chat must be ChatModel"),
-        ({"start": {}}, "start must be TunedSettings"),
+        ({"client": 5}, "client must be a NexusFlow or None, not 5"),
+        ({"chat": "a-model"}, "chat must be a ChatModel or None"),
+        ({"start": {}}, "start must be a TunedSettings or None"),
         ({"budget": 5}, "budget must be a Budget"),
     ],
 )
@@ -274,6 +274,8 @@ def test_documents_that_are_none_are_refused(local: LocalServer) -> None:
     for documents in ({}, {"a": " "}, ["a"], [("a", 7)], 5, "ab"):
         with pytest.raises(ConfigurationError, match="documents"):
             tune(documents, client=_client(local))  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"must be a mapping from name to text.*not str"):
+        tune("a text", client=_client(local))  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="pass your own questions"):
         tune({"a": "One sentence."}, client=_client(local))
     with pytest.raises(ConfigurationError, match="there are no questions"):
@@ -289,10 +291,10 @@ def test_documents_that_are_none_are_refused(local: LocalServer) -> None:
         ({Question("q", (Answer("panda.md"),))}, "not set, which has no order"),
         (SimpleNamespace(columns=["question"]), "which yields the names of its columns"),
         (5, "must be a list of questions, not int"),
-        (["a"], "item 0 is not a Question"),
-        ([Question("q", "panda.md")], "item 0 is not a Question"),  # type: ignore[arg-type]
-        ([Question("q", Answer("panda.md"))], "item 0 is not a Question"),  # type: ignore[arg-type]
-        ([Question(5, (Answer("panda.md"),))], "item 0 is not a Question"),  # type: ignore[arg-type]
+        (["a"], "item 0 must be a Question of nexusflow_integrations.tune, not str"),
+        ([Question("q", "panda.md")], "item 0 is invalid: a Question needs"),  # type: ignore[arg-type]
+        ([Question("q", Answer("panda.md"))], "item 0 is invalid: a Question needs"),  # type: ignore[arg-type]
+        ([Question(5, (Answer("panda.md"),))], "item 0 is invalid: a Question needs"),  # type: ignore[arg-type]
     ],
 )
 def test_questions_of_the_wrong_kind_are_refused(
