@@ -492,8 +492,8 @@ def _estimate(
     local = endpoint.local_model is not None
     paid = has_key() and not local
     client = NexusFlow(**endpoint.vectors, cache=True if paid else None)
-    found = client.estimate(wanted.new(documents))
-    changes = replace(wanted.counts(documents), left_out=texts.skipped)
+    found = client.estimate(wanted.new())
+    changes = replace(wanted.counts(), left_out=texts.skipped)
     screen.changes(
         changes, f"compared with {index.name}" if documents else f"in a new index {index.name}"
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,8 @@ class Updated:
     """The outcome of an update.
 
     Attributes:
-        added, changed, unchanged, removed: The number of passages that were.
+        added, changed, unchanged, removed: The number of passages that were. A passage with new
+            text and a removed passage of the same file count as one changed passage.
         left_out: Files that could not be read, and passages that could not be stored.
         seconds: How long the update took.
     """
@@ -52,28 +53,49 @@ class Plan:
     Attributes:
         documents: The corpus, and the stored passages of files that could not be read.
         ids: One id for each document.
+        stored: The documents that it contains now, by id.
         remove: Whether to remove everything else.
     """
 
     documents: tuple[Document, ...]
     ids: tuple[str, ...]
+    stored: Mapping[str, Document]
     remove: bool
 
-    def new(self, stored: Mapping[str, Document]) -> list[str]:
+    def new(self) -> list[str]:
         """Return the texts that must be embedded."""
         return [
             item.text
             for name, item in zip(self.ids, self.documents, strict=True)
-            if name not in stored or stored[name].text != item.text
+            if name not in self.stored or self.stored[name].text != item.text
         ]
 
-    def counts(self, stored: Mapping[str, Document]) -> Updated:
+    def counts(self) -> Updated:
         """Return what would change if this plan were carried out."""
         pairs = list(zip(self.ids, self.documents, strict=True))
-        added = sum(name not in stored for name, _ in pairs)
-        same = sum(name in stored and stored[name] == item for name, item in pairs)
-        gone = len(stored.keys() - set(self.ids)) if self.remove else 0
-        return Updated(added, len(pairs) - added - same, same, gone)
+        added = sum(name not in self.stored for name, _ in pairs)
+        same = sum(self.stored.get(name) == item for name, item in pairs)
+        gone = len(self.stored.keys() - set(self.ids)) if self.remove else 0
+        return self.paired(Updated(added, len(pairs) - added - same, same, gone))
+
+    def paired(self, done: Updated, left_out: Container[int] = ()) -> Updated:
+        """Return the counts with pairs of added and removed passages of a file counted as changed.
+
+        Args:
+            done: Counts by id.
+            left_out: Indices of the documents that were left out.
+        """
+        names = set(self.ids)
+        new = Counter(
+            item.origin
+            for place, (name, item) in enumerate(zip(self.ids, self.documents, strict=True))
+            if name not in self.stored and place not in left_out
+        )
+        gone = Counter(item.origin for name, item in self.stored.items() if name not in names)
+        both = min((new & gone).total(), done.removed)
+        return replace(
+            done, added=done.added - both, changed=done.changed + both, removed=done.removed - both
+        )
 
 
 def plan(
@@ -84,9 +106,9 @@ def plan(
     """Choose an id for each document of ``corpus``.
 
     A document whose text is already stored keeps its id, so a passage that moved inside its file is
-    not embedded again. Any other document replaces a removed passage of the same file, or gets a
-    new id. Stored passages of files that could not be read are kept. If a limit cut off the corpus,
-    nothing beyond the cut is replaced.
+    not embedded again. Any other document gets a new id: under the id of another passage, it would
+    overwrite that passage before all new ones are stored. Stored passages of files that could not
+    be read are kept. If a limit cut off the corpus, nothing is removed.
 
     Args:
         corpus: The documents that the collection should contain.
@@ -102,21 +124,15 @@ def plan(
         for name, item in before.items()
         if name not in taken and corpus.could_not_read(item.origin)
     ]
-    taken |= {name for name, _ in unread}
-    cut_off = None if corpus.complete or not corpus.documents else corpus.documents[-1].origin
-    free: dict[str, deque[str]] = defaultdict(deque)
-    for name, item in stored.items():
-        if name not in taken and item.origin != cut_off:
-            free[item.origin].append(name)
     ids: list[str] = []
-    names = set(stored) | taken
+    names = set(stored) | {name for name, _ in unread}
     for item, known in zip(corpus.documents, found, strict=True):
-        gone = free[item.origin]
-        ids.append(known or (gone.popleft() if gone else _new_id(item, names)))
+        ids.append(known or _new_id(item, names))
         names.add(ids[-1])
     return Plan(
         (*corpus.documents, *(item for _, item in unread)),
         (*ids, *(name for name, _ in unread)),
+        stored,
         corpus.complete,
     )
 
@@ -256,4 +272,5 @@ def update(
     left_out = tuple(
         Skipped(plan.documents[item.place].source, item.message) for item in done.left_out
     )
-    return Updated(done.added, done.changed, done.unchanged, done.removed, left_out)
+    counts = Updated(done.added, done.changed, done.unchanged, done.removed, left_out)
+    return plan.paired(counts, {item.place for item in done.left_out})
