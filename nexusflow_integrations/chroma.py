@@ -427,7 +427,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         # The usual way takes no lock: an error of a signal handler could leave it taken.
         if (client := self._client_for(key)) is not None:
             return client
-        with _lock:
+        with _lock.mutex:
             if (client := self._client_for(key)) is not None:
                 return client
             found = isinstance(key, ApiKey) and self._api_key is None
@@ -458,7 +458,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
         if (base := self._config.get("api_base")) is not None:
             _named_here[_origin(base)] = bool(self._options["allow_http"])
         identity = _identity(self._config)
-        with _lock:
+        with _lock.mutex:
             other = _made_here.get(identity, self)
             if other is None or (self._api_key is None and other._api_key is not None):
                 return

@@ -420,7 +420,7 @@ class ClusterLimits:
             return self._ask(method, arguments, timeout)
 
     def _ask(self, method: str, arguments: tuple[Any, ...], timeout: float) -> Any:
-        with self._asking:
+        with self._asking.mutex:
             if self._actor is None:
                 options = {
                     "name": self.name,

@@ -33,7 +33,7 @@ def _place(frame: FrameType) -> str | None:
         return f"thread {name}, {_innermost(frame)}"
     forks = sys.modules.get("nexusflow_integrations._core.forks")
     importing = getattr(forks, "importing", None)
-    if importing is not None and importing._lock._is_owned():
+    if importing is not None and importing.is_held:
         return None
     # One of our functions imports. Imports at the top of a module do not count.
     for each in _stack(frame):

@@ -93,67 +93,50 @@ def in_child(reset: Callable[[], object]) -> None:
 
 
 class Lock:
-    """A re-entrant lock that is always free in the child of a fork."""
+    """A re-entrant lock that is always free in the child of a fork: ``with lock.mutex: ...``.
+
+    ``with`` takes and releases the mutex in C, where no signal handler runs. So an error of a
+    handler never leaves it taken.
+    """
 
     def __init__(self) -> None:
         self._renew()
         in_child(self._renew)
 
     def _renew(self) -> None:
-        self._lock = threading.RLock()
-        self._depth = 0
+        self.mutex: Any = threading.RLock()
 
     @property
-    def is_nested(self) -> bool:
-        """Whether the thread that holds the lock has taken it more than once."""
-        return self._depth > 1
-
-    def acquire(self, timeout: float = -1) -> bool:
-        """Take the lock; return whether that succeeded within ``timeout`` seconds."""
-        taken = self._lock.acquire(timeout=timeout)
-        self._depth += taken
-        return taken
-
-    def release(self) -> None:
-        self._depth -= 1
-        try:
-            self._lock.release()
-        except RuntimeError:
-            # The thread forked while it held the lock, and the child has a new lock.
-            self._depth += 1
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+    def is_held(self) -> bool:
+        """Whether this thread holds the lock."""
+        return bool(self.mutex._is_owned())
 
 
 class _Importing(Lock):
-    """Delays forks while a thread imports: ``with importing: import ...``.
-
-    Raises:
-        ConfigurationError: The import cannot succeed: this process was forked while another thread
-            was importing, or a signal handler has interrupted the import.
-    """
+    """Delays forks while a thread imports: ``with importing(): import ...``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.was_cut = False
 
-    def __enter__(self) -> None:
+    def __call__(self) -> Any:
+        """Return the mutex to hold.
+
+        Raises:
+            ConfigurationError: The import cannot succeed: this process was forked while another
+                thread was importing, or a signal handler has interrupted the import.
+        """
         if self.was_cut:
             raise ConfigurationError(
                 "this process was forked while another thread was importing modules that a call"
                 " needs; make a first call before forking, or start processes with spawn"
             )
-        super().__enter__()
-        if self.is_nested:
-            super().__exit__()
+        if self.is_held:
             raise ConfigurationError(
                 "this call, in a signal handler, interrupted imports that it needs; make a"
                 " first call before the handler can run"
             )
+        return self.mutex
 
 
 importing = _Importing()
@@ -180,8 +163,9 @@ def _forks() -> list[_Fork]:
 def _before() -> None:
     fork = _Fork()
     _forks().append(fork)
-    if importing.acquire(timeout=IMPORTS):
-        fork.resumes.append(importing.release)
+    mutex = importing.mutex
+    if mutex.acquire(timeout=IMPORTS):
+        fork.resumes.append(mutex.release)
     else:
         fork.cuts_imports = True
     until = monotonic() + PAUSE

@@ -185,7 +185,7 @@ def fitting_index(collection: Collection) -> KeywordIndex:
     home = folder_for(collection)
     database = home.parent.parent
     name = os.path.realpath(database), str(collection.id)
-    with _lock:
+    with _lock.mutex:
         cached = _open.get(name)
         if cached is not None and cached.state == _state(database):
             _open.move_to_end(name)

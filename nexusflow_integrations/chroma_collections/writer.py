@@ -142,7 +142,7 @@ def _busy(folder: Path) -> CollectionError:
 
 def _hold(path: str, store: Store) -> bool:
     system = _system_of(store)
-    with _lock:
+    with _lock.mutex:
         held = _held.get(path)
         if held is None:
             if (lock := _locked(path)) is None:
@@ -176,7 +176,7 @@ def _locked(path: str) -> FileLock | None:
 
 
 def _release(path: str) -> None:
-    with _lock:
+    with _lock.mutex:
         held = _held.get(path)
         if held is None:
             return  # the process was forked, and the parent has the lock

@@ -535,7 +535,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
     def client(self) -> NexusFlow:
         """The underlying client, for its other methods (``estimate``, ``embed_stream``)."""
         if self._client is None:  # unpickled
-            with _building:
+            with _building.mutex:
                 self._client = self._client or self._new_client()
         return self._client
 
@@ -658,12 +658,12 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         This holds in every thread, because a vector store may embed its documents in any thread.
         All callers get the same vector for a text.
         """
-        with _holders:
+        with _holders.mutex:
             self._held += vectors
         try:
             yield
         finally:
-            with _holders:
+            with _holders.mutex:
                 kept = [held for held in self._held if all(held is not one for one in vectors)]
                 self._held = tuple(kept)
 
@@ -703,7 +703,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         if not self.show_progress_bar or not total:
             yield None
             return
-        with forks.importing:  # the first bar imports tqdm
+        with forks.importing():  # the first bar imports tqdm
             try:
                 tqdm = importlib.import_module("tqdm.auto").tqdm
             except ImportError as error:
@@ -720,7 +720,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     @contextmanager
     def _traced(self, role: Role, texts: list[str]) -> Iterator[Callable[[EmbeddingArray], None]]:
-        with forks.importing:
+        with forks.importing():
             from langsmith.run_helpers import trace
 
         inputs: dict[str, Any] = {"role": role, "count": len(texts)}
@@ -756,7 +756,7 @@ def _is_traced() -> bool:
     # LangSmith is already imported or the environment turns tracing on.
     if "langsmith.run_helpers" not in sys.modules and not any(map(os.environ.get, _TRACING)):
         return False
-    with forks.importing:
+    with forks.importing():
         from langsmith.utils import tracing_is_enabled
 
     return bool(tracing_is_enabled())

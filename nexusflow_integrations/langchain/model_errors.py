@@ -67,7 +67,7 @@ _TOO_LONG: dict[type[NexusFlowError], Any] = {
 
 
 def _is_too_long(error: NexusFlowError) -> bool:
-    with forks.importing:  # this imports numpy, which takes a while
+    with forks.importing():  # this imports numpy, which takes a while
         from nexusflow_integrations._core.request.failures import TOO_LONG
 
     if isinstance(error, errors.InvalidInputError):

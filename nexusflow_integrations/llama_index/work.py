@@ -51,7 +51,7 @@ class Work:
             if not show_progress:
                 yield None
                 return
-            with forks.importing:  # the first bar imports tqdm
+            with forks.importing():  # the first bar imports tqdm
                 tqdm = import_module("tqdm.auto").tqdm
                 made = tqdm(total=len(self._texts), desc="Generating embeddings")
             with closing(made) as bar:

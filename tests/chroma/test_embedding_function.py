@@ -44,9 +44,7 @@ def test_it_is_importable_from_the_root() -> None:
     assert nexusflow_integrations.NexusFlowEmbeddingFunction is NexusFlowEmbeddingFunction
 
 
-def test_a_call_takes_no_lock_that_an_interrupt_could_leave_taken(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_call_takes_no_lock_of_the_function(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     function = make()
     function(["a text"])
     monkeypatch.setattr(chroma, "_lock", None)

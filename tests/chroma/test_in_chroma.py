@@ -162,7 +162,7 @@ import os, signal, threading
 from nexusflow_integrations import chroma
 held, leave = threading.Event(), threading.Event()
 def hold():
-    with chroma._lock:
+    with chroma._lock.mutex:
         held.set()
         leave.wait(60)
 thread = threading.Thread(target=hold)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import FrameType
 
 import pytest
 
@@ -25,7 +26,7 @@ def is_free(lock: forks.Lock) -> bool:
     got = threading.Event()
 
     def take() -> None:
-        with lock:
+        with lock.mutex:
             got.set()
 
     thread = threading.Thread(target=take, daemon=True)
@@ -40,7 +41,7 @@ def test_a_lock_that_another_thread_holds_is_free_in_the_child_and_held_in_the_p
     held, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with lock:
+        with lock.mutex:
             held.set()
             leave.wait(60)
 
@@ -61,17 +62,17 @@ def test_a_thread_that_forks_while_it_holds_a_lock_may_leave_it_on_both_sides() 
     lock = forks.Lock()
 
     def leave_and_take() -> object:
-        lock.__exit__()
+        mutex.release()
         return is_free(lock)
 
-    with lock:
+    with (mutex := lock.mutex):
         assert in_child(leave_and_take) == "True"
     assert is_free(lock)
 
 
 def test_a_lock_may_be_taken_again_by_the_thread_that_holds_it() -> None:
     lock = forks.Lock()
-    with lock, lock:
+    with lock.mutex, lock.mutex:
         assert not is_free(lock)
     assert is_free(lock)
 
@@ -144,7 +145,7 @@ def test_a_fork_waits_for_an_import_of_another_thread() -> None:
     events: list[str] = []
 
     def imports() -> None:
-        with forks.importing:
+        with forks.importing():
             importing.set()
             assert not forked.wait(0.3)
             events.append("imported")
@@ -171,7 +172,7 @@ def test_a_fork_during_an_import_is_a_clear_error_in_the_child(
     importing, leave = threading.Event(), threading.Event()
 
     def imports() -> None:
-        with forks.importing:
+        with forks.importing():
             importing.set()
             leave.wait(60)
 
@@ -190,15 +191,15 @@ def test_a_fork_during_an_import_is_a_clear_error_in_the_child(
     finally:
         leave.set()
         thread.join(60)
-    with forks.importing:  # the parent has lost nothing
+    with forks.importing():  # the parent has lost nothing
         pass
 
 
 def test_a_signal_handler_that_interrupts_an_import_gets_an_error_and_the_import_continues() -> (
     None
 ):
-    with forks.importing:
-        with pytest.raises(ConfigurationError, match="signal handler"), forks.importing:
+    with forks.importing():
+        with pytest.raises(ConfigurationError, match="signal handler"), forks.importing():
             raise AssertionError
         assert not is_free(forks.importing)
     assert is_free(forks.importing)
@@ -266,3 +267,42 @@ print(free)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[True, True]\n", "")
+
+
+def test_an_error_of_a_signal_handler_leaves_no_lock_taken() -> None:
+    """The handler runs before every line of the lock's Python code, and before every return."""
+    plain, importing = forks.Lock(), forks._Importing()
+
+    def take() -> None:
+        with plain.mutex, importing():
+            pass
+
+    def interrupted(at: int) -> bool:
+        count = 0
+
+        def step(frame: FrameType, event: str, value: object) -> object:
+            nonlocal count
+            if event in ("line", "return"):
+                count += 1
+                if count == at:
+                    raise TimeoutError("a handler's")
+            return step
+
+        def call(frame: FrameType, event: str, value: object) -> object:
+            return step if frame.f_code.co_filename == forks.__file__ else None
+
+        sys.settrace(call)
+        try:
+            take()
+        except TimeoutError:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    steps = 0
+    while interrupted(steps + 1):
+        steps += 1
+        assert is_free(plain)
+        assert is_free(importing)
+    assert steps > 5

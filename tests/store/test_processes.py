@@ -284,7 +284,7 @@ def test_a_fork_does_not_wait_for_a_store_that_hangs_and_the_child_leaves_the_fi
     entered, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with store._lock:
+        with store._lock.mutex:
             entered.set()
             leave.wait(60)
 

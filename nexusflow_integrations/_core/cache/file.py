@@ -95,7 +95,7 @@ class CacheFile:
             sqlite3.Error: The file cannot be read or written.
         """
         self._target = Path(os.path.realpath(self.path))
-        with _opening:
+        with _opening.mutex:
             self._make_file()
             self._check_header()
             file = self._identity("")

@@ -412,7 +412,7 @@ class VectorStore:
 
     def close(self) -> None:
         """Give up all claims, move the log into the file, and close it. Never raises."""
-        with self._lock:
+        with self._lock.mutex:
             db, self._db = self._db, None
             if db is None:
                 return
@@ -441,12 +441,14 @@ class VectorStore:
         locks itself
         (https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork).
         """
-        if not self._lock.acquire(timeout=max(0.0, until - monotonic())):
+        is_nested, mutex = self._lock.is_held, self._lock.mutex
+        if not mutex.acquire(timeout=max(0.0, until - monotonic())):
             return None
-        if not self._lock.is_nested:
+        if not is_nested:
             db, self._db = self._db, None
             self._is_in_sqlite = db is not None and not _closed(db, until)
-        return self._lock.release
+        release: Callable[[], None] = mutex.release
+        return release
 
     def _forget(self) -> None:
         """Reset the state in a forked child; never use the file if it could not be closed."""
@@ -461,12 +463,13 @@ class VectorStore:
     @contextmanager
     def _held(self) -> Iterator[None]:
         # Use a timeout: the thread that holds the lock may wait for a disk that no longer answers.
-        if not self._lock.acquire(BUSY_SECONDS):
+        mutex = self._lock.mutex
+        if not mutex.acquire(timeout=BUSY_SECONDS):
             raise StoreUnavailable(f"the cache {self.path} cannot be used: a read or write hangs")
         try:
             yield
         finally:
-            self._lock.release()
+            mutex.release()
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

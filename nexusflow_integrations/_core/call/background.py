@@ -289,7 +289,7 @@ def background_loop() -> BackgroundLoop:
     """Return the event loop of the process; the first call starts it."""
     global _current
     if _current is None:
-        with _lock:
+        with _lock.mutex:
             if _current is None:
                 made = BackgroundLoop()
                 if _current is None:

@@ -41,7 +41,7 @@ def import_all(cache: str | RedisAddress | None, pacer: object, *, async_http_cl
         ConfigurationError: This process was forked while another thread was importing, or Python
             was built without SQLite.
     """
-    with forks.importing:
+    with forks.importing():
         try:
             _import_all(cache, pacer, async_http_client)
         except OSError as error:

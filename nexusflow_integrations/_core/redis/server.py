@@ -90,7 +90,8 @@ class RedisServer:
 
     def _ask(self, work: Callable[[Any], T], patience: float) -> T:
         exceptions = redis_package(self.address).exceptions
-        if not self._lock.acquire(ANSWER_SECONDS):
+        mutex = self._lock.mutex
+        if not mutex.acquire(timeout=ANSWER_SECONDS):
             raise self.unavailable("an earlier command has not been answered yet")
         try:
             began, pause = monotonic(), _FIRST_PAUSE
@@ -115,7 +116,7 @@ class RedisServer:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
         finally:
-            self._lock.release()
+            mutex.release()
 
     def run(self, script: str, keys: list[bytes], args: list[Any], *, client: Any) -> Any:
         """Run a Lua script on the server, as one atomic step."""
@@ -125,7 +126,7 @@ class RedisServer:
 
     def close(self) -> None:
         """Close the connection; the next ``ask`` opens another one. Never raises."""
-        with self._lock:
+        with self._lock.mutex:
             client = self._client
             self._closed_state()
         if client is not None:

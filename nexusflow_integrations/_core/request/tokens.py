@@ -46,7 +46,7 @@ def token_bound(encoded_bytes: int) -> int:
 def exact_counter() -> Callable[[str], int] | None:
     """Return a function that counts with the Qwen3 tokenizer; ``None`` if it is not installed."""
     try:
-        with forks.importing:
+        with forks.importing():
             import quicktok
 
             encoding = quicktok.get_encoding("qwen3")
