@@ -14,7 +14,7 @@ from collections.abc import (
     Iterable,
     Mapping,
 )
-from contextlib import AbstractContextManager, aclosing, suppress
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -58,6 +58,7 @@ from nexusflow_integrations._core.settings import (
     plain_timeout,
     resolve_base_url,
 )
+from nexusflow_integrations._core.signals import raised_by_signal_handler
 from nexusflow_integrations._core.telemetry import observed
 from nexusflow_integrations._core.texts import check_text, check_texts, rows_of, sort_out_blank
 from nexusflow_integrations._core.usage import (
@@ -704,8 +705,11 @@ class NexusFlow:
         self._closed, self._presence = True, None
         if (given := self._to_give_back()) is not None:
             background, give_back = given
-            with suppress(TimeoutError):  # tokens that are not returned count as spent
+            try:
                 background.submit(give_back).result(self._closing_time)
+            except TimeoutError as error:  # tokens that are not returned count as spent
+                if raised_by_signal_handler(error):
+                    raise
 
     async def aclose(self) -> None:
         """Close like ``close``, without blocking the event loop."""

@@ -59,12 +59,12 @@ class Calls:
         """
         until = time.monotonic() + self._timeout
         for attempt in count(1):
-            left = until - time.monotonic()
-            try:
-                return _in_thread(method, fields, max(0.0, min(self._timeout / HANGS, left)))
-            except Exception as error:  # noqa: BLE001 - Chroma's clients raise errors of any class
-                pause = _pause(what, error, attempt, until - time.monotonic())
-            time.sleep(pause)
+            limit = max(0.0, min(self._timeout / HANGS, until - time.monotonic()))
+            # An error that is raised here and not there comes from a signal handler.
+            found = _in_thread(method, fields, limit)
+            if not isinstance(error := found.error, Exception):
+                return found.result()
+            time.sleep(_pause(what, error, attempt, until - time.monotonic()))
         raise AssertionError("an attempt returns or raises")
 
 
@@ -107,7 +107,7 @@ def check_client(client: object, *, asynchronous: bool) -> None:
         raise checks.refuse("client", f"{wanted} of Chroma", client)
 
 
-def _in_thread(method: Callable[..., T], fields: dict[str, Any], limit: float) -> T:
+def _in_thread(method: Callable[..., T], fields: dict[str, Any], limit: float) -> Outcome[T]:
     outcome: queue.SimpleQueue[Outcome[T]] = queue.SimpleQueue()
 
     def run() -> None:
@@ -118,10 +118,9 @@ def _in_thread(method: Callable[..., T], fields: dict[str, Any], limit: float) -
 
     threading.Thread(target=run, name="nexusflow-chroma", daemon=True).start()
     try:
-        found = outcome.get(timeout=limit)
+        return outcome.get(timeout=limit)
     except queue.Empty:
-        raise TimeoutError(f"no answer within {limit:.3g} s") from None
-    return found.result()
+        return Outcome(error=TimeoutError(f"no answer within {limit:.3g} s"))
 
 
 def _pause(what: str, error: Exception, attempt: int, left: float) -> float:

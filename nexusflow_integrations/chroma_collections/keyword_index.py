@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.keywords import check_packages, words_of
 from nexusflow_integrations._core.log import logger
+from nexusflow_integrations._core.signals import raised_by_signal_handler
 from nexusflow_integrations.chroma_collections.writer import folder_of
 from nexusflow_integrations.errors import ConfigurationError
 
@@ -217,7 +218,9 @@ def refresh(collection: Collection) -> None:
         return
     try:
         fitting_index(collection)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
+        if raised_by_signal_handler(error):
+            raise
         logger.warning(
             "the keyword index of collection %r could not be updated (%s: %s); the next"
             " hybrid_query rebuilds it",
@@ -268,8 +271,10 @@ def _stored(home: Path) -> KeywordIndex | None:
         if current["made_by"] != _made_by():
             return None
         return KeywordIndex.load(home / current["folder"], current["checksums"])
-    except Exception:  # noqa: BLE001 - a missing, incomplete or damaged index is rebuilt
-        return None
+    except Exception as error:
+        if raised_by_signal_handler(error):
+            raise
+        return None  # a missing, incomplete or damaged index is rebuilt
 
 
 def _store(index: KeywordIndex, home: Path, collection: Collection) -> None:

@@ -21,6 +21,7 @@ from chromadb.api import ServerAPI
 
 from nexusflow_integrations._core import checks, forks
 from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations._core.signals import raised_by_signal_handler
 from nexusflow_integrations.errors import CollectionError
 
 if TYPE_CHECKING:
@@ -195,6 +196,8 @@ def _catch_up(system: Any, path: str) -> None:
         # This replaces the index in memory; running calls finish with the old index.
         system.instance(ServerAPI).start()
     except Exception as error:
+        if raised_by_signal_handler(error):
+            raise
         raise CollectionError(f"cannot open {path} again: {error}") from error
 
 

@@ -36,6 +36,7 @@ from nexusflow_integrations._core.settings import (
     OnRefused,
     OnTooLongOrCollect,
 )
+from nexusflow_integrations._core.signals import raised_by_signal_handler
 from nexusflow_integrations._core.texts import check_text, no_rows
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.errors import (
@@ -505,6 +506,8 @@ class _Filling:
         except NotImplementedError:
             return ()
         except Exception as error:
+            if raised_by_signal_handler(error):
+                raise
             raise failed("reading from", type(self._store).__name__, error) from error
 
     def _write(self, batches: Callable[[], Iterator[list[Ready]]]) -> None:
@@ -520,7 +523,9 @@ class _Filling:
                 self._store.add_documents(
                     [item.document for item in part], ids=[item.id for item in part]
                 )
-            except Exception as error:  # noqa: BLE001 - stores raise errors of any class
+            except Exception as error:  # stores raise errors of any class
+                if raised_by_signal_handler(error):
+                    raise
                 return error
         return None
 

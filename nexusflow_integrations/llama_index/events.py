@@ -14,6 +14,7 @@ from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.event_handlers import NullEventHandler
 
 from nexusflow_integrations._core.log import logger
+from nexusflow_integrations._core.signals import raised_by_signal_handler
 from nexusflow_integrations._core.usage import Usage
 
 _OWN_METHODS = [CallbackManager.on_event_start, CallbackManager.on_event_end]
@@ -93,5 +94,7 @@ class Events:
                 self._callbacks.on_event_end(
                     CBEventType.EMBEDDING, payload={EventPayload.EXCEPTION: error}, event_id=event
                 )
-            except Exception as failure:  # noqa: BLE001, PERF203 - the error of the call is more important
+            except Exception as failure:  # noqa: PERF203 - the error of the call is more important
+                if raised_by_signal_handler(failure):
+                    raise
                 logger.warning("ignoring an error of a callback: %r", failure)

@@ -12,6 +12,7 @@ import numpy as np
 
 from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.settings import Role
+from nexusflow_integrations._core.signals import raised_by_signal_handler
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.llama_index.steps import Step
 
@@ -63,7 +64,7 @@ class Store:
                 break
             try:
                 value = self._store.get(self._key(text), collection=_COLLECTION)
-            except Exception as error:  # noqa: BLE001 - the store may raise anything
+            except Exception as error:  # noqa: BLE001 - `_failed` decides
                 self._failed("read", error)
             else:
                 self._take(value, place, found)
@@ -96,7 +97,7 @@ class Store:
                 break
             try:
                 self._store.put(self._key(text), _value(row), collection=_COLLECTION)
-            except Exception as error:  # noqa: BLE001 - the store may raise anything
+            except Exception as error:  # noqa: BLE001 - `_failed` decides
                 self._failed("write", error)
             else:
                 self._worked("write")
@@ -118,7 +119,7 @@ class Store:
                     return
                 try:
                     await work()
-                except Exception as error:  # noqa: BLE001 - the store may raise anything
+                except Exception as error:  # noqa: BLE001 - `_failed` decides
                     self._failed(kind, error)
 
         await asyncio.gather(*(some() for _ in range(min(_AT_ONCE, len(works)))))
@@ -132,6 +133,9 @@ class Store:
             self._warned = self._embedding._store_fails = False
 
     def _failed(self, kind: str, error: Exception) -> None:
+        """Count a failure of the store, which may raise any error; raise a signal handler's."""
+        if raised_by_signal_handler(error):
+            raise error
         self._failures[kind] += 1
         if not self._embedding._store_fails:
             self._warned = self._embedding._store_fails = True

@@ -14,6 +14,7 @@ from nexusflow_integrations._core.call.caller import NO_HOOKS, BatchEnd, Hooks
 from nexusflow_integrations._core.call.results import EmbeddingArray, EmbeddingList
 from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.settings import Role
+from nexusflow_integrations._core.signals import raised_by_signal_handler
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.llama_index.events import Events
@@ -115,7 +116,9 @@ class Work:
         for event in self._open.values():  # another call embedded the texts of these events
             try:
                 self._events.end(event, self._chunks(self._texts), rows, None)
-            except Exception as failure:  # noqa: BLE001, PERF203 - keep the vectors
+            except Exception as failure:  # noqa: PERF203 - keep the vectors
+                if raised_by_signal_handler(failure):
+                    raise
                 logger.warning("ignoring an error of a callback: %r", failure)
         return rows
 

@@ -21,8 +21,9 @@ import orjson
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.request.failures import clean
-from nexusflow_integrations._core.secret import ApiKey
+from nexusflow_integrations._core.secret import ApiKey, without_frames
 from nexusflow_integrations._core.settings import resolve_api_key, resolve_base_url
+from nexusflow_integrations._core.signals import raised_by_signal_handler
 from nexusflow_integrations._core.usage import Budget
 from nexusflow_integrations.cli.rag import corpus
 from nexusflow_integrations.cli.rag.passages import cut, sentences
@@ -368,6 +369,8 @@ class Writer:
         except ChatError:
             raise
         except Exception as error:  # noqa: BLE001 - the SDK has its own errors
+            if raised_by_signal_handler(error):
+                raise without_frames(error) from None
             problem = clean(str(error), [self._key], 300)
         # Raise outside of the handler, because frames of the SDK contain the key.
         if self._unkept is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import signal
 import subprocess
 import sys
 import uuid
@@ -283,6 +284,26 @@ def test_a_store_that_cannot_be_asked_gets_all(make: Make) -> None:
     assert add_documents(store, source(5)).added == 5
     assert add_documents(store, source(5)).added == 5
     assert len(store.store) == 5
+
+
+@pytest.mark.parametrize("method", ["get_by_ids", "add_documents"])
+@pytest.mark.parametrize("kind", [RuntimeError, TimeoutError, ConnectionError])
+def test_an_error_of_a_signal_handler_is_not_taken_for_one_of_the_store(
+    make: Make, kind: type[Exception], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def handler(*_: object) -> None:
+        raise kind("the time is over")
+
+    def interrupted(*_: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(InMemoryVectorStore, method, interrupted)
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(kind, match="the time is over"):
+            add_documents(InMemoryVectorStore(make()), source(5))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_ids_that_are_given_go_before_those_of_the_documents(make: Make) -> None:

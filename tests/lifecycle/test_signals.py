@@ -207,3 +207,22 @@ def test_a_calling_thread_takes_no_lock_for_which_the_event_loop_may_wait(
     CALLS[call](client)
     monkeypatch.undo()
     assert taken == []
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, TimeoutError, ConnectionError])
+def test_an_error_of_a_signal_handler_during_a_first_call_s_imports_is_raised_as_it_is(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def handler(*_: object) -> None:
+        raise kind("the time is over")
+
+    monkeypatch.setattr(
+        "nexusflow_integrations._core.call.imports.import_module",
+        lambda _: signal.raise_signal(signal.SIGTERM),
+    )
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(kind, match="the time is over"):
+            NexusFlow("sk-air-x", base_url="http://127.0.0.1:9/v1").embed("a text")
+    finally:
+        signal.signal(signal.SIGTERM, before)

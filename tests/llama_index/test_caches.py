@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -517,3 +518,21 @@ def test_a_document_instruction_is_prepended_to_documents_and_changes_keys(
     assert told._get_text_embeddings_cached(["x"]) == batch(told, ["x"]) == batch(plain, ["D x"])
     assert told.get_query_embedding("x") == plain.get_query_embedding("x")
     assert len(upstream.requests) == 2
+
+
+@pytest.mark.parametrize("method", ["get", "put"])
+@pytest.mark.parametrize("kind", [RuntimeError, TimeoutError, ConnectionError])
+def test_an_error_of_a_signal_handler_is_not_taken_for_one_of_the_cache(
+    upstream: Any, store: SimpleKVStore, kind: type[Exception], method: str
+) -> None:
+    def handler(*_: object) -> None:
+        raise kind("the time is over")
+
+    embedding = upstream.embedding(embeddings_cache=store)
+    setattr(store, method, lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(kind, match="the time is over"):
+            embedding.get_text_embedding_batch(["a text"])
+    finally:
+        signal.signal(signal.SIGTERM, before)

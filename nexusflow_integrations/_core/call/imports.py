@@ -14,6 +14,7 @@ from importlib import import_module
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.redis.address import RedisAddress
 from nexusflow_integrations._core.redis.server import redis_package
+from nexusflow_integrations._core.signals import raised_by_signal_handler
 from nexusflow_integrations.errors import APIConnectionError, ConfigurationError
 
 _ALWAYS = (
@@ -45,6 +46,8 @@ def import_all(cache: str | RedisAddress | None, pacer: object, *, async_http_cl
         try:
             _import_all(cache, pacer, async_http_client)
         except OSError as error:
+            if raised_by_signal_handler(error):
+                raise
             raise APIConnectionError(
                 f"modules that a call needs could not be imported: {error.strerror or error}"
             ) from None
