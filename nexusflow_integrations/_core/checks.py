@@ -148,10 +148,15 @@ def one_of(name: str, value: object, words: Sequence[str]) -> Any:
 
 
 def flag(name: str, value: object) -> bool:
-    """Return ``True`` or ``False``."""
-    if isinstance(value, bool):
-        return value
+    """Return ``True`` or ``False``; numpy's are accepted."""
+    if _is_flag(value):
+        return bool(value)
     raise refuse(name, "True or False", value)
+
+
+def _is_flag(value: object) -> bool:
+    kind = type(value)  # numpy's class is called ``bool`` or, before numpy 2, ``bool_``
+    return kind is bool or (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"))
 
 
 def flags(**given: object) -> None:
@@ -165,8 +170,10 @@ def flags(**given: object) -> None:
 
 def flag_or(name: str, value: object, word: str) -> Any:
     """Return ``True``, ``False`` or ``word``."""
-    if isinstance(value, bool) or (isinstance(value, str) and str.__str__(value) == word):
-        return value if isinstance(value, bool) else word
+    if _is_flag(value):
+        return bool(value)
+    if isinstance(value, str) and str.__str__(value) == word:
+        return word
     raise refuse(name, f"True, False or {word!r}", value)
 
 

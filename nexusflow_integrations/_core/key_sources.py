@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from contextvars import copy_context
 from inspect import isawaitable, iscoroutinefunction, signature
 from typing import Any, Protocol
 
@@ -235,10 +236,11 @@ async def _awaited(work: Callable[[], Awaitable[Any]]) -> Outcome[Any]:
 async def _in_thread(function: Callable[[], Any]) -> Outcome[Any]:
     """Call ``function`` in a daemon thread; return the key, an awaitable for it, or the error."""
     answer: Future[Outcome[Any]] = Future()
+    context = copy_context()  # the caller's: the function may read its context variables
 
     def call() -> None:
         answer.set_running_or_notify_cancel()  # the future can no longer be cancelled
-        answer.set_result(_called(function))
+        answer.set_result(context.run(_called, function))
 
     try:
         threading.Thread(target=call, name="nexusflow-key", daemon=True).start()

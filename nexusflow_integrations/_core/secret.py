@@ -48,7 +48,7 @@ def secret_arguments(function: Callable[P, T]) -> Callable[P, T]:
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - the frames of any error hold the arguments
+        except BaseException as error:  # noqa: BLE001 - the frames of any error hold the arguments
             if isinstance(error, TypeError):
                 _add_hint(error, function)
             raise without_frames(error) from error.__cause__

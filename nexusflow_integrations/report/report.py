@@ -47,7 +47,7 @@ class Question:
     """
 
     text: str
-    expected: Sequence[str] = ()
+    expected: Iterable[str] = ()
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def write_report(
     *,
     questions: Iterable[str | Question] = (),
     embedding_function: NexusFlowEmbeddingFunction | None = None,
-    source: str = "source",
-    url: str = "url",
+    source: str | None = "source",
+    url: str | None = "url",
     limit: int = LIMIT,
     projection: measure.Projection = "auto",
     title: str | None = None,
@@ -107,7 +107,7 @@ def write_report(
         path: File to write; an existing file is replaced only when the new one is complete.
         questions: Questions; for each, all shown documents are ranked by exact cosine.
         embedding_function: Embeds the questions. Default: the one stored in the collection.
-        source: Name of the metadata field with a document's source.
+        source: Name of the metadata field with a document's source; ``None`` if there is none.
         url: Name of the metadata field with an address to link the source to. A source that is
             itself an address needs no such field. Only http, https and file addresses become links.
         limit: Maximum number of points on the map; a larger collection is sampled at random, always
@@ -129,7 +129,7 @@ def write_report(
     """
     measure.need_packages()  # fail before anything is embedded
     target = _checked(collection, path, embedding_function)
-    source, url = checks.text("source", source), checks.text("url", url)
+    source, url = checks.optional_text("source", source), checks.optional_text("url", url)
     title, model = checks.optional_text("title", title), checks.optional_text("model", model)
     limit = checks.whole("limit", limit, 1)
     projection = checks.one_of("projection", projection, get_args(measure.Projection))
@@ -222,7 +222,10 @@ def _question(item: object, place: int) -> Question:
         )
     check_text(question.text, place)
     try:
-        expected = tuple(rows_of(question.expected, "id"))
+        given: Any = question.expected
+        if isinstance(given, (set, frozenset)):
+            given = sorted(given, key=str)
+        expected = tuple(rows_of(given, "id"))
     except InvalidInputError as error:
         raise InvalidInputError(f"question {place}: {error}", index=place) from None
     for name in expected:
@@ -235,7 +238,11 @@ def _question(item: object, place: int) -> Question:
 
 
 def _read(
-    collection: Collection, source: str, url: str, limit: int, asked: Sequence[Question]
+    collection: Collection,
+    source: str | None,
+    url: str | None,
+    limit: int,
+    asked: Sequence[Question],
 ) -> _Content:
     content = _Content(collection.count())
     names: list[str] = []
@@ -259,8 +266,8 @@ def _read(
             content.vectors.append(vectors[place])
             content.texts.append((texts[place] if texts else None) or "")
             note = (notes[place] if notes else None) or {}
-            content.sources.append(str(note.get(source, "")))
-            content.links.append(_link(str(note.get(url) or content.sources[-1])))
+            content.sources.append(str(note.get(source or "", "")))
+            content.links.append(_link(str(note.get(url or "") or content.sources[-1])))
     return content
 
 

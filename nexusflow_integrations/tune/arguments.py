@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from nexusflow_integrations._core import checks
@@ -109,7 +110,7 @@ def _is_answer(answer: object) -> bool:
     return (
         isinstance(answer, Answer)
         and isinstance(answer.source, str | None)
-        and (answer.line is None or type(answer.line) is int)
+        and (answer.line is None or isinstance(answer.line, Integral))
         and isinstance(answer.quotes, (tuple, list))
         and all(isinstance(quote, str) for quote in answer.quotes)
     )

@@ -184,6 +184,7 @@ def test_a_custom_pacer_or_budget_is_checked_before_it_is_used(
 
 ACCEPTED: list[tuple[str, Any, Any]] = [
     ("dimensions", np.int64(256), 256),
+    ("allow_http", np.True_, True),
     ("batch_size", np.uint8(5), 5),
     ("max_concurrency", np.int32(7), 7),
     ("max_retries", np.int64(0), 0),

@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent import futures
+from contextvars import ContextVar
 from functools import partial
 from itertools import count
 from typing import Any
@@ -152,6 +153,25 @@ async def test_a_function_that_blocks_does_not_block_the_callers_loop(upstream: 
 
     await upstream.client(give).aembed("a")
     assert threads[0] is not threading.current_thread()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_function_sees_the_context_variables_of_the_call(
+    upstream: Upstream, asynchronous: bool
+) -> None:
+    tenant: ContextVar[str] = ContextVar("tenant")
+    tenant.set(upstream.key)
+
+    async def key() -> str:
+        return tenant.get()
+
+    def new() -> NexusFlow:
+        return upstream.client(key if asynchronous else tenant.get)
+
+    await new().aembed("one text")
+    await asyncio.to_thread(new().embed, "one text")
+    await asyncio.to_thread(new().embed, ["several", "texts"])
+    assert [each async for each in new().aembed_stream(["a", "stream"])]
 
 
 def test_requests_in_flight_ask_once_together(upstream: Upstream) -> None:

@@ -293,8 +293,8 @@ def test_questions_of_the_wrong_kind_are_refused_before_anything_is_embedded(
         ("collection", [5, None, "zoo"]),
         ("path", [5, None, b"out.html", "a\0b", Path("."), "/"]),
         ("embedding_function", [5, "text-embedding-v4", len]),
-        ("source", [5, None]),
-        ("url", [5, None]),
+        ("source", [5, b"a"]),
+        ("url", [5, b"a"]),
         ("limit", ["5", 0, -1, True, 5.0, float("nan"), None]),
         ("projection", ["map", 5, None]),
         ("title", [5, b"a title"]),
@@ -315,6 +315,16 @@ def test_an_argument_of_another_type_is_refused_by_its_name(
         ConfigurationError, match=r"^path must be the path of a file: '/' is a fold"
     ):
         write_report(collection, "/")
+
+
+def test_expected_ids_may_be_a_set_and_a_collection_may_have_no_sources(
+    collection: Any, tmp_path: Path
+) -> None:
+    (first, *_) = collection.get(include=[])["ids"]
+    asked = [Question("otter", kind([first])) for kind in (set, frozenset, tuple)]
+    done = write_report(collection, tmp_path / "out.html", questions=asked, source=None, url=None)
+    assert len(done.ranks) == 3
+    assert len(set(done.ranks)) == 1
 
 
 def test_without_scikit_learn_nothing_is_embedded(
