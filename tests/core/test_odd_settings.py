@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from nexusflow_integrations import Budget, NexusFlow, Price
+from nexusflow_integrations._core import checks
 from nexusflow_integrations.errors import APITimeoutError, BudgetExceededError, ConfigurationError
 from nexusflow_integrations.redis import RedisLimits
 
@@ -184,7 +185,6 @@ def test_a_custom_pacer_or_budget_is_checked_before_it_is_used(
 
 ACCEPTED: list[tuple[str, Any, Any]] = [
     ("dimensions", np.int64(256), 256),
-    ("allow_http", np.True_, True),
     ("batch_size", np.uint8(5), 5),
     ("max_concurrency", np.int32(7), 7),
     ("max_retries", np.int64(0), 0),
@@ -208,6 +208,13 @@ def test_accepted_values_are_kept_as_plain_python_values(name: str, given: Any, 
     found = getattr(client(**{name: given}).settings, name)
     assert found == kept
     assert type(found) is type(kept) or name == "default_headers"
+
+
+def test_numpys_flags_are_flags() -> None:
+    for given in (np.True_, np.array([True])[0]):
+        assert checks.flag("derive", given) is checks.flag_or("derive", given, "auto") is True
+    with pytest.raises(ConfigurationError, match="derive must be True or False"):
+        checks.flag("derive", np.int64(1))
 
 
 REFUSED: list[tuple[str, Any, str]] = [

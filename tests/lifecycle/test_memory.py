@@ -13,6 +13,7 @@ import pytest
 
 from nexusflow_integrations import Budget, NexusFlow, NexusFlowError
 from nexusflow_integrations._core.cache.in_file import Claimed
+from nexusflow_integrations._core.call.engine import engine
 from nexusflow_integrations._core.call.results import CallResults
 
 from .scene import KEY, SIZE, client_of, tasks, texts, until
@@ -156,3 +157,26 @@ def test_vectors_from_the_cache_are_freed(server: Any) -> None:
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
+
+
+def test_accounts_without_clients_are_forgotten(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a web application that makes a client with its own key function for each request."""
+    monkeypatch.setattr("nexusflow_integrations._core.call.engine.MOST_ENDPOINTS", 20)
+    kept = NexusFlow(lambda: KEY, base_url=server.base_url, dimensions=SIZE)
+    kept.embed("kept")
+    endpoint = lanes()[-1]
+    for n in range(100):
+        with NexusFlow(lambda: KEY, base_url=server.base_url, dimensions=SIZE) as client:
+            client.embed(f"text {n}")
+            assert client.embed(f"text {n} again").shape == (SIZE,)
+        del client
+    assert len(lanes()) <= 22
+    assert len(engine()[1]._coalescers) <= 22
+    assert endpoint in lanes()
+    assert kept.embed("still there").shape == (SIZE,)
+
+
+def lanes() -> list[Any]:
+    return list(engine()[1]._endpoints.values())

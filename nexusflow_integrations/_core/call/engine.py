@@ -81,6 +81,9 @@ if TYPE_CHECKING:
 MOST_SENDERS = 64
 """Maximum number of senders kept for reuse; clients may set different headers for each call."""
 
+MOST_ENDPOINTS = 256
+"""Number of endpoints above which those without clients are forgotten, with what they learned."""
+
 
 class Engine:
     """All endpoints and the connection pool, on one event loop."""
@@ -110,9 +113,28 @@ class Engine:
         name = (settings.base_url, key, settings.model)
         endpoint = self._endpoints.get(name)
         if endpoint is None:
+            if len(self._endpoints) >= MOST_ENDPOINTS:
+                self._forget_unused()
             endpoint = EndpointState(monotonic, self._pace_with, self._background.call_soon)
             self._endpoints[name] = endpoint
         return endpoint
+
+    def _forget_unused(self) -> None:
+        """Forget endpoints without clients: each key function of a request may be its own account.
+
+        A thread that has just found one of them can still use it.
+        """
+        unused = {
+            name
+            for name, endpoint in self._endpoints.items()
+            if endpoint not in self._pacing and not endpoint.is_in_use
+        }
+        for name in unused:
+            del self._endpoints[name]
+        for kind in list(self._coalescers):
+            base_url, model, *_, account, _ = kind
+            if (base_url, account, model) in unused:
+                del self._coalescers[kind]
 
     def _pace_with(self, endpoint: EndpointState, shared: SharedLimits) -> None:
         """Send at the rate that ``shared`` keeps for all its users."""

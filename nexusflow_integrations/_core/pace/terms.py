@@ -68,6 +68,9 @@ class EffectiveLimits:
     def __contains__(self, terms: Terms) -> bool:
         return terms in self._calls
 
+    def __len__(self) -> int:
+        return len(self._calls)
+
     def begin(self, terms: Terms, ended: Callable[[], None]) -> None:
         """Count a call. ``ended`` is called, in any thread, when the client is freed."""
         calls = self._calls.get(terms)

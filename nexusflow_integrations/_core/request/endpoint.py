@@ -96,6 +96,11 @@ class EndpointState:
         self._shared: SharedLimits | None = None
         self._reports: deque[Success] = deque()
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether there is a client, or a call in flight."""
+        return bool(self._limits)
+
     def knows(self, terms: Terms) -> bool:
         """Return whether a client's limits already apply here; any thread may call this."""
         return terms in self._limits
