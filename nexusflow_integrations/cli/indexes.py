@@ -76,7 +76,7 @@ def remove(
     as_json: JsonOption = False,
 ) -> None:
     """Remove an index; your texts stay where they are."""
-    index = Indexes(store).find(name)
+    index = Indexes(store).find(name, unusable=True)  # the user may mean an unfinished one
     row = _described(index)
     if not yes:
         if as_json or not can_ask():

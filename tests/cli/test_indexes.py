@@ -77,6 +77,17 @@ def test_removing_asks_first(nexusflow: Command, filled: Indexes, zoo: Path) -> 
     assert (zoo / "otter.txt").exists()
 
 
+def test_an_unfinished_index_makes_a_name_ambiguous_for_removal_but_not_for_showing(
+    nexusflow: Command, filled: Indexes
+) -> None:
+    (filled.folder / "zoo-old@x" / "chroma-1").mkdir(parents=True)
+    said = nexusflow.sentence("indexes", "remove", "zoo", "--yes", code=2)
+    assert "several indexes begin with 'zoo'" in said
+    assert "zoo-old@x" in said
+    assert len(filled.all()) == 4
+    assert "3 passages, " in nexusflow("indexes", "show", "zoo")[0]
+
+
 def test_without_indexes_the_commands_say_so(nexusflow: Command) -> None:
     assert nexusflow("indexes", "list")[0].startswith("There is no index in ")
     assert "there is no index" in nexusflow.sentence("indexes", "show", "zoo", code=2)

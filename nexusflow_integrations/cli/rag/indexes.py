@@ -285,12 +285,15 @@ class Indexes:
         }
         return sorted(map(Index, found), key=lambda index: index.used, reverse=True)
 
-    def find(self, name: str | None = None, near: Path | None = None) -> Index:
+    def find(
+        self, name: str | None = None, near: Path | None = None, *, unusable: bool = False
+    ) -> Index:
         """Return the index whose name equals or begins with ``name``.
 
         Without a name, return the index of the nearest folder that contains ``near``; if there is
         none, that of a folder inside ``near``; if there is none, any index. If several fit, return
-        the most recently used one. Unusable indexes are skipped.
+        the most recently used one. Unusable indexes are skipped, unless only they fit a name, or
+        ``unusable`` counts them like the others.
 
         Raises:
             NoIndexError: There is no such index, several names begin with ``name``, or it is empty.
@@ -308,7 +311,8 @@ class Indexes:
             return next(i for i, about in usable if _nearness(about.corpus, near) == nearest)
         exact = [index for index in indexes if index.name == name]
         alike = exact or [index for index in indexes if index.name.startswith(name)]
-        alike = [index for index in alike if index.described()] or alike
+        if not unusable:
+            alike = [index for index in alike if index.described()] or alike
         if len(alike) == 1:
             return alike[0]
         if not indexes:
