@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import codecs
-import csv
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -17,11 +18,13 @@ import orjson
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.cli.first_bytes import LOOKED_AT, not_text
-from nexusflow_integrations.cli.rag.converted import LONGEST_FIELD
+from nexusflow_integrations.cli.rag.converted import NotATableError, read_table
 from nexusflow_integrations.errors import InvalidResponseError
 
 _GROUP = 2000
 """Rows that the Parquet writer collects before it writes them: 16 MB at 2,048 dimensions."""
+
+_LONG_NUMBER = re.compile(r"\d{19}")
 
 _FIELDS = 6
 """Fields of a line that an error message names."""
@@ -91,7 +94,7 @@ def lines_of_json(source: Iterable[bytes], name: str) -> Iterator[Line]:
         if not text.strip():
             continue
         try:
-            found = orjson.loads(text)
+            found = _loads(text)
         except orjson.JSONDecodeError:
             yield Line(number, problem="is not JSON")
             continue
@@ -107,7 +110,7 @@ def items_of_json(data: bytes, name: str) -> Iterator[Line]:
         InputProblemError: The input is not a JSON array.
     """
     try:
-        found = orjson.loads(data.removeprefix(codecs.BOM_UTF8))
+        found = _loads(data.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
         raise InputProblemError(
             f"the input is not JSON (line {error.lineno}); for one object per line, set --input"
@@ -128,10 +131,9 @@ def rows_of_table(source: Iterable[bytes], name: str, separator: str) -> Iterato
         InputProblemError: There is no such column, or more than one, a line is not UTF-8, or a
             quote is not closed.
     """
-    csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.DictReader(_utf8(source), delimiter=separator, strict=True)
+    rows = read_table(_utf8(source), separator)
     try:
-        columns = reader.fieldnames or []
+        _, columns = next(rows, (0, []))
         if len(columns) == 1 and name not in columns and re.search("[;\t|]", columns[0]):
             tabs = "\t" in columns[0]
             cut = "a tab: set --input tsv" if tabs else "; or |: use commas instead"
@@ -144,17 +146,28 @@ def rows_of_table(source: Iterable[bytes], name: str, separator: str) -> Iterato
             )
         if columns.count(name) > 1:
             raise InputProblemError(f"the input has more than one column {name!r}: rename one")
-        for row in reader:
-            record = {key: value for key, value in row.items() if isinstance(key, str)}
-            if None in row:
-                problem = f"has more than {len(columns)} columns"
-                yield Line(reader.line_num, record=record, problem=problem)
-            elif row[name] is None:
-                yield Line(reader.line_num, record=record, problem=f"has no column {name!r}")
+        columns = _distinct(columns)
+        for number, row in rows:
+            record: dict[str, Any] = dict(zip_longest(columns, row[: len(columns)]))
+            if len(row) > len(columns):
+                yield Line(number, record=record, problem=f"has more than {len(columns)} columns")
+            elif record[name] is None:
+                yield Line(number, record=record, problem=f"has no column {name!r}")
             else:
-                yield Line(reader.line_num, row[name], record)
-    except csv.Error as error:
-        raise InputProblemError(f"line {reader.line_num} is not CSV: {error}") from None
+                yield Line(number, record[name], record)
+    except NotATableError as error:
+        raise InputProblemError(f"the input is not a table: {error}") from None
+
+
+def _distinct(columns: list[str]) -> list[str]:
+    """Return the names with a number added to each that an earlier column has."""
+    found: dict[str, None] = {}
+    for name in columns:
+        number, chosen = 2, name
+        while chosen in found or (chosen != name and chosen in columns):
+            number, chosen = number + 1, f"{name}_{number}"
+        found[chosen] = None
+    return list(found)
 
 
 def _utf8(source: Iterable[bytes]) -> Iterator[str]:
@@ -162,6 +175,13 @@ def _utf8(source: Iterable[bytes]) -> Iterator[str]:
         if text is None:
             raise InputProblemError(f"line {number} is not UTF-8")
         yield text
+
+
+def _loads(data: str | bytes) -> Any:
+    """Parse JSON; unlike orjson, keep whole numbers of more than 64 bits exactly."""
+    found = orjson.loads(data)
+    text = data if isinstance(data, str) else data.decode()
+    return json.loads(text) if _LONG_NUMBER.search(text) else found
 
 
 def _line(number: int, found: Any, name: str) -> Line:
@@ -201,6 +221,9 @@ class Writer(Protocol):
     def finish(self) -> None: ...
 
 
+_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+
+
 class JsonLines:
     """Writes JSONL: the input's object with ``embedding``, or with null and an ``error``."""
 
@@ -211,9 +234,17 @@ class JsonLines:
         row = line.record | {"embedding": vector}
         if vector is None:
             row["error"] = f"line {line.number}: {reason}"
-        self._file.write(
-            orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
-        )
+        try:
+            written = orjson.dumps(row, option=_OPTIONS)
+        except TypeError:  # a number of more than 64 bits, or many levels of nesting
+            row = {
+                name: vector
+                if name == "embedding"
+                else orjson.Fragment(json.dumps(value, ensure_ascii=False))
+                for name, value in row.items()
+            }
+            written = orjson.dumps(row, option=_OPTIONS)
+        self._file.write(written)
 
     def finish(self) -> None:
         self._file.flush()

@@ -171,6 +171,53 @@ def test_a_row_without_its_text_is_named_and_the_others_are_done(
     assert [row["embedding"] is None for row in rows(out)] == [False, True, True, False]
 
 
+def test_long_numbers_and_deep_objects_are_repeated_exactly(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    deep = "[" * 300 + "]" * 300
+    lines = [
+        f'{{"id": {2**64 - 1}, "text": "one"}}',
+        f'{{"id": {2**64}, "text": "two", "more": [-{10**30}], "é": 0.5}}',
+        f'{{"id": 1, "text": "three", "deep": {deep}}}',
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines), "utf-8")
+    (tmp_path / "in.json").write_text(f"[{','.join(lines)}]", "utf-8")
+    out = tmp_path / "out.jsonl"
+    for name in ("in.jsonl", "in.json"):
+        nexusflow("embed", str(tmp_path / name), "-o", str(out), *SMALL)
+        found = rows(out)
+        assert [len(row.pop("embedding")) for row in found] == [64] * 3
+        assert found == [json.loads(line) for line in lines]
+
+
+def test_columns_with_the_same_name_are_all_kept(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    source.write_text("\na,text,a,a_2,a,,\n1,one,2,3,4,5,6\n")
+    nexusflow("embed", str(source), "-o", str(out), *SMALL)
+    (row,) = rows(out)
+    assert len(row.pop("embedding")) == 64
+    kept = {"a": "1", "text": "one", "a_3": "2", "a_2": "3", "a_4": "4", "": "5", "_2": "6"}
+    assert row == kept
+
+
+@pytest.mark.parametrize(
+    ("table", "where"),
+    [
+        ('id,text\n1,ok\n2,"a" b\n3,ok\n', "line 3: ',' expected"),
+        ('id,text\n1,ok\n\n2,"two\nlines"\n3,"never closed\n4,ok\n', "lines 6 to 7: unexpected"),
+    ],
+)
+def test_a_table_that_cannot_be_read_names_the_lines_of_the_bad_row(
+    nexusflow: Command, service: LocalServer, tmp_path: Path, table: str, where: str
+) -> None:
+    (tmp_path / "in.csv").write_text(table)
+    said = nexusflow.sentence("embed", str(tmp_path / "in.csv"), code=2)
+    assert said.startswith(f"the input is not a table: {where}")
+    assert service.stats.requests == 0
+
+
 def test_standard_input_and_output_make_a_pipe(clean: None, service: LocalServer) -> None:
     done = CliRunner().invoke(app, ["embed", *SMALL], input="otter\r\npanda\n")
     assert done.exit_code == 0, done.output

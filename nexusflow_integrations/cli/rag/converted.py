@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
@@ -84,8 +84,31 @@ def _no_telemetry() -> Iterator[None]:
         os.environ.pop(_TELEMETRY_OFF, None)
 
 
-LONGEST_FIELD = (1 << 31) - 1
-"""Maximum characters of a field in a table; the largest limit that ``csv`` takes everywhere."""
+_LONGEST_FIELD = (1 << 31) - 1  # the largest limit that csv takes everywhere
+
+
+class NotATableError(Exception):
+    """A row cannot be read; the message begins with the numbers of its lines."""
+
+
+def read_table(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield, for each row of CSV or TSV that is not blank, the number of its last line, and it.
+
+    Raises:
+        NotATableError: A quote is not closed, or text follows a closed one.
+    """
+    csv.field_size_limit(_LONGEST_FIELD)
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    begun = 1
+    try:
+        for row in reader:
+            if row:
+                yield reader.line_num, row
+            begun = reader.line_num + 1
+    except csv.Error as error:
+        end = reader.line_num
+        where = f"line {end}" if begun >= end else f"lines {begun} to {end}"
+        raise NotATableError(f"{where}: {error}") from None
 
 
 def table_rows(text: str, separator: str) -> Iterator[tuple[int, str]]:
@@ -96,14 +119,13 @@ def table_rows(text: str, separator: str) -> Iterator[tuple[int, str]]:
     Raises:
         NotConvertedError: A quote is not closed.
     """
-    csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows = read_table(io.StringIO(text, newline=""), separator)
     try:
-        columns = next(reader, [])
-        for row in reader:
+        _, columns = next(rows, (0, []))
+        for number, row in rows:
             named = zip([*columns, *[""] * (len(row) - len(columns))], row, strict=False)
             shown = (f"{name}: {value}" if name else value for name, value in named if value)
             if passage := "\n".join(shown):
-                yield reader.line_num, passage
-    except csv.Error as error:
-        raise NotConvertedError(f"not a table: line {reader.line_num}: {error}") from None
+                yield number, passage
+    except NotATableError as error:
+        raise NotConvertedError(f"not a table: {error}") from None
