@@ -222,6 +222,7 @@ class Writer(Protocol):
 
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+_REASON = re.compile(r"line \d+: ")
 
 
 class JsonLines:
@@ -234,6 +235,8 @@ class JsonLines:
         row = line.record | {"embedding": vector}
         if vector is None:
             row["error"] = f"line {line.number}: {reason}"
+        elif line.record.get("embedding", "") is None and _REASON.match(str(row.get("error"))):
+            del row["error"]  # an earlier run wrote it, and its output is now the input
         try:
             written = orjson.dumps(row, option=_OPTIONS)
         except TypeError:  # a number of more than 64 bits, or many levels of nesting

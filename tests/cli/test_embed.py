@@ -171,6 +171,21 @@ def test_a_row_without_its_text_is_named_and_the_others_are_done(
     assert [row["embedding"] is None for row in rows(out)] == [False, True, True, False]
 
 
+def test_the_failed_rows_of_an_output_can_be_embedded_again(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "failed.jsonl", tmp_path / "out.jsonl"
+    failed = {"text": "otter", "embedding": None, "error": "line 6: is blank"}
+    own = {"text": "panda", "embedding": None, "error": "a column of the user"}
+    again = {"text": " ", "embedding": [1.0], "error": "line 7: is blank"}
+    source.write_text("".join(f"{json.dumps(row)}\n" for row in (failed, own, again)))
+    nexusflow("embed", str(source), "-o", str(out), *SMALL, code=5)
+    first, second, third = rows(out)
+    assert (len(first["embedding"]), "error" in first) == (64, False)
+    assert (len(second["embedding"]), second["error"]) == (64, "a column of the user")
+    assert (third["embedding"], third["error"]) == (None, "line 3: is blank")
+
+
 def test_long_numbers_and_deep_objects_are_repeated_exactly(
     nexusflow: Command, service: LocalServer, tmp_path: Path
 ) -> None:
