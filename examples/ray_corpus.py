@@ -45,7 +45,7 @@ CHROMA = "from chromadb.cli.cli import app; app()"
 
 def passages(file):
     """Split one file; ids are derived from position and content, the same in every run."""
-    text = file["bytes"].decode("utf-8", errors="replace")
+    text = file["bytes"].decode("utf-8-sig", errors="replace")
     for line, passage in cut(text):
         source = f"{file['path']}:{line}"
         name = hashlib.sha256(f"{source}\n{passage}".encode()).hexdigest()[:24]

@@ -96,7 +96,7 @@ class TunedSettings:
         """
         name = os.fspath(path)
         try:
-            read = json.loads(Path(path).read_text("utf-8"))
+            read = json.loads(Path(path).read_text("utf-8-sig"))
         except ValueError:  # also UnicodeDecodeError
             raise ConfigurationError(f"{name!r} is not a settings file: it is not JSON") from None
         if not isinstance(read, dict) or not isinstance(read.get("version"), int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -86,7 +87,8 @@ def read_questions(path: Path, sources: Collection[str]) -> list[Question]:
         OSError: The file cannot be read.
     """
     found = []
-    for number, raw in enumerate(path.read_bytes().splitlines(), 1):
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    for number, raw in enumerate(content.splitlines(), 1):
         if raw.strip():
             try:
                 found.append(_question(raw, sources))

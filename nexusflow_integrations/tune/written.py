@@ -5,6 +5,7 @@ Only `Writer` makes requests. The other functions sample passages and check the 
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import re
 import threading
@@ -494,7 +495,7 @@ class Writer:
         found: dict[str, Question] = {}
         if file is None or not file.exists():
             return found
-        for line in file.read_bytes().splitlines():
+        for line in file.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines():
             record = _object_of_line(line)
             asked = passages.get(str(record.get("passage")))
             text, quote = record.get("question"), record.get("quote")
@@ -531,7 +532,7 @@ def _make_ready(file: Path | None) -> None:
     if file is None:
         return
     file.open("ab").close()
-    content = file.read_bytes()
+    content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     whole, last = content[: content.rfind(b"\n") + 1], content[content.rfind(b"\n") + 1 :]
     if last and _object_of_line(last):
         file.write_bytes(content + b"\n")

@@ -30,6 +30,13 @@ def test_saved_settings_are_loaded(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_file_that_an_editor_saved_with_a_byte_order_mark_is_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "tuned.json"
+    _TUNED.save(file)
+    file.write_text(file.read_text("utf-8"), "utf-8-sig")
+    assert TunedSettings.load(file) == _TUNED
+
+
 def test_a_client_gets_the_settings_that_it_has() -> None:
     settings = NexusFlow("k", **_TUNED.for_client()).settings
     assert (settings.dimensions, settings.query_instruction) == (256, "问题：\n")

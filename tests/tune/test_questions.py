@@ -63,6 +63,13 @@ def test_a_line_names_a_source_a_line_or_a_quote(tmp_path: Path) -> None:
     ]
 
 
+def test_a_byte_order_mark_is_not_part_of_the_first_question(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"question": "one?", "source": "a.md"}\n', "utf-8-sig")
+    (question,) = read_questions(file, {"a.md"})
+    assert question.text == "one?"
+
+
 @pytest.mark.parametrize(
     ("record", "problem"),
     [

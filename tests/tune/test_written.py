@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import traceback
 from collections.abc import Iterator
@@ -260,6 +261,7 @@ def test_questions_of_a_run_that_failed_are_not_paid_for_again(
         _tuning(server, _chat(server, file=file)).run()
     kept = [json.loads(line) for line in file.read_text().splitlines()]
     assert kept
+    file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())  # an editor may add this
     with file.open("a") as broken:
         broken.write('{"question": "Where')  # a killed process may leave this
 
