@@ -72,7 +72,8 @@ class Added:
 
     Attributes:
         added: Documents that were embedded and stored.
-        present: Documents that the store already had under their ids; they were not paid for.
+        present: Documents that the store already had under their ids; they were not paid for. The
+            stored document may have more metadata, because some stores add their own.
         differing: Documents that were not written, because the store has another text or metadata
             under their id.
         left_out: The documents that could not be stored, each with the reason.
