@@ -35,7 +35,12 @@ from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.checks import known_arguments, named, one_of
 from nexusflow_integrations._core.fields import OURS, Fields
 from nexusflow_integrations._core.hosts import is_loopback
-from nexusflow_integrations._core.key_sources import EnvironmentKey, FunctionKey, key_source
+from nexusflow_integrations._core.key_sources import (
+    EnvironmentKey,
+    FunctionKey,
+    key_in_environment,
+    key_source,
+)
 from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.other_frameworks import missing
@@ -45,7 +50,6 @@ from nexusflow_integrations._core.settings import (
     DEFAULT_BASE_URL,
     ON_TOO_LONG,
     Settings,
-    resolve_api_key,
     resolve_base_url,
 )
 from nexusflow_integrations._core.usage import Usage
@@ -384,7 +388,7 @@ class NexusFlowEmbeddingFunction(EmbeddingFunction[Documents]):
     def _find_key(self) -> ApiKey | FunctionKey:
         variable = self._config["api_key_env_var"]
         if self._api_key is not None or os.environ.get(variable) or not self._rebuilt:
-            return self._api_key or resolve_api_key(env=variable)
+            return self._api_key or key_in_environment(variable)
         several = _identity(self._config) in _made_here
         raise ConfigurationError(
             f"no API key: this embedding function was rebuilt from what a collection stores, which"

@@ -16,7 +16,7 @@ from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.checks import attribute, code_of, has_methods, inner_of
 from nexusflow_integrations._core.outcome import Outcome
 from nexusflow_integrations._core.secret import ApiKey, secret_arguments, without_frames
-from nexusflow_integrations._core.settings import KEY_VARIABLE, resolve_api_key
+from nexusflow_integrations._core.settings import KEY_VARIABLE, NO_KEY, resolve_api_key
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 Loop = asyncio.AbstractEventLoop
@@ -55,6 +55,21 @@ class GivenKey:
         return None
 
 
+def key_in_environment(variable: str) -> ApiKey:
+    """Return the key in an environment variable.
+
+    Raises:
+        ConfigurationError: There is no key; the message says how to work without one. Or the key
+            is not valid.
+    """
+    if variable == KEY_VARIABLE and not os.environ.get(variable):
+        raise ConfigurationError(
+            f"{NO_KEY.format(variable)}; to work without a key, run `nexusflow serve` and set the"
+            " two variables that it prints"
+        )
+    return resolve_api_key(env=variable)
+
+
 class EnvironmentKey:
     """The key in an environment variable, which is read at first use and after a 401 response.
 
@@ -88,7 +103,7 @@ class EnvironmentKey:
                     f"no API key in this process: a {self._unpickled} is pickled without its key,"
                     f" so set the environment variable {self._variable} here"
                 )
-            self._key = resolve_api_key(env=self._variable)
+            self._key = key_in_environment(self._variable)
         return self._key
 
     @property

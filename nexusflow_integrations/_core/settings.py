@@ -56,6 +56,8 @@ ON_TOO_LONG = ("error", "split", "truncate", "send")
 OnTooLongOrCollect = Literal["error", "collect", "split", "truncate", "send"]
 """Values of ``on_too_long`` for calls whose result can leave texts out."""
 
+NO_KEY = "no API key: pass api_key=... or set the environment variable {}"
+
 
 @secret_arguments
 def resolve_api_key(value: object = None, env: str = KEY_VARIABLE) -> ApiKey:
@@ -68,9 +70,7 @@ def resolve_api_key(value: object = None, env: str = KEY_VARIABLE) -> ApiKey:
     if value is None:
         value = os.environ.get(env)
         if not value:
-            raise ConfigurationError(
-                f"no API key: pass api_key=... or set the environment variable {env}"
-            )
+            raise ConfigurationError(NO_KEY.format(env))
     if not isinstance(value, (str, ApiKey)) and has_methods(value, "get_secret_value"):
         try:
             value = value.get_secret_value()  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import time
+from collections.abc import Coroutine
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from queue import SimpleQueue
@@ -20,6 +21,7 @@ from nexusflow_integrations._core.call.background import (
     Outcome,
     background_loop,
 )
+from nexusflow_integrations.errors import APIConnectionError
 
 from .forked import in_child, needs_fork
 
@@ -38,6 +40,29 @@ async def name() -> str:
 def test_work_runs_in_a_daemon_thread_of_its_own(loop: BackgroundLoop) -> None:
     assert loop.submit(name()).result(60) == "nexusflow-integrations"
     assert loop._thread.daemon
+
+
+def test_an_error_of_this_package_arrives_without_the_frames_of_the_loops_thread(
+    loop: BackgroundLoop,
+) -> None:
+    async def refused() -> None:
+        raise APIConnectionError("cannot connect") from ValueError("why")
+
+    async def broken() -> None:
+        raise ValueError("a bug")
+
+    ours, others = _error_of(loop, refused()), _error_of(loop, broken())
+    assert ours.__traceback__ is None
+    assert isinstance(ours.__cause__, ValueError)
+    assert others.__traceback__ is not None
+
+
+def _error_of(loop: BackgroundLoop, work: Coroutine[Any, Any, None]) -> BaseException:
+    news: SimpleQueue[Any] = SimpleQueue()
+    LoopCall(loop, work, news.put).start()
+    error = news.get(timeout=60).error
+    assert isinstance(error, BaseException)
+    return error
 
 
 def test_cancelling_the_future_cancels_the_work(loop: BackgroundLoop) -> None:

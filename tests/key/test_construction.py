@@ -81,6 +81,20 @@ def test_a_stored_configuration_with_a_secret_shows_it_in_no_error(name: str) ->
         assert leaks(caught.value, KEY, PASSWORD) == []
 
 
+def test_without_a_key_the_message_names_the_local_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NEXUSFLOW_API_KEY", raising=False)
+    from nexusflow_integrations import NexusFlow
+    from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+
+    for embed in (NexusFlow().embed, NexusFlowEmbeddingFunction()):
+        with pytest.raises(errors.ConfigurationError, match="run `nexusflow serve`"):
+            embed(["a"])
+    # The server's variables do not help where another variable is read.
+    other = NexusFlowEmbeddingFunction(api_key_env_var="NEXUSFLOW_KEY_OF_OURS")
+    with pytest.raises(errors.ConfigurationError, match=r"NEXUSFLOW_KEY_OF_OURS$"):
+        other(["a"])
+
+
 def test_no_key_given_shows_no_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NEXUSFLOW_API_KEY", raising=False)
     from nexusflow_integrations import NexusFlow

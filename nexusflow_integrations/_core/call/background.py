@@ -28,7 +28,7 @@ from nexusflow_integrations._core.call.waiting import next_item
 from nexusflow_integrations._core.clock import keep_running, monotonic
 from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.outcome import Outcome
-from nexusflow_integrations.errors import APIConnectionError
+from nexusflow_integrations.errors import APIConnectionError, NexusFlowError
 
 T = TypeVar("T")
 
@@ -192,6 +192,10 @@ class LoopCall(Generic[T]):
             self._tell(Outcome(error=CancelledError()))
             raise
         except BaseException as error:
+            if isinstance(error, NexusFlowError):
+                # Its message says what is wrong. The frames of this thread would only make the
+                # traceback longer that the caller sees; those of a cause are kept.
+                error.__traceback__ = None
             self._tell(Outcome(error=error))
             if not isinstance(error, Exception):
                 raise
