@@ -96,6 +96,9 @@ PLOTS = ("ir_measures", "matplotlib", "sklearn")
 PROGRAMS = {
     "demo": Program(["nexusflow", "demo", "--limit", "10"], "`nexusflow demo`"),
     "serve": Program([sys.executable, "-c", SERVE], "`nexusflow serve`"),
+    "tune": Program(
+        ["nexusflow", "tune", str(NOTES / "llama-index.md")], "`nexusflow demo`", ("ir_measures",)
+    ),
     "without a key": Program(
         ["sh", "-c", "nexusflow doctor && echo 'a text' | nexusflow embed"], "`nexusflow demo`"
     ),
