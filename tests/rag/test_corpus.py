@@ -267,7 +267,7 @@ def test_a_document_belongs_to_its_file() -> None:
 def test_the_suffix_says_how_headings_are_marked(tmp_path: Path) -> None:
     files = {
         "a.adoc": "= Zoo\n\nadoc",
-        "b.mdx": "# Zoo\n\nmdx",
+        "b.mdx": "import Zoo from 'zoo'\n\n# Zoo\n\nmdx",
         "c.org": "* Zoo\norg",
         "d.rst": "Zoo\n===\n\nrst",
         "e.rst.txt": "Zoo\n===\n\nrst.txt",

@@ -210,6 +210,16 @@ def test_a_thematic_break_at_the_beginning_hides_nothing(text: str) -> None:
     assert text[4:20].split()[0] in found
 
 
+def test_imports_and_exports_at_the_beginning_of_mdx_are_no_passage() -> None:
+    module = "import Tabs from '@theme/Tabs'\nimport {\n  Item,\n} from 'x'\n\nexport const a = 1\n"
+    text = f"---\ntitle: Zoo\n---\n\n{module}\nOpen.\n\nimport nothing\n"
+    assert list(cut(text, kind="mdx")) == [(12, "Zoo\n\nOpen.\n\nimport nothing")]
+    assert list(cut(f"{module}# Zoo\n\nOpen.\n", kind="mdx")) == [(9, "Zoo\n\nOpen.")]
+    assert list(cut(module, kind="mdx")) == []
+    assert list(cut("important words\n", kind="mdx")) == [(1, "important words")]
+    assert list(cut("import a key\n", kind="md")) == [(1, "import a key")]
+
+
 def test_each_piece_of_a_long_paragraph_cites_its_own_line() -> None:
     sentence = "Pandas climb the {} tree."
     text = "\n".join(sentence.format(number) for number in range(100, 200))

@@ -60,7 +60,8 @@ FURTHER = (
 # fmt: on
 
 KINDS = {
-    **dict.fromkeys((".md", ".markdown", ".mdx"), "md"),
+    **dict.fromkeys((".md", ".markdown"), "md"),
+    ".mdx": "mdx",
     **dict.fromkeys((".adoc", ".asciidoc"), "adoc"),
     ".rst": "rst",
     ".org": "org",

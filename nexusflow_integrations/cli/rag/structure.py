@@ -20,6 +20,11 @@ _FRONT_MATTER = re.compile(
     r"|\+\+\+\n(?P<toml>.{,10000}?)(?<=\n)\+\+\+)(?:\n|\Z)",
     re.DOTALL,
 )
+_MDX_MODULE = re.compile(
+    # Blank lines, a statement of JavaScript, and its further lines up to a blank line or a heading.
+    r"\s*^(?:import|export)[\s{*'\"].*(?:\n(?!\s*$|#).*)*\n?",
+    re.MULTILINE,
+)
 _ADORNMENT = re.compile(r"([!-/:-@[-`{-~])\1*")
 _SHORT_ADORNMENT = 4
 _ROLE = re.compile(r":[\w:.+-]+:`[!~]?([^`<]*?)(?:\s*<[^`>]*>)?`")
@@ -79,10 +84,22 @@ def _markdown_parser() -> MarkdownIt:
     return parser
 
 
+def _mdx(text: str) -> Iterator[Block]:
+    """Find the blocks of Markdown below the imports and exports at the beginning."""
+    title, end = _front_matter(text) or ("", 0)
+    while found := _MDX_MODULE.match(text, end):
+        end = found.end()
+    return _below(text, title, end)
+
+
 def _markdown(text: str) -> Iterator[Block]:
+    return _below(text, *(_front_matter(text) or ("", 0)))
+
+
+def _below(text: str, title: str, end: int) -> Iterator[Block]:
+    """Find the blocks below ``end``; what is above is no text, and ``title`` is its heading."""
     parser = _markdown_parser()
-    if front := _front_matter(text):  # settings of a site generator, which come before the text
-        title, end = front
+    if end:  # settings of a site generator, which come before the text
         lines = len(text[:end].splitlines())
         yield Block(0, 1, title, lines)
         text = "\n" * lines + text[end:]
@@ -252,6 +269,7 @@ def _definitions(parent: ast.AST, level: int, lines: list[str]) -> Iterator[Bloc
 
 KINDS = {
     "md": _markdown,
+    "mdx": _mdx,
     "rst": _restructured,
     "adoc": _asciidoc,
     "org": _org,
