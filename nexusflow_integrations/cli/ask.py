@@ -538,7 +538,7 @@ def _answer(
         screen.nothing_close(passages)
         return [{"kind": "none", "text": "", "quotes": []}]
     quotes = opened.quote(question, passages)
-    screen.quotes(quotes)
+    screen.quotes(quotes, passages)
     text = " ".join(f"“{item.text}” [{item.passage}]" for item in quotes)
     return [{"kind": "quoted", "text": text, "quotes": [asdict(item) for item in quotes]}]
 

@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from nexusflow_integrations._core.usage import Usage
-from nexusflow_integrations.cli.rag.answer import Quote
+from nexusflow_integrations.cli.rag.answer import Quote, split_headings, without_marks
 from nexusflow_integrations.cli.rag.collection import Updated
-from nexusflow_integrations.cli.rag.corpus import Corpus, Skipped
+from nexusflow_integrations.cli.rag.corpus import Corpus, Document, Skipped, kind_of
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
 from nexusflow_integrations.cli.rag.indexes import Index
 from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Chat, ChatTokens, Passage
@@ -26,6 +26,8 @@ from nexusflow_integrations.cli.words import count, printable, time_left
 
 _BAR = 10
 _SNIPPET = 150
+_BELOW = " | "
+"""What separates the headings of a passage from its text."""
 _NAMED = 20
 
 
@@ -137,13 +139,16 @@ class AskScreen(Screen):
             table.add_row(str(row + 1), *_cells(passages, row), *_cells(keywords, row))
         self.out.print(Padding(table, INDENT))
 
-    def quotes(self, quotes: Sequence[Quote]) -> None:
+    def quotes(self, quotes: Sequence[Quote], passages: Sequence[Passage]) -> None:
         """Show a quoted answer, and say that it is quoted."""
         self.head("Answer", "extracted from the passages; no chat model used")
         if not quotes:
             self.out.print(Padding("No sentence in the passages could be quoted.", INDENT))
         for item in quotes:
-            line = Text.assemble(f"“{printable(item.text)}” ", (f"[{item.passage}]", "cyan"))
+            text = item.text
+            if _is_markdown(passages[item.passage - 1]):
+                text = without_marks(text)
+            line = Text.assemble(f"“{printable(text)}” ", (f"[{item.passage}]", "cyan"))
             self.out.print(Padding(line, INDENT))
 
     def nothing_close(self, passages: Sequence[Passage]) -> None:
@@ -296,9 +301,14 @@ def _paid(usage: Usage) -> str:
     return count(usage.tokens, "token")
 
 
+def _is_markdown(passage: Passage) -> bool:
+    return kind_of(Document(passage.text, passage.source).origin) in ("md", "mdx")
+
+
 def _snippet(passage: Passage) -> str:
-    text = " ".join(passage.text.removeprefix(f"{passage.source}: ").split())
-    text = printable(text)
+    path, body = split_headings(passage.text.removeprefix(f"{passage.source}: "))
+    text = " ".join(body.split())
+    text = printable(f"{path}{_BELOW}{text}" if path else text)
     return text if len(text) <= _SNIPPET else f"{text[:_SNIPPET].rsplit(' ', 1)[0]} …"
 
 

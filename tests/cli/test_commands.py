@@ -187,6 +187,18 @@ def test_ask_and_search_use_the_index_that_index_made(
     assert "answers" not in found
 
 
+def test_a_hit_is_shown_with_its_headings_apart_and_a_quote_without_marks(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    (tmp_path / "leave.md").write_text("# Leave\n\n**Every employee** has [28 days](b.md).\n")
+    nexusflow("index", str(tmp_path / "leave.md"))
+    shown, _ = nexusflow("ask", "How many days has an employee?")
+    assert "Leave | **Every employee** has [28 days](b.md)." in shown
+    assert "“Every employee has 28 days.” [1]" in shown
+    (answer,) = nexusflow.json("ask", "How many days has an employee?")["answers"]
+    assert answer["quotes"][0]["text"] == "**Every employee** has [28 days](b.md)."
+
+
 def test_ask_takes_the_index_that_was_used_last_or_the_one_named(
     nexusflow: Command, service: LocalServer, zoo: Path, tmp_path: Path
 ) -> None:

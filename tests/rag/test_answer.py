@@ -13,7 +13,7 @@ import pytest
 from nexusflow_integrations import NexusFlow
 from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations._core.usage import Price
-from nexusflow_integrations.cli.rag.answer import is_close, numbered, quote
+from nexusflow_integrations.cli.rag.answer import is_close, numbered, quote, without_marks
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
 from nexusflow_integrations.cli.rag.indexes import Index
 from nexusflow_integrations.cli.rag.passages import cut
@@ -102,6 +102,21 @@ def test_a_heading_that_was_cut_is_not_quoted_and_a_star_in_code_stays(client: N
     ((_, text),) = cut(f"# {'What the panda eats ' * 5}\n\n- It eats `2 * 3` leaves - of bamboo.")
     (found,) = quote("What does the panda eat?", [Passage(text, "a.md:3", "", 0.5)], client)
     assert found.text == "It eats `2 * 3` leaves - of bamboo."
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("**All numbers are in EUR.", "All numbers are in EUR."),
+        ("**`x`** is **very** good.**", "`x` is very good."),
+        ("Use a [shared budget](a/b.md), ![or](c.png).", "Use a shared budget, or."),
+        ("中文**重点**文字。", "中文重点文字。"),
+        ("`f(**more)`, 2 ** 3, 2**3 and *args", "`f(**more)`, 2 ** 3, 2**3 and *args"),
+        ("See [x][1] and `[a](b)`.", "See [x][1] and `[a](b)`."),
+    ],
+)
+def test_a_quote_is_shown_without_the_marks_of_markdown(text: str, shown: str) -> None:
+    assert without_marks(text) == shown
 
 
 def test_without_sentences_the_items_of_a_list_are_quoted(client: NexusFlow) -> None:

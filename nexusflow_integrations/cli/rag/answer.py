@@ -32,6 +32,12 @@ _MARKER = re.compile(r"^(?:[-*+•>]|\d{1,3}[.)])\s+")
 _STATED = re.compile(r"[.!。！…][\"'”’)\]`*_」』]*$")
 _ASKED = re.compile(r"[?？][\"'”’)\]`*_」』]*$")
 _LETTER = re.compile(r"[^\W\d_]")
+_MARKS = re.compile(
+    r"(?P<code>``.+?``|`[^`]+`)"
+    r"|!?\[(?P<words>[^][`*]*)\]\([^()\s]*\)"
+    r"|(?<![\w*])\*\*(?=[^\s*])|(?<=[^\s*])\*\*(?![\w*])",
+    re.ASCII,
+)
 _LINKS = re.compile(r"(?:[\W\d_]*\[[^]]*\]\([^)]*\))+[\W\d_]*")
 
 
@@ -69,6 +75,23 @@ def numbered(passages: Sequence[Passage]) -> str:
     return "\n\n".join(
         f"[{number}] {passage.source}\n{passage.text}" for number, passage in enumerate(passages, 1)
     )
+
+
+def split_headings(text: str) -> tuple[str, str]:
+    """Return the path of headings above a passage, or an empty string, and the text below."""
+    path, below, body = text.partition("\n\n")
+    stated = _STATED.search(path.removesuffix(CUT))
+    if below and "\n" not in path and not stated and not _FENCED.match(path):
+        return path, body
+    return "", text
+
+
+def without_marks(text: str) -> str:
+    """Return a sentence of Markdown without the marks of bold text and links.
+
+    Code is not changed. A mark whose other half is in another sentence is removed as well.
+    """
+    return _MARKS.sub(lambda found: found["code"] or found["words"] or "", text)
 
 
 def quote(
@@ -124,10 +147,7 @@ def _quotable(passage: Passage) -> list[str]:
 
 def _prose(text: str) -> str:
     """Return the text without headings, tables and code."""
-    path, below, body = text.partition("\n\n")
-    stated = _STATED.search(path.removesuffix(CUT))
-    if below and "\n" not in path and not stated and not _FENCED.match(path):
-        text = body  # leave out the headings above the passage
+    _, text = split_headings(text)
     lines = _INDENTED.sub("", _FENCED.sub("", text)).split("\n")
     kept = ("" if _NOT_PROSE.match(line) else line for line in lines)
     return "".join(f"\n\n{line}" if _MARKER.match(line.lstrip()) else f"\n{line}" for line in kept)
