@@ -31,23 +31,29 @@
     const to = link(at);
     return to ? h("a", { class: "source", href: to, target: "_blank", rel: "noopener noreferrer" }, label(at)) : h("span", { class: "source" }, label(at));
   }
-  function brief(text, words, length) {
+  // Returns a function that finds words in a text, or null if there are no words. A whole word has no
+  // letter beside it. CJK scripts have no spaces, so there a part of a longer run counts.
+  const CJK = /[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]/, LETTER = /\p{L}/u;
+  const apart = (char) => !LETTER.test(char) || CJK.test(char);
+  function finder(words, whole) {
+    if (!words.length) return null;
+    const pattern = new RegExp(words.map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).sort((a, b) => b.length - a.length).join("|"), "giu");
+    return (text) => [...text.matchAll(pattern)].map((found) => [found.index, found.index + found[0].length])
+      .filter(([from, to]) => !whole || CJK.test(text.slice(from, to)) || (apart(text.charAt(from - 1)) && apart(text.charAt(to))));
+  }
+  function brief(text, find, length) {
     let from = 0;
-    if (words && words.length) {
-      const found = pattern(words).exec(text);
-      if (found && found.index > length / 2) from = Math.max(0, text.lastIndexOf(" ", found.index - length / 3));
-    }
+    const found = find && find(text)[0];
+    if (found && found[0] > length / 2) from = Math.max(0, text.lastIndexOf(" ", found[0] - length / 3));
     const cut = text.slice(from, from + length);
     return (from ? "… " : "") + cut + (from + length < text.length ? " …" : "");
   }
-  const pattern = (words) => new RegExp(words.map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).sort((a, b) => b.length - a.length).join("|"), "giu");
-  function marked(text, words) {
+  function marked(text, find) {
     const node = document.createDocumentFragment();
-    if (!words || !words.length) { node.append(text); return node; }
     let last = 0;
-    for (const found of text.matchAll(pattern(words))) {
-      node.append(text.slice(last, found.index), h("mark", {}, found[0]));
-      last = found.index + found[0].length;
+    for (const [from, to] of find ? find(text) : []) {
+      node.append(text.slice(last, from), h("mark", {}, text.slice(from, to)));
+      last = to;
     }
     node.append(text.slice(last));
     return node;
@@ -56,7 +62,7 @@
   // -- the map --------------------------------------------------------------------------------
   const canvas = $("map"), pen = canvas.getContext("2d"), tip = $("tip");
   let width = 0, height = 0, scale = 1, left = 0, top = 0, hovered = -1, selected = -1;
-  let colouring = groupings[0], only = -1, terms = [], match = null, matches = N, waiting = false;
+  let colouring = groupings[0], only = -1, terms = [], typed = null, match = null, matches = N, waiting = false;
   const PAD = 18;
   const screenX = (x) => PAD + (x - left) * scale * (width - 2 * PAD);
   const screenY = (y) => PAD + (1 - y - top) * scale * (height - 2 * PAD);
@@ -226,7 +232,7 @@
     if (at === hovered) return;
     if (at < 0) { hide(); return; }
     hovered = at;
-    show(tip, h("div", { class: "source" }, label(at)), h("div", { class: "clip" }, marked(brief(data.texts[at], terms, 180), terms)));
+    show(tip, h("div", { class: "source" }, label(at)), h("div", { class: "clip" }, marked(brief(data.texts[at], typed, 180), typed)));
     tip.hidden = false;
     const x = screenX(X[at]), y = screenY(Y[at]);
     tip.style.left = `${Math.max(4, Math.min(width - tip.offsetWidth - 4, x + 12))}px`;
@@ -235,20 +241,20 @@
   }
   canvas.setAttribute("aria-label", `${whole(N)} texts. Points that are close together have similar meanings. Use the search field to reach texts with the keyboard.`);
 
-  function row(at, words, number, extra) {
+  function row(at, find, number, extra) {
     return h("li", {}, h("div", { class: `row small ${extra || ""}` },
       h("div", { class: "grow" }, named(at),
-        h("button", { class: "text clip dim", onclick: () => reveal(at) }, marked(brief(data.texts[at], words, 160) || data.ids[at], words))),
+        h("button", { class: "text clip dim", onclick: () => reveal(at) }, marked(brief(data.texts[at], find, 160) || data.ids[at], find))),
       number === null ? null : h("span", { class: "number" }, number)));
   }
   function select(at) {
     selected = at;
     const others = [];
-    for (let k = 0; k < data.near.many; k++) others.push(row(near[at * data.near.many + k], terms, score(nearScores[at * data.near.many + k])));
+    for (let k = 0; k < data.near.many; k++) others.push(row(near[at * data.near.many + k], typed, score(nearScores[at * data.near.many + k])));
     const back = terms.length || only >= 0 ? h("button", { class: "back small", onclick: () => { list(); redraw(); } }, "← back to the list") : null;
     show($("side"), back, h("div", { class: "head", id: "chosen" }, named(at)),
       h("div", { class: "dim small" }, groupings.map((item) => `${item.label}: ${item.names[item.of[at]]}`).join(" · ")),
-      h("div", { class: "full small" }, marked(data.texts[at], terms)),
+      h("div", { class: "full small" }, marked(data.texts[at], typed)),
       others.length ? h("h3", {}, "Nearest neighbours") : null, h("ol", { class: "rows" }, ...others));
     $("side").scrollTop = 0;
     redraw();
@@ -265,6 +271,7 @@
   const low = data.texts.map((text, at) => `${data.sources[at]}\n${data.ids[at]}\n${text}`.toLowerCase());
   function search() {
     terms = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    typed = finder(terms, false);
     match = null; matches = N;
     if (terms.length) {
       match = new Uint8Array(N); matches = 0;
@@ -276,11 +283,11 @@
   function list() {
     selected = -1;
     if (!terms.length && only < 0) {
-      show($("side"), h("p", { class: "dim" }, "Hover over a point to read its text; click the point to see its neighbours. Points that are close together have similar meanings."));
+      show($("side"), h("p", { class: "dim" }, "Hover over a point to read its text; click or tap it to see its neighbours. Points that are close together have similar meanings."));
       return;
     }
     const shown = [];
-    for (let at = 0; at < N && shown.length < 50; at++) if (visible(at)) shown.push(row(at, terms, null));
+    for (let at = 0; at < N && shown.length < 50; at++) if (visible(at)) shown.push(row(at, typed, null));
     show($("side"), shown.length ? h("ol", { class: "rows" }, ...shown) : h("p", { class: "dim" }, "No text contains all of these words."));
   }
   $("search").addEventListener("input", search);
@@ -311,14 +318,14 @@
     ? h("p", { class: `${question.rank <= GOOD ? "good" : "bad"} small` }, `First correct result: #${whole(question.rank)} (cosine ${score(question.score)}).`)
     : null;
   function hits(question, most) {
-    const right = new Set(question.right), first = question.hits.slice(0, most);
-    const list = first.map(([at, value]) => row(at, question.words, score(value), right.has(at) ? "right" : ""));
-    if (question.first !== null && !first.some(([at]) => right.has(at))) list.push(row(question.first, question.words, `${whole(question.rank)}. ${score(question.score)}`, "right"));
+    const find = finder(question.words, true), right = new Set(question.right), first = question.hits.slice(0, most);
+    const list = first.map(([at, value]) => row(at, find, score(value), right.has(at) ? "right" : ""));
+    if (question.first !== null && !first.some(([at]) => right.has(at))) list.push(row(question.first, find, `${whole(question.rank)}. ${score(question.score)}`, "right"));
     return list;
   }
   function answer(question, button) {
     [...$("questions").querySelectorAll("button")].forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
-    show($("answer"), h("div", { class: "head" }, marked(question.text, question.words)), verdict(question), h("ol", { class: "rows scroll" }, ...hits(question, question.hits.length)));
+    show($("answer"), h("div", { class: "head" }, marked(question.text, finder(question.words, true))), verdict(question), h("ol", { class: "rows scroll" }, ...hits(question, question.hits.length)));
   }
   function ask(list) {
     const buttons = list.map((item) => {
@@ -382,9 +389,9 @@
       ? "Pairs with a cosine of 0.95 or more, nearest first." : "No two texts have a cosine of 0.95 or more."),
     data.near_duplicates.length && h("ol", { class: "rows scroll" }, ...data.near_duplicates.map(([one, two, value]) => h("li", {}, h("div", { class: "row small" },
       h("div", { class: "grow" }, named(one), h("span", { class: "dim" }, " and "), named(two),
-        h("button", { class: "text clip dim", onclick: () => reveal(one) }, brief(data.texts[one], [], 120) || data.ids[one])), h("span", { class: "number" }, score(value)))))));
+        h("button", { class: "text clip dim", onclick: () => reveal(one) }, brief(data.texts[one], null, 120) || data.ids[one])), h("span", { class: "number" }, score(value)))))));
   show($("outliers"), h("p", { class: "dim small" }, "Farthest from their nearest neighbours, by mean cosine."),
-    h("ol", { class: "rows scroll" }, ...data.outliers.map(([at, value]) => row(at, [], score(value)))));
+    h("ol", { class: "rows scroll" }, ...data.outliers.map(([at, value]) => row(at, null, score(value)))));
   const money = (amount) => amount === 0 ? `0 ${data.cost.currency}` : `${amount >= 0.01 ? amount.toFixed(2) : amount.toPrecision(2)} ${data.cost.currency}`;
   const give = data.cost.error ? ` ±${Math.round(data.cost.error * 100)}%` : "";
   const facts = [["Texts shown", `${whole(N)}${data.total > N ? ` of ${whole(data.total)}, a sample` : ""}`],

@@ -202,6 +202,24 @@ def test_a_question_shows_its_hits_and_the_rank_of_the_right_one(opened: Any) ->
     assert "First correct" not in text_of(opened, "#answer")
 
 
+def test_of_a_question_whole_words_are_marked_and_pairs_of_chinese_characters(
+    browser: Any, tmp_path: Path, running_server: Any
+) -> None:
+    function = NexusFlowEmbeddingFunction(
+        running_server.api_key, api_base=running_server.base_url, dimensions=128
+    )
+    collection: Any = chromadb.EphemeralClient().create_collection(
+        "words",
+        embedding_function=function,  # type: ignore[arg-type]
+    )
+    text = "Holidays: 28 days a year. 小熊猫喜欢吃竹子。"
+    collection.add(ids=["1"], documents=[text])
+    asked = [Question("How many days? 熊猫 day", ["1"])]
+    browser.get(write_report(collection, tmp_path / "out.html", questions=asked).path.as_uri())
+    (row,) = browser.find_elements(By.CSS_SELECTOR, "#answer .row")
+    assert [mark.text for mark in row.find_elements(By.CSS_SELECTOR, "mark")] == ["days", "熊猫"]
+
+
 def test_questions_hits_and_outliers_are_exported_as_json(opened: Any) -> None:
     made = """
     const done = arguments[0], make = URL.createObjectURL;
