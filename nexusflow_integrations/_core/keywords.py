@@ -8,6 +8,7 @@ indexed in pairs.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cache, lru_cache
 from importlib import import_module
@@ -73,7 +74,13 @@ def check_packages() -> None:
         ImportError: A package is missing; the message says what to install.
     """
     packages = ("bm25s", "Stemmer", "rjieba")
-    with needed("A keyword search", *packages, install="nexusflow-integrations[hybrid]"):
+    with (
+        needed("A keyword search", *packages, install="nexusflow-integrations[hybrid]"),
+        warnings.catch_warnings(),
+    ):
+        # In a notebook without ipywidgets, bm25s's import of tqdm warns that bars are plain text.
+        # No bar is shown here.
+        warnings.filterwarnings("ignore", "IProgress not found")
         for name in packages:
             import_module(name)
 

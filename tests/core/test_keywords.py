@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -32,6 +33,20 @@ from nexusflow_integrations.keywords import fused, words_of
 )
 def test_words(text: str, words: list[str]) -> None:
     assert words_of(text) == words
+
+
+def test_in_a_notebook_without_ipywidgets_nothing_warns_about_bars() -> None:
+    code = """
+import sys, types
+for name in ("ipykernel.zmqshell", "IPython"):
+    sys.modules[name] = types.ModuleType(name)
+sys.modules["IPython"].get_ipython = lambda: None
+sys.modules["ipywidgets"] = None
+from nexusflow_integrations.keywords import words_of
+words_of("a panda")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_text_and_a_question_meet_in_another_form_of_the_word() -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import bm25s
-
-from nexusflow_integrations._core.keywords import words_of
+from nexusflow_integrations._core.keywords import check_packages, words_of
 from nexusflow_integrations.cli.rag.corpus import Document
 from nexusflow_integrations.cli.rag.pipeline import Passage
 
@@ -15,6 +13,9 @@ class Keywords:
     """An index of documents by their words."""
 
     def __init__(self, documents: Sequence[Document]) -> None:
+        check_packages()
+        import bm25s
+
         self._documents = list(documents)
         self._index = bm25s.BM25()
         self._index.index(self._tokens([item.text for item in documents]), show_progress=False)
