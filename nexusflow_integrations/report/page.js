@@ -341,7 +341,7 @@
     $("inspector").hidden = false;
     if (judged.length) {
       const rate = (most) => (judged.filter((item) => item.rank <= most).length / judged.length).toFixed(2);
-      $("rates").textContent = `hit@1 ${rate(1)} · hit@3 ${rate(3)} · hit@5 ${rate(5)} over ${whole(judged.length)} questions`;
+      $("rates").textContent = `hit@1 ${rate(1)} · hit@3 ${rate(3)} · hit@5 ${rate(5)} over ${many(judged.length, "question")}`;
     }
     // The worst first; questions without expected ids last, in their order.
     const worst = [...data.questions].sort((a, b) => (b.rank || 0) - (a.rank || 0));
