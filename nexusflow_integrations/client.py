@@ -13,6 +13,7 @@ from collections.abc import (
     Generator,
     Iterable,
     Mapping,
+    Sequence,
 )
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import replace
@@ -600,14 +601,9 @@ class NexusFlow:
         """
         if self._cache is None:
             raise ConfigurationError("this client has no cache: pass cache=...")
-        from nexusflow_integrations._core.comparing import FIXED_TEXTS, TOLERANCE, deviation
+        from nexusflow_integrations._core.comparing import FIXED_TEXTS
 
-        def embed(client: NexusFlow) -> EmbeddingArray:
-            return client.embed(
-                FIXED_TEXTS, on_refused="raise", on_blank="raise", on_too_long="send"
-            )
-
-        kept = embed(self)
+        kept = self._embed_plainly(FIXED_TEXTS)
         if kept.usage is None or not kept.usage.cached:
             instruction = self._instruction("document")
             texts = {instruction + text for text in FIXED_TEXTS}
@@ -617,7 +613,30 @@ class NexusFlow:
                     f" {self._cache} could not be used in time; the log may say why"
                 )
             return False
-        fresh = embed(self._uncached())
+        self._compare(kept, FIXED_TEXTS)
+        return True
+
+    def _verify_cached(self, texts: Iterable[str]) -> None:
+        """Compare vectors of up to three of ``texts``, if they are cached, with new ones.
+
+        Raises:
+            ConfigurationError: The service returns different vectors.
+            NexusFlowError: The texts cannot be embedded.
+        """
+        instruction = self._instruction("document")
+        by_sent = {instruction + text: text for text in texts}
+        stored, _ = self._find_stored(list(by_sent))
+        if some := [text for sent, text in by_sent.items() if sent in stored][:3]:
+            self._compare(self._embed_plainly(some), some)
+
+    def _embed_plainly(self, texts: Sequence[str]) -> EmbeddingArray:
+        return self.embed(texts, on_refused="raise", on_blank="raise", on_too_long="send")
+
+    def _compare(self, kept: EmbeddingArray, texts: Sequence[str]) -> None:
+        """Raise an error if the service's vectors of ``texts`` differ from ``kept``."""
+        from nexusflow_integrations._core.comparing import TOLERANCE, deviation
+
+        fresh = self._uncached()._embed_plainly(texts)
         apart = max(map(deviation, kept, fresh))
         if apart > TOLERANCE:
             raise ConfigurationError(
@@ -626,7 +645,6 @@ class NexusFlow:
                 " model or settings changed, and the vectors in the cache are not comparable with"
                 " new ones; name another cache, or clear this one with `nexusflow cache clear`"
             )
-        return True
 
     def _find_stored(self, texts: list[str]) -> tuple[set[str], int]:
         if self._cache is None:

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from chromadb.api.shared_system_client import SharedSystemClient
 
+from nexusflow_integrations import NexusFlow
 from nexusflow_integrations.cli.rag.collection import open_to_read, stored
 from nexusflow_integrations.cli.rag.indexes import Indexes
 from nexusflow_integrations.errors import CollectionError
@@ -320,6 +322,30 @@ def test_a_service_that_changed_its_model_is_found_and_the_sentence_says_what_to
     assert f"build it again with `nexusflow index {zoo} --fresh`" in said
     nexusflow("index", str(zoo), "--fresh")
     assert held(store) == {PANDA, "The otter eats crabs.", CHINESE}
+
+
+def test_a_new_index_is_not_made_of_cached_vectors_of_a_former_model(
+    nexusflow: Command,
+    service: LocalServer,
+    zoo: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nexusflow("index", str(zoo))
+    encoder = service._api.runner.encoder
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda texts: -encode(texts))
+    (zoo / "otter.txt").write_text("The otter eats crabs.")
+    assert "--fresh" in nexusflow.sentence("index", str(zoo), code=1)
+    said = nexusflow.sentence("index", str(zoo), "--fresh", code=2)
+    assert said.endswith("or clear this one with `nexusflow cache clear`")
+    SharedSystemClient.clear_system_cache()  # as in a new process
+    nexusflow("cache", "clear", "--yes")
+    nexusflow("index", str(zoo), "--fresh")
+    (index,) = Indexes(store).all()
+    found = open_to_read(index.chroma).get(include=["documents", "embeddings"])
+    new = NexusFlow(base_url=service.base_url, dimensions=1024).embed(found["documents"])
+    assert np.allclose(found["embeddings"], new, atol=1e-3)
 
 
 # -- which index ---------------------------------------------------------------------------------

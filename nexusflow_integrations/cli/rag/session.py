@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from threading import Lock
+from typing import Any
 
 from nexusflow_integrations._core.keywords import check_packages
 from nexusflow_integrations._core.request.failures import clean
@@ -40,13 +41,20 @@ from nexusflow_integrations.cli.rag.pipeline import (
 from nexusflow_integrations.cli.rag.questions import Question
 from nexusflow_integrations.cli.rag.with_chroma import ChromaPipeline
 from nexusflow_integrations.client import NexusFlow
-from nexusflow_integrations.errors import CollectionError, ConfigurationError, NexusFlowError
+from nexusflow_integrations.errors import (
+    BudgetExceededError,
+    CollectionError,
+    ConfigurationError,
+    NexusFlowError,
+)
 
 _SAME_SCORE = 1e-3
 # The local model is slow. With few requests in flight and small writes, little is embedded again
 # after Ctrl-C or a kill; 4 requests keep it as busy as 32.
 _LOCAL_REQUESTS = 4
 _LOCAL_SLICE = 50
+_SAMPLED = 1_000
+"""Number of the shortest passages among which cached ones are looked for."""
 _CLASS = re.compile(r"\b[A-Z]\w*Error: ")
 _ANOTHER = "; make another collection"
 
@@ -147,7 +155,10 @@ class Session:
                     budget=self.budget,
                     **({"max_concurrency": _LOCAL_REQUESTS} if is_local else {}),
                 )
-                wanted = plan(corpus, stored(collection), replaced(self.index) if fresh else None)
+                before = stored(collection)
+                if self.cache and not before:
+                    self._check_cache(corpus)
+                wanted = plan(corpus, before, replaced(self.index) if fresh else None)
                 done = update(
                     collection,
                     wanted,
@@ -179,6 +190,25 @@ class Session:
             done,
             left_out=(*corpus.skipped, *done.left_out),
             seconds=time.perf_counter() - began,
+        )
+
+    def _check_cache(self, corpus: Corpus) -> None:
+        """Check that the service still uses the model of cached vectors of ``corpus``.
+
+        An empty index has no passages to compare, and would mix the vectors of both models.
+        """
+        texts = sorted({item.text for item in corpus.documents}, key=len)[:_SAMPLED]
+        with suppress(BudgetExceededError):  # then hardly any text can be embedded, either
+            self._client(budget=self.budget)._verify_cached(texts)
+
+    def _client(self, **settings: Any) -> NexusFlow:
+        return NexusFlow(
+            self.endpoint.api_key,
+            base_url=self.endpoint.base_url,
+            **self.endpoint.vectors,
+            on_usage=self.meter,
+            cache=self.cache,
+            **settings,
         )
 
     def _hybrid(self) -> bool:
@@ -241,14 +271,7 @@ class Session:
 
     def quote(self, question: str, passages: Sequence[Passage]) -> list[Quote]:
         """Answer with quotes from the passages; see ``answer.quote``."""
-        client = NexusFlow(
-            self.endpoint.api_key,
-            base_url=self.endpoint.base_url,
-            **self.endpoint.vectors,
-            on_usage=self.meter,
-            cache=self.cache,
-        )
-        return quote(question, passages, client)
+        return quote(question, passages, self._client())
 
     def write(
         self, found: Found, question: str, chat: Chat
