@@ -47,6 +47,8 @@ __all__ = ["embed"]
 
 _REDRAW = 0.1
 _SLOW = 10
+_NAMED = 20
+"""Refused lines that a run prints; the output, or --json, has them all."""
 _TEXT_NUMBER = re.compile(r"^text \d+ ")
 
 
@@ -392,11 +394,12 @@ class Embedding:
         return time.perf_counter() - self._began
 
     def advanced(self, line: int, reason: str | None) -> None:
-        """Count one more text; if it was refused, print its line number and the reason."""
+        """Count one more text; of the first that are refused, print line number and reason."""
         self.done += 1
         if reason is not None:
             self.refused += 1
-            self._console.print(Text(f"line {line}: {reason}", style="yellow"))
+            if self.refused <= _NAMED:
+                self._console.print(Text(f"line {line}: {reason}", style="yellow"))
         # Drawing every update would take longer than embedding.
         if self.seconds - self._shown > _REDRAW or self.done == self._total:
             self._shown = self.seconds
@@ -462,7 +465,10 @@ def _show_embedded(
     )
     screen.err.print(Text(price_line(usage, endpoint), style="dim"))
     if bar.refused:
-        screen.err.print(f"{count(bar.refused, 'text')} failed (see above).")
+        above = "see above"
+        if bar.refused > _NAMED:
+            above = f"the first {_NAMED} are named above; --json lists them all"
+        screen.err.print(f"{count(bar.refused, 'text')} failed ({above}).")
 
 
 def _rate(speed: float) -> str:

@@ -29,6 +29,9 @@ _LONG_NUMBER = re.compile(r"\d{19}")
 _FIELDS = 6
 """Fields of a line that an error message names."""
 
+_FIRST = 100
+"""If none of so many lines at the beginning of JSONL has a text, the field or format is wrong."""
+
 
 class InputProblemError(Exception):
     """The whole input cannot be read; the message is one sentence."""
@@ -86,7 +89,15 @@ def lines_of_text(source: Iterable[bytes]) -> Iterator[Line]:
 
 
 def lines_of_json(source: Iterable[bytes], name: str) -> Iterator[Line]:
-    """Yield the lines of JSONL: strings, or objects whose field ``name`` is the text."""
+    """Yield the lines of JSONL: strings, or objects whose field ``name`` is the text.
+
+    Raises:
+        InputProblemError: None of the first lines holds a text.
+    """
+    return _some_with_text(_lines_of_json(source, name), name)
+
+
+def _lines_of_json(source: Iterable[bytes], name: str) -> Iterator[Line]:
     for number, text in _decoded(source):
         if text is None:
             yield Line(number, problem="is not UTF-8")
@@ -107,7 +118,7 @@ def items_of_json(data: bytes, name: str) -> Iterator[Line]:
     An item's number is its place in the array, counted from 1.
 
     Raises:
-        InputProblemError: The input is not a JSON array.
+        InputProblemError: The input is not a JSON array, or none of its first items holds a text.
     """
     try:
         found = _loads(data.removeprefix(codecs.BOM_UTF8))
@@ -118,8 +129,32 @@ def items_of_json(data: bytes, name: str) -> Iterator[Line]:
         ) from None
     if not isinstance(found, list):
         raise InputProblemError("the input is JSON, but not an array of texts or objects")
-    for number, item in enumerate(found, 1):
-        yield _line(number, item, name)
+    lines = (_line(number, item, name) for number, item in enumerate(found, 1))
+    yield from _some_with_text(lines, name)
+
+
+def _some_with_text(lines: Iterator[Line], name: str) -> Iterator[Line]:
+    """Yield ``lines``, but only after one of the first of them holds a text.
+
+    Otherwise, a forgotten ``--field`` would replace an output with rows that hold no vector.
+    """
+    first: list[Line] = []
+    for line in lines:
+        first.append(line)
+        if line.problem is None and (line.text is None or isinstance(line.text, str)):
+            yield from first
+            yield from lines
+            return
+        if len(first) == _FIRST:
+            break
+    if not first:
+        return
+    fields = list(dict.fromkeys(field for line in first for field in line.record))
+    if fields:
+        lack = f"field {name!r} holds no text" if name in fields else f"input has no field {name!r}"
+        raise InputProblemError(f"the {lack}: choose one with --field ({_few(fields)})")
+    which = "the only line" if len(first) == 1 else f"line {first[0].number}"
+    raise InputProblemError(f"the input holds no text: {which} {first[0].problem}")
 
 
 def rows_of_table(source: Iterable[bytes], name: str, separator: str) -> Iterator[Line]:
@@ -190,10 +225,14 @@ def _line(number: int, found: Any, name: str) -> Line:
     if not isinstance(found, dict):
         return Line(number, problem="is neither a JSON object nor a string")
     if name not in found:
-        others = ", ".join(map(repr, [*found][:_FIELDS])) + (", …" if len(found) > _FIELDS else "")
-        problem = f"has no field {name!r}" + (f", only {others}" if found else "")
+        others = f", only {_few([repr(other) for other in found])}" if found else ""
+        problem = f"has no field {name!r}{others}"
         return Line(number, record=found, problem=problem)
     return Line(number, found[name], found)
+
+
+def _few(fields: list[str]) -> str:
+    return ", ".join(fields[:_FIELDS]) + (", …" if len(fields) > _FIELDS else "")
 
 
 def _decoded(source: Iterable[bytes], ends: bool = False) -> Iterator[tuple[int, str | None]]:

@@ -500,6 +500,11 @@ def test_a_pipe_that_cannot_be_read_further_fails_after_texts_were_sent(
         (("texts.txt", "--field", "body"), "--field is for JSONL, JSON and CSV"),
         (("texts.txt", "--input", "csv"), "has no column 'text': choose one with --field (text nu"),
         (("texts.txt", "--input", "json"), "the input is not JSON (line 1)"),
+        (("texts.txt", "--input", "jsonl"), "the input holds no text: line 1 is not JSON"),
+        (("many.jsonl",), "has no field 'text': choose one with --field (id, body)"),
+        (("many.jsonl", "--estimate"), "has no field 'text': choose one with --field (id, body)"),
+        (("many.jsonl", "--field", "id"), "the field 'id' holds no text: choose one with --field"),
+        (("many.json",), "has no field 'text': choose one with --field (id, body)"),
         (("semicolons.csv",), "separated by ; or |: use commas instead"),
         (("tabs.csv",), "separated by a tab: set --input tsv"),
         (("twice.csv",), "the input has more than one column 'text': rename one"),
@@ -523,10 +528,35 @@ def test_wrong_usage_is_one_sentence_and_sends_nothing(
     Path("semicolons.csv").write_text("id;text\n1;one\n")
     Path("twice.csv").write_text("text,id,text\none,1,two\n")
     Path("tabs.csv").write_text("id\ttext\n1\tone\n")
+    objects = [{"id": number, "body": "one"} for number in range(400)]
+    Path("many.jsonl").write_text("".join(f"{json.dumps(item)}\n" for item in objects))
+    Path("many.json").write_text(json.dumps(objects))
     before = texts.read_bytes()
     assert said in nexusflow.sentence("embed", *arguments, code=2)
     assert service.stats.requests == 0
     assert texts.read_bytes() == before
+
+
+def test_a_forgotten_field_leaves_the_output_that_was_there(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"body": "one"}\n' * 400)
+    nexusflow("embed", str(source), "--field", "body", "-o", str(out), *SMALL)
+    before = out.read_bytes()
+    nexusflow.sentence("embed", str(source), "-o", str(out), *SMALL, code=2)
+    assert out.read_bytes() == before
+
+
+def test_a_field_may_be_missing_in_some_of_the_first_lines(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"id": 1}\n' * 30 + '{"text": "one"}\n')
+    _, aside = nexusflow("embed", str(source), "-o", str(out), *SMALL, code=5)
+    assert [row["embedding"] is None for row in rows(out)] == [True] * 30 + [False]
+    assert aside.count("has no field 'text'") == 20
+    assert "30 texts failed (the first 20 are named above; --json lists them all)" in aside
 
 
 def test_a_failure_leaves_the_output_that_was_there(
