@@ -11,15 +11,21 @@ from enum import Enum
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from nexusflow_integrations import __version__
 from nexusflow_integrations.cli.ask import ask, demo, index, search
 from nexusflow_integrations.cli.cache import cache
 from nexusflow_integrations.cli.embed import embed
-from nexusflow_integrations.cli.exits import STOPPED, CannotListenError, UsageProblem, explain
+from nexusflow_integrations.cli.exits import (
+    STOPPED,
+    USAGE,
+    CannotListenError,
+    UsageProblem,
+    explain,
+)
 from nexusflow_integrations.cli.indexes import indexes
 from nexusflow_integrations.cli.options import JsonOption, StoreOption, print_json
+from nexusflow_integrations.cli.plain_help import Command, Group
 from nexusflow_integrations.cli.report import report
 from nexusflow_integrations.cli.screen import Screen
 from nexusflow_integrations.cli.tune import tune
@@ -28,8 +34,16 @@ from nexusflow_integrations.cli.words import printable
 __all__ = ["app"]
 
 
-class Commands(TyperGroup):
+class Commands(Group):
     """Reports every error of its commands with one sentence and a documented exit code."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Read the arguments before the command's name."""
+        try:
+            return super().make_context(*args, **options)
+        except Exception as error:
+            _end_if_wrong_usage(error)
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
@@ -39,6 +53,7 @@ class Commands(TyperGroup):
             typer.echo("nexusflow: stopped", err=True)
             raise typer.Exit(STOPPED) from None
         except Exception as error:
+            _end_if_wrong_usage(error)
             # Typer's own exceptions carry an exit code, and Typer handles a closed pipe.
             its_own = hasattr(error, "exit_code") or isinstance(error, typer.Abort)
             closed = isinstance(error, OSError) and error.errno == errno.EPIPE
@@ -47,6 +62,24 @@ class Commands(TyperGroup):
             sentence, code = explain(error)
             typer.echo(f"nexusflow: {printable(sentence)}", err=True)
             raise typer.Exit(code) from None
+
+
+def _end_if_wrong_usage(error: Exception) -> None:
+    """Print wrong usage like every other failure: the last line is one sentence.
+
+    Raises:
+        typer.Exit: ``error`` is about wrong usage.
+    """
+    # The class of these errors is not public: it depends on Typer's version.
+    message = getattr(error, "format_message", None)
+    if message is None or type(error).__name__ == "NoArgsIsHelpError":  # prints the help
+        return
+    ctx = getattr(error, "ctx", None)
+    if ctx is not None:
+        typer.echo(f"{ctx.get_usage()}\nTry '{ctx.command_path} --help' for help.", err=True)
+    said = printable(" ".join(message().split())).rstrip(".")
+    typer.echo(f"nexusflow: {said[:1].lower()}{said[1:]}", err=True)
+    raise typer.Exit(getattr(error, "exit_code", USAGE)) from None
 
 
 app = typer.Typer(
@@ -200,11 +233,12 @@ app.command()(report)
 app.add_typer(cache, name="cache")
 
 
-def _fill_lines(group: typer.Typer) -> None:
+def _polish_help(group: typer.Typer) -> None:
     """Join the lines of the commands' help, because Typer keeps the line breaks of docstrings."""
     for item in group.registered_commands:
+        item.cls = Command
         item.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(item.callback) or "")
 
 
 for group in (app, indexes, cache):
-    _fill_lines(group)
+    _polish_help(group)

@@ -235,7 +235,9 @@ def demo(
 
 
 def index(
-    path: Annotated[str, typer.Argument(help="A folder or file of texts; or stdlib, or topics.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A folder or file of texts; or stdlib, or topics.")
+    ],
     framework: Annotated[
         Framework,
         typer.Option(
@@ -331,7 +333,9 @@ def index(
 
 
 def ask(
-    question: Annotated[str, typer.Argument(help="Question to answer, in any language.")],
+    question: Annotated[
+        str, typer.Argument(metavar="QUESTION", help="Question to answer, in any language.")
+    ],
     index: IndexOption = None,
     framework: AskedFramework = None,
     top_k: TopOption = 3,
@@ -359,7 +363,9 @@ def ask(
 
 
 def search(
-    question: Annotated[str, typer.Argument(help="What to look for, in any language.")],
+    question: Annotated[
+        str, typer.Argument(metavar="QUESTION", help="What to look for, in any language.")
+    ],
     index: IndexOption = None,
     framework: AskedFramework = None,
     top_k: TopOption = 5,

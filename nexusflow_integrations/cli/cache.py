@@ -29,6 +29,7 @@ from nexusflow_integrations.cli.options import (
     seconds,
     size,
 )
+from nexusflow_integrations.cli.plain_help import Group
 from nexusflow_integrations.cli.rag.endpoint import local_model_at
 from nexusflow_integrations.cli.screen import INDENT, Screen, home
 from nexusflow_integrations.cli.words import count, in_bytes
@@ -40,6 +41,7 @@ _EMPTY = 50_000
 """Approximate bytes of an empty cache file."""
 
 cache = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     help="Show, shrink or clear the embedding cache: a file, or a Redis server.",
 )

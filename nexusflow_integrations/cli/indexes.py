@@ -10,7 +10,6 @@ import typer
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperGroup
 
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.options import (
@@ -21,6 +20,7 @@ from nexusflow_integrations.cli.options import (
     confirm,
     print_json,
 )
+from nexusflow_integrations.cli.plain_help import Group
 from nexusflow_integrations.cli.rag.indexes import Index, Indexes
 from nexusflow_integrations.cli.screen import INDENT, Screen, home
 from nexusflow_integrations.cli.words import count, in_bytes, printable
@@ -31,7 +31,7 @@ __all__ = ["indexes"]
 _OTHER_COLUMNS = 40
 
 
-class _ListsByDefault(TyperGroup):
+class _ListsByDefault(Group):
     """Runs ``nexusflow indexes list`` if no subcommand is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -44,7 +44,9 @@ indexes = typer.Typer(
     cls=_ListsByDefault, help="List, show or remove the indexes of `index` and `demo`."
 )
 
-NameArgument = Annotated[str, typer.Argument(help="Name of an index, or its beginning.")]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of an index, or its beginning.")
+]
 
 
 @indexes.command("list")

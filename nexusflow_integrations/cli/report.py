@@ -68,8 +68,9 @@ def report(
     collection: Annotated[
         str | None,
         typer.Argument(
+            metavar="COLLECTION",
             help="Name of a Chroma collection, or, without --path, of an index made by `index` or"
-            " `demo`. [dim]Default: the index of this folder, else the last one used.[/dim]"
+            " `demo`. [dim]Default: the index of this folder, else the last one used.[/dim]",
         ),
     ] = None,
     index: Annotated[

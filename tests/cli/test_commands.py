@@ -347,11 +347,18 @@ def test_an_index_of_another_name(nexusflow: Command, service: LocalServer, zoo:
         ("serve", "--model", "text-embedding-v4"),
         ("serve", "--port", "70000"),
         ("serve", "--sizes", "both"),
+        ("--nonsense",),
+        ("cache", "nonsense"),
+        ("indexes", "show"),
     ],
 )
-def test_wrong_usage_ends_in_2(nexusflow: Command, arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_ends_in_2_and_the_last_line_says_why(
+    nexusflow: Command, arguments: tuple[str, ...]
+) -> None:
     _, aside = nexusflow(*arguments, code=2)
     assert "Usage" in aside
+    said = nexusflow.sentence(*arguments, code=2)
+    assert said.startswith(("no such", "invalid value for '-", "missing argument '"))
 
 
 def test_an_impossible_size_is_wrong_usage(
@@ -519,6 +526,14 @@ def test_the_lines_of_a_help_text_are_filled(nexusflow: Command, command: str) -
     *lines, _last = about.strip().split("\n\n")[-1].splitlines()
     assert lines
     assert all(len(line) > 60 for line in lines)
+
+
+def test_help_names_arguments_as_the_docs_do_and_shows_no_type_for_a_switch(
+    nexusflow: Command,
+) -> None:
+    shown, _ = nexusflow("index", "--help")
+    assert "index [OPTIONS] PATH " in shown
+    assert "bool" not in shown
 
 
 def test_help_shows_brackets(nexusflow: Command) -> None:
