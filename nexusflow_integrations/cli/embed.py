@@ -259,9 +259,11 @@ class _Job:
             if self._input is InputFormat.text:
                 yield from rows.lines_of_text(file)
             elif self._input is InputFormat.jsonl:
-                yield from rows.lines_of_json(file, self._field)
+                lines = rows.lines_of_json(file, self._field)
+                yield from rows.some_with_text(lines, self._field)
             elif self._input is InputFormat.json:
-                yield from rows.items_of_json(file.read(), self._field)
+                lines = rows.items_of_json(file.read(), self._field)
+                yield from rows.some_with_text(lines, self._field)
             else:
                 yield from rows.rows_of_table(
                     file, self._field, "," if self._input is InputFormat.csv else "\t"

@@ -89,15 +89,7 @@ def lines_of_text(source: Iterable[bytes]) -> Iterator[Line]:
 
 
 def lines_of_json(source: Iterable[bytes], name: str) -> Iterator[Line]:
-    """Yield the lines of JSONL: strings, or objects whose field ``name`` is the text.
-
-    Raises:
-        InputProblemError: None of the first lines holds a text.
-    """
-    return _some_with_text(_lines_of_json(source, name), name)
-
-
-def _lines_of_json(source: Iterable[bytes], name: str) -> Iterator[Line]:
+    """Yield the lines of JSONL: strings, or objects whose field ``name`` is the text."""
     for number, text in _decoded(source):
         if text is None:
             yield Line(number, problem="is not UTF-8")
@@ -118,7 +110,7 @@ def items_of_json(data: bytes, name: str) -> Iterator[Line]:
     An item's number is its place in the array, counted from 1.
 
     Raises:
-        InputProblemError: The input is not a JSON array, or none of its first items holds a text.
+        InputProblemError: The input is not a JSON array.
     """
     try:
         found = _loads(data.removeprefix(codecs.BOM_UTF8))
@@ -129,14 +121,17 @@ def items_of_json(data: bytes, name: str) -> Iterator[Line]:
         ) from None
     if not isinstance(found, list):
         raise InputProblemError("the input is JSON, but not an array of texts or objects")
-    lines = (_line(number, item, name) for number, item in enumerate(found, 1))
-    yield from _some_with_text(lines, name)
+    for number, item in enumerate(found, 1):
+        yield _line(number, item, name)
 
 
-def _some_with_text(lines: Iterator[Line], name: str) -> Iterator[Line]:
-    """Yield ``lines``, but only after one of the first of them holds a text.
+def some_with_text(lines: Iterator[Line], name: str) -> Iterator[Line]:
+    """Yield ``lines``, but only after one of the first of them has a text in its field ``name``.
 
     Otherwise, a forgotten ``--field`` would replace an output with rows that hold no vector.
+
+    Raises:
+        InputProblemError: None of the first lines has a text.
     """
     first: list[Line] = []
     for line in lines:
