@@ -60,6 +60,7 @@ from nexusflow_integrations.cli.rag.session import (
     Session,
     agree,
     hit_rates,
+    is_of_this_endpoint,
     reopened,
     replaced,
     session,
@@ -397,8 +398,10 @@ def _ask(
     if bm25:
         check_packages()
     screen = AskScreen(quiet=as_json)
-    chosen = Indexes(store).find(index, Path.cwd())
+    chosen = Indexes(store).find(index, Path.cwd(), is_of_this_endpoint)
     about = chosen.about()
+    if about.local_model is not None and has_key():
+        screen.local_index(chosen, about)
     _check_chat(chat_model, local=about.local_model is not None)
     frameworks = framework.names() if framework else ()
     if hybrid is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from nexusflow_integrations.cli.rag.answer import Quote, split_headings, without
 from nexusflow_integrations.cli.rag.collection import Updated
 from nexusflow_integrations.cli.rag.corpus import Corpus, Document, Skipped, kind_of
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
-from nexusflow_integrations.cli.rag.indexes import Index
+from nexusflow_integrations.cli.rag.indexes import About, Index
 from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Chat, ChatTokens, Passage
 from nexusflow_integrations.cli.rag.session import CUTS, Found, agree
 from nexusflow_integrations.cli.screen import INDENT, Screen, home, money, price_line
@@ -97,6 +98,14 @@ class AskScreen(Screen):
         where = ", local" if endpoint.local_model else f" at {endpoint.base_url}"
         line = f"Index {index.name}, model {endpoint.model}{where}"
         self.out.print(Text(line, style="dim"))
+
+    def local_index(self, index: Index, about: About) -> None:
+        """Say that the index uses the local model, although there is a key."""
+        line = (
+            f"The index {index.name} was made with the local model, so the service is not used."
+            f" `nexusflow index {printable(shlex.quote(about.corpus))}` makes one with the service."
+        )
+        self.err.print(Text(line, style="dim"))
 
     def question(self, text: str) -> None:
         """Show the question."""

@@ -21,7 +21,7 @@ from nexusflow_integrations.cli.rag.collection import DamagedError, chroma_clien
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
 from nexusflow_integrations.cli.rag.indexes import Indexes
 from nexusflow_integrations.cli.rag.questions import QUESTIONS
-from nexusflow_integrations.cli.rag.session import CUTS, reopened
+from nexusflow_integrations.cli.rag.session import CUTS, is_of_this_endpoint, reopened
 from nexusflow_integrations.cli.screen import Screen
 from nexusflow_integrations.cli.words import count, printable
 from nexusflow_integrations.errors import ConfigurationError
@@ -204,7 +204,7 @@ def _from_index(
 ) -> Iterator[_Opened]:
     from nexusflow_integrations.report import Question
 
-    index = Indexes(store).find(name, Path.cwd())
+    index = Indexes(store).find(name, Path.cwd(), is_of_this_endpoint)
     about = index.about()
     try:
         collection = open_to_read(index.chroma)

@@ -23,7 +23,7 @@ from nexusflow_integrations.cli.rag.indexes import Indexes
 from nexusflow_integrations.errors import CollectionError
 from nexusflow_integrations.local import LocalServer
 
-from .conftest import Command
+from .conftest import KEY, Command
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -367,6 +367,27 @@ def test_the_index_of_the_current_folder_is_used_and_named(
     (name,) = re.findall(r"Index (zoo-\S+), model text-embedding-v4 at", shown)
     assert service.base_url in " ".join(shown.split())
     assert nexusflow.json("ask", "fish")["index"] == name
+
+
+def test_an_index_of_the_local_model_is_named_as_such_if_a_key_is_set(
+    nexusflow: Command,
+    zoo: Path,
+    store: Path,
+    server: LocalServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nexusflow("index", str(zoo), "--local")
+    assert "the local model" not in nexusflow("search", "fish")[1]
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", KEY)
+    monkeypatch.setenv("NEXUSFLOW_BASE_URL", server.base_url)
+    _, aside = nexusflow("search", "fish")
+    said = " ".join(aside.split())
+    assert "was made with the local model, so the service is not used." in said
+    assert f"`nexusflow index {zoo}` makes one with the service." in said
+    nexusflow("index", str(zoo))
+    shown, aside = nexusflow("search", "fish")
+    assert "model text-embedding-v4" in shown
+    assert "the local model" not in aside
 
 
 # -- processes -----------------------------------------------------------------------------------

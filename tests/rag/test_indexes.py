@@ -12,7 +12,7 @@ import pytest
 from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
 from nexusflow_integrations.cli.rag.indexes import About, Index, Indexes, UnusableIndexError
-from nexusflow_integrations.cli.rag.session import reopened
+from nexusflow_integrations.cli.rag.session import is_of_this_endpoint, reopened
 from nexusflow_integrations.errors import ConfigurationError
 
 SERVICE = Endpoint("https://nexusflow.vip/v1", ApiKey("sk-air-secret"))
@@ -175,6 +175,46 @@ def test_the_index_of_the_current_folder_comes_first(indexes: Indexes, tmp_path:
         ".": "stdlib@x",  # in none of them
     }.items():
         assert indexes.find(None, base / near).name == name, near
+
+
+def test_of_the_indexes_that_fit_one_of_the_endpoint_in_use_is_found(
+    indexes: Indexes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs = os.path.realpath(tmp_path / "docs")
+    local = {"local_model": "minilm", "base_url": None}
+    stand(indexes, "docs@minilm", 1, corpus=docs, **local)
+    stand(indexes, "docs@nexusflow.vip", 2, corpus=docs)
+    stand(indexes, "docs@127.0.0.1", 3, corpus=docs, base_url="http://127.0.0.1:8765/v1")
+    stand(indexes, "stdlib@minilm", 4, **local)
+
+    def found(name: str | None = None) -> str:
+        return indexes.find(name, Path(docs), is_of_this_endpoint).name
+
+    monkeypatch.delenv("NEXUSFLOW_API_KEY", raising=False)
+    monkeypatch.delenv("NEXUSFLOW_BASE_URL", raising=False)
+    assert (found(), found("docs")) == ("docs@minilm", "docs@minilm")
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-secret")
+    assert (found(), found("docs")) == ("docs@nexusflow.vip", "docs@nexusflow.vip")
+    monkeypatch.setenv("NEXUSFLOW_BASE_URL", "http://127.0.0.1:8765/v1")
+    assert (found(), found("docs")) == ("docs@127.0.0.1", "docs@127.0.0.1")
+    monkeypatch.setenv("NEXUSFLOW_BASE_URL", "https://proxy.example/v1")
+    assert found() == "docs@127.0.0.1"  # the most recently used one
+    with pytest.raises(UnusableIndexError, match="the names of several indexes begin with 'docs'"):
+        found("docs")
+
+
+def test_an_index_of_another_endpoint_names_those_that_can_be_used(
+    indexes: Indexes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NEXUSFLOW_API_KEY", raising=False)
+    monkeypatch.delenv("NEXUSFLOW_BASE_URL", raising=False)
+    stand(indexes, "stdlib@minilm", 1, local_model="minilm", base_url=None)
+    index = stand(indexes, "docs@127.0.0.1", 2, base_url="http://127.0.0.1:8765/v1")
+    with (
+        pytest.raises(ConfigurationError, match=r"another one with --index \(stdlib@minilm\)$"),
+        reopened(index),
+    ):
+        pytest.fail("it was opened")
 
 
 def test_a_new_folder_is_filled_beside_the_one_in_use_and_replaces_it(

@@ -11,7 +11,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -286,14 +286,20 @@ class Indexes:
         return sorted(map(Index, found), key=lambda index: index.used, reverse=True)
 
     def find(
-        self, name: str | None = None, near: Path | None = None, *, unusable: bool = False
+        self,
+        name: str | None = None,
+        near: Path | None = None,
+        prefer: Callable[[About], bool] = lambda _: True,
+        *,
+        unusable: bool = False,
     ) -> Index:
         """Return the index whose name equals or begins with ``name``.
 
         Without a name, return the index of the nearest folder that contains ``near``; if there is
         none, that of a folder inside ``near``; if there is none, any index. If several fit, return
-        the most recently used one. Unusable indexes are skipped, unless only they fit a name, or
-        ``unusable`` counts them like the others.
+        the most recently used one that ``prefer`` accepts, or else the most recently used one.
+        Unusable indexes are skipped, unless only they fit a name, or ``unusable`` counts them like
+        the others.
 
         Raises:
             NoIndexError: There is no such index, several names begin with ``name``, or it is empty.
@@ -308,11 +314,14 @@ class Indexes:
                 unfinished.about()  # raises: an index of another folder would answer instead
             if not usable:
                 raise NoIndexError(_NO_INDEX)
-            return next(i for i, about in usable if _nearness(about.corpus, near) == nearest)
+            fit = [pair for pair in usable if _nearness(pair[1].corpus, near) == nearest]
+            return next((index for index, about in fit if prefer(about)), fit[0][0])
         exact = [index for index in indexes if index.name == name]
         alike = exact or [index for index in indexes if index.name.startswith(name)]
         if not unusable:
             alike = [index for index in alike if index.described()] or alike
+            preferred = [one for one in alike if (about := one.described()) and prefer(about)]
+            alike = preferred if len(preferred) == 1 else alike
         if len(alike) == 1:
             return alike[0]
         if not indexes:

@@ -28,8 +28,8 @@ from nexusflow_integrations.cli.rag.collection import (
     update,
 )
 from nexusflow_integrations.cli.rag.corpus import Corpus, Document
-from nexusflow_integrations.cli.rag.endpoint import Endpoint, open_endpoint
-from nexusflow_integrations.cli.rag.indexes import About, Index, UnusableIndexError
+from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
+from nexusflow_integrations.cli.rag.indexes import About, Index, Indexes, UnusableIndexError
 from nexusflow_integrations.cli.rag.pipeline import (
     Chat,
     ChatError,
@@ -56,6 +56,7 @@ _LOCAL_SLICE = 50
 _SAMPLED = 1_000
 """Number of the shortest passages among which cached ones are looked for."""
 _CLASS = re.compile(r"\b[A-Z]\w*Error: ")
+_NAMED = 5
 _ANOTHER = "; make another collection"
 
 
@@ -350,6 +351,16 @@ def session(
         )
 
 
+def is_of_this_endpoint(about: About) -> bool:
+    """Return whether an index was made with the endpoint that embeds now.
+
+    This is the service if there is a key, and otherwise the local model.
+    """
+    if has_key():
+        return about.base_url == resolve_base_url()
+    return about.local_model is not None
+
+
 @contextmanager
 def reopened(index: Index, frameworks: Sequence[str] = ()) -> Iterator[Session]:
     """Open an index with the endpoint that made it.
@@ -367,7 +378,7 @@ def reopened(index: Index, frameworks: Sequence[str] = ()) -> Iterator[Session]:
         # The contents of a file must not decide where the key is sent.
         raise ConfigurationError(
             f"the index {index.name!r} was made at {about.base_url}, and the endpoint is"
-            f" {resolve_base_url()} now: set NEXUSFLOW_BASE_URL to use the index"
+            f" {resolve_base_url()} now: set NEXUSFLOW_BASE_URL to use the index{_others(index)}"
         )
     with session(
         lambda _: index,
@@ -379,6 +390,16 @@ def reopened(index: Index, frameworks: Sequence[str] = ()) -> Iterator[Session]:
     ) as opened:
         index.touch()
         yield opened
+
+
+def _others(index: Index) -> str:
+    """Return which indexes of the endpoint that embeds now could be used in place of ``index``."""
+    others = [
+        one.name
+        for one in Indexes(index.directory.parent).all()
+        if (about := one.described()) and is_of_this_endpoint(about)
+    ]
+    return f", or choose another one with --index ({', '.join(others[:_NAMED])})" if others else ""
 
 
 # -- comparing and measuring ---------------------------------------------------------------------
