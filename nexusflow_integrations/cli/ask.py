@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
@@ -43,7 +44,7 @@ from nexusflow_integrations.cli.rag.collection import (
     stored,
 )
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, default_local_model, has_key
-from nexusflow_integrations.cli.rag.indexes import Index, Indexes
+from nexusflow_integrations.cli.rag.indexes import Index, Indexes, UnusableIndexError
 from nexusflow_integrations.cli.rag.pipeline import (
     CHAT_VARIABLE,
     FRAMEWORKS,
@@ -223,7 +224,7 @@ def demo(
         scores = _evaluate(screen, opened, keywords) if evaluate and keywords else None
         screen.cost(opened.usage(), opened.endpoint)
         bill = _bill(screen, opened, chat, price, answers, brief=False)
-        screen.next(_next_lines(corpus, evaluate, chat, opened))
+        screen.next(_next_lines(corpus, evaluate, chat, opened, indexes))
         if as_json:
             print_json(
                 _found_json(opened, question, found, answers, beside, bill)
@@ -317,8 +318,12 @@ def index(
         done = _update(screen, opened, texts, path, fresh=fresh)
         screen.changes(done)
         screen.cost(opened.usage(), opened.endpoint)
+        which = _which(indexes, opened.index)
         screen.next(
-            [('nexusflow ask "…"', "ask a question"), ('nexusflow search "…"', "find passages")]
+            [
+                (f'nexusflow ask "…"{which}', "ask a question"),
+                (f'nexusflow search "…"{which}', "find passages"),
+            ]
         )
         if as_json:
             print_json(
@@ -616,11 +621,24 @@ def _evaluate(
     }
 
 
+def _which(indexes: Indexes, index: Index) -> str:
+    """Return the option with which `ask` uses ``index`` in this folder; empty if it does anyway."""
+    with suppress(UnusableIndexError):
+        if indexes.find(None, Path.cwd(), is_of_this_endpoint) == index:
+            return ""
+    short = index.name.partition("@")[0]
+    with suppress(UnusableIndexError):
+        if indexes.find(short, prefer=is_of_this_endpoint) == index:
+            return f" --index {short}"
+    return f" --index {index.name}"
+
+
 def _next_lines(
-    corpus: str, evaluate: bool, chat: Chat | None, opened: Session
+    corpus: str, evaluate: bool, chat: Chat | None, opened: Session, indexes: Indexes
 ) -> list[tuple[str, str]]:
     example = EXAMPLE if corpus == "stdlib" else "…"
-    lines = [(f'nexusflow ask "{example}"', "ask this index something else")]
+    which = _which(indexes, opened.index)
+    lines = [(f'nexusflow ask "{example}"{which}', "ask this index something else")]
     if corpus == "stdlib" and not evaluate:
         lines.append(("nexusflow demo --evaluate", f"{len(QUESTIONS)} questions, beside BM25"))
     lines.append(("nexusflow index FOLDER", "your own texts"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -73,6 +74,19 @@ def test_demo_shows_question_passages_answer_agreement_and_cost(
     assert "¥0.5 per million tokens" in shown
     assert "3 passages written" in aside
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_what_to_try_next_names_the_index_where_another_one_would_be_used(
+    nexusflow: Command, service: LocalServer, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (zoo.parent / "notes.txt").write_text("Rain on Monday.")
+    monkeypatch.chdir(zoo)
+    assert 'nexusflow ask "…"  ' in nexusflow("index", ".")[0]
+    shown, _ = nexusflow("demo", "--corpus", "stdlib", "--limit", "3", "-f", "chroma")
+    assert re.search(r'nexusflow ask ".+" --index stdlib ', shown)
+    shown, _ = nexusflow("index", "../notes.txt")
+    (name,) = re.findall(r'nexusflow ask "…" --index (\S+)', shown)
+    assert nexusflow.json("ask", "rain", "--index", name)["index"].startswith("notes")
 
 
 def test_demo_pays_for_each_text_once_for_all_three_frameworks(
