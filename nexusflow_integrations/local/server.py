@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from contextlib import suppress
+from ipaddress import ip_address
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -301,9 +302,8 @@ def serve(
     )
     listener = _listen(text("host", host), whole("port", port, 0, 65_535))
     try:
-        shown = f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{listener.getsockname()[1]}/v1"
-        print(_start_lines(url, model, any_key=key is None), file=sys.stderr, flush=True)
+        said = _start_lines(host, listener.getsockname()[1], model, any_key=key is None)
+        print(said, file=sys.stderr, flush=True)
         server, _ = _uvicorn(api, log_requests=log_requests)
         try:
             server.run(sockets=[listener])
@@ -315,16 +315,30 @@ def serve(
         listener.close()
 
 
-def _start_lines(url: str, model: str, *, any_key: bool) -> str:
+def _start_lines(host: str, port: int, model: str, *, any_key: bool) -> str:
+    # An address that means all addresses cannot be connected to on every system.
+    mine = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    url = f"http://{f'[{mine}]' if ':' in mine else mine}:{port}/v1"
     lines = [
         f"Local embeddings at {url}; press Ctrl-C to stop.",
         f"Model: {model} ({MODELS[model]}), a local stand-in for text-embedding-v4.",
     ]
     if any_key:
+        settings = f": export NEXUSFLOW_BASE_URL={url} NEXUSFLOW_API_KEY={_ANY_KEY}"
+        lines.append(f"Any key is accepted{settings if _is_loopback(mine) else '.'}")
+    if not _is_loopback(host):
+        there = url if host == mine else f"http://ADDRESS:{port}/v1"
         lines.append(
-            f"Any key is accepted: export NEXUSFLOW_BASE_URL={url} NEXUSFLOW_API_KEY={_ANY_KEY}"
+            f'Clients on other machines need base_url="{there}" and allow_http=True, because plain'
+            " http does not protect key and texts."
         )
     return "\n".join(lines)
+
+
+def _is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _listen(host: str, port: int) -> socket.socket:

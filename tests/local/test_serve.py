@@ -12,7 +12,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from nexusflow_integrations import NexusFlow
+from nexusflow_integrations.errors import ConfigurationError
 from nexusflow_integrations.local import LocalServer, serve
+from nexusflow_integrations.local.server import _start_lines
 
 SERVE = "from nexusflow_integrations.local import serve; serve(port=0, model='hash'{})"
 
@@ -65,3 +68,30 @@ def test_a_taken_port_is_an_oserror() -> None:
 def test_an_unknown_model_is_refused_before_anything_is_opened() -> None:
     with pytest.raises(ValueError, match="No model"):
         serve(model="text-embedding-v4")
+
+
+@pytest.mark.parametrize(
+    ("host", "url", "there"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8765/v1", None),
+        ("localhost", "http://localhost:8765/v1", None),
+        ("::1", "http://[::1]:8765/v1", None),
+        ("0.0.0.0", "http://127.0.0.1:8765/v1", "http://ADDRESS:8765/v1"),
+        ("::", "http://[::1]:8765/v1", "http://ADDRESS:8765/v1"),
+        ("192.168.1.5", None, "http://192.168.1.5:8765/v1"),
+    ],
+)
+def test_the_settings_that_serve_prints_are_those_that_the_client_accepts(
+    host: str, url: str | None, there: str | None
+) -> None:
+    said = _start_lines(host, 8765, "hash", any_key=True)
+    found = re.search("NEXUSFLOW_BASE_URL=(\\S+) ", said)
+    assert (found and found[1]) == url
+    if url is not None:
+        assert NexusFlow("k", base_url=url)
+    other = re.search('need base_url="(.*)" and allow_http=True', said)
+    assert (other and other[1]) == there
+    if there is not None:
+        assert NexusFlow("k", base_url=there, allow_http=True)
+        with pytest.raises(ConfigurationError):
+            NexusFlow("k", base_url=there)
