@@ -53,6 +53,7 @@ from nexusflow_integrations.cli.rag.pipeline import (
     ChatTokens,
     Passage,
     chat_of,
+    need_chat,
 )
 from nexusflow_integrations.cli.rag.questions import EXAMPLE, QUESTIONS
 from nexusflow_integrations.cli.rag.session import (
@@ -209,7 +210,7 @@ def demo(
         local=local or None,
         dimensions=dimensions,
     ) as opened:
-        chat = chat_of(chat_model, opened.endpoint)
+        chat = _chat(chat_model, opened)
         screen.setting(opened.endpoint, texts, opened.index)
         done = _update(screen, opened, texts, corpus, fresh=fresh)
         keywords = _keywords(opened.documents()) if bm25 or evaluate else None
@@ -414,7 +415,7 @@ def _ask(
     if hybrid:
         frameworks = _hybrid_frameworks(frameworks)
     with reopened(chosen, frameworks) as opened:
-        chat = chat_of(chat_model, opened.endpoint) if answer else None
+        chat = _chat(chat_model, opened) if answer else None
         with screen.waiting(f"opening {opened.index.name} …"):
             found = [
                 opened.search(name, question, top_k, hybrid=hybrid) for name in opened.frameworks
@@ -478,6 +479,14 @@ def _check_chat(model: str | None, *, local: bool) -> None:
     if model and local:
         what = "use an index of the service" if has_key() else "set NEXUSFLOW_API_KEY for one"
         raise UsageProblem(f"the local server has no chat model: {what}")
+
+
+def _chat(model: str | None, opened: Session) -> Chat | None:
+    """Return the chat model; its packages are checked before anything is sent."""
+    chat = chat_of(model, opened.endpoint)
+    for framework in opened.frameworks if chat is not None else ():
+        need_chat(framework)
+    return chat
 
 
 def _update(

@@ -297,7 +297,7 @@ class Writer:
     def __init__(
         self, chat: ChatModel, documents: Sequence[Document], budget: Budget | None
     ) -> None:
-        with needed("Writing questions", "openai", install="openai"):
+        with needed("Writing questions", "openai", install="nexusflow-integrations[chat]"):
             import openai  # noqa: F401
         if budget is not None and budget.money is not None and chat.price is None:
             raise ConfigurationError(

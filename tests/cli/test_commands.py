@@ -437,6 +437,21 @@ def test_a_missing_bm25_ends_in_3_before_anything_is_embedded(
     assert service.stats.requests == 0
 
 
+def test_a_missing_chat_package_ends_in_3_before_anything_is_sent(
+    nexusflow: Command, service: LocalServer, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nexusflow("index", str(zoo))
+    monkeypatch.setitem(sys.modules, "openai", None)
+    before = service.stats.requests
+    chat = ("--chat-model", "qwen3.5-plus")
+    for command in (("ask", "fish"), ("demo", "-c", str(zoo), "-f", "chroma", "--fresh")):
+        shown, _ = nexusflow(*command, *chat, code=3)
+        assert not shown
+        said = nexusflow.sentence(*command, *chat, code=3)
+        assert said.endswith('Chroma needs openai: pip install "nexusflow-integrations[chat]"')
+    assert service.stats.requests == before
+
+
 def test_an_unexpected_error_is_one_sentence_too(
     nexusflow: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

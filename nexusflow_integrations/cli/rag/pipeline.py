@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.secret import ApiKey
 from nexusflow_integrations.cli.rag.corpus import Document
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
@@ -170,6 +171,24 @@ def open_pipeline(framework: str, directory: Path, endpoint: Endpoint, **setting
     pipeline: Pipeline = make(directory, **settings)
     return pipeline
 
+
+def need_chat(framework: str) -> None:
+    """Import the package with which a framework asks a chat model.
+
+    Raises:
+        ImportError: The package is missing; the message says what to install.
+    """
+    module, install = _CHATS[framework]
+    what = f"An answer written through {FRAMEWORKS[framework]}"
+    with needed(what, module.partition(".")[0], install=install):
+        importlib.import_module(module)
+
+
+_CHATS = {
+    "langchain": ("langchain_openai", "nexusflow-integrations[chat]"),
+    "llama-index": ("llama_index.llms.openai_like", "llama-index-llms-openai-like"),
+    "chroma": ("openai", "nexusflow-integrations[chat]"),
+}
 
 _HOMES = {
     "langchain": ("with_langchain", "LangChainPipeline", "base_url"),

@@ -9,7 +9,7 @@ from typing import Any
 from nexusflow_integrations._core.keywords import FUSION
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli.rag.answer import INSTRUCTIONS, numbered
-from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, ChatTokens, Passage
+from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, ChatTokens, Passage, need_chat
 
 
 class ChromaPipeline:
@@ -71,8 +71,8 @@ class ChromaPipeline:
         self, question: str, passages: Sequence[Passage], chat: Chat
     ) -> Generator[str, None, ChatTokens | None]:
         """Yield a chat model's answer piece by piece; return the tokens that it cost."""
-        with needed("An answer written by a chat model", "openai", install="openai"):
-            from openai import OpenAI
+        need_chat("chroma")
+        from openai import OpenAI
 
         tokens = None
         with OpenAI(base_url=chat.base_url, api_key=chat.api_key.reveal()) as client:

@@ -8,7 +8,7 @@ from typing import Any
 
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli.rag.answer import INSTRUCTIONS, numbered
-from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, ChatTokens, Passage
+from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, ChatTokens, Passage, need_chat
 
 
 class LangChainPipeline:
@@ -61,12 +61,10 @@ class LangChainPipeline:
         self, question: str, passages: Sequence[Passage], chat: Chat
     ) -> Generator[str, None, ChatTokens | None]:
         """Yield a chat model's answer piece by piece; return the tokens that it cost."""
-        with needed(
-            "An answer written through LangChain", "langchain_openai", install="langchain-openai"
-        ):
-            from langchain_openai import ChatOpenAI
+        need_chat("langchain")
         from langchain_core.output_parsers import StrOutputParser
         from langchain_core.prompts import ChatPromptTemplate
+        from langchain_openai import ChatOpenAI
         from pydantic import SecretStr
 
         prompt = ChatPromptTemplate.from_messages(

@@ -9,7 +9,7 @@ from typing import Any
 
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli.rag.answer import INSTRUCTIONS, numbered
-from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, ChatTokens, Passage
+from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, ChatTokens, Passage, need_chat
 
 
 class LlamaIndexPipeline:
@@ -65,14 +65,9 @@ class LlamaIndexPipeline:
         self, question: str, passages: Sequence[Passage], chat: Chat
     ) -> Generator[str, None, ChatTokens | None]:
         """Yield a chat model's answer piece by piece; return the tokens that it cost."""
+        need_chat("llama-index")
         from llama_index.core.llms import ChatMessage
-
-        with needed(
-            "An answer written through LlamaIndex",
-            "llama_index",
-            install="llama-index-llms-openai-like",
-        ):
-            from llama_index.llms.openai_like import OpenAILike
+        from llama_index.llms.openai_like import OpenAILike
 
         model = OpenAILike(
             model=chat.model,
