@@ -186,7 +186,10 @@ def _compare(found: Findings, endpoint: Endpoint, store: Path | None) -> None:
     if endpoint.local_model is None and default_path().exists():
         _compare_cache(found)
     try:
-        indexes = [index for index in Indexes(store).all() if _is_of(index, endpoint)]
+        every = Indexes(store).all()
+        for index in every:
+            _note_unusable(found, index)
+        indexes = [index for index in every if _is_of(index, endpoint)]
         for index in indexes[:_MOST]:
             found.attempt("Index", partial(_index, index, endpoint), f"{index.name}: ")
     except ImportError as error:
@@ -211,6 +214,13 @@ def _compare_cache(found: Findings) -> None:
             return
         text = f"{rows.model}, {size}: {item.message}"
         found.note("Cached vectors", text, ok=item.status != "changed")
+
+
+def _note_unusable(found: Findings, index: Index) -> None:
+    try:
+        index.about()
+    except UnusableIndexError as error:
+        found.note("Index", str(error), ok=False if index.state == "damaged" else None)
 
 
 def _is_of(index: Index, endpoint: Endpoint) -> bool:

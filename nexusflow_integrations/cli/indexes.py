@@ -95,7 +95,7 @@ def _described(index: Index) -> dict[str, Any]:
     about, size = index.described(), index.size
     row: dict[str, Any] = {"name": index.name, "directory": str(index.directory), "bytes": size}
     if about is None:
-        return {**row, "usable": False}
+        return {**row, "usable": False, "state": index.state}
     return {
         **row,
         "usable": True,
@@ -133,7 +133,7 @@ def _show_list(screen: Screen, folder: Path, rows: list[dict[str, Any]]) -> None
             in_bytes(row["bytes"]),
             printable(home(row["corpus"]))
             if row["usable"]
-            else Text("unfinished or damaged", style="red"),
+            else Text(row["state"], style="red" if row["state"] == "damaged" else "dim"),
         )
     screen.out.print(f"Indexes in {home(folder)}, most recently used first:")
     screen.out.print(Padding(table, INDENT))
@@ -153,5 +153,5 @@ def _show_one(screen: Screen, row: dict[str, Any]) -> None:
         table.add_row("Endpoint", row["base_url"] or "local server")
         table.add_row("Last used", row["used"])
     else:
-        table.add_row("State", "unfinished or damaged: index its texts again, or remove it")
+        table.add_row("State", f"{row['state']}: index its texts again, or remove it")
     screen.out.print(table)

@@ -10,7 +10,7 @@ from nexusflow_integrations.cli.rag.collection import open_to_read
 from nexusflow_integrations.cli.rag.indexes import Indexes
 from nexusflow_integrations.local import LocalServer
 
-from .conftest import Command
+from .conftest import KEY, Command
 
 
 @pytest.fixture
@@ -40,10 +40,10 @@ def test_all_are_listed_also_one_that_was_never_finished(
         "dimensions": 64,
     }
     assert rows[1]["bytes"] > 10_000
-    assert rows[2]["usable"] is False
+    assert (rows[2]["usable"], rows[2]["state"]) == (False, "unfinished")
     shown, _ = nexusflow("indexes", "list")
     assert nexusflow("indexes")[0] == shown
-    assert "unfinished or damaged" in shown
+    assert "unfinished\n" in "\n".join(line.rstrip() for line in shown.splitlines()) + "\n"
     assert max(map(len, shown.splitlines())) <= 80
 
 
@@ -91,6 +91,37 @@ def test_an_unfinished_index_makes_a_name_ambiguous_for_removal_but_not_for_show
 def test_without_indexes_the_commands_say_so(nexusflow: Command) -> None:
     assert nexusflow("indexes", "list")[0].startswith("There is no index in ")
     assert "there is no index" in nexusflow.sentence("indexes", "show", "zoo", code=2)
+
+
+def test_a_first_run_that_fails_before_it_pays_leaves_nothing(
+    nexusflow: Command, service: LocalServer, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-wrong-very-secret")
+    nexusflow("index", str(zoo), code=4)
+    assert nexusflow.json("indexes")["indexes"] == []
+    assert list(Indexes().folder.iterdir()) == []
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", KEY)
+    nexusflow("index", str(zoo))
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-wrong-very-secret")
+    for file in zoo.iterdir():
+        file.write_text(f"{file.stem} eats crabs.", "utf-8")
+    nexusflow("index", str(zoo), "--fresh", code=4)
+    (index,) = Indexes().all()
+    assert [path.name for path in index.directory.glob("chroma-*")] == ["chroma-1"]
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", KEY)
+    assert nexusflow.json("search", "fish")["frameworks"]["chroma"]["passages"]
+
+
+def test_doctor_names_indexes_that_cannot_be_used(
+    nexusflow: Command, service: LocalServer, filled: Indexes
+) -> None:
+    (check,) = [item for item in nexusflow.json("doctor")["checks"] if "half@x" in item["text"]]
+    assert check["ok"] is None
+    assert "was never finished" in check["text"]
+    (filled.find("notes").directory / "index.json").write_text("{")
+    shown, _ = nexusflow("doctor", code=1)
+    assert "is damaged" in " ".join(shown.split())
+    assert "damaged" in nexusflow("indexes")[0]
 
 
 def test_doctor_compares_the_indexes_of_the_service_that_is_asked(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
@@ -226,6 +227,14 @@ def open_to_read(directory: Path) -> Collection:
     client = chroma_client(directory)
     with reading():
         return client.get_collection(COLLECTION, embedding_function=None)
+
+
+def discard(directory: Path) -> None:
+    """Delete a Chroma folder that this process has opened."""
+    from chromadb.api.shared_system_client import SharedSystemClient
+
+    SharedSystemClient.clear_system_cache()  # or the next client would use the deleted files
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def stored(collection: Collection) -> dict[str, Document]:

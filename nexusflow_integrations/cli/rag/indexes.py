@@ -232,9 +232,22 @@ class Index:
             (self.directory / _ABOUT).unlink(missing_ok=True)
             for folder in self._folders():
                 shutil.rmtree(folder)
+        self.remove_if_empty()
+
+    def remove_if_empty(self) -> None:
+        """Delete what is left of an index without description and Chroma folder."""
+        if (self.directory / _ABOUT).exists() or self._folders():
+            return
         with suppress(OSError):
             (self.directory / _LOCK).unlink(missing_ok=True)
             self.directory.rmdir()
+
+    @property
+    def state(self) -> str:
+        """``usable``, ``damaged``, or ``unfinished`` if the first run did not end."""
+        if self.described() is not None:
+            return "usable"
+        return "damaged" if (self.directory / _ABOUT).exists() else "unfinished"
 
     def _folders(self) -> list[Path]:
         found = [path for path in self.directory.glob(f"{_PREFIX}*") if _number(path)]

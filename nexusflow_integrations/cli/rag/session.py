@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -19,6 +20,7 @@ from nexusflow_integrations.cli.rag.answer import Quote, is_close, quote
 from nexusflow_integrations.cli.rag.collection import (
     DamagedError,
     Updated,
+    discard,
     make_keyword_index,
     open_to_read,
     open_to_write,
@@ -140,58 +142,85 @@ class Session:
             NexusFlowError: Embedding or writing failed.
         """
         began = time.perf_counter()
-        is_local = self.endpoint.local_model is not None
         if self._hybrid():
             check_packages()
         with self.index.alone():
-            folder = self.index.draft(fresh=fresh)
-            with self._sound():
-                collection = open_to_write(
-                    self.index.directory / folder,
-                    api_key=self.endpoint.api_key,
-                    api_base=self.endpoint.base_url,
-                    **self.endpoint.vectors,
-                    on_usage=self.meter,
-                    cache=self.cache,
-                    budget=self.budget,
-                    **({"max_concurrency": _LOCAL_REQUESTS} if is_local else {}),
-                )
-                before = stored(collection)
-                if self.cache and not before:
-                    self._check_cache(corpus)
-                wanted = plan(corpus, before, replaced(self.index) if fresh else None)
-                done = update(
-                    collection,
-                    wanted,
-                    lambda more: progress(more, self.meter.total),
-                    **({"slice_size": _LOCAL_SLICE} if is_local else {}),
-                )
-                documents = collection.count()
-                hybrid = self._hybrid()
-                if hybrid:
-                    make_keyword_index(collection)
-            if not documents:
-                raise UnusableIndexError(f"no passage could be stored: {done.left_out[0]}")
-            self.index.describe(
-                About(
-                    corpus=source,
-                    title=corpus.title,
-                    frameworks=self.frameworks,
-                    endpoint=self.endpoint.name,
-                    local_model=self.endpoint.local_model,
-                    base_url=None if self.endpoint.local_model else self.endpoint.base_url,
-                    dimensions=self.endpoint.dimensions,
-                    documents=documents,
-                    folder=folder,
-                    hybrid=hybrid,
-                    tuned=None if self.endpoint.tuned is None else asdict(self.endpoint.tuned),
-                )
-            )
+            try:
+                done = self._update(corpus, source, progress, fresh=fresh)
+            except BaseException:
+                self.index.remove_if_empty()
+                raise
         return replace(
             done,
             left_out=(*corpus.skipped, *done.left_out),
             seconds=time.perf_counter() - began,
         )
+
+    def _update(
+        self,
+        corpus: Corpus,
+        source: str,
+        progress: Callable[[int, Usage], object],
+        *,
+        fresh: bool,
+    ) -> Updated:
+        is_local = self.endpoint.local_model is not None
+        folder = self.index.draft(fresh=fresh)
+        with self._sound(), self._nothing_empty_left(folder):
+            collection = open_to_write(
+                self.index.directory / folder,
+                api_key=self.endpoint.api_key,
+                api_base=self.endpoint.base_url,
+                **self.endpoint.vectors,
+                on_usage=self.meter,
+                cache=self.cache,
+                budget=self.budget,
+                **({"max_concurrency": _LOCAL_REQUESTS} if is_local else {}),
+            )
+            before = stored(collection)
+            if self.cache and not before:
+                self._check_cache(corpus)
+            wanted = plan(corpus, before, replaced(self.index) if fresh else None)
+            done = update(
+                collection,
+                wanted,
+                lambda more: progress(more, self.meter.total),
+                **({"slice_size": _LOCAL_SLICE} if is_local else {}),
+            )
+            documents = collection.count()
+            hybrid = self._hybrid()
+            if hybrid:
+                make_keyword_index(collection)
+            if not documents:
+                raise UnusableIndexError(f"no passage could be stored: {done.left_out[0]}")
+        self.index.describe(
+            About(
+                corpus=source,
+                title=corpus.title,
+                frameworks=self.frameworks,
+                endpoint=self.endpoint.name,
+                local_model=self.endpoint.local_model,
+                base_url=None if self.endpoint.local_model else self.endpoint.base_url,
+                dimensions=self.endpoint.dimensions,
+                documents=documents,
+                folder=folder,
+                hybrid=hybrid,
+                tuned=None if self.endpoint.tuned is None else asdict(self.endpoint.tuned),
+            )
+        )
+        return done
+
+    @contextmanager
+    def _nothing_empty_left(self, folder: str) -> Iterator[None]:
+        """After a failure, delete the Chroma folder if the block created it and stored nothing."""
+        path = self.index.directory / folder
+        existed = path.exists()
+        try:
+            yield
+        except BaseException:
+            if not existed and path.exists() and not _holds_any(path):
+                discard(path)
+            raise
 
     def _check_cache(self, corpus: Corpus) -> None:
         """Check that the service still uses the model of cached vectors of ``corpus``.
@@ -303,6 +332,14 @@ class Session:
     def usage(self) -> Usage:
         """Return the usage of everything so far."""
         return self.meter.total
+
+
+def _holds_any(folder: Path) -> bool:
+    """Return whether a Chroma folder holds a passage; ``True`` if it cannot be read."""
+    try:
+        return open_to_read(folder).count() > 0
+    except Exception:  # noqa: BLE001 - what cannot be read must not be deleted
+        return True
 
 
 def replaced(index: Index) -> dict[str, Document]:
