@@ -14,15 +14,18 @@ import os
 import sys
 from typing import Any
 
+from nexusflow_integrations.cli import plain_symbols
+
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command with this process's arguments, then exit with the command's exit code."""
     try:
+        plain_symbols.register()
         for stream in (sys.stdout, sys.stderr):
-            # Print a question mark for each character that the console cannot show.
-            getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
+            # Print "..." if the console cannot show an ellipsis, and "?" for other characters.
+            getattr(stream, "reconfigure", lambda **_: None)(errors=plain_symbols.NAME)
         from nexusflow_integrations.cli.app import app
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich"):

@@ -33,6 +33,7 @@ from nexusflow_integrations.cli.words import count, in_bytes
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim")}
+_PLAIN_MARKS = {True: ("ok", "green"), False: ("FAIL", "red"), None: ("-", "dim")}
 _PACKAGES = {
     "LangChain": ("langchain-core", "langchain-chroma"),
     "LlamaIndex": ("llama-index-core", "llama-index-vector-stores-chroma"),
@@ -274,12 +275,13 @@ def _client(endpoint: Endpoint) -> NexusFlow:
 
 def show(screen: Screen, findings: Findings) -> None:
     """Show the findings."""
+    marks = _PLAIN_MARKS if screen.out.options.ascii_only else _MARKS
     rows = Table.grid(padding=(0, 2))
     rows.add_column(no_wrap=True)
     rows.add_column(style="bold", no_wrap=True)
     rows.add_column(overflow="fold")
     for check in findings:
-        mark, style = _MARKS[check.ok]
+        mark, style = marks[check.ok]
         rows.add_row(Text(mark, style=style), check.name, check.text)
     screen.out.print(rows)
     problems = sum(check.ok is False for check in findings)

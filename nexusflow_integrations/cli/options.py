@@ -80,8 +80,9 @@ _SIGNS = {"¥": "CNY", "$": "USD", "€": "EUR"}
 
 
 def print_json(result: dict[str, Any]) -> None:
-    """Print one JSON object on standard output."""
-    typer.echo(json.dumps(result, ensure_ascii=False, indent=2))
+    """Print one JSON object on standard output, with escapes if that is not Unicode."""
+    plain = not (getattr(sys.stdout, "encoding", None) or "utf").lower().startswith("utf")
+    typer.echo(json.dumps(result, ensure_ascii=plain, indent=2))
 
 
 def cost_json(usage: Usage, endpoint: Endpoint) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from nexusflow_integrations import __version__
 from nexusflow_integrations.cli.app import LocalModel
+from nexusflow_integrations.cli.doctor import Check, Findings, show
+from nexusflow_integrations.cli.screen import Screen
 from nexusflow_integrations.local import MODELS, LocalServer
 
 from .conftest import Command
@@ -519,6 +522,20 @@ def test_doctor_finds_a_working_service_well(nexusflow: Command, service: LocalS
     assert checks["Vectors"]["text"] == "1024 numbers, unit length"
     assert "chromadb" in checks["Chroma"]["text"]
     assert "No problems found." in nexusflow("doctor")[0]
+
+
+def test_doctor_tells_good_from_bad_without_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
+    stdout = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    checks = [Check("Key", True, "one"), Check("URL", False, "two"), Check("Proxy", None, "three")]
+    show(Screen(), Findings(checks))
+    stdout.flush()
+    shown = stdout.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    assert [line.split()[:2] for line in shown.splitlines()[:3]] == [
+        ["ok", "Key"],
+        ["FAIL", "URL"],
+        ["-", "Proxy"],
+    ]
 
 
 def test_doctor_ends_in_4_where_the_key_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -187,6 +188,25 @@ def test_a_closed_standard_output_changes_no_exit_code(
     )
     assert done.returncode == code
     assert "Traceback" not in done.stderr
+
+
+def test_symbols_that_the_console_cannot_show_are_replaced_by_others(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "panda.md").write_text("小熊猫吃竹子。\n", "utf-8")
+    environment |= {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    shown = run(environment, tmp_path, "index", "panda.md", "--estimate").stdout
+    assert re.search(r"Tokens +\d+ \+-\d+%", shown)
+    assert "?" not in shown
+
+
+def test_json_loses_no_character_that_the_console_cannot_show(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "panda.md").write_text("小熊猫吃竹子。\n", "utf-8")
+    environment |= {"PYTHONIOENCODING": "latin-1"}
+    done = run(environment, tmp_path, "embed", "--local", "--json", "panda.md", "-o", "猫.jsonl")
+    assert json.loads(done.stdout)["output"] == "猫.jsonl"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
