@@ -30,6 +30,8 @@ _SNIPPET = 150
 _BELOW = " | "
 """What separates the headings of a passage from its text."""
 _NAMED = 20
+_RULE = 100
+"""Maximum columns of the line beside a question, unless the question is longer."""
 
 
 class AskScreen(Screen):
@@ -110,7 +112,8 @@ class AskScreen(Screen):
     def question(self, text: str) -> None:
         """Show the question."""
         self.out.print()
-        self.out.print(Rule(Text(printable(text), style="bold"), style="dim", align="left"))
+        rule = Rule(Text(printable(text), style="bold"), style="dim", align="left")
+        self.out.print(rule, width=min(self.out.width, max(_RULE, len(text))))
 
     def passages(self, passages: Sequence[Passage], *, hybrid: bool = False) -> None:
         """Show the passages found: number, score, source and the beginning of the text."""

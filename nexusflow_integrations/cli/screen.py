@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.padding import Padding
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 _SYMBOLS = {"CNY": "¥", "USD": "$", "EUR": "€"}
 INDENT = (0, 0, 0, 2)
+_UNLIMITED = 10_000
+_PADDING = re.compile(" +\n")
 
 
 class Screen:
@@ -30,8 +35,8 @@ class Screen:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.out = Console(quiet=quiet, highlight=False, emoji=False, markup=False)
-        self.err = Console(stderr=True, highlight=False, emoji=False, markup=False)
+        self.out = _console(sys.stdout, quiet=quiet)
+        self.err = _console(sys.stderr, stderr=True)
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -72,6 +77,28 @@ class Screen:
         rows.add_row("Price", paid)
         self.out.print(Padding(rows, INDENT))
         self.out.print(Padding(Text("Nothing was sent.", style="dim"), INDENT))
+
+
+class _Unpadded:
+    """A stream that drops the spaces with which Rich fills up lines."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(_PADDING.sub("\n", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _console(stream: IO[str] | None, **options: Any) -> Console:
+    """Return a console; a pipe or file gets whole lines, unless ``COLUMNS`` sets their length."""
+    console = Console(highlight=False, emoji=False, markup=False, **options)
+    if stream is not None and not console.is_terminal and not os.environ.get("COLUMNS"):
+        console.file = cast("IO[str]", _Unpadded(stream))
+        console.width = _UNLIMITED
+    return console
 
 
 def price_line(usage: Usage, endpoint: Endpoint) -> str:

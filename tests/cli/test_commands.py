@@ -501,6 +501,27 @@ def test_nothing_is_wider_than_the_terminal(
     assert max(map(len, shown.splitlines())) <= columns
 
 
+def test_a_pipe_gets_whole_lines_without_padding(
+    nexusflow: Command,
+    service: LocalServer,
+    zoo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("COLUMNS")
+    folder = zoo.rename(tmp_path / ("zoo" * 30))
+    nexusflow("index", str(folder))
+    shown, _ = nexusflow("indexes")
+    (line,) = [line for line in shown.splitlines() if "zoozoo" in line]
+    (name,) = [row["name"] for row in nexusflow.json("indexes")["indexes"]]
+    assert line.split()[0] == name
+    assert line.endswith(folder.name)
+    for command in (("ask", "fish"), ("search", "fish"), ("index", str(folder)), ("doctor",)):
+        for said in nexusflow(*command):
+            assert not [line for line in said.splitlines() if line != line.rstrip()]
+            assert max(map(len, said.splitlines()), default=0) < 500
+
+
 def test_square_brackets_of_a_text_are_shown_as_they_are(
     nexusflow: Command, service: LocalServer, zoo: Path
 ) -> None:
