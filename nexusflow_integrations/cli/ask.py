@@ -521,6 +521,7 @@ def _estimate(
         changes, f"compared with {index.name}" if documents else f"in a new index {index.name}"
     )
     screen.estimate(found, local=local)
+    screen.others(texts)
     screen.left_out(texts.skipped)
     if as_json:
         print_json(_updated_json(changes) | estimate_json(found, local=local))

@@ -53,6 +53,10 @@ class AskScreen(Screen):
         rows.add_row("Corpus", printable(corpus.title))
         rows.add_row("Index", home(index.directory))
         self.out.print(rows)
+        self.others(corpus)
+
+    def others(self, corpus: Corpus) -> None:
+        """Show how many files of other types were skipped."""
         if corpus.others:
             self.err.print(Text(corpus.others, style="dim"))
 

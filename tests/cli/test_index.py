@@ -220,6 +220,14 @@ def test_an_estimate_names_what_would_be_left_out_and_ends_in_5(
     assert "left out latin.txt:1: not UTF-8" in aside
 
 
+def test_an_estimate_says_which_files_are_skipped(
+    nexusflow: Command, zoo: Path, store: Path
+) -> None:
+    (zoo / "panda.png").write_bytes(b"")
+    _, aside = nexusflow("index", str(zoo), "--estimate")
+    assert "1 file of other types skipped: 1 .png" in aside
+
+
 def test_an_estimate_needs_no_key(nexusflow: Command, zoo: Path, store: Path) -> None:
     found = nexusflow.json("index", str(zoo), "--estimate")
     assert (found["added"], found["paid"]) == (3, False)

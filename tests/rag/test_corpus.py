@@ -170,8 +170,8 @@ def test_files_of_other_types_are_counted_by_their_suffix(tmp_path: Path) -> Non
         (tmp_path / name).write_text("Words.")
     found = corpus.folder(tmp_path)
     assert (
-        found.others == ("4 files of other types left out: 2 .png, 1 .zip, 1 without a suffix")
-        or found.others == "4 files of other types left out: 2 .png, 1 without a suffix, 1 .zip"
+        found.others == ("4 files of other types skipped: 2 .png, 1 .zip, 1 without a suffix")
+        or found.others == "4 files of other types skipped: 2 .png, 1 without a suffix, 1 .zip"
     )
     assert found.complete
 
@@ -223,7 +223,7 @@ def test_a_link_that_leads_out_of_the_folder_is_left_out(tmp_path: Path) -> None
     (folder / "outside.txt").symlink_to(tmp_path / "secret.txt")
     found = corpus.folder(folder)
     assert [item.text for item in found.documents] == ["Words."]
-    assert (found.skipped, found.others) == ((), "1 link that leads out of the folder left out")
+    assert (found.skipped, found.others) == ((), "1 link that leads out of the folder skipped")
 
 
 def test_a_limit_that_cuts_something_off_is_known(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_the_reason_why_nothing_was_found_is_the_real_one(tmp_path: Path) -> Non
     with pytest.raises(CorpusError, match=r"holds no text: none of its files ends in \.adoc"):
         corpus.load(str(tmp_path))
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(CorpusError, match=r"; 1 file of other types left out: 1 \.png"):
+    with pytest.raises(CorpusError, match=r"; 1 file of other types skipped: 1 \.png"):
         corpus.load(str(tmp_path))
     (tmp_path / "a.txt").write_text("  \n")
     with pytest.raises(CorpusError, match="holds no text: it is empty or blank"):

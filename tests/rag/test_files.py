@@ -98,8 +98,8 @@ def test_without_the_extra_the_files_are_counted_and_it_is_named(
     shutil.copy(FILES / "zoo.pdf", tmp_path)
     (tmp_path / "b.txt").write_text("Words.")
     found = corpus.folder(tmp_path)
-    hint = '(for some: pip install "nexusflow-integrations[files]")'
-    assert found.others == f"1 file of other types left out: 1 .pdf {hint}"
+    hint = '(for .pdf: pip install "nexusflow-integrations[files]")'
+    assert found.others == f"1 file of other types skipped: 1 .pdf {hint}"
     assert found.skipped == ()
     with pytest.raises(ImportError, match=r"markitdown: pip install .nexusflow-integrations\[file"):
         corpus.load(str(tmp_path / "zoo.pdf"))

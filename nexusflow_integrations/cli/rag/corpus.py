@@ -476,7 +476,7 @@ def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
 
 
 def _others(others: Counter[str]) -> str:
-    """Return ``7 files of other types left out: 5 .png, 2 .zip``."""
+    """Return ``7 files of other types skipped: 5 .png, 2 .zip``."""
     ignored, outside = others.pop(_IGNORED, 0), others.pop(_OUTSIDE, 0)
     lines = []
     if others:
@@ -484,14 +484,16 @@ def _others(others: Counter[str]) -> str:
         kinds = [f"{number:,} {suffix}" for suffix, number in shown]
         if rest := total - sum(number for _, number in shown):
             kinds.append(f"{rest:,} more")
-        more = f' (for some: pip install "{INSTALL}")' if others.keys() & CONVERTED.keys() else ""
-        lines.append(f"{count(total, 'file')} of other types left out: {', '.join(kinds)}{more}")
+        hint = ""
+        if convertible := sorted(others.keys() & CONVERTED.keys()):
+            hint = f' (for {", ".join(convertible)}: pip install "{INSTALL}")'
+        lines.append(f"{count(total, 'file')} of other types skipped: {', '.join(kinds)}{hint}")
     if ignored:
         what = "" if others else (" file or folder" if ignored == 1 else " files or folders")
         lines.append(f"{ignored:,}{what} ignored (.gitignore, node_modules)")
     if outside:
         links = "1 link that leads" if outside == 1 else f"{outside:,} links that lead"
-        lines.append(f"{links} out of the folder left out")
+        lines.append(f"{links} out of the folder skipped")
     return "; ".join(lines)
 
 
