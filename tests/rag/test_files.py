@@ -58,6 +58,42 @@ def test_a_row_of_a_table_is_a_passage_with_its_columns_and_line(tmp_path: Path)
     ]
 
 
+def test_a_line_of_jsonl_is_a_passage_with_its_fields_if_the_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "faq.jsonl"
+    file.write_text(
+        '{"question": "Who eats?", "id": 0, "answer": "Otters.", "embedding": [1.0], "ok": true}\n'
+        '\n"A string."\n{}\n'
+    )
+    assert [(item.source, item.text) for item in corpus.folder(file).documents] == [
+        ("faq.jsonl:1", "question: Who eats?\nid: 0\nanswer: Otters."),
+        ("faq.jsonl:3", "A string."),
+    ]
+    (tmp_path / "b.txt").write_text("Words.")
+    for suffix in "abcdefg":
+        (tmp_path / f"1.{suffix}").write_text("")
+        (tmp_path / f"2.{suffix}").write_text("")
+    found = corpus.folder(tmp_path)
+    assert [item.source for item in found.documents] == ["b.txt:1"]
+    assert ", 1 .jsonl, 4 more" in found.others
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a.jsonl", '"one"\ntwo\n', "line 2 is not JSON"),
+        ("a.jsonl", '["one"]\n', "line 1 is neither a JSON object nor a string"),
+        ("a.jsonl", '"\\ud800"\n', "line 1 is not UTF-8"),
+        ("a.json", '[{"text": "one"}]', "write one object per line, as .jsonl"),
+    ],
+)
+def test_json_that_is_not_jsonl_is_refused(
+    tmp_path: Path, name: str, data: str, reason: str
+) -> None:
+    (tmp_path / name).write_text(data)
+    with pytest.raises(corpus.CorpusError, match=reason):
+        corpus.folder(tmp_path / name)
+
+
 def test_a_field_of_a_table_may_be_of_any_length(tmp_path: Path) -> None:
     (tmp_path / "zoo.csv").write_text(f"animal,text\npanda,{'bamboo ' * 30_000}\notter,fish\n")
     found = corpus.folder(tmp_path)

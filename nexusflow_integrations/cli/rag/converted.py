@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
 from nexusflow_integrations._core.needed import needed
+from nexusflow_integrations._core.texts import is_encodable
 
 INSTALL = "nexusflow-integrations[files]"
 CONVERTED = {
@@ -22,6 +24,9 @@ CONVERTED = {
 """The markitdown converter for each suffix; it returns Markdown."""
 TABLES = {".csv": ",", ".tsv": "\t"}
 """The column separator for each suffix."""
+
+JSON_LINES = (".jsonl", ".ndjson")
+"""Suffixes of files with a JSON object or string on each line."""
 
 _TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 _STARTS = {".docx": (b"PK\x03\x04", "a DOCX file"), ".pdf": (b"%PDF-", "a PDF")}
@@ -109,6 +114,36 @@ def read_table(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list
         end = reader.line_num
         where = f"line {end}" if begun >= end else f"lines {begun} to {end}"
         raise NotATableError(f"{where}: {error}") from None
+
+
+def json_rows(text: str) -> Iterator[tuple[int, str]]:
+    """Yield, for each line of JSONL that is not empty, its number and its text.
+
+    The text is the string, or contains a line ``field: value`` for each field with a text or a
+    number.
+
+    Raises:
+        NotConvertedError: A line is neither a JSON object nor a string.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            raise NotConvertedError(f"line {number} is not JSON") from None
+        if isinstance(found, dict):
+            found = "\n".join(
+                f"{name}: {value}"
+                for name, value in found.items()
+                if type(value) in (str, int, float) and value != ""
+            )
+        if not isinstance(found, str):
+            raise NotConvertedError(f"line {number} is neither a JSON object nor a string")
+        if not is_encodable(found):
+            raise NotConvertedError(f"line {number} is not UTF-8")
+        if found:
+            yield number, found
 
 
 def table_rows(text: str, separator: str) -> Iterator[tuple[int, str]]:

@@ -26,9 +26,11 @@ from nexusflow_integrations.cli.first_bytes import not_text
 from nexusflow_integrations.cli.rag.converted import (
     CONVERTED,
     INSTALL,
+    JSON_LINES,
     TABLES,
     NotConvertedError,
     can_convert,
+    json_rows,
     markdown,
     table_rows,
 )
@@ -422,8 +424,9 @@ def _file_passages(
 def _passages(file: Path, text: str, tuned: TunedSettings) -> Iterator[tuple[int, str]]:
     """Yield each passage with the number of its first line, or 0 if lines have no numbers."""
     suffix, kind = file.suffix.lower(), kind_of(file.name)
-    if suffix in TABLES:
-        for line, row in table_rows(text, TABLES[suffix]):
+    if suffix in TABLES or suffix in JSON_LINES:
+        rows = json_rows(text) if suffix in JSON_LINES else table_rows(text, TABLES[suffix])
+        for line, row in rows:
             yield from ((line, passage) for _, passage in _cut(row, tuned, kind))
         return
     for line, passage in _cut(text, tuned, kind):
@@ -436,7 +439,7 @@ def kind_of(name: str) -> str:
     suffix = Path(name).suffix
     if suffix in CONVERTED:
         return "md"
-    if suffix in TABLES:
+    if suffix in TABLES or suffix in JSON_LINES:
         return "none"
     inner = Path(name.removesuffix(".txt")).suffix
     return KINDS.get(inner) or KINDS.get(suffix, "plain")
@@ -464,6 +467,8 @@ def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
     try:
         if suffix in CONVERTED:
             return markdown(data, suffix)
+        if suffix == ".json":
+            raise NotConvertedError("JSON is not text: write one object per line, as .jsonl")
         if kind := not_text(data):
             raise NotConvertedError(f"not text: {kind}")
         return data.decode("utf-8-sig")
@@ -481,6 +486,10 @@ def _others(others: Counter[str]) -> str:
     lines = []
     if others:
         total, shown = sum(others.values()), others.most_common(_KINDS_SHOWN)
+        # Users may expect that these are read, as they are if they are named.
+        shown += [
+            (one, others[one]) for one in JSON_LINES if one in others and one not in dict(shown)
+        ]
         kinds = [f"{number:,} {suffix}" for suffix, number in shown]
         if rest := total - sum(number for _, number in shown):
             kinds.append(f"{rest:,} more")
