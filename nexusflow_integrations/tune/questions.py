@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,18 @@ class Answer:
 
 @dataclass(frozen=True)
 class Question:
-    """A question and its answers. Any of several answers is right."""
+    """A question and its answers. Any of several answers is right.
+
+    Attributes:
+        text: The question.
+        answers: Its answers.
+        where: Where the question was read, such as ``questions.jsonl, line 3``; error messages
+            begin with it.
+    """
 
     text: str
     answers: tuple[Answer, ...]
+    where: str = field(default="", repr=False, compare=False)
 
     @property
     def by_source(self) -> bool:
@@ -91,9 +99,10 @@ def read_questions(path: Path, sources: Collection[str]) -> list[Question]:
     for number, raw in enumerate(content.splitlines(), 1):
         if raw.strip():
             try:
-                found.append(_question(raw, sources))
+                where = f"{path.name}, line {number}"
+                found.append(replace(_question(raw, sources), where=where))
             except ValueError as error:
-                raise ConfigurationError(f"{path.name}, line {number}: {error}") from None
+                raise ConfigurationError(f"{where}: {error}") from None
     if not found:
         raise ConfigurationError(f"{path.name} has no questions")
     return found
@@ -168,7 +177,7 @@ def check_questions(questions: Sequence[Question], documents: Sequence[Document]
         if not question.answers:
             raise ConfigurationError(f"question {number} has no answers")
         for answer in question.answers:
-            where = f"question {number} ({question.text[:60]!r})"
+            where = f"{question.where or f'question {number}'} ({question.text[:60]!r})"
             if answer.source is not None and answer.source not in texts:
                 raise ConfigurationError(f"{where}: there is no document {answer.source!r}")
             held = texts if answer.source is None else {answer.source: texts[answer.source]}

@@ -168,11 +168,14 @@ def test_errors_are_raised_before_anything_is_sent(
     nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"question": "What?", "source": "9.md"}')
+    bad.write_text('\n{"question": "What?", "source": "9.md"}')
     for arguments, said in (
         (("tune", str(tmp_path / "none")), "there is no file or folder"),
         (("tune", str(folder), "-q", str(tmp_path / "none")), "does not exist"),
-        (("tune", str(folder), "-q", str(bad)), "there is no document '9.md'"),
+        (
+            ("tune", str(folder), "-q", str(bad)),
+            "bad.jsonl, line 2 ('What?'): there is no document",
+        ),
         ((*_ask(folder), "-o", str(tmp_path / "no" / "x")), "does not exist"),
         ((*_ask(folder), "--budget", "much"), "is not a budget"),
         ((*_ask(folder), "--budget", "3 tokens"), "the first stage needs about"),
