@@ -219,11 +219,13 @@ def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Check key, endpoint, proxy and packages, and make a test request."""
     from nexusflow_integrations.cli.doctor import examine, show
 
-    findings = examine(store)
+    screen = Screen(quiet=as_json)
+    with screen.waiting("checking …"):
+        findings = examine(store)
     if as_json:
         print_json({"healthy": findings.healthy, "checks": [asdict(item) for item in findings]})
     else:
-        show(Screen(), findings)
+        show(screen, findings)
     if findings.code:
         raise typer.Exit(findings.code)
 

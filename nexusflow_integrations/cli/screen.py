@@ -44,7 +44,8 @@ class Screen:
         if not self.err.is_terminal:
             yield
             return
-        with self.err.status(Text(what, style="dim")):
+        spinner = "line" if self.err.options.ascii_only else "dots"
+        with self.err.status(Text(what, style="dim"), spinner=spinner):
             yield
 
     def head(self, title: str, aside: str = "") -> None:

@@ -35,7 +35,7 @@ from nexusflow_integrations.cli.rag.pipeline import CHAT_VARIABLE, chat_of
 from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.cli.rows import check_input
 from nexusflow_integrations.cli.screen import INDENT, Screen, money
-from nexusflow_integrations.cli.words import count
+from nexusflow_integrations.cli.words import count, printable
 
 if TYPE_CHECKING:
     from nexusflow_integrations.tune import Plan, PlannedChat, Question, TuneResult
@@ -112,26 +112,28 @@ def tune(
     most = None if budget is None else read_budget(budget, Price())
     price = None if chat_price is None else read_chat_price(chat_price)
     screen = Screen(quiet=as_json)
-    texts, skipped = corpora.whole(path)
-    from nexusflow_integrations.tune import ChatModel, Tuning
-    from nexusflow_integrations.tune.page import write_page, write_plot
+    with screen.waiting(f"reading {printable(path)} …"):
+        texts, skipped = corpora.whole(path)
+        from nexusflow_integrations.tune import ChatModel, Tuning
+        from nexusflow_integrations.tune.page import write_page, write_plot
 
     with open_endpoint(local=local or None) as endpoint:
-        client = endpoint.client(cache=cache or True)
-        asked, chat = _questions(questions, path, texts), chat_of(chat_model, endpoint)
-        model = None
-        if chat is not None and (asked is None or chat_model is not None):
-            asked = None
-            model = ChatModel(
-                chat.model,
-                chat.api_key,
-                chat.base_url,
-                price,
-                chat_questions,
-                output.with_suffix(".questions.jsonl"),
-            )
-        tuning = Tuning(texts, asked, client=client, chat=model, budget=most)
-        plan = tuning.plan()
+        with screen.waiting("planning …"):
+            client = endpoint.client(cache=cache or True)
+            asked, chat = _questions(questions, path, texts), chat_of(chat_model, endpoint)
+            model = None
+            if chat is not None and (asked is None or chat_model is not None):
+                asked = None
+                model = ChatModel(
+                    chat.model,
+                    chat.api_key,
+                    chat.base_url,
+                    price,
+                    chat_questions,
+                    output.with_suffix(".questions.jsonl"),
+                )
+            tuning = Tuning(texts, asked, client=client, chat=model, budget=most)
+            plan = tuning.plan()
         _show_plan(screen, plan, endpoint)
         if estimate:
             if as_json:

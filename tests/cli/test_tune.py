@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,6 +18,7 @@ pytest.importorskip("ir_measures", reason="comes with the extra `tune`")
 
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import open_collection
+from nexusflow_integrations.cli.screen import Screen
 from nexusflow_integrations.errors import ConfigurationError
 from nexusflow_integrations.local import LocalServer
 from nexusflow_integrations.tune import TunedSettings
@@ -162,6 +165,26 @@ def test_the_settings_that_the_budget_did_not_allow_are_named(
     said, _ = nexusflow(*_ask(folder), output, f"--budget={most} tokens", code=5)
     assert "Not tried: " in said
     assert service.stats.tokens <= most
+
+
+def test_a_terminal_shows_what_is_waited_for(
+    nexusflow: Command,
+    service: LocalServer,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[str] = []
+
+    @contextmanager
+    def waiting(_: Screen, what: str) -> Iterator[None]:
+        shown.append(what)
+        yield
+
+    monkeypatch.setattr(Screen, "waiting", waiting)
+    nexusflow(*_ask(folder), "--estimate", "-o", str(tmp_path / "tuned.json"))
+    nexusflow("doctor")
+    assert shown == [f"reading {folder} …", "planning …", "checking …"]
 
 
 def test_errors_are_raised_before_anything_is_sent(
