@@ -30,12 +30,15 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # one host: onl
 os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")  # Chroma before 1.5.3
 
 import chromadb
+import pyarrow as pa
+import pyarrow.dataset
 import ray.data
 from ray.data import SaveMode
 
 from nexusflow_integrations import Budget
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import open_collection
+from nexusflow_integrations.cli.first_bytes import not_text
 from nexusflow_integrations.cli.rag.passages import cut
 from nexusflow_integrations.local import LocalServer
 from nexusflow_integrations.ray import ClusterLimits, EmbedBatch
@@ -43,13 +46,20 @@ from nexusflow_integrations.ray import ClusterLimits, EmbedBatch
 CHROMA = "from chromadb.cli.cli import app; app()"
 
 
+def hashed(source, text):
+    """Return an id that is the same in every run."""
+    return hashlib.sha256(f"{source}\n{text}".encode()).hexdigest()[:24]
+
+
 def passages(file):
-    """Split one file; ids are derived from position and content, the same in every run."""
-    text = file["bytes"].decode("utf-8-sig", errors="replace")
-    for line, passage in cut(text):
+    """Split one file; ids are derived from position and content."""
+    seen = set()
+    for line, passage in cut(file["bytes"].decode("utf-8-sig")):
         source = f"{file['path']}:{line}"
-        name = hashlib.sha256(f"{source}\n{passage}".encode()).hexdigest()[:24]
-        yield {"id": name, "text": passage, "source": source}
+        name = hashed(source, passage)
+        if name not in seen:  # a long line may be cut into equal pieces
+            seen.add(name)
+            yield {"id": name, "text": passage, "source": source}
 
 
 class AddToChroma:
@@ -60,10 +70,12 @@ class AddToChroma:
         self.collection = client.get_collection(collection, embedding_function=None)
 
     def __call__(self, table):
-        rows = [row for row in table.to_pylist() if row["embedding"] is not None]
+        embedded = [row for row in table.to_pylist() if row["embedding"] is not None]
+        # Rows of one text and source have one id; Chroma refuses a call that repeats an id.
+        rows = {row["id"]: row for row in embedded}.values()
         if rows:
             self.collection.upsert(
-                ids=[str(row["id"]) for row in rows],
+                ids=[row["id"] for row in rows],
                 embeddings=[row["embedding"] for row in rows],
                 documents=[row["text"] for row in rows],
                 metadatas=[{"source": row["source"]} for row in rows],
@@ -94,17 +106,73 @@ def chroma_server(folder):
         shell.wait()
 
 
-def read(source, text):
+class SourceError(Exception):
+    """The source cannot be read as a whole; the message is one sentence."""
+
+
+def checked(source, text):
+    """Return the paths to read, and name the files that are left out."""
+    if not source.exists():
+        raise SourceError(f"there is no file or folder {str(source)!r}")
+    if source.suffix == ".parquet":
+        check_columns(source, text)
+        return [str(source)]
+    files = [source] if source.is_file() else sorted(source.rglob("*"))
+    files = [file for file in files if file.suffix in (".txt", ".md") and file.is_file()]
+    readable = [str(file) for file in files if is_text(file)]
+    if not readable:
+        raise SourceError(f"{str(source)!r} holds no .txt or .md file that is UTF-8")
+    return readable
+
+
+def is_text(file):
+    """Return whether a file is UTF-8; name it if it is not."""
+    data = file.read_bytes()
+    reason = not_text(data)
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        reason = reason or "not UTF-8"
+    if reason:
+        print(f"left out: {file}: {reason}", file=sys.stderr)
+    return not reason
+
+
+def check_columns(source, text):
+    """Check that there is a column of texts, and that no two rows have the same id."""
+    try:
+        table = pyarrow.dataset.dataset(source)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise SourceError(f"{str(source)!r} cannot be read: {error}") from None
+    names = table.schema.names
+    if text not in names:
+        raise SourceError(f"--text {text}: the columns of {source.name!r} are {', '.join(names)}")
+    if "id" in names:
+        ids = table.to_table(columns=["id"])["id"].drop_null()
+        if len(ids.unique()) < len(ids):
+            raise SourceError(f"several rows of {source.name!r} have the same id")
+
+
+def read(source, paths, text):
     """Return a dataset of id, text and source."""
     if source.suffix != ".parquet":
-        files = [str(path) for path in sorted(source.rglob("*")) if path.suffix in (".txt", ".md")]
-        return ray.data.read_binary_files(files, include_paths=True).flat_map(passages)
+        return ray.data.read_binary_files(paths, include_paths=True).flat_map(passages)
 
     def named(row):
-        name = row.get("id") or hashlib.sha256(row[text].encode()).hexdigest()[:24]
-        return {"id": str(name), "text": row[text], "source": str(row.get("source") or source.name)}
+        name, origin = row.get("id"), row.get("source")
+        name = hashed(origin or "", row[text]) if name in (None, "") else str(name)
+        return {"id": name, "text": row[text], "source": str(origin or source.name)}
 
-    return ray.data.read_parquet(str(source)).map(named)
+    return ray.data.read_parquet(paths).map(named)
+
+
+def local_server(port):
+    """Return the local server, on another port if this one is taken."""
+    with socket.socket() as tried:
+        taken = port and not tried.connect_ex(("127.0.0.1", port))
+    if taken:
+        print(f"port {port} is taken: the local server uses another one", file=sys.stderr)
+    return LocalServer(port=0 if taken else port)
 
 
 def main(arguments=None):
@@ -122,14 +190,18 @@ def main(arguments=None):
     parser.add_argument("--cache", help="a file, or redis://... for several hosts")
     parser.add_argument("--chroma", help="host:port of a Chroma server; default: starts one")
     parser.add_argument("--collection", default="corpus")
-    parser.add_argument("--port", type=int, default=8765, help="port of the local server")
+    parser.add_argument("--port", type=int, default=8798, help="port of the local server")
     settings = parser.parse_args(arguments)
+    try:
+        paths = checked(settings.source, settings.text)
+    except SourceError as error:
+        parser.error(str(error))
     out = settings.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         local = None
         if not os.getenv("NEXUSFLOW_API_KEY"):
-            local = stack.enter_context(LocalServer(port=settings.port))
+            local = stack.enter_context(local_server(settings.port))
             os.environ["NEXUSFLOW_API_KEY"] = (
                 local.api_key
             )  # before Ray starts, so that workers inherit it
@@ -154,7 +226,7 @@ def main(arguments=None):
         pool = {"compute": ray.data.ActorPoolStrategy(size=settings.workers), "num_cpus": 0.25}
         # One actor writes to Chroma while the others embed; finished blocks are passed on.
         alone = {"compute": ray.data.ActorPoolStrategy(size=1), "num_cpus": 0.25}
-        read(settings.source, settings.text).map_batches(
+        read(settings.source, paths, settings.text).map_batches(
             EmbedBatch,
             fn_constructor_kwargs={
                 "limits": limits,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -159,3 +160,82 @@ def test_a_folder_of_text_files_is_cut_and_embedded(
     assert {source.split(":")[0].rpartition("/")[2] for source in table["source"].to_pylist()} == {
         f"{number}.md" for number in range(5)
     }
+
+
+def test_rows_of_one_text_are_one_record_and_a_second_run_adds_none(
+    start: Start, server: LocalServer, tmp_path: Path
+) -> None:
+    texts = ["a text", "another", "a text", None]
+    table = tmp_path / "no-ids.parquet"
+    pq.write_table(pa.table({"body": texts}), table)
+    for _ in range(2):
+        process = start(table, "--text", "body")
+        said, _ = process.communicate(timeout=800)
+        assert process.returncode == 0, (tmp_path / "log").read_text()[-3_000:]
+        assert "4 rows in" in said
+        assert "2 in Chroma, 1 without a vector" in said
+    written = pq.read_table(tmp_path / "out" / "parquet")
+    assert sorted(map(str, written["text"].to_pylist())) == sorted(map(str, texts))
+    assert server.stats.texts == 2
+
+
+def test_equal_pieces_of_a_line_are_one_passage_and_files_that_are_not_utf_8_are_named(
+    start: Start, tmp_path: Path
+) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "long.txt").write_text("ab " * 1_600)
+    (folder / "mark.md").write_text("A text after a byte order mark.", "utf-8-sig")
+    (folder / "latin.txt").write_bytes("Am Samstag geöffnet.".encode("latin-1"))
+    (folder / "wide.md").write_text("Sixteen bits.", "utf-16")
+    process = start(folder)
+    said, _ = process.communicate(timeout=800)
+    log = (tmp_path / "log").read_text()
+    assert process.returncode == 0, log[-3_000:]
+    table = pq.read_table(tmp_path / "out" / "parquet")
+    assert len(set(table["id"].to_pylist())) == table.num_rows
+    assert f"{table.num_rows} in Chroma, 0 without a vector" in said
+    read = {source.rpartition(":")[0] for source in table["source"].to_pylist()}
+    assert read == {str(folder / "long.txt"), str(folder / "mark.md")}
+    assert "A text after a byte order mark." in table["text"].to_pylist()
+    assert f"left out: {folder / 'latin.txt'}: not UTF-8" in log
+    assert f"left out: {folder / 'wide.md'}: UTF-16, not UTF-8" in log
+
+
+def test_a_source_that_cannot_be_read_is_one_sentence_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("broken.parquet").write_text("PAR1")
+    pq.write_table(pa.table({"id": [7, 7], "text": ["one", "two"]}), "ids.parquet")
+    for arguments, reason in (
+        (["/nope"], "there is no file or folder '/nope'"),
+        (["empty"], "'empty' holds no .txt or .md file that is UTF-8"),
+        (["broken.parquet"], "'broken.parquet' cannot be read"),
+        (["ids.parquet"], "several rows of 'ids.parquet' have the same id"),
+        (["ids.parquet", "--text", "body"], "the columns of 'ids.parquet' are id, text"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            example().main(arguments)
+        assert ended.value.code == 2
+        assert f"error: {reason}" in capsys.readouterr().err.replace("--text body: ", "")
+    assert not Path("ray-corpus").exists()
+
+
+def test_the_local_server_takes_another_port_if_its_own_is_taken(
+    server: LocalServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = int(server.base_url.rpartition(":")[2].partition("/")[0])
+    with example().local_server(port) as other:
+        assert other.base_url != server.base_url
+    assert f"port {port} is taken" in capsys.readouterr().err
+
+
+def example() -> Any:
+    spec = importlib.util.spec_from_file_location("ray_corpus", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
