@@ -42,6 +42,44 @@ def test_not_every_full_stop_ends_a_sentence(text: str) -> None:
     assert sentences(text) == [text]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Die Frist endet am 31. März 2027.",
+        "Am 31. 12. 2027 ist Schluss.",
+        "Im 19. Jahrhundert stand hier ein Haus.",
+        "Sie tagt jeden 2. Mittwoch, vom 3. bis 5. Mai nicht.",
+        "Dr. Müller ist der Betriebsarzt.",
+        "Obst, z. B. Äpfel oder z.B. Birnen, bzw. Gemüse.",
+        "Siehe § 5 Abs. 3 und Art. 7 im BGB.",
+        "The office is at 12 St. James Road.",
+        "Smith lives at No. 5.",
+        "Mrs. J. R. Smith joined the U.S. Army on Dec. 3.",
+        "Apples (pears, etc.) are sold here.",
+        "He came on the 3. May.",
+        "1. Open the door.",
+    ],
+)
+def test_an_abbreviation_or_an_ordinal_does_not_end_a_sentence(text: str) -> None:
+    assert sentences(f"{text} Then it rains. {text}") == [text, "Then it rains.", text]
+
+
+@pytest.mark.parametrize(
+    ("text", "second"),
+    [
+        ("I have 3. He has 4.", "He has 4."),
+        ("Er zahlte 31. Der Rest ist offen.", "Der Rest ist offen."),
+        ("It opened in 2027. Nobody came.", "Nobody came."),
+        ("Is it open? No. It is closed.", "No."),
+        ("Er heißt Jan. Sie heißt Eva.", "Sie heißt Eva."),
+        ("我有 3. 他有 4.", "他有 4."),
+        ("我有3。他有4。", "他有4。"),
+    ],
+)
+def test_a_number_or_a_short_word_may_end_a_sentence(text: str, second: str) -> None:
+    assert sentences(text)[1] == second
+
+
 def test_the_first_part_is_whole_sentences() -> None:
     assert first_part("First one. Second one. Third one.", 24) == "First one. Second one."
     assert first_part("A single sentence that goes on and on", 20) == "A single sentence"

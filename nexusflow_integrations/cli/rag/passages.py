@@ -26,6 +26,29 @@ _SENTENCE_END = re.compile(
     # Chinese: no white space follows.
     r"|(?<=[。！？])(?![”’）])|(?<=[。！？][”’）])"
 )
+# A sentence that is cut is worse than two that are joined, so these rules join in case of doubt.
+# `cut` does not use them, so that the passages of existing indexes stay the same.
+_ABBREVIATED = re.compile(
+    r"(?<![^\W_])(?:[^\W\d_]"  # initials, z. B., U.S.
+    r"|Dr|Prof|Dipl|Ing|Hr|Mr|Mrs|Ms|Messrs|St|Str|Jr|Sr|Rev|Gen|Capt|Mt|Tel|Mio|Mrd|Chr"
+    r"|bzw|ca|vgl|inkl|exkl|zzgl|ggf|evtl|max|mind|usw|etc|vs|cf|al|approx"
+    r")\.[\"'”’)]?$"
+)
+_NUMBERED = re.compile(
+    r"(?<![^\W_])(?:No|Nos|Nr|Abs|Art|Abb|Tab|Kap|Ziff|Fig|Sec|Ch|Vol|Eq|pp"
+    r"|Jan|Feb|Mar|Mär|Apr|Jun|Jul|Aug|Sept?|O[ck]t|Nov|De[cz])\.$"
+)
+_DIGITS = re.compile(r"\d\.$")
+_ORDINAL = re.compile(
+    # The number of an item, or a number after an article or preposition: "die 2. Liga".
+    r"(?:^|\b(?:am|im|vom|zum|zur|beim|ab|bis|seit|d(?:er|ie|as|em|en|es)|jede[mnrs]?)\s)\d{1,3}\.$",
+    re.IGNORECASE,
+)
+_MONTH = re.compile(
+    r"(?:J[aä]n(?:uary?|ner)?|Feb(?:ruary?)?|Mär(?:z)?|Mar(?:ch)?|Apr(?:il)?|Mai|May|Jun[ei]?"
+    r"|Jul[iy]?|Aug(?:ust)?|Sept?(?:ember)?|O[ck]t(?:ober)?|Nov(?:ember)?|De[cz](?:ember)?)\b"
+)
+_LONGEST_ABBREVIATION = 24
 _EMPTY_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _ITEM = re.compile(r"\n(?=[^\S\n]*(?:[-*+•]|\d{1,3}[.)])\s)")
 _LINE_END = re.compile(r"\n")
@@ -37,15 +60,34 @@ _UNDER = " > "
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of English or Chinese prose, each on one line.
+    """Return the sentences of English, German or Chinese prose, each on one line.
 
     An empty line also ends a sentence, so a heading is a sentence of its own.
     """
     found = []
     for paragraph in re.split(r"\n\s*\n", text):
         joined = " ".join(paragraph.split())
-        found += [part.strip() for part in _SENTENCE_END.split(joined) if part.strip()]
-    return found
+        start = 0
+        for end in _SENTENCE_END.finditer(joined):
+            if not _goes_on(joined, start, end.start(), end.end()):
+                found.append(joined[start : end.start()])
+                start = end.end()
+        found.append(joined[start:])
+    return [sentence for part in found if (sentence := part.strip())]
+
+
+def _goes_on(text: str, start: int, end: int, after: int) -> bool:
+    """Return whether the full stop before ``end`` belongs to an abbreviation or a number."""
+    last = text[max(start, end - _LONGEST_ABBREVIATION) : end]
+    if _ABBREVIATED.search(last):
+        return True
+    following = text[after : after + 1]
+    begins_small = following.islower() or following.isdigit() or following in "-–"
+    if _NUMBERED.search(last):
+        return begins_small
+    if _DIGITS.search(last):
+        return begins_small or bool(_ORDINAL.search(last) or _MONTH.match(text, after))
+    return False
 
 
 def first_part(text: str, most: int) -> str:
