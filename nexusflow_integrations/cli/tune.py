@@ -217,7 +217,8 @@ def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint) -> None:
         made = f" at most (written by {plan.chat.model})"
     screen.out.print(
         f"{count(plan.questions, 'question')}{made} about {count(plan.documents, 'text')} can show"
-        f" differences in nDCG@10 above about {plan.tellable:.2f}."
+        f" differences in nDCG@10 above about {plan.tellable:.2f}. This is an estimate; the result"
+        " says what the scores measured can show."
     )
     screen.head("Plan")
     table = Table.grid(padding=(0, 2))

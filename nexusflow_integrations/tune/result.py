@@ -11,12 +11,18 @@ from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.cli.words import count
 from nexusflow_integrations.tune.questions import Question
-from nexusflow_integrations.tune.scores import MEASURES, Bootstrap, Interval, tellable
-from nexusflow_integrations.tune.search import POINT, READ, Measured, best_of, difference, readings
+from nexusflow_integrations.tune.scores import MEASURES, Bootstrap, Interval
+from nexusflow_integrations.tune.search import (
+    FEW,
+    POINT,
+    READ,
+    Measured,
+    best_of,
+    difference,
+    measurable,
+    readings,
+)
 from nexusflow_integrations.tune.written import ChatUsage
-
-FEW = 0.05
-"""If only larger differences are measurable, the questions are too few to choose well."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,9 @@ class TuneResult:
         questions: The questions.
         made: Whether the questions were made from the documents.
         measured: Every measured setting, in the order of the stages.
-        chosen: The smallest and cheapest setting that is not measurably worse than the best.
+        chosen: The smallest and cheapest setting that is not measurably worse than the best. If the
+            questions are too few to choose well: ``start``, unless a setting is measurably better.
+        start: The setting without tuning: ``start`` of `Tuning`, by default the defaults.
         model: The name of the embedding model.
         cut_sizes: Sizes whose vectors are the beginning of the largest ones. These vectors were
             cut, not paid for.
@@ -45,6 +53,7 @@ class TuneResult:
     made: bool
     measured: tuple[Measured, ...]
     chosen: Measured
+    start: Measured
     model: str
     cut_sizes: tuple[int, ...]
     paid_sizes: tuple[int, ...]
@@ -63,7 +72,7 @@ class TuneResult:
     @cached_property
     def best(self) -> Measured:
         """The usable setting with the highest mean nDCG@10 among those of the chosen length."""
-        return best_of(self.measured, self._bootstrap)
+        return best_of(self.measured, self._bootstrap, self.chosen.setting.cutting.characters)
 
     @cached_property
     def _bootstrap(self) -> Bootstrap:
@@ -95,12 +104,7 @@ class TuneResult:
         If no setting differs from the best on some questions only, such as with one question, it is
         what this number of questions can usually show.
         """
-        widths = sorted(
-            (found.high - found.low) / 2
-            for item in self.measured
-            if (found := self.difference(item)).high > found.low
-        )
-        return widths[len(widths) // 2] if widths else tellable(len(self.questions))
+        return measurable(self.measured, self._bootstrap)
 
     @property
     def too_few(self) -> bool:
@@ -109,6 +113,8 @@ class TuneResult:
 
     def sentence(self) -> str:
         """Return the choice in one sentence, or that the questions are too few."""
+        if self.too_few:
+            return self._said_of_few()
         chosen, best, apart = self.chosen, self.best, self.difference(self.chosen)
         if chosen is best:
             why = (
@@ -127,12 +133,28 @@ class TuneResult:
                 f" interval {apart.low:+.3f} to {apart.high:+.3f}), and it needs"
                 f" {chosen.bytes / best.bytes:.0%} of the bytes"
             )
-        if self.too_few:
-            return (
-                f"The questions are too few: they cannot show differences below"
-                f" {self.tellable:.2f}. With these questions, take {chosen.setting}: {why}."
-            )
         return f"Take {chosen.setting}: {why}."
+
+    def _said_of_few(self) -> str:
+        chosen, start, best = self.chosen, self.start, self.best
+        few = (
+            f"The questions are too few: by the scores measured, they cannot show differences below"
+            f" {self.tellable:.2f}."
+        )
+        if chosen is not start:
+            apart = difference(chosen, start, self._bootstrap)
+            return (
+                f"{few} But {chosen.setting} is measurably better than {start.setting}: its nDCG@10"
+                f" is {chosen.mean:.3f} instead of {start.mean:.3f} (difference {apart.value:+.3f},"
+                f" 95 % interval {apart.low:+.3f} to {apart.high:+.3f})."
+            )
+        chance = ""
+        if best.mean > start.mean:
+            chance = f"; the highest, {best.mean:.3f} with {best.setting}, may be chance"
+        return (
+            f"{few} Keep {start.setting}: its nDCG@10 is {start.mean:.3f}, and no setting is"
+            f" measurably better{chance}."
+        )
 
     def notes(self) -> list[str]:
         """Return notes about the run that qualify the choice."""

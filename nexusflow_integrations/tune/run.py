@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -33,6 +33,7 @@ from nexusflow_integrations.tune.search import (
     Stage,
     choose,
     drive,
+    kept_of,
     possible_cuttings,
     search,
 )
@@ -41,6 +42,8 @@ from nexusflow_integrations.tune.written import ChatModel, PlannedChat, Writer
 
 QUERY_INSTRUCTION = "Instruct: Given a question, retrieve passages that answer it\nQuery: "
 """The form that the documentation of the model's family recommends."""
+_USUAL_SIZE = 1024
+"""The size of the vectors without tuning."""
 _PROBED = 5
 """Number of passages, and of questions, that show whether smaller vectors are cut from larger."""
 
@@ -109,7 +112,8 @@ class Tuning:
             calls, and ``run`` makes them first.
         budget: The maximum to spend, including the chat model. Stages that would exceed it are
             left out.
-        start: The first settings; their model is ignored. Default: the defaults of this package.
+        start: The first settings; their model is ignored. If the questions are too few to choose
+            well, they are kept. Default: the defaults of this package.
         sizes: Sizes to compare. Default: all sizes of the model.
         lengths: See `Options`.
         overlaps: See `Options`.
@@ -207,6 +211,12 @@ class Tuning:
             query_instruction=start.query_instruction,
             document_instruction=start.document_instruction,
         )
+        size = start.dimensions or _USUAL_SIZE
+        self._start = replace(
+            self._first,
+            dimensions=size if size in self._options.sizes else self._options.sizes[0],
+            method="hybrid" if start.hybrid and self._options.hybrid else "vectors",
+        )
         self._corpora: dict[Cutting, Passages] = {}
         self._largest = self._client.resized(self._options.sizes[0])
 
@@ -291,12 +301,13 @@ class Tuning:
             progress(stage.name)
             return measuring.stage(stage)
 
-        found = drive(search(self._first, self._options, bootstrap), measure)
+        found = drive(search(self._first, self._options, bootstrap, self._start), measure)
         return TuneResult(
             questions=tuple(self.questions),
             made=self.made,
             measured=tuple(found),
-            chosen=choose(found, bootstrap),
+            chosen=choose(found, bootstrap, self._start),
+            start=kept_of(found, self._start),
             model=self._client.model,
             cut_sizes=tuple(measuring.cut_sizes),
             paid_sizes=tuple(measuring.paid_sizes),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nexusflow_integrations.tune.retrieval import STORAGES, Storage
-from nexusflow_integrations.tune.scores import Bootstrap, Floats, Interval
+from nexusflow_integrations.tune.scores import Bootstrap, Floats, Interval, tellable
 from nexusflow_integrations.tune.settings import METHODS, Cutting, Method, Setting
 
 READ = 4000
@@ -21,6 +21,12 @@ POINT = 0.01
 ALLOWED = POINT / 2
 """The most that the choice may lose with these questions. With other questions it should then lose
 less than a point. Another way of cutting or another instruction must gain at least as much."""
+FEW = 0.05
+"""If only larger differences are measurable, the questions are too few to choose well."""
+
+_ROUNDING = 1e-9
+_FEWEST_GAINS = 6
+"""If fewer questions gain, it may be chance (sign test, 5 %), and an interval may have no width."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,12 @@ Search = Generator[Stage, Sequence[Measured], None]
 """Yields stages and receives their measurements, perhaps of only some of the settings."""
 
 
-def search(first: Setting, options: Options, bootstrap: Bootstrap) -> Search:
+def search(
+    first: Setting, options: Options, bootstrap: Bootstrap, start: Setting | None = None
+) -> Search:
     """Vary one property after the other, beginning with ``first``, which has the largest size.
+
+    ``start``, the setting that `choose` keeps if the questions are too few, is measured as well.
 
     If the best setting is within one point of a perfect score, stages that could only raise the
     score are left out, because no gain would be measurable.
@@ -130,8 +140,9 @@ def search(first: Setting, options: Options, bootstrap: Bootstrap) -> Search:
         else:
             current = _winner(current, _of_length(measured, current.cutting.characters), bootstrap)
     sized = [replace(current, dimensions=size) for size in options.sizes]
-    measured += yield Stage("size", _new(_methods(sized, options), measured), paid=False)
-    chosen = choose(measured, bootstrap).setting
+    compared = (*_methods(sized, options), *(() if start is None else (start,)))
+    measured += yield Stage("size", _new(compared, measured), paid=False)
+    chosen = choose(measured, bootstrap, start).setting
     stored = tuple(replace(chosen, storage=storage) for storage in options.storages)
     if stored := _new(stored, measured):
         yield Stage("storage", stored, paid=False)
@@ -158,7 +169,7 @@ def _methods(settings: Sequence[Setting], options: Options) -> tuple[Setting, ..
 
 def _new(settings: Sequence[Setting], measured: Sequence[Measured]) -> tuple[Setting, ...]:
     known = {item.setting for item in measured}
-    return tuple(item for item in settings if item not in known)
+    return tuple(item for item in dict.fromkeys(settings) if item not in known)
 
 
 def _usable(measured: Sequence[Measured]) -> list[Measured]:
@@ -285,25 +296,66 @@ def _as_good(item: Measured, best: Measured, bootstrap: Bootstrap) -> bool:
     return apart.value >= -ALLOWED and apart.includes_zero
 
 
-def best_of(measured: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
+def best_of(
+    measured: Sequence[Measured], bootstrap: Bootstrap, characters: int | None = None
+) -> Measured:
     """Return the usable setting with the highest mean nDCG@10. In a tie, return the smallest one.
 
-    Only settings with passages of the best length count: see `best_length`.
+    Only settings with passages of one length count: of ``characters``, or by default of the best
+    length (see `best_length`).
     """
-    fit = _usable(_of_length(measured, best_length(measured, bootstrap)))
+    characters = best_length(measured, bootstrap) if characters is None else characters
+    return _highest(_usable(_of_length(measured, characters)))
+
+
+def _highest(fit: Sequence[Measured]) -> Measured:
     return max(fit, key=lambda item: (item.mean, *(-part for part in _price(item))))
 
 
-def choose(measured: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
+def measurable(measured: Sequence[Measured], bootstrap: Bootstrap) -> float:
+    """Return the smallest measurable difference in nDCG@10, as the median over the settings.
+
+    If no setting differs from the best on some questions only, such as with one question, return
+    what this number of questions can usually show.
+    """
+    best = best_of(measured, bootstrap)
+    found = (difference(item, best, bootstrap) for item in measured)
+    widths = sorted(width for apart in found if (width := (apart.high - apart.low) / 2) > _ROUNDING)
+    return widths[len(widths) // 2] if widths else tellable(len(best.quality))
+
+
+def choose(
+    measured: Sequence[Measured], bootstrap: Bootstrap, start: Setting | None = None
+) -> Measured:
     """Return the smallest and cheapest usable setting that is not measurably worse than the best.
 
     The mean nDCG@10 of the choice is at most half a point below the best, and the interval of the
     difference includes 0.
+
+    With ``start``, and too few questions to choose well, return ``start``, or choose from the
+    settings that are measurably better. Otherwise the highest of many noisy scores would win.
     """
-    best = best_of(measured, bootstrap)
-    fit = _usable(_of_length(measured, best.setting.cutting.characters))
-    good = [item for item in fit if _as_good(item, best, bootstrap)]
-    return min(good, key=_price)
+    if start is not None and measurable(measured, bootstrap) > FEW:
+        kept = kept_of(measured, start)
+        fit = _usable(_of_length(measured, kept.setting.cutting.characters))
+        better = [item for item in fit if _better(item, kept, bootstrap)]
+        return _cheapest(better, bootstrap) if better else kept
+    return _cheapest(_usable(_of_length(measured, best_length(measured, bootstrap))), bootstrap)
+
+
+def kept_of(measured: Sequence[Measured], start: Setting) -> Measured:
+    """Return ``start`` as measured, or if the budget did not allow it, the first setting."""
+    return next((item for item in measured if item.setting == start), measured[0])
+
+
+def _better(item: Measured, kept: Measured, bootstrap: Bootstrap) -> bool:
+    gains = int((item.quality > kept.quality).sum())
+    return gains >= _FEWEST_GAINS and difference(item, kept, bootstrap).low > 0
+
+
+def _cheapest(fit: Sequence[Measured], bootstrap: Bootstrap) -> Measured:
+    best = _highest(fit)
+    return min((item for item in fit if _as_good(item, best, bootstrap)), key=_price)
 
 
 def _price(item: Measured) -> tuple[Any, ...]:

@@ -197,19 +197,21 @@ def prove(corpus: Corpus, client: NexusFlow, splits: int) -> dict[str, Any]:
     halves = [split(tuning, measurer, random) for _ in range(splits)]
     regrets = np.array([half["regret"] for half in halves])
     usual = next(item for item in measurer(Stage("size", (default,)), everything))
-    apart = Bootstrap(len(questions)).interval(result.chosen.quality - usual.quality)
+    bootstrap = Bootstrap(len(questions))
+    chosen = choose(result.measured, bootstrap)
+    apart = bootstrap.interval(chosen.quality - usual.quality)
     return {
         "documents": len(documents),
         "questions": len(questions),
-        "chosen": str(result.chosen.setting),
-        "chosen_score": result.chosen.mean,
+        "chosen": str(chosen.setting),
+        "chosen_score": chosen.mean,
         "best": str(result.best.setting),
         "best_score": result.best.mean,
         "default_score": usual.mean,
         "against_default": [apart.value, apart.low, apart.high],
-        "bytes": result.chosen.bytes,
+        "bytes": chosen.bytes,
         "default_bytes": usual.bytes,
-        "tokens": result.chosen.tokens,
+        "tokens": chosen.tokens,
         "default_tokens": usual.tokens,
         "predicted_tokens": result.predicted_tokens,
         "billed_tokens": result.usage.tokens,

@@ -22,7 +22,14 @@ from nexusflow_integrations.errors import (
     NexusFlowError,
 )
 from nexusflow_integrations.local import LocalServer
-from nexusflow_integrations.tune import Answer, Question, TuneResult, Tuning, tune
+from nexusflow_integrations.tune import (
+    Answer,
+    Question,
+    TunedSettings,
+    TuneResult,
+    Tuning,
+    tune,
+)
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -226,6 +233,17 @@ def test_one_question_is_said_to_be_too_few(local: LocalServer) -> None:
     result = Tuning(_documents(), _questions()[:1], client=_client(local), sizes=[64]).run()
     assert result.tellable > 0.5
     assert result.sentence().startswith("The questions are too few: ")
+
+
+def test_with_too_few_questions_the_settings_are_those_without_tuning(local: LocalServer) -> None:
+    tuning = _tuning(_client(local), sizes=[2048, 1024, 64])
+    result = Tuning(
+        _documents(), tuning.questions[:8], client=_client(local), sizes=[2048, 1024, 64]
+    ).run()
+    assert result.too_few
+    assert result.settings == TunedSettings(dimensions=1024)
+    assert "Keep 1024, 800 characters: " in result.sentence()
+    assert "take" not in result.sentence().lower()
 
 
 def test_the_choice_is_a_setting_that_a_client_takes(local: LocalServer) -> None:

@@ -133,6 +133,54 @@ def test_a_choice_with_few_questions_is_at_most_half_a_point_worse() -> None:
     assert choose(found, _BOOTSTRAP).setting.dimensions == 2048
 
 
+def _few(scores: dict[int, list[float]]) -> tuple[list[Measured], Bootstrap]:
+    found = [
+        Measured(
+            Setting(Cutting(), size),
+            np.repeat([row], 3, axis=0).T,
+            1,
+            size,
+            1,
+            0,
+            np.zeros(len(row)),
+        )
+        for size, row in scores.items()
+    ]
+    return found, Bootstrap(len(found[0].quality))
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        {2048: [1.0], 1024: [0.6], 64: [1.0]},
+        {2048: [0.5] * 3, 1024: [0.5] * 3, 64: [0.6] * 3},
+        {2048: [1, 0, 0, 1, 1, 1, 0, 1], 1024: [1, 0, 1, 1, 1, 0, 1, 1], 128: [1] * 8},
+    ],
+)
+def test_with_too_few_questions_the_start_stays(scores: dict[int, list[float]]) -> None:
+    found, bootstrap = _few(scores)
+    start = Setting(Cutting(), 1024)
+    assert choose(found, bootstrap).setting != start
+    assert choose(found, bootstrap, start).setting == start
+
+
+def test_a_setting_that_is_measurably_better_replaces_the_start_with_few_questions() -> None:
+    better = [1.0] * 11 + [0.0]
+    found, bootstrap = _few({1024: [0.1, 0.3] * 6, 512: better, 256: better})
+    assert choose(found, bootstrap, Setting(Cutting(), 1024)).setting.dimensions == 256
+
+
+def test_the_start_is_measured_even_if_another_way_of_cutting_won() -> None:
+    def measure(stage: Stage) -> list[Measured]:
+        return [
+            _measured(item, 0.7 + 0.1 * (item.cutting.characters == 400)) for item in stage.settings
+        ]
+
+    start = Setting(Cutting(), 1024)
+    found = drive(search(_FIRST, _OPTIONS, _BOOTSTRAP, start), measure)
+    assert [item.setting for item in found].count(start) == 1
+
+
 @pytest.mark.parametrize("other", [{"storage": "binary"}, {"method": "keywords"}])
 def test_a_setting_that_an_index_cannot_use_is_compared_and_not_chosen(
     other: dict[str, str],
