@@ -20,6 +20,8 @@ from nexusflow_integrations.errors import ConfigurationError
 
 MOST_MADE = 300
 """Maximum number of questions made from the documents."""
+FEWEST_WORDS, MOST_CHARACTERS = 6, 250
+"""Limits of a sentence that becomes a question."""
 
 _LINE = re.compile(r"(.+):(\d+)")
 _HEADING = re.compile(r"( {0,3}#{1,6}\s+)(\S.*?)\s*#*\s*$")
@@ -275,7 +277,7 @@ def _candidates(place: int, document: Document) -> Iterator[_Candidate]:
         middle = [
             number
             for number in range(1, len(found) - 1)
-            if _words(found[number]) >= 6 and len(found[number]) <= 250
+            if _words(found[number]) >= FEWEST_WORDS and len(found[number]) <= MOST_CHARACTERS
         ]
         for number in middle[:1]:
             words = r"\s+".join(map(re.escape, found[number].split()))

@@ -23,7 +23,13 @@ from nexusflow_integrations.tune.arguments import (
 )
 from nexusflow_integrations.tune.measuring import Measuring
 from nexusflow_integrations.tune.passages import Passages
-from nexusflow_integrations.tune.questions import Question, check_questions, make_questions
+from nexusflow_integrations.tune.questions import (
+    FEWEST_WORDS,
+    MOST_CHARACTERS,
+    Question,
+    check_questions,
+    make_questions,
+)
 from nexusflow_integrations.tune.result import TuneResult
 from nexusflow_integrations.tune.retrieval import STORAGES, Storage
 from nexusflow_integrations.tune.scores import Bootstrap, need_measures, tellable
@@ -197,8 +203,10 @@ class Tuning:
             self._documents, self.questions = make_questions(self._documents)
             if not self.questions:
                 raise ConfigurationError(
-                    "no questions can be made from these documents, because no paragraph has three"
-                    " sentences: pass your own questions"
+                    "no questions can be made from these documents: they need a sentence of at"
+                    f" least {FEWEST_WORDS} words and at most {MOST_CHARACTERS} characters between"
+                    " two others of its paragraph, or two headings of at least two words, each"
+                    " above a paragraph. Pass your own questions"
                 )
         else:
             self.questions = questions_of(questions)

@@ -294,8 +294,11 @@ def test_documents_that_are_none_are_refused(local: LocalServer) -> None:
             tune(documents, client=_client(local))  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=r"must be a mapping from name to text.*not str"):
         tune("a text", client=_client(local))  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="pass your own questions"):
+    with pytest.raises(ConfigurationError, match="Pass your own questions"):
         tune({"a": "One sentence."}, client=_client(local))
+    short = "The first is here. The second is short. The third is here."
+    with pytest.raises(ConfigurationError, match="a sentence of at least 6 words"):
+        tune({"a": short}, client=_client(local))
     with pytest.raises(ConfigurationError, match="there are no questions"):
         tune({"a": "One sentence."}, [], client=_client(local))
 
