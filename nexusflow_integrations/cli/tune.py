@@ -248,7 +248,7 @@ def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint) -> None:
 
 
 def _show(screen: Screen, result: TuneResult, endpoint: Endpoint, output: Path) -> None:
-    from nexusflow_integrations.tune.page import COLUMNS, rows
+    from nexusflow_integrations.tune.page import COLUMNS, is_other_length, rows
 
     screen.head("Measured", "difference from the best in points, with its 95 % interval")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -263,8 +263,12 @@ def _show(screen: Screen, result: TuneResult, endpoint: Endpoint, output: Path) 
         table.add_column(columns[place], header_style="dim", justify="right", overflow="fold")
     found = rows(result)
     top = {id(item) for item, _ in found[:_ROWS]} | {id(result.chosen)}
+    divided = False
     for item, (name, *cells) in found:
         if id(item) in top or item.setting.method == "keywords":
+            if is_other_length(result, item) and not divided:
+                divided = True
+                table.add_row(Text("other lengths:", style="dim"))
             row = [cells[place] for place in shown]
             table.add_row(name, *row, style="bold" if item is result.chosen else "")
     screen.out.print(Padding(table, INDENT))

@@ -198,9 +198,24 @@ def _table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> st
 
 
 def _settings(result: TuneResult) -> str:
-    return _table(
-        ["setting", *COLUMNS], ((_kind(result, item), row) for item, row in rows(result))
-    ) + (
+    head = ["setting", *COLUMNS]
+    own, others = (
+        [
+            (_kind(result, item), row)
+            for item, row in rows(result)
+            if is_other_length(result, item) is other
+        ]
+        for other in (False, True)
+    )
+    below = ""
+    if others:
+        below = (
+            "<h3>Passages of other lengths</h3>"
+            f'<p class="dim">{MEASURES[0]} is not comparable with that of the settings above.</p>'
+            f"{_table(head, others)}"
+        )
+    return (
+        f"{_table(head, own)}{below}"
         '<p class="dim">Each score is followed by its difference from the best one in points, with'
         " the interval that would contain 95 % of such differences for as many other questions."
         f' "{COLUMNS[len(MEASURES)]}" is the share of questions with an answer in the first'
@@ -213,16 +228,20 @@ def _kind(result: TuneResult, item: Measured) -> str:
     return "chosen" if item is result.chosen else ""
 
 
+def is_other_length(result: TuneResult, item: Measured) -> bool:
+    """Return whether the passages of ``item`` have another length than those of the choice."""
+    return item.setting.cutting.characters != result.chosen.setting.cutting.characters
+
+
 def rows(result: TuneResult) -> list[tuple[Measured, list[str]]]:
     """Return each setting with its cells: its name and ``COLUMNS``. The best setting is first.
 
     Settings with passages of another length come last, because their scores are not comparable.
     """
-    length = result.chosen.setting.cutting.characters
     found = []
     for item in sorted(
         result.measured,
-        key=lambda item: (item.setting.cutting.characters != length, -item.mean, item.bytes),
+        key=lambda item: (is_other_length(result, item), -item.mean, item.bytes),
     ):
         scores = [
             f"{result.score(item, column).value:.3f} {apart(result.difference(item, column))}"

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     for number, animal in enumerate(("panda", "otter", "heron", "lynx", "viper", "mole")):
         lines = [f"# The {animal}", ""]
         for part in ("sleeps", "eats", "hides"):
-            filler = f"There is much more to be said of the {part[:-1]}ing of it. " * 4
+            filler = f"There is much more to be said of the {part[:-1]}ing of it. " * 8
             lines += [f"## How it {part}", "", f"It {part} at the {animal}'s pool. {filler}", ""]
             questions.append(
                 {"question": f"{part} {animal[:3]} {_EVIL}", "quote": f"at the {animal}'s pool."}
@@ -90,6 +90,10 @@ def test_the_choice_is_written_and_the_page_and_plot_show_it(
     assert "<script" not in page
     assert "http" not in re.sub(r'content="[^"]*"|xmlns="[^"]*"|http-equiv', "", page)
     assert chosen[0]["setting"] in page
+    own, _, others = page.partition("<h3>Passages of other lengths</h3>")
+    assert "400 characters</td>" not in own
+    assert "400 characters</td>" in others
+    assert "800 characters</td>" not in others.partition("</table>")[0]
     assert "tokens were billed" in page
     assert found["paid"]
     root = ElementTree.fromstring(files[2].read_text("utf-8"))
@@ -154,6 +158,9 @@ def test_the_table_names_every_measure_and_the_file(
     assert "Plan" in plan
     for word in ("nDCG@10", "recall@5", "hit@1", "tokens", "Choice", "Written to"):
         assert word in table, word
+    own, _, others = table.partition("other lengths:")
+    assert "keywords, 400 characters" not in own
+    assert "keywords, 400 characters" in others
 
 
 def test_the_settings_that_the_budget_did_not_allow_are_named(
