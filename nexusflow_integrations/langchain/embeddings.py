@@ -239,7 +239,9 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
             from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 
-            client.create_collection("texts", embedding_function=NexusFlowEmbeddingFunction())
+            client.get_or_create_collection(
+                "texts", embedding_function=NexusFlowEmbeddingFunction()
+            )
             store = Chroma("texts", embedding_function=embeddings, client=client)
 
     Every error is an instance of one of this package's classes (``nexusflow_integrations.errors``)
