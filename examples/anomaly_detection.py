@@ -55,13 +55,22 @@ def main(argv=None):
     parser.add_argument("--limit", type=int, help="maximum texts per kind")
     parser.add_argument("--out", default="anomaly_detection.png", help="the picture")
     args = parser.parse_args(argv)
-    known, alike, strange = load(args.data, args.limit)
+    if not Path(args.out).parent.is_dir():
+        parser.error(f"--out: there is no folder {str(Path(args.out).parent)!r}")
+    try:
+        known, alike, strange = load(args.data, args.limit)
+    except OSError as error:
+        parser.error(f"--data: {error.filename}: {error.strerror}")
+    except (ValueError, LookupError, TypeError) as error:
+        parser.error(f"--data is not a data set that this example reads: {error!r}")
     new = alike + strange
     truth = np.repeat([False, True], [len(alike), len(strange)])
 
     with nullcontext() if os.getenv("NEXUSFLOW_API_KEY") else LocalServer() as server:
         service = {"api_key": server.api_key, "base_url": server.base_url} if server else {}
         client = NexusFlow(**service)
+        where = f"the local model {server.model}" if server else client.base_url
+        print(f"embedding {len(known) + len(new)} texts with {where} …", flush=True)
         far = {"embeddings": distance(client.embed(known), client.embed(new))}
     words = TfidfVectorizer(stop_words="english", sublinear_tf=True).fit(known)
     far["TF-IDF"] = distance(words.transform(known), words.transform(new))
@@ -88,6 +97,7 @@ def main(argv=None):
     left.legend()
     right.set_title("ROC curve for texts out of scope")
     figure.savefig(args.out, dpi=110)
+    print(f"\nwritten to {Path(args.out).resolve()}")
     return scores
 
 

@@ -42,6 +42,8 @@ def main(argv=None):
         parser.error(str(error))
     with nullcontext() if key else LocalServer(port=args.port) as server:
         service = {"api_key": server.api_key, "api_base": server.base_url} if server else {}
+        where = f"the local model {server.model}" if server else "the service"
+        print(f"embedding {len(passages)} passages with {where} …", flush=True)
         function = NexusFlowEmbeddingFunction(**service)
         client = chromadb.PersistentClient(Path(args.store).resolve())
         # One collection per model, because vectors of two models cannot be compared.

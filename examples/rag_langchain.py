@@ -43,6 +43,8 @@ def main(argv=None):
     ]
     with nullcontext() if key else LocalServer(port=args.port) as server:
         service = {"api_key": server.api_key, "base_url": server.base_url} if server else {}
+        where = f"the local model {server.model}" if server else "the service"
+        print(f"embedding {len(passages)} passages with {where} …", flush=True)
         embeddings = NexusFlowEmbeddings(**service, cache=args.cache)
         # The store is in memory, but the vectors are in the cache, so the next run pays nothing.
         store = InMemoryVectorStore(embeddings)

@@ -21,6 +21,7 @@ import re
 import textwrap
 from collections import Counter
 from contextlib import nullcontext
+from pathlib import Path
 from pydoc import Helper
 from pydoc_data.topics import topics
 
@@ -62,7 +63,11 @@ def main(argv=None):
     parser.add_argument("--limit", type=int, default=6, help="passages to embed per page")
     parser.add_argument("--out", default="recommendation.png", help="the picture")
     args = parser.parse_args(argv)
+    if not Path(args.out).parent.is_dir():
+        parser.error(f"--out: there is no folder {str(Path(args.out).parent)!r}")
     truth = related()
+    if args.reader not in truth:
+        parser.error(f"--reader must be one of {', '.join(sorted(truth))}, not {args.reader!r}")
     pages = sorted(truth.keys() | {name for right in truth.values() for name in right})
     plain = {name: re.sub(r"[-=*~^]{3,}", " ", topics[name]) for name in pages}  # no underlines
     passages = {name: textwrap.wrap(text, 500)[: args.limit] for name, text in plain.items()}
@@ -70,7 +75,10 @@ def main(argv=None):
     with nullcontext() if os.getenv("NEXUSFLOW_API_KEY") else LocalServer() as server:
         service = {"api_key": server.api_key, "base_url": server.base_url} if server else {}
         client = NexusFlow(**service)
-        rows = client.embed([text for name in pages for text in passages[name]])
+        texts = [text for name in pages for text in passages[name]]
+        where = f"the local model {server.model}" if server else client.base_url
+        print(f"embedding {len(texts)} texts with {where} …", flush=True)
+        rows = client.embed(texts)
     starts = np.cumsum([0] + [len(passages[name]) for name in pages[:-1]])
     means = np.add.reduceat(np.asarray(rows), starts)  # a page is the mean of its passages
     means /= np.linalg.norm(means, axis=1, keepdims=True)
@@ -116,6 +124,7 @@ def main(argv=None):
     axes.set_title("Pages by meaning; lines: pydoc's links")
     axes.set_axis_off()
     figure.savefig(args.out, dpi=110)
+    print(f"\nwritten to {Path(args.out).resolve()}")
     return {"scores": scores, "list": [name for name, _ in best]}
 
 

@@ -84,7 +84,14 @@ def main(argv=None):
     parser.add_argument("--limit", type=int, help="maximum documents and questions")
     parser.add_argument("--out", default="semantic_search.png", help="the picture")
     args = parser.parse_args(argv)
-    documents, questions = load(args.data, args.limit)
+    if not Path(args.out).parent.is_dir():
+        parser.error(f"--out: there is no folder {str(Path(args.out).parent)!r}")
+    try:
+        documents, questions = load(args.data, args.limit)
+    except OSError as error:
+        parser.error(f"--data: {error.filename}: {error.strerror}")
+    except (ValueError, LookupError, TypeError) as error:
+        parser.error(f"--data is not a data set that this example reads: {error!r}")
     truth = {text: {} for text, _ in questions}
     for text, accepts in questions:  # the same question may have answers in several documents
         truth[text] |= {d.id: 1 for d in documents if accepts(d.source)}
@@ -93,6 +100,11 @@ def main(argv=None):
     with nullcontext() if os.getenv("NEXUSFLOW_API_KEY") else LocalServer() as server:
         service = {"api_key": server.api_key, "base_url": server.base_url} if server else {}
         client = NexusFlow(**service, dimensions=SIZES[0])
+        where = f"the local model {server.model}" if server else client.base_url
+        print(
+            f"embedding {len(documents)} texts and {len(questions)} questions with {where} …",
+            flush=True,
+        )
         rows = client.embed([d.text for d in documents])
         asked = client.embed(questions, role="query")
         small = NexusFlow(**service, dimensions=64).embed(questions[0], role="query")
@@ -135,6 +147,7 @@ def main(argv=None):
     axes.set_title("The effect of fewer dimensions")
     axes.legend(ncols=2)
     figure.savefig(args.out, dpi=110)
+    print(f"\nwritten to {Path(args.out).resolve()}")
     return {"scores": scores, "curves": curves, "same": same}
 
 

@@ -78,11 +78,20 @@ def main(argv=None):
     parser.add_argument("--limit", type=int, help="maximum number of labels")
     parser.add_argument("--out", default="text_clustering.png", help="the picture")
     args = parser.parse_args(argv)
-    texts, labels = load(args.data, args.limit)
+    if not Path(args.out).parent.is_dir():
+        parser.error(f"--out: there is no folder {str(Path(args.out).parent)!r}")
+    try:
+        texts, labels = load(args.data, args.limit)
+    except OSError as error:
+        parser.error(f"--data: {error.filename}: {error.strerror}")
+    except (ValueError, LookupError, TypeError) as error:
+        parser.error(f"--data is not a data set that this example reads: {error!r}")
 
     with nullcontext() if os.getenv("NEXUSFLOW_API_KEY") else LocalServer() as server:
         service = {"api_key": server.api_key, "base_url": server.base_url} if server else {}
         client = NexusFlow(**service)
+        where = f"the local model {server.model}" if server else client.base_url
+        print(f"embedding {len(texts)} texts with {where} …", flush=True)
         rows = np.asarray(client.embed(texts))
     words = TfidfVectorizer(stop_words="english", sublinear_tf=True).fit_transform(texts)
     count, tries = len(set(labels)), 20 if len(texts) < 1000 else 5
@@ -120,6 +129,7 @@ def main(argv=None):
     )
     axes.set_axis_off()
     figure.savefig(args.out, dpi=110)
+    print(f"\nwritten to {Path(args.out).resolve()}")
     return scores | {"names": called}
 
 

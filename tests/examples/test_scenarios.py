@@ -1,4 +1,7 @@
-"""The examples of clustering, recommending and outliers reach scores that baselines miss."""
+"""The examples of clustering, recommending and outliers reach scores that baselines miss.
+
+Before they embed anything, they name an argument that is wrong.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,11 @@ def test_outliers_among_docstrings_are_found(run: Run, capsys: pytest.CaptureFix
     scores = run("anomaly_detection")
     assert scores["TF-IDF"]["AUROC"] < 0.9 < scores["embeddings"]["AUROC"]
     assert scores["TF-IDF"]["precision"][1] < 0.8 < scores["embeddings"]["precision"][1]
-    shown = capsys.readouterr().out.partition("the ten farthest")[2].splitlines()[1:]
+    out = capsys.readouterr().out
+    assert "texts with the local model " in out.partition("\n")[0]
+    shown, _, picture = out.partition("the ten farthest")[2].partition("\n\nwritten to ")
+    assert picture == f"{Path('anomaly_detection.png').resolve()}\n"
+    shown = shown.splitlines()[1:]
     assert len(shown) == 10
     assert sum(line.split()[1] == "x" for line in shown) >= 8
     assert drawn("anomaly_detection.png")
@@ -63,3 +70,26 @@ def test_recommended_pages_are_those_that_pydoc_calls_related(
     assert {"break", "continue", "for"} <= set(found["list"])
     assert "x break" in capsys.readouterr().out
     assert drawn("recommendation.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("semantic_search", ["--data", "/nope"], "--data: /nope: No such file"),
+        ("semantic_search", ["--data", "other.json"], "is not a data set that this example reads"),
+        ("text_clustering", ["--data", "/nope"], "--data: /nope: No such file"),
+        ("anomaly_detection", ["--data", "other.json"], "is not a data set that this example"),
+        ("anomaly_detection", ["--out", "/nope/a.png"], "--out: there is no folder '/nope'"),
+        ("recommendation", ["--reader", "nobody"], "--reader must be one of "),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(
+    run: Run, name: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("other.json").write_text("{}", "utf-8")
+    with pytest.raises(SystemExit) as ended:
+        run(name, *arguments)
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert not captured.out
