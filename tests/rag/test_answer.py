@@ -119,6 +119,22 @@ def test_a_quote_is_shown_without_the_marks_of_markdown(text: str, shown: str) -
     assert without_marks(text) == shown
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Die Frist endet am\n31. März 2027. Was dann?", "Die Frist endet am 31. März 2027."),
+        ("31. März 2027 ist der letzte Tag.", "31. März 2027 ist der letzte Tag."),
+        ("Schluss ist am\n31. 12. 2027 um 12 Uhr.", "Schluss ist am 31. 12. 2027 um 12 Uhr."),
+        ("31. Martha hat den Schlüssel.", "Martha hat den Schlüssel."),
+    ],
+)
+def test_the_day_of_a_date_is_not_the_number_of_a_list_item(
+    client: NexusFlow, text: str, answer: str
+) -> None:
+    (found,) = quote("Wann endet die Frist?", [Passage(text, "a.md:1", "", 0.5)], client)
+    assert found.text == answer
+
+
 def test_without_sentences_the_items_of_a_list_are_quoted(client: NexusFlow) -> None:
     text = "Food\n\n- bamboo, 20 kg a day\n- two apples\n"
     quotes = quote("What do they eat?", [Passage(text, "a.md:1", "", 0.5)], client)

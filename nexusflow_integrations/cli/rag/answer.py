@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nexusflow_integrations.cli.rag.passages import CUT, sentences
+from nexusflow_integrations.cli.rag.passages import CUT, MONTH, sentences
 from nexusflow_integrations.cli.rag.pipeline import Passage
 from nexusflow_integrations.client import NexusFlow
 
@@ -28,7 +28,8 @@ _INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?: {3,}|\t)[^\n]*(?:\n+(?: {3,}|\t)[^\
 _NOT_PROSE = re.compile(
     r"\s*(?:#{1,6}\s|\||\+[-=+]+\+|>>>|\.\.\s|\$\s|={1,6}\s|([!-/:-@[-`{-~])(?:\1|[ +|])*\s*$)"
 )
-_MARKER = re.compile(r"^(?:[-*+•>]|\d{1,3}[.)])\s+")
+_MARKER = re.compile(rf"^(?:[-*+•>]|\d{{1,3}}[.)](?!\s+(?:{MONTH}|\d{{1,2}}\.)))\s+")
+"""The mark or number of a list item, but not the day of a German date: ``31. März``."""
 _STATED = re.compile(r"[.!。！…][\"'”’)\]`*_」』]*$")
 _ASKED = re.compile(r"[?？][\"'”’)\]`*_」』]*$")
 _LETTER = re.compile(r"[^\W\d_]")

@@ -44,10 +44,12 @@ _ORDINAL = re.compile(
     r"(?:^|\b(?:am|im|vom|zum|zur|beim|ab|bis|seit|d(?:er|ie|as|em|en|es)|jede[mnrs]?)\s)\d{1,3}\.$",
     re.IGNORECASE,
 )
-_MONTH = re.compile(
+MONTH = (
     r"(?:J[aä]n(?:uary?|ner)?|Feb(?:ruary?)?|Mär(?:z)?|Mar(?:ch)?|Apr(?:il)?|Mai|May|Jun[ei]?"
     r"|Jul[iy]?|Aug(?:ust)?|Sept?(?:ember)?|O[ck]t(?:ober)?|Nov(?:ember)?|De[cz](?:ember)?)\b"
 )
+"""A pattern of the name of a month, in English or German."""
+_MONTH = re.compile(MONTH)
 _LONGEST_ABBREVIATION = 24
 _EMPTY_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _ITEM = re.compile(r"\n(?=[^\S\n]*(?:[-*+•]|\d{1,3}[.)])\s)")
