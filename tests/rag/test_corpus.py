@@ -188,7 +188,7 @@ def test_files_in_gitignore_and_node_modules_are_left_out(tmp_path: Path) -> Non
         **dict.fromkeys(
             (
                 *("a.md", "b.txt", "kept.txt", "build/c.md", "docs/d.md", "docs/secret.md"),
-                *("node_modules/e.md", "docs/node_modules/f.md", "secret.md"),
+                *("node_modules/e.md", "docs/node_modules/f.md", "secret.md", "build/deep/h.txt"),
             ),
             "",
         ),
@@ -199,7 +199,8 @@ def test_files_in_gitignore_and_node_modules_are_left_out(tmp_path: Path) -> Non
     assert sources(tmp_path) == ["a.md", "docs/d.md", "kept.txt", "secret.md"]
     # From above, too; but not for a folder that was named itself.
     assert sources(tmp_path / "docs") == ["d.md"]
-    assert sources(tmp_path / "build") == ["c.md"]
+    assert sources(tmp_path / "build") == ["c.md", "deep/h.txt"]
+    assert sources(tmp_path / "build" / "deep") == ["h.txt"]
     assert sources(tmp_path / "node_modules") == ["e.md"]
     others = corpus.folder(tmp_path).others
     assert others == "5 files or folders ignored (.gitignore, node_modules)"

@@ -34,7 +34,7 @@ from nexusflow_integrations.cli.rag.converted import (
     markdown,
     table_rows,
 )
-from nexusflow_integrations.cli.rag.ignored import Ignored
+from nexusflow_integrations.cli.rag.ignored import Ignored, UnreadableRulesError
 from nexusflow_integrations.cli.rag.passages import cut, first_part
 from nexusflow_integrations.cli.words import count
 
@@ -195,7 +195,7 @@ def whole(name: str) -> tuple[list[tuple[str, str]], tuple[Skipped, ...]]:
     skipped: list[Skipped] = []
     others: Counter[str] = Counter()
     base = path if path.is_dir() else path.parent
-    files = sorted(_text_files(path, skipped, others)) if path.is_dir() else [path]
+    files = _text_files(path, skipped, others) if path.is_dir() else [path]
     sources = [file.relative_to(base).as_posix() for file in files]
     read = [_read(file, source, skipped) for file, source in zip(files, sources, strict=True)]
     texts = [
@@ -324,7 +324,7 @@ def folder(path: Path, limit: int | None = None, tuned: TunedSettings = _DEFAULT
     skipped: list[Skipped] = []
     others: Counter[str] = Counter()
     base = path if path.is_dir() else path.parent
-    files = sorted(_text_files(path, skipped, others)) if path.is_dir() else [path]
+    files = _text_files(path, skipped, others) if path.is_dir() else [path]
     documents, complete = _front(_file_passages(files, base, skipped, tuned), limit)
     left_out = _others(others)
     if not documents:
@@ -360,7 +360,14 @@ def _shown(path: Path) -> Path:
     return path if path.name not in ("", "..") else Path(path.resolve().name or path)
 
 
-def _text_files(path: Path, skipped: list[Skipped], others: Counter[str]) -> Iterator[Path]:
+def _text_files(path: Path, skipped: list[Skipped], others: Counter[str]) -> list[Path]:
+    try:
+        return sorted(_walked(path, skipped, others))
+    except UnreadableRulesError as error:  # a file that it excludes must not be sent
+        raise CorpusError(str(error)) from None
+
+
+def _walked(path: Path, skipped: list[Skipped], others: Counter[str]) -> Iterator[Path]:
     def note(error: OSError) -> None:
         place = Path(error.filename or path).relative_to(path).as_posix()
         skipped.append(Skipped(place, error.strerror or type(error).__name__))
