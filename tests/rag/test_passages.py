@@ -184,19 +184,81 @@ def test_the_path_of_headings_stands_before_a_passage() -> None:
 def test_the_outer_headings_of_a_long_path_are_left_out_first() -> None:
     names = ["Things to know about animals", "Red pandas and others", "Where they live"]
     text = "".join(f"{'#' * level} {name}\n\n" for level, name in enumerate(names, 1))
-    assert [passage for _, passage in cut(f"{text}Here.")] == [" > ".join(names[1:]) + "\n\nHere."]
+    below = " > ".join(names[1:]) + "\n\nHere."
+    assert list(cut(f"{text}Here.")) == [(1, names[0]), (7, below)]
+    # The path stands in the passage below it.
+    text = text.replace(names[0], "Animals").replace(names[1], "Pandas")
+    assert list(cut(f"{text}Here.")) == [(7, "Animals > Pandas > Where they live\n\nHere.")]
 
 
 @pytest.mark.parametrize("word", ["heading ", "a", "熊猫"])
-def test_a_heading_that_is_too_long_is_cut_after_a_word(word: str) -> None:
-    for more in range(30, 60):
-        ((_, passage),) = cut(f"# {'x' * (more % 8)} {word * more}\n\nHere.")
-        head, _, body = passage.partition("\n\n")
-        assert body == "Here."
-        assert len(head) <= PATH_CHARACTERS
-        if len(f"{word * more}") > PATH_CHARACTERS:
-            assert head.endswith(" …")
-            assert word != "heading " or head.endswith(" heading …")
+def test_a_heading_that_is_too_long_is_whole_once_and_then_cut_after_a_word(word: str) -> None:
+    for more in range(5, 60):
+        title = f"{'x' * (more % 8)} {word * more}".strip()
+        found = [passage for _, passage in cut(f"# {title}\n\n{'Here it is. ' * 100}")]
+        assert all(len(passage) <= 800 for passage in found)
+        if len(title) > 400:
+            assert found[0] == title
+            found = found[1:]
+        else:
+            assert found[0].startswith(f"{title}\n\nHere")
+            found = found[2:]  # the first passage may hold less text
+        for passage in found:
+            head, _, body = passage.partition("\n\n")
+            assert body.startswith("Here it is.")
+            assert len(head) <= PATH_CHARACTERS
+            if len(title) > PATH_CHARACTERS:
+                assert head.endswith(" …")
+                assert word != "heading " or head.endswith(" heading …")
+
+
+@pytest.mark.parametrize("headings", [True, False])
+def test_a_heading_with_nothing_below_it_is_a_passage(headings: bool) -> None:
+    def found(text: str, kind: str = "md") -> list[tuple[int, str]]:
+        return list(cut(text, headings=headings, kind=kind))
+
+    tasks = "* TODO Renew the passport\n** Policy QX-7731\n* DONE Call the plumber\n"
+    under = "TODO Renew the passport > " if headings else ""
+    assert found(tasks, "org") == [(2, f"{under}Policy QX-7731"), (3, "DONE Call the plumber")]
+    under = "Plans > " if headings else ""
+    assert found("# Plans\n\n## Move\n\n\n## Ask Maria\n") == [
+        (3, f"{under}Move"),
+        (6, f"{under}Ask Maria"),
+    ]
+    assert found("# A\n# B\n\nText.\n") == [(1, "A"), (4, "B\n\nText." if headings else "Text.")]
+    assert found("One line\n========\n", "plain") == [(1, "One line")]
+    assert found("#\n\n##\n") == []
+
+
+def test_a_paragraph_that_is_marked_like_a_heading_is_not_lost() -> None:
+    said = "The office is closed on Fridays. In an emergency call 555-0199 and use the side door."
+    assert list(cut(f"{said}\n---\n\n### Next\n\nText.\n")) == [
+        (1, said),
+        (6, "Next\n\nText."),
+    ]
+    assert list(cut(f"{said}\n-----\nAnn\n", kind="plain")) == [(3, f"{said}\n\nAnn")]
+    assert list(cut(f"{said * 20}\n---\nAnn\n"))[-1][1].endswith(" …\n\nAnn")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 3), st.sampled_from([2, 7, 60]), st.sampled_from([0, 3, 90])),
+        max_size=6,
+    ),
+    st.sampled_from([100, 200, 800]),
+)
+def test_each_heading_is_in_a_passage(parts: list[tuple[int, int, int]], most: int) -> None:
+    text, words = "", iter(f"w{number}x" for number in range(10_000))
+    wanted: list[str] = []
+    for level, in_title, in_body in parts:
+        title, body = ([next(words) for _ in range(size)] for size in (in_title, in_body))
+        text += f"{'#' * level} {' '.join(title)}\n\n{' '.join(body)}\n\n"
+        wanted += title + body
+    found = list(cut(text, most))
+    assert all(len(passage) <= most for _, passage in found)
+    assert [line for line, _ in found] == sorted(line for line, _ in found)
+    assert set(wanted) <= {word for _, passage in found for word in passage.split()}
 
 
 def test_front_matter_is_no_passage_and_its_title_is_the_heading_of_a_text_without_one() -> None:

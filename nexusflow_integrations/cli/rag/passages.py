@@ -6,6 +6,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from nexusflow_integrations.cli.rag.structure import Block, blocks
 
@@ -120,6 +121,9 @@ def cut(
 
     A heading starts a new passage. The path of headings, such as ``Zoo > Pandas > Food``, is the
     first paragraph of every passage under them; a path that is too long loses its outer headings.
+    If a heading alone is too long, the first passage under it begins with the whole heading, and
+    the others with its beginning. A heading that has no text and is in no such path is a passage
+    of its own.
 
     Args:
         text: The text of a file.
@@ -136,31 +140,91 @@ def cut(
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     overlap = min(overlap, most // 4)
     lines = [0, *(found.end() for found in _LINE_END.finditer(text))]
-    path: dict[int, str] = {}
-    for level, title, begins in _sections(blocks(text, kind), [*lines, len(text)]):
-        path = {above: name for above, name in path.items() if above < level}
-        path[level] = title
-        names = [name for name in path.values() if name] if headings else []
-        prefix = _prefix(names, min(most // 4, PATH_CHARACTERS))
-        room = most - len(prefix)
+    longest = min(most // 4, PATH_CHARACTERS)
+    sections = list(_sections(blocks(text, kind), [*lines, len(text)]))
+    paths = list(_paths(sections))
+    unseen = _unseen(text, sections, paths, longest if headings else 0)
+    for place, (heading, begins) in enumerate(sections):
+        names = [sections[above].heading.title for above in paths[place]] if headings else []
+        prefix = first = _prefix(names, longest)
+        alone = ""
+        is_cut = headings and len(heading.title) > longest
+        if place in unseen:
+            alone = heading.title if is_cut else prefix.strip() or heading.title
+        elif is_cut and len(heading.title) <= most // 2:
+            first = f"{heading.title}\n\n"
+        elif is_cut:
+            alone = heading.title
+        for piece in _of_heading(alone, most):
+            yield heading.line + 1, piece
         pieces = [
             piece
             for start, end in pairwise(begins)
-            for piece in _pieces(text, start, end, room - overlap)
+            for piece in _pieces(text, start, end, most - len(first) - overlap)
         ]
-        for start, end in _packed(text, pieces, room, overlap):
-            yield bisect_right(lines, start), prefix + text[start:end]
+        packed = _packed(text, pieces, most - len(prefix), overlap, most - len(first))
+        for number, (start, end) in enumerate(packed):
+            yield bisect_right(lines, start), (prefix if number else first) + text[start:end]
 
 
-def _sections(found: list[Block], lines: list[int]) -> Iterator[tuple[int, str, list[int]]]:
-    """Yield each section: level, title, where its blocks begin, and where the last one ends."""
-    level, title, begins = 0, "", [0]
+def _of_heading(title: str, most: int) -> Iterator[str]:
+    pieces = list(_finer(_PROSE, title, 0, len(title), most))
+    for start, end in _packed(title, pieces, most, 0, most):
+        yield title[start:end]
+
+
+class _Section(NamedTuple):
+    """A heading, where each block of text below it begins, and where the last block ends."""
+
+    heading: Block
+    begins: list[int]
+
+
+def _sections(found: list[Block], lines: list[int]) -> Iterator[_Section]:
+    heading, begins = Block(0), [0]
     for block in found:
         if block.level:
-            yield level, title, [*begins, lines[block.line]]
-            level, title, begins = block.level, block.title, []
+            yield _Section(heading, [*begins, lines[block.line]])
+            heading, begins = block, []
         begins.append(lines[block.body if block.level else block.line])
-    yield level, title, [*begins, lines[-1]]
+    yield _Section(heading, [*begins, lines[-1]])
+
+
+def _paths(sections: list[_Section]) -> Iterator[list[int]]:
+    """Yield for each section the places of its heading and those above it that have words."""
+    path: dict[int, int] = {}
+    for place, (heading, _) in enumerate(sections):
+        path = {level: above for level, above in path.items() if level < heading.level}
+        path[heading.level] = place
+        yield [above for above in path.values() if sections[above].heading.title]
+
+
+def _unseen(
+    text: str, sections: list[_Section], paths: list[list[int]], longest: int
+) -> frozenset[int]:
+    """Return the places of headings that have no text and are in no path of a passage.
+
+    If ``longest`` is 0, passages have no paths: only headings with nothing below count.
+    """
+    seen: set[int] = set()
+    unseen: set[int] = set()
+    for place in reversed(range(len(sections))):
+        (heading, begins), path = sections[place], paths[place]
+        if not text[begins[0] : begins[-1]].strip():
+            if place in seen or not heading.title or heading.is_front_matter:
+                continue
+            unseen.add(place)
+        names = [sections[above].heading.title for above in path]
+        seen.update(path[_left_out(names, longest) :] if longest else path)
+    return frozenset(unseen)
+
+
+def _left_out(names: list[str], most: int) -> int:
+    """Return how many outer headings a path leaves out; all if the innermost alone is too long."""
+    return next(
+        (first for first in range(len(names)) if len(_UNDER.join(names[first:])) <= most),
+        len(names),
+    )
 
 
 def _prefix(names: list[str], most: int) -> str:
@@ -168,12 +232,10 @@ def _prefix(names: list[str], most: int) -> str:
 
     If the innermost heading alone is too long, it is cut after a word.
     """
-    for first in range(len(names)):
-        path = _UNDER.join(names[first:])
-        if len(path) <= most:
-            return f"{path}\n\n"
     if not names:
         return ""
+    if shown := names[_left_out(names, most) :]:
+        return f"{_UNDER.join(shown)}\n\n"
     name, room = names[-1], most - len(CUT)
     head = name[:room]
     if name[room] != " ":
@@ -211,9 +273,13 @@ def _cut_at(
 
 
 def _packed(
-    text: str, pieces: list[tuple[int, int]], most: int, overlap: int
+    text: str, pieces: list[tuple[int, int]], most: int, overlap: int, first: int
 ) -> Iterator[tuple[int, int]]:
-    """Join pieces into passages; white space around them is stripped, but an indent is kept."""
+    """Join pieces into passages; white space around them is stripped, but an indent is kept.
+
+    The first passage has at most ``first`` characters, the others ``most``.
+    """
+    room = first
     begin = done = -1
     for start, end in pieces:
         start, end = _trimmed(text, start, end)
@@ -221,8 +287,9 @@ def _packed(
             continue
         if begin < 0:
             begin = start
-        elif end - begin > most:
+        elif end - begin > room:
             yield begin, done
+            room = most
             begin = _repeated(text, begin, start, min(overlap, most - (end - start)))
         done = end
     if begin >= 0:

@@ -44,12 +44,14 @@ class Block:
             heading.
         title: The words of the heading; empty if the block only ends the section of that level.
         body: The first line after a heading.
+        is_front_matter: Whether the heading is the title in the settings of a site generator.
     """
 
     line: int
     level: int = 0
     title: str = ""
     body: int = 0
+    is_front_matter: bool = False
 
 
 def blocks(text: str, kind: str) -> list[Block]:
@@ -101,7 +103,7 @@ def _below(text: str, title: str, end: int) -> Iterator[Block]:
     parser = _markdown_parser()
     if end:  # settings of a site generator, which come before the text
         lines = len(text[:end].splitlines())
-        yield Block(0, 1, title, lines)
+        yield Block(0, 1, title, lines, is_front_matter=True)
         text = "\n" * lines + text[end:]
     tokens = parser.parse(text)
     for place, token in enumerate(tokens):
