@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -302,8 +302,7 @@ def index(
             default_local_model() if local else None,
             tuned,
         )
-        _estimate(screen, indexes, path, texts, endpoint, fresh, as_json)
-        if texts.skipped:
+        if _estimate(screen, indexes, path, texts, endpoint, fresh, as_json).left_out:
             raise typer.Exit(PARTLY)
         return
     with session(
@@ -507,7 +506,7 @@ def _estimate(
     endpoint: Endpoint,
     fresh: bool,
     as_json: bool,
-) -> None:
+) -> Updated:
     """Show what `index` would do and cost at ``endpoint``; nothing is sent or written."""
     index = indexes.place(path, texts.name, endpoint)
     documents = {} if fresh else _stored_documents(index)
@@ -516,15 +515,16 @@ def _estimate(
     paid = has_key() and not local
     client = NexusFlow(**endpoint.vectors, cache=True if paid else None)
     found = client.estimate(wanted.new())
-    changes = replace(wanted.counts(), left_out=texts.skipped)
+    changes = wanted.counts()
     screen.changes(
         changes, f"compared with {index.name}" if documents else f"in a new index {index.name}"
     )
     screen.estimate(found, local=local)
     screen.others(texts)
-    screen.left_out(texts.skipped)
+    screen.left_out(changes.left_out)
     if as_json:
         print_json(_updated_json(changes) | estimate_json(found, local=local))
+    return changes
 
 
 def _stored_documents(index: Index) -> dict[str, corpora.Document]:
@@ -672,7 +672,7 @@ def _updated_json(done: Updated) -> dict[str, Any]:
         "changed": done.changed,
         "unchanged": done.unchanged,
         "removed": done.removed,
-        "left_out": [asdict(item) for item in done.left_out],
+        "left_out": [{"source": item.source, "reason": item.reason} for item in done.left_out],
         "seconds": round(done.seconds, 3),
     }
 

@@ -113,6 +113,61 @@ def test_a_file_that_cannot_be_read_keeps_its_passages_and_is_named(
     assert held(store) == {PANDA, OTTER, CHINESE}
 
 
+def test_files_that_need_a_missing_package_keep_their_passages_and_are_named(
+    nexusflow: Command,
+    service: LocalServer,
+    zoo: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("markitdown")
+    (zoo / "fox.html").write_text("<p>The fox eats berries.</p>")
+    nexusflow("index", str(zoo))
+    before = held(store)
+    assert "The fox eats berries." in before
+    monkeypatch.setattr("nexusflow_integrations.cli.rag.corpus.can_convert", lambda: False)
+    (zoo / "new.html").write_text("<p>Never read.</p>")  # only counted
+    reason = 'needs pip install "nexusflow-integrations[files]"'
+    for options in ((), ("--fresh",), ("--estimate",), ("--estimate", "--fresh")):
+        said, aside = nexusflow("index", str(zoo), *options, "--json", code=5)
+        assert f"left out fox.html: {reason}" in aside
+        assert json.loads(said)["left_out"] == [{"source": "fox.html", "reason": reason}]
+        assert json.loads(said)["removed"] == 0
+        assert held(store) == before
+    (zoo / "fox.html").unlink()
+    nexusflow("index", str(zoo))
+    assert held(store) == before - {"The fox eats berries."}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
+def test_what_became_a_link_out_of_the_folder_keeps_its_passages_and_is_named(
+    nexusflow: Command, service: LocalServer, zoo: Path, store: Path, tmp_path: Path
+) -> None:
+    (zoo / "birds" / "big").mkdir(parents=True)
+    (zoo / "birds" / "big" / "owl.md").write_text("The owl hunts at night.")
+    nexusflow("index", str(zoo))
+    before = held(store)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for name in ("birds", "otter.txt"):
+        (zoo / name).rename(disk / name)
+        (zoo / name).symlink_to(disk / name)
+    link = "a link that leads out of the folder"
+    _, aside = nexusflow("index", str(zoo), code=5)
+    assert f"left out birds: {link}" in aside
+    assert f"left out otter.txt: {link}" in aside
+    assert "2 links that lead out of the folder skipped" in aside
+    assert held(store) == before
+    disk.rename(tmp_path / "away")  # the disk is not mounted
+    _, aside = nexusflow("index", str(zoo), code=5)
+    assert f"left out birds: {link}" in aside
+    assert held(store) == before
+    (zoo / "birds").unlink()
+    (zoo / "otter.txt").unlink()
+    nexusflow("index", str(zoo))
+    assert held(store) == {PANDA, CHINESE}
+
+
 def test_a_table_that_breaks_off_keeps_its_passages_in_every_run(
     nexusflow: Command, service: LocalServer, zoo: Path, store: Path
 ) -> None:

@@ -83,7 +83,7 @@ def test_passages_beyond_a_limit_are_neither_removed_nor_replaced() -> None:
 
 @pytest.mark.parametrize("unread", ["a.md", "a.md:7"])
 def test_a_file_that_cannot_be_read_keeps_its_passages(unread: str) -> None:
-    rest = corpus(("three", "b.md:1"), skipped=(Skipped(unread, "not UTF-8"),))
+    rest = corpus(("three", "b.md:1"), skipped=(Skipped(unread, "not UTF-8", "a.md"),))
     assert counts(BEFORE, rest) == (0, 0, 3, 1)
     assert {item.text for item in carry_out(BEFORE, rest).values()} == {"one", "two", "three"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -165,6 +166,17 @@ def test_a_folder_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     assert not found.could_not_read("closed2/a.txt")
 
 
+def test_a_name_that_looks_like_a_line_number_is_a_name(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_bytes(b"Words.")
+    (tmp_path / "b.md").write_bytes(b"Caf\xe9.")
+    found = corpus.folder(tmp_path)
+    assert [item.source for item in found.skipped] == ["b.md:1"]
+    assert found.could_not_read("b.md")
+    found = replace(found, skipped=(Skipped("v1:80", "Permission denied"),))
+    assert found.could_not_read("v1:80/a.md")
+    assert not found.could_not_read("v1/a.md")
+
+
 def test_files_of_other_types_are_counted_by_their_suffix(tmp_path: Path) -> None:
     for name in ("a.txt", "1.png", "2.PNG", "3.zip", "LICENSE", ".hidden.png"):
         (tmp_path / name).write_text("Words.")
@@ -225,6 +237,10 @@ def test_a_link_that_leads_out_of_the_folder_is_left_out(tmp_path: Path) -> None
     found = corpus.folder(folder)
     assert [item.text for item in found.documents] == ["Words."]
     assert (found.skipped, found.others) == ((), "1 link that leads out of the folder skipped")
+    (folder / "away").symlink_to(tmp_path.parent)
+    (folder / "here").symlink_to(folder)
+    assert sources(folder) == ["a.txt"]
+    assert corpus.folder(folder).others == "2 links that lead out of the folder skipped"
 
 
 def test_a_limit_that_cuts_something_off_is_known(tmp_path: Path) -> None:

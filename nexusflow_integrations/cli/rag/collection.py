@@ -56,12 +56,14 @@ class Plan:
         ids: One id for each document.
         stored: The documents that it contains now, by id.
         remove: Whether to remove everything else.
+        left_out: What could not be read.
     """
 
     documents: tuple[Document, ...]
     ids: tuple[str, ...]
     stored: Mapping[str, Document]
     remove: bool
+    left_out: tuple[Skipped, ...]
 
     def new(self) -> list[str]:
         """Return the texts that must be embedded."""
@@ -77,7 +79,7 @@ class Plan:
         added = sum(name not in self.stored for name, _ in pairs)
         same = sum(self.stored.get(name) == item for name, item in pairs)
         gone = len(self.stored.keys() - set(self.ids)) if self.remove else 0
-        return self.paired(Updated(added, len(pairs) - added - same, same, gone))
+        return self.paired(Updated(added, len(pairs) - added - same, same, gone, self.left_out))
 
     def paired(self, done: Updated, left_out: Container[int] = ()) -> Updated:
         """Return the counts with pairs of added and removed passages of a file counted as changed.
@@ -135,6 +137,7 @@ def plan(
         (*ids, *(name for name, _ in unread)),
         stored,
         corpus.complete,
+        corpus.left_out(before.values()),
     )
 
 
@@ -281,5 +284,6 @@ def update(
     left_out = tuple(
         Skipped(plan.documents[item.place].source, item.message) for item in done.left_out
     )
+    left_out = (*plan.left_out, *left_out)
     counts = Updated(done.added, done.changed, done.unchanged, done.removed, left_out)
     return plan.paired(counts, {item.place for item in done.left_out})

@@ -15,7 +15,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -81,6 +81,7 @@ _KINDS_SHOWN = 5
 _IGNORED = ""
 _OUTSIDE = "/"
 """Keys that are not suffixes: files excluded by ``.gitignore``, and links that leave the folder."""
+_LINK = "a link that leads out of the folder"
 
 
 class CorpusError(Exception):
@@ -119,10 +120,12 @@ class Skipped:
     Attributes:
         source: ``a.md:12``, or ``a.md`` for the whole file.
         reason: Why it was left out, in a few words.
+        origin: ``a.md``, if the source names a line.
     """
 
     source: str
     reason: str
+    origin: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.source}: {self.reason}"
@@ -137,6 +140,8 @@ class Corpus:
         title: A description for readers.
         documents: The passages, in a fixed order.
         skipped: Files and folders that could not be read, with the reason.
+        passed_by: Files of a type that cannot be read without another package, and links that leave
+            the folder. They are left out without being named, unless they were read before.
         complete: Whether all documents are here; false if a limit left out some.
         others: A line about files of other types, or an empty string.
     """
@@ -147,16 +152,29 @@ class Corpus:
     skipped: tuple[Skipped, ...] = ()
     complete: bool = True
     others: str = ""
+    passed_by: tuple[Skipped, ...] = ()
 
     def could_not_read(self, origin: str) -> bool:
         """Return whether the file ``origin``, or a folder that contains it, could not be read."""
-        return any(
-            origin == name or origin.startswith(f"{name}/") or name == "." for name in self._unread
-        )
+        return "." in self._unread or any(name in self._unread for name in _with_parents(origin))
+
+    def left_out(self, known: Iterable[Document]) -> tuple[Skipped, ...]:
+        """Return what could not be read, including what was read when ``known`` was indexed."""
+        origins = {
+            name for origin in {item.origin for item in known} for name in _with_parents(origin)
+        }
+        return (*self.skipped, *(item for item in self.passed_by if item.source in origins))
 
     @cached_property
     def _unread(self) -> frozenset[str]:
-        return frozenset(_LINE.sub("", item.source) for item in self.skipped)
+        return frozenset(item.origin or item.source for item in (*self.skipped, *self.passed_by))
+
+
+def _with_parents(origin: str) -> Iterator[str]:
+    """Yield ``a/b.md`` and ``a``."""
+    while origin:
+        yield origin
+        origin = origin.rpartition("/")[0]
 
 
 def load(name: str, limit: int | None = None, tuned: TunedSettings = _DEFAULT) -> Corpus:
@@ -195,7 +213,7 @@ def whole(name: str) -> tuple[list[tuple[str, str]], tuple[Skipped, ...]]:
     skipped: list[Skipped] = []
     others: Counter[str] = Counter()
     base = path if path.is_dir() else path.parent
-    files = _text_files(path, skipped, others) if path.is_dir() else [path]
+    files = _text_files(path, skipped, others, []) if path.is_dir() else [path]
     sources = [file.relative_to(base).as_posix() for file in files]
     read = [_read(file, source, skipped) for file, source in zip(files, sources, strict=True)]
     texts = [
@@ -322,9 +340,10 @@ def folder(path: Path, limit: int | None = None, tuned: TunedSettings = _DEFAULT
     """
     _check_path(path)
     skipped: list[Skipped] = []
+    passed_by: list[Skipped] = []
     others: Counter[str] = Counter()
     base = path if path.is_dir() else path.parent
-    files = _text_files(path, skipped, others) if path.is_dir() else [path]
+    files = _text_files(path, skipped, others, passed_by) if path.is_dir() else [path]
     documents, complete = _front(_file_passages(files, base, skipped, tuned), limit)
     left_out = _others(others)
     if not documents:
@@ -337,6 +356,7 @@ def folder(path: Path, limit: int | None = None, tuned: TunedSettings = _DEFAULT
         tuple(skipped),
         complete,
         left_out,
+        tuple(passed_by),
     )
 
 
@@ -360,14 +380,18 @@ def _shown(path: Path) -> Path:
     return path if path.name not in ("", "..") else Path(path.resolve().name or path)
 
 
-def _text_files(path: Path, skipped: list[Skipped], others: Counter[str]) -> list[Path]:
+def _text_files(
+    path: Path, skipped: list[Skipped], others: Counter[str], passed_by: list[Skipped]
+) -> list[Path]:
     try:
-        return sorted(_walked(path, skipped, others))
+        return sorted(_walked(path, skipped, others, passed_by))
     except UnreadableRulesError as error:  # a file that it excludes must not be sent
         raise CorpusError(str(error)) from None
 
 
-def _walked(path: Path, skipped: list[Skipped], others: Counter[str]) -> Iterator[Path]:
+def _walked(
+    path: Path, skipped: list[Skipped], others: Counter[str], passed_by: list[Skipped]
+) -> Iterator[Path]:
     def note(error: OSError) -> None:
         place = Path(error.filename or path).relative_to(path).as_posix()
         skipped.append(Skipped(place, error.strerror or type(error).__name__))
@@ -381,16 +405,29 @@ def _walked(path: Path, skipped: list[Skipped], others: Counter[str]) -> Iterato
         others[_IGNORED] += left_out
         return not left_out
 
+    def pass_by(place: Path, reason: str) -> None:
+        passed_by.append(Skipped(place.relative_to(path).as_posix(), reason))
+
     for root, folders, files in os.walk(path, onerror=note):
         folders[:] = [name for name in folders if wanted(name, is_folder=True)]
+        for name in folders:
+            if _leads_out(Path(root, name), path):  # os.walk does not follow it
+                pass_by(Path(root, name), _LINK)
+                others[_OUTSIDE] += 1
         for name in files:
             if not wanted(name, is_folder=False):
                 continue
             file, suffix = Path(root, name), Path(name).suffix.lower()
-            known = suffix in KINDS or suffix in TABLES
-            if not known and not (suffix in CONVERTED and can_convert()):
+            leads_out = _leads_out(file, path)
+            if leads_out:
+                pass_by(file, _LINK)
+            if suffix in CONVERTED and not can_convert():
+                if not leads_out:
+                    pass_by(file, f'needs pip install "{INSTALL}"')
+                others[suffix] += 1
+            elif suffix not in KINDS and suffix not in TABLES and suffix not in CONVERTED:
                 others[suffix or "without a suffix"] += 1
-            elif file.is_symlink() and _leads_out(file, path):
+            elif leads_out:
                 others[_OUTSIDE] += 1
             else:
                 yield file
@@ -398,7 +435,7 @@ def _walked(path: Path, skipped: list[Skipped], others: Counter[str]) -> Iterato
 
 def _leads_out(link: Path, folder: Path) -> bool:
     try:
-        return not link.resolve().is_relative_to(folder.resolve())
+        return link.is_symlink() and not link.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # the links form a loop; reading the file reports it
         return False
 
@@ -483,7 +520,7 @@ def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
         skipped.append(Skipped(source, str(error)))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        skipped.append(Skipped(f"{source}:{line}", "not UTF-8"))
+        skipped.append(Skipped(f"{source}:{line}", "not UTF-8", source))
     return None
 
 

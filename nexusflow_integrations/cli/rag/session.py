@@ -150,11 +150,7 @@ class Session:
             except BaseException:
                 self.index.remove_if_empty()
                 raise
-        return replace(
-            done,
-            left_out=(*corpus.skipped, *done.left_out),
-            seconds=time.perf_counter() - began,
-        )
+        return replace(done, seconds=time.perf_counter() - began)
 
     def _update(
         self,
@@ -192,7 +188,7 @@ class Session:
             if hybrid:
                 make_keyword_index(collection)
             if not documents:
-                raise UnusableIndexError(f"no passage could be stored: {done.left_out[0]}")
+                raise UnusableIndexError(f"no passage could be stored: {done.left_out[-1]}")
         self.index.describe(
             About(
                 corpus=source,
