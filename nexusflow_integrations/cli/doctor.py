@@ -234,18 +234,22 @@ def _is_of(index: Index, endpoint: Endpoint) -> bool:
 
 
 def _index(index: Index, endpoint: Endpoint) -> str:
-    from nexusflow_integrations.cli.rag.collection import open_to_compare
+    from nexusflow_integrations.cli.rag.collection import DamagedError, open_to_compare, reading
 
     about = index.about()
     tuned = None if about.tuned is None else TunedSettings(**about.tuned)
     endpoint = replace(endpoint, dimensions=about.dimensions, tuned=tuned)
-    collection = open_to_compare(
-        index.chroma,
-        api_key=endpoint.api_key,
-        api_base=endpoint.base_url,
-        **endpoint.vectors,
-    )
-    passages = count(collection.count(), "passage")
+    try:
+        with reading():
+            collection = open_to_compare(
+                index.chroma,
+                api_key=endpoint.api_key,
+                api_base=endpoint.base_url,
+                **endpoint.vectors,
+            )
+            passages = count(collection.count(), "passage")
+    except DamagedError as error:
+        raise index.damaged(str(error)) from None
     who = endpoint.local_model or "the service"
     return f"{passages}, and {who} returns the same vectors"
 

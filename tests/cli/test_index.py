@@ -353,6 +353,71 @@ def test_a_damaged_index_says_how_to_build_it_again_and_does_not_block_others(
     assert nexusflow.json("search", "fish")["index"].startswith("notes-")
 
 
+@pytest.mark.parametrize(
+    ("allowed", "free", "advice"),
+    [
+        (False, 10**12, "you may not write to .*: get the right to, or use an index of your own"),
+        (
+            True,
+            266_000,
+            r"the disk of .* has only 266\.0 kB free: free some more and run this again",
+        ),
+        (True, 10**12, "build it again with `nexusflow index .* --fresh`"),
+    ],
+)
+def test_the_advice_fits_the_reason_why_chroma_fails(
+    nexusflow: Command,
+    service: LocalServer,
+    zoo: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    allowed: bool,
+    free: int,
+    advice: str,
+) -> None:
+    nexusflow("index", str(zoo))
+    (index,) = Indexes(store).all()
+    shutil.rmtree(index.chroma)
+    (index.directory / "chroma-1").mkdir()
+    (index.directory / "chroma-1" / "chroma.sqlite3").write_bytes(b"no database" * 500)
+    SharedSystemClient.clear_system_cache()
+    monkeypatch.setattr(os, "access", lambda _, mode: allowed or mode != os.W_OK)
+    usage = shutil.disk_usage(store)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    for command in (("search", "fish"), ("index", str(zoo))):
+        assert re.search(advice, nexusflow.sentence(*command, code=1))
+    (found,) = [
+        item["text"]
+        for item in json.loads(nexusflow("doctor", "--json", code=1)[0])["checks"]
+        if item["name"] == "Index"
+    ]
+    assert re.search(advice, found)
+    assert "Error:" not in found
+
+
+def test_an_index_of_somebody_else_is_not_called_damaged(
+    nexusflow: Command,
+    service: LocalServer,
+    zoo: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nexusflow("index", str(zoo))
+    (index,) = Indexes(store).all()
+    read = Path.read_text
+
+    def denied(path: Path, *arguments: str) -> str:
+        if path.name == "index.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *arguments)
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    said = nexusflow.sentence("search", "fish", "--index", index.name, code=1)
+    assert said.endswith(
+        "cannot be read: " + str(index.directory / "index.json: Permission denied")
+    )
+
+
 def test_a_collection_that_cannot_be_written_is_one_sentence_without_a_class(
     nexusflow: Command,
     service: LocalServer,

@@ -21,10 +21,13 @@ from nexusflow_integrations._core.cache.file import default_path
 from nexusflow_integrations._core.models import DEFAULT_MODEL
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli.rag.endpoint import Endpoint
+from nexusflow_integrations.cli.words import in_bytes
 
 _ABOUT = "index.json"
 _LOCK = "index.lock"
 _PREFIX = "chroma-"
+_LEAST_FREE = 10_000_000
+"""Bytes that a disk should have free; with less, an error is taken for a lack of space."""
 _NAME_BYTES = 100
 """Maximum length of a corpus's name in a folder's name, of which file systems allow 255 bytes."""
 
@@ -123,6 +126,10 @@ class Index:
                 raise FileNotFoundError(about.folder)
         except FileNotFoundError:
             state = "was never finished"
+        except PermissionError as error:
+            raise UnusableIndexError(
+                f"the index {self.name!r} cannot be read: {error.filename}: {error.strerror}"
+            ) from None
         except (OSError, ValueError, TypeError, KeyError):
             state = "is damaged"
         else:
@@ -157,10 +164,30 @@ class Index:
             return UnusableIndexError(
                 f"the index {self.name!r} cannot be written: the disk of {self.directory} is full"
             )
-        return UnusableIndexError(
-            f"the index {self.name!r} cannot be read ({reason}): build it again with"
-            f" `{self.rebuilding()}`"
-        )
+        said = f"the index {self.name!r} cannot be read ({reason})"
+        if obstacle := self.obstacle():
+            return UnusableIndexError(f"{said}: {obstacle}")
+        return UnusableIndexError(f"{said}: build it again with `{self.rebuilding()}`")
+
+    def obstacle(self) -> str:
+        """Return why Chroma cannot write here, which it must even to search; empty if it can."""
+        paths = [
+            self.directory,
+            *(file for folder in self._folders() for file in folder.rglob("*")),
+        ]
+        closed = next((path for path in paths if not os.access(path, os.W_OK)), None)
+        if closed is not None:
+            return (
+                f"Chroma must write to its files even to search, and you may not write to {closed}:"
+                " get the right to, or use an index of your own with --store"
+            )
+        with suppress(OSError):
+            if (free := shutil.disk_usage(self.directory).free) < _LEAST_FREE:
+                return (
+                    f"the disk of {self.directory} has only {in_bytes(free)} free: free some more"
+                    " and run this again"
+                )
+        return ""
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -215,7 +242,7 @@ class Index:
 
     def touch(self) -> None:
         """Record that the index was used, which makes it the default of the next command."""
-        # An index that is read-only or belongs to another user can still be searched.
+        # Only the owner may set the time of a file; others may be allowed to write and search.
         with suppress(OSError):
             (self.directory / _ABOUT).touch()
 

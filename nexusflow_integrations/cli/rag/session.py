@@ -282,9 +282,10 @@ class Session:
         except DamagedError as error:
             raise self.index.damaged(str(error)) from None
         except CollectionError as error:
+            obstacle = self.index.obstacle()
             raise UnusableIndexError(
                 f"the index {self.index.name!r} could not be updated, and nothing was lost:"
-                f" {_CLASS.sub('', str(error))}"
+                f" {_CLASS.sub('', str(error))}{f'; {obstacle}' if obstacle else ''}"
             ) from None
         except ConfigurationError as error:
             # Users of the command do not see collections, so name the index.
