@@ -19,7 +19,7 @@ from nexusflow_integrations.chroma_collections.keyword_index import refresh
 from nexusflow_integrations.chroma_collections.records import arows, columns_of, rows
 from nexusflow_integrations.chroma_collections.run import SLICE, Run
 from nexusflow_integrations.chroma_collections.writer import aonly_writer, only_writer
-from nexusflow_integrations.errors import RefusedTextsError
+from nexusflow_integrations.errors import CollectionError, RefusedTextsError
 
 if TYPE_CHECKING:
     from chromadb.api.types import Metadata
@@ -82,7 +82,8 @@ def add_documents(
         ValueError: The numbers of ids, documents and metadatas differ.
         RefusedTextsError: The server refused some documents, or they are too long; all others were
             added. ``refused`` holds their errors by place in ``documents``.
-        CollectionError: The collection cannot be read or written, or another process writes to it.
+        CollectionError: The collection cannot be read or written, or another process writes to it,
+            or the store refused some documents; in the last case, all others were added.
             ``finished`` holds the vectors that were paid for but not written, by place.
         NexusFlowError: Embedding failed.
     """
@@ -137,6 +138,15 @@ def _check_lists(columns: Sequence[Any]) -> None:
 
 
 def _added(run: Run) -> Added:
+    others = f"; {len(run.refused)} could not be embedded" if run.refused else ""
+    if run.not_stored:
+        shown = [f"{item.record.id!r}: {error.reason}" for item, error in run.not_stored[:3]]
+        failed = CollectionError(
+            f"the store refused {len(run.not_stored)} documents ({'; '.join(shown)}"
+            f"{'; ...' if len(run.not_stored) > 3 else ''}){others}; all others were added"
+        )
+        failed.finished = run.unwritten()
+        raise failed from run.not_stored[0][1].__cause__
     if run.refused:
         shown = [f"{name!r}: {error}" for name, error in list(run.refused.values())[:3]]
         raise RefusedTextsError(

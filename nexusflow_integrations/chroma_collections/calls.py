@@ -33,10 +33,20 @@ PAUSE = 0.25
 """Seconds before the second attempt; each further wait is twice as long."""
 _BUSY = ("locked", "busy", "timed out", "timeout", "temporarily", "unavailable")
 _TOO_LARGE = re.compile(r"\b413\b|too large|length limit exceeded")
+_INVALID = (ValueError, TypeError, OverflowError)
+"""Errors with which Chroma's own checks refuse a document."""
 
 
-class TooLargeError(CollectionError):
-    """The server accepts no request of this size."""
+class RefusedError(CollectionError):
+    """The store refuses what is in the request, such as one of its documents, or its size.
+
+    Attributes:
+        reason: The store's reason, in a few words.
+    """
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"{what} failed: {reason}")
+        self.reason = reason
 
 
 class Calls:
@@ -54,7 +64,7 @@ class Calls:
         """Return ``method(**fields)``.
 
         Raises:
-            TooLargeError: The server accepts no request of this size.
+            RefusedError: The store refuses a document, or a request of this size.
             CollectionError: The call failed, even after retries, or took too long.
         """
         until = time.monotonic() + self._timeout
@@ -128,16 +138,20 @@ def _pause(what: str, error: Exception, attempt: int, left: float) -> float:
     said = str(error).lower()
     status = _status(error)
     if status == 413 or (status != 404 and _TOO_LARGE.search(said)):
-        too_large = f"{what} failed: the server does not accept a request this large"
-        raise TooLargeError(too_large) from error
+        raise RefusedError(what, "the server does not accept a request this large") from error
     pause = PAUSE * (1 << (attempt - 1))
     failed_read = what == "reading" and status == 500 and attempt < READS
-    if pause >= left or not (failed_read or _is_transient(error, said)):
+    transient = _is_transient(error, said)
+    if not transient and (status in (400, 422) or isinstance(error, _INVALID)):
+        raise RefusedError(what, _in_words(error)) from error
+    if pause >= left or not (failed_read or transient):
         again = "" if attempt == 1 else f" {attempt} times"
-        raise CollectionError(
-            f"{what} failed{again}: {type(error).__name__}: {str(error)[:500]}"
-        ) from error
+        raise CollectionError(f"{what} failed{again}: {_in_words(error)}") from error
     return pause
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:500]}"
 
 
 def _is_transient(error: Exception, said: str) -> bool:
@@ -158,6 +172,9 @@ def _is_transient(error: Exception, said: str) -> bool:
 
 
 def _status(error: Exception) -> int | None:
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code
+    # Chroma's client raises a bare Exception for an answer that is not its server's, such as a
+    # proxy's.
+    answered = error.__context__ if type(error) is Exception else error
+    if isinstance(answered, httpx.HTTPStatusError):
+        return answered.response.status_code
     return error.code() if isinstance(error, ChromaError) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Container, Iterator
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,7 @@ from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections.calls import (
     AsyncCalls,
     Calls,
-    TooLargeError,
+    RefusedError,
     check_client,
     check_timeout,
 )
@@ -45,6 +45,7 @@ from nexusflow_integrations.chroma_collections.run import (
     NUMBER_BYTES,
     SLICE,
     SLICE_BYTES,
+    Ready,
     Run,
     same_metadata,
 )
@@ -74,7 +75,8 @@ class Copied:
         embedded: Documents that were written with new vectors.
         present: Documents that were already in the target and were not changed.
         removed: Documents that were removed from the target, because the source does not have them.
-        left_out: Documents of the source that could not be embedded, each with its reason.
+        left_out: Documents of the source that could not be embedded or stored, each with its
+            reason.
         exchanged: Whether the names were exchanged, so that the new collection is now called
             ``source``.
         usage: The tokens, requests and cost; for a dry run, an estimate.
@@ -375,18 +377,41 @@ class _Work:
             rows, there = _rows(found), {}
             if self.target is not None:
                 there = _rows((yield _get(self.target, ids, _WHOLE)))
-            missing = [name for name in ids if not _same(rows[name], there.get(name))]
-            if not dry:
+            wanted = [name for name in ids if name not in self.left_out]
+            missing = [name for name in wanted if not _same(rows[name], there.get(name))]
+            refused = 0
+            if dry:
+                run.added += len(missing)
+            else:
                 if other := [name for name in missing if name in there]:
                     # Delete first: an upsert would keep metadata or a document that the source no
                     # longer has.
                     yield Step("removing documents", self.target.delete, {"ids": other})
-                yield from _write(self.target, [(name, rows[name]) for name in missing])
-            run.added += len(missing)
-            run.unchanged += len(ids) - len(missing)
+                places = {record.id: record.place for record in seen}
+                for part in _parts([(name, rows[name]) for name in missing]):
+                    refused += yield from self._write(run, part, places)
+            run.unchanged += len(wanted) - len(missing)
             if run.progress is not None:
-                run.progress(len(ids))
+                run.progress(len(ids) - refused)
             offset += len(ids)
+        run.settle()
+
+    def _write(self, run: Run, rows: list[tuple[str, Row]], places: Mapping[str, int]) -> Plan[int]:
+        """Write rows of the source; return how many the store refused."""
+        try:
+            yield Step(f"writing {len(rows)} documents", self.target.upsert, _fields(rows))
+        except RefusedError as error:
+            if len(rows) > 1:
+                middle = len(rows) // 2
+                first = yield from self._write(run, rows[:middle], places)
+                return first + (yield from self._write(run, rows[middle:], places))
+            ((name, row),) = rows
+            record = Record(places[name], name, row[0] or "", None)
+            run.refused_by_store(Ready(record, None, True, ()), error)
+            return 1
+        run.added += len(rows)
+        run.accepted()
+        return 0
 
     def prune(self, run: Run, *, dry: bool = False) -> Plan[None]:
         """Remove from the target the documents that the source does not have."""
@@ -499,32 +524,21 @@ def _same(one: Row, two: Row | None) -> bool:
     )
 
 
-def _write(target: Any, rows: list[tuple[str, Row]]) -> Plan[None]:
-    """Write rows, in as many calls as their size requires."""
-    for part in _parts(rows):
-        documents, metadatas, uris, embeddings = zip(*(row for _, row in part), strict=True)
-        fields: dict[str, Any] = {
-            "ids": [name for name, _ in part],
-            "embeddings": [*embeddings],
-            "metadatas": [metadata or None for metadata in metadatas],
-            "documents": [*documents],
-            "uris": [*uris],
-        }
-        kept = {
-            name: column for name, column in fields.items() if any(x is not None for x in column)
-        }
-        try:
-            yield Step(f"writing {len(part)} documents", target.upsert, kept)
-        except TooLargeError:
-            if len(part) == 1:
-                raise CollectionError(
-                    f"the server does not accept a document as large as {part[0][0]!r}"
-                ) from None
-            yield from _write(target, part[: len(part) // 2])
-            yield from _write(target, part[len(part) // 2 :])
+def _fields(rows: list[tuple[str, Row]]) -> dict[str, Any]:
+    """Return the arguments of ``upsert`` for ``rows``."""
+    documents, metadatas, uris, embeddings = zip(*(row for _, row in rows), strict=True)
+    fields: dict[str, Any] = {
+        "ids": [name for name, _ in rows],
+        "embeddings": [*embeddings],
+        "metadatas": [metadata or None for metadata in metadatas],
+        "documents": [*documents],
+        "uris": [*uris],
+    }
+    return {name: column for name, column in fields.items() if any(x is not None for x in column)}
 
 
 def _parts(rows: list[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:
+    """Yield rows in parts whose size a server accepts."""
     part: list[tuple[str, Row]] = []
     room = SLICE_BYTES
     for name, row in rows:

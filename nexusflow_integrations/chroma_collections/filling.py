@@ -17,7 +17,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nexusflow_integrations._core.usage import Usage
-from nexusflow_integrations.chroma_collections.calls import TooLargeError
+from nexusflow_integrations.chroma_collections.calls import RefusedError
 from nexusflow_integrations.chroma_collections.embedding import Embedder
 from nexusflow_integrations.chroma_collections.plans import (
     Blocking,
@@ -119,26 +119,29 @@ class _Filling:
             parts = [write]  # a stack: the last write is the next one
             try:
                 while parts:
-                    if (yield from self._put(parts[-1])):
+                    error = yield from self._put(parts[-1])
+                    if error is None:
                         self._run.written(parts.pop())
-                    else:
+                    elif len(parts[-1].ready) > 1:
                         parts[-1:] = reversed(parts[-1].halves())
+                    else:
+                        self._run.refused_by_store(parts.pop().ready[0], error)
             except BaseException:
                 for part in parts:
                     self._run.put_back(part)
                 raise
 
-    def _put(self, write: Write) -> Plan[bool]:
-        """Return ``True`` if ``write`` succeeded, ``False`` if it is too large for the server."""
+    def _put(self, write: Write) -> Plan[RefusedError | None]:
+        """Write; return the error if the store refused the documents."""
         if self._dry_run:
-            return True
+            return None
         method, fields = write.fields()
         what = f"writing {len(write.ready)} documents"
         try:
             yield Step(what, getattr(self._collection, method), fields)
-        except TooLargeError:
-            return False
-        return True
+        except RefusedError as error:
+            return error
+        return None
 
 
 def note_gone(run: Run, collection: Any) -> Plan[None]:
@@ -177,6 +180,7 @@ class Filling(_Filling):
                     self._do(self._write_on(self._run.full()))
             self._do(self._write_on(self._run.rest()))
             self.check()
+            self._run.settle()
         except NexusFlowError as error:
             if not isinstance(error, CollectionError):
                 self._do(self._keep())
@@ -278,6 +282,7 @@ class AsyncFilling(_Filling):
                     await self._do(self._write_on(self._run.full()))
             await self._do(self._write_on(self._run.rest()))
             self.check()
+            self._run.settle()
         except NexusFlowError as error:
             if not isinstance(error, CollectionError):
                 await self._do(self._keep())

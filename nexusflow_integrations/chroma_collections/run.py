@@ -13,6 +13,7 @@ from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.call.caller import Callback
 from nexusflow_integrations._core.left_out import LeftOut, reason_in_words, reason_of
 from nexusflow_integrations._core.request.long_texts import check_document
+from nexusflow_integrations.chroma_collections.calls import RefusedError
 from nexusflow_integrations.chroma_collections.ownership import finds
 from nexusflow_integrations.chroma_collections.records import Record, SeenIds, problem
 from nexusflow_integrations.errors import (
@@ -32,6 +33,8 @@ SLICE = 250
 """Documents per write: smaller writes take longer in total, larger ones hold the GIL longer."""
 SLICE_BYTES = 8_000_000
 """Approximate bytes of a write as JSON; servers refuse large bodies."""
+MOST_REFUSED = 250
+"""Number of documents that a store refuses in a row until it is at fault, not the documents."""
 NUMBER_BYTES = 21
 """Maximum characters of a float32 in JSON, including the comma."""
 
@@ -76,11 +79,7 @@ class Write:
         return "add" if self.add_only else "upsert", fields
 
     def halves(self) -> list[Write]:
-        """Return two writes with half of the documents each, for a server with a size limit."""
-        if len(self.ready) == 1:
-            raise CollectionError(
-                f"the server does not accept a document as large as {self.ready[0].record.id!r}"
-            )
+        """Return two writes with half of the documents each, after the store refused all."""
         middle = len(self.ready) // 2
         return [Write(part, self.add_only) for part in (self.ready[:middle], self.ready[middle:])]
 
@@ -117,12 +116,16 @@ class Run:
     left_out: list[LeftOut] = field(default_factory=list)
     refused: dict[int, tuple[str, NexusFlowError]] = field(default_factory=dict)
     rescued: dict[int, Vectors] = field(default_factory=dict)
+    not_stored: list[tuple[Ready, RefusedError]] = field(default_factory=list)
+    """With ``add_only``, the documents that the store refused."""
     seen: SeenIds = field(default_factory=SeenIds)
     _slice: list[Record] = field(default_factory=list)
     _in_flight: dict[int, Ready] = field(default_factory=dict)
     _sent: int = 0
     _ready: deque[Ready] = field(default_factory=deque)
     _metadata_only: deque[Ready] = field(default_factory=deque)
+    _suspects: list[tuple[Ready, RefusedError]] = field(default_factory=list)
+    """Documents that the store refused since it last accepted one."""
 
     def __post_init__(self) -> None:
         self.size = checks.whole("slice_size", self.size, 1)
@@ -262,6 +265,55 @@ class Run:
         self.added += fresh
         self.changed += len(write.ready) - fresh
         self._done(len(write.ready))
+        self.accepted()
+
+    def refused_by_store(self, item: Ready, error: RefusedError) -> None:
+        """Take a document that the store refused when it was written alone.
+
+        It is left out as soon as the store accepts another document.
+
+        Raises:
+            CollectionError: The store has refused ``MOST_REFUSED`` documents in a row.
+        """
+        self._suspects.append((item, error))
+        if len(self._suspects) >= MOST_REFUSED:
+            raise self._all_refused()
+
+    def settle(self) -> None:
+        """At the end of the run, decide about documents that the store refused last.
+
+        Raises:
+            CollectionError: The store has refused everything.
+        """
+        if self._suspects and not (self.added or self.changed or self.unchanged):
+            raise self._all_refused()
+        self.accepted()
+
+    def _all_refused(self) -> CollectionError:
+        count, (_, error) = len(self._suspects), self._suspects[0]
+        failed = CollectionError(
+            f"writing failed: the store refused {count} documents, one by one: {error.reason}"
+        )
+        failed.__cause__ = error.__cause__
+        return failed
+
+    def accepted(self) -> None:
+        """Leave out the documents that the store refused: it accepts others."""
+        suspects, self._suspects = self._suspects, []
+        if self.add_only:
+            self.not_stored += suspects
+            self._done(len(suspects))
+            return
+        for (record, *_), error in suspects:
+            self._leave_out(
+                LeftOut(
+                    record.id,
+                    record.place,
+                    "refused by the store",
+                    f"the store refused it: {error.reason[:300]}",
+                    error,
+                )
+            )
 
     def sendable(self, settings: Settings) -> list[str]:
         """In a dry run, leave out pending documents that are too long; return the others' texts."""
@@ -292,7 +344,9 @@ class Run:
 
     def unwritten(self) -> dict[int, Vectors]:
         """Return vectors that are not in the collection, by place in the source."""
-        return {item.record.place: item.vector for item in self._ready if item.vector is not None}
+        refused = [item for item, _ in (*self.not_stored, *self._suspects)]
+        left = (*self._ready, *refused)
+        return {item.record.place: item.vector for item in left if item.vector is not None}
 
     # -- what could not be stored --------------------------------------------------------------
 

@@ -80,8 +80,8 @@ def sync_documents(
     end and everything else succeeded. So after any failure, the collection answers queries at least
     as well as before, and another call pays only for the rest.
 
-    A document that cannot be stored (refused by the server, blank, invalid id or metadata) is left
-    out and reported. About a thousand documents are in memory at a time.
+    A document that cannot be stored (refused by the server or the store, blank, invalid id or
+    metadata) is left out and reported. About a thousand documents are in memory at a time.
 
     Args:
         collection: A collection that was opened with a NexusFlow embedding function, or stores one.

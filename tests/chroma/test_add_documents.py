@@ -240,6 +240,24 @@ def test_refused_documents_are_named_and_all_others_added(client: Any) -> None:
     assert "id3" not in collection.get()["ids"]
 
 
+def test_documents_that_the_store_refuses_are_named_and_all_others_added(
+    collection: Any, make: Make
+) -> None:
+    add = collection.add
+
+    def refuse(**fields: Any) -> None:
+        if {"id3", "id4"} & set(fields["ids"]):
+            raise ValueError("Payload Too Large")
+        add(**fields)
+
+    collection.add = refuse
+    with pytest.raises(errors.CollectionError, match=r"refused 2 documents \('id3': ") as caught:
+        add_documents(collection, **numbered(600))
+    assert collection.count() == 598
+    assert sorted(caught.value.finished) == [3, 4]
+    assert caught.value.finished[3] == pytest.approx(make()(["document 3"])[0], abs=1e-6)
+
+
 def test_a_document_that_is_too_long_is_named_and_all_others_added(collection: Any) -> None:
     batch = numbered(30)
     batch["documents"][7] = "word " * 20_000

@@ -314,6 +314,32 @@ def test_documents_that_cannot_be_embedded_are_left_out_and_keep_the_names(
     assert client.get_collection("docs").count() == 9
 
 
+@pytest.mark.parametrize("size", [128, 64], ids=["embedded again", "copied"])
+def test_documents_that_the_store_refuses_are_left_out_and_keep_the_names(
+    client: Any, make: Make, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    filled(client, make)
+    upsert = chromadb.Collection.upsert
+
+    def refuse(self: Any, ids: Any, **fields: Any) -> None:
+        if "id7" in ids:
+            raise ValueError("Payload Too Large")
+        upsert(self, ids=ids, **fields)
+
+    monkeypatch.setattr(chromadb.Collection, "upsert", refuse)
+    counts: list[int] = []
+    for left in ({}, {"exchange": "anyway"}):
+        done = copy_collection(
+            client, "docs", "docs-2", make(dimensions=size), progress=counts.append, **left
+        )
+        assert [(item.id, item.reason) for item in done.left_out] == [
+            ("id7", "refused by the store")
+        ]
+        assert (done.copied + done.embedded + done.present, done.exchanged) == (29, bool(left))
+    assert sum(counts) == 60
+    assert client.get_collection("docs").count() == 29
+
+
 def test_calling_again_after_the_exchange_does_nothing(
     either: Any, make: Make, server: LocalServer
 ) -> None:

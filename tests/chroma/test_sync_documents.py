@@ -8,18 +8,23 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import chromadb
 import httpx
 import numpy as np
 import pytest
-from chromadb.errors import ChromaError
+from chromadb.errors import ChromaError, InvalidArgumentError
 
 from nexusflow_integrations import Budget, LeftOut, errors
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import (
     add_documents,
+    aopen_collection,
+    async_documents,
     embedding,
     open_collection,
     ownership,
@@ -544,24 +549,114 @@ def test_large_vectors_go_in_smaller_writes(client: Any, make: Make) -> None:
     assert max(sizes) * 2048 * run.NUMBER_BYTES <= run.SLICE_BYTES
 
 
-def test_a_document_that_is_too_large_for_the_server_loses_no_vector_of_the_others(
-    collection: Any,
+def refusing(collection: Any, names: set[str], error: Exception) -> None:
+    """Let the store refuse each write that has one of the documents."""
+
+    def refused(method: Any, **fields: Any) -> None:
+        if names & set(fields["ids"]):
+            raise error
+        method(**fields)
+
+    for name in ("upsert", "update"):
+        setattr(collection, name, partial(refused, getattr(collection, name)))
+
+
+def of_a_proxy(status: int) -> Exception:
+    """Return the error of Chroma's client for an answer that is not its server's."""
+    error = Exception("<html>no</html>")
+    request = httpx.Request("POST", "http://127.0.0.1")
+    error.__context__ = httpx.HTTPStatusError(
+        "no", request=request, response=httpx.Response(status)
+    )
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("413 Payload Too Large"),
+        InvalidArgumentError("Quota exceeded: 'Document size bytes'"),
+        of_a_proxy(413),
+        of_a_proxy(422),
+        TypeError("no"),
+    ],
+    ids=repr,
+)
+def test_documents_that_the_store_refuses_are_left_out_and_all_others_are_written(
+    collection: Any, error: Exception, server: LocalServer
 ) -> None:
+    refused = {"id0", "id300", "id599"}
+    refusing(collection, refused, error)
+    counts: list[int] = []
+    done = sync_documents(collection, **numbered(600), progress=counts.append)
+    assert (done.added, sum(counts)) == (597, 600)
+    assert [(item.id, item.place, item.reason) for item in done.left_out] == [
+        (name, int(name[2:]), "refused by the store") for name in sorted(refused)
+    ]
+    assert all("the store refused it: " in item.message for item in done.left_out)
+    assert server.stats.texts == 600
+    again = sync_documents(collection, **numbered(600))
+    assert (again.unchanged, again.removed, len(again.left_out)) == (597, 0, 3)
+    assert held(collection).keys() == set(numbered(600)["ids"]) - refused
+
+
+def test_a_metadata_that_the_store_refuses_is_left_out(collection: Any) -> None:
+    sync_documents(collection, **numbered(20))
+    refusing(collection, {"id7"}, ValueError("no"))
+    done = sync_documents(collection, **numbered(20), metadatas=[{"a": 1}] * 20)
+    assert (done.changed, [item.id for item in done.left_out]) == (19, ["id7"])
+    assert held(collection)["id7"] == ("document 7", None)
+
+
+def test_large_documents_at_the_beginning_do_not_end_the_run(collection: Any) -> None:
+    # Each is a write of its own.
+    documents = {f"large{n}": "word " * 3_000 for n in range(3)} | {"small": "text"}
+    refusing(collection, {"large0", "large1", "large2"}, ValueError("Payload Too Large"))
+    done = sync_documents(
+        collection, ids=documents.keys(), documents=documents.values(), slice_size=1
+    )
+    assert (done.added, len(done.left_out)) == (1, 3)
+
+
+def test_a_store_that_refuses_everything_ends_the_run_with_its_error(
+    collection: Any, monkeypatch: pytest.MonkeyPatch, server: LocalServer
+) -> None:
+    every = numbered(5_000)
+    refusing(collection, set(every["ids"]), InvalidArgumentError("no more records"))
+    for count in (1, 20, 5_000):
+        server.reset_stats()
+        with pytest.raises(errors.CollectionError, match="no more records") as caught:
+            sync_documents(collection, **numbered(count))
+        assert len(caught.value.finished) == server.stats.texts
+        assert server.stats.texts < 2_000
+
+
+def test_a_store_that_refuses_everything_from_some_document_on_ends_the_run(
+    collection: Any, server: LocalServer
+) -> None:
+    refusing(collection, set(numbered(5_000)["ids"][300:]), InvalidArgumentError("no more records"))
+    with pytest.raises(errors.CollectionError, match="no more records") as caught:
+        sync_documents(collection, **numbered(5_000))
+    assert 300 in caught.value.finished
+    assert len(caught.value.finished) + 300 == server.stats.texts < 2_000
+    assert collection.count() == 300
+
+
+async def test_async_documents_leaves_out_what_the_store_refuses(
+    chroma_port: int, make: Make
+) -> None:
+    client = await chromadb.AsyncHttpClient(host="127.0.0.1", port=chroma_port)
+    collection: Any = await aopen_collection(client, f"docs-{uuid4()}", make())
     upsert = collection.upsert
 
-    def refusing(**fields: Any) -> None:
+    async def refuse(**fields: Any) -> None:
         if "id7" in fields["ids"]:
-            raise ValueError("413 Payload Too Large")
-        upsert(**fields)
+            raise InvalidArgumentError("no")
+        await upsert(**fields)
 
-    collection.upsert = refusing
-    with pytest.raises(
-        errors.CollectionError, match="does not accept a document as large as 'id7'"
-    ) as caught:
-        sync_documents(collection, **numbered(20))
-    written = {int(name.removeprefix("id")) for name in held(collection)}
-    assert written | set(caught.value.finished) == set(range(20))
-    assert not written & set(caught.value.finished)
+    collection.upsert = refuse
+    done = await async_documents(collection, **numbered(20))
+    assert (done.added, [item.id for item in done.left_out]) == (19, ["id7"])
 
 
 def test_an_error_that_names_413_by_chance_is_not_taken_for_a_large_body(collection: Any) -> None:
