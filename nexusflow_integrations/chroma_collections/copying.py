@@ -30,8 +30,9 @@ from nexusflow_integrations.chroma_collections.exchanging import (
     exchange,
     find,
 )
-from nexusflow_integrations.chroma_collections.filling import PAGE, AsyncFilling, Filling, note_gone
+from nexusflow_integrations.chroma_collections.filling import AsyncFilling, Filling, note_gone
 from nexusflow_integrations.chroma_collections.opening import check_arguments, fitting, same_space
+from nexusflow_integrations.chroma_collections.pages import Pages, by_ids
 from nexusflow_integrations.chroma_collections.plans import (
     Blocking,
     Plan,
@@ -345,13 +346,13 @@ class _Work:
         Raises:
             ConfigurationError: The target has such documents; nothing was changed.
         """
-        offset = others = 0
-        while ids := (page := (yield _page(self.target, offset, PAGE, ["documents"])))["ids"]:
-            found = yield _get(self.source, ids, ["documents"])
+        others = 0
+        pages = Pages(self.target, ["documents"])
+        while ids := (page := (yield from pages.next()))["ids"]:
+            found = yield from by_ids(self.source, ids, ["documents"])
             texts = dict(zip(found["ids"], found["documents"], strict=True))
             stored = zip(ids, page["documents"], strict=True)
             others += sum(name not in texts or texts[name] != text for name, text in stored)
-            offset += len(ids)
         if others:
             raise ConfigurationError(
                 f"collection {self.target_name!r} has {others} documents that"
@@ -371,12 +372,13 @@ class _Work:
     def transfer(self, run: Run, *, dry: bool = False) -> Plan[None]:
         """Copy the documents that the target does not have, with their vectors."""
         offset = 0
-        while ids := (found := (yield _page(self.source, offset, run.size, _WHOLE)))["ids"]:
+        pages = Pages(self.source, _WHOLE, size=run.size)
+        while ids := (found := (yield from pages.next()))["ids"]:
             seen = [Record(offset + n, name, "", None) for n, name in enumerate(ids)]
             yield Blocking(partial(run.seen.add, seen))
             rows, there = _rows(found), {}
             if self.target is not None:
-                there = _rows((yield _get(self.target, ids, _WHOLE)))
+                there = _rows((yield from by_ids(self.target, ids, _WHOLE)))
             wanted = [name for name in ids if name not in self.left_out]
             missing = [name for name in wanted if not _same(rows[name], there.get(name))]
             refused = 0
@@ -419,7 +421,7 @@ class _Work:
         pages = run.seen.gone(run.size)
         while ids := (yield Blocking(partial(next, pages, None))):
             # Check again: pages shift while others remove documents from the source.
-            still = set((yield _get(self.source, ids, []))["ids"]) - set(self.left_out)
+            still = set((yield from by_ids(self.source, ids, []))["ids"]) - set(self.left_out)
             gone = [name for name in ids if name not in still]
             if gone and not dry:
                 yield Step("removing documents", self.target.delete, {"ids": gone})
@@ -552,22 +554,11 @@ def _parts(rows: list[tuple[str, Row]]) -> Iterator[list[tuple[str, Row]]]:
         yield part
 
 
-def _page(collection: Any, offset: int, count: int, include: list[str]) -> Step:
-    return Step("reading", collection.get, {"limit": count, "offset": offset, "include": include})
-
-
-def _get(collection: Any, ids: list[str], include: list[str]) -> Step:
-    return Step("reading", collection.get, {"ids": ids, "include": include})
-
-
 def _records(calls: Calls, source: Any, size: int, left: Container[str]) -> Iterator[Record]:
     """Yield the records of the source, except those that were left out before (``left``)."""
     offset = 0
-    while True:
-        step = _page(source, offset, size, _TEXTS)
-        found = calls(step.what, step.method, **step.fields)
-        if not found["ids"]:
-            return
+    pages = Pages(source, _TEXTS, size=size)
+    while (found := carry_out(pages.next(), calls))["ids"]:
         yield from _as_records(found, offset, left)
         offset += len(found["ids"])
 
@@ -576,11 +567,8 @@ async def _arecords(
     calls: AsyncCalls, source: Any, size: int, left: Container[str]
 ) -> AsyncIterator[Record]:
     offset = 0
-    while True:
-        step = _page(source, offset, size, _TEXTS)
-        found = await calls(step.what, step.method, **step.fields)
-        if not found["ids"]:
-            return
+    pages = Pages(source, _TEXTS, size=size)
+    while (found := await acarry_out(pages.next(), calls))["ids"]:
         for record in _as_records(found, offset, left):
             yield record
         offset += len(found["ids"])

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 BETWEEN = ".exchanged-with."
 LONGEST_NAME = 512
 """Chroma's maximum length of a name, in characters."""
-_PAGE = 1_000
+_PAGE = 250
 
 
 def exchange_names(

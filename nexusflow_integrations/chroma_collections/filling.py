@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.chroma_collections.calls import RefusedError
 from nexusflow_integrations.chroma_collections.embedding import Embedder
+from nexusflow_integrations.chroma_collections.pages import Pages, by_ids
 from nexusflow_integrations.chroma_collections.plans import (
     Blocking,
     Plan,
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PAGE = 1_000
-"""Ids per read when all ids of a collection are compared with those of the source."""
+ESTIMATED = 1_000
+"""Texts whose cost is estimated at once."""
 
 
 class _Filling:
@@ -86,13 +87,12 @@ class _Filling:
         yield Blocking(partial(self._run.seen.add, self._run.take(records)))
         if not (ids := self._run.ids):
             return {}, None
-        get = self._collection.get
-        fields: dict[str, Any] = {"ids": ids, "include": ["documents", "metadatas"]}
-        stored = stored_by_id((yield Step("reading", get, fields)))
+        read = by_ids(self._collection, ids, ["documents", "metadatas"])
+        stored = stored_by_id((yield from read))
         if self._run.where is None or not stored:
             return stored, None
-        fields = {"ids": [*stored], "where": self._run.where, "include": []}
-        return stored, set((yield Step("reading", get, fields))["ids"])
+        read = by_ids(self._collection, [*stored], [], self._run.where)
+        return stored, set((yield from read)["ids"])
 
     def _remove(self) -> Plan[None]:
         pages = self._run.seen.gone(self._run.size)
@@ -146,11 +146,9 @@ class _Filling:
 
 def note_gone(run: Run, collection: Any) -> Plan[None]:
     """Collect the ids of ``collection`` that the source no longer has."""
-    offset = 0
-    fields: dict[str, Any] = {"where": run.where, "limit": PAGE, "include": []}
-    while found := (yield Step("reading", collection.get, {**fields, "offset": offset}))["ids"]:
+    pages = Pages(collection, [], where=run.where)
+    while found := (yield from pages.next())["ids"]:
         yield Blocking(partial(run.seen.note_gone, found))
-        offset += len(found)
 
 
 class Filling(_Filling):
@@ -215,7 +213,7 @@ class Filling(_Filling):
         client = embedder.client
         usage = Usage(price=client.usage.price)
         texts = self.missing(records)
-        while list(islice(texts, PAGE)):
+        while list(islice(texts, ESTIMATED)):
             chunk = self._run.sendable(client.settings)
             # Only the first call compares the sizes of vectors.
             compare = not usage.texts and bool(chunk)
@@ -326,7 +324,7 @@ class AsyncFilling(_Filling):
 
         async for _ in self.missing(records):
             pending += 1
-            if pending == PAGE:
+            if pending == ESTIMATED:
                 usage = await expect()
                 self._run.pretend()
                 pending = 0

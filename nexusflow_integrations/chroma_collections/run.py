@@ -311,7 +311,7 @@ class Run:
                     record.place,
                     "refused by the store",
                     f"the store refused it: {error.reason[:300]}",
-                    error,
+                    cause if isinstance(cause := error.__cause__, Exception) else error,
                 )
             )
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 LIMIT = 10_000
 HITS = 10
 _PAGE = 1000
+_STORE_TIMEOUT = 60.0
+"""Seconds that one read of the collection may take, including retries."""
 _NEAR_DUPLICATE = 0.95
 _SHOWN = 12
 _CHARACTERS = 8_000_000
@@ -244,10 +246,17 @@ def _read(
     limit: int,
     asked: Sequence[Question],
 ) -> _Content:
+    # Import here: Chroma is not needed for anything else.
+    from nexusflow_integrations.chroma_collections.calls import Calls
+    from nexusflow_integrations.chroma_collections.pages import Pages, by_ids
+    from nexusflow_integrations.chroma_collections.plans import carry_out
+
+    calls = Calls(collection, _STORE_TIMEOUT)
     content = _Content(collection.count())
     names: list[str] = []
-    for offset in range(0, content.total, _PAGE):
-        names += collection.get(include=[], limit=_PAGE, offset=offset)["ids"]
+    pages = Pages(collection, [])
+    while found := carry_out(pages.next(), calls)["ids"]:
+        names += found
     if not names:
         raise ConfigurationError(f"the collection {collection.name!r} is empty")
     wanted = _expected(collection.name, set(names), asked)
@@ -256,16 +265,15 @@ def _read(
         # Keep the expected documents, because their ranks are shown.
         names = [name for place, name in enumerate(names) if place in chosen or name in wanted]
     for start in range(0, len(names), _PAGE):
-        page = collection.get(
-            ids=names[start : start + _PAGE], include=["embeddings", "documents", "metadatas"]
-        )
+        part = names[start : start + _PAGE]
+        columns = ["embeddings", "documents", "metadatas"]
+        page = carry_out(by_ids(collection, part, columns), calls)
         vectors, texts, notes = page["embeddings"], page["documents"], page["metadatas"]
-        assert vectors is not None
         for place, name in enumerate(page["ids"]):
             content.ids.append(name)
             content.vectors.append(vectors[place])
-            content.texts.append((texts[place] if texts else None) or "")
-            note = (notes[place] if notes else None) or {}
+            content.texts.append(texts[place] or "")
+            note = notes[place] or {}
             content.sources.append(str(note.get(source or "", "")))
             content.links.append(_link(str(note.get(url or "") or content.sources[-1])))
     return content

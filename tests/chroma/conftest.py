@@ -14,6 +14,8 @@ from typing import Any
 
 import chromadb
 import pytest
+from chromadb import Collection
+from chromadb.errors import ChromaError
 
 from nexusflow_integrations import chroma as adapter
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
@@ -63,6 +65,30 @@ def strict() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limit reads and documents as Chroma Cloud does (docs.trychroma.com/cloud/quotas-limits)."""
+    get, upsert = Collection.get, Collection.upsert
+
+    def read(self: Any, ids: Any = None, **fields: Any) -> Any:
+        if (count := max(fields.get("limit") or 0, len(ids or ()))) > 300:
+            raise ChromaError(
+                "Quota exceeded: 'Limit value' exceeded quota limit for action 'Get': current usage"
+                f" of {count} exceeds limit of 300"
+            )
+        return get(self, ids=ids, **fields)
+
+    def write(self: Any, documents: Any = (), **fields: Any) -> None:
+        if any(text and len(text.encode()) > 16_384 for text in documents):
+            raise ChromaError(
+                "Quota exceeded: 'Document size (bytes)' exceeded quota limit for action 'Upsert'"
+            )
+        upsert(self, documents=documents, **fields)
+
+    monkeypatch.setattr(Collection, "get", read)
+    monkeypatch.setattr(Collection, "upsert", write)
 
 
 class ChromaRun:

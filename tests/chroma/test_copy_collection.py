@@ -33,7 +33,7 @@ from nexusflow_integrations.chroma_collections import (
     open_collection,
     sync_documents,
 )
-from nexusflow_integrations.chroma_collections.filling import PAGE
+from nexusflow_integrations.chroma_collections.filling import ESTIMATED
 from nexusflow_integrations.local import LocalServer
 
 from .test_add_documents import numbered
@@ -230,7 +230,7 @@ async def test_a_dry_run_counts_the_comparison_of_sizes_once(
 ) -> None:
     http = chromadb.HttpClient(host="127.0.0.1", port=chroma_port)
     name = f"docs-{uuid4()}"
-    add_documents(open_collection(http, name, make()), **numbered(PAGE + 50))
+    add_documents(open_collection(http, name, make()), **numbered(ESTIMATED + 50))
     function = make(dimensions=128, cache=str(tmp_path / "vectors.db"), derive=True)
     paid = server.stats.requests
     said = copy_collection(http, name, f"{name}-2", function, dry_run=True)
@@ -239,7 +239,7 @@ async def test_a_dry_run_counts_the_comparison_of_sizes_once(
     http.delete_collection(name)
     assert server.stats.requests == paid
     sizes = sum(size >= 128 for size in DIMENSIONS)
-    assert said.usage.requests == also.usage.requests == sizes + PAGE // 10 + 50 // 10
+    assert said.usage.requests == also.usage.requests == sizes + ESTIMATED // 10 + 50 // 10
 
 
 def test_a_budget_that_runs_out_leaves_the_old_one_and_the_next_run_pays_for_the_rest(
@@ -338,6 +338,18 @@ def test_documents_that_the_store_refuses_are_left_out_and_keep_the_names(
         assert (done.copied + done.embedded + done.present, done.exchanged) == (29, bool(left))
     assert sum(counts) == 60
     assert client.get_collection("docs").count() == 29
+
+
+@pytest.mark.parametrize("size", [128, 64], ids=["embedded again", "copied"])
+def test_the_limits_of_chroma_cloud_stop_no_copy(
+    client: Any, make: Make, cloud: None, size: int
+) -> None:
+    filled(client, make, 600)
+    for exchange in (False, True):
+        done = copy_collection(
+            client, "docs", "docs-2", make(dimensions=size), exchange=exchange, slice_size=500
+        )
+    assert (done.present, done.exchanged) == (600, True)
 
 
 def test_calling_again_after_the_exchange_does_nothing(

@@ -594,6 +594,7 @@ def test_documents_that_the_store_refuses_are_left_out_and_all_others_are_writte
         (name, int(name[2:]), "refused by the store") for name in sorted(refused)
     ]
     assert all("the store refused it: " in item.message for item in done.left_out)
+    assert {item.error for item in done.left_out} == {error}
     assert server.stats.texts == 600
     again = sync_documents(collection, **numbered(600))
     assert (again.unchanged, again.removed, len(again.left_out)) == (597, 0, 3)
@@ -606,6 +607,18 @@ def test_a_metadata_that_the_store_refuses_is_left_out(collection: Any) -> None:
     done = sync_documents(collection, **numbered(20), metadatas=[{"a": 1}] * 20)
     assert (done.changed, [item.id for item in done.left_out]) == (19, ["id7"])
     assert held(collection)["id7"] == ("document 7", None)
+
+
+def test_the_limits_of_chroma_cloud_leave_out_only_what_is_larger(
+    collection: Any, cloud: None
+) -> None:
+    assert sync_documents(collection, **numbered(600)).added == 600
+    source = numbered(400)
+    source["documents"][7] = "word " * 4_000
+    said = sync_documents(collection, **source, dry_run=True)
+    done = sync_documents(collection, **source)
+    assert (said.removed, done.removed, done.unchanged) == (200, 200, 399)
+    assert [(item.id, item.reason) for item in done.left_out] == [("id7", "refused by the store")]
 
 
 def test_large_documents_at_the_beginning_do_not_end_the_run(collection: Any) -> None:

@@ -16,8 +16,10 @@ from typing import Any
 import chromadb
 import numpy as np
 import pytest
+from chromadb.errors import ChromaError
 
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
+from nexusflow_integrations.chroma_collections import pages
 from nexusflow_integrations.errors import ConfigurationError, InvalidInputError
 from nexusflow_integrations.local import LocalServer
 from nexusflow_integrations.report import Question, measure, write_report
@@ -56,6 +58,21 @@ class Page(HTMLParser):
     def data(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.scripts[0])
         return found
+
+
+def test_a_service_that_limits_reads_gets_smaller_ones(
+    collection: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = chromadb.Collection.get
+
+    def read(self: Any, ids: Any = None, **fields: Any) -> Any:
+        if max(fields.get("limit") or 0, len(ids or ())) > 60:
+            raise ChromaError("Quota exceeded: current usage exceeds limit of 60")
+        return get(self, ids=ids, **fields)
+
+    monkeypatch.setattr(chromadb.Collection, "get", read)
+    monkeypatch.setattr(pages, "SMALL_PAGE", 50)
+    assert write_report(collection, tmp_path / "out.html", projection="pca").points == 121
 
 
 def test_the_file_holds_points_texts_sources_and_measures(collection: Any, tmp_path: Path) -> None:
