@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 
 Exchange = bool | Literal["anyway"]
 
+COPYING = "nexusflow:copying"
+"""The key in the metadata of a copy that is not complete: the id of its source."""
 PASSES = 5
 """Maximum number of times that the source is read until the copy matches it."""
 _ROUNDING = 1e-5
@@ -117,7 +119,8 @@ def copy_collection(
     another call pays only for the rest. The source is read repeatedly until nothing is left to do
     and the numbers of documents agree. Then ``exchange_names`` gives the copy the name ``source``
     and the former collection the name ``target``; exchanging the names again undoes this. If
-    documents were embedded again and the names exchanged, another call does nothing.
+    documents were embedded again and the names exchanged, another call does nothing, or, if one of
+    the collections has changed since, raises an error.
 
     Collection objects opened earlier, also in other processes, keep using the former collection:
     open them again. Documents that other clients of a server write between the last reading and
@@ -127,6 +130,7 @@ def copy_collection(
         client: Any of Chroma's synchronous clients.
         source: Name of the collection to copy.
         target: Name of the copy. If the collection exists, it must match ``embedding_function``.
+            Until a new copy is complete, its metadata has the key ``nexusflow:copying``.
         embedding_function: The function that the copy stores and uses. Default: the function of
             the source.
         exchange: Whether to exchange the names. If documents were left out, the names are exchanged
@@ -153,8 +157,8 @@ def copy_collection(
     Raises:
         chromadb.errors.NotFoundError: The collection ``source`` does not exist.
         ConfigurationError: ``target`` has another model, size or service, or documents that the
-            source does not have, or the source's embedding function is not NexusFlow's and none is
-            given.
+            source does not have or has in another form, or the source's embedding function is not
+            NexusFlow's and none is given.
         CollectionError: A collection cannot be read or written, another process writes to the
             folder, or the source changes too fast.
         NexusFlowError: Embedding failed.
@@ -294,6 +298,7 @@ class _Work:
     exchanged: bool = False
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     _function: Any = None
+    _marked: bool = False
     _passes: int = 0
     _written: int = 0
     _present: int = 0
@@ -313,19 +318,26 @@ class _Work:
 
     def open(self, *, create: bool) -> Plan[None]:
         """Find both collections, and create the target if it does not exist."""
-        yield from complete(self.client, self.source_name, self.target_name)
+        completed = yield from complete(self.client, self.source_name, self.target_name)
         self.source = yield from find(self.client, self.source_name)
         self.target = yield from look_up(self.client, self.target_name)
         self._function = self.given or fitting(self.source, None)
         self.same = not self.embed_again and same_space(self.source, self._function)
         self.size = min(self.size, (yield Step("reading", self.client.get_max_batch_size, {})))
+        mark = str(self.source.id)
         if self.target is not None:
             if self.wanted and self.same and not same_space(self.target, self._function):
+                if not completed:
+                    yield from self._check_exchanged()
                 self.is_done = True
                 return
             fitting(self.target, self._function)
-            if not self.replace:
+            self._marked = (self.target.metadata or {}).get(COPYING) == mark
+            if not self.replace and not self._marked:
                 yield from self._refuse_others()
+                if create and (yield Step("reading", self.target.count, {})) == 0:
+                    yield _marking(self.target, mark)
+                    self._marked = True
         elif not create:
             return
         fields: dict[str, Any] = {"name": self.target_name}
@@ -333,31 +345,56 @@ class _Work:
         if self.target is None:
             method = self.client.get_or_create_collection  # on a retry, the collection may exist
             fields |= {
-                "metadata": self.source.metadata,
+                "metadata": {**(self.source.metadata or {}), COPYING: mark},
                 "configuration": {**(self.configuration or _configuration_of(self.source))},
             }
+            self._marked = True
         fields["embedding_function"] = self._function
         self.target = yield Step("opening the copy", method, fields)
         fitting(self.target, self._function)
 
+    def _check_exchanged(self) -> Plan[None]:
+        """Refuse a target that is not the former source, now with the other name.
+
+        Raises:
+            ConfigurationError: The target has other documents; nothing was changed.
+        """
+        read = other = 0
+        pages = Pages(self.source, ["documents"])
+        while ids := (page := (yield from pages.next()))["ids"]:
+            found = yield from by_ids(self.target, ids, ["documents"])
+            texts = dict(zip(found["ids"], found["documents"], strict=True))
+            stored = zip(ids, page["documents"], strict=True)
+            other += sum(name not in texts or texts[name] != text for name, text in stored)
+            read += len(ids)
+        count = yield Step("reading", self.target.count, {})
+        # Documents that were left out are only in the former source.
+        if other or count < read or (count > read and (self.wanted != "anyway" or not read)):
+            raise ConfigurationError(
+                f"collection {self.target_name!r} has vectors of another kind than"
+                f" {self.source_name!r}, and other documents: either it is not the collection from"
+                f" which {self.source_name!r} was copied, or one of them has changed since; name"
+                " another target"
+            )
+
     def _refuse_others(self) -> Plan[None]:
-        """Refuse a target with documents that the source does not have.
+        """Refuse a target with documents that the source does not have, or has in another form.
 
         Raises:
             ConfigurationError: The target has such documents; nothing was changed.
         """
         others = 0
-        pages = Pages(self.target, ["documents"])
+        include = _WHOLE if self.same else _TEXTS  # an embedded copy has other vectors
+        pages = Pages(self.target, include)
         while ids := (page := (yield from pages.next()))["ids"]:
-            found = yield from by_ids(self.source, ids, ["documents"])
-            texts = dict(zip(found["ids"], found["documents"], strict=True))
-            stored = zip(ids, page["documents"], strict=True)
-            others += sum(name not in texts or texts[name] != text for name, text in stored)
+            rows = _rows((yield from by_ids(self.source, ids, include)))
+            others += sum(not _same(row, rows.get(name)) for name, row in _rows(page).items())
         if others:
             raise ConfigurationError(
                 f"collection {self.target_name!r} has {others} documents that"
-                f" {self.source_name!r} does not have, and a copy would remove them: name another"
-                " target, or allow it with replace=True"
+                f" {self.source_name!r} does not have, or has with another text or metadata"
+                f"{' or vector' if self.same else ''}, and a copy would remove or replace them:"
+                " name another target, or allow it with replace=True"
             )
 
     def embedder(self) -> Embedder:
@@ -444,6 +481,14 @@ class _Work:
                 f" {self.target_name!r} has {target}, after {PASSES} readings: stop what"
                 " writes to them and call again; the names were not exchanged"
             )
+        if self.is_complete and self._marked:
+            yield from self._unmark()
+
+    def _unmark(self) -> Plan[None]:
+        """Make the copy a collection like any other: it may now be used and changed."""
+        fresh = yield from find(self.client, self.target_name)
+        yield _marking(fresh, None)
+        self._marked = False
 
     def end_pass(self, run: Run) -> bool:
         """Count what this pass copied or removed; return whether that was anything."""
@@ -522,8 +567,26 @@ def _same(one: Row, two: Row | None) -> bool:
         and one[0] == two[0]
         and same_metadata(one[1], two[1])
         and one[2] == two[2]
-        and deviation(np.asarray(one[3], np.float32), np.asarray(two[3], np.float32)) < _ROUNDING
+        and _same_vector(one[3], two[3])
     )
+
+
+def _same_vector(one: Any, two: Any) -> bool:
+    if one is None or two is None:
+        return one is two
+    return bool(deviation(np.asarray(one, np.float32), np.asarray(two, np.float32)) < _ROUNDING)
+
+
+def _marking(collection: Any, mark: str | None) -> Step:
+    """Return the step that marks a copy as incomplete, or with ``None``, as complete."""
+    fields = {
+        "id": collection.id,
+        "new_metadata": {**(collection.metadata or {}), COPYING: mark},  # None removes the key
+        "tenant": collection.tenant,
+        "database": collection.database,
+    }
+    # ``collection.modify`` refuses metadata that has "hnsw:space".
+    return Step("marking the copy", collection._client._modify, fields)
 
 
 def _fields(rows: list[tuple[str, Row]]) -> dict[str, Any]:

@@ -312,6 +312,8 @@ def test_documents_that_cannot_be_embedded_are_left_out_and_keep_the_names(
     done = copy_collection(client, "docs", "docs-2", function, exchange="anyway")
     assert (done.present, done.exchanged, len(done.left_out)) == (9, True, 2)
     assert client.get_collection("docs").count() == 9
+    done = copy_collection(client, "docs", "docs-2", function, exchange="anyway")
+    assert done == Copied(present=9, exchanged=True)
 
 
 @pytest.mark.parametrize("size", [128, 64], ids=["embedded again", "copied"])
@@ -363,6 +365,96 @@ def test_calling_again_after_the_exchange_does_nothing(
     assert again == Copied(present=30, exchanged=True)
     assert [content(either, name) for name in SIZES] == before
     assert server.stats.requests == 0
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_target_of_another_size_that_is_not_the_former_source_is_refused(
+    client: Any, make: Make, server: LocalServer, dry_run: bool
+) -> None:
+    collection = filled(client, make, 5)
+    other = open_collection(client, "news", make(dimensions=128))
+    every: dict[str, Any]
+    for every in (numbered(1), numbered(7), {"ids": [], "documents": []}):
+        sync_documents(other, **every, remove="all")
+        server.reset_stats()
+        for function in (None, make()):
+            with pytest.raises(errors.ConfigurationError, match="name another target"):
+                copy_collection(client, "docs", "news", function, dry_run=dry_run)
+        assert server.stats.requests == 0
+    sync_documents(collection, ids=[], documents=[], remove="all")
+    sync_documents(other, **numbered(2))
+    with pytest.raises(errors.ConfigurationError, match="name another target"):
+        copy_collection(client, "docs", "news", exchange="anyway", dry_run=dry_run)
+
+
+@pytest.mark.parametrize("size", [128, 64], ids=["embedded again", "copied"])
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_target_with_its_own_metadata_is_not_overwritten(
+    client: Any, make: Make, server: LocalServer, size: int, dry_run: bool
+) -> None:
+    filled(client, make, 5)
+    target = open_collection(client, "docs-2", make(dimensions=size))
+    sync_documents(target, **numbered(5), metadatas=[{"note": "mine"}] * 5)
+    before = content(client, "docs-2")
+    server.reset_stats()
+    fields: dict[str, Any] = {"exchange": False, "dry_run": dry_run}
+    with pytest.raises(errors.ConfigurationError, match="replace=True"):
+        copy_collection(client, "docs", "docs-2", make(dimensions=size), **fields)
+    assert (content(client, "docs-2"), server.stats.requests) == (before, 0)
+    copy_collection(client, "docs", "docs-2", make(dimensions=size), **fields, replace=True)
+    after = content(client, "docs-2")
+    assert after == (before if dry_run else expected(5, size))
+
+
+def test_a_target_with_its_own_vectors_is_not_overwritten(client: Any, make: Make) -> None:
+    filled(client, make, 5)
+    copy_collection(client, "docs", "docs-2", exchange=False)
+    target = client.get_collection("docs-2")
+    target.update(ids=["id3"], embeddings=[[0.5] * 64])
+    with pytest.raises(errors.ConfigurationError, match=r"1 documents .* or vector"):
+        copy_collection(client, "docs", "docs-2", exchange=False)
+    assert target.get(ids=["id3"], include=["embeddings"])["embeddings"][0][0] == 0.5
+
+
+@pytest.mark.parametrize("size", [128, 64], ids=["embedded again", "copied"])
+@pytest.mark.parametrize("kind", ["new", "empty"])
+def test_an_interrupted_copy_goes_on_although_the_source_has_changed(
+    either: Any, make: Make, server: LocalServer, size: int, kind: str
+) -> None:
+    metadata = {"hnsw:space": "cosine", "about": "x"}
+    collection = filled(either, make, 100, metadata=metadata)
+    if kind == "empty":
+        open_collection(either, "docs-2", make(dimensions=size))
+
+    def end(count: int) -> None:
+        raise KeyboardInterrupt
+
+    fields: dict[str, Any] = {"slice_size": 20}
+    with pytest.raises(KeyboardInterrupt):
+        copy_collection(either, "docs", "docs-2", make(dimensions=size), **fields, progress=end)
+    copied = either.get_collection("docs-2", embedding_function=None).count()
+    assert 0 < copied < 100
+    source: dict[str, Any] = numbered(100)
+    source["documents"][0] = "changed meanwhile"
+    source = {name: column[:1] + column[2:] for name, column in source.items()}
+    sync_documents(collection, **source, metadatas=[{"n": n} for n in range(99)])
+    server.reset_stats()
+    done = copy_collection(either, "docs", "docs-2", make(dimensions=size), **fields)
+    assert (done.exchanged, done.removed) == (True, 1)
+    assert server.stats.texts <= (100 - copied + 1 + 3 if size == 128 else 0)
+    new, old = content(either, "docs"), content(either, "docs-2")
+    assert new == {key: (text, data, size) for key, (text, data, _) in old.items()}
+    assert new["id0"] == ("changed meanwhile", {"n": 0}, size)
+    kept = either.get_collection("docs", embedding_function=None).metadata
+    assert kept == (metadata if kind == "new" else None)
+
+
+def test_a_complete_copy_is_the_users_own(client: Any, make: Make) -> None:
+    filled(client, make, 5)
+    copy_collection(client, "docs", "docs-2", make(dimensions=128), exchange=False)
+    client.get_collection("docs-2").add(ids=["mine"], documents=["mine"])
+    with pytest.raises(errors.ConfigurationError, match="replace=True"):
+        copy_collection(client, "docs", "docs-2", make(dimensions=128))
 
 
 def test_exchanging_the_names_again_is_the_way_back(either: Any, make: Make) -> None:
