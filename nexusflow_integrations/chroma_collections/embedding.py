@@ -79,17 +79,37 @@ class Embedder:
     def again(self, texts: list[str]) -> list[Vectors | None]:
         """Return the service's current vectors, bypassing the cache: float32 of shape (d,) each.
 
-        ``None`` stands for a text that the service refuses.
+        ``None`` stands for a text that cannot be sent, such as one that is too long and was split
+        when it was stored, or that the service refuses.
         """
-        try:
-            if self._plain:
-                return [*self.client._uncached()._counted(self._parts.append).embed(texts)]
-            return [np.asarray(row, np.float32) for row in self.function._uncached()(texts)]
-        except RefusedTextsError as error:
-            return [error.finished.get(place) for place in range(len(texts))]
-        except NexusFlowError as error:
-            error.finished = {}  # its places do not refer to the source
-            raise
+        found: list[Vectors | None] = [None] * len(texts)
+        left = list(range(len(texts)))
+        while left:
+            try:
+                rows = self._again([texts[place] for place in left])
+            except InvalidInputError as error:  # noqa: PERF203 - one try per request
+                if error.index is None:
+                    raise
+                del left[error.index]  # the other texts were not sent
+            except RefusedTextsError as error:
+                for place, row in error.finished.items():
+                    found[left[place]] = row
+                break
+            except NexusFlowError as error:
+                if isinstance(error, BadRequestError) and len(left) == 1:
+                    break
+                error.finished = {}  # its places do not refer to the source
+                raise
+            else:
+                for place, row in zip(left, rows, strict=True):
+                    found[place] = row
+                break
+        return found
+
+    def _again(self, texts: list[str]) -> list[Vectors]:
+        if self._plain:
+            return [*self.client._uncached()._counted(self._parts.append).embed(texts)]
+        return [np.asarray(row, np.float32) for row in self.function._uncached()(texts)]
 
     def stream(self, texts: Iterable[str]) -> Generator[Embedded, None, None]:
         """Yield the result of every text, in order, like ``NexusFlow.embed_stream``."""

@@ -28,7 +28,7 @@ from nexusflow_integrations.local import LocalServer
 
 from .conftest import KEY
 from .test_add_documents import numbered
-from .test_embedding_function import Make
+from .test_embedding_function import Make, answering
 
 Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -214,6 +214,52 @@ def test_documents_that_the_service_refuses_by_now_stop_nothing(client: Any, mak
     later.update(ids=["id0"], documents=["x " * 9_000], embeddings=[[1.0] * 64])
     later.update(ids=["id1"], documents=["y " * 9_000], embeddings=[[1.0] * 64])
     assert add_documents(later, **numbered(5)).added == 2
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["plain", "subclass"])
+def test_long_documents_that_were_split_do_not_stop_a_sync(
+    client: Any, make: Make, server: LocalServer, own: bool
+) -> None:
+    class Own(NexusFlowEmbeddingFunction):
+        def __call__(self, input: Any) -> Any:  # noqa: A002
+            return super().__call__(input)
+
+    reports = {f"report {n}": f"Report {n}. " + "word " * 20_000 for n in range(3)}
+    collection = open_collection(client, "docs", make(on_too_long="split"))
+    sync_documents(collection, ids=reports.keys(), documents=reports.values())
+    kind: Any = Own if own else NexusFlowEmbeddingFunction
+    for short in ({}, {"a": "short"}, {"b": "short, too"}):
+        reports |= short
+        later = open_collection(
+            client, "docs", kind(api_key=KEY, api_base=server.base_url, dimensions=64)
+        )
+        done = sync_documents(later, ids=reports.keys(), documents=reports.values())
+        assert (done.added, done.unchanged) == (len(short), len(reports) - len(short))
+    later.update(ids=["a", "b"], embeddings=[[1.0] * 64] * 2)
+    with pytest.raises(errors.ConfigurationError, match="differently"):
+        add_documents(
+            open_collection(
+                client, "docs", kind(api_key=KEY, api_base=server.base_url, dimensions=64)
+            ),
+            ids=["c"],
+            documents=["short"],
+        )
+
+
+def test_a_single_document_that_the_service_refuses_by_now_stops_nothing(
+    client: Any,
+) -> None:
+    refused: list[str] = []
+
+    def refuse(request: Any) -> Any:
+        if {*refused} & {*request["input"]}:
+            return 400, {"error": {"code": "data_inspection_failed", "message": "no"}}
+        return 200
+
+    add_documents(open_collection(client, "docs", answering(status=refuse)), **numbered(1))
+    refused.append("document 0")
+    later = open_collection(client, "docs", answering(status=refuse))
+    assert add_documents(later, **numbered(2)).added == 1
 
 
 def test_ten_thousand_comparisons_raise_no_false_alarm_and_miss_no_change() -> None:
