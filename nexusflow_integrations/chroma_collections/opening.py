@@ -106,7 +106,7 @@ def open_collection(
         made = client.get_or_create_collection(
             name,
             embedding_function=function,  # type: ignore[arg-type] # of documents, not images
-            metadata=metadata,
+            metadata=metadata or None,
             configuration=None if configuration is None else configuration.copy(),
         )
         fitting(made, function)  # another process may have created the collection
@@ -177,7 +177,7 @@ async def aopen_collection(
         made = await client.get_or_create_collection(
             name,
             embedding_function=function,  # type: ignore[arg-type]
-            metadata=metadata,
+            metadata=metadata or None,
             configuration=None if configuration is None else configuration.copy(),
         )
         fitting(made, function)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from chromadb.api.types import validate_where
@@ -12,7 +12,8 @@ from nexusflow_integrations._core.checks import refuse
 from nexusflow_integrations.errors import ConfigurationError
 
 _ORDERS = {"$gt": operator.gt, "$gte": operator.ge, "$lt": operator.lt, "$lte": operator.le}
-_KNOWN = {"$eq", "$ne", "$in", "$nin", *_ORDERS}
+_KNOWN = {"$eq", "$ne", "$in", "$nin", "$contains", "$not_contains", *_ORDERS}
+_KINDS = (bool, int, float, str)
 
 
 def check_where(where: object) -> None:
@@ -29,8 +30,33 @@ def check_where(where: object) -> None:
         ) from None
 
 
+def check_owned(where: object) -> None:
+    """Refuse a filter that is invalid, or for which ``finds`` cannot tell what it matches."""
+    check_where(where)
+    for key, condition in _conditions(where):
+        names = condition if isinstance(condition, Mapping) else {"$eq": condition}
+        if (
+            other := [key]
+            if key.startswith("#")
+            else [name for name in names if name not in _KNOWN]
+        ):
+            raise ConfigurationError(
+                f"where may use metadata with {', '.join(sorted(_KNOWN))}, $and and $or, not"
+                f" {other[0]!r}: it must be known which documents match before they are paid for"
+            )
+
+
+def _conditions(where: Any) -> Iterator[tuple[str, Any]]:
+    for key, condition in (where or {}).items():
+        if key in ("$and", "$or"):
+            for part in condition:
+                yield from _conditions(part)
+        else:
+            yield key, condition
+
+
 def finds(where: Mapping[str, Any], metadata: Mapping[str, Any] | None) -> bool:
-    """Return whether Chroma's filter would match this metadata, or ``True`` if unknown."""
+    """Return whether Chroma's filter would match this metadata."""
     return all(_holds(key, wanted, metadata or {}) for key, wanted in where.items())
 
 
@@ -45,8 +71,10 @@ def _holds(key: str, wanted: Any, metadata: Mapping[str, Any]) -> bool:
 
 
 def _compares(value: Any, name: str, other: Any) -> bool:
-    if isinstance(value, list) or name not in _KNOWN:
-        return True
+    if name in ("$contains", "$not_contains"):  # Chroma also matches documents without the key
+        items = value if isinstance(value, list) else []
+        found = any(_kind(item) is _kind(other) and item == other for item in items)
+        return found == (name == "$contains")
     if name in ("$ne", "$nin"):  # Chroma also matches documents without the key
         others = other if name == "$nin" else [other]
         return not any(_equal(value, each) for each in others)
@@ -60,6 +88,10 @@ def _compares(value: Any, name: str, other: Any) -> bool:
 
 def _equal(one: Any, two: Any) -> bool:
     return isinstance(one, bool) == isinstance(two, bool) and bool(one == two)
+
+
+def _kind(value: Any) -> type | None:
+    return next((kind for kind in _KINDS if isinstance(value, kind)), None)
 
 
 def _is_number(value: Any) -> bool:

@@ -18,7 +18,7 @@ from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, c
 from nexusflow_integrations.chroma_collections.embedding import Embedder, check_kind
 from nexusflow_integrations.chroma_collections.filling import AsyncFilling, Filling
 from nexusflow_integrations.chroma_collections.keyword_index import refresh
-from nexusflow_integrations.chroma_collections.ownership import check_where
+from nexusflow_integrations.chroma_collections.ownership import check_owned
 from nexusflow_integrations.chroma_collections.records import (
     SeenIds,
     arows,
@@ -87,10 +87,10 @@ def sync_documents(
         collection: A collection that was opened with a NexusFlow embedding function, or stores one.
         ids: One id for each document; no two may be equal.
         documents: The texts.
-        metadatas: One dict for each document; ``None`` for a document without metadata.
+        metadatas: One dict for each document; ``None`` or ``{}`` for a document without metadata.
         where: Chroma's filter for the part of the collection that this source owns. Nothing outside
             this part is changed or removed, and a document whose metadata does not match the filter
-            is left out. ``None`` is the whole collection.
+            is left out. The filter may not use ``#document``. ``None`` is the whole collection.
         remove: Whether to remove documents that the source no longer has. If the source is empty,
             or none of its documents can be stored, nothing is removed unless this is ``"all"``.
         dry_run: Whether to only report what would be done and what that would cost; nothing is sent
@@ -120,7 +120,7 @@ def sync_documents(
     columns = columns_of(ids, documents, metadatas, twin="async_documents")
     checks.flag_or("remove", remove, "all")
     checks.flags(dry_run=dry_run, verify=verify)
-    check_where(where)
+    check_owned(where)
     _check_lists(columns)
     embedder = Embedder(collection)
     calls = Calls(collection, check_timeout(store_timeout, embedder.deadline))
@@ -168,7 +168,7 @@ async def async_documents(
     columns = columns_of(ids, documents, metadatas)
     checks.flag_or("remove", remove, "all")
     checks.flags(dry_run=dry_run, verify=verify)
-    check_where(where)
+    check_owned(where)
     await asyncio.to_thread(_check_lists, columns)
     embedder = Embedder(collection)
     calls = AsyncCalls(collection, check_timeout(store_timeout, embedder.deadline))

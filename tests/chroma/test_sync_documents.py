@@ -17,6 +17,7 @@ import chromadb
 import httpx
 import numpy as np
 import pytest
+from chromadb.api.types import validate_metadata
 from chromadb.errors import ChromaError, InvalidArgumentError
 
 from nexusflow_integrations import Budget, LeftOut, errors
@@ -196,7 +197,6 @@ BAD: list[tuple[Any, Any, Any, str]] = [
     ("reserved", "text", {"chroma:document": "x"}, "invalid metadata"),
     ("hash", "text", {"#embedding": "x"}, "invalid metadata"),
     ("dropped by Chroma", "text", {"chroma:source": "x"}, "invalid metadata"),
-    ("empty", "text", {}, "invalid metadata"),
     ("nested", "text", {"a": {"b": 1}}, "invalid metadata"),
     ("nan", "text", {"a": float("nan")}, "invalid metadata"),
     ("nan in a list", "text", {"a": [1.0, float("inf")]}, "invalid metadata"),
@@ -382,14 +382,68 @@ FILTERS: list[Any] = [
 ]  # fmt: skip
 
 
+LISTS: list[Any] = [
+    {"l": "one"}, {"l": {"$ne": "one"}}, {"l": {"$in": ["one"]}}, {"l": {"$nin": ["one"]}},
+    {"l": 1}, {"l": {"$gt": 0}}, {"l": {"$contains": "one"}}, {"l": {"$not_contains": "one"}},
+    {"l": {"$contains": "on"}}, {"l": {"$contains": 1}}, {"l": {"$contains": 1.0}},
+    {"l": {"$not_contains": 1}}, {"l": {"$contains": True}}, {"s": {"$contains": "one"}},
+    {"s": {"$not_contains": "one"}}, {"$or": [{"s": "one"}, {"l": {"$contains": "two"}}]},
+]  # fmt: skip
+
+
+def takes_lists() -> bool:
+    """Return whether this version of Chroma takes lists as metadata."""
+    try:
+        validate_metadata({"l": ["one"]})
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not takes_lists(), reason="this version of Chroma takes no lists")
+def test_a_document_whose_list_does_not_match_is_left_out(
+    collection: Any, server: LocalServer
+) -> None:
+    for where in ({"owners": {"$contains": "handbook"}}, {"owners": "handbook"}):
+        done = sync_documents(
+            collection, ids=["a"], documents=["one"], metadatas=[{"owners": ["wiki"]}], where=where
+        )
+        assert [item.reason for item in done.left_out] == ["invalid metadata"]
+    assert (server.stats.texts, collection.count()) == (0, 0)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_filter_on_texts_is_refused_before_anything_is_paid_for(
+    collection: Any, server: LocalServer, nested: bool
+) -> None:
+    where: Any = {"#document": {"$contains": "one"}}
+    where = {"$and": [{"a": 1}, where]} if nested else where
+    with pytest.raises(errors.ConfigurationError, match="where m"):
+        sync_documents(collection, **numbered(3), where=where)
+    assert server.stats.requests == 0
+
+
+def test_empty_metadata_is_no_metadata(collection: Any) -> None:
+    for count in (1, 0):
+        done = sync_documents(collection, ids=["a"], documents=["one"], metadatas=[{}])
+        assert (done.added, done.unchanged, done.left_out) == (count, 1 - count, ())
+    add_documents(collection, ids=["b"], documents=["two"], metadatas=[{}])
+    assert held(collection) == {"a": ("one", None), "b": ("two", None)}
+
+
 def test_our_filter_matches_what_the_filter_of_chroma_matches(collection: Any) -> None:
     metadatas: list[Any] = [
         None, {"s": "one"}, {"s": "two", "n": 1}, {"n": 2}, {"n": 2.5, "s": "one"},
         {"b": True}, {"b": False, "s": "one"}, {"n": 7, "s": "one"}, {"s": "1"}, {"b": 1},
     ]  # fmt: skip
+    if takes_lists():
+        metadatas += [
+            {"l": ["one", "two"]}, {"l": ["two"]}, {"l": [1, 2]}, {"l": [1.0]}, {"l": [True]},
+            {"l": "one"}, {"l": 1},
+        ]  # fmt: skip
     ids = [f"id{n}" for n in range(len(metadatas))]
     collection.add(ids=ids, documents=ids, embeddings=[[1.0] * 64] * len(ids), metadatas=metadatas)
-    for where in FILTERS:
+    for where in FILTERS + (LISTS if takes_lists() else []):
         found = set(collection.get(where=where)["ids"])
         ours = {
             name for name, data in zip(ids, metadatas, strict=True) if ownership.finds(where, data)
