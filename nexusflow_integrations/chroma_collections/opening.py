@@ -93,6 +93,8 @@ def open_collection(
             space, or its embedding function is not NexusFlow's. With ``verify`` or ``adopt``: the
             service returns vectors that differ from the stored ones. With ``adopt``: there are no
             stored vectors to compare with.
+        CollectionError: There is no connection to the server, or an interrupted exchange of names
+            cannot be completed.
         chromadb.errors.NotFoundError: The collection does not exist, and ``create`` is false.
     """
     check_client(client, asynchronous=False)
@@ -103,9 +105,11 @@ def open_collection(
     stored = _opened(client, name, create=create)
     if stored is None:
         function = embedding_function or NexusFlowEmbeddingFunction()
-        made = client.get_or_create_collection(
-            name,
-            embedding_function=function,  # type: ignore[arg-type] # of documents, not images
+        made = directly(
+            "creating the collection",
+            client.get_or_create_collection,
+            name=name,
+            embedding_function=function,
             metadata=metadata or None,
             configuration=None if configuration is None else configuration.copy(),
         )
@@ -118,15 +122,15 @@ def open_collection(
         function = fitting(stored, embedding_function, address_changed=address_changed)
     _check_ignored(stored, metadata, configuration)
     if verify or foreign:
-        found = stored.get(limit=READ, include=_SAMPLED)
+        found = directly("reading", stored.get, limit=READ, include=_SAMPLED)
         ids, texts, rows = sampled(found)
         if foreign:
             _check_comparable(name, found["ids"], ids, rows, function)
         if texts:
             check_same(name, ids, rows, function._uncached()(texts))
     if taking := function if foreign else _moved(stored, function):
-        stored._client._modify(**_storing(stored, taking))
-        return client.get_collection(name, embedding_function=function)  # type: ignore[arg-type]
+        directly("changing the collection", stored._client._modify, **_storing(stored, taking))
+        return directly("reading", client.get_collection, name=name, embedding_function=function)
     using: Collection = _using(stored, function)
     return using
 
@@ -174,9 +178,11 @@ async def aopen_collection(
     stored = await _aopened(client, name, create=create)
     if stored is None:
         function = embedding_function or NexusFlowEmbeddingFunction()
-        made = await client.get_or_create_collection(
-            name,
-            embedding_function=function,  # type: ignore[arg-type]
+        made = await adirectly(
+            "creating the collection",
+            client.get_or_create_collection,
+            name=name,
+            embedding_function=function,
             metadata=metadata or None,
             configuration=None if configuration is None else configuration.copy(),
         )
@@ -189,7 +195,7 @@ async def aopen_collection(
         function = fitting(stored, embedding_function, address_changed=address_changed)
     _check_ignored(stored, metadata, configuration)
     if verify or foreign:
-        found = await stored.get(limit=READ, include=_SAMPLED)
+        found = await adirectly("reading", stored.get, limit=READ, include=_SAMPLED)
         ids, texts, rows = sampled(found)
         if foreign:
             _check_comparable(name, found["ids"], ids, rows, function)
@@ -197,8 +203,12 @@ async def aopen_collection(
             fresh = await asyncio.to_thread(function._uncached(), texts)
             check_same(name, ids, rows, fresh)
     if taking := function if foreign else _moved(stored, function):
-        await stored._client._modify(**_storing(stored, taking))
-        return await client.get_collection(name, embedding_function=function)  # type: ignore[arg-type]
+        await adirectly(
+            "changing the collection", stored._client._modify, **_storing(stored, taking)
+        )
+        return await adirectly(
+            "reading", client.get_collection, name=name, embedding_function=function
+        )
     using: AsyncCollection = _using(stored, function)
     return using
 

@@ -11,7 +11,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import httpx
 from chromadb.errors import NotFoundError
+
+from nexusflow_integrations.errors import CollectionError
 
 T = TypeVar("T")
 
@@ -77,16 +80,28 @@ async def acarry_out(plan: Plan[T], call: Callable[..., Awaitable[Any]]) -> T:
             failure = error
 
 
-def directly(what: str, method: Callable[..., Any], /, **fields: Any) -> Any:
-    """Make a call once, without a time limit."""
-    del what
-    return method(**fields)
+def directly(what: str, method: Callable[..., T], /, **fields: Any) -> T:
+    """Make a call once, without a time limit.
+
+    Raises:
+        CollectionError: There was no connection to the server, or it was lost.
+    """
+    try:
+        return method(**fields)
+    except httpx.TransportError as error:
+        raise _unreachable(what, error) from error
 
 
-async def adirectly(what: str, method: Callable[..., Any], /, **fields: Any) -> Any:
+async def adirectly(what: str, method: Callable[..., Awaitable[T]], /, **fields: Any) -> T:
     """Make a call of an ``AsyncHttpClient`` once, without a time limit."""
-    del what
-    return await method(**fields)
+    try:
+        return await method(**fields)
+    except httpx.TransportError as error:
+        raise _unreachable(what, error) from error
+
+
+def _unreachable(what: str, error: Exception) -> CollectionError:
+    return CollectionError(f"{what} failed: {type(error).__name__}: {error}")
 
 
 def is_missing(error: Exception) -> bool:

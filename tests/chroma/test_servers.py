@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import chromadb
+import httpx
 import numpy as np
 import pytest
 from chromadb.errors import NotFoundError
@@ -54,6 +55,23 @@ def test_a_collection_lives_on_a_server(http: Any, name: str, make: Make, strict
     assert again.query(query_texts=["blue whales"], n_results=1)["ids"] == [["2"]]
     found = again.get(ids=["1"], include=["embeddings"])["embeddings"]
     np.testing.assert_allclose(found, make()(["red pandas"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("create", [True, False])
+async def test_a_server_that_is_not_reached_is_a_collection_error(
+    http: Any, async_http: Any, name: str, make: Make, monkeypatch: pytest.MonkeyPatch, create: bool
+) -> None:
+    def lost(**fields: Any) -> Any:
+        raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+
+    for client in (http, async_http):
+        method = "get_or_create_collection" if create else "get_collection"
+        monkeypatch.setattr(client, method, lost)
+    with pytest.raises(errors.CollectionError, match="disconnected") as caught:
+        open_collection(http, name, make())
+    assert isinstance(caught.value.__cause__, httpx.RemoteProtocolError)
+    with pytest.raises(errors.CollectionError, match="disconnected"):
+        await aopen_collection(async_http, name, make())
 
 
 def test_documents_are_added_to_a_server(
