@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import chromadb
+import httpx
 import pytest
+from chromadb.api.base_http_client import BaseHTTPClient
 from chromadb.errors import InternalError
 
 from nexusflow_integrations import errors
@@ -40,6 +42,7 @@ CHANGED, GONE = OLD.keys() & NEW.keys(), OLD.keys() - NEW.keys()
 SYNC = f"""
 import json, resource, sys
 import chromadb
+import httpx
 from nexusflow_integrations import errors
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import open_collection, sync_documents
@@ -177,6 +180,19 @@ def test_a_write_that_failed_inside_the_store_is_not_repeated_but_a_read_is() ->
     with pytest.raises(errors.CollectionError, match="reading failed 3 times: InternalError"):
         Calls(None, timeout=30)("reading", write)
     assert len(attempts) == 4
+
+
+def test_a_write_is_repeated_while_a_proxy_has_no_server() -> None:
+    def answer(status: int) -> None:
+        request = httpx.Request("POST", "http://127.0.0.1")
+        response = httpx.Response(status, request=request, text="<html>Bad Gateway</html>")
+        BaseHTTPClient._raise_chroma_error(response)
+
+    statuses = [200, 504, 502]
+    Calls(None, timeout=30)("writing 20 documents", lambda: answer(statuses.pop()))
+    assert not statuses
+    with pytest.raises(errors.CollectionError, match="writing 20 documents failed: Exception"):
+        Calls(None, timeout=30)("writing 20 documents", lambda: answer(403))
 
 
 @pytest.mark.slow
