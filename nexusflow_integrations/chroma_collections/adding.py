@@ -64,7 +64,7 @@ def add_documents(
         collection: A collection that was opened with a NexusFlow embedding function, or stores one.
         ids: One id for each document; no two may be equal.
         documents: The texts. Lists are checked completely before anything is sent.
-        metadatas: One dict for each document; ``None`` or ``{}`` for a document without metadata.
+        metadatas: One dict for each document; ``None`` for a document without metadata.
         progress: Called with the number of documents done since the last call, whether written or
             already there, so ``tqdm.update`` can be passed. The first error that it raises is
             logged and does not end the call; ``KeyboardInterrupt`` and ``SystemExit`` end it.

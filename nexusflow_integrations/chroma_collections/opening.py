@@ -110,7 +110,7 @@ def open_collection(
             client.get_or_create_collection,
             name=name,
             embedding_function=function,
-            metadata=metadata or None,
+            metadata=metadata,
             configuration=None if configuration is None else configuration.copy(),
         )
         fitting(made, function)  # another process may have created the collection
@@ -183,7 +183,7 @@ async def aopen_collection(
             client.get_or_create_collection,
             name=name,
             embedding_function=function,
-            metadata=metadata or None,
+            metadata=metadata,
             configuration=None if configuration is None else configuration.copy(),
         )
         fitting(made, function)

@@ -107,7 +107,7 @@ def _record(place: int, row: Sequence[Any]) -> Record:
         metadata = {
             str.__str__(key) if isinstance(key, str) else key: value
             for key, value in metadata.items()
-        } or None  # Chroma refuses an empty dict, which LangChain's documents have by default
+        }
     return Record(place, row[0], row[1], metadata)
 
 

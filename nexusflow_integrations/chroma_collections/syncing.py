@@ -87,7 +87,7 @@ def sync_documents(
         collection: A collection that was opened with a NexusFlow embedding function, or stores one.
         ids: One id for each document; no two may be equal.
         documents: The texts.
-        metadatas: One dict for each document; ``None`` or ``{}`` for a document without metadata.
+        metadatas: One dict for each document; ``None`` for a document without metadata.
         where: Chroma's filter for the part of the collection that this source owns. Nothing outside
             this part is changed or removed, and a document whose metadata does not match the filter
             is left out. The filter may not use ``#document``. ``None`` is the whole collection.

@@ -45,11 +45,6 @@ def test_a_collection_that_does_not_exist_is_made(client: Any, make: Make, stric
     assert collection.configuration_json["hnsw"]["ef_search"] == 50
 
 
-def test_empty_metadata_is_no_metadata(client: Any, make: Make) -> None:
-    assert open_collection(client, "docs", make(), metadata={}).metadata is None
-    assert open_collection(client, "docs", make(), metadata={}).metadata is None
-
-
 def test_a_configuration_is_not_written_into(client: Any, make: Make) -> None:
     configuration: Any = {"hnsw": {"space": "ip"}}
     for name in ("one", "two"):

@@ -197,6 +197,7 @@ BAD: list[tuple[Any, Any, Any, str]] = [
     ("reserved", "text", {"chroma:document": "x"}, "invalid metadata"),
     ("hash", "text", {"#embedding": "x"}, "invalid metadata"),
     ("dropped by Chroma", "text", {"chroma:source": "x"}, "invalid metadata"),
+    ("empty", "text", {}, "invalid metadata"),
     ("nested", "text", {"a": {"b": 1}}, "invalid metadata"),
     ("nan", "text", {"a": float("nan")}, "invalid metadata"),
     ("nan in a list", "text", {"a": [1.0, float("inf")]}, "invalid metadata"),
@@ -421,14 +422,6 @@ def test_a_filter_on_texts_is_refused_before_anything_is_paid_for(
     with pytest.raises(errors.ConfigurationError, match="where m"):
         sync_documents(collection, **numbered(3), where=where)
     assert server.stats.requests == 0
-
-
-def test_empty_metadata_is_no_metadata(collection: Any) -> None:
-    for count in (1, 0):
-        done = sync_documents(collection, ids=["a"], documents=["one"], metadatas=[{}])
-        assert (done.added, done.unchanged, done.left_out) == (count, 1 - count, ())
-    add_documents(collection, ids=["b"], documents=["two"], metadatas=[{}])
-    assert held(collection) == {"a": ("one", None), "b": ("two", None)}
 
 
 def test_our_filter_matches_what_the_filter_of_chroma_matches(collection: Any) -> None:
