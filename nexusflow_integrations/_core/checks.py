@@ -46,7 +46,8 @@ def shown(value: object, *, secret: bool = False) -> str:
         if secret or len(value) > _MAX_SHOWN or _MAY_BE_KEY.search(value):
             return f"a text of {len(value)} characters"
         return ascii(value)
-    return f"{kind.__name__[:60]}"
+    front = "numpy." if kind.__module__ == "numpy" else ""  # its class for flags is called bool
+    return f"{front}{kind.__name__[:60]}"
 
 
 def refuse(name: str, wanted: str, value: object, *, secret: bool = False) -> ConfigurationError:
@@ -148,15 +149,10 @@ def one_of(name: str, value: object, words: Sequence[str]) -> Any:
 
 
 def flag(name: str, value: object) -> bool:
-    """Return ``True`` or ``False``; numpy's are accepted."""
-    if _is_flag(value):
-        return bool(value)
+    """Return ``True`` or ``False``."""
+    if isinstance(value, bool):
+        return value
     raise refuse(name, "True or False", value)
-
-
-def _is_flag(value: object) -> bool:
-    kind = type(value)  # numpy's class is called ``bool`` or, before numpy 2, ``bool_``
-    return kind is bool or (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"))
 
 
 def flags(**given: object) -> None:
@@ -170,10 +166,8 @@ def flags(**given: object) -> None:
 
 def flag_or(name: str, value: object, word: str) -> Any:
     """Return ``True``, ``False`` or ``word``."""
-    if _is_flag(value):
-        return bool(value)
-    if isinstance(value, str) and str.__str__(value) == word:
-        return word
+    if isinstance(value, bool) or (isinstance(value, str) and str.__str__(value) == word):
+        return value if isinstance(value, bool) else word
     raise refuse(name, f"True, False or {word!r}", value)
 
 
