@@ -164,19 +164,20 @@ def test_accounts_without_clients_are_forgotten(
 ) -> None:
     """As in a web application that makes a client with its own key function for each request."""
     monkeypatch.setattr("nexusflow_integrations._core.call.engine.MOST_ENDPOINTS", 20)
-    kept = NexusFlow(lambda: KEY, base_url=server.base_url, dimensions=SIZE)
-    kept.embed("kept")
-    endpoint = lanes()[-1]
+
+    def of_server(table: dict[Any, Any]) -> list[Any]:
+        return [kept for name, kept in table.items() if name[0] == server.base_url]
+
+    running = engine()[1]
+    client = NexusFlow(lambda: KEY, base_url=server.base_url, dimensions=SIZE)
+    client.embed("kept")
+    (in_use,) = of_server(running._endpoints)
     for n in range(100):
-        with NexusFlow(lambda: KEY, base_url=server.base_url, dimensions=SIZE) as client:
-            client.embed(f"text {n}")
-            assert client.embed(f"text {n} again").shape == (SIZE,)
-        del client
-    assert len(lanes()) <= 22
-    assert len(engine()[1]._coalescers) <= 22
-    assert endpoint in lanes()
-    assert kept.embed("still there").shape == (SIZE,)
-
-
-def lanes() -> list[Any]:
-    return list(engine()[1]._endpoints.values())
+        with NexusFlow(lambda: KEY, base_url=server.base_url, dimensions=SIZE) as another:
+            another.embed(f"text {n}")
+            assert another.embed(f"text {n} again").shape == (SIZE,)
+        del another
+    assert len(of_server(running._endpoints)) <= 22
+    assert len(of_server(running._coalescers)) <= 22
+    assert in_use in of_server(running._endpoints)
+    assert client.embed("still there").shape == (SIZE,)
