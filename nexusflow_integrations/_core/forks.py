@@ -96,7 +96,7 @@ class Lock:
     """A re-entrant lock that is always free in the child of a fork: ``with lock.mutex: ...``.
 
     ``with`` takes and releases the mutex in C, where no signal handler runs. So an error of a
-    handler never leaves it taken.
+    handler never leaves it taken, as it may after a call of ``mutex.acquire``.
     """
 
     def __init__(self) -> None:

@@ -8,6 +8,7 @@ indexed in pairs.
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cache, lru_cache
@@ -74,6 +75,8 @@ def check_packages() -> None:
         ImportError: A package is missing; the message says what to install.
     """
     packages = ("bm25s", "Stemmer", "rjieba")
+    if all(map(sys.modules.get, packages)):
+        return  # changing the filters of warnings makes Python show earlier warnings again
     with (
         needed("A keyword search", *packages, install="nexusflow-integrations[hybrid]"),
         warnings.catch_warnings(),

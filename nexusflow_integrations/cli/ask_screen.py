@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -117,7 +118,7 @@ class AskScreen(Screen):
         """Show the question."""
         self.out.print()
         rule = Rule(Text(printable(text), style="bold"), style="dim", align="left")
-        self.out.print(rule, width=min(self.out.width, max(_RULE, len(text))))
+        self.out.print(rule, width=min(self.out.width, max(_RULE, cell_len(printable(text)) + 4)))
 
     def passages(self, passages: Sequence[Passage], *, hybrid: bool = False) -> None:
         """Show the passages found: number, score, source and the beginning of the text."""

@@ -136,7 +136,7 @@ def some_with_text(lines: Iterator[Line], name: str) -> Iterator[Line]:
     first: list[Line] = []
     for line in lines:
         first.append(line)
-        if line.problem is None and (line.text is None or isinstance(line.text, str)):
+        if line.problem is None and isinstance(line.text, str):
             yield from first
             yield from lines
             return
@@ -147,7 +147,9 @@ def some_with_text(lines: Iterator[Line], name: str) -> Iterator[Line]:
     fields = list(dict.fromkeys(field for line in first for field in line.record))
     if fields:
         lack = f"field {name!r} holds no text" if name in fields else f"input has no field {name!r}"
-        raise InputProblemError(f"the {lack}: choose one with --field ({_few(fields)})")
+        others = [field for field in fields if field != name]
+        choice = f": choose one with --field ({_few(others)})" if others else ""
+        raise InputProblemError(f"the {lack}{choice}")
     which = "the only line" if len(first) == 1 else f"line {first[0].number}"
     raise InputProblemError(f"the input holds no text: {which} {first[0].problem}")
 

@@ -18,7 +18,8 @@ from nexusflow_integrations._core.signals import raised_by_signal_handler
 from nexusflow_integrations._core.usage import Usage
 
 _OWN_METHODS = [CallbackManager.on_event_start, CallbackManager.on_event_end]
-_dispatcher = get_dispatcher(__name__)
+# A user's event handlers may be at the dispatcher of this name.
+_dispatcher = get_dispatcher("nexusflow_integrations.llama_index.embedding")
 
 
 class NexusFlowEmbeddingEndEvent(EmbeddingEndEvent):

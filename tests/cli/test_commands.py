@@ -11,6 +11,7 @@ import pytest
 
 from nexusflow_integrations import __version__
 from nexusflow_integrations.cli.app import LocalModel
+from nexusflow_integrations.cli.ask_screen import AskScreen
 from nexusflow_integrations.cli.doctor import Check, Findings, show
 from nexusflow_integrations.cli.screen import Screen
 from nexusflow_integrations.local import MODELS, LocalServer
@@ -607,3 +608,13 @@ def test_help_shows_brackets(nexusflow: Command) -> None:
     shown, _ = nexusflow("report", "--help")
     words = " ".join(shown.replace("│", " ").split())
     assert '"expected": [ids]}' in words
+
+
+@pytest.mark.parametrize("word", ["When ", "什么时候"])
+def test_a_long_question_is_shown_whole_in_a_pipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for times in range(10, 40):
+        AskScreen().question(word * times)
+        assert (word * times).strip() in capsys.readouterr().out

@@ -504,6 +504,8 @@ def test_a_pipe_that_cannot_be_read_further_fails_after_texts_were_sent(
         (("many.jsonl",), "has no field 'text': choose one with --field (id, body)"),
         (("many.jsonl", "--estimate"), "has no field 'text': choose one with --field (id, body)"),
         (("many.jsonl", "--field", "id"), "the field 'id' holds no text: choose one with --field"),
+        (("null.jsonl",), "the field 'text' holds no text: choose one with --field (body)"),
+        (("numbers.jsonl",), "the field 'text' holds no text"),
         (("many.json",), "has no field 'text': choose one with --field (id, body)"),
         (("semicolons.csv",), "separated by ; or |: use commas instead"),
         (("tabs.csv",), "separated by a tab: set --input tsv"),
@@ -531,6 +533,8 @@ def test_wrong_usage_is_one_sentence_and_sends_nothing(
     objects = [{"id": number, "body": "one"} for number in range(400)]
     Path("many.jsonl").write_text("".join(f"{json.dumps(item)}\n" for item in objects))
     Path("many.json").write_text(json.dumps(objects))
+    Path("null.jsonl").write_text('{"text": null, "body": "one"}\n' * 2)
+    Path("numbers.jsonl").write_text('{"text": 5}\n' * 2)
     before = texts.read_bytes()
     assert said in nexusflow.sentence("embed", *arguments, code=2)
     assert service.stats.requests == 0

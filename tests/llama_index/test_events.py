@@ -163,7 +163,7 @@ def test_events_are_made_only_if_something_listens(
             made.append(self)
 
     monkeypatch.setattr(module, "EmbeddingStartEvent", Noted)
-    own = get_dispatcher(module.__name__)
+    own = get_dispatcher("nexusflow_integrations.llama_index.embedding")
     manager = Listening()
     if listener == "manager":
         embedding.callback_manager = manager

@@ -113,6 +113,7 @@ def test_a_heading_that_was_cut_is_not_quoted_and_a_star_in_code_stays(client: N
         ("中文**重点**文字。", "中文重点文字。"),
         ("`f(**more)`, 2 ** 3, 2**3 and *args", "`f(**more)`, 2 ** 3, 2**3 and *args"),
         ("See [x][1] and `[a](b)`.", "See [x][1] and `[a](b)`."),
+        ("glob **/*.py, **/x and snake[0](1)", "glob **/*.py, **/x and snake[0](1)"),
     ],
 )
 def test_a_quote_is_shown_without_the_marks_of_markdown(text: str, shown: str) -> None:

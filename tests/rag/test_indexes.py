@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -260,6 +261,25 @@ def test_one_process_at_a_time_writes_to_an_index(indexes: Indexes) -> None:
         pytest.fail("both write")
     with index.alone():
         pass
+
+
+def test_a_folder_that_another_process_removes_meanwhile_is_made_again(
+    indexes: Indexes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = stand(indexes, "a@x", 1)
+    shutil.rmtree(index.directory)
+    makes, made = Path.mkdir, []
+
+    def gone(path: Path, *arguments: Any, **options: Any) -> None:
+        makes(path, *arguments, **options)
+        if path == index.directory and len(made) < 2:
+            made.append(path)
+            path.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", gone)
+    with index.alone():
+        assert index.directory.is_dir()
+    assert len(made) == 2
 
 
 def test_removing_an_index_leaves_other_files_of_its_folder_alone(indexes: Indexes) -> None:

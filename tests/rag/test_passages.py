@@ -317,6 +317,15 @@ def test_imports_and_exports_at_the_beginning_of_mdx_are_no_passage() -> None:
     assert list(cut(f"{module}# Zoo\n\nOpen.\n", kind="mdx")) == [(9, "Zoo\n\nOpen.")]
     assert list(cut(module, kind="mdx")) == []
     assert list(cut("important words\n", kind="mdx")) == [(1, "important words")]
+    for text in ("import fees apply to all goods.", "export controls are strict."):
+        assert list(cut(f"{text}\n\nMore.\n", kind="mdx")) == [(1, f"{text}\n\nMore.")]
+    for line in (
+        "import './a.css'",
+        'import A, { b as c } from "x";',
+        "export { a }",
+        "export * from 'a'",
+    ):
+        assert list(cut(f"{line}\n\nMore.\n", kind="mdx")) == [(3, "More.")]
     assert list(cut("import a key\n", kind="md")) == [(1, "import a key")]
 
 

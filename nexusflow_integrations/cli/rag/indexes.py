@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from nexusflow_integrations.cli.words import in_bytes
 
 _ABOUT = "index.json"
 _LOCK = "index.lock"
+_ATTEMPTS = 10
+"""Attempts at making and locking a folder that another process removes."""
 _PREFIX = "chroma-"
 _LEAST_FREE = 10_000_000
 """Bytes that a disk should have free; with less, an error is taken for a lack of space."""
@@ -199,15 +202,25 @@ class Index:
         with needed("An index", "filelock", install="nexusflow-integrations[chroma]"):
             from filelock import FileLock, Timeout
 
-        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.directory / _LOCK, timeout=0)
+        for attempt in count(1):
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
+                break
+            except Timeout:
+                raise UnusableIndexError(
+                    f"another process is updating the index {self.name!r}: run this again when it"
+                    " is done"
+                ) from None
+            except (FileNotFoundError, FileExistsError):
+                # A first run that failed has just removed the folder.
+                if attempt == _ATTEMPTS:
+                    raise
         try:
-            with FileLock(self.directory / _LOCK, timeout=0):
-                yield
-        except Timeout:
-            raise UnusableIndexError(
-                f"another process is updating the index {self.name!r}: run this again when it is"
-                " done"
-            ) from None
+            yield
+        finally:
+            lock.release()
 
     def draft(self, *, fresh: bool) -> str:
         """Return the name of the Chroma folder to write to; the caller holds ``alone``.

@@ -22,7 +22,9 @@ _FRONT_MATTER = re.compile(
 )
 _MDX_MODULE = re.compile(
     # Blank lines, a statement of JavaScript, and its further lines up to a blank line or a heading.
-    r"\s*^(?:import|export)[\s{*'\"].*(?:\n(?!\s*$|#).*)*\n?",
+    r"\s*^(?:import(?:[\w\s{},*$]+?\bfrom)?\s*['\"]"
+    r"|export\s*(?:[{*]|(?:const|let|var|function|async|class|default|type|interface|enum)\b))"
+    r".*(?:\n(?!\s*$|#).*)*\n?",
     re.MULTILINE,
 )
 _ADORNMENT = re.compile(r"([!-/:-@[-`{-~])\1*")
