@@ -270,7 +270,7 @@ def _show(screen: Screen, result: TuneResult, endpoint: Endpoint, output: Path) 
                 divided = True
                 table.add_row(Text("other lengths:", style="dim"))
             row = [cells[place] for place in shown]
-            table.add_row(name, *row, style="bold" if item is result.chosen else "")
+            table.add_row(name, *row, style="bold" if item.setting == result.choice else "")
     screen.out.print(Padding(table, INDENT))
     if len(found) > _ROWS:
         note = f"These are the best of {len(found)} settings. --page and --json show all."

@@ -57,6 +57,7 @@ class Measuring:
     def stage(self, stage: Stage) -> list[Measured]:
         """Measure the settings that the budget allows, and add the others to ``skipped``."""
         found: list[Measured] = []
+        skipped: list[Setting] = []
         if first := not self._truths:
             needed = self.tuning.plan().stages[0].tokens
             if needed > self._left():
@@ -68,9 +69,12 @@ class Measuring:
         kept = [item for item in stage.settings if first or not self._same_passages(item)]
         for setting in kept:
             if (measured := self._within_budget(setting, must=first)) is None:
-                self.skipped.append(f"{stage.name}: {setting}: the budget is too small")
-                break
-            found.append(measured)
+                skipped.append(setting)
+            else:
+                found.append(measured)
+        if skipped:
+            names = "; ".join(map(str, skipped))
+            self.skipped.append(f"{stage.name}: {names}: the budget is too small")
         return found
 
     def _within_budget(self, setting: Setting, *, must: bool) -> Measured | None:

@@ -115,7 +115,7 @@ def plot(result: TuneResult) -> str:
             f"<title>{escape(str(item.setting))}: {item.mean:.3f}, {in_bytes(item.bytes)}</title>"
             "</circle>"
         )
-        if item is result.chosen:
+        if item.setting == result.choice:
             half = len(str(item.setting)) * _BOLD / 2
             middle = max(half, min(_WIDTH - half, x))
             above = y - 16 if y > _TOP + 30 else y + 24
@@ -143,6 +143,7 @@ def page(result: TuneResult, local_model: str | None = None) -> str:
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     title = "Measured settings and the choice"
     usage = result.usage
+    ring = "The ring marks the choice. " if result.choice == result.chosen.setting else ""
     facts = (
         f"{count(len(result.questions), 'question')}; differences in"
         f" nDCG@10 above {result.tellable:.3f} are measurable."
@@ -169,7 +170,7 @@ def page(result: TuneResult, local_model: str | None = None) -> str:
             _card("The choice", f"<p>{escape(result.sentence())}</p>", *_paragraphs(result)),
             _card(
                 "Quality and size",
-                '<p class="dim">The ring marks the choice. Hollow circles are int8 or binary.</p>',
+                f'<p class="dim">{ring}Hollow circles are int8 or binary.</p>',
                 f'<div class="plot">{plot(result)}</div>',
             ),
             _card("Settings", _settings(result)),
@@ -225,7 +226,7 @@ def _settings(result: TuneResult) -> str:
 
 
 def _kind(result: TuneResult, item: Measured) -> str:
-    return "chosen" if item is result.chosen else ""
+    return "chosen" if item.setting == result.choice else ""
 
 
 def is_other_length(result: TuneResult, item: Measured) -> bool:

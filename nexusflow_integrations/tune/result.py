@@ -22,6 +22,7 @@ from nexusflow_integrations.tune.search import (
     measurable,
     readings,
 )
+from nexusflow_integrations.tune.settings import Setting
 from nexusflow_integrations.tune.written import ChatUsage
 
 
@@ -35,18 +36,20 @@ class TuneResult:
         measured: Every measured setting, in the order of the stages.
         chosen: The smallest and cheapest setting that is not measurably worse than the best. If the
             questions are too few to choose well: ``start``, unless a setting is measurably better.
-        start: The setting without tuning: ``start`` of `Tuning`, by default the defaults.
+        start: The setting without tuning: ``start`` of `Tuning`, by default the defaults. If the
+            budget did not allow measuring it, the first measured setting takes its place.
         model: The name of the embedding model.
         cut_sizes: Sizes whose vectors are the beginning of the largest ones. These vectors were
             cut, not paid for.
         paid_sizes: Sizes whose vectors are not the beginning of the largest ones. Each was embedded
             and paid for.
-        skipped: Settings that the budget did not allow, one line for each.
+        skipped: Settings that the budget did not allow, one line for each stage.
         left_out: Number of passages that the service refused. No setting can find them.
         predicted_tokens: Sum of the estimates made before each embedding.
         usage: Usage of the embedding model, without the chat model.
         chat: Usage of the chat model that wrote the questions; ``None`` without a chat model.
         unwritten: Number of questions that the budget did not allow the chat model to write.
+        unmeasured: The setting without tuning, if the budget did not allow measuring it.
     """
 
     questions: tuple[Question, ...]
@@ -63,11 +66,19 @@ class TuneResult:
     usage: Usage
     chat: ChatUsage | None = None
     unwritten: int = 0
+    unmeasured: Setting | None = None
 
     @property
     def settings(self) -> TunedSettings:
         """The chosen settings, which can be saved or applied."""
-        return self.chosen.setting.tuned(self.model)
+        return self.choice.tuned(self.model)
+
+    @property
+    def choice(self) -> Setting:
+        """The setting of ``chosen``, or ``unmeasured`` if that is kept without measurements."""
+        if self.unmeasured is not None and self.too_few and self.chosen is self.start:
+            return self.unmeasured
+        return self.chosen.setting
 
     @cached_property
     def best(self) -> Measured:
@@ -151,6 +162,12 @@ class TuneResult:
         chance = ""
         if best.mean > start.mean:
             chance = f"; the highest, {best.mean:.3f} with {best.setting}, may be chance"
+        if self.unmeasured is not None:
+            return (
+                f"{few} The settings without tuning stay, {self.unmeasured}, but the budget was too"
+                f" small to measure them. The nDCG@10 of {start.setting} is {start.mean:.3f}, and"
+                f" no setting is measurably better{chance}."
+            )
         return (
             f"{few} Keep {start.setting}: its nDCG@10 is {start.mean:.3f}, and no setting is"
             f" measurably better{chance}."
@@ -246,7 +263,7 @@ class TuneResult:
             **asdict(setting.cutting),
             "query_instruction": setting.query_instruction,
             "document_instruction": setting.document_instruction,
-            "chosen": item is self.chosen,
+            "chosen": setting == self.choice,
             "best": item is self.best,
             "scores": {
                 name: {

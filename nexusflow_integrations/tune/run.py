@@ -116,7 +116,7 @@ class Tuning:
             twice if a run is killed. Default: the service, with the cache in the user's folder.
         chat: A chat model that writes the questions; see `ChatModel`. ``plan`` gives the number of
             calls, and ``run`` makes them first.
-        budget: The maximum to spend, including the chat model. Stages that would exceed it are
+        budget: The maximum to spend, including the chat model. Settings that would exceed it are
             left out.
         start: The first settings; their model is ignored. If the questions are too few to choose
             well, they are kept. Default: the defaults of this package.
@@ -310,12 +310,14 @@ class Tuning:
             return measuring.stage(stage)
 
         found = drive(search(self._first, self._options, bootstrap, self._start), measure)
+        start = kept_of(found, self._start)
         return TuneResult(
             questions=tuple(self.questions),
             made=self.made,
             measured=tuple(found),
             chosen=choose(found, bootstrap, self._start),
-            start=kept_of(found, self._start),
+            start=start,
+            unmeasured=None if start.setting == self._start else self._start,
             model=self._client.model,
             cut_sizes=tuple(measuring.cut_sizes),
             paid_sizes=tuple(measuring.paid_sizes),

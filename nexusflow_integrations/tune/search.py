@@ -140,7 +140,8 @@ def search(
         else:
             current = _winner(current, _of_length(measured, current.cutting.characters), bootstrap)
     sized = [replace(current, dimensions=size) for size in options.sizes]
-    compared = (*_methods(sized, options), *(() if start is None else (start,)))
+    # The start comes first, because the budget may end within the stage.
+    compared = (*(() if start is None else (start,)), *_methods(sized, options))
     measured += yield Stage("size", _new(compared, measured), paid=False)
     chosen = choose(measured, bootstrap, start).setting
     stored = tuple(replace(chosen, storage=storage) for storage in options.storages)

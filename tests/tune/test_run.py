@@ -30,6 +30,7 @@ from nexusflow_integrations.tune import (
     Tuning,
     tune,
 )
+from nexusflow_integrations.tune.page import page
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -188,6 +189,38 @@ def test_the_budget_holds_and_what_it_left_out_is_named(local: LocalServer) -> N
     assert all("the budget is too small" in line for line in result.skipped)
     assert any(note.startswith("Not tried: ") for note in result.notes())
     assert {item.setting.dimensions for item in result.measured} >= {2048, 512, 64}
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_budget_that_ends_between_paid_sizes_does_not_change_the_defaults(measured: bool) -> None:
+    with LocalServer("hash", sizes="independent") as server:
+
+        def tuning(budget: Budget | None = None) -> Tuning:
+            return Tuning(
+                *(_documents(), _questions()[:24]),
+                client=_client(server),
+                budget=budget,
+                sizes=[2048, 1536, 1024, 64],
+                lengths=[],
+                overlaps=[],
+                headings=False,
+                query_instructions=[],
+            )
+
+        size = tuning().plan().stages[0].tokens
+        result = tuning(Budget(tokens=size * 2 if measured else size * 5 // 4)).run()
+    assert result.too_few
+    assert result.settings == TunedSettings(dimensions=1024)
+    said, skipped = result.sentence(), " ".join(result.notes())
+    start = "1024, 800 characters"
+    assert (f"Keep {start}: " in said) is measured
+    assert (f"{start}, but the budget was too small to measure them" in said) is not measured
+    assert (f" {start};" in skipped) is not measured
+    assert "; 64, 800 characters, hybrid: the budget is too small" in skipped
+    chosen = [row["setting"] for row in result.as_json()["settings"] if row["chosen"]]
+    assert chosen == ([start] if measured else [])
+    assert ('<tr class="chosen">' in page(result)) is measured
+    assert ("The ring marks the choice" in page(result)) is measured
 
 
 def test_a_budget_that_is_too_small_for_the_first_stage_is_an_error(local: LocalServer) -> None:
