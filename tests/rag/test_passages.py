@@ -57,6 +57,7 @@ def test_not_every_full_stop_ends_a_sentence(text: str) -> None:
         "Mrs. J. R. Smith joined the U.S. Army on Dec. 3.",
         "Apples (pears, etc.) are sold here.",
         "He came on the 3. May.",
+        "Geschlossen: 30./31. Mai, 1.-3. Juni, 09. Juli.",
         "1. Open the door.",
     ],
 )
@@ -70,6 +71,9 @@ def test_an_abbreviation_or_an_ordinal_does_not_end_a_sentence(text: str) -> Non
         ("I have 3. He has 4.", "He has 4."),
         ("Er zahlte 31. Der Rest ist offen.", "Der Rest ist offen."),
         ("It opened in 2027. Nobody came.", "Nobody came."),
+        ("It opened in 2027. May was warm.", "May was warm."),
+        ("It costs 50. May I ask?", "May I ask?"),
+        ("This is version 1.2. May it work.", "May it work."),
         ("Is it open? No. It is closed.", "No."),
         ("Er heißt Jan. Sie heißt Eva.", "Sie heißt Eva."),
         ("我有 3. 他有 4.", "他有 4."),

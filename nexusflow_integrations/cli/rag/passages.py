@@ -51,6 +51,7 @@ MONTH = (
 )
 """A pattern of the name of a month, in English or German."""
 _MONTH = re.compile(MONTH)
+_DAY = re.compile(r"(?<![\d.])(?:0?[1-9]|[12]\d|3[01])\.$")
 _LONGEST_ABBREVIATION = 24
 _EMPTY_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _ITEM = re.compile(r"\n(?=[^\S\n]*(?:[-*+•]|\d{1,3}[.)])\s)")
@@ -89,7 +90,8 @@ def _goes_on(text: str, start: int, end: int, after: int) -> bool:
     if _NUMBERED.search(last):
         return begins_small
     if _DIGITS.search(last):
-        return begins_small or bool(_ORDINAL.search(last) or _MONTH.match(text, after))
+        is_date = _DAY.search(last) and _MONTH.match(text, after)
+        return begins_small or bool(_ORDINAL.search(last) or is_date)
     return False
 
 
