@@ -113,6 +113,17 @@ def test_a_file_that_cannot_be_read_keeps_its_passages_and_is_named(
     assert held(store) == {PANDA, OTTER, CHINESE}
 
 
+def test_a_line_of_jsonl_without_text_is_named_and_the_others_are_indexed(
+    nexusflow: Command, service: LocalServer, tmp_path: Path, store: Path
+) -> None:
+    file = tmp_path / "faq.jsonl"
+    file.write_text('{"q": "How?", "answers": ["Hold the button."]}\n{"q": null}\n')
+    shown, aside = nexusflow("index", str(file), code=5)
+    assert "1 added, 0 changed, 0 unchanged, 0 removed, 1 left out." in shown
+    assert "left out faq.jsonl:2: has no text" in aside
+    assert held(store) == {"q: How?\nanswers: Hold the button."}
+
+
 def test_files_that_need_a_missing_package_keep_their_passages_and_are_named(
     nexusflow: Command,
     service: LocalServer,

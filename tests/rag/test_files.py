@@ -6,6 +6,7 @@ Chromium printed the PDF.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -60,21 +61,59 @@ def test_a_row_of_a_table_is_a_passage_with_its_columns_and_line(tmp_path: Path)
 
 def test_a_line_of_jsonl_is_a_passage_with_its_fields_if_the_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "faq.jsonl"
-    file.write_text(
-        '{"question": "Who eats?", "id": 0, "answer": "Otters.", "embedding": [1.0], "ok": true}\n'
-        '\n"A string."\n{}\n'
-    )
+    file.write_text('{"question": "Who eats?", "id": 0, "answer": "Otters."}\n\n"A string."\n')
     assert [(item.source, item.text) for item in corpus.folder(file).documents] == [
         ("faq.jsonl:1", "question: Who eats?\nid: 0\nanswer: Otters."),
         ("faq.jsonl:3", "A string."),
     ]
+    (tmp_path / "zoo.json").write_text("[]")
     (tmp_path / "b.txt").write_text("Words.")
     for suffix in "abcdefg":
         (tmp_path / f"1.{suffix}").write_text("")
         (tmp_path / f"2.{suffix}").write_text("")
     found = corpus.folder(tmp_path)
     assert [item.source for item in found.documents] == ["b.txt:1"]
-    assert ", 1 .jsonl, 4 more" in found.others
+    assert ", 1 .jsonl, 1 .json, 4 more" in found.others
+
+
+_VECTOR = [0.5] * 64
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"q": "How?", "a": ["Hold it.", 2, None, True]}, "q: How?\na: Hold it., 2, true"),
+        ({"messages": [{"role": "user", "content": "grüß\ndich"}]},
+         'messages: [{"role":"user","content":"grüß\\ndich"}]'),
+        ({"a": {"b": [1.5, None], "c": None}, "ok": False}, 'a: {"b":[1.5]}\nok: false'),
+        ({"text": "one", "embedding": _VECTOR, "all": [{"embedding": _VECTOR}]}, "text: one"),
+        ({"short": [1, 2.5]}, "short: 1, 2.5"),
+    ],
+)  # fmt: skip
+def test_a_row_of_json_holds_all_its_text(
+    tmp_path: Path, row: dict[str, object], text: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    (tmp_path / "a.json").write_text(json.dumps(["First.", row], indent=1))
+    for name, sources in (("a.jsonl", ["a.jsonl:1"]), ("a.json", ["a.json:1", "a.json:2"])):
+        found = corpus.folder(tmp_path / name)
+        assert [item.source for item in found.documents] == sources
+        assert found.documents[-1].text == text
+        assert found.skipped == ()
+
+
+def test_a_row_of_json_without_text_is_named(tmp_path: Path) -> None:
+    empty = [{}, "", {"a": None, "b": [" "]}, {"embedding": _VECTOR}]
+    rows = ["One.", *empty, {"n": 0}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    for name in ("a.jsonl", "a.json"):
+        found = corpus.folder(tmp_path / name)
+        assert [item.text for item in found.documents] == ["One.", "n: 0"]
+        assert [str(item) for item in found.skipped] == [
+            f"{name}:{number}: has no text" for number in (2, 3, 4, 5)
+        ]
+        assert not found.could_not_read(name), "the passages of the other rows are replaced"
 
 
 @pytest.mark.parametrize(
@@ -83,12 +122,18 @@ def test_a_line_of_jsonl_is_a_passage_with_its_fields_if_the_file_is_named(tmp_p
         ("a.jsonl", '"one"\ntwo\n', "line 2 is not JSON"),
         ("a.jsonl", '["one"]\n', "line 1 is neither a JSON object nor a string"),
         ("a.jsonl", '"\\ud800"\n', "line 1 is not UTF-8"),
-        ("a.json", '[{"text": "one"}]', "write one object per line, as .jsonl"),
+        ("a.jsonl", f"{'[' * 200_000}", "line 1 is n"),
+        ("a.jsonl", "{}", "cannot be read: has no text"),
+        ("a.json", '{"text": "one"}', "JSON, but not an array of objects or strings"),
+        (
+            "a.json",
+            '"one"\n"two"\n',
+            r"not JSON \(line 2\); for one object per line, name it .jsonl",
+        ),
+        ("a.json", '["one", 2]', "item 2 is neither a JSON object nor a string"),
     ],
 )
-def test_json_that_is_not_jsonl_is_refused(
-    tmp_path: Path, name: str, data: str, reason: str
-) -> None:
+def test_json_of_another_form_is_refused(tmp_path: Path, name: str, data: str, reason: str) -> None:
     (tmp_path / name).write_text(data)
     with pytest.raises(corpus.CorpusError, match=reason):
         corpus.folder(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Converts files that are not plain text: HTML, notebooks, PDF, DOCX and tables."""
+"""Converts files that are not plain text: HTML, notebooks, PDF, DOCX, tables and JSON."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 from nexusflow_integrations._core.needed import needed
-from nexusflow_integrations._core.texts import is_encodable
+from nexusflow_integrations._core.texts import is_blank, is_encodable
 
 INSTALL = "nexusflow-integrations[files]"
 CONVERTED = {
@@ -25,8 +26,12 @@ CONVERTED = {
 TABLES = {".csv": ",", ".tsv": "\t"}
 """The column separator for each suffix."""
 
-JSON_LINES = (".jsonl", ".ndjson")
-"""Suffixes of files with a JSON object or string on each line."""
+JSON = (".jsonl", ".ndjson", ".json")
+"""Suffixes of files with a JSON object or string on each line, or, the last one, in an array."""
+ROWS = (*TABLES, *JSON)
+"""Suffixes of files in which each row is a text of its own."""
+_VECTOR = 64
+"""A list of at least so many numbers is a vector, not text; no model has smaller ones."""
 
 _TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 _STARTS = {".docx": (b"PK\x03\x04", "a DOCX file"), ".pdf": (b"%PDF-", "a PDF")}
@@ -116,11 +121,26 @@ def read_table(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list
         raise NotATableError(f"{where}: {error}") from None
 
 
+def rows(text: str, suffix: str) -> Iterator[tuple[int, str]]:
+    """Yield the number and the text of each row of a file.
+
+    Args:
+        text: The contents of the file.
+        suffix: One of `ROWS`.
+
+    Raises:
+        NotConvertedError: The file is not of the type that its suffix names.
+    """
+    if suffix in TABLES:
+        return table_rows(text, TABLES[suffix])
+    return json_items(text) if suffix == ".json" else json_rows(text)
+
+
 def json_rows(text: str) -> Iterator[tuple[int, str]]:
     """Yield, for each line of JSONL that is not empty, its number and its text.
 
-    The text is the string, or contains a line ``field: value`` for each field with a text or a
-    number.
+    The text is the string, or contains a line ``field: value`` for each field. It is empty if the
+    line has no text. Null, blank strings and vectors are left out.
 
     Raises:
         NotConvertedError: A line is neither a JSON object nor a string.
@@ -130,20 +150,71 @@ def json_rows(text: str) -> Iterator[tuple[int, str]]:
             continue
         try:
             found = json.loads(line)
-        except (ValueError, RecursionError):
+        except ValueError:
             raise NotConvertedError(f"line {number} is not JSON") from None
+        except RecursionError:
+            raise NotConvertedError(f"line {number} is nested too deeply") from None
+        yield number, _json_text(found, f"line {number}")
+
+
+def json_items(text: str) -> Iterator[tuple[int, str]]:
+    """Yield, for each item of a JSON array, its place, counted from 1, and its text.
+
+    The text is that of `json_rows`.
+
+    Raises:
+        NotConvertedError: The text is not an array of JSON objects and strings.
+    """
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise NotConvertedError(
+            f"not JSON (line {error.lineno}); for one object per line, name it .jsonl"
+        ) from None
+    except ValueError:
+        raise NotConvertedError("not JSON") from None
+    except RecursionError:
+        raise NotConvertedError("nested too deeply") from None
+    if not isinstance(found, list):
+        raise NotConvertedError("JSON, but not an array of objects or strings")
+    for number, item in enumerate(found, 1):
+        yield number, _json_text(item, f"item {number}")
+
+
+def _json_text(value: Any, where: str) -> str:
+    if not isinstance(value, dict | str):
+        raise NotConvertedError(f"{where} is neither a JSON object nor a string")
+    try:
+        found = _pruned(value)
         if isinstance(found, dict):
-            found = "\n".join(
-                f"{name}: {value}"
-                for name, value in found.items()
-                if type(value) in (str, int, float) and value != ""
-            )
-        if not isinstance(found, str):
-            raise NotConvertedError(f"line {number} is neither a JSON object nor a string")
-        if not is_encodable(found):
-            raise NotConvertedError(f"line {number} is not UTF-8")
-        if found:
-            yield number, found
+            found = "\n".join(f"{name}: {_shown(item)}" for name, item in found.items())
+    except RecursionError:
+        raise NotConvertedError(f"{where} is nested too deeply") from None
+    text = found or ""
+    if not is_encodable(text):
+        raise NotConvertedError(f"{where} is not UTF-8")
+    return text
+
+
+def _pruned(value: Any) -> Any:
+    """Return ``value`` without null, blank strings and vectors; ``None`` if nothing is left."""
+    if isinstance(value, dict):
+        pairs = ((name, _pruned(item)) for name, item in value.items())
+        return {name: item for name, item in pairs if item is not None} or None
+    if isinstance(value, list):
+        if len(value) >= _VECTOR and all(type(item) in (int, float) for item in value):
+            return None
+        return [item for item in map(_pruned, value) if item is not None] or None
+    return None if isinstance(value, str) and is_blank(value) else value
+
+
+def _shown(value: Any) -> str:
+    """Return a string as it is, plain values with commas between them, and all else as JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
+        return ", ".join(map(_shown, value))
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def table_rows(text: str, separator: str) -> Iterator[tuple[int, str]]:

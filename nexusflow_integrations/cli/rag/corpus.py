@@ -26,13 +26,13 @@ from nexusflow_integrations.cli.first_bytes import not_text
 from nexusflow_integrations.cli.rag.converted import (
     CONVERTED,
     INSTALL,
-    JSON_LINES,
+    JSON,
+    ROWS,
     TABLES,
     NotConvertedError,
     can_convert,
-    json_rows,
     markdown,
-    table_rows,
+    rows,
 )
 from nexusflow_integrations.cli.rag.ignored import Ignored, UnreadableRulesError
 from nexusflow_integrations.cli.rag.passages import cut, first_part
@@ -448,33 +448,35 @@ def _file_passages(
     files: list[Path], base: Path, skipped: list[Skipped], tuned: TunedSettings
 ) -> Iterator[Document]:
     for file in files:
-        source = file.relative_to(base).as_posix()
-        text = _read(file, source, skipped)
-        if text is None:
-            continue
-        url = file.resolve().as_uri()
-        try:
-            # All or nothing: the old passages of a file that cannot be read stay in the index.
-            passages = list(_passages(file, text, tuned))
-        except NotConvertedError as error:
-            skipped.append(Skipped(source, str(error)))
-            continue
-        for line, passage in passages:
-            if is_blank(passage):  # nothing but invisible characters
-                continue
-            yield Document(passage, f"{source}:{line}" if line else source, url)
+        source, suffix = file.relative_to(base).as_posix(), file.suffix.lower()
+        url = ""
+        for row, text in _texts(file, source, skipped):
+            url = url or file.resolve().as_uri()
+            for line, passage in _cut(text, tuned, kind_of(file.name)):
+                if is_blank(passage):  # nothing but invisible characters
+                    continue
+                place = row or (0 if suffix in CONVERTED else line)
+                yield Document(passage, f"{source}:{place}" if place else source, url)
 
 
-def _passages(file: Path, text: str, tuned: TunedSettings) -> Iterator[tuple[int, str]]:
-    """Yield each passage with the number of its first line, or 0 if lines have no numbers."""
-    suffix, kind = file.suffix.lower(), kind_of(file.name)
-    if suffix in TABLES or suffix in JSON_LINES:
-        rows = json_rows(text) if suffix in JSON_LINES else table_rows(text, TABLES[suffix])
-        for line, row in rows:
-            yield from ((line, passage) for _, passage in _cut(row, tuned, kind))
-        return
-    for line, passage in _cut(text, tuned, kind):
-        yield 0 if suffix in CONVERTED else line, passage
+def _texts(file: Path, source: str, skipped: list[Skipped]) -> list[tuple[int, str]]:
+    """Return the texts of a file: its rows with their numbers, or one text with the number 0.
+
+    The reasons for what is left out are added to ``skipped``.
+    """
+    text, suffix = _read(file, source, skipped), file.suffix.lower()
+    if text is None:
+        return []
+    if suffix not in ROWS:
+        return [(0, text)]
+    try:
+        # All or nothing: the old passages of a file that cannot be read stay in the index.
+        found = list(rows(text, suffix))
+    except NotConvertedError as error:
+        skipped.append(Skipped(source, str(error)))
+        return []
+    skipped += (Skipped(f"{source}:{number}", "has no text") for number, row in found if not row)
+    return [(number, row) for number, row in found if row]
 
 
 def kind_of(name: str) -> str:
@@ -483,7 +485,7 @@ def kind_of(name: str) -> str:
     suffix = Path(name).suffix
     if suffix in CONVERTED:
         return "md"
-    if suffix in TABLES or suffix in JSON_LINES:
+    if suffix in ROWS:
         return "none"
     inner = Path(name.removesuffix(".txt")).suffix
     return KINDS.get(inner) or KINDS.get(suffix, "plain")
@@ -511,8 +513,6 @@ def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
     try:
         if suffix in CONVERTED:
             return markdown(data, suffix)
-        if suffix == ".json":
-            raise NotConvertedError("JSON is not text: write one object per line, as .jsonl")
         if kind := not_text(data):
             raise NotConvertedError(f"not text: {kind}")
         return data.decode("utf-8-sig")
@@ -531,9 +531,7 @@ def _others(others: Counter[str]) -> str:
     if others:
         total, shown = sum(others.values()), others.most_common(_KINDS_SHOWN)
         # Users may expect that these are read, as they are if they are named.
-        shown += [
-            (one, others[one]) for one in JSON_LINES if one in others and one not in dict(shown)
-        ]
+        shown += [(one, others[one]) for one in JSON if one in others and one not in dict(shown)]
         kinds = [f"{number:,} {suffix}" for suffix, number in shown]
         if rest := total - sum(number for _, number in shown):
             kinds.append(f"{rest:,} more")
