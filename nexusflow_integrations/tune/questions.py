@@ -181,7 +181,9 @@ def check_questions(questions: Sequence[Question], documents: Sequence[Document]
         for answer in question.answers:
             where = f"{question.where or f'question {number}'} ({question.text[:60]!r})"
             if answer.source is not None and answer.source not in texts:
-                raise ConfigurationError(f"{where}: there is no document {answer.source!r}")
+                rows = [name for name in texts if name.startswith(f"{answer.source}:")]
+                hint = f"; name one of its rows, such as {rows[0]!r}" if rows else ""
+                raise ConfigurationError(f"{where}: there is no document {answer.source!r}{hint}")
             held = texts if answer.source is None else {answer.source: texts[answer.source]}
             if answer.line is not None:
                 longest = max(len(text.splitlines()) for found in held.values() for text in found)

@@ -194,6 +194,18 @@ def test_a_terminal_shows_what_is_waited_for(
     assert shown == [f"reading {folder} …", "planning …", "checking …"]
 
 
+def test_the_rows_of_jsonl_are_measured(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    file, asked = tmp_path / "faq.jsonl", tmp_path / "asked.jsonl"
+    file.write_text("".join(f'{{"q": "{n}?", "a": ["{n}.", "Yes."]}}\n' for n in range(9)))
+    asked.write_text(
+        '{"question": "5", "source": "faq.jsonl:6"}\n{"question": "7", "quote": "a: 7., Yes."}\n'
+    )
+    found = nexusflow.json("tune", str(file), "-q", str(asked), "--estimate")
+    assert (found["documents"], found["questions"]) == (9, 2)
+
+
 def test_errors_are_raised_before_anything_is_sent(
     nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
 ) -> None:

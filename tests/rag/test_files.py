@@ -116,6 +116,18 @@ def test_a_row_of_json_without_text_is_named(tmp_path: Path) -> None:
         assert not found.could_not_read(name), "the passages of the other rows are replaced"
 
 
+def test_tune_reads_the_rows_that_index_stores(tmp_path: Path) -> None:
+    (tmp_path / "zoo.csv").write_text("animal,food\npanda,bamboo\notter,fish\n")
+    (tmp_path / "a.jsonl").write_text('{"q": "Who?", "a": ["A.", "B."]}\n{}\n')
+    (tmp_path / "a.json").write_text('[{"q": "Who?"}]')
+    for path in (tmp_path, tmp_path / "a.jsonl", tmp_path / "a.json"):
+        texts, skipped = corpus.whole(str(path))
+        found = corpus.folder(path)
+        assert texts == [(item.source, item.text) for item in found.documents]
+        assert skipped == found.skipped
+    assert corpus.kind_of("zoo.csv:2") == corpus.kind_of("zoo.csv") != corpus.kind_of("zoo")
+
+
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [

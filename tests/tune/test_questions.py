@@ -100,6 +100,7 @@ def test_a_file_without_questions_or_json_is_an_error(tmp_path: Path) -> None:
     ("answer", "problem"),
     [
         (Answer("b.md"), "there is no document 'b.md'"),
+        (Answer("b.csv", 9), "no document 'b.csv'; name one of its rows, such as 'b.csv:2'"),
         (Answer("a.md", 99), "'a.md' has 17 lines, not 99"),
         (Answer("a.md", quotes=("Blue pandas",)), "no document contains the quote 'Blue pandas'"),
         (Answer(quotes=("Blue pandas",)), "no document contains the quote 'Blue pandas'"),
@@ -107,8 +108,8 @@ def test_a_file_without_questions_or_json_is_an_error(tmp_path: Path) -> None:
 )
 def test_an_answer_that_is_in_no_document_is_an_error(answer: Answer, problem: str) -> None:
     good = Question("What?", (Answer("a.md", quotes=("Few people have seen one",)),))
-    documents = [Document("a.md", _GUIDE)]
-    check_questions([good], documents)
+    documents = [Document("a.md", _GUIDE), Document("b.csv:2", "animal: panda")]
+    check_questions([good, Question("Who?", (Answer("b.csv:2"),))], documents)
     with pytest.raises(ConfigurationError, match=r"^question 2 \('Where\?'\): ") as raised:
         check_questions([good, Question("Where?", (answer,))], documents)
     assert problem in str(raised.value)

@@ -199,7 +199,8 @@ def load(name: str, limit: int | None = None, tuned: TunedSettings = _DEFAULT) -
 def whole(name: str) -> tuple[list[tuple[str, str]], tuple[Skipped, ...]]:
     """Return the uncut texts of the corpus ``name`` with their sources.
 
-    The docstrings are those of ``stdlib``. The second list holds what could not be read.
+    Each row of a table or of JSON is a text with a source of its own, such as ``a.csv:2``. The
+    docstrings are those of ``stdlib``. The second list holds what could not be read.
 
     Raises:
         CorpusError: The path does not exist or contains no readable text.
@@ -214,10 +215,12 @@ def whole(name: str) -> tuple[list[tuple[str, str]], tuple[Skipped, ...]]:
     others: Counter[str] = Counter()
     base = path if path.is_dir() else path.parent
     files = _text_files(path, skipped, others, []) if path.is_dir() else [path]
-    sources = [file.relative_to(base).as_posix() for file in files]
-    read = [_read(file, source, skipped) for file, source in zip(files, sources, strict=True)]
     texts = [
-        (source, text) for source, text in zip(sources, read, strict=True) if text and text.strip()
+        (f"{source}:{row}" if row else source, text)
+        for file in files
+        for source in [file.relative_to(base).as_posix()]
+        for row, text in _texts(file, source, skipped)
+        if text.strip()
     ]
     if not texts:
         raise CorpusError(_nothing(path, files, skipped, _others(others)))
@@ -480,8 +483,11 @@ def _texts(file: Path, source: str, skipped: list[Skipped]) -> list[tuple[int, s
 
 
 def kind_of(name: str) -> str:
-    """Return how the headings of a file are marked; Sphinx's ``a.rst.txt`` is reStructuredText."""
-    name = "topic.rst" if _TOPIC.fullmatch(name) else name.lower()
+    """Return how the headings of a file are marked; Sphinx's ``a.rst.txt`` is reStructuredText.
+
+    The name may end with the number of a row, such as ``a.csv:2``.
+    """
+    name = "topic.rst" if _TOPIC.fullmatch(name) else _LINE.sub("", name).lower()
     suffix = Path(name).suffix
     if suffix in CONVERTED:
         return "md"
