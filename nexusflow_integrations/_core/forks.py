@@ -95,8 +95,8 @@ def in_child(reset: Callable[[], object]) -> None:
 class Lock:
     """A re-entrant lock that is always free in the child of a fork: ``with lock.mutex: ...``.
 
-    ``with`` takes and releases the mutex in C, where no signal handler runs. So an error of a
-    handler never leaves it taken, as it may after a call of ``mutex.acquire``.
+    ``with`` takes and releases the mutex in C, where no signal handler runs. So an error that a
+    handler raises cannot leave the mutex taken. After a call of ``mutex.acquire``, it can.
     """
 
     def __init__(self) -> None:

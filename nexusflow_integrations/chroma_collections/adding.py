@@ -142,7 +142,8 @@ def _added(run: Run) -> Added:
     if run.not_stored:
         shown = [f"{item.record.id!r}: {error.reason}" for item, error in run.not_stored[:3]]
         failed = CollectionError(
-            f"the store refused {len(run.not_stored)} documents ({'; '.join(shown)}"
+            f"the store refused {len(run.not_stored)} document{'s' * (len(run.not_stored) > 1)}"
+            f" ({'; '.join(shown)}"
             f"{'; ...' if len(run.not_stored) > 3 else ''}){others}; all others were added"
         )
         failed.finished = run.unwritten()

@@ -70,7 +70,8 @@ class Calls:
         until = time.monotonic() + self._timeout
         for attempt in count(1):
             limit = max(0.0, min(self._timeout / HANGS, until - time.monotonic()))
-            # An error that is raised here and not there comes from a signal handler.
+            # The call runs in another thread, so an error raised in this one comes from a
+            # signal handler.
             found = _in_thread(method, fields, limit)
             if not isinstance(error := found.error, Exception):
                 return found.result()

@@ -157,8 +157,8 @@ def copy_collection(
     Raises:
         chromadb.errors.NotFoundError: The collection ``source`` does not exist.
         ConfigurationError: ``target`` has another model, size or service, or documents that the
-            source does not have or has in another form, or the source's embedding function is not
-            NexusFlow's and none is given.
+            source does not have or that differ from the source's, or the source's embedding
+            function is not NexusFlow's and none is given.
         CollectionError: A collection cannot be read or written, another process writes to the
             folder, or the source changes too fast.
         NexusFlowError: Embedding failed.
@@ -371,14 +371,13 @@ class _Work:
         # Documents that were left out are only in the former source.
         if other or count < read or (count > read and (self.wanted != "anyway" or not read)):
             raise ConfigurationError(
-                f"collection {self.target_name!r} has vectors of another kind than"
-                f" {self.source_name!r}, and other documents: either it is not the collection from"
-                f" which {self.source_name!r} was copied, or one of them has changed since; name"
+                f"collection {self.target_name!r} is not the collection from which"
+                f" {self.source_name!r} was copied, or one of the two has changed since: name"
                 " another target"
             )
 
     def _refuse_others(self) -> Plan[None]:
-        """Refuse a target with documents that the source does not have, or has in another form.
+        """Refuse a target with documents that the source does not have, or that differ from it.
 
         Raises:
             ConfigurationError: The target has such documents; nothing was changed.
@@ -391,10 +390,10 @@ class _Work:
             others += sum(not _same(row, rows.get(name)) for name, row in _rows(page).items())
         if others:
             raise ConfigurationError(
-                f"collection {self.target_name!r} has {others} documents that"
-                f" {self.source_name!r} does not have, or has with another text or metadata"
-                f"{' or vector' if self.same else ''}, and a copy would remove or replace them:"
-                " name another target, or allow it with replace=True"
+                f"collection {self.target_name!r} has {others} document{'s' * (others > 1)} that"
+                f" {self.source_name!r} does not have, or whose text or metadata"
+                f"{' or vector' if self.same else ''} is different, and a copy would remove or"
+                " replace them: name another target, or allow it with replace=True"
             )
 
     def embedder(self) -> Embedder:

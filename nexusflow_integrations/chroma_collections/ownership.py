@@ -41,8 +41,8 @@ def check_owned(where: object) -> None:
             else [name for name in names if name not in _KNOWN]
         ):
             raise ConfigurationError(
-                f"where may use metadata with {', '.join(sorted(_KNOWN))}, $and and $or, not"
-                f" {other[0]!r}: it must be known which documents match before they are paid for"
+                f"where may use {', '.join(sorted(_KNOWN))}, $and and $or on metadata, not"
+                f" {other[0]!r}: the documents that match must be known before they are paid for"
             )
 
 

@@ -34,7 +34,7 @@ SLICE = 250
 SLICE_BYTES = 8_000_000
 """Approximate bytes of a write as JSON; servers refuse large bodies."""
 MOST_REFUSED = 250
-"""Number of documents that a store refuses in a row until it is at fault, not the documents."""
+"""After this many refusals in a row, the run ends: the store is at fault, not the documents."""
 NUMBER_BYTES = 21
 """Maximum characters of a float32 in JSON, including the comma."""
 
@@ -292,13 +292,14 @@ class Run:
     def _all_refused(self) -> CollectionError:
         count, (_, error) = len(self._suspects), self._suspects[0]
         failed = CollectionError(
-            f"writing failed: the store refused {count} documents, one by one: {error.reason}"
+            f"writing failed: the store refused {count} document{'s' * (count > 1)}, one by one:"
+            f" {error.reason}"
         )
         failed.__cause__ = error.__cause__
         return failed
 
     def accepted(self) -> None:
-        """Leave out the documents that the store refused: it accepts others."""
+        """Leave out the documents that the store refused: it has just accepted another one."""
         suspects, self._suspects = self._suspects, []
         if self.add_only:
             self.not_stored += suspects

@@ -315,9 +315,9 @@ def _answered(item: _Asked, sources: set[str]) -> tuned.Question:
     for answer in answers:
         if answer.source is not None and answer.source not in sources:
             raise ConfigurationError(
-                f"{item.where}: no text of the collection has the source {answer.source!r}; of"
-                " files with the same text, `index` stores only the first: name that one, or a"
-                " 'quote'"
+                f"{item.where}: no text of the collection has the source {answer.source!r}; if"
+                " several files have the same text, `index` stores only the first: name that file,"
+                " or give a 'quote'"
             )
     return tuned.Question(item.text, answers)
 

@@ -146,12 +146,13 @@ def some_with_text(lines: Iterator[Line], name: str) -> Iterator[Line]:
         return
     fields = list(dict.fromkeys(field for line in first for field in line.record))
     if fields:
-        lack = f"field {name!r} holds no text" if name in fields else f"input has no field {name!r}"
+        where = f"the first {_FIRST} lines have" if len(first) == _FIRST else "the input has"
+        lack = f"no text in the field {name!r}" if name in fields else f"no field {name!r}"
         others = [field for field in fields if field != name]
         choice = f": choose one with --field ({_few(others)})" if others else ""
-        raise InputProblemError(f"the {lack}{choice}")
+        raise InputProblemError(f"{where} {lack}{choice}")
     which = "the only line" if len(first) == 1 else f"line {first[0].number}"
-    raise InputProblemError(f"the input holds no text: {which} {first[0].problem}")
+    raise InputProblemError(f"the input has no text: {which} {first[0].problem}")
 
 
 def rows_of_table(source: Iterable[bytes], name: str, separator: str) -> Iterator[Line]:

@@ -35,7 +35,7 @@ def items_of(name: str, given: Iterable[Any]) -> tuple[Any, ...]:
     """Return the items of a list or set.
 
     Raises:
-        ConfigurationError: ``given`` is a text, a mapping, a table or no iterable.
+        ConfigurationError: ``given`` is a text, a mapping or a table, or not iterable.
     """
     fits = isinstance(given, (set, frozenset)) or no_rows(given) is None
     if not fits or not isinstance(given, Iterable):
@@ -101,7 +101,7 @@ def questions_of(given: Iterable[Question]) -> list[Question]:
         ):
             raise ConfigurationError(
                 f"questions: item {number} is invalid: a Question needs a text and a tuple of"
-                " Answers, and an Answer a source, a line number or quotes (a tuple of texts)"
+                " Answers; each Answer needs a source, a line number or quotes (a tuple of texts)"
             )
     return questions
 

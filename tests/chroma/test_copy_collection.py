@@ -411,7 +411,7 @@ def test_a_target_with_its_own_vectors_is_not_overwritten(client: Any, make: Mak
     copy_collection(client, "docs", "docs-2", exchange=False)
     target = client.get_collection("docs-2")
     target.update(ids=["id3"], embeddings=[[0.5] * 64])
-    with pytest.raises(errors.ConfigurationError, match=r"1 documents .* or vector"):
+    with pytest.raises(errors.ConfigurationError, match=r"1 document .* or vector is different"):
         copy_collection(client, "docs", "docs-2", exchange=False)
     assert target.get(ids=["id3"], include=["embeddings"])["embeddings"][0][0] == 0.5
 

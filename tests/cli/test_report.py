@@ -130,8 +130,8 @@ def test_an_answer_may_be_a_source_a_line_or_a_quote_as_for_tune(
     [
         (
             {"source": "lions.md"},
-            "questions.jsonl, line 1: no text of the collection has the source 'lions.md'; of files"
-            " with the same text, `index` stores only the first",
+            "questions.jsonl, line 1: no text of the collection has the source 'lions.md'; if"
+            " several files have the same text, `index` stores only the first",
         ),
         ({"quote": "Lions roar."}, "line 1: no text of the collection contains the whole quote"),
         ({"source": 5}, "line 1: has a value in 'source' that is not text"),

@@ -82,7 +82,7 @@ MOST_SENDERS = 64
 """Maximum number of senders kept for reuse; clients may set different headers for each call."""
 
 MOST_ENDPOINTS = 256
-"""Number of endpoints above which those without clients are forgotten, with what they learned."""
+"""At this many endpoints, those without clients are removed, with the limits that they learned."""
 
 
 class Engine:
@@ -120,7 +120,8 @@ class Engine:
         return endpoint
 
     def _forget_unused(self) -> None:
-        """Forget endpoints without clients: each key function of a request may be its own account.
+        """Remove endpoints without clients: if each request has its own key function, each is a new
+        account.
 
         A thread that has just found one of them can still use it.
         """
