@@ -79,8 +79,8 @@ class Embedder:
     def again(self, texts: list[str]) -> list[Vectors | None]:
         """Return the service's current vectors, bypassing the cache: float32 of shape (d,) each.
 
-        ``None`` stands for a text that cannot be sent, such as one that is too long and was split
-        when it was stored, or that the service refuses.
+        ``None`` stands for a text that cannot be sent again, because it is too long (it was split
+        when it was stored) or because the service refuses it.
         """
         found: list[Vectors | None] = [None] * len(texts)
         left = list(range(len(texts)))

@@ -1,4 +1,4 @@
-"""Reads a collection in pages, which are smaller if the service refuses large ones."""
+"""Reads a collection in pages, which are smaller if the store refuses large ones."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def items_of_json(data: bytes, name: str) -> Iterator[Line]:
 
 
 def some_with_text(lines: Iterator[Line], name: str) -> Iterator[Line]:
-    """Yield ``lines``, but only after one of the first of them has a text in its field ``name``.
+    """Yield ``lines`` if one of the first has a text in its field ``name``.
 
     Otherwise, a forgotten ``--field`` would replace an output with rows that hold no vector.
 

@@ -36,8 +36,9 @@ class TuneResult:
         measured: Every measured setting, in the order of the stages.
         chosen: The smallest and cheapest setting that is not measurably worse than the best. If the
             questions are too few to choose well: ``start``, unless a setting is measurably better.
-        start: The setting without tuning: ``start`` of `Tuning`, by default the defaults. If the
-            budget did not allow measuring it, the first measured setting takes its place.
+        start: The setting without tuning: ``start`` of `Tuning`, by default the package's default
+            settings. If the budget did not allow measuring it, the first measured setting takes its
+            place.
         model: The name of the embedding model.
         cut_sizes: Sizes whose vectors are the beginning of the largest ones. These vectors were
             cut, not paid for.
@@ -112,8 +113,8 @@ class TuneResult:
     def tellable(self) -> float:
         """The smallest measurable difference in nDCG@10, as the median over the settings.
 
-        If no setting differs from the best on some questions only, such as with one question, it is
-        what this number of questions can usually show.
+        If no interval has a width, such as with one question, it is the usual value for this number
+        of questions.
         """
         return measurable(self.measured, self._bootstrap)
 

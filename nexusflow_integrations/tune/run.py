@@ -119,7 +119,7 @@ class Tuning:
         budget: The maximum to spend, including the chat model. Settings that would exceed it are
             left out.
         start: The first settings; their model is ignored. If the questions are too few to choose
-            well, they are kept. Default: the defaults of this package.
+            well, these settings are kept. Default: the defaults of this package.
         sizes: Sizes to compare. Default: all sizes of the model.
         lengths: See `Options`.
         overlaps: See `Options`.

@@ -26,7 +26,7 @@ FEW = 0.05
 
 _ROUNDING = 1e-9
 _FEWEST_GAINS = 6
-"""If fewer questions gain, it may be chance (sign test, 5 %), and an interval may have no width."""
+"""Smallest number of questions that must gain: fewer may be chance (sign test, 5 %)."""
 
 
 @dataclass(frozen=True)
@@ -316,8 +316,8 @@ def _highest(fit: Sequence[Measured]) -> Measured:
 def measurable(measured: Sequence[Measured], bootstrap: Bootstrap) -> float:
     """Return the smallest measurable difference in nDCG@10, as the median over the settings.
 
-    If no setting differs from the best on some questions only, such as with one question, return
-    what this number of questions can usually show.
+    If no interval has a width, such as with one question, return the usual value for this number
+    of questions.
     """
     best = best_of(measured, bootstrap)
     found = (difference(item, best, bootstrap) for item in measured)

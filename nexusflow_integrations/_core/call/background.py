@@ -193,8 +193,8 @@ class LoopCall(Generic[T]):
             raise
         except BaseException as error:
             if isinstance(error, NexusFlowError):
-                # Its message says what is wrong. The frames of this thread would only make the
-                # traceback longer that the caller sees; those of a cause are kept.
+                # Its message says what is wrong. The frames of this thread would only lengthen the
+                # traceback that the caller sees. Those of a cause are kept.
                 error.__traceback__ = None
             self._tell(Outcome(error=error))
             if not isinstance(error, Exception):

@@ -102,7 +102,7 @@ class NotATableError(Exception):
 
 
 def read_table(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield, for each row of CSV or TSV that is not blank, the number of its last line, and it.
+    """Yield the number of the last line and the cells of each row that is not blank.
 
     Raises:
         NotATableError: A quote is not closed, or text follows a closed one.

@@ -33,7 +33,7 @@ _CLASSES = {
 
 
 class UnreadableRulesError(Exception):
-    """A ``.gitignore`` cannot be read, so nobody knows which files it excludes."""
+    """A ``.gitignore`` cannot be read, so it is not known which files it excludes."""
 
 
 class Ignored:
@@ -148,7 +148,7 @@ def _lines(data: bytes) -> Iterator[str]:
 
 
 def _ends_escaped(rule: str) -> bool:
-    """Return whether the last backslash of ``rule`` escapes the character behind it."""
+    """Return whether the last backslash of ``rule`` escapes the character after it."""
     return (len(rule) - len(rule.rstrip("\\"))) % 2 == 1
 
 
