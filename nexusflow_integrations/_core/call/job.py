@@ -41,6 +41,8 @@ DRAIN = 5.0
 STOPPED = DRAIN + 5.0
 """Seconds within which a stopped call has ended, with its results written to the store."""
 
+LAST_WORD = 0.01
+"""Seconds after the deadline in which a request reports that it timed out, which says more."""
 PARTS = 10
 """The number of short waits into which a wait of ``DRAIN`` or ``STOPPED`` seconds is divided.
 
@@ -196,7 +198,7 @@ class Job:
             await work
             return
         try:
-            await asyncio.wait_for(work, deadline)
+            await asyncio.wait_for(work, deadline + LAST_WORD)
         except asyncio.TimeoutError as error:
             if isinstance(error, NexusFlowError):
                 raise
