@@ -98,7 +98,7 @@ def _http(url: str, texts: list[str], requests: int) -> float:
     """Send requests through the client's sender alone."""
     from nexusflow_integrations._core.call.engine import _target
     from nexusflow_integrations._core.request import batching, wire
-    from nexusflow_integrations._core.request.transport import AiohttpSender, Pool
+    from nexusflow_integrations._core.request.pool import LoopSender, Pool
     from nexusflow_integrations._core.secret import ApiKey, Headers
 
     items = [batching.item_of(place, text) for place, text in enumerate(texts)]
@@ -106,7 +106,7 @@ def _http(url: str, texts: list[str], requests: int) -> float:
 
     async def run() -> float:
         pool = Pool()
-        sender = AiohttpSender(pool, _target(url, ApiKey(KEY), Headers()))
+        sender = LoopSender(pool, _target(url, ApiKey(KEY), Headers()))
 
         async def some(times: int) -> None:
             for _ in range(times):

@@ -320,7 +320,7 @@ def test_calls_with_headers_of_their_own_leave_no_more_than_some_senders() -> No
         for number in range(200):
             told = call_of(["a"], default_headers={"X-Trace": str(number)})
             sender = engine._sender(told)
-            assert sender._headers["x-trace"].reveal() == str(number)  # type: ignore[attr-defined]
+            assert f"X-Trace: {number}\r\n".encode() in sender._head.with_body(b"")  # type: ignore[attr-defined]
         await engine._pool.close()
         return engine._own_sender.cache_info().currsize
 

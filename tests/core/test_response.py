@@ -7,8 +7,9 @@ import signal
 import aiohttp
 import pytest
 
-from nexusflow_integrations._core.request import blocking
-from nexusflow_integrations._core.request.blocking import NotHttp, Response
+from nexusflow_integrations._core.request import message
+from nexusflow_integrations._core.request.blocking import BUFFER
+from nexusflow_integrations._core.request.message import NotHttp, Response
 from nexusflow_integrations._core.request.wire import MAX_RESPONSE_BYTES
 
 SIZED = b"HTTP/1.1 200 OK\r\nX: y \r\nContent-Length: 5\r\n\r\nhello"
@@ -109,26 +110,26 @@ def test_a_response_that_is_too_large_is_not_read_to_the_end() -> None:
     assert response.is_too_large
     response = Response()
     response.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    piece = b"%x\r\n" % blocking.BUFFER + b" " * blocking.BUFFER + b"\r\n"
+    piece = b"%x\r\n" % BUFFER + b" " * BUFFER + b"\r\n"
     fed = 0
     while not response.feed(piece):
-        fed += blocking.BUFFER
+        fed += BUFFER
     assert response.is_too_large
     assert fed == MAX_RESPONSE_BYTES
 
 
 def test_the_parser_of_the_installed_aiohttp_can_be_used() -> None:
-    assert blocking._parser_works()
+    assert message.parser_works()
 
 
 def test_a_parser_that_needs_an_event_loop_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def needs_a_loop(*_: object, **__: object) -> object:
         raise TypeError("no running event loop")
 
-    monkeypatch.setattr(blocking, "HttpResponseParser", needs_a_loop)
-    blocking._parser_works.cache_clear()
-    assert not blocking._parser_works()
-    blocking._parser_works.cache_clear()
+    monkeypatch.setattr(message, "HttpResponseParser", needs_a_loop)
+    message.parser_works.cache_clear()
+    assert not message.parser_works()
+    message.parser_works.cache_clear()
 
 
 def test_an_error_of_a_signal_handler_does_not_count_as_a_failure_of_the_parser(
@@ -142,11 +143,11 @@ def test_an_error_of_a_signal_handler_does_not_count_as_a_failure_of_the_parser(
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        monkeypatch.setattr(blocking, "HttpResponseParser", interrupted)
-        blocking._parser_works.cache_clear()
+        monkeypatch.setattr(message, "HttpResponseParser", interrupted)
+        message.parser_works.cache_clear()
         with pytest.raises(TimeoutError, match="enough"):
-            blocking._parser_works()
+            message.parser_works()
     finally:
         signal.signal(signal.SIGTERM, before)
     monkeypatch.undo()
-    assert blocking._parser_works()
+    assert message.parser_works()

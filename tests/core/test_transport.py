@@ -10,11 +10,10 @@ from typing import Any, cast
 import httpx
 import pytest
 
+from nexusflow_integrations._core.request.pool import AiohttpSender, Pool
 from nexusflow_integrations._core.request.transport import (
-    AiohttpSender,
     AsyncHttpxSender,
     HttpxSender,
-    Pool,
     Target,
 )
 from nexusflow_integrations._core.request.wire import TransportFault

@@ -15,7 +15,7 @@ from faults.server import FaultServer, Script, Wire, once
 
 from nexusflow_integrations import NexusFlow, errors
 from nexusflow_integrations._core.call.engine import engine
-from nexusflow_integrations._core.request.transport import Pool
+from nexusflow_integrations._core.request.pool import Pool
 
 from .entries import ENTRIES, HEADER, HEADERS, KEY, PASSWORD, Entry
 from .traces import leaks

@@ -32,7 +32,7 @@ from nexusflow_integrations._core.pace.admission import AdmissionQueue
 from nexusflow_integrations._core.request import blocking
 from nexusflow_integrations._core.request.blocking import BlockingSender, Connections, Peer
 from nexusflow_integrations._core.request.exchange import Call
-from nexusflow_integrations._core.request.transport import AiohttpSender
+from nexusflow_integrations._core.request.pool import AiohttpSender, LoopSender
 from nexusflow_integrations._core.request.wire import Answer
 from nexusflow_integrations._core.usage import BudgetGuard, Ledger
 
@@ -43,7 +43,7 @@ from .scene import KEY, SIZE, assert_right, client_of, lane_of, run, until
 def senders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Who sent each request, in order."""
     found: list[str] = []
-    here, loop = BlockingSender.send, AiohttpSender.send
+    here, loop, aiohttp = BlockingSender.send, LoopSender.send, AiohttpSender.send
 
     def send_here(self: Any, *arguments: Any) -> Any:
         found.append("thread")
@@ -53,8 +53,13 @@ def senders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append("loop")
         return await loop(self, *arguments)
 
+    async def leave_to_aiohttp(self: Any, *arguments: Any) -> Any:
+        found.append("aiohttp")
+        return await aiohttp(self, *arguments)
+
     monkeypatch.setattr(BlockingSender, "send", send_here)
-    monkeypatch.setattr(AiohttpSender, "send", send_on_loop)
+    monkeypatch.setattr(LoopSender, "send", send_on_loop)
+    monkeypatch.setattr(AiohttpSender, "send", leave_to_aiohttp)
     return found
 
 
@@ -656,7 +661,7 @@ def test_a_connection_to_a_proxy_is_not_taken_for_one_to_the_service(
         client.embed("directly")
         client.embed("again")
         assert len(proxy.requests) == 1
-    assert senders == ["loop", "loop", "thread"]
+    assert senders == ["aiohttp", "loop", "thread"]
 
 
 class Link:
@@ -702,7 +707,7 @@ def test_a_request_is_not_sent_again_after_an_error_that_is_no_network_error(
         raise AttributeError("a mistake of this package")
 
     monkeypatch.setattr(blocking.Response, "feed", fails)
-    monkeypatch.setattr(blocking, "_parser_works", lambda: True)
+    monkeypatch.setattr(blocking, "parser_works", lambda: True)
     with pytest.raises(AttributeError, match="a mistake"):
         client.embed("a text")
     until(lambda: server.attempts == 1)

@@ -1,4 +1,4 @@
-"""A response means the same, whether a calling thread or the event loop reads it."""
+"""A response means the same, whether a calling thread, the event loop or aiohttp reads it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from faults.surfaces import used_already
 
 from nexusflow_integrations import NexusFlow, NexusFlowError, errors
 from nexusflow_integrations._core.request.blocking import BlockingSender
+from nexusflow_integrations._core.request.pool import AiohttpSender, LoopSender, Pool
 
 from .scene import KEY, SIZE, assert_right
 
@@ -108,31 +109,38 @@ def outcome(client: NexusFlow, server: FaultServer, *, is_sync: bool) -> tuple[A
 
 @pytest.mark.parametrize("name", RAW)
 @pytest.mark.parametrize("retries", [0, 1])
-def test_a_response_has_the_same_outcome_in_a_thread_and_on_the_event_loop(
+def test_a_response_has_the_same_outcome_however_it_is_read(
     name: str, retries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_thread = 0
-    send = BlockingSender.send
-
-    def counted(*arguments: Any) -> Any:
-        nonlocal by_thread
-        by_thread += 1
-        return send(*arguments)
-
-    monkeypatch.setattr(BlockingSender, "send", counted)
+    used: list[type] = []
+    for kind in (BlockingSender, LoopSender, AiohttpSender):
+        monkeypatch.setattr(kind, "send", _noting(used, kind))
     found = []
-    for is_sync in (True, False):
+    for way in (BlockingSender, LoopSender, AiohttpSender):
+        used.clear()
+        observed = property(lambda _, way=way: way is AiohttpSender)
+        monkeypatch.setattr(Pool, "is_observed", observed)
         with FaultServer(once(says(RAW[name]))) as server:
             client = NexusFlow(
                 KEY, base_url=server.base_url, dimensions=SIZE, timeout=30, max_retries=retries
             )
             used_already(client)
-            found.append(outcome(client, server, is_sync=is_sync))
+            found.append(outcome(client, server, is_sync=way is BlockingSender))
+            assert way in used
             # The server may be closing the connection: this client sends again.
             again = NexusFlow(KEY, base_url=server.base_url, dimensions=SIZE)
             assert_right([again.embed("after")], ["after"])
-    assert by_thread
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
+
+
+def _noting(used: list[type], kind: type) -> Callable[..., Any]:
+    send = kind.send  # type: ignore[attr-defined]
+
+    def noting_send(*arguments: Any) -> Any:
+        used.append(kind)
+        return send(*arguments)
+
+    return noting_send
 
 
 @pytest.mark.parametrize("ask", ["embed", "aembed"])

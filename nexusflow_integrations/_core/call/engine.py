@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -51,12 +52,11 @@ from nexusflow_integrations._core.request.exchange import (
     Stopped,
 )
 from nexusflow_integrations._core.request.long_texts import is_cut
+from nexusflow_integrations._core.request.pool import AiohttpSender, LoopSender, Pool
 from nexusflow_integrations._core.request.transport import (
     KEEPALIVE,
-    AiohttpSender,
     AsyncHttpxSender,
     HttpxSender,
-    Pool,
     Sender,
     Target,
     proxy_for,
@@ -252,10 +252,12 @@ class Engine:
             call.sender = self._sender(call)
         return True
 
-    def _make_sender(
-        self, url: str, key: ApiKey, headers: Headers, proxy: Secret | None
-    ) -> AiohttpSender:
-        return AiohttpSender(self._pool, _target(url, key, headers), proxy)
+    def _make_sender(self, url: str, key: ApiKey, headers: Headers, proxy: Secret | None) -> Sender:
+        target = _target(url, key, headers)
+        if proxy is None:
+            with suppress(ValueError):  # aiohttp reports an invalid URL
+                return LoopSender(self._pool, target)
+        return AiohttpSender(self._pool, target, proxy)
 
     def _make_sender_here(self, url: str, key: ApiKey, headers: Headers) -> BlockingSender:
         return BlockingSender(self._connections, _target(url, key, headers))
@@ -271,6 +273,7 @@ class Engine:
 
     def _end_idle(self) -> None:
         self._connections.end_idle()
+        self._pool.end_idle()
         self._ending_idle = self._background.loop.call_later(KEEPALIVE, self._end_idle)
 
     def embed_here(
@@ -289,7 +292,7 @@ class Engine:
             return None
         url = _url(settings)
         assert call.key is not None
-        if proxy_for(url) is not None:
+        if proxy_for(url) is not None or self._pool.is_observed:
             return None
         sender = self._sender_here(url, call.key, settings.default_headers)
         coalescer = self._coalescer_of(call, None)

@@ -23,26 +23,25 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, cast
+from typing import Any
 from weakref import WeakValueDictionary, ref
 
 import aiohttp
-from aiohttp.http import HttpProcessingError, HttpResponseParser
 from yarl import URL
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.clock import monotonic
-from nexusflow_integrations._core.request.transport import (
-    KEEPALIVE,
-    NOT_HTTP,
-    TOO_LARGE,
-    Target,
-    broken_off,
-    timed_out,
+from nexusflow_integrations._core.request.message import (
+    Head,
+    NotHttp,
+    Origin,
+    Response,
+    fault,
+    origin_of,
+    parser_works,
 )
-from nexusflow_integrations._core.request.wire import MAX_RESPONSE_BYTES, Answer, TransportFault
-from nexusflow_integrations._core.secret import Secret
+from nexusflow_integrations._core.request.transport import KEEPALIVE, TOO_LARGE, Target
+from nexusflow_integrations._core.request.wire import Answer, TransportFault
 from nexusflow_integrations._core.signals import raised_by_signal_handler
 
 CONNECT = 2.0
@@ -53,9 +52,6 @@ BUFFER = 1 << 16
 """Bytes to read at once."""
 LONGEST = 2e6
 """Maximum seconds for one wait: poll() takes a 32-bit number of milliseconds."""
-
-Origin = tuple[str, int, bool]
-"""Host, port, and whether TLS is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,130 +66,6 @@ class Peer:
         transport = self.transport()
         is_open = transport is not None and not transport.is_closing()
         return is_open or now - self.since < CURRENT
-
-
-class NotHttp(Exception):  # noqa: N818 - it never leaves this module
-    """The response is not valid HTTP."""
-
-
-class _Flow:
-    """The connection as a parser sees it: it never pauses, because the body is taken at once."""
-
-    _reading_paused = False
-
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self, **_: object) -> None:
-        pass
-
-
-class Response:
-    """Parses one response. Performs no I/O."""
-
-    def __init__(self) -> None:
-        # The second argument stands in for the event loop, which the parser would use only to wait
-        # for the body.
-        self._parser: Any = HttpResponseParser(
-            cast("Any", _Flow()),
-            cast("Any", _Flow()),
-            MAX_RESPONSE_BYTES,
-            payload_exception=aiohttp.ClientPayloadError,
-            read_until_eof=True,
-            auto_decompress=False,
-        )
-        self._message: Any = None
-        self._payload: Any = None
-        self._body = bytearray()
-        self._start = bytearray()  # up to and including the first bytes of the body
-        self._end = b""
-        self._head = 0  # bytes of the head
-        self._fed = 0
-        self._is_reusable = True
-
-    def feed(self, data: bytes) -> bool:
-        """Take the next bytes, or ``b""`` if the connection has ended.
-
-        Return whether the response is complete, or too large.
-
-        Raises:
-            ServerDisconnectedError: The connection ended before the head was complete.
-            ClientPayloadError: The body is incomplete or its encoding is broken.
-            NotHttp: The response is not valid HTTP.
-        """
-        if not data and self._message is None:
-            raise aiohttp.ServerDisconnectedError
-        try:
-            self._parse(data)
-            if self._message is None:
-                return False
-            self._body += self._payload.read_nowait(-1)
-        except HttpProcessingError:
-            if self._message is None:
-                raise NotHttp from None
-            raise aiohttp.ClientPayloadError from None
-        return self._payload.is_eof() or self.is_too_large
-
-    def _parse(self, data: bytes) -> None:
-        if not data:
-            self._is_reusable = False
-            self._parser.feed_eof()
-            return
-        self._fed += len(data)
-        if not self._head and self._message is None:
-            self._start += data
-            place = self._start.find(b"\r\n\r\n")
-            self._head = place + 4 if place >= 0 else 0
-        messages, upgraded, rest = self._parser.feed_data(data)
-        for message, payload in messages:
-            if self._message is None and not (100 <= message.code < 200 and message.code != 101):
-                self._message, self._payload = message, payload
-            else:  # an interim response, or a second response
-                self._is_reusable = False
-        if upgraded or rest:
-            self._is_reusable = False
-        self._end = (self._end + data[-5:])[-5:]
-
-    @property
-    def is_too_large(self) -> bool:
-        length = self._message.headers.get("Content-Length", "0")
-        return int(length) > MAX_RESPONSE_BYTES or len(self._body) > MAX_RESPONSE_BYTES
-
-    @property
-    def is_reusable(self) -> bool:
-        """Whether the connection can be used again.
-
-        It cannot if it carried more than this response: what is left of the other bytes would be
-        read as the response to the next request.
-        """
-        if not self._is_reusable or self._message.should_close:
-            return False
-        if self._message.chunked:
-            return self._end == b"0\r\n\r\n"
-        return self._fed == self._head + len(self._body)
-
-    def answer(self) -> Answer:
-        return Answer(self._message.code, self._message.headers, bytes(self._body))
-
-
-_SAMPLE = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
-
-
-@cache
-def _parser_works() -> bool:
-    """Return whether the parser of the installed aiohttp can read a response without an event loop.
-
-    aiohttp does not promise this. If the parser failed on a real response, the event loop would
-    send the request again, and it would be paid for twice.
-    """
-    try:
-        response = Response()
-        is_whole = [response.feed(_SAMPLE[place : place + 1]) for place in range(len(_SAMPLE))]
-        return is_whole.index(True) == len(_SAMPLE) - 1 and response.answer().body == b"{}"
-    except Exception as error:  # whatever other versions raise
-        if raised_by_signal_handler(error):
-            raise
-        return False
 
 
 class Connection:
@@ -213,7 +85,7 @@ class Connection:
             return not select.select([self._socket], [], [], 0)[0]
         return not self._poll.poll(0)
 
-    def exchange(self, head: Secret, body: bytes, until: float) -> tuple[Answer | None, bool]:
+    def exchange(self, head: Head, body: bytes, until: float) -> tuple[Answer | None, bool]:
         """Send a request and return its response; ``None`` if the response is too large.
 
         Also return whether the connection can be used again.
@@ -223,7 +95,7 @@ class Connection:
             OSError: The connection broke.
             ClientError, NotHttp: See ``Response.feed``.
         """
-        self._write(memoryview(head.reveal().encode("ascii") % len(body) + body), until)
+        self._write(memoryview(head.with_body(body)), until)
         response = Response()
         while True:
             self._socket.settimeout(_left(until))
@@ -321,7 +193,7 @@ class Connections:
         context = self._trust()
         if peer is None or context is None or not peer.is_current(monotonic()):
             return None
-        if not _parser_works():
+        if not parser_works():
             return None
         process = os.getpid()
         raw: socket.socket | None = None
@@ -369,19 +241,8 @@ class BlockingSender:
 
     def __init__(self, connections: Connections, target: Target) -> None:
         self._connections = connections
-        url = URL(target.url)
-        host, port = url.raw_host or "", url.port or 0
-        self._origin = (host, port, url.scheme == "https")
-        place = (
-            url.host_subcomponent if url.is_default_port() else f"{url.host_subcomponent}:{port}"
-        )
-        lines = [f"POST {url.raw_path_qs} HTTP/1.1", f"Host: {place}"]
-        headers = target.revealed()
-        # Like aiohttp, send only the last of the headers whose names differ only in case.
-        lines += {name.lower(): f"{name}: {value}" for name, value in headers.items()}.values()
-        self._head = Secret(
-            "\r\n".join([*lines, "Content-Length: "]).replace("%", "%%") + "%d\r\n\r\n"
-        )
+        self._origin = origin_of(URL(target.url))
+        self._head = Head(target)
 
     def connection(self, timeout: float) -> Connection | None:
         """Return a connection, or ``None`` if the event loop must send."""
@@ -399,18 +260,10 @@ class BlockingSender:
         except (OSError, ValueError, aiohttp.ClientError, NotHttp) as error:
             if raised_by_signal_handler(error):
                 raise
-            return _fault(error, timeout)
+            return fault(error, timeout)
         finally:
             if is_usable:
                 self._connections.put_back(self._origin, connection)
             else:
                 self._connections.drop(connection)
         return TOO_LARGE if answer is None else answer
-
-
-def _fault(error: Exception, timeout: float) -> TransportFault:
-    if isinstance(error, TimeoutError):
-        return timed_out(timeout)
-    if isinstance(error, ssl.SSLError):
-        return TransportFault("the TLS connection broke")
-    return NOT_HTTP if isinstance(error, NotHttp) else TransportFault(broken_off(error))

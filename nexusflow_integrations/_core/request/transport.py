@@ -1,11 +1,7 @@
-"""The three ways to send a request, and how their failures are classified.
+"""What all ways to send a request share, and the senders that use a user's own client.
 
-By default requests are sent with aiohttp, on the loop of ``background``: its parser is written in
-C, and its pool is as fast with a hundred connections as with one. aiohttp trusts the same
-certificates as httpx (including ``SSL_CERT_FILE``) and uses the proxy that the usual
-environment variables name. A user's client from httpx (or httpx2, whose classes look the same) is
-used unchanged and never closed: a sync client in worker threads, an async client on the event loop
-of the call.
+A user's client from httpx (or httpx2, whose classes look the same) is used unchanged and never
+closed: a sync client in worker threads, an async client on the event loop of the call.
 
 The ``timeout`` covers everything: pool, connection, headers and the whole body, even if the body
 arrives slowly. Bodies are read up to ``MAX_RESPONSE_BYTES``. Redirects are not followed.
@@ -17,29 +13,23 @@ import asyncio
 import operator
 import os
 import re
-import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from inspect import CORO_CREATED, getcoroutinestate
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 from weakref import WeakSet
-
-import aiohttp
-import certifi
-from multidict import CIMultiDict
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.hosts import host_of, is_loopback
 from nexusflow_integrations._core.request.wire import MAX_RESPONSE_BYTES, Answer, TransportFault
 from nexusflow_integrations._core.secret import Secret
-from nexusflow_integrations.errors import APIConnectionError, ConfigurationError
+from nexusflow_integrations.errors import ConfigurationError
 
 
 class Sender(Protocol):
@@ -70,121 +60,6 @@ NOT_HTTP = TransportFault("the response is not valid HTTP")
 
 KEEPALIVE = 15.0
 """Seconds until an idle connection is closed; gateways usually close it later."""
-
-
-class Pool:
-    """The connections of the process: one aiohttp session on the background loop.
-
-    Args:
-        connected: Called with the URL and the transport of each new connection, except those to a
-            proxy.
-    """
-
-    def __init__(self, connected: Callable[[Any, Any], object] = lambda *_: None) -> None:
-        self._connected = connected
-        self.trust: ssl.SSLContext | None = None
-        self._session: Any = None
-        self._used: WeakSet[Any] = WeakSet()
-
-    def session(self) -> Any:
-        """Return the session; the first call opens it."""
-        if self._session is None:
-            try:
-                self.trust = _trust()
-                self._session = _open_session(self.trust, self._used, self._connected)
-            except OSError as error:
-                raise APIConnectionError(
-                    "the trusted certificates could not be read (see SSL_CERT_FILE):"
-                    f" {error.strerror or error}"
-                ) from None
-        return self._session
-
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-        for connection in list(self._used):
-            connection.abort()  # closing a TLS connection would wait for the peer
-        await asyncio.sleep(0)
-
-
-def _open_session(
-    trust: ssl.SSLContext, used: WeakSet[Any], connected: Callable[[Any, Any], object]
-) -> Any:
-    class Request(aiohttp.ClientRequest):
-        async def send(self, conn: Any) -> aiohttp.ClientResponse:
-            headers: Any = self.headers
-            # If bytes arrived on an idle connection, they would be read as the response to this
-            # request: the vectors of another request.
-            if conn.protocol is not None and conn.protocol.should_close:
-                raise aiohttp.ServerDisconnectedError
-            if conn.transport is not None and conn.transport not in used:
-                used.add(conn.transport)
-                if self.proxy is None:
-                    connected(self.url, conn.transport)
-            secrets = [item for item in headers.items() if isinstance(item[1], Secret)]
-            for name, secret in secrets:
-                headers[name] = secret.reveal()
-            try:
-                return await super().send(conn)  # this writes the headers without suspending
-            finally:
-                headers.update(secrets)
-
-    # The admission queue limits the requests in flight, so the pool needs no limit.
-    connector = aiohttp.TCPConnector(
-        limit=0,
-        keepalive_timeout=KEEPALIVE,
-        ssl=trust,
-        resolver=aiohttp.ThreadedResolver(cast("asyncio.AbstractEventLoop", _NameService())),
-    )
-    return aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        request_class=Request,
-        auto_decompress=False,
-        # `trust_env` would cost two thread switches per request and take credentials from ~/.netrc.
-        # Instead, this module reads the proxy variables once per call.
-        trust_env=False,
-    )
-
-
-class _NameService:
-    """The DNS lookups of an event loop, each in a daemon thread.
-
-    The loop's executor is not used, because the interpreter joins the executor's threads at exit,
-    and a lookup takes tens of seconds if the name server does not answer.
-    """
-
-    async def getaddrinfo(self, host: str, port: int, **options: int) -> Any:
-        return await self._look_up(partial(socket.getaddrinfo, host, port, **options))
-
-    async def getnameinfo(self, address: Any, flags: int = 0) -> Any:
-        return await self._look_up(partial(socket.getnameinfo, address, flags))
-
-    async def _look_up(self, work: Callable[[], Any]) -> Any:
-        found: Future[Any] = Future()
-
-        def run() -> None:
-            found.set_running_or_notify_cancel()  # the future can no longer be cancelled
-            try:
-                found.set_result(work())
-            except Exception as error:  # noqa: BLE001 - raised in the waiting task
-                found.set_exception(error)
-
-        try:
-            threading.Thread(target=run, name="nexusflow-names", daemon=True).start()
-        except RuntimeError as error:
-            raise OSError(f"the name cannot be looked up: {error}") from None
-        return await asyncio.wrap_future(found)
-
-
-def _trust() -> ssl.SSLContext:
-    """Return the SSL context that httpx would use, without importing httpx, which is slow."""
-    if file := os.environ.get("SSL_CERT_FILE"):
-        return ssl.create_default_context(cafile=file)
-    if folder := os.environ.get("SSL_CERT_DIR"):
-        return ssl.create_default_context(capath=folder)
-    return ssl.create_default_context(cafile=certifi.where())
 
 
 def proxy_for(url: str) -> Secret | None:
@@ -246,90 +121,11 @@ def _proxy_for(url: str, _variables: tuple[str | None, ...]) -> Secret | str | N
     return Secret(f"{scheme or 'http'}://{address}")
 
 
-class AiohttpSender:
-    """The default sender: sends through the pool of the process, and ``proxy`` if there is one."""
-
-    def __init__(self, pool: Pool, target: Target, proxy: Secret | None = None) -> None:
-        self._session = pool.session()
-        self._url = target.url
-        # Otherwise aiohttp would make such a mapping for every request.
-        self._headers: Any = CIMultiDict(target.headers)
-        self._timeout = aiohttp.ClientTimeout()
-        self._proxy = proxy
-
-    async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
-        if self._timeout.total != timeout:
-            self._timeout = aiohttp.ClientTimeout(total=timeout, ceil_threshold=1e9)
-        try:
-            response = await self._session.post(
-                self._url,
-                data=body,
-                headers=self._headers,
-                proxy=None if self._proxy is None else self._proxy.reveal(),
-                allow_redirects=False,
-                timeout=self._timeout,
-            )
-            # `async with` would wait at its end, without a timeout, until the request is written.
-            try:
-                received = await _read(response)
-            finally:
-                if not response.closed:  # a response that was read to the end is closed
-                    response.close()
-            if received is None:
-                return TOO_LARGE
-            return Answer(response.status, response.headers, received)
-        except asyncio.TimeoutError:
-            return timed_out(timeout)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return _aiohttp_fault(error)
-
-
-async def _read(response: Any) -> bytes | None:
-    """Return the body, or ``None`` if it is larger than ``MAX_RESPONSE_BYTES``."""
-    length = response.content_length
-    if length is not None:
-        if length > MAX_RESPONSE_BYTES:
-            return None
-        body: bytes = await response.read()
-        return body
-    parts = bytearray()
-    async for part in response.content.iter_any():
-        parts += part
-        if len(parts) > MAX_RESPONSE_BYTES:
-            return None
-    return bytes(parts)
-
-
 def timed_out(timeout: float) -> TransportFault:
     return TransportFault(f"no complete response within {timeout:.3g} s", timed_out=True)
 
 
-def _aiohttp_fault(error: Exception) -> TransportFault:
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        return TransportFault(
-            f"the proxy answered the connection attempt with status {error.status}",
-            retryable=error.status >= 500,
-            maybe_billed=False,
-        )
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return _certificate_fault(error.certificate_error)
-    if isinstance(error, aiohttp.ClientSSLError):
-        return _certificate_fault(error)
-    if isinstance(error, aiohttp.ClientResponseError):
-        return NOT_HTTP
-    if isinstance(error, aiohttp.InvalidURL):
-        return TransportFault("the URL is not valid", retryable=False, maybe_billed=False)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return TransportFault(
-            f"cannot connect to {error.host}: {error.os_error.strerror or error.os_error}",
-            maybe_billed=False,
-        )
-    if isinstance(error, ssl.SSLError):
-        return TransportFault("the TLS connection broke")
-    return TransportFault(broken_off(error))
-
-
-def _certificate_fault(error: BaseException) -> TransportFault:
+def certificate_fault(error: BaseException) -> TransportFault:
     if "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(error, ssl.CertificateError):
         detail = getattr(error, "verify_message", "") or "set SSL_CERT_FILE to trust another CA"
         return TransportFault(
@@ -518,7 +314,7 @@ def _httpx_fault(error: Exception, timeout: float) -> TransportFault:
     if "TimeoutException" in names:
         return timed_out(timeout)
     if _caused_by_certificate(error):
-        return _certificate_fault(_root(error))
+        return certificate_fault(_root(error))
     if names & {"InvalidURL", "UnsupportedProtocol", "LocalProtocolError"}:
         return TransportFault("the request is not valid HTTP", retryable=False, maybe_billed=False)
     if names & {"ConnectError", "ProxyError"}:

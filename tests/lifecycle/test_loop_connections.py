@@ -1,0 +1,224 @@
+"""The event loop sends over connections that it takes over from aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import aiohttp
+import pytest
+from faults.server import FaultServer, Wire, once
+
+from nexusflow_integrations import NexusFlow
+from nexusflow_integrations._core.call.background import background_loop
+from nexusflow_integrations._core.call.engine import engine
+from nexusflow_integrations._core.request import message, pool
+from nexusflow_integrations._core.request.blocking import BlockingSender
+from nexusflow_integrations._core.request.nonblocking import LoopConnection
+from nexusflow_integrations._core.request.pool import KEEPALIVE, AiohttpSender, LoopSender, Pool
+from nexusflow_integrations._core.request.transport import Target
+from nexusflow_integrations._core.request.wire import Answer
+
+from .scene import assert_right, auntil, client_of, texts
+
+BODY = b'{"input":["a text"],"model":"text-embedding-v4"}'
+
+
+@pytest.fixture
+def senders(monkeypatch: pytest.MonkeyPatch) -> list[type]:
+    """Who sent each request, in order."""
+    found: list[type] = []
+
+    def noting(kind: type) -> Callable[..., Any]:
+        send = kind.send  # type: ignore[attr-defined]
+
+        def noting_send(*arguments: Any) -> Any:
+            found.append(kind)
+            return send(*arguments)
+
+        return noting_send
+
+    for kind in (BlockingSender, LoopSender, AiohttpSender):
+        monkeypatch.setattr(kind, "send", noting(kind))
+    return found
+
+
+def ask_for_all(client: NexusFlow) -> None:
+    """Send two queries and a call of three batches."""
+    for name in ("first", "second"):
+        assert_right([client.embed(name, role="query")], [name])
+    many = texts(25)
+    assert_right(client.embed(many), many)
+
+
+def test_the_loop_uses_a_connection_again_and_leaves_nothing_to_aiohttp(
+    server: FaultServer, senders: list[type]
+) -> None:
+    client = client_of(server, max_concurrency=1)
+    many = texts(30)
+    assert_right(client.embed(many), many)
+    assert senders == [LoopSender] * 3
+    assert server.connections == 1
+
+
+# ---- tools that observe aiohttp's requests
+
+
+def test_a_tool_that_replaces_the_requests_of_aiohttp_sees_every_request(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    request = aiohttp.ClientSession._request
+
+    @functools.wraps(request)
+    async def recorded(self: Any, *arguments: Any, **options: Any) -> Any:
+        seen.append(options["data"])
+        return await request(self, *arguments, **options)
+
+    monkeypatch.setattr(aiohttp.ClientSession, "_request", recorded)
+    ask_for_all(client_of(server))
+    assert len(seen) == server.attempts == 5
+
+
+@pytest.fixture
+def trace() -> Iterator[aiohttp.TraceConfig]:
+    """A trace of the process's session, as a tracer that wraps ``ClientSession`` adds it."""
+    config = aiohttp.TraceConfig()
+    running = engine()[1]._pool
+
+    async def open_session() -> Any:
+        return running.session()
+
+    session = background_loop().submit(open_session()).result(10)
+    session.trace_configs.append(config)
+    yield config
+    session.trace_configs.remove(config)
+
+
+def test_a_tracer_of_aiohttp_sessions_sees_every_request(
+    server: FaultServer, trace: aiohttp.TraceConfig
+) -> None:
+    seen = []
+
+    async def note(_: object, __: object, about: aiohttp.TraceRequestStartParams) -> None:
+        seen.append(about.url.path)
+
+    trace.on_request_start.append(note)
+    trace.freeze()
+    ask_for_all(client_of(server))
+    assert seen == ["/v1/embeddings"] * 5
+    assert server.attempts == 5
+
+
+# ---- an aiohttp that differs
+
+
+def _refuses(*_: object, **__: object) -> None:
+    raise TypeError("unexpected keyword argument")
+
+
+def test_a_connection_that_this_aiohttp_cannot_open_is_left_to_it(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, senders: list[type]
+) -> None:
+    client = client_of(server)
+    client.embed("open the session", role="query")  # it has a class of requests of its own
+    senders.clear()
+    monkeypatch.setattr(pool.aiohttp, "ClientRequest", _refuses)
+    other = client_of(server, model="another")
+    many = texts(25)
+    for connection in list(engine()[1]._pool._open):
+        background_loop().call_soon(functools.partial(engine()[1]._pool.drop, connection))
+    assert_right(other.embed(many), many)
+    assert senders.count(LoopSender) == senders.count(AiohttpSender) == 3
+    assert server.attempts == 4
+
+
+def test_a_parser_that_cannot_be_used_alone_is_left_to_aiohttp(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, senders: list[type]
+) -> None:
+    monkeypatch.setattr(message, "HttpResponseParser", _refuses)
+    message.parser_works.cache_clear()
+    try:
+        ask_for_all(client_of(server))
+    finally:
+        message.parser_works.cache_clear()
+    assert senders.count(AiohttpSender) == server.attempts == 5
+
+
+# ---- the end of a connection
+
+
+async def _sent(sender: LoopSender) -> Answer:
+    answer = await sender.send(BODY, 30.0)
+    assert isinstance(answer, Answer)
+    return answer
+
+
+def test_an_idle_connection_is_closed_after_a_while(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        connections = Pool()
+        sender = LoopSender(connections, Target(f"{server.base_url}/embeddings", {}))
+        assert (await _sent(sender)).status == 200
+        connections.end_idle()
+        (connection,) = connections._open
+        connection.idle_since -= KEEPALIVE + 1
+        connections.end_idle()
+        assert not connections._open
+        assert connection._transport.is_closing()
+        assert (await _sent(sender)).status == 200
+        (connection,) = connections._open
+        connection.idle_since -= KEEPALIVE + 1
+        assert (await _sent(sender)).status == 200  # over a third connection
+        assert connection._transport.is_closing()
+        assert server.connections == 3
+        await connections.close()
+        assert not connections._open
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_request_ends_its_connection(server: FaultServer) -> None:
+    def stall(wire: Wire) -> None:
+        wire.hold(60)
+
+    server.script = once(stall)
+
+    async def run() -> None:
+        connections = Pool()
+        sender = LoopSender(connections, Target(f"{server.base_url}/embeddings", {}))
+        task = asyncio.ensure_future(sender.send(BODY, 30.0))
+        await auntil(lambda: server.attempts == 1)
+        (connection,) = connections._open
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not connections._open
+        assert connection._transport.is_closing()
+        assert (await _sent(sender)).status == 200
+        await connections.close()
+
+    asyncio.run(run())
+
+
+class Lost:
+    """A TLS transport of Python 3.10 that lost its connection; the protocol is not told yet."""
+
+    def set_protocol(self, _: object) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        raise AttributeError("'NoneType' object has no attribute 'get_write_buffer_size'")
+
+
+def test_a_tls_connection_that_was_just_lost_is_not_used() -> None:
+    class Opened:
+        transport = Lost()
+
+    assert not LoopConnection(Opened()).is_free
