@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,13 +13,13 @@ import numpy as np
 
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.comparing import deviation
+from nexusflow_integrations._core.halving import Halving
 from nexusflow_integrations._core.left_out import LeftOut
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections.calls import (
     AsyncCalls,
     Calls,
-    RefusedError,
     check_client,
     check_timeout,
 )
@@ -40,6 +40,7 @@ from nexusflow_integrations.chroma_collections.plans import (
     acarry_out,
     carry_out,
     look_up,
+    refusal_of,
 )
 from nexusflow_integrations.chroma_collections.records import Record
 from nexusflow_integrations.chroma_collections.run import (
@@ -436,20 +437,20 @@ class _Work:
 
     def _write(self, run: Run, rows: list[tuple[str, Row]], places: Mapping[str, int]) -> Plan[int]:
         """Write rows of the source; return how many the store refused."""
-        try:
-            yield Step(f"writing {len(rows)} documents", self.target.upsert, _fields(rows))
-        except RefusedError as error:
-            if len(rows) > 1:
-                middle = len(rows) // 2
-                first = yield from self._write(run, rows[:middle], places)
-                return first + (yield from self._write(run, rows[middle:], places))
-            ((name, row),) = rows
-            record = Record(places[name], name, row[0] or "", None)
-            run.refused_by_store(Ready(record, None, True, ()), error)
-            return 1
-        run.added += len(rows)
-        run.accepted()
-        return 0
+        refused = 0
+        batch = Halving(rows)
+        while part := batch.next:
+            step = Step(f"writing {len(part)} documents", self.target.upsert, _fields(part))
+            if (error := (yield from refusal_of(step))) is None:
+                batch.stored()
+                run.added += len(part)
+                run.accepted()
+            elif (alone := batch.refused()) is not None:
+                name, row = alone
+                record = Record(places[name], name, row[0] or "", None)
+                run.refused_by_store(Ready(record, None, True, ()), error)
+                refused += 1
+        return refused
 
     def prune(self, run: Run, *, dry: bool = False) -> Plan[None]:
         """Remove from the target the documents that the source does not have."""
@@ -588,7 +589,7 @@ def _marking(collection: Any, mark: str | None) -> Step:
     return Step("marking the copy", collection._client._modify, fields)
 
 
-def _fields(rows: list[tuple[str, Row]]) -> dict[str, Any]:
+def _fields(rows: Sequence[tuple[str, Row]]) -> dict[str, Any]:
     """Return the arguments of ``upsert`` for ``rows``."""
     documents, metadatas, uris, embeddings = zip(*(row for _, row in rows), strict=True)
     fields: dict[str, Any] = {

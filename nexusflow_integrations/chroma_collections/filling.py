@@ -10,14 +10,15 @@ from collections.abc import (
     Generator,
     Iterable,
     Iterator,
+    Sequence,
 )
 from contextlib import aclosing, closing, suppress
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nexusflow_integrations._core.halving import Halving
 from nexusflow_integrations._core.usage import Usage
-from nexusflow_integrations.chroma_collections.calls import RefusedError
 from nexusflow_integrations.chroma_collections.embedding import Embedder
 from nexusflow_integrations.chroma_collections.pages import Pages, by_ids
 from nexusflow_integrations.chroma_collections.plans import (
@@ -26,9 +27,10 @@ from nexusflow_integrations.chroma_collections.plans import (
     Step,
     acarry_out,
     carry_out,
+    refusal_of,
 )
 from nexusflow_integrations.chroma_collections.records import Record
-from nexusflow_integrations.chroma_collections.run import Run, Stored, Write, stored_by_id
+from nexusflow_integrations.chroma_collections.run import Ready, Run, Stored, stored_by_id
 from nexusflow_integrations.chroma_collections.verifying import (
     READ,
     check_same,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from nexusflow_integrations._core.call.estimate import Estimate
     from nexusflow_integrations._core.call.streaming import Embedded
     from nexusflow_integrations._core.vectors import Vectors
+    from nexusflow_integrations.chroma_collections.calls import RefusedError
 
 T = TypeVar("T")
 
@@ -105,7 +108,7 @@ class _Filling:
         with suppress(NexusFlowError):  # the error that is being raised gets the vectors
             yield from self._write(self._run.rest())
 
-    def _write_on(self, writes: Iterator[Write]) -> Plan[None]:
+    def _write_on(self, writes: Iterator[list[Ready]]) -> Plan[None]:
         """Write; after a write has failed, only collect the vectors still in flight."""
         if isinstance(self._problem, CollectionError):
             return
@@ -114,34 +117,28 @@ class _Filling:
         except CollectionError as error:
             self._problem = error
 
-    def _write(self, writes: Iterator[Write]) -> Plan[None]:
-        for write in writes:
-            parts = [write]  # a stack: the last write is the next one
+    def _write(self, writes: Iterator[list[Ready]]) -> Plan[None]:
+        for batch in writes:
+            rows = Halving(batch)
             try:
-                while parts:
-                    error = yield from self._put(parts[-1])
+                while part := rows.next:
+                    error = yield from self._put(part)
                     if error is None:
-                        self._run.written(parts.pop())
-                    elif len(parts[-1].ready) > 1:
-                        parts[-1:] = reversed(parts[-1].halves())
-                    else:
-                        self._run.refused_by_store(parts.pop().ready[0], error)
+                        rows.stored()
+                        self._run.written(part)
+                    elif (item := rows.refused()) is not None:
+                        self._run.refused_by_store(item, error)
             except BaseException:
-                for part in parts:
-                    self._run.put_back(part)
+                self._run.put_back(rows.left)
                 raise
 
-    def _put(self, write: Write) -> Plan[RefusedError | None]:
+    def _put(self, part: Sequence[Ready]) -> Plan[RefusedError | None]:
         """Write; return the error if the store refused the documents."""
         if self._dry_run:
             return None
-        method, fields = write.fields()
-        what = f"writing {len(write.ready)} documents"
-        try:
-            yield Step(what, getattr(self._collection, method), fields)
-        except RefusedError as error:
-            return error
-        return None
+        method, fields = self._run.fields(part)
+        what = f"writing {len(part)} documents"
+        return (yield from refusal_of(Step(what, getattr(self._collection, method), fields)))
 
 
 def note_gone(run: Run, collection: Any) -> Plan[None]:

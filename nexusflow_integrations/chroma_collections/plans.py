@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import httpx
 from chromadb.errors import NotFoundError
 
+from nexusflow_integrations.chroma_collections.calls import RefusedError
 from nexusflow_integrations.errors import CollectionError
 
 T = TypeVar("T")
@@ -78,6 +79,15 @@ async def acarry_out(plan: Plan[T], call: Callable[..., Awaitable[Any]]) -> T:
                 answer = await call(step.what, step.method, **step.fields)
         except BaseException as error:  # noqa: BLE001
             failure = error
+
+
+def refusal_of(step: Step) -> Plan[RefusedError | None]:
+    """Carry out a write; return the error if the store refused what is in it."""
+    try:
+        yield step
+    except RefusedError as error:
+        return error
+    return None
 
 
 def directly(what: str, method: Callable[..., T], /, **fields: Any) -> T:

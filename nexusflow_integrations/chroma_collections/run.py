@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.call.caller import Callback
+from nexusflow_integrations._core.halving import MOST_REFUSED
 from nexusflow_integrations._core.left_out import LeftOut, reason_in_words, reason_of
 from nexusflow_integrations._core.request.long_texts import check_document
 from nexusflow_integrations.chroma_collections.calls import RefusedError
@@ -33,8 +34,6 @@ SLICE = 250
 """Documents per write: smaller writes take longer in total, larger ones hold the GIL longer."""
 SLICE_BYTES = 8_000_000
 """Approximate bytes of a write as JSON; servers refuse large bodies."""
-MOST_REFUSED = 250
-"""After this many refusals in a row, the run ends: the store is at fault, not the documents."""
 NUMBER_BYTES = 21
 """Maximum characters of a float32 in JSON, including the comma."""
 
@@ -54,34 +53,6 @@ class Ready(NamedTuple):
     def size(self) -> int:
         numbers = 0 if self.vector is None else self.vector.size
         return NUMBER_BYTES * numbers + 2 * len(self.record.document)
-
-
-@dataclass
-class Write:
-    """Documents for one call to Chroma, either all with vectors or all without."""
-
-    ready: list[Ready]
-    add_only: bool
-
-    def fields(self) -> tuple[str, dict[str, Any]]:
-        """Return the name of the collection's method, and its arguments."""
-        records = [item.record for item in self.ready]
-        metadatas = [_replacing(item) for item in self.ready]
-        fields: dict[str, Any] = {"ids": [record.id for record in records]}
-        if any(metadatas):
-            fields["metadatas"] = metadatas
-        if any(record.uri for record in records):
-            fields["uris"] = [record.uri for record in records]
-        if self.ready[0].vector is None:
-            return "update", fields
-        fields["documents"] = [record.document for record in records]
-        fields["embeddings"] = [item.vector for item in self.ready]
-        return "add" if self.add_only else "upsert", fields
-
-    def halves(self) -> list[Write]:
-        """Return two writes with half of the documents each, after the store refused all."""
-        middle = len(self.ready) // 2
-        return [Write(part, self.add_only) for part in (self.ready[:middle], self.ready[middle:])]
 
 
 def _replacing(item: Ready) -> dict[str, Any] | None:
@@ -240,31 +211,46 @@ class Run:
         elif embedded.error is not None:
             self._refuse(item.record, embedded.error)
 
-    def full(self) -> Iterator[Write]:
-        """Yield the writes that are full."""
+    def full(self) -> Iterator[list[Ready]]:
+        """Yield the writes that are full: documents either all with vectors or all without."""
         for queue in (self._ready, self._metadata_only):
             while len(queue) >= self.size:
                 yield self._cut(queue)
 
-    def rest(self) -> Iterator[Write]:
+    def rest(self) -> Iterator[list[Ready]]:
         """Yield writes of all documents that are ready."""
         for queue in (self._ready, self._metadata_only):
             while queue:
                 yield self._cut(queue)
 
-    def _cut(self, queue: deque[Ready]) -> Write:
+    def _cut(self, queue: deque[Ready]) -> list[Ready]:
         ready = [queue.popleft()]
         room = SLICE_BYTES - ready[0].size
         while queue and len(ready) < self.size and (room := room - queue[0].size) >= 0:
             ready.append(queue.popleft())
-        return Write(ready, self.add_only)
+        return ready
 
-    def written(self, write: Write) -> None:
+    def fields(self, part: Sequence[Ready]) -> tuple[str, dict[str, Any]]:
+        """Return the name of the collection's method that writes ``part``, and its arguments."""
+        records = [item.record for item in part]
+        metadatas = [_replacing(item) for item in part]
+        fields: dict[str, Any] = {"ids": [record.id for record in records]}
+        if any(metadatas):
+            fields["metadatas"] = metadatas
+        if any(record.uri for record in records):
+            fields["uris"] = [record.uri for record in records]
+        if part[0].vector is None:
+            return "update", fields
+        fields["documents"] = [record.document for record in records]
+        fields["embeddings"] = [item.vector for item in part]
+        return "add" if self.add_only else "upsert", fields
+
+    def written(self, part: Sequence[Ready]) -> None:
         """Count the documents of a finished write."""
-        fresh = sum(item.fresh for item in write.ready)
+        fresh = sum(item.fresh for item in part)
         self.added += fresh
-        self.changed += len(write.ready) - fresh
-        self._done(len(write.ready))
+        self.changed += len(part) - fresh
+        self._done(len(part))
         self.accepted()
 
     def refused_by_store(self, item: Ready, error: RefusedError) -> None:
@@ -329,13 +315,13 @@ class Run:
     def pretend(self) -> None:
         """In a dry run, count pending documents as written."""
         for item in self._in_flight.values():
-            self.written(Write([item], self.add_only))
+            self.written([item])
         self._in_flight.clear()
 
-    def put_back(self, write: Write) -> None:
+    def put_back(self, rows: Sequence[Ready]) -> None:
         """Keep documents that could not be written."""
-        queue = self._metadata_only if write.ready[0].vector is None else self._ready
-        queue.extendleft(reversed(write.ready))
+        for item in reversed(rows):
+            (self._metadata_only if item.vector is None else self._ready).appendleft(item)
 
     def rescue(self, error: NexusFlowError) -> None:
         """Take the vectors that were ready before the stream failed."""
