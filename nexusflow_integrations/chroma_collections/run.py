@@ -271,7 +271,8 @@ class Run:
         Raises:
             CollectionError: The store has refused everything.
         """
-        if self._suspects and not (self.added or self.changed or self.unchanged):
+        has_some = self.added or self.changed or self.unchanged or self.differing
+        if self._suspects and not has_some:
             raise self._all_refused()
         self.accepted()
 

@@ -101,9 +101,10 @@ def add_documents(
     """Add documents to a vector store whose embedding is ``NexusFlowEmbeddings``.
 
     A document that cannot be embedded, or that the store refuses, is left out and reported; all
-    others are in the store afterwards. Documents are embedded before they are passed to the store;
-    while one slice is written, the next ones are embedded. About a thousand documents are in memory
-    at a time.
+    others are in the store afterwards. If the store refuses everything, or 250 documents in a row,
+    the store is at fault, and the run ends. Documents are embedded before they are passed to the
+    store; while one slice is written, the next ones are embedded. About a thousand documents are in
+    memory at a time.
 
     Documents with an id may be added again. If the store supports ``get_by_ids``, documents that it
     already has with the same text and metadata are neither sent nor paid for. So a call after an
@@ -132,8 +133,8 @@ def add_documents(
             sent.
         InvalidInputError: An item is not a ``Document``, an id occurs twice, or there are more
             documents than ids; ``index`` is its place. Lists are checked before anything is sent.
-        CollectionError: The store cannot be read or written. ``finished`` holds the vectors that
-            were paid for but not written, by their place in ``documents``.
+        CollectionError: The store cannot be read or written, or refuses everything. ``finished``
+            holds the vectors that were paid for but not written, by their place in ``documents``.
         NexusFlowError: Embedding failed. The documents that were ready are in the store.
     """
     with ALSO_LANGCHAINS:
@@ -230,6 +231,7 @@ def _run(
         finally:
             trial.close()
     run = new_run()
+    run.store = embedder.store_name
     run.progress = None if progress is None else Callback("progress", progress)
     return run
 
@@ -262,13 +264,6 @@ async def _aiter(items: Any) -> AsyncIterator[Any]:
             yield item
 
 
-def _next(steps: Generator[list[Ready], Exception | None, None], outcome: Exception | None) -> Any:
-    try:
-        return steps.send(outcome)
-    except StopIteration:
-        return None
-
-
 def _added(run: Run, usage: Usage) -> Added:
     left_out = tuple(run.left_out)
     if run.refused:
@@ -298,7 +293,7 @@ class _Embedder:
                 f"expected a LangChain VectorStore, not {type(store).__name__}"
             )
         embeddings = store.embeddings
-        name = type(store).__name__
+        self.store_name = name = type(store).__name__
         if not isinstance(embeddings, NexusFlowEmbeddings):
             kind = "not known" if embeddings is None else f"a {type(embeddings).__name__}"
             raise ConfigurationError(
@@ -513,12 +508,10 @@ class _Filling:
 
     def _write(self, batches: Callable[[], Iterator[list[Ready]]]) -> None:
         for batch in batches():
-            steps = self._run.writing(batch, type(self._store).__name__)
-            part = next(steps, None)
-            while part is not None:
-                part = _next(steps, self._attempt(part))
+            for part in self._run.parts(batch):
+                self._run.wrote(self._attempt(part))
 
-    def _attempt(self, part: list[Ready]) -> Exception | None:
+    def _attempt(self, part: Sequence[Ready]) -> Exception | None:
         with self._embedder.of_store._holding(*vectors_of(part)):
             try:
                 self._store.add_documents(
@@ -584,12 +577,10 @@ class _AsyncFilling:
 
     async def _write(self, batches: Callable[[], Iterator[list[Ready]]]) -> None:
         for batch in batches():
-            steps = self._run.writing(batch, type(self._store).__name__)
-            part = next(steps, None)
-            while part is not None:
-                part = _next(steps, await self._attempt(part))
+            for part in self._run.parts(batch):
+                self._run.wrote(await self._attempt(part))
 
-    async def _attempt(self, part: list[Ready]) -> Exception | None:
+    async def _attempt(self, part: Sequence[Ready]) -> Exception | None:
         with self._embedder.of_store._holding(*vectors_of(part)):
             try:
                 async with self._turn:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langchain_core.documents import Document
 
+from nexusflow_integrations._core.halving import MOST_REFUSED, Halving
 from nexusflow_integrations._core.left_out import LeftOut, Reason, reason_in_words, reason_of
 from nexusflow_integrations._core.seen_ids import SeenIds, twice
 from nexusflow_integrations._core.texts import check_text
@@ -91,6 +92,7 @@ class Run:
             end.
         collect_long: Whether documents that are too long are left out; otherwise such a document
             ends the run.
+        store: Name of the store's class, for messages.
         progress: Called with the number of documents done since the last call.
     """
 
@@ -99,6 +101,7 @@ class Run:
     collect_blank: bool
     collect_refused: bool
     collect_long: bool
+    store: str = ""
     progress: Callable[[int], object] | None = None
     added: int = 0
     present: int = 0
@@ -112,7 +115,9 @@ class Run:
     _in_flight: dict[int, Record] = field(default_factory=dict)
     _sent: int = 0
     _ready: deque[Ready] = field(default_factory=deque)
-    _unwritten: dict[int, Ready] = field(default_factory=dict)
+    _batch: Halving[Ready] = field(default_factory=lambda: Halving(()))
+    _suspects: list[tuple[Ready, Exception]] = field(default_factory=list)
+    """Documents that the store refused since it last accepted one."""
 
     # -- ending the run ------------------------------------------------------------------------
 
@@ -137,9 +142,20 @@ class Run:
             self._problem = error
 
     def check(self) -> None:
-        """Raise the error that ended the run early, with the unwritten vectors."""
+        """At the end of the run, decide about documents that the store refused last.
+
+        Raises the error that ended the run early, or that the store refused everything, with the
+        unwritten vectors.
+        """
+        if self._problem is None and self._suspects:
+            # In a second run, only those documents are written that were refused in the first one.
+            if self.added or self.present or self.differing:
+                self._accepted()
+            else:
+                self._all_refused()
         if isinstance(self._problem, NexusFlowError):
-            left = (*self._unwritten.values(), *self._ready)
+            refused = [item for item, _ in self._suspects]
+            left = (*refused, *self._batch.left, *self._ready)
             self._problem.finished = {item.record.place: item.vector for item in left}
         if self._problem is not None:
             raise self._problem
@@ -233,51 +249,41 @@ class Run:
         count = min(self.size, len(self._ready))
         return [self._ready.popleft() for _ in range(count)]
 
-    def writing(
-        self, batch: list[Ready], store: str
-    ) -> Generator[list[Ready], Exception | None, None]:
-        """Yield what to write next, and receive the outcome: ``None`` or the store's error.
+    def parts(self, batch: list[Ready]) -> Iterator[Sequence[Ready]]:
+        """Yield what to write next, until all of ``batch`` is stored or refused."""
+        self._batch = Halving(batch)
+        while not self._store_failed and (part := self._batch.next):
+            yield part
 
-        A store accepts all documents of a call or none, and seldom names the bad ones. So a failed
-        write is split into halves until the bad documents are alone.
-        """
-        self._unwritten = {item.record.place: item for item in batch}
-        faults: list[tuple[Ready, Exception]] = []
-        parts = [batch]
-        while parts:
-            part = parts.pop()
-            error = yield part
-            if error is None:
-                self._written(part)
-            elif not isinstance(error, _OF_A_DOCUMENT) or isinstance(error, ConfigurationError):
-                self._fail(part, store, error)
-                return
-            elif len(part) == 1:
-                faults.append((part[0], error))
-            else:
-                middle = len(part) // 2
-                parts += [part[middle:], part[:middle]]
-        # If a whole slice fails, the store is at fault. In a second run, the last slice may consist
-        # of nothing but the documents that the store refused before.
-        whole = len(batch) >= self.size > 1
-        if len(faults) == len(batch) and (whole or not (self.added or self.present)):
-            self._fail(batch, store, faults[0][1])
-            return
-        for item, error in faults:
-            del self._unwritten[item.record.place]
-            words = f"{store} refused it: {type(error).__name__}: {str(error)[:300]}"
+    def wrote(self, error: Exception | None) -> None:
+        """Take the outcome of writing the last part: ``None`` or the store's error."""
+        part = self._batch.next
+        if error is None:
+            self._batch.stored()
+            self.added += len(part)
+            self._done(len(part))
+            self._accepted()
+        elif not isinstance(error, _OF_A_DOCUMENT) or isinstance(error, ConfigurationError):
+            self._fail(f"writing {len(part)} documents to", error)
+        elif (item := self._batch.refused()) is not None:
+            self._suspects.append((item, error))
+            if len(self._suspects) >= MOST_REFUSED:
+                self._all_refused()
+
+    def _accepted(self) -> None:
+        """Leave out the documents that the store refused: it has just accepted another one."""
+        suspects, self._suspects = self._suspects, []
+        for item, error in suspects:
+            words = f"{self.store} refused it: {type(error).__name__}: {str(error)[:300]}"
             self._leave_out(item.record, "refused by the store", words, error)
 
-    def _written(self, part: list[Ready]) -> None:
-        for item in part:
-            del self._unwritten[item.record.place]
-        self.added += len(part)
-        self._done(len(part))
+    def _all_refused(self) -> None:
+        self._fail(f"writing {len(self._suspects)} documents one by one to", self._suspects[0][1])
 
-    def _fail(self, part: list[Ready], store: str, error: Exception) -> None:
+    def _fail(self, what: str, error: Exception) -> None:
         self._store_failed = True
         if not isinstance(self._problem, NexusFlowError):
-            self._problem = failed(f"writing {len(part)} documents to", store, error)
+            self._problem = failed(what, self.store, error)
 
     def _refuse(self, record: Record, error: InvalidInputError) -> None:
         """Leave out a document whose text cannot be sent.

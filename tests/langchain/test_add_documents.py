@@ -232,6 +232,72 @@ async def test_a_document_that_the_store_does_not_take_is_left_out_alone(
     assert [left.message for left in again.left_out] == [left.message for left in done.left_out]
 
 
+class Picky(InMemoryVectorStore):
+    """Refuses a write with a document whose metadata has ``bad``."""
+
+    def add_documents(self, documents: Any, ids: Any = None, **kwargs: Any) -> list[str]:
+        if any("bad" in document.metadata for document in documents):
+            raise ValueError("bad metadata")
+        return super().add_documents(documents, ids=ids, **kwargs)
+
+    async def aadd_documents(self, documents: Any, ids: Any = None, **kwargs: Any) -> list[str]:
+        return self.add_documents(documents, ids=ids, **kwargs)
+
+
+def with_bad(count: int, bad: Any) -> list[Document]:
+    documents = source(count)
+    for place in bad:
+        documents[place].metadata["bad"] = 1
+    return documents
+
+
+@TWINS
+@pytest.mark.parametrize("size", [1, 2, 5])
+async def test_refused_documents_are_left_out_though_they_fill_whole_slices(
+    twin: str, size: int, make: Make
+) -> None:
+    store, bad = Picky(make()), {0, 1, 5, 6, 7, 8, 9, 19}
+    counts: list[int] = []
+    options: Any = {"slice_size": size, "progress": counts.append}
+    done = await add(twin, store, with_bad(20, bad), **options)
+    assert done.added == len(store.store) == 12
+    assert {left.place for left in done.left_out} == bad
+    assert {left.reason for left in done.left_out} == {"refused by the store"}
+    assert sum(counts) == 20
+
+
+@TWINS
+async def test_a_store_that_refuses_all_documents_of_a_run_is_an_error(
+    twin: str, make: Make
+) -> None:
+    store = Picky(make())
+    with pytest.raises(errors.CollectionError, match="one by one to Picky failed: ValueError: bad"):
+        await add(twin, store, with_bad(3, range(3)), slice_size=1)
+    with pytest.raises(errors.CollectionError) as raised:
+        await add(twin, store, with_bad(3, range(3)))
+    assert set(raised.value.finished) == {0, 1, 2}
+    await add(twin, store, source(2))
+    other = source(2, {0: "another", 1: "text"})  # differs from what the store has
+    done = await add(twin, store, [*other, with_bad(3, [2])[2]])
+    assert (done.differing, len(done.left_out)) == (2, 1)
+
+
+@TWINS
+@pytest.mark.parametrize("size", [1, 40, 250])
+async def test_a_store_that_refuses_250_in_a_row_ends_the_run_before_all_is_paid(
+    twin: str, size: int, make: Make, server: LocalServer
+) -> None:
+    store = Picky(make())
+    documents = with_bad(20_000, range(10, 20_000))
+    with pytest.raises(errors.CollectionError, match="writing 250 documents one by one") as raised:
+        await add(twin, store, iter(documents), slice_size=size)
+    paid = set(server.stats.received)
+    assert len(paid) < 2_000
+    assert {documents[place].page_content for place in raised.value.finished} == paid - {
+        item["text"] for item in store.store.values()
+    }
+
+
 # -- adding again ----------------------------------------------------------------------------------
 
 
@@ -491,7 +557,7 @@ async def test_a_store_that_fails_midway_loses_no_vector(
             return self.add_documents(documents, ids=ids, **kwargs)
 
     store = Full(make())
-    documents = source(1000)
+    documents = source(3000)
     with pytest.raises(errors.CollectionError, match="to Full failed") as raised:
         await add(twin, store, iter(documents), slice_size=50)
     error = raised.value
@@ -499,7 +565,7 @@ async def test_a_store_that_fails_midway_loses_no_vector(
     assert isinstance(error.__cause__, fault)
     assert len(store.store) == 100
     paid = set(server.stats.received)
-    assert len(paid) < 1000
+    assert len(paid) < 2000
     written = {item["text"] for item in store.store.values()}
     assert {documents[place].page_content for place in error.finished} == paid - written
     (right,) = make().embed_documents([documents[100].page_content])
