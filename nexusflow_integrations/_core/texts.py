@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from os import PathLike
 from typing import Any, cast
 
@@ -43,6 +44,21 @@ def check_text(text: object, index: int | None = None) -> str:
             problem += f": pass {hint}"
     where = "the text" if index is None else f"text {index}"
     raise InvalidInputError(f"{where} {problem}", index=index)
+
+
+def plain_id(name: Any) -> Any:
+    """Return an id as a plain ``str`` or ``int`` if it is of another class with the same meaning.
+
+    Such an id may be a member of an enum, whose ``str`` is its name, or a scalar of numpy or
+    pyarrow. Anything else is returned unchanged.
+    """
+    if isinstance(name, str):
+        return str.__str__(name)
+    if isinstance(name, Integral) and not isinstance(name, bool):
+        return int(name)
+    if has_methods(name, "as_py"):
+        return name.as_py()
+    return name
 
 
 def is_blank(text: str) -> bool:
@@ -145,9 +161,11 @@ def no_rows(items: object, item: str = "text") -> str | None:
 
 
 def _hint(item: object) -> str:
-    """Return the attribute in which a LangChain or LlamaIndex object holds its text, or ""."""
+    """Return the attribute in which an object of LangChain, LlamaIndex or pyarrow has its text."""
     if attribute(item, "page_content") is not None:
         return "its page_content"
     if has_methods(item, "get_content"):
         return "its get_content()"
+    if has_methods(item, "as_py"):
+        return "its as_py()"
     return ""

@@ -12,7 +12,7 @@ from chromadb.errors import DuplicateIDError
 
 from nexusflow_integrations._core import checks, seen_ids
 from nexusflow_integrations._core.left_out import LeftOut, reason_of
-from nexusflow_integrations._core.texts import check_text, no_rows
+from nexusflow_integrations._core.texts import check_text, no_rows, plain_id
 from nexusflow_integrations.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _record(place: int, row: Sequence[Any]) -> Record:
             str.__str__(key) if isinstance(key, str) else key: value
             for key, value in metadata.items()
         }
-    return Record(place, row[0], row[1], metadata)
+    return Record(place, plain_id(row[0]), row[1], metadata)
 
 
 def id_problem(name: object) -> str | None:

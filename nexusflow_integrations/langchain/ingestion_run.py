@@ -14,7 +14,7 @@ from langchain_core.documents import Document
 from nexusflow_integrations._core.halving import MOST_REFUSED, Halving
 from nexusflow_integrations._core.left_out import LeftOut, Reason, reason_in_words, reason_of
 from nexusflow_integrations._core.seen_ids import SeenIds, twice
-from nexusflow_integrations._core.texts import check_text
+from nexusflow_integrations._core.texts import check_text, plain_id
 from nexusflow_integrations.errors import (
     BadRequestError,
     CollectionError,
@@ -185,7 +185,8 @@ class Run:
                 f"document {place} is not a LangChain Document but a {type(document).__name__}",
                 index=place,
             )
-        name = document.id if name is None else name
+        if (name := plain_id(name)) is None:
+            name = plain_id(document.id)
         record = Record(
             place, document, str(uuid.uuid4()) if name is None else name, name is not None
         )
@@ -316,7 +317,7 @@ class Run:
             reason,
             words,
             error,
-            None if source is None else str(source),
+            None if source is None else str(plain_id(source)),
         )
         raises = reason == "refused" and not self.collect_refused
         (self.refused if raises else self.left_out).append(left)

@@ -15,7 +15,7 @@ import numpy as np
 
 from nexusflow_integrations import __version__
 from nexusflow_integrations._core import checks
-from nexusflow_integrations._core.texts import check_text, rows_of
+from nexusflow_integrations._core.texts import check_text, plain_id, rows_of
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations._core.whole_file import whole
 from nexusflow_integrations.client import NexusFlow
@@ -227,7 +227,7 @@ def _question(item: object, place: int) -> Question:
         given: Any = question.expected
         if isinstance(given, (set, frozenset)):
             given = sorted(given, key=str)
-        expected = tuple(rows_of(given, "id"))
+        expected = tuple(map(plain_id, rows_of(given, "id")))
     except InvalidInputError as error:
         raise InvalidInputError(f"question {place}: {error}", index=place) from None
     for name in expected:

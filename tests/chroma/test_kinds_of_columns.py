@@ -5,6 +5,7 @@ Otherwise ``sync_documents`` would embed the names of columns and remove all oth
 
 from __future__ import annotations
 
+import enum
 from collections import ChainMap, UserDict, deque
 from collections.abc import Callable
 from types import MappingProxyType
@@ -93,6 +94,18 @@ def test_columns_of_pyarrow_are_accepted(collection: Any) -> None:
     )
     assert not done.left_out
     assert held(collection) == {"id1": ("one", {"n": 1}), "id2": ("two", {"n": 1})}
+
+
+def test_an_id_is_stored_by_its_value(collection: Any) -> None:
+    class Name(str, enum.Enum):
+        X = "id1"
+
+    pyarrow = pytest.importorskip("pyarrow")
+    done = sync_documents(collection, ids=[Name.X, pyarrow.scalar("id2")], documents=["one", " "])
+    assert held(collection)["id1"] == ("one", None)
+    assert [(type(left.id), left.id) for left in done.left_out] == [(str, "id2")]
+    with pytest.raises(InvalidInputError, match="id 'id1' appears twice"):
+        sync_documents(collection, ids=[pyarrow.scalar("id1"), Name.X], documents=["one", "two"])
 
 
 @pytest.mark.parametrize("column", [deque, iter, tuple, lambda items: dict.fromkeys(items).keys()])

@@ -91,6 +91,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: array.array(LETTERS, "ab"), "not array, whose items are single letters or numbers"),
     (lambda: [SimpleNamespace(page_content="a")], "not SimpleNamespace: pass its page_content"),
     (lambda: [SimpleNamespace(get_content=str)], "not SimpleNamespace: pass its get_content()"),
+    (lambda: [SimpleNamespace(as_py=str)], "not SimpleNamespace: pass its as_py()"),
 ]
 
 

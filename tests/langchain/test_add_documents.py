@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import enum
 import signal
 import subprocess
 import sys
@@ -462,6 +463,38 @@ async def test_a_document_whose_id_is_not_text_is_left_out(twin: str, make: Make
         (1, None, "invalid id"),
         (2, None, "invalid id"),
     ]
+
+
+class Name(str, enum.Enum):
+    """Like ``StrEnum`` of Python 3.11, but its ``str`` is ``Name.X``."""
+
+    X = "x"
+
+
+@TWINS
+@pytest.mark.parametrize(
+    "kind", ["enum", "numpy text", "numpy number", "pyarrow", "column of pyarrow"]
+)
+async def test_an_id_is_stored_by_its_value(twin: str, kind: str, make: Make) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    ids: Any = {
+        "enum": [Name.X],
+        "numpy text": np.array(["x"]),
+        "numpy number": np.array([7]),
+        "pyarrow": [pyarrow.scalar("x")],
+        "column of pyarrow": pyarrow.array(["x"]),
+    }[kind]
+    place = in_memory(make())
+    document = Document("a", metadata={"source": Name.X})
+    done = await add(twin, place.store, [document], ids=ids)
+    assert not done.left_out
+    (name,) = place.store.store
+    assert type(name) in (str, int)
+    assert name == (7 if kind == "numpy number" else "x")
+    with pytest.raises(errors.InvalidInputError, match=f"id {str(name)!r} appears twice"):
+        await add(twin, place.store, [Document("a")] * 2, ids=[ids[0], name])
+    done = await add(twin, place.store, [Document(" ", metadata={"source": Name.X})], ids=ids)
+    assert [(left.id, left.source) for left in done.left_out] == [(str(name), "x")]
 
 
 @TWINS
