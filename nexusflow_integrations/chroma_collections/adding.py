@@ -12,6 +12,7 @@ from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
 
 from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, check_timeout
 from nexusflow_integrations.chroma_collections.embedding import Embedder, check_kind
 from nexusflow_integrations.chroma_collections.filling import AsyncFilling, Filling
@@ -142,7 +143,7 @@ def _added(run: Run) -> Added:
     if run.not_stored:
         shown = [f"{item.record.id!r}: {error.reason}" for item, error in run.not_stored[:3]]
         failed = CollectionError(
-            f"the store refused {len(run.not_stored)} document{'s' * (len(run.not_stored) > 1)}"
+            f"the store refused {count(len(run.not_stored), 'document')}"
             f" ({'; '.join(shown)}"
             f"{'; ...' if len(run.not_stored) > 3 else ''}){others}; all others were added"
         )
@@ -151,7 +152,7 @@ def _added(run: Run) -> Added:
     if run.refused:
         shown = [f"{name!r}: {error}" for name, error in list(run.refused.values())[:3]]
         raise RefusedTextsError(
-            f"{len(run.refused)} documents could not be embedded ({'; '.join(shown)}"
+            f"{count(len(run.refused), 'document')} could not be embedded ({'; '.join(shown)}"
             f"{'; ...' if len(run.refused) > 3 else ''}); all others were added",
             refused={place: cast(Any, error) for place, (_, error) in run.refused.items()},
         )

@@ -13,6 +13,7 @@ import numpy as np
 
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.comparing import deviation
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.halving import Halving
 from nexusflow_integrations._core.left_out import LeftOut
 from nexusflow_integrations._core.usage import Usage
@@ -391,7 +392,7 @@ class _Work:
             others += sum(not _same(row, rows.get(name)) for name, row in _rows(page).items())
         if others:
             raise ConfigurationError(
-                f"collection {self.target_name!r} has {others} document{'s' * (others > 1)} that"
+                f"collection {self.target_name!r} has {count(others, 'document')} that"
                 f" {self.source_name!r} does not have, or whose text or metadata"
                 f"{' or vector' if self.same else ''} is different, and a copy would remove or"
                 " replace them: name another target, or allow it with replace=True"
@@ -440,7 +441,9 @@ class _Work:
         refused = 0
         batch = Halving(rows)
         while part := batch.next:
-            step = Step(f"writing {len(part)} documents", self.target.upsert, _fields(part))
+            step = Step(
+                f"writing {count(len(part), 'document')}", self.target.upsert, _fields(part)
+            )
             if (error := (yield from refusal_of(step))) is None:
                 batch.stored()
                 run.added += len(part)
@@ -477,8 +480,8 @@ class _Work:
         self.is_complete = not changed and source == target + len(self.left_out)
         if not self.is_complete and self._passes >= PASSES:
             raise CollectionError(
-                f"collection {self.source_name!r} has {source} documents and its copy"
-                f" {self.target_name!r} has {target}, after {PASSES} readings: stop what"
+                f"collection {self.source_name!r} has {count(source, 'document')} and its copy"
+                f" {self.target_name!r} has {target:,}, after {PASSES} readings: stop what"
                 " writes to them and call again; the names were not exchanged"
             )
         if self.is_complete and self._marked:

@@ -12,6 +12,7 @@ from chromadb.api.models.AsyncCollection import AsyncCollection
 from chromadb.api.models.Collection import Collection
 
 from nexusflow_integrations._core.call.streaming import Embedded
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections.opening import fitting
@@ -182,7 +183,8 @@ def _rows(function: NexusFlowEmbeddingFunction, texts: list[str]) -> list[Any]:
         return [error]
     if len(rows) != len(texts):
         raise ConfigurationError(
-            f"{type(function).__name__} gave {len(rows)} vectors for {len(texts)} documents"
+            f"{type(function).__name__} gave {count(len(rows), 'vector')} for"
+            f" {count(len(texts), 'document')}"
         )
     return rows
 

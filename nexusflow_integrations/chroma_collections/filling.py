@@ -17,6 +17,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.halving import Halving
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.chroma_collections.embedding import Embedder
@@ -137,7 +138,7 @@ class _Filling:
         if self._dry_run:
             return None
         method, fields = self._run.fields(part)
-        what = f"writing {len(part)} documents"
+        what = f"writing {count(len(part), 'document')}"
         return (yield from refusal_of(Step(what, getattr(self._collection, method), fields)))
 
 

@@ -11,6 +11,7 @@ from chromadb.api.types import validate_ids, validate_metadata
 from chromadb.errors import DuplicateIDError
 
 from nexusflow_integrations._core import checks, seen_ids
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.left_out import LeftOut, reason_of
 from nexusflow_integrations._core.texts import check_text, no_rows, plain_id
 from nexusflow_integrations.errors import InvalidInputError
@@ -98,9 +99,9 @@ async def arows(columns: Sequence[Iterable[Any] | AsyncIterable[Any]]) -> AsyncI
 def _record(place: int, row: Sequence[Any]) -> Record:
     if short := [_NAMES[n] for n, value in enumerate(row) if value is _MISSING]:
         long = [_NAMES[n] for n, value in enumerate(row) if value is not _MISSING]
-        items = "item" if place == 1 else "items"
         raise ValueError(
-            f"{' and '.join(short)} ended after {place} {items}, and {' and '.join(long)} did not"
+            f"{' and '.join(short)} ended after {count(place, 'item')}, and"
+            f" {' and '.join(long)} did not"
         )
     metadata = row[2] if len(row) > 2 else None
     if isinstance(metadata, dict):  # Chroma's HTTP client accepts only plain strings as keys

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.call.caller import Callback
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.halving import MOST_REFUSED
 from nexusflow_integrations._core.left_out import LeftOut, reason_in_words, reason_of
 from nexusflow_integrations._core.request.long_texts import check_document
@@ -277,10 +278,10 @@ class Run:
         self.accepted()
 
     def _all_refused(self) -> CollectionError:
-        count, (_, error) = len(self._suspects), self._suspects[0]
+        _, error = self._suspects[0]
         failed = CollectionError(
-            f"writing failed: the store refused {count} document{'s' * (count > 1)}, one by one:"
-            f" {error.reason}"
+            f"writing failed: the store refused {count(len(self._suspects), 'document')}, one by"
+            f" one: {error.reason}"
         )
         failed.__cause__ = error.__cause__
         return failed

@@ -15,6 +15,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.cli.rag.answer import Quote, split_headings, without_marks
 from nexusflow_integrations.cli.rag.collection import Updated
@@ -24,7 +25,7 @@ from nexusflow_integrations.cli.rag.indexes import About, Index
 from nexusflow_integrations.cli.rag.pipeline import FRAMEWORKS, Chat, ChatTokens, Passage
 from nexusflow_integrations.cli.rag.session import CUTS, Found, agree
 from nexusflow_integrations.cli.screen import INDENT, Screen, home, money, price_line
-from nexusflow_integrations.cli.words import count, printable, time_left
+from nexusflow_integrations.cli.words import printable, time_left
 
 _BAR = 10
 _SNIPPET = 150

@@ -16,6 +16,7 @@ from rich.text import Text
 from nexusflow_integrations import NexusFlow
 from nexusflow_integrations._core.cache.cache import Store, store_at
 from nexusflow_integrations._core.cache.upkeep import CacheInfo, ModelRows, Pruned
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.redis.address import address_or_path
 from nexusflow_integrations._core.settings import resolve_api_key, resolve_base_url
 from nexusflow_integrations.cli.exits import FAILED, UsageProblem
@@ -32,7 +33,7 @@ from nexusflow_integrations.cli.options import (
 from nexusflow_integrations.cli.plain_help import Group
 from nexusflow_integrations.cli.rag.endpoint import local_model_at
 from nexusflow_integrations.cli.screen import INDENT, Screen, home
-from nexusflow_integrations.cli.words import count, in_bytes
+from nexusflow_integrations.cli.words import in_bytes
 from nexusflow_integrations.errors import ConfigurationError
 
 __all__ = ["cache"]

@@ -19,6 +19,7 @@ from rich.text import Text
 from nexusflow_integrations import NexusFlow, __version__
 from nexusflow_integrations._core.cache.cache import store_at
 from nexusflow_integrations._core.cache.file import default_path
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.settings import (
     resolve_api_key,
     resolve_base_url,
@@ -29,7 +30,7 @@ from nexusflow_integrations.cli.exits import FAILED, REFUSED, explain
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
 from nexusflow_integrations.cli.rag.indexes import Index, Indexes, UnusableIndexError
 from nexusflow_integrations.cli.screen import Screen, home
-from nexusflow_integrations.cli.words import count, in_bytes
+from nexusflow_integrations.cli.words import in_bytes
 from nexusflow_integrations.errors import ConfigurationError, NexusFlowError
 
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim")}

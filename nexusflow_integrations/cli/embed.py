@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.texts import check_text
 from nexusflow_integrations._core.usage import Price, Usage
 from nexusflow_integrations._core.whole_file import is_stream, whole
@@ -39,7 +40,7 @@ from nexusflow_integrations.cli.options import budget as read_budget
 from nexusflow_integrations.cli.outputs import check_output
 from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
 from nexusflow_integrations.cli.screen import Screen, money, price_line
-from nexusflow_integrations.cli.words import count, time_left
+from nexusflow_integrations.cli.words import time_left
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import InvalidInputError, NexusFlowError
 

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.options import (
     JsonOption,
@@ -23,7 +24,7 @@ from nexusflow_integrations.cli.options import (
 from nexusflow_integrations.cli.plain_help import Group
 from nexusflow_integrations.cli.rag.indexes import Index, Indexes
 from nexusflow_integrations.cli.screen import INDENT, Screen, home
-from nexusflow_integrations.cli.words import count, in_bytes, printable
+from nexusflow_integrations.cli.words import in_bytes, printable
 
 __all__ = ["indexes"]
 

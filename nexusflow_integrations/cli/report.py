@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations.cli import rows
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.options import JsonOption, LocalOption, StoreOption, print_json
@@ -23,7 +24,7 @@ from nexusflow_integrations.cli.rag.indexes import Indexes
 from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.cli.rag.session import CUTS, is_of_this_endpoint, reopened
 from nexusflow_integrations.cli.screen import Screen
-from nexusflow_integrations.cli.words import count, printable
+from nexusflow_integrations.cli.words import printable
 from nexusflow_integrations.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.usage import Price
 from nexusflow_integrations.cli.exits import PARTLY, UsageProblem
 from nexusflow_integrations.cli.options import (
@@ -35,7 +36,7 @@ from nexusflow_integrations.cli.rag.pipeline import CHAT_VARIABLE, chat_of
 from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.cli.rows import check_input
 from nexusflow_integrations.cli.screen import INDENT, Screen, money
-from nexusflow_integrations.cli.words import count, printable
+from nexusflow_integrations.cli.words import printable
 
 if TYPE_CHECKING:
     from nexusflow_integrations.tune import Plan, PlannedChat, Question, TuneResult

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from nexusflow_integrations._core.counts import count
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -18,11 +20,6 @@ def printable(text: str, keep: str = "") -> str:
         return char if char in keep else ascii(char)[1:-1]
 
     return _CONTROL.sub(escaped, text)
-
-
-def count(number: int, what: str) -> str:
-    """Return ``1 text``, ``2 texts``."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def time_left(seconds: float) -> str:

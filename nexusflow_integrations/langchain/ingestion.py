@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.call.caller import Callback
 from nexusflow_integrations._core.call.streaming import Embedded
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.left_out import LeftOut
 from nexusflow_integrations._core.request.long_texts import check_document
 from nexusflow_integrations._core.settings import (
@@ -270,7 +271,7 @@ def _added(run: Run, usage: Usage) -> Added:
         first = "; ".join(str(left) for left in run.refused[:3])
         more = f"; and {len(run.refused) - 3} more" if len(run.refused) > 3 else ""
         raise RefusedTextsError(
-            f"the server refused {len(run.refused)} documents ({first}{more});"
+            f"the server refused {count(len(run.refused), 'document')} ({first}{more});"
             " all others are in the store",
             refused={left.place: left.error for left in run.refused},  # type: ignore[misc]
         )

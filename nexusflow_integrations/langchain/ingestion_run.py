@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langchain_core.documents import Document
 
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.halving import MOST_REFUSED, Halving
 from nexusflow_integrations._core.left_out import LeftOut, Reason, reason_in_words, reason_of
 from nexusflow_integrations._core.seen_ids import SeenIds, twice
@@ -265,7 +266,7 @@ class Run:
             self._done(len(part))
             self._accepted()
         elif not isinstance(error, _OF_A_DOCUMENT) or isinstance(error, ConfigurationError):
-            self._fail(f"writing {len(part)} documents to", error)
+            self._fail(f"writing {count(len(part), 'document')} to", error)
         elif (item := self._batch.refused()) is not None:
             self._suspects.append((item, error))
             if len(self._suspects) >= MOST_REFUSED:
@@ -279,7 +280,8 @@ class Run:
             self._leave_out(item.record, "refused by the store", words, error)
 
     def _all_refused(self) -> None:
-        self._fail(f"writing {len(self._suspects)} documents one by one to", self._suspects[0][1])
+        documents = count(len(self._suspects), "document")
+        self._fail(f"writing {documents} one by one to", self._suspects[0][1])
 
     def _fail(self, what: str, error: Exception) -> None:
         self._store_failed = True

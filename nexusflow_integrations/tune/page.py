@@ -11,8 +11,9 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.whole_file import whole
-from nexusflow_integrations.cli.words import count, in_bytes
+from nexusflow_integrations.cli.words import in_bytes
 from nexusflow_integrations.tune.result import TuneResult
 from nexusflow_integrations.tune.scores import MEASURES, Interval
 from nexusflow_integrations.tune.search import READ, Measured

@@ -7,9 +7,9 @@ from functools import cached_property
 from math import isnan
 from typing import Any
 
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations._core.usage import Usage
-from nexusflow_integrations.cli.words import count
 from nexusflow_integrations.tune.questions import Question
 from nexusflow_integrations.tune.scores import MEASURES, Bootstrap, Interval
 from nexusflow_integrations.tune.search import (

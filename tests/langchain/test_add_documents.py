@@ -274,6 +274,8 @@ async def test_a_store_that_refuses_all_documents_of_a_run_is_an_error(
     store = Picky(make())
     with pytest.raises(errors.CollectionError, match="one by one to Picky failed: ValueError: bad"):
         await add(twin, store, with_bad(3, range(3)), slice_size=1)
+    with pytest.raises(errors.CollectionError, match="writing 1 document one by one"):
+        await add(twin, store, with_bad(1, [0]))
     with pytest.raises(errors.CollectionError) as raised:
         await add(twin, store, with_bad(3, range(3)))
     assert set(raised.value.finished) == {0, 1, 2}

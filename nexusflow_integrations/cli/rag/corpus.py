@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.texts import is_blank, is_encodable
 from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations.cli.first_bytes import not_text
@@ -36,7 +37,6 @@ from nexusflow_integrations.cli.rag.converted import (
 )
 from nexusflow_integrations.cli.rag.ignored import Ignored, UnreadableRulesError
 from nexusflow_integrations.cli.rag.passages import cut, first_part
-from nexusflow_integrations.cli.words import count
 
 # fmt: off
 EVERYDAY = (
