@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx
 from chromadb.api import AsyncClientAPI, ClientAPI
-from chromadb.errors import ChromaError
 
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.outcome import Outcome
+from nexusflow_integrations._core.store_status import REFUSED, status_of
 from nexusflow_integrations.errors import CollectionError
 
 if TYPE_CHECKING:
@@ -137,13 +137,13 @@ def _in_thread(method: Callable[..., T], fields: dict[str, Any], limit: float) -
 def _pause(what: str, error: Exception, attempt: int, left: float) -> float:
     """Return the seconds before the next attempt; raise an error if there is no next attempt."""
     said = str(error).lower()
-    status = _status(error)
+    status = status_of(error)
     if status == 413 or (status != 404 and _TOO_LARGE.search(said)):
         raise RefusedError(what, "the server does not accept a request this large") from error
     pause = PAUSE * (1 << (attempt - 1))
     failed_read = what == "reading" and status == 500 and attempt < READS
     transient = _is_transient(error, said)
-    if not transient and (status in (400, 422) or isinstance(error, _INVALID)):
+    if not transient and (status in REFUSED or isinstance(error, _INVALID)):
         raise RefusedError(what, _in_words(error)) from error
     if pause >= left or not (failed_read or transient):
         again = "" if attempt == 1 else f" {attempt} times"
@@ -166,16 +166,7 @@ def _is_transient(error: Exception, said: str) -> bool:
     # Before Python 3.11, this is not the class TimeoutError.
     if isinstance(error, asyncio.TimeoutError):
         return True
-    status = _status(error)
+    status = status_of(error)
     if status in (429, 502, 503, 504):
         return True
     return any(word in said for word in _BUSY)
-
-
-def _status(error: Exception) -> int | None:
-    # Chroma's client raises a bare Exception for an answer that is not its server's, such as a
-    # proxy's.
-    answered = error.__context__ if type(error) is Exception else error
-    if isinstance(answered, httpx.HTTPStatusError):
-        return answered.response.status_code
-    return error.code() if isinstance(error, ChromaError) else None

@@ -15,6 +15,7 @@ from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.halving import MOST_REFUSED, Halving
 from nexusflow_integrations._core.left_out import LeftOut, Reason, reason_in_words, reason_of
 from nexusflow_integrations._core.seen_ids import SeenIds, twice
+from nexusflow_integrations._core.store_status import REFUSED, status_of
 from nexusflow_integrations._core.texts import check_text, plain_id
 from nexusflow_integrations.errors import (
     BadRequestError,
@@ -265,7 +266,7 @@ class Run:
             self.added += len(part)
             self._done(len(part))
             self._accepted()
-        elif not isinstance(error, _OF_A_DOCUMENT) or isinstance(error, ConfigurationError):
+        elif not _is_refusal(error):
             self._fail(f"writing {count(len(part), 'document')} to", error)
         elif (item := self._batch.refused()) is not None:
             self._suspects.append((item, error))
@@ -335,6 +336,13 @@ def failed(what: str, store: str, error: Exception) -> CollectionError:
     problem = CollectionError(f"{what} {store} failed: {type(error).__name__}: {str(error)[:500]}")
     problem.__cause__ = error
     return problem
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return whether the store refused a document; otherwise it failed as a whole."""
+    if isinstance(error, ConfigurationError):
+        return False
+    return isinstance(error, _OF_A_DOCUMENT) or status_of(error) in REFUSED
 
 
 def _id_problem(name: Any) -> str | None:

@@ -236,13 +236,46 @@ async def test_a_document_that_the_store_does_not_take_is_left_out_alone(
 class Picky(InMemoryVectorStore):
     """Refuses a write with a document whose metadata has ``bad``."""
 
+    error: Exception = ValueError("bad metadata")
+
     def add_documents(self, documents: Any, ids: Any = None, **kwargs: Any) -> list[str]:
         if any("bad" in document.metadata for document in documents):
-            raise ValueError("bad metadata")
+            raise self.error
         return super().add_documents(documents, ids=ids, **kwargs)
 
     async def aadd_documents(self, documents: Any, ids: Any = None, **kwargs: Any) -> list[str]:
         return self.add_documents(documents, ids=ids, **kwargs)
+
+
+@TWINS
+@pytest.mark.parametrize("kind", ["qdrant", "chroma", "requests"])
+@pytest.mark.parametrize("status", [400, 422])
+async def test_a_document_that_a_stores_server_refuses_is_left_out_alone(
+    twin: str, kind: str, status: int, make: Make
+) -> None:
+    class Refusal(Exception):
+        def __init__(self) -> None:
+            if kind == "qdrant":
+                self.status_code = status
+            if kind == "requests":
+                self.response = SimpleNamespace(status_code=status)
+
+        if kind == "chroma":
+
+            def code(self) -> int:
+                return status
+
+    class Served(Picky):
+        error = Refusal()
+
+    store = Served(make())
+    done = await add(twin, store, with_bad(9, [3, 8]))
+    assert done.added == len(store.store) == 7
+    assert [left.place for left in done.left_out] == [3, 8]
+    status = 500
+    store.error = Refusal()
+    with pytest.raises(errors.CollectionError, match="writing 1 document to Served failed"):
+        await add(twin, store, [*source(4), with_bad(9, [8])[8]], slice_size=1)
 
 
 def with_bad(count: int, bad: Any) -> list[Document]:
