@@ -54,6 +54,7 @@ from nexusflow_integrations.langchain.ingestion_run import (
     Row,
     Run,
     failed,
+    kept,
     vectors_of,
 )
 from nexusflow_integrations.langchain.model_errors import ALSO_LANGCHAINS
@@ -488,7 +489,7 @@ class _Filling:
             chunk: list[Row] = []
             with self._run.ending():
                 for row in islice(rows, self._run.size):
-                    chunk.append(row)  # noqa: PERF402 - keep the rows before an error
+                    chunk.append(kept(row))  # noqa: PERF401 - keep the rows before an error
             if not chunk:
                 return
             with self._run.ending():
@@ -552,7 +553,7 @@ class _AsyncFilling:
             chunk: list[Row] = []
             with self._run.ending():
                 async for row in rows:
-                    chunk.append(row)
+                    chunk.append(kept(row))
                     if len(chunk) == self._run.size:
                         break
             if not chunk:

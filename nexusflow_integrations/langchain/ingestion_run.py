@@ -6,6 +6,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +44,17 @@ class Row(NamedTuple):
     place: int
     document: Any
     id: Any
+
+
+def kept(row: Row) -> Row:
+    """Return ``row`` with a copy of its document.
+
+    The caller may change the document, or yield the same object again with another text.
+    """
+    document = row.document
+    if not isinstance(document, Document):
+        return row
+    return Row(row.place, document.model_copy(update={"metadata": copy(document.metadata)}), row.id)
 
 
 class Record(NamedTuple):

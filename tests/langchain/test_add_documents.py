@@ -607,6 +607,27 @@ async def test_an_error_in_a_generator_leaves_what_came_before_in_the_store(
     assert place.size() == 310
 
 
+@TWINS
+async def test_a_generator_may_yield_one_object_again_and_again(twin: str, make: Make) -> None:
+    def documents() -> Iterator[Document]:
+        document = Document("")
+        for number in range(300):
+            document.page_content = f"text {number}"
+            document.metadata["number"] = number
+            yield document
+        document.page_content = "changed"
+
+    embeddings = make()
+    store = InMemoryVectorStore(embeddings)
+    await add(twin, store, documents(), ids=[str(number) for number in range(300)])
+    texts = [f"text {number}" for number in range(300)]
+    stored = [store.store[str(number)] for number in range(300)]
+    assert [item["text"] for item in stored] == texts
+    assert [item["metadata"] for item in stored] == [{"number": number} for number in range(300)]
+    right = np.array(embeddings.embed_documents(texts))
+    assert np.abs(np.array([item["vector"] for item in stored]) - right).max() < 1e-6
+
+
 # -- what fails midway -----------------------------------------------------------------------------
 
 
