@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
+from nexusflow_integrations.errors import NexusFlowError
+
 
 class SeenIds:
     """All ids of a source with their positions, in a temporary file to save memory.
@@ -26,22 +28,32 @@ class SeenIds:
         return db
 
     def note(self, name: str, place: int) -> int | None:
-        """Record an id; return the position where it was seen before, if any."""
+        """Record an id; return the position where it was seen before, if any.
+
+        Raises:
+            NexusFlowError: The temporary file could not be written.
+        """
         with self._lock:
-            before = self._db.execute("SELECT place FROM seen WHERE id = ?", (name,)).fetchone()
-            if before is not None:
-                return int(before[0])
-            self._db.execute("INSERT INTO seen VALUES(?, ?)", (name, place))
+            try:
+                before = self._db.execute("SELECT place FROM seen WHERE id = ?", (name,)).fetchone()
+                if before is not None:
+                    return int(before[0])
+                self._db.execute("INSERT INTO seen VALUES(?, ?)", (name, place))
+            except sqlite3.Error as error:
+                raise _not_noted(error) from error
             return None
 
     def note_gone(self, stored: Iterable[str]) -> None:
         """Record which of the ``stored`` ids are not in the source."""
         with self._lock:
-            self._db.executemany(
-                "INSERT OR IGNORE INTO gone SELECT ?1 WHERE NOT EXISTS"
-                " (SELECT 1 FROM seen WHERE id = ?1)",
-                ((name,) for name in stored),
-            )
+            try:
+                self._db.executemany(
+                    "INSERT OR IGNORE INTO gone SELECT ?1 WHERE NOT EXISTS"
+                    " (SELECT 1 FROM seen WHERE id = ?1)",
+                    ((name,) for name in stored),
+                )
+            except sqlite3.Error as error:
+                raise _not_noted(error) from error
 
     def gone(self, count: int) -> Iterator[list[str]]:
         """Yield the ids that ``note_gone`` recorded, up to ``count`` at a time."""
@@ -59,6 +71,13 @@ class SeenIds:
         with self._lock:
             if "_db" in vars(self):
                 self._db.close()
+
+
+def _not_noted(error: sqlite3.Error) -> NexusFlowError:
+    return NexusFlowError(
+        f"the ids of the source could not be written to a temporary file: {error}; is the disk with"
+        " the folder for temporary files (TMPDIR) full?"
+    )
 
 
 def twice(name: str, before: int, place: int) -> str:
