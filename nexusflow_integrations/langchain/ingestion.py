@@ -53,7 +53,6 @@ from nexusflow_integrations.langchain.ingestion_run import (
     Ready,
     Row,
     Run,
-    failed,
     kept,
     vectors_of,
 )
@@ -443,7 +442,7 @@ async def _chunks(texts: AsyncIterable[str]) -> AsyncIterator[list[str]]:
 # -- writing to the store --------------------------------------------------------------------------
 
 
-def _stored(store: Any, ids: list[str]) -> Sequence[Document]:
+def _stored(store: Any, ids: Sequence[str]) -> Sequence[Document]:
     """Return the documents that ``store`` has under ``ids``."""
     try:
         found: Sequence[Document] = store.get_by_ids(ids)
@@ -493,20 +492,19 @@ class _Filling:
             if not chunk:
                 return
             with self._run.ending():
-                found = self._look_up(self._run.take(chunk))
-                yield from self._run.compare(found)
+                self._look_up(self._run.take(chunk))
+                yield from self._run.compare()
 
-    def _look_up(self, ids: list[str]) -> Sequence[Document]:
-        if not ids:
-            return ()
-        try:
-            return _stored(self._store, ids)
-        except NotImplementedError:
-            return ()
-        except Exception as error:
-            if raised_by_signal_handler(error):
-                raise
-            raise failed("reading from", type(self._store).__name__, error) from error
+    def _look_up(self, ids: list[str]) -> None:
+        for part in self._run.look_ups(ids):
+            try:
+                self._run.found(_stored(self._store, part))
+            except NotImplementedError:  # noqa: PERF203 - each part may fail
+                return
+            except Exception as error:
+                if raised_by_signal_handler(error):
+                    raise
+                self._run.not_found(error)
 
     def _write(self, batches: Callable[[], Iterator[list[Ready]]]) -> None:
         for batch in batches():
@@ -559,23 +557,23 @@ class _AsyncFilling:
             if not chunk:
                 return
             with self._run.ending():
-                found = await self._look_up(await asyncio.to_thread(self._run.take, chunk))
-                for text in self._run.compare(found):
+                await self._look_up(await asyncio.to_thread(self._run.take, chunk))
+                for text in self._run.compare():
                     yield text
 
-    async def _look_up(self, ids: list[str]) -> Sequence[Document]:
-        if not ids:
-            return ()
-        try:
-            async with self._turn:
-                try:
-                    return await self._store.aget_by_ids(ids)
-                except ValidationError:
-                    return await asyncio.to_thread(_stored, self._store, ids)
-        except NotImplementedError:
-            return ()
-        except Exception as error:
-            raise failed("reading from", type(self._store).__name__, error) from error
+    async def _look_up(self, ids: list[str]) -> None:
+        for part in self._run.look_ups(ids):
+            try:
+                async with self._turn:
+                    try:
+                        found: Sequence[Document] = await self._store.aget_by_ids(part)
+                    except ValidationError:
+                        found = await asyncio.to_thread(_stored, self._store, part)
+                self._run.found(found)
+            except NotImplementedError:  # noqa: PERF203 - each part may fail
+                return
+            except Exception as error:  # noqa: BLE001
+                self._run.not_found(error)
 
     async def _write(self, batches: Callable[[], Iterator[list[Ready]]]) -> None:
         for batch in batches():

@@ -126,6 +126,11 @@ class Run:
     _store_failed: bool = False
     _seen: SeenIds = field(default_factory=SeenIds)
     _slice: list[Record] = field(default_factory=list)
+    _ids: Halving[str] = field(default_factory=lambda: Halving(()))
+    _found: list[Document] = field(default_factory=list)
+    _unreadable: int = 0
+    _answered: bool = False
+    """Whether the store has answered a look-up."""
     _in_flight: dict[int, Record] = field(default_factory=dict)
     _sent: int = 0
     _ready: deque[Ready] = field(default_factory=deque)
@@ -216,14 +221,37 @@ class Run:
         else:
             self._slice.append(record)
 
-    def compare(self, found: Sequence[Document]) -> Iterator[str]:
-        """Yield the texts of the slice that must be embedded.
+    def look_ups(self, ids: list[str]) -> Iterator[Sequence[str]]:
+        """Yield the ids to look up next, until the store has answered for all ``ids``.
 
-        Args:
-            found: The store's documents with the ids of the slice.
+        An id that the store refuses to look up counts as new: the write decides.
         """
+        self._found, self._ids, self._unreadable = [], Halving(ids), 0
+        while part := self._ids.next:
+            yield part
+
+    def found(self, documents: Sequence[Document]) -> None:
+        """Take the store's documents with the last ids."""
+        self._ids.stored()
+        self._found += documents
+        self._answered = True
+
+    def not_found(self, error: Exception) -> None:
+        """Take the error with which the look-up of the last ids failed.
+
+        Raises:
+            CollectionError: The store failed, or refuses all ids, so that nothing is paid for.
+        """
+        count = len(self._ids.next)
+        self._unreadable += is_refusal(error) and count == 1
+        ended = self._ids.refused() is not None and not self._ids.next
+        if not is_refusal(error) or (ended and self._unreadable > 1 and not self._answered):
+            raise failed("reading from", self.store, error) from error
+
+    def compare(self) -> Iterator[str]:
+        """Yield the texts of the slice that must be embedded."""
         # Some stores (Qdrant) return the id only in the metadata.
-        stored = {str(other.id or other.metadata.get("_id")): other for other in found}
+        stored = {str(other.id or other.metadata.get("_id")): other for other in self._found}
         for record in self._slice:
             other = stored.get(str(record.id)) if record.known else None
             if other is None:
@@ -278,7 +306,7 @@ class Run:
             self.added += len(part)
             self._done(len(part))
             self._accepted()
-        elif not _is_refusal(error):
+        elif not is_refusal(error):
             self._fail(f"writing {count(len(part), 'document')} to", error)
         elif (item := self._batch.refused()) is not None:
             self._suspects.append((item, error))
@@ -350,7 +378,7 @@ def failed(what: str, store: str, error: Exception) -> CollectionError:
     return problem
 
 
-def _is_refusal(error: Exception) -> bool:
+def is_refusal(error: Exception) -> bool:
     """Return whether the store refused a document; otherwise it failed as a whole."""
     if isinstance(error, ConfigurationError):
         return False

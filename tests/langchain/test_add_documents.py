@@ -334,6 +334,46 @@ async def test_a_store_that_refuses_250_in_a_row_ends_the_run_before_all_is_paid
     }
 
 
+class Numbered(InMemoryVectorStore):
+    """Takes only numbers as ids."""
+
+    def get_by_ids(self, ids: Any, /) -> list[Document]:
+        for name in ids:
+            int(name)
+        return super().get_by_ids(ids)
+
+    async def aget_by_ids(self, ids: Any, /) -> list[Document]:
+        return self.get_by_ids(ids)
+
+    def add_documents(self, documents: Any, ids: Any = None, **kwargs: Any) -> list[str]:
+        for name in ids:
+            int(name)
+        return super().add_documents(documents, ids=ids, **kwargs)
+
+    async def aadd_documents(self, documents: Any, ids: Any = None, **kwargs: Any) -> list[str]:
+        return self.add_documents(documents, ids=ids, **kwargs)
+
+
+@TWINS
+async def test_an_id_that_the_store_does_not_take_is_left_out_alone(
+    twin: str, make: Make, server: LocalServer
+) -> None:
+    store = Numbered(make())
+    documents = [Document(f"text {number}") for number in range(9)]
+    ids = ["x", *map(str, range(1, 8)), "y"]
+    for added in (7, 0):
+        done = await add(twin, store, documents, ids=ids)
+        assert (done.added, done.present) == (added, 7 - added)
+        assert [(left.id, left.reason) for left in done.left_out] == [
+            ("x", "refused by the store"),
+            ("y", "refused by the store"),
+        ]
+    server.reset_stats()
+    with pytest.raises(errors.CollectionError, match="reading from Numbered failed: ValueError"):
+        await add(twin, store, documents, ids=list("abcdefghi"))
+    assert server.stats.texts == 0  # a store that takes none of the ids costs nothing
+
+
 # -- adding again ----------------------------------------------------------------------------------
 
 
