@@ -242,11 +242,12 @@ class Run:
         Raises:
             CollectionError: The store failed, or refuses all ids, so that nothing is paid for.
         """
-        count = len(self._ids.next)
-        self._unreadable += is_refusal(error) and count == 1
-        ended = self._ids.refused() is not None and not self._ids.next
-        if not is_refusal(error) or (ended and self._unreadable > 1 and not self._answered):
-            raise failed("reading from", self.store, error) from error
+        problem = failed("reading from", self.store, error)
+        if not is_refusal(error):
+            raise problem from error
+        self._unreadable += self._ids.refused() is not None
+        if self._unreadable > 1 and not self._ids.next and not self._answered:
+            raise problem from error
 
     def compare(self) -> Iterator[str]:
         """Yield the texts of the slice that must be embedded."""

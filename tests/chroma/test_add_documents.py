@@ -258,6 +258,19 @@ def test_documents_that_the_store_refuses_are_named_and_all_others_added(
     assert caught.value.finished[3] == pytest.approx(make()(["document 3"])[0], abs=1e-6)
 
 
+def test_a_refused_document_is_named_though_all_others_differ(collection: Any) -> None:
+    add_documents(collection, **numbered(3))
+    batch = numbered(4)
+    batch["documents"] = [f"another {text}" for text in batch["documents"]]
+
+    def refuse(**fields: Any) -> None:
+        raise ValueError("Payload Too Large")
+
+    collection.add = refuse
+    with pytest.raises(errors.CollectionError, match=r"refused 1 document \('id3': .*others were"):
+        add_documents(collection, **batch)
+
+
 def test_a_document_that_is_too_long_is_named_and_all_others_added(collection: Any) -> None:
     batch = numbered(30)
     batch["documents"][7] = "word " * 20_000
