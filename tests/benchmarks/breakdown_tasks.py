@@ -50,7 +50,7 @@ def breakdown(spec: dict[str, Any]) -> dict[str, Any]:
     stages = {
         "checking the texts": _best(lambda: check_texts(texts)),
         "requests as JSON": _best(plan),
-        "HTTP: aiohttp, sockets, kernel": _http(spec["url"], texts[:10], requests),
+        "HTTP: sockets, kernel, parser": _http(spec["url"], texts[:10], requests),
         "the first call: connections, fresh memory": max(0.0, first - warm),
         "parsing JSON": _best(parse),
     }
