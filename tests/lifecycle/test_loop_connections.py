@@ -181,6 +181,30 @@ def test_an_idle_connection_is_closed_after_a_while(
     asyncio.run(run())
 
 
+def test_an_idle_connection_on_which_the_server_sends_is_closed_at_once(
+    server: FaultServer,
+) -> None:
+    def floods(wire: Wire) -> None:
+        wire.right()
+        wire.pause(0.05)
+        for _ in range(1000):
+            wire.send(b"HTTP/1.1 200 OK\r\n" * 1000)
+
+    server.script = once(floods)
+
+    async def run() -> None:
+        connections = Pool()
+        sender = LoopSender(connections, Target(f"{server.base_url}/embeddings", {}))
+        await _sent(sender)
+        (connection,) = connections._open
+        await auntil(lambda: connection._transport.is_closing())
+        await _sent(sender)
+        assert server.connections == 2
+        await connections.close()
+
+    asyncio.run(run())
+
+
 def test_a_cancelled_request_ends_its_connection(server: FaultServer) -> None:
     def stall(wire: Wire) -> None:
         wire.hold(60)

@@ -83,6 +83,8 @@ class LoopConnection(asyncio.Protocol):
             # These bytes would be read as the response to the next request: the vectors of another
             # request.
             self._may_be_used = False
+            if self._ended is None:
+                self._transport.abort()  # nothing else would end an idle connection soon
             return
         try:
             if self._response.feed(data):
