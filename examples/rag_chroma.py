@@ -13,7 +13,7 @@ local model embeds, and the passages are shown.
 
 import argparse
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")  # Chroma before 1.5.3
@@ -22,6 +22,7 @@ import chromadb
 
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import open_collection, sync_documents
+from nexusflow_integrations.cli.exits import CannotListenError
 from nexusflow_integrations.cli.rag.corpus import CorpusError, load
 from nexusflow_integrations.local import LocalServer
 
@@ -40,7 +41,11 @@ def main(argv=None):
         passages = load(args.folder).documents
     except CorpusError as error:
         parser.error(str(error))
-    with nullcontext() if key else LocalServer(port=args.port) as server:
+    with ExitStack() as stack:
+        try:
+            server = None if key else stack.enter_context(LocalServer(port=args.port))
+        except OSError as error:
+            parser.error(str(CannotListenError("127.0.0.1", args.port, error)))
         service = {"api_key": server.api_key, "api_base": server.base_url} if server else {}
         where = f"the local model {server.model}" if server else "the service"
         print(f"embedding {len(passages)} passages with {where} …", flush=True)

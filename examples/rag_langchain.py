@@ -13,11 +13,12 @@ local model embeds, and the passages are shown.
 
 import argparse
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore
 
+from nexusflow_integrations.cli.exits import CannotListenError
 from nexusflow_integrations.cli.rag.corpus import CorpusError, load
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
 from nexusflow_integrations.local import LocalServer
@@ -41,7 +42,11 @@ def main(argv=None):
         Document(id=p.id, page_content=p.text, metadata={"source": p.url or p.source})
         for p in passages
     ]
-    with nullcontext() if key else LocalServer(port=args.port) as server:
+    with ExitStack() as stack:
+        try:
+            server = None if key else stack.enter_context(LocalServer(port=args.port))
+        except OSError as error:
+            parser.error(str(CannotListenError("127.0.0.1", args.port, error)))
         service = {"api_key": server.api_key, "base_url": server.base_url} if server else {}
         where = f"the local model {server.model}" if server else "the service"
         print(f"embedding {len(passages)} passages with {where} …", flush=True)

@@ -16,11 +16,12 @@ local model embeds, and the passages are shown.
 
 import argparse
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
 
+from nexusflow_integrations.cli.exits import CannotListenError
 from nexusflow_integrations.cli.rag.corpus import CorpusError, load
 from nexusflow_integrations.llama_index import NexusFlowEmbedding
 from nexusflow_integrations.local import LocalServer
@@ -46,7 +47,11 @@ def main(argv=None):
         TextNode(id_=p.id, text=p.text, metadata={"source": p.url or p.source}, **hidden)
         for p in passages
     ]
-    with nullcontext() if key else LocalServer(port=args.port) as server:
+    with ExitStack() as stack:
+        try:
+            server = None if key else stack.enter_context(LocalServer(port=args.port))
+        except OSError as error:
+            parser.error(str(CannotListenError("127.0.0.1", args.port, error)))
         service = {"api_key": server.api_key, "api_base": server.base_url} if server else {}
         where = f"the local model {server.model}" if server else "the service"
         print(f"embedding {len(passages)} passages with {where} …", flush=True)

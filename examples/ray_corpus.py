@@ -166,6 +166,14 @@ def read(source, paths, text):
     return ray.data.read_parquet(paths).map(named)
 
 
+def chroma_address(text):
+    """Return the host and the port of ``host:port``."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not host:port, such as localhost:8000")
+    return host, int(port)
+
+
 def local_server(port):
     """Return the local server, on another port if this one is taken."""
     with socket.socket() as tried:
@@ -188,7 +196,9 @@ def main(arguments=None):
     parser.add_argument("--tokens-per-minute", type=float)
     parser.add_argument("--budget-tokens", type=int)
     parser.add_argument("--cache", help="a file, or redis://... for several hosts")
-    parser.add_argument("--chroma", help="host:port of a Chroma server; default: starts one")
+    parser.add_argument(
+        "--chroma", type=chroma_address, help="host:port of a Chroma server; default: starts one"
+    )
     parser.add_argument("--collection", default="corpus")
     parser.add_argument("--port", type=int, default=8798, help="port of the local server")
     settings = parser.parse_args(arguments)
@@ -210,8 +220,7 @@ def main(arguments=None):
             ray.init(num_cpus=2, include_dashboard=False, object_store_memory=300_000_000)
         server = chroma_server(out / "chroma")
         if settings.chroma:
-            host, _, port = settings.chroma.rpartition(":")
-            server = nullcontext((host, int(port)))
+            server = nullcontext(settings.chroma)
         host, port = stack.enter_context(server)
         collection = open_collection(
             chromadb.HttpClient(host=host, port=port),

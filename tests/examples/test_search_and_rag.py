@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,21 @@ def test_rag_says_that_there_is_no_such_folder(
         run(name, "--folder", "no-such-folder")
     assert ended.value.code == 2
     assert "error: there is no file or folder 'no-such-folder'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", RAG)
+def test_rag_says_that_the_port_is_taken(
+    run: Run, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as ended:
+            run(name, "--folder", "topics", "--port", port)
+    assert ended.value.code == 2
+    said = f"error: port {port} of 127.0.0.1 is in use: choose another --port, or 0 for a free one"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

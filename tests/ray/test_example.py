@@ -223,6 +223,17 @@ def test_a_source_that_cannot_be_read_is_one_sentence_before_anything_starts(
     assert not Path("ray-corpus").exists()
 
 
+@pytest.mark.parametrize("address", ["chroma.example.org", "chroma.example.org:", ":8000", "a:b"])
+def test_an_address_of_chroma_without_host_or_port_is_refused(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        example().main(["notes", "--chroma", address])
+    assert ended.value.code == 2
+    said = f"error: argument --chroma: {address!r} is not host:port, such as localhost:8000"
+    assert said in capsys.readouterr().err
+
+
 def test_the_local_server_takes_another_port_if_its_own_is_taken(
     server: LocalServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
