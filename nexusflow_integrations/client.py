@@ -655,6 +655,16 @@ class NexusFlow:
         asked = running.stored(texts, self._settings, self._cache, derive=self._derive)
         return background.submit(asked).result()
 
+    def _keeps_all(self) -> bool:
+        """Return whether the vectors that were paid for are in the cache."""
+        if self._cache is None:
+            return False
+        from nexusflow_integrations._core.call.engine import engine
+
+        _, running = engine()
+        cache = running._caches.get(self._cache)
+        return cache is not None and cache.keeps_all
+
     def _recorded(self, ledger: Ledger) -> AbstractContextManager[None]:
         return _Recorded(observed(self._settings, ledger), lambda: self._report(ledger))
 

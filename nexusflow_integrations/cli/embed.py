@@ -185,16 +185,16 @@ def embed(
             try:
                 refused = _run(lines, job, client, bar, keep=as_json)
             except (NexusFlowError, KeyboardInterrupt):
-                bar.broken(remembered is not None)
+                bar.broken()
                 raise
             except rows.InputProblemError as error:
                 if not client.usage.requests:
                     raise
-                bar.broken(remembered is not None)  # a pipe can be read only once
+                bar.broken()  # a pipe can be read only once
                 raise InvalidInputError(str(error)) from None
             except OSError as error:
                 if error.errno != errno.EPIPE:
-                    bar.broken(remembered is not None)
+                    bar.broken()
                 raise
         _show_embedded(screen, bar, output, client.usage, endpoint)
     if as_json:
@@ -408,13 +408,13 @@ class Embedding:
             self._shown = self.seconds
             self._bar.update(self._task, completed=self.done, note=self._note())
 
-    def broken(self, remembered: bool) -> None:
+    def broken(self) -> None:
         """Show how many texts were embedded before a failure."""
         done = count(self.done, "text")
         if self._total is not None:
             done = f"{self.done:,} of {count(self._total, 'text')}"
         rest = ""
-        if remembered and self._client.usage.tokens:
+        if self._client.usage.tokens and self._client._keeps_all():
             what = "what was paid for" if self._paid else "what was embedded"
             rest = f"; {what} is in the cache: run the command again to embed the rest"
         self._console.print(f"stopped after {done}{rest}")

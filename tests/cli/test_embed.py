@@ -479,6 +479,20 @@ def test_a_pipe_that_cannot_be_read_further_fails_after_texts_were_sent(
     assert CliRunner().invoke(app, ["embed", "--input", "csv"], input=table[-7:]).exit_code == 2
 
 
+def test_only_a_cache_that_worked_is_said_to_hold_what_was_paid_for(
+    nexusflow: Command, service: LocalServer, texts: Path, tmp_path: Path
+) -> None:
+    arguments = ("embed", str(texts), "-o", str(tmp_path / "out.npy"), "--budget", "300 tokens")
+    _, aside = nexusflow(*arguments, "--cache", "/proc/cache.db", code=1)
+    assert service.stats.texts > 0
+    assert re.search(r"stopped after \d+ of 100 texts$", aside, re.MULTILINE)
+    assert "is in the cache" not in aside
+    _, aside = nexusflow(*arguments, "--no-cache", code=1)
+    assert "is in the cache" not in aside
+    _, aside = nexusflow(*arguments, "--cache", str(tmp_path / "cache.db"), code=1)
+    assert "what was paid for is in the cache" in aside
+
+
 # -- wrong usage ---------------------------------------------------------------------------------
 
 

@@ -342,14 +342,17 @@ async def test_no_more_is_held_than_fits_and_the_rest_is_reported(
 ) -> None:
     monkeypatch.setattr(cache_module, "MOST_HELD", 20)
     cache = cache_on(store, thread)
+    assert cache.keeps_all
     store.fails = LOCKED
     await cache.claim([b"a"], 2)
+    assert not cache.keeps_all
     for key in (b"a", b"b", b"c", b"d"):
         cache.put(rows(key))
     store.fails = None
     await until(lambda: not cache._is_off)
     assert store.rows.keys() == {b"a", b"b"}
     assert said()[-1] == "2 vectors were paid for and could not be stored in the cache"
+    assert not cache.keeps_all
 
 
 async def test_a_foreign_store_is_an_error_of_the_call_and_does_not_turn_the_cache_off(

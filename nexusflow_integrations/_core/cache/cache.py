@@ -218,6 +218,7 @@ class Cache:
         self._calls = count(1)
         self._is_off = False
         self._has_worked = False
+        self._has_lost = False
         self._pause = FIRST_PAUSE
         self._timer: asyncio.TimerHandle | None = None
         self._reads: dict[_PendingRead[Any], None] = {}  # oldest first
@@ -227,6 +228,11 @@ class Cache:
         self._watch: _Watch | None = None
         self._held = 0
         self._lost = 0
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether the cache works and has stored, or still queues, every vector it was given."""
+        return not (self._is_off or self._lost or self._has_lost)
 
     # -- reads and claims ----------------------------------------------------------------------
 
@@ -482,6 +488,7 @@ class Cache:
     def _tell_lost(self) -> None:
         lost, self._lost = self._lost, 0
         if lost:
+            self._has_lost = True
             logger.warning("%d vectors were paid for and could not be stored in the cache", lost)
 
     async def close(self) -> None:
