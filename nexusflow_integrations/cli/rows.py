@@ -18,13 +18,12 @@ import orjson
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.cli.first_bytes import LOOKED_AT, not_text
+from nexusflow_integrations.cli.json_rows import NotJsonError, json_lines, load, problem_of
 from nexusflow_integrations.cli.rag.converted import NotATableError, read_table
 from nexusflow_integrations.errors import InvalidResponseError
 
 _GROUP = 2000
 """Rows that the Parquet writer collects before it writes them: 16 MB at 2,048 dimensions."""
-
-_LONG_NUMBER = re.compile(r"\d{19}")
 
 _FIELDS = 6
 """Fields of a line that an error message names."""
@@ -90,18 +89,8 @@ def lines_of_text(source: Iterable[bytes]) -> Iterator[Line]:
 
 def lines_of_json(source: Iterable[bytes], name: str) -> Iterator[Line]:
     """Yield the lines of JSONL: strings, or objects whose field ``name`` is the text."""
-    for number, text in _decoded(source):
-        if text is None:
-            yield Line(number, problem="is not UTF-8")
-            continue
-        if not text.strip():
-            continue
-        try:
-            found = _loads(text)
-        except orjson.JSONDecodeError:
-            yield Line(number, problem="is not JSON")
-            continue
-        yield _line(number, found, name)
+    for number, found, problem in json_lines(_decoded(source)):
+        yield _line(number, found, problem, name)
 
 
 def items_of_json(data: bytes, name: str) -> Iterator[Line]:
@@ -112,17 +101,20 @@ def items_of_json(data: bytes, name: str) -> Iterator[Line]:
     Raises:
         InputProblemError: The input is not a JSON array.
     """
+    text = _decode(data.removeprefix(codecs.BOM_UTF8))
+    if text is None:
+        line = next(number for number, text in _decoded(data.splitlines(True)) if text is None)
+        raise InputProblemError(f"the input is not UTF-8 (line {line})")
     try:
-        found = _loads(data.removeprefix(codecs.BOM_UTF8))
-    except orjson.JSONDecodeError as error:
-        raise InputProblemError(
-            f"the input is not JSON (line {error.lineno}); for one object per line, set --input"
-            " jsonl"
-        ) from None
+        found = load(text)
+    except NotJsonError as error:
+        where = "" if error.line is None else f" (line {error.line})"
+        hint = "; for one object per line, set --input jsonl" if error.line else ""
+        raise InputProblemError(f"the input {error}{where}{hint}") from None
     if not isinstance(found, list):
         raise InputProblemError("the input is JSON, but not an array of texts or objects")
     for number, item in enumerate(found, 1):
-        yield _line(number, item, name)
+        yield _line(number, item, problem_of(item), name)
 
 
 def some_with_text(lines: Iterator[Line], name: str) -> Iterator[Line]:
@@ -210,18 +202,11 @@ def _utf8(source: Iterable[bytes]) -> Iterator[str]:
         yield text
 
 
-def _loads(data: str | bytes) -> Any:
-    """Parse JSON; unlike orjson, keep whole numbers of more than 64 bits exactly."""
-    found = orjson.loads(data)
-    text = data if isinstance(data, str) else data.decode()
-    return json.loads(text) if _LONG_NUMBER.search(text) else found
-
-
-def _line(number: int, found: Any, name: str) -> Line:
+def _line(number: int, found: Any, problem: str | None, name: str) -> Line:
+    if problem is not None:
+        return Line(number, problem=problem)
     if isinstance(found, str):
         return Line(number, found, {"text": found})
-    if not isinstance(found, dict):
-        return Line(number, problem="is neither a JSON object nor a string")
     if name not in found:
         others = f", only {_few([repr(other) for other in found])}" if found else ""
         problem = f"has no field {name!r}{others}"

@@ -13,6 +13,7 @@ from typing import Any
 
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.texts import is_blank, is_encodable
+from nexusflow_integrations.cli.json_rows import NotJsonError, json_lines, load, problem_of
 
 INSTALL = "nexusflow-integrations[files]"
 CONVERTED = {
@@ -145,15 +146,9 @@ def json_rows(text: str) -> Iterator[tuple[int, str]]:
     Raises:
         NotConvertedError: A line is neither a JSON object nor a string.
     """
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            found = json.loads(line)
-        except ValueError:
-            raise NotConvertedError(f"line {number} is not JSON") from None
-        except RecursionError:
-            raise NotConvertedError(f"line {number} is nested too deeply") from None
+    for number, found, problem in json_lines(enumerate(text.split("\n"), 1)):
+        if problem is not None:
+            raise NotConvertedError(f"line {number} {problem}")
         yield number, _json_text(found, f"line {number}")
 
 
@@ -166,24 +161,21 @@ def json_items(text: str) -> Iterator[tuple[int, str]]:
         NotConvertedError: The text is not an array of JSON objects and strings.
     """
     try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise NotConvertedError(
-            f"not JSON (line {error.lineno}); for one object per line, name it .jsonl"
-        ) from None
-    except ValueError:
-        raise NotConvertedError("not JSON") from None
-    except RecursionError:
-        raise NotConvertedError("nested too deeply") from None
+        found = load(text)
+    except NotJsonError as error:
+        problem = str(error).removeprefix("is ")
+        where = "" if error.line is None else f" (line {error.line})"
+        hint = "; for one object per line, name it .jsonl" if error.line else ""
+        raise NotConvertedError(f"{problem}{where}{hint}") from None
     if not isinstance(found, list):
         raise NotConvertedError("JSON, but not an array of objects or strings")
     for number, item in enumerate(found, 1):
+        if problem := problem_of(item):
+            raise NotConvertedError(f"item {number} {problem}")
         yield number, _json_text(item, f"item {number}")
 
 
-def _json_text(value: Any, where: str) -> str:
-    if not isinstance(value, dict | str):
-        raise NotConvertedError(f"{where} is neither a JSON object nor a string")
+def _json_text(value: dict[str, Any] | str, where: str) -> str:
     try:
         found = _pruned(value)
         if isinstance(found, dict):
