@@ -19,7 +19,12 @@ from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.cli.first_bytes import LOOKED_AT, not_text
 from nexusflow_integrations.cli.json_rows import NotJsonError, json_lines, load, problem_of
-from nexusflow_integrations.cli.rag.converted import NotATableError, read_table
+from nexusflow_integrations.cli.rag.converted import (
+    NotATableError,
+    cut_by_another,
+    other_separator,
+    read_table,
+)
 from nexusflow_integrations.errors import InvalidResponseError
 
 _GROUP = 2000
@@ -159,11 +164,10 @@ def rows_of_table(source: Iterable[bytes], name: str, separator: str) -> Iterato
     rows = read_table(_utf8(source), separator)
     try:
         _, columns = next(rows, (0, []))
-        if len(columns) == 1 and name not in columns and re.search("[;\t|]", columns[0]):
-            tabs = "\t" in columns[0]
-            cut = "a tab: set --input tsv" if tabs else "; or |: use commas instead"
+        other = other_separator(columns)
+        if other and name not in columns:
             raise InputProblemError(
-                f"the input has one column, {columns[0]!r}, which seems to be separated by {cut}"
+                f"the input has {cut_by_another(columns, other, separator, 'set --input tsv')}"
             )
         if columns and name not in columns:
             raise InputProblemError(

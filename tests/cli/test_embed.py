@@ -527,7 +527,7 @@ def test_only_a_cache_that_worked_is_said_to_hold_what_was_paid_for(
         ),
         (("numbers.jsonl",), "the input has no text in the field 'text'"),
         (("many.json",), "have no field 'text': choose one with --field (id, body)"),
-        (("semicolons.csv",), "separated by ; or |: use commas instead"),
+        (("semicolons.csv",), "separated by ';': use commas instead"),
         (("tabs.csv",), "separated by a tab: set --input tsv"),
         (("twice.csv",), "the input has more than one column 'text': rename one"),
         (

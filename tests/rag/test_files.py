@@ -207,3 +207,26 @@ def test_a_pdf_without_text_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(converters.PdfConverter, "convert", lambda *_: Empty())
     with pytest.raises(CorpusError, match="a PDF without text, such as a scan"):
         corpus.load(str(FILES / "zoo.pdf"))
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "advice"),
+    [
+        ("a.csv", ";", "';': use commas instead"),
+        ("a.csv", "\t", "a tab: name it .tsv"),
+        ("a.tsv", "|", "'|': use tabs instead"),
+    ],
+)
+def test_a_table_with_other_separators_is_left_out_and_named(
+    tmp_path: Path, name: str, separator: str, advice: str
+) -> None:
+    (tmp_path / name).write_text(
+        separator.join(["name", "text"]) + "\n" + separator.join(["Ann", '"Hello,\nworld"']) + "\n"
+    )
+    (tmp_path / "b.csv").write_text("notes; see below\nA note.\nAnother; longer.\n")
+    found = corpus.load(str(tmp_path))
+    assert [passage.source for passage in found.documents] == ["b.csv:2", "b.csv:3"]
+    assert [str(item) for item in found.skipped] == [
+        f"{name}: not a table: one column, {separator.join(['name', 'text'])!r}, which seems to be"
+        f" separated by {advice}"
+    ]

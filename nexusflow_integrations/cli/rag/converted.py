@@ -122,6 +122,20 @@ def read_table(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list
         raise NotATableError(f"{where}: {error}") from None
 
 
+def other_separator(columns: list[str]) -> str | None:
+    """Return the character that seems to separate the columns if only one was found."""
+    if len(columns) != 1:
+        return None
+    return next((char for char in "\t;|" if char in columns[0]), None)
+
+
+def cut_by_another(columns: list[str], other: str, separator: str, as_tsv: str) -> str:
+    """Return words that say so, and what to do; ``as_tsv`` says how to read tabs."""
+    wanted = "tabs" if separator == "\t" else "commas"
+    cut = f"a tab: {as_tsv}" if other == "\t" else f"{other!r}: use {wanted} instead"
+    return f"one column, {columns[0]!r}, which seems to be separated by {cut}"
+
+
 def rows(text: str, suffix: str) -> Iterator[tuple[int, str]]:
     """Yield the number and the text of each row of a file.
 
@@ -215,12 +229,17 @@ def table_rows(text: str, separator: str) -> Iterator[tuple[int, str]]:
     The text contains a line ``column: value`` for each column.
 
     Raises:
-        NotConvertedError: A quote is not closed.
+        NotConvertedError: A quote is not closed, or the columns are separated in another way.
     """
     rows = read_table(io.StringIO(text, newline=""), separator)
     try:
         _, columns = next(rows, (0, []))
+        other = other_separator(columns)
         for number, row in rows:
+            if other and other in row[0]:
+                how = cut_by_another(columns, other, separator, "name it .tsv")
+                raise NotConvertedError(f"not a table: {how}")
+            other = None  # only the first row is looked at: later texts may contain the character
             named = zip([*columns, *[""] * (len(row) - len(columns))], row, strict=False)
             shown = (f"{name}: {value}" if name else value for name, value in named if value)
             if passage := "\n".join(shown):
