@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any
 
-from nexusflow_integrations.cli import plain_symbols
+from nexusflow_integrations.cli import interrupts, plain_symbols
 
 __all__ = ["main"]
 
@@ -22,6 +22,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command with this process's arguments, then exit with the command's exit code."""
     try:
+        interrupts.install()
         plain_symbols.register()
         for stream in (sys.stdout, sys.stderr):
             # Print "..." if the console cannot show an ellipsis, and "?" for other characters.
@@ -32,12 +33,14 @@ def main() -> None:
             raise
         sys.exit(_say_missing())
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(_say_stopped())
     code: Any = 0
     try:
         app()
     except SystemExit as ended:
         code = ended.code
+    except KeyboardInterrupt:  # before the command began, or after its end
+        code = _say_stopped()
     except OSError as error:  # the help could not be printed
         if os.environ.get("NEXUSFLOW_DEBUG"):
             raise
@@ -57,6 +60,11 @@ def _say_unwritten(error: OSError) -> int:
     if error.errno != errno.EPIPE:
         print(f"nexusflow: standard output: {error.strerror}", file=sys.stderr)
     return 1
+
+
+def _say_stopped() -> int:
+    print("nexusflow: stopped", file=sys.stderr)
+    return 130
 
 
 def _say_missing() -> int:

@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import asdict
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -24,6 +24,7 @@ from nexusflow_integrations.cli.exits import (
     explain,
 )
 from nexusflow_integrations.cli.indexes import indexes
+from nexusflow_integrations.cli.interrupts import was_pressed
 from nexusflow_integrations.cli.options import JsonOption, StoreOption, print_json
 from nexusflow_integrations.cli.plain_help import Command, Group
 from nexusflow_integrations.cli.report import report
@@ -50,8 +51,7 @@ class Commands(Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo("nexusflow: stopped", err=True)
-            raise typer.Exit(STOPPED) from None
+            _stop()
         except Exception as error:
             _end_if_wrong_usage(error)
             # Typer's own exceptions carry an exit code, and Typer handles a closed pipe.
@@ -59,9 +59,16 @@ class Commands(Group):
             closed = isinstance(error, OSError) and error.errno == errno.EPIPE
             if its_own or closed or os.environ.get("NEXUSFLOW_DEBUG"):
                 raise
+            if was_pressed():  # a library has turned Ctrl-C into an error of its own
+                _stop()
             sentence, code = explain(error)
             typer.echo(f"nexusflow: {printable(sentence)}", err=True)
             raise typer.Exit(code) from None
+
+
+def _stop() -> NoReturn:
+    typer.echo("nexusflow: stopped", err=True)
+    raise typer.Exit(STOPPED) from None
 
 
 def _end_if_wrong_usage(error: Exception) -> None:
