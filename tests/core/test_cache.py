@@ -416,6 +416,17 @@ async def test_closing_stores_what_is_left_and_closes_the_store(
     assert len(said()) == 1
 
 
+async def test_a_single_vector_that_is_lost_is_counted_as_one(
+    store: Store, thread: Thread, said: Callable[[], list[str]]
+) -> None:
+    cache = cache_on(store, thread)
+    store.fails = LOCKED
+    await cache.claim([b"a"], 2)
+    cache.put(rows(b"a"))
+    await cache.close()
+    assert said()[-1] == "1 vector was paid for and could not be stored in the cache"
+
+
 async def test_closing_waits_for_a_store_that_hangs_no_longer_than_it_may(
     store: Store, said: Callable[[], list[str]]
 ) -> None:

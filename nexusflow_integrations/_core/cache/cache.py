@@ -489,6 +489,9 @@ class Cache:
         lost, self._lost = self._lost, 0
         if lost:
             self._has_lost = True
+        if lost == 1:
+            logger.warning("1 vector was paid for and could not be stored in the cache")
+        elif lost:
             logger.warning("%d vectors were paid for and could not be stored in the cache", lost)
 
     async def close(self) -> None:
