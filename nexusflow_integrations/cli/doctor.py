@@ -110,7 +110,8 @@ def examine(store: Path | None = None) -> Findings:
     found.note("Version", f"nexusflow-integrations {__version__}, {system}")
     for title, names in _PACKAGES.items():
         found.note(title, ", ".join(map(_installed, names)))
-    found.note("Cache", _cache())
+    _note_cache(found)
+    _note_folder(found, Indexes(store).folder)
     usable = True
     if has_key():
         usable &= _note_key(found)
@@ -130,12 +131,28 @@ def _installed(name: str) -> str:
         return f"{name} not installed"
 
 
-def _cache() -> str:
+def _note_cache(found: Findings) -> None:
     path = default_path()
     try:
-        return f"{home(path)}, {in_bytes(path.stat().st_size)}"
+        text = f"{home(path)}, {in_bytes(path.stat().st_size)}"
     except OSError:
-        return f"{home(path)}, not created yet"
+        text = f"{home(path)}, not created yet"
+    if place := _not_writable(path):
+        text = f"{home(path)} is not used, because {place} cannot be written: nothing is cached"
+    found.note("Cache", text, ok=False if place else None)
+
+
+def _note_folder(found: Findings, folder: Path) -> None:
+    if place := _not_writable(folder):
+        text = f"{place} cannot be written: name another folder with --store"
+        found.note("Indexes", text, ok=False)
+
+
+def _not_writable(path: Path) -> str | None:
+    """Return ``path``, or what is in its place or above it, if it cannot be written or created."""
+    place = next(place for place in (path, *path.parents) if os.path.exists(place))
+    fits = place == path or place.is_dir()
+    return None if fits and os.access(place, os.W_OK) else home(place)
 
 
 def _note_key(found: Findings) -> bool:

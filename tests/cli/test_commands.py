@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 from pathlib import Path
@@ -544,6 +545,29 @@ def test_doctor_finds_a_working_service_well(nexusflow: Command, service: LocalS
     assert checks["Vectors"]["text"] == "1024 numbers, unit length"
     assert "chromadb" in checks["Chroma"]["text"]
     assert "No problems found." in nexusflow("doctor")[0]
+
+
+def test_folders_that_cannot_be_written_are_named_with_what_to_do(
+    nexusflow: Command,
+    service: LocalServer,
+    zoo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (file := tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file / "cache"))
+    monkeypatch.delenv("NEXUSFLOW_STORE", raising=False)
+    found = json.loads(nexusflow("doctor", "--json", code=1)[0])
+    checks = {check["name"]: check for check in found["checks"]}
+    assert not checks["Cache"]["ok"]
+    assert checks["Cache"]["text"].endswith(f"because {file} cannot be written: nothing is cached")
+    assert not checks["Indexes"]["ok"]
+    assert checks["Indexes"]["text"].endswith(
+        f"{file} cannot be written: name another folder with --store"
+    )
+    _, aside = nexusflow("index", str(zoo), code=1)
+    assert "cannot be written: " in aside
+    assert "Not a directory; name another folder with --store" in aside
 
 
 def test_doctor_tells_good_from_bad_without_unicode(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,7 +197,7 @@ class Index:
         """Keep other processes from writing to the index; the lock ends with the process.
 
         Raises:
-            UnusableIndexError: Another process is writing to the index.
+            UnusableIndexError: Another process is writing to the index, or it cannot be written.
         """
         with needed("An index", "filelock", install="nexusflow-integrations[chroma]"):
             from filelock import FileLock, Timeout
@@ -217,6 +217,11 @@ class Index:
                 # A first run that failed has just removed the folder.
                 if attempt == _ATTEMPTS:
                     raise
+            except OSError as error:
+                raise UnusableIndexError(
+                    f"the index {self.name!r} cannot be written: {error.filename}:"
+                    f" {error.strerror}; name another folder with --store"
+                ) from None
         try:
             yield
         finally:
@@ -263,7 +268,7 @@ class Index:
         """Delete the files of the index, and its folder if nothing else is in it.
 
         Raises:
-            UnusableIndexError: Another process is writing to the index.
+            UnusableIndexError: Another process is writing to the index, or it cannot be written.
         """
         if not self.directory.is_dir():
             return
