@@ -50,9 +50,7 @@ _WIDE = 130
 def tune(
     path: Annotated[
         str,
-        typer.Argument(
-            metavar="PATH", help="A folder or file of Markdown or text; or stdlib, or topics."
-        ),
+        typer.Argument(metavar="PATH", help="A folder or file of texts; or stdlib, or topics."),
     ],
     questions: Annotated[
         Path | None,

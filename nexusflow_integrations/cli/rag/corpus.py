@@ -509,7 +509,9 @@ def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
             skipped.append(Skipped(source, "not a regular file"))
             return None
         if status.st_size > _LARGEST_FILE:
-            skipped.append(Skipped(source, f"larger than {_LARGEST_FILE // 1_000_000} MB"))
+            skipped.append(
+                Skipped(source, f"larger than {_LARGEST_FILE // 1_000_000} MB: split it")
+            )
             return None
         data = file.read_bytes()
     except OSError as error:
