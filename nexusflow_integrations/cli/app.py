@@ -85,6 +85,7 @@ def _end_if_wrong_usage(error: Exception) -> None:
     if ctx is not None:
         typer.echo(f"{ctx.get_usage()}\nTry '{ctx.command_path} --help' for help.", err=True)
     said = printable(" ".join(message().split())).rstrip(".")
+    said = said.replace(": Value error, ", ": ")
     typer.echo(f"nexusflow: {said[:1].lower()}{said[1:]}", err=True)
     raise typer.Exit(getattr(error, "exit_code", USAGE)) from None
 

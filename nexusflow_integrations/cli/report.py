@@ -164,8 +164,8 @@ def report(
                 "paid": not model,
             }
         )
-    if open_it:
-        webbrowser.open(done.path.resolve().as_uri())
+    if open_it and not webbrowser.open(done.path.resolve().as_uri()):
+        screen.err.print("There is no browser on this machine: open the file in one.")
 
 
 _Opened = tuple[
@@ -332,6 +332,7 @@ def _show(screen: Screen, report: Report, title: str) -> None:
     vectors = ""
     if report.model is not None:
         where = f" at {report.endpoint}" if report.endpoint else ""
+        where = " on this machine" if report.endpoint == "localhost" else where
         vectors = f", vectors of {report.model}{where}"
     screen.out.print(f"{printable(title)}{vectors}")
     judged = len(report.ranks)

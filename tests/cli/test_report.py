@@ -59,9 +59,21 @@ def test_a_report_of_a_chroma_folder_costs_nothing_without_questions(
     shown, _ = nexusflow("report", "zoo", "--path", str(chroma), "-o", str(out))
     assert shown.startswith("30 texts, map by ")
     assert "\nzoo, vectors of" in shown
-    assert "vectors of text-embedding-v4 at localhost" in " ".join(shown.split())
+    assert "vectors of text-embedding-v4 on this machine" in " ".join(shown.split())
     assert out.read_text("utf-8").startswith("<!doctype html>")
     assert service.stats.requests == 0
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_open_says_if_there_is_no_browser(
+    nexusflow: Command, chroma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: bool
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or found)
+    out = tmp_path / "out.html"
+    _, aside = nexusflow("report", "zoo", "--path", str(chroma), "-o", str(out), "--open")
+    assert opened == [out.as_uri()]
+    assert ("There is no browser on this machine" in aside) is not found
 
 
 @pytest.mark.slow
