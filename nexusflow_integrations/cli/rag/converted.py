@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import islice
 from typing import Any
 
 from nexusflow_integrations._core.needed import needed
@@ -123,17 +124,10 @@ def read_table(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list
 
 
 def other_separator(columns: list[str]) -> str | None:
-    """Return the character that seems to separate the columns if only one was found."""
+    """Return the character that seems to separate the columns, if only one column was found."""
     if len(columns) != 1:
         return None
     return next((char for char in "\t;|" if char in columns[0]), None)
-
-
-def cut_by_another(columns: list[str], other: str, separator: str, as_tsv: str) -> str:
-    """Return words that say so, and what to do; ``as_tsv`` says how to read tabs."""
-    wanted = "tabs" if separator == "\t" else "commas"
-    cut = f"a tab: {as_tsv}" if other == "\t" else f"{other!r}: use {wanted} instead"
-    return f"one column, {columns[0]!r}, which seems to be separated by {cut}"
 
 
 def rows(text: str, suffix: str) -> Iterator[tuple[int, str]]:
@@ -226,23 +220,26 @@ def _shown(value: Any) -> str:
 def table_rows(text: str, separator: str) -> Iterator[tuple[int, str]]:
     """Yield, for each row of CSV or TSV, the number of its last line, and its text.
 
-    The text contains a line ``column: value`` for each column.
+    The text contains a line ``column: value`` for each column. If header and first row have only
+    one column, and both contain a semicolon, a tab or a bar, this separates the columns.
 
     Raises:
-        NotConvertedError: A quote is not closed, or the columns are separated in another way.
+        NotConvertedError: A quote is not closed.
     """
-    rows = read_table(io.StringIO(text, newline=""), separator)
     try:
+        rows = _table(text, separator)
+        header, first = (list(islice(_table(text, separator), 2)) + [(0, [])] * 2)[:2]
+        if (other := other_separator(header[1])) and first[1] and other in first[1][0]:
+            rows = _table(text, other)
         _, columns = next(rows, (0, []))
-        other = other_separator(columns)
         for number, row in rows:
-            if other and other in row[0]:
-                how = cut_by_another(columns, other, separator, "name it .tsv")
-                raise NotConvertedError(f"not a table: {how}")
-            other = None  # only the first row is looked at: later texts may contain the character
             named = zip([*columns, *[""] * (len(row) - len(columns))], row, strict=False)
             shown = (f"{name}: {value}" if name else value for name, value in named if value)
             if passage := "\n".join(shown):
                 yield number, passage
     except NotATableError as error:
         raise NotConvertedError(f"not a table: {error}") from None
+
+
+def _table(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    return read_table(io.StringIO(text, newline=""), separator)
