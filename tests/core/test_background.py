@@ -42,6 +42,22 @@ def test_work_runs_in_a_daemon_thread_of_its_own(loop: BackgroundLoop) -> None:
     assert loop._thread.daemon
 
 
+class OtherLoop(asyncio.SelectorEventLoop):
+    """The loop of another package, such as uvloop."""
+
+
+def test_it_is_a_loop_of_the_standard_library_even_if_new_loops_are_those_of_another_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(asyncio, "new_event_loop", OtherLoop)
+    ours = BackgroundLoop()
+    try:
+        assert not isinstance(ours.loop, OtherLoop)
+        assert ours.submit(name()).result(60) == "nexusflow-integrations"
+    finally:
+        ours.close()
+
+
 def test_an_error_of_this_package_arrives_without_the_frames_of_the_loops_thread(
     loop: BackgroundLoop,
 ) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
@@ -39,12 +40,22 @@ CLOSING = 1.5
 """Maximum seconds that the process waits at exit for everything to be cancelled and closed."""
 
 
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """Return an event loop of the standard library, whichever policy the process has set.
+
+    A web server may set the policy of uvloop, whose TLS transports cannot be referenced weakly.
+    """
+    if sys.platform == "win32":
+        return asyncio.ProactorEventLoop()
+    return asyncio.SelectorEventLoop()
+
+
 class BackgroundLoop:
     """An event loop that runs in its own daemon thread."""
 
     def __init__(self) -> None:
         try:
-            self.loop = asyncio.new_event_loop()
+            self.loop = _new_loop()
         except OSError as error:  # for example, no file descriptors are left
             raise APIConnectionError(
                 f"no event loop could be opened: {error.strerror or error}"
