@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,15 +14,16 @@ from faults.server import FaultServer, Wire, once
 
 from nexusflow_integrations import NexusFlow
 from nexusflow_integrations._core.call.background import background_loop
-from nexusflow_integrations._core.call.engine import engine
+from nexusflow_integrations._core.call.engine import _target, engine
 from nexusflow_integrations._core.request import message, pool
 from nexusflow_integrations._core.request.blocking import BlockingSender
 from nexusflow_integrations._core.request.nonblocking import LoopConnection
 from nexusflow_integrations._core.request.pool import KEEPALIVE, AiohttpSender, LoopSender, Pool
 from nexusflow_integrations._core.request.transport import Target
 from nexusflow_integrations._core.request.wire import Answer
+from nexusflow_integrations._core.secret import ApiKey, Headers
 
-from .scene import assert_right, auntil, client_of, texts
+from .scene import KEY, assert_right, auntil, client_of, texts
 
 BODY = b'{"input":["a text"],"model":"text-embedding-v4"}'
 
@@ -61,6 +63,46 @@ def test_the_loop_uses_a_connection_again_and_leaves_nothing_to_aiohttp(
     assert_right(client.embed(many), many)
     assert senders == [LoopSender] * 3
     assert server.connections == 1
+
+
+# ---- the bytes of a request
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "http://localhost:{port}/v1/embeddings",
+        "http://LocalHost.:{port}/v1/embeddings",  # a name that is not completed by the resolver
+        "http://b\u00fccher.example:{port}/v1/embeddings",
+        "http://127.0.0.1:{port}/a b/%2F/embeddings?a=1&b=\u00e9 %41+'",
+    ],
+)
+def test_a_request_has_the_same_bytes_as_one_of_aiohttp(
+    place: str, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", server.port))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: here)
+    headers = Headers({"X-Name": "value"})
+    target = _target(place.format(port=server.port), ApiKey(KEY), headers)
+
+    async def run() -> None:
+        for kind in (LoopSender, AiohttpSender):
+            connections = Pool()
+            await kind(connections, target).send(BODY, 30.0)
+            await connections.close()
+
+    asyncio.run(run())
+    ours, theirs = server.requests
+    assert (ours.target, ours.headers) == (theirs.target, theirs.headers)
+
+
+def test_a_request_needs_no_attribute_that_older_versions_of_yarl_lack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("host_subcomponent", "host_port_subcomponent"):
+        monkeypatch.delattr(message.URL, name, raising=False)
+    head = message.Head(Target("http://[::1]:8080/v1/embeddings", {}))
+    assert b"\r\nHost: [::1]:8080\r\n" in head.with_body(BODY)
 
 
 # ---- tools that observe aiohttp's requests

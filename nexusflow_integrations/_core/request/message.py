@@ -37,12 +37,7 @@ class Head:
 
     def __init__(self, target: Target) -> None:
         url = URL(target.url)
-        place = (
-            url.host_subcomponent
-            if url.is_default_port()
-            else f"{url.host_subcomponent}:{url.port}"
-        )
-        lines = [f"POST {url.raw_path_qs} HTTP/1.1", f"Host: {place}"]
+        lines = [f"POST {url.raw_path_qs} HTTP/1.1", f"Host: {_place(url)}"]
         headers = target.revealed()
         # Like aiohttp, send only the last of the headers whose names differ only in case.
         lines += {name.lower(): f"{name}: {value}" for name, value in headers.items()}.values()
@@ -53,6 +48,17 @@ class Head:
     def with_body(self, body: bytes) -> bytes:
         """Return the whole request, for sending only; do not store it."""
         return self._head.reveal().encode("ascii") % len(body) + body
+
+
+def _place(url: URL) -> str:
+    """Return the value of the ``Host`` header, as aiohttp writes it: without a dot at the end.
+
+    Older versions of yarl, which aiohttp 3.10 allows, have no attribute for it.
+    """
+    host = (url.raw_host or "").rstrip(".")
+    if ":" in host:
+        host = f"[{host}]"
+    return host if url.is_default_port() else f"{host}:{url.port}"
 
 
 class NotHttp(Exception):  # noqa: N818 - it never leaves this module
