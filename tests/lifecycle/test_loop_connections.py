@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from nexusflow_integrations._core.request.blocking import BlockingSender
 from nexusflow_integrations._core.request.nonblocking import LoopConnection
 from nexusflow_integrations._core.request.pool import KEEPALIVE, AiohttpSender, LoopSender, Pool
 from nexusflow_integrations._core.request.transport import Target
-from nexusflow_integrations._core.request.wire import Answer
+from nexusflow_integrations._core.request.wire import Answer, TransportFault
 from nexusflow_integrations._core.secret import ApiKey, Headers
 
 from .scene import KEY, assert_right, auntil, client_of, texts
@@ -268,6 +269,40 @@ def test_a_cancelled_request_ends_its_connection(server: FaultServer) -> None:
         await connections.close()
 
     asyncio.run(run())
+
+
+class Failing:
+    """A socket whose sending fails in a way that asyncio logs."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self._wrapped = wrapped
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+    def send(self, _: object) -> int:
+        raise RuntimeError("an unexpected error")
+
+
+def test_the_frames_of_an_error_that_asyncio_logs_do_not_show_the_key(
+    server: FaultServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        connections = Pool()
+        target = _target(f"{server.base_url}/embeddings", ApiKey(KEY), Headers())
+        sender = LoopSender(connections, target)
+        assert (await _sent(sender)).status == 200
+        (connection,) = connections._open
+        connection._transport._sock = Failing(connection._transport._sock)  # type: ignore[attr-defined]
+        assert isinstance(await sender.send(BODY, 30.0), TransportFault)
+        await connections.close()
+
+    asyncio.run(run())
+    (record,) = (one for one in caplog.records if one.exc_info)
+    assert record.exc_info is not None
+    frames = [frame for frame, _ in traceback.walk_tb(record.exc_info[2])]
+    assert frames
+    assert not [name for f in frames for name, value in f.f_locals.items() if KEY in repr(value)]
 
 
 class Lost:
