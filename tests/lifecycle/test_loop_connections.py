@@ -178,6 +178,24 @@ def test_a_connection_that_this_aiohttp_cannot_open_is_left_to_it(
     assert server.attempts == 4
 
 
+def test_opening_a_connection_ends_in_time_even_if_this_aiohttp_does_not_limit_it(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: object, **__: object) -> None:
+        await asyncio.sleep(60)
+
+    async def run() -> None:
+        connections = Pool()
+        sender = LoopSender(connections, Target(f"{server.base_url}/embeddings", {}))
+        monkeypatch.setattr(connections.session().connector, "connect", hang)
+        fault = await asyncio.wait_for(sender.send(BODY, 0.1), 30)
+        assert isinstance(fault, TransportFault)
+        assert fault.timed_out
+        await connections.close()
+
+    asyncio.run(run())
+
+
 def test_a_parser_that_cannot_be_used_alone_is_left_to_aiohttp(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, senders: list[type]
 ) -> None:

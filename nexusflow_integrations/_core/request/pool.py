@@ -12,6 +12,7 @@ import asyncio
 import os
 import socket
 import ssl
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -48,6 +49,11 @@ from nexusflow_integrations._core.request.transport import (
 from nexusflow_integrations._core.request.wire import MAX_RESPONSE_BYTES, Answer, TransportFault
 from nexusflow_integrations._core.secret import Secret
 from nexusflow_integrations.errors import APIConnectionError
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout as time_limit
+else:
+    from async_timeout import timeout as time_limit  # aiohttp needs it there
 
 
 class Pool:
@@ -117,8 +123,11 @@ class Pool:
             request = aiohttp.ClientRequest(
                 "POST", url, loop=asyncio.get_running_loop(), session=session
             )
-            limits = aiohttp.ClientTimeout(connect=timeout, ceil_threshold=1e9)
-            opened = await session.connector.connect(request, traces=[], timeout=limits)
+            # The connector of aiohttp 3.10 leaves ``ClientTimeout.connect`` to its caller.
+            async with time_limit(timeout):
+                opened = await session.connector.connect(
+                    request, traces=[], timeout=aiohttp.ClientTimeout()
+                )
         except (AttributeError, TypeError):
             return None
         if opened.protocol is None or opened.protocol.should_close:  # the server sent something
