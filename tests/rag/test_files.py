@@ -210,17 +210,22 @@ def test_a_pdf_without_text_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("name", "separator"), [("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "|")])
+@pytest.mark.parametrize("quote", ["", '"'])
 def test_the_columns_of_a_table_may_have_other_separators(
-    tmp_path: Path, name: str, separator: str
+    tmp_path: Path, name: str, separator: str, quote: str
 ) -> None:
-    (tmp_path / name).write_text(
-        separator.join(["name", "text"]) + "\n" + separator.join(["Ann", '"Hello,\nworld"']) + "\n"
-    )
+    rows = [["name", "text"], ["1,5\t2", "Hello, world; or\nnot"], ["Ann", ""]]
+    if not quote:
+        rows[1] = ["1,5", '"Hello, world; or\nnot"']
+    lines = [separator.join(f"{quote}{cell}{quote}" for cell in row) + "\n" for row in rows]
+    (tmp_path / name).write_text("".join(lines))
     (tmp_path / "b.csv").write_text("notes; see below\nA note.\nAnother; longer.\n")
     (tmp_path / "c.csv").write_text("only; a header\n")
     found = corpus.load(str(tmp_path))
+    first = "1,5\t2" if quote else "1,5"
     assert [(passage.source, passage.text) for passage in found.documents] == [
-        (f"{name}:3", "name: Ann\ntext: Hello,\nworld"),
+        (f"{name}:3", f"name: {first}\ntext: Hello, world; or\nnot"),
+        (f"{name}:4", "name: Ann"),
         ("b.csv:2", "notes; see below: A note."),
         ("b.csv:3", "notes; see below: Another; longer."),
     ]

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from itertools import islice
 from typing import Any
@@ -220,17 +220,15 @@ def _shown(value: Any) -> str:
 def table_rows(text: str, separator: str) -> Iterator[tuple[int, str]]:
     """Yield, for each row of CSV or TSV, the number of its last line, and its text.
 
-    The text contains a line ``column: value`` for each column. If header and first row have only
-    one column, and both contain a semicolon, a tab or a bar, this separates the columns.
+    The text contains a line ``column: value`` for each column. If the header has only one column,
+    but a tab, a semicolon or a vertical bar divides both the header and the first row, that
+    character separates the columns.
 
     Raises:
         NotConvertedError: A quote is not closed.
     """
     try:
-        rows = _table(text, separator)
-        header, first = (list(islice(_table(text, separator), 2)) + [(0, [])] * 2)[:2]
-        if (other := other_separator(header[1])) and first[1] and other in first[1][0]:
-            rows = _table(text, other)
+        rows = _table(text, _separator(text, separator))
         _, columns = next(rows, (0, []))
         for number, row in rows:
             named = zip([*columns, *[""] * (len(row) - len(columns))], row, strict=False)
@@ -239,6 +237,19 @@ def table_rows(text: str, separator: str) -> Iterator[tuple[int, str]]:
                 yield number, passage
     except NotATableError as error:
         raise NotConvertedError(f"not a table: {error}") from None
+
+
+def _separator(text: str, usual: str) -> str:
+    """Return the character that separates the columns: ``usual``, or another if it fits better."""
+    # Not strict: with the wrong separator, quotes are in odd places.
+    header = next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=usual)), [])
+    other = other_separator(header)
+    if other is not None:
+        with suppress(NotATableError):
+            two = [row for _, row in islice(_table(text, other), 2)]
+            if len(two) == 2 and min(map(len, two)) > 1:
+                return other
+    return usual
 
 
 def _table(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
