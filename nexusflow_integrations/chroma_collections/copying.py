@@ -428,6 +428,8 @@ class _Work:
                     # longer has.
                     yield Step("removing documents", self.target.delete, {"ids": other})
                 places = {record.id: record.place for record in seen}
+                kept = set(wanted).difference(missing)
+                run.stored_until = max((places[name] for name in kept), default=run.stored_until)
                 for part in _parts([(name, rows[name]) for name in missing]):
                     refused += yield from self._write(run, part, places)
             run.unchanged += len(wanted) - len(missing)

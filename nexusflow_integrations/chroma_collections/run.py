@@ -96,6 +96,8 @@ class Run:
     _sent: int = 0
     _ready: deque[Ready] = field(default_factory=deque)
     _metadata_only: deque[Ready] = field(default_factory=deque)
+    stored_until: int = -1
+    """Place of the last document that the collection already had, unchanged."""
     _suspects: list[tuple[Ready, RefusedError]] = field(default_factory=list)
     """Documents that the store refused since it last accepted one."""
 
@@ -169,6 +171,7 @@ class Run:
             if self.add_only:
                 same += document == record.document
                 self.differing += document != record.document
+                self.stored_until = record.place
                 self._done(1)
                 continue
             if owned is not None and record.id not in owned:
@@ -188,6 +191,7 @@ class Run:
                 self._metadata_only.append(Ready(record, None, False, cleared))
             else:
                 same += 1
+                self.stored_until = record.place
                 self._done(1)
         self.unchanged += same
 
@@ -263,8 +267,11 @@ class Run:
             CollectionError: The store has refused ``MOST_REFUSED`` documents in a row.
         """
         self._suspects.append((item, error))
-        if len(self._suspects) >= MOST_REFUSED:
+        if len(self._suspects) < MOST_REFUSED:
+            return
+        if self.stored_until < self._suspects[0][0].record.place:
             raise self._all_refused()
+        self.accepted()  # an earlier run left them out and stored documents after them
 
     def settle(self) -> None:
         """At the end of the run, decide about documents that the store refused last.
@@ -287,7 +294,7 @@ class Run:
         return failed
 
     def accepted(self) -> None:
-        """Leave out the documents that the store refused: it has just accepted another one."""
+        """Leave out the documents that the store refused: it accepts others."""
         suspects, self._suspects = self._suspects, []
         if self.add_only:
             self.not_stored += suspects

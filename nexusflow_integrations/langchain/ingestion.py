@@ -504,7 +504,7 @@ class _Filling:
             except Exception as error:
                 if raised_by_signal_handler(error):
                     raise
-                self._run.not_found(error)
+                self._run.look_up_failed(error)
 
     def _write(self, batches: Callable[[], Iterator[list[Ready]]]) -> None:
         for batch in batches():
@@ -573,7 +573,7 @@ class _AsyncFilling:
             except NotImplementedError:  # noqa: PERF203 - each part may fail
                 return
             except Exception as error:  # noqa: BLE001
-                self._run.not_found(error)
+                self._run.look_up_failed(error)
 
     async def _write(self, batches: Callable[[], Iterator[list[Ready]]]) -> None:
         for batch in batches():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langchain_core.documents import Document
+from pydantic import ValidationError
 
 from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.halving import MOST_REFUSED, Halving
@@ -137,6 +139,8 @@ class Run:
     _batch: Halving[Ready] = field(default_factory=lambda: Halving(()))
     _suspects: list[tuple[Ready, Exception]] = field(default_factory=list)
     """Documents that the store refused since it last accepted one."""
+    _stored_until: int = -1
+    """Place of the last document that the store already had."""
 
     # -- ending the run ------------------------------------------------------------------------
 
@@ -161,13 +165,15 @@ class Run:
             self._problem = error
 
     def check(self) -> None:
-        """At the end of the run, decide about documents that the store refused last.
+        """End the run: leave out the documents that the store refused last, or raise an error.
 
-        Raises the error that ended the run early, or that the store refused everything, with the
-        unwritten vectors.
+        Raises:
+            Exception: The error that ended the run early. If it is an error of this package, it
+                holds the vectors that were not written.
+            CollectionError: The store refused everything.
         """
         if self._problem is None and self._suspects:
-            # In a second run, only those documents are written that were refused in the first one.
+            # A second run may write only the documents that the store refused in the first run.
             if self.added or self.present or self.differing:
                 self._accepted()
             else:
@@ -231,19 +237,22 @@ class Run:
             yield part
 
     def found(self, documents: Sequence[Document]) -> None:
-        """Take the store's documents with the last ids."""
+        """Record the documents that the store has under the ids that were yielded last."""
         self._ids.stored()
         self._found += documents
         self._answered = True
 
-    def not_found(self, error: Exception) -> None:
-        """Take the error with which the look-up of the last ids failed.
+    def look_up_failed(self, error: Exception) -> None:
+        """Record that the look-up of the last ids failed.
 
         Raises:
-            CollectionError: The store failed, or refuses all ids, so that nothing is paid for.
+            CollectionError: The store failed, or it refused two or more ids, which are all ids of
+                the slice, and has answered no look-up of this run.
         """
         problem = failed("reading from", self.store, error)
-        if not is_refusal(error):
+        # These errors are about an answer of the store that cannot be read, not about an id.
+        unreadable = isinstance(error, (json.JSONDecodeError, UnicodeError, ValidationError))
+        if unreadable or not is_refusal(error):
             raise problem from error
         self._unreadable += self._ids.refused() is not None
         if self._unreadable > 1 and not self._ids.next and not self._answered:
@@ -263,6 +272,7 @@ class Run:
                 same = _is_same(record.document, other)
                 self.present += same
                 self.differing += not same
+                self._stored_until = record.place
                 self._done(1)
 
     # -- writing -------------------------------------------------------------------------------
@@ -290,8 +300,7 @@ class Run:
             yield self._cut()
 
     def _cut(self) -> list[Ready]:
-        count = min(self.size, len(self._ready))
-        return [self._ready.popleft() for _ in range(count)]
+        return [self._ready.popleft() for _ in range(min(self.size, len(self._ready)))]
 
     def parts(self, batch: list[Ready]) -> Iterator[Sequence[Ready]]:
         """Yield what to write next, until all of ``batch`` is stored or refused."""
@@ -300,7 +309,7 @@ class Run:
             yield part
 
     def wrote(self, error: Exception | None) -> None:
-        """Take the outcome of writing the last part: ``None`` or the store's error."""
+        """Record the outcome of writing the last part: ``None`` or the store's error."""
         part = self._batch.next
         if error is None:
             self._batch.stored()
@@ -311,11 +320,15 @@ class Run:
             self._fail(f"writing {count(len(part), 'document')} to", error)
         elif (item := self._batch.refused()) is not None:
             self._suspects.append((item, error))
-            if len(self._suspects) >= MOST_REFUSED:
+            if len(self._suspects) < MOST_REFUSED:
+                return
+            if self._stored_until > self._suspects[0][0].record.place:
+                self._accepted()  # an earlier run left them out and stored documents after them
+            else:
                 self._all_refused()
 
     def _accepted(self) -> None:
-        """Leave out the documents that the store refused: it has just accepted another one."""
+        """Leave out the documents that the store refused: it accepts others."""
         suspects, self._suspects = self._suspects, []
         for item, error in suspects:
             words = f"{self.store} refused it: {type(error).__name__}: {str(error)[:300]}"

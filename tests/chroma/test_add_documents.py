@@ -258,7 +258,7 @@ def test_documents_that_the_store_refuses_are_named_and_all_others_added(
     assert caught.value.finished[3] == pytest.approx(make()(["document 3"])[0], abs=1e-6)
 
 
-def test_a_refused_document_is_named_though_all_others_differ(collection: Any) -> None:
+def test_a_refused_document_is_named_even_if_all_others_differ(collection: Any) -> None:
     add_documents(collection, **numbered(3))
     batch = numbered(4)
     batch["documents"] = [f"another {text}" for text in batch["documents"]]
@@ -269,6 +269,30 @@ def test_a_refused_document_is_named_though_all_others_differ(collection: Any) -
     collection.add = refuse
     with pytest.raises(errors.CollectionError, match=r"refused 1 document \('id3': .*others were"):
         add_documents(collection, **batch)
+
+
+def test_a_second_sync_leaves_out_what_the_store_refused_in_the_first(
+    collection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexusflow_integrations.chroma_collections.run.MOST_REFUSED", 3)
+    bad = {f"id{number}" for number in range(0, 60, 10)}
+    upsert, add = collection.upsert, collection.add
+
+    def refusing(write: Any) -> Any:
+        def write_good(**fields: Any) -> None:
+            if bad & set(fields["ids"]):
+                raise ValueError("Payload Too Large")
+            write(**fields)
+
+        return write_good
+
+    collection.upsert, collection.add = refusing(upsert), refusing(add)
+    for _ in range(2):
+        done = sync_documents(collection, **numbered(60))
+        assert {left.id for left in done.left_out} == bad
+        assert collection.count() == 54
+    with pytest.raises(errors.CollectionError, match="the store refused 3 documents, one by one"):
+        sync_documents(collection, ids=sorted(bad), documents=["text"] * 6, remove=False)
 
 
 def test_a_document_that_is_too_long_is_named_and_all_others_added(collection: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import enum
+import json
 import signal
 import subprocess
 import sys
@@ -287,7 +288,7 @@ def with_bad(count: int, bad: Any) -> list[Document]:
 
 @TWINS
 @pytest.mark.parametrize("size", [1, 2, 5])
-async def test_refused_documents_are_left_out_though_they_fill_whole_slices(
+async def test_refused_documents_are_left_out_even_if_they_fill_whole_slices(
     twin: str, size: int, make: Make
 ) -> None:
     store, bad = Picky(make()), {0, 1, 5, 6, 7, 8, 9, 19}
@@ -320,7 +321,7 @@ async def test_a_store_that_refuses_all_documents_of_a_run_is_an_error(
 
 @TWINS
 @pytest.mark.parametrize("size", [1, 40, 250])
-async def test_a_store_that_refuses_250_in_a_row_ends_the_run_before_all_is_paid(
+async def test_a_store_that_refuses_250_in_a_row_ends_the_run_before_all_are_paid_for(
     twin: str, size: int, make: Make, server: LocalServer
 ) -> None:
     store = Picky(make())
@@ -332,6 +333,43 @@ async def test_a_store_that_refuses_250_in_a_row_ends_the_run_before_all_is_paid
     assert {documents[place].page_content for place in raised.value.finished} == paid - {
         item["text"] for item in store.store.values()
     }
+
+
+@TWINS
+async def test_a_second_run_leaves_out_what_the_store_refused_in_the_first(
+    twin: str, make: Make, server: LocalServer
+) -> None:
+    store = Picky(make())
+    documents = with_bad(3_000, range(0, 3_000, 10))
+    done = await add(twin, store, documents)
+    assert (done.added, len(done.left_out)) == (2_700, 300)
+    done = await add(twin, store, documents)
+    assert (done.added, done.present, len(done.left_out)) == (0, 2_700, 300)
+
+
+class Garbled(InMemoryVectorStore):
+    """Answers one look-up with something that its client cannot read."""
+
+    def get_by_ids(self, ids: Any, /) -> list[Document]:
+        json.loads("<html>")
+        raise AssertionError
+
+    async def aget_by_ids(self, ids: Any, /) -> list[Document]:
+        return self.get_by_ids(ids)
+
+
+@TWINS
+async def test_an_answer_that_cannot_be_read_does_not_make_a_stored_document_new(
+    twin: str, make: Make, server: LocalServer
+) -> None:
+    store = Garbled(make())
+    (document,) = source(1)
+    InMemoryVectorStore.add_documents(store, [document])
+    server.reset_stats()
+    document.page_content = "another text"
+    with pytest.raises(errors.CollectionError, match="reading from Garbled failed: JSONDecodeErr"):
+        await add(twin, store, [document])
+    assert server.stats.texts == 0
 
 
 class Numbered(InMemoryVectorStore):
