@@ -11,32 +11,40 @@ import _thread
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 _IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 _SOON = 0.02
+_PATIENCE = 2.0
+"""Seconds after which Ctrl-C stops an import, too: it may be waiting for one that never ends."""
 
-_was_pressed = False
+_pressed_at: float | None = None
+_former_hook: Any = sys.__unraisablehook__
 
 
 def install() -> None:
     """Handle Ctrl-C from now on, unless it is ignored or another handler is installed."""
+    global _former_hook
     is_main = threading.current_thread() is threading.main_thread()
     if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
-        sys.unraisablehook = _unraisable
+        _former_hook, sys.unraisablehook = sys.unraisablehook, _unraisable
 
 
 def was_pressed() -> bool:
     """Return whether Ctrl-C was pressed: errors since then are its consequences."""
-    return _was_pressed
+    return _pressed_at is not None
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    global _was_pressed
-    _was_pressed = True
-    if frame is not None and frame.f_code.co_filename == _IMPORT_SYSTEM:
+    global _pressed_at
+    now = time.monotonic()
+    if _pressed_at is None:
+        _pressed_at = now
+    is_importing = frame is not None and frame.f_code.co_filename == _IMPORT_SYSTEM
+    if is_importing and now - _pressed_at < _PATIENCE:
         _again_soon()
     else:
         signal.default_int_handler(number, frame)
@@ -46,7 +54,7 @@ def _unraisable(ignored: Any) -> None:
     if issubclass(ignored.exc_type, KeyboardInterrupt):
         _again_soon()
     else:
-        sys.__unraisablehook__(ignored)
+        _former_hook(ignored)
 
 
 def _again_soon() -> None:

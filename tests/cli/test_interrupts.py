@@ -21,7 +21,7 @@ from nexusflow_integrations.cli.rag import corpus
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    monkeypatch.setattr(interrupts, "_was_pressed", False)
+    monkeypatch.setattr(interrupts, "_pressed_at", None)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupts.install()
     yield
@@ -42,12 +42,33 @@ def test_an_import_goes_on_until_the_interrupt_cannot_leave_a_lock_held() -> Non
         time.sleep(30)
 
 
+def test_an_import_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "_PATIENCE", 0.2)
+    code = compile("press(); sleep(30)", "<frozen importlib._bootstrap>", "exec")
+    with pytest.raises(KeyboardInterrupt):
+        exec(code, {"press": press, "sleep": time.sleep})
+
+
+def test_another_hook_for_ignored_errors_is_still_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupts.install()
+
+    class Failing:
+        def __del__(self) -> None:
+            raise ValueError
+
+    Failing()
+    assert [ignored.exc_type for ignored in told] == [ValueError]
+
+
 def test_an_interrupt_that_python_ignores_arrives_again() -> None:
-    class Deaf:
+    class Interrupted:
         def __del__(self) -> None:
             press()
 
-    Deaf()
+    Interrupted()
     with pytest.raises(KeyboardInterrupt):
         time.sleep(30)
 
@@ -66,7 +87,7 @@ def test_an_error_that_a_library_makes_of_the_interrupt_is_not_shown(
     assert (result.exit_code, result.stderr) == (130, "nexusflow: stopped\n")
 
 
-def test_an_interrupt_before_the_command_begins_is_no_traceback(
+def test_an_interrupt_before_the_command_begins_prints_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(typer.Typer, "__call__", lambda *_: press())
