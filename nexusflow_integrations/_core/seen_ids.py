@@ -39,7 +39,7 @@ class SeenIds:
                 if before is not None:
                     return int(before[0])
                 self._db.execute("INSERT INTO seen VALUES(?, ?)", (name, place))
-            except sqlite3.Error as error:
+            except sqlite3.OperationalError as error:
                 raise _not_noted(error) from error
             return None
 
@@ -52,7 +52,7 @@ class SeenIds:
                     " (SELECT 1 FROM seen WHERE id = ?1)",
                     ((name,) for name in stored),
                 )
-            except sqlite3.Error as error:
+            except sqlite3.OperationalError as error:
                 raise _not_noted(error) from error
 
     def gone(self, count: int) -> Iterator[list[str]]:
@@ -73,7 +73,7 @@ class SeenIds:
                 self._db.close()
 
 
-def _not_noted(error: sqlite3.Error) -> NexusFlowError:
+def _not_noted(error: sqlite3.OperationalError) -> NexusFlowError:
     return NexusFlowError(
         f"the ids of the source could not be written to a temporary file: {error}; is the disk with"
         " the folder for temporary files (TMPDIR) full?"

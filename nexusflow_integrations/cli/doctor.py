@@ -137,7 +137,9 @@ def _note_cache(found: Findings) -> None:
         text = f"{home(path)}, {in_bytes(path.stat().st_size)}"
     except OSError:
         text = f"{home(path)}, not created yet"
-    if place := _not_writable(path):
+    # SQLite creates more files in the folder.
+    place = _not_writable(path) or _not_writable(path.parent)
+    if place:
         text = f"{home(path)} is not used, because {place} cannot be written: nothing is cached"
     found.note("Cache", text, ok=False if place else None)
 
@@ -149,8 +151,8 @@ def _note_folder(found: Findings, folder: Path) -> None:
 
 
 def _not_writable(path: Path) -> str | None:
-    """Return ``path``, or what is in its place or above it, if it cannot be written or created."""
-    place = next(place for place in (path, *path.parents) if os.path.exists(place))
+    """Return what cannot be written: ``path``, or the nearest parent that exists; or ``None``."""
+    place = next((place for place in (path, *path.parents) if os.path.exists(place)), path)
     fits = place == path or place.is_dir()
     return None if fits and os.access(place, os.W_OK) else home(place)
 

@@ -1,4 +1,4 @@
-"""Parses JSONL and JSON arrays, each item of which is an object or a string."""
+"""Parses JSONL and JSON arrays whose items are objects or strings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LONG_NUMBER = re.compile(r"\d{19}")
 
 
 class NotJsonError(Exception):
-    """A text is not JSON; the message is what follows its name, such as ``is not JSON``.
+    """A text is not JSON; the message, such as ``is not JSON``, continues "line 3" or "the input".
 
     Attributes:
         line: The line of the text where the problem is, or ``None``.
@@ -45,7 +45,7 @@ def json_lines(
 
 
 def problem_of(item: object) -> str | None:
-    """Return why a line or an item is no row, or ``None``."""
+    """Return why a line or an item is not a row, or ``None``."""
     if isinstance(item, dict | str):
         return None
     return "is neither a JSON object nor a string"
@@ -63,7 +63,7 @@ def load(text: str) -> Any:
     try:
         found = orjson.loads(text)
         return json.loads(text) if _LONG_NUMBER.search(text) else found
-    except ValueError:  # find out why, or that only orjson cannot read it
+    except (ValueError, RecursionError):  # find out why, or that only orjson cannot read it
         pass
     try:
         found = json.loads(text)

@@ -58,6 +58,7 @@ def test_the_same_lines_are_read(data: bytes, found: list[tuple[int, str]]) -> N
         (b'"one"\n\n"\\ud800"', "line 3 is not UTF-8"),
         (b'{"t": "one", "other": "\\ud800"}', "line 1 is not UTF-8"),
         (b"[" * 200_000, "line 1 is nested too deeply"),
+        (b"[" * 1010 + b"1" * 19 + b"]" * 1010, "line 1 is nested too deeply"),
         (b'{"t": %s}' % (b"1" * 5000), "line 1 is not JSON"),
     ],
 )

@@ -342,6 +342,8 @@ async def test_no_more_is_held_than_fits_and_the_rest_is_reported(
 ) -> None:
     monkeypatch.setattr(cache_module, "MOST_HELD", 20)
     cache = cache_on(store, thread)
+    assert not cache.keeps_all  # it has not worked yet
+    await cache.present([b"a"], 2)
     assert cache.keeps_all
     store.fails = LOCKED
     await cache.claim([b"a"], 2)

@@ -1,4 +1,4 @@
-"""Ids of a source are noted in a temporary file, and a full disk is named."""
+"""Ids of a source are noted in a temporary file; if the disk is full, the error says so."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ else:
         "seen.note_gone(f'{n:0500}' for n in range(20_000))",
     ],
 )
-def test_a_full_disk_is_an_error_that_names_the_folder(work: str) -> None:
+def test_a_full_disk_is_an_error_that_names_tmpdir(work: str) -> None:
     code = FULL.replace("WORK", work)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

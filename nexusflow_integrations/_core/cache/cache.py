@@ -232,7 +232,7 @@ class Cache:
     @property
     def keeps_all(self) -> bool:
         """Whether the cache works and has stored, or still queues, every vector it was given."""
-        return not (self._is_off or self._lost or self._has_lost)
+        return self._has_worked and not (self._is_off or self._lost or self._has_lost)
 
     # -- reads and claims ----------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ from nexusflow_integrations._core.request.exchange import (
     Stopped,
 )
 from nexusflow_integrations._core.request.long_texts import is_cut
+from nexusflow_integrations._core.request.message import origin_of
 from nexusflow_integrations._core.request.pool import AiohttpSender, LoopSender, Pool
 from nexusflow_integrations._core.request.transport import (
     KEEPALIVE,
@@ -266,8 +267,7 @@ class Engine:
         """Let calling threads connect to the address to which aiohttp has just connected."""
         address = transport.get_extra_info("peername")
         if isinstance(address, tuple):
-            origin = (url.raw_host, url.port, url.scheme == "https")
-            self._connections.peers[origin] = Peer(address, ref(transport), monotonic())
+            self._connections.peers[origin_of(url)] = Peer(address, ref(transport), monotonic())
         if self._ending_idle is None:
             self._end_idle()
 

@@ -53,7 +53,7 @@ from nexusflow_integrations.errors import APIConnectionError
 if sys.version_info >= (3, 11):
     from asyncio import timeout as time_limit
 else:
-    from async_timeout import timeout as time_limit  # aiohttp needs it there
+    from async_timeout import timeout as time_limit  # on Python 3.10, aiohttp requires this package
 
 
 class Pool:
@@ -95,7 +95,8 @@ class Pool:
         request = aiohttp.ClientSession._request
         # A wrapper copies the attributes of what it wraps, but not its type or its globals.
         is_original = type(request) is FunctionType and request.__globals__ is vars(aiohttp.client)
-        return not is_original or bool(self._session and self._session.trace_configs)
+        session = self._session
+        return not is_original or (session is not None and bool(session.trace_configs))
 
     def take(self, origin: Origin) -> LoopConnection | None:
         """Return an idle connection to ``origin``, if there is one."""
@@ -199,6 +200,9 @@ class LoopSender:
             if connection is None:
                 return await self._aiohttp.send(body, timeout)
             left -= monotonic() - began
+            if left <= 0:
+                self._pool.drop(connection)
+                return timed_out(timeout)
         is_free = False
         try:
             response = await connection.exchange(self._head, body, left)
@@ -303,7 +307,7 @@ def _open_session(
         async def send(self, conn: Any) -> aiohttp.ClientResponse:
             headers: Any = self.headers
             # If bytes arrived on an idle connection, they would be read as the response to this
-            # request: the vectors of another request.
+            # request, which would get the vectors of another request.
             if conn.protocol is not None and conn.protocol.should_close:
                 raise aiohttp.ServerDisconnectedError
             if conn.transport is not None and conn.transport not in used:
@@ -331,7 +335,7 @@ def _open_session(
         request_class=Request,
         auto_decompress=False,
         # `trust_env` would cost two thread switches per request and take credentials from ~/.netrc.
-        # Instead, this module reads the proxy variables once per call.
+        # Instead, ``proxy_for`` reads the proxy variables, once per call.
         trust_env=False,
     )
 

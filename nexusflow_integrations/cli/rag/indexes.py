@@ -218,9 +218,10 @@ class Index:
                 if attempt == _ATTEMPTS:
                     raise
             except OSError as error:
+                place, problem = error.filename or self.directory, error.strerror or error
                 raise UnusableIndexError(
-                    f"the index {self.name!r} cannot be written: {error.filename}:"
-                    f" {error.strerror}; name another folder with --store"
+                    f"the index {self.name!r} cannot be written: {place}: {problem}; name another"
+                    " folder with --store"
                 ) from None
         try:
             yield
