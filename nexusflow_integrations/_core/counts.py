@@ -1,4 +1,4 @@
-"""Writes a number of things for readers."""
+"""Writes a number with its noun, such as ``1 text`` or ``2,000 texts``."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 MOST_REFUSED = 250
-"""After this many refused rows in a row, the store is at fault, not the rows."""
+"""After this many refusals without a stored row between them, the store is at fault."""
 
 
 class Halving(Generic[T]):
@@ -38,11 +38,11 @@ class Halving(Generic[T]):
         return [row for part in reversed(self._parts) for row in part]
 
     def stored(self) -> None:
-        """Take note that ``next`` was written."""
+        """Record that ``next`` was written."""
         self._parts.pop()
 
     def refused(self) -> T | None:
-        """Split ``next``, which was refused; return its row if it is only one."""
+        """Split ``next``, which was refused; if it is a single row, return that row."""
         part = self._parts.pop()
         if len(part) == 1:
             return part[0]

@@ -161,7 +161,7 @@ def no_rows(items: object, item: str = "text") -> str | None:
 
 
 def _hint(item: object) -> str:
-    """Return the attribute in which an object of LangChain, LlamaIndex or pyarrow has its text."""
+    """Return how to get the text of an object of LangChain, LlamaIndex or pyarrow, or ""."""
     if attribute(item, "page_content") is not None:
         return "its page_content"
     if has_methods(item, "get_content"):

@@ -189,7 +189,7 @@ def demo(
     """Answer a question about a real corpus with LangChain, LlamaIndex and Chroma.
 
     This needs no key and no internet: without NEXUSFLOW_API_KEY, a small model runs on this
-    machine, behind the same API. The index is kept: a second run does not pay for its texts again.
+    machine, behind the same API. The index is kept: a second run does not embed the corpus again.
     """
     if evaluate and corpus != "stdlib":
         raise UsageProblem(

@@ -165,7 +165,7 @@ def report(
             }
         )
     if open_it and not webbrowser.open(done.path.resolve().as_uri()):
-        screen.err.print("There is no browser on this machine: open the file in one.")
+        screen.err.print("No browser could be opened: open the file yourself.")
 
 
 _Opened = tuple[

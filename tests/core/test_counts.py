@@ -1,4 +1,4 @@
-"""Numbers of things are written for readers."""
+"""A number is written with its noun."""
 
 from __future__ import annotations
 

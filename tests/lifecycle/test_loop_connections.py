@@ -73,7 +73,7 @@ def test_the_loop_uses_a_connection_again_and_leaves_nothing_to_aiohttp(
     "place",
     [
         "http://localhost:{port}/v1/embeddings",
-        "http://LocalHost.:{port}/v1/embeddings",  # a name that is not completed by the resolver
+        "http://LocalHost.:{port}/v1/embeddings",  # an absolute name
         "http://b\u00fccher.example:{port}/v1/embeddings",
         "http://127.0.0.1:{port}/a b/%2F/embeddings?a=1&b=\u00e9 %41+'",
     ],
@@ -162,11 +162,11 @@ def _refuses(*_: object, **__: object) -> None:
     raise TypeError("unexpected keyword argument")
 
 
-def test_a_connection_that_this_aiohttp_cannot_open_is_left_to_it(
+def test_aiohttp_sends_if_a_connection_cannot_be_taken_over_from_it(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, senders: list[type]
 ) -> None:
     client = client_of(server)
-    client.embed("open the session", role="query")  # it has a class of requests of its own
+    client.embed("open the session", role="query")  # now: it subclasses ClientRequest
     senders.clear()
     monkeypatch.setattr(pool.aiohttp, "ClientRequest", _refuses)
     other = client_of(server, model="another")
@@ -196,7 +196,7 @@ def test_opening_a_connection_ends_in_time_even_if_this_aiohttp_does_not_limit_i
     asyncio.run(run())
 
 
-def test_a_parser_that_cannot_be_used_alone_is_left_to_aiohttp(
+def test_aiohttp_sends_if_its_parser_cannot_be_used_alone(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, senders: list[type]
 ) -> None:
     monkeypatch.setattr(message, "HttpResponseParser", _refuses)

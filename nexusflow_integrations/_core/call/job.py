@@ -41,8 +41,12 @@ DRAIN = 5.0
 STOPPED = DRAIN + 5.0
 """Seconds within which a stopped call has ended, with its results written to the store."""
 
-LAST_WORD = 0.01
-"""Seconds after the deadline in which a request reports that it timed out, which says more."""
+REPORTING = 0.01
+"""Seconds that a request has after the deadline to report its timeout.
+
+The error of the request says what was in flight; that of the deadline does not.
+"""
+
 PARTS = 10
 """The number of short waits into which a wait of ``DRAIN`` or ``STOPPED`` seconds is divided.
 
@@ -198,7 +202,7 @@ class Job:
             await work
             return
         try:
-            await asyncio.wait_for(work, deadline + LAST_WORD)
+            await asyncio.wait_for(work, deadline + REPORTING)
         except asyncio.TimeoutError as error:
             if isinstance(error, NexusFlowError):
                 raise

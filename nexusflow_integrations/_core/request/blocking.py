@@ -2,10 +2,10 @@
 
 With the same parser, it accepts the same responses as the event loop, within the same limits.
 
-The connections are separate from those of aiohttp. A connection is opened only to an address to
-which aiohttp is or was recently connected, so this module needs no lookup and tries no unreachable
-address. In all other cases (a first connection, a proxy), the event loop sends: ``connection`` then
-returns ``None`` before anything was sent.
+The connections are separate from those of the event loop. A connection is opened only to an
+address to which the event loop is or was recently connected, so this module needs no lookup and
+tries no unreachable address. In all other cases (a first connection, a proxy), the event loop
+sends: ``connection`` then returns ``None`` before anything was sent.
 
 The timeout covers the whole exchange: before each read and write, the socket gets the time that is
 left, so a server cannot extend the time by sending single bytes. There are no locks, because a
@@ -47,7 +47,7 @@ from nexusflow_integrations._core.signals import raised_by_signal_handler
 CONNECT = 2.0
 """Maximum seconds to open a connection; after that, the event loop tries all addresses."""
 CURRENT = 60.0
-"""Seconds for which an address is used after aiohttp has closed its connection to it."""
+"""Seconds for which an address is used after the event loop's connection to it was closed."""
 BUFFER = 1 << 16
 """Bytes to read at once."""
 LONGEST = 2e6

@@ -33,7 +33,7 @@ def origin_of(url: URL) -> Origin:
 
 
 class Head:
-    """The head of an account's requests, which contains the key."""
+    """The request line and the headers of a target's requests; they contain the key."""
 
     def __init__(self, target: Target) -> None:
         url = URL(target.url)
@@ -61,7 +61,7 @@ def _place(url: URL) -> str:
     return host if url.is_default_port() else f"{host}:{url.port}"
 
 
-class NotHttp(Exception):  # noqa: N818 - it never leaves this module
+class NotHttp(Exception):  # noqa: N818 - users never see it
     """The response is not valid HTTP."""
 
 
@@ -177,8 +177,8 @@ _SAMPLE = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\
 def parser_works() -> bool:
     """Return whether the parser of the installed aiohttp can read a response without an event loop.
 
-    aiohttp does not promise this. If the parser failed on a real response, the event loop would
-    send the request again, and it would be paid for twice.
+    aiohttp does not promise this. If the parser failed on a real response, the request could be
+    sent again, and would then be paid for twice.
     """
     try:
         response = Response()

@@ -36,7 +36,10 @@ class LoopConnection(asyncio.Protocol):
 
     @property
     def is_free(self) -> bool:
-        """Whether the next request can be sent: nothing else arrived or is still being sent."""
+        """Whether the next request can be sent: nothing else arrived or is still being sent.
+
+        With TLS, what the socket still has to send is not known; it goes before the next request.
+        """
         if not self._may_be_used or self._transport.is_closing():
             return False
         try:
@@ -58,8 +61,8 @@ class LoopConnection(asyncio.Protocol):
         ended = self._ended = loop.create_future()
         timer = loop.call_later(timeout, self._end, False)
         try:
-            # asyncio logs an unexpected error with its frames. A tool that shows their variables
-            # would show the key, but it does not look into a view.
+            # asyncio logs an unexpected error with its traceback. A tool that shows the variables
+            # of the frames would show the key in bytes; of a memoryview, it shows only the address.
             self._transport.write(memoryview(head.with_body(body)))
             return response if await ended else None
         finally:
@@ -82,8 +85,8 @@ class LoopConnection(asyncio.Protocol):
 
     def _feed(self, data: bytes) -> None:
         if self._response is None or self._ended is None or self._ended.done():
-            # These bytes would be read as the response to the next request: the vectors of another
-            # request.
+            # If the connection were used again, these bytes would be read as the response to the
+            # next request, which would get the vectors of another request.
             self._may_be_used = False
             if self._ended is None:
                 self._transport.abort()  # nothing else would end an idle connection soon

@@ -7,7 +7,7 @@
   small file each, written as a user of that framework alone would write it.
 - `answer`: an answer from the passages found: quoted, or written by a chat model.
 - `endpoint`: the service if there is a key, else the local server.
-- `indexes`: indexes on disk, so that a second run does not pay again.
+- `indexes`: indexes on disk, so that a second run does not pay for the passages again.
 
 Importing this package imports none of these modules.
 """
