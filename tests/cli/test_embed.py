@@ -483,7 +483,7 @@ def test_only_a_cache_that_worked_is_said_to_hold_what_was_paid_for(
     nexusflow: Command, service: LocalServer, texts: Path, tmp_path: Path
 ) -> None:
     arguments = ("embed", str(texts), "-o", str(tmp_path / "out.npy"), "--budget", "300 tokens")
-    _, aside = nexusflow(*arguments, "--cache", "/proc/cache.db", code=1)
+    _, aside = nexusflow(*arguments, "--cache", "/proc/embed-cache.db", code=1)
     assert service.stats.texts > 0
     assert re.search(r"stopped after \d+ of 100 texts$", aside, re.MULTILINE)
     assert "is in the cache" not in aside
