@@ -53,7 +53,7 @@ from nexusflow_integrations.errors import APIConnectionError
 if sys.version_info >= (3, 11):
     from asyncio import timeout as time_limit
 else:
-    from async_timeout import timeout as time_limit  # on Python 3.10, aiohttp requires this package
+    from async_timeout import timeout as time_limit
 
 
 class Pool:
