@@ -23,6 +23,12 @@ class NotJsonError(Exception):
         super().__init__(problem)
         self.line = line
 
+    def of_array(self, instead: str) -> str:
+        """Return the message with its line, and ``instead``, which says how JSONL is read."""
+        if self.line is None:
+            return str(self)
+        return f"{self} (line {self.line}); for one object per line, {instead}"
+
 
 def json_lines(
     lines: Iterable[tuple[int, str | None]],

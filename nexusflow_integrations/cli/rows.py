@@ -108,9 +108,7 @@ def items_of_json(data: bytes, name: str) -> Iterator[Line]:
     try:
         found = load(text)
     except NotJsonError as error:
-        where = "" if error.line is None else f" (line {error.line})"
-        hint = "; for one object per line, set --input jsonl" if error.line else ""
-        raise InputProblemError(f"the input {error}{where}{hint}") from None
+        raise InputProblemError(f"the input {error.of_array('set --input jsonl')}") from None
     if not isinstance(found, list):
         raise InputProblemError("the input is JSON, but not an array of texts or objects")
     for number, item in enumerate(found, 1):

@@ -171,10 +171,7 @@ def json_items(text: str) -> Iterator[tuple[int, str]]:
     try:
         found = load(text)
     except NotJsonError as error:
-        reason = str(error).removeprefix("is ")
-        where = "" if error.line is None else f" (line {error.line})"
-        hint = "; for one object per line, name it .jsonl" if error.line else ""
-        raise NotConvertedError(f"{reason}{where}{hint}") from None
+        raise NotConvertedError(error.of_array("name it .jsonl").removeprefix("is ")) from None
     if not isinstance(found, list):
         raise NotConvertedError("JSON, but not an array of objects or strings")
     for number, item in enumerate(found, 1):
