@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from nexusflow_integrations._core.call.coalescing import Coalescer
 from nexusflow_integrations._core.call.results import (
+    MOST_WAITING,
+    PAUSE,
     ROWS_AT_ONCE,
     CallResults,
     EmbeddingArray,
@@ -256,22 +258,76 @@ class FirstOutOfMemory(np.ndarray):
 
 
 async def test_rows_whose_lists_could_not_be_made_on_the_way_are_made_in_the_end() -> None:
-    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    failed: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
     vectors = rows_of([0, 1])
     lists = RowLists(2)
     lists.add([0], vectors[:1].view(FirstOutOfMemory))
     lists.add([1], vectors[1:])
+    while lists._is_scheduled:
+        await asyncio.sleep(PAUSE)
+    assert len(failed) == 1
+    assert lists._rows == [None, vectors[1].tolist()]
     assert await asyncio.wait_for(lists.of(vectors), 30) == vectors.tolist()
 
 
-async def test_the_lists_of_a_large_batch_are_made_in_turns() -> None:
+class Clock:
+    """The time of the running event loop, which passes only if told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = asyncio.get_running_loop().time()
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now)
+
+    async def turn(self) -> None:
+        for _ in range(2):  # the loop calls what is due after the tasks that are ready
+            await asyncio.sleep(0)
+
+
+async def test_lists_are_made_in_a_pause_between_responses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    vectors = rows_of(range(40))
+    lists = RowLists(40)
+    for start in range(0, 40, 10):
+        lists.add(range(start, start + 10), vectors[start : start + 10])
+        clock.now += 0.9 * PAUSE
+        await clock.turn()
+    assert lists._rows == [None] * 40
+    clock.now += 0.2 * PAUSE
+    while lists._is_scheduled:
+        await clock.turn()
+    assert lists._rows == vectors.tolist()
+
+
+async def test_only_some_rows_wait_for_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    count = MOST_WAITING + 3 * ROWS_AT_ONCE
+    vectors = rows_of(range(count))
+    lists = RowLists(count)
+    for start in range(0, count, 10):
+        lists.add(range(start, min(start + 10, count)), vectors[start : start + 10])
+        clock.now += 0.9 * PAUSE
+        for _ in range(20):
+            await clock.turn()
+        assert lists._count <= MOST_WAITING
+    made = count - lists._rows.count(None)
+    assert count - MOST_WAITING <= made < count
+    assert await lists.of(vectors) == vectors.tolist()
+
+
+async def test_the_lists_of_a_large_batch_are_made_in_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
     count = 3 * ROWS_AT_ONCE - 1
     vectors = rows_of(range(count))
     lists = RowLists(count)
     lists.add(range(count), vectors)
+    clock.now += PAUSE
     made = []
-    for _ in range(3):
+    for _ in range(4):
         await asyncio.sleep(0)
         made.append(count - lists._rows.count(None))
-    assert made == [ROWS_AT_ONCE, 2 * ROWS_AT_ONCE, count]
+    assert made == [0, ROWS_AT_ONCE, 2 * ROWS_AT_ONCE, count]
     assert await lists.of(vectors) == vectors.tolist()
