@@ -22,9 +22,8 @@ import chromadb
 
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import open_collection, sync_documents
-from nexusflow_integrations.cli.exits import CannotListenError
 from nexusflow_integrations.cli.rag.corpus import CorpusError, load
-from nexusflow_integrations.local import LocalServer
+from nexusflow_integrations.local import CannotListenError, LocalServer
 
 PROMPT = "Answer from the numbered passages alone and cite them, like [1].\n\n{}\n\nQuestion: {}"
 
@@ -44,8 +43,8 @@ def main(argv=None):
     with ExitStack() as stack:
         try:
             server = None if key else stack.enter_context(LocalServer(port=args.port))
-        except OSError as error:
-            parser.error(str(CannotListenError("127.0.0.1", args.port, error)))
+        except CannotListenError as error:
+            parser.error(str(error))
         service = {"api_key": server.api_key, "api_base": server.base_url} if server else {}
         where = f"the local model {server.model}" if server else "the service"
         print(f"embedding {len(passages)} passages with {where} …", flush=True)

@@ -18,10 +18,9 @@ from contextlib import ExitStack
 from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from nexusflow_integrations.cli.exits import CannotListenError
 from nexusflow_integrations.cli.rag.corpus import CorpusError, load
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
-from nexusflow_integrations.local import LocalServer
+from nexusflow_integrations.local import CannotListenError, LocalServer
 
 PROMPT = "Answer from the numbered passages alone and cite them, like [1].\n\n{}\n\nQuestion: {}"
 
@@ -45,8 +44,8 @@ def main(argv=None):
     with ExitStack() as stack:
         try:
             server = None if key else stack.enter_context(LocalServer(port=args.port))
-        except OSError as error:
-            parser.error(str(CannotListenError("127.0.0.1", args.port, error)))
+        except CannotListenError as error:
+            parser.error(str(error))
         service = {"api_key": server.api_key, "base_url": server.base_url} if server else {}
         where = f"the local model {server.model}" if server else "the service"
         print(f"embedding {len(passages)} passages with {where} …", flush=True)

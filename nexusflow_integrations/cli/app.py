@@ -19,7 +19,6 @@ from nexusflow_integrations.cli.embed import embed
 from nexusflow_integrations.cli.exits import (
     STOPPED,
     USAGE,
-    CannotListenError,
     UsageProblem,
     explain,
 )
@@ -218,8 +217,6 @@ def serve(
         )
     except ValueError as error:
         raise UsageProblem(str(error)) from None
-    except OSError as error:
-        raise CannotListenError(host, port, error) from None
 
 
 @app.command()

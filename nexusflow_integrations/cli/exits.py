@@ -31,23 +31,9 @@ class UsageProblem(Exception):  # noqa: N818 - only used inside the command
     """The options cannot be used together; the message is one sentence."""
 
 
-class CannotListenError(Exception):
-    """A server cannot listen on a port; the message is one sentence."""
-
-    def __init__(self, host: str, port: int, error: OSError) -> None:
-        if error.errno == errno.EADDRINUSE:
-            text = f"port {port} of {host} is in use: choose another --port, or 0 for a free one"
-        elif error.errno in (errno.EACCES, errno.EPERM):
-            text = f"port {port} of {host} needs more privileges: choose a --port above 1023"
-        else:
-            text = f"cannot listen on port {port} of {host}: {error.strerror or error}"
-        super().__init__(text)
-
-
 _INPUT = (CorpusError, InputProblemError, NoIndexError)
 """The input is missing or cannot be read."""
 _OURS = (
-    CannotListenError,
     CorpusError,
     InputProblemError,
     UnusableIndexError,

@@ -51,12 +51,14 @@ if TYPE_CHECKING:
     from .encoder import MODELS as MODELS
     from .encoder import Encoder as Encoder
     from .encoder import load_encoder as load_encoder
+    from .listening import CannotListenError as CannotListenError
     from .quotas import Quotas as Quotas
     from .server import LocalServer as LocalServer
     from .server import serve as serve
     from .stats import ServerStats as ServerStats
 
 _HOMES = {
+    "CannotListenError": "listening",
     "Encoder": "encoder",
     "LocalServer": "server",
     "MODELS": "encoder",
@@ -69,6 +71,7 @@ _HOMES = {
 
 __all__ = [
     "MODELS",
+    "CannotListenError",
     "Encoder",
     "LocalServer",
     "Quotas",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import text, whole
 from .encoder import DEFAULT_MODEL, MODELS
+from .listening import listen
 from .model_files import need
 from .quotas import Quotas
 from .stats import ServerStats
@@ -165,12 +166,13 @@ class LocalServer:
         """Open the port and serve in a background thread; return when the server is ready.
 
         Raises:
-            OSError: the address is in use or cannot be bound.
+            CannotListenError: the port is in use or not permitted, or the host is not an address
+                of this machine; it is an `OSError`.
             RuntimeError: the server is running already.
         """
         if self._thread is not None:
             raise RuntimeError("The server is running already.")
-        self._socket = _listen(self._host, self._asked_port)
+        self._socket = listen(self._host, self._asked_port)
         server, started = _uvicorn(self._api)
         self._server = server
         self._thread = threading.Thread(
@@ -284,7 +286,8 @@ def serve(
         log_requests: Print a line for each request on standard error: method, path and status.
 
     Raises:
-        OSError: the address is in use or cannot be bound.
+        CannotListenError: the port is in use or not permitted, or the host is not an address of
+            this machine; it is an `OSError`.
     """
     need("nexusflow serve", "starlette", "uvicorn", "numpy", "orjson", "pybase64")
     from .app import Key, LocalApi
@@ -300,7 +303,7 @@ def serve(
         latency_ms=latency_ms,
         sizes=sizes,
     )
-    listener = _listen(text("host", host), whole("port", port, 0, 65_535))
+    listener = listen(text("host", host), whole("port", port, 0, 65_535))
     try:
         said = _start_lines(host, listener.getsockname()[1], model, any_key=key is None)
         print(said, file=sys.stderr, flush=True)
@@ -339,21 +342,6 @@ def _is_loopback(host: str) -> bool:
     with suppress(ValueError):
         return ip_address(host).is_loopback
     return host == "localhost"
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if os.name == "posix":
-            # On Windows, this option would let two servers share one port.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 def _uvicorn(api: LocalApi, *, log_requests: bool = False) -> tuple[Any, threading.Event]:

@@ -472,7 +472,7 @@ def test_an_unexpected_error_is_one_sentence_too(
 def test_a_taken_port_is_one_sentence(nexusflow: Command, service: LocalServer) -> None:
     said = nexusflow.sentence("serve", "--model", "hash", "--port", str(service.port), code=1)
     assert said == (
-        f"port {service.port} of 127.0.0.1 is in use: choose another --port, or 0 for a free one"
+        f"port {service.port} of 127.0.0.1 is in use: choose another port, or 0 for a free one"
     )
 
 

@@ -95,7 +95,7 @@ def test_rag_says_that_the_port_is_taken(
         with pytest.raises(SystemExit) as ended:
             run(name, "--folder", "topics", "--port", port)
     assert ended.value.code == 2
-    said = f"error: port {port} of 127.0.0.1 is in use: choose another --port, or 0 for a free one"
+    said = f"error: port {port} of 127.0.0.1 is in use: choose another port, or 0 for a free one"
     assert said in capsys.readouterr().err
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from nexusflow_integrations import NexusFlow
 from nexusflow_integrations.errors import ConfigurationError
-from nexusflow_integrations.local import LocalServer, serve
+from nexusflow_integrations.local import CannotListenError, LocalServer, serve
 from nexusflow_integrations.local.server import _start_lines
 
 SERVE = "from nexusflow_integrations.local import serve; serve(port=0, model='hash'{})"
@@ -61,7 +61,7 @@ def test_it_says_where_it_serves_and_what_it_runs_and_ends_cleanly_on_ctrl_c(
 
 
 def test_a_taken_port_is_an_oserror() -> None:
-    with LocalServer("hash") as server, pytest.raises(OSError, match="in use"):
+    with LocalServer("hash") as server, pytest.raises(CannotListenError, match="in use"):
         serve(port=server.port, model="hash")
 
 

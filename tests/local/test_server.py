@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from nexusflow_integrations.local import LocalServer
+from nexusflow_integrations.local import CannotListenError, LocalServer
 
 if TYPE_CHECKING:
     from conftest import Wire
@@ -93,9 +95,39 @@ async def test_a_server_starts_inside_a_running_loop() -> None:
         assert await asyncio.to_thread(post, server) == 200
 
 
-def test_a_taken_port_is_an_oserror() -> None:
-    with LocalServer("hash") as server, pytest.raises(OSError, match="in use"):
-        LocalServer("hash", port=server.port).start()
+def test_a_taken_port_is_an_oserror_of_one_sentence() -> None:
+    with LocalServer("hash") as server:
+        with pytest.raises(CannotListenError) as caught:
+            LocalServer("hash", port=server.port).start()
+        said = (
+            f"port {server.port} of 127.0.0.1 is in use: choose another port, or 0 for a free one"
+        )
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert isinstance(error, OSError)
+    assert str(error) == said
+    assert error.errno == errno.EADDRINUSE
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
+def test_an_address_of_no_network_here_is_an_oserror_of_one_sentence(host: str) -> None:
+    with pytest.raises(CannotListenError, match=f"^cannot listen on port 0 of {host}: [A-Z]"):
+        LocalServer("hash", host=host).start()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE])
+def test_only_errors_about_the_address_are_worded(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(socket.socket, "listen", refuse)
+    with pytest.raises(
+        OSError, match="privileges" if number == errno.EACCES else "files"
+    ) as caught:
+        LocalServer("hash", port=0).start()
+    assert isinstance(caught.value, CannotListenError) == (number == errno.EACCES)
+    assert caught.value.errno == number
 
 
 @pytest.mark.parametrize(
@@ -180,7 +212,7 @@ def test_a_client_that_hangs_up_is_counted_and_leaves_nothing_in_flight(
 def test_a_forked_child_lets_go_of_the_server_and_the_parent_keeps_it() -> None:
     code = """
 import os, stat, httpx
-from nexusflow_integrations.local import LocalServer
+from nexusflow_integrations.local import CannotListenError, LocalServer
 with LocalServer("hash") as server:
     url, listener = server.base_url, server._socket.fileno()
     child = os.fork()
@@ -201,7 +233,7 @@ print("done")
 def test_the_counts_can_be_read_in_a_forked_child_and_in_a_signal_handler() -> None:
     code = """
 import os, signal, threading
-from nexusflow_integrations.local import LocalServer
+from nexusflow_integrations.local import CannotListenError, LocalServer
 signal.alarm(60)
 with LocalServer("hash") as server:
     held, leave = threading.Event(), threading.Event()
@@ -232,7 +264,7 @@ with LocalServer("hash") as server:
 @pytest.mark.parametrize("model", ["hash", "minilm-use-gated"])
 def test_a_process_ends_cleanly_although_the_model_is_loading(model: str, ending: str) -> None:
     code = f"""
-from nexusflow_integrations.local import LocalServer
+from nexusflow_integrations.local import CannotListenError, LocalServer
 server = LocalServer({model!r}).start()
 print("done")
 {ending}
