@@ -214,7 +214,8 @@ def demo(
         screen.setting(opened.endpoint, texts, opened.index)
         done = _update(screen, opened, texts, corpus, fresh=fresh)
         keywords = _keywords(opened.documents()) if bm25 or evaluate else None
-        found = [opened.search(name, question, top_k) for name in opened.frameworks]
+        with screen.waiting("searching …"):
+            found = [opened.search(name, question, top_k) for name in opened.frameworks]
         screen.question(question)
         screen.passages(found[0].passages)
         beside = keywords.search(question, top_k) if keywords and bm25 else None

@@ -64,7 +64,7 @@ class AskScreen(Screen):
 
     @contextmanager
     def indexing(self, total: int) -> Iterator[Indexing]:
-        """Show a progress bar while the block runs."""
+        """Show a progress bar, or lines, while the block runs."""
         self.out.print()
         bar = Progress(
             TextColumn("Indexing", style="bold"),
@@ -74,8 +74,9 @@ class AskScreen(Screen):
             disable=not self.err.is_terminal,
             transient=True,
         )
-        with bar:
-            yield Indexing(self, bar, total)
+        shown = Indexing(self, bar, total)
+        with bar, self.reporting(lambda: f"indexing: {bar.tasks[0].fields['note']}"):
+            yield shown
 
     def changes(self, done: Updated, aside: str = "") -> None:
         """Show how many passages were added, changed and removed, or would be."""

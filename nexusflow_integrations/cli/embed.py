@@ -440,7 +440,14 @@ class Embedding:
 def _embedding(
     screen: Screen, total: int | None, client: NexusFlow, *, paid: bool
 ) -> Iterator[Embedding]:
-    """Show a progress bar while the block embeds ``total`` texts; ``None`` is an unknown number."""
+    """Show a progress bar, or lines, while the block embeds texts.
+
+    Args:
+        screen: Where to show it.
+        total: Number of texts; ``None`` if it is unknown.
+        client: Counts the usage.
+        paid: Whether the texts cost money.
+    """
     bar = Progress(
         BarColumn(bar_width=10),
         TextColumn("{task.fields[note]}"),
@@ -448,8 +455,9 @@ def _embedding(
         disable=not screen.err.is_terminal,
         transient=True,
     )
-    with bar:
-        yield Embedding(screen.err, bar, total, client, paid=paid)
+    shown = Embedding(screen.err, bar, total, client, paid=paid)
+    with bar, screen.reporting(lambda: f"embedding: {bar.tasks[0].fields['note']}"):
+        yield shown
 
 
 def _show_embedded(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _SYMBOLS = {"CNY": "¥", "USD": "$", "EUR": "€"}
 INDENT = (0, 0, 0, 2)
 _UNLIMITED = 10_000
+_SILENCE = 10.0
 _PADDING = re.compile(" +\n")
 
 
@@ -42,11 +44,39 @@ class Screen:
     def waiting(self, what: str) -> Iterator[None]:
         """Show a spinner while the block runs."""
         if not self.err.is_terminal:
-            yield
+            with self.reporting(lambda: what):
+                yield
             return
         spinner = "line" if self.err.options.ascii_only else "dots"
         with self.err.status(Text(what, style="dim"), spinner=spinner):
             yield
+
+    @contextmanager
+    def reporting(self, line: Callable[[], str]) -> Iterator[None]:
+        """Without a terminal, print a line every ten seconds while the block runs.
+
+        A line that has not changed is not printed again.
+        """
+        if self.err.is_terminal:
+            yield
+            return
+        ended = Event()
+
+        def report() -> None:
+            said = ""
+            with suppress(OSError):  # nobody reads what is printed
+                while not ended.wait(_SILENCE):
+                    if (now := line()) != said:
+                        self.err.print(Text(now))
+                        said = now
+
+        thread = Thread(target=report, name="nexusflow-report", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def head(self, title: str, aside: str = "") -> None:
         """Print a heading, with a note beside it."""
