@@ -100,14 +100,14 @@ def test_a_file_that_cannot_be_read_keeps_its_passages_and_is_named(
     (zoo / "otter.txt").write_bytes(b"The otter eats\ncaf\xe9s.")
     (zoo / "panda.md").write_bytes(b"%PDF-1.7")
     _, aside = nexusflow("index", str(zoo), code=5)
-    assert "left out otter.txt:2: not UTF-8" in aside
+    assert "left out otter.txt: line 2 is not UTF-8" in aside
     assert "left out panda.md: not text: a PDF" in aside
     assert held(store) == {PANDA, OTTER, CHINESE}
     said = json.loads(nexusflow("index", str(zoo), "--fresh", "--estimate", "--json", code=5)[0])
     found = json.loads(nexusflow("index", str(zoo), "--fresh", "--json", code=5)[0])
     assert said["added"] == found["added"] == 3
     assert found["left_out"] == [
-        {"source": "otter.txt:2", "reason": "not UTF-8"},
+        {"source": "otter.txt", "reason": "line 2 is not UTF-8"},
         {"source": "panda.md", "reason": "not text: a PDF"},
     ]
     assert held(store) == {PANDA, OTTER, CHINESE}
@@ -283,7 +283,7 @@ def test_an_estimate_names_what_would_be_left_out_and_ends_in_5(
     (zoo / "latin.txt").write_bytes(b"caf\xe9")
     shown, aside = nexusflow("index", str(zoo), "--estimate", code=5)
     assert "1 left out." in shown
-    assert "left out latin.txt:1: not UTF-8" in aside
+    assert "left out latin.txt: line 1 is not UTF-8" in aside
 
 
 def test_an_estimate_says_which_files_are_skipped(

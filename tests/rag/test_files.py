@@ -163,7 +163,7 @@ def test_a_field_of_a_table_may_be_of_any_length(tmp_path: Path) -> None:
     [
         ("a.pdf", b"plain text", "not a PDF"),
         ("a.docx", b"plain text", "not a DOCX file"),
-        ("a.html", b"caf\xe9", "not UTF-8"),
+        ("a.html", b"<p>\ncaf\xe9", "line 2 is not UTF-8"),
         ("a.docx", b"PK\x03\x04broken", "cannot be read as .docx: "),
         ("a.ipynb", b"{}}", "cannot be read as .ipynb: "),
         ("a.csv", b'one\n"two', "not a table: line 2: "),

@@ -67,10 +67,7 @@ def markdown(data: bytes, suffix: str) -> str:
         import markitdown
         from markitdown import converters
     if suffix in (".html", ".htm", ".ipynb"):
-        try:
-            data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise NotConvertedError("not UTF-8") from None
+        decoded(data)
     info = markitdown.StreamInfo(extension=suffix, charset="utf-8")
     try:
         converter = getattr(converters, CONVERTED[suffix])()
@@ -81,6 +78,19 @@ def markdown(data: bytes, suffix: str) -> str:
     if suffix == ".pdf" and not text.strip():
         raise NotConvertedError("a PDF without text, such as a scan")
     return text
+
+
+def decoded(data: bytes) -> str:
+    """Return the text of a file.
+
+    Raises:
+        NotConvertedError: The file is not UTF-8; the message names the line.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise NotConvertedError(f"line {line} is not UTF-8") from None
 
 
 @contextmanager

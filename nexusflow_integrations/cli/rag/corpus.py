@@ -15,7 +15,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +32,7 @@ from nexusflow_integrations.cli.rag.converted import (
     TABLES,
     NotConvertedError,
     can_convert,
+    decoded,
     markdown,
     rows,
 )
@@ -120,12 +121,10 @@ class Skipped:
     Attributes:
         source: ``a.md:12``, or ``a.md`` for the whole file.
         reason: Why it was left out, in a few words.
-        origin: ``a.md``, if the source names a line.
     """
 
     source: str
     reason: str
-    origin: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.source}: {self.reason}"
@@ -167,7 +166,7 @@ class Corpus:
 
     @cached_property
     def _unread(self) -> frozenset[str]:
-        return frozenset(item.origin or item.source for item in (*self.skipped, *self.passed_by))
+        return frozenset(item.source for item in (*self.skipped, *self.passed_by))
 
 
 def _with_parents(origin: str) -> Iterator[str]:
@@ -523,13 +522,10 @@ def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
             return markdown(data, suffix)
         if kind := not_text(data):
             raise NotConvertedError(f"not text: {kind}")
-        return data.decode("utf-8-sig")
+        return decoded(data)
     except NotConvertedError as error:
         skipped.append(Skipped(source, str(error)))
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        skipped.append(Skipped(f"{source}:{line}", "not UTF-8", source))
-    return None
+        return None
 
 
 def _others(others: Counter[str]) -> str:
