@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -11,11 +10,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from nexusflow_integrations.cli.rag import corpus
 from nexusflow_integrations.cli.rag.passages import sentences
 from nexusflow_integrations.cli.rag.structure import Block, blocks
+from nexusflow_integrations.cli.rows import Line, lines_of_json
 from nexusflow_integrations.errors import ConfigurationError
 
 MOST_MADE = 300
@@ -97,12 +95,11 @@ def read_questions(path: Path, sources: Collection[str]) -> list[Question]:
         OSError: The file cannot be read.
     """
     found = []
-    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    for number, raw in enumerate(content.splitlines(), 1):
-        if raw.strip():
+    with path.open("rb") as file:
+        for line in lines_of_json(file, "question"):
+            where = f"{path.name}, line {line.number}"
             try:
-                where = f"{path.name}, line {number}"
-                found.append(replace(_question(raw, sources), where=where))
+                found.append(Question(_asked(line), _answers(line, sources), where))
             except ValueError as error:
                 raise ConfigurationError(f"{where}: {error}") from None
     if not found:
@@ -110,20 +107,18 @@ def read_questions(path: Path, sources: Collection[str]) -> list[Question]:
     return found
 
 
-def _question(raw: bytes, sources: Collection[str]) -> Question:
-    try:
-        record: Any = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        raise ValueError("is not JSON") from None
-    if not isinstance(record, dict):
-        raise ValueError("is not a JSON object")
-    text = record.get("question")
-    if not isinstance(text, str) or not text.strip():
+def _asked(line: Line) -> str:
+    if line.problem is not None:
+        raise ValueError(line.problem)
+    if not isinstance(line.text, str) or not line.text.strip():
         raise ValueError("has no text in 'question'")
-    answers = answers_in(record, sources)
-    if not answers:
-        raise ValueError("has no answer: give a 'source' or a 'quote'")
-    return Question(text, answers)
+    return line.text
+
+
+def _answers(line: Line, sources: Collection[str]) -> tuple[Answer, ...]:
+    if answers := answers_in(line.record, sources):
+        return answers
+    raise ValueError("has no answer: give a 'source' or a 'quote'")
 
 
 def answers_in(record: dict[str, Any], sources: Collection[str]) -> tuple[Answer, ...]:

@@ -73,13 +73,15 @@ def test_a_byte_order_mark_is_not_part_of_the_first_question(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("record", "problem"),
     [
-        ({"source": "a.md"}, "has no text in 'question'"),
+        ({"source": "a.md"}, "has no field 'question', only 'source'"),
+        ({"question": 7, "source": "a.md"}, "has no text in 'question'"),
         ({"question": " ", "source": "a.md"}, "has no text in 'question'"),
         ({"question": "one?"}, "has no answer"),
         ({"question": "one?", "source": 7}, "a value in 'source' that is not text"),
         ({"question": "one?", "quote": [""]}, "a value in 'quote' that is not text"),
         ({"question": "one?", "source": ["a.md", "b.md"], "quote": "x"}, "several 'source' values"),
-        (["one?"], "is not a JSON object"),
+        (["one?"], "is neither a JSON object nor a string"),
+        ("one?", "has no answer"),
     ],
 )
 def test_an_error_names_the_bad_line(tmp_path: Path, record: object, problem: str) -> None:
@@ -91,9 +93,24 @@ def test_an_error_names_the_bad_line(tmp_path: Path, record: object, problem: st
 def test_a_file_without_questions_or_json_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="has no questions"):
         _read(tmp_path)
-    (tmp_path / "bad.jsonl").write_text("{")
-    with pytest.raises(ConfigurationError, match=r"bad.jsonl, line 1: is not JSON"):
-        read_questions(tmp_path / "bad.jsonl", ())
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"{", "is not JSON"),
+        ('{"question": "é?", "source": "a.md"}'.encode("latin-1"), "is not UTF-8"),
+        (b'{"question": "\\ud800", "source": "a.md"}', "is not UTF-8"),
+        (b"[" * 100_000, "is nested too deeply"),
+    ],
+)
+def test_an_error_says_why_a_line_cannot_be_read(
+    tmp_path: Path, content: bytes, problem: str
+) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_bytes(b"\n" + content)
+    with pytest.raises(ConfigurationError, match=rf"^bad.jsonl, line 2: {problem}$"):
+        read_questions(file, ())
 
 
 @pytest.mark.parametrize(
