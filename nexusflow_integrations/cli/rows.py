@@ -19,7 +19,7 @@ from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.cli.first_bytes import LOOKED_AT, not_text
 from nexusflow_integrations.cli.json_rows import NotJsonError, json_lines, load, problem_of
-from nexusflow_integrations.cli.rag.converted import NotATableError, other_separator, read_table
+from nexusflow_integrations.cli.rag.converted import NotATableError, read_table
 from nexusflow_integrations.errors import InvalidResponseError
 
 _GROUP = 2000
@@ -154,16 +154,9 @@ def rows_of_table(source: Iterable[bytes], name: str, separator: str) -> Iterato
         InputProblemError: There is no such column, or more than one, a line is not UTF-8, or a
             quote is not closed.
     """
-    rows = read_table(_utf8(source), separator)
     try:
+        rows = read_table(_utf8(source), separator)
         _, columns = next(rows, (0, []))
-        other = other_separator(columns)
-        if other and name not in columns:
-            wanted = "tabs" if separator == "\t" else "commas"
-            cut = "a tab: set --input tsv" if other == "\t" else f"{other!r}: use {wanted} instead"
-            raise InputProblemError(
-                f"the input has one column, {columns[0]!r}, which seems to be separated by {cut}"
-            )
         if columns and name not in columns:
             raise InputProblemError(
                 f"the input has no column {name!r}: choose one with --field ({', '.join(columns)})"

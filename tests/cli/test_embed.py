@@ -233,6 +233,20 @@ def test_a_table_that_cannot_be_read_names_the_lines_of_the_bad_row(
     assert service.stats.requests == 0
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_the_columns_of_a_table_may_have_other_separators(
+    clean: None, service: LocalServer, separator: str, quote: str
+) -> None:
+    table = [["id", "text"], ["1,5", "one"], ["2", "two"]]
+    lines = [separator.join(f"{quote}{cell}{quote}" for cell in row) + "\n" for row in table]
+    done = CliRunner().invoke(app, ["embed", "--input", "csv", *SMALL], input="".join(lines))
+    assert done.exit_code == 0, done.output
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [list(row) for row in found] == [["id", "text", "embedding"]] * 2
+    assert [(row["id"], row["text"]) for row in found] == [("1,5", "one"), ("2", "two")]
+
+
 def test_standard_input_and_output_make_a_pipe(clean: None, service: LocalServer) -> None:
     done = CliRunner().invoke(app, ["embed", *SMALL], input="otter\r\npanda\n")
     assert done.exit_code == 0, done.output
@@ -527,8 +541,8 @@ def test_only_a_cache_that_worked_is_said_to_hold_what_was_paid_for(
         ),
         (("numbers.jsonl",), "the input has no text in the field 'text'"),
         (("many.json",), "have no field 'text': choose one with --field (id, body)"),
-        (("semicolons.csv",), "separated by ';': use commas instead"),
-        (("tabs.csv",), "separated by a tab: set --input tsv"),
+        (("semicolons.csv",), "has no column 'text': choose one with --field (id, body)"),
+        (("header.csv",), "has no column 'text': choose one with --field (id;text)"),
         (("twice.csv",), "the input has more than one column 'text': rename one"),
         (
             ("texts.txt", "-o", "x.npy", "--cache", "./x.npy"),
@@ -547,9 +561,9 @@ def test_wrong_usage_is_one_sentence_and_sends_nothing(
     said: str,
 ) -> None:
     monkeypatch.chdir(texts.parent)
-    Path("semicolons.csv").write_text("id;text\n1;one\n")
+    Path("semicolons.csv").write_text("id;body\n1;one\n")
+    Path("header.csv").write_text("id;text\n")
     Path("twice.csv").write_text("text,id,text\none,1,two\n")
-    Path("tabs.csv").write_text("id\ttext\n1\tone\n")
     objects = [{"id": number, "body": "one"} for number in range(400)]
     Path("many.jsonl").write_text("".join(f"{json.dumps(item)}\n" for item in objects))
     Path("many.json").write_text(json.dumps(objects))

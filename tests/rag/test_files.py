@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nexusflow_integrations.cli.rag import corpus
+from nexusflow_integrations.cli.rag import converted, corpus
 from nexusflow_integrations.cli.rag.corpus import CorpusError
 
 FILES = Path(__file__).parent / "files"
@@ -167,6 +167,7 @@ def test_a_field_of_a_table_may_be_of_any_length(tmp_path: Path) -> None:
         ("a.docx", b"PK\x03\x04broken", "cannot be read as .docx: "),
         ("a.ipynb", b"{}}", "cannot be read as .ipynb: "),
         ("a.csv", b'one\n"two', "not a table: line 2: "),
+        ("a.csv", b'"one' + b"\n" * 200_000, "not a table: lines 1 to 200000: "),
     ],
 )
 def test_a_file_that_cannot_be_converted_is_named_and_the_others_are_read(
@@ -207,6 +208,14 @@ def test_a_pdf_without_text_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(converters.PdfConverter, "convert", lambda *_: Empty())
     with pytest.raises(CorpusError, match="a PDF without text, such as a scan"):
         corpus.load(str(FILES / "zoo.pdf"))
+
+
+def test_a_table_is_read_only_as_far_as_its_rows_are_taken() -> None:
+    for line in ("1;2\n", "1,2\n"):
+        source = iter(["a;b\n", *[line] * 1_000])
+        read = converted.read_table(source, ",")
+        assert [next(read)[0], next(read)[0]] == [1, 2]
+        assert len(list(source)) >= 998
 
 
 @pytest.mark.parametrize(("name", "separator"), [("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "|")])

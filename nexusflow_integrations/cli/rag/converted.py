@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from itertools import islice
+from itertools import islice, tee
 from typing import Any
 
 from nexusflow_integrations._core.needed import needed
@@ -113,13 +113,38 @@ class NotATableError(Exception):
     """A row cannot be read; the message begins with the numbers of its lines."""
 
 
-def read_table(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+def read_table(lines: Iterable[str], usual: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the number of the last line and the cells of each row that is not blank.
+
+    If the header has only one column, but a tab, a semicolon or a vertical bar divides both the
+    header and the first row, that character separates the columns.
+
+    Args:
+        lines: The lines with their ends; they are read only as far as the rows are.
+        usual: The separator of the columns, unless another fits better.
 
     Raises:
         NotATableError: A quote is not closed, or text follows a closed one.
     """
     csv.field_size_limit(_LONGEST_FIELD)
+    lines, first = tee(lines)
+    return _rows(lines, _separator(first, usual))
+
+
+def _separator(lines: Iterator[str], usual: str) -> str:
+    lines, again = tee(lines)
+    # Not strict: with the wrong separator, quotes are in odd places.
+    with suppress(csv.Error, NotATableError):
+        header = next(filter(None, csv.reader(lines, delimiter=usual)), [])
+        other = next((char for char in "\t;|" if char in header[0]), None) if header else None
+        if other is not None and len(header) == 1:
+            two = [row for _, row in islice(_rows(again, other), 2)]
+            if len(two) == 2 and min(map(len, two)) > 1:
+                return other
+    return usual
+
+
+def _rows(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(lines, delimiter=separator, strict=True)
     begun = 1
     try:
@@ -131,13 +156,6 @@ def read_table(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list
         end = reader.line_num
         where = f"line {end}" if begun >= end else f"lines {begun} to {end}"
         raise NotATableError(f"{where}: {error}") from None
-
-
-def other_separator(columns: list[str]) -> str | None:
-    """Return the character that seems to separate the columns, if only one column was found."""
-    if len(columns) != 1:
-        return None
-    return next((char for char in "\t;|" if char in columns[0]), None)
 
 
 def rows(text: str, suffix: str) -> Iterator[tuple[int, str]]:
@@ -227,15 +245,13 @@ def _shown(value: Any) -> str:
 def table_rows(text: str, separator: str) -> Iterator[tuple[int, str]]:
     """Yield, for each row of CSV or TSV, the number of its last line, and its text.
 
-    The text contains a line ``column: value`` for each column. If the header has only one column,
-    but a tab, a semicolon or a vertical bar divides both the header and the first row, that
-    character separates the columns.
+    The text contains a line ``column: value`` for each column.
 
     Raises:
         NotConvertedError: A quote is not closed.
     """
     try:
-        rows = _table(text, _separator(text, separator))
+        rows = read_table(io.StringIO(text, newline=""), separator)
         _, columns = next(rows, (0, []))
         for number, row in rows:
             named = zip([*columns, *[""] * (len(row) - len(columns))], row, strict=False)
@@ -244,20 +260,3 @@ def table_rows(text: str, separator: str) -> Iterator[tuple[int, str]]:
                 yield number, passage
     except NotATableError as error:
         raise NotConvertedError(f"not a table: {error}") from None
-
-
-def _separator(text: str, usual: str) -> str:
-    """Return the character that separates the columns: ``usual``, or another if it fits better."""
-    # Not strict: with the wrong separator, quotes are in odd places.
-    header = next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=usual)), [])
-    other = other_separator(header)
-    if other is not None:
-        with suppress(NotATableError):
-            two = [row for _, row in islice(_table(text, other), 2)]
-            if len(two) == 2 and min(map(len, two)) > 1:
-                return other
-    return usual
-
-
-def _table(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    return read_table(io.StringIO(text, newline=""), separator)
