@@ -19,6 +19,7 @@ from numbers import Integral, Real
 from types import CodeType
 from typing import Any
 
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations.errors import ConfigurationError
 
 MAX_SECONDS = 1e8
@@ -44,7 +45,7 @@ def shown(value: object, *, secret: bool = False) -> str:
         return repr(value) if abs(value) < _MAX_INTEGER else "a very large number"
     if isinstance(value, str) and kind is str:
         if secret or len(value) > _MAX_SHOWN or _MAY_BE_KEY.search(value):
-            return f"a text of {len(value)} characters"
+            return f"a text of {count(len(value), 'character')}"
         return ascii(value)
     front = "numpy." if kind.__module__ == "numpy" else ""  # its class for flags is called bool
     return f"{front}{kind.__name__[:60]}"

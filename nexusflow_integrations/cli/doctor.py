@@ -166,7 +166,7 @@ def _note_key(found: Findings) -> bool:
     usual = key.reveal().startswith(_KEY_START)
     start = f"{'begins' if usual else 'does not begin'} with {_KEY_START}"
     # Keys of other gateways may begin differently: only the first call shows whether a key works.
-    text = f"NEXUSFLOW_API_KEY is set, {len(key.reveal())} characters, {start}"
+    text = f"NEXUSFLOW_API_KEY is set, {count(len(key.reveal()), 'character')}, {start}"
     found.note("Key", text, ok=True if usual else None)
     return True
 

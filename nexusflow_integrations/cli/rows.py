@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import orjson
 
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.cli.first_bytes import LOOKED_AT, not_text
@@ -167,7 +168,9 @@ def rows_of_table(source: Iterable[bytes], name: str, separator: str) -> Iterato
         for number, row in rows:
             record: dict[str, Any] = dict(zip_longest(columns, row[: len(columns)]))
             if len(row) > len(columns):
-                yield Line(number, record=record, problem=f"has more than {len(columns)} columns")
+                yield Line(
+                    number, record=record, problem=f"has more than {count(len(columns), 'column')}"
+                )
             elif record[name] is None:
                 yield Line(number, record=record, problem=f"has no column {name!r}")
             else:

@@ -239,7 +239,7 @@
     tip.style.top = `${y + 14 + tip.offsetHeight > height ? Math.max(4, y - tip.offsetHeight - 12) : y + 14}px`;
     redraw();
   }
-  canvas.setAttribute("aria-label", `${whole(N)} texts. Points that are close together have similar meanings. Use the search field to reach texts with the keyboard.`);
+  canvas.setAttribute("aria-label", `${many(N, "text")}. Points that are close together have similar meanings. Use the search field to reach texts with the keyboard.`);
 
   function row(at, find, number, extra) {
     return h("li", {}, h("div", { class: `row small ${extra || ""}` },
@@ -400,7 +400,7 @@
   const percent = (share) => `${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %`;
   const where = data.endpoint === "localhost" ? "this machine" : data.endpoint;
   $("title").textContent = data.title;
-  $("facts").textContent = [`${whole(N)}${data.total > N ? ` of ${whole(data.total)} texts, a random sample` : " texts"}`,
+  $("facts").textContent = [data.total > N ? `${whole(N)} of ${whole(data.total)} texts, a random sample` : many(N, "text"),
     data.model ? `${data.model}${where ? ` ${data.endpoint === "localhost" ? "on" : "at"} ${where}` : ""}` : "model not stored", `${whole(data.dimensions)} dimensions`, data.made].join(" · ");
   $("quality").textContent = N < 3 ? "" : `Map by ${data.projection}: ${percent(data.kept)} of the nearest neighbours are among the ten nearest on the map.`
     + (data.variance === null ? " All vectors are equal." : data.projection === "PCA" ? ` Its two axes show ${percent(data.variance)} of the variance.` : ` Two straight axes (PCA) would show ${percent(data.variance)} of the variance; distances between groups mean little.`);

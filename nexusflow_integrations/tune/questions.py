@@ -10,6 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations.cli.rag import corpus
 from nexusflow_integrations.cli.rag.passages import sentences
 from nexusflow_integrations.cli.rag.structure import Block, blocks
@@ -183,8 +184,9 @@ def check_questions(questions: Sequence[Question], documents: Sequence[Document]
             if answer.line is not None:
                 longest = max(len(text.splitlines()) for found in held.values() for text in found)
                 if not 1 <= answer.line <= longest:
+                    lines = count(longest, "line")
                     raise ConfigurationError(
-                        f"{where}: {answer.source!r} has {longest} lines, not {answer.line}"
+                        f"{where}: {answer.source!r} has {lines}, not {answer.line}"
                     )
             if answer.quotes:
                 if answer.source not in plain:

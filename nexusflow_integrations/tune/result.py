@@ -189,8 +189,8 @@ class TuneResult:
             )
             if self.chat.useless:
                 notes.append(
-                    f"{self.chat.useless} of {self.chat.calls} answers of {self.chat.model} had no"
-                    " usable question."
+                    f"{self.chat.useless:,} of {count(self.chat.calls, 'answer')} of"
+                    f" {self.chat.model} had no usable question."
                 )
         if self.unwritten:
             notes.append(f"The budget was too small to write {count(self.unwritten, 'question')}.")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.request.failures import clean
 from nexusflow_integrations._core.secret import ApiKey, without_frames
@@ -456,7 +457,7 @@ class Writer:
     def _useless(self) -> ChatError:
         return ChatError(
             f"the chat model {self._chat.model} wrote no usable question in"
-            f" {self.usage.calls} answers. One of them was {self._last!r}"
+            f" {count(self.usage.calls, 'answer')}. The last one was {self._last!r}"
         )
 
     def _count(self, counted: ChatTokens | None, *, useless: bool) -> None:

@@ -247,6 +247,14 @@ def test_the_columns_of_a_table_may_have_other_separators(
     assert [(row["id"], row["text"]) for row in found] == [("1,5", "one"), ("2", "two")]
 
 
+def test_a_row_with_more_cells_than_the_only_column_is_refused(
+    nexusflow: Command, service: LocalServer, tmp_path: Path
+) -> None:
+    (tmp_path / "in.csv").write_text("text\none\ntwo,three\n")
+    _, aside = nexusflow("embed", str(tmp_path / "in.csv"), *SMALL, code=5)
+    assert "line 3: has more than 1 column\n" in aside
+
+
 def test_standard_input_and_output_make_a_pipe(clean: None, service: LocalServer) -> None:
     done = CliRunner().invoke(app, ["embed", *SMALL], input="otter\r\npanda\n")
     assert done.exit_code == 0, done.output

@@ -127,6 +127,22 @@ def broken_base64(change: Callable[[str], str]) -> bytes:
     return body_of([b64(GOOD[0]), b64(GOOD[1]), change(b64(GOOD[2]))])
 
 
+@pytest.mark.parametrize(
+    ("vectors", "indices", "count", "why"),
+    [
+        (GOOD[:2], None, 1, "the response has 2 vectors for 1 text"),
+        (GOOD[:1], None, 2, "the response has 1 vector for 2 texts"),
+        (GOOD[:1], [1], 1, "index 1 is out of range for 1 text"),
+        (["AA=="], None, 1, "a vector of 1 byte is not a list of 32-bit numbers"),
+    ],
+)
+def test_one_is_singular(
+    vectors: list[Any], indices: list[Any] | None, count: int, why: str
+) -> None:
+    with pytest.raises(BrokenResponse, match=f"{why}$"):
+        decode(body_of(vectors, indices), count)
+
+
 DAMAGES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "not JSON: it is empty"),
     "html": (b"<!DOCTYPE html><html>", "HTML page"),

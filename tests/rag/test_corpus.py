@@ -23,6 +23,8 @@ def test_the_standard_library_gives_500_distinct_docstrings_in_a_fixed_order() -
     assert len({item.text for item in first.documents}) == 500
     assert not first.complete
     assert first.title.startswith("500 docstrings of Python 3.")
+    assert corpus.stdlib(1).title.startswith("1 docstring of Python 3.")
+    assert corpus.topics(1).title.startswith("1 passage of Python 3.")
 
 
 def test_a_docstring_is_named_and_begins_with_what_it_does() -> None:

@@ -119,6 +119,7 @@ def test_an_error_says_why_a_line_cannot_be_read(
         (Answer("b.md"), "there is no document 'b.md'"),
         (Answer("b.csv", 9), "no document 'b.csv'; name one of its rows, such as 'b.csv:2'"),
         (Answer("a.md", 99), "'a.md' has 17 lines, not 99"),
+        (Answer("b.csv:2", 2), "'b.csv:2' has 1 line, not 2"),
         (Answer("a.md", quotes=("Blue pandas",)), "no document contains the quote 'Blue pandas'"),
         (Answer(quotes=("Blue pandas",)), "no document contains the quote 'Blue pandas'"),
     ],

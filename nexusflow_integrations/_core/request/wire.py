@@ -21,6 +21,7 @@ import numpy as np
 import orjson
 from pybase64 import b64decode
 
+from nexusflow_integrations._core import counts
 from nexusflow_integrations._core.request.batching import Batch
 from nexusflow_integrations._core.vectors import Vectors
 
@@ -119,13 +120,16 @@ def decode_response(body: bytes, *, count: int, dimensions: int | None, asked: b
     if len(body) > max_body(count) or not parses_fast(
         body, min(count * MAX_VECTOR_NUMBERS, MAX_NUMBERS)
     ):
-        raise BrokenResponse(f"the response is too large or too deeply nested for {count} vectors")
+        raise BrokenResponse(
+            f"the response is too large or too deeply nested for {counts.count(count, 'vector')}"
+        )
     payload = _parse(body)
     data = payload.get("data")
     if not isinstance(data, list):
         raise BrokenResponse("the response has no list of vectors")
     if len(data) != count:
-        raise BrokenResponse(f"the response has {len(data)} vectors for {count} texts")
+        found, sent = counts.count(len(data), "vector"), counts.count(count, "text")
+        raise BrokenResponse(f"the response has {found} for {sent}")
     vectors = _matrix(_place(data, count))
     size = vectors.shape[1]
     if dimensions is not None and size != dimensions:
@@ -186,7 +190,7 @@ def _place(data: list[Any], count: int) -> list[Any]:
         if type(index) is not int:
             raise BrokenResponse(f"an item of the response has the index {str(index)[:40]!r}")
         if not 0 <= index < count:
-            raise BrokenResponse(f"index {index} is out of range for {count} texts")
+            raise BrokenResponse(f"index {index} is out of range for {counts.count(count, 'text')}")
         if seen[index]:
             raise BrokenResponse(f"index {index} appears twice")
         seen[index] = 1
@@ -207,7 +211,9 @@ def _matrix(embeddings: list[Any]) -> Vectors:
             size = sizes.pop()
             if size and size % 4 == 0:
                 return np.frombuffer(b"".join(raw), _FLOAT32).reshape(len(raw), size // 4)
-            raise BrokenResponse(f"a vector of {size} bytes is not a list of 32-bit numbers")
+            raise BrokenResponse(
+                f"a vector of {counts.count(size, 'byte')} is not a list of 32-bit numbers"
+            )
         raise BrokenResponse("the vectors have different sizes")
     return _stack([_row(item) for item in embeddings])
 
@@ -216,7 +222,9 @@ def _row(item: object) -> Vectors:
     if isinstance(item, str):
         raw = b64decode(item, validate=True)
         if len(raw) % 4:
-            raise BrokenResponse(f"a vector of {len(raw)} bytes is not a list of 32-bit numbers")
+            raise BrokenResponse(
+                f"a vector of {counts.count(len(raw), 'byte')} is not a list of 32-bit numbers"
+            )
         return np.frombuffer(raw, _FLOAT32)
     return _numbers(item)
 

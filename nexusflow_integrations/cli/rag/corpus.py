@@ -241,7 +241,7 @@ def stdlib(limit: int | None = 500) -> Corpus:
         )
     documents, complete = _front(_docstrings([*EVERYDAY, *FURTHER]), limit)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    title = f"{len(documents)} docstrings of Python {version}'s standard library"
+    title = f"{count(len(documents), 'docstring')} of Python {version}'s standard library"
     return Corpus("stdlib", title, documents, complete=complete)
 
 
@@ -307,7 +307,7 @@ def topics(limit: int | None = None, tuned: TunedSettings = _DEFAULT) -> Corpus:
     """
     documents, complete = _front(_topic_passages(_topics(), tuned), limit)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    title = f"{len(documents)} passages of Python {version}'s reference"
+    title = f"{count(len(documents), 'passage')} of Python {version}'s reference"
     return Corpus("topics", title, documents, complete=complete)
 
 
