@@ -33,14 +33,14 @@ def main() -> None:
             raise
         sys.exit(_say_missing())
     except KeyboardInterrupt:
-        sys.exit(_say_stopped())
+        sys.exit(interrupts.say_stopped())
     code: Any = 0
     try:
         app()
     except SystemExit as ended:
         code = ended.code
     except KeyboardInterrupt:  # before the command began, or after its end
-        code = _say_stopped()
+        code = interrupts.say_stopped()
     except OSError as error:  # the help could not be printed
         if os.environ.get("NEXUSFLOW_DEBUG"):
             raise
@@ -60,11 +60,6 @@ def _say_unwritten(error: OSError) -> int:
     if error.errno != errno.EPIPE:
         print(f"nexusflow: standard output: {error.strerror}", file=sys.stderr)
     return 1
-
-
-def _say_stopped() -> int:
-    print("nexusflow: stopped", file=sys.stderr)
-    return 130
 
 
 def _say_missing() -> int:

@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import asdict
 from enum import Enum
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -16,14 +16,9 @@ from nexusflow_integrations import __version__
 from nexusflow_integrations.cli.ask import ask, demo, index, search
 from nexusflow_integrations.cli.cache import cache
 from nexusflow_integrations.cli.embed import embed
-from nexusflow_integrations.cli.exits import (
-    STOPPED,
-    USAGE,
-    UsageProblem,
-    explain,
-)
+from nexusflow_integrations.cli.exits import USAGE, UsageProblem, explain
 from nexusflow_integrations.cli.indexes import indexes
-from nexusflow_integrations.cli.interrupts import was_pressed
+from nexusflow_integrations.cli.interrupts import say_stopped, was_pressed
 from nexusflow_integrations.cli.options import JsonOption, StoreOption, print_json
 from nexusflow_integrations.cli.plain_help import Command, Group
 from nexusflow_integrations.cli.report import report
@@ -50,7 +45,7 @@ class Commands(Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _stop()
+            raise typer.Exit(say_stopped()) from None
         except Exception as error:
             _end_if_wrong_usage(error)
             # Typer's own exceptions carry an exit code, and Typer handles a closed pipe.
@@ -59,15 +54,10 @@ class Commands(Group):
             if its_own or closed or os.environ.get("NEXUSFLOW_DEBUG"):
                 raise
             if was_pressed():  # a library has turned Ctrl-C into an error of its own
-                _stop()
+                raise typer.Exit(say_stopped()) from None
             sentence, code = explain(error)
             typer.echo(f"nexusflow: {printable(sentence)}", err=True)
             raise typer.Exit(code) from None
-
-
-def _stop() -> NoReturn:
-    typer.echo("nexusflow: stopped", err=True)
-    raise typer.Exit(STOPPED) from None
 
 
 def _end_if_wrong_usage(error: Exception) -> None:

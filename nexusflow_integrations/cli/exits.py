@@ -21,7 +21,6 @@ USAGE = 2
 MISSING = 3
 REFUSED = 4
 PARTLY = 5
-STOPPED = 130
 
 _FOR_PYTHON = "pass api_key=... or set the environment variable"
 _CHROMAS_TAIL = re.compile(r" in (add|upsert|update|query)\.$")

@@ -38,6 +38,12 @@ def was_pressed() -> bool:
     return _pressed_at is not None
 
 
+def say_stopped() -> int:
+    """Say that Ctrl-C has stopped the command, and return the exit code for that."""
+    print("nexusflow: stopped", file=sys.stderr)
+    return 130
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     global _pressed_at
     now = time.monotonic()
