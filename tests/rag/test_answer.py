@@ -88,6 +88,7 @@ def test_one_short_passage_is_quoted_rather_than_nothing(client: NexusFlow) -> N
         "Food\n\nExample::\n\n    eat('bamboo.')\n\nBamboo is what they eat.",
         "食物\n\n它们吃什么？\n\nBamboo is what they eat.",
         "## Food\n.. index:: bamboo.\n\nBamboo is what they eat.",
+        "Pandas > What they eat ...\n\nBamboo is what they eat.",
         "Food\n\n[All they eat](food.md).\n\n- [A](a.md), [b](b.md).\n\nBamboo is what they eat.",
     ],
 )
@@ -96,6 +97,26 @@ def test_no_heading_question_table_code_or_link_alone_is_quoted(
 ) -> None:
     quotes = quote("What do they eat?", [Passage(text, "a.md:1", "", 0.5)], client)
     assert [item.text for item in quotes] == ["Bamboo is what they eat."]
+
+
+def test_a_heading_without_text_is_quoted_only_if_nothing_else_can_be(client: NexusFlow) -> None:
+    guide = "# Pandas\n\n## What they eat\n\n### In winter\n\n### In summer\n\nBamboo shoots.\n"
+    found = [Passage(text, f"a.md:{line}", "", 0.5) for line, text in cut(guide)]
+    assert [item.text for item in found] == [
+        "Pandas > What they eat > In winter",
+        "Pandas > What they eat > In summer\n\nBamboo shoots.",
+    ]
+    question = "What do pandas eat in winter?"
+    assert [item.text for item in quote(question, found, client)] == ["Bamboo shoots."]
+    (item,) = quote(question, found[:1], client)
+    assert (item.text, item.passage) == ("Pandas > What they eat > In winter", 1)
+
+
+def test_a_paragraph_marked_like_a_heading_is_quoted(client: NexusFlow) -> None:
+    said = "In an emergency call 555-0199, and use the side door of the office."
+    ((_, text),) = cut(f"{said}\n---\n\n### Next\n\nBring a lamp.\n")
+    quotes = quote("Whom do I call?", [Passage(text, "a.md:6", "", 0.5)], client)
+    assert said in [item.text for item in quotes]
 
 
 def test_a_heading_that_was_cut_is_not_quoted_and_a_star_in_code_stays(client: NexusFlow) -> None:

@@ -189,7 +189,10 @@ def test_the_outer_headings_of_a_long_path_are_left_out_first() -> None:
     names = ["Things to know about animals", "Red pandas and others", "Where they live"]
     text = "".join(f"{'#' * level} {name}\n\n" for level, name in enumerate(names, 1))
     below = " > ".join(names[1:]) + "\n\nHere."
-    assert list(cut(f"{text}Here.")) == [(1, names[0]), (7, below)]
+    assert list(cut(f"{text}Here.\n\n### Then\n\nThere.")) == [
+        (7, f"{names[0]} > {below}"),  # each heading is in some passage
+        (11, "Red pandas and others > Then\n\nThere."),
+    ]
     # The path stands in the passage below it.
     text = text.replace(names[0], "Animals").replace(names[1], "Pandas")
     assert list(cut(f"{text}Here.")) == [(7, "Animals > Pandas > Where they live\n\nHere.")]
@@ -236,10 +239,7 @@ def test_a_heading_with_nothing_below_it_is_a_passage(headings: bool) -> None:
 
 def test_a_paragraph_that_is_marked_like_a_heading_is_not_lost() -> None:
     said = "The office is closed on Fridays. In an emergency call 555-0199 and use the side door."
-    assert list(cut(f"{said}\n---\n\n### Next\n\nText.\n")) == [
-        (1, said),
-        (6, "Next\n\nText."),
-    ]
+    assert list(cut(f"{said}\n---\n\n### Next\n\nText.\n")) == [(6, f"{said} > Next\n\nText.")]
     assert list(cut(f"{said}\n-----\nAnn\n", kind="plain")) == [(3, f"{said}\n\nAnn")]
     assert list(cut(f"{said * 20}\n---\nAnn\n"))[-1][1].endswith(" …\n\nAnn")
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from nexusflow_integrations.cli.rag.passages import CUT, MONTH, sentences
+from nexusflow_integrations.cli.rag.passages import CUT, MONTH, PATH_CHARACTERS, UNDER, sentences
 from nexusflow_integrations.cli.rag.pipeline import Passage
 from nexusflow_integrations.client import NexusFlow
 
@@ -81,7 +81,11 @@ def numbered(passages: Sequence[Passage]) -> str:
 def split_headings(text: str) -> tuple[str, str]:
     """Return the path of headings above a passage, or an empty string, and the text below."""
     path, below, body = text.partition("\n\n")
-    stated = _STATED.search(path.removesuffix(CUT))
+    *outer, last = path.split(UNDER)
+    # A paragraph may be marked like a heading by accident.
+    stated = _STATED.search(last.removesuffix(CUT).removesuffix("...")) or any(
+        len(name) > PATH_CHARACTERS and _STATED.search(name) for name in outer
+    )
     if below and "\n" not in path and not stated and not _FENCED.match(path):
         return path, body
     return "", text
@@ -114,10 +118,9 @@ def quote(
     Raises:
         NexusFlowError: The sentences could not be embedded.
     """
-    found: dict[str, int] = {}
-    for number, passage in enumerate(passages, 1):
-        for sentence in _quotable(passage):
-            found.setdefault(sentence, number)
+    numbers = range(1, len(passages) + 1)
+    with_text = [number for number in numbers if not _is_path(passages[number - 1].text)]
+    found = _quotable_in(passages, with_text) or _quotable_in(passages, numbers)
     texts = list(found)[:_MOST_SENTENCES]
     if not texts:
         return []
@@ -131,6 +134,20 @@ def quote(
     quotes.sort(key=lambda item: -item.score)
     best = quotes[0].score
     return [item for item in quotes[:at_most] if item.score >= best * _NOT_WORTH_QUOTING]
+
+
+def _is_path(text: str) -> bool:
+    """Return whether a passage is only the path of a heading that has no text."""
+    return UNDER in text and "\n" not in text and not _STATED.search(text)
+
+
+def _quotable_in(passages: Sequence[Passage], numbers: Iterable[int]) -> dict[str, int]:
+    """Return what may be quoted from the passages with ``numbers``, and each one's number."""
+    found: dict[str, int] = {}
+    for number in numbers:
+        for sentence in _quotable(passages[number - 1]):
+            found.setdefault(sentence, number)
+    return found
 
 
 def _quotable(passage: Passage) -> list[str]:

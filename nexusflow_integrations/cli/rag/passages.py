@@ -60,7 +60,8 @@ _SPACE = re.compile(r"\s+")
 _PROSE = (_EMPTY_LINES, _ITEM, _SENTENCE_END, _LINE_END, _SPACE)
 _CODE = (_EMPTY_LINES, _LINE_END, _SPACE)
 _CODE_BEGINS = re.compile(r"```|~~~|\||>>>|[^\S\n]")
-_UNDER = " > "
+UNDER = " > "
+"""What separates the headings of a path."""
 
 
 def sentences(text: str) -> list[str]:
@@ -123,9 +124,9 @@ def cut(
 
     A heading starts a new passage. The path of headings, such as ``Zoo > Pandas > Food``, is the
     first paragraph of every passage under them; a path that is too long loses its outer headings.
-    If a heading alone is too long, the first passage under it begins with the whole heading, and
-    the others with its beginning. A heading that has no text and is in no such path is a passage
-    of its own.
+    If a heading alone is too long, its beginning is used. If a heading would be in no passage, the
+    first passage under it begins with a longer path, which contains the whole heading. If that is
+    too long as well, or if nothing is under the heading, it is a passage of its own.
 
     Args:
         text: The text of a file.
@@ -142,23 +143,24 @@ def cut(
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     overlap = min(overlap, most // 4)
     lines = [0, *(found.end() for found in _LINE_END.finditer(text))]
-    longest = min(most // 4, PATH_CHARACTERS)
+    longest = min(most // 4, PATH_CHARACTERS) if headings else 0
     sections = list(_sections(blocks(text, kind), [*lines, len(text)]))
     paths = list(_paths(sections))
-    unseen = _unseen(text, sections, paths, longest if headings else 0)
-    for place, (heading, begins) in enumerate(sections):
-        names = [sections[above].heading.title for above in paths[place]] if headings else []
-        prefix = first = _prefix(names, longest)
-        alone = ""
-        is_cut = headings and len(heading.title) > longest
-        if place in unseen:
-            alone = heading.title if is_cut else prefix.strip() or heading.title
-        elif is_cut and len(heading.title) <= most // 2:
-            first = f"{heading.title}\n\n"
-        elif is_cut:
-            alone = heading.title
-        for piece in _of_heading(alone, most):
-            yield heading.line + 1, piece
+    for place, begin in _first_paths(text, sections, paths, longest):
+        heading, begins = sections[place]
+        path = [sections[above].heading for above in paths[place]]
+        names = [above.title for above in path]
+        prefix = first = _prefix(names, longest) if headings else ""
+        while begin < _left_out(names, longest):
+            if len(whole := UNDER.join(names[begin:])) <= most // 2:
+                first = f"{whole}\n\n"
+                break
+            for piece in _of_heading(names[begin], most):
+                yield path[begin].line + 1, piece
+            begin += 1
+        if not _has_text(text, begins):
+            for piece in _of_heading(UNDER.join(names[begin:]), most):
+                yield heading.line + 1, piece
         pieces = [
             piece
             for start, end in pairwise(begins)
@@ -201,30 +203,53 @@ def _paths(sections: list[_Section]) -> Iterator[list[int]]:
         yield [above for above in path.values() if sections[above].heading.title]
 
 
-def _unseen(
+def _first_paths(
     text: str, sections: list[_Section], paths: list[list[int]], longest: int
-) -> frozenset[int]:
-    """Return the places of headings that have no text and are in no path of a passage.
+) -> Iterator[tuple[int, int]]:
+    """Yield each section with passages, and where in its path that of its first passage begins.
 
-    If ``longest`` is 0, passages have no paths: only headings with nothing below count.
+    A section has passages if it has text, or if it is a heading with nothing under it. The path
+    begins further out than that of other passages if a heading would otherwise be in no passage.
+
+    Args:
+        text: The text of the file.
+        sections: Its sections.
+        paths: Their paths.
+        longest: Maximum characters of the other paths; 0 if passages have no paths.
     """
+    usual: dict[int, int] = {}
+    under: set[int] = set()
     seen: set[int] = set()
-    unseen: set[int] = set()
     for place in reversed(range(len(sections))):
         (heading, begins), path = sections[place], paths[place]
-        if not text[begins[0] : begins[-1]].strip():
-            if place in seen or not heading.title or heading.is_front_matter:
-                continue
-            unseen.add(place)
-        names = [sections[above].heading.title for above in path]
-        seen.update(path[_left_out(names, longest) :] if longest else path)
-    return frozenset(unseen)
+        is_item = heading.title and not heading.is_front_matter and place not in under
+        if is_item or _has_text(text, begins):
+            usual[place] = _left_out([sections[above].heading.title for above in path], longest)
+            seen.update(path[usual[place] :])
+            under.update(path)
+    for place in sorted(usual):
+        path, begin = paths[place], usual[place]
+        if not longest:
+            # Only the heading itself, if it has no text.
+            yield place, begin - (not _has_text(text, sections[place].begins))
+            continue
+        for outer, above in enumerate(path[:begin]):
+            is_needed = above == place or not sections[above].heading.is_front_matter
+            if is_needed and above not in seen:
+                begin = outer
+                break
+        seen.update(path[begin:])
+        yield place, begin
+
+
+def _has_text(text: str, begins: list[int]) -> bool:
+    return bool(text[begins[0] : begins[-1]].strip())
 
 
 def _left_out(names: list[str], most: int) -> int:
     """Return how many outer headings a path leaves out; all if the innermost alone is too long."""
     return next(
-        (first for first in range(len(names)) if len(_UNDER.join(names[first:])) <= most),
+        (first for first in range(len(names)) if len(UNDER.join(names[first:])) <= most),
         len(names),
     )
 
@@ -237,7 +262,7 @@ def _prefix(names: list[str], most: int) -> str:
     if not names:
         return ""
     if shown := names[_left_out(names, most) :]:
-        return f"{_UNDER.join(shown)}\n\n"
+        return f"{UNDER.join(shown)}\n\n"
     name, room = names[-1], most - len(CUT)
     head = name[:room]
     if name[room] != " ":
