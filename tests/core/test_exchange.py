@@ -859,6 +859,11 @@ def test_a_budget_that_is_used_up_says_what_is_left_and_what_was_asked() -> None
     assert of.ledger.requests == 0
 
 
+def test_the_error_about_a_budget_of_one_token_uses_the_singular() -> None:
+    with pytest.raises(errors.BudgetExceededError, match=r"budget of 1 token has 1 left"):
+        run(["abc"], call(guard=BudgetGuard(limit=1, spent=0)), script())
+
+
 def test_of_two_texts_of_which_the_budget_holds_one_that_one_is_embedded() -> None:
     most = token_bound(len(items(["a"])[0].encoded))
     of = call(guard=BudgetGuard(limit=most))

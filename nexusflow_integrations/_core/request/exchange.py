@@ -23,6 +23,7 @@ from reprlib import recursive_repr
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.log import logger
 from nexusflow_integrations._core.request import retry
 from nexusflow_integrations._core.request.batching import Batch, Item, halves, plan_batches
@@ -517,9 +518,10 @@ def _reserve(batch: Batch, call: Call, guard: BudgetGuard) -> Generator[Step, An
         elif len(batch) > 1:
             return 0
         else:
+            left = guard.limit - guard.spent
             raise BudgetExceededError(
-                f"the budget of {guard.limit:,} tokens has {guard.limit - guard.spent:,} left, and"
-                f" the next text may cost up to {most:,}; it was not sent"
+                f"the budget of {count(guard.limit, 'token')} has {left:,} left, and the next text"
+                f" may cost up to {most:,}; it was not sent"
             )
         if call.stopping:
             raise Stopped
