@@ -59,14 +59,14 @@ class Fields:
             raise refuse(name, wanted, given, secret=True)
         for key, value in values.items():
             if not isinstance(key, str) or not key:
-                raise ConfigurationError(f"{name} must have texts as names, not {shown(key)}")
+                raise ConfigurationError(f"{name} must have names that are text, not {shown(key)}")
             if (bad := _not_json(value)) is not None:
                 raise ConfigurationError(
                     f"{name} must hold JSON values, but the value of {key[:60]!a} {bad}"
                 )
         written = _written(values)
         if flat and not all(isinstance(value, (str, int, float)) for value in values.values()):
-            raise ConfigurationError(f"{name} must map names to texts or numbers")
+            raise ConfigurationError(f"{name} must have values that are text or numbers")
         for key in taken:
             if key in values:
                 raise ConfigurationError(

@@ -170,7 +170,7 @@ class Headers:
             raise refuse("default_headers", wanted, given, secret=True)
         for name, value in pairs:
             if not isinstance(name, str) or not isinstance(value, str):
-                raise ConfigurationError("default_headers must map text to text")
+                raise ConfigurationError("default_headers must have names and values that are text")
             name, value = str.__str__(name), str.__str__(value).strip(" \t")
             if name.lower() in _FORBIDDEN:
                 raise ConfigurationError(f"default_headers may not set {name}")

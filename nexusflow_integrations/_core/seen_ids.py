@@ -82,4 +82,4 @@ def _not_noted(error: sqlite3.OperationalError) -> NexusFlowError:
 
 def twice(name: str, before: int, place: int) -> str:
     """Return the message for a duplicate id."""
-    return f"id {name!r} appears twice: at {before} and at {place}; make ids unique"
+    return f"id {name!r} appears twice: at positions {before} and {place}; make ids unique"

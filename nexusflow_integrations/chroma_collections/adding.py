@@ -13,6 +13,7 @@ from chromadb.api.models.Collection import Collection
 
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.counts import count
+from nexusflow_integrations._core.left_out import reason_in_words
 from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, check_timeout
 from nexusflow_integrations.chroma_collections.embedding import Embedder, check_kind
 from nexusflow_integrations.chroma_collections.filling import AsyncFilling, Filling
@@ -64,7 +65,8 @@ def add_documents(
     Args:
         collection: A collection that was opened with a NexusFlow embedding function, or stores one.
         ids: One id for each document; no two may be equal.
-        documents: The texts. Lists are checked completely before anything is sent.
+        documents: The texts. Lists are checked before anything is sent, except for the length of
+            the texts.
         metadatas: One dict for each document; ``None`` for a document without metadata.
         progress: Called with the number of documents done since the last call, whether written or
             already there, so ``tqdm.update`` can be passed. The first error that it raises is
@@ -79,13 +81,17 @@ def add_documents(
 
     Raises:
         InvalidInputError: A document, its id or metadata cannot be stored, or an id occurs twice;
-            ``index`` is its place in the source.
+            ``index`` is its position in the source, counted from 0.
         ValueError: The numbers of ids, documents and metadatas differ.
+        ConfigurationError: The embedding function is not a NexusFlow function, the collection needs
+            the other (sync or async) version of this function, or (with ``verify``) the service
+            returns vectors that differ from the stored ones.
         RefusedTextsError: The server refused some documents, or they are too long; all others were
-            added. ``refused`` holds their errors by place in ``documents``.
+            added. ``refused`` holds their errors by position in ``documents``.
         CollectionError: The collection cannot be read or written, or another process writes to it,
             or the store refused some documents; in the last case, all others were added.
-            ``finished`` holds the vectors that were paid for but not written, by place.
+            ``finished`` holds the vectors that were paid for but not written, by position: float32
+            of shape (d,).
         NexusFlowError: Embedding failed.
     """
     check_kind(collection, Collection, "add_documents", "aadd_documents")
@@ -150,7 +156,9 @@ def _added(run: Run) -> Added:
         failed.finished = run.unwritten()
         raise failed from run.not_stored[0][1].__cause__
     if run.refused:
-        shown = [f"{name!r}: {error}" for name, error in list(run.refused.values())[:3]]
+        shown = [
+            f"{name!r}: {reason_in_words(error)}" for name, error in list(run.refused.values())[:3]
+        ]
         raise RefusedTextsError(
             f"{count(len(run.refused), 'document')} could not be embedded ({'; '.join(shown)}"
             f"{'; ...' if len(run.refused) > 3 else ''}); all others were added",

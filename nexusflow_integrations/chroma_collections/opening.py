@@ -280,16 +280,16 @@ def fitting(
     for setting, old, new in _differing(collection, stored, given):
         raise ConfigurationError(
             f"collection {collection.name!r} was made with {setting}={old!r}, and this"
-            f" embedding function has {new!r}: their vectors are not comparable; leave it out"
-            " to use the stored one, or make another collection"
+            f" embedding function has {setting}={new!r}: their vectors are not comparable; leave"
+            " embedding_function out to use the stored one, or make another collection"
         )
     if stored.query_instruction != given.query_instruction:
         raise ConfigurationError(
             f"collection {collection.name!r} was made with"
             f" query_instruction={stored.query_instruction!r}, and this embedding function has"
-            f" {given.query_instruction!r}, so the same question would find different documents;"
-            " leave it out to use the stored one, or change it for all with"
-            ' collection.modify(configuration={"embedding_function": ...})'
+            f" query_instruction={given.query_instruction!r}, so the same question would find"
+            " different documents; leave embedding_function out to use the stored one, or change"
+            ' it for all programs with collection.modify(configuration={"embedding_function": ...})'
         )
     if stored.service not in (None, given.service) and not address_changed:
         raise ConfigurationError(

@@ -367,7 +367,7 @@ def test_a_damaged_index_says_how_to_build_it_again_and_does_not_block_others(
 @pytest.mark.parametrize(
     ("allowed", "free", "advice"),
     [
-        (False, 10**12, "you may not write to .*: get the right to, or use an index of your own"),
+        (False, 10**12, "you may not write to .*: get write permission, or use an index"),
         (
             True,
             266_000,

@@ -139,7 +139,7 @@ def test_a_body_that_contains_itself_or_is_too_large_is_refused(make: Make) -> N
 
 
 def test_default_query_values_may_not_be_lists(make: Make) -> None:
-    with pytest.raises(ConfigurationError, match=r"^default_query must map names to texts"):
+    with pytest.raises(ConfigurationError, match=r"^default_query must have values that are"):
         make(default_query={"a": [1]})
 
 

@@ -122,7 +122,7 @@ CYCLE["a"] = CYCLE
             ),
         ),
         ({"a": "\ud800"}, "must hold JSON values, but the value of 'a' holds a lone surrogate"),
-        ({5: "a"}, "must have texts as names, not 5"),
+        ({5: "a"}, "must have names that are text, not 5"),
     ],
 )
 def test_a_field_that_cannot_be_sent_is_named(given: Any, said: str) -> None:

@@ -253,7 +253,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("default_headers", {"X A": "1"}, "default_headers: 'X A' cannot be sent"),
     ("default_headers", {"": "1"}, "default_headers: '' cannot be sent"),
     ("default_headers", {"Transfer-Encoding": "chunked"}, "default_headers may not set Transfer"),
-    ("default_headers", {b"X-A": b"1"}, "default_headers must map text to text"),
+    ("default_headers", {b"X-A": b"1"}, "default_headers must have names and values that are text"),
     ("default_headers", [("X-A", "1")], "default_headers must be a dict of names and values"),
 ]
 

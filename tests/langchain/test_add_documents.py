@@ -525,7 +525,7 @@ async def test_a_store_with_another_embedding_is_refused(twin: str) -> None:
         ([Document("a")], SimpleNamespace(columns=["a"]), "yields the names of its columns"),
         ([Document("a"), Document("b")], ["x"], "ids ended after 1, and documents did not"),
         ([Document("a")], ["x", "y"], "documents ended after 1, and ids did not"),
-        ([Document("a"), Document("b")], ["x", "x"], "id 'x' appears twice: at 0 and at 1"),
+        ([Document("a"), Document("b")], ["x", "x"], "id 'x' appears twice: at positions 0 and 1"),
     ],
 )
 async def test_bad_lists_are_refused_before_anything_is_sent(

@@ -97,7 +97,8 @@ def test_a_size_that_the_service_does_not_cut_is_paid_for_and_logged(
         client.embed(TEXTS)
         client_of(256).embed(["another text"])
     assert [record.getMessage() for record in caplog.records] == [
-        "the service does not cut vectors of size 256 of 'text-embedding-v4' from its largest:"
+        "vectors of size 256 of 'text-embedding-v4' are not the beginning of the service's largest"
+        " ones:"
         " derive=True has no effect on this size, which is paid for separately"
     ]
     assert paid(server) == 2 * len(TEXTS)

@@ -74,8 +74,8 @@ class Comparison:
         if size not in self._has_said:
             self._has_said.add(size)
             logger.warning(
-                "the service does not cut vectors of size %d of %r from its largest: derive=True"
-                " has no effect on this size, which is paid for separately",
+                "vectors of size %d of %r are not the beginning of the service's largest ones:"
+                " derive=True has no effect on this size, which is paid for separately",
                 size,
                 model,
             )

@@ -182,7 +182,7 @@ class Index:
         if closed is not None:
             return (
                 f"Chroma must write to its files even to search, and you may not write to {closed}:"
-                " get the right to, or use an index of your own with --store"
+                " get write permission, or use an index of your own with --store"
             )
         with suppress(OSError):
             if (free := shutil.disk_usage(self.directory).free) < _LEAST_FREE:
