@@ -124,7 +124,7 @@ class ClientOptions(TypedDict, total=False):
 
 
 class ClientSettings(ClientOptions, total=False):
-    """All settings of ``NexusFlow`` except the key and the size, whose names differ by adapter."""
+    """All settings of ``NexusFlow`` except ``api_key`` and ``dimensions``."""
 
     base_url: str | None
     model: str
@@ -141,7 +141,7 @@ class NexusFlow:
 
     Creating a client is cheap: it opens no connection, and reads the key only when a request needs
     it. All clients of a process share one connection pool, and all clients of one account share one
-    send rate. A client may be used from any number of threads and event loops.
+    pace (the rate of sending). A client may be used from any number of threads and event loops.
 
     Args:
         api_key: The key, an object with ``get_secret_value``, or a sync or async function that
@@ -385,7 +385,8 @@ class NexusFlow:
             on_blank: Overrides the client's setting for this call.
             on_too_long: Overrides the client's setting for this call.
             progress: Called in this thread with the number of texts completed since the last call,
-                so ``tqdm.update`` can be passed.
+                so ``tqdm.update`` can be passed. The first error that it raises is logged and does
+                not end the call.
 
         Returns:
             For one text, a float32 array of shape (d,); for a list, one of shape (n, d), rows in
@@ -501,7 +502,7 @@ class NexusFlow:
         Yields:
             ``Embedded(index, vector, error)``: ``vector`` is float32 of shape (d,), or ``None``
             with the error if the text cannot be sent or was refused. Such a text does not end the
-            stream.
+            stream, whatever ``on_refused`` and ``on_blank`` of the client are.
 
         Raises:
             NexusFlowError: The stream cannot go on; the error's ``finished`` holds the vectors that
@@ -553,12 +554,11 @@ class NexusFlow:
     def estimate(self, texts: Iterable[str], *, role: Role = "document") -> Estimate:
         """Estimate the requests, cost and time of embedding ``texts``; nothing is sent.
 
-        Texts that the client's settings leave out are not counted.
+        Texts that ``on_blank="collect"`` or ``on_too_long="collect"`` leaves out are not counted.
 
         Raises:
             InvalidInputError: A text cannot be sent.
-            CacheError: The cache file is corrupt, was not made by this package, or has a newer
-                format.
+            CacheError: The cache is damaged, is not a cache, or is of a newer version.
         """
         return self._estimate(texts, role)
 
@@ -702,6 +702,8 @@ class NexusFlow:
     def resized(self, dimensions: int | None) -> NexusFlow:
         """Return a client for another size, with the same key, cache and budget but its own usage.
 
+        If the client already has this size, the client itself is returned.
+
         Raises:
             ConfigurationError: The model does not have this size.
         """
@@ -728,7 +730,8 @@ class NexusFlow:
     def close(self) -> None:
         """Refuse further calls. The process's pool stays open for other clients.
 
-        The client returns what it drew from a shared budget and did not spend.
+        The client returns what it drew from a shared budget and did not spend, and waits at most
+        two seconds for that.
         """
         self._closed, self._presence = True, None
         if (given := self._to_give_back()) is not None:

@@ -1,7 +1,8 @@
 """The errors that this package raises.
 
     NexusFlowError
-    ├── ConfigurationError          a setting is missing or invalid (also ValueError)
+    ├── ConfigurationError          a setting is invalid, or stored vectors are not comparable
+    │                               with new ones (also ValueError)
     ├── InvalidInputError           a text cannot be sent; says which (also ValueError)
     ├── APIConnectionError          no response: refused, reset, cut off, TLS
     │   └── APITimeoutError         no response in time (also TimeoutError)
@@ -16,7 +17,7 @@
     ├── RefusedTextsError           some texts were refused; the others are finished
     ├── BudgetExceededError         the next request could exceed the budget
     ├── LimiterError                a framework's rate limiter failed (also RuntimeError)
-    ├── CacheError                  the cache is corrupt, not ours or from a newer version
+    ├── CacheError                  the cache is damaged, not a cache, or of a newer version
     └── CollectionError             a vector store cannot be read or written (also RuntimeError)
 
 Every error has ``finished``: the vectors that were ready when the error was raised, by index in the
@@ -75,14 +76,18 @@ class NexusFlowError(Exception):
 
 
 class ConfigurationError(NexusFlowError, ValueError):
-    """A setting is missing or invalid."""
+    """A setting is missing or invalid, or stored vectors are not comparable with new ones."""
 
 
 class InvalidInputError(NexusFlowError, ValueError):
-    """A text cannot be sent. The error is raised before any request.
+    """A text is blank, too long or not valid Unicode, or an argument or a document is invalid.
+
+    For a list, the error is raised before anything is sent. If documents come from an iterator, it
+    is raised when the document is read.
 
     Attributes:
-        index: The text's index in the caller's list; ``None`` if the list itself is wrong.
+        index: The text's index in the caller's list or iterator; ``None`` if the argument itself is
+            wrong.
     """
 
     def __init__(self, message: str = "", *, index: int | None = None) -> None:
@@ -187,7 +192,7 @@ class LimiterError(NexusFlowError, RuntimeError):
 
 
 class CacheError(NexusFlowError):
-    """The cache is corrupt, was not made by this package, or is too new; it was not changed.
+    """The cache is damaged, is not a cache, or is of a newer version; it was not changed.
 
     The error is also raised if the server is not a Redis server or rejects the password, and by
     ``verify_cache`` if the cache cannot be used.

@@ -152,6 +152,9 @@ class NexusFlowDocumentEmbedder(_Embedder):
     The settings are named as in Haystack's own embedders; ``options`` holds other settings of
     ``NexusFlow`` (``timeout``, ``cache``, ...), as plain values. The values of a document's
     ``meta_fields_to_embed`` are put before its content, separated by ``embedding_separator``.
+
+    Raises:
+        ConfigurationError: A setting is invalid.
     """
 
     meta_fields_to_embed: list[str] = field(default_factory=list)

@@ -24,7 +24,17 @@ __all__ = ["NexusFlowEmbeddings"]
 
 @register("nexusflow")
 class NexusFlowEmbeddings(TextEmbeddingFunction):
-    """Embeds for LanceDB. Settings are as in ``NexusFlow``; ``api_key`` may be ``"$var:NAME"``."""
+    """Embeds for LanceDB.
+
+    Pass the settings to ``get_registry().get("nexusflow").create(...)``. They mean the same as in
+    ``NexusFlow``. ``dimensions`` cannot be ``None``, ``cache`` is only ``True`` or ``False``, and
+    ``api_key`` may be ``"$var:NAME"``, a variable of LanceDB's registry.
+
+    Raises:
+        ConfigurationError: A setting is invalid, or ``api_key`` has a default, which a table would
+            store.
+        pydantic.ValidationError: A setting has an unknown name or a value of the wrong type.
+    """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
     _client: NexusFlow = PrivateAttr()

@@ -17,7 +17,13 @@ __all__ = ["NexusFlowEmbeddingModel"]
 
 
 class NexusFlowEmbeddingModel(EmbeddingModel):
-    """Embeds with ``client``, by default ``NexusFlow()``, at the requested ``dimensions``."""
+    """Embeds with ``client``, by default ``NexusFlow()``.
+
+    Of ``EmbeddingSettings``, only ``dimensions`` has an effect.
+
+    Raises:
+        ConfigurationError: ``client`` or ``settings`` has the wrong type.
+    """
 
     def __init__(
         self, client: NexusFlow | None = None, *, settings: EmbeddingSettings | None = None
@@ -48,7 +54,11 @@ class NexusFlowEmbeddingModel(EmbeddingModel):
         input_type: Role,
         settings: EmbeddingSettings | None = None,
     ) -> EmbeddingResult:
-        """Embed in parallel; return lists of floats in ``embeddings``, tokens in ``usage``."""
+        """Embed in parallel; return lists of floats in ``embeddings``, tokens in ``usage``.
+
+        Raises:
+            NexusFlowError: A text cannot be sent or was refused, or the call failed.
+        """
         check_allow_model_requests()
         if not isinstance(inputs, str):
             inputs = list(rows_of(inputs))

@@ -1,4 +1,4 @@
-"""NexusFlow on Ray Data: ``EmbedBatch`` for ``Dataset.map_batches``, and ``ClusterLimits``.
+"""NexusFlow in Ray Data: ``EmbedBatch`` for ``Dataset.map_batches``, and ``ClusterLimits``.
 
 Importing this module does not start or connect to Ray. A worker creates its client when it gets its
 first batch. One named actor keeps the limits and the budget of the account for the whole cluster.
@@ -110,12 +110,13 @@ class EmbedBatch:
         text: Name of the column of texts.
         embedding: Name of the column of vectors.
         error: Name of the column of errors.
-        dimensions: Size of the vectors, as for ``NexusFlow``, but required.
+        dimensions: Size of the vectors, as for ``NexusFlow``, but never ``None``: all blocks need
+            the same size.
         limits: Limits and budget of the whole cluster.
         on_error: What to do with a failure that no single text caused (no balance, budget or
             retries used up): ``"raise"`` raises it, which ends the job; ``"collect"`` makes it the
             error of all unfinished texts of the batch.
-        client: Other settings of ``NexusFlow``.
+        client: Other settings of ``NexusFlow``. ``on_refused`` and ``on_blank`` have no effect.
 
     Raises:
         ConfigurationError: A setting is invalid.

@@ -167,7 +167,7 @@ def _sentence(error: Exception, what: str) -> str:
 
 
 class SameIdTwiceError(InvalidInputError, DuplicateIDError):
-    """Two documents of the source have the same id; ``index`` is the place of the second."""
+    """Two documents of the source have the same id; ``index`` is the position of the second."""
 
 
 class SeenIds(seen_ids.SeenIds):

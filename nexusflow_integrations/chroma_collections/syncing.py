@@ -107,13 +107,14 @@ def sync_documents(
             are embedded again, and nothing is written if most of them get a different vector.
 
     Raises:
-        SameIdTwiceError: An id occurs twice; the message names both places.
+        SameIdTwiceError: An id occurs twice; the message names both positions.
         ValueError: The numbers of ids and documents differ.
         ConfigurationError: The embedding function is not a NexusFlow function, the collection needs
             the other (sync or async) version of this function, or (with ``verify``) the service
             returns vectors that differ from the stored ones.
         CollectionError: The collection cannot be read or written, or another process writes to it.
-            ``finished`` holds the vectors that were paid for but not written, by place.
+            ``finished`` holds the vectors that were paid for but not written, by position in the
+            source: float32 of shape (d,).
         NexusFlowError: Embedding failed.
     """
     check_kind(collection, Collection, "sync_documents", "async_documents")

@@ -208,8 +208,9 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     Instantiate:
         Creating an object opens no connection, and a missing key is an error only when a request
-        needs a key. To replace ``OpenAIEmbeddings``, change the import: its arguments for
-        tokenizing are accepted with a warning and ignored. Other unknown names are refused:
+        needs a key. To replace ``OpenAIEmbeddings``, change the import and the class name. Almost
+        all of its arguments are accepted; those that have no effect here, such as those for
+        tokenizing, are ignored with a warning. Unknown names are refused:
 
             from nexusflow_integrations.langchain import NexusFlowEmbeddings
 

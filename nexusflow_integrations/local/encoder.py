@@ -50,8 +50,8 @@ class Encoder(Protocol):
         """Check that all packages and model files are installed, in the expected version.
 
         Raises:
-            ImportError: a package is missing; the message says how to install it.
-            nexusflow_integrations.local.model_files.ModelFileError: a model file is missing or does
+            ImportError: A package is missing; the message says how to install it.
+            nexusflow_integrations.local.model_files.ModelFileError: A model file is missing or does
                 not have the expected content.
         """
 
@@ -73,8 +73,8 @@ def load_encoder(model: str = DEFAULT_MODEL, *, threads: int = 1) -> Encoder:
         threads: CPU threads of the model.
 
     Raises:
-        ValueError: the model is unknown.
-        ImportError: a package that the model needs is missing.
+        ValueError: The model is unknown.
+        ImportError: A package that the model needs is missing.
     """
     encoder = make_encoder(model, threads=threads)
     encoder.check()

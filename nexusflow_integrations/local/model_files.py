@@ -41,7 +41,7 @@ class ModelFile:
             used: Name, for messages, of what needs the file.
 
         Raises:
-            ImportError: the distribution is not installed.
+            ImportError: The distribution is not installed.
             ModelFileError: the distribution does not contain the file, or the hash is wrong.
         """
         try:
@@ -79,7 +79,7 @@ def need(used: str, *modules: str) -> None:
         modules: Top-level module names.
 
     Raises:
-        ImportError: a module is missing; the message says how to install it.
+        ImportError: A module is missing; the message says how to install it.
     """
     for module in modules:
         if util.find_spec(module) is None:

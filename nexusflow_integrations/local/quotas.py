@@ -19,7 +19,7 @@ class Quotas:
     minute allow 10 at once and then one every 0.1 s, not 600 at once.
 
     Raises:
-        ValueError: a limit is not above zero.
+        ValueError: A limit is not above zero.
     """
 
     requests_per_minute: float | None = None

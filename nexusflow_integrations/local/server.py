@@ -68,9 +68,9 @@ class LocalServer:
             ``"independent"``: it is not. The service does not document which of these it does.
 
     Raises:
-        ValueError: the model is unknown, or a number is out of range.
-        ImportError: a package that the server or the model needs is missing.
-        nexusflow_integrations.local.model_files.ModelFileError: a model file is missing or does
+        ValueError: The model is unknown, or a number is out of range.
+        ImportError: A package that the server or the model needs is missing.
+        nexusflow_integrations.local.model_files.ModelFileError: A model file is missing or does
             not have the expected content.
     """
 

@@ -125,7 +125,7 @@ def write_report(
             in it, or its vectors are not those of the embedding function. Only the last check sends
             a request.
         InvalidInputError: ``questions`` is not a list of questions, or a question cannot be sent;
-            ``index`` is its place. Nothing was sent.
+            ``index`` is its position. Nothing was sent.
         ImportError: scikit-learn or openTSNE is missing.
         NexusFlowError: Embedding the questions failed.
     """
