@@ -505,8 +505,8 @@ class NexusFlow:
             stream, whatever ``on_refused`` and ``on_blank`` of the client are.
 
         Raises:
-            NexusFlowError: The stream cannot go on; the error's ``finished`` holds the vectors that
-                were ready but not yet yielded.
+            NexusFlowError: The stream cannot continue; the error's ``finished`` holds the vectors
+                that were ready but not yet yielded.
         """
         ordered = checks.flag("ordered", ordered)
         texts = rows_of(texts)

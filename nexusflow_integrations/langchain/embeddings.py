@@ -446,7 +446,7 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
         """Embed ``texts``; ``chunk_size`` and ``dimensions`` override the settings for this call.
 
         Returns:
-            One list of floats per text, in order; ``[]`` for no texts.
+            One list of d floats per text, in order; ``[]`` for no texts.
 
         Raises:
             InvalidInputError: ``texts`` is not a list of texts; the error names the wrong item.
@@ -507,6 +507,9 @@ class NexusFlowEmbeddings(Serializable, Embeddings):
 
     def embed_query(self, text: str, *, dimensions: int | None = None) -> list[float]:
         """Embed one query; ``dimensions`` overrides the setting for this call.
+
+        Returns:
+            A list of d floats.
 
         Raises:
             InvalidInputError: The text cannot be sent.

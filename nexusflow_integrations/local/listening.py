@@ -21,7 +21,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens.
 
     Raises:
-        CannotListenError: the port is in use or needs more privileges, or the host is not an
+        CannotListenError: The port is in use or needs more privileges, or the host is not an
             address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -135,7 +135,7 @@ class LocalServer:
         """The port that the server listens on.
 
         Raises:
-            RuntimeError: the server is not running.
+            RuntimeError: The server is not running.
         """
         if self._socket is None:
             raise RuntimeError("The server is not running: use it in a `with` block.")
@@ -166,9 +166,9 @@ class LocalServer:
         """Open the port and serve in a background thread; return when the server is ready.
 
         Raises:
-            CannotListenError: the port is in use or not permitted, or the host is not an address
+            CannotListenError: The port is in use or not permitted, or the host is not an address
                 of this machine; it is an `OSError`.
-            RuntimeError: the server is running already.
+            RuntimeError: The server is running already.
         """
         if self._thread is not None:
             raise RuntimeError("The server is running already.")
@@ -286,7 +286,7 @@ def serve(
         log_requests: Print a line for each request on standard error: method, path and status.
 
     Raises:
-        CannotListenError: the port is in use or not permitted, or the host is not an address of
+        CannotListenError: The port is in use or not permitted, or the host is not an address of
             this machine; it is an `OSError`.
     """
     need("nexusflow serve", "starlette", "uvicorn", "numpy", "orjson", "pybase64")
