@@ -146,7 +146,8 @@ def one_of(name: str, value: object, words: Sequence[str]) -> Any:
     """Return one of ``words``."""
     if isinstance(value, str) and str.__str__(value) in words:
         return str.__str__(value)
-    raise refuse(name, " or ".join(map(repr, words)), value)
+    *others, last = map(repr, words)
+    raise refuse(name, f"{', '.join(others)} or {last}" if others else last, value)
 
 
 def flag(name: str, value: object) -> bool:

@@ -45,7 +45,8 @@ def test_every_stored_setting_is_used_or_refused(
 
 def test_no_document_may_be_left_without_a_vector() -> None:
     NexusFlowEmbeddingFunction(on_too_long="split")
-    with pytest.raises(ConfigurationError, match=r"^on_too_long must be 'error' or 'split'"):
+    wanted = "'error', 'split', 'truncate' or 'send'"
+    with pytest.raises(ConfigurationError, match=f"^on_too_long must be {wanted}"):
         NexusFlowEmbeddingFunction(on_too_long="collect")  # type: ignore[arg-type]
 
 
