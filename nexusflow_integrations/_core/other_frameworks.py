@@ -1,4 +1,4 @@
-"""Hints for users who pass an object of this package to the wrong framework."""
+"""Hints for users who expect the methods of a framework or of OpenAI's client."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ _CALLED = {
         ("aget_text_embedding", "aget_query_embedding", "aget_text_embedding_batch"), _LLAMA_INDEX
     ),
     **dict.fromkeys(("name", "get_config", "build_from_config", "default_space"), _CHROMA),
+    "embeddings": "instead of embeddings.create(input=texts), call embed(texts)",
 }
-"""The hint for each method that a framework calls."""
+"""The hint for each attribute that a framework, or a user of OpenAI's client, would use."""
 
 
 def missing(owner: object, name: str) -> AttributeError:

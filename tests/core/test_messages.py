@@ -156,6 +156,7 @@ def test_a_value_that_is_not_a_path_creates_no_file(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("embeddings", r"instead of embeddings\.create\(input=texts\), call embed\(texts\)"),
         ("embed_documents", "LangChain takes a nexusflow_integrations.langchain.NexusFlowEmbed"),
         ("get_text_embedding_batch", "LlamaIndex takes a nexusflow_integrations.llama_index.Nex"),
         ("name", "Chroma takes a nexusflow_integrations.chroma.NexusFlowEmbeddingFunction"),
