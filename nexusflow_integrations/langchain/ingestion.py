@@ -65,6 +65,8 @@ __all__ = ["Added", "aadd_documents", "add_documents"]
 
 SLICE = 250
 """Documents per write: enough to keep a fast store busy, few enough to fit into memory."""
+LAST_WRITE = 30.0
+"""Maximum seconds that a cancelled task waits for the write that has begun."""
 
 
 @dataclass(frozen=True)
@@ -476,9 +478,10 @@ class _Filling:
                 for embedded, sent in stream:
                     run.add(embedded, sent)
                     self._write(run.full)
+            self._write(run.rest)
         except NexusFlowError as error:
             run.rescue(error, self._embedder.recorded)
-        finally:
+        finally:  # after an error, write what is ready
             self._write(run.rest)
         run.check()
 
@@ -540,6 +543,7 @@ class _AsyncFilling:
                 async for embedded, sent in stream:
                     run.add(embedded, sent)
                     await self._write(run.full)
+            await self._write(run.rest)
         except NexusFlowError as error:
             run.rescue(error, self._embedder.recorded)
         finally:
@@ -578,15 +582,37 @@ class _AsyncFilling:
     async def _write(self, batches: Callable[[], Iterator[list[Ready]]]) -> None:
         for batch in batches():
             for part in self._run.parts(batch):
-                self._run.wrote(await self._attempt(part))
+                writing = asyncio.create_task(self._attempt(part))
+                try:
+                    await asyncio.wait([writing])
+                finally:
+                    await self._end(writing)
 
-    async def _attempt(self, part: Sequence[Ready]) -> Exception | None:
+    async def _end(self, writing: asyncio.Task[BaseException | None]) -> None:
+        """Record the outcome of a write; if this task was cancelled, wait for it first.
+
+        Many stores write in a thread, which goes on after the task is cancelled. A store that only
+        appends would otherwise get the documents of this write twice.
+        """
+        try:
+            if not writing.done():
+                await asyncio.wait([writing], timeout=LAST_WRITE)
+        finally:
+            error = writing.result() if writing.done() else TimeoutError("cancelled")
+            writing.cancel()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            self._run.wrote(error)
+
+    async def _attempt(self, part: Sequence[Ready]) -> BaseException | None:
         with self._embedder.of_store._holding(*vectors_of(part)):
             try:
                 async with self._turn:
                     await self._store.aadd_documents(
                         [item.document for item in part], ids=[item.id for item in part]
                     )
-            except Exception as error:  # noqa: BLE001
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # noqa: BLE001 - Ctrl-C in a task would end the loop
                 return error
         return None

@@ -295,7 +295,9 @@ class Run:
             yield self._cut()
 
     def rest(self) -> Iterator[list[Ready]]:
-        """Yield everything that is ready."""
+        """Yield everything that is ready, and first what an interrupted write left."""
+        self._ready.extendleft(reversed(self._batch.left))
+        self._batch = Halving(())
         while self._ready and not self._store_failed:
             yield self._cut()
 

@@ -9,6 +9,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections import UserDict
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -30,6 +31,7 @@ from nexusflow_integrations.langchain import (
     NexusFlowEmbeddings,
     aadd_documents,
     add_documents,
+    ingestion,
 )
 from nexusflow_integrations.local import LocalServer
 
@@ -874,6 +876,101 @@ def test_ctrl_c_in_progress_stops_the_run_and_keeps_what_is_ready(
     with pytest.raises(stop):
         asyncio.run(add(twin, place.store, source(300), slice_size=20, progress=progress))
     assert 20 <= place.size() < 300
+
+
+@TWINS
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
+@pytest.mark.parametrize("count", [60, 45])
+def test_what_the_store_wrote_when_it_was_interrupted_is_written_again(
+    twin: str, make: Make, server: LocalServer, stop: type[BaseException], count: int
+) -> None:
+    class Interrupted(InMemoryVectorStore):
+        writes = 0
+
+        def add_documents(self, documents: Any, ids: Any = None, **kwargs: Any) -> list[str]:
+            self.writes += 1
+            if self.writes == 3:
+                super().add_documents(documents[:5], ids=ids[:5])
+                raise stop
+            return super().add_documents(documents, ids=ids, **kwargs)
+
+        async def aadd_documents(self, documents: Any, ids: Any = None, **kwargs: Any) -> list[str]:
+            return self.add_documents(documents, ids=ids, **kwargs)
+
+    store = Interrupted(make())
+    with pytest.raises(stop):
+        asyncio.run(add(twin, store, source(count), slice_size=20))
+    assert {item["text"] for item in store.store.values()} == set(server.stats.received)
+    assert store.writes == 4
+
+
+@TWINS
+def test_the_rest_of_a_refused_write_is_written_after_ctrl_c(twin: str, make: Make) -> None:
+    stops = [KeyboardInterrupt]
+
+    def progress(count: int) -> None:
+        if stops:
+            raise stops.pop()
+
+    store = Picky(make())
+    documents = source(20)
+    documents[19].metadata["bad"] = True
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(add(twin, store, documents, progress=progress))
+    assert len(store.store) == 19
+
+
+async def test_a_cancelled_task_waits_for_the_write_in_a_thread_and_writes_nothing_twice(
+    make: Make, server: LocalServer
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    written: list[str] = []
+
+    class Appending(InMemoryVectorStore):
+        def add_documents(self, documents: Any, ids: Any = None, **kwargs: Any) -> list[str]:
+            begun.set()
+            go_on.wait(20)
+            written.extend(document.page_content for document in documents)
+            return []
+
+        async def aadd_documents(self, documents: Any, ids: Any = None, **kwargs: Any) -> list[str]:
+            return await asyncio.to_thread(self.add_documents, documents)
+
+    task = asyncio.create_task(aadd_documents(Appending(make()), source(20)))
+    await asyncio.to_thread(begun.wait, 20)
+    task.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert sorted(written) == sorted(server.stats.received)
+
+
+@pytest.mark.parametrize("cancels", [1, 2])
+async def test_a_cancelled_task_does_not_wait_forever_for_a_store_that_hangs(
+    make: Make, monkeypatch: pytest.MonkeyPatch, cancels: int
+) -> None:
+    monkeypatch.setattr(ingestion, "LAST_WRITE", 0.05 if cancels == 1 else 600)
+    embeddings = make()
+    store = InMemoryVectorStore(embeddings)
+    begun, writes = asyncio.Event(), 0
+
+    async def hangs(*_: Any, **__: Any) -> Any:
+        nonlocal writes
+        writes += 1
+        begun.set()
+        await asyncio.Event().wait()
+
+    store.aadd_documents = hangs  # type: ignore[method-assign]
+    task = asyncio.create_task(aadd_documents(store, source(20)))
+    await begun.wait()
+    for _ in range(cancels):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert writes == 1
+    assert embeddings._held == ()
 
 
 def test_progress_counts_every_document_once(make: Make) -> None:
