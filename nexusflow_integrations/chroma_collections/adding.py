@@ -14,13 +14,13 @@ from chromadb.api.models.Collection import Collection
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.left_out import reason_in_words
+from nexusflow_integrations._core.one_writer import aonly_writer, only_writer
 from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, check_timeout
 from nexusflow_integrations.chroma_collections.embedding import Embedder, check_kind
 from nexusflow_integrations.chroma_collections.filling import AsyncFilling, Filling
 from nexusflow_integrations.chroma_collections.keyword_index import refresh
 from nexusflow_integrations.chroma_collections.records import arows, columns_of, rows
 from nexusflow_integrations.chroma_collections.run import SLICE, Run
-from nexusflow_integrations.chroma_collections.writer import aonly_writer, only_writer
 from nexusflow_integrations.errors import CollectionError, RefusedTextsError
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from nexusflow_integrations._core.comparing import deviation
 from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.halving import Halving
 from nexusflow_integrations._core.left_out import LeftOut
+from nexusflow_integrations._core.one_writer import aonly_writer, only_writer
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections.calls import (
@@ -52,7 +53,6 @@ from nexusflow_integrations.chroma_collections.run import (
     Run,
     same_metadata,
 )
-from nexusflow_integrations.chroma_collections.writer import aonly_writer, only_writer
 from nexusflow_integrations.errors import CollectionError, ConfigurationError
 
 if TYPE_CHECKING:

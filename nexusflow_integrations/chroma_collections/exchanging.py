@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from chromadb.errors import NotFoundError
 
 from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.one_writer import aonly_writer, only_writer
 from nexusflow_integrations.chroma_collections.calls import (
     AsyncCalls,
     Calls,
@@ -25,7 +26,6 @@ from nexusflow_integrations.chroma_collections.plans import (
     carry_out,
     look_up,
 )
-from nexusflow_integrations.chroma_collections.writer import aonly_writer, only_writer
 from nexusflow_integrations.errors import CollectionError, ConfigurationError
 
 if TYPE_CHECKING:

@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.keywords import check_packages, words_of
 from nexusflow_integrations._core.log import logger
+from nexusflow_integrations._core.one_writer import folder_of
 from nexusflow_integrations._core.signals import raised_by_signal_handler
-from nexusflow_integrations.chroma_collections.writer import folder_of
 from nexusflow_integrations.errors import ConfigurationError
 
 if TYPE_CHECKING:

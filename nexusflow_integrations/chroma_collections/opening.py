@@ -14,6 +14,7 @@ from nexusflow_integrations.chroma import COMPARED, NexusFlowEmbeddingFunction  
 from chromadb.errors import NotFoundError
 
 from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.one_writer import only_writer
 from nexusflow_integrations._core.settings import DIMENSIONS
 from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations.chroma_collections.calls import check_client
@@ -26,7 +27,6 @@ from nexusflow_integrations.chroma_collections.plans import (
     look_up,
 )
 from nexusflow_integrations.chroma_collections.verifying import READ, check_same, sampled
-from nexusflow_integrations.chroma_collections.writer import only_writer
 from nexusflow_integrations.errors import CollectionError, ConfigurationError
 
 if TYPE_CHECKING:

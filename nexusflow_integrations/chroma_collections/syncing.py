@@ -13,6 +13,7 @@ from chromadb.api.models.Collection import Collection
 
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.left_out import LeftOut
+from nexusflow_integrations._core.one_writer import aonly_writer, only_writer
 from nexusflow_integrations._core.usage import Usage
 from nexusflow_integrations.chroma_collections.calls import AsyncCalls, Calls, check_timeout
 from nexusflow_integrations.chroma_collections.embedding import Embedder, check_kind
@@ -27,7 +28,6 @@ from nexusflow_integrations.chroma_collections.records import (
     rows,
 )
 from nexusflow_integrations.chroma_collections.run import SLICE, Run
-from nexusflow_integrations.chroma_collections.writer import aonly_writer, only_writer
 
 if TYPE_CHECKING:
     from chromadb.api.types import Metadata, Where

@@ -12,7 +12,8 @@ import chromadb
 import pytest
 
 from nexusflow_integrations import errors
-from nexusflow_integrations.chroma_collections import add_documents, open_collection, writer
+from nexusflow_integrations._core import one_writer
+from nexusflow_integrations.chroma_collections import add_documents, open_collection
 from nexusflow_integrations.local import LocalServer
 
 from .conftest import KEY
@@ -137,7 +138,7 @@ def test_the_second_writer_gets_an_error_that_says_what_to_do(
     here = chromadb.PersistentClient(path=str(tmp_path)).get_collection(
         "docs", embedding_function=make()
     )
-    with writer.only_writer(here, 0):
+    with one_writer.only_writer(here, 0):
         write(other, 20)
         assert "another process" in (refused := says(other))
         assert "writer_wait=SECONDS" in refused
@@ -173,7 +174,7 @@ def test_two_clients_of_one_process_with_different_paths_are_two_writers(
         open_collection(chromadb.PersistentClient(path=str(tmp_path / name)), "docs", make())
         for name in ("real", "link")
     )
-    with writer.only_writer(one, 0):
+    with one_writer.only_writer(one, 0):
         add_documents(one, **numbered(300))
         with pytest.raises(errors.CollectionError, match="another client"):
             add_documents(two, **numbered(300, start=300))
@@ -187,7 +188,7 @@ def test_a_folder_that_cannot_be_locked_is_an_error_before_anything_is_paid_for(
     client: Any, make: Make, tmp_path: Path, server: LocalServer
 ) -> None:
     collection = open_collection(client, "docs", make())
-    (tmp_path / "db" / writer.LOCK_FILE).mkdir()
+    (tmp_path / "db" / one_writer.LOCK_FILE).mkdir()
     with pytest.raises(errors.CollectionError, match="cannot lock"):
         add_documents(collection, **numbered(3))
     assert server.stats.requests == 0

@@ -22,9 +22,9 @@ from filelock import FileLock
 from langchain_core.rate_limiters import BaseRateLimiter
 
 from nexusflow_integrations import Budget, NexusFlow, errors
+from nexusflow_integrations._core.one_writer import LOCK_FILE
 from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 from nexusflow_integrations.chroma_collections import open_collection, sync_documents
-from nexusflow_integrations.chroma_collections.writer import LOCK_FILE
 from nexusflow_integrations.langchain import NexusFlowEmbeddings
 from nexusflow_integrations.llama_index import NexusFlowEmbedding
 from nexusflow_integrations.local import LocalServer

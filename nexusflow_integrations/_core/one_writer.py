@@ -1,4 +1,6 @@
-"""Allows only one writer at a time in a ``PersistentClient``'s folder: two would damage it.
+"""Allows only one writer at a time in a folder of Chroma's ``PersistentClient``.
+
+Chroma itself takes no lock, and two writers damage the folder.
 
 A lock alone is not enough: a client keeps its index in memory, and would overwrite what another
 client has written in the meantime. So after a client takes the lock, it reads the folder again,
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -17,20 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chromadb.api import ServerAPI
-
 from nexusflow_integrations._core import checks, forks
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.signals import raised_by_signal_handler
 from nexusflow_integrations.errors import CollectionError
 
 if TYPE_CHECKING:
-    from chromadb.api import AsyncClientAPI, ClientAPI
-    from chromadb.api.models.AsyncCollection import AsyncCollection
-    from chromadb.api.models.Collection import Collection
     from filelock import FileLock
-
-    Store = Collection | AsyncCollection | ClientAPI | AsyncClientAPI
 
 LOCK_FILE = ".nexusflow-writer.lock"
 _POLL = 0.1
@@ -64,28 +60,32 @@ def _forget() -> None:
 forks.in_child(_forget)
 
 
-def folder_of(store: Store) -> Path | None:
-    """Return the folder of a collection or client; ``None`` if it is in memory or on a server."""
-    settings = getattr(_system_of(store), "settings", None)
-    if settings is None or not settings.is_persistent or settings.chroma_server_host:
+def folder_of(store: Any) -> Path | None:
+    """Return the folder of a collection or client of Chroma.
+
+    It is ``None`` for one in memory or on a server, and for any other object.
+    """
+    settings: Any = getattr(_system_of(store), "settings", None)
+    # Mocks have every attribute, but none is True.
+    if getattr(settings, "is_persistent", None) is not True or settings.chroma_server_host:
         return None
     folder = Path(settings.persist_directory)
     return folder if folder.is_dir() else None
 
 
-def _system_of(store: Store) -> Any:
+def _system_of(store: Any) -> Any:
     return getattr(getattr(store, "_client", store), "_system", None)
 
 
 @contextmanager
-def only_writer(store: Store, wait: float) -> Iterator[None]:
+def only_writer(store: Any, wait: float) -> Iterator[None]:
     """Hold the lock on a collection's or client's folder during the block.
 
     Threads that share a client may write at the same time: Chroma serializes them, as a server does
     with its clients. The lock ends with the process, even if the process is killed.
 
     Args:
-        store: A collection or client; without a folder, no lock is needed.
+        store: A collection or client of Chroma; anything without a folder needs no lock.
         wait: Seconds to wait for another writer.
 
     Raises:
@@ -110,7 +110,7 @@ def only_writer(store: Store, wait: float) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def aonly_writer(store: Store, wait: float) -> AsyncIterator[None]:
+async def aonly_writer(store: Any, wait: float) -> AsyncIterator[None]:
     """Hold the lock like ``only_writer``, without blocking the event loop."""
     wait = checks.seconds("writer_wait", wait, least=0.0)
     folder = folder_of(store)
@@ -141,7 +141,7 @@ def _busy(folder: Path) -> CollectionError:
     )
 
 
-def _hold(path: str, store: Store) -> bool:
+def _hold(path: str, store: Any) -> bool:
     system = _system_of(store)
     with _lock.mutex:
         held = _held.get(path)
@@ -193,8 +193,9 @@ def _catch_up(system: Any, path: str) -> None:
     if _left.get(system) == _state(path):
         return
     try:
-        # This replaces the index in memory; running calls finish with the old index.
-        system.instance(ServerAPI).start()
+        # This replaces the index in memory; running calls finish with the old index. The module is
+        # loaded, because there is a client.
+        system.instance(sys.modules["chromadb.api"].ServerAPI).start()
     except Exception as error:
         if raised_by_signal_handler(error):
             raise
