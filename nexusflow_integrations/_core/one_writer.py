@@ -74,7 +74,10 @@ def folder_of(store: Any) -> Path | None:
 
 
 def _system_of(store: Any) -> Any:
-    return getattr(getattr(store, "_client", store), "_system", None)
+    try:
+        return getattr(getattr(store, "_client", store), "_system", None)
+    except KeyError:  # the client was closed
+        return None
 
 
 @contextmanager
@@ -117,16 +120,35 @@ async def aonly_writer(store: Any, wait: float) -> AsyncIterator[None]:
     if folder is None:
         yield
         return
-    path = _path(folder)
+    turn = _Turn(_path(folder), store)
     until = time.monotonic() + wait
-    while not _hold(path, store):
-        if time.monotonic() >= until:
-            raise _busy(folder)
-        await asyncio.sleep(_POLL)
     try:
+        while not await asyncio.to_thread(turn.take):
+            if time.monotonic() >= until:
+                raise _busy(folder)
+            await asyncio.sleep(_POLL)
         yield
     finally:
-        _release(path)
+        turn.end()
+
+
+class _Turn:
+    """The lock for a task, taken in a thread, which may outlast the task."""
+
+    def __init__(self, path: str, store: Any) -> None:
+        self._path, self._store = path, store
+        self._is_held = self._is_over = False
+
+    def take(self) -> bool:
+        with _lock.mutex:
+            self._is_held = not self._is_over and _hold(self._path, self._store)
+            return self._is_held
+
+    def end(self) -> None:
+        with _lock.mutex:
+            self._is_over = True
+            if self._is_held:
+                _release(self._path)
 
 
 def _path(folder: Path) -> str:

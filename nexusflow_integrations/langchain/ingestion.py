@@ -30,6 +30,7 @@ from nexusflow_integrations._core.call.caller import Callback
 from nexusflow_integrations._core.call.streaming import Embedded
 from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.left_out import LeftOut
+from nexusflow_integrations._core.one_writer import aonly_writer, only_writer
 from nexusflow_integrations._core.request.long_texts import check_document
 from nexusflow_integrations._core.settings import (
     ON_REFUSED,
@@ -100,6 +101,7 @@ def add_documents(
     on_too_long: OnTooLongOrCollect | None = None,
     progress: Callable[[int], object] | None = None,
     slice_size: int = SLICE,
+    writer_wait: float = 0.0,
 ) -> Added:
     """Add documents to a vector store whose embedding is ``NexusFlowEmbeddings``.
 
@@ -130,14 +132,17 @@ def add_documents(
             out, so ``tqdm.update`` can be passed. The first error that it raises is logged and
             does not end the call; ``KeyboardInterrupt`` and ``SystemExit`` end it.
         slice_size: Documents per write, from 1 to 1,000.
+        writer_wait: Seconds to wait for another process that writes to the same folder of Chroma.
+            Other stores need no lock.
 
     Raises:
         ConfigurationError: The store's embedding is not a ``NexusFlowEmbeddings``. Nothing was
             sent.
         InvalidInputError: An item is not a ``Document``, an id occurs twice, or there are more
             documents than ids; ``index`` is its place. Lists are checked before anything is sent.
-        CollectionError: The store cannot be read or written, or refuses everything. ``finished``
-            holds the vectors that were paid for but not written, by their place in ``documents``.
+        CollectionError: The store cannot be read or written, or refuses everything, or another
+            process writes to its Chroma folder. ``finished`` holds the vectors that were paid for
+            but not written, by their place in ``documents``.
         NexusFlowError: Embedding failed. The documents that were ready are in the store.
     """
     with ALSO_LANGCHAINS:
@@ -147,7 +152,8 @@ def add_documents(
             documents, ids, embedder, on_refused, on_blank, on_too_long, progress, slice_size
         )
         try:
-            _Filling(store, embedder, run).fill(_rows(documents, ids))
+            with only_writer(_client_of(store), writer_wait):
+                _Filling(store, embedder, run).fill(_rows(documents, ids))
         finally:
             run.close()
         return _added(run, embedder.usage)
@@ -163,6 +169,7 @@ async def aadd_documents(
     on_too_long: OnTooLongOrCollect | None = None,
     progress: Callable[[int], object] | None = None,
     slice_size: int = SLICE,
+    writer_wait: float = 0.0,
 ) -> Added:
     """Add documents like ``add_documents``, with the store's async methods.
 
@@ -176,10 +183,16 @@ async def aadd_documents(
             _run, documents, ids, embedder, on_refused, on_blank, on_too_long, progress, slice_size
         )
         try:
-            await _AsyncFilling(store, embedder, run).fill(_arows(documents, ids))
+            async with aonly_writer(_client_of(store), writer_wait):
+                await _AsyncFilling(store, embedder, run).fill(_arows(documents, ids))
         finally:
             await asyncio.to_thread(run.close)
         return _added(run, embedder.usage)
+
+
+def _client_of(store: VectorStore) -> Any:
+    """Return the client of LangChain's ``Chroma``, or of a store that also has a ``_client``."""
+    return vars(store).get("_client")  # not a property, which might raise any error
 
 
 # -- checking the arguments ------------------------------------------------------------------------

@@ -30,6 +30,14 @@ from nexusflow_integrations.chroma_collections import (
 )
 
 folder, address, name, work, wait = sys.argv[1:]
+if "langchain" in work:
+    import asyncio
+    from langchain_chroma import Chroma
+    from langchain_core.documents import Document
+    from nexusflow_integrations import langchain
+    embeddings = langchain.NexusFlowEmbeddings(
+        api_key={KEY!r}, base_url=address, dimensions=64
+    )
 function = NexusFlowEmbeddingFunction({KEY!r}, api_base=address, dimensions=64)
 collection = open_collection(chromadb.PersistentClient(path=folder), "docs", function)
 print("open", flush=True)
@@ -39,6 +47,15 @@ for turn, line in enumerate(sys.stdin):
     try:
         if work == "add":
             add_documents(collection, **columns, writer_wait=float(wait))
+        elif "langchain" in work:
+            store = Chroma("docs", embeddings, persist_directory=folder)
+            documents = [Document(f"text {{id}}", id=id) for id in ids]
+            if work == "langchain":
+                langchain.add_documents(store, documents, writer_wait=float(wait))
+            else:
+                asyncio.run(
+                    langchain.aadd_documents(store, documents, writer_wait=float(wait))
+                )
         else:
             columns["metadatas"] = [{{"source": name}}] * len(ids)
             sync_documents(collection, **columns, where={{"source": name}}, remove=False,
@@ -70,6 +87,8 @@ def start(tmp_path: Path, server: LocalServer) -> Iterator[Start]:
     running: list[subprocess.Popen[str]] = []
 
     def start(name: str, work: str, wait: float) -> subprocess.Popen[str]:
+        if "langchain" in work:
+            pytest.importorskip("langchain_chroma")
         arguments = [str(tmp_path), server.base_url, name, work, str(wait)]
         running.append(
             subprocess.Popen(
@@ -110,10 +129,13 @@ def counted(folder: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("other", "work"), [("add", "sync"), ("langchain", "sync"), ("langchain", "async langchain")]
+)
 def test_two_processes_that_wait_for_each_other_damage_nothing(
-    start: Start, tmp_path: Path
+    start: Start, tmp_path: Path, other: str, work: str
 ) -> None:
-    one, two = start("one", "add", 120), start("two", "sync", 120)
+    one, two = start("one", other, 120), start("two", work, 120)
     for count in (600, 500):
         for process in (one, two):
             write(process, count)
@@ -122,8 +144,11 @@ def test_two_processes_that_wait_for_each_other_damage_nothing(
 
 
 @pytest.mark.slow
-def test_two_processes_that_take_turns_damage_nothing(start: Start, tmp_path: Path) -> None:
-    one, two = start("one", "add", 0), start("two", "add", 0)
+@pytest.mark.parametrize("work", ["add", "langchain"])
+def test_two_processes_that_take_turns_damage_nothing(
+    start: Start, tmp_path: Path, work: str
+) -> None:
+    one, two = start("one", work, 0), start("two", work, 0)
     for _ in range(4):
         for process in (one, two):
             write(process, 300)
@@ -131,10 +156,11 @@ def test_two_processes_that_take_turns_damage_nothing(start: Start, tmp_path: Pa
     assert counted(tmp_path) == 2400
 
 
+@pytest.mark.parametrize("work", ["sync", "langchain", "async langchain"])
 def test_the_second_writer_gets_an_error_that_says_what_to_do(
-    client: Any, make: Make, start: Start, tmp_path: Path, server: LocalServer
+    client: Any, make: Make, start: Start, tmp_path: Path, server: LocalServer, work: str
 ) -> None:
-    other = start("other", "sync", 0)
+    other = start("other", work, 0)
     here = chromadb.PersistentClient(path=str(tmp_path)).get_collection(
         "docs", embedding_function=make()
     )

@@ -46,7 +46,8 @@ def render() -> str:
         "|---|" + "---|" * len(SYSTEMS),
         *map(_line, EVENTS),
         "",
-        "These events are tested with `sync_documents` only:",
+        "These events are tested with `sync_documents`, the first two also with LangChain's"
+        " `add_documents`:",
         "",
         "| event | outcome | test |",
         "|---|---|---|",
