@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nexusflow_integrations._core import checks, forks
+from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.signals import raised_by_signal_handler
 from nexusflow_integrations.errors import CollectionError
@@ -101,9 +102,9 @@ def only_writer(store: Any, wait: float) -> Iterator[None]:
         yield
         return
     path = _path(folder)
-    until = time.monotonic() + wait
+    until = monotonic() + wait
     while not _hold(path, store):
-        if time.monotonic() >= until:
+        if monotonic() >= until:
             raise _busy(folder)
         time.sleep(_POLL)
     try:
@@ -121,10 +122,10 @@ async def aonly_writer(store: Any, wait: float) -> AsyncIterator[None]:
         yield
         return
     turn = _Turn(_path(folder), store)
-    until = time.monotonic() + wait
+    until = monotonic() + wait
     try:
         while not await asyncio.to_thread(turn.take):
-            if time.monotonic() >= until:
+            if monotonic() >= until:
                 raise _busy(folder)
             await asyncio.sleep(_POLL)
         yield

@@ -15,6 +15,7 @@ import httpx
 from chromadb.api import AsyncClientAPI, ClientAPI
 
 from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations._core.outcome import Outcome
 from nexusflow_integrations._core.store_status import REFUSED, status_of
 from nexusflow_integrations.errors import CollectionError
@@ -67,15 +68,15 @@ class Calls:
             RefusedError: The store refuses a document, or a request of this size.
             CollectionError: The call failed, even after retries, or took too long.
         """
-        until = time.monotonic() + self._timeout
+        until = monotonic() + self._timeout
         for attempt in count(1):
-            limit = max(0.0, min(self._timeout / HANGS, until - time.monotonic()))
+            limit = max(0.0, min(self._timeout / HANGS, until - monotonic()))
             # The call runs in another thread, so an error raised in this one comes from a
             # signal handler.
             found = _in_thread(method, fields, limit)
             if not isinstance(error := found.error, Exception):
                 return found.result()
-            time.sleep(_pause(what, error, attempt, until - time.monotonic()))
+            time.sleep(_pause(what, error, attempt, until - monotonic()))
         raise AssertionError("an attempt returns or raises")
 
 
@@ -87,13 +88,13 @@ class AsyncCalls:
         self._timeout = timeout
 
     async def __call__(self, what: str, method: Callable[..., Awaitable[T]], /, **fields: Any) -> T:
-        until = time.monotonic() + self._timeout
+        until = monotonic() + self._timeout
         for attempt in count(1):
-            limit = max(0.0, min(self._timeout / HANGS, until - time.monotonic()))
+            limit = max(0.0, min(self._timeout / HANGS, until - monotonic()))
             try:
                 return await asyncio.wait_for(cast(Any, method(**fields)), limit)
             except Exception as error:  # noqa: BLE001
-                pause = _pause(what, error, attempt, until - time.monotonic())
+                pause = _pause(what, error, attempt, until - monotonic())
             await asyncio.sleep(pause)
         raise AssertionError("an attempt returns or raises")
 

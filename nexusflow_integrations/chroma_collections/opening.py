@@ -9,6 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 # Import this first: if Chroma is missing, its error says what to install.
+from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations.chroma import COMPARED, NexusFlowEmbeddingFunction  # isort: split
 
 from chromadb.errors import NotFoundError
@@ -215,7 +216,7 @@ async def aopen_collection(
 
 def _opened(client: ClientAPI, name: str, *, create: bool) -> Any:
     stored = carry_out(look_up(client, name), directly)
-    until = time.monotonic() + EXCHANGING
+    until = monotonic() + EXCHANGING
     while stored is None:
         interrupted = carry_out(is_interrupted(client, name), directly)
         if interrupted:
@@ -223,7 +224,7 @@ def _opened(client: ClientAPI, name: str, *, create: bool) -> Any:
                 with only_writer(client, 0.0):  # a process that is exchanging names holds this lock
                     carry_out(complete(client, name), directly)
             except CollectionError:
-                if time.monotonic() >= until:
+                if monotonic() >= until:
                     raise
                 time.sleep(0.02)
         stored = carry_out(look_up(client, name), directly)

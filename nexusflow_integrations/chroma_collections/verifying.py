@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from nexusflow_integrations._core.clock import monotonic
 from nexusflow_integrations._core.comparing import TOLERANCE, deviation
 from nexusflow_integrations.errors import ConfigurationError
 
@@ -31,12 +31,12 @@ _compared: WeakKeyDictionary[NexusFlow, dict[UUID, float]] = WeakKeyDictionary()
 
 def is_due(client: NexusFlow, collection: UUID) -> bool:
     """Return whether ``client`` must compare the collection before it writes to it."""
-    return time.monotonic() - _compared.get(client, {}).get(collection, -VALID) >= VALID
+    return monotonic() - _compared.get(client, {}).get(collection, -VALID) >= VALID
 
 
 def note(client: NexusFlow, collection: UUID) -> None:
     """Record that the vectors of the collection match those that ``client`` gets."""
-    _compared.setdefault(client, {})[collection] = time.monotonic()
+    _compared.setdefault(client, {})[collection] = monotonic()
 
 
 def sampled(found: Mapping[str, Any]) -> tuple[list[str], list[str], list[Vectors]]:

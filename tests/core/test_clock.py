@@ -37,6 +37,34 @@ def test_two_retries_end_while_the_time_is_frozen() -> None:
     assert (done.stdout, done.returncode) == ("(64,) 2\n", 0), done.stderr[-2000:]
 
 
+WAITING = """
+import sys
+import chromadb, freezegun
+from nexusflow_integrations._core.one_writer import only_writer
+from nexusflow_integrations.errors import CollectionError
+
+one, two = (chromadb.PersistentClient(sys.argv[1] + end) for end in ("", "/."))
+with only_writer(one, 0), freezegun.freeze_time("2020-01-01"):
+    try:
+        with only_writer(two, 0.2):
+            print("two writers")
+    except CollectionError as error:
+        print("is writing" in str(error))
+"""
+
+
+def test_a_wait_for_another_writer_ends_while_the_time_is_frozen(tmp_path: Path) -> None:
+    pytest.importorskip("freezegun")
+    done = subprocess.run(
+        [sys.executable, "-c", WAITING, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr[-2000:]
+
+
 BLOCKED = """
 import asyncio, sys
 from blockbuster import blockbuster_ctx
