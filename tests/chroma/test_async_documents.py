@@ -146,7 +146,7 @@ async def test_the_same_id_twice_is_an_error_with_both_places(
     collection: Any, server: LocalServer
 ) -> None:
     ids = [*(f"id{n}" for n in range(1_990)), "id3"]
-    with pytest.raises(SameIdTwiceError, match=r"'id3'.*at 3 and at 1990"):
+    with pytest.raises(SameIdTwiceError, match=r"'id3'.*at positions 3 and 1990"):
         await async_documents(collection, ids=ids, documents=[f"text {n}" for n in range(1_991)])
     assert server.stats.texts == 0
 

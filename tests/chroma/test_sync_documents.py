@@ -272,7 +272,7 @@ def test_the_same_id_twice_is_an_error_with_both_places(
 ) -> None:
     batch = numbered(2_000)
     batch["ids"][1_990] = "id3"
-    with pytest.raises(errors.InvalidInputError, match=r"'id3'.*at 3 and at 1990"):
+    with pytest.raises(errors.InvalidInputError, match=r"'id3'.*at positions 3 and 1990"):
         sync_documents(collection, ids=kind(batch["ids"]), documents=kind(batch["documents"]))
     if kind is list:
         assert server.stats.texts == 0
@@ -812,6 +812,6 @@ def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
     seen.add(Record(n, f"id-{n}", "text", None) for n in range(1_000_000))
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
-    with pytest.raises(errors.InvalidInputError, match="at 999999 and at 1000000"):
+    with pytest.raises(errors.InvalidInputError, match="at positions 999999 and 1000000"):
         seen.add([Record(1_000_000, "id-999999", "text", None)])
     seen.close()
