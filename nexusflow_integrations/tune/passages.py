@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nexusflow_integrations.cli.rag import corpus
-from nexusflow_integrations.cli.rag.passages import cut
+from nexusflow_integrations.cli.rag.passages import cut_in_lines
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.tune.questions import Document, Question, Truth
 from nexusflow_integrations.tune.search import READ
@@ -23,20 +23,22 @@ class Passages:
     """The passages of the documents, cut in one way.
 
     Attributes:
-        sources, lines, texts: One item per passage.
+        sources, lines, lasts, texts: One item per passage. ``lines`` are the first lines, including
+            the headings above the text, and ``lasts`` the last ones.
         tokens: Estimated tokens of all passages.
     """
 
     sources: list[str]
     lines: list[int]
+    lasts: list[int]
     texts: list[str]
     tokens: int
 
     @classmethod
     def of(cls, documents: Sequence[Document], cutting: Cutting, client: NexusFlow) -> Passages:
-        sources, lines, texts = [], [], []
+        sources, lines, lasts, texts = [], [], [], []
         for document in documents:
-            for line, text in cut(
+            for passage in cut_in_lines(
                 document.text,
                 cutting.characters,
                 cutting.overlap,
@@ -44,9 +46,10 @@ class Passages:
                 kind=corpus.kind_of(document.source),
             ):
                 sources.append(document.source)
-                lines.append(line)
-                texts.append(text)
-        return cls(sources, lines, texts, client._uncached().estimate(texts).tokens)
+                lines.append(passage.first)
+                lasts.append(passage.last)
+                texts.append(passage.text)
+        return cls(sources, lines, lasts, texts, client._uncached().estimate(texts).tokens)
 
     @cached_property
     def keywords(self) -> Keywords:
@@ -56,7 +59,7 @@ class Passages:
         return Keywords([corpus.Document(*pair) for pair in pairs])
 
     def truth(self, questions: Sequence[Question]) -> Truth:
-        return Truth(questions, self.sources, self.lines, self.texts)
+        return Truth(questions, self.sources, self.lines, self.texts, self.lasts)
 
 
 def is_read(question: int, places: list[int], truth: Truth, passages: Passages) -> bool:

@@ -48,7 +48,8 @@ class Answer:
 
     Attributes:
         source: The name of a document. Without a line or quotes, the whole document is the answer.
-        line: A line of the document, counted from 1. The passage with this line is the answer.
+        line: A line of the document, counted from 1. The passages with this line are the answer;
+            for a heading, the passage below it.
         quotes: Sentences of a document, word for word except for white space. A passage that
             contains all of one sentence is the answer.
     """
@@ -348,15 +349,19 @@ class Truth:
         sources: Sequence[str],
         lines: Sequence[int],
         texts: Iterable[str],
+        lasts: Sequence[int] | None = None,
     ) -> None:
-        """Look for the answers in passages. The last three sequences have one item per passage.
+        """Look for the answers in passages. All but the questions have one item per passage.
 
         Args:
             questions: The questions.
             sources: The source of each passage.
             lines: The first line of each passage, counted from 1.
             texts: The text of each passage.
+            lasts: The last line of each passage, if known. Without it, a line belongs to the last
+                passage that begins before it.
         """
+        self._lasts = lasts
         self._sources = list(sources)
         self._lines = list(lines)
         self._texts = [one_line(text) for text in texts]
@@ -394,6 +399,10 @@ class Truth:
         if answer.line is None:
             quotes = [one_line(quote) for quote in answer.quotes]
             return [i for i in where if any(quote in self._texts[i] for quote in quotes)]
-        begun = [i for i in where if self._lines[i] <= (answer.line or 0)] or list(where)[:1]
+        begun = [i for i in where if self._lines[i] <= answer.line] or list(where)[:1]
+        if self._lasts is not None and (
+            holding := [i for i in begun if self._lasts[i] >= answer.line >= self._lines[i]]
+        ):
+            return holding
         last = max((self._lines[i] for i in begun), default=0)
         return [i for i in begun if self._lines[i] == last]

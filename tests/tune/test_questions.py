@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from nexusflow_integrations import NexusFlow
 from nexusflow_integrations.cli.rag.corpus import kind_of
 from nexusflow_integrations.cli.rag.passages import cut
 from nexusflow_integrations.errors import ConfigurationError
+from nexusflow_integrations.tune.passages import Passages
 from nexusflow_integrations.tune.questions import (
     Answer,
     Document,
@@ -20,6 +22,7 @@ from nexusflow_integrations.tune.questions import (
     one_line,
     read_questions,
 )
+from nexusflow_integrations.tune.settings import Cutting
 
 _GUIDE = """# Red pandas
 
@@ -253,6 +256,52 @@ def test_a_line_belongs_to_the_last_passage_that_begins_before_it() -> None:
         truth = _truth(Answer("a.md", line))
         found = {place for place in range(4) if truth.name(0, place) in truth.right[0]}
         assert found == expected, line
+
+
+_ZOO = """# Zoo
+
+Welcome to the zoo.
+
+## Opening hours
+
+### Summer
+
+The gates open at nine.
+
+## Pandas
+They eat bamboo, and in winter also bark. They eat the leaves of tall trees. They
+sleep in hollow trees. They like rain more than the heat of a dry summer.
+"""
+
+
+@pytest.mark.parametrize("headings", [True, False])
+@pytest.mark.parametrize(
+    ("line", "beginnings"),
+    [
+        (1, ["Welcome"]),
+        (3, ["Welcome"]),
+        (5, ["The gates"]),
+        (7, ["The gates"]),
+        (9, ["The gates"]),
+        (11, ["They eat bamboo"]),
+        (12, ["They eat bamboo"]),
+        (13, ["They eat bamboo", "They like"]),
+    ],
+)
+def test_a_line_is_in_each_passage_that_has_it_and_a_heading_in_the_passage_below(
+    line: int, beginnings: list[str], headings: bool
+) -> None:
+    passages = Passages.of(
+        [Document("a.md", _ZOO)], Cutting(120, headings=headings), NexusFlow("none")
+    )
+    truth = passages.truth([Question("?", (Answer("a.md", line),))])
+    found = [
+        text.rpartition("\n\n")[2]
+        for place, text in enumerate(passages.texts)
+        if truth.name(0, place) in truth.right[0]
+    ]
+    assert len(found) == len(beginnings)
+    assert all(map(str.startswith, found, beginnings)), found
 
 
 def test_an_answer_that_was_cut_apart_is_in_no_passage() -> None:

@@ -140,27 +140,59 @@ def cut(
         The number of the line where the passage begins, not counting its headings, from 1; and
         the text of the passage.
     """
+    for passage in cut_in_lines(text, most, overlap, headings, kind):
+        yield passage.line, passage.text
+
+
+class Passage(NamedTuple):
+    """A passage and its lines, counted from 1.
+
+    Attributes:
+        line: The line where the passage begins, not counting its headings.
+        text: The text, below its headings.
+        first: The line of its first heading that is below the text of the passage before; the
+            same as ``line`` if there is none.
+        last: The line where the passage ends.
+    """
+
+    line: int
+    text: str
+    first: int
+    last: int
+
+
+def cut_in_lines(
+    text: str, most: int, overlap: int = 0, headings: bool = True, kind: str = "md"
+) -> Iterator[Passage]:
+    """Cut ``text`` like ``cut``, and yield passages with all of their lines."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     overlap = min(overlap, most // 4)
     lines = [0, *(found.end() for found in _LINE_END.finditer(text))]
     longest = min(most // 4, PATH_CHARACTERS) if headings else 0
     sections = list(_sections(blocks(text, kind), [*lines, len(text)]))
     paths = list(_paths(sections))
+    done = 0  # the number of sections before those since the last passage
     for place, begin in _first_paths(text, sections, paths, longest):
         heading, begins = sections[place]
-        path = [sections[above].heading for above in paths[place]]
-        names = [above.title for above in path]
+        path = [sections[outer].heading for outer in paths[place]]
+        names = [outer.title for outer in path]
         prefix = first = _prefix(names, longest) if headings else ""
+        alone: list[tuple[Block, str]] = []
         while begin < _left_out(names, longest):
             if len(whole := UNDER.join(names[begin:])) <= most // 2:
                 first = f"{whole}\n\n"
                 break
-            for piece in _of_heading(names[begin], most):
-                yield path[begin].line + 1, piece
+            alone.append((path[begin], names[begin]))
             begin += 1
         if not _has_text(text, begins):
-            for piece in _of_heading(UNDER.join(names[begin:]), most):
-                yield heading.line + 1, piece
+            alone.append((heading, UNDER.join(names[begin:])))
+        above = sections[done].heading.line + 1
+        done = place + 1
+        for block, title in alone:
+            line = block.line + 1
+            for piece in _of_heading(title, most):
+                yield Passage(line, piece, above or line, max(line, block.body))
+                above = 0
         pieces = [
             piece
             for start, end in pairwise(begins)
@@ -168,7 +200,10 @@ def cut(
         ]
         packed = _packed(text, pieces, most - len(prefix), overlap, most - len(first))
         for number, (start, end) in enumerate(packed):
-            yield bisect_right(lines, start), (prefix if number else first) + text[start:end]
+            line = bisect_right(lines, start)
+            shown = (prefix if number else first) + text[start:end]
+            yield Passage(line, shown, above or line, bisect_right(lines, end - 1))
+            above = 0
 
 
 def _of_heading(title: str, most: int) -> Iterator[str]:
