@@ -63,14 +63,20 @@ def judge(ranked: Sequence[Sequence[str]], right: Sequence[Collection[str]]) -> 
 
     columns = {nDCG @ DEPTH: 0, R @ 5: 1, Success @ 1: 2}
     scores = np.zeros((len(ranked), len(columns)))
+    # trec_eval crashes the process at a name that is not UTF-8, so names are numbered.
+    numbers: dict[str, str] = {}
+
+    def number(name: str) -> str:
+        return numbers.setdefault(name, str(len(numbers)))
+
     truth: dict[str, Mapping[str, int]] = {
-        str(i): dict.fromkeys(names, 1) for i, names in enumerate(right) if names
+        str(i): dict.fromkeys(map(number, names), 1) for i, names in enumerate(right) if names
     }
     if not truth:
         return scores
     run = {
         # trec_eval orders by score, so the rank is passed as a score.
-        str(i): {name: float(-rank) for rank, name in enumerate(dict.fromkeys(names))}
+        str(i): {number(name): float(-rank) for rank, name in enumerate(dict.fromkeys(names))}
         for i, names in enumerate(ranked)
         if str(i) in truth
     }

@@ -39,6 +39,12 @@ def test_names_keep_their_order_whatever_they_are() -> None:
     assert judge([["z", "a"]], [{"z"}])[0, 2] == 1
 
 
+def test_a_name_that_is_not_utf8_is_judged_and_does_not_crash_the_process() -> None:
+    ranked = [["caf\udce9.md", "caf\udce8.md", ""]]
+    assert judge(ranked, [{"caf\udce9.md"}])[0].tolist() == [1, 1, 1]
+    assert judge(ranked, [{"caf\udce8.md"}])[0, 2] == 0
+
+
 @pytest.mark.parametrize("questions", [12, 150])
 def test_the_interval_covers_the_mean_of_as_many_other_questions(questions: int) -> None:
     random = np.random.default_rng(7)
