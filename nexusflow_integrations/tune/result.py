@@ -86,6 +86,12 @@ class TuneResult:
         """The usable setting with the highest mean nDCG@10 among those of the chosen length."""
         return best_of(self.measured, self._bootstrap, self.chosen.setting.cutting.characters)
 
+    @property
+    def _of_the_length(self) -> list[Measured]:
+        """The settings with passages of the chosen length; other scores are not comparable."""
+        characters = self.chosen.setting.cutting.characters
+        return [item for item in self.measured if item.setting.cutting.characters == characters]
+
     @cached_property
     def _bootstrap(self) -> Bootstrap:
         return Bootstrap(len(self.questions))
@@ -129,13 +135,16 @@ class TuneResult:
             return self._said_of_few()
         chosen, best, apart = self.chosen, self.best, self.difference(self.chosen)
         if chosen is best:
+            same = [item for item in self._of_the_length if item.setting.usable]
+            others = len(self._of_the_length) < len(self.measured)
+            length = f" with passages of {chosen.setting.cutting.characters:,} characters"
             why = (
-                f"its nDCG@10 of {best.mean:.3f} is the highest of the settings that can be applied"
+                f"its nDCG@10 of {best.mean:.3f} is the highest of the settings"
+                f"{length if others else ''} that can be applied"
             )
-            smaller = [item for item in self.measured if item.setting.usable]
-            if any(item.bytes < chosen.bytes for item in smaller):
+            if any(item.bytes < chosen.bytes for item in same):
                 why += (
-                    ", and every setting with a smaller index scores measurably lower, or lower by"
+                    ", and each of them with a smaller index scores measurably lower, or lower by"
                     " more than half a point"
                 )
         else:
@@ -200,7 +209,7 @@ class TuneResult:
                 f"The service's vectors of {sizes} numbers are not the beginning of its largest"
                 " ones, so each of these sizes was embedded and paid for separately."
             )
-        words = [item for item in self.measured if item.setting.method == "keywords"]
+        words = [item for item in self._of_the_length if item.setting.method == "keywords"]
         if words:
             item = max(words, key=lambda item: item.mean)
             apart = self.difference(item)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from nexusflow_integrations import Usage
+from nexusflow_integrations.tune import Answer, Question, TuneResult
 from nexusflow_integrations.tune.scores import Bootstrap
 from nexusflow_integrations.tune.search import (
     Measured,
@@ -131,6 +133,39 @@ def test_a_small_but_significant_difference_counts() -> None:
 def test_a_choice_with_few_questions_is_at_most_half_a_point_worse() -> None:
     found = [_measured(Setting(Cutting(), 2048), 0.8), _measured(Setting(Cutting(), 64), 0.75, 3.0)]
     assert choose(found, _BOOTSTRAP).setting.dimensions == 2048
+
+
+def test_the_sentence_and_the_notes_compare_only_passages_of_the_chosen_length() -> None:
+    long = Cutting(1600)
+    found = [
+        _measured(Setting(Cutting(), 1024), 0.8, reads=1.0),
+        _measured(Setting(Cutting(), 64), 0.7, reads=1.0),
+        _measured(Setting(Cutting(), 0, "keywords"), 0.6, reads=1.0),
+        _measured(Setting(long, 1024), 0.9, reads=1.0),  # higher, and half of the passages
+        _measured(Setting(long, 0, "keywords"), 0.81, reads=1.0),
+    ]
+    start, *_ = found
+    result = TuneResult(
+        questions=(Question("?", (Answer("a.md"),)),) * _QUESTIONS,
+        made=False,
+        measured=tuple(found),
+        chosen=choose(found, _BOOTSTRAP, start.setting),
+        start=start,
+        model="a-model",
+        cut_sizes=(),
+        paid_sizes=(),
+        skipped=(),
+        left_out=0,
+        predicted_tokens=0,
+        usage=Usage(),
+    )
+    assert result.chosen is start
+    assert result.sentence() == (
+        "Take 1024, 800 characters: its nDCG@10 of 0.800 is the highest of the settings with"
+        " passages of 800 characters that can be applied, and each of them with a smaller index"
+        " scores measurably lower, or lower by more than half a point."
+    )
+    assert not any("Keywords alone" in note for note in result.notes())
 
 
 def _few(scores: dict[int, list[float]]) -> tuple[list[Measured], Bootstrap]:
