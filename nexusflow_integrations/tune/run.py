@@ -258,7 +258,8 @@ class Tuning:
     def plan(self) -> Plan:
         """Return the plan and its maximum cost. Nothing is sent."""
         asked = self._asked()
-        estimate = self._largest.estimate(asked)
+        before = self._first.query_instruction or ""
+        estimate = self._largest.estimate([before + text for text in asked])
         queries = estimate.tokens
         stages = []
         for name, cases in possible_cuttings(self._first.cutting, self._options).items():
@@ -272,8 +273,10 @@ class Tuning:
                     PlannedStage("query instruction", self._largest.estimate(texts).tokens)
                 )
         if self._options.document_instructions:
-            most = max(self._passages(cutting).tokens for cutting in self._corpora)
-            tokens = len(self._options.document_instructions) * most
+            tokens = max(
+                sum(self._missing(cutting, text) for text in self._options.document_instructions)
+                for cutting in self._corpora
+            )
             stages.append(PlannedStage("document instruction", tokens))
         return Plan(
             len(asked),
@@ -334,15 +337,18 @@ class Tuning:
             self._corpora[cutting] = Passages.of(self._documents, cutting, self._client)
         return self._corpora[cutting]
 
-    def _missing(self, cutting: Cutting) -> int:
+    def _missing(self, cutting: Cutting, instruction: str | None = None) -> int:
         """Return the tokens of passages whose vectors are not in the cache."""
-        return self._largest.estimate(self._passages(cutting).texts).tokens
+        before = instruction or self._first.document_instruction or ""
+        texts = [before + text for text in self._passages(cutting).texts]
+        return self._largest.estimate(texts).tokens
 
     def _probe_tokens(self) -> int:
         texts = list(chain(*self._probe()))
-        return sum(
-            self._client.resized(size).estimate(texts).tokens for size in self._options.sizes[1:]
-        )
+        # Without an instruction, the largest vectors of these texts are needed later anyway.
+        again = self._first.document_instruction or self._first.query_instruction
+        sizes = self._options.sizes if again else self._options.sizes[1:]
+        return sum(self._client.resized(size).estimate(texts).tokens for size in sizes)
 
     def _probe(self) -> tuple[list[str], list[str]]:
         passages = self._passages(self._first.cutting).texts

@@ -110,6 +110,26 @@ def test_the_plan_sends_nothing_and_names_the_smallest_measurable_difference(
     assert plan.cost == plan.price.of(plan.tokens)
 
 
+_LONG = "Represent this passage of a manual, so that a customer who asks will find it: " * 8
+
+
+@pytest.mark.parametrize(
+    "instructed",
+    [
+        {"document_instructions": [_LONG]},
+        {"start": TunedSettings(document_instruction=_LONG)},
+        {"start": TunedSettings(query_instruction=_LONG)},
+    ],
+)
+def test_the_plan_counts_the_tokens_of_instructions(
+    local: LocalServer, instructed: dict[str, Any]
+) -> None:
+    only: dict[str, Any] = {"lengths": [], "overlaps": [], "headings": False}
+    tuning = _tuning(_client(local), **only, query_instructions=[], **instructed)
+    plan = tuning.plan()
+    assert tuning.run().usage.tokens <= plan.tokens * (1 + plan.token_error)
+
+
 def test_each_text_is_paid_for_once_for_all_sizes(local: LocalServer) -> None:
     result = _tuning(_client(local)).run()
     assert result.cut_sizes == (512, 64)
