@@ -2,7 +2,8 @@
 
 English words are reduced to their stems, and stop words are left out (``bm25s``, ``PyStemmer``).
 Chinese has no blanks between words; ``rjieba`` finds the words. Japanese and Korean characters are
-indexed in pairs.
+indexed in pairs. Forms of the same character, such as ``é`` as one or two characters, the ligature
+``ﬁ`` of a PDF, or full-width letters, make the same word.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cache, lru_cache
 from importlib import import_module
 from typing import TypeVar
+from unicodedata import normalize
 
 from nexusflow_integrations._core.needed import needed
 
@@ -24,9 +26,16 @@ FUSION = 60
 
 _HAN = r"\u3400-\u9fff\uf900-\ufaff"
 _OTHER = r"\u3040-\u30ff\uac00-\ud7af"
+_INDIC = r"\u0900-\u0963\u0966-\u0dff"  # its vowel signs are no letters for ``re``
 _UNSPACED = re.compile(f"[{_HAN}{_OTHER}]+")
 _ONLY_HAN = re.compile(f"[{_HAN}]+")
-_WORD = re.compile(rf"\b\w\w+\b|[{_HAN}{_OTHER}]")
+_WORD = re.compile(rf"[\w{_INDIC}]{{2,}}|[{_HAN}{_OTHER}]")
+_INSIDE = re.compile(
+    # Soft hyphens, joiners, accents without a letter of their own, Hebrew and Arabic vowel points.
+    r"[\u00ad\u200c\u200d\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7"
+    r"\u0610-\u061a\u064b-\u065f\u0670]"
+)
+_SYMBOL = re.compile(rf"[^\w\s{_INDIC}]")
 _STEMS = 1 << 18
 """Maximum number of words whose stems are cached."""
 
@@ -45,8 +54,17 @@ def words_of(text: str) -> list[str]:
             return f" {' '.join(cut(found))} "
         return f" {' '.join(found[at : at + 2] for at in range(max(1, len(found) - 1)))} "
 
-    words = _WORD.findall(_UNSPACED.sub(spaced, text.replace("_", " ").lower()))
+    words = _WORD.findall(_UNSPACED.sub(spaced, _unified(text.lower()).replace("_", " ")))
     return [stem(word) for word in words if word not in stop_words]
+
+
+def _unified(text: str) -> str:
+    """Return ``text`` with one form for each character, and without marks inside of words."""
+    if text.isascii():
+        return text
+    text = _INSIDE.sub("", normalize("NFC", text))
+    # Remove symbols first: NFKC would write the letters of a symbol such as ™ into the word.
+    return normalize("NFKC", _SYMBOL.sub(" ", text))
 
 
 def fused(rankings: Iterable[Sequence[T]], k: int = FUSION) -> list[tuple[T, float]]:

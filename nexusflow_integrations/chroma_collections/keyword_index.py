@@ -52,7 +52,7 @@ ATTEMPTS = 3
 MOST_OPEN = 8
 """Maximum number of indexes that a process keeps open."""
 
-_FORMAT = 1
+_FORMAT = 2
 _PACKAGES = ("bm25s", "PyStemmer", "rjieba")
 
 State = tuple[object, ...]

@@ -29,6 +29,15 @@ from nexusflow_integrations.keywords import fused, words_of
         ("?! 。", []),
         ("", []),
         ("Größe naïve", ["größe", "naïv"]),
+        ("Gro\u0308ße nai\u0308ve", ["größe", "naïv"]),
+        ("Donau\u00addampf", ["donaudampf"]),
+        ("ﬁnd the ﬂower", ["find", "flower"]),
+        ("ＡＰＩ２ ｶﾀ", ["api2", "カタ"]),
+        ("Acme™ Acme®", ["acm", "acm"]),
+        ("İzmir", ["izmir"]),
+        ("\u1112\u1161\u11ab국어", ["한국", "국어"]),
+        ("हिन्दी भाषा।", ["हिन्दी", "भाषा"]),
+        ("مُحَمَّد", ["محمد"]),
     ],
 )
 def test_words(text: str, words: list[str]) -> None:
