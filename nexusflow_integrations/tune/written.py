@@ -32,7 +32,14 @@ from nexusflow_integrations.cli.rag.passages import cut, sentences
 from nexusflow_integrations.cli.rag.pipeline import ChatError, ChatPrice, ChatTokens
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.errors import ConfigurationError
-from nexusflow_integrations.tune.questions import Answer, Document, Question, one_line
+from nexusflow_integrations.tune.questions import (
+    Answer,
+    Document,
+    Question,
+    answers_in,
+    check_questions,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -319,6 +326,8 @@ class Writer:
             )
         self._lock = threading.Lock()
         self._written = self._read()
+        if self._written:
+            check_questions([*self._written.values()], documents)
         self.usage = ChatUsage(chat.model, price=chat.price)
         """Usage of the chat model so far."""
         self.unasked = 0
@@ -491,21 +500,31 @@ class Writer:
             raise
 
     def _read(self) -> dict[str, Question]:
-        """Return the questions in the file that this model wrote about these passages."""
+        """Return the questions in the file that this model wrote about these passages.
+
+        Raises:
+            ConfigurationError: Such a line has no valid answer, for example after a correction.
+        """
         file, passages = self._chat.file, {asked.key: asked for asked in self._asked}
         found: dict[str, Question] = {}
         if file is None or not file.exists():
             return found
-        for line in file.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines():
+        content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+        for number, line in enumerate(content.splitlines(), 1):
             record = _object_of_line(line)
             asked = passages.get(str(record.get("passage")))
-            text, quote = record.get("question"), record.get("quote")
-            if asked is None or record.get("model") != self._chat.model or not text:
+            text = record.get("question")
+            if asked is None or record.get("model") != self._chat.model:
                 continue
-            answer = (
-                Answer(asked.source, quotes=(quote,)) if quote else Answer(asked.source, asked.line)
-            )
-            found[asked.key] = Question(text, (answer,))
+            if not isinstance(text, str) or not text.strip():
+                continue
+            where = f"{file.name}, line {number}"
+            try:
+                answers = answers_in(record, self._texts)
+            except ValueError as error:
+                raise ConfigurationError(f"{where}: {error}") from None
+            answers = answers or (Answer(asked.source, asked.line),)
+            found[asked.key] = Question(text, answers, where)
         return found
 
 

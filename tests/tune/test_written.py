@@ -288,6 +288,35 @@ def test_questions_of_a_run_that_failed_are_not_paid_for_again(
     assert len(server.asked) == 8, "another model's questions are its own"
 
 
+def test_questions_that_a_user_corrected_are_used_or_refused_with_their_line(
+    server: ChatServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "written.jsonl"
+    _tuning(server, _chat(server, file=file)).run()
+    server.asked.clear()
+    first, *others = map(json.loads, file.read_text().splitlines())
+
+    def correct(**fields: object) -> Tuning:
+        lines = [first | fields, *others]
+        file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        return _tuning(server, _chat(server, file=file))
+
+    quotes = [first["quote"], "Nobody knows how many of them there are,"]
+    both = correct(quote=quotes).run().questions
+    assert ([Answer(first["source"], quotes=(quote,)) for quote in quotes]) in [
+        [*question.answers] for question in both
+    ]
+    assert not server.asked
+    with pytest.raises(ConfigurationError, match=r"written.jsonl, line 1: .* 'quote'"):
+        correct(quote=5)
+    with pytest.raises(ConfigurationError, match=r"written.jsonl, line 1 .*: no document contains"):
+        correct(quote="Not a sentence of it.")
+    assert not server.asked
+    for blank in (5, " "):
+        assert len(correct(question=blank).run().questions) == 8
+    assert len(server.asked) == 2, "a line without a question is asked for again"
+
+
 def test_a_file_that_cannot_be_created_is_named_before_anything_is_paid_for(
     server: ChatServer, tmp_path: Path
 ) -> None:
