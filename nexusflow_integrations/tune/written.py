@@ -9,17 +9,19 @@ import codecs
 import hashlib
 import re
 import threading
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from math import nan
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from nexusflow_integrations._core import checks
+from nexusflow_integrations._core.call.waiting import next_item
 from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations._core.request.failures import clean
@@ -408,24 +410,36 @@ class Writer:
         from openai import OpenAI
 
         before, stop = self._spent, threading.Event()
+        left, ended = deque(self.left), SimpleQueue[Exception | None]()
 
-        def one(asked: Asked) -> None:
-            if not stop.is_set():
-                try:
-                    self._ask(client, asked, allowance)
-                except BaseException:
-                    stop.set()
-                    raise
-
-        with (
-            OpenAI(
-                base_url=self._chat.base_url, api_key=self._key.reveal(), timeout=_TIMEOUT
-            ) as client,
-            ThreadPoolExecutor(_AT_ONCE) as pool,
-        ):
+        def work() -> None:
             try:
-                for _ in pool.map(one, self.left):
-                    pass
+                while left and not stop.is_set():
+                    try:
+                        asked = left.popleft()
+                    except IndexError:  # another thread took the last one
+                        break
+                    self._ask(client, asked, allowance)
+            except Exception as error:  # noqa: BLE001 - the caller raises it
+                stop.set()
+                ended.put(error)
+            else:
+                ended.put(None)
+
+        with OpenAI(
+            base_url=self._chat.base_url, api_key=self._key.reveal(), timeout=_TIMEOUT
+        ) as client:
+            # A pool would wait for answers after Ctrl-C, and so would Python at its end.
+            threads = [
+                threading.Thread(target=work, name="nexusflow-chat", daemon=True)
+                for _ in range(min(_AT_ONCE, len(left)))
+            ]
+            try:
+                for thread in threads:
+                    thread.start()
+                errors = [error for _ in threads if (error := next_item(ended)) is not None]
+                if errors:
+                    raise errors[0]
                 if self.usage.calls and not self._written:
                     raise self._useless()
             finally:

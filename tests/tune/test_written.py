@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import json
+import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -286,6 +288,24 @@ def test_questions_of_a_run_that_failed_are_not_paid_for_again(
     other = ChatModel("another", KEY, server.base_url, file=file)
     _tuning(server, other).run()
     assert len(server.asked) == 8, "another model's questions are its own"
+
+
+def test_ctrl_c_does_not_wait_for_the_answers_of_the_model(server: ChatServer) -> None:
+    go_on, waited = threading.Event(), []
+
+    def hang(body: dict[str, Any]) -> str:
+        if not waited:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        waited.append(go_on.wait(10))
+        return _reply(body)
+
+    server.reply = hang
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _tuning(server).run()
+        assert not waited
+    finally:
+        go_on.set()
 
 
 def test_questions_that_a_user_corrected_are_used_or_refused_with_their_line(
