@@ -10,10 +10,16 @@ from typing import Any
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.call.caller import Callback
 from nexusflow_integrations._core.keywords import words_of
+from nexusflow_integrations._core.request.long_texts import check_document
+from nexusflow_integrations._core.settings import Settings
 from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations._core.usage import Budget, Price
 from nexusflow_integrations.client import NexusFlow
-from nexusflow_integrations.errors import BudgetExceededError, ConfigurationError
+from nexusflow_integrations.errors import (
+    BudgetExceededError,
+    ConfigurationError,
+    InvalidInputError,
+)
 from nexusflow_integrations.tune.arguments import (
     documents_of,
     items_of,
@@ -212,6 +218,8 @@ class Tuning:
             self.questions = questions_of(questions)
         if self._writer is None:
             check_questions(self.questions, self._documents)
+            for number, question in enumerate(self.questions, 1):
+                _check_question(question, number, settings)
         start = TunedSettings() if start is None else start
         self._first = Setting(
             Cutting(start.passage_characters, start.overlap, start.headings),
@@ -353,6 +361,14 @@ class Tuning:
     def _probe(self) -> tuple[list[str], list[str]]:
         passages = self._passages(self._first.cutting).texts
         return _spread(passages), _spread(self._asked())
+
+
+def _check_question(question: Question, number: int, settings: Settings) -> None:
+    try:
+        check_document(question.text, settings)
+    except InvalidInputError as error:
+        where = question.where or f"question {number}"
+        raise ConfigurationError(f"{where} ({question.text[:60]!r}): {error}") from None
 
 
 def _spread(texts: Sequence[str]) -> list[str]:

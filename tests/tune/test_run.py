@@ -341,6 +341,13 @@ def test_a_wrong_argument_is_named_before_anything_is_sent(
     assert local.stats.requests == 0
 
 
+@pytest.mark.parametrize("text", ["word " * 20_000, "half \ud800", "\0"])
+def test_a_question_that_cannot_be_sent_is_named(text: str, local: LocalServer) -> None:
+    last = Question(text, (Answer("lynx.md"),), where="questions.jsonl, line 40")
+    with pytest.raises(ConfigurationError, match=r"^questions.jsonl, line 40 \('.*'\): the text "):
+        Tuning(_documents(), [*_questions(), last], client=_client(local))
+
+
 def test_documents_that_are_none_are_refused(local: LocalServer) -> None:
     for documents in ({}, {"a": " "}, ["a"], [("a", 7)], 5, "ab"):
         with pytest.raises(ConfigurationError, match="documents"):
