@@ -72,11 +72,14 @@ CacheOption = Annotated[
     ),
 ]
 
-_AMOUNT = re.compile(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?|\.[0-9]+)\s*(.*?)\s*")
+_AMOUNT = re.compile(
+    # A comma separates thousands; in 2,50 it is the decimal comma of another language.
+    r"\s*((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9][0-9_]*)(?:\.[0-9]+)?|\.[0-9]+)\s*(.*?)\s*"
+)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _BYTES = {"B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _MULTIPLES = {"": 1, "K": 10**3, "M": 10**6}
-_SIGNS = {"¥": "CNY", "$": "USD", "€": "EUR"}
+_SIGNS = {"¥": "CNY", "￥": "CNY", "$": "USD", "€": "EUR"}
 
 
 def print_json(result: dict[str, Any]) -> None:

@@ -205,7 +205,7 @@ def test_a_budget_of_zero_needs_no_unit() -> None:
     assert budget("0", Price()).tokens == 0
 
 
-@pytest.mark.parametrize("text", ["¥2.50", "2.5 CNY", "2.50cny", "¥ 2.5"])
+@pytest.mark.parametrize("text", ["¥2.50", "2.5 CNY", "2.50cny", "¥ 2.5", "￥2.5"])
 def test_budgets_in_money_are_read(text: str) -> None:
     assert budget(text, Price()).money == 2.5
 
@@ -214,6 +214,15 @@ def test_budgets_in_money_are_read(text: str) -> None:
 def test_a_budget_without_unit_or_number_is_wrong_usage(text: str) -> None:
     with pytest.raises(UsageProblem, match="is not a budget"):
         budget(text, Price())
+
+
+@pytest.mark.parametrize("text", ["¥2,50", "2,5 CNY", "1.000,50 CNY", "2,50 tokens", "¥1,0000"])
+def test_a_decimal_comma_is_not_read_as_a_hundred_times_the_budget(text: str) -> None:
+    with pytest.raises(UsageProblem, match="is not a budget"):
+        budget(text, Price())
+    assert budget("¥1,234.50", Price()).money == 1234.5
+    with pytest.raises(UsageProblem, match="is not a size"):
+        size("1,5GB")
 
 
 @pytest.mark.parametrize("text", ["$5", "5 USD", "€1"])
