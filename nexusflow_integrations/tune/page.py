@@ -165,7 +165,9 @@ def page(result: TuneResult, local_model: str | None = None) -> str:
             '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src'
             f" data:; base-uri 'none'; form-action 'none'; style-src 'sha256-{digest}'\">\n"
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            '<meta name="referrer" content="no-referrer">\n<link rel="icon" href="data:,">\n'
+            '<meta name="referrer" content="no-referrer">\n'
+            '<meta name="generator" content="nexusflow-integrations">\n'
+            '<link rel="icon" href="data:,">\n'
             f"<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n",
             f'<header><h1>{title}</h1><p class="facts">{escape(facts)}</p></header>\n<main>\n',
             _card("The choice", f"<p>{escape(result.sentence())}</p>", *_paragraphs(result)),

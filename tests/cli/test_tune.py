@@ -145,6 +145,21 @@ def test_a_second_run_pays_nothing(
     assert again["plan"]["tokens"] < first["plan"]["tokens"]
 
 
+def test_pages_of_tune_and_report_in_the_folder_are_not_texts(
+    nexusflow: Command, service: LocalServer, folder: Path
+) -> None:
+    ask = *_ask(folder), f"--output={folder / 'tuned.json'}"
+    first = nexusflow.json(*ask, f"--page={folder / 'tuned.html'}")
+    nexusflow("index", str(folder))
+    nexusflow("report", "-o", str(folder / "report.html"))
+    again = nexusflow.json(*ask)
+    assert again["plan"]["documents"] == first["plan"]["documents"] == 6
+    said, noted = nexusflow("index", str(folder))
+    assert "2 pages of report or tune skipped" in " ".join(f"{said} {noted}".split()), (said, noted)
+    (folder / "other.html").write_text("<p>This page is about badgers that dig.</p>")
+    assert nexusflow.json(*ask)["plan"]["documents"] == 7
+
+
 def test_the_table_names_every_measure_and_the_file(
     nexusflow: Command,
     service: LocalServer,

@@ -81,7 +81,11 @@ _DEFAULT = TunedSettings()
 _KINDS_SHOWN = 5
 _IGNORED = ""
 _OUTSIDE = "/"
-"""Keys that are not suffixes: files excluded by ``.gitignore``, and links that leave the folder."""
+_OWN = "own"
+"""Keys that are not suffixes: files excluded by ``.gitignore``, links that leave the folder, and
+pages that this package wrote."""
+_PAGES = (".html", ".htm")
+_GENERATOR = b'<meta name="generator" content="nexusflow-integrations">'
 _LINK = "a link that leads out of the folder"
 
 
@@ -431,6 +435,8 @@ def _walked(
                 others[suffix or "without a suffix"] += 1
             elif leads_out:
                 others[_OUTSIDE] += 1
+            elif suffix in _PAGES and _is_own(file):
+                others[_OWN] += 1
             else:
                 yield file
 
@@ -440,6 +446,17 @@ def _leads_out(link: Path, folder: Path) -> bool:
         return link.is_symlink() and not link.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # the links form a loop; reading the file reports it
         return False
+
+
+def _is_own(page: Path) -> bool:
+    """Return whether ``report`` or ``tune`` wrote the page: it repeats texts and questions."""
+    if not page.is_file():  # opening a named pipe would never end
+        return False
+    try:
+        with page.open("rb") as file:
+            return _GENERATOR in file.read(2000)
+    except OSError:
+        return False  # reading the file reports it
 
 
 def _cut(text: str, tuned: TunedSettings, kind: str) -> Iterator[tuple[int, str]]:
@@ -530,7 +547,7 @@ def _read(file: Path, source: str, skipped: list[Skipped]) -> str | None:
 
 def _others(others: Counter[str]) -> str:
     """Return ``7 files of other types skipped: 5 .png, 2 .zip``."""
-    ignored, outside = others.pop(_IGNORED, 0), others.pop(_OUTSIDE, 0)
+    ignored, outside, own = (others.pop(key, 0) for key in (_IGNORED, _OUTSIDE, _OWN))
     lines = []
     if others:
         total, shown = sum(others.values()), others.most_common(_KINDS_SHOWN)
@@ -549,6 +566,8 @@ def _others(others: Counter[str]) -> str:
     if outside:
         links = "1 link that leads" if outside == 1 else f"{outside:,} links that lead"
         lines.append(f"{links} out of the folder skipped")
+    if own:
+        lines.append(f"{count(own, 'page')} of report or tune skipped")
     return "; ".join(lines)
 
 
