@@ -339,4 +339,10 @@ def _show(screen: Screen, report: Report, title: str) -> None:
     if judged:
         hits = [f"{sum(rank <= most for rank in report.ranks) / judged:.2f}" for most in CUTS]
         rates = ", ".join(f"hit@{cut} {hit}" for cut, hit in zip(CUTS, hits, strict=True))
-        screen.out.print(f"{rates} over {count(judged, 'question')}")
+        sample = ""
+        if report.points < report.total:
+            sample = (
+                f", among the {report.points:,} texts of the sample; among all"
+                f" {report.total:,} texts, they can only be lower"
+            )
+        screen.out.print(f"{rates} over {count(judged, 'question')}{sample}")

@@ -315,7 +315,7 @@
   const judged = data.questions.filter((item) => item.expected.length);
   const failed = judged.filter((item) => item.rank > GOOD).sort((a, b) => b.rank - a.rank);
   const verdict = (question) => question.expected.length
-    ? h("p", { class: `${question.rank <= GOOD ? "good" : "bad"} small` }, `First correct result: #${whole(question.rank)} (cosine ${score(question.score)}).`)
+    ? h("p", { class: `${question.rank <= GOOD ? "good" : "bad"} small` }, `First correct result${data.total > N ? " in the sample" : ""}: #${whole(question.rank)} (cosine ${score(question.score)}).`)
     : null;
   function hits(question, most) {
     const find = finder(question.words, true), right = new Set(question.right), first = question.hits.slice(0, most);
@@ -341,7 +341,8 @@
     $("inspector").hidden = false;
     if (judged.length) {
       const rate = (most) => (judged.filter((item) => item.rank <= most).length / judged.length).toFixed(2);
-      $("rates").textContent = `hit@1 ${rate(1)} · hit@3 ${rate(3)} · hit@5 ${rate(5)} over ${many(judged.length, "question")}`;
+      $("rates").textContent = `hit@1 ${rate(1)} · hit@3 ${rate(3)} · hit@5 ${rate(5)} over ${many(judged.length, "question")}`
+        + (data.total > N ? `, among the ${whole(N)} texts of the sample. Among all ${whole(data.total)} texts, they can only be lower.` : "");
     }
     // The worst first; questions without expected ids last, in their order.
     const worst = [...data.questions].sort((a, b) => (b.rank || 0) - (a.rank || 0));

@@ -61,7 +61,9 @@ class Report:
         points: Number of documents on the map.
         total: Number of documents in the collection; more than ``points`` if a sample was taken.
         projection: The projection of the map: ``PCA`` or ``t-SNE``.
-        ranks: For each question with expected ids, the rank of the first correct document, from 1.
+        ranks: For each question with expected ids, the rank of the first correct document, from 1,
+            among the documents on the map. If these are a sample, more documents may come before
+            it in the whole collection.
         usage: The tokens, requests and cost of embedding the questions and checking the model.
         model, endpoint: The model and the endpoint that made the vectors, if known.
     """

@@ -76,6 +76,19 @@ def test_open_says_if_no_browser_could_be_opened(
     assert ("No browser could be opened" in aside) is not found
 
 
+def test_hit_rates_in_a_sample_are_not_said_to_be_those_of_the_collection(
+    nexusflow: Command, chroma: Path, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "q.jsonl", tmp_path / "out.html"
+    file.write_text('{"question": "zoo text number 7", "expected": "zoo-7"}')
+    arguments = ("report", "zoo", "-p", str(chroma), "-o", str(out), "-q", str(file))
+    shown, _ = nexusflow(*arguments, "--limit", "3")
+    found = nexusflow.json(*arguments, "--limit", "3")
+    sampled = f"over 1 question, among the {found['points']} texts of the sample; among all"
+    assert sampled in " ".join(shown.split())
+    assert "the sample" not in nexusflow(*arguments)[0]
+
+
 @pytest.mark.slow
 def test_questions_are_asked_and_judged(
     nexusflow: Command, service: LocalServer, chroma: Path, tmp_path: Path
