@@ -25,6 +25,8 @@ FEW = 0.05
 """If only larger differences are measurable, the questions are too few to choose well."""
 
 _ROUNDING = 1e-9
+_UNSEEN = 3
+"""The rule of three: what happens in none of n questions happens in at most 3 of n, at 95 %."""
 _FEWEST_GAINS = 6
 """Smallest number of questions that must gain: fewer may be chance (sign test, 5 %)."""
 
@@ -317,12 +319,16 @@ def measurable(measured: Sequence[Measured], bootstrap: Bootstrap) -> float:
     """Return the smallest measurable difference in nDCG@10, as the median over the settings.
 
     If no interval has a width, such as with one question, return the usual value for this number
-    of questions.
+    of questions. If settings differ in hardly any question, the intervals are too narrow, so the
+    value is at least that of the rule of three.
     """
     best = best_of(measured, bootstrap)
     found = (difference(item, best, bootstrap) for item in measured)
     widths = sorted(width for apart in found if (width := (apart.high - apart.low) / 2) > _ROUNDING)
-    return widths[len(widths) // 2] if widths else tellable(len(best.quality))
+    questions = len(best.quality)
+    if not widths:
+        return tellable(questions)
+    return max(widths[len(widths) // 2], min(1.0, _UNSEEN / questions))
 
 
 def choose(
