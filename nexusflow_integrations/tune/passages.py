@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nexusflow_integrations.cli.rag import corpus
+from nexusflow_integrations.cli.rag.passages import Passage as PassageInLines
 from nexusflow_integrations.cli.rag.passages import cut_in_lines
 from nexusflow_integrations.client import NexusFlow
 from nexusflow_integrations.tune.questions import Document, Question, Truth
@@ -20,36 +21,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Passages:
-    """The passages of the documents, cut in one way.
+    """The distinct passages of the documents, cut in one way: an index stores each text once.
 
     Attributes:
-        sources, lines, lasts, texts: One item per passage. ``lines`` are the first lines, including
-            the headings above the text, and ``lasts`` the last ones.
+        sources, texts: One item per passage. If several documents have a text, the first counts.
         tokens: Estimated tokens of all passages.
     """
 
     sources: list[str]
-    lines: list[int]
-    lasts: list[int]
     texts: list[str]
     tokens: int
+    _all: list[tuple[str, PassageInLines]]
+    _first: list[int]
 
     @classmethod
     def of(cls, documents: Sequence[Document], cutting: Cutting, client: NexusFlow) -> Passages:
-        sources, lines, lasts, texts = [], [], [], []
-        for document in documents:
+        every = [
+            (document.source, passage)
+            for document in documents
             for passage in cut_in_lines(
                 document.text,
                 cutting.characters,
                 cutting.overlap,
                 cutting.headings,
                 kind=corpus.kind_of(document.source),
-            ):
-                sources.append(document.source)
-                lines.append(passage.first)
-                lasts.append(passage.last)
-                texts.append(passage.text)
-        return cls(sources, lines, lasts, texts, client._uncached().estimate(texts).tokens)
+            )
+        ]
+        first: dict[str, int] = {}
+        for place, (_, passage) in enumerate(every):
+            first.setdefault(passage.text, place)
+        texts, places = [*first], [*first.values()]
+        tokens = client._uncached().estimate(texts).tokens
+        return cls([every[place][0] for place in places], texts, tokens, every, places)
 
     @cached_property
     def keywords(self) -> Keywords:
@@ -59,7 +62,15 @@ class Passages:
         return Keywords([corpus.Document(*pair) for pair in pairs])
 
     def truth(self, questions: Sequence[Question]) -> Truth:
-        return Truth(questions, self.sources, self.lines, self.texts, self.lasts)
+        passages = [passage for _, passage in self._all]
+        return Truth(
+            questions,
+            [source for source, _ in self._all],
+            [passage.first for passage in passages],
+            [passage.text for passage in passages],
+            [passage.last for passage in passages],
+            self._first,
+        )
 
 
 def is_read(question: int, places: list[int], truth: Truth, passages: Passages) -> bool:

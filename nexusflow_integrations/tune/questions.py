@@ -350,6 +350,7 @@ class Truth:
         lines: Sequence[int],
         texts: Iterable[str],
         lasts: Sequence[int] | None = None,
+        kept: Sequence[int] | None = None,
     ) -> None:
         """Look for the answers in passages. All but the questions have one item per passage.
 
@@ -360,17 +361,27 @@ class Truth:
             texts: The text of each passage.
             lasts: The last line of each passage, if known. Without it, a line belongs to the last
                 passage that begins before it.
+            kept: The passages that are searched, one for each distinct text; ``name`` takes indices
+                into it. It is as good as its copies.
         """
         self._lasts = lasts
+        self._kept = kept
         self._sources = list(sources)
         self._lines = list(lines)
         self._texts = [one_line(text) for text in texts]
         self._of: dict[str, list[int]] = {}
         for place, source in enumerate(self._sources):
             self._of.setdefault(source, []).append(place)
+        self._copies: dict[str, list[int]] = {}
+        if kept is not None:
+            for place, text in enumerate(self._texts):
+                self._copies.setdefault(text, []).append(place)
         self._names = [self._answering(question) for question in questions]
         self._by_source = [question.by_source for question in questions]
-        self.right = [set(names.values()) for names in self._names]
+        searched = range(len(self._texts)) if kept is None else kept
+        self.right = [
+            {names[place] for place in searched if place in names} for names in self._names
+        ]
         """For each question, the names that answer it. Empty if no passage contains the answer."""
 
     def name(self, question: int, place: int) -> str:
@@ -379,6 +390,7 @@ class Truth:
         All passages with the same answer have one name, so that short or overlapping passages do
         not count twice.
         """
+        place = place if self._kept is None else self._kept[place]
         found = self._names[question].get(place)
         if found is not None:
             return found
@@ -392,6 +404,9 @@ class Truth:
                 names |= dict.fromkeys(found, f"s{answer.source}")
             else:
                 names |= dict.fromkeys(self._places(answer), f"a{number}")
+        for place, name in [*names.items()]:
+            for copy in self._copies.get(self._texts[place], ()):
+                names.setdefault(copy, name)
         return names
 
     def _places(self, answer: Answer) -> list[int]:

@@ -304,5 +304,20 @@ def test_a_line_is_in_each_passage_that_has_it_and_a_heading_in_the_passage_belo
     assert all(map(str.startswith, found, beginnings)), found
 
 
+def test_copies_of_a_passage_are_searched_once_and_answer_for_each_other() -> None:
+    same, other = "Dogs stay outside at all times.", "The zoo opens at nine."
+    documents = [Document("a.md", same), Document("b.md", f"{other}\n\n# Dogs\n\n{same}")]
+    passages = Passages.of(documents, Cutting(800, headings=False), NexusFlow("none"))
+    assert passages.texts == [same, other]
+    answers = (Answer("b.md"),), (Answer("b.md", 5),), (Answer("b.md", quotes=(same,)),)
+    both = *answers, (Answer("a.md"), Answer("b.md", 5))
+    truth = passages.truth([Question("?", given) for given in both])
+    for number in range(4):
+        assert truth.name(number, 0) in truth.right[number]
+        assert len(truth.right[number]) == 1
+    assert truth.name(0, 1) in truth.right[0], "another passage of the source"
+    assert truth.name(1, 1) not in truth.right[1]
+
+
 def test_an_answer_that_was_cut_apart_is_in_no_passage() -> None:
     assert _truth(Answer(quotes=("Two. Three four. Five.",))).right == [set()]
