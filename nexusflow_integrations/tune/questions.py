@@ -181,6 +181,8 @@ def check_questions(questions: Sequence[Question], documents: Sequence[Document]
                 rows = [name for name in texts if name.startswith(f"{answer.source}:")]
                 hint = f"; name one of its rows, such as {rows[0]!r}" if rows else ""
                 raise ConfigurationError(f"{where}: there is no document {answer.source!r}{hint}")
+            if answer.source is not None and not "".join(texts[answer.source]).strip():
+                raise ConfigurationError(f"{where}: the document {answer.source!r} has no text")
             held = texts if answer.source is None else {answer.source: texts[answer.source]}
             if answer.line is not None:
                 longest = max(len(text.splitlines()) for found in held.values() for text in found)
@@ -410,7 +412,9 @@ class Truth:
         return names
 
     def _places(self, answer: Answer) -> list[int]:
-        where = range(len(self._texts)) if answer.source is None else self._of[answer.source]
+        where = (
+            range(len(self._texts)) if answer.source is None else self._of.get(answer.source, [])
+        )
         if answer.line is None:
             quotes = [one_line(quote) for quote in answer.quotes]
             return [i for i in where if any(quote in self._texts[i] for quote in quotes)]

@@ -121,6 +121,8 @@ def test_an_error_says_why_a_line_cannot_be_read(
     [
         (Answer("b.md"), "there is no document 'b.md'"),
         (Answer("b.csv", 9), "no document 'b.csv'; name one of its rows, such as 'b.csv:2'"),
+        (Answer("blank.md"), "the document 'blank.md' has no text"),
+        (Answer("blank.md", 2), "the document 'blank.md' has no text"),
         (Answer("a.md", 99), "'a.md' has 17 lines, not 99"),
         (Answer("b.csv:2", 2), "'b.csv:2' has 1 line, not 2"),
         (Answer("a.md", quotes=("Blue pandas",)), "no document contains the quote 'Blue pandas'"),
@@ -130,6 +132,7 @@ def test_an_error_says_why_a_line_cannot_be_read(
 def test_an_answer_that_is_in_no_document_is_an_error(answer: Answer, problem: str) -> None:
     good = Question("What?", (Answer("a.md", quotes=("Few people have seen one",)),))
     documents = [Document("a.md", _GUIDE), Document("b.csv:2", "animal: panda")]
+    documents.append(Document("blank.md", " \n\n"))
     check_questions([good, Question("Who?", (Answer("b.csv:2"),))], documents)
     with pytest.raises(ConfigurationError, match=r"^question 2 \('Where\?'\): ") as raised:
         check_questions([good, Question("Where?", (answer,))], documents)
@@ -302,6 +305,12 @@ def test_a_line_is_in_each_passage_that_has_it_and_a_heading_in_the_passage_belo
     ]
     assert len(found) == len(beginnings)
     assert all(map(str.startswith, found, beginnings)), found
+
+
+def test_a_line_of_a_document_without_passages_is_in_none() -> None:
+    settings = Document("a.md", "---\nlayout: page\n---\n")
+    passages = Passages.of([settings, Document("b.md", "Text.")], Cutting(), NexusFlow("none"))
+    assert passages.truth([Question("?", (Answer("a.md", 2),))]).right == [set()]
 
 
 def test_copies_of_a_passage_are_searched_once_and_answer_for_each_other() -> None:
