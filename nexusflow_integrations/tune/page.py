@@ -150,9 +150,10 @@ def page(result: TuneResult, local_model: str | None = None) -> str:
         f" nDCG@10 above {result.tellable:.3f} are measurable."
     )
     if local_model is None:
+        listed = " at the list price" if usage.price.per_million_tokens is not None else ""
         facts += (
-            f" {result.model}: {usage.tokens:,} tokens were billed, {usage.cost:.4f}"
-            f" {usage.currency} at the list price."
+            f" {result.model}: {usage.tokens:,} tokens were billed,"
+            f" {_price(result, usage.tokens)}{listed}."
         )
     else:
         facts += (
@@ -251,7 +252,7 @@ def rows(result: TuneResult) -> list[tuple[Measured, list[str]]]:
             f"{result.score(item, column).value:.3f} {apart(result.difference(item, column))}"
             for column in range(len(MEASURES))
         ]
-        cost = f"{result.usage.price.of(item.tokens):.4f} {result.usage.currency}"
+        cost = _price(result, item.tokens)
         read = f"{item.read.mean():.3f}"
         tail = [
             read,
@@ -262,6 +263,11 @@ def rows(result: TuneResult) -> list[tuple[Measured, list[str]]]:
         ]
         found.append((item, [str(item.setting), *scores, *tail]))
     return found
+
+
+def _price(result: TuneResult, tokens: int) -> str:
+    price = result.usage.price.of(tokens)
+    return "price not known" if math.isnan(price) else f"{price:.4f} {result.usage.currency}"
 
 
 def apart(found: Interval) -> str:

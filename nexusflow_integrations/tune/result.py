@@ -247,7 +247,7 @@ class TuneResult:
             "paid_sizes": list(self.paid_sizes),
             "predicted_tokens": self.predicted_tokens,
             "tokens": self.usage.tokens,
-            "list_price": self.usage.cost,
+            "list_price": _known(self.usage.cost),
             "currency": self.usage.currency,
             "chat": None if self.chat is None else self._chat_json(self.chat),
             "settings": [self._row(item) for item in self.measured],
@@ -260,7 +260,7 @@ class TuneResult:
             "useless": chat.useless,
             "sent_tokens": chat.sent if chat.known else None,
             "written_tokens": chat.written if chat.known else None,
-            "price": None if isnan(chat.cost) else chat.cost,
+            "price": _known(chat.cost),
         }
 
     def _row(self, item: Measured) -> dict[str, Any]:
@@ -285,10 +285,15 @@ class TuneResult:
             "read": round(float(item.read.mean()), 4),
             "passages": item.passages,
             "tokens": item.tokens,
-            "list_price": self.usage.price.of(item.tokens),
+            "list_price": _known(self.usage.price.of(item.tokens)),
             "bytes": item.bytes,
             "milliseconds": round(1000 * item.seconds, 3),
         }
+
+
+def _known(price: float) -> float | None:
+    """Return ``price``, or ``None`` if it is unknown: JSON has no NaN."""
+    return None if isnan(price) else price
 
 
 def _rounded(found: Interval) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import UserDict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 
 pytest.importorskip("ir_measures", reason="comes with the extra `tune`")
 
-from nexusflow_integrations import Budget, NexusFlow
+from nexusflow_integrations import Budget, NexusFlow, Price
 from nexusflow_integrations.errors import (
     APIConnectionError,
     BudgetExceededError,
@@ -398,6 +399,15 @@ def test_a_progress_that_raises_is_logged_once(
     assert said.startswith("progress raised ZeroDivisionError; the call continues")
     with pytest.raises(ConfigurationError, match=r"^progress must be a function"):
         tuning.run(5)  # type: ignore[arg-type]
+
+
+def test_an_unknown_price_is_not_a_number_in_json_or_on_the_page(local: LocalServer) -> None:
+    client = _client(local, price=Price(per_million_tokens=None))
+    result = _tuning(client, sizes=[64], lengths=[], overlaps=[], headings=False).run()
+    found = json.loads(json.dumps(result.as_json(), allow_nan=False))
+    assert found["list_price"] is found["settings"][0]["list_price"] is None
+    assert "nan" not in page(result)
+    assert "tokens were billed, price not known." in page(result)
 
 
 def test_a_client_with_an_instruction_is_refused(local: LocalServer) -> None:
