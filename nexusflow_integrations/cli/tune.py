@@ -150,20 +150,28 @@ def tune(
 
         result = tuning.run(progress)
     settings = replace(result.settings, local_model=endpoint.local_model)
-    settings.save(output)
-    if page is not None:
-        write_page(result, page, local_model=endpoint.local_model)
-    if plot is not None:
-        write_plot(result, plot)
+    written, problem = False, None
+    try:
+        settings.save(output)
+        written = True
+        if page is not None:
+            write_page(result, page, local_model=endpoint.local_model)
+        if plot is not None:
+            write_plot(result, plot)
+    except OSError as error:  # the result was paid for, so it is shown first
+        problem = error
     if as_json:
-        found = {"plan": _plan_json(plan), **result.as_json(), "path": str(output)}
+        path_written = str(output) if written else None
+        found = {"plan": _plan_json(plan), **result.as_json(), "path": path_written}
         found["choice"] = asdict(settings)
         paid = endpoint.local_model is None
         print_json(found | {"paid": paid} | ({} if paid else {"list_price": 0.0}))
     else:
-        _show(screen, result, endpoint, output)
+        _show(screen, result, endpoint, output if written else None)
         for item in skipped:
             screen.err.print(Text(f"left out: {item}", style="yellow"))
+    if problem is not None:
+        raise problem
     if skipped or result.left_out or result.skipped:
         raise typer.Exit(PARTLY)
 
@@ -246,7 +254,7 @@ def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint) -> None:
     screen.out.print(Padding(Text(note, style="dim"), INDENT))
 
 
-def _show(screen: Screen, result: TuneResult, endpoint: Endpoint, output: Path) -> None:
+def _show(screen: Screen, result: TuneResult, endpoint: Endpoint, output: Path | None) -> None:
     from nexusflow_integrations.tune.page import COLUMNS, is_other_length, rows
 
     screen.head("Measured", "difference from the best in points, with its 95 % interval")
@@ -295,4 +303,5 @@ def _show(screen: Screen, result: TuneResult, endpoint: Endpoint, output: Path) 
         said = f"{counted}, {price}" if chat.known else "tokens not known"
         line = f"{chat.model}: {count(chat.calls, 'call')}, {said}."
         screen.out.print(Padding(Text(line, style="dim"), INDENT))
-    screen.out.print(Padding(Text(f"Written to {output}."), INDENT))
+    if output is not None:
+        screen.out.print(Padding(Text(f"Written to {printable(str(output))}."), INDENT))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Iterator
@@ -143,6 +144,32 @@ def test_a_second_run_pays_nothing(
     assert (again["tokens"], service.stats.requests) == (0, 0)
     assert again["choice"] == first["choice"]
     assert again["plan"]["tokens"] < first["plan"]["tokens"]
+
+
+@pytest.mark.parametrize("failing", ["save", "page"])
+def test_a_full_disk_does_not_lose_the_result(
+    failing: str,
+    nexusflow: Command,
+    service: LocalServer,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output, page = tmp_path / "tuned.json", tmp_path / "page.html"
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(page))
+
+    if failing == "save":
+        monkeypatch.setattr(TunedSettings, "save", fail)
+    else:
+        monkeypatch.setattr("nexusflow_integrations.tune.page.write_page", fail)
+    said, problem = nexusflow(*_ask(folder), f"--output={output}", f"--page={page}", code=1)
+    assert problem.rstrip().endswith("page.html: No space left on device")
+    assert "The questions are too few" in " ".join(said.split())
+    assert ("Written to" in said) is output.exists() is (failing == "page")
+    found, _ = nexusflow(*_ask(folder), f"--output={output}", f"--page={page}", "--json", code=1)
+    assert json.loads(found)["path"] == (str(output) if failing == "page" else None)
 
 
 def test_pages_of_tune_and_report_in_the_folder_are_not_texts(
