@@ -169,7 +169,7 @@ def tune(
     else:
         _show(screen, result, endpoint, output if written else None)
         for item in skipped:
-            screen.err.print(Text(f"left out: {item}", style="yellow"))
+            screen.err.print(Text(f"left out: {printable(str(item))}", style="yellow"))
     if problem is not None:
         raise problem
     if skipped or result.left_out or result.skipped:

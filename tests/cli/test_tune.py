@@ -146,6 +146,15 @@ def test_a_second_run_pays_nothing(
     assert again["plan"]["tokens"] < first["plan"]["tokens"]
 
 
+def test_a_file_name_with_an_escape_does_not_reach_the_terminal(
+    nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "a\x1b[31mb.md").write_bytes(b"\xff\xfe not UTF-8")
+    _, told = nexusflow(*_ask(folder), f"--output={tmp_path / 't.json'}", code=5)
+    assert "left out: a\\x1b[31mb.md: " in told
+    assert "\x1b[31m" not in told
+
+
 @pytest.mark.parametrize("failing", ["save", "page"])
 def test_a_full_disk_does_not_lose_the_result(
     failing: str,
