@@ -164,6 +164,7 @@ def tune(
         path_written = str(output) if written else None
         found = {"plan": _plan_json(plan), **result.as_json(), "path": path_written}
         found["choice"] = asdict(settings)
+        found["left_out"] = [{"source": item.source, "reason": item.reason} for item in skipped]
         paid = endpoint.local_model is None
         print_json(found | {"paid": paid} | ({} if paid else {"list_price": 0.0}))
     else:

@@ -146,13 +146,16 @@ def test_a_second_run_pays_nothing(
     assert again["plan"]["tokens"] < first["plan"]["tokens"]
 
 
-def test_a_file_name_with_an_escape_does_not_reach_the_terminal(
+def test_a_file_that_is_left_out_is_named_without_escapes_and_in_json(
     nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
 ) -> None:
     (folder / "a\x1b[31mb.md").write_bytes(b"\xff\xfe not UTF-8")
     _, told = nexusflow(*_ask(folder), f"--output={tmp_path / 't.json'}", code=5)
     assert "left out: a\\x1b[31mb.md: " in told
     assert "\x1b[31m" not in told
+    found, _ = nexusflow(*_ask(folder), f"--output={tmp_path / 't.json'}", "--json", code=5)
+    (left_out,) = json.loads(found)["left_out"]
+    assert left_out["source"] == "a\x1b[31mb.md"
 
 
 @pytest.mark.parametrize("failing", ["save", "page"])
