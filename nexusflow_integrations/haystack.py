@@ -5,6 +5,7 @@ A call that fails raises an error of ``nexusflow_integrations.errors`` and retur
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,11 +18,12 @@ from nexusflow_integrations._core.secret import Headers, secret_arguments
 from nexusflow_integrations._core.settings import ON_TOO_LONG
 from nexusflow_integrations._core.texts import check_text, rows_of
 from nexusflow_integrations.client import ClientSettings, NexusFlow
-from nexusflow_integrations.errors import InvalidInputError
+from nexusflow_integrations.errors import ConfigurationError, InvalidInputError
 
 with needed(__name__, "haystack", install="nexusflow-integrations[haystack]"):
     from haystack import Document, component, default_from_dict, default_to_dict
     from haystack.utils import Secret
+    from haystack.utils.auth import SecretType
 
 if TYPE_CHECKING:
     from nexusflow_integrations._core.call.results import EmbeddingArray
@@ -78,7 +80,8 @@ class _Embedder:
     @cached_property
     def client(self) -> NexusFlow:
         """The client; the key is resolved at first use."""
-        return self._client(self.api_key)
+        # The client itself reads NEXUSFLOW_API_KEY, also again after a 401 response.
+        return self._client(None if self.api_key == _KEY else self.api_key)
 
     def _client(self, key: Secret | None) -> NexusFlow:
         settings: dict[str, Any] = {
@@ -88,7 +91,7 @@ class _Embedder:
         }
         settings |= self.options
         with named({"base_url": "api_base_url"}):
-            return NexusFlow(None if key is None else key.resolve_value(), **settings)
+            return NexusFlow(None if key is None else _resolved(key), **settings)
 
     def meta(self, vectors: Any) -> dict[str, Any]:
         """Return the model and the tokens billed, as OpenAI's embedders do."""
@@ -116,6 +119,35 @@ class _Embedder:
     def from_dict(cls, data: dict[str, Any]) -> _Embedder:
         """Rebuild an embedder from what a pipeline stored; this needs no key."""
         return default_from_dict(cls, data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Leave out the client, which would read another variable than that of `api_key`.
+        state = {name: value for name, value in vars(self).items() if name != "client"}
+        if self.api_key.type is SecretType.TOKEN:
+            state["api_key"] = _KEY
+        return state
+
+    def __copy__(self) -> _Embedder:
+        # A copy in the same process keeps what pickling leaves out.
+        return self._twin(vars(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Embedder:
+        return self._twin(deepcopy(vars(self), memo))
+
+    def _twin(self, state: dict[str, Any]) -> _Embedder:
+        twin = object.__new__(type(self))
+        vars(twin).update(state)
+        return twin
+
+
+def _resolved(key: Secret) -> Any:
+    """Return the key; without one, the client would take the key of another variable."""
+    value = key.resolve_value()
+    if value is None:
+        raise ConfigurationError(
+            f"no API key: set the environment variable {' or '.join(key.to_dict()['env_vars'])}"
+        )
+    return value
 
 
 @component

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from typing import Any
 
@@ -142,6 +143,45 @@ def test_a_key_of_the_environment_is_not_pickled(key: str) -> None:
     embedder = NexusFlowTextEmbedder(dimensions=64)
     embedder.run(text="pandas")
     assert key.encode() not in pickle.dumps(embedder)
+
+
+def test_a_key_given_as_a_token_is_not_pickled(
+    wrong_key: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = NexusFlowTextEmbedder(Secret.from_token(key), dimensions=64)
+    embedder.run(text="pandas")
+    pickled = pickle.dumps(embedder)
+    assert key.encode() not in pickled
+    for twin in (copy.copy(embedder), copy.deepcopy(embedder)):
+        assert len(twin.run(text="pandas")["embedding"]) == 64  # in this process, with the key
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", key)
+    assert len(pickle.loads(pickled).run(text="pandas")["embedding"]) == 64
+
+
+def test_a_worker_reads_the_variable_that_was_given(
+    wrong_key: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTHER", key)
+    embedder = NexusFlowTextEmbedder(Secret.from_env_var("OTHER"), dimensions=64)
+    embedder.run(text="pandas")
+    worker = pickle.loads(pickle.dumps(embedder))
+    assert len(worker.run(text="pandas")["embedding"]) == 64
+
+
+def test_without_its_variable_no_other_key_is_sent(server: LocalServer) -> None:
+    with pytest.raises(ConfigurationError, match="OTHER or ANOTHER"):
+        NexusFlowTextEmbedder(Secret.from_env_var(["OTHER", "ANOTHER"], strict=False)).run("pandas")
+    assert server.stats.requests == 0
+
+
+def test_a_key_that_was_replaced_is_read_again(
+    wrong_key: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = NexusFlowTextEmbedder(dimensions=64)
+    with pytest.raises(AuthenticationError):
+        embedder.run(text="pandas")
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", key)
+    assert len(embedder.run(text="pandas")["embedding"]) == 64
 
 
 def test_errors_are_ours(wrong_key: str, monkeypatch: pytest.MonkeyPatch) -> None:
