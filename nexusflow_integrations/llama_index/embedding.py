@@ -350,12 +350,7 @@ class NexusFlowEmbedding(BaseEmbedding):
                 budget or pacer.
         """
         plain = super().to_dict(**kwargs)
-        caller: FrameType | None = sys._getframe(1)
-        while caller is not None and caller.f_code.co_name == "to_dict":
-            caller = caller.f_back
-        if caller is not None and caller.f_globals.get("__name__") in _WORKFLOW_STATE:
-            plain |= self._process_settings()
-        return plain
+        return plain | self._process_settings() if writes_workflow_state() else plain
 
     def _process_settings(self) -> dict[str, Any]:
         """Return the fields that change no vector, as JSON."""
@@ -725,6 +720,14 @@ _SHARED = NexusFlowEmbedding.model_fields.keys() & signature(NexusFlow).paramete
 """Settings of the client that have the same names as fields of this class."""
 
 
+def writes_workflow_state() -> bool:
+    """Return whether the ``to_dict`` that calls this function is called for a workflow's state."""
+    caller: FrameType | None = sys._getframe(1)
+    while caller is not None and caller.f_code.co_name == "to_dict":
+        caller = caller.f_back
+    return caller is not None and caller.f_globals.get("__name__") in _WORKFLOW_STATE
+
+
 def _texts_of(nodes: Sequence[BaseNode]) -> list[str]:
     """Return the text to embed for each node: the metadata, then the text."""
     return check_texts([node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes])
@@ -792,6 +795,8 @@ def _named(cls: type[NexusFlowEmbedding], given: dict[str, Any]) -> dict[str, An
             given[name] = given.pop(alias)
             if given[name] is not None and not isinstance(given[name], str):
                 raise refuse(alias, "text", given[name])
+    if given.get("class_name") == cls.class_name():
+        del given["class_name"]  # written by model_dump
     _check_objects(given)
     if unknown := sorted(given.keys() - cls.model_fields.keys()):
         known_arguments(cls, unknown, [*cls.model_fields, *_ALIASES])

@@ -31,7 +31,7 @@ from nexusflow_integrations.errors import (
     NexusFlowError,
     RefusedTextsError,
 )
-from nexusflow_integrations.llama_index.embedding import NexusFlowEmbedding
+from nexusflow_integrations.llama_index.embedding import NexusFlowEmbedding, writes_workflow_state
 from nexusflow_integrations.llama_index.naming import (
     check_nodes,
     document_of,
@@ -157,6 +157,15 @@ class EmbedNodes(TransformComponent):
     @classmethod
     def class_name(cls) -> str:
         return "NexusFlowEmbedNodes"
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Return what changes a vector; for the state of a workflow, return all settings."""
+        plain = super().to_dict(**kwargs)
+        if writes_workflow_state():
+            names = ("on_refused", "on_blank", "on_too_long")
+            plain |= {name: getattr(self, name) for name in names}
+            plain["embed_model"] = self.embed_model.to_dict()
+        return plain
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:

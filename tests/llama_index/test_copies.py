@@ -20,10 +20,11 @@ from llama_index.core.node_parser import SemanticSplitterNodeParser
 from llama_index.core.rate_limiter import TokenBucketRateLimiter
 from llama_index.core.schema import MetadataMode, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
+from pydantic import BaseModel
 
 from nexusflow_integrations import Budget, Usage
 from nexusflow_integrations.errors import ConfigurationError
-from nexusflow_integrations.llama_index import NexusFlowEmbedding
+from nexusflow_integrations.llama_index import EmbedNodes, NexusFlowEmbedding
 from nexusflow_integrations.local import LocalServer
 
 Texts = Callable[..., list[str]]
@@ -67,6 +68,19 @@ def test_a_dict_holds_what_is_added_to_requests_where_something_is() -> None:
     assert (
         NexusFlowEmbedding(**FULL, extra_body={}).to_dict() == NexusFlowEmbedding(**FULL).to_dict()
     )
+
+
+def test_a_model_inside_another_pydantic_model_is_read_again() -> None:
+    class Search(BaseModel):
+        model: NexusFlowEmbedding
+
+    model = NexusFlowEmbedding(**FULL)
+    written = Search(model=model).model_dump_json()
+    assert Search.model_validate_json(written).model.to_dict() == model.to_dict()
+    step = EmbedNodes.from_dict(EmbedNodes(embed_model=model).to_dict())
+    assert step.embed_model.to_dict() == model.to_dict()
+    with pytest.raises(TypeError, match="class_name"):
+        NexusFlowEmbedding(class_name="OpenAIEmbedding")
 
 
 def test_a_dict_and_a_json_make_an_equal_object_again() -> None:

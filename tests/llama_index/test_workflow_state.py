@@ -11,7 +11,7 @@ from llama_index.core.workflow import JsonSerializer
 
 from nexusflow_integrations import Budget
 from nexusflow_integrations.errors import ConfigurationError
-from nexusflow_integrations.llama_index import NexusFlowEmbedding
+from nexusflow_integrations.llama_index import EmbedNodes, NexusFlowEmbedding
 
 
 class Own(NexusFlowEmbedding):
@@ -36,6 +36,15 @@ def test_limits_and_timeouts_survive(cls: type[NexusFlowEmbedding], tmp_path: Pa
     again = serializer.deserialize(written)["model"]
     assert {name: getattr(again, name) for name in settings} == settings
     assert again.client.settings.requests_per_minute == 60
+
+
+def test_a_step_survives_with_its_settings_and_its_model() -> None:
+    model = NexusFlowEmbedding(dimensions=256, requests_per_minute=60.0)
+    step = EmbedNodes(embed_model=model, on_blank="raise", on_refused="raise", on_too_long="split")
+    serializer = JsonSerializer()
+    again = serializer.deserialize(serializer.serialize(step))
+    assert (again.on_blank, again.on_refused, again.on_too_long) == ("raise", "raise", "split")
+    assert (again.embed_model.dimensions, again.embed_model.requests_per_minute) == (256, 60.0)
 
 
 def test_the_password_of_a_redis_server_is_not_written() -> None:
