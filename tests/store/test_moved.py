@@ -1,4 +1,4 @@
-"""A cache file that is removed or replaced while it is open is noticed at the next write."""
+"""A cache file that is removed or replaced while it is open is noticed at the next use."""
 
 from __future__ import annotations
 
@@ -100,6 +100,22 @@ def test_rows_go_to_the_file_that_the_path_names(
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1 + others
     assert all(f"the cache {path} was removed or replaced" in line for line in said)
+
+
+@pytest.mark.parametrize("move", [remove, remove_all, remove_folder, replace])
+def test_no_row_is_read_from_a_file_that_is_gone(
+    path: Path,
+    store_on: Make,
+    keys: list[bytes],
+    vector: Vector,
+    move: Callable[[Path], None],
+) -> None:
+    store = store_on(path)
+    store.claim(keys, 8)
+    store.put([(key, vector()) for key in keys])
+    move(path)
+    assert store.claim(keys[:4], 8).hits == {}
+    assert store.present(keys) == set()
 
 
 async def test_a_folder_that_was_removed_is_not_made_again_when_the_cache_is_closed(

@@ -474,6 +474,7 @@ class VectorStore:
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._held(), self._explained():
+            self._follow()
             yield self._connection()
 
     def together(self, work: Callable[[], T]) -> T:
@@ -500,8 +501,7 @@ class VectorStore:
             if self._db is not None and self._db.in_transaction:
                 yield self._db
                 return
-            if self._db is not None and self._file.has_moved():
-                self._leave()
+            self._follow()
             db = self._connection()
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -515,6 +515,11 @@ class VectorStore:
                 raise
             if notes is not None:
                 self._notes = _Notes()
+
+    def _follow(self) -> None:
+        """Leave the file if the path now names another one, except within a transaction."""
+        if self._db is not None and not self._db.in_transaction and self._file.has_moved():
+            self._leave()
 
     def _leave(self) -> None:
         """Close a file that was moved or removed, or whose log is gone."""
