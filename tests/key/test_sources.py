@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import pickle
@@ -298,6 +299,20 @@ def test_whatever_a_function_raises_ends_the_call_with_a_typed_error(
     for call in calls_of(client):
         with pytest.raises(errors.ConfigurationError, match=r"fail \(.*\) raised "):
             call()
+
+
+def test_a_function_that_exits_raises_its_exit_and_logs_nothing(
+    upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    def exits() -> str:
+        raise SystemExit("log in first")
+
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="log in first"):
+            upstream.client(exits).embed("a text")
+        gc.collect()  # asyncio logs an error that nobody took when its task is collected
+    upstream.client(upstream.give).embed("the loop goes on")
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 def test_a_function_that_has_no_further_key_ends_the_call_and_the_next_one(

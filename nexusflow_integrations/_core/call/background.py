@@ -202,14 +202,12 @@ class LoopCall(Generic[T]):
         except (asyncio.CancelledError, GeneratorExit):  # GeneratorExit: the loop was discarded
             self._tell(Outcome(error=CancelledError()))
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - a user's SystemExit ends only its call
             if isinstance(error, NexusFlowError):
                 # Its message says what is wrong. The frames of this thread would only lengthen the
                 # traceback that the caller sees. Those of a cause are kept.
                 error.__traceback__ = None
             self._tell(Outcome(error=error))
-            if not isinstance(error, Exception):
-                raise
         else:
             self._tell(outcome)
         finally:
