@@ -8,6 +8,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -328,6 +329,32 @@ def test_a_disk_that_fills_up_during_a_run_loses_no_vector(
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == 1
     assert "full" in warnings[0].getMessage()
+    assert server.stats.duplicates == {}
+
+
+def test_a_process_may_use_any_number_of_caches(
+    tmp_path: Path, client_of: Callable[..., NexusFlow]
+) -> None:
+    def threads() -> int:
+        return sum(thread.name == "nexusflow-cache" for thread in threading.enumerate())
+
+    before = threads()
+    for number in range(120):
+        with client_of(cache=tmp_path / f"{number}.sqlite3", dimensions=64) as client:
+            client.embed([f"text {number}"])
+    assert threads() - before < 60
+    again = client_of(cache=tmp_path / "0.sqlite3", dimensions=64).embed(["text 0"])
+    assert again.usage.cached == 1
+
+
+async def test_a_cache_in_use_stays_open_while_many_others_are_opened(
+    tmp_path: Path, client_of: Callable[..., NexusFlow], server: LocalServer
+) -> None:
+    client = client_of(dimensions=64)
+    others = [client_of(cache=tmp_path / f"{n}.sqlite3", dimensions=64) for n in range(80)]
+    calls = [other.aembed([f"other {number}"]) for number, other in enumerate(others)]
+    await asyncio.gather(client.aembed(TEXTS), *calls, client.aembed(TEXTS))
+    assert (await client.aembed(TEXTS)).usage.cached == len(TEXTS)
     assert server.stats.duplicates == {}
 
 

@@ -234,6 +234,11 @@ class Cache:
         """Whether the cache works and has stored, or still queues, every vector it was given."""
         return self._has_worked and not (self._is_off or self._lost or self._has_lost)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the cache works and nothing waits for it or is to be stored."""
+        return not (self._is_off or self._reads or self._writes or self._writing)
+
     # -- reads and claims ----------------------------------------------------------------------
 
     def new_call(self) -> int:

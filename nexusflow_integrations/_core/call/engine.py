@@ -8,8 +8,9 @@ calling thread itself: see ``direct``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,9 @@ MOST_SENDERS = 64
 MOST_ENDPOINTS = 256
 """At this many endpoints, those without clients are removed, with the limits that they learned."""
 
+MOST_CACHES = 32
+"""At this many caches, those not in use are closed; each has a thread and three descriptors."""
+
 
 class Engine:
     """All endpoints and the connection pool, on one event loop."""
@@ -92,7 +96,9 @@ class Engine:
     def __init__(self, background: BackgroundLoop) -> None:
         self._endpoints: dict[tuple[str, ApiKey | FunctionKey, str], EndpointState] = {}
         self._coalescers: dict[tuple[object, ...], Coalescer] = {}
-        self._caches: dict[str | RedisAddress, Cache] = {}
+        self._caches: OrderedDict[str | RedisAddress, Cache] = OrderedDict()  # newest use last
+        self._users: Counter[str | RedisAddress | None] = Counter()
+        self._closing: set[asyncio.Task[None]] = set()
         self._comparisons: dict[tuple[object, ...], Comparison] = {}
         self._pacing: dict[EndpointState, Worker] = {}
         self._background = background
@@ -106,7 +112,8 @@ class Engine:
     async def _close(self) -> None:
         await self._pool.close()
         self._connections.close()
-        await asyncio.gather(*(cache.close() for cache in self._caches.values()))
+        open_now = [cache.close() for cache in self._caches.values()]
+        await asyncio.gather(*open_now, *self._closing)
         for worker in self._pacing.values():
             worker.end()
 
@@ -191,8 +198,37 @@ class Engine:
         if place not in self._caches:
             from nexusflow_integrations._core.cache.cache import Cache, store_at
 
+            if len(self._caches) >= MOST_CACHES:
+                self._close_unused_caches()
             self._caches[place] = Cache(store_at(place))
+        self._caches.move_to_end(place)
         return self._caches[place]
+
+    @contextmanager
+    def _using(self, place: str | RedisAddress | None) -> Iterator[None]:
+        """Keep the cache at ``place`` open in the block."""
+        self._users[place] += 1
+        try:
+            yield
+        finally:
+            self._users[place] -= 1
+            if not self._users[place]:
+                del self._users[place]
+
+    def _close_unused_caches(self) -> None:
+        """Close the caches that have not been used for longest, so that descriptors do not run out.
+
+        Limits that are kept in a cache's file need it open. The next call opens it again.
+        """
+        pacing = {id(endpoint.paced_by) for endpoint in self._endpoints.values()}
+        for place, cache in list(self._caches.items()):
+            if len(self._caches) < MOST_CACHES:
+                return
+            if cache.is_idle and not self._users[place] and id(cache) not in pacing:
+                del self._caches[place]
+                closing = asyncio.ensure_future(cache.close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
 
     async def stored(
         self, texts: Sequence[str], settings: Settings, place: str | RedisAddress, *, derive: bool
@@ -202,6 +238,12 @@ class Engine:
         With ``derive``, also return the number of sizes at which the fixed texts must be embedded
         first. Until that is done, only vectors of the wanted size count.
         """
+        with self._using(place):
+            return await self._stored(texts, settings, place, derive=derive)
+
+    async def _stored(
+        self, texts: Sequence[str], settings: Settings, place: str | RedisAddress, *, derive: bool
+    ) -> tuple[set[str], int]:
         cache = self._cache(place)
         until = monotonic() + settings.deadline / 2 if settings.deadline else float("inf")
 
@@ -331,7 +373,8 @@ class Engine:
             endpoint = call.endpoint = self._endpoint(call.settings, call.account)
             try:
                 endpoint.begin(terms)
-                await self._run(call, results, caller, stop)
+                with self._using(call.cache):
+                    await self._run(call, results, caller, stop)
             finally:
                 endpoint.end(terms)
                 call.renew = None  # break a cycle, which would keep the vectors in memory
