@@ -161,6 +161,8 @@ class EmbedNodes(TransformComponent):
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """Return what changes a vector; for the state of a workflow, return all settings."""
         plain = super().to_dict(**kwargs)
+        if self.on_too_long in ("split", "truncate", "send"):
+            plain["on_too_long"] = self.on_too_long  # the others leave the text out
         if writes_workflow_state():
             names = ("on_refused", "on_blank", "on_too_long")
             plain |= {name: getattr(self, name) for name in names}

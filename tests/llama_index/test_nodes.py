@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_index.core import Document, MockEmbedding, Settings, VectorStoreIndex
-from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
+from llama_index.core.ingestion import DocstoreStrategy, IngestionCache, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import (
     NodeRelationship,
@@ -282,6 +282,21 @@ def test_the_hash_of_a_step_changes_with_what_changes_a_vector(
     assert EmbedNodes(embed_model=embedding, on_refused="raise").to_dict() == told
     other = NexusFlowEmbedding(api_base=embedding.api_base, dimensions=128)
     assert EmbedNodes(embed_model=other).to_dict() != told
+
+
+def test_the_cache_of_a_pipeline_keeps_what_was_split_and_what_was_cut_apart(
+    embedding: NexusFlowEmbedding,
+) -> None:
+    cache = IngestionCache()
+    text = "the beginning " * 9000 + "something else " * 9000
+    found = []
+    for policy in ("split", "truncate", "collect"):
+        step = EmbedNodes(embed_model=embedding, on_too_long=policy)
+        pipeline = IngestionPipeline(transformations=[step], cache=cache)
+        found.append(pipeline.run(nodes=[TextNode(text=text, id_="long")]))
+    split, cut, left = found
+    assert split[0].embedding != cut[0].embedding
+    assert list(left) == []
 
 
 # -- errors that say which -------------------------------------------------------------------------
