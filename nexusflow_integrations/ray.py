@@ -101,7 +101,7 @@ class EmbedBatch:
     * ``"numpy"`` (Ray's default) or ``"default"``: float32 of shape (n, dimensions), which Ray
       stores as its tensor type, and the row is NaN.
 
-    Pickles contain no client, and no key except that of a ``DriverKey``.
+    Pickles contain no client, and no key except that of the object given as ``api_key``.
 
     Args:
         api_key: ``None`` reads ``NEXUSFLOW_API_KEY`` from the worker's environment. A
