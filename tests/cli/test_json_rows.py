@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from nexusflow_integrations.cli.rag.converted import NotConvertedError, rows
@@ -58,7 +60,13 @@ def test_the_same_lines_are_read(data: bytes, found: list[tuple[int, str]]) -> N
         (b'"one"\n\n"\\ud800"', "line 3 is not UTF-8"),
         (b'{"t": "one", "other": "\\ud800"}', "line 1 is not UTF-8"),
         (b"[" * 200_000, "line 1 is nested too deeply"),
-        (b"[" * 1010 + b"1" * 19 + b"]" * 1010, "line 1 is nested too deeply"),
+        pytest.param(
+            b"[" * 1010 + b"1" * 19 + b"]" * 1010,
+            "line 1 is nested too deeply",
+            marks=pytest.mark.skipif(
+                sys.version_info >= (3, 12), reason="Python reads this, and it is no object"
+            ),
+        ),
         (b'{"t": %s}' % (b"1" * 5000), "line 1 is not JSON"),
     ],
 )
