@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-import os
-import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 import pytest
@@ -220,26 +219,35 @@ def test_a_hanging_pause_delays_a_fork_no_longer_than_its_patience(
 
 @needs_fork
 def test_threads_may_fork_at_the_same_time_and_a_signal_handler_during_a_fork() -> None:
-    events: list[str] = []
-    pausing = Pausing(events, "a", 0.02)
-    said: list[str] = []
-    former = signal.signal(signal.SIGUSR1, lambda *_: said.append(in_child(lambda: "handler")))
-    forking = [
-        threading.Thread(target=lambda: said.append(in_child(lambda: "thread"))) for _ in range(4)
-    ]
-    try:
-        for thread in forking:
-            thread.start()
-        timer = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGUSR1))
-        timer.start()
-        said.append(in_child(lambda: "main"))
-        for thread in (*forking, timer):
-            thread.join(60)
-    finally:
-        signal.signal(signal.SIGUSR1, former)
-    assert sorted(said) == sorted(map(repr, ["handler", "main", *["thread"] * 4]))
-    assert events.count("a pauses") == events.count("a is resumed") == 6
-    assert pausing.seconds
+    # In a process of its own: filelock, which other tests import, refuses forks of several threads.
+    script = """
+import os, signal, threading
+from tests.core.forked import in_child
+from tests.core.test_forks import Pausing
+
+signal.alarm(60)
+events, said = [], []
+pausing = Pausing(events, "a", 0.02)
+signal.signal(signal.SIGUSR1, lambda *_: said.append(in_child(lambda: "handler")))
+threads = [
+    *(threading.Thread(target=lambda: said.append(in_child(lambda: "thread"))) for _ in range(4)),
+    threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGUSR1)),
+]
+for thread in threads:
+    thread.start()
+said.append(in_child(lambda: "main"))
+for thread in threads:
+    thread.join()
+print(*sorted(said), events.count("a pauses"), events.count("a is resumed"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    said = "'handler' 'main' 'thread' 'thread' 'thread' 'thread' 6 6\n"
+    assert (done.stdout, done.returncode) == (said, 0), done.stderr
 
 
 @needs_fork
