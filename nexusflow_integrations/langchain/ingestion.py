@@ -596,23 +596,29 @@ class _AsyncFilling:
         for batch in batches():
             for part in self._run.parts(batch):
                 writing = asyncio.create_task(self._attempt(part))
+                was_cancelled = True
                 try:
                     await asyncio.wait([writing])
+                    was_cancelled = False
                 finally:
-                    await self._end(writing)
+                    await self._end(writing, was_cancelled=was_cancelled)
 
-    async def _end(self, writing: asyncio.Task[BaseException | None]) -> None:
+    async def _end(
+        self, writing: asyncio.Task[BaseException | None], *, was_cancelled: bool
+    ) -> None:
         """Record the outcome of a write; if this task was cancelled, wait for it first.
 
         Many stores write in a thread, which goes on after the task is cancelled. A store that only
-        appends would otherwise get the documents of this write twice.
+        appends would otherwise get the documents of this write twice. The same is true if both
+        tasks were cancelled, as ``asyncio.run`` does at its end: nobody knows what was written.
         """
         try:
             if not writing.done():
                 await asyncio.wait([writing], timeout=LAST_WRITE)
         finally:
-            error = writing.result() if writing.done() else TimeoutError("cancelled")
-            writing.cancel()
+            writing.cancel()  # no effect on a write that has ended
+            is_unknown = not writing.done() or (was_cancelled and writing.cancelled())
+            error = TimeoutError("cancelled") if is_unknown else writing.result()
             if error is not None and not isinstance(error, Exception):
                 raise error
             self._run.wrote(error)
