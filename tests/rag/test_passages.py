@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexusflow_integrations.cli.rag.passages import PATH_CHARACTERS, cut, first_part, sentences
+from nexusflow_integrations.cli.rag.passages import (
+    PATH_CHARACTERS,
+    cut,
+    cut_in_lines,
+    first_part,
+    sentences,
+)
 from nexusflow_integrations.cli.rag.structure import KINDS, blocks
 
 
@@ -413,3 +419,9 @@ def test_text_without_any_blank_is_cut_all_the_same(text: str) -> None:
     found = [passage for _, passage in cut(text, 800)]
     assert "".join(found) == text
     assert max(map(len, found)) <= 800
+
+
+def test_each_heading_is_in_the_lines_of_the_passage_below_it() -> None:
+    text = f"# {'Zoo ' * 30}\n\n## {'Pandas ' * 9}\n\n### Food\n\nBamboo.\n\n## Bears\n\nHoney.\n"
+    found = [(one.first, one.line, one.last) for one in cut_in_lines(text, 200)]
+    assert found == [(1, 1, 1), (3, 7, 7), (9, 11, 11)]

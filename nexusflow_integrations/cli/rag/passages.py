@@ -173,26 +173,28 @@ def cut_in_lines(
     paths = list(_paths(sections))
     done = 0  # the number of sections before those since the last passage
     for place, begin in _first_paths(text, sections, paths, longest):
-        heading, begins = sections[place]
+        begins = sections[place].begins
         path = [sections[outer].heading for outer in paths[place]]
         names = [outer.title for outer in path]
         prefix = first = _prefix(names, longest) if headings else ""
-        alone: list[tuple[Block, str]] = []
+        alone: list[tuple[int, str]] = []
         while begin < _left_out(names, longest):
             if len(whole := UNDER.join(names[begin:])) <= most // 2:
                 first = f"{whole}\n\n"
                 break
-            alone.append((path[begin], names[begin]))
+            alone.append((begin, names[begin]))
             begin += 1
         if not _has_text(text, begins):
-            alone.append((heading, UNDER.join(names[begin:])))
+            alone.append((len(path) - 1, UNDER.join(names[begin:])))
         above = sections[done].heading.line + 1
         done = place + 1
-        for block, title in alone:
-            line = block.line + 1
+        for level, title in alone:
+            line = path[level].line + 1
             for piece in _of_heading(title, most):
-                yield Passage(line, piece, above or line, max(line, block.body))
+                yield Passage(line, piece, above or line, max(line, path[level].body))
                 above = 0
+            # The headings between this one and the text begin the next passage.
+            above = above or next((under.line + 1 for under in path[level + 1 :]), 0)
         pieces = [
             piece
             for start, end in pairwise(begins)
