@@ -410,7 +410,7 @@ class Writer:
         from openai import OpenAI
 
         before, stop = self._spent, threading.Event()
-        left, ended = deque(self.left), SimpleQueue[Exception | None]()
+        left, ended = deque(self.left), SimpleQueue[BaseException | None]()
 
         def work() -> None:
             try:
@@ -420,7 +420,7 @@ class Writer:
                     except IndexError:  # another thread took the last one
                         break
                     self._ask(client, asked, allowance)
-            except Exception as error:  # noqa: BLE001 - the caller raises it
+            except BaseException as error:  # noqa: BLE001 - the caller waits for it, and raises it
                 stop.set()
                 ended.put(error)
             else:

@@ -308,6 +308,18 @@ def test_ctrl_c_does_not_wait_for_the_answers_of_the_model(server: ChatServer) -
         go_on.set()
 
 
+@pytest.mark.timeout(60)
+def test_a_thread_that_ends_with_an_exit_ends_the_run(
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(*_: Any) -> None:
+        raise SystemExit(3)
+
+    monkeypatch.setattr(written, "question_of", leave)
+    with pytest.raises(SystemExit):
+        _tuning(server).run()
+
+
 def test_questions_that_a_user_corrected_are_used_or_refused_with_their_line(
     server: ChatServer, tmp_path: Path
 ) -> None:
