@@ -64,7 +64,8 @@ def _unified(text: str) -> str:
         return text
     text = _INSIDE.sub("", normalize("NFC", text))
     # Remove symbols first: NFKC would write the letters of a symbol such as ™ into the word.
-    return normalize("NFKC", _SYMBOL.sub(" ", text))
+    # Letters of mathematics, such as bold ones, have no small form before that.
+    return normalize("NFKC", _SYMBOL.sub(" ", text)).lower()
 
 
 def fused(rankings: Iterable[Sequence[T]], k: int = FUSION) -> list[tuple[T, float]]:

@@ -44,6 +44,10 @@ def test_words(text: str, words: list[str]) -> None:
     assert words_of(text) == words
 
 
+def test_bold_letters_of_mathematics_are_like_others() -> None:
+    assert words_of("𝐇𝐞𝐥𝐥𝐨 ℋello") == words_of("Hello hello")
+
+
 def test_in_a_notebook_without_ipywidgets_nothing_warns_about_bars() -> None:
     code = """
 import sys, types
