@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 import threading
 import time
 from typing import Any
 
 import pytest
 
+from nexusflow_integrations import NexusFlow
 from nexusflow_integrations._core.request import retry
 from nexusflow_integrations.errors import APIConnectionError, InternalServerError, NexusFlowError
 
@@ -145,3 +149,13 @@ def test_vectors_finished_when_a_call_fails_are_in_the_error(server: Any) -> Non
         assert_right([row], [f"text {index}"])
     billed = sum(len(request.texts) for request in server.requests) - 10
     assert len(finished) == billed, "nothing that was paid for is lost"
+
+
+def test_a_refused_connection_is_named_in_the_systems_words() -> None:
+    with socket.socket() as closed:  # bound, and not listening
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+        client = NexusFlow("sk-air-test", base_url=url, allow_http=True, max_retries=0)
+        with pytest.raises(APIConnectionError) as caught:
+            client.embed(["text"])
+    assert str(caught.value) == f"cannot connect to 127.0.0.1: {os.strerror(errno.ECONNREFUSED)}"

@@ -291,10 +291,10 @@ def _aiohttp_fault(error: Exception) -> TransportFault:
     if isinstance(error, aiohttp.InvalidURL):
         return TransportFault("the URL is not valid", retryable=False, maybe_billed=False)
     if isinstance(error, aiohttp.ClientConnectorError):
-        return TransportFault(
-            f"cannot connect to {error.host}: {error.os_error.strerror or error.os_error}",
-            maybe_billed=False,
-        )
+        why = error.os_error.strerror or str(error.os_error)
+        if error.os_error.errno and "Connect call failed" in why:  # asyncio's words for any reason
+            why = os.strerror(error.os_error.errno)
+        return TransportFault(f"cannot connect to {error.host}: {why}", maybe_billed=False)
     if isinstance(error, ssl.SSLError):
         return TransportFault("the TLS connection broke")
     return TransportFault(broken_off(error))
