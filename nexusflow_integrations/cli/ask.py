@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -67,6 +68,7 @@ from nexusflow_integrations.cli.rag.session import (
     replaced,
     session,
 )
+from nexusflow_integrations.cli.words import printable
 from nexusflow_integrations.client import NexusFlow
 
 if TYPE_CHECKING:
@@ -633,15 +635,24 @@ def _evaluate(
 
 
 def _which(indexes: Indexes, index: Index) -> str:
-    """Return the option with which `ask` uses ``index`` in this folder; empty if it does anyway."""
+    """Return the options with which `ask` uses ``index`` here; empty if it does anyway."""
+    store = _store(indexes)
     with suppress(UnusableIndexError):
         if indexes.find(None, Path.cwd(), is_of_this_endpoint) == index:
-            return ""
+            return store
     short = index.name.partition("@")[0]
     with suppress(UnusableIndexError):
         if indexes.find(short, prefer=is_of_this_endpoint) == index:
-            return f" --index {short}"
-    return f" --index {index.name}"
+            return f" --index {short}{store}"
+    return f" --index {index.name}{store}"
+
+
+def _store(indexes: Indexes) -> str:
+    """Return the option with which a command uses ``indexes``; empty if it does anyway."""
+    usual = os.environ.get("NEXUSFLOW_STORE")
+    if indexes.folder == Indexes(Path(usual) if usual else None).folder:
+        return ""
+    return f" --store {printable(shlex.quote(str(indexes.folder)))}"
 
 
 def _next_lines(
@@ -651,7 +662,12 @@ def _next_lines(
     which = _which(indexes, opened.index)
     lines = [(f'nexusflow ask "{example}"{which}', "ask this index something else")]
     if corpus == "stdlib" and not evaluate:
-        lines.append(("nexusflow demo --evaluate", f"{len(QUESTIONS)} questions, beside BM25"))
+        lines.append(
+            (
+                f"nexusflow demo --evaluate{_store(indexes)}",
+                f"{len(QUESTIONS)} questions, beside BM25",
+            )
+        )
     lines.append(("nexusflow index FOLDER", "your own texts"))
     if opened.endpoint.local_model and not has_key():
         lines.append(("export NEXUSFLOW_API_KEY=…", "the same with text-embedding-v4"))

@@ -35,6 +35,9 @@ _NAMED = 20
 _RULE = 100
 """Maximum columns of the line beside a question, unless the question is longer."""
 
+_NEXT_TO = 20
+"""Minimum columns for the text beside a command."""
+
 
 class AskScreen(Screen):
     """Prints questions, passages and answers."""
@@ -280,6 +283,11 @@ class AskScreen(Screen):
     def next(self, lines: Sequence[tuple[str, str]]) -> None:
         """Show commands to try next."""
         self.head("Next")
+        if max(cell_len(command) for command, _ in lines) > self.out.width - _NEXT_TO:
+            for command, what in lines:  # the terminal wraps the line, so it can be copied
+                said = Text.assemble("  ", (command, "cyan"), (f"  # {what}", "dim"))
+                self.out.print(said, soft_wrap=True)
+            return
         table = Table.grid(padding=(0, 3))
         table.add_column(style="cyan", no_wrap=True)
         table.add_column(style="dim")

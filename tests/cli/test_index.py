@@ -93,6 +93,15 @@ def test_the_outcome_for_the_passages_is_shown(
     assert "Up to date." in aside
 
 
+def test_the_commands_to_try_next_use_the_index_of_another_store(
+    nexusflow: Command, service: LocalServer, zoo: Path, store: Path, tmp_path: Path
+) -> None:
+    assert "--store" not in nexusflow("index", str(zoo))[0]
+    other = tmp_path / "another store"
+    shown, _ = nexusflow("index", str(zoo), "--store", str(other))
+    assert f"  nexusflow ask \"…\" --store '{other}'  # ask a question\n" in shown
+
+
 def test_a_file_that_cannot_be_read_keeps_its_passages_and_is_named(
     nexusflow: Command, service: LocalServer, zoo: Path, store: Path
 ) -> None:
