@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from math import isnan
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nexusflow_integrations._core.counts import count
+from nexusflow_integrations._core.settings import resolve_base_url
 from nexusflow_integrations._core.usage import Price
 from nexusflow_integrations.cli.exits import PARTLY, UsageProblem
 from nexusflow_integrations.cli.options import (
@@ -37,6 +39,7 @@ from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.cli.rows import check_input
 from nexusflow_integrations.cli.screen import INDENT, Screen, money
 from nexusflow_integrations.cli.words import printable
+from nexusflow_integrations.client import NexusFlow
 
 if TYPE_CHECKING:
     from nexusflow_integrations.tune import Plan, PlannedChat, Question, TuneResult
@@ -133,10 +136,18 @@ def tune(
                 )
             tuning = Tuning(texts, asked, client=client, chat=model, budget=most)
             plan = tuning.plan()
-        _show_plan(screen, plan, endpoint)
+            cost = plan.cost
+            if endpoint.local_model is not None:
+                # The cached vectors of the local model do not save anything at the service.
+                service = NexusFlow("none", base_url=resolve_base_url(), cache=cache or True)
+                cost = Tuning(texts, asked, client=service).plan().cost
+        _show_plan(screen, plan, endpoint, cost)
         if estimate:
             if as_json:
-                print_json(_plan_json(plan))
+                print_json(_plan_json(plan, cost) | {"left_out": _left_out_json(skipped)})
+            _show_left_out(screen, skipped)
+            if skipped:
+                raise typer.Exit(PARTLY)
             return
         if endpoint.local_model is None and not yes and most is None:
             if as_json or not can_ask():
@@ -162,15 +173,14 @@ def tune(
         problem = error
     if as_json:
         path_written = str(output) if written else None
-        found = {"plan": _plan_json(plan), **result.as_json(), "path": path_written}
+        found = {"plan": _plan_json(plan, cost), **result.as_json(), "path": path_written}
         found["choice"] = asdict(settings)
-        found["left_out"] = [{"source": item.source, "reason": item.reason} for item in skipped]
+        found["left_out"] = _left_out_json(skipped)
         paid = endpoint.local_model is None
         print_json(found | {"paid": paid} | ({} if paid else {"list_price": 0.0}))
     else:
         _show(screen, result, endpoint, output if written else None)
-        for item in skipped:
-            screen.err.print(Text(f"left out: {printable(str(item))}", style="yellow"))
+        _show_left_out(screen, skipped)
     if problem is not None:
         raise problem
     if skipped or result.left_out or result.skipped:
@@ -194,7 +204,16 @@ def _questions(
     return [question for question in asked if question.answers]
 
 
-def _plan_json(plan: Plan) -> dict[str, Any]:
+def _left_out_json(skipped: Sequence[corpora.Skipped]) -> list[dict[str, str]]:
+    return [{"source": item.source, "reason": item.reason} for item in skipped]
+
+
+def _show_left_out(screen: Screen, skipped: Sequence[corpora.Skipped]) -> None:
+    for item in skipped:
+        screen.err.print(Text(f"left out: {printable(str(item))}", style="yellow"))
+
+
+def _plan_json(plan: Plan, cost: float) -> dict[str, Any]:
     return {
         "questions": plan.questions,
         "made": plan.made,
@@ -203,7 +222,7 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
         "stages": [{"name": stage.name, "tokens": stage.tokens} for stage in plan.stages],
         "tokens": plan.tokens,
         "token_error": plan.token_error,
-        "list_price": plan.cost,
+        "list_price": cost,
         "currency": plan.price.currency,
         "chat": None if plan.chat is None else _chat_json(plan.chat),
     }
@@ -219,7 +238,7 @@ def _chat_json(chat: PlannedChat) -> dict[str, Any]:
     }
 
 
-def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint) -> None:
+def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint, cost: float) -> None:
     made = " (made from the texts)" if plan.made else ""
     if plan.chat is not None:
         made = f" at most (written by {plan.chat.model})"
@@ -237,11 +256,11 @@ def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint) -> None:
     error = f" ±{plan.token_error:.0%}" if plan.token_error else ""
     table.add_row(Text("at most", style="bold"), f"{plan.tokens:,}{error} tokens")
     screen.out.print(Padding(table, INDENT))
-    paid = f"The embeddings cost {money(plan.cost, plan.price)} at the list price"
+    paid = f"The embeddings cost {money(cost, plan.price)} at the list price"
     if endpoint.local_model is not None:
         paid = (
             "The local model is free. With the service, the embeddings would cost"
-            f" {money(plan.cost, plan.price)} at the list price"
+            f" {money(cost, plan.price)} at the list price"
         )
     if (chat := plan.chat) is not None:
         most = "price not known" if isnan(chat.cost) else f"at most {money(chat.cost, plan.price)}"

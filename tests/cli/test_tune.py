@@ -115,6 +115,27 @@ def test_no_price_is_shown_for_the_embedded_model(
     assert found["choice"]["local_model"]
 
 
+def test_vectors_of_the_local_model_do_not_lower_the_price_at_the_service(
+    nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
+) -> None:
+    ask = (*_ask(folder), "--local", "-o", str(tmp_path / "tuned.json"))
+    before = nexusflow.json(*ask, "--estimate")
+    nexusflow(*ask)
+    after = nexusflow.json(*ask, "--estimate")
+    assert after["tokens"] < before["tokens"]
+    assert after["list_price"] == before["list_price"] > 0
+
+
+def test_an_estimate_names_what_would_be_left_out_and_ends_in_5(
+    nexusflow: Command, service: LocalServer, folder: Path
+) -> None:
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    _, aside = nexusflow(*_ask(folder), "--estimate", code=5)
+    assert "left out: latin.txt: line 1 is not UTF-8" in aside
+    shown, _ = nexusflow(*_ask(folder), "--estimate", "--json", code=5)
+    assert json.loads(shown)["left_out"][0]["source"] == "latin.txt"
+
+
 def test_settings_measured_with_the_local_model_are_not_applied_to_the_service(
     nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
 ) -> None:
