@@ -99,7 +99,7 @@ class Embedder:
             except NexusFlowError as error:
                 if isinstance(error, BadRequestError) and len(left) == 1:
                     break
-                error.finished = {}  # its places do not refer to the source
+                error.finished = {}  # its positions do not refer to the source
                 raise
             else:
                 for place, row in zip(left, rows, strict=True):

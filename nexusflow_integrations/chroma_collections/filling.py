@@ -189,7 +189,7 @@ class Filling(_Filling):
     def _embedded(
         self, embedder: Embedder, texts: Iterable[str]
     ) -> Generator[Embedded, None, None]:
-        # An error's ``finished`` has the stream's places only if the stream raised the error.
+        # An error's ``finished`` has the stream's positions only if the stream raised the error.
         with closing(embedder.stream(texts)) as stream:
             try:
                 yield from stream

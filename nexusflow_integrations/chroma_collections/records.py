@@ -11,7 +11,7 @@ from chromadb.api.types import validate_ids, validate_metadata
 from chromadb.errors import DuplicateIDError
 
 from nexusflow_integrations._core import checks, seen_ids
-from nexusflow_integrations._core.counts import count
+from nexusflow_integrations._core.counts import different_lengths
 from nexusflow_integrations._core.left_out import LeftOut, reason_of
 from nexusflow_integrations._core.texts import check_text, no_rows, plain_id
 from nexusflow_integrations.errors import InvalidInputError
@@ -99,10 +99,7 @@ async def arows(columns: Sequence[Iterable[Any] | AsyncIterable[Any]]) -> AsyncI
 def _record(place: int, row: Sequence[Any]) -> Record:
     if short := [_NAMES[n] for n, value in enumerate(row) if value is _MISSING]:
         long = [_NAMES[n] for n, value in enumerate(row) if value is not _MISSING]
-        raise ValueError(
-            f"{' and '.join(short)} ended after {count(place, 'item')}, and"
-            f" {' and '.join(long)} did not"
-        )
+        raise ValueError(different_lengths(place, short, long))
     metadata = row[2] if len(row) > 2 else None
     if isinstance(metadata, dict):  # Chroma's HTTP client accepts only plain strings as keys
         metadata = {
@@ -177,7 +174,7 @@ class SeenIds(seen_ids.SeenIds):
         """Record the ids of ``records``.
 
         Raises:
-            SameIdTwiceError: An id was seen before; the message names both places.
+            SameIdTwiceError: An id was seen before; the message names both positions.
         """
         for record in records:
             if (before := self.note(record.id, record.place)) is not None:

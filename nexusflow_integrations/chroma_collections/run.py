@@ -339,7 +339,7 @@ class Run:
         self.rescued = {item.record.place: row for item, row in found}
 
     def unwritten(self) -> dict[int, Vectors]:
-        """Return vectors that are not in the collection, by place in the source."""
+        """Return vectors that are not in the collection, by position in the source."""
         refused = [item for item, _ in (*self.not_stored, *self._suspects)]
         left = (*self._ready, *refused)
         return {item.record.place: item.vector for item in left if item.vector is not None}

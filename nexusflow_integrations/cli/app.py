@@ -211,7 +211,11 @@ def serve(
 
 @app.command()
 def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Check key, endpoint, proxy and packages, and make a test request."""
+    """Check the setup, and compare stored vectors with the service.
+
+    Checks key, endpoint, proxy, packages and folders, and makes a test request. With a key, it also
+    compares the cache and the indexes with the service, which costs a few requests.
+    """
     from nexusflow_integrations.cli.doctor import examine, show
 
     screen = Screen(quiet=as_json)

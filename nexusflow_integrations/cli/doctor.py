@@ -1,4 +1,4 @@
-"""The command ``nexusflow doctor``: checks the settings and packages, and makes a test request."""
+"""The command ``nexusflow doctor``: checks the setup and compares stored vectors."""
 
 from __future__ import annotations
 

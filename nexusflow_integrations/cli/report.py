@@ -343,6 +343,6 @@ def _show(screen: Screen, report: Report, title: str) -> None:
         if report.points < report.total:
             sample = (
                 f", among the {report.points:,} texts of the sample; among all"
-                f" {report.total:,} texts, they can only be lower"
+                f" {report.total:,} texts, they may be lower"
             )
         screen.out.print(f"{rates} over {count(judged, 'question')}{sample}")

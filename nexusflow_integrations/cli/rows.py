@@ -97,7 +97,7 @@ def lines_of_json(source: Iterable[bytes], name: str) -> Iterator[Line]:
 def items_of_json(data: bytes, name: str) -> Iterator[Line]:
     """Yield the items of a JSON array: strings, or objects whose field ``name`` is the text.
 
-    An item's number is its place in the array, counted from 1.
+    An item's number is its position in the array, counted from 1.
 
     Raises:
         InputProblemError: The input is not a JSON array.

@@ -138,11 +138,12 @@ def add_documents(
     Raises:
         ConfigurationError: The store's embedding is not a ``NexusFlowEmbeddings``. Nothing was
             sent.
-        InvalidInputError: An item is not a ``Document``, an id occurs twice, or there are more
-            documents than ids; ``index`` is its place. Lists are checked before anything is sent.
+        InvalidInputError: An item is not a ``Document``, an id occurs twice, or there are not as
+            many ids as documents; ``index`` is the position. Lists are checked before anything is
+            sent.
         CollectionError: The store cannot be read or written, or refuses everything, or another
             process writes to its Chroma folder. ``finished`` holds the vectors that were paid for
-            but not written, by their place in ``documents``.
+            but not written, by position in ``documents``.
         NexusFlowError: Embedding failed. The documents that were ready are in the store.
     """
     with ALSO_LANGCHAINS:

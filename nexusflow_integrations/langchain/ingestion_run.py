@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from langchain_core.documents import Document
 from pydantic import ValidationError
 
-from nexusflow_integrations._core.counts import count
+from nexusflow_integrations._core.counts import count, different_lengths
 from nexusflow_integrations._core.halving import MOST_REFUSED, Halving
 from nexusflow_integrations._core.left_out import LeftOut, Reason, reason_in_words, reason_of
 from nexusflow_integrations._core.seen_ids import SeenIds, twice
@@ -202,9 +202,9 @@ class Run:
     def _take(self, row: Row) -> None:
         place, document, name = row
         if document is MISSING:
-            raise InvalidInputError(f"documents ended after {place}, and ids did not", index=place)
+            raise InvalidInputError(different_lengths(place, ["documents"], ["ids"]), index=place)
         if name is MISSING:
-            raise InvalidInputError(f"ids ended after {place}, and documents did not", index=place)
+            raise InvalidInputError(different_lengths(place, ["ids"], ["documents"]), index=place)
         if not isinstance(document, Document):
             raise InvalidInputError(
                 f"document {place} is not a LangChain Document but a {type(document).__name__}",

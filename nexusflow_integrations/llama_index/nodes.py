@@ -88,8 +88,8 @@ def embed_nodes(
 
     Raises:
         ConfigurationError: The embedding model is not a ``NexusFlowEmbedding``.
-        InvalidInputError: An item is not a node, or is blank or too long; ``index`` is its place.
-            Nothing was sent.
+        InvalidInputError: An item is not a node, or is blank or too long; ``index`` is its
+            position. Nothing was sent.
         NexusFlowError: The call failed for another reason; ``finished`` holds the finished
             vectors by the index of their node.
     """
@@ -310,7 +310,7 @@ class _Run:
                 yield part
 
     def finished(self) -> dict[int, Any]:
-        """Return the finished vectors, by place: float32 of shape (d,)."""
+        """Return the finished vectors, by position: float32 of shape (d,)."""
         return {place: np.asarray(row, np.float32) for place, row in self.vectors.items()}
 
     def result(self) -> EmbeddedNodes:

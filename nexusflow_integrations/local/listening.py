@@ -8,7 +8,7 @@ import socket
 
 
 class CannotListenError(OSError):
-    """The server cannot listen on its port: the port is in use, not permitted, or not an address.
+    """The server cannot listen: the port is in use or not permitted, or the host is wrong.
 
     ``errno`` is that of the system's error, and the message is one sentence.
     """

@@ -342,7 +342,7 @@
     if (judged.length) {
       const rate = (most) => (judged.filter((item) => item.rank <= most).length / judged.length).toFixed(2);
       $("rates").textContent = `hit@1 ${rate(1)} · hit@3 ${rate(3)} · hit@5 ${rate(5)} over ${many(judged.length, "question")}`
-        + (data.total > N ? `, among the ${whole(N)} texts of the sample. Among all ${whole(data.total)} texts, they can only be lower.` : "");
+        + (data.total > N ? `, among the ${whole(N)} texts of the sample. Among all ${whole(data.total)} texts, they may be lower.` : "");
     }
     // The worst first; questions without expected ids last, in their order.
     const worst = [...data.questions].sort((a, b) => (b.rank || 0) - (a.rank || 0));

@@ -364,7 +364,7 @@ class Truth:
             lasts: The last line of each passage, if known. Without it, a line belongs to the last
                 passage that begins before it.
             kept: The passages that are searched, one for each distinct text; ``name`` takes indices
-                into it. It is as good as its copies.
+                into it. A passage is right if one of its copies is.
         """
         self._lasts = lasts
         self._kept = kept

@@ -174,7 +174,7 @@ class TuneResult:
             chance = f"; the highest, {best.mean:.3f} with {best.setting}, may be chance"
         if self.unmeasured is not None:
             return (
-                f"{few} The settings without tuning stay, {self.unmeasured}, but the budget was too"
+                f"{few} Keep the settings without tuning, {self.unmeasured}; the budget was too"
                 f" small to measure them. The nDCG@10 of {start.setting} is {start.mean:.3f}, and"
                 f" no setting is measurably better{chance}."
             )

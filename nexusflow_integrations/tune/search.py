@@ -26,7 +26,7 @@ FEW = 0.05
 
 _ROUNDING = 1e-9
 _UNSEEN = 3
-"""The rule of three: what happens in none of n questions happens in at most 3 of n, at 95 %."""
+"""Rule of three: what none of n questions shows happens in at most 3 of n (95 % confidence)."""
 _FEWEST_GAINS = 6
 """Smallest number of questions that must gain: fewer may be chance (sign test, 5 %)."""
 

@@ -525,8 +525,8 @@ async def test_a_store_with_another_embedding_is_refused(twin: str) -> None:
             r"ids must be a list of ids, not UserDict: pass its values",
         ),
         ([Document("a")], SimpleNamespace(columns=["a"]), "yields the names of its columns"),
-        ([Document("a"), Document("b")], ["x"], "ids ended after 1, and documents did not"),
-        ([Document("a")], ["x", "y"], "documents ended after 1, and ids did not"),
+        ([Document("a"), Document("b")], ["x"], "only 1 item in ids, but more in documents"),
+        ([Document("a")], ["x", "y"], "only 1 item in documents, but more in ids"),
         ([Document("a"), Document("b")], ["x", "x"], "id 'x' appears twice: at positions 0 and 1"),
     ],
 )

@@ -163,7 +163,7 @@ def test_an_empty_file_becomes_a_cache(
 
 
 def test_a_folder_is_refused(tmp_path: Path, store_on: Make) -> None:
-    with pytest.raises(CacheError, match="is a directory"):
+    with pytest.raises(CacheError, match="is a folder"):
         store_on(tmp_path).open()
 
 

@@ -235,7 +235,7 @@ def test_a_budget_that_ends_between_paid_sizes_does_not_change_the_defaults(meas
     said, skipped = result.sentence(), " ".join(result.notes())
     start = "1024, 800 characters"
     assert (f"Keep {start}: " in said) is measured
-    assert (f"{start}, but the budget was too small to measure them" in said) is not measured
+    assert (f"{start}; the budget was too small to measure them" in said) is not measured
     assert (f" {start};" in skipped) is not measured
     assert "; 64, 800 characters, hybrid: the budget is too small" in skipped
     chosen = [row["setting"] for row in result.as_json()["settings"] if row["chosen"]]

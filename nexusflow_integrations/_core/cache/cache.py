@@ -261,8 +261,8 @@ class Cache:
         texts.
 
         Raises:
-            CacheError: The store is corrupt, belongs to another program or has a newer format; it
-                was not changed.
+            CacheError: The cache is damaged, is not a cache, or is of a newer version; it was
+                not changed.
             ImportError: A package that the store needs is not installed.
         """
         alone = Claimed(hits={}, mine=list(keys[:most]), busy=[], repaid=0)

@@ -163,9 +163,7 @@ class CacheFile:
                 raise FileExistsError
         except FileExistsError:
             if self._target.is_dir():
-                raise CacheError(
-                    f"the cache {self.path} is a directory; name a file in it"
-                ) from None
+                raise CacheError(f"the cache {self.path} is a folder; name a file in it") from None
         except OSError as error:
             raise StoreUnavailable(
                 f"the cache {self.path} cannot be created: {error.strerror or error}"

@@ -95,9 +95,9 @@ class VectorStore:
             same for all processes of this boot, and days of use come from the wall clock.
         claim_seconds: Seconds that a claim is valid unless it is renewed.
 
-    All methods that use the file raise ``CacheError`` if the file is corrupt, belongs to another
-    program or has a newer format (it is then not changed), and ``StoreUnavailable`` if the file
-    cannot be used.
+    All methods that use the file raise ``CacheError`` if the file is damaged, is not a cache, or
+    is of a newer version (it is then not changed), and ``StoreUnavailable`` if the file cannot be
+    used.
     """
 
     def __init__(

@@ -84,7 +84,7 @@ class Comparison:
 async def stored_rows(
     cache: Cache, key: Callable[[str], bytes], size: int, texts: Sequence[str], within: float
 ) -> dict[int, Vectors]:
-    """Return the stored vectors of ``size``, by place in ``texts``, without claiming any text."""
+    """Return stored vectors of ``size``, by position in ``texts``, without claiming any text."""
     keys = [key(text) for text in texts]
     found = (await cache.claim(keys, size, within, most=0)).hits
     return {place: found[key] for place, key in enumerate(keys) if key in found}

@@ -87,7 +87,7 @@ MOST_ENDPOINTS = 256
 """At this many endpoints, those without clients are removed, with the limits that they learned."""
 
 MOST_CACHES = 32
-"""At this many caches, those not in use are closed; each has a thread and three descriptors."""
+"""With this many caches open, unused ones are closed: each has a thread and three descriptors."""
 
 
 class Engine:

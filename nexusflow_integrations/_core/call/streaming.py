@@ -60,7 +60,7 @@ class Embedded:
 
 @dataclass
 class Chunk:
-    """Texts for one call, with their places in the stream and the errors of invalid texts."""
+    """Texts for one call, with their positions in the stream and the errors of invalid texts."""
 
     indices: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)

@@ -189,7 +189,7 @@ def json_rows(text: str) -> Iterator[tuple[int, str]]:
 
 
 def json_items(text: str) -> Iterator[tuple[int, str]]:
-    """Yield, for each item of a JSON array, its place, counted from 1, and its text.
+    """Yield, for each item of a JSON array, its position, counted from 1, and its text.
 
     The text is that of `json_rows`.
 
