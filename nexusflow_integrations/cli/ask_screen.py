@@ -284,9 +284,9 @@ class AskScreen(Screen):
         """Show commands to try next."""
         self.head("Next")
         if max(cell_len(command) for command, _ in lines) > self.out.width - _NEXT_TO:
-            for command, what in lines:  # the terminal wraps the line, so it can be copied
-                said = Text.assemble("  ", (command, "cyan"), (f"  # {what}", "dim"))
-                self.out.print(said, soft_wrap=True)
+            for command, what in lines:
+                said = Text.assemble((command, "cyan"), (f"  # {what}", "dim"))
+                self.out.print(Padding(said, INDENT))
             return
         table = Table.grid(padding=(0, 3))
         table.add_column(style="cyan", no_wrap=True)
