@@ -140,7 +140,7 @@ def tune(
             if endpoint.local_model is not None:
                 # The cached vectors of the local model do not save anything at the service.
                 service = NexusFlow("none", base_url=resolve_base_url(), cache=cache or True)
-                cost = Tuning(texts, asked, client=service).plan().cost
+                cost = tuning.plan(service).cost
         _show_plan(screen, plan, endpoint, cost)
         if estimate:
             if as_json:

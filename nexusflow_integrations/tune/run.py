@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -263,8 +264,16 @@ class Tuning:
         self._limit(writer.rest())
         self._largest = self._client.resized(self._options.sizes[0])
 
-    def plan(self) -> Plan:
-        """Return the plan and its maximum cost. Nothing is sent."""
+    def plan(self, client: NexusFlow | None = None) -> Plan:
+        """Return the plan and its maximum cost. Nothing is sent.
+
+        Args:
+            client: Another client, if the plan should be for its cache and price.
+        """
+        if client is not None:
+            other = copy(self)  # the passages are cut only once
+            other._client, other._largest = client, client.resized(self._options.sizes[0])
+            return other.plan()
         asked = self._asked()
         before = self._first.query_instruction or ""
         estimate = self._largest.estimate([before + text for text in asked])
