@@ -254,7 +254,8 @@ async def _in_thread(function: Callable[[], Any]) -> Outcome[Any]:
     context = copy_context()  # the caller's: the function may read its context variables
 
     def call() -> None:
-        answer.set_running_or_notify_cancel()  # the future can no longer be cancelled
+        if not answer.set_running_or_notify_cancel():  # from now on, it cannot be cancelled
+            return
         answer.set_result(context.run(_called, function))
 
     try:

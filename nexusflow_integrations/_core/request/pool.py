@@ -357,7 +357,8 @@ class _NameService:
         found: Future[Any] = Future()
 
         def run() -> None:
-            found.set_running_or_notify_cancel()  # the future can no longer be cancelled
+            if not found.set_running_or_notify_cancel():  # from now on, it cannot be cancelled
+                return
             try:
                 found.set_result(work())
             except Exception as error:  # noqa: BLE001 - raised in the waiting task
