@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
 from contextvars import copy_context
+from functools import partial
 from inspect import isawaitable, iscoroutinefunction, signature
 from typing import Any, Protocol
 
 from nexusflow_integrations._core import forks
 from nexusflow_integrations._core.checks import attribute, code_of, has_methods, inner_of
+from nexusflow_integrations._core.offload import in_thread
 from nexusflow_integrations._core.outcome import Outcome
 from nexusflow_integrations._core.secret import ApiKey, secret_arguments, without_frames
 from nexusflow_integrations._core.settings import KEY_VARIABLE, NO_KEY, resolve_api_key
@@ -250,19 +250,11 @@ async def _awaited(work: Callable[[], Awaitable[Any]]) -> Outcome[Any]:
 
 async def _in_thread(function: Callable[[], Any]) -> Outcome[Any]:
     """Call ``function`` in a daemon thread; return the key, an awaitable for it, or the error."""
-    answer: Future[Outcome[Any]] = Future()
     context = copy_context()  # the caller's: the function may read its context variables
-
-    def call() -> None:
-        if not answer.set_running_or_notify_cancel():  # from now on, it cannot be cancelled
-            return
-        answer.set_result(context.run(_called, function))
-
     try:
-        threading.Thread(target=call, name="nexusflow-key", daemon=True).start()
+        return await in_thread("nexusflow-key", partial(context.run, _called, function))
     except RuntimeError as error:  # no further thread can be started
         return Outcome(error=error)
-    return await asyncio.wrap_future(answer)
 
 
 def _called(function: Callable[[], Any]) -> Outcome[Any]:

@@ -55,16 +55,32 @@ class Worker:
 
 def _run(jobs: _Jobs) -> None:
     while (job := jobs.get()) is not None:
-        future, work = job
-        if future.set_running_or_notify_cancel():
-            try:
-                result = work()
-            except BaseException as error:  # noqa: BLE001 - passed on through the future
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-                del result
-        del job, future, work  # do not keep these objects alive while waiting for the next job
+        _do(*job)
+        del job  # do not keep these objects alive while waiting for the next job
+
+
+def _do(future: Future[Any], work: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():  # from now on, it cannot be cancelled
+        return
+    try:
+        result = work()
+    except BaseException as error:  # noqa: BLE001 - passed on through the future
+        future.set_exception(error)
+        del future  # break a cycle: the error holds this frame
+    else:
+        future.set_result(result)
+
+
+async def in_thread(name: str, work: Callable[[], T]) -> T:
+    """Do ``work`` in a daemon thread of its own, which a cancelled task does not stop.
+
+    Raises:
+        RuntimeError: No thread could be started.
+        BaseException: What ``work`` raised.
+    """
+    future: Future[T] = Future()
+    threading.Thread(target=_do, args=(future, work), name=name, daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 def offload(

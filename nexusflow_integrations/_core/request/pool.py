@@ -13,10 +13,8 @@ import os
 import socket
 import ssl
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
 from types import FunctionType
 from typing import Any, cast
@@ -28,6 +26,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from nexusflow_integrations._core.clock import monotonic
+from nexusflow_integrations._core.offload import in_thread
 from nexusflow_integrations._core.request.message import (
     Head,
     NotHttp,
@@ -354,21 +353,10 @@ class _NameService:
         return await self._look_up(partial(socket.getnameinfo, address, flags))
 
     async def _look_up(self, work: Callable[[], Any]) -> Any:
-        found: Future[Any] = Future()
-
-        def run() -> None:
-            if not found.set_running_or_notify_cancel():  # from now on, it cannot be cancelled
-                return
-            try:
-                found.set_result(work())
-            except Exception as error:  # noqa: BLE001 - raised in the waiting task
-                found.set_exception(error)
-
         try:
-            threading.Thread(target=run, name="nexusflow-names", daemon=True).start()
-        except RuntimeError as error:
+            return await in_thread("nexusflow-names", work)
+        except RuntimeError as error:  # no further thread can be started
             raise OSError(f"the name cannot be looked up: {error}") from None
-        return await asyncio.wrap_future(found)
 
 
 def _trust() -> ssl.SSLContext:
