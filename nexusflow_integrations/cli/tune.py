@@ -159,7 +159,8 @@ def tune(
         def progress(stage: str) -> None:
             screen.err.print(Text(f"measuring: {stage} …", style="dim"))
 
-        result = tuning.run(progress)
+        with screen.reporting(lambda: tuning._doing):
+            result = tuning.run(progress)
     settings = replace(result.settings, local_model=endpoint.local_model)
     written, problem = False, None
     try:

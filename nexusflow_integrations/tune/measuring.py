@@ -125,7 +125,15 @@ class Measuring:
             estimate = client.estimate(missing).tokens
             self.predicted += self._per_estimate.get(kind, 1.0) * estimate
             before = client.usage.tokens
-            rows = client.embed(missing, on_refused="collect")
+            done = 0
+
+            def embedded(number: int) -> None:
+                nonlocal done
+                done += number
+                self.tuning._embedding = f"embedding: {done:,}/{len(missing):,} {kind}"
+
+            embedded(0)
+            rows = client.embed(missing, on_refused="collect", progress=embedded)
             if (billed := client.usage.tokens - before) and estimate:
                 # This ratio corrects later estimates according to what the service last billed.
                 self._per_estimate[kind] = billed / estimate

@@ -235,6 +235,7 @@ class Tuning:
             method="hybrid" if start.hybrid and self._options.hybrid else "vectors",
         )
         self._corpora: dict[Cutting, Passages] = {}
+        self._embedding = ""
         self._largest = self._client.resized(self._options.sizes[0])
 
     def _limit(self, budget: Budget | None) -> None:
@@ -348,6 +349,14 @@ class Tuning:
             chat=None if self._writer is None else self._writer.usage,
             unwritten=0 if self._writer is None else self._writer.unasked,
         )
+
+    @property
+    def _doing(self) -> str:
+        """What ``run`` waits for, and how far it is."""
+        if (writer := self._writer) is not None and not self.questions:
+            most = len(writer.expected)
+            return f"writing: {most - len(writer.left):,}/{most:,} questions"
+        return self._embedding
 
     def _passages(self, cutting: Cutting) -> Passages:
         if cutting not in self._corpora:

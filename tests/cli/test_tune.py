@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
@@ -267,6 +267,25 @@ def test_a_terminal_shows_what_is_waited_for(
     nexusflow(*_ask(folder), "--estimate", "-o", str(tmp_path / "tuned.json"))
     nexusflow("doctor")
     assert shown == [f"reading {folder} …", "planning …", "checking …"]
+
+
+def test_a_line_says_how_many_texts_are_embedded(
+    nexusflow: Command,
+    service: LocalServer,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+
+    @contextmanager
+    def reporting(_: Screen, line: Callable[[], str]) -> Iterator[None]:
+        yield
+        said.append(line())
+
+    monkeypatch.setattr(Screen, "reporting", reporting)
+    nexusflow(*_ask(folder), "-o", str(tmp_path / "tuned.json"))
+    assert re.fullmatch(r"embedding: (\d+)/\1 (passages|questions)", said[-1]), said
 
 
 def test_the_rows_of_jsonl_are_measured(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import signal
 import threading
 import traceback
@@ -184,6 +185,21 @@ def test_the_plan_names_the_calls_and_the_run_counts_what_the_model_said(
     assert result.predicted_tokens <= plan.tokens
     tuning.run()
     assert len(server.asked) == 8, "once each"
+
+
+def test_progress_says_how_many_questions_are_written(server: ChatServer) -> None:
+    said: list[str] = []
+
+    def reply(body: dict[str, Any]) -> str:
+        said.append(tuning._doing)
+        return _reply(body)
+
+    server.reply = reply
+    tuning = _tuning(server)
+    tuning.run()
+    assert said[0] == "writing: 0/8 questions"
+    assert any(re.fullmatch("writing: [1-7]/8 questions", line) for line in said)
+    assert tuning._doing.startswith("embedding: ")
 
 
 def test_tokens_that_no_response_reports_are_unknown(server: ChatServer) -> None:
