@@ -48,6 +48,7 @@ __all__ = ["tune"]
 
 _ROWS = 12
 _WIDE = 130
+_ONE_LINE = 180
 
 
 def tune(
@@ -298,6 +299,8 @@ def _show(screen: Screen, result: TuneResult, endpoint: Endpoint, output: Path |
                 divided = True
                 table.add_row(Text("other lengths:", style="dim"))
             row = [cells[place] for place in shown]
+            if screen.out.width < _ONE_LINE:  # else Rich would break an interval in the middle
+                row = [cell.replace(" [", "\n[") for cell in row]
             table.add_row(name, *row, style="bold" if item.setting == result.choice else "")
     screen.out.print(Padding(table, INDENT))
     if len(found) > _ROWS:

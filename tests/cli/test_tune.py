@@ -238,6 +238,23 @@ def test_the_table_names_every_measure_and_the_file(
     assert "keywords, 400 characters" in others
 
 
+@pytest.mark.parametrize("columns", ["60", "80", "130", "180"])
+def test_no_interval_is_broken(
+    nexusflow: Command,
+    service: LocalServer,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    columns: str,
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    said, _ = nexusflow(*_ask(folder), f"--output={tmp_path / 'tuned.json'}")
+    table = said.partition("Measured")[2].partition("Choice")[0]
+    assert table.count("[") > 5
+    whole = re.findall(r"\[[+-]\d+\.\d, [+-]\d+\.\d\]", table)
+    assert len(whole) == table.count("["), table
+
+
 def test_the_settings_that_the_budget_did_not_allow_are_named(
     nexusflow: Command, service: LocalServer, folder: Path, tmp_path: Path
 ) -> None:
