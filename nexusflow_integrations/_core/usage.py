@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from math import nan
+from math import isnan, nan
 from typing import Any
 
 from nexusflow_integrations._core import forks
@@ -39,6 +39,11 @@ class Price:
         if self.per_million_tokens is None:
             return nan
         return tokens * self.per_million_tokens / 1_000_000
+
+
+def known(cost: float) -> float | None:
+    """Return ``cost``, or ``None`` if it is not known, because JSON has no NaN."""
+    return None if isnan(cost) else cost
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.settings import resolve_base_url
-from nexusflow_integrations._core.usage import Price
+from nexusflow_integrations._core.usage import Price, known
 from nexusflow_integrations.cli.exits import PARTLY, UsageProblem
 from nexusflow_integrations.cli.options import (
     BudgetOption,
@@ -236,7 +236,7 @@ def _chat_json(chat: PlannedChat) -> dict[str, Any]:
         "calls": chat.calls,
         "sent_tokens": chat.sent,
         "most_written_tokens": chat.most_written,
-        "most_price": None if isnan(chat.cost) else chat.cost,
+        "most_price": known(chat.cost),
     }
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from math import isnan
 from typing import Any
 
 from nexusflow_integrations._core.counts import count
 from nexusflow_integrations._core.tuned import TunedSettings
-from nexusflow_integrations._core.usage import Usage
+from nexusflow_integrations._core.usage import Usage, known
 from nexusflow_integrations.tune.questions import Question
 from nexusflow_integrations.tune.scores import MEASURES, Bootstrap, Interval
 from nexusflow_integrations.tune.search import (
@@ -247,7 +246,7 @@ class TuneResult:
             "paid_sizes": list(self.paid_sizes),
             "predicted_tokens": self.predicted_tokens,
             "tokens": self.usage.tokens,
-            "list_price": _known(self.usage.cost),
+            "list_price": known(self.usage.cost),
             "currency": self.usage.currency,
             "chat": None if self.chat is None else self._chat_json(self.chat),
             "settings": [self._row(item) for item in self.measured],
@@ -260,7 +259,7 @@ class TuneResult:
             "useless": chat.useless,
             "sent_tokens": chat.sent if chat.known else None,
             "written_tokens": chat.written if chat.known else None,
-            "price": _known(chat.cost),
+            "price": known(chat.cost),
         }
 
     def _row(self, item: Measured) -> dict[str, Any]:
@@ -285,15 +284,10 @@ class TuneResult:
             "read": round(float(item.read.mean()), 4),
             "passages": item.passages,
             "tokens": item.tokens,
-            "list_price": _known(self.usage.price.of(item.tokens)),
+            "list_price": known(self.usage.price.of(item.tokens)),
             "bytes": item.bytes,
             "milliseconds": round(1000 * item.seconds, 3),
         }
-
-
-def _known(price: float) -> float | None:
-    """Return ``price``, or ``None`` if it is unknown: JSON has no NaN."""
-    return None if isnan(price) else price
 
 
 def _rounded(found: Interval) -> dict[str, float]:

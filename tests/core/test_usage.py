@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from nexusflow_integrations._core import usage
-from nexusflow_integrations._core.usage import Budget, BudgetGuard, Ledger, Price, Total, Usage
+from nexusflow_integrations._core.usage import (
+    Budget,
+    BudgetGuard,
+    Ledger,
+    Price,
+    Total,
+    Usage,
+    known,
+)
 from nexusflow_integrations.errors import ConfigurationError
 
 from .forked import in_child, needs_fork
@@ -30,6 +38,11 @@ def test_the_list_price_is_half_a_yuan_a_million_tokens() -> None:
 def test_a_negative_price_is_refused(price: float) -> None:
     with pytest.raises(ConfigurationError):
         Price(price)
+
+
+def test_a_cost_that_is_not_known_is_none_in_json() -> None:
+    assert known(Price(None).of(7)) is None
+    assert known(Price(0).of(7)) == 0.0
 
 
 COUNTS = st.fixed_dictionaries(

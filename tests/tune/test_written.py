@@ -428,6 +428,8 @@ def test_the_command_says_what_is_asked_and_what_it_took(
     assert not server.asked
     assert not output.with_suffix(".questions.jsonl").exists()
 
+    unpriced = runner.invoke(app, [*tune, "--estimate", "--json"])
+    assert json.loads(unpriced.stdout)["chat"]["most_price"] is None
     priced = runner.invoke(app, [*tune, "--estimate", "--json", "--chat-price", "¥1 / ¥2.5"])
     assert json.loads(priced.stdout)["chat"]["most_price"] > 8 * MOST_WRITTEN * 2.5e-6
 
