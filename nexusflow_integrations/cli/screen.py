@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -29,6 +30,16 @@ _SILENCE = 10.0
 _PADDING = re.compile(" +\n")
 
 
+class _Changing:
+    """Text that is asked for each time it is drawn."""
+
+    def __init__(self, line: Callable[[], str]) -> None:
+        self._line = line
+
+    def __rich__(self) -> Text:
+        return Text(self._line(), style="dim")
+
+
 class Screen:
     """Both consoles, and the kinds of output that all commands share.
 
@@ -41,14 +52,15 @@ class Screen:
         self.err = _console(sys.stderr, stderr=True)
 
     @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Show a spinner while the block runs."""
+    def waiting(self, what: str | Callable[[], str]) -> Iterator[None]:
+        """Show a spinner and ``what`` while the block runs; a function may return changing text."""
+        line = what if callable(what) else partial(str, what)
         if not self.err.is_terminal:
-            with self.reporting(lambda: what):
+            with self.reporting(line):
                 yield
             return
         spinner = "line" if self.err.options.ascii_only else "dots"
-        with self.err.status(Text(what, style="dim"), spinner=spinner):
+        with self.err.status(_Changing(line), spinner=spinner):
             yield
 
     @contextmanager

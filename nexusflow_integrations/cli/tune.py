@@ -160,7 +160,7 @@ def tune(
         def progress(stage: str) -> None:
             screen.err.print(Text(f"measuring: {stage} …", style="dim"))
 
-        with screen.reporting(lambda: tuning._doing):
+        with screen.waiting(lambda: tuning._doing):
             result = tuning.run(progress)
     settings = replace(result.settings, local_model=endpoint.local_model)
     written, problem = False, None

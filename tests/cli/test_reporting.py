@@ -1,14 +1,16 @@
-"""A command whose output is no terminal says how far it is, but not more often than needed."""
+"""A command says how far it is, without a terminal not more often than needed."""
 
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
 import pytest
+from rich.console import Console
 
 from nexusflow_integrations.cli import screen
 from nexusflow_integrations.cli.screen import Screen
@@ -63,6 +65,22 @@ def test_waiting_is_said_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     with Screen().waiting("checking …"):
         assert printed.got.wait(60)
     assert printed.lines == ["checking …"]
+
+
+def test_a_terminal_shows_a_line_that_changes() -> None:
+    shown, file, now = Screen(), io.StringIO(), "one"
+    shown.err = Console(file=file, force_terminal=True)
+    with shown.waiting(lambda: now):
+        _until_in("one", file)
+        now = "two"
+        _until_in("two", file)
+
+
+def _until_in(line: str, file: io.StringIO) -> None:
+    end = time.monotonic() + 60
+    while line not in file.getvalue():
+        assert time.monotonic() < end, "it was never shown"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
