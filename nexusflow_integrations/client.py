@@ -927,23 +927,46 @@ class NexusFlow:
             return self._nothing(collect=collect or gaps)
         ledger = Ledger()
         with self._recorded(ledger):
-            caller = CallingTask(hooks, progress, deadline=settings.deadline)
-            results = await caller.wait(
-                *self._start(
-                    texts,
-                    ledger,
-                    settings=settings,
-                    caller=caller,
-                    urgent=single or role == "query",
-                    loop=loop,
-                    batch_size=batch_size,
-                    lists=lists and not (single or collect or gaps),
-                    unsent=unsent,
-                )
+            call, background, running = self._call(
+                texts,
+                ledger,
+                settings=settings,
+                urgent=single or role == "query",
+                loop=loop,
+                batch_size=batch_size,
+                lists=lists and not (single or collect or gaps),
+                unsent=unsent,
             )
+            results = caller = None
+            if hooks is not NO_HOOKS:
+                caller = CallingTask(hooks, progress, deadline=settings.deadline)
+            if progress is None and not hooks.decide:
+                results = await self._embed_on_loop(running, call, caller)
+            if results is None:
+                if caller is None:
+                    caller = CallingTask(hooks, progress, deadline=settings.deadline)
+                work = _counted(running, call, self._spent, caller, None)
+                with running.announced(call):
+                    results = await caller.wait(background, work)
             return results.result(
                 ledger.snapshot(self._price), single=single, collect=collect, gaps=gaps
             )
+
+    async def _embed_on_loop(
+        self, running: Engine, call: Call, caller: CallingTask | None
+    ) -> CallResults | None:
+        begun = None if caller is None else partial(caller.begin_here, call.texts)
+        results = None
+        try:
+            results = await running.embed_on_loop(call, begun)
+            if results is None:
+                call.ledger.reset()  # as in `_embed_here`
+            elif caller is not None:
+                await caller.end_here(call.texts, results, call.ledger)
+        finally:
+            if call.ledger.texts:
+                self._spent.add(call.ledger)
+        return results
 
     def _limited(self, budget: Budget) -> NexusFlow:
         """Return a copy of this client that shares its usage and may spend at most ``budget``."""

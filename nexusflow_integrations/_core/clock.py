@@ -8,8 +8,16 @@ the simulation does), the replacement is used.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from contextlib import suppress
+
+if sys.version_info >= (3, 11):
+    time_limit = asyncio.timeout
+else:
+    from async_timeout import timeout as _timeout
+
+    time_limit = _timeout
 
 
 class Real:

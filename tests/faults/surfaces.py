@@ -1,4 +1,4 @@
-"""The seven interfaces: each opens one client on an address and embeds lists of texts with it."""
+"""The interfaces: each opens one client on an address and embeds lists of texts with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -105,6 +106,26 @@ def core_async(base_url: str, api_key: str, options: Mapping[str, Any]) -> Itera
         yield embed
 
 
+@contextmanager
+def core_async_direct(base_url: str, api_key: str, options: Mapping[str, Any]) -> Iterator[Embed]:
+    """Calls of one request are sent on the caller's loop, from the first one on."""
+    from nexusflow_integrations import NexusFlow
+    from nexusflow_integrations._core.request.blocking import BlockingSender
+
+    client = NexusFlow(api_key=api_key, base_url=base_url, **options)
+    used_already(client)
+    with (
+        patch.object(BlockingSender, "idle_connection", connect_at_once),
+        on_a_loop(client.aembed, client.aclose) as embed,
+    ):
+        yield embed
+
+
+def connect_at_once(sender: Any) -> Any:
+    """Stand in for ``BlockingSender.idle_connection``, so that the first call has a connection."""
+    return sender.connection(60.0)
+
+
 def _langchain(base_url: str, api_key: str, options: Mapping[str, Any]) -> Any:
     _needs("langchain_core", "nexusflow_integrations.langchain")
     from nexusflow_integrations.langchain import NexusFlowEmbeddings
@@ -154,7 +175,12 @@ def chroma(base_url: str, api_key: str, options: Mapping[str, Any]) -> Iterator[
     yield lambda texts: as_rows(function(list(texts)))
 
 
-CORE = {"core": core, "core_async": core_async, "core_direct": core_direct}
+CORE = {
+    "core": core,
+    "core_async": core_async,
+    "core_direct": core_direct,
+    "core_async_direct": core_async_direct,
+}
 ADAPTERS = {
     "langchain": langchain,
     "langchain_async": langchain_async,

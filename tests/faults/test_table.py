@@ -32,8 +32,8 @@ _numbers = count()
 
 
 def _cases(config: pytest.Config) -> Iterator[tuple[Row, str]]:
-    """All rows on the core, sync and async (those that wait on one of both); one of each family
-    on the adapters; everything with --all-surfaces."""
+    """All rows on the core (those that wait with one of its interfaces); one of each family on the
+    adapters; everything with --all-surfaces."""
     every = config.getoption("--all-surfaces", default=False)
     turns = cycle(CORE)
     for row in ROWS:

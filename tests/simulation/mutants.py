@@ -222,13 +222,13 @@ MUTANTS = (
     Mutant(
         "a thread does not release its texts at its end",
         direct.DirectCall,
-        "end",
+        "_release_texts",
         "self._coalescer.exit(self._texts, self._results)",
     ),
     Mutant(
         "calls that wait for a thread's text are not woken at its end",
         direct.DirectCall,
-        "end",
+        "_hand_over",
         "self._later(self._results.wake_all)",
     ),
     Mutant(
@@ -248,8 +248,8 @@ MUTANTS = (
     Mutant(
         "the event loop repeats a thread's request instead of using its reply",
         direct.DirectCall,
-        "_is_done",
-        "call.sent = (step, reply)",
+        "_take",
+        "self._call.sent = (step, reply)",
     ),
     Mutant(
         "what a thread counted is counted again by the event loop",

@@ -1,10 +1,10 @@
 """The event loop of the process, in its own thread, for sync and async calls of all clients.
 
-Every call, from any thread or event loop, is submitted to this loop. So one connection pool, one
-pacer and one table of texts in flight serve all calls without a lock. The pool outlives a caller's
-event loop, such as the one that ``asyncio.run`` creates. A sync call works inside a running event
-loop, as in Jupyter. Ctrl-C cancels requests in flight, which a thread that is blocked in a socket
-could not do.
+Calls from any thread or event loop are submitted to this loop, except some that need only one
+request (``direct``). So one connection pool, one pacer and one table of texts in flight serve all
+calls without a lock. The pool outlives a caller's event loop, such as the one that ``asyncio.run``
+creates. A sync call works inside a running event loop, as in Jupyter. Ctrl-C cancels requests in
+flight, which a thread that is blocked in a socket could not do.
 
 The loop's thread does not survive ``fork``. A child starts a new loop and never touches the old
 one, whose sockets belong to the parent. If a signal handler forks while the interrupted thread

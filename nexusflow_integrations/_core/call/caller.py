@@ -255,6 +255,21 @@ class Caller:
             end = BatchEnd(number, [item.text for item in done], vectors, own)
             self._tell(Ask(partial(self._hooks.ended, end), self._note))
 
+    def _beginning(self, texts: Sequence[str]) -> Ask | None:
+        """Return the report that the caller itself starts to send its only batch."""
+        self._begun_here = True
+        if self._hooks.begun is None:
+            return None
+        return Ask(partial(self._hooks.begun, 0, list(texts)), self._note)
+
+    def _ending(self, texts: Sequence[str], results: CallResults, ledger: Ledger) -> Ask | None:
+        """Return the report about the batch that the caller itself has sent."""
+        if self._hooks.ended is None:
+            return None
+        vectors = results.rows_at(list(range(len(texts))))
+        end = BatchEnd(0, list(texts), vectors, ledger)
+        return Ask(partial(self._hooks.ended, end), self._note)
+
     async def _ask(self, do: Callable[[], Any]) -> Outcome[Any]:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Outcome[Any]] = loop.create_future()
@@ -314,16 +329,13 @@ class CallingThread(Caller):
 
     def begin_here(self, texts: Sequence[str]) -> None:
         """Report that this thread starts to send its only batch."""
-        self._begun_here = True
-        if self._hooks.begun is not None:
-            Ask(partial(self._hooks.begun, 0, list(texts)), self._note).do()
+        if (ask := self._beginning(texts)) is not None:
+            ask.do()
 
     def end_here(self, texts: Sequence[str], results: CallResults, ledger: Ledger) -> None:
         """Report the result of the batch that this thread has sent."""
-        if self._hooks.ended is not None:
-            vectors = results.rows_at(list(range(len(texts))))
-            end = BatchEnd(0, list(texts), vectors, ledger)
-            Ask(partial(self._hooks.ended, end), self._note).do()
+        if (ask := self._ending(texts, results, ledger)) is not None:
+            ask.do()
 
     def _next(self, until: float | None) -> Any:
         if until is None:
@@ -406,6 +418,16 @@ class CallingTask(Caller):
                 timer.cancel()
             _cancel(asked)
         return result
+
+    async def begin_here(self, texts: Sequence[str]) -> None:
+        """Report that this task starts to send its only batch."""
+        if (ask := self._beginning(texts)) is not None:
+            await ask.ado()
+
+    async def end_here(self, texts: Sequence[str], results: CallResults, ledger: Ledger) -> None:
+        """Report the result of the batch that this task has sent."""
+        if (ask := self._ending(texts, results, ledger)) is not None:
+            await ask.ado()
 
 
 def _pass_on(loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Any], news: Any) -> None:

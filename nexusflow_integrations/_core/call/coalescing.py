@@ -13,10 +13,13 @@ class Coalescer:
 
     def __init__(self) -> None:
         self._carriers: dict[str, tuple[CallResults, int]] = {}
-        # The texts that calling threads send themselves. The loop and the threads each enter a text
-        # in their own table before they look into the other table, so at least one side sees the
-        # other.
+        # The texts that callers send themselves, in their threads or on their loops. The background
+        # loop and the callers each enter a text in their own table before they look into the other
+        # table, so at least one side sees the other.
         self._of_threads: dict[str, tuple[CallResults, int]] = {}
+        # How many calls from an event loop have a text on its way to the background loop, by the
+        # id of the loop's thread and the text.
+        self._announced: dict[tuple[int, str], int] = {}
 
     def join(
         self, texts: Iterable[tuple[int, str]], results: CallResults
@@ -47,10 +50,7 @@ class Coalescer:
         left = []
         for index, text in mine:
             found = self._of_threads.get(text)
-            # If the thread that is sending the text makes another call, a signal handler makes it.
-            # That call must send the text itself, because the interrupted call cannot end before
-            # the handler.
-            if found is not None and found[0].thread != results.thread:
+            if found is not None and found[0].may_be_awaited_by(results):
                 carrier, place = found
                 carrier.lent.add(place)
                 # Look again: if a thread has removed its text meanwhile, it may not see that the
@@ -58,6 +58,7 @@ class Coalescer:
                 if self._of_threads.get(text) == found:
                     del self._carriers[text]
                     others.append((index, text, carrier, place))
+                    carrier.record_waiter()
                     continue
             left.append((index, text))
         return left, others
@@ -67,7 +68,7 @@ class Coalescer:
         return any(text in self._carriers or text in self._of_threads for text in texts)
 
     def enter(self, texts: Texts, results: CallResults) -> bool:
-        """Enter the texts that the calling thread will send.
+        """Enter the texts that the caller itself will send.
 
         Return whether no other call is embedding any of these texts. In both cases, ``exit`` must
         be called later.
@@ -78,6 +79,32 @@ class Coalescer:
         return all(carrier is results for carrier, _ in found) and not any(
             text in self._carriers for _, text in texts
         )
+
+    def announce(self, texts: Iterable[str], thread: int) -> None:
+        """On a caller's loop, record the texts of a call before the background loop gets it.
+
+        The background loop may get it late. Meanwhile, no other call of the same loop sends these
+        texts (see ``is_announced``), and a call that is sending one keeps its vector for this call.
+        ``thread`` is the id of the loop's thread.
+        """
+        for text in texts:
+            self._announced[thread, text] = self._announced.get((thread, text), 0) + 1
+            found = self._of_threads.get(text)
+            if found is not None:
+                carrier, place = found
+                carrier.lent.add(place)
+                carrier.is_expected = True
+
+    def withdraw(self, texts: Iterable[str], thread: int) -> None:
+        """Undo ``announce`` when the call has ended."""
+        for text in texts:
+            count = self._announced.pop((thread, text)) - 1
+            if count:
+                self._announced[thread, text] = count
+
+    def is_announced(self, texts: Iterable[str], thread: int) -> bool:
+        """Return whether a call of the same loop has one of ``texts`` on its way."""
+        return bool(self._announced) and any((thread, text) in self._announced for text in texts)
 
     def exit(self, texts: Texts, results: CallResults) -> None:
         """Remove the texts that ``enter`` entered; this may be called again."""

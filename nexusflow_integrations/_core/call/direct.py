@@ -14,6 +14,7 @@ refusals, limits and errors are decided in one place.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from nexusflow_integrations._core.call.results import CallResults
@@ -23,7 +24,6 @@ from nexusflow_integrations._core.request.exchange import (
     Call,
     Reply,
     Send,
-    Step,
     Steps,
     exchange,
 )
@@ -56,7 +56,7 @@ def fits(call: Call) -> bool:
         and call.guard is None
         and not call.unsent
         and call.http_client is None
-        and call.client_loop is None
+        and (call.client_loop is None or call.async_http_client is None)
         and settings.on_too_long in ("error", "send")
         and (len(texts) == 1 or len(set(texts)) == len(texts))
     )
@@ -81,7 +81,7 @@ class DirectCall:
         endpoint: The endpoint, which the client already uses.
         coalescer: The texts in flight.
         sender: Sends the request.
-        later: Calls a function on the event loop.
+        later: Calls a function on the background loop.
 
     Attributes:
         has_ended: Whether ``end`` has done everything.
@@ -94,6 +94,7 @@ class DirectCall:
         coalescer: Coalescer,
         sender: BlockingSender,
         later: Callable[[Callable[[], object]], None],
+        results: ResultsHere | None = None,
     ) -> None:
         self._call = call
         self._endpoint = endpoint
@@ -101,67 +102,75 @@ class DirectCall:
         self._sender = sender
         self._later = later
         self._texts = list(enumerate(call.texts))
-        self._results = ResultsHere(len(call.texts))
+        self._results = results or ResultsHere(len(call.texts))
         self._results.thread = call.thread
-        self._request = object()
+        self._request: object = self._results
         self._steps: Steps | None = None
         self.has_ended = False
 
+    @property
+    def has_texts_of_others(self) -> bool:
+        """Whether another call is embedding one of the texts."""
+        return self._coalescer.holds_any(self._call.texts)
+
     def run(self) -> CallResults | None:
-        """Send and return the results; ``None`` if the event loop must continue the call.
+        """Send and return the results; ``None`` if the background loop must continue the call.
 
         Raises:
             BaseException: Ctrl-C, or what a signal handler raised.
         """
+        if asyncio._get_running_loop() is not None:  # a socket must not block an event loop
+            return None
+        if not self._is_admitted():
+            return None
+        step = self._first_step()
+        if step is None:
+            return None
+        clock = self._endpoint.clock
+        until = clock() + step.timeout
+        connection = self._sender.connection(step.timeout)
+        if connection is None:
+            return None
+        sent_at = clock()
+        step.admitted = True
+        outcome = self._sender.send(connection, step.body, until - sent_at)
+        return self._take(step, Reply(outcome, sent_at, clock()))
+
+    def _first_step(self) -> Send | None:
+        """Begin the exchange; return its first request, or ``None`` if the loop must send it."""
         call, endpoint = self._call, self._endpoint
-        if not self._may_go():
+        if endpoint.outage is not None:
+            return None
+        if not self._coalescer.enter(self._texts, self._results):
             return None
         call.endpoint = SeenFromThread(endpoint)  # type: ignore[assignment]
         call.sink = self._results
         call.ledger.texts += len(self._texts)
         if call.settings.deadline:
             call.until = endpoint.clock() + call.settings.deadline
-        steps = exchange([item_of(index, text) for index, text in self._texts], call)
-        self._steps = steps
-        try:
-            step = next(steps)
-            if self._is_done(steps, step):
-                return self._results
-        except (NeedsLoop, NexusFlowError):
-            pass
-        finally:
-            steps.close()
+        self._steps = exchange([item_of(index, text) for index, text in self._texts], call)
+        with suppress(NeedsLoop, NexusFlowError):
+            step = next(self._steps)
+            if isinstance(step, Send) and len(step.body) <= LARGEST:
+                return step
         return None
 
-    def _is_done(self, steps: Steps, step: Step) -> bool:
-        """Carry out the first step; return whether it was the only step."""
-        call, clock = self._call, self._endpoint.clock
-        if not isinstance(step, Send) or len(step.body) > LARGEST:
-            return False
-        until = clock() + step.timeout
-        connection = self._sender.connection(step.timeout)
-        if connection is None:
-            return False
-        step.admitted = True
-        sent_at = clock()
-        outcome = self._sender.send(connection, step.body, until - sent_at)
-        reply = Reply(outcome, sent_at, clock())
-        call.sent = (step, reply)
+    def _take(self, step: Send, reply: Reply) -> CallResults | None:
+        """Return the results, or ``None`` if the reply is not the usual one."""
+        assert self._steps is not None
+        self._call.sent = (step, reply)
+        outcome = reply.outcome
         if isinstance(outcome, Answer) and 200 <= outcome.status < 300:
-            try:
-                steps.send(reply)
-            except StopIteration:
-                call.sent = None
-                return True
-        return False
+            with suppress(NeedsLoop, NexusFlowError):
+                try:
+                    self._steps.send(reply)
+                except StopIteration:
+                    self._call.sent = None
+                    return self._results
+        return None
 
-    def _may_go(self) -> bool:
-        return (
-            self._endpoint.outage is None
-            and asyncio._get_running_loop() is None  # a socket must not block an event loop
-            and self._endpoint.admission.try_enter(self._request)
-            and self._coalescer.enter(self._texts, self._results)
-        )
+    def _is_admitted(self) -> bool:
+        return self._endpoint.admission.try_enter(self._request)
 
     def end(self) -> None:
         """Remove the call from the tables that all calls share.
@@ -171,10 +180,17 @@ class DirectCall:
         if self._steps is not None:
             # Close again, because closing counts the request and Ctrl-C may have prevented it.
             self._steps.close()
-        self._coalescer.exit(self._texts, self._results)
+        self._release_texts()
         self._results.part()
+        self._hand_over()
+        self.has_ended = True
+
+    def _hand_over(self) -> None:
+        """Wake the calls that wait for a text or for a place in the window."""
         if self._results.waiting:
             self._later(self._results.wake_all)
         if self._endpoint.admission.exit(self._request):
             self._later(self._endpoint.admission.pump)
-        self.has_ended = True
+
+    def _release_texts(self) -> None:
+        self._coalescer.exit(self._texts, self._results)

@@ -246,6 +246,8 @@ class Job:
                 for index, text, carrier, place in others
                 if not await self._join(index, text, carrier, place)
             ]
+            if wanted:
+                await asyncio.sleep(0)  # if the other calls still hold these texts, let them end
 
     async def _join(self, index: int, text: str, carrier: CallResults, place: int) -> bool:
         """Take the row of a text that another call embeds; ``False`` if that call has no row."""

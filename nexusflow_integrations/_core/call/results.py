@@ -138,11 +138,14 @@ class CallResults:
     vectors are cut; ``uncut`` then holds the larger vectors that are not stored yet. ``lent`` holds
     the indices of the rows that other calls want, too. After ``part``, the caller may change its
     array, so ``parted`` holds a copy of these rows. ``thread`` is the id of the thread that made
-    the call.
+    the call, and ``is_of_loop`` says whether an event loop runs the caller there. ``is_expected``
+    says whether calls that want a row may not have reached the background loop yet.
     """
 
     cut_to: int | None = None
     thread: int | None = None
+    is_of_loop = False
+    is_expected = False
 
     def __init__(
         self,
@@ -254,6 +257,17 @@ class CallResults:
             if not waiter.done():
                 waiter.set_result(None)
 
+    def may_be_awaited_by(self, other: CallResults) -> bool:
+        """Return whether the call of ``other`` may wait for this one.
+
+        If both were made in the same thread, a signal handler has interrupted this call to make the
+        other one, and must return first.
+        """
+        return self.thread != other.thread
+
+    def record_waiter(self) -> None:
+        """Record that another call begins to wait for a row; the background loop calls this."""
+
     def settled(self, index: int) -> bool:
         """Return whether there is a row or a refusal for ``index``."""
         return bool(self.done[index]) or index in self.refusals
@@ -263,9 +277,8 @@ class CallResults:
         if self.parted is None:
             # Copy the set with `list`, in one step: a call on the loop may add to the set
             # meanwhile.
-            self.parted = {
-                index: self._copied(index) for index in list(self.lent) if self.done[index]
-            }
+            wanted = range(self.count) if self.is_expected else list(self.lent)
+            self.parted = {index: self._copied(index) for index in wanted if self.done[index]}
 
     def lend(self, index: int) -> Vectors | None:
         """Return a copy of a row for another call, or ``None`` if there is none."""

@@ -5,10 +5,10 @@ keeps to the rate limits) allows it. Queries go before documents, so that a sear
 a bulk load. The queue runs on one event loop and needs no lock.
 
 While nothing waits, the loop lends the free room of the window to calling threads, which may then
-send without asking the loop (``try_enter``). The loop takes the room back when it needs it. Both
-sides write before they look (the thread enters a set, the loop reduces the room that it lends), so
-together they never exceed the window. They need no lock, which might be held when a signal handler
-runs.
+send without asking the loop (``try_enter``); a thread that runs an event loop sends for its tasks.
+The loop takes the room back when it needs it. Both sides write before they look (the thread enters
+a set, the loop reduces the room that it lends), so together they never exceed the window. They need
+no lock, which might be held when a signal handler runs.
 
 The loop keeps room for one request of its own. A thread's request may last until a signal handler
 has run in the thread, and the handler may wait for a request of the loop.
@@ -20,12 +20,21 @@ import asyncio
 import heapq
 from collections.abc import Callable
 from itertools import count
+from typing import Protocol, runtime_checkable
 
 from nexusflow_integrations._core.pace.pacing import DetectedLimit, Pacer
 from nexusflow_integrations._core.pace.window import Window
 
 READY = 4
 """How many requests are prepared ahead if requests are paced, so that one is ready in time."""
+
+
+@runtime_checkable
+class OnCallersLoop(Protocol):
+    """A request that its caller's loop drives."""
+
+    def record_waiter(self) -> None:
+        """Drive the request on the background loop, too: its caller may have blocked its loop."""
 
 
 class AdmissionQueue:
@@ -56,6 +65,9 @@ class AdmissionQueue:
         level = (0 if urgent else 2) + (not again)
         heapq.heappush(self._waiting, (level, next(self._order), tokens, turn))
         self._lent = 0
+        for request in list(self.threads):
+            if isinstance(request, OnCallersLoop):
+                request.record_waiter()
         self.pump()
         try:
             await turn
@@ -107,6 +119,10 @@ class AdmissionQueue:
         """
         kept = 0 if self.in_flight else 1
         self._lent = 0 if self._waiting else max(0, self._unused() - kept)
+
+    def lends(self, most: int) -> bool:
+        """Return whether one more calling thread may send, and fewer than ``most`` are sending."""
+        return len(self.threads) < min(self._lent, most)
 
     def try_enter(self, request: object) -> bool:
         """Count ``request`` of a calling thread as in flight, if it does not have to wait.

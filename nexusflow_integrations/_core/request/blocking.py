@@ -2,10 +2,11 @@
 
 With the same parser, it accepts the same responses as the event loop, within the same limits.
 
-The connections are separate from those of the event loop. A connection is opened only to an
-address to which the event loop is or was recently connected, so this module needs no lookup and
-tries no unreachable address. In all other cases (a first connection, a proxy), the event loop
-sends: ``connection`` then returns ``None`` before anything was sent.
+The connections are separate from those of the background loop. Async calls use them, too: see
+``opening``. A connection is opened only to an address to which the event loop is or was recently
+connected, so this module needs no lookup and tries no unreachable address. In all other cases (a
+first connection, a proxy), the event loop sends: ``connection`` then returns ``None`` before
+anything was sent.
 
 The timeout covers the whole exchange: before each read and write, the socket gets the time that is
 left, so a server cannot extend the time by sending single bytes. There are no locks, because a
@@ -15,6 +16,7 @@ is one operation that the interpreter does not interrupt.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import socket
@@ -22,15 +24,16 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary, ref
 
 import aiohttp
 from yarl import URL
 
 from nexusflow_integrations._core import forks
-from nexusflow_integrations._core.clock import monotonic
+from nexusflow_integrations._core.clock import monotonic, time_limit
 from nexusflow_integrations._core.request.message import (
     Head,
     NotHttp,
@@ -40,16 +43,18 @@ from nexusflow_integrations._core.request.message import (
     origin_of,
     parser_works,
 )
+from nexusflow_integrations._core.request.opening import opened_on_loop
+from nexusflow_integrations._core.request.polled import BUFFER, NOT_READY, PolledExchange
 from nexusflow_integrations._core.request.transport import KEEPALIVE, TOO_LARGE, Target
 from nexusflow_integrations._core.request.wire import Answer, TransportFault
 from nexusflow_integrations._core.signals import raised_by_signal_handler
+
+T = TypeVar("T")
 
 CONNECT = 2.0
 """Maximum seconds to open a connection; after that, the event loop tries all addresses."""
 CURRENT = 60.0
 """Seconds for which an address is used after the event loop's connection to it was closed."""
-BUFFER = 1 << 16
-"""Bytes to read at once."""
 LONGEST = 2e6
 """Maximum seconds for one wait: poll() takes a 32-bit number of milliseconds."""
 
@@ -69,21 +74,47 @@ class Peer:
 
 
 class Connection:
-    """One connection to a server."""
+    """One connection to ``origin``."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, origin: Origin, connection: socket.socket) -> None:
+        self.origin = origin
         self._socket = connection
         self._poll = None
         if hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(connection, select.POLLIN)
+        self._is_new = True
         self.idle_since = 0.0
 
+    def nonblocking(self) -> socket.socket:
+        """Return the socket for an exchange, set so that no operation waits."""
+        self._is_new = False
+        self._socket.settimeout(0)
+        return self._socket
+
     def is_quiet(self) -> bool:
-        """Return whether nothing has arrived: neither the connection's end nor unexpected bytes."""
+        """Return whether nothing has arrived: neither the connection's end nor unexpected bytes.
+
+        On a new connection, the session tickets of TLS may have arrived.
+        """
+        if not self._is_readable():
+            return True
+        if not self._is_new:
+            return False
+        self._socket.settimeout(0)
+        try:
+            self._socket.recv(1)  # TLS takes the tickets and finds nothing else
+        except NOT_READY:
+            return True
+        except OSError as error:
+            if raised_by_signal_handler(error):
+                raise
+        return False
+
+    def _is_readable(self) -> bool:
         if self._poll is None:
-            return not select.select([self._socket], [], [], 0)[0]
-        return not self._poll.poll(0)
+            return bool(select.select([self._socket], [], [], 0)[0])
+        return bool(self._poll.poll(0))
 
     def exchange(self, head: Head, body: bytes, until: float) -> tuple[Answer | None, bool]:
         """Send a request and return its response; ``None`` if the response is too large.
@@ -95,6 +126,7 @@ class Connection:
             OSError: The connection broke.
             ClientError, NotHttp: See ``Response.feed``.
         """
+        self._is_new = False
         self._write(memoryview(head.with_body(body)), until)
         response = Response()
         while True:
@@ -122,12 +154,14 @@ def _left(until: float) -> float:
 
 
 class Connections:
-    """The connections that the calling threads of one process use."""
+    """The connections of one process over which calls that need one request are sent."""
 
     def __init__(self, trust: Callable[[], ssl.SSLContext | None]) -> None:
         self.peers: dict[Origin, Peer] = {}
         self._trust = trust
         self._idle: dict[Origin, deque[Connection]] = {}
+        self._opening: list[Origin] = []  # one item for each `open`
+        self._not_before: dict[Origin, float] = {}  # when `open` may try again after a failure
         # The references are weak, because an interrupt may come before anything else refers to a
         # new connection. The keys are ids, because other threads may add connections while `close`
         # iterates, which a WeakSet does not allow.
@@ -136,7 +170,7 @@ class Connections:
 
     def _forget(self) -> None:
         self.close()
-        self._idle, self.peers = {}, {}
+        self._idle, self.peers, self._opening, self._not_before = {}, {}, [], {}
 
     def close(self) -> None:
         """Close all connections, also those in use; after a fork, those of the parent stay open."""
@@ -144,8 +178,43 @@ class Connections:
             if (connection := found()) is not None:
                 self.drop(connection)
 
+    async def open(
+        self, origin: Origin, timeout: float, most: int, replaced: Callable[[Origin], object]
+    ) -> Connection | None:
+        """Open a connection like ``connect``, on the background loop, without blocking it.
+
+        No thread opens it: that could hold locks of the TLS library while the process forks. Also
+        return ``None`` if there are ``most`` connections to ``origin``. ``replaced`` is called
+        before the connection is opened.
+        """
+        opened = [found() for found in self._open.valuerefs()]
+        count = sum(each is not None and each.origin == origin for each in opened)
+        found = self._reachable(origin)
+        if found is None or count + self._opening.count(origin) >= most:
+            return None
+        if monotonic() < self._not_before.get(origin, 0.0):
+            return None
+        peer, context = found
+        replaced(origin)
+        self.peers[origin] = replace(peer, since=monotonic())
+        self._opening.append(origin)
+        try:
+            async with time_limit(_to_connect(timeout)):
+                made = Connection(origin, await opened_on_loop(origin, peer.address, context))
+        except (OSError, ValueError, asyncio.TimeoutError):
+            self._not_before[origin] = monotonic() + CURRENT
+            return None
+        finally:
+            self._opening.remove(origin)
+        self._open[id(made)] = made
+        return made
+
     def take(self, origin: Origin, timeout: float) -> Connection | None:
         """Return a connection to ``origin``, or ``None`` if the event loop has to send."""
+        return self.take_idle(origin) or self.connect(origin, timeout)
+
+    def take_idle(self, origin: Origin) -> Connection | None:
+        """Return a connection to ``origin`` that is open and unused, if there is one."""
         idle = self._idle.get(origin)
         if idle is None:
             idle = self._idle.setdefault(origin, deque())
@@ -158,7 +227,7 @@ class Connections:
             if connection.idle_since > oldest and connection.is_quiet():
                 return connection
             self.drop(connection)
-        return self._connect(origin, min(CONNECT, timeout / 4))
+        return None
 
     def put_back(self, origin: Origin, connection: Connection) -> None:
         connection.idle_since = monotonic()
@@ -188,19 +257,18 @@ class Connections:
                 self.drop(connection)
         return bool(self._open)
 
-    def _connect(self, origin: Origin, timeout: float) -> Connection | None:
-        peer = self.peers.get(origin)
-        context = self._trust()
-        if peer is None or context is None or not peer.is_current(monotonic()):
+    def connect(self, origin: Origin, timeout: float) -> Connection | None:
+        """Open a connection, within a part of ``timeout`` seconds; ``None`` as in ``take``."""
+        found = self._reachable(origin)
+        if found is None:
             return None
-        if not parser_works():
-            return None
+        peer, context = found
         process = os.getpid()
         raw: socket.socket | None = None
         connection: Connection | None = None
         try:
-            raw = _opened(origin, peer.address, context, timeout)
-            made = Connection(raw)
+            raw = _opened(origin, peer.address, context, _to_connect(timeout))
+            made = Connection(origin, raw)
             self._open[id(made)] = made
             # If a signal handler has forked meanwhile and this is the child, the connection
             # belongs to the parent.
@@ -214,6 +282,16 @@ class Connections:
             if connection is None and raw is not None:
                 raw.close()
         return connection
+
+    def _reachable(self, origin: Origin) -> tuple[Peer, ssl.SSLContext] | None:
+        peer, context = self.peers.get(origin), self._trust()
+        if peer is None or context is None or not peer.is_current(monotonic()):
+            return None
+        return (peer, context) if parser_works() else None
+
+
+def _to_connect(timeout: float) -> float:
+    return min(CONNECT, timeout / 4)
 
 
 def _opened(
@@ -248,22 +326,54 @@ class BlockingSender:
         """Return a connection, or ``None`` if the event loop must send."""
         return self._connections.take(self._origin, timeout)
 
+    async def opened(
+        self, timeout: float, most: int, replaced: Callable[[Origin], object]
+    ) -> Connection | None:
+        """Return an idle or a new connection, on the background loop, which is not blocked.
+
+        Return ``None`` if no connection could be opened in a part of ``timeout`` seconds, or if
+        ``most`` are open. ``replaced`` is called before a connection is opened.
+        """
+        found = self._connections.take_idle(self._origin)
+        return found or await self._connections.open(self._origin, timeout, most, replaced)
+
+    def idle_connection(self) -> Connection | None:
+        """Return a connection that is open and unused, if there is one."""
+        return self._connections.take_idle(self._origin)
+
+    def release(self, connection: Connection, is_reusable: bool) -> None:
+        """Keep a connection for the next request, or close it."""
+        if is_reusable:
+            self._connections.put_back(self._origin, connection)
+        else:
+            self._connections.drop(connection)
+
+    def polled(
+        self,
+        connection: Connection,
+        body: bytes,
+        timeout: float,
+        use: Callable[[Answer | TransportFault], T],
+        began: float | None = None,
+    ) -> PolledExchange[T]:
+        """Return an exchange that will send ``body``, for the running loop: see the class."""
+        request = memoryview(self._head.with_body(body))
+        release = partial(self.release, connection)
+        return PolledExchange(connection, request, timeout, use, release, began)
+
     def send(self, connection: Connection, body: bytes, timeout: float) -> Answer | TransportFault:
         """Return the response to ``body``, or the fault, within ``timeout`` seconds.
 
         Raises:
             BaseException: Ctrl-C, or what a signal handler raised.
         """
-        is_usable = False
+        is_reusable = False
         try:
-            answer, is_usable = connection.exchange(self._head, body, monotonic() + timeout)
+            answer, is_reusable = connection.exchange(self._head, body, monotonic() + timeout)
         except (OSError, ValueError, aiohttp.ClientError, NotHttp) as error:
             if raised_by_signal_handler(error):
                 raise
             return fault(error, timeout)
         finally:
-            if is_usable:
-                self._connections.put_back(self._origin, connection)
-            else:
-                self._connections.drop(connection)
+            self.release(connection, is_reusable)
         return TOO_LARGE if answer is None else answer

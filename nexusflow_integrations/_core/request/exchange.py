@@ -174,7 +174,9 @@ class Call:
     fail: then the tasks in ``in_flight``, which have sent a request, may finish, but nothing more
     is sent. ``shortened`` holds the indices of texts that were too long. ``unsent`` holds the
     errors of texts that are left out, by index. ``thread`` is the id of the thread that made the
-    call. ``sent`` is the request that this thread has already sent, with the reply.
+    call. ``sent`` is the request that the caller has already sent, with the reply.
+    ``opens_connection`` says whether the background loop must open a connection for the callers'
+    loops (see ``opening``).
     """
 
     texts: Sequence[str]
@@ -202,6 +204,7 @@ class Call:
     in_flight: set[object] = field(init=False, default_factory=set)
     shortened: set[int] = field(init=False, default_factory=set)
     sender: Any = field(init=False, default=None)
+    opens_connection: bool = field(init=False, default=False)
     renew: Callable[[ApiKey | None], Awaitable[bool]] | None = field(init=False, default=None)
     proven: ApiKey | None = field(init=False, default=None)
     old_keys: list[ApiKey] = field(init=False, default_factory=list)
@@ -386,7 +389,9 @@ def _send_until_judged(
             step: Send | None = None
             key = call.key
             try:
-                timeout = min(settings.timeout, _remaining(call))
+                # A reply that has arrived is used even after the deadline.
+                left = settings.timeout if call.sent is not None else _remaining(call)
+                timeout = min(settings.timeout, left)
                 step = Send(body, batch, tokens, timeout, call.urgent, encoding)
                 reply: Reply = yield step
             except BaseException:

@@ -12,7 +12,6 @@ import asyncio
 import os
 import socket
 import ssl
-import sys
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +24,7 @@ import certifi
 from multidict import CIMultiDict
 from yarl import URL
 
-from nexusflow_integrations._core.clock import monotonic
+from nexusflow_integrations._core.clock import monotonic, time_limit
 from nexusflow_integrations._core.offload import in_thread
 from nexusflow_integrations._core.request.message import (
     Head,
@@ -48,11 +47,6 @@ from nexusflow_integrations._core.request.transport import (
 from nexusflow_integrations._core.request.wire import MAX_RESPONSE_BYTES, Answer, TransportFault
 from nexusflow_integrations._core.secret import Secret
 from nexusflow_integrations.errors import APIConnectionError
-
-if sys.version_info >= (3, 11):
-    from asyncio import timeout as time_limit
-else:
-    from async_timeout import timeout as time_limit
 
 
 class Pool:
@@ -155,6 +149,11 @@ class Pool:
                 self.drop(idle.popleft())
             if not idle:
                 del self._idle[origin]
+
+    def end_one(self, origin: Origin) -> None:
+        """Close an idle connection to ``origin``, if there is one."""
+        if (connection := self.take(origin)) is not None:
+            self.drop(connection)
 
     async def close(self) -> None:
         self._idle.clear()
