@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
     from chromadb.api.models.Collection import Collection
 
+_DATABASE = "chroma.sqlite3"
 _PAGE = 5_000
 """Documents per read: SQLite takes at most 32,766 variables in a statement."""
 
@@ -171,6 +172,20 @@ def chroma_client(directory: Path) -> ClientAPI:
         raise _damaged(error) from error
 
 
+def client_to_read(directory: Path) -> ClientAPI:
+    """Return Chroma's client for a folder, as ``chroma_client``, and never create the folder.
+
+    Raises:
+        ImportError: Chroma is missing; the message says what to install.
+        DamagedError: The folder does not exist, was not made by Chroma, or is damaged.
+    """
+    with needed("An index", "chromadb", install="nexusflow-integrations[chroma]"):
+        import chromadb  # noqa: F401 - the import takes long, and the folder may go meanwhile
+    if not (directory / _DATABASE).exists():  # Chroma would create it
+        raise DamagedError(f"{directory / _DATABASE} does not exist")
+    return chroma_client(directory)
+
+
 @contextmanager
 def reading() -> Iterator[None]:
     """Turn Chroma's errors about its files into `DamagedError`; all other errors propagate."""
@@ -216,7 +231,7 @@ def open_to_compare(directory: Path, **settings: Any) -> Collection:
     Raises:
         ConfigurationError: The service returns different vectors.
     """
-    client = chroma_client(directory)
+    client = client_to_read(directory)
     from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
     from nexusflow_integrations.chroma_collections import open_collection
 
@@ -227,7 +242,7 @@ def open_to_compare(directory: Path, **settings: Any) -> Collection:
 
 def open_to_read(directory: Path) -> Collection:
     """Open the collection of the Chroma folder ``directory`` to read its documents."""
-    client = chroma_client(directory)
+    client = client_to_read(directory)
     with reading():
         return client.get_collection(COLLECTION, embedding_function=None)
 

@@ -265,6 +265,19 @@ class Index:
         with suppress(OSError):
             (self.directory / _ABOUT).touch()
 
+    def is_replaced(self, folder: Path) -> bool:
+        """Return whether another process has replaced the Chroma folder that was in use.
+
+        Raises:
+            UnusableIndexError: The index was removed, or its description is damaged.
+        """
+        if not (self.directory / _ABOUT).exists():
+            raise UnusableIndexError(
+                f"the index {self.name!r} has just been removed: run `nexusflow index` on its texts"
+                " again"
+            )
+        return self.chroma != folder
+
     def remove(self) -> None:
         """Delete the files of the index, and its folder if nothing else is in it.
 

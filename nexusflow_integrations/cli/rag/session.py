@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 from nexusflow_integrations._core.keywords import check_packages
 from nexusflow_integrations._core.request.failures import clean
@@ -50,6 +50,7 @@ from nexusflow_integrations.errors import (
     NexusFlowError,
 )
 
+_Result = TypeVar("_Result")
 _SAME_SCORE = 1e-3
 # The local model is slow. With few requests in flight and small writes, little is embedded again
 # after Ctrl-C or a kill; 4 requests keep it as busy as 32.
@@ -116,6 +117,7 @@ class Session:
     hybrid: bool | None = None
     pipelines: dict[str, Pipeline] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
+    _folders: dict[str, Path] = field(default_factory=dict, init=False, repr=False)
 
     def update(
         self,
@@ -246,32 +248,53 @@ class Session:
     def open(self, framework: str) -> Pipeline:
         """Import a framework and open the index with it; later calls return the same object."""
         if framework not in self.pipelines:
-            with self._sound():
-                self.pipelines[framework] = open_pipeline(
-                    framework,
-                    self.index.chroma,
-                    self.endpoint,
-                    on_usage=self.meter,
-                    cache=self.cache,
-                )
+            self._read(lambda folder: self._open(framework, folder))
         return self.pipelines[framework]
+
+    def _open(self, framework: str, folder: Path) -> Pipeline:
+        if self._folders.get(framework) != folder:
+            self.pipelines[framework] = open_pipeline(
+                framework, folder, self.endpoint, on_usage=self.meter, cache=self.cache
+            )
+            self._folders[framework] = folder
+        return self.pipelines[framework]
+
+    def _read(self, read: Callable[[Path], _Result]) -> _Result:
+        """Return ``read(folder)``; repeat it once if a rebuild replaced the folder meanwhile.
+
+        Raises:
+            UnusableIndexError: The index cannot be read, or was removed meanwhile.
+        """
+        folder = self.index.chroma
+        with self._sound():
+            try:
+                return read(folder)
+            except ImportError:
+                raise
+            except Exception:
+                if not self.index.is_replaced(folder):
+                    raise
+        with self._sound():
+            return read(self.index.chroma)
 
     def search(self, framework: str, question: str, k: int, *, hybrid: bool = False) -> Found:
         """Search with a framework; with ``hybrid`` also by keywords, which only Chroma supports."""
-        pipeline = self.open(framework)
-        find = pipeline.search
-        if hybrid:
-            assert isinstance(pipeline, ChromaPipeline)
-            find = pipeline.search_hybrid
+        self.open(framework)
         began = time.perf_counter()
-        with self._sound():
-            passages = find(question, k)
+
+        def find(folder: Path) -> list[Passage]:
+            pipeline = self._open(framework, folder)
+            if hybrid:
+                assert isinstance(pipeline, ChromaPipeline)
+                return pipeline.search_hybrid(question, k)
+            return pipeline.search(question, k)
+
+        passages = self._read(find)
         return Found(framework, passages, time.perf_counter() - began, hybrid)
 
     def documents(self) -> list[Document]:
         """Return the documents of the index."""
-        with self._sound():
-            return list(stored(open_to_read(self.index.chroma)).values())
+        return self._read(lambda folder: list(stored(open_to_read(folder)).values()))
 
     @contextmanager
     def _sound(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import Any
 from nexusflow_integrations._core.keywords import FUSION
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli.rag.answer import INSTRUCTIONS, numbered
+from nexusflow_integrations.cli.rag.collection import client_to_read
 from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, ChatTokens, Passage, need_chat
 
 
@@ -27,14 +28,11 @@ class ChromaPipeline:
 
     def __init__(self, directory: Path, **settings: Any) -> None:
         with needed("The Chroma pipeline", "chromadb", install=_INSTALL):
-            import chromadb
-            from chromadb.config import Settings
+            import chromadb  # noqa: F401
 
         from nexusflow_integrations.chroma import NexusFlowEmbeddingFunction
 
-        client = chromadb.PersistentClient(
-            str(directory), settings=Settings(anonymized_telemetry=False, is_persistent=True)
-        )
+        client = client_to_read(directory)
         # Chroma's signature expects a function that takes texts and images; ours accepts only
         # texts.
         embedding_function: Any = NexusFlowEmbeddingFunction(**settings)

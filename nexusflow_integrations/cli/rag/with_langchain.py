@@ -8,6 +8,7 @@ from typing import Any
 
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli.rag.answer import INSTRUCTIONS, numbered
+from nexusflow_integrations.cli.rag.collection import client_to_read
 from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, ChatTokens, Passage, need_chat
 
 
@@ -32,7 +33,6 @@ class LangChainPipeline:
             "chromadb",
             install=_INSTALL,
         ):
-            from chromadb.config import Settings
             from langchain_chroma import Chroma
 
         from nexusflow_integrations.langchain import NexusFlowEmbeddings
@@ -40,8 +40,7 @@ class LangChainPipeline:
         self._store = Chroma(
             collection_name=COLLECTION,
             embedding_function=NexusFlowEmbeddings(**settings),
-            persist_directory=str(directory),
-            client_settings=Settings(anonymized_telemetry=False, is_persistent=True),
+            client=client_to_read(directory),
             create_collection_if_not_exists=False,
         )
 

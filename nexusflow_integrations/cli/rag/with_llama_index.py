@@ -9,6 +9,7 @@ from typing import Any
 
 from nexusflow_integrations._core.needed import needed
 from nexusflow_integrations.cli.rag.answer import INSTRUCTIONS, numbered
+from nexusflow_integrations.cli.rag.collection import client_to_read
 from nexusflow_integrations.cli.rag.pipeline import COLLECTION, Chat, ChatTokens, Passage, need_chat
 
 
@@ -27,16 +28,12 @@ class LlamaIndexPipeline:
 
     def __init__(self, directory: Path, **settings: Any) -> None:
         with needed("The LlamaIndex pipeline", "llama_index", "chromadb", install=_INSTALL):
-            import chromadb
-            from chromadb.config import Settings
             from llama_index.core import VectorStoreIndex
             from llama_index.vector_stores.chroma import ChromaVectorStore
 
         from nexusflow_integrations.llama_index import NexusFlowEmbedding
 
-        client = chromadb.PersistentClient(
-            str(directory), settings=Settings(anonymized_telemetry=False, is_persistent=True)
-        )
+        client = client_to_read(directory)
         # LlamaIndex embeds the question, so Chroma needs no embedding function.
         collection = client.get_collection(COLLECTION, embedding_function=None)
         embed_model = NexusFlowEmbedding(**settings)
