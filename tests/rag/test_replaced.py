@@ -117,3 +117,9 @@ def test_reading_creates_no_folder(tmp_path: Path, endpoint: Endpoint) -> None:
     with pytest.raises(DamagedError, match="does not exist"):
         open_to_compare(tmp_path / "gone", **settings)
     assert not (tmp_path / "gone").exists()
+
+
+def test_use_does_not_bring_back_a_description_that_was_removed(index: Index) -> None:
+    (index.directory / "index.json").unlink()
+    index.touch()
+    assert not (index.directory / "index.json").exists()

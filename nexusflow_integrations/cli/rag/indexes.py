@@ -263,7 +263,7 @@ class Index:
         """Record that the index was used, which makes it the default of the next command."""
         # Only the owner may set the time of a file; others may be allowed to write and search.
         with suppress(OSError):
-            (self.directory / _ABOUT).touch()
+            os.utime(self.directory / _ABOUT)  # unlike touch(), creates no file
 
     def is_replaced(self, folder: Path) -> bool:
         """Return whether another process has replaced the Chroma folder that was in use.
