@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +11,7 @@ from chromadb.errors import DuplicateIDError
 
 from nexusflow_integrations._core import checks, seen_ids
 from nexusflow_integrations._core.counts import different_lengths
+from nexusflow_integrations._core.kept_numbers import check_kept
 from nexusflow_integrations._core.left_out import LeftOut, reason_of
 from nexusflow_integrations._core.texts import check_text, no_rows, plain_id
 from nexusflow_integrations.errors import InvalidInputError
@@ -19,7 +19,6 @@ from nexusflow_integrations.errors import InvalidInputError
 if TYPE_CHECKING:
     from chromadb.api.types import Metadata
 
-_INT64 = 1 << 63
 _RESERVED = ("#", "$", "chroma:")
 _MISSING: Any = object()
 _NAMES = ("ids", "documents", "metadatas")
@@ -151,10 +150,7 @@ def _check_entry(key: str, value: Any) -> None:
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, str):
             item.encode()
-        elif isinstance(item, float) and not math.isfinite(item):
-            raise ValueError(f"metadata {key!r} is {item}, which Chroma does not keep")
-        elif isinstance(item, int) and not -_INT64 <= item < _INT64:
-            raise ValueError(f"metadata {key!r} is {item}, which does not fit into 64 bits")
+    check_kept(key, value)
 
 
 def _sentence(error: Exception, what: str) -> str:

@@ -29,6 +29,7 @@ from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.call.caller import Callback
 from nexusflow_integrations._core.call.streaming import Embedded
 from nexusflow_integrations._core.counts import count
+from nexusflow_integrations._core.kept_numbers import number_problem
 from nexusflow_integrations._core.left_out import LeftOut
 from nexusflow_integrations._core.one_writer import aonly_writer, only_writer
 from nexusflow_integrations._core.request.long_texts import check_document
@@ -150,7 +151,7 @@ def add_documents(
         embedder = _Embedder(store, on_too_long)
         _check_iterables(documents, ids, twin="aadd_documents")
         run = _run(
-            documents, ids, embedder, on_refused, on_blank, on_too_long, progress, slice_size
+            store, documents, ids, embedder, on_refused, on_blank, on_too_long, progress, slice_size
         )
         try:
             with only_writer(_client_of(store), writer_wait):
@@ -181,7 +182,16 @@ async def aadd_documents(
         _check_iterables(documents, ids)
         # Start the run in a thread, because it writes the ids of its documents to a temporary file.
         run = await asyncio.to_thread(
-            _run, documents, ids, embedder, on_refused, on_blank, on_too_long, progress, slice_size
+            _run,
+            store,
+            documents,
+            ids,
+            embedder,
+            on_refused,
+            on_blank,
+            on_too_long,
+            progress,
+            slice_size,
         )
         try:
             async with aonly_writer(_client_of(store), writer_wait):
@@ -218,7 +228,14 @@ def _check_iterables(documents: object, ids: object, *, twin: str | None = None)
             raise InvalidInputError(f"{name} must be an iterable, not {kind}")
 
 
+def _metadata_check(store: VectorStore) -> Callable[[Mapping[Any, Any]], str | None] | None:
+    """Return a check for numbers that ``store`` would silently change; only Chroma does."""
+    is_chroma = any(base.__name__ == "Chroma" for base in type(store).__mro__)
+    return number_problem if is_chroma else None
+
+
 def _run(
+    store: VectorStore,
     documents: Any,
     ids: Any,
     embedder: _Embedder,
@@ -249,6 +266,7 @@ def _run(
             trial.close()
     run = new_run()
     run.store = embedder.store_name
+    run.metadata_problem = _metadata_check(store)
     run.progress = None if progress is None else Callback("progress", progress)
     return run
 

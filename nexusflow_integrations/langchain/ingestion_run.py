@@ -109,6 +109,7 @@ class Run:
         collect_long: Whether documents that are too long are left out; otherwise such a document
             ends the run.
         store: Name of the store's class, for messages.
+        metadata_problem: Returns why the store would silently change some metadata, or ``None``.
         progress: Called with the number of documents done since the last call.
     """
 
@@ -118,6 +119,7 @@ class Run:
     collect_refused: bool
     collect_long: bool
     store: str = ""
+    metadata_problem: Callable[[Mapping[Any, Any]], str | None] | None = None
     progress: Callable[[int], object] | None = None
     added: int = 0
     present: int = 0
@@ -224,6 +226,10 @@ class Run:
             self.check_text(document.page_content)
         except InvalidInputError as error:
             self._refuse(record, error)
+            return
+        problem = self.metadata_problem and self.metadata_problem(document.metadata)
+        if problem:
+            self._leave_out(record, "invalid metadata", problem)
         else:
             self._slice.append(record)
 

@@ -414,6 +414,28 @@ async def test_an_id_that_the_store_does_not_take_is_left_out_alone(
     assert server.stats.texts == 0  # a store that takes none of the ids costs nothing
 
 
+@TWINS
+@pytest.mark.parametrize("opened", [in_chroma, in_memory])
+async def test_numbers_that_chroma_would_change_are_left_out_only_there(
+    twin: str, opened: Open, make: Make
+) -> None:
+    place = opened(make())
+    documents = source(6)
+    for place_of, value in enumerate([10**30, float("nan"), float("inf"), -(2**63), 1.5]):
+        documents[place_of].metadata["k"] = value
+    done = await add(twin, place.store, documents)
+    if opened is in_memory:
+        assert done.added == 6
+    else:
+        assert [(left.place, left.reason) for left in done.left_out] == [
+            (number, "invalid metadata") for number in range(3)
+        ]
+        assert "does not fit into 64 bits" in str(done.left_out[0])
+        assert "which Chroma does not keep" in str(done.left_out[1])
+    again = await add(twin, place.store, documents)
+    assert (again.added, again.present, again.differing) == (0, done.added, 0)
+
+
 # -- adding again ----------------------------------------------------------------------------------
 
 
