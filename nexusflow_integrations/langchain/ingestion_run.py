@@ -428,6 +428,9 @@ def _is_same(document: Document, stored: Document) -> bool:
 
 
 def _are_equal(one: Any, two: Any) -> bool:
+    numbers = isinstance(one, (int, float)) and isinstance(two, (int, float))
+    if numbers and isinstance(one, bool) is not isinstance(two, bool):
+        return False  # Python takes True and 1 for equal
     try:
         return one is two or bool(one == two) or bool(one != one and two != two)  # NaN
     except Exception:  # noqa: BLE001 - such as an array, whose comparison is another array

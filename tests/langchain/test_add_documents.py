@@ -457,6 +457,22 @@ def test_stored_documents_are_not_paid_for_and_differing_ones_are_not_changed(
     assert kept.page_content == "text number 3"
 
 
+@pytest.mark.parametrize("opened", [in_chroma, in_memory])
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [(1, True, False), (True, 1, False), (0.0, False, False), (1, 1.0, True), (True, True, True)],
+)
+def test_a_truth_value_differs_from_a_number(
+    before: object, after: object, same: bool, opened: Open, make: Make
+) -> None:
+    place = opened(make())
+    for value in (before, after):
+        (document,) = source(1)
+        document.metadata["k"] = value
+        done = add_documents(place.store, [document])
+    assert (done.present, done.differing) == (same, not same)
+
+
 @TWINS
 @pytest.mark.parametrize("opened", STORES)
 async def test_a_document_with_any_metadata_is_recognised(
