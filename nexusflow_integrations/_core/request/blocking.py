@@ -54,7 +54,8 @@ T = TypeVar("T")
 CONNECT = 2.0
 """Maximum seconds to open a connection; after that, the event loop tries all addresses."""
 CURRENT = 60.0
-"""Seconds for which an address is used after the event loop's connection to it was closed."""
+"""Seconds from the opening of the event loop's connection to an address for which the address is
+used even if that connection is closed."""
 LONGEST = 2e6
 """Maximum seconds for one wait: poll() takes a 32-bit number of milliseconds."""
 
