@@ -44,7 +44,7 @@ from nexusflow_integrations._core.request.message import (
     parser_works,
 )
 from nexusflow_integrations._core.request.opening import opened_on_loop
-from nexusflow_integrations._core.request.polled import BUFFER, NOT_READY, PolledExchange
+from nexusflow_integrations._core.request.polled import BUFFER, PolledExchange
 from nexusflow_integrations._core.request.transport import KEEPALIVE, TOO_LARGE, Target
 from nexusflow_integrations._core.request.wire import Answer, TransportFault
 from nexusflow_integrations._core.signals import raised_by_signal_handler
@@ -84,38 +84,18 @@ class Connection:
         if hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(connection, select.POLLIN)
-        self._is_new = True
         self.idle_since = 0.0
 
     def nonblocking(self) -> socket.socket:
         """Return the socket for an exchange, set so that no operation waits."""
-        self._is_new = False
         self._socket.settimeout(0)
         return self._socket
 
     def is_quiet(self) -> bool:
-        """Return whether nothing has arrived: neither the connection's end nor unexpected bytes.
-
-        On a new connection, the session tickets of TLS may have arrived.
-        """
-        if not self._is_readable():
-            return True
-        if not self._is_new:
-            return False
-        self._socket.settimeout(0)
-        try:
-            self._socket.recv(1)  # TLS takes the tickets and finds nothing else
-        except NOT_READY:
-            return True
-        except OSError as error:
-            if raised_by_signal_handler(error):
-                raise
-        return False
-
-    def _is_readable(self) -> bool:
+        """Return whether nothing has arrived: neither the connection's end nor unexpected bytes."""
         if self._poll is None:
-            return bool(select.select([self._socket], [], [], 0)[0])
-        return bool(self._poll.poll(0))
+            return not select.select([self._socket], [], [], 0)[0]
+        return not self._poll.poll(0)
 
     def exchange(self, head: Head, body: bytes, until: float) -> tuple[Answer | None, bool]:
         """Send a request and return its response; ``None`` if the response is too large.
@@ -127,7 +107,6 @@ class Connection:
             OSError: The connection broke.
             ClientError, NotHttp: See ``Response.feed``.
         """
-        self._is_new = False
         self._write(memoryview(head.with_body(body)), until)
         response = Response()
         while True:
