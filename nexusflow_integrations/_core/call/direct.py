@@ -94,7 +94,6 @@ class DirectCall:
         coalescer: Coalescer,
         sender: BlockingSender,
         later: Callable[[Callable[[], object]], None],
-        results: ResultsHere | None = None,
     ) -> None:
         self._call = call
         self._endpoint = endpoint
@@ -102,11 +101,14 @@ class DirectCall:
         self._sender = sender
         self._later = later
         self._texts = list(enumerate(call.texts))
-        self._results = results or ResultsHere(len(call.texts))
+        self._results = self._new_results()
         self._results.thread = call.thread
         self._request: object = self._results
         self._steps: Steps | None = None
         self.has_ended = False
+
+    def _new_results(self) -> ResultsHere:
+        return ResultsHere(len(self._texts))
 
     @property
     def has_texts_of_others(self) -> bool:

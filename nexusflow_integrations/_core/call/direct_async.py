@@ -19,11 +19,9 @@ from nexusflow_integrations._core.request.polled import PolledExchange
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nexusflow_integrations._core.call.coalescing import Coalescer
     from nexusflow_integrations._core.call.results import CallResults
-    from nexusflow_integrations._core.request.blocking import BlockingSender, Connection
-    from nexusflow_integrations._core.request.endpoint import EndpointState
-    from nexusflow_integrations._core.request.exchange import Call, Send
+    from nexusflow_integrations._core.request.blocking import Connection
+    from nexusflow_integrations._core.request.exchange import Send
     from nexusflow_integrations._core.request.wire import Answer, TransportFault
 
 
@@ -32,27 +30,12 @@ REACHED = 4
 
 
 class AsyncDirectCall(DirectCall):
-    """A call with only one batch, driven by the event loop on which it was made.
+    """A call with only one batch, driven by the event loop on which it was made."""
 
-    Args:
-        call: A call for which ``fits`` is true.
-        endpoint: The endpoint, which the client already uses.
-        coalescer: The texts in flight.
-        sender: Sends the request.
-        later: Calls a function on the background loop.
-    """
+    _results: _ResultsOnLoop
 
-    def __init__(
-        self,
-        call: Call,
-        endpoint: EndpointState,
-        coalescer: Coalescer,
-        sender: BlockingSender,
-        later: Callable[[Callable[[], object]], None],
-    ) -> None:
-        results = _ResultsOnLoop(len(call.texts), later)
-        super().__init__(call, endpoint, coalescer, sender, later, results)
-        self._results: _ResultsOnLoop = results
+    def _new_results(self) -> _ResultsOnLoop:
+        return _ResultsOnLoop(len(self._texts), self._later)
 
     async def run_here(self) -> CallResults | None:
         """Send and return the results; ``None`` if the background loop must continue the call.
