@@ -184,6 +184,14 @@ def test_a_file_that_cannot_be_converted_is_named_and_the_others_are_read(
     assert left_out.reason.startswith(reason)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_deeply_nested_page_is_read_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("markitdown")
+    (tmp_path / "a.html").write_text("<div>" * 20_000 + "<p>The fox eats berries.</p>")
+    (document,) = corpus.folder(tmp_path).documents
+    assert document.text == "The fox eats berries."
+
+
 def test_without_the_extra_the_files_are_counted_and_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -71,7 +72,9 @@ def markdown(data: bytes, suffix: str) -> str:
     info = markitdown.StreamInfo(extension=suffix, charset="utf-8")
     try:
         converter = getattr(converters, CONVERTED[suffix])()
-        text = str(converter.convert(io.BytesIO(data), info).markdown)
+        with warnings.catch_warnings():  # they name lines of Python, not the file
+            warnings.simplefilter("ignore")
+            text = str(converter.convert(io.BytesIO(data), info).markdown)
     except Exception as error:  # noqa: BLE001 - each parser raises its own errors
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise NotConvertedError(f"cannot be read as {suffix}: {said}") from None
