@@ -161,6 +161,28 @@ def test_files_that_need_a_missing_package_keep_their_passages_and_are_named(
     assert held(store) == before - {"The fox eats berries."}
 
 
+def test_a_passage_of_two_files_stays_if_one_is_deleted_and_one_cannot_be_read(
+    nexusflow: Command, service: LocalServer, zoo: Path, store: Path
+) -> None:
+    (zoo / "second.md").write_text(PANDA)
+    nexusflow("index", str(zoo))
+    before = held(store)
+    (zoo / "panda.md").unlink()
+    (zoo / "second.md").write_bytes(b"caf\xe9s")
+    command = ("index", str(zoo), "--json")
+    found, aside = nexusflow(*command, code=5)
+    assert "left out second.md: line 1 is not UTF-8" in aside
+    assert (json.loads(found)["changed"], json.loads(found)["removed"]) == (1, 0)
+    assert held(store) == before
+    again, _ = nexusflow(*command, code=5)
+    assert json.loads(again)["unchanged"] == len(before)
+    found = nexusflow.json("search", PANDA, "-k", "1")["frameworks"]["chroma"]["passages"]
+    assert [item["source"] for item in found] == ["second.md"]
+    (zoo / "second.md").unlink()
+    nexusflow("index", str(zoo))
+    assert held(store) == before - {PANDA}
+
+
 @pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
 def test_what_became_a_link_out_of_the_folder_keeps_its_passages_and_is_named(
     nexusflow: Command, service: LocalServer, zoo: Path, store: Path, tmp_path: Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ from nexusflow_integrations.cli.rag.collection import (
     plan,
     stored,
 )
-from nexusflow_integrations.cli.rag.corpus import Corpus, Document, Skipped
+from nexusflow_integrations.cli.rag.corpus import Corpus, Document, Skipped, folder
 from nexusflow_integrations.cli.rag.keywords import Keywords
 from nexusflow_integrations.cli.rag.pipeline import COLLECTION
 from nexusflow_integrations.local import LocalServer
@@ -104,6 +105,45 @@ def test_a_rebuilt_index_keeps_them_too() -> None:
     assert {item.text for item in wanted.documents} == {"one", "two", "three"}
 
 
+SHARED = {"id": Document("one", "a.md:1", "file:///a.md", also_in=("b.md", "c.md"))}
+UNREAD = (Skipped("b.md", "line 7 is not UTF-8"),)
+
+
+def test_a_passage_of_two_files_stays_if_one_is_deleted_and_one_cannot_be_read() -> None:
+    rest = corpus(("two", "d.md:1"), skipped=UNREAD)
+    assert counts(SHARED, rest) == (1, 1, 0, 0)
+    assert carry_out(SHARED, rest)["id"] == Document("one", "b.md")
+    assert plan(rest, SHARED).new() == ["two"]
+    assert plan(rest, {}, SHARED).documents[1:] == (Document("one", "b.md"),)
+
+
+def test_a_passage_of_two_files_is_removed_if_the_files_were_read_without_it() -> None:
+    rest = corpus(("two", "d.md:1"), skipped=(Skipped("d2.md", "not UTF-8"),))
+    assert counts(SHARED, rest) == (1, 0, 0, 1)
+
+
+def test_a_file_that_could_not_be_read_stays_known_as_a_place_of_the_passage() -> None:
+    rest = Corpus("zoo", "zoo", (Document("one", "a.md:1", "file:///a.md"),), skipped=UNREAD)
+    assert carry_out(SHARED, rest) == {
+        "id": Document("one", "a.md:1", "file:///a.md", also_in=("b.md",))
+    }
+    gone = corpus(("two", "d.md:1"), passed_by=(Skipped("b.md", "a link"),))
+    assert carry_out(carry_out(SHARED, rest), gone)["id"] == Document("one", "b.md")
+
+
+def test_a_limit_changes_nothing_of_a_passage_of_two_files() -> None:
+    for cut in (
+        corpus(("two", "d.md:1"), complete=False, skipped=UNREAD),
+        Corpus("zoo", "zoo", (Document("one", "a.md:1", "file:///a.md"),), complete=False),
+    ):
+        assert carry_out(SHARED, cut)["id"] == SHARED["id"]
+
+
+def test_a_file_that_contains_a_passage_second_is_named_if_it_cannot_be_read() -> None:
+    rest = corpus(("two", "d.md:1"), passed_by=(Skipped("b.md", "a link"), Skipped("e.md", "-")))
+    assert plan(rest, SHARED).left_out == (Skipped("b.md", "a link"),)
+
+
 def test_a_text_that_comes_back_gets_an_id_of_its_own() -> None:
     changed = carry_out({}, corpus(("one", "a.md:1")))
     changed = carry_out(changed, corpus(("two", "a.md:1")))
@@ -145,6 +185,41 @@ def test_wherever_a_sync_stops_all_old_texts_and_all_written_ones_are_there(
     assert {*old, *written} <= {(item.text, item.origin) for item in half.values()}
 
 
+UNREADABLE = "\xff"
+RUNS = st.lists(
+    st.dictionaries(
+        st.sampled_from(["a.md", "b.md", "c.md"]),
+        st.one_of(st.just(UNREADABLE), st.sets(st.sampled_from(["one", "two", "three"]))),
+    ),
+    min_size=2,
+    max_size=5,
+)
+
+
+@given(runs=RUNS)
+def test_in_any_order_of_faults_each_file_keeps_what_was_last_read_of_it(
+    runs: list[dict[str, str | set[str]]],
+) -> None:
+    index: Stored = {}
+    last_read: dict[str, set[str]] = {}
+    with TemporaryDirectory() as place:
+        for files in runs:
+            files = {"z.md": {"end"}, **files}  # an empty folder is an error
+            for name in ("a.md", "b.md", "c.md", "z.md"):
+                Path(place, name).unlink(missing_ok=True)
+            for name, texts in files.items():
+                data = b"\xff" if isinstance(texts, str) else "\n\n# ".join(["", *texts]).encode()
+                Path(place, name).write_bytes(data)
+            index = carry_out(index, folder(Path(place)))
+            last_read = {
+                name: last_read.get(name, set()) if isinstance(texts, str) else texts
+                for name, texts in files.items()
+            }
+            kept = {(name, text) for name, texts in last_read.items() for text in texts}
+            held = {(name, item.text) for item in index.values() for name in item.origins}
+            assert held == kept
+
+
 # -- on the disk ---------------------------------------------------------------------------------
 
 
@@ -159,6 +234,12 @@ def test_exactly_the_text_is_embedded_ten_a_request(
 def test_stored_documents_are_read_back(fill: Callable[..., Path], server: LocalServer) -> None:
     held = stored(open_to_read(fill()))
     assert sorted(held.values(), key=str) == sorted(DOCUMENTS, key=str)
+
+
+def test_all_files_of_a_passage_are_read_back(fill: Callable[..., Path]) -> None:
+    shared = Document("a shared passage", "a.md:1", "file:///a.md", also_in=("b.md", "c\n.md"))
+    held = stored(open_to_read(fill((*DOCUMENTS, shared))))
+    assert shared in held.values()
 
 
 def test_a_file_that_is_not_a_database_is_reported_as_damaged(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -112,7 +113,8 @@ def plan(
     A document whose text is already stored keeps its id, so a passage that moved inside its file is
     not embedded again. Any other document gets a new id: under the id of another passage, it would
     overwrite that passage before all new ones are stored. Stored passages of files that could not
-    be read are kept. If a limit cut off the corpus, nothing is removed.
+    be read are kept, even if the file that they cite no longer contains them. If a limit cut off
+    the corpus, nothing is removed.
 
     Args:
         corpus: The documents that the collection should contain.
@@ -124,22 +126,46 @@ def plan(
     found = [by_text.get((item.origin, item.text)) for item in corpus.documents]
     taken = {name for name in found if name}
     unread = [
-        (name, item)
+        (name, kept)
         for name, item in before.items()
-        if name not in taken and corpus.could_not_read(item.origin)
+        if name not in taken and (kept := _of_unread_files(item, corpus))
     ]
     ids: list[str] = []
     names = set(stored) | {name for name, _ in unread}
     for item, known in zip(corpus.documents, found, strict=True):
         ids.append(known or _new_id(item, names))
         names.add(ids[-1])
+    shared = {(item.origin, item.text): item.also_in for item in before.values() if item.also_in}
+    documents = (
+        _with_unread_files(item, shared.get((item.origin, item.text), ()), corpus)
+        for item in corpus.documents
+    )
     return Plan(
-        (*corpus.documents, *(item for _, item in unread)),
+        (*documents, *(item for _, item in unread)),
         (*ids, *(name for name, _ in unread)),
         stored,
         corpus.complete,
         corpus.left_out(before.values()),
     )
+
+
+def _of_unread_files(stored: Document, corpus: Corpus) -> Document | None:
+    """Return a stored passage as one of the files that could not be read, if any contains it."""
+    unread = tuple(origin for origin in stored.origins if corpus.could_not_read(origin))
+    if not unread:
+        return None
+    if not corpus.complete:
+        return stored
+    if unread[0] == stored.origin:
+        return replace(stored, also_in=unread[1:])
+    return Document(stored.text, unread[0], also_in=unread[1:])
+
+
+def _with_unread_files(document: Document, before: tuple[str, ...], corpus: Corpus) -> Document:
+    """Add the files that contained a passage ``before``, and were not read this time."""
+    unread = (name for name in before if not corpus.complete or corpus.could_not_read(name))
+    also_in = tuple(dict.fromkeys((*document.also_in, *unread)))
+    return document if also_in == document.also_in else replace(document, also_in=also_in)
 
 
 def _new_id(document: Document, taken: set[str]) -> str:
@@ -264,7 +290,10 @@ def stored(collection: Collection) -> dict[str, Document]:
         ):
             texts, notes = page["documents"] or [], page["metadatas"] or []
             for name, text, note in zip(page["ids"], texts, notes, strict=True):
-                documents[name] = Document(text or "", str(note["source"]), str(note["url"]))
+                also_in = tuple(json.loads(str(note.get("also_in", "[]"))))
+                documents[name] = Document(
+                    text or "", str(note["source"]), str(note["url"]), also_in
+                )
             if len(page["ids"]) < _PAGE:
                 return documents
     return documents
@@ -276,6 +305,11 @@ def make_keyword_index(collection: Collection) -> None:
 
     with reading():
         fitting_index(collection)
+
+
+def _metadata(document: Document) -> dict[str, str]:
+    also_in = {"also_in": json.dumps(document.also_in)} if document.also_in else {}
+    return {"source": document.source, "url": document.url} | also_in
 
 
 def update(
@@ -291,7 +325,7 @@ def update(
         collection,
         ids=plan.ids,
         documents=[item.text for item in plan.documents],
-        metadatas=[{"source": item.source, "url": item.url} for item in plan.documents],
+        metadatas=[_metadata(item) for item in plan.documents],
         remove=plan.remove,
         progress=progress,
         **options,

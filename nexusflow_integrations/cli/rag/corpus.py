@@ -15,7 +15,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -101,11 +101,13 @@ class Document:
         text: The text that is embedded.
         source: Where the text comes from, for readers: ``random.shuffle``, ``a.md:12``.
         url: Where to read more, or an empty string.
+        also_in: Further files that contain the passage, without line numbers.
     """
 
     text: str
     source: str
     url: str = ""
+    also_in: tuple[str, ...] = ()
 
     @cached_property
     def id(self) -> str:
@@ -116,6 +118,11 @@ class Document:
     def origin(self) -> str:
         """The file that contains the passage, without the line number."""
         return _LINE.sub("", self.source)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """All files that contain the passage."""
+        return (self.origin, *self.also_in)
 
 
 @dataclass(frozen=True)
@@ -164,7 +171,9 @@ class Corpus:
     def left_out(self, known: Iterable[Document]) -> tuple[Skipped, ...]:
         """Return what could not be read, including what was read when ``known`` was indexed."""
         origins = {
-            name for origin in {item.origin for item in known} for name in _with_parents(origin)
+            name
+            for origin in {origin for item in known for origin in item.origins}
+            for name in _with_parents(origin)
         }
         return (*self.skipped, *(item for item in self.passed_by if item.source in origins))
 
@@ -589,10 +598,17 @@ def _nothing(path: Path, files: list[Path], skipped: list[Skipped], left_out: st
 def _front(documents: Iterator[Document], limit: int | None) -> tuple[tuple[Document, ...], bool]:
     """Return the first ``limit`` documents with distinct texts, and whether these are all."""
     kept: dict[str, Document] = {}
+    others: dict[str, dict[str, None]] = {}
+    complete = True
     for document in documents:
-        if document.text in kept:
-            continue
-        if limit is not None and len(kept) >= limit:
-            return tuple(kept.values()), False
-        kept[document.text] = document
-    return tuple(kept.values()), True
+        if first := kept.get(document.text):
+            if document.origin != first.origin:
+                others.setdefault(document.text, {})[document.origin] = None
+        elif limit is not None and len(kept) >= limit:
+            complete = False
+            break
+        else:
+            kept[document.text] = document
+    for text, files in others.items():
+        kept[text] = replace(kept[text], also_in=tuple(files))
+    return tuple(kept.values()), complete
