@@ -231,6 +231,43 @@ async def test_a_server_that_serves_one_connection_at_a_time_answers_each_call(
     assert here == [False, True, True]
 
 
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_such_a_server_answers_calls_of_the_background_loop_and_of_callers_in_turn(
+    is_async: bool,
+) -> None:
+    with OneAtATime() as server:
+        client = NexusFlow(KEY, base_url=server.base_url, dimensions=SIZE, timeout=20)
+        other = NexusFlow(f"{KEY}-2", base_url=server.base_url, dimensions=SIZE, timeout=20)
+        for turn in range(3):
+            for number in range(3):
+                text = f"turn {turn}, {number}"
+                row = await client.aembed(text) if is_async else client.embed(text)
+                assert np.array_equal(row, expected_vector(text, SIZE))
+            assert_right(client.embed(["a", "b"], progress=lambda _: None), ["a", "b"])
+            await ask(other, f"other {turn}")
+    assert client.usage.retries == other.usage.retries == 0
+
+
+async def test_an_address_is_looked_up_again_although_connections_to_it_are_opened(
+    server: FaultServer, here: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, origin = in_use(server), ("127.0.0.1", server.port, False)
+    await ask(client, "first")
+    since = connections().peers[origin].since
+    for number in range(3):
+        connections().end_one(origin)  # as when the server has closed it
+        await ask(client, f"text {number}")
+    assert connections().peers[origin].since == since
+    assert here == 4 * [False]
+    monkeypatch.setattr(blocking, "CURRENT", 0.0)
+    connections().end_one(origin)
+    await ask(client, "looked up")
+    assert len(here) == 4
+    await ask(client, "next")
+    assert len(here) == 5
+    assert connections().peers[origin].since > since
+
+
 class OneAtATime(HTTPServer):
     """A server without threads, as tests often use one, that keeps connections open."""
 

@@ -55,7 +55,7 @@ from nexusflow_integrations._core.request.exchange import (
     Stopped,
 )
 from nexusflow_integrations._core.request.long_texts import is_cut
-from nexusflow_integrations._core.request.message import origin_of
+from nexusflow_integrations._core.request.message import Origin, origin_of
 from nexusflow_integrations._core.request.opening import OpeningSender
 from nexusflow_integrations._core.request.polled import can_poll
 from nexusflow_integrations._core.request.pool import AiohttpSender, LoopSender, Pool
@@ -118,8 +118,8 @@ class Engine:
         self._comparisons: dict[tuple[object, ...], Comparison] = {}
         self._pacing: dict[EndpointState, Worker] = {}
         self._background = background
-        self._pool = Pool(self._connected)
-        self._connections = Connections(lambda: self._pool.trust)
+        self._connections = Connections(lambda: self._pool.trust, self._end_one_of_loop)
+        self._pool = Pool(self._connected, self._connections.end_one)
         self._ending_idle: asyncio.TimerHandle | None = None
         self._own_sender = lru_cache(maxsize=MOST_SENDERS)(self._make_sender)
         self._sender_here = lru_cache(maxsize=MOST_SENDERS)(self._make_sender_here)
@@ -332,6 +332,9 @@ class Engine:
             self._connections.peers[origin_of(url)] = Peer(address, ref(transport), monotonic())
         if self._ending_idle is None:
             self._end_idle()
+
+    def _end_one_of_loop(self, origin: Origin) -> None:
+        self._background.call_soon(partial(self._pool.end_one, origin))
 
     def _end_idle(self) -> None:
         self._connections.end_idle()

@@ -134,11 +134,25 @@ def _left(until: float) -> float:
 
 
 class Connections:
-    """The connections of one process over which calls that need one request are sent."""
+    """The connections of one process over which calls that need one request are sent.
 
-    def __init__(self, trust: Callable[[], ssl.SSLContext | None]) -> None:
+    Some servers serve only one connection at a time. So a new connection replaces an idle one of
+    the background loop, and the other way round.
+
+    Args:
+        trust: Returns the trusted certificates.
+        replaces: Called in a thread before it opens a connection, to let the background loop close
+            an idle one.
+    """
+
+    def __init__(
+        self,
+        trust: Callable[[], ssl.SSLContext | None],
+        replaces: Callable[[Origin], object] = lambda _: None,
+    ) -> None:
         self.peers: dict[Origin, Peer] = {}
         self._trust = trust
+        self._replaces = replaces
         self._idle: dict[Origin, deque[Connection]] = {}
         self._opening: list[Origin] = []  # one item for each `open`
         self._not_before: dict[Origin, float] = {}  # when `open` may try again after a failure
@@ -159,13 +173,13 @@ class Connections:
                 self.drop(connection)
 
     async def open(
-        self, origin: Origin, timeout: float, most: int, replaced: Callable[[Origin], object]
+        self, origin: Origin, timeout: float, most: int, end_one: Callable[[Origin], bool]
     ) -> Connection | None:
         """Open a connection like ``connect``, on the background loop, without blocking it.
 
         No thread opens it: that could hold locks of the TLS library while the process forks. Also
-        return ``None`` if there are ``most`` connections to ``origin``. ``replaced`` is called
-        before the connection is opened.
+        return ``None`` if there are ``most`` connections to ``origin``. ``end_one`` closes an idle
+        connection of the background loop, and returns whether there was one.
         """
         opened = [found() for found in self._open.valuerefs()]
         count = sum(each is not None and each.origin == origin for each in opened)
@@ -175,8 +189,8 @@ class Connections:
         if monotonic() < self._not_before.get(origin, 0.0):
             return None
         peer, context = found
-        replaced(origin)
-        self.peers[origin] = replace(peer, since=monotonic())
+        if end_one(origin):
+            self.peers[origin] = replace(peer, since=monotonic())
         self._opening.append(origin)
         try:
             async with time_limit(_to_connect(timeout)):
@@ -222,6 +236,11 @@ class Connections:
         with suppress(OSError):
             connection.close()
 
+    def end_one(self, origin: Origin) -> None:
+        """Close an idle connection to ``origin``, if there is one."""
+        if (connection := self.take_idle(origin)) is not None:
+            self.drop(connection)
+
     def end_idle(self) -> bool:
         """Close connections that were idle for too long; return whether connections remain."""
         oldest = monotonic() - KEEPALIVE
@@ -243,6 +262,7 @@ class Connections:
         if found is None:
             return None
         peer, context = found
+        self._replaces(origin)
         process = os.getpid()
         raw: socket.socket | None = None
         connection: Connection | None = None
@@ -307,15 +327,15 @@ class BlockingSender:
         return self._connections.take(self._origin, timeout)
 
     async def opened(
-        self, timeout: float, most: int, replaced: Callable[[Origin], object]
+        self, timeout: float, most: int, end_one: Callable[[Origin], bool]
     ) -> Connection | None:
         """Return an idle or a new connection, on the background loop, which is not blocked.
 
         Return ``None`` if no connection could be opened in a part of ``timeout`` seconds, or if
-        ``most`` are open. ``replaced`` is called before a connection is opened.
+        ``most`` are open. ``end_one`` is called before a connection is opened.
         """
         found = self._connections.take_idle(self._origin)
-        return found or await self._connections.open(self._origin, timeout, most, replaced)
+        return found or await self._connections.open(self._origin, timeout, most, end_one)
 
     def idle_connection(self) -> Connection | None:
         """Return a connection that is open and unused, if there is one."""

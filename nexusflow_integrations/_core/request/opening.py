@@ -39,7 +39,7 @@ class OpeningSender:
         here: BlockingSender,
         otherwise: Sender,
         most: int,
-        end_one: Callable[[Origin], object],
+        end_one: Callable[[Origin], bool],
     ) -> None:
         self._here = here
         self._otherwise = otherwise

@@ -55,10 +55,16 @@ class Pool:
     Args:
         connected: Called with the URL and the transport of each new connection, except those to a
             proxy.
+        replaces: Called before a connection is opened, to close an idle one of a caller.
     """
 
-    def __init__(self, connected: Callable[[Any, Any], object] = lambda *_: None) -> None:
+    def __init__(
+        self,
+        connected: Callable[[Any, Any], object] = lambda *_: None,
+        replaces: Callable[[Origin], object] = lambda _: None,
+    ) -> None:
         self._connected = connected
+        self._replaces = replaces
         self.trust: ssl.SSLContext | None = None
         self._session: Any = None
         self._used: WeakSet[Any] = WeakSet()
@@ -112,6 +118,7 @@ class Pool:
         if not parser_works():
             return None
         session = self.session()
+        self._replaces(origin_of(url))
         # aiohttp does not promise these arguments.
         try:
             request = aiohttp.ClientRequest(
@@ -150,10 +157,12 @@ class Pool:
             if not idle:
                 del self._idle[origin]
 
-    def end_one(self, origin: Origin) -> None:
-        """Close an idle connection to ``origin``, if there is one."""
-        if (connection := self.take(origin)) is not None:
-            self.drop(connection)
+    def end_one(self, origin: Origin) -> bool:
+        """Close an idle connection to ``origin``; return whether there was one."""
+        if (connection := self.take(origin)) is None:
+            return False
+        self.drop(connection)
+        return True
 
     async def close(self) -> None:
         self._idle.clear()
