@@ -879,7 +879,7 @@ class NexusFlow:
                 if caller is None:
                     caller = CallingThread(hooks, progress, deadline=settings.deadline)
                 work = _counted(running, call, self._spent, caller, None)
-                results = caller.wait(background, work)
+                results = caller.wait(background, work, call.until)
             return results.result(
                 ledger.snapshot(self._price), single=single, collect=collect, gaps=gaps
             )
@@ -947,7 +947,7 @@ class NexusFlow:
                     caller = CallingTask(hooks, progress, deadline=settings.deadline)
                 work = _counted(running, call, self._spent, caller, None)
                 with running.announced(call):
-                    results = await caller.wait(background, work)
+                    results = await caller.wait(background, work, call.until)
             return results.result(
                 ledger.snapshot(self._price), single=single, collect=collect, gaps=gaps
             )

@@ -310,13 +310,18 @@ class CallingThread(Caller):
         self._progress = None if progress is None else Callback("progress", progress)
         self._deadline = deadline
 
-    def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` on ``background``; return its result or raise its error."""
+    def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T], until: float) -> T:
+        """Run ``work`` on ``background``; return its result or raise its error.
+
+        ``until`` is the call's deadline in monotonic seconds if it has begun, or infinity.
+        """
         loop_call = LoopCall(background, work, self._tell)
-        until = None if self._deadline is None else monotonic() + self._deadline + GRACE / 2
+        waits_until = None
+        if self._deadline is not None:
+            waits_until = min(until, monotonic() + self._deadline) + GRACE / 2
         try:
             loop_call.start()
-            while not isinstance(news := self._next(until), Outcome):
+            while not isinstance(news := self._next(waits_until), Outcome):
                 if isinstance(news, Ask):
                     self._do(news)
                 elif self._progress is not None:
@@ -377,8 +382,13 @@ class CallingTask(Caller):
         self._progress = None if progress is None else Callback("progress", progress)
         self._deadline = deadline
 
-    async def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` on ``background``; return its result or raise its error."""
+    async def wait(
+        self, background: BackgroundLoop, work: Coroutine[Any, Any, T], until: float
+    ) -> T:
+        """Run ``work`` on ``background``; return its result or raise its error.
+
+        ``until`` is the call's deadline in monotonic seconds if it has begun, or infinity.
+        """
         loop_call = LoopCall(background, work, self._tell)
         asked: dict[asyncio.Task[None], bool] = {}  # each task, and whether the call waits for it
 
@@ -395,7 +405,8 @@ class CallingTask(Caller):
                 nonlocal timer
                 timer = self._loop.call_later(GRACE / 2, self._news.put_nowait, late)
 
-            timer = self._loop.call_later(self._deadline + GRACE / 2, wait_on)
+            left = min(self._deadline, max(0.0, until - monotonic()))
+            timer = self._loop.call_later(left + GRACE / 2, wait_on)
         try:
             loop_call.start()
             while not isinstance(news := await self._news.get(), Outcome):

@@ -202,7 +202,8 @@ class Job:
             await work
             return
         try:
-            await asyncio.wait_for(work, deadline + REPORTING)
+            # Even after the deadline, a reply that came in time is used.
+            await asyncio.wait_for(work, max(0.0, deadline) + REPORTING)
         except asyncio.TimeoutError as error:
             if isinstance(error, NexusFlowError):
                 raise
