@@ -25,19 +25,37 @@ from faults.server import FaultServer, Wire, always, expected_vector, once
 from faults.surfaces import connect_at_once, used_already
 
 from nexusflow_integrations import NexusFlow
-from nexusflow_integrations._core.call.caller import BatchEnd, Hooks
+from nexusflow_integrations._core.call.caller import (
+    NO_HOOKS,
+    BatchEnd,
+    CallingTask,
+    CallingThread,
+    Hooks,
+)
 from nexusflow_integrations._core.call.coalescing import Coalescer
 from nexusflow_integrations._core.call.direct import DirectCall
 from nexusflow_integrations._core.call.direct_async import AsyncDirectCall
 from nexusflow_integrations._core.call.engine import MOST_ON_LOOPS, Engine, engine
 from nexusflow_integrations._core.pace.admission import AdmissionQueue
+from nexusflow_integrations._core.request import blocking, polled
+from nexusflow_integrations._core.request import exchange as exchange_module
 from nexusflow_integrations._core.request.blocking import BlockingSender, Connection
 from nexusflow_integrations._core.request.polled import PolledExchange
 from nexusflow_integrations._core.request.pool import LoopSender
 from nexusflow_integrations._core.request.wire import Answer, TransportFault
-from nexusflow_integrations.errors import APITimeoutError
+from nexusflow_integrations.errors import APITimeoutError, AuthenticationError
 
-from .scene import KEY, SIZE, assert_right, auntil, client_of, lane_of, run, texts, until
+from .scene import (
+    KEY,
+    SIZE,
+    assert_right,
+    auntil,
+    client_of,
+    lane_of,
+    run,
+    texts,
+    until,
+)
 
 
 @pytest.fixture
@@ -83,10 +101,15 @@ def held(server: FaultServer) -> threading.Event:
     return go_on
 
 
-def nothing_in_flight(client: NexusFlow) -> bool:
+def in_flight_of() -> list[Any]:
+    """The results of the calls that are sent here."""
     coalescers = engine()[1]._coalescers.values()
+    return [results for each in coalescers for results, _ in each._of_threads.values()]
+
+
+def nothing_in_flight(client: NexusFlow) -> bool:
     queue = lane_of(client).admission
-    return not (queue.threads or queue.in_flight or any(c._of_threads for c in coalescers))
+    return not (queue.threads or queue.in_flight or in_flight_of())
 
 
 async def test_a_call_of_one_request_is_sent_on_the_callers_loop(
@@ -285,6 +308,34 @@ async def test_a_cancelled_call_leaves_nothing_in_flight(server: FaultServer) ->
     go_on.set()
     assert np.array_equal(await client.aembed("given up"), expected_vector("given up", SIZE))
     assert server.connections == 2
+
+
+async def test_a_call_is_cancelled_while_the_other_loop_decodes_its_response(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, decoding = exchange_module.decode_response, threading.Event()
+
+    def slowly(*arguments: Any, **more: Any) -> Any:
+        decoding.set()
+        time.sleep(0.5)
+        return decode(*arguments, **more)
+
+    client, go_on = in_use(server), held(server)
+    task = asyncio.create_task(client.aembed("same"))
+    await auntil(lambda: server.in_flight)
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(client.embed, "same")
+        await auntil(lambda: in_flight_of()[0]._exchange()._second is not None)
+        monkeypatch.setattr(exchange_module, "decode_response", slowly)
+        go_on.set()
+        assert decoding.wait(60)  # this blocks the task's loop
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert np.array_equal(other.result(60), expected_vector("same", SIZE))
+    until(lambda: nothing_in_flight(client))
+    assert (client.usage.requests, client.usage.tokens) == (1, len("same"))
+    assert server.texts["same"] == 1
 
 
 async def test_a_call_that_waits_for_a_cancelled_one_sends_the_text(server: FaultServer) -> None:
@@ -659,6 +710,47 @@ async def test_a_server_that_sends_without_end_does_not_block_the_loop(
     assert released == [False]
 
 
+async def test_a_response_that_takes_several_steps_to_read_is_read_after_a_blocked_loop(
+    pair: tuple[Connection, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, theirs = pair
+    monkeypatch.setattr(polled, "BUFFER", 100)
+    head = RESPONSE.replace(b"Content-Length: 2\r\n\r\n{}", b"Content-Length: 3000\r\n\r\n")
+    exchange = exchange_on(connection, b"x", [], timeout=0.2)
+    running = asyncio.create_task(exchange.run())
+    await asyncio.sleep(0)
+    theirs.sendall(head + b"y" * 3000)
+    time.sleep(0.5)
+    answer = await running
+    assert isinstance(answer, Answer)
+    assert answer.body == b"y" * 3000
+
+
+def test_a_thread_that_did_not_run_reads_what_has_arrived_before_it_gives_up(
+    pair: tuple[Connection, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, theirs = pair
+    monkeypatch.setattr(blocking, "BUFFER", 100)
+    theirs.sendall(b"y" * 3000)
+    long_ago = time.monotonic() - 100
+    assert b"".join(connection._received(long_ago) for _ in range(30)) == b"y" * 3000
+    with pytest.raises(TimeoutError):
+        connection._received(long_ago)
+
+
+def test_a_thread_does_not_read_without_end_after_the_timeout(
+    pair: tuple[Connection, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, theirs = pair
+    monkeypatch.setattr(blocking, "BUFFER", 1)
+    theirs.sendall(b"y" * 3000)
+    long_ago = time.monotonic() - 100
+    for _ in range(blocking.MOST_LATE):
+        assert connection._received(long_ago) == b"y"
+    with pytest.raises(TimeoutError):
+        connection._received(long_ago)
+
+
 async def test_two_loops_that_poll_one_exchange_end_it_once(
     pair: tuple[Connection, socket.socket],
 ) -> None:
@@ -891,6 +983,49 @@ async def test_the_error_of_a_deadline_says_that_a_request_was_in_flight(
     server.script = always(lambda wire: wire.hold(60))
     with pytest.raises(APITimeoutError, match="a request was in flight"):
         await client.aembed("held")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "error", "says"),
+    [
+        (lambda wire: wire.hold(60), APITimeoutError, "a request was in flight"),
+        (lambda wire: refuse(wire), AuthenticationError, "401"),
+    ],
+)
+async def test_a_deadline_does_not_hide_a_reply_if_the_background_loop_is_late(
+    server: FaultServer, behaviour: Any, error: type[Exception], says: str
+) -> None:
+    client = in_use(server, deadline=0.5, max_retries=0)
+    server.script = always(behaviour)
+    task = asyncio.create_task(client.aembed("late"))
+    await auntil(lambda: server.in_flight)
+    engine()[0].call_soon(lambda: time.sleep(1.0))
+    with pytest.raises(error, match=says):
+        await task
+
+
+def refuse(wire: Wire) -> None:
+    time.sleep(0.2)
+    wire.respond(401, b'{"error": {"message": "wrong key"}}')
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_the_deadline_of_a_call_that_the_background_loop_continues_starts_once(
+    is_async: bool,
+) -> None:
+    background, now = engine()[0], time.monotonic()
+
+    async def wait() -> None:
+        if is_async:
+            task = CallingTask(NO_HOOKS, None, deadline=1000.0)
+            await task.wait(background, asyncio.sleep(1000), until=now)
+        else:
+            thread = CallingThread(NO_HOOKS, None, deadline=1000.0)
+            thread.wait(background, asyncio.sleep(1000), until=now)
+
+    with pytest.raises(APITimeoutError, match="does not answer"):
+        await wait()
+    assert time.monotonic() - now < 500
 
 
 async def test_a_response_is_read_although_the_connection_is_then_reset() -> None:

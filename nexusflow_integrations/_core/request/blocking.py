@@ -44,7 +44,7 @@ from nexusflow_integrations._core.request.message import (
     parser_works,
 )
 from nexusflow_integrations._core.request.opening import opened_on_loop
-from nexusflow_integrations._core.request.polled import BUFFER, PolledExchange
+from nexusflow_integrations._core.request.polled import BUFFER, NOT_READY, PolledExchange
 from nexusflow_integrations._core.request.transport import KEEPALIVE, TOO_LARGE, Target
 from nexusflow_integrations._core.request.wire import Answer, TransportFault
 from nexusflow_integrations._core.signals import raised_by_signal_handler
@@ -56,6 +56,8 @@ CONNECT = 2.0
 CURRENT = 60.0
 """Seconds from the opening of the event loop's connection to an address for which the address is
 used even if that connection is closed."""
+MOST_LATE = 64
+"""Maximum reads after the timeout, of bytes that arrived while this thread did not run."""
 LONGEST = 2e6
 """Maximum seconds for one wait: poll() takes a 32-bit number of milliseconds."""
 
@@ -85,6 +87,7 @@ class Connection:
             self._poll = select.poll()
             self._poll.register(connection, select.POLLIN)
         self.idle_since = 0.0
+        self._late = 0
 
     def nonblocking(self) -> socket.socket:
         """Return the socket for an exchange, set so that no operation waits."""
@@ -107,15 +110,29 @@ class Connection:
             OSError: The connection broke.
             ClientError, NotHttp: See ``Response.feed``.
         """
+        self._late = 0
         self._write(memoryview(head.with_body(body)), until)
         response = Response()
-        while True:
-            self._socket.settimeout(_left(until))
-            if response.feed(self._socket.recv(BUFFER)):
-                break
+        while not response.feed(self._received(until)):
+            pass
         if response.is_too_large:
             return None, False
         return response.answer(), response.is_reusable
+
+    def _received(self, until: float) -> bytes:
+        """Return the next bytes; after ``until``, only bytes that have arrived before."""
+        try:
+            self._socket.settimeout(_left(until))
+            return self._socket.recv(BUFFER)
+        except TimeoutError as error:
+            self._late += 1
+            if self._late > MOST_LATE or raised_by_signal_handler(error):
+                raise
+        self._socket.settimeout(0)
+        try:
+            return self._socket.recv(BUFFER)
+        except NOT_READY:
+            raise TimeoutError from None
 
     def _write(self, request: memoryview, until: float) -> None:
         while request:

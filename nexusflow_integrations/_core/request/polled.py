@@ -12,6 +12,7 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from threading import enumerate as enumerate_threads
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -37,8 +38,10 @@ MOST_BEHIND = 10.0
 """Seconds by which the clock of a loop may differ; uvloop reads it once per iteration."""
 SOON = 0.001
 """Seconds until the next attempt if the other loop is using the exchange."""
-LONGEST_STEP = 0.1
-"""Maximum seconds to wait for the other loop, whose step takes far less."""
+LONGEST_INTERRUPT = 0.1
+"""Seconds after which a turn that nobody will give back is not waited for."""
+MOST_LATE = 8
+"""Maximum steps after the timeout that read bytes which arrived before it, on a blocked loop."""
 DESCRIPTOR_RETRY = 0.1
 """Seconds until the next attempt if no file descriptor is left."""
 NOT_READY = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -93,6 +96,7 @@ class PolledExchange(Generic[T]):
         self._starter: int | None = get_ident()
         self._is_over = False
         self._is_free = False
+        self._late = 0
 
     @property
     def user(self) -> int | None:
@@ -147,10 +151,7 @@ class PolledExchange(Generic[T]):
         """End the exchange if it has not ended. Call this on the first loop."""
         if self._result.done() and not self._result.cancelled():
             return
-        # If it takes longer, an interrupt came when this thread had just taken the turn.
-        until = monotonic() + LONGEST_STEP
-        while not (has_turn := self._take_turn()) and monotonic() < until:
-            time.sleep(SOON)
+        has_turn = self._wait_for_turn()
         if not self._is_over:
             self._is_over = True
             if self._second is not None:
@@ -192,9 +193,26 @@ class PolledExchange(Generic[T]):
         mine = (get_ident(),)
         return self._turn.setdefault("of", mine) is mine
 
+    def _wait_for_turn(self) -> bool:
+        """Take the turn when the other loop has given it back.
+
+        Return ``False`` if nobody will: an interrupt came when this thread had just taken it, or
+        this is a child process, in which the other loop's thread does not run.
+        """
+        until = monotonic() + LONGEST_INTERRUPT
+        while not self._take_turn():
+            of = self._turn.get("of")
+            if of is not None and monotonic() > until:
+                other = of[0] if of[0] != get_ident() else None
+                if all(thread.ident != other for thread in enumerate_threads()):
+                    return False
+            time.sleep(SOON)
+        return True
+
     def _advance(self, receive: bool) -> tuple[Answer | TransportFault | None, bool]:
         """Return the outcome, if there is one yet, and whether the connection can be used again."""
         response = self._response
+        has_more = False
         try:
             broken: OSError | None = None
             try:
@@ -213,6 +231,7 @@ class PolledExchange(Generic[T]):
                         if response.is_too_large:
                             return TOO_LARGE, False
                         return response.answer(), response.is_reusable and self.is_sent
+                has_more = receive
             if broken is not None:
                 raise broken
         except (OSError, ValueError, aiohttp.ClientError, NotHttp) as error:
@@ -220,6 +239,9 @@ class PolledExchange(Generic[T]):
                 raise
             return fault(error, self._timeout), False
         if self.left > 0:
+            return None, False
+        if has_more and self._late < MOST_LATE:
+            self._late += 1
             return None, False
         return timed_out(self._timeout), False
 
