@@ -13,6 +13,7 @@ import ssl
 import sys
 import threading
 import time
+import warnings
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -30,7 +31,12 @@ from nexusflow_integrations._core.call.engine import Engine, engine
 from nexusflow_integrations._core.call.results import CallResults
 from nexusflow_integrations._core.pace.admission import AdmissionQueue
 from nexusflow_integrations._core.request import blocking
-from nexusflow_integrations._core.request.blocking import BlockingSender, Connections, Peer
+from nexusflow_integrations._core.request.blocking import (
+    BlockingSender,
+    Connection,
+    Connections,
+    Peer,
+)
 from nexusflow_integrations._core.request.exchange import Call
 from nexusflow_integrations._core.request.pool import AiohttpSender, LoopSender
 from nexusflow_integrations._core.request.wire import Answer
@@ -430,6 +436,19 @@ def test_an_error_of_a_signal_handler_ends_a_call_that_opens_a_connection(
     finally:
         signal.signal(signal.SIGALRM, before)
         silent.close()
+
+
+def test_a_connection_that_nothing_refers_to_is_closed_without_a_warning() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connection = Connection(
+            ("127.0.0.1", 1, False), socket.create_connection(listener.getsockname())
+        )
+        theirs, _ = listener.accept()
+    with theirs, warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        del connection  # as if Ctrl-C came right after it was opened
+        assert theirs.recv(1) == b""
+    assert not found
 
 
 def test_an_interrupt_at_any_line_leaves_no_text_and_no_request_behind(

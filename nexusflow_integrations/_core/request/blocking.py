@@ -142,6 +142,11 @@ class Connection:
     def close(self) -> None:
         self._socket.close()
 
+    def __del__(self) -> None:
+        # An interrupt may come when nothing else refers to a connection. Its socket would warn.
+        with suppress(AttributeError):  # the interrupt came in the constructor
+            self._socket.close()
+
 
 def _left(until: float) -> float:
     left = until - monotonic()
