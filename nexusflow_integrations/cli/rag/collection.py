@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,11 +110,11 @@ def plan(
 ) -> Plan:
     """Choose an id for each document of ``corpus``.
 
-    A document whose text is already stored keeps its id, so a passage that moved inside its file is
-    not embedded again. Any other document gets a new id: under the id of another passage, it would
-    overwrite that passage before all new ones are stored. Stored passages of files that could not
-    be read are kept, even if the file that they cite no longer contains them. If a limit cut off
-    the corpus, nothing is removed.
+    A document whose text is already stored keeps its id, so a passage that moved, or whose file was
+    renamed, is not embedded again. Any other document gets a new id: under the id of another
+    passage, it would overwrite that passage before all new ones are stored. Stored passages of
+    files that could not be read are kept, even if the file that they cite no longer contains them.
+    If a limit cut off the corpus, nothing is removed.
 
     Args:
         corpus: The documents that the collection should contain.
@@ -122,50 +122,45 @@ def plan(
         before: The documents of the collection that is being replaced; default: ``stored``.
     """
     before = stored if before is None else before
-    by_text = {(item.origin, item.text): name for name, item in stored.items()}
-    found = [by_text.get((item.origin, item.text)) for item in corpus.documents]
-    taken = {name for name in found if name}
-    unread = [
-        (name, kept)
-        for name, item in before.items()
-        if name not in taken and (kept := _of_unread_files(item, corpus))
-    ]
+    wanted = _wanted(corpus, before.values())
+    by_text = {item.text: name for name, item in stored.items()}
+    by_text |= {
+        item.text: name
+        for name, item in stored.items()
+        if item.text in wanted and wanted[item.text].origin == item.origin
+    }
+    names = set(stored)
     ids: list[str] = []
-    names = set(stored) | {name for name, _ in unread}
-    for item, known in zip(corpus.documents, found, strict=True):
-        ids.append(known or _new_id(item, names))
+    for item in wanted.values():
+        ids.append(by_text.get(item.text) or _new_id(item, names))
         names.add(ids[-1])
-    shared = {(item.origin, item.text): item.also_in for item in before.values() if item.also_in}
-    documents = (
-        _with_unread_files(item, shared.get((item.origin, item.text), ()), corpus)
-        for item in corpus.documents
-    )
     return Plan(
-        (*documents, *(item for _, item in unread)),
-        (*ids, *(name for name, _ in unread)),
+        tuple(wanted.values()),
+        tuple(ids),
         stored,
         corpus.complete,
         corpus.left_out(before.values()),
     )
 
 
-def _of_unread_files(stored: Document, corpus: Corpus) -> Document | None:
-    """Return a stored passage as one of the files that could not be read, if any contains it."""
-    unread = tuple(origin for origin in stored.origins if corpus.could_not_read(origin))
-    if not unread:
-        return None
-    if not corpus.complete:
-        return stored
-    if unread[0] == stored.origin:
-        return replace(stored, also_in=unread[1:])
-    return Document(stored.text, unread[0], also_in=unread[1:])
-
-
-def _with_unread_files(document: Document, before: tuple[str, ...], corpus: Corpus) -> Document:
-    """Add the files that contained a passage ``before``, and were not read this time."""
-    unread = (name for name in before if not corpus.complete or corpus.could_not_read(name))
-    also_in = tuple(dict.fromkeys((*document.also_in, *unread)))
-    return document if also_in == document.also_in else replace(document, also_in=also_in)
+def _wanted(corpus: Corpus, before: Iterable[Document]) -> dict[str, Document]:
+    """Return the corpus, and the passages ``before`` of files that could not be read, by text."""
+    wanted = {item.text: item for item in corpus.documents}
+    for item in before:
+        unread = tuple(name for name in item.origins if corpus.could_not_read(name))
+        known = wanted.get(item.text)
+        if known is not None:
+            more = unread if corpus.complete else item.origins
+            also_in = dict.fromkeys((*known.also_in, *more))
+            also_in.pop(known.origin, None)
+            if len(also_in) > len(known.also_in):
+                wanted[item.text] = replace(known, also_in=tuple(also_in))
+        elif unread and not corpus.complete:
+            wanted[item.text] = item
+        elif unread:
+            cited = item if unread[0] == item.origin else Document(item.text, unread[0])
+            wanted[item.text] = replace(cited, also_in=unread[1:])
+    return wanted
 
 
 def _new_id(document: Document, taken: set[str]) -> str:
