@@ -27,7 +27,12 @@ from nexusflow_integrations._core.settings import (
 from nexusflow_integrations._core.tuned import TunedSettings
 from nexusflow_integrations.cli.cache import of_service, verified
 from nexusflow_integrations.cli.exits import FAILED, REFUSED, explain
-from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
+from nexusflow_integrations.cli.rag.endpoint import (
+    Endpoint,
+    has_key,
+    open_endpoint,
+    without_version,
+)
 from nexusflow_integrations.cli.rag.indexes import Index, Indexes, UnusableIndexError
 from nexusflow_integrations.cli.screen import Screen, home
 from nexusflow_integrations.cli.words import in_bytes
@@ -249,8 +254,9 @@ def _is_of(index: Index, endpoint: Endpoint) -> bool:
         about = index.about()
     except UnusableIndexError:
         return False
-    base_url = None if endpoint.local_model else endpoint.base_url
-    return (about.local_model, about.base_url) == (endpoint.local_model, base_url)
+    if endpoint.local_model is not None or about.base_url is None:
+        return about.local_model == endpoint.local_model
+    return without_version(about.base_url) == without_version(endpoint.base_url)
 
 
 def _index(index: Index, endpoint: Endpoint) -> str:

@@ -93,6 +93,23 @@ def test_the_outcome_for_the_passages_is_shown(
     assert "Up to date." in aside
 
 
+def test_a_run_that_sends_nothing_does_not_change_the_address_of_the_index(
+    nexusflow: Command,
+    service: LocalServer,
+    zoo: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nexusflow("index", str(zoo))
+    monkeypatch.setenv("NEXUSFLOW_BASE_URL", service.base_url.removesuffix("/v1"))
+    service.reset_stats()
+    assert "Up to date." in nexusflow("index", str(zoo))[1]
+    assert service.stats.requests == 0
+    assert nexusflow.json("indexes")["indexes"][0]["base_url"] == service.base_url
+    monkeypatch.setenv("NEXUSFLOW_BASE_URL", service.base_url)
+    assert "fish" in nexusflow("ask", "Who eats fish?", "-i", "zoo")[0]
+
+
 def test_the_commands_to_try_next_use_the_index_of_another_store(
     nexusflow: Command, service: LocalServer, zoo: Path, store: Path, tmp_path: Path
 ) -> None:

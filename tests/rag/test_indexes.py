@@ -204,6 +204,23 @@ def test_of_the_indexes_that_fit_one_of_the_endpoint_in_use_is_found(
         found("docs")
 
 
+def test_an_index_of_the_same_service_is_used_whatever_path_its_address_has(
+    indexes: Indexes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUSFLOW_API_KEY", "sk-air-secret")
+    monkeypatch.setenv("NEXUSFLOW_BASE_URL", "https://proxy.example/v1")
+    bare = stand(indexes, "docs@proxy.example", 1, base_url="https://proxy.example")
+    path = stand(indexes, "docs@proxy.example-a", 2, base_url="https://proxy.example:443/a/v1")
+    for index in (bare, path):
+        with reopened(index) as opened:
+            assert opened.endpoint.base_url == "https://proxy.example/v1"
+    assert indexes.find(prefer=is_of_this_endpoint) == bare
+    for other in ("http://proxy.example/v1", "https://proxy.example:444/v1", "evil", ""):
+        index = stand(indexes, "other@proxy.example", 3, base_url=other)
+        with pytest.raises(ConfigurationError, match="was made at"), reopened(index):
+            pytest.fail("it was opened")
+
+
 def test_an_index_of_another_endpoint_names_those_that_can_be_used(
     indexes: Indexes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

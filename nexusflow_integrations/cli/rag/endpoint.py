@@ -84,13 +84,18 @@ class Endpoint:
 
         Vectors of endpoints with different names must not be mixed in one collection.
         """
-        place = self.local_model or self.base_url.partition("://")[2].removesuffix("/v1")
+        place = self.local_model or without_version(self.base_url).partition("://")[2]
         plain = "".join(char if char.isalnum() or char in ".-" else "-" for char in place)
         if self.dimensions is not None:
             plain += f"-{self.dimensions}"
         if self.tuned is not None:
             plain += f"-{hashlib.sha256(repr(self.tuned).encode()).hexdigest()[:6]}"
         return plain
+
+
+def without_version(base_url: str) -> str:
+    """Return a base URL without the ``/v1`` at its end, which does not decide who answers."""
+    return base_url.removesuffix("/v1")
 
 
 _LOCAL = ".embedded.localhost/v1"

@@ -30,7 +30,12 @@ from nexusflow_integrations.cli.rag.collection import (
     update,
 )
 from nexusflow_integrations.cli.rag.corpus import Corpus, Document
-from nexusflow_integrations.cli.rag.endpoint import Endpoint, has_key, open_endpoint
+from nexusflow_integrations.cli.rag.endpoint import (
+    Endpoint,
+    has_key,
+    open_endpoint,
+    without_version,
+)
 from nexusflow_integrations.cli.rag.indexes import About, Index, Indexes, UnusableIndexError
 from nexusflow_integrations.cli.rag.pipeline import (
     Chat,
@@ -198,7 +203,7 @@ class Session:
                 frameworks=self.frameworks,
                 endpoint=self.endpoint.name,
                 local_model=self.endpoint.local_model,
-                base_url=None if self.endpoint.local_model else self.endpoint.base_url,
+                base_url=self._base_url(),
                 dimensions=self.endpoint.dimensions,
                 documents=documents,
                 folder=folder,
@@ -207,6 +212,18 @@ class Session:
             )
         )
         return done
+
+    def _base_url(self) -> str | None:
+        """Return the URL to describe the index with: the one that has answered.
+
+        A run that sent nothing has not tried its URL, so the URL of an earlier run is kept.
+        """
+        if self.endpoint.local_model is not None:
+            return None
+        about = self.index.described()
+        if about is None or about.base_url is None or self.usage().requests:
+            return self.endpoint.base_url
+        return about.base_url
 
     @contextmanager
     def _nothing_empty_left(self, folder: str) -> Iterator[None]:
@@ -414,7 +431,9 @@ def is_of_this_endpoint(about: About) -> bool:
     This is the service if there is a key, and otherwise the local model.
     """
     if has_key():
-        return about.base_url == resolve_base_url()
+        return about.base_url is not None and (
+            without_version(about.base_url) == without_version(resolve_base_url())
+        )
     return about.local_model is not None
 
 
@@ -431,7 +450,7 @@ def reopened(index: Index, frameworks: Sequence[str] = ()) -> Iterator[Session]:
             has changed.
     """
     about = index.about()
-    if about.base_url is not None and about.base_url != resolve_base_url():
+    if about.base_url is not None and not _is_same_service(about.base_url, resolve_base_url()):
         # The contents of a file must not decide where the key is sent.
         raise ConfigurationError(
             f"the index {index.name!r} was made at {about.base_url}, and the endpoint is"
@@ -447,6 +466,15 @@ def reopened(index: Index, frameworks: Sequence[str] = ()) -> Iterator[Session]:
     ) as opened:
         index.touch()
         yield opened
+
+
+def _is_same_service(one: str, two: str) -> bool:
+    """Return whether two base URLs have the same origin."""
+    if one == two:
+        return True
+    from nexusflow_integrations.chroma import _origin
+
+    return _origin(one) == _origin(two)
 
 
 def _others(index: Index) -> str:
