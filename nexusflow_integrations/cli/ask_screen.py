@@ -106,9 +106,12 @@ class AskScreen(Screen):
             )
 
     def asked(self, index: Index, endpoint: Endpoint) -> None:
-        """Show which index and which model are used."""
+        """Show which index and which model are used, and whether a limit left out texts."""
         where = ", local" if endpoint.local_model else f" at {endpoint.base_url}"
         line = f"Index {index.name}, model {endpoint.model}{where}"
+        about = index.described()
+        if about is not None and not about.complete:
+            line += "; made with --limit, so some texts are missing"
         self.out.print(Text(line, style="dim"))
 
     def local_index(self, index: Index, about: About) -> None:

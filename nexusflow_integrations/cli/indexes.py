@@ -102,6 +102,7 @@ def _described(index: Index) -> dict[str, Any]:
         "usable": True,
         "corpus": about.corpus,
         "passages": about.documents,
+        "complete": about.complete,
         "model": about.model,
         "embedded": about.local_model is not None,
         "base_url": about.base_url,
@@ -148,7 +149,8 @@ def _show_one(screen: Screen, row: dict[str, Any]) -> None:
     table.add_row("Folder", home(row["directory"]))
     table.add_row("Size", _amount(row))
     if row["usable"]:
-        table.add_row("Texts", printable(home(row["corpus"])))
+        some = "" if row["complete"] else ", of which --limit left out some"
+        table.add_row("Texts", f"{printable(home(row['corpus']))}{some}")
         size = f", {row['dimensions']} numbers" if row["dimensions"] else ""
         table.add_row("Model", f"{row['model']}{size}")
         table.add_row("Endpoint", row["base_url"] or "local server")

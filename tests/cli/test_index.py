@@ -310,6 +310,41 @@ def test_a_limit_removes_nothing(
     )
 
 
+def test_a_trial_with_a_limit_does_not_answer_in_place_of_the_whole_index(
+    nexusflow: Command,
+    service: LocalServer,
+    zoo: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(zoo)
+    monkeypatch.setenv("COLUMNS", "200")
+    whole = nexusflow.json("index", str(zoo))["index"]
+    trial = ("index", str(zoo), "--limit", "1", "--dimensions", "64")
+    shown, _ = nexusflow(*trial)
+    assert f"--index {whole}-64" in shown
+    assert nexusflow.json("search", "fish")["index"] == whole
+    shown, _ = nexusflow("ask", "Who eats fish?", "--index", f"{whole}-64")
+    assert "; made with --limit, so some texts are missing\n" in shown
+    assert ", of which --limit left out some" in nexusflow("indexes", "show", f"{whole}-64")[0]
+    assert nexusflow.json("search", "fish")["index"] == whole
+    for again in ((), ("--limit", "1")):  # the last run does not make the index smaller
+        nexusflow("index", str(zoo), "--dimensions", "64", *again)
+        shown, _ = nexusflow("ask", "Who eats fish?")
+        assert f"Index {whole}-64, " in shown
+        assert "--limit" not in shown
+        assert "--limit" not in nexusflow("indexes", "show", f"{whole}-64")[0]
+
+
+def test_a_limit_that_leaves_out_nothing_makes_a_whole_index(
+    nexusflow: Command, service: LocalServer, zoo: Path, store: Path
+) -> None:
+    nexusflow("index", str(zoo), "--limit", "3")
+    assert nexusflow.json("indexes", "show", "zoo")["complete"] is True
+    nexusflow("index", "topics", "--limit", "2")
+    assert nexusflow.json("indexes", "show", "topics")["complete"] is False
+
+
 def test_an_estimate_sends_and_writes_nothing(
     nexusflow: Command, service: LocalServer, zoo: Path, store: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -202,6 +203,32 @@ def test_of_the_indexes_that_fit_one_of_the_endpoint_in_use_is_found(
     assert found() == "docs@127.0.0.1"  # the most recently used one
     with pytest.raises(UnusableIndexError, match="the names of several indexes begin with 'docs'"):
         found("docs")
+
+
+def test_an_index_with_a_limit_is_used_only_if_there_is_no_whole_one_of_its_corpus(
+    indexes: Indexes, tmp_path: Path
+) -> None:
+    docs = os.path.realpath(tmp_path / "docs")
+    limited = stand(indexes, "docs@x-64", 9, corpus=docs, complete=False)
+    stand(indexes, "stdlib@x", 1)
+    assert indexes.find(None, Path(docs)) == limited
+    assert indexes.find(None, tmp_path) == limited  # a whole index of something else does not fit
+    whole = stand(indexes, "docs@minilm", 2, corpus=docs, local_model="minilm", base_url=None)
+    assert indexes.find(None, Path(docs)) == whole
+    assert indexes.find(None, tmp_path) == whole
+    assert indexes.find(None, Path(docs), lambda about: about.local_model is None) == limited
+    stand(indexes, "docs@x-128", 8, corpus=docs, complete=False)
+    assert indexes.find(None, Path(docs), lambda about: about.local_model is None) == limited
+    stand(indexes, "docs@x", 3, corpus=docs)
+    assert indexes.find(None, Path(docs), lambda about: about.local_model is None).name == "docs@x"
+
+
+def test_a_description_without_a_note_on_completeness_counts_as_complete(indexes: Indexes) -> None:
+    index = stand(indexes, "docs@x", 1, complete=False)
+    told = json.loads((index.directory / "index.json").read_text("utf-8"))
+    assert told.pop("complete") is False
+    (index.directory / "index.json").write_text(json.dumps(told), "utf-8")
+    assert index.about().complete
 
 
 def test_an_index_of_the_same_service_is_used_whatever_path_its_address_has(

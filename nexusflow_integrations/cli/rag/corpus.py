@@ -154,6 +154,8 @@ class Corpus:
             the folder. They are left out without being named, unless they were read before.
         complete: Whether all documents are here; false if a limit left out some.
         others: A line about files of other types, or an empty string.
+        limited: Whether the user's own limit left out some; the default limit of ``stdlib`` is not
+            one.
     """
 
     name: str
@@ -163,6 +165,7 @@ class Corpus:
     complete: bool = True
     others: str = ""
     passed_by: tuple[Skipped, ...] = ()
+    limited: bool = False
 
     def could_not_read(self, origin: str) -> bool:
         """Return whether the file ``origin``, or a folder that contains it, could not be read."""
@@ -202,10 +205,12 @@ def load(name: str, limit: int | None = None, tuned: TunedSettings = _DEFAULT) -
         CorpusError: The path does not exist or contains nothing to index.
     """
     if name == "stdlib":
-        return stdlib(500 if limit is None else limit)
-    if name == "topics":
-        return topics(limit, tuned)
-    return folder(_path(name), limit, tuned)
+        found = stdlib(500 if limit is None else limit)
+    elif name == "topics":
+        found = topics(limit, tuned)
+    else:
+        found = folder(_path(name), limit, tuned)
+    return replace(found, limited=limit is not None and not found.complete)
 
 
 def whole(name: str) -> tuple[list[tuple[str, str]], tuple[Skipped, ...]]:

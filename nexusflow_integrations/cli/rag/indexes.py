@@ -59,6 +59,8 @@ class About:
         folder: Name of the Chroma folder in use.
         hybrid: Whether `ask` and `search` use keywords by default, too.
         tuned: The settings from the file that was given when the index was made, if any.
+        complete: Whether the whole corpus was indexed; false if ``--limit`` left out some, and no
+            run without it followed.
     """
 
     corpus: str
@@ -72,6 +74,7 @@ class About:
     folder: str
     hybrid: bool = False
     tuned: dict[str, Any] | None = None
+    complete: bool = True
 
     @property
     def model(self) -> str:
@@ -368,8 +371,9 @@ class Indexes:
         """Return the index whose name equals or begins with ``name``.
 
         Without a name, return the index of the nearest folder that contains ``near``; if there is
-        none, that of a folder inside ``near``; if there is none, any index. If several fit, return
-        the most recently used one that ``prefer`` accepts, or else the most recently used one.
+        none, any index. If several fit, return the most recently used one that ``prefer`` accepts,
+        or else the most recently used one. If that one was made with ``--limit``, return a complete
+        one of the same corpus, if there is one that ``prefer`` accepts or refuses as well.
         Unusable indexes are skipped, unless only they fit a name, or ``unusable`` counts them like
         the others.
 
@@ -387,7 +391,10 @@ class Indexes:
             if not usable:
                 raise NoIndexError(_NO_INDEX)
             fit = [pair for pair in usable if _nearness(pair[1].corpus, near) == nearest]
-            return next((index for index, about in fit if prefer(about)), fit[0][0])
+            liked = [pair for pair in fit if prefer(pair[1])] or fit
+            corpus = liked[0][1].corpus
+            whole = [index for index, about in liked if about.complete and about.corpus == corpus]
+            return whole[0] if whole and not liked[0][1].complete else liked[0][0]
         exact = [index for index in indexes if index.name == name]
         alike = exact or [index for index in indexes if index.name.startswith(name)]
         if not unusable:

@@ -196,6 +196,7 @@ class Session:
                 make_keyword_index(collection)
             if not documents:
                 raise UnusableIndexError(f"no passage could be stored: {done.left_out[-1]}")
+        had = None if fresh else self.index.described()
         self.index.describe(
             About(
                 corpus=source,
@@ -209,6 +210,7 @@ class Session:
                 folder=folder,
                 hybrid=hybrid,
                 tuned=None if self.endpoint.tuned is None else asdict(self.endpoint.tuned),
+                complete=not corpus.limited or (had is not None and had.complete),
             )
         )
         return done
