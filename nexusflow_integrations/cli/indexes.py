@@ -156,5 +156,8 @@ def _show_one(screen: Screen, row: dict[str, Any]) -> None:
         table.add_row("Endpoint", row["base_url"] or "local server")
         table.add_row("Last used", row["used"])
     else:
-        table.add_row("State", f"{row['state']}: index its texts again, or remove it")
+        what = "index its texts again, or remove it"
+        if row["state"] == "building":
+            what = "another process is building it"
+        table.add_row("State", f"{row['state']}: {what}")
     screen.out.print(table)

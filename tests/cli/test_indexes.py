@@ -112,6 +112,29 @@ def test_a_first_run_that_fails_before_it_pays_leaves_nothing(
     assert nexusflow.json("search", "fish")["frameworks"]["chroma"]["passages"]
 
 
+def test_an_index_that_another_process_builds_is_not_called_unfinished(
+    nexusflow: Command, filled: Indexes
+) -> None:
+    half = filled.find("half")
+    (filled.find("notes").directory / "index.json").write_text("{")
+    for index in (half, filled.find("notes")):
+        told = index.state
+        with index.alone():
+            for command in (("ask", "fish"), ("search", "fish"), ("report",)):
+                said = nexusflow.sentence(*command, "-i", index.name, code=1)
+                assert said == (
+                    f"another process is building the index {index.name!r}: run this again when it"
+                    " is done"
+                )
+            assert "building: another process is" in nexusflow("indexes", "show", index.name)[0]
+            states = [row.get("state") for row in nexusflow.json("indexes")["indexes"]]
+            assert "building" in states
+        assert index.state == told
+        with index.alone():  # asking left no lock behind
+            pass
+    assert "was never finished" in nexusflow.sentence("ask", "fish", "-i", "half", code=1)
+
+
 def test_doctor_names_indexes_that_cannot_be_used(
     nexusflow: Command, service: LocalServer, filled: Indexes
 ) -> None:

@@ -125,32 +125,64 @@ class Index:
         Raises:
             UnusableIndexError: The index was never finished, or its description is damaged.
         """
+        found = self._read()
+        if isinstance(found, About):
+            return found
+        if self._is_being_built():
+            raise UnusableIndexError(
+                f"another process is building the index {self.name!r}: run this again when it is"
+                " done"
+            )
+        raise UnusableIndexError(
+            f"the index {self.name!r} {found}: run `nexusflow index` on its texts again, or"
+            f" `nexusflow indexes remove {self.name}`"
+        )
+
+    def _read(self) -> About | str:
+        """Return the description, or what is wrong with the index.
+
+        Raises:
+            UnusableIndexError: You may not read the description.
+        """
         try:
             found = json.loads((self.directory / _ABOUT).read_text("utf-8"))
             about = About(**{**found, "frameworks": tuple(found["frameworks"])})
             if about.folder not in {path.name for path in self._folders()}:
                 raise FileNotFoundError(about.folder)
         except FileNotFoundError:
-            state = "was never finished"
+            return "was never finished"
         except PermissionError as error:
             raise UnusableIndexError(
                 f"the index {self.name!r} cannot be read: {error.filename}: {error.strerror}"
             ) from None
         except (OSError, ValueError, TypeError, KeyError):
-            state = "is damaged"
-        else:
-            return about
-        raise UnusableIndexError(
-            f"the index {self.name!r} {state}: run `nexusflow index` on its texts again, or"
-            f" `nexusflow indexes remove {self.name}`"
-        )
+            return "is damaged"
+        return about
+
+    def _is_being_built(self) -> bool:
+        """Return whether a process holds the lock; ``False`` if that is not known."""
+        if not (self.directory / _LOCK).exists():
+            return False
+        try:
+            from filelock import FileLock, Timeout
+        except ImportError:
+            return False
+        try:
+            # This takes the lock for an instant, so do it only if there is nothing to read.
+            FileLock(self.directory / _LOCK, timeout=0).acquire().lock.release()
+        except Timeout:
+            return True
+        except OSError:
+            pass
+        return False
 
     def described(self) -> About | None:
         """Return the description, or ``None`` if the index cannot be used."""
         try:
-            return self.about()
+            found = self._read()
         except UnusableIndexError:
             return None
+        return found if isinstance(found, About) else None
 
     def rebuilding(self) -> str:
         """Return the command that builds the index again."""
@@ -306,9 +338,14 @@ class Index:
 
     @property
     def state(self) -> str:
-        """``usable``, ``damaged``, or ``unfinished`` if the first run did not end."""
+        """``usable``, ``building``, ``damaged``, or ``unfinished`` if the first run did not end.
+
+        ``building`` means that another process builds an index that cannot be used yet.
+        """
         if self.described() is not None:
             return "usable"
+        if self._is_being_built():
+            return "building"
         return "damaged" if (self.directory / _ABOUT).exists() else "unfinished"
 
     def _folders(self) -> list[Path]:
