@@ -248,6 +248,21 @@ def test_an_index_of_the_same_service_is_used_whatever_path_its_address_has(
             pytest.fail("it was opened")
 
 
+def test_an_index_of_another_endpoint_needs_a_key_too_if_none_is_set(
+    indexes: Indexes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NEXUSFLOW_BASE_URL", raising=False)
+    index = stand(indexes, "docs@127.0.0.1", 2, base_url="http://127.0.0.1:8765/v1")
+    for key, also in (
+        ("", r" \(and NEXUSFLOW_API_KEY, which is not set\)"),
+        ("sk-air-secret", ""),
+    ):
+        monkeypatch.setenv("NEXUSFLOW_API_KEY", key)
+        told = f"now: set NEXUSFLOW_BASE_URL to use the index{also}$"
+        with pytest.raises(ConfigurationError, match=told), reopened(index):
+            pytest.fail("it was opened")
+
+
 def test_an_index_of_another_endpoint_names_those_that_can_be_used(
     indexes: Indexes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

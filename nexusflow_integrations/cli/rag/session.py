@@ -454,9 +454,11 @@ def reopened(index: Index, frameworks: Sequence[str] = ()) -> Iterator[Session]:
     about = index.about()
     if about.base_url is not None and not _is_same_service(about.base_url, resolve_base_url()):
         # The contents of a file must not decide where the key is sent.
+        also = "" if has_key() else " (and NEXUSFLOW_API_KEY, which is not set)"
         raise ConfigurationError(
             f"the index {index.name!r} was made at {about.base_url}, and the endpoint is"
-            f" {resolve_base_url()} now: set NEXUSFLOW_BASE_URL to use the index{_others(index)}"
+            f" {resolve_base_url()} now: set NEXUSFLOW_BASE_URL to use the"
+            f" index{also}{_others(index)}"
         )
     with session(
         lambda _: index,
