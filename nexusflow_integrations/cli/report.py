@@ -24,7 +24,7 @@ from nexusflow_integrations.cli.rag.indexes import Indexes
 from nexusflow_integrations.cli.rag.questions import QUESTIONS
 from nexusflow_integrations.cli.rag.session import CUTS, is_of_this_endpoint, reopened
 from nexusflow_integrations.cli.screen import Screen
-from nexusflow_integrations.cli.words import printable
+from nexusflow_integrations.cli.words import as_typed, is_address, printable
 from nexusflow_integrations.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -179,7 +179,8 @@ def _from_path(
     path: Path, name: str | None, asked: Sequence[_Asked] | None, local: bool, source: str
 ) -> Iterator[_Opened]:
     if not (path / "chroma.sqlite3").is_file():
-        raise UsageProblem(f"the folder {str(path)!r} holds no Chroma collections")
+        hint = ": only folders are read, not addresses" if is_address(path) else ""
+        raise UsageProblem(f"the folder {as_typed(path)!r} holds no Chroma collections{hint}")
     try:
         client = chroma_client(path)
     except DamagedError as error:

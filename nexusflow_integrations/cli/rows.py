@@ -21,6 +21,7 @@ from nexusflow_integrations._core.vectors import Vectors
 from nexusflow_integrations.cli.first_bytes import LOOKED_AT, not_text
 from nexusflow_integrations.cli.json_rows import NotJsonError, json_lines, load, problem_of
 from nexusflow_integrations.cli.rag.converted import NotATableError, read_table
+from nexusflow_integrations.cli.words import as_typed, is_address
 from nexusflow_integrations.errors import InvalidResponseError
 
 _GROUP = 2000
@@ -51,7 +52,9 @@ def check_input(path: Path, what: str) -> None:
         if not path.is_file():
             problem = "is not a regular file" if path.exists() else "does not exist"
             problem = "is a folder" if path.is_dir() else problem
-            raise InputProblemError(f"the {what} {str(path)!r} {problem}")
+            if is_address(path) and not path.exists():
+                problem += ": addresses are not read; download the file first"
+            raise InputProblemError(f"the {what} {as_typed(path)!r} {problem}")
         with path.open("rb") as file:
             head = file.read(LOOKED_AT)
     except OSError as error:

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from nexusflow_integrations._core.counts import count
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
+"""The beginning of an address; ``Path`` drops one slash, and a drive has only one letter."""
+
+
+def as_typed(path: Path) -> str:
+    """Return a path with both slashes if it was an address, such as ``https://a.example/b``."""
+    return _SCHEME.sub(r"\1://", path.as_posix(), count=1) if is_address(path) else str(path)
+
+
+def is_address(path: Path) -> bool:
+    """Return whether a path is an address, such as ``https://a.example/b``."""
+    return _SCHEME.match(path.as_posix()) is not None
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -643,3 +643,28 @@ def test_a_long_question_is_shown_whole_in_a_pipe(
     for times in range(10, 40):
         AskScreen().question(word * times)
         assert (word * times).strip() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("index",), "there is no file or folder {!r}: addresses are not read; download"),
+        (("index", "--estimate"), "there is no file or folder {!r}: addresses are not read"),
+        (("demo", "-c"), "there is no file or folder {!r}: addresses are not read; download"),
+        (("tune",), "there is no file or folder {!r}: addresses are not read; download"),
+        (("embed",), "the input {!r} does not exist: addresses are not read; download"),
+        (("report", "-p"), "the folder {!r} holds no Chroma collections: only folders are read"),
+    ],
+)
+def test_an_address_in_place_of_a_path_is_shown_as_typed_and_refused(
+    nexusflow: Command, command: tuple[str, ...], said: str
+) -> None:
+    for address in ("https://docs.python.org/3", "s3://bucket/a.txt"):
+        assert nexusflow.sentence(*command, address, code=2).startswith(said.format(address))
+
+
+def test_a_path_that_does_not_exist_is_shown_as_typed(nexusflow: Command) -> None:
+    for path in ("./gone/", "a:/b", "https://docs.python.org/3/"):
+        said = nexusflow.sentence("index", path, code=2)
+        assert said.startswith(f"there is no file or folder {path!r}")
+        assert ("addresses" in said) == path.startswith("https:")

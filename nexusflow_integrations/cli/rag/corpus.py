@@ -38,6 +38,7 @@ from nexusflow_integrations.cli.rag.converted import (
 )
 from nexusflow_integrations.cli.rag.ignored import Ignored, UnreadableRulesError
 from nexusflow_integrations.cli.rag.passages import cut, first_part
+from nexusflow_integrations.cli.words import is_address
 
 # fmt: off
 EVERYDAY = (
@@ -383,7 +384,11 @@ def folder(path: Path, limit: int | None = None, tuned: TunedSettings = _DEFAULT
 def _path(name: str) -> Path:
     if not name:  # such as an unset variable of a shell; Path("") would be the current folder
         raise CorpusError("the path is empty: write . for the current folder")
-    return Path(name)
+    path = Path(name)
+    if not path.exists():
+        hint = ": addresses are not read; download the files first" if is_address(path) else ""
+        raise CorpusError(f"there is no file or folder {name!r}{hint}")
+    return path
 
 
 def _check_path(path: Path) -> None:
