@@ -75,6 +75,8 @@ def _end_if_wrong_usage(error: Exception) -> None:
         typer.echo(f"{ctx.get_usage()}\nTry '{ctx.command_path} --help' for help.", err=True)
     said = printable(" ".join(message().split())).rstrip(".")
     said = said.replace(": Value error, ", ": ")
+    if "unexpected extra argument" in said:
+        said += ": put quotes around a path, a question or another value if it has spaces"
     typer.echo(f"nexusflow: {said[:1].lower()}{said[1:]}", err=True)
     raise typer.Exit(getattr(error, "exit_code", USAGE)) from None
 

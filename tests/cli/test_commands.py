@@ -668,3 +668,25 @@ def test_a_path_that_does_not_exist_is_shown_as_typed(nexusflow: Command) -> Non
         said = nexusflow.sentence("index", path, code=2)
         assert said.startswith(f"there is no file or folder {path!r}")
         assert ("addresses" in said) == path.startswith("https:")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("index", "my", "docs"),
+        ("ask", "Who", "eats", "fish?"),
+        ("search", "red", "panda"),
+        ("demo", "-q", "red", "panda"),
+        ("tune", "my", "docs"),
+        ("embed", "my", "texts.txt"),
+        ("indexes", "show", "my", "docs"),
+    ],
+)
+def test_a_value_with_spaces_that_is_not_quoted_is_explained(
+    nexusflow: Command, command: tuple[str, ...]
+) -> None:
+    said = nexusflow.sentence(*command, code=2)
+    assert said.startswith("got unexpected extra argument")
+    assert said.endswith(
+        f"{command[-1]}): put quotes around a path, a question or another value if it has spaces"
+    )
