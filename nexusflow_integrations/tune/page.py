@@ -286,7 +286,10 @@ def _questions(result: TuneResult) -> str:
         if any(item.scores[number, 1] == 0 for item in shown)
     ]
     if not lost:
-        return "<p>Each of these settings answers every question in its first five results.</p>"
+        return (
+            "<p>Each of these settings answers every question in its first five results.</p>"
+            f'<p class="dim">{escape(_named(result, shown))}</p>'
+        )
     table = _table(
         ["question", *(str(item.setting) for item in shown)],
         (
@@ -304,6 +307,21 @@ def _questions(result: TuneResult) -> str:
         f'<p class="dim">{said} ●: the first result answers the question. ○: one of the first five'
         f" results does. –: none of these does.</p>{table}"
     )
+
+
+def _named(result: TuneResult, shown: Sequence[Measured]) -> str:
+    """Return which settings are compared, and how many others miss an answer."""
+    names = "; ".join(str(item.setting) for item in shown)
+    said = (
+        f"These settings are: {names}. They are the choice, the best one, the first one, and the"
+        " best of each kind of search and format."
+    )
+    missing = sum(bool((item.scores[:, 1] == 0).any()) for item in result.measured)
+    if missing:
+        others = count(len(result.measured) - len(shown), "other setting")
+        does = "does" if missing == 1 else "do"
+        said += f" {missing:,} of {others} {does} not answer every question there."
+    return said
 
 
 def _mark(item: Measured, number: int) -> str:

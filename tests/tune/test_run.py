@@ -410,6 +410,20 @@ def test_an_unknown_price_is_not_a_number_in_json_or_on_the_page(local: LocalSer
     assert "tokens were billed, price not known." in page(result)
 
 
+def test_the_page_names_the_settings_that_answer_every_question(local: LocalServer) -> None:
+    result = _tuning(_client(local), lengths=[], overlaps=[], headings=False).run()
+    ones = [replace(item, scores=np.ones_like(item.scores)) for item in result.measured]
+    small = next(place for place, item in enumerate(ones) if str(item.setting).startswith("64, "))
+    ones[small] = replace(ones[small], scores=np.zeros_like(ones[small].scores))
+    answered = replace(result, measured=tuple(ones), chosen=ones[0], start=ones[0])
+    said = page(answered).partition("Questions that a setting does not answer")[2]
+    assert "Each of these settings answers every question in its first five results." in said
+    assert f"These settings are: {ones[0].setting}; " in said
+    assert f"{ones[small].setting};" not in said
+    others = len(ones) - said.count("characters")
+    assert f"1 of {others} other settings does not answer every question there." in said
+
+
 def test_a_client_with_an_instruction_is_refused(local: LocalServer) -> None:
     with pytest.raises(ConfigurationError, match="query_instructions="):
         _tuning(_client(local, query_instruction="ask: "))
