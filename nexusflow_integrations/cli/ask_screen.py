@@ -159,7 +159,13 @@ class AskScreen(Screen):
         ours = ("Hybrid", "rank score") if hybrid else ("Embeddings", "cosine")
         for number, name in enumerate(("", *ours, "BM25", "score")):
             left = number in (1, 3)
-            table.add_column(name, justify="left" if left else "right", header_style="dim")
+            table.add_column(
+                name,
+                justify="left" if left else "right",
+                header_style="dim",
+                no_wrap=not left,
+                overflow="fold",
+            )
         for row in range(max(len(passages), len(keywords), 1)):
             table.add_row(str(row + 1), *_cells(passages, row), *_cells(keywords, row))
         self.out.print(Padding(table, INDENT))
@@ -226,7 +232,7 @@ class AskScreen(Screen):
         """Show what each framework found first, and whether they agree."""
         self.head("Through each framework")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column("", style="bold")
+        table.add_column("", style="bold", no_wrap=True)
         table.add_column("nearest", header_style="dim", overflow="fold")
         table.add_column("cosine", justify="right", header_style="dim", no_wrap=True)
         for item in found:
@@ -252,20 +258,11 @@ class AskScreen(Screen):
         """Show hit rates: a row for each method, a group of columns for each language."""
         groups = list(rows[0][1])
         self.head("Hit rates", "hit@1, hit@3, hit@5: a correct passage among the first 1, 3, 5")
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column("")
-        for place, group in enumerate(groups):
-            for cut in CUTS:
-                name = f"{group}\n@{cut}" if cut == CUTS[0] else f"\n@{cut}"
-                table.add_column(name, justify="right", header_style="dim", no_wrap=True)
-            if place < len(groups) - 1:
-                table.add_column("")
-        for name, rates in rows:
-            cells: list[str] = []
-            for group in groups:
-                cells += [*([""] if cells else []), *(f"{rate:.2f}" for rate in rates[group])]
-            table.add_row(Text(name, style="" if name.startswith("BM25") else "bold"), *cells)
-        self.out.print(Padding(Group(table, Text(note, style="dim")), INDENT))
+        tables = [_rates(rows, groups)]
+        unlimited = self.out.options.update_width(10_000)
+        if self.out.measure(tables[0], options=unlimited).maximum > self.out.width - INDENT[3]:
+            tables = [_rates(rows, [group]) for group in groups]
+        self.out.print(Padding(Group(*tables, Text(note, style="dim")), INDENT))
 
     def cost(self, usage: Usage, endpoint: Endpoint, *, brief: bool = False) -> None:
         """Show the tokens, the requests, the price, and which model the price is for."""
@@ -340,6 +337,25 @@ def _snippet(passage: Passage) -> str:
     text = " ".join(body.split())
     text = printable(f"{path}{_BELOW}{text}" if path else text)
     return text if len(text) <= _SNIPPET else f"{text[:_SNIPPET].rsplit(' ', 1)[0]} …"
+
+
+def _rates(
+    rows: Sequence[tuple[str, dict[str, tuple[float, ...]]]], groups: Sequence[str]
+) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", overflow="fold")
+    for place, group in enumerate(groups):
+        for cut in CUTS:
+            name = f"{group}\n@{cut}" if cut == CUTS[0] else f"\n@{cut}"
+            table.add_column(name, justify="right", header_style="dim", no_wrap=True)
+        if place < len(groups) - 1:
+            table.add_column("")
+    for name, rates in rows:
+        cells: list[str] = []
+        for group in groups:
+            cells += [*([""] if cells else []), *(f"{rate:.2f}" for rate in rates[group])]
+        table.add_row(Text(name, style="" if name.startswith("BM25") else "bold"), *cells)
+    return table
 
 
 def _cells(passages: Sequence[Passage], row: int) -> tuple[RenderableType, str]:

@@ -504,6 +504,23 @@ def test_nothing_is_wider_than_the_terminal(
     assert max(map(len, shown.splitlines())) <= columns
 
 
+def test_names_are_whole_in_a_narrow_terminal(
+    nexusflow: Command, service: LocalServer, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    for name in ("panda.md", "otter.txt"):
+        (zoo / name).rename(zoo / f"a-topic-with-a-long-name-{name}")
+    shown, _ = nexusflow("demo", "-c", str(zoo), "-f", "chroma", *QUESTION, "--bm25")
+    table = shown.partition("Compared with BM25")[2].partition("Answer")[0]
+    assert "…" not in table
+    assert "a-topic" in table
+    monkeypatch.setenv("COLUMNS", "54")
+    shown, _ = nexusflow("demo", "--evaluate", "-f", "chroma")
+    table = shown.partition("Hit rates")[2]
+    assert "…" not in table
+    assert re.findall(r"^  (\w+) .*[01]\.\d\d *$", table, re.MULTILINE) == ["BM25", "Chroma"] * 2
+
+
 def test_a_pipe_gets_whole_lines_without_padding(
     nexusflow: Command,
     service: LocalServer,
