@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from math import isnan
 from pathlib import Path
@@ -163,25 +163,28 @@ def tune(
         with screen.waiting(lambda: tuning._doing):
             result = tuning.run(progress)
     settings = replace(result.settings, local_model=endpoint.local_model)
-    written, problem = False, None
+    written: dict[str, Path] = {}
+    problem = None
     try:
         settings.save(output)
-        written = True
+        written["settings"] = output
         if page is not None:
             write_page(result, page, local_model=endpoint.local_model)
+            written["page"] = page
         if plot is not None:
             write_plot(result, plot)
+            written["plot"] = plot
     except OSError as error:  # the result was paid for, so it is shown first
         problem = error
     if as_json:
-        path_written = str(output) if written else None
+        path_written = str(output) if "settings" in written else None
         found = {"plan": _plan_json(plan, cost), **result.as_json(), "path": path_written}
         found["choice"] = asdict(settings)
         found["left_out"] = _left_out_json(skipped)
         paid = endpoint.local_model is None
         print_json(found | {"paid": paid} | ({} if paid else {"list_price": 0.0}))
     else:
-        _show(screen, result, endpoint, output if written else None)
+        _show(screen, result, endpoint, written)
         _show_left_out(screen, skipped)
     if problem is not None:
         raise problem
@@ -276,7 +279,10 @@ def _show_plan(screen: Screen, plan: Plan, endpoint: Endpoint, cost: float) -> N
     screen.out.print(Padding(Text(note, style="dim"), INDENT))
 
 
-def _show(screen: Screen, result: TuneResult, endpoint: Endpoint, output: Path | None) -> None:
+def _show(
+    screen: Screen, result: TuneResult, endpoint: Endpoint, written: Mapping[str, Path]
+) -> None:
+    """Show the result. ``written`` has the files that were written, by what they contain."""
     from nexusflow_integrations.tune.page import COLUMNS, is_other_length, rows
 
     screen.head("Measured", "difference from the best in points, with its 95 % interval")
@@ -304,7 +310,8 @@ def _show(screen: Screen, result: TuneResult, endpoint: Endpoint, output: Path |
             table.add_row(name, *row, style="bold" if item.setting == result.choice else "")
     screen.out.print(Padding(table, INDENT))
     if len(found) > _ROWS:
-        note = f"These are the best of {len(found)} settings. --page and --json show all."
+        all_in = "The page shows" if "page" in written else "--page and --json show"
+        note = f"These are the best of {len(found)} settings. {all_in} all."
         screen.out.print(Padding(Text(note, style="dim"), INDENT))
     screen.head("Choice")
     screen.out.print(Padding(Text(result.sentence()), INDENT))
@@ -327,5 +334,6 @@ def _show(screen: Screen, result: TuneResult, endpoint: Endpoint, output: Path |
         said = f"{counted}, {price}" if chat.known else "tokens not known"
         line = f"{chat.model}: {count(chat.calls, 'call')}, {said}."
         screen.out.print(Padding(Text(line, style="dim"), INDENT))
-    if output is not None:
-        screen.out.print(Padding(Text(f"Written to {printable(str(output))}."), INDENT))
+    for what, file in written.items():
+        said = "Written" if what == "settings" else f"{what.capitalize()} written"
+        screen.out.print(Padding(Text(f"{said} to {printable(str(file))}."), INDENT))

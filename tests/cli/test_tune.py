@@ -238,6 +238,28 @@ def test_the_table_names_every_measure_and_the_file(
     assert "keywords, 400 characters" in others
 
 
+def test_every_file_that_was_written_is_named(
+    nexusflow: Command,
+    service: LocalServer,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "180")
+    monkeypatch.chdir(tmp_path)
+    said, _ = nexusflow(*_ask(folder))
+    assert "--page and --json show all." in said
+    assert [line.strip() for line in said.splitlines()][-1] == "Written to tuned.json."
+    said, _ = nexusflow(*_ask(folder), "--page=p.html", "--plot=p.svg")
+    assert "--page" not in said
+    assert "The page shows all." in said
+    assert [line.strip() for line in said.splitlines()][-3:] == [
+        "Written to tuned.json.",
+        "Page written to p.html.",
+        "Plot written to p.svg.",
+    ]
+
+
 @pytest.mark.parametrize("columns", ["60", "80", "130", "180"])
 def test_no_interval_is_broken(
     nexusflow: Command,
