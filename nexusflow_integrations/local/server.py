@@ -327,8 +327,10 @@ def _start_lines(host: str, port: int, model: str, *, any_key: bool) -> str:
         f"Model: {model} ({MODELS[model]}), a local stand-in for text-embedding-v4.",
     ]
     if any_key:
-        settings = f": export NEXUSFLOW_BASE_URL={url} NEXUSFLOW_API_KEY={_ANY_KEY}"
-        lines.append(f"Any key is accepted{settings if _is_loopback(mine) else '.'}")
+        lines[-1] += " Any key is accepted."
+        if _is_loopback(mine):  # on a line of its own, so that it can be pasted
+            lines[-1] += " In another terminal:"
+            lines.append(f"export NEXUSFLOW_BASE_URL={url} NEXUSFLOW_API_KEY={_ANY_KEY}")
     if not _is_loopback(host):
         there = url if host == mine else f"http://ADDRESS:{port}/v1"
         lines.append(

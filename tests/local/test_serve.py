@@ -85,8 +85,10 @@ def test_the_settings_that_serve_prints_are_those_that_the_client_accepts(
     host: str, url: str | None, there: str | None
 ) -> None:
     said = _start_lines(host, 8765, "hash", any_key=True)
-    found = re.search("NEXUSFLOW_BASE_URL=(\\S+) ", said)
+    # The whole line can be pasted into a shell.
+    found = re.search(r"^export NEXUSFLOW_BASE_URL=(\S+) NEXUSFLOW_API_KEY=\S+$", said, re.M)
     assert (found and found[1]) == url
+    assert "Any key is accepted." in said
     if url is not None:
         assert NexusFlow("k", base_url=url)
     other = re.search('need base_url="(.*)" and allow_http=True', said)
