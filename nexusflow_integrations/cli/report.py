@@ -147,7 +147,7 @@ def report(
             title=title,
             model=model,
         )
-    _show(screen, done, title)
+    _show(screen, done, title, local=model is not None)
     if as_json:
         print_json(
             {
@@ -324,8 +324,8 @@ def _answered(item: _Asked, sources: set[str]) -> tuned.Question:
     return tuned.Question(item.text, answers)
 
 
-def _show(screen: Screen, report: Report, title: str) -> None:
-    """Show a summary of the report."""
+def _show(screen: Screen, report: Report, title: str, *, local: bool) -> None:
+    """Show a summary of the report. ``local`` is whether a known local model made the vectors."""
     texts = f"{report.points:,} of {report.total:,} texts"
     if report.total == report.points:
         texts = count(report.points, "text")
@@ -333,7 +333,9 @@ def _show(screen: Screen, report: Report, title: str) -> None:
     vectors = ""
     if report.model is not None:
         where = f" at {report.endpoint}" if report.endpoint else ""
-        where = " on this machine" if report.endpoint == "localhost" else where
+        if report.endpoint == "localhost":
+            # Any server, also a stand-in, can serve a model under the name of the service's model.
+            where = " on this machine" + ("" if local else ", as its server names the model")
         vectors = f", vectors of {report.model}{where}"
     screen.out.print(f"{printable(title)}{vectors}")
     judged = len(report.ranks)

@@ -399,10 +399,11 @@
     ["Tokens", `about ${whole(data.cost.tokens)}${give}`], ["Cost of embedding", data.cost.free ? "none: a local model" : `${money(data.cost.price)} at the list price of ${data.cost.million} ${data.cost.currency} per million`]];
   if (data.questions.length) facts.push(["Cost of this report", `${whole(data.cost.asked_tokens)} tokens for ${many(data.questions.length, "question")}${data.compared ? ` and ${many(data.compared, "document")}` : ""}${data.cost.free ? "" : `, ${money(data.cost.asked_price)} at the list price`}`]);
   const percent = (share) => `${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %`;
-  const where = data.endpoint === "localhost" ? "this machine" : data.endpoint;
+  const here = data.endpoint === "localhost";
+  const where = here ? " on this machine" : data.endpoint ? ` at ${data.endpoint}` : "";
   $("title").textContent = data.title;
   $("facts").textContent = [data.total > N ? `${whole(N)} of ${whole(data.total)} texts, a random sample` : many(N, "text"),
-    data.model ? `${data.model}${where ? ` ${data.endpoint === "localhost" ? "on" : "at"} ${where}` : ""}` : "model not stored", `${whole(data.dimensions)} dimensions`, data.made].join(" · ");
+    data.model ? `${here && !data.cost.free ? "a model named " : ""}${data.model}${where}` : "model not stored", `${whole(data.dimensions)} dimensions`, data.made].join(" · ");
   $("quality").textContent = N < 3 ? "" : `Map by ${data.projection}: ${percent(data.kept)} of the nearest neighbours are among the ten nearest on the map.`
     + (data.variance === null ? " All vectors are equal." : data.projection === "PCA" ? ` Its two axes show ${percent(data.variance)} of the variance.` : ` Two straight axes (PCA) would show ${percent(data.variance)} of the variance; distances between groups mean little.`);
   if (data.compared) facts.push(["Model", data.compared === 1 ? "1 document was embedded again and still has the stored vector" : `${whole(data.compared)} documents were embedded again and still have the stored vectors`]);
