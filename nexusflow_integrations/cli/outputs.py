@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import mimetypes
 import os
 from pathlib import Path
 
 from nexusflow_integrations._core.whole_file import is_stream
 from nexusflow_integrations.cli.exits import UsageProblem
+from nexusflow_integrations.cli.rag.converted import CONVERTED, ROWS
 
 
 def check_output(path: Path, *inputs: Path | None) -> None:
@@ -31,3 +33,24 @@ def check_output(path: Path, *inputs: Path | None) -> None:
         raise UsageProblem(f"{str(path)!r} would replace the input, the cache or another output")
     if not os.access(target.parent, os.W_OK):
         raise UsageProblem(f"the folder {str(target.parent)!r} cannot be written")
+
+
+def check_ending(path: Path, *endings: str) -> None:
+    """Check that the name of an output is not that of another type of file.
+
+    A name without an ending, or with one that names no type (``map.v2``), is accepted.
+
+    Args:
+        path: The file.
+        *endings: The endings of its type; the first one is in the message.
+
+    Raises:
+        UsageProblem: The name ends as files of another type do.
+    """
+    ending = path.suffix.lower()
+    if ending in endings or is_stream(path):
+        return
+    if ending in (*CONVERTED, *ROWS) or any(mimetypes.guess_type(f"x{ending}")):
+        raise UsageProblem(
+            f"{str(path)!r} cannot be written as {ending}: give it a name that ends in {endings[0]}"
+        )

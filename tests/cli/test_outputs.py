@@ -90,6 +90,36 @@ def test_a_report_replaces_neither_its_questions_nor_a_file_of_another_type(
     assert notes.read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "ending"),
+    [
+        (("report", "zoo", "-o", "x.pdf"), ".html"),
+        (("report", "zoo", "-o", "x.JSON"), ".html"),
+        (("tune", ".", "-o", "x.html"), ".json"),
+        (("tune", ".", "--page", "x.pdf"), ".html"),
+        (("tune", ".", "--plot", "x.png"), ".svg"),
+    ],
+)
+def test_an_output_that_is_named_like_a_file_of_another_type_is_refused(
+    nexusflow: Command,
+    arguments: tuple[str, ...],
+    ending: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.txt").write_text("Pandas climb.\n")
+    said = nexusflow.sentence(*arguments, code=2)
+    name = arguments[-1]
+    suffix = Path(name).suffix.lower()
+    assert said == f"{name!r} cannot be written as {suffix}: give it a name that ends in {ending}"
+
+
+@pytest.mark.parametrize("name", ["report", "map.v2", "map.2026", "map.html", "map.HTM"])
+def test_an_output_with_another_ending_is_accepted(name: str) -> None:
+    outputs.check_ending(Path(name), ".html", ".htm")
+
+
 def test_an_output_must_not_be_the_input_under_another_name(tmp_path: Path) -> None:
     (texts := tmp_path / "texts.jsonl").write_text("{}")
     (link := tmp_path / "link.jsonl").symlink_to(texts)
