@@ -16,6 +16,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from nexusflow_integrations._core.call.background import BackgroundLoop, LoopCall
@@ -310,7 +311,9 @@ class CallingThread(Caller):
         self._progress = None if progress is None else Callback("progress", progress)
         self._deadline = deadline
 
-    def wait(self, background: BackgroundLoop, work: Coroutine[Any, Any, T], until: float) -> T:
+    def wait(
+        self, background: BackgroundLoop, work: Coroutine[Any, Any, T], until: float = inf
+    ) -> T:
         """Run ``work`` on ``background``; return its result or raise its error.
 
         ``until`` is the call's deadline in monotonic seconds if it has begun, or infinity.
@@ -383,7 +386,7 @@ class CallingTask(Caller):
         self._deadline = deadline
 
     async def wait(
-        self, background: BackgroundLoop, work: Coroutine[Any, Any, T], until: float
+        self, background: BackgroundLoop, work: Coroutine[Any, Any, T], until: float = inf
     ) -> T:
         """Run ``work`` on ``background``; return its result or raise its error.
 
