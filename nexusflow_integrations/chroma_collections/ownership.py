@@ -73,21 +73,31 @@ def _holds(key: str, wanted: Any, metadata: Mapping[str, Any]) -> bool:
 def _compares(value: Any, name: str, other: Any) -> bool:
     if name in ("$contains", "$not_contains"):  # Chroma also matches documents without the key
         items = value if isinstance(value, list) else []
-        found = any(_kind(item) is _kind(other) and item == other for item in items)
+        found = any(_same_item(item, other) for item in items)
         return found == (name == "$contains")
     if name in ("$ne", "$nin"):  # Chroma also matches documents without the key
         others = other if name == "$nin" else [other]
-        return not any(_equal(value, each) for each in others)
+        return not any(same_value(value, each) for each in others)
     if name in ("$eq", "$in"):
         others = other if name == "$in" else [other]
-        return any(_equal(value, each) for each in others)
+        return any(same_value(value, each) for each in others)
     if not _is_number(value):
         return False
     return bool(_ORDERS[name](value, other))
 
 
-def _equal(one: Any, two: Any) -> bool:
+def same_value(one: Any, two: Any) -> bool:
+    """Return whether Chroma's filters find two values of metadata alike.
+
+    They tell ``True`` from 1; within a list, they also tell 1 from 1.0.
+    """
+    if isinstance(one, list) and isinstance(two, list):
+        return len(one) == len(two) and all(map(_same_item, one, two))
     return isinstance(one, bool) == isinstance(two, bool) and bool(one == two)
+
+
+def _same_item(one: Any, two: Any) -> bool:
+    return _kind(one) is _kind(two) and bool(one == two)
 
 
 def _kind(value: Any) -> type | None:

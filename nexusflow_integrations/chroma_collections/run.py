@@ -16,7 +16,7 @@ from nexusflow_integrations._core.halving import MOST_REFUSED
 from nexusflow_integrations._core.left_out import LeftOut, reason_in_words, reason_of
 from nexusflow_integrations._core.request.long_texts import check_document
 from nexusflow_integrations.chroma_collections.calls import RefusedError
-from nexusflow_integrations.chroma_collections.ownership import finds
+from nexusflow_integrations.chroma_collections.ownership import finds, same_value
 from nexusflow_integrations.chroma_collections.records import Record, SeenIds, problem
 from nexusflow_integrations.errors import (
     CollectionError,
@@ -366,11 +366,10 @@ class Run:
 
 
 def same_metadata(stored: Mapping[str, Any] | None, given: Mapping[str, Any] | None) -> bool:
-    """Return whether the metadata of two documents is the same; ``True`` and 1 differ."""
+    """Return whether Chroma's filters find the metadata of two documents alike."""
     one, two = stored or {}, given or {}
     return one.keys() == two.keys() and all(
-        value == two[key] and isinstance(value, bool) == isinstance(two[key], bool)
-        for key, value in one.items()
+        same_value(value, two[key]) for key, value in one.items()
     )
 
 

@@ -15,6 +15,7 @@ from uuid import uuid4
 import chromadb
 import numpy as np
 import pytest
+from chromadb.api.types import validate_metadata
 from chromadb.errors import NotFoundError
 
 from nexusflow_integrations import Budget, errors
@@ -288,6 +289,22 @@ def test_the_target_follows_what_changed_in_the_source_meanwhile(client: Any, ma
         key: (document, metadata, 128)
         for key, (document, metadata, _) in content(client, "docs-2").items()
     }
+
+
+def test_the_target_follows_a_number_in_a_list_that_becomes_a_truth_value(
+    client: Any, make: Make
+) -> None:
+    try:
+        validate_metadata({"l": [1]})
+    except ValueError:
+        pytest.skip("this version of Chroma takes no lists")
+    collection = filled(client, make, 2)
+    collection.update(ids=["id0"], metadatas=[{"l": [1]}])
+    copy_collection(client, "docs", "docs-2", make(dimensions=128), exchange=False)
+    collection.update(ids=["id0"], metadatas=[{"l": [True]}])
+    assert copy_collection(client, "docs", "docs-2", make(dimensions=128), replace=True).exchanged
+    copied = client.get_collection("docs", embedding_function=None)
+    assert copied.get(where={"l": {"$contains": True}})["ids"] == ["id0"]
 
 
 def test_documents_that_cannot_be_embedded_are_left_out_and_keep_the_names(

@@ -413,6 +413,35 @@ def test_a_document_whose_list_does_not_match_is_left_out(
     assert (server.stats.texts, collection.count()) == (0, 0)
 
 
+@pytest.mark.skipif(not takes_lists(), reason="this version of Chroma takes no lists")
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [([1], [True]), ([False, True], [0, 1]), ([1], [1.0]), ([2.0], [2]), ([1, 2], [1, 2, 2])],
+)
+def test_a_list_whose_items_become_another_kind_of_value_is_written(
+    collection: Any, before: list[Any], after: list[Any]
+) -> None:
+    def sync(items: list[Any]) -> Any:
+        return sync_documents(collection, ids=["a"], documents=["one"], metadatas=[{"l": items}])
+
+    def found(item: Any) -> list[str]:
+        return collection.get(where={"l": {"$contains": item}})["ids"]  # type: ignore[no-any-return]
+
+    sync(before)
+    done = sync(after)
+    assert (done.changed, done.usage.texts) == (1, 0)
+    assert found(after[-1]) == ["a"]
+    assert found(before[-1]) == (["a"] if type(before[-1]) is type(after[-1]) else [])
+    assert sync(after).unchanged == 1
+
+
+def test_a_number_that_becomes_an_equal_one_is_not_written(collection: Any) -> None:
+    for number in (1, 1.0, 1):
+        done = sync_documents(collection, ids=["a"], documents=["one"], metadatas=[{"n": number}])
+        assert done.changed == 0
+        assert collection.get(where={"n": number})["ids"] == ["a"]
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_filter_on_texts_is_refused_before_anything_is_paid_for(
     collection: Any, server: LocalServer, nested: bool
