@@ -432,6 +432,10 @@ def _are_equal(one: Any, two: Any) -> bool:
     if numbers and isinstance(one, bool) is not isinstance(two, bool):
         return False  # Python takes True and 1 for equal
     try:
+        if isinstance(one, dict) and isinstance(two, dict):
+            return one.keys() == two.keys() and all(_are_equal(one[key], two[key]) for key in one)
+        if any(isinstance(one, kind) and isinstance(two, kind) for kind in (list, tuple)):
+            return len(one) == len(two) and all(map(_are_equal, one, two))
         return one is two or bool(one == two) or bool(one != one and two != two)  # NaN
     except Exception:  # noqa: BLE001 - such as an array, whose comparison is another array
         return type(one) is type(two) and repr(one) == repr(two)

@@ -473,6 +473,32 @@ def test_a_truth_value_differs_from_a_number(
     assert (done.present, done.differing) == (same, not same)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ([1], [True], False),
+        ([0, True], [0, 1], False),
+        ((1,), (True,), False),
+        ({"a": 1}, {"a": True}, False),
+        ({"a": [{"b": False}]}, {"a": [{"b": 0}]}, False),
+        ({"a": 1}, {"b": 1}, False),
+        ([1], [1, 1], False),
+        ([1], (1,), False),
+        ({"a": [1, float("nan")]}, {"a": [1.0, float("nan")]}, True),
+        ({"a": [np.array([1, 2])]}, {"a": [np.array([1, 2])]}, True),
+    ],
+)
+def test_a_truth_value_differs_from_a_number_at_every_depth(
+    before: object, after: object, same: bool, make: Make
+) -> None:
+    place = in_memory(make())
+    for value in (before, after):
+        (document,) = source(1)
+        document.metadata["k"] = value
+        done = add_documents(place.store, [document])
+    assert (done.present, done.differing) == (same, not same)
+
+
 @TWINS
 @pytest.mark.parametrize("opened", STORES)
 async def test_a_document_with_any_metadata_is_recognised(
