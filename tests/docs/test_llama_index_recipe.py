@@ -136,3 +136,15 @@ def test_documents_with_the_same_text_are_embedded_once_each(
     ingest(texts)
     assert recipe["step"].embed_model.usage.tokens == spent
     assert _held(recipe) == [PANDA, PANDA]
+
+
+@pytest.mark.parametrize("kept", ["panda", "copy", None])
+def test_a_document_is_removed_although_another_one_has_the_same_text(
+    recipe: dict[str, Any], ingest: Callable[[Texts], int], kept: str | None
+) -> None:
+    ingest({"panda": PANDA, "copy": PANDA, "otter": OTTER})
+    texts = {**({kept: PANDA} if kept else {}), "otter": OTTER}
+    for _ in range(2):
+        assert ingest(texts) == 0
+        nodes = recipe["vectors"].client.get()["metadatas"]
+        assert {node["document_id"] for node in nodes} == texts.keys()

@@ -288,6 +288,19 @@ def _(life: Life) -> None:
 
 
 @event(
+    "the first of two documents with the same text is removed",
+    Outcome(0),
+    Outcome(0),
+    Outcome(0, wrong="1 left over"),
+    Outcome(20),
+)
+def _(life: Life) -> None:
+    twin = ("twin", "text 0", {"v": 1})
+    life.begin([*rows(), twin])
+    _become(life, [*rows()[1:], twin])
+
+
+@event(
     "the source is empty, as after a failed export",
     Outcome(0),
     Outcome(0, wrong="20 lost"),

@@ -25,6 +25,7 @@ collection afterwards. If a cell has only a number, there was no error and the c
 - **lost**: the number of documents that are missing. After an error, these are old documents, or
   new ones that could have been stored.
 - **stale**: the number of documents that still have an old text.
+- **left over**: the number of documents that the source no longer has.
 
 All four tools use this package's embeddings, without retries:
 
