@@ -148,3 +148,23 @@ def test_a_document_is_removed_although_another_one_has_the_same_text(
         assert ingest(texts) == 0
         nodes = recipe["vectors"].client.get()["metadatas"]
         assert {node["document_id"] for node in nodes} == texts.keys()
+
+
+def test_a_run_that_is_stopped_while_it_saves_keeps_the_previous_state(
+    recipe: dict[str, Any], ingest: Callable[[Texts], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = SimpleDocumentStore.persist
+
+    def half(self: SimpleDocumentStore, path: str) -> None:
+        whole(self, path)
+        Path(path).write_bytes(Path(path).read_bytes()[:100])
+        raise Stopped
+
+    ingest({"panda": PANDA, "otter": OTTER})
+    with monkeypatch.context() as patch:
+        patch.setattr(SimpleDocumentStore, "persist", half)
+        with pytest.raises(Stopped):
+            ingest({"panda": PANDA, "bear": BEAR})
+    assert ingest({"panda": PANDA, "bear": BEAR}) == 1
+    assert _held(recipe) == [BEAR, PANDA]
+    assert [path.name for path in Path().glob("docstore*")] == ["docstore.json"]
