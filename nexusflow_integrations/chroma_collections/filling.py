@@ -105,6 +105,14 @@ class _Filling:
                 yield Step("removing documents", self._collection.delete, {"ids": ids})
             self._run.removed += len(ids)
 
+    def _after(self, plan: Plan[None]) -> Plan[None]:
+        """Carry out a plan after ``fill``; an error gets the vectors that could not be written."""
+        try:
+            yield from plan
+        except NexusFlowError as error:
+            error.finished = self._run.unwritten()
+            raise
+
     def _keep(self) -> Plan[None]:
         with suppress(NexusFlowError):  # the error that is being raised gets the vectors
             yield from self._write(self._run.rest())
@@ -249,11 +257,11 @@ class Filling(_Filling):
 
     def gone(self) -> None:
         """Collect the ids that the source no longer has."""
-        self._do(note_gone(self._run, self._collection))
+        self._do(self._after(note_gone(self._run, self._collection)))
 
     def remove(self) -> None:
         """Remove the documents that ``gone`` has collected; after ``estimate``, only count them."""
-        self._do(self._remove())
+        self._do(self._after(self._remove()))
 
 
 class AsyncFilling(_Filling):
@@ -357,10 +365,10 @@ class AsyncFilling(_Filling):
                 self._problem = error
 
     async def gone(self) -> None:
-        await self._do(note_gone(self._run, self._collection))
+        await self._do(self._after(note_gone(self._run, self._collection)))
 
     async def remove(self) -> None:
-        await self._do(self._remove())
+        await self._do(self._after(self._remove()))
 
 
 async def _achain(first: str | None, rest: AsyncIterator[str]) -> AsyncIterator[str]:

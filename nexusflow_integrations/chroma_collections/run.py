@@ -100,6 +100,8 @@ class Run:
     """Place of the last document that the collection already had, unchanged."""
     _suspects: list[tuple[Ready, RefusedError]] = field(default_factory=list)
     """Documents that the store refused since it last accepted one."""
+    _vectors_left_out: dict[int, Vectors] = field(default_factory=dict)
+    """Vectors of documents that were left out because the store refused them, by place."""
 
     def __post_init__(self) -> None:
         self.size = checks.whole("slice_size", self.size, 1)
@@ -300,7 +302,9 @@ class Run:
             self.not_stored += suspects
             self._done(len(suspects))
             return
-        for (record, *_), error in suspects:
+        for (record, vector, *_), error in suspects:
+            if vector is not None:
+                self._vectors_left_out[record.place] = vector.copy()  # not all its batch
             self._leave_out(
                 LeftOut(
                     record.id,
@@ -342,7 +346,8 @@ class Run:
         """Return vectors that are not in the collection, by position in the source."""
         refused = [item for item, _ in (*self.not_stored, *self._suspects)]
         left = (*self._ready, *refused)
-        return {item.record.place: item.vector for item in left if item.vector is not None}
+        vectors = {item.record.place: item.vector for item in left if item.vector is not None}
+        return self._vectors_left_out | vectors
 
     # -- what could not be stored --------------------------------------------------------------
 

@@ -304,11 +304,13 @@ def _added(run: Run, usage: Usage) -> Added:
     if run.refused:
         first = "; ".join(str(left) for left in run.refused[:3])
         more = f"; and {len(run.refused) - 3} more" if len(run.refused) > 3 else ""
-        raise RefusedTextsError(
+        failed = RefusedTextsError(
             f"the server refused {count(len(run.refused), 'document')} ({first}{more});"
             " all others are in the store",
             refused={left.place: left.error for left in run.refused},  # type: ignore[misc]
         )
+        failed.finished = run.unwritten()
+        raise failed
     return Added(run.added, run.present, run.differing, left_out, usage)
 
 

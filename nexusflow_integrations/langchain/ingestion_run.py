@@ -141,6 +141,8 @@ class Run:
     _batch: Halving[Ready] = field(default_factory=lambda: Halving(()))
     _suspects: list[tuple[Ready, Exception]] = field(default_factory=list)
     """Documents that the store refused since it last accepted one."""
+    _vectors_left_out: dict[int, Vectors] = field(default_factory=dict)
+    """Vectors of documents that were left out because the store refused them, by place."""
     _stored_until: int = -1
     """Place of the last document that the store already had."""
 
@@ -181,11 +183,16 @@ class Run:
             else:
                 self._all_refused()
         if isinstance(self._problem, NexusFlowError):
-            refused = [item for item, _ in self._suspects]
-            left = (*refused, *self._batch.left, *self._ready)
-            self._problem.finished = {item.record.place: item.vector for item in left}
+            self._problem.finished = self.unwritten()
         if self._problem is not None:
             raise self._problem
+
+    def unwritten(self) -> dict[int, Vectors]:
+        """Return vectors that are not in the store, by position in the source."""
+        refused = [item for item, _ in self._suspects]
+        left = (*refused, *self._batch.left, *self._ready)
+        vectors = {item.record.place: item.vector for item in left}
+        return self._vectors_left_out | vectors
 
     def close(self) -> None:
         """Remove temporary files."""
@@ -339,6 +346,7 @@ class Run:
         """Leave out the documents that the store refused: it accepts others."""
         suspects, self._suspects = self._suspects, []
         for item, error in suspects:
+            self._vectors_left_out[item.record.place] = item.vector.copy()  # not all its batch
             words = f"{self.store} refused it: {type(error).__name__}: {str(error)[:300]}"
             self._leave_out(item.record, "refused by the store", words, error)
 

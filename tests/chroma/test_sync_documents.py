@@ -731,6 +731,29 @@ def test_a_store_that_refuses_everything_from_some_document_on_ends_the_run(
     assert collection.count() == 300
 
 
+@pytest.mark.parametrize("method", ["upsert", "delete"])
+def test_after_an_error_the_vectors_of_refused_documents_are_kept(
+    collection: Any, method: str, make: Make
+) -> None:
+    def fail(**fields: Any) -> None:
+        if method == "delete" or "id9" in fields["ids"]:
+            raise OSError("the disk is full")
+        write(**fields)
+
+    sync_documents(collection, ids=["gone"], documents=["old"])
+    refusing(collection, {"id3"}, ValueError("no"))
+    write = collection.upsert
+    setattr(collection, method, fail)
+    with pytest.raises(errors.CollectionError, match="the disk is full") as caught:
+        sync_documents(collection, **numbered(10), slice_size=1)
+    finished = caught.value.finished
+    assert set(finished) == {
+        int(name[2:]) for name in set(numbered(10)["ids"]) - {*held(collection)}
+    }
+    assert 3 in finished
+    assert finished[3] == pytest.approx(make()(["document 3"])[0])
+
+
 async def test_async_documents_leaves_out_what_the_store_refuses(
     chroma_port: int, make: Make
 ) -> None:

@@ -322,6 +322,35 @@ async def test_a_store_that_refuses_all_documents_of_a_run_is_an_error(
 
 
 @TWINS
+@pytest.mark.parametrize("broken", [False, True])
+async def test_after_an_error_the_vectors_of_documents_that_the_store_refused_are_kept(
+    twin: str, broken: bool, make: Make, server: LocalServer
+) -> None:
+    class Breaking(Picky):
+        def add_documents(self, documents: Any, **kwargs: Any) -> list[str]:
+            if broken and len(self.store) == 10:
+                raise OSError("the disk is full")
+            return super().add_documents(documents, **kwargs)
+
+        async def aadd_documents(self, documents: Any, **kwargs: Any) -> list[str]:
+            return self.add_documents(documents, **kwargs)
+
+    store = Breaking(make())
+    documents = with_bad(20, [3, 5])
+    documents[19].page_content = REFUSED
+    with pytest.raises(errors.NexusFlowError) as raised:
+        await add(twin, store, documents, slice_size=1, on_refused="raise")
+    assert isinstance(raised.value, errors.CollectionError if broken else errors.RefusedTextsError)
+    written = {item["text"] for item in store.store.values()}
+    assert len(written) == (10 if broken else 17)
+    finished = raised.value.finished
+    assert {3, 5} <= finished.keys()
+    assert {documents[place].page_content for place in finished} == (
+        {document.page_content for document in documents} - written - {REFUSED}
+    )
+
+
+@TWINS
 @pytest.mark.parametrize("size", [1, 40, 250])
 async def test_a_store_that_refuses_250_in_a_row_ends_the_run_before_all_are_paid_for(
     twin: str, size: int, make: Make, server: LocalServer
