@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import mimetypes
 import os
 from pathlib import Path
 
 from nexusflow_integrations._core.whole_file import is_stream
 from nexusflow_integrations.cli.exits import UsageProblem
 from nexusflow_integrations.cli.rag.converted import CONVERTED, ROWS
+
+_OTHERS = frozenset(
+    (*CONVERTED, *ROWS, ".md", ".txt", ".svg", ".png", ".jpg", ".gif", ".xlsx", ".zip")
+)
+"""Endings of types that an output could be mistaken for."""
 
 
 def check_output(path: Path, *inputs: Path | None) -> None:
@@ -45,12 +49,12 @@ def check_ending(path: Path, *endings: str) -> None:
         *endings: The endings of its type; the first one is in the message.
 
     Raises:
-        UsageProblem: The name ends as files of another type do.
+        UsageProblem: The name has the ending of another type of file.
     """
     ending = path.suffix.lower()
     if ending in endings or is_stream(path):
         return
-    if ending in (*CONVERTED, *ROWS) or any(mimetypes.guess_type(f"x{ending}")):
+    if ending in _OTHERS:
         raise UsageProblem(
             f"{str(path)!r} cannot be written as {ending}: give it a name that ends in {endings[0]}"
         )

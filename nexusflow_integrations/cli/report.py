@@ -336,7 +336,7 @@ def _show(screen: Screen, report: Report, title: str, *, local: bool) -> None:
         where = f" at {report.endpoint}" if report.endpoint else ""
         if report.endpoint == "localhost":
             # Any server, also a stand-in, can serve a model under the name of the service's model.
-            where = " on this machine" + ("" if local else ", as its server names the model")
+            where = " on this machine" + ("" if local else " (the server there gave this name)")
         vectors = f", vectors of {report.model}{where}"
     screen.out.print(f"{printable(title)}{vectors}")
     judged = len(report.ranks)

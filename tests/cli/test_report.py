@@ -59,7 +59,7 @@ def test_a_report_of_a_chroma_folder_costs_nothing_without_questions(
     shown, _ = nexusflow("report", "zoo", "--path", str(chroma), "-o", str(out))
     assert shown.startswith("30 texts, map by ")
     assert "\nzoo, vectors of" in shown
-    said = "vectors of text-embedding-v4 on this machine, as its server names the model"
+    said = "vectors of text-embedding-v4 on this machine (the server there gave this name)"
     assert said in " ".join(shown.split())
     assert out.read_text("utf-8").startswith("<!doctype html>")
     assert service.stats.requests == 0

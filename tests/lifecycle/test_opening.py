@@ -248,6 +248,27 @@ async def test_such_a_server_answers_calls_of_the_background_loop_and_of_callers
     assert client.usage.retries == other.usage.retries == 0
 
 
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_calls_of_callers_and_of_the_background_loop_in_turn_keep_their_connections(
+    server: FaultServer, is_async: bool
+) -> None:
+    client = in_use(server)
+    for turn in range(8):
+        text = f"query {turn}"
+        row = await client.aembed(text) if is_async else await asyncio.to_thread(client.embed, text)
+        assert np.array_equal(row, expected_vector(text, SIZE))
+        some = [f"{turn} {n}" for n in range(2)]
+        assert_right(await client.aembed(some, progress=lambda _: None), some)
+    assert server.connections <= 2
+
+
+def drop_idle(origin: Any) -> None:
+    """As when the server has closed the idle connection."""
+    connection = connections().take_idle(origin)
+    assert connection is not None
+    connections().drop(connection)
+
+
 async def test_an_address_is_looked_up_again_although_connections_to_it_are_opened(
     server: FaultServer, here: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,12 +276,12 @@ async def test_an_address_is_looked_up_again_although_connections_to_it_are_open
     await ask(client, "first")
     since = connections().peers[origin].since
     for number in range(3):
-        connections().end_one(origin)  # as when the server has closed it
+        drop_idle(origin)
         await ask(client, f"text {number}")
     assert connections().peers[origin].since == since
     assert here == 4 * [False]
     monkeypatch.setattr(blocking, "CURRENT", 0.0)
-    connections().end_one(origin)
+    drop_idle(origin)
     await ask(client, "looked up")
     assert len(here) == 4
     await ask(client, "next")

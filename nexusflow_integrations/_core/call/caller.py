@@ -316,7 +316,7 @@ class CallingThread(Caller):
     ) -> T:
         """Run ``work`` on ``background``; return its result or raise its error.
 
-        ``until`` is the call's deadline in monotonic seconds if it has begun, or infinity.
+        ``until`` is when the deadline ends, in monotonic seconds, if it has begun to count.
         """
         loop_call = LoopCall(background, work, self._tell)
         waits_until = None
@@ -390,7 +390,7 @@ class CallingTask(Caller):
     ) -> T:
         """Run ``work`` on ``background``; return its result or raise its error.
 
-        ``until`` is the call's deadline in monotonic seconds if it has begun, or infinity.
+        ``until`` is when the deadline ends, in monotonic seconds, if it has begun to count.
         """
         loop_call = LoopCall(background, work, self._tell)
         asked: dict[asyncio.Task[None], bool] = {}  # each task, and whether the call waits for it

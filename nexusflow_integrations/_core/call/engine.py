@@ -118,8 +118,8 @@ class Engine:
         self._comparisons: dict[tuple[object, ...], Comparison] = {}
         self._pacing: dict[EndpointState, Worker] = {}
         self._background = background
-        self._connections = Connections(lambda: self._pool.trust, self._end_one_of_loop)
-        self._pool = Pool(self._connected, self._connections.end_one)
+        self._pool = Pool(self._connected)
+        self._connections = Connections(lambda: self._pool.trust, self._end_one_later)
         self._ending_idle: asyncio.TimerHandle | None = None
         self._own_sender = lru_cache(maxsize=MOST_SENDERS)(self._make_sender)
         self._sender_here = lru_cache(maxsize=MOST_SENDERS)(self._make_sender_here)
@@ -319,7 +319,8 @@ class Engine:
         target = _target(url, key, headers)
         if proxy is None:
             with suppress(ValueError):  # aiohttp reports an invalid URL
-                return LoopSender(self._pool, target)
+                callers = self._sender_here(url, key, headers)
+                return LoopSender(self._pool, target, callers)
         return AiohttpSender(self._pool, target, proxy)
 
     def _make_sender_here(self, url: str, key: ApiKey, headers: Headers) -> BlockingSender:
@@ -333,8 +334,14 @@ class Engine:
         if self._ending_idle is None:
             self._end_idle()
 
-    def _end_one_of_loop(self, origin: Origin) -> None:
-        self._background.call_soon(partial(self._pool.end_one, origin))
+    def _end_one_later(self, origin: Origin) -> None:
+        """Close an idle connection of the background loop, which a thread's connection replaces."""
+
+        def end_one() -> None:
+            if self._pool.end_one(origin):
+                self._connections.renew(origin)
+
+        self._background.call_soon(end_one)
 
     def _end_idle(self) -> None:
         self._connections.end_idle()

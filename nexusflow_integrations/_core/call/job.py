@@ -202,7 +202,7 @@ class Job:
             await work
             return
         try:
-            # Even after the deadline, a reply that came in time is used.
+            # If the deadline has passed, the call may still use a reply that came before it.
             await asyncio.wait_for(work, max(0.0, deadline) + REPORTING)
         except asyncio.TimeoutError as error:
             if isinstance(error, NexusFlowError):

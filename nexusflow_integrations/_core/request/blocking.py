@@ -9,9 +9,9 @@ first connection, a proxy), the event loop sends: ``connection`` then returns ``
 anything was sent.
 
 The timeout covers the whole exchange: before each read and write, the socket gets the time that is
-left, so a server cannot extend the time by sending single bytes. There are no locks, because a
-signal handler may interrupt a request at any point and send one itself. Each change of shared state
-is one operation that the interpreter does not interrupt.
+left, so a server cannot extend the time by sending single bytes, except by ``MOST_LATE`` reads.
+There are no locks, because a signal handler may interrupt a request at any point and send one
+itself. Each change of shared state is one operation that the interpreter does not interrupt.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from nexusflow_integrations._core.request.message import (
     parser_works,
 )
 from nexusflow_integrations._core.request.opening import opened_on_loop
-from nexusflow_integrations._core.request.polled import BUFFER, NOT_READY, PolledExchange
+from nexusflow_integrations._core.request.polled import BUFFER, NOT_READY, PolledExchange, can_poll
 from nexusflow_integrations._core.request.transport import KEEPALIVE, TOO_LARGE, Target
 from nexusflow_integrations._core.request.wire import Answer, TransportFault
 from nexusflow_integrations._core.signals import raised_by_signal_handler
@@ -54,8 +54,8 @@ T = TypeVar("T")
 CONNECT = 2.0
 """Maximum seconds to open a connection; after that, the event loop tries all addresses."""
 CURRENT = 60.0
-"""Seconds from the opening of the event loop's connection to an address for which the address is
-used even if that connection is closed."""
+"""Seconds for which an address is used after the event loop has opened a connection to it, or has
+closed one that a connection from here replaces."""
 MOST_LATE = 64
 """Maximum reads after the timeout, of bytes that arrived while this thread did not run."""
 LONGEST = 2e6
@@ -120,7 +120,7 @@ class Connection:
         return response.answer(), response.is_reusable
 
     def _received(self, until: float) -> bytes:
-        """Return the next bytes; after ``until``, only bytes that have arrived before."""
+        """Return the next bytes; after ``until``, do not wait, but return what has arrived."""
         try:
             self._socket.settimeout(_left(until))
             return self._socket.recv(BUFFER)
@@ -131,7 +131,9 @@ class Connection:
         self._socket.settimeout(0)
         try:
             return self._socket.recv(BUFFER)
-        except NOT_READY:
+        except NOT_READY as error:
+            if raised_by_signal_handler(error):
+                raise
             raise TimeoutError from None
 
     def _write(self, request: memoryview, until: float) -> None:
@@ -143,7 +145,8 @@ class Connection:
         self._socket.close()
 
     def __del__(self) -> None:
-        # An interrupt may come when nothing else refers to a connection. Its socket would warn.
+        # If an interrupt leaves the connection without an owner, its socket would give a
+        # ResourceWarning.
         with suppress(AttributeError):  # the interrupt came in the constructor
             self._socket.close()
 
@@ -159,22 +162,22 @@ class Connections:
     """The connections of one process over which calls that need one request are sent.
 
     Some servers serve only one connection at a time. So a new connection replaces an idle one of
-    the background loop, and the other way round.
+    the background loop, which in turn uses idle connections from here.
 
     Args:
         trust: Returns the trusted certificates.
-        replaces: Called in a thread before it opens a connection, to let the background loop close
-            an idle one.
+        end_one_later: Called in a thread before it opens a connection, to let the background loop
+            close an idle one, and then call ``renew``.
     """
 
     def __init__(
         self,
         trust: Callable[[], ssl.SSLContext | None],
-        replaces: Callable[[Origin], object] = lambda _: None,
+        end_one_later: Callable[[Origin], object] = lambda _: None,
     ) -> None:
         self.peers: dict[Origin, Peer] = {}
         self._trust = trust
-        self._replaces = replaces
+        self._end_one_later = end_one_later
         self._idle: dict[Origin, deque[Connection]] = {}
         self._opening: list[Origin] = []  # one item for each `open`
         self._not_before: dict[Origin, float] = {}  # when `open` may try again after a failure
@@ -212,7 +215,7 @@ class Connections:
             return None
         peer, context = found
         if end_one(origin):
-            self.peers[origin] = replace(peer, since=monotonic())
+            self.renew(origin)
         self._opening.append(origin)
         try:
             async with time_limit(_to_connect(timeout)):
@@ -258,10 +261,10 @@ class Connections:
         with suppress(OSError):
             connection.close()
 
-    def end_one(self, origin: Origin) -> None:
-        """Close an idle connection to ``origin``, if there is one."""
-        if (connection := self.take_idle(origin)) is not None:
-            self.drop(connection)
+    def renew(self, origin: Origin) -> None:
+        """Record that the background loop had a connection to ``origin`` until now."""
+        if (peer := self.peers.get(origin)) is not None:
+            self.peers[origin] = replace(peer, since=monotonic())
 
     def end_idle(self) -> bool:
         """Close connections that were idle for too long; return whether connections remain."""
@@ -284,7 +287,7 @@ class Connections:
         if found is None:
             return None
         peer, context = found
-        self._replaces(origin)
+        self._end_one_later(origin)
         process = os.getpid()
         raw: socket.socket | None = None
         connection: Connection | None = None
@@ -369,6 +372,22 @@ class BlockingSender:
             self._connections.put_back(self._origin, connection)
         else:
             self._connections.drop(connection)
+
+    def spare_connection(self) -> Connection | None:
+        """Return a connection that is open and unused, if the running loop can poll it."""
+        if not can_poll(asyncio.get_running_loop()):
+            return None
+        return self._connections.take_idle(self._origin)
+
+    async def send_on_loop(
+        self, connection: Connection, body: bytes, timeout: float, began: float | None = None
+    ) -> Answer | TransportFault:
+        """Send like ``send``, on the running loop, which can poll sockets."""
+        exchange = self.polled(connection, body, timeout, lambda outcome: outcome, began)
+        try:
+            return await exchange.run()
+        finally:
+            exchange.abandon()
 
     def polled(
         self,

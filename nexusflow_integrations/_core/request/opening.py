@@ -53,11 +53,7 @@ class OpeningSender:
         connection = await self._here.opened(timeout, self._most, self._end_one)
         if connection is None:
             return await self._otherwise.send(body, timeout - (monotonic() - began))
-        exchange = self._here.polled(connection, body, timeout, lambda outcome: outcome, began)
-        try:
-            return await exchange.run()
-        finally:
-            exchange.abandon()
+        return await self._here.send_on_loop(connection, body, timeout, began)
 
 
 async def opened_on_loop(

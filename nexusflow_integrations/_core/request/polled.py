@@ -12,7 +12,6 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from threading import enumerate as enumerate_threads
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -38,10 +37,10 @@ MOST_BEHIND = 10.0
 """Seconds by which the clock of a loop may differ; uvloop reads it once per iteration."""
 SOON = 0.001
 """Seconds until the next attempt if the other loop is using the exchange."""
-LONGEST_INTERRUPT = 0.1
-"""Seconds after which a turn that nobody will give back is not waited for."""
+CHECK_TURN_AFTER = 0.1
+"""Seconds to wait for the turn before checking whether a thread is left that can give it back."""
 MOST_LATE = 8
-"""Maximum steps after the timeout that read bytes which arrived before it, on a blocked loop."""
+"""Maximum steps after the timeout, in which a loop that was blocked reads what has arrived."""
 DESCRIPTOR_RETRY = 0.1
 """Seconds until the next attempt if no file descriptor is left."""
 NOT_READY = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -97,6 +96,7 @@ class PolledExchange(Generic[T]):
         self._is_over = False
         self._is_free = False
         self._late = 0
+        self._process = os.getpid()
 
     @property
     def user(self) -> int | None:
@@ -199,13 +199,12 @@ class PolledExchange(Generic[T]):
         Return ``False`` if nobody will: an interrupt came when this thread had just taken it, or
         this is a child process, in which the other loop's thread does not run.
         """
-        until = monotonic() + LONGEST_INTERRUPT
+        until = monotonic() + CHECK_TURN_AFTER
         while not self._take_turn():
-            of = self._turn.get("of")
-            if of is not None and monotonic() > until:
-                other = of[0] if of[0] != get_ident() else None
-                if all(thread.ident != other for thread in enumerate_threads()):
-                    return False
+            of = self._turn.get("of", (None,))[0]
+            is_lost = of == get_ident() or os.getpid() != self._process
+            if is_lost and monotonic() > until:
+                return False
             time.sleep(SOON)
         return True
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from types import FunctionType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 import aiohttp
@@ -48,6 +48,9 @@ from nexusflow_integrations._core.request.wire import MAX_RESPONSE_BYTES, Answer
 from nexusflow_integrations._core.secret import Secret
 from nexusflow_integrations.errors import APIConnectionError
 
+if TYPE_CHECKING:
+    from nexusflow_integrations._core.request.blocking import BlockingSender
+
 
 class Pool:
     """The connections of the process: one aiohttp session on the background loop.
@@ -55,16 +58,10 @@ class Pool:
     Args:
         connected: Called with the URL and the transport of each new connection, except those to a
             proxy.
-        replaces: Called before a connection is opened, to close an idle one of a caller.
     """
 
-    def __init__(
-        self,
-        connected: Callable[[Any, Any], object] = lambda *_: None,
-        replaces: Callable[[Origin], object] = lambda _: None,
-    ) -> None:
+    def __init__(self, connected: Callable[[Any, Any], object] = lambda *_: None) -> None:
         self._connected = connected
-        self._replaces = replaces
         self.trust: ssl.SSLContext | None = None
         self._session: Any = None
         self._used: WeakSet[Any] = WeakSet()
@@ -118,7 +115,6 @@ class Pool:
         if not parser_works():
             return None
         session = self.session()
-        self._replaces(origin_of(url))
         # aiohttp does not promise these arguments.
         try:
             request = aiohttp.ClientRequest(
@@ -179,17 +175,20 @@ class Pool:
 class LoopSender:
     """Sends over connections of ``pool`` that it takes over from aiohttp, without a proxy.
 
+    If none is idle, it uses one that ``callers`` left idle, before it opens another one.
+
     Raises:
         ValueError: The URL is not valid.
     """
 
-    def __init__(self, pool: Pool, target: Target) -> None:
+    def __init__(self, pool: Pool, target: Target, callers: BlockingSender | None = None) -> None:
         pool.session()  # this reads the trusted certificates
         self._pool = pool
         self._url = URL(target.url)
         self._origin = origin_of(self._url)
         self._head = Head(target)
         self._aiohttp = AiohttpSender(pool, target)
+        self._callers = callers
 
     async def send(self, body: bytes, timeout: float) -> Answer | TransportFault:
         if self._pool.is_observed:
@@ -197,6 +196,9 @@ class LoopSender:
         left = timeout
         connection = self._pool.take(self._origin)
         if connection is None:
+            callers = self._callers
+            if callers is not None and (spare := callers.spare_connection()) is not None:
+                return await callers.send_on_loop(spare, body, timeout)
             began = monotonic()
             try:
                 connection = await self._pool.connect(self._url, timeout)

@@ -144,7 +144,10 @@ def plan(
 
 
 def _wanted(corpus: Corpus, before: Iterable[Document]) -> dict[str, Document]:
-    """Return the corpus, and the passages ``before`` of files that could not be read, by text."""
+    """Return the passages that the index should contain, by text.
+
+    They are those of the corpus, and those of ``before`` whose files could not be read.
+    """
     wanted = {item.text: item for item in corpus.documents}
     for item in before:
         unread = tuple(name for name in item.origins if corpus.could_not_read(name))

@@ -155,8 +155,8 @@ class Corpus:
             the folder. They are left out without being named, unless they were read before.
         complete: Whether all documents are here; false if a limit left out some.
         others: A line about files of other types, or an empty string.
-        limited: Whether the user's own limit left out some; the default limit of ``stdlib`` is not
-            one.
+        limited: Whether the user's own limit left out some; the default limit of ``stdlib`` does
+            not count.
     """
 
     name: str

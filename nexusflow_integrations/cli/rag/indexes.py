@@ -410,7 +410,7 @@ class Indexes:
         Without a name, return the index of the nearest folder that contains ``near``; if there is
         none, any index. If several fit, return the most recently used one that ``prefer`` accepts,
         or else the most recently used one. If that one was made with ``--limit``, return a complete
-        one of the same corpus, if there is one that ``prefer`` accepts or refuses as well.
+        one of the same corpus, if there is one for which ``prefer`` gives the same answer.
         Unusable indexes are skipped, unless only they fit a name, or ``unusable`` counts them like
         the others.
 
