@@ -13,6 +13,12 @@ ENOUGH = 1000
 """The number of runs within which it must notice."""
 
 
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.what)
+def test_the_line_that_a_mutant_changes_is_there(mutant: Mutant) -> None:
+    with mutant.living():
+        pass
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.what)
 def test_the_simulation_notices_the_mutant(mutant: Mutant) -> None:
