@@ -300,18 +300,23 @@ async def _aiter(items: Any) -> AsyncIterator[Any]:
 
 
 def _added(run: Run, usage: Usage) -> Added:
-    left_out = tuple(run.left_out)
     if run.refused:
-        first = "; ".join(str(left) for left in run.refused[:3])
-        more = f"; and {len(run.refused) - 3} more" if len(run.refused) > 3 else ""
+        said = f"the server refused {count(len(run.refused), 'document')} ({_first(run.refused)})"
+        if run.left_out:
+            said += f"; {len(run.left_out):,} more could not be stored ({_first(run.left_out)})"
         failed = RefusedTextsError(
-            f"the server refused {count(len(run.refused), 'document')} ({first}{more});"
-            " all others are in the store",
+            f"{said}; all others are in the store",
             refused={left.place: left.error for left in run.refused},  # type: ignore[misc]
         )
         failed.finished = run.unwritten()
         raise failed
-    return Added(run.added, run.present, run.differing, left_out, usage)
+    return Added(run.added, run.present, run.differing, tuple(run.left_out), usage)
+
+
+def _first(left_out: Sequence[LeftOut]) -> str:
+    """Name the first three."""
+    more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+    return "; ".join(map(str, left_out[:3])) + more
 
 
 # -- embedding -------------------------------------------------------------------------------------

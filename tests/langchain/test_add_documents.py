@@ -715,6 +715,17 @@ async def test_on_refused_raise_raises_when_all_others_are_stored(twin: str, mak
 
 
 @TWINS
+async def test_the_error_about_refused_documents_names_those_that_were_left_out(
+    twin: str, make: Make
+) -> None:
+    place, some = in_memory(make()), source(20, {3: " ", 5: " ", 7: REFUSED})
+    said = r"; 2 more could not be stored \(.*blank.*\); all others are in the store$"
+    with pytest.raises(errors.RefusedTextsError, match=said):
+        await add(twin, place.store, some, on_refused="raise")
+    assert place.size() == 17
+
+
+@TWINS
 async def test_on_blank_raise_raises_before_a_list_is_sent(
     twin: str, make: Make, server: LocalServer
 ) -> None:
