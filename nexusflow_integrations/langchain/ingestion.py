@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from nexusflow_integrations._core import checks
 from nexusflow_integrations._core.call.caller import Callback
 from nexusflow_integrations._core.call.streaming import Embedded
-from nexusflow_integrations._core.counts import count
+from nexusflow_integrations._core.counts import count, first_three
 from nexusflow_integrations._core.kept_numbers import number_problem
 from nexusflow_integrations._core.left_out import LeftOut
 from nexusflow_integrations._core.one_writer import aonly_writer, only_writer
@@ -301,9 +301,12 @@ async def _aiter(items: Any) -> AsyncIterator[Any]:
 
 def _added(run: Run, usage: Usage) -> Added:
     if run.refused:
-        said = f"the server refused {count(len(run.refused), 'document')} ({_first(run.refused)})"
-        if run.left_out:
-            said += f"; {len(run.left_out):,} more could not be stored ({_first(run.left_out)})"
+        refused, left_out = len(run.refused), len(run.left_out)
+        named = first_three(run.refused, refused)
+        said = f"the server refused {count(refused, 'document')} ({named})"
+        if left_out:
+            named = first_three(run.left_out, left_out)
+            said += f"; {left_out:,} more could not be stored ({named})"
         failed = RefusedTextsError(
             f"{said}; all others are in the store",
             refused={left.place: left.error for left in run.refused},  # type: ignore[misc]
@@ -311,12 +314,6 @@ def _added(run: Run, usage: Usage) -> Added:
         failed.finished = run.unwritten()
         raise failed
     return Added(run.added, run.present, run.differing, tuple(run.left_out), usage)
-
-
-def _first(left_out: Sequence[LeftOut]) -> str:
-    """Name the first three."""
-    more = f"; and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-    return "; ".join(map(str, left_out[:3])) + more
 
 
 # -- embedding -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 from llama_index.core.schema import BaseNode, NodeWithScore
 
+from nexusflow_integrations._core.counts import first_three
 from nexusflow_integrations.errors import (
     BadRequestError,
     InvalidInputError,
@@ -96,11 +97,13 @@ def refused_error(
     refused: Mapping[int, Any], count: int, kind: str, about: Callable[[int], str]
 ) -> RefusedTextsError:
     """Return the error for ``count`` texts or nodes of which some were refused."""
-    parts = [(f"text {place}: " if kind == "texts" else "", place) for place in sorted(refused)[:3]]
-    reasons = "; ".join(f"{prefix}{about(place)}: {refused[place]}" for prefix, place in parts)
-    more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
+    of_text = "text {}: " if kind == "texts" else ""
+    reasons = (
+        f"{of_text.format(place)}{about(place)}: {refused[place]}" for place in sorted(refused)
+    )
     return RefusedTextsError(
-        f"the server refused {len(refused)} of {count} {kind} ({reasons}{more});"
+        f"the server refused {len(refused)} of {count} {kind}"
+        f" ({first_three(reasons, len(refused))});"
         " the others are in this error's `finished`",
         refused=refused,
     )

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from nexusflow_integrations._core.counts import first_three
 from nexusflow_integrations._core.request.batching import Batch, Item
 from nexusflow_integrations._core.sizes import cut_to_size
 from nexusflow_integrations._core.usage import Usage
@@ -372,11 +373,10 @@ class CallResults:
         refusals = self.refusals
         if self.count == 1:
             return refusals[0]
-        first = sorted(refusals)[:3]
-        reasons = "; ".join(f"text {index}: {refusals[index]}" for index in first)
-        more = f"; and {len(refusals) - 3} more" if len(refusals) > 3 else ""
+        reasons = (f"text {index}: {refusals[index]}" for index in sorted(refusals))
         error = RefusedTextsError(
-            f"the server refused {len(refusals)} of {self.count} texts ({reasons}{more});"
+            f"the server refused {len(refusals)} of {self.count} texts"
+            f" ({first_three(reasons, len(refusals))});"
             " the others are in this error's `finished`",
             refused=refusals,
         )
