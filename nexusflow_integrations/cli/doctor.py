@@ -31,7 +31,7 @@ from nexusflow_integrations.cli.rag.endpoint import (
     Endpoint,
     has_key,
     open_endpoint,
-    without_version,
+    same_url,
 )
 from nexusflow_integrations.cli.rag.indexes import Index, Indexes, UnusableIndexError
 from nexusflow_integrations.cli.screen import Screen, home
@@ -256,7 +256,7 @@ def _is_of(index: Index, endpoint: Endpoint) -> bool:
         return False
     if endpoint.local_model is not None or about.base_url is None:
         return about.local_model == endpoint.local_model
-    return without_version(about.base_url) == without_version(endpoint.base_url)
+    return same_url(about.base_url, endpoint.base_url)
 
 
 def _index(index: Index, endpoint: Endpoint) -> str:

@@ -84,7 +84,7 @@ class Endpoint:
 
         Vectors of endpoints with different names must not be mixed in one collection.
         """
-        place = self.local_model or without_version(self.base_url).partition("://")[2]
+        place = self.local_model or _without_version(self.base_url).partition("://")[2]
         plain = "".join(char if char.isalnum() or char in ".-" else "-" for char in place)
         if self.dimensions is not None:
             plain += f"-{self.dimensions}"
@@ -93,8 +93,15 @@ class Endpoint:
         return plain
 
 
-def without_version(base_url: str) -> str:
-    """Return a base URL without the ``/v1`` at its end, which does not decide who answers."""
+def same_url(one: str, two: str) -> bool:
+    """Return whether two base URLs are equal, apart from a ``/v1`` at the end.
+
+    The same server answers with and without it.
+    """
+    return _without_version(one) == _without_version(two)
+
+
+def _without_version(base_url: str) -> str:
     return base_url.removesuffix("/v1")
 
 

@@ -34,7 +34,7 @@ from nexusflow_integrations.cli.rag.endpoint import (
     Endpoint,
     has_key,
     open_endpoint,
-    without_version,
+    same_url,
 )
 from nexusflow_integrations.cli.rag.indexes import About, Index, Indexes, UnusableIndexError
 from nexusflow_integrations.cli.rag.pipeline import (
@@ -196,7 +196,7 @@ class Session:
                 make_keyword_index(collection)
             if not documents:
                 raise UnusableIndexError(f"no passage could be stored: {done.left_out[-1]}")
-        had = None if fresh else self.index.described()
+        former = self.index.described()
         self.index.describe(
             About(
                 corpus=source,
@@ -204,28 +204,28 @@ class Session:
                 frameworks=self.frameworks,
                 endpoint=self.endpoint.name,
                 local_model=self.endpoint.local_model,
-                base_url=self._base_url(),
+                base_url=self._base_url(former),
                 dimensions=self.endpoint.dimensions,
                 documents=documents,
                 folder=folder,
                 hybrid=hybrid,
                 tuned=None if self.endpoint.tuned is None else asdict(self.endpoint.tuned),
-                complete=not corpus.limited or (had is not None and had.complete),
+                complete=not corpus.limited
+                or (former is not None and former.complete and not fresh),
             )
         )
         return done
 
-    def _base_url(self) -> str | None:
+    def _base_url(self, former: About | None) -> str | None:
         """Return the URL to describe the index with: the one that has answered.
 
-        A run that sent nothing has not tried its URL, so the URL of an earlier run is kept.
+        A run that sent nothing has not tried its URL, so the URL of the ``former`` run is kept.
         """
         if self.endpoint.local_model is not None:
             return None
-        about = self.index.described()
-        if about is None or about.base_url is None or self.usage().requests:
+        if former is None or former.base_url is None or self.usage().requests:
             return self.endpoint.base_url
-        return about.base_url
+        return former.base_url
 
     @contextmanager
     def _nothing_empty_left(self, folder: str) -> Iterator[None]:
@@ -433,9 +433,7 @@ def is_of_this_endpoint(about: About) -> bool:
     This is the service if there is a key, and otherwise the local model.
     """
     if has_key():
-        return about.base_url is not None and (
-            without_version(about.base_url) == without_version(resolve_base_url())
-        )
+        return about.base_url is not None and same_url(about.base_url, resolve_base_url())
     return about.local_model is not None
 
 
