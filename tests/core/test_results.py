@@ -271,6 +271,59 @@ async def test_rows_whose_lists_could_not_be_made_on_the_way_are_made_in_the_end
     assert await asyncio.wait_for(lists.of(vectors), 30) == vectors.tolist()
 
 
+def in_lists(vectors: np.ndarray, lists: RowLists) -> CallResults:
+    """Return the results of a call for lists, all of whose rows have arrived."""
+    results = CallResults(len(vectors), lists=lists)
+    lists.add = lambda *_: None  # type: ignore[method-assign]  # no event loop runs
+    for batch in plan_batches([item_of(place, "t") for place in range(len(vectors))], max_texts=10):
+        results.rows(batch, vectors[[item.index for item in batch]])
+    return results
+
+
+@pytest.mark.parametrize("made", [0, 1, ROWS_AT_ONCE, 2 * ROWS_AT_ONCE + 5])
+def test_a_thread_makes_only_the_lists_that_are_missing(made: int) -> None:
+    vectors = rows_of(range(2 * ROWS_AT_ONCE + 5))
+    lists = RowLists(len(vectors))
+    before = lists._rows[:made] = vectors[:made].tolist()
+    results = in_lists(vectors, lists)
+    asyncio.run(results.make_lists())
+    assert lists._rows.count(None) == len(vectors) - made, (
+        "the event loop leaves them to the thread"
+    )
+    array = results.result(Usage(), single=False, collect=False)
+    found = array.tolist()
+    assert found == vectors.tolist()
+    assert all(row is other for row, other in zip(found, before, strict=False))
+    assert array.tolist() == found
+    assert array.tolist() is not found, "the caller may change its lists"
+
+
+def test_an_event_loop_gets_all_lists_made() -> None:
+    vectors = rows_of(range(ROWS_AT_ONCE + 5))
+    lists = RowLists(len(vectors))
+    results = in_lists(vectors, lists)
+    results.is_of_loop = True
+    asyncio.run(results.make_lists())
+    assert lists._rows == vectors.tolist()
+
+
+def test_vectors_are_not_lost_if_there_is_no_memory_for_lists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(self: RowLists, vectors: np.ndarray) -> None:
+        raise MemoryError
+
+    vectors = rows_of(range(12))
+    monkeypatch.setattr(RowLists, "finish", fail)
+    results = in_lists(vectors, RowLists(len(vectors)))
+    asyncio.run(results.make_lists())
+    array = results.result(Usage(), single=False, collect=False)
+    with pytest.raises(NexusFlowError, match="not enough memory") as caught:
+        array.tolist()
+    assert sorted(caught.value.finished) == list(range(12))
+    assert np.array_equal(np.stack(list(caught.value.finished.values())), vectors)
+
+
 class Clock:
     """The time of the running event loop, which passes only if told to."""
 

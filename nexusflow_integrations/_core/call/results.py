@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -32,15 +32,31 @@ class EmbeddingArray(np.ndarray[Any, np.dtype[np.float32]]):
     """
 
     usage: Usage | None
-    _lists: list[list[float]] | None
+    _lists: RowLists | None
 
     def __array_finalize__(self, source: Any) -> None:
         self.usage = self._lists = None
 
     def tolist(self) -> Any:
-        """Return the numbers as lists of floats; this is free if the call has made the lists."""
+        """Return the numbers as lists of floats; faster if the call has made some of them.
+
+        Raises:
+            NexusFlowError: There is not enough memory for them, in an adapter's call for lists; the
+                error's ``finished`` holds the vectors as arrays.
+        """
         lists, self._lists = self._lists, None
-        return super().tolist() if lists is None else lists
+        if lists is None:
+            return super().tolist()
+        vectors = np.asarray(self)
+        try:
+            return lists.finish(vectors)
+        except MemoryError as cause:
+            error = NexusFlowError(
+                "there is not enough memory for the vectors as lists of floats; this error's"
+                " `finished` holds them as arrays"
+            )
+            error.finished = dict(enumerate(vectors))
+            raise error from cause
 
 
 class EmbeddingList(list[Any]):
@@ -69,8 +85,12 @@ ROWS_AT_ONCE = 64
 """Number of rows that are converted at once; with 1024 numbers each, they take about 3 ms."""
 PAUSE = 0.002
 """Seconds without a response after which rows are converted."""
-MOST_WAITING = 256
-"""Maximum number of rows that wait for such a pause."""
+MOST_WAITING = 4096
+"""Maximum number of rows that wait for such a pause; with 1024 numbers each, they take about 0.1 s.
+
+While responses never pause, the loop has no time to spare, and lists cost less if they are made
+together, after the last response.
+"""
 
 
 class RowLists:
@@ -78,7 +98,8 @@ class RowLists:
 
     Making the lists takes several times as long as decoding the rows. If that happened after the
     last response, the caller would wait for it. If it happened while responses arrive, the next
-    requests would be sent later.
+    requests would be sent later. A sync caller makes the rest in its own thread, where memory for
+    them costs fewer system calls (if it is the main thread) and no other call has to wait.
     """
 
     def __init__(self, count: int) -> None:
@@ -113,23 +134,39 @@ class RowLists:
         for place, row in zip(places, vectors.tolist(), strict=True):
             self._rows[place] = row
 
-    async def of(self, vectors: Vectors) -> list[list[float]]:
-        """Return all rows of ``vectors``; rows that are not converted yet are converted now."""
+    def stop(self) -> None:
+        """Convert no more rows on the event loop."""
         self._waiting.clear()
         self._count = 0
-        rows: list[list[float]] = []
+
+    async def of(self, vectors: Vectors) -> list[list[float]]:
+        """Return all rows of ``vectors``; rows that are not converted yet are converted now."""
+        self.stop()
+        for _ in self._rest(vectors):
+            await asyncio.sleep(0)  # let other tasks of the loop run
+        return self.finish(vectors)
+
+    def finish(self, vectors: Vectors) -> list[list[float]]:
+        """Return all rows like ``of``, in any thread, after ``stop``."""
+        for _ in self._rest(vectors):
+            pass
+        return cast("list[list[float]]", self._rows)
+
+    def _rest(self, vectors: Vectors) -> Iterator[None]:
+        """Convert what is missing, and yield before every part but the first."""
+        rows = self._rows
         for start in range(0, len(vectors), ROWS_AT_ONCE):
             stop = start + ROWS_AT_ONCE
-            some = self._rows[start:stop]
-            if None in some:
-                if start:
-                    await asyncio.sleep(0)  # let other tasks of the loop run
-                some = [
-                    vector.tolist() if row is None else row
-                    for row, vector in zip(some, vectors[start:stop], strict=True)
-                ]
-            rows += cast("list[list[float]]", some)
-        return rows
+            some, part = rows[start:stop], vectors[start:stop]
+            if None not in some:
+                continue
+            if start:
+                yield
+            if any(some):
+                made = zip(some, part, strict=True)
+                rows[start:stop] = [vector.tolist() if row is None else row for row, vector in made]
+            else:
+                rows[start:stop] = part.tolist()
 
 
 class CallResults:
@@ -165,7 +202,6 @@ class CallResults:
         self.duplicates: Mapping[int, int] = {}  # number of duplicates of each text, by index
         self.waiting: dict[int, list[asyncio.Future[None]]] = {}
         self.lists = lists
-        self.listed: list[list[float]] | None = None
         self.uncut: dict[int, Vectors] = {}
         self.derived = 0
         self.lent: set[int] = set()
@@ -181,6 +217,7 @@ class CallResults:
         array = self._array(vectors.shape[1])
         if places == list(range(first, first + len(batch))):
             array[first : first + len(batch)] = vectors
+            vectors = array[first : first + len(batch)]  # so that the response's memory is freed
             self.done[first : first + len(batch)] = b"\1" * len(batch)
         else:  # the batch skips texts that are not sent, or that were looked up again
             array[places] = vectors
@@ -307,9 +344,13 @@ class CallResults:
             self._wake(index)
 
     async def make_lists(self) -> None:
-        """Convert all rows to lists if the caller wants lists and no row is missing."""
-        if self.lists is not None and self.vectors is not None and not self.refusals:
-            self.listed = await self.lists.of(self.vectors)
+        """Convert all rows to lists for an event loop; a thread makes the rest itself."""
+        if self.lists is None or self.vectors is None or self.refusals:
+            self.lists = None
+        elif self.is_of_loop:
+            await self.lists.of(self.vectors)
+        else:
+            self.lists.stop()
 
     def rows_at(self, places: Sequence[int]) -> Vectors:
         """Return a float32 copy, of shape (m, d), of the rows at ``places``, which are all done."""
@@ -365,7 +406,7 @@ class CallResults:
         if vectors is None:
             raise NexusFlowError("the call ended without vectors; this is a bug in this package")
         array = (vectors[0] if single else vectors).view(EmbeddingArray)
-        array.usage, array._lists = usage, self.listed
+        array.usage, array._lists = usage, self.lists
         return array
 
     def refused_error(self) -> NexusFlowError:
