@@ -78,7 +78,7 @@ def _documents(name: str, texts: int, **settings: Any) -> Data:
 
 def latency(quick: bool) -> Data:
     """2,000 texts at 150 ms, all clients with defaults."""
-    texts, rounds = (200, 1) if quick else (2000, 2)
+    texts, rounds = (200, 1) if quick else (2000, 6)
     with server(LATENCY_MS) as at:
         fast = {
             contestant.name: _documents(contestant.name, texts)
