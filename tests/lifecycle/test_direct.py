@@ -269,6 +269,7 @@ def test_the_place_of_a_thread_is_taken_at_once_by_a_request_that_waits(
     until(lambda: lane_of(client).admission.threads)
     threads[1].start()
     until(lambda: lane_of(client).admission._waiting)
+    until(lambda: server.in_flight == 2)
     go_on["held"].set()
     until(lambda: server.texts["bulk 10"])
     go_on["bulk 0"].set()
