@@ -98,6 +98,8 @@ def opened(browser: Any, page: Path) -> Iterator[Any]:
         event["params"]["request"]["url"]
         for event in events
         if event["method"] == "Network.requestWillBeSent"
+        # The browser's own first page may still be loading.
+        and not event["params"]["documentURL"].startswith("chrome")
     }
     assert {url for url in asked if not url.startswith("data:")} == {page.as_uri()}
 
