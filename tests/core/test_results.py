@@ -6,6 +6,7 @@ import asyncio
 import pickle
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -305,6 +306,24 @@ def test_an_event_loop_gets_all_lists_made() -> None:
     results.is_of_loop = True
     asyncio.run(results.make_lists())
     assert lists._rows == vectors.tolist()
+
+
+class MemoryForOnePart(np.ndarray):
+    parts = 0
+
+    def tolist(self) -> Any:
+        MemoryForOnePart.parts += 1
+        if MemoryForOnePart.parts > 1:
+            raise MemoryError
+        return super().tolist()
+
+
+def test_lists_made_before_memory_ended_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryForOnePart, "parts", 0)
+    lists = RowLists(2 * ROWS_AT_ONCE)
+    with pytest.raises(MemoryError):
+        lists.finish(rows_of(range(2 * ROWS_AT_ONCE)).view(MemoryForOnePart))
+    assert lists._rows == [], "the error needs the memory"
 
 
 def test_vectors_are_not_lost_if_there_is_no_memory_for_lists(

@@ -457,6 +457,8 @@ class Engine:
                 if call.sent is not None:  # another call has embedded the text in the meantime
                     call.ledger.sent(retry=False)
                 results.part()
+                if lists is not None:
+                    lists.stop()  # also if the call failed
             await results.make_lists()
             return results
         except Stopped:

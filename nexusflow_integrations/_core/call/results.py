@@ -99,7 +99,7 @@ class RowLists:
     Making the lists takes several times as long as decoding the rows. If that happened after the
     last response, the caller would wait for it. If it happened while responses arrive, the next
     requests would be sent later. A sync caller makes the rest in its own thread, where memory for
-    them costs fewer system calls (if it is the main thread) and no other call has to wait.
+    them costs fewer system calls if it is the main thread.
     """
 
     def __init__(self, count: int) -> None:
@@ -162,11 +162,15 @@ class RowLists:
                 continue
             if start:
                 yield
-            if any(some):
-                made = zip(some, part, strict=True)
-                rows[start:stop] = [vector.tolist() if row is None else row for row, vector in made]
-            else:
-                rows[start:stop] = part.tolist()
+            try:
+                if any(some):
+                    made = zip(some, part, strict=True)
+                    rows[start:stop] = [v.tolist() if row is None else row for row, v in made]
+                else:
+                    rows[start:stop] = part.tolist()
+            except MemoryError:  # free it, so that an error can be raised with the vectors
+                rows.clear()
+                raise
 
 
 class CallResults:
@@ -345,12 +349,10 @@ class CallResults:
 
     async def make_lists(self) -> None:
         """Convert all rows to lists for an event loop; a thread makes the rest itself."""
-        if self.lists is None or self.vectors is None or self.refusals:
+        if self.vectors is None or self.refusals:
             self.lists = None
-        elif self.is_of_loop:
+        elif self.lists is not None and self.is_of_loop:
             await self.lists.of(self.vectors)
-        else:
-            self.lists.stop()
 
     def rows_at(self, places: Sequence[int]) -> Vectors:
         """Return a float32 copy, of shape (m, d), of the rows at ``places``, which are all done."""
