@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -103,7 +103,7 @@ class RowLists:
     """
 
     def __init__(self, count: int) -> None:
-        self._rows: list[list[float] | None] = [None] * count
+        self._rows: list[Any] = [None] * count  # lists of floats, or None if not converted yet
         self._waiting: deque[tuple[Sequence[int], Vectors]] = deque()
         self._count = 0  # of waiting rows
         self._pause_at = 0.0
@@ -141,16 +141,15 @@ class RowLists:
 
     async def of(self, vectors: Vectors) -> list[list[float]]:
         """Return all rows of ``vectors``; rows that are not converted yet are converted now."""
-        self.stop()
         for _ in self._rest(vectors):
             await asyncio.sleep(0)  # let other tasks of the loop run
-        return self.finish(vectors)
+        return self._rows
 
     def finish(self, vectors: Vectors) -> list[list[float]]:
         """Return all rows like ``of``, in any thread, after ``stop``."""
         for _ in self._rest(vectors):
             pass
-        return cast("list[list[float]]", self._rows)
+        return self._rows
 
     def _rest(self, vectors: Vectors) -> Iterator[None]:
         """Convert what is missing, and yield before every part but the first."""
@@ -163,11 +162,10 @@ class RowLists:
             if start:
                 yield
             try:
-                if any(some):
-                    made = zip(some, part, strict=True)
-                    rows[start:stop] = [v.tolist() if row is None else row for row, v in made]
-                else:
-                    rows[start:stop] = part.tolist()
+                rows[start:stop] = [
+                    vector.tolist() if row is None else row
+                    for row, vector in zip(some, part, strict=True)
+                ]
             except MemoryError:  # free it, so that an error can be raised with the vectors
                 rows.clear()
                 raise
