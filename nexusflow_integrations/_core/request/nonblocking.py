@@ -31,6 +31,9 @@ class LoopConnection(asyncio.Protocol):
         self._transport: asyncio.Transport = opened.transport
         self._response: Response | None = None
         self._ended: asyncio.Future[bool] | None = None  # whether the response is complete
+        self._until = 0.0
+        # One timer serves many exchanges: to set and cancel one for each takes longer.
+        self._timer: asyncio.TimerHandle | None = None
         self._may_be_used = True
         self._transport.set_protocol(self)
 
@@ -59,15 +62,30 @@ class LoopConnection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         response = self._response = Response()
         ended = self._ended = loop.create_future()
-        timer = loop.call_later(timeout, self._end, False)
+        self._until = loop.time() + timeout
+        if self._timer is None or self._timer.when() > self._until:
+            self._set_timer(loop)
         try:
             # asyncio logs an unexpected error with its traceback. A tool that shows the variables
             # of the frames would show the key in bytes; of a memoryview, it shows only the address.
             self._transport.write(memoryview(head.with_body(body)))
             return response if await ended else None
         finally:
-            timer.cancel()
             self._response = self._ended = None
+
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(self._until, self._time_out, loop)
+
+    def _time_out(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if self._ended is None:
+            return
+        if loop.time() < self._until:  # the timer was set for an earlier exchange
+            self._set_timer(loop)
+        else:
+            self._end(False)
 
     def data_received(self, data: bytes) -> None:
         self._feed(data)
@@ -106,5 +124,7 @@ class LoopConnection(asyncio.Protocol):
             self._ended.set_result(outcome)
 
     def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._transport.abort()  # closing a TLS connection would wait for the peer
         self._opened.close()
