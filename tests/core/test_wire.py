@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +50,11 @@ def body_of(embeddings: list[Any], indices: list[Any] | None = None, **more: Any
     return json.dumps({"data": data, **more}).encode()
 
 
+def compact(body: bytes) -> bytes:
+    """Write the vectors as most servers do, so that their base64 is read without parsing it."""
+    return body.replace(b'"embedding": ', b'"embedding":')
+
+
 def decode(body: bytes, count: int, dimensions: int | None = None) -> Any:
     return decode_response(body, count=count, dimensions=dimensions)
 
@@ -79,11 +85,13 @@ def test_a_model_name_cannot_break_out_of_its_string() -> None:
 def test_base64_and_floats_and_a_mixture_give_the_very_same_float32_numbers(
     matrix: np.ndarray,
 ) -> None:
-    as_base64 = decode(body_of([b64(row) for row in matrix]), len(matrix)).vectors
+    body = body_of([b64(row) for row in matrix])
+    as_base64 = decode(body, len(matrix)).vectors
+    as_compact = decode(compact(body), len(matrix)).vectors
     as_floats = decode(body_of([floats(row) for row in matrix]), len(matrix)).vectors
     mixed = [b64(row) if i % 2 else floats(row) for i, row in enumerate(matrix)]
     as_mixture = decode(body_of(mixed), len(matrix)).vectors
-    for got in (as_base64, as_floats, as_mixture):
+    for got in (as_base64, as_compact, as_floats, as_mixture):
         assert got.dtype == np.float32
         assert np.array_equal(got, matrix)
 
@@ -94,8 +102,9 @@ def test_rows_are_placed_by_index_in_whatever_order_they_come(
 ) -> None:
     order = list(range(len(matrix)))
     chance.shuffle(order)
-    got = decode(body_of([b64(matrix[i]) for i in order], order), len(matrix)).vectors
-    assert np.array_equal(got, matrix)
+    body = body_of([b64(matrix[i]) for i in order], order)
+    assert np.array_equal(decode(body, len(matrix)).vectors, matrix)
+    assert np.array_equal(decode(compact(body), len(matrix)).vectors, matrix)
 
 
 def test_without_any_index_rows_are_placed_by_position() -> None:
@@ -210,9 +219,10 @@ DAMAGES: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_answer_is_refused_with_a_reason(name: str) -> None:
     body, words = DAMAGES[name]
-    with pytest.raises(BrokenResponse, match=words) as caught:
-        decode(body, 3)
-    assert len(str(caught.value)) < 200
+    for layout in (body, compact(body)):
+        with pytest.raises(BrokenResponse, match=words) as caught:
+            decode(layout, 3)
+        assert len(str(caught.value)) < 200
 
 
 def test_all_vectors_in_base64_of_a_length_no_float_has_are_refused() -> None:
@@ -275,6 +285,97 @@ def test_one_flipped_byte_is_noticed_or_changes_no_more_than_numbers(
         return
     assert rows.vectors.shape == (3, 2)
     assert np.isfinite(rows.vectors).all()
+
+
+# ---- base64 that is read without parsing it
+
+
+def outcome(body: bytes, count: int) -> tuple[object, ...]:
+    try:
+        rows = decode(body, count)
+    except BrokenResponse as error:
+        return ("refused", str(error))
+    return rows.vectors.tobytes(), rows.vectors.shape, rows.tokens
+
+
+def test_base64_is_not_parsed_with_the_rest_of_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+    loads = orjson.loads
+
+    def recorded(text: bytes) -> Any:
+        parsed.append(text)
+        return loads(text)
+
+    monkeypatch.setattr(orjson, "loads", recorded)
+    body = compact(body_of([b64(row) for row in GOOD], usage={"total_tokens": 3}))
+    assert decode(body, 3).vectors.tolist() == GOOD
+    (rest,) = parsed
+    assert not [row for row in GOOD if b64(row).encode() in rest]
+
+
+PIECES = st.sampled_from(
+    b'"|\\|\\/|0|9|e0|.0|,|}|{|:|=|/|A| |\n|\xff'.split(b"|")
+    + b'"embedding":|"embedding":"|"AACAPw=="|"index":1'.split(b"|")
+)
+
+
+@given(
+    MATRICES,
+    st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 3), PIECES), max_size=3),
+    st.booleans(),
+)
+def test_a_body_with_any_change_is_read_as_if_all_of_it_were_parsed(
+    matrix: np.ndarray, changes: list[tuple[int, int, bytes]], escaped: bool
+) -> None:
+    body = compact(body_of([b64(row) for row in matrix], usage={"total_tokens": 3}))
+    if escaped:
+        body = body.replace(b"/", b"\\/")
+    for place, removed, piece in changes:
+        at = place % (len(body) + 1)
+        body = body[:at] + piece + body[at + removed :]
+    # A space after the colon changes nothing for JSON, but such vectors are parsed with the rest.
+    parsed = body.replace(b'"embedding":"', b'"embedding": "')
+    assert outcome(body, len(matrix)) == outcome(parsed, len(matrix))
+
+
+ROW = b64([1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"x":{"embedding":"%s"},"data":[{"embedding":19,"index":0}]}',  # 19: where it starts
+        '{"x":{"embedding":"%s"},"data":[{"embedding":19.0,"index":0}]}',
+        '{"data":[{"index":0}],"embedding":"%s"}',
+        '{"data":[{"a\\"embedding":"%s","index":0}]}',  # another key
+        '{"data":[{"index":0,"x":"\\"embedding\\":\\"%s"}]}',  # in a string
+        '{"data":[{"index":0,"x":"embedding":"%s"}]}',
+        '{"data":[{"embedding":"%s"}]',
+        '{"data":[{"embedding":"%s',
+        '{"data":[{"embedding":"',
+    ],
+)
+def test_base64_that_is_not_the_vector_of_an_item_is_not_taken_for_one(body: str) -> None:
+    filled = body.replace("%s", ROW).encode()
+    with pytest.raises(BrokenResponse):
+        decode(filled, 1)
+
+
+@pytest.mark.parametrize("more", ["0", "e0", ".0", "x"])
+def test_what_follows_the_base64_does_not_become_a_part_of_what_stands_for_it(
+    more: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_UNUSED", 0)  # small, so that 22e0 would be equal to it
+    with pytest.raises(BrokenResponse, match="not JSON"):
+        decode(f'{{"data":[{{"embedding":"{ROW}"{more}}}]}}'.encode(), 1)
+
+
+def test_the_last_of_two_vectors_of_an_item_counts_as_in_json() -> None:
+    other = b64([3.0, 4.0])
+    body = f'{{"data":[{{"embedding":"{ROW}","embedding":"{other}"}}]}}'.encode()
+    assert decode(body, 1).vectors.tolist() == [[3.0, 4.0]]
+    body = f'{{"data":[{{"embedding":"{ROW}","embedding":[5,6]}}]}}'.encode()
+    assert decode(body, 1).vectors.tolist() == [[5.0, 6.0]]
 
 
 # ---- usage, and other oddities

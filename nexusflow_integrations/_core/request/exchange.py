@@ -100,7 +100,7 @@ class Send:
     admitted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, like ``Item``: one is created for each request
 class Reply:
     """The result of a ``Send``, with the monotonic times, in seconds, of its start and end."""
 
