@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 Data = dict[str, Any]
 
 OURS, PEER, LIMIT = "#0b6e6e", "#b9b4a8", "#c2410c"
-SHADES = ["#0b6e6e", "#3a9188", "#6fb1a0", "#a3cdb8", "#d8b365", "#c98b3b", "#8c6d46", "#5d5a54"]
+SHADES = ["#0b6e6e", "#3a9188", "#6fb1a0", "#a3cdb8", "#d8b365", "#8c6d46", "#5d5a54"]
 STYLE = {
     "figure.facecolor": "white",
     "font.size": 10,

@@ -19,12 +19,8 @@ def _name(row: Data) -> str:
     return f"**{row['name']}**" if row["ours"] else row["name"]
 
 
-def _peers(rows: Iterable[Data]) -> list[Data]:
-    return [row for row in rows if not (row["ours"] or row["floor"])]
-
-
 def _best(rows: Iterable[Data], figure: str, *, most: bool = False) -> float:
-    values = [row[figure] for row in _peers(rows)]
+    values = [row[figure] for row in rows if not (row["ours"] or row["floor"])]
     return max(values) if most else min(values)
 
 
@@ -331,15 +327,8 @@ def of_targets(cases: Data) -> str:
     def find(case: str, name: str) -> Data:
         return next(item for item in cases[case]["rows"] if item["name"] == name)
 
-    def at_most(what: str, target: float, value: float, also: str = "") -> None:
-        row(what, f"{target:g}", f"{value:.2f}{also}", _verdict(value, target, at_most=True))
-
-    def cost(what: str, target: float, ours: Data, others: list[Data], of: str = "cpus_us") -> None:
-        """Show the ratio of the fastest runs, too: a shared machine slows some runs down."""
-        median = {"cpus_us": "cpu_us", "walls": "wall"}[of]
-        fastest = min(ours[of]) / min(min(item[of]) for item in others)
-        ratio = ours[median] / min(item[median] for item in others)
-        at_most(what, target, ratio, f" (fastest runs: {fastest:.2f})")
+    def at_most(what: str, target: float, value: float) -> None:
+        row(what, f"{target:g}", f"{value:.2f}", _verdict(value, target, at_most=True))
 
     if "latency" in cases:
         data = cases["latency"]
@@ -358,25 +347,30 @@ def of_targets(cases: Data) -> str:
             share = data["bound"] / item["wall"]
             name = f"150 ms, {item['name']}: share of the bound"
             row(name, "95 %", f"{share:.1%}", _verdict(share, 0.95))
-        peers = _peers(_arrays(data["rows"]))
-        what = "CPU a text to arrays at 150 ms, ours / best peer"
-        cost(what, 1, find("latency", "nexusflow"), peers)
+        ratio = find("latency", "nexusflow")["cpu_us"] / _best(_arrays(data["rows"]), "cpu_us")
+        at_most("CPU a text to arrays at 150 ms, ours / best peer", 1, ratio)
     if "cpu" in cases:
         rows_of = cases["cpu"]["rows"]
-        for name in ("nexusflow", "nexusflow for Chroma"):
-            what = f"CPU a text to arrays at 0 ms, {name} / best peer"
-            cost(what, 1, find("cpu", name), _peers(_arrays(rows_of)))
-        listed = find("cpu", "nexusflow for LangChain")
         listing = [item for item in rows_of if item["gives"] == "lists"]
-        what = "CPU a text to lists, ours for LangChain"
-        cost(f"{what} / best peer", 1, listed, _peers(listing))
-        cost(f"{what} / bare sockets", 1.2, listed, [find("cpu", "bare sockets, to lists")])
+        listed = find("cpu", "nexusflow for LangChain")["cpu_us"]
+        for name in ("nexusflow", "nexusflow for Chroma"):
+            ratio = find("cpu", name)["cpu_us"] / _best(_arrays(rows_of), "cpu_us")
+            at_most(f"CPU a text to arrays at 0 ms, {name} / best peer", 1, ratio)
+        at_most(
+            "CPU a text to lists, ours for LangChain / best peer",
+            1,
+            listed / _best(listing, "cpu_us"),
+        )
+        bare = find("cpu", "bare sockets, to lists")["cpu_us"]
+        at_most("CPU a text to lists, ours for LangChain / bare sockets", 1.2, listed / bare)
     if "bulk" in cases:
         data = cases["bulk"]
-        ours, peers = find("bulk", "nexusflow"), _peers(data["rows"])
+        ours = find("bulk", "nexusflow")
         texts = f"{data['texts']:,} texts at 0 ms"
-        cost(f"CPU a text, {texts}, ours / best peer", 1, ours, peers)
-        cost(f"seconds, {texts}, ours / best peer", 1, ours, peers, "walls")
+        for what, figure in (("CPU a text", "cpu_us"), ("seconds", "wall")):
+            at_most(
+                f"{what}, {texts}, ours / best peer", 1, ours[figure] / _best(data["rows"], figure)
+            )
     if "query" in cases:
         for label, key in (("one query", "rows"), ("one query over TLS", "https")):
             every = cases["query"][key]
